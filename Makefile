@@ -1,0 +1,23 @@
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/ready
+
+.PHONY: demo test check
+
+demo: $(READY) ## Train the demo population on rendered images
+	$(VENV)/bin/python experiments/pbt_in100.py --preset demo
+
+test: $(READY) ## Run all tests
+	$(VENV)/bin/pytest
+
+check: $(READY) ## Lint and type-check
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: adios_ray needs Python 3.11 or newer; name one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --editable ".[dev]"
+	@touch $(READY)

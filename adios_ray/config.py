@@ -1,0 +1,241 @@
+"""Configuration of a trial: typed, strict, checked at the door.
+
+Units stand in the names. An unknown key or a value out of range is one ``ConfigError`` that names the path.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the value and what is allowed."""
+
+
+class Strict(BaseModel):
+    """Frozen settings without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class BackboneConfig(Strict):
+    """The image encoder f."""
+
+    name: str = "resnet18"
+    """A timm model name, or "resnet_small" (one residual block a stage of 16-32-64-128 channels, for CPUs)."""
+    cifar_stem: bool = False
+    """ResNets only: 3x3 stem of stride 1 without max-pooling, for images of 32 pixels."""
+
+
+class ObjectiveConfig(Strict):
+    """The distance between two views (paper, Section 2.1 and Appendix A)."""
+
+    name: Literal["simclr", "simsiam", "byol"] = "simclr"
+    """Self-supervised objective."""
+    temperature: float = Field(0.2, gt=0)
+    """SimCLR: temperature of NT-Xent."""
+    hidden_dim: int | None = Field(None, ge=1)
+    """Hidden width of projector (and of BYOL's predictor); None takes the paper's (2048, BYOL's 4096 and 8192)."""
+    output_dim: int | None = Field(None, ge=2)
+    """Width of the projection; None takes the paper's (SimCLR 128, SimSiam 2048, BYOL 256)."""
+    masked_views: Literal["one", "both"] = "one"
+    """Which views are masked: the paper's one, or both by their own masks (authors' SimSiam: eight terms)."""
+    momentum_start: float = Field(0.99, ge=0, le=1)
+    """BYOL: momentum of the averaged networks at the start; rises to 1 on a cosine."""
+
+
+class MaskingConfig(Strict):
+    """The occlusion model and its game (paper, Section 2.2, Equations 6-9)."""
+
+    scheme: Literal["adios", "adios-s", "none"] = "adios"
+    """adios: every slot in each step; adios-s: one drawn slot an image; none: the objective without masks."""
+    slots: int = Field(4, ge=2, le=64)
+    """Number of masks N that share each pixel."""
+    sparsity_weight: float = Field(0.5, gt=0, le=100)
+    """Lambda: weight of the penalty on masks that take nothing or everything (Equation 7)."""
+    width: int = Field(32, ge=8, multiple_of=8)
+    """Channels c of the U-Net at full resolution."""
+    norm: Literal["group", "instance", "none"] = "group"
+    """Normalisation inside the U-Net."""
+    order: Literal["simultaneous", "alternating"] = "simultaneous"
+    """Both players from one backward pass, or the encoder first and then the masks against the updated encoder."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Over slots: the paper's mean, or the authors' code's sum."""
+
+
+class OptimizerConfig(Strict):
+    """SGD with momentum, linear warm-up and cosine decay to zero, for both players."""
+
+    encoder_lr: float = Field(0.13, gt=0, le=100)
+    """Peak learning rate of backbone, projector and predictor."""
+    occlusion_lr: float = Field(0.02, gt=0, le=100)
+    """Peak learning rate of the occlusion model."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of both."""
+    weight_decay: float = Field(1e-5, ge=0, le=1)
+    """Weight decay of both; none on norms and biases."""
+    warmup_epochs: float = Field(10.0, ge=0)
+    """Epochs of linear warm-up."""
+    warmup_start_lr: float = Field(0.003, ge=0)
+    """Learning rate at the first step of the warm-up (never above the peak)."""
+
+
+class AugmentConfig(Strict):
+    """Random changes that make the two views."""
+
+    min_crop_scale: float = Field(0.08, gt=0, le=1)
+    """Smallest share of the image's area that a crop takes."""
+    brightness: float = Field(0.4, ge=0, le=1)
+    """Strength of the brightness jitter."""
+    contrast: float = Field(0.4, ge=0, le=1)
+    """Strength of the contrast jitter."""
+    saturation: float = Field(0.2, ge=0, le=1)
+    """Strength of the saturation jitter."""
+    hue: float = Field(0.1, ge=0, le=0.5)
+    """Strength of the hue jitter, in turns of the colour circle."""
+    jitter_probability: float = Field(0.8, ge=0, le=1)
+    """Share of views with colour jitter."""
+    greyscale_probability: float = Field(0.2, ge=0, le=1)
+    """Share of views without colour."""
+    blur_probability: float = Field(0.5, ge=0, le=1)
+    """Share of views blurred by a Gaussian of 0.1 to 2 pixels."""
+    solarise_probability: float = Field(0.0, ge=0, le=1)
+    """Share of views with pixels above one half inverted."""
+    flip_probability: float = Field(0.5, ge=0, le=1)
+    """Share of views mirrored left to right."""
+
+
+class EvaluationConfig(Strict):
+    """Fitness: weighted k-nearest-neighbour accuracy of the frozen features."""
+
+    neighbours: int = Field(20, ge=1)
+    """Neighbours k that vote."""
+    temperature: float = Field(0.07, gt=0)
+    """A neighbour of cosine similarity s votes with exp(s / temperature)."""
+    interval_epochs: int = Field(1, ge=1)
+    """Epochs between two reports of a trial."""
+    train_images: int = Field(50_000, ge=1)
+    """At most this many training images serve as neighbours."""
+
+
+class TrialConfig(Strict):
+    """All that one training needs."""
+
+    data_dir: Path | None = None
+    """Directory of Arrow shards made by `adios-ray prepare`."""
+    image_size: int | None = Field(None, ge=32, le=1024)
+    """Side of the views in pixels; None takes the stored size."""
+    epochs: int = Field(400, ge=1)
+    """Passes over the training split."""
+    batch_size: int = Field(128, ge=2)
+    """Images a step, over all workers of the trial."""
+    seed: int = Field(0, ge=0)
+    """Decides initial weights, sample order, augmentations and drawn slots."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs the forward passes under autocast."""
+    channels_last: bool = False
+    """Memory layout of convolutions."""
+    compile: bool = False
+    """Compile backbone and occlusion model with torch.compile."""
+    backbone: BackboneConfig = BackboneConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    masking: MaskingConfig = MaskingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    augment: AugmentConfig = AugmentConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _check_image_size(self) -> Self:
+        if self.image_size is not None:
+            check_image_size(self.image_size)
+        return self
+
+
+def check_image_size(size: int) -> None:
+    """Refuse an image size that the U-Net cannot halve at each of its levels.
+
+    Raises:
+        ValueError: With the sizes that are allowed.
+    """
+    halvings = max(int(size).bit_length() - 3, 0)
+    if size < 32 or size % 2**halvings:
+        raise ValueError(
+            f"image size {size}: the occlusion U-Net halves it {halvings} times, "
+            f"so it must be a multiple of {2**halvings} (32, 48, 64, 96, 128, 160, 192, 224, 256, ... work)"
+        )
+
+
+def parse(model: type[Model], values: Mapping[str, Any], origin: str = "configuration") -> Model:
+    """Validate plain values.
+
+    Raises:
+        ConfigError: One line for each unknown key and each value out of range, with its path.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """All complaints of a validation in words, joined by "; "."""
+    complaints = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"]) or "value"
+        if problem["type"] == "extra_forbidden":
+            complaints.append(f"unknown key {path!r}")
+        else:
+            complaints.append(f"{path} = {problem['input']!r}: {problem['msg']}".replace("Value error, ", ""))
+    return "; ".join(complaints)
+
+
+def replaced(config: Model, changes: Mapping[str, Any], origin: str = "configuration") -> Model:
+    """A checked copy with some values changed, each named by its dotted path ("masking.slots").
+
+    Raises:
+        ConfigError: If a path is unknown or a value out of range.
+    """
+    values = config.model_dump()
+    for path, value in changes.items():
+        *parents, leaf = path.split(".")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return parse(type(config), values, origin)
+
+
+def value_at(config: BaseModel, path: str) -> Any:
+    """The value at a dotted path.
+
+    Raises:
+        ConfigError: If there is no such path.
+    """
+    node: Any = config
+    for part in path.split("."):
+        if not isinstance(node, BaseModel) or part not in type(node).model_fields:
+            raise ConfigError(f"unknown configuration path {path!r}")
+        node = getattr(node, part)
+    return node
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ConfigError: If the file is missing or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} does not hold a JSON object")
+    return values

@@ -1,0 +1,1 @@
+"""Images to Arrow shards, shards to batches, batches to augmented views."""

@@ -1,0 +1,113 @@
+"""From shards to training batches: sample order, prefetching, two augmented views."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adios_ray import parallel
+from adios_ray.config import AugmentConfig
+from adios_ray.data.augment import ViewParameters, apply_view, draw_parameters
+from adios_ray.data.randomness import permutation, uniforms
+from adios_ray.data.shards import Split
+
+PREFETCHED_BATCHES = 2
+
+
+class Batch(NamedTuple):
+    """Two augmented views of the same images.
+
+    Attributes:
+        a: First view, normalised, [B, 3, S, S].
+        b: Second view, the one that is masked, [B, 3, S, S].
+        labels: Classes [B], or zeros and ones [B, C]; for the probe alone.
+        drawn_slots: ADIOS-s: uniform numbers in [0, 1) that draw each image's slot, [B].
+    """
+
+    a: Tensor
+    b: Tensor
+    labels: Tensor
+    drawn_slots: Tensor
+
+
+class _Loaded(NamedTuple):
+    images: Tensor
+    labels: Tensor
+    drawn_slots: Tensor
+    view_a: ViewParameters
+    view_b: ViewParameters
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    """Order of the samples in one epoch, kept for the epoch's steps."""
+    return permutation(seed, epoch, count)
+
+
+class Feed:
+    """Batches of a split by the number of their step.
+
+    A step's batch is a function of (seed, step) alone. Every epoch drops the images that do not fill its last batch;
+    which ones changes with the order. Workers take every W-th image of the global batch.
+
+    Attributes:
+        steps_per_epoch: Whole batches in one pass.
+        waited_s: Seconds that the consumer has waited for loading so far.
+    """
+
+    def __init__(
+        self, split: Split, augment: AugmentConfig, batch_size: int, image_size: int, device: torch.device
+    ) -> None:
+        """Feed batches of ``batch_size`` over all workers, with views of ``image_size`` pixels, onto ``device``."""
+        self.split, self.augment = split, augment
+        self.batch_size, self.image_size, self.device = batch_size, image_size, device
+        self.steps_per_epoch = len(split) // batch_size
+        self.waited_s = 0.0
+
+    def batches(self, seed: int, first_step: int, last_step: int) -> Iterator[Batch]:
+        """Batches of the steps from ``first_step`` up to, not including, ``last_step``."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            pending: deque[Future[_Loaded]] = deque()
+            for step in range(first_step, last_step):
+                pending.append(pool.submit(self._load, seed, step))
+                if len(pending) > PREFETCHED_BATCHES:
+                    yield self._augmented(self._wait(pending.popleft()))
+            while pending:
+                yield self._augmented(self._wait(pending.popleft()))
+
+    def _wait(self, future: Future[_Loaded]) -> _Loaded:
+        began = time.perf_counter()
+        loaded = future.result()
+        self.waited_s += time.perf_counter() - began
+        return loaded
+
+    def _load(self, seed: int, step: int) -> _Loaded:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = epoch_order(seed, epoch, len(self.split))
+        batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+        samples = batch[parallel.rank() :: parallel.world_size()]
+        images = torch.from_numpy(self.split.gather(samples))
+        size = images.shape[1]
+        return _Loaded(
+            images.pin_memory() if self.device.type == "cuda" else images,
+            torch.from_numpy(self.split.labels[samples]),
+            torch.from_numpy(uniforms(seed, "slot", epoch, samples, 1)[:, 0]).float(),
+            draw_parameters(self.augment, seed, "view_a", epoch, samples, size),
+            draw_parameters(self.augment, seed, "view_b", epoch, samples, size),
+        )
+
+    def _augmented(self, loaded: _Loaded) -> Batch:
+        images = loaded.images.to(self.device, non_blocking=True)
+        return Batch(
+            apply_view(images, loaded.view_a, self.image_size),
+            apply_view(images, loaded.view_b, self.image_size),
+            loaded.labels.to(self.device, non_blocking=True),
+            loaded.drawn_slots.to(self.device, non_blocking=True),
+        )

@@ -1,0 +1,302 @@
+"""From images to shards through Ray Data: each image is decoded, resized and checked once in its life.
+
+One Ray Data task makes one shard. What a shard holds is planned beforehand from the item names alone, so that the
+bytes do not depend on the number of workers or on interruptions; a run that was killed goes on with the shards that
+it still lacks.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from adios_ray.data.plan import ShardJob, plan_jobs, plan_splits
+from adios_ray.data.shards import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    DatasetError,
+    Layout,
+    Manifest,
+    Record,
+    Refusal,
+    ShardEntry,
+    read_manifest,
+    write_manifest,
+    write_shard,
+    written_whole,
+)
+from adios_ray.data.sources.base import RefusedImageError, Sample, Source
+
+RESIZE_RULE = "short side to image_size, bicubic, antialiased; centre crop"
+
+_PARTS = ".parts"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What ``prepare`` did.
+
+    Attributes:
+        images: Number of images of each split, without those refused.
+        refused: Number of images that were left out.
+        bytes: Size of all shards.
+        seconds: Time that this call took.
+        decoded: Images that this call decoded, those refused included; the others had been done before.
+        complete_before: Whether the data set was already there, and nothing was done.
+    """
+
+    images: Mapping[str, int]
+    refused: int
+    bytes: int
+    seconds: float
+    decoded: int
+    complete_before: bool
+
+
+class _Part(Record):
+    """Record of a finished shard, kept beside the shards until the manifest is written."""
+
+    digest: str
+    entry: ShardEntry
+    refused: tuple[Refusal, ...]
+
+
+def prepare(
+    source: Source,
+    output: Path,
+    image_size: int,
+    recipe: Mapping[str, Any],
+    *,
+    train_images: int | None = None,
+    val_images: int | None = None,
+    test_images: int | None = None,
+    max_bad_fraction: float = 0.01,
+) -> Summary:
+    """Make a data set; called again after an interruption, go on where it stopped.
+
+    A split that the source lacks is carved out of train: ``test_images`` or ``val_images`` of them, 10 % if None.
+    Subsets and carved splits are disjoint, and each folder of the source has its share in them. Ray is used as it is
+    if it is running, else it is started on this machine for the time of the call. The workers must see ``output``.
+
+    Args:
+        source: The images.
+        output: Directory of the data set; new, empty, or left by an interrupted call.
+        image_size: Pixels a side.
+        recipe: What names the source in the manifest (JSON values); the sizes and counts above are added.
+        train_images: Images to take for train; None takes all.
+        val_images: Images to take for val; 0 leaves the split out.
+        test_images: Images to take for test; 0 leaves the split out.
+        max_bad_fraction: Share of refused images above which there is no data set.
+
+    Raises:
+        DatasetError: If ``output`` holds something else, the counts cannot be met, or too many images are refused.
+    """
+    start = time.perf_counter()
+    counts = {"train": train_images, "val": val_images, "test": test_images}
+    settings = {f"{split}_images": count for split, count in counts.items()}
+    asked = {**recipe, **settings, "image_size": image_size, "resize": RESIZE_RULE}
+    full_recipe: dict[str, Any] = json.loads(json.dumps(asked))
+    output = output.absolute()
+    if (output / MANIFEST_NAME).exists():
+        manifest = _made_by(output, full_recipe)
+        shutil.rmtree(output / _PARTS, ignore_errors=True)
+        return _summary(manifest, start, decoded=0, complete_before=True)
+    jobs = plan_jobs(plan_splits(source.listing(), counts), _layout(source, image_size), full_recipe)
+    _claim(output)
+    pending = [job for job in jobs if _finished_part(output, job) is None]
+    if pending:
+        _run(pending, len(jobs), partial(make_shard, source=source, output=output, image_size=image_size))
+    manifest = _finish(output, source, jobs, full_recipe, max_bad_fraction)
+    return _summary(manifest, start, decoded=sum(len(job.items) for job in pending), complete_before=False)
+
+
+def _layout(source: Source, image_size: int) -> Layout:
+    return Layout(image_size, len(source.classes) if source.multi_label else None, source.has_instances)
+
+
+def _made_by(output: Path, recipe: Mapping[str, Any]) -> Manifest:
+    """The manifest that is there already, if the same recipe made it."""
+    manifest = read_manifest(output)
+    keys = sorted(recipe.keys() | manifest.recipe.keys())
+    if odd := [key for key in keys if recipe.get(key) != manifest.recipe.get(key)]:
+        differences = ", ".join(f"{key} {manifest.recipe.get(key)!r}, not {recipe.get(key)!r}" for key in odd)
+        raise DatasetError(f"{output} holds another data set ({differences}); choose another --output")
+    return manifest
+
+
+def _claim(output: Path) -> None:
+    """Make the directory, or take up the one that an interrupted call left."""
+    if output.is_dir() and any(output.iterdir()) and not (output / _PARTS).is_dir():
+        raise DatasetError(f"{output} is not empty and not an unfinished data set; choose another --output")
+    (output / _PARTS).mkdir(parents=True, exist_ok=True)
+
+
+def _part_path(output: Path, job: ShardJob) -> Path:
+    return output / _PARTS / f"{job.file}.json"
+
+
+def _finished_part(output: Path, job: ShardJob) -> _Part | None:
+    """Record of a job that was done with the same recipe and items, if its shard is whole."""
+    try:
+        part = _Part.model_validate_json(_part_path(output, job).read_bytes())
+        whole = (output / job.file).stat().st_size == part.entry.bytes
+    except (OSError, ValidationError):
+        return None
+    return part if whole and part.digest == job.digest else None
+
+
+def make_shard(row: Mapping[str, str], source: Source, output: Path, image_size: int) -> dict[str, int]:
+    """Do one job: what a Ray Data task runs.
+
+    Args:
+        row: ``job``, a ShardJob as JSON.
+        source: The images.
+        output: Directory of the data set.
+        image_size: Pixels a side.
+
+    Returns:
+        Number of ``images`` decoded, and how many of them were ``refused``.
+    """
+    job = ShardJob.model_validate_json(row["job"])
+    samples: list[tuple[str, Sample]] = []
+    refused: list[Refusal] = []
+    for item in job.items:
+        try:
+            samples.append((item, source.load(item, image_size)))
+        except RefusedImageError as error:
+            refused.append(Refusal(item=item, split=job.split, reason=str(error)))
+    entry = write_shard(output / job.file, _layout(source, image_size), samples)
+    part = _Part(digest=job.digest, entry=entry, refused=tuple(refused))
+    with written_whole(_part_path(output, job)) as aside:
+        aside.write_text(part.model_dump_json())
+    return {"images": len(job.items), "refused": len(refused)}
+
+
+def _run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]") -> None:
+    """Run the jobs as Ray Data tasks, one a core, and show how far they are."""
+    with _progress() as progress, _quiet_ray():
+        resumed = f", {planned - len(jobs)} of {planned} shards were there" if len(jobs) < planned else ""
+        bar = progress.add_task(f"preparing{resumed}", total=sum(len(job.items) for job in jobs), bad=0, rate=0.0)
+        start, done, bad = time.perf_counter(), 0, 0
+        for result in _results(jobs, task):
+            done, bad = done + result["images"], bad + result["refused"]
+            rate = done / (time.perf_counter() - start)
+            progress.update(bar, completed=done, bad=bad, rate=rate)
+
+
+def _results(jobs: Sequence[ShardJob], task: "partial[dict[str, int]]") -> Iterator[dict[str, int]]:
+    rows = [{"job": job.model_dump_json()} for job in jobs]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    context = dataset.context  # this data set's own copy
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    try:
+        yield from dataset.map(task).iter_rows()
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", error)
+        reason = f"{type(cause).__name__}: {cause}".splitlines()[0]  # Ray adds lines on retrying
+        raise DatasetError(f"a shard could not be made ({reason}); the same command goes on from there") from error
+
+
+@contextmanager
+def _quiet_ray() -> Iterator[None]:
+    """Ray as it runs already, or one of our own for as long as it is needed; Ray Data's log goes to its file only."""
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    console = [handler for handler in logging.getLogger("ray.data").handlers if handler.level == logging.INFO]
+    for handler in console:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for handler in console:
+            handler.setLevel(logging.INFO)
+        if started:
+            ray.shutdown()
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.0f} images/s, {task.fields[bad]} bad, left:"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _finish(
+    output: Path, source: Source, jobs: Sequence[ShardJob], recipe: dict[str, Any], max_bad_fraction: float
+) -> Manifest:
+    """Put the records of all shards together, check how many images were refused, and write the manifest."""
+    parts = [(job, _finished_part(output, job)) for job in jobs]
+    if lost := [job.file for job, part in parts if part is None]:
+        raise DatasetError(f"{', '.join(lost)} did not arrive in {output}: do all workers see that directory?")
+    done = [(job, part) for job, part in parts if part is not None]
+    _check_refused(output, done, max_bad_fraction)
+    splits: dict[str, tuple[ShardEntry, ...]] = {}
+    for job, part in done:
+        splits[job.split] = (*splits.get(job.split, ()), part.entry)
+    _remove_leftovers(output, keep={job.file for job in jobs})
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        image_size=recipe["image_size"],
+        multi_label=source.multi_label,
+        has_instances=source.has_instances,
+        classes=tuple(source.classes),
+        splits=splits,
+        recipe=recipe,
+        refused=tuple(refusal for _, part in done for refusal in part.refused),
+    )
+    write_manifest(output, manifest)
+    shutil.rmtree(output / _PARTS)
+    return manifest
+
+
+def _check_refused(output: Path, done: Sequence[tuple[ShardJob, _Part]], max_bad_fraction: float) -> None:
+    """Raise a DatasetError if too many images were refused; their shards will be made again, then."""
+    refused = [refusal for _, part in done for refusal in part.refused]
+    planned = sum(len(job.items) for job, _ in done)
+    if len(refused) <= max_bad_fraction * planned:
+        return
+    for job, part in done:
+        if part.refused:
+            _part_path(output, job).unlink()
+    some = "; ".join(f"{refusal.item}: {refusal.reason}" for refusal in refused[:3])
+    raise DatasetError(
+        f"{len(refused)} of {planned} images were refused, more than {max_bad_fraction:.2%} ({some}); "
+        "mend or remove them, or allow more with --max-bad-fraction"
+    )
+
+
+def _remove_leftovers(output: Path, keep: Set[str]) -> None:
+    """Remove what killed workers and interrupted calls with another recipe left."""
+    for path in (*output.glob("*.arrow"), *output.glob(".*.tmp")):
+        if path.name not in keep:
+            path.unlink(missing_ok=True)
+
+
+def _summary(manifest: Manifest, start: float, decoded: int, complete_before: bool) -> Summary:
+    return Summary(
+        images={split: sum(entry.rows for entry in entries) for split, entries in manifest.splits.items()},
+        refused=len(manifest.refused),
+        bytes=sum(entry.bytes for entry in manifest.entries),
+        seconds=time.perf_counter() - start,
+        decoded=decoded,
+        complete_before=complete_before,
+    )

@@ -1,0 +1,350 @@
+"""Data sets on disk: Arrow shards that are memory-mapped, and the manifest that vouches for them.
+
+A data set is a directory with ``train-00000.arrow``, ``val-00000.arrow``, ... and ``manifest.json``. A shard is an
+Arrow IPC file with one record batch, whose image column is a fixed-shape tensor: mapped, it is a NumPy array that was
+never copied. The manifest is written last; a directory without one is not a data set.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adios_ray.data.sources.base import Sample
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+_MAKE_AGAIN = "Run adios-ray prepare again with another --output, or after removing the directory"
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be made or read; the message names what is wrong and what to do about it."""
+
+
+class Record(BaseModel):
+    """What is written as JSON: immutable, and read back strictly."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ShardEntry(Record):
+    """What the manifest knows of one shard: file name, number of rows, size in bytes, SHA-256 in hexadecimal."""
+
+    file: str = Field(pattern=r"^[a-z]+-\d+\.arrow$")
+    rows: int = Field(ge=0)
+    bytes: int = Field(gt=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Refusal(Record):
+    """One image that was left out, and why."""
+
+    item: str
+    split: str
+    reason: str
+
+
+class Manifest(Record):
+    """Contents of ``manifest.json``.
+
+    Attributes:
+        schema_version: Version of this format.
+        image_size: Pixels a side.
+        multi_label: Whether a label is a row of zeros and ones, one for each class.
+        has_instances: Whether there is an object index for every pixel.
+        classes: Class names; a label is an index into them.
+        splits: Shards of each split, in order.
+        recipe: What the data set was made from and how; plain JSON values.
+        refused: The images that were left out.
+    """
+
+    schema_version: int
+    image_size: int = Field(gt=0)
+    multi_label: bool
+    has_instances: bool
+    classes: tuple[str, ...]
+    splits: dict[str, tuple[ShardEntry, ...]]
+    recipe: dict[str, Any]
+    refused: tuple[Refusal, ...]
+
+    @property
+    def layout(self) -> "Layout":
+        """Columns of the shards."""
+        return Layout(self.image_size, len(self.classes) if self.multi_label else None, self.has_instances)
+
+    @property
+    def entries(self) -> list[ShardEntry]:
+        """The shards of all splits."""
+        return [entry for entries in self.splits.values() for entry in entries]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns that the shards of one data set have.
+
+    Attributes:
+        image_size: Pixels a side, S.
+        label_size: Number of classes C of a multi-label set; None where a label is one class index.
+        has_instances: Whether there is an instance map for every image.
+    """
+
+    image_size: int
+    label_size: int | None
+    has_instances: bool
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that the pixels of one row take."""
+        return self.image_size**2 * (4 if self.has_instances else 3)
+
+    def schema(self) -> pa.Schema:
+        """Arrow schema: image [S, S, 3], label (int64, or uint8 [C]), perhaps instances [S, S], source_id."""
+        size = self.image_size
+        fields = [("image", _tensor(size, size, 3))]
+        fields += [("label", pa.int64() if self.label_size is None else _tensor(self.label_size))]
+        fields += [("instances", _tensor(size, size))] if self.has_instances else []
+        return pa.schema([*fields, ("source_id", pa.string())])
+
+
+def _tensor(*shape: int) -> pa.DataType:
+    return pa.fixed_shape_tensor(pa.uint8(), shape)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Name to write to beside ``path``; it is renamed to ``path`` when the block ends well, else removed."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_shard(path: Path, layout: Layout, samples: Sequence[tuple[str, Sample]]) -> ShardEntry:
+    """Write one shard under a temporary name, and rename it when it is whole.
+
+    Args:
+        path: Where the shard goes, ``<split>-<number>.arrow``.
+        layout: The columns; the samples must fit them.
+        samples: Source id and sample of each row; there may be none.
+
+    Returns:
+        The shard's entry in the manifest.
+    """
+    schema = layout.schema()
+    batch = pa.record_batch([_column(field, samples) for field in schema], schema=schema)
+    with written_whole(path) as aside:
+        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            writer.write_batch(batch)
+        size, digest = aside.stat().st_size, _sha256(aside)
+    return ShardEntry(file=path.name, rows=len(samples), bytes=size, sha256=digest)
+
+
+def _column(field: pa.Field, samples: Sequence[tuple[str, Sample]]) -> pa.Array:
+    if field.name == "source_id":
+        return pa.array([item for item, _ in samples], pa.string())
+    values = [getattr(sample, field.name) for _, sample in samples]
+    if field.name == "label" and field.type == pa.int64():
+        return pa.array(values, pa.int64())
+    shape = field.type.shape
+    stacked = np.empty((len(values), *shape), np.uint8)
+    for row, value in zip(stacked, values, strict=True):
+        row[...] = value
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(stacked.reshape(-1)), math.prod(shape))
+    return pa.ExtensionArray.from_storage(field.type, storage)
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` atomically: from then on the directory is a data set."""
+    with written_whole(directory / MANIFEST_NAME) as aside:
+        aside.write_text(json.dumps(manifest.model_dump(), sort_keys=True, indent=1) + "\n")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check ``manifest.json``.
+
+    Raises:
+        DatasetError: If it is missing, of another schema version, or not a manifest.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        raw = json.loads(path.read_bytes())
+        version = raw["schema_version"]
+    except OSError:
+        raise DatasetError(f"no data set in {directory} ({MANIFEST_NAME} is missing): run adios-ray prepare") from None
+    except (ValueError, TypeError, KeyError):
+        raise DatasetError(f"{path} is not a manifest. {_MAKE_AGAIN}") from None
+    if version != SCHEMA_VERSION:
+        raise DatasetError(f"{path} has schema version {version}, not {SCHEMA_VERSION}. {_MAKE_AGAIN}")
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise DatasetError(f"{path} is damaged at {where!r}. {_MAKE_AGAIN}") from None
+
+
+class Split:
+    """One split of a data set, memory-mapped; its pixels are read from disk when they are first used.
+
+    Attributes:
+        name: Name of the split.
+        images: RGB of every shard, read-only uint8 [rows, S, S, 3] views of the mapped files.
+        labels: Class indices int64 [n], or zeros and ones uint8 [n, C] in a multi-label set.
+        instances: Object index per pixel of every shard, uint8 [rows, S, S] views, 0 = background; or None.
+    """
+
+    def __init__(self, name: str, batches: Sequence[pa.RecordBatch]) -> None:
+        """Take the record batches of the split's shards, in order; there is at least one."""
+        self.name = name
+        self.images: list[Bytes] = [batch["image"].to_numpy_ndarray() for batch in batches]
+        self.labels: npt.NDArray[Any] = np.concatenate([_labels(batch["label"]) for batch in batches])
+        self.instances: list[Bytes] | None = None
+        if "instances" in batches[0].schema.names:
+            self.instances = [batch["instances"].to_numpy_ndarray() for batch in batches]
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return int(self._starts[-1])
+
+    def gather(self, indices: npt.NDArray[np.int64]) -> Bytes:
+        """Copy the images of ``indices`` (int64 [B], any order, repeats allowed) into one uint8 [B, S, S, 3].
+
+        Raises:
+            IndexError: If an index is not in [0, n).
+        """
+        return self._gather(self.images, indices)
+
+    def gather_instances(self, indices: npt.NDArray[np.int64]) -> Bytes:
+        """Copy the instance maps of ``indices`` (int64 [B]) into one uint8 [B, S, S].
+
+        Raises:
+            IndexError: If an index is not in [0, n).
+            DatasetError: If the data set has no instance maps.
+        """
+        if self.instances is None:
+            raise DatasetError(f"split {self.name!r} has no instance maps")
+        return self._gather(self.instances, indices)
+
+    def _gather(self, shards: Sequence[Bytes], indices: npt.NDArray[np.int64]) -> Bytes:
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"indices must lie in [0, {len(self)}): {indices.min()} to {indices.max()}")
+        gathered = np.empty((len(indices), *shards[0].shape[1:]), np.uint8)
+        order = np.argsort(indices, kind="stable")
+        numbers = np.searchsorted(self._starts, indices[order], side="right") - 1
+        rows = indices[order] - self._starts[numbers]
+        for position, shard, row in zip(order.tolist(), numbers.tolist(), rows.tolist(), strict=True):
+            gathered[position] = shards[shard][row]
+        return gathered
+
+
+def _labels(column: pa.Array) -> npt.NDArray[Any]:
+    return column.to_numpy() if column.type == pa.int64() else column.to_numpy_ndarray()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set whose files are all there; see ``open_shards``.
+
+    Attributes:
+        directory: Where it lies.
+        manifest: What it holds and how it was made.
+    """
+
+    directory: Path
+    manifest: Manifest
+
+    def split(self, name: str) -> Split:
+        """Map the shards of one split.
+
+        Raises:
+            DatasetError: If there is no such split, or a shard cannot be read.
+        """
+        entries = self.manifest.splits.get(name)
+        if not entries:
+            present = ", ".join(sorted(self.manifest.splits))
+            raise DatasetError(f"{self.directory} has no split {name!r}; it has {present}")
+        return Split(name, [_map_shard(self.directory / e.file, e, self.manifest.layout) for e in entries])
+
+
+def open_shards(directory: Path) -> Dataset:
+    """Open a data set after checking that its manifest can be read and every shard has its size.
+
+    Raises:
+        DatasetError: If the manifest or a shard is missing, truncated or of another schema version.
+    """
+    manifest = read_manifest(directory)
+    for entry in manifest.entries:
+        if damage := _size_damage(directory / entry.file, entry):
+            raise DatasetError(f"{directory / entry.file} {damage}. {_MAKE_AGAIN}")
+    return Dataset(directory, manifest)
+
+
+def _map_shard(path: Path, entry: ShardEntry, layout: Layout) -> pa.RecordBatch:
+    """Map one shard without reading its pixels."""
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} cannot be read as a shard ({error}). {_MAKE_AGAIN}") from error
+    if batch.num_rows != entry.rows or batch.schema != layout.schema():
+        raise DatasetError(f"{path} does not hold the rows or columns of the manifest. {_MAKE_AGAIN}")
+    return batch
+
+
+def verify(directory: Path, on_shard: Callable[[ShardEntry], None] | None = None) -> Manifest:
+    """Read every shard of a data set and compare it with the manifest: size, checksum, rows and columns.
+
+    Args:
+        directory: The data set.
+        on_shard: Called after each shard, for a progress bar.
+
+    Raises:
+        DatasetError: If anything differs; the message names all damaged files.
+    """
+    manifest = read_manifest(directory)
+    damaged: list[str] = []
+    for entry in manifest.entries:
+        if damage := _damage(directory / entry.file, entry, manifest.layout):
+            damaged.append(f"{entry.file} {damage}")
+        if on_shard is not None:
+            on_shard(entry)
+    if damaged:
+        raise DatasetError(f"{directory} is damaged: {'; '.join(damaged)}. {_MAKE_AGAIN}")
+    return manifest
+
+
+def _damage(path: Path, entry: ShardEntry, layout: Layout) -> str | None:
+    if damage := _size_damage(path, entry):
+        return damage
+    if _sha256(path) != entry.sha256:
+        return "does not have the checksum of the manifest"
+    try:
+        _map_shard(path, entry, layout)
+    except DatasetError:
+        return "does not hold the rows or columns of the manifest"
+    return None
+
+
+def _size_damage(path: Path, entry: ShardEntry) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    return None if size == entry.bytes else f"has {size} bytes instead of {entry.bytes}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Where images come from: folders of files, or rendered on the spot."""

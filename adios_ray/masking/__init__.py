@@ -1,0 +1,1 @@
+"""The occlusion model, the price of its masks, and changes of their number."""

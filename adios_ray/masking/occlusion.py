@@ -1,0 +1,100 @@
+"""The occlusion model: a U-Net that shares every pixel among N slots (paper, Section 2.2, Table 8)."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adios_ray.config import check_image_size
+
+BOTTLENECK = 128
+GROUPS = 8
+
+Norm = Literal["group", "instance", "none"]
+
+
+def _block(channels_in: int, channels_out: int, norm: Norm) -> nn.Sequential:
+    """3x3 convolution, normalisation, ReLU; the resolution stays."""
+    norms: dict[str, nn.Module] = {
+        "group": nn.GroupNorm(GROUPS, channels_out),
+        "instance": nn.InstanceNorm2d(channels_out, affine=True),
+        "none": nn.Identity(),
+    }
+    convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=norm == "none")
+    return nn.Sequential(convolution, norms[norm], nn.ReLU())
+
+
+class UNet(nn.Module):
+    """U-Net with skip connections, nearest-neighbour resampling and an MLP at its bottom.
+
+    Parameter names are those of the published implementation.
+    """
+
+    def __init__(self, image_size: int, width: int, norm: Norm) -> None:
+        """Build log2(image_size) - 1 levels of which the last three are 2 ``width`` wide."""
+        super().__init__()
+        levels = int(math.log2(image_size) - 1)
+        self.bottom_size = image_size // 2 ** (levels - 1)
+        widths = [width] * (levels - 3) + [2 * width] * 3
+        inputs = [3, *widths[:-1]]
+        self.down = nn.ModuleList(_block(i, o, norm) for i, o in zip(inputs, widths, strict=True))
+        flat = widths[-1] * self.bottom_size**2
+        self.mlp = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(flat, BOTTLENECK),
+            nn.ReLU(),
+            nn.Linear(BOTTLENECK, BOTTLENECK),
+            nn.ReLU(),
+            nn.Linear(BOTTLENECK, flat),
+            nn.ReLU(),
+        )
+        outputs = [*widths[-2::-1], width]
+        self.up = nn.ModuleList(_block(2 * skip, o, norm) for skip, o in zip(reversed(widths), outputs, strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, 3, S, S] to features [B, width, S, S]."""
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else functional.interpolate(x, scale_factor=0.5, mode="nearest"))
+            skips.append(x)
+        x = self.mlp(x).view_as(x)
+        for level, block in enumerate(self.up):
+            x = block(torch.cat([x, skips.pop()], dim=1))
+            if level < len(self.up) - 1:
+                x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        return x
+
+
+class OcclusionModel(nn.Module):
+    """Images to N masks that sum to one at every pixel; 1 removes the pixel."""
+
+    def __init__(self, image_size: int, slots: int, width: int, norm: Norm = "group") -> None:
+        """Build for square images.
+
+        Raises:
+            ValueError: If the image size cannot be halved at each level.
+        """
+        super().__init__()
+        check_image_size(image_size)
+        self.mask_encoder = UNet(image_size, width, norm)
+        self.mask_head = nn.Sequential(nn.Conv2d(width, slots, 1))
+
+    @property
+    def head(self) -> nn.Conv2d:
+        """The 1x1 convolution whose outputs are the slots."""
+        convolution = self.mask_head[0]
+        assert isinstance(convolution, nn.Conv2d)
+        return convolution
+
+    @property
+    def slots(self) -> int:
+        """Number of masks N."""
+        return self.head.out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [B, 3, S, S] to masks [B, N, S, S] in [0, 1]."""
+        logits: Tensor = self.mask_head(self.mask_encoder(x))
+        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return logits.softmax(dim=1)

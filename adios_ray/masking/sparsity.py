@@ -1,0 +1,25 @@
+"""The price of a mask that takes nothing or everything (paper, Equation 7)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+POLE_MARGIN = 1e-4
+
+
+def sparsity(masks: Tensor) -> Tensor:
+    """p(m) = 1 / sin(pi * mean of m) for each mask, at least 1 (paper, Equation 7).
+
+    The mean is kept ``POLE_MARGIN`` away from the poles at 0 and 1, where value and slope would be infinite; the
+    gradient still passes, so that a mask at a pole is pushed away from it.
+
+    Args:
+        masks: [B, N, H, W] in [0, 1].
+
+    Returns:
+        [B, N], finite.
+    """
+    mean = masks.mean(dim=(2, 3))
+    inside = mean + (mean.clamp(POLE_MARGIN, 1 - POLE_MARGIN) - mean).detach()
+    return 1 / torch.sin(math.pi * inside)

@@ -1,0 +1,1 @@
+"""Backbones, heads, and the networks that one trial trains."""

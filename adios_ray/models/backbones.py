@@ -1,0 +1,86 @@
+"""Image encoders: any of timm by name, and one small residual network for CPUs."""
+
+import torch
+from torch import Tensor, nn
+
+from adios_ray.config import BackboneConfig, ConfigError
+
+SMALL_WIDTHS = (16, 32, 64, 128)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al. 2016)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        """Halve the resolution where ``stride`` is 2."""
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            convolution = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(channels_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, H, W] to [B, C_out, H / stride, W / stride]."""
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class SmallResNet(nn.Module):
+    """A residual network that two CPU cores can train: stem of stride 2, one block a stage."""
+
+    num_features = SMALL_WIDTHS[-1]
+
+    def __init__(self) -> None:
+        """Build with the standard initialisation of residual networks."""
+        super().__init__()
+        first = SMALL_WIDTHS[0]
+        self.stem = nn.Sequential(nn.Conv2d(3, first, 3, 2, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
+        inputs = (first, *SMALL_WIDTHS[:-1])
+        strides = (1, 2, 2, 2)
+        self.stages = nn.Sequential(
+            *(ResidualBlock(i, o, s) for i, o, s in zip(inputs, SMALL_WIDTHS, strides, strict=True))
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, 3, H, W] to pooled features [B, 128]."""
+        features: Tensor = self.stages(self.stem(x))
+        return features.mean(dim=(2, 3))
+
+
+def build_backbone(config: BackboneConfig, image_size: int) -> tuple[nn.Module, int]:
+    """A freshly initialised backbone and the width of its features.
+
+    Returns:
+        A module from images [B, 3, S, S] to features [B, F], and F.
+
+    Raises:
+        ConfigError: If timm has no such model, or the stem cannot be changed.
+    """
+    if config.name == "resnet_small":
+        return SmallResNet(), SmallResNet.num_features
+    import timm  # imported here: it costs a second that the small network does not need
+
+    if not timm.is_model(config.name):
+        near = ", ".join(timm.list_models(f"*{config.name[:6]}*")[:5]) or "timm.list_models()"
+        raise ConfigError(f"backbone.name: timm has no model {config.name!r} (near: {near}; or resnet_small)")
+    pretrained = timm.get_pretrained_cfg(config.name)
+    sized = {"img_size": image_size} if pretrained is not None and pretrained.fixed_input_size else {}
+    backbone: nn.Module = timm.create_model(config.name, pretrained=False, num_classes=0, **sized)
+    if config.cifar_stem:
+        _use_cifar_stem(backbone, config.name)
+    return backbone, int(backbone.num_features)  # type: ignore[arg-type]  # timm sets it on every model
+
+
+def _use_cifar_stem(backbone: nn.Module, name: str) -> None:
+    stem = getattr(backbone, "conv1", None)
+    if not isinstance(stem, nn.Conv2d) or not hasattr(backbone, "maxpool"):
+        raise ConfigError(f"backbone.cifar_stem: {name} has no ResNet stem to replace")
+    backbone.conv1 = nn.Conv2d(3, stem.out_channels, 3, 1, 1, bias=False)
+    backbone.maxpool = nn.Identity()

@@ -1,0 +1,30 @@
+"""BYOL (paper, Equations 12-14)."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from adios_ray.config import ObjectiveConfig
+from adios_ray.models.heads import mlp
+from adios_ray.objectives.base import Objective, View
+
+
+class BYOL(Objective):
+    """Each view's prediction against the momentum networks' projection of the other."""
+
+    uses_momentum = True
+
+    def __init__(self, config: ObjectiveConfig, features: int) -> None:
+        """Projector 4096 to 256 and predictor 8192 to 256, one hidden layer with BatchNorm each."""
+        super().__init__(config, features)
+        output = config.output_dim or 256
+        self.projector = mlp([features, config.hidden_dim or 4096, output], batch_norm=True)
+        self.predictor = mlp([output, config.hidden_dim or 8192, output], batch_norm=True)
+
+    def compare(self, u: View, v: View) -> Tensor:
+        """Sum of the two directions, in [0, 8]."""
+        return squared_distance(u.online, v.target) + squared_distance(v.online, u.target)
+
+
+def squared_distance(prediction: Tensor, target: Tensor) -> Tensor:
+    """2 - 2 cos(p, z), the mean over the batch (paper, Equation 14); both [B, D]."""
+    return 2 - 2 * functional.cosine_similarity(prediction, target, dim=1).mean()

@@ -1,0 +1,48 @@
+"""SimCLR (paper, Equations 4-5)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adios_ray.config import ObjectiveConfig
+from adios_ray.models.heads import mlp
+from adios_ray.objectives.base import Objective, View
+from adios_ray.parallel import gather_with_gradient, rank
+
+
+class SimCLR(Objective):
+    """Contrast of two views by NT-Xent."""
+
+    def __init__(self, config: ObjectiveConfig, features: int) -> None:
+        """Projector of one hidden ReLU layer, 2048 to 128 unless configured."""
+        super().__init__(config, features)
+        self.projector = mlp([features, config.hidden_dim or 2048, config.output_dim or 128])
+
+    def compare(self, u: View, v: View) -> Tensor:
+        """NT-Xent over the samples of all workers."""
+        return nt_xent(u.online, v.online, self.config.temperature)
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross entropy (paper, Equation 5).
+
+    Every sample's positive is its other view; all other samples of both views and of all workers are negatives.
+
+    Args:
+        z1: Projections of one view, [B, D].
+        z2: Projections of the other view, [B, D].
+        temperature: Softmax temperature, > 0.
+
+    Returns:
+        Mean over this worker's 2B anchors; averaged over workers it is the loss of the global batch.
+    """
+    batch = len(z1)
+    anchors = functional.normalize(torch.cat([z1, z2]), dim=1)
+    everyone = gather_with_gradient(anchors)
+    similarity = anchors @ everyone.T / temperature
+    own = torch.arange(2 * batch, device=z1.device)
+    offset = 2 * batch * rank()
+    itself = torch.zeros_like(similarity, dtype=torch.bool)
+    itself[own, own + offset] = True
+    positives = (own + batch) % (2 * batch) + offset
+    return functional.cross_entropy(similarity.masked_fill(itself, -torch.inf), positives)

@@ -1,0 +1,70 @@
+"""The few collective operations that a step needs; each is a no-op in a single process."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+
+def world_size() -> int:
+    """Workers that train together; 1 without a process group."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """This worker's number, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: D102 - see gather_with_gradient
+        gathered = [torch.empty_like(values) for _ in range(world_size())]
+        distributed.all_gather(gathered, values.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: D102 - see gather_with_gradient
+        total = gradients[0].contiguous()
+        distributed.all_reduce(total)
+        return total.chunk(world_size())[rank()]
+
+
+def gather_with_gradient(values: Tensor) -> Tensor:
+    """Rows of all workers in the order of their ranks, [B, ...] to [workers * B, ...].
+
+    Each worker's rows receive the sum of the gradients that all workers send to them.
+    """
+    if world_size() == 1:
+        return values
+    result: Tensor = _Gather.apply(values)
+    return result
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the workers, in one exchange."""
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= world_size()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def average(values: Tensor) -> Tensor:
+    """Mean of a tensor over the workers, in place."""
+    if world_size() > 1:
+        distributed.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give every worker the first worker's values, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor, src=0)

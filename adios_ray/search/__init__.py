@@ -1,0 +1,1 @@
+"""Populations of live trials and what they search."""

@@ -1,0 +1,43 @@
+"""Joining or starting a Ray cluster."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+WORKER_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # fills the dashboard's Train page
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # bounds how long a report may wait for Ray Train
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in every process
+}
+DRIVER_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the population keeps its own state; Tune's snapshots are not used
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS or `ray start` names, else start one here; leave what was joined.
+
+    The dashboard of a cluster that is started here listens on loopback alone, and its address is printed.
+    """
+    for name, value in {**WORKER_ENVIRONMENT, **DRIVER_ENVIRONMENT}.items():
+        os.environ.setdefault(name, value)
+    joined_before = ray.is_initialized()
+    if not joined_before:
+        context = ray.init(
+            runtime_env={"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}},
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        if context.dashboard_url:
+            print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)
+    try:
+        yield
+    finally:
+        if not joined_before:
+            ray.shutdown()

@@ -1,0 +1,229 @@
+"""Running an experiment: check, start the population, evolve it, judge the best trial on the test split."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import ray
+from ray import tune
+
+from adios_ray.config import ConfigError, TrialConfig, load_json, parse, replaced, value_at
+from adios_ray.data.prepare import prepare
+from adios_ray.data.shards import read_manifest
+from adios_ray.data.sources import objects
+from adios_ray.search.channel import start_channel
+from adios_ray.search.cluster import connected
+from adios_ray.search.experiment import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig
+from adios_ray.search.population import LivePopulation
+from adios_ray.search.preflight import TRIAL_CPUS, check_data, check_storage, place
+from adios_ray.search.spaces import SearchSpace, load_space
+from adios_ray.search.state import Member, PopulationState
+from adios_ray.search.trial import LiveTrial, TrialSettings
+from adios_ray.tracking.live import LiveView
+from adios_ray.tracking.metrics import RayMetrics
+from adios_ray.tracking.records import Summary, read_lineage, read_results, truncate_lineage, write_config, write_summary
+from adios_ray.tracking.report import write_report
+from adios_ray.tracking.run import Run
+from adios_ray.tracking.wandb import WandbLog
+from adios_ray.training.checkpoints import Pointer
+
+TRIAL_RESTARTS = 2
+Placement = tuple[float, float]
+
+
+def start(config: ExperimentConfig) -> Path:
+    """Run a new experiment; returns its run directory.
+
+    Raises:
+        ConfigError: If the configuration cannot work here.
+        DatasetError: If the data cannot be used.
+    """
+    space = load_space(config.space)
+    space.bind(config.trial(), f"search space {config.space}")
+    storage = check_storage(config.storage)
+    renders = config.data_dir is None and config.preset == "demo"
+    if not renders:
+        check_data(config)
+    with connected():
+        placement = _placement(config)
+        if renders:
+            config = replaced(config, {"data_dir": _render_demo_images(storage)})
+        config = replaced(config, {"data_dir": _absolute(config.data_dir), "storage": storage})
+        run_dir = _new_run_directory(storage, config)
+        write_config(run_dir, config.model_dump(mode="json"))
+        _fresh_population(config, space).save(run_dir)
+        return _evolve(config, space, run_dir, placement)
+
+
+def resume(run_dir: Path) -> Path:
+    """Go on with a run that was interrupted, under its own configuration; returns its directory.
+
+    Trials go on from their last reports; those that have finished are not trained again.
+
+    Raises:
+        ConfigError: If the directory is not one of a run.
+        DatasetError: If the data cannot be used any more.
+    """
+    run_dir = run_dir.expanduser().absolute()
+    PopulationState.load(run_dir)
+    config = parse(ExperimentConfig, load_json(run_dir / "config.json"), str(run_dir / "config.json"))
+    space = load_space(config.space)
+    check_data(config)
+    with connected():
+        return _evolve(config, space, run_dir, _placement(config))
+
+
+def _placement(config: ExperimentConfig) -> Placement:
+    cluster = ray.cluster_resources()
+    return place(config, cluster.get("CPU", 0.0), cluster.get("GPU", 0.0))
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return path and path.expanduser().absolute()
+
+
+def _render_demo_images(storage: Path) -> Path:
+    output = storage / f"objects-{DEMO_IMAGES}-{DEMO_IMAGE_SIZE}px"
+    recipe = {"dataset": "objects", "num_images": DEMO_IMAGES, "seed": DEMO_SEED}
+    prepare(objects.source(DEMO_IMAGES, DEMO_SEED), output, DEMO_IMAGE_SIZE, recipe)
+    return output
+
+
+def _new_run_directory(storage: Path, config: ExperimentConfig) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{config.space.stem}-{stamp}"
+    for attempt in range(1, 100):
+        directory = storage / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            continue
+        return directory
+    raise ConfigError(f"storage {storage} has a hundred runs of this second already")
+
+
+def _fresh_population(config: ExperimentConfig, space: SearchSpace) -> PopulationState:
+    """The first trial begins with the configured values, the others with values drawn from the space."""
+    state = PopulationState(next_decision_epoch=space.interval_epochs)
+    for number in range(config.population):
+        random = Random(f"{config.seed}/{number}")
+        drawn = {path: value_at(config, path) for path in space.parameters} if number == 0 else space.sample(random)
+        state.members[f"trial_{number:02d}"] = Member(values=drawn)
+    return state
+
+
+def _evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, placement: Placement) -> Path:
+    """Train the unfinished members of a run's population to the end, and judge the best."""
+    state = PopulationState.load(run_dir)
+    print(f"Run directory: {run_dir}", flush=True)
+    unfinished = [name for name, member in state.members.items() if not member.finished]
+    if unfinished:
+        truncate_lineage(run_dir, state.exploits)
+        channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
+        _register(channel, config, state, unfinished, space.synchronous)
+        with _open_run(config, run_dir) as run:
+            population = LivePopulation(space, config.trial(), state, run, channel)
+            _fit(unfinished, config, run_dir, placement, population)
+    state = PopulationState.load(run_dir)
+    if any(not member.finished for member in state.members.values()):
+        failed = ", ".join(name for name, member in state.members.items() if not member.finished)
+        write_report(run_dir)
+        raise RuntimeError(f"not all trials finished ({failed}); go on with --resume {run_dir}")
+    return _conclude(config, run_dir, state, placement)
+
+
+def _register(
+    channel: Any, config: ExperimentConfig, state: PopulationState, trials: Sequence[str], synchronous: bool
+) -> None:
+    """Tell the channel where each trial goes on; those that wait for the others stay held."""
+    for number, name in enumerate(state.members):
+        if name not in trials:
+            continue
+        member = state.members[name]
+        own = replaced(config.trial(), {**member.values, "seed": config.seed + number})
+        pointer = member.checkpoint and member.checkpoint.model_dump(mode="json")
+        held = synchronous and member.epoch >= state.next_decision_epoch
+        ray.get(channel.register.remote(name, own.model_dump(mode="json"), pointer, held))
+
+
+def _open_run(config: ExperimentConfig, run_dir: Path) -> Run:
+    view = LiveView(config.epochs, config.population, run_dir.name, read_results(run_dir))
+    values = config.model_dump(mode="json")
+    wandb = None if config.wandb == "off" else WandbLog(run_dir, config.wandb, values)
+    return Run(run_dir, view, RayMetrics(run_dir.name), wandb)
+
+
+def _fit(
+    trials: Sequence[str], config: ExperimentConfig, run_dir: Path, placement: Placement, population: LivePopulation
+) -> None:
+    """Let Tune run the trials, all at the same time."""
+    settings = TrialSettings(
+        trial="",
+        run_dir=str(run_dir),
+        channel=run_dir.name,
+        workers=config.workers_per_trial,
+        cpus_per_worker=placement[0],
+        gpus_per_worker=placement[1],
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(LiveTrial, {"CPU": TRIAL_CPUS}),
+        param_space={**settings, "trial": tune.grid_search(list(trials))},
+        tune_config=tune.TuneConfig(scheduler=population, max_concurrent_trials=len(trials)),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(run_dir),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
+        ),
+    )
+    tuner.fit()
+
+
+def _conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, placement: Placement) -> Path:
+    """Judge the best trial on the test split, once, and write summary and report."""
+    name, best = max(state.members.items(), key=lambda item: item[1].score or 0.0)
+    assert best.checkpoint is not None and config.data_dir is not None and best.score is not None
+    own = replaced(config.trial(), best.values)
+    judge = ray.remote(_test_accuracy).options(num_cpus=placement[0], num_gpus=placement[1])
+    test_accuracy = ray.get(judge.remote(own.model_dump(mode="json"), best.checkpoint.model_dump(mode="json")))
+    manifest, rows, lineage = read_manifest(config.data_dir), read_results(run_dir), read_lineage(run_dir)
+    first_epoch = min(row.epoch for row in rows)
+    summary = Summary(
+        best_trial=name,
+        best_fitness=best.score,
+        best_epoch=best.epoch,
+        first_best_fitness=max(row.fitness for row in rows if row.epoch == first_epoch),
+        test_accuracy=test_accuracy,
+        chance=1 / len(manifest.classes),
+        seconds=state.seconds,
+        exploits=len(lineage),
+        slot_changes=sum(exploit.old.slots != exploit.new.slots for exploit in lineage),
+        epochs=config.epochs,
+        population=config.population,
+        dataset=str(manifest.recipe.get("dataset", config.data_dir.name)),
+        command=shlex.join(sys.argv),
+    )
+    write_summary(run_dir, summary)
+    print(
+        f"Best: {name}, k-NN {summary.best_fitness:.1%} on validation, {test_accuracy:.1%} on test "
+        f"(chance {summary.chance:.1%}); {summary.exploits} exploits, {summary.slot_changes} changes of N, "
+        f"{summary.seconds:.0f} s"
+    )
+    print(f"Report: {write_report(run_dir)}", flush=True)
+    return run_dir
+
+
+def _test_accuracy(config: dict[str, Any], checkpoint: dict[str, Any]) -> float:
+    """k-NN accuracy of a checkpoint on the test split; runs as a Ray task."""
+    import torch
+
+    from adios_ray.training.trainer import Trainer
+
+    trial = parse(TrialConfig, config)
+    trainer = Trainer(trial, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    trainer.load(Pointer(**checkpoint), trial)
+    return trainer.evaluate("test")

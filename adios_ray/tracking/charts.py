@@ -1,0 +1,306 @@
+"""The report's charts as plotly figures (plain dicts of data and layout), colours of the page left to the page.
+
+A trial has the same colour in every chart. Names come from files and are escaped: plotly reads text as markup.
+"""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adios_ray.tracking.lineage import Ancestor, holder
+from adios_ray.tracking.records import Exploit, Row
+
+Figure = dict[str, Any]
+
+_PALETTE = ("#0077bb", "#ee7733", "#009988", "#ee3377", "#33bbee", "#aa4499", "#bbaa22", "#cc3311")
+_GREY = "#9aa0a6"
+_HALO = "rgba(240, 180, 0, 0.5)"
+_LABELLED_EXPLOITS = 12
+_MARKED_REPORTS = 30
+
+
+@dataclass(frozen=True)
+class Population:
+    """What the charts are drawn from."""
+
+    rows: Mapping[str, Sequence[Row]]
+    """Each trial's reports by epoch."""
+    exploits: Sequence[Exploit]
+    path: Sequence[Ancestor]
+    """Ancestry of the best report, oldest first; empty if nothing was reported."""
+    colours: Mapping[str, str]
+    chance: float | None
+    """Accuracy of guessing; None while unknown."""
+
+    @property
+    def best(self) -> str | None:
+        """The trial of the best report."""
+        return self.path[-1].trial if self.path else None
+
+
+def trial_colours(rows: Mapping[str, Sequence[Row]], path: Sequence[Ancestor]) -> dict[str, str]:
+    """A colour for each trial; beyond eight trials only the best's ancestry and the next best, the others grey."""
+    trials = sorted(rows)
+    if len(trials) > len(_PALETTE):
+        fitness = {t: max((r.fitness for r in rows[t] if not math.isnan(r.fitness)), default=-1.0) for t in trials}
+        family = [ancestor.trial for ancestor in reversed(path)]
+        trials = list(dict.fromkeys(family + sorted(trials, key=lambda t: -fitness[t])))
+    coloured = dict(zip(trials, _PALETTE, strict=False))
+    return {trial: coloured.get(trial, _GREY) for trial in sorted(rows)}
+
+
+def _label(text: str) -> str:
+    """Text as plotly shows it literally: neither markup nor a template."""
+    return html.escape(text).replace("%", "&#37;")
+
+
+def _number(value: float) -> float | None:
+    """The value, or None (a gap) where it is not finite."""
+    return value if math.isfinite(value) else None
+
+
+def _layout(height: int, **more: Any) -> Figure:
+    margin = {"l": 8, "r": 14, "t": 10, "b": 8}
+    return {"height": height, "margin": margin, "showlegend": False, "hovermode": "closest", **more}
+
+
+def _epochs(population: Population, ticks: int) -> Figure:
+    """The horizontal axis, the same in every chart but for the number of its ticks."""
+    last = max(row.epoch for rows in population.rows.values() for row in rows)
+    steps = (mantissa * 10**decade for decade in range(9) for mantissa in (1, 2, 5))
+    step = next(step for step in steps if last <= ticks * step)
+    axis = {"title": {"text": "epoch", "standoff": 6}, "tickformat": "d", "zeroline": False, "automargin": True}
+    return {**axis, "range": [-0.01 * last, 1.025 * last], "dtick": step}
+
+
+def _values(**more: Any) -> Figure:
+    """A vertical axis."""
+    return {"zeroline": False, "automargin": True, "nticks": 7, **more}
+
+
+def _log_values(low: float, high: float) -> Figure:
+    """A logarithmic vertical axis over [low, high], both > 0, ticked at round numbers (at both ends if too narrow)."""
+    ratio = high / low
+    mantissas = (1, 1.5, 2, 3, 5, 7) if ratio < 8 else (1, 2, 5) if ratio < 200 else (1,)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    rounded = [mantissa * 10.0**decade for decade in decades for mantissa in mantissas]
+    inside = [tick for tick in rounded if 0.99 * low <= tick <= 1.01 * high]
+    ticks = inside if len(inside) >= 2 else sorted({low, high})
+    ends = [math.log10(low) - 0.06, math.log10(high) + 0.06]
+    return _values(type="log", range=ends, tickvals=ticks, ticktext=[f"{tick:.3g}" for tick in ticks])
+
+
+def _line(population: Population, trial: str, width: float) -> Figure:
+    coloured = population.colours[trial] != _GREY
+    bold = 1.6 if trial == population.best else 1.0
+    line = {"color": population.colours[trial], "width": width * bold if coloured else 1.0}
+    return {"line": line, "opacity": 1.0 if coloured else 0.55}
+
+
+def _trace(population: Population, trial: str, column: str, what: str) -> Figure:
+    """One trial's course; ``what`` is the d3 format of the value."""
+    rows = population.rows[trial]
+    values = [_number(getattr(row, column)) for row in rows]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if len(rows) <= _MARKED_REPORTS else "lines",
+        "marker": {"size": 4},
+        "meta": trial,
+        "x": [row.epoch for row in rows],
+        "y": values,
+        "customdata": values,
+        "hovertemplate": f"<b>{_label(trial)}</b><br>epoch %{{x}}<br>%{{customdata:{what}}}<extra></extra>",
+        **_line(population, trial, 1.9),
+    }
+
+
+def _steps(population: Population, trial: str, column: str, what: str, shift: float = 0.0) -> Figure:
+    """One trial's setting: each report's value from the report before to it, drawn ``shift`` above its height."""
+    trace = _trace(population, trial, column, what)
+    trace["x"] = [0, *trace["x"]]
+    trace["customdata"] = [trace["customdata"][0], *trace["customdata"]]
+    trace["y"] = [None if value is None else value + shift for value in trace["customdata"]]
+    trace["mode"] = "lines"
+    trace["line"]["shape"] = "vh"
+    return trace
+
+
+def _back_to_front(population: Population) -> list[str]:
+    """Trials in drawing order: grey ones first, the best last."""
+    return sorted(population.rows, key=lambda t: (t == population.best, population.colours[t] != _GREY, t))
+
+
+def _fitness_at(population: Population, trial: str, epoch: int) -> float | None:
+    return next((_number(row.fitness) for row in population.rows.get(trial, ()) if row.epoch == epoch), None)
+
+
+def _descent(population: Population) -> Figure:
+    """A halo along the reports of the best's ancestry."""
+    last = population.path[-1].until if population.path else 0
+    epochs = sorted({row.epoch for rows in population.rows.values() for row in rows if row.epoch <= last})
+    held = [(epoch, _fitness_at(population, holder(population.path, epoch) or "", epoch)) for epoch in epochs]
+    points = [(epoch, fitness) for epoch, fitness in held if fitness is not None]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [epoch for epoch, _ in points],
+        "y": [fitness for _, fitness in points],
+        "hoverinfo": "skip",
+        "line": {"color": _HALO, "width": 11},
+    }
+
+
+def _arrow(population: Population, exploit: Exploit, start: float, end: float) -> Figure:
+    """An arrow from the donor's to the trial's height at the exploit's epoch, in the trial's colour."""
+    return {
+        **{"x": exploit.epoch, "y": end, "ax": exploit.epoch, "ay": start, "axref": "x", "ayref": "y"},
+        **{"showarrow": True, "arrowhead": 2, "arrowsize": 1.1, "arrowwidth": 1.4, "standoff": 3, "startstandoff": 3},
+        **{"text": "", "arrowcolor": population.colours.get(exploit.trial, _GREY)},
+    }
+
+
+def _exploit_hover(exploit: Exploit) -> str:
+    changes = exploit.old.changes_to(exploit.new).replace("->", "→").replace(", ", "<br>")
+    names = f"{_label(exploit.trial)} ← {_label(exploit.donor)}"
+    return f"<b>{names}</b><br>after epoch {exploit.epoch}<br>{changes}<extra></extra>"
+
+
+def _exploit_markers(population: Population, exploits: Sequence[Exploit], heights: Sequence[float]) -> Figure:
+    """The arrows' heads, which tell on hover what changed."""
+    colours = [population.colours.get(exploit.trial, _GREY) for exploit in exploits]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [exploit.epoch for exploit in exploits],
+        "y": list(heights),
+        "hovertemplate": [_exploit_hover(exploit) for exploit in exploits],
+        "marker": {"color": colours, "size": 9, "symbol": "circle", "line": {"color": "#fff", "width": 1.5}},
+    }
+
+
+def _slots_text(exploit: Exploit) -> str:
+    old, new = exploit.old.slots, exploit.new.slots
+    return "" if old == new else f"N {old}→{new}"
+
+
+def _slot_notes(exploits: Sequence[Exploit], heights: Sequence[float]) -> list[Figure]:
+    """The changes of N beside the arrows' heads, where they are few enough to be read."""
+    if len(exploits) > _LABELLED_EXPLOITS:
+        return []
+    place = {"showarrow": False, "xanchor": "left", "yanchor": "top", "xshift": 5, "yshift": -3, "font": {"size": 11}}
+    noted = [(e, height) for e, height in zip(exploits, heights, strict=True) if _slots_text(e)]
+    return [{**place, "x": e.epoch, "y": height, "text": _slots_text(e)} for e, height in noted]
+
+
+def _chance_line(chance: float | None) -> Figure:
+    if chance is None:
+        return {}
+    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": chance, "y1": chance}
+    label = {"text": "chance", "textposition": "end", "font": {"size": 11}}
+    style = {"line": {"color": _GREY, "width": 1, "dash": "dot"}, "label": label}
+    return {"shapes": [{**line, **style}]}
+
+
+def fitness_chart(population: Population) -> Figure:
+    """k-NN accuracy over epochs, with an arrow for each exploit from the donor's curve to the trial's point."""
+    traces = [_trace(population, t, "fitness", ".1%") for t in _back_to_front(population)]
+    drawn = []
+    for exploit in population.exploits:
+        start = _fitness_at(population, exploit.donor, exploit.epoch)
+        end = _fitness_at(population, exploit.trial, exploit.epoch)
+        if start is not None and end is not None:
+            drawn.append((exploit, start, end))
+    exploits, heights = [exploit for exploit, _, _ in drawn], [end for _, _, end in drawn]
+    arrows = [_arrow(population, exploit, start, end) for exploit, start, end in drawn]
+    axes = {"xaxis": _epochs(population, 13), "yaxis": _values(tickformat=".0%")}
+    notes = arrows + _slot_notes(exploits, heights)
+    layout = _layout(420, **axes, annotations=notes, **_chance_line(population.chance))
+    return {"data": [_descent(population), *traces, _exploit_markers(population, exploits, heights)], "layout": layout}
+
+
+def _small(population: Population, data: list[Figure], axis: Figure) -> Figure:
+    return {"data": data, "layout": _layout(230, xaxis=_epochs(population, 8), yaxis=axis)}
+
+
+def schedule_chart(population: Population, column: str) -> Figure:
+    """Lambda or a learning rate over epochs, as steps on a logarithmic scale."""
+    traces = [_steps(population, trial, column, ".3g") for trial in _back_to_front(population)]
+    values = [value for trace in traces for value in trace["y"] if value is not None and value > 0]
+    return _small(population, traces, _log_values(min(values, default=1.0), max(values, default=1.0)))
+
+
+def slots_chart(population: Population) -> Figure:
+    """N over epochs, as steps; the trials' lines lie up to 0.18 apart from N so that none hides another."""
+    trials = sorted(population.rows)
+    shifts = {t: 0.36 * (i / max(len(trials) - 1, 1) - 0.5) for i, t in enumerate(trials)}
+    traces = [_steps(population, t, "slots", "d", shifts[t]) for t in _back_to_front(population)]
+    counts = [row.slots for rows in population.rows.values() for row in rows]
+    low, high = min(counts), max(counts)
+    axis = _values(tickformat="d", dtick=1 + (high - low) // 7, tick0=low, range=[low - 0.5, high + 0.5])
+    return _small(population, traces, axis)
+
+
+def overlap_chart(population: Population) -> Figure:
+    """Largest overlap of two slots over epochs."""
+    traces = [_trace(population, trial, "slot_overlap", ".3f") for trial in _back_to_front(population)]
+    return _small(population, traces, _values(rangemode="tozero"))
+
+
+def slot_size_chart(population: Population) -> Figure:
+    """Mean mask value of each trial's largest and, dotted, its smallest slot over epochs."""
+    largest = [_trace(population, trial, "mask_mean_max", ".3f") for trial in _back_to_front(population)]
+    smallest = [_trace(population, trial, "mask_mean_min", ".3f") for trial in _back_to_front(population)]
+    for trace in smallest:
+        trace["line"]["dash"] = "dot"
+    return _small(population, largest + smallest, _values(rangemode="tozero"))
+
+
+def _strip_line(population: Population, trial: str, height: int) -> Figure:
+    """A trial's own row in the lineage."""
+    last = population.rows[trial][-1].epoch
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "meta": trial,
+        "x": [0, last],
+        "y": [height, height],
+        "hovertemplate": f"<b>{_label(trial)}</b><br>{last} epochs<extra></extra>",
+        **_line(population, trial, 2.2),
+    }
+
+
+def _strip_path(path: Sequence[Ancestor], heights: Mapping[str, int]) -> Figure:
+    """The best's ancestry as one line that changes rows where weights were copied, with a star at its end."""
+    points = [(epoch, heights[part.trial]) for part in path for epoch in (part.after, part.until)]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": [epoch for epoch, _ in points],
+        "y": [height for _, height in points],
+        "hoverinfo": "skip",
+        "line": {"color": _HALO, "width": 13},
+        "marker": {"size": [0] * (len(points) - 1) + [17], "symbol": "star", "color": "#f0b400", "opacity": 1},
+    }
+
+
+def lineage_chart(population: Population) -> Figure:
+    """A row for each trial, an arrow for each copy of weights, and the best's ancestry underlaid."""
+    heights = {trial: height for height, trial in enumerate(sorted(population.rows))}
+    known = [e for e in population.exploits if e.trial in heights and e.donor in heights]
+    ends = [heights[exploit.trial] for exploit in known]
+    lines = [_strip_line(population, trial, heights[trial]) for trial in _back_to_front(population)]
+    arrows = [_arrow(population, e, heights[e.donor], heights[e.trial]) for e in known]
+    ticks = {"tickvals": list(heights.values()), "ticktext": [_label(trial) for trial in heights]}
+    axis = _values(**ticks, range=[len(heights) - 0.4, -0.6], showgrid=False)
+    notes = arrows + _slot_notes(known, ends)
+    layout = _layout(
+        70 + max((26 if len(heights) <= 12 else 19) * len(heights), 90),
+        xaxis=_epochs(population, 13),
+        yaxis=axis,
+        annotations=notes,
+    )
+    path = [part for part in population.path if part.trial in heights]
+    data = [_strip_path(path, heights), *lines, _exploit_markers(population, known, ends)]
+    return {"data": data, "layout": layout}

@@ -1,0 +1,201 @@
+"""The population in the terminal while it trains: a live table, or plain lines where the output is no terminal."""
+
+import math
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Literal, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from adios_ray.tracking.lineage import best_row
+from adios_ray.tracking.records import Exploit, Row
+
+_ALL_SHOWN = 16
+_BEST_SHOWN = 8
+_WORST_SHOWN = 4
+_EVENTS_SHOWN = 6
+_COLUMNS: dict[str, Literal["left", "right"]] = {
+    **{"trial": "left", "epoch": "left", "": "left", "k-NN": "left", "history": "left", "lambda": "right"},
+    **{"encoder lr": "right", "occlusion lr": "right", "N": "right", "images/s": "right", "last copied from": "left"},
+}
+_WIDE_ONLY = ("", "history", "last copied from")
+_WIDE_COLUMNS = 124
+"""Characters across, below which the table leaves out ``_WIDE_ONLY``."""
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float], width: int = 12) -> str:
+    """The last ``width`` values as blocks, lowest to highest of these; "·" for nan."""
+    recent = values[-width:]
+    finite = [value for value in recent if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    scale = (len(_BLOCKS) - 1) / ((high - low) or 1.0)
+    return "".join(_BLOCKS[round((v - low) * scale)] if math.isfinite(v) else "·" for v in recent)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as "h:mm:ss"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def report_line(row: Row, total_epochs: int) -> str:
+    """A report as one line of a log."""
+    return (
+        f"epoch {row.epoch}/{total_epochs}: {row.trial} k-NN {row.fitness:.4f}, loss {row.loss:.4g}, "
+        f"lambda {row.sparsity_weight:.3g}, encoder lr {row.encoder_lr:.3g}, occlusion lr {row.occlusion_lr:.3g}, "
+        f"N {row.slots}, {row.images_per_s:.0f} images/s"
+    )
+
+
+def exploit_line(exploit: Exploit) -> str:
+    """An exploit as one line, e.g. "epoch 6: trial_02 copied trial_00, N 4 -> 5, lambda 0.42 -> 0.5"."""
+    return f"epoch {exploit.epoch}: {exploit.trial} copied {exploit.donor}, {exploit.old.changes_to(exploit.new)}"
+
+
+class LiveView:
+    """Shows reports and exploits as they come; every method may be called from any thread.
+
+    In a terminal, a table refreshes in place between ``__enter__`` and ``__exit__``; elsewhere, each report, exploit
+    and note is printed as a line.
+    """
+
+    def __init__(
+        self,
+        total_epochs: int,
+        population: int,
+        title: str,
+        history: Sequence[Row] = (),
+        console: Console | None = None,
+    ) -> None:
+        """Prepare a view; nothing is shown yet.
+
+        Args:
+            total_epochs: Epochs each trial trains.
+            population: Number of trials.
+            title: Shown above the table.
+            history: Earlier reports of a resumed run, by epoch; the time left is estimated from later ones only.
+            console: Where to show; standard output if None.
+        """
+        self._total_epochs, self._population, self._title = total_epochs, population, title
+        self._console = console or Console()
+        self._lock = threading.RLock()
+        self._rows: dict[str, list[Row]] = defaultdict(list)
+        self._donors: dict[str, str] = {}
+        self._events: deque[str] = deque(maxlen=_EVENTS_SHOWN)
+        for row in history:
+            self._rows[row.trial].append(row)
+        self._epochs_before = self._epochs_done()
+        self._start = time.monotonic()
+        self._live = (
+            Live(get_renderable=self._render, console=self._console, refresh_per_second=2)
+            if self._console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        self._start = time.monotonic()
+        if self._live:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last state of the table in the terminal."""
+        if self._live:
+            self._live.stop()
+
+    def report(self, row: Row) -> None:
+        """Show a report."""
+        with self._lock:
+            self._rows[row.trial].append(row)
+            if not self._live:
+                self._print(report_line(row, self._total_epochs))
+
+    def exploit(self, exploit: Exploit) -> None:
+        """Show a copy of a donor's weights."""
+        with self._lock:
+            self._donors[exploit.trial] = f"{exploit.donor} (epoch {exploit.epoch})"
+            self.note(exploit_line(exploit))
+
+    def note(self, text: str) -> None:
+        """Show any other event."""
+        with self._lock:
+            self._events.append(text)
+            if not self._live:
+                self._print(text)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def _epochs_done(self) -> int:
+        """Epochs completed, over all trials."""
+        return sum(rows[-1].epoch for rows in self._rows.values())
+
+    def _time_left(self, elapsed: float) -> str:
+        """Estimate from the epochs over all trials since the view began; empty before the first."""
+        done = self._epochs_done()
+        fresh = done - self._epochs_before
+        left = max(0, self._population * self._total_epochs - done)
+        return f", about {clock(elapsed / fresh * left)} left" if fresh > 0 else ""
+
+    def _shown(self) -> tuple[list[str], int]:
+        """Trials in the table and how many are hidden; of a large population the best and worst, best first."""
+        trials = sorted(self._rows)
+        if len(trials) <= _ALL_SHOWN:
+            return trials, 0
+        fitness = {trial: self._rows[trial][-1].fitness for trial in trials}
+        ranked = sorted(trials, key=lambda t: -math.inf if math.isnan(fitness[t]) else fitness[t], reverse=True)
+        shown = ranked[:_BEST_SHOWN] + ranked[-_WORST_SHOWN:]
+        return shown, len(trials) - len(shown)
+
+    def _table(self, trials: Sequence[str]) -> Table:
+        table = Table(title=Text(self._title, style="bold"), title_justify="left", header_style="dim", box=None)
+        wide = self._console.width >= _WIDE_COLUMNS
+        names = [name for name in _COLUMNS if wide or name not in _WIDE_ONLY]
+        for name in names:
+            table.add_column(name, justify=_COLUMNS[name], no_wrap=True)
+        best = best_row([rows[-1] for rows in self._rows.values()])
+        for trial in trials:
+            cells = self._cells(trial, best is not None and trial == best.trial)
+            table.add_row(*(cells[name] for name in names))
+        return table
+
+    def _cells(self, trial: str, best: bool) -> dict[str, Text | ProgressBar]:
+        """A trial's cell in each column."""
+        row = self._rows[trial][-1]
+        style = "bold green" if best else ""
+        return {
+            "trial": Text(trial, style=style),
+            "epoch": Text(f"{row.epoch}/{self._total_epochs}"),
+            "": ProgressBar(total=self._total_epochs, completed=row.epoch, width=12),
+            "k-NN": Text(f"{row.fitness:.4f}{' ★' if best else ''}", style=style),
+            "history": Text(sparkline([report.fitness for report in self._rows[trial]]), style="cyan"),
+            "lambda": Text(f"{row.sparsity_weight:.3g}"),
+            "encoder lr": Text(f"{row.encoder_lr:.3g}"),
+            "occlusion lr": Text(f"{row.occlusion_lr:.3g}"),
+            "N": Text(str(row.slots)),
+            "images/s": Text(f"{row.images_per_s:.0f}"),
+            "last copied from": Text(self._donors.get(trial, ""), style="dim"),
+        }
+
+    def _render(self) -> Group:
+        """The table, the last events, and the time."""
+        with self._lock:
+            trials, hidden = self._shown()
+            elapsed = time.monotonic() - self._start
+            parts: list[Table | Text] = [self._table(trials)]
+            if hidden:
+                parts.append(Text(f"the best {_BEST_SHOWN} and the worst {_WORST_SHOWN}; {hidden} trials hidden"))
+            parts += [Text(event, style="dim", no_wrap=True, overflow="ellipsis") for event in self._events]
+            parts.append(Text(f"{clock(elapsed)} elapsed{self._time_left(elapsed)}", style="bold"))
+            return Group(*parts)

@@ -1,0 +1,132 @@
+"""Pictures of masks: the image with its slots in colour, and what each slot leaves of it.
+
+Command line: ``python -m adios_ray.tracking.pictures RUN_DIR OUT.png``.
+"""
+
+import colorsys
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tyro
+from PIL import Image
+
+from adios_ray.tracking import lineage, records
+from adios_ray.tracking.records import Pixels
+
+_FIRST_COLOURS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#56b4e9", "#6a3d9a")
+_OVERLAY = 0.65
+_CELL = 96
+_GAP = 4
+
+
+def slot_colours(slots: int) -> list[str]:
+    """A colour for each of the N slots, as "#rrggbb"; the first eight tell apart for the colour-blind too."""
+    hues = (0.618034 * k % 1.0 for k in range(max(0, slots - len(_FIRST_COLOURS))))
+    levels = ((0.55, 0.8)[k % 2] for k in range(slots))
+    further = (colorsys.hls_to_rgb(hue, level, 0.7) for hue, level in zip(hues, levels, strict=False))
+    named = ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in further]
+    return [*_FIRST_COLOURS, *named][:slots]
+
+
+def _weights(masks: Pixels) -> npt.NDArray[np.float64]:
+    """Share of each slot in a pixel, [K, N, S, S], summing to one over N (equal shares where all are zero)."""
+    total = masks.sum(axis=1, keepdims=True, dtype=np.float64)
+    shares: npt.NDArray[np.float64] = np.where(total > 0, masks / np.maximum(total, 1), 1 / masks.shape[1])
+    return shares
+
+
+def _pixels(values: npt.NDArray[np.float64]) -> Pixels:
+    """Values of 0 to 255, rounded."""
+    return np.rint(values).astype(np.uint8)
+
+
+def slot_map(masks: Pixels) -> Pixels:
+    """Colours of the slots blended by mask value: uint8 [K, N, S, S] to uint8 [K, S, S, 3]."""
+    colours = np.array([list(bytes.fromhex(c[1:])) for c in slot_colours(masks.shape[1])], dtype=np.float64)
+    return _pixels(np.einsum("knhw,nc->khwc", _weights(masks), colours))
+
+
+def overlay(images: Pixels, masks: Pixels) -> Pixels:
+    """0.35 of the image in grey (mean of its channels) + 0.65 of the slot map, so that a colour is a slot's.
+
+    Takes uint8 [K, S, S, 3] and uint8 [K, N, S, S]; gives uint8 [K, S, S, 3].
+    """
+    grey = images.mean(axis=-1, keepdims=True)
+    return _pixels((1 - _OVERLAY) * grey + _OVERLAY * slot_map(masks))
+
+
+def masked_inputs(images: Pixels, masks: Pixels) -> Pixels:
+    """Inputs x * (1 - m_k) for each slot k: uint8 [K, S, S, 3] and uint8 [K, N, S, S] to uint8 [K, N, S, S, 3]."""
+    visible = 1 - masks[..., None].astype(np.float64) / 255
+    return _pixels(images[:, None] * visible)
+
+
+def encode(pixels: Pixels) -> tuple[str, bytes]:
+    """Media type and file content of uint8 [S, S, 3]: PNG up to 96 pixels, JPEG above, where PNG would be heavy."""
+    small = max(pixels.shape[:2]) <= _CELL
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG" if small else "JPEG", quality=88)
+    return ("image/png" if small else "image/jpeg"), buffer.getvalue()
+
+
+def mask_sheet(images: Pixels, masks: Pixels) -> Image.Image:
+    """One column an image: the image, its slots in colour, and what each of the N slots leaves of it.
+
+    Args:
+        images: uint8 [K, S, S, 3].
+        masks: uint8 [K, N, S, S], 0..255 for 0..1.
+
+    Returns:
+        RGB picture on white, K cells wide and 2 + N high, each enlarged a whole number of times to >= 96 pixels.
+    """
+    rows = [images, overlay(images, masks), *masked_inputs(images, masks).swapaxes(0, 1)]
+    scale = math.ceil(_CELL / images.shape[1])
+    side = scale * images.shape[1]
+    step = side + _GAP
+    sheet = np.full((len(rows) * step - _GAP, len(images) * step - _GAP, 3), 255, dtype=np.uint8)
+    for i, row in enumerate(rows):
+        for j, cell in enumerate(row):
+            enlarged = cell.repeat(scale, axis=0).repeat(scale, axis=1)
+            sheet[i * step : i * step + side, j * step : j * step + side] = enlarged
+    return Image.fromarray(sheet)
+
+
+def save_readme_picture(run_dir: Path, path: Path, trial: str | None = None, images: int = 8) -> None:
+    """Write the sheet of a trial's latest masks as PNG.
+
+    Args:
+        run_dir: The run.
+        path: The picture to write.
+        trial: Whose masks; None takes the trial of highest fitness.
+        images: How many of the validation images.
+
+    Raises:
+        FileNotFoundError: the trial has no masks, or no trial has reported.
+    """
+    best = lineage.best_row(records.read_results(run_dir))
+    name = trial or (best.trial if best else "")
+    epochs = records.mask_epochs(run_dir, name)
+    if not epochs:
+        raise FileNotFoundError(f"{run_dir}: no masks of trial {name!r}")
+    stored = records.read_masks(run_dir, name, epochs[-1])
+    buffer = io.BytesIO()
+    mask_sheet(stored.images[:images], stored.masks[:images]).save(buffer, "PNG", optimize=True)
+    records.write_atomically(path, buffer.getvalue())
+
+
+def main(run_dir: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], trial: str | None = None) -> None:
+    """Write a picture of a run's masks.
+
+    Args:
+        run_dir: The run directory.
+        out: The PNG to write.
+        trial: Whose masks; the best trial's if not given.
+    """
+    save_readme_picture(run_dir, out, trial)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,335 @@
+"""The files of a run directory: their types, reading them, and writing them so that a killed run stays readable.
+
+``results.csv`` and ``lineage.jsonl`` only grow; a line without its newline is one that was being written, and is
+dropped. Every other file is replaced as a whole. Reading needs neither Ray nor torch.
+"""
+
+import csv
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+RESULTS_FILE = "results.csv"
+LINEAGE_FILE = "lineage.jsonl"
+CONFIG_FILE = "config.json"
+SUMMARY_FILE = "summary.json"
+
+Pixels = npt.NDArray[np.uint8]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class RecordError(ValueError):
+    """A file of a run directory does not hold what it should; the message names the file."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants", use_attribute_docstrings=True)
+
+
+class Settings(_Record):
+    """What the population adapts."""
+
+    sparsity_weight: float
+    """Lambda, weight of the sparsity penalty."""
+    encoder_lr: float
+    occlusion_lr: float
+    slots: int
+    """Number of masks N."""
+
+    def changes_to(self, new: "Settings") -> str:
+        """What differs in ``new``, e.g. "N 4 -> 5, lambda 0.42 -> 0.5"; "settings kept" if nothing does."""
+        names = {"slots": "N", "sparsity_weight": "lambda", "encoder_lr": "encoder lr", "occlusion_lr": "occlusion lr"}
+        pairs = [(name, getattr(self, key), getattr(new, key)) for key, name in names.items()]
+        return ", ".join(f"{name} {a:.3g} -> {b:.3g}" for name, a, b in pairs if a != b) or "settings kept"
+
+
+class Row(_Record):
+    """One report of one trial: a line of ``results.csv``."""
+
+    time: AwareDatetime
+    trial: str
+    epoch: int
+    """Epochs completed."""
+    fitness: float
+    """k-NN accuracy on the validation images, 0 to 1; nan where the trial diverged."""
+    loss: float
+    penalty: float
+    """Mean sparsity term."""
+    probe_accuracy: float
+    sparsity_weight: float
+    encoder_lr: float
+    occlusion_lr: float
+    slots: int
+    slot_overlap: float
+    """Largest overlap of two slots, 0 to 1."""
+    mask_mean_min: float
+    """Mean mask value of the smallest slot."""
+    mask_mean_max: float
+    """Mean mask value of the largest slot."""
+    images_per_s: float
+    data_wait_fraction: float
+    """Share of the epoch spent waiting for data, 0 to 1."""
+    worker_pid: int
+
+
+class Exploit(_Record):
+    """One copy of a donor's weights into a trial, after both reported ``epoch``: a line of ``lineage.jsonl``."""
+
+    time: AwareDatetime
+    epoch: int
+    trial: str
+    donor: str
+    old: Settings
+    new: Settings
+    scores: dict[str, float]
+    """Fitness of each trial at the decision."""
+
+
+class Summary(_Record):
+    """The outcome of a finished run: ``summary.json``. Accuracies are 0 to 1."""
+
+    best_trial: str
+    best_fitness: float
+    best_epoch: int
+    first_best_fitness: float
+    """Best of the population's first reports."""
+    test_accuracy: float
+    chance: float
+    """Accuracy of guessing, 1/classes."""
+    seconds: float
+    exploits: int
+    slot_changes: int
+    epochs: int
+    population: int
+    dataset: str
+    command: str
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """Masks over the run's fixed validation images, as stored."""
+
+    images: Pixels
+    """uint8 [K, S, S, 3]."""
+    masks: Pixels
+    """uint8 [K, N, S, S]; 0..255 stands for 0..1, and the N slots of a pixel sum to about 255."""
+
+
+COLUMNS = tuple(Row.model_fields)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path`` in one step, so that no reader ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_bytes(content)
+    os.replace(draft, path)
+
+
+def _whole_lines(path: Path) -> bytes:
+    """Content of an append-only file up to its last newline; empty where there is no file."""
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _drop_half_line(path: Path) -> bytes:
+    """Cut a half-written last line off the file, so that it can be continued; returns what stays."""
+    content = _whole_lines(path)
+    if path.exists() and path.stat().st_size > len(content):
+        os.truncate(path, len(content))
+    return content
+
+
+def _check_header(path: Path, content: bytes) -> None:
+    header = content.split(b"\n", 1)[0].decode().strip()
+    if header != ",".join(COLUMNS):
+        raise RecordError(f"{path}: the header is {header!r}, expected {','.join(COLUMNS)!r}")
+
+
+class ResultsWriter:
+    """Appends rows to ``results.csv``, each flushed at once; continues the file of a resumed run."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Open the file, writing its header if it is new.
+
+        Raises:
+            RecordError: the file there has other columns.
+        """
+        path = run_dir / RESULTS_FILE
+        run_dir.mkdir(parents=True, exist_ok=True)
+        existing = _drop_half_line(path)
+        if existing:
+            _check_header(path, existing)
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        if not existing:
+            self._write(COLUMNS)
+
+    def _write(self, values: Sequence[object]) -> None:
+        self._writer.writerow(values)
+        self._file.flush()
+
+    def append(self, row: Row) -> None:
+        """Append one row; the time is written in UTC."""
+        values = row.model_dump() | {"time": row.time.astimezone(UTC).isoformat()}
+        self._write([values[column] for column in COLUMNS])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        """The writer itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+
+def append_exploit(run_dir: Path, exploit: Exploit) -> None:
+    """Append one line to ``lineage.jsonl``."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _drop_half_line(run_dir / LINEAGE_FILE)
+    with (run_dir / LINEAGE_FILE).open("a", encoding="utf-8") as file:
+        file.write(exploit.model_dump_json() + "\n")
+
+
+def truncate_lineage(run_dir: Path, exploits: int) -> None:
+    """Keep the first ``exploits`` lines: a resumed run makes the decisions after them again."""
+    path = run_dir / LINEAGE_FILE
+    lines = _whole_lines(path).splitlines(keepends=True)
+    if len(lines) > exploits:
+        write_atomically(path, b"".join(lines[:exploits]))
+
+
+def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Write the resolved configuration, JSON-ready values only."""
+    write_atomically(run_dir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def write_summary(run_dir: Path, summary: Summary) -> None:
+    """Write ``summary.json``."""
+    write_atomically(run_dir / SUMMARY_FILE, (summary.model_dump_json(indent=2) + "\n").encode())
+
+
+def _parse(model: type[Model], values: Mapping[str | Any, Any], where: str) -> Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise RecordError(f"{where}: {error}") from error
+
+
+def _load_object(path: Path, text: str | bytes, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise RecordError(f"{path}{where}: {error}") from error
+    if not isinstance(values, dict):
+        raise RecordError(f"{path}{where}: expected a JSON object")
+    return values
+
+
+def read_results(run_dir: Path) -> list[Row]:
+    """Rows by trial, then epoch; the last row written for a trial and epoch stands. Empty without the file.
+
+    Raises:
+        RecordError: other columns, or a whole line that does not parse.
+    """
+    path = run_dir / RESULTS_FILE
+    content = _whole_lines(path)
+    if not content:
+        return []
+    _check_header(path, content)
+    rows: dict[tuple[str, int], Row] = {}
+    for number, values in enumerate(csv.DictReader(io.StringIO(content.decode())), start=2):
+        row = _parse(Row, values, f"{path}, line {number}")
+        rows[row.trial, row.epoch] = row
+    return [rows[key] for key in sorted(rows)]
+
+
+def read_lineage(run_dir: Path) -> list[Exploit]:
+    """Exploits by epoch, then trial; the last one written for a trial and epoch stands. Empty without the file.
+
+    Raises:
+        RecordError: a whole line that does not parse.
+    """
+    path = run_dir / LINEAGE_FILE
+    exploits: dict[tuple[int, str], Exploit] = {}
+    for number, line in enumerate(_whole_lines(path).splitlines(), start=1):
+        where = f", line {number}"
+        exploit = _parse(Exploit, _load_object(path, line, where), f"{path}{where}")
+        exploits[exploit.epoch, exploit.trial] = exploit
+    return [exploits[key] for key in sorted(exploits)]
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The resolved configuration; empty without the file. Raises RecordError for anything but a JSON object."""
+    path = run_dir / CONFIG_FILE
+    return _load_object(path, path.read_bytes(), "") if path.exists() else {}
+
+
+def read_summary(run_dir: Path) -> Summary | None:
+    """The outcome, or None while the run is going. Raises RecordError for other fields."""
+    path = run_dir / SUMMARY_FILE
+    return _parse(Summary, _load_object(path, path.read_bytes(), ""), str(path)) if path.exists() else None
+
+
+def _mask_folder(run_dir: Path, trial: str) -> Path:
+    """Folder of a trial's masks. Raises RecordError for a name that would lead out of ``masks/``."""
+    if trial in ("", ".", "..") or "/" in trial or "\\" in trial or "\0" in trial:
+        raise RecordError(f"the trial name {trial!r} cannot name a folder")
+    return run_dir / "masks" / trial
+
+
+def write_masks(run_dir: Path, trial: str, epoch: int, masks: MaskFile) -> None:
+    """Write ``masks/<trial>/epoch_<epoch>.npz``. Raises RecordError for a trial name that is no folder name."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=masks.images, masks=masks.masks)
+    write_atomically(_mask_folder(run_dir, trial) / f"epoch_{epoch:04d}.npz", buffer.getvalue())
+
+
+def mask_epochs(run_dir: Path, trial: str) -> list[int]:
+    """Epochs at which the trial's masks were written, ascending; empty for a name that is no folder name."""
+    try:
+        folder = _mask_folder(run_dir, trial)
+    except RecordError:
+        return []
+    stems = (path.stem.removeprefix("epoch_") for path in folder.glob("epoch_*.npz"))
+    return sorted(int(stem) for stem in stems if stem.isdigit())
+
+
+def _check_masks(path: Path, images: Pixels, masks: Pixels) -> None:
+    fits = images.ndim == masks.ndim == 4 and images.shape == (len(masks), *masks.shape[2:], 3)
+    if not fits or images.dtype != np.uint8 or masks.dtype != np.uint8:
+        raise RecordError(f"{path}: images {images.shape} {images.dtype} and masks {masks.shape} {masks.dtype}")
+
+
+def read_masks(run_dir: Path, trial: str, epoch: int) -> MaskFile:
+    """Masks of a trial at an epoch.
+
+    Raises:
+        FileNotFoundError: none were written.
+        RecordError: the file is no archive of fitting uint8 arrays.
+    """
+    path = _mask_folder(run_dir, trial) / f"epoch_{epoch:04d}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            stored = MaskFile(arrays["images"], arrays["masks"])
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise RecordError(f"{path}: {error}") from error
+    _check_masks(path, stored.images, stored.masks)
+    return stored

@@ -1,0 +1,229 @@
+"""The report of a run: one HTML file with everything inside, readable while the run is still going."""
+
+import base64
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.offline
+
+from adios_ray.tracking import charts, lineage, pictures, records
+from adios_ray.tracking.charts import Population
+from adios_ray.tracking.lineage import Ancestor
+from adios_ray.tracking.records import Exploit, MaskFile, Pixels, Row, Summary
+
+REPORT_FILE = "report.html"
+
+_MASK_EPOCHS = 5
+_MASK_IMAGES = 8
+_CHARTS = {
+    "fitness": charts.fitness_chart,
+    "sparsity_weight": lambda population: charts.schedule_chart(population, "sparsity_weight"),
+    "encoder_lr": lambda population: charts.schedule_chart(population, "encoder_lr"),
+    "occlusion_lr": lambda population: charts.schedule_chart(population, "occlusion_lr"),
+    "slots": charts.slots_chart,
+    "lineage": charts.lineage_chart,
+    "overlap": charts.overlap_chart,
+    "slot_size": charts.slot_size_chart,
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number at the head of the report."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class MaskColumn:
+    """The masks of the best's ancestry at one epoch."""
+
+    epoch: int
+    trial: str
+    slots: int
+    cells: list[str]
+    """Data URIs of the images with their slots in colour."""
+
+
+@dataclass(frozen=True)
+class MaskSection:
+    """The pictures of masks; ``images`` has K data URIs."""
+
+    images: list[str]
+    columns: list[MaskColumn]
+    slots: list[tuple[str, float]]
+    """Colour and mean mask value of each slot at the last epoch."""
+    masked: list[list[str]]
+    """Data URIs of x * (1 - m_k) at the last epoch, K lists of N."""
+    pixelated: bool
+
+
+def percent(value: float) -> str:
+    """An accuracy of 0 to 1 as "81.2 %"; a dash for nan."""
+    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "42 s", "12 min 5 s" or "3 h 20 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def spread(values: Sequence[int], count: int) -> list[int]:
+    """Up to ``count`` (>= 2) of the values, evenly spread, always with the first and the last."""
+    last = len(values) - 1
+    picks = sorted({round(i * last / (count - 1)) for i in range(count)}) if last > 0 else range(last + 1)
+    return [values[i] for i in picks]
+
+
+def _data_uri(image: Pixels) -> str:
+    media, content = pictures.encode(image)
+    return f"data:{media};base64,{base64.b64encode(content).decode()}"
+
+
+def _ancestral_masks(run_dir: Path, path: Sequence[Ancestor]) -> Iterator[tuple[int, str]]:
+    """(epoch, trial) of the stored masks made with the traced weights, ascending."""
+    for ancestor in path:
+        first = 0 if ancestor.after == 0 else ancestor.after + 1
+        epochs = records.mask_epochs(run_dir, ancestor.trial)
+        yield from ((epoch, ancestor.trial) for epoch in epochs if first <= epoch <= ancestor.until)
+
+
+def _mask_column(epoch: int, trial: str, stored: MaskFile) -> MaskColumn:
+    cells = [_data_uri(cell) for cell in pictures.overlay(stored.images, stored.masks)]
+    return MaskColumn(epoch, trial, stored.masks.shape[1], cells)
+
+
+def _mask_section(run_dir: Path, path: Sequence[Ancestor]) -> MaskSection | None:
+    """The pictures along the ancestry, or None if none were stored."""
+    found = dict(_ancestral_masks(run_dir, path))
+    if not found:
+        return None
+    columns = []
+    for epoch in spread(list(found), _MASK_EPOCHS):
+        stored = records.read_masks(run_dir, found[epoch], epoch)
+        stored = MaskFile(stored.images[:_MASK_IMAGES], stored.masks[:_MASK_IMAGES])
+        columns.append(_mask_column(epoch, found[epoch], stored))
+    means = (stored.masks.mean(axis=(0, 2, 3)) / 255).tolist()
+    return MaskSection(
+        images=[_data_uri(image) for image in stored.images],
+        columns=columns,
+        slots=list(zip(pictures.slot_colours(len(means)), means, strict=True)),
+        masked=[[_data_uri(cell) for cell in row] for row in pictures.masked_inputs(stored.images, stored.masks)],
+        pixelated=stored.images.shape[1] <= 96,
+    )
+
+
+def _tiles(best: Row | None, rows: Sequence[Row], exploits: Sequence[Exploit]) -> list[Tile]:
+    """The numbers so far of a run without a summary."""
+    changes = sum(e.old.slots != e.new.slots for e in exploits)
+    times = [row.time for row in rows]
+    elapsed = (max(times) - min(times)).total_seconds() if times else 0.0
+    return [
+        Tile(
+            "best k-NN so far", percent(best.fitness) if best else "–", _where(best.trial, best.epoch) if best else ""
+        ),
+        Tile("test accuracy", "–", "at the end"),
+        Tile("trials", str(len({row.trial for row in rows}))),
+        Tile("exploits", str(len(exploits))),
+        Tile("changes of N", str(changes)),
+        Tile("time", duration(elapsed), "first to last report"),
+    ]
+
+
+def _where(trial: str, epoch: int) -> str:
+    return f"{trial}, epoch {epoch}"
+
+
+def _final_tiles(summary: Summary) -> list[Tile]:
+    where = _where(summary.best_trial, summary.best_epoch)
+    return [
+        Tile("best k-NN, validation", percent(summary.best_fitness), where),
+        Tile("test accuracy", percent(summary.test_accuracy), "the best trial's weights"),
+        Tile("first report's best", percent(summary.first_best_fitness), "k-NN, validation"),
+        Tile("chance", percent(summary.chance)),
+        Tile("trials", str(summary.population), f"{summary.epochs} epochs each"),
+        Tile("exploits", str(summary.exploits)),
+        Tile("changes of N", str(summary.slot_changes)),
+        Tile("time", duration(summary.seconds)),
+    ]
+
+
+def _by_trial(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows, sorted by trial and epoch, for each trial."""
+    return {trial: list(group) for trial, group in groupby(rows, key=lambda row: row.trial)}
+
+
+def _ancestry(
+    rows: Mapping[str, Sequence[Row]], exploits: Sequence[Exploit], summary: Summary | None
+) -> list[Ancestor]:
+    """Ancestry of the summary's best report, or of the best so far; empty before the first report."""
+    if summary is not None and summary.best_trial in rows:
+        return lineage.ancestry(exploits, summary.best_trial, summary.best_epoch)
+    best = lineage.best_row([row for group in rows.values() for row in group])
+    return lineage.ancestry(exploits, best.trial, best.epoch) if best else []
+
+
+def _table(population: Population) -> dict[str, Any]:
+    """Fitness of each trial at each epoch, with the copies and the ancestry marked."""
+    rows = [row for group in population.rows.values() for row in group]
+    valid = [row.fitness for row in rows if not math.isnan(row.fitness)]
+    return {
+        "epochs": sorted({row.epoch for row in rows}),
+        "cells": {(row.trial, row.epoch): row for row in rows},
+        "copies": {(e.trial, e.epoch): e.donor for e in population.exploits},
+        "traced": {(row.trial, row.epoch) for row in rows if lineage.holder(population.path, row.epoch) == row.trial},
+        "low": min(valid, default=0.0),
+        "range": (max(valid, default=0.0) - min(valid, default=0.0)) or 1.0,
+    }
+
+
+def _context(run_dir: Path) -> dict[str, Any]:
+    """What the template shows."""
+    rows, exploits = records.read_results(run_dir), records.read_lineage(run_dir)
+    summary = records.read_summary(run_dir)
+    by_trial = _by_trial(rows)
+    path = _ancestry(by_trial, exploits, summary)
+    colours = charts.trial_colours(by_trial, path)
+    population = Population(by_trial, exploits, path, colours, summary.chance if summary else None)
+    return {
+        "name": run_dir.resolve().name,
+        "summary": summary,
+        "tiles": _final_tiles(summary) if summary else _tiles(lineage.best_row(rows), rows, exploits),
+        "population": population,
+        "charts": {name: draw(population) for name, draw in _CHARTS.items()} if rows else {},
+        "masks": _mask_section(run_dir, path),
+        "table": _table(population),
+        "config": json.dumps(records.read_config(run_dir), indent=2, ensure_ascii=False),
+        "written": datetime.now(UTC),
+    }
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``report.html`` from the run's files as they are now; it loads nothing from outside itself.
+
+    Raises:
+        RecordError: a file of the run does not hold what it should.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent}
+    page = environment.get_template("report.html.j2").render(_context(run_dir), plotlyjs=plotly.offline.get_plotlyjs())
+    records.write_atomically(run_dir / REPORT_FILE, page.encode())
+    return run_dir / REPORT_FILE

@@ -1,0 +1,68 @@
+"""The record of a run: files, terminal, Ray's metrics and wandb, fed by the driver."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from adios_ray.tracking.live import LiveView
+from adios_ray.tracking.metrics import RayMetrics
+from adios_ray.tracking.records import Exploit, ResultsWriter, Row, Settings, append_exploit
+from adios_ray.tracking.wandb import WandbLog
+
+_REPORTED = sorted(set(Row.model_fields) - {"time", "trial"} - set(Settings.model_fields))
+
+
+class Run(AbstractContextManager["Run"]):
+    """Writes down what happens.
+
+    Attributes:
+        directory: The run's directory.
+    """
+
+    def __init__(self, directory: Path, view: LiveView, metrics: RayMetrics, wandb: WandbLog | None) -> None:
+        """Record into an existing directory; a resumed run's files are continued."""
+        self.directory = directory
+        self._view, self._metrics, self._wandb = view, metrics, wandb
+        self._results = ResultsWriter(directory)
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Show progress until the run is over."""
+        self._open.enter_context(self._results)
+        self._open.enter_context(self._view)
+        if self._wandb:
+            self._open.callback(self._wandb.finish)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close all files."""
+        self._open.close()
+
+    def report(self, trial: str, result: Mapping[str, Any], settings: Settings) -> None:
+        """A trial's report, made under ``settings``."""
+        reported = {key: result[key] for key in _REPORTED}
+        row = Row(time=datetime.now(UTC), trial=trial, **reported, **settings.model_dump())
+        self._results.append(row)
+        self._view.report(row)
+        self._metrics.report(row)
+        if self._wandb:
+            self._wandb.report(row)
+
+    def exploit(
+        self, epoch: int, trial: str, donor: str, old: Settings, new: Settings, scores: dict[str, float]
+    ) -> None:
+        """One copy of a donor into a trial."""
+        exploit = Exploit(
+            time=datetime.now(UTC), epoch=epoch, trial=trial, donor=donor, old=old, new=new, scores=scores
+        )
+        append_exploit(self.directory, exploit)
+        self._view.exploit(exploit)
+
+    def note(self, text: str) -> None:
+        """Something that people should know."""
+        self._view.note(text)

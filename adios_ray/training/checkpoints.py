@@ -1,0 +1,66 @@
+"""Checkpoints: written aside and renamed, checksummed, read without executing anything they contain."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+STATE_FILE = "state.pt"
+META_FILE = "meta.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing or damaged; the message names the file."""
+
+
+class Pointer(BaseModel):
+    """Where a checkpoint lies and what its bytes must be."""
+
+    path: Path
+    """Directory of the checkpoint."""
+    sha256: str
+    """Checksum of its state file."""
+
+
+def save_checkpoint(directory: Path, state: dict[str, Any], meta: dict[str, Any]) -> Pointer:
+    """Write a checkpoint that is either whole or not there.
+
+    Args:
+        directory: Where it is to lie; an older one of that name is replaced.
+        state: Tensors, numbers and text, in nested dictionaries and lists.
+        meta: JSON values for people and tools; the checksum is added.
+    """
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    torch.save(state, temporary / STATE_FILE)
+    checksum = _sha256(temporary / STATE_FILE)
+    (temporary / META_FILE).write_text(json.dumps({**meta, "sha256": checksum}, indent=1))
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(temporary, directory)
+    return Pointer(path=directory, sha256=checksum)
+
+
+def load_checkpoint(pointer: Pointer, device: torch.device) -> dict[str, Any]:
+    """Read the state of a checkpoint.
+
+    Raises:
+        CheckpointError: If it is missing or its bytes are not those that were written.
+    """
+    file = pointer.path / STATE_FILE
+    if not file.is_file():
+        raise CheckpointError(f"checkpoint {file} does not exist")
+    if _sha256(file) != pointer.sha256:
+        raise CheckpointError(f"checkpoint {file} is damaged: its checksum is not the one it was saved with")
+    state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    return state
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

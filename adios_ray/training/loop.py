@@ -1,0 +1,95 @@
+"""What a Ray Train worker runs: a loop over the commands of its trial's channel."""
+
+import os
+from pathlib import Path
+from typing import Any, TypedDict
+
+import ray
+import torch
+from torch import distributed
+
+from adios_ray import parallel
+from adios_ray.config import TrialConfig, parse
+from adios_ray.tracking.records import MaskFile, write_masks
+from adios_ray.training.checkpoints import Pointer
+from adios_ray.training.trainer import Trainer
+
+MASK_PICTURES = 8
+MASK_EPOCHS = 20
+
+
+class LoopConfig(TypedDict):
+    """What Ray Train hands to each worker.
+
+    Attributes:
+        trial: Name of the trial.
+        run_dir: The run's directory, on storage that all nodes share.
+        channel: Handle of the population's channel.
+        threads: CPU threads of this worker.
+    """
+
+    trial: str
+    run_dir: str
+    channel: Any
+    threads: int
+
+
+def train_loop(config: LoopConfig) -> None:
+    """Take commands until told to stop: train to the next report, or load a checkpoint under a new configuration."""
+    torch.set_num_threads(config["threads"])
+    channel, trial, run_dir = config["channel"], config["trial"], Path(config["run_dir"])
+    values, checkpoint, position = _agreed(ray.get(channel.start.remote(trial)))
+    trainer = Trainer(parse(TrialConfig, values), _device())
+    if checkpoint:
+        trainer.load(Pointer(**checkpoint), trainer.config)
+    while True:
+        command = ray.get(channel.take.remote(trial, position))
+        position += 1
+        if command.kind == "stop":
+            return
+        if command.kind == "load":
+            trainer.load(Pointer(**command.checkpoint), parse(TrialConfig, command.config))
+        else:
+            _train(trainer, config, run_dir)
+
+
+def _train(trainer: Trainer, config: LoopConfig, run_dir: Path) -> None:
+    """Train to the next report, save, and answer; Ray Train learns of the checkpoint too."""
+    report: dict[str, Any] = {**trainer.train_to_report(), "done": trainer.done, "worker_pid": os.getpid()}
+    checkpoint = None
+    if parallel.rank() == 0:
+        trial = config["trial"]
+        directory = run_dir / "checkpoints" / trial / f"epoch_{trainer.epoch:05d}"
+        checkpoint = trainer.save(directory)
+        _draw_masks(trainer, run_dir, trial)
+        ray.get(config["channel"].answer.remote(trial, report, checkpoint.model_dump(mode="json")))
+    ray.train.report(
+        {"epoch": trainer.epoch, "fitness": report["fitness"]},
+        checkpoint=ray.train.Checkpoint(checkpoint.path) if checkpoint else None,
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+    )
+
+
+def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> None:
+    """Keep masks of the first validation images, at most about ``MASK_EPOCHS`` times in a training."""
+    if trainer.networks.occlusion is None:
+        return
+    every = max(trainer.config.epochs // MASK_EPOCHS, 1)
+    if trainer.epoch % every and not trainer.done:
+        return
+    images, masks = trainer.masks(MASK_PICTURES)
+    pixels = (masks * 255).round().to(torch.uint8)
+    write_masks(run_dir, trial, trainer.epoch, MaskFile(images.cpu().numpy(), pixels.cpu().numpy()))
+
+
+def _agreed(start: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The first worker's view of where to start, for all workers."""
+    values = [start]
+    if parallel.world_size() > 1:
+        distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def _device() -> torch.device:
+    device: torch.device = ray.train.torch.get_device()
+    return device

@@ -1,0 +1,89 @@
+"""Optimisers of both players and their schedules."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from adios_ray.config import OptimizerConfig
+from adios_ray.models.networks import Networks
+
+PROBE_LR = 0.1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then cosine decay to zero.
+
+    Attributes:
+        total_steps: Optimiser steps of the whole training.
+        warmup_steps: Steps of the warm-up.
+        start_lr: Learning rate of the first warm-up step.
+    """
+
+    total_steps: int
+    warmup_steps: int
+    start_lr: float
+
+    def lr(self, peak: float, step: int) -> float:
+        """Learning rate of ``step`` (from 0) for a peak learning rate."""
+        if step < self.warmup_steps:
+            start = min(self.start_lr, peak)
+            return start + (peak - start) * step / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
+        return peak * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+def make_schedule(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> Schedule:
+    """The configured schedule in steps; the warm-up takes at most half of the training."""
+    total = epochs * steps_per_epoch
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), total // 2)
+    return Schedule(total, warmup, config.warmup_start_lr)
+
+
+@dataclass
+class Optimizers:
+    """One optimiser a player, and one for the probe.
+
+    Attributes:
+        encoder: Backbone, projector and predictor.
+        occlusion: The occlusion model; None without masks.
+        probe: The online probe.
+    """
+
+    encoder: torch.optim.SGD
+    occlusion: torch.optim.SGD | None
+    probe: torch.optim.SGD
+
+    def set_learning_rates(self, encoder_lr: float, occlusion_lr: float) -> None:
+        """Use these learning rates from the next step on."""
+        for optimizer, lr in ((self.encoder, encoder_lr), (self.occlusion, occlusion_lr)):
+            for group in optimizer.param_groups if optimizer else []:
+                group["lr"] = lr
+
+    def all(self) -> dict[str, torch.optim.SGD]:
+        """The optimisers that exist, by name."""
+        named = {"encoder": self.encoder, "occlusion": self.occlusion, "probe": self.probe}
+        return {name: optimizer for name, optimizer in named.items() if optimizer is not None}
+
+
+def build_optimizers(networks: Networks, config: OptimizerConfig) -> Optimizers:
+    """SGD for each player; the probe's learning rate is fixed."""
+    occlusion = networks.occlusion
+    return Optimizers(
+        encoder=_sgd(networks.encoder_parameters(), config),
+        occlusion=None if occlusion is None else _sgd(occlusion.parameters(), config),
+        probe=torch.optim.SGD(networks.probe.parameters(), lr=PROBE_LR, momentum=0.9),
+    )
+
+
+def _sgd(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.SGD:
+    """SGD with weight decay on matrices and kernels alone, not on norms and biases."""
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=config.encoder_lr, momentum=config.momentum, foreach=True)

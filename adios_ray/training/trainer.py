@@ -1,0 +1,192 @@
+"""One trial's training in one process: weights, optimisers, data and the position in the schedule."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adios_ray import parallel
+from adios_ray.config import ConfigError, TrialConfig, check_image_size, parse
+from adios_ray.data.augment import centre_view
+from adios_ray.data.feed import Feed
+from adios_ray.data.shards import open_shards
+from adios_ray.evaluation.fitness import knn_fitness
+from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
+from adios_ray.models.networks import Networks
+from adios_ray.training.checkpoints import Pointer, load_checkpoint, save_checkpoint
+from adios_ray.training.optimizers import build_optimizers, make_schedule
+from adios_ray.training.step import Measurements, train_step
+
+STATISTICS_IMAGES = 64
+
+
+class Trainer:
+    """Everything that changes while one trial trains, with saving, loading and exact resumption.
+
+    Attributes:
+        config: The trial's configuration; sparsity weight, learning rates and N change through ``load``.
+        networks: What is trained.
+        step: Optimiser steps done.
+        seed: Decides order, augmentations and drawn slots; travels with the weights.
+    """
+
+    def __init__(self, config: TrialConfig, device: torch.device) -> None:
+        """Initialise weights from the configured seed and map the data.
+
+        Raises:
+            ConfigError: If data set and configuration do not go together.
+            DatasetError: If the data set cannot be used.
+        """
+        assert config.data_dir is not None
+        self.config, self.device, self.seed, self.step = config, device, config.seed, 0
+        dataset = open_shards(config.data_dir)
+        self.dataset, self.classes = dataset, len(dataset.manifest.classes)
+        self.image_size = config.image_size or dataset.manifest.image_size
+        check_image_size(self.image_size)
+        self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
+        self.feed = Feed(self.train_split, config.augment, config.batch_size, self.image_size, device)
+        _check_batch(config.batch_size, len(self.train_split))
+        torch.manual_seed(config.seed)
+        self.networks = Networks(config, self.image_size, self.classes).to(device)
+        if config.channels_last:
+            self.networks.to(memory_format=torch.channels_last)
+        if config.compile:
+            self.networks.backbone.compile()
+        self.optimizers = build_optimizers(self.networks, config.optimizer)
+        self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
+        self._sums = torch.zeros(len(Measurements._fields), device=device)
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self.step // self.feed.steps_per_epoch
+
+    @property
+    def done(self) -> bool:
+        """Whether the last epoch is over."""
+        return self.epoch >= self.config.epochs
+
+    def next_report(self) -> int:
+        """Epoch of the next report, at most the last one."""
+        interval = self.config.evaluation.interval_epochs
+        return min((self.epoch // interval + 1) * interval, self.config.epochs)
+
+    def train_until(self, step: int) -> dict[str, float]:
+        """Train up to ``step`` and measure.
+
+        Returns:
+            Speed, and the means of the measurements since the last epoch that ended on a report.
+        """
+        began, first, waited_before = time.perf_counter(), self.step, self.feed.waited_s
+        self.networks.train()
+        for batch in self.feed.batches(self.seed, self.step, step):
+            optimizer = self.config.optimizer
+            self.optimizers.set_learning_rates(
+                self.schedule.lr(optimizer.encoder_lr, self.step), self.schedule.lr(optimizer.occlusion_lr, self.step)
+            )
+            progress = self.step / self.schedule.total_steps
+            self._sums += torch.stack(train_step(self.networks, self.optimizers, batch, self.config, progress))
+            self.step += 1
+        seconds = time.perf_counter() - began
+        steps = self.step - first
+        return {
+            "images_per_s": steps * self.config.batch_size / seconds if steps else 0.0,
+            "data_wait_fraction": (self.feed.waited_s - waited_before) / seconds if steps else 0.0,
+        }
+
+    def train_to_report(self) -> dict[str, Any]:
+        """Train to the next report and evaluate.
+
+        Returns:
+            The report: epoch, fitness (nan where the training diverged), means of the measurements over the epochs
+            since the last report, slot statistics and speed.
+        """
+        goal, interval = self.next_report(), self.config.evaluation.interval_epochs
+        epochs = goal - (goal - 1) // interval * interval
+        speed = self.train_until(goal * self.feed.steps_per_epoch)
+        means = parallel.average(self._sums / (epochs * self.feed.steps_per_epoch)).tolist()
+        self._sums.zero_()
+        parallel.broadcast_from_first(self.networks.buffers())
+        measured = dict(zip(Measurements._fields, means, strict=True))
+        finite = all(math.isfinite(value) for value in means)
+        fitness = self.evaluate("val") if finite else math.nan
+        return {"epoch": self.epoch, "fitness": fitness, **measured, **self._slot_report(), **speed}
+
+    def evaluate(self, split: str) -> float:
+        """k-NN accuracy on one split with the training split's images as neighbours, 0 to 1."""
+        held_out = self.val_split if split == "val" else self.dataset.split(split)
+        return knn_fitness(self.networks.backbone, self.train_split, held_out, self.image_size, self.config.evaluation)
+
+    def masks(self, images: int) -> tuple[Tensor, Tensor]:
+        """The first validation images, uint8 [K, S, S, 3], and their masks [K, N, S, S] (N = 0 without masks)."""
+        pixels = torch.from_numpy(self.val_split.gather(np.arange(min(images, len(self.val_split))))).to(self.device)
+        x = centre_view(pixels, self.image_size)
+        if self.networks.occlusion is None:
+            return pixels, x.new_zeros(len(x), 0, self.image_size, self.image_size)
+        with torch.no_grad():
+            return pixels, self.networks.occlude(x)
+
+    def _slot_report(self) -> dict[str, float]:
+        if self.networks.occlusion is None:
+            return {"slot_overlap": 0.0, "mask_mean_min": 0.0, "mask_mean_max": 0.0}
+        size, overlap = slot_statistics(self.masks(STATISTICS_IMAGES)[1])
+        return {
+            "slot_overlap": float(overlap.max()),
+            "mask_mean_min": float(size.min()),
+            "mask_mean_max": float(size.max()),
+        }
+
+    def save(self, directory: Path) -> Pointer:
+        """Write a checkpoint from which training goes on bit for bit."""
+        state = {
+            "config": self.config.model_dump(mode="json"),
+            "step": self.step,
+            "seed": self.seed,
+            "sums": self._sums,
+            "networks": self.networks.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.all().items()},
+        }
+        return save_checkpoint(directory, state, {"epoch": self.epoch, "step": self.step, "config": state["config"]})
+
+    def load(self, pointer: Pointer, config: TrialConfig) -> None:
+        """Take over all of a checkpoint's state, then go on under ``config``.
+
+        The number of slots may differ from the checkpoint's: its masks are split or merged.
+
+        Raises:
+            CheckpointError: If the checkpoint is missing or damaged.
+        """
+        state = load_checkpoint(pointer, self.device)
+        saved = parse(TrialConfig, state["config"], str(pointer.path))
+        self._use_slots(saved.masking.slots)
+        self.networks.load_state_dict(state["networks"])
+        for name, optimizer in self.optimizers.all().items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.step, self.seed, self._sums = state["step"], state["seed"], state["sums"].clone()
+        self.config = self.networks.config = config
+        if config.masking.slots != saved.masking.slots and self.networks.occlusion is not None:
+            assert self.optimizers.occlusion is not None
+            head = read_head(self.networks.occlusion, self.optimizers.occlusion)
+            resized = resize_head(head, self.masks(STATISTICS_IMAGES)[1], config.masking.slots)
+            replace_head(self.networks.occlusion, self.optimizers.occlusion, resized)
+
+    def _use_slots(self, slots: int) -> None:
+        """Give the occlusion model a head of ``slots`` whose values are about to be loaded."""
+        occlusion, optimizer = self.networks.occlusion, self.optimizers.occlusion
+        if occlusion is None or optimizer is None or occlusion.slots == slots:
+            return
+        weight = occlusion.head.weight
+        blank = Head(weight.new_zeros(slots, *weight.shape[1:]), weight.new_zeros(slots), None)
+        replace_head(occlusion, optimizer, blank)
+
+
+def _check_batch(batch_size: int, images: int) -> None:
+    workers = parallel.world_size()
+    if batch_size > images:
+        raise ConfigError(f"batch_size {batch_size} is more than the {images} training images")
+    if batch_size % workers:
+        raise ConfigError(f"batch_size {batch_size} cannot be shared by {workers} workers")

@@ -1,0 +1,140 @@
+"""A made-up run of a population, as if trained: its rows, exploits, masks and summary."""
+
+import math
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from adios_ray.tracking import lineage, records
+from adios_ray.tracking.records import Exploit, MaskFile, Row, Settings, Summary
+
+_START = datetime(2025, 3, 4, 9, 30, tzinfo=UTC)
+COPIES = {3: 5, 5: 4, 6: 6, 9: 6, 10: 3}
+"""The made-up run's exploits: N that the worst trial takes with the best one's weights, by epoch."""
+
+
+def make_row(trial: str = "trial_00", epoch: int = 1, fitness: float = 0.5, **values: float) -> Row:
+    """A report with plausible values."""
+    base = dict(
+        **{"loss": 2.0, "penalty": 1.5, "probe_accuracy": 0.5, "sparsity_weight": 0.4, "encoder_lr": 0.13},
+        **{"occlusion_lr": 0.02, "slots": 4, "slot_overlap": 0.3, "mask_mean_min": 0.1, "mask_mean_max": 0.4},
+        **{"images_per_s": 900.0, "data_wait_fraction": 0.03, "worker_pid": 4711},
+    )
+    fields = {"time": _START + timedelta(minutes=epoch), "trial": trial, "epoch": epoch, "fitness": fitness}
+    return Row.model_validate(fields | base | values)
+
+
+def make_exploit(epoch: int, trial: str, donor: str, slots: int = 4) -> Exploit:
+    """A copy that changes N from 4 to ``slots`` and lambda from 0.4 to 0.5."""
+    return Exploit(
+        time=_START + timedelta(minutes=epoch),
+        epoch=epoch,
+        trial=trial,
+        donor=donor,
+        old=Settings(sparsity_weight=0.4, encoder_lr=0.13, occlusion_lr=0.02, slots=4),
+        new=Settings(sparsity_weight=0.5, encoder_lr=0.13, occlusion_lr=0.02, slots=slots),
+        scores={trial: 0.4, donor: 0.6},
+    )
+
+
+def make_masks(epoch: int, epochs: int, slots: int, images: int = 8, side: int = 32) -> MaskFile:
+    """Coloured discs, and slots that sharpen from a blur into parts of the plane as epochs go by."""
+    rng = np.random.default_rng(0)
+    axis = (np.arange(side) + 0.5) / side
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    pixels, masks = [], []
+    for _ in range(images):
+        back, front, centre = rng.uniform(0.2, 0.9, 3), rng.uniform(0, 1, 3), rng.uniform(0.35, 0.65, 2)
+        disc = np.clip(8 * (0.28 - np.hypot(y - centre[0], x - centre[1])) + 0.5, 0, 1)[..., None]
+        shade = (0.7 + 0.3 * y)[..., None]
+        pixels.append(np.rint(255 * shade * ((1 - disc) * back + disc * front)))
+        angles = 2 * np.pi * np.arange(slots - 1) / (slots - 1) + rng.uniform(0, 2)
+        scores = [0.38 * np.cos(a) * (x - centre[1]) * 4 + 0.38 * np.sin(a) * (y - centre[0]) * 4 for a in angles]
+        logits = np.stack([2.2 * disc[..., 0] - 0.6, *scores]) * (0.2 + 9 * (epoch / epochs) ** 2)
+        masks.append(np.rint(255 * np.exp(logits) / np.exp(logits).sum(axis=0)))
+    return MaskFile(np.stack(pixels).astype(np.uint8), np.stack(masks).astype(np.uint8))
+
+
+def first_settings(trial: int) -> Settings:
+    """What a trial of the made-up run starts with."""
+    scale = 2.0 ** (trial % 4)
+    return Settings(
+        sparsity_weight=0.1 * scale, encoder_lr=0.04 * scale, occlusion_lr=0.01 * scale, slots=3 + trial % 3
+    )
+
+
+def mutated(settings: Settings, epoch: int) -> Settings:
+    """What the trial that copies at ``epoch`` goes on with."""
+    factor = (1.2, 0.8)[epoch % 2]
+    return Settings(
+        sparsity_weight=settings.sparsity_weight * factor,
+        encoder_lr=settings.encoder_lr / factor,
+        occlusion_lr=settings.occlusion_lr * factor,
+        slots=COPIES[epoch],
+    )
+
+
+class MadeUpRun:
+    """A run in which the worst trial copies the best at the epochs of ``COPIES`` and then learns faster."""
+
+    def __init__(self, run_dir: Path, trials: int, epochs: int) -> None:
+        """Set the start of each trial."""
+        self.run_dir, self.epochs = run_dir, epochs
+        self.names = [f"trial_{i:02d}" for i in range(trials)]
+        self.settings = {name: first_settings(i) for i, name in enumerate(self.names)}
+        self.skill = {name: 0.10 + 0.05 * ((3 * i) % trials) / trials for i, name in enumerate(self.names)}
+        self.pace = {name: 0.06 + 0.02 * ((7 * i) % trials) / trials for i, name in enumerate(self.names)}
+        self.rng = np.random.default_rng(1)
+
+    def train(self, name: str, epoch: int) -> Row:
+        """One epoch of one trial; masks are stored at odd epochs and the last."""
+        gain = self.pace[name] * (0.85 - self.skill[name]) * self.rng.uniform(0.6, 1.4)
+        self.skill[name] += gain + self.rng.normal(0, 0.006)
+        if epoch % 2 == 1 or epoch == self.epochs:
+            masks = make_masks(epoch, self.epochs, self.settings[name].slots)
+            records.write_masks(self.run_dir, name, epoch, masks)
+        overlap = 0.75 * math.exp(-epoch / 6) + self.rng.uniform(0, 0.05)
+        sizes = {"mask_mean_min": self.rng.uniform(0.08, 0.14), "mask_mean_max": self.rng.uniform(0.3, 0.36)}
+        settings = self.settings[name].model_dump()
+        return make_row(name, epoch, self.skill[name], slot_overlap=overlap, **sizes, **settings)
+
+    def exploit(self, epoch: int) -> None:
+        """The worst trial copies the best."""
+        donor, trial = max(self.names, key=self.skill.__getitem__), min(self.names, key=self.skill.__getitem__)
+        exploit = Exploit(
+            **{"time": _START + timedelta(minutes=epoch, seconds=2), "epoch": epoch, "trial": trial, "donor": donor},
+            **{"old": self.settings[trial], "new": mutated(self.settings[donor], epoch), "scores": self.skill},
+        )
+        records.append_exploit(self.run_dir, exploit)
+        self.skill[trial], self.pace[trial] = self.skill[donor], 1.3 * max(self.pace.values())
+        self.settings[trial] = exploit.new
+
+    def write(self) -> None:
+        """Every file except the summary."""
+        records.write_config(self.run_dir, {"seed": 0, "masking": {"scheme": "adios", "slots": 4}})
+        with records.ResultsWriter(self.run_dir) as results:
+            for epoch in range(1, self.epochs + 1):
+                for name in self.names:
+                    results.append(self.train(name, epoch))
+                if epoch in COPIES:
+                    self.exploit(epoch)
+
+
+def make_summary(rows: list[Row]) -> Summary:
+    """The outcome that fits the rows of a made-up run."""
+    best = lineage.best_row(rows)
+    assert best is not None
+    return Summary(
+        **{"best_trial": best.trial, "best_fitness": best.fitness, "best_epoch": best.epoch},
+        first_best_fitness=max(row.fitness for row in rows if row.epoch == 1),
+        **{"test_accuracy": best.fitness - 0.008, "chance": 0.1, "seconds": 812.0, "exploits": len(COPIES)},
+        **{"slot_changes": 4, "epochs": rows[-1].epoch, "population": len({row.trial for row in rows})},
+        **{"dataset": "cifar10", "command": "adios-ray search search_spaces/cifar10.yaml --population 4"},
+    )
+
+
+def make_run(run_dir: Path, trials: int = 4, epochs: int = 12) -> None:
+    """A finished run with five exploits: results, lineage, masks, configuration and summary."""
+    MadeUpRun(run_dir, trials, epochs).write()
+    records.write_summary(run_dir, make_summary(records.read_results(run_dir)))

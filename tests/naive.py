@@ -1,0 +1,87 @@
+"""ADIOS written down literally: N full forwards in one graph, gradients by definition. The oracle of the step."""
+
+import torch
+from torch import Tensor
+
+from adios_ray.config import TrialConfig
+from adios_ray.data.feed import Batch
+from adios_ray.models.networks import Networks
+from adios_ray.training.optimizers import Optimizers
+
+
+def naive_masks(networks: Networks, batch: Batch, both: bool) -> tuple[Tensor | None, Tensor]:
+    """Masks of the first view (None unless both views are masked) and of the second, [B, N, S, S] each."""
+    return (networks.occlude(batch.a) if both else None), networks.occlude(batch.b)
+
+
+def naive_objective(
+    networks: Networks, batch: Batch, masks_a: Tensor | None, masks_b: Tensor, config: TrialConfig
+) -> Tensor:
+    """Equation 6 (Equation 9 for adios-s) without its penalty: the distance summed or averaged over slots."""
+    compare = networks.objective.compare
+    view_a = networks.embed(batch.a)[0]
+    view_b = networks.embed(batch.b)[0] if masks_a is not None else None
+    terms = []
+    for k in range(masks_b.shape[1]):
+        hidden_a = None
+        if masks_a is not None:
+            hidden_a = networks.embed(batch.a * (1 - masks_a[:, k : k + 1]))[0]
+        hidden_b = networks.embed(batch.b * (1 - masks_b[:, k : k + 1]))[0]
+        if hidden_a is None or view_b is None:
+            terms.append(compare(view_a, hidden_b))
+        else:
+            four = compare(view_a, view_b) + compare(view_a, hidden_b)
+            terms.append((four + compare(hidden_a, view_b) + compare(hidden_a, hidden_b)) / 4)
+    total = torch.stack(terms).sum()
+    return total / len(terms) if config.masking.reduction == "mean" else total
+
+
+def naive_penalty(masks: Tensor, config: TrialConfig) -> Tensor:
+    """Equation 7, averaged over images, summed or averaged over slots."""
+    total = masks.new_zeros(())
+    for image in masks:
+        for mask in image:
+            total = total + 1 / torch.sin(torch.pi * mask.mean())
+    total = total / len(masks)
+    return total / masks.shape[1] if config.masking.reduction == "mean" else total
+
+
+def pick_slot(masks: Tensor, drawn: Tensor) -> Tensor:
+    """ADIOS-s: each image's drawn slot, [B, 1, S, S]."""
+    slots = masks.shape[1]
+    return torch.stack([image[int(number * slots)][None] for image, number in zip(masks, drawn, strict=True)])
+
+
+def naive_step(
+    networks: Networks, optimizers: Optimizers, batch: Batch, config: TrialConfig, progress: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    """One step of both players; returns the gradients of encoder and occlusion model."""
+    both = config.objective.masked_views == "both"
+    masks_a, masks_b = naive_masks(networks, batch, both)
+    every = masks_b if masks_a is None else torch.cat([masks_a, masks_b])
+    penalty = naive_penalty(every, config)
+    if config.masking.scheme == "adios-s":
+        masks_b = pick_slot(masks_b, batch.drawn_slots)
+        masks_a = None if masks_a is None else pick_slot(masks_a, batch.drawn_slots)
+    encoder = list(networks.encoder_parameters())
+    assert networks.occlusion is not None and optimizers.occlusion is not None
+    occlusion = list(networks.occlusion.parameters())
+    alternating = config.masking.order == "alternating"
+    objective = naive_objective(networks, batch, masks_a, masks_b, config)
+    encoder_gradients = torch.autograd.grad(objective, encoder, retain_graph=True)
+    _apply(optimizers.encoder, encoder, encoder_gradients) if alternating else None
+    if alternating:
+        objective = naive_objective(networks, batch, masks_a, masks_b, config)
+    game = objective - config.masking.sparsity_weight * penalty
+    occlusion_gradients = torch.autograd.grad(-game, occlusion)
+    _apply(optimizers.encoder, encoder, encoder_gradients) if not alternating else None
+    _apply(optimizers.occlusion, occlusion, occlusion_gradients)
+    networks.update_momentum(progress)
+    return list(encoder_gradients), list(occlusion_gradients)
+
+
+def _apply(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], gradients: tuple[Tensor, ...]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    optimizer.zero_grad()

@@ -1,0 +1,89 @@
+"""The order of commands and answers between driver, trial and workers; no cluster is needed for it."""
+
+import asyncio
+from typing import Any
+
+from adios_ray.search.channel import Channel
+
+CONFIG: dict[str, Any] = {"seed": 1}
+MINE, DONORS = {"path": "mine", "sha256": "1"}, {"path": "donor", "sha256": "2"}
+
+
+async def registered(held: bool = False) -> Channel:
+    """A channel with one trial, fresh."""
+    channel = Channel()
+    await channel.register("t", CONFIG, None, held)
+    return channel
+
+
+async def settle() -> None:
+    """Let every waiting task run as far as it can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_a_request_becomes_a_command_and_its_answer_a_report() -> None:
+    async def scenario() -> None:
+        channel = await registered()
+        start = await channel.start("t")
+        assert start == (CONFIG, None, 0)
+        request = asyncio.create_task(channel.request("t"))
+        assert (await channel.take("t", 0)).kind == "train"
+        await channel.answer("t", {"epoch": 1}, MINE)
+        assert await request == {"epoch": 1, "checkpoint": MINE}
+
+    asyncio.run(scenario())
+
+
+def test_a_held_trial_trains_only_after_its_load_and_release() -> None:
+    async def scenario() -> None:
+        channel = await registered()
+        await channel.hold("t", True)
+        request = asyncio.create_task(channel.request("t"))
+        first = asyncio.create_task(channel.take("t", 0))
+        await settle()
+        assert not first.done()
+        await channel.load("t", DONORS, {"seed": 2})
+        await channel.hold("t", False)
+        assert await first == ("load", {"seed": 2}, DONORS)
+        assert (await channel.take("t", 1)).kind == "train"
+        await channel.answer("t", {"epoch": 2}, MINE)
+        await request
+
+    asyncio.run(scenario())
+
+
+def test_a_restarted_worker_group_gets_the_unanswered_request_and_the_newest_state() -> None:
+    async def scenario() -> None:
+        channel = await registered()
+        await channel.start("t")
+        await channel.load("t", DONORS, {"seed": 2})
+        request = asyncio.create_task(channel.request("t"))
+        assert (await channel.take("t", 1)).kind == "train"
+        start = await channel.start("t")
+        assert (start.config, start.checkpoint) == ({"seed": 2}, DONORS)
+        assert (await channel.take("t", start.position)).kind == "train"
+        await channel.answer("t", {"epoch": 3}, MINE)
+        assert (await request)["epoch"] == 3
+        assert (await channel.start("t")).checkpoint == MINE
+
+    asyncio.run(scenario())
+
+
+def test_a_repeated_request_joins_the_one_that_is_under_way() -> None:
+    async def scenario() -> None:
+        channel = await registered()
+        lost = asyncio.create_task(channel.request("t"))
+        await settle()
+        again = asyncio.create_task(channel.request("t"))
+        await settle()
+        await channel.answer("t", {"epoch": 1}, MINE)
+        assert (await again)["epoch"] == (await lost)["epoch"] == 1
+        position = (await channel.start("t")).position
+        pending = asyncio.create_task(channel.take("t", position))
+        await settle()
+        assert not pending.done()
+        await channel.stop("t")
+        assert (await pending).kind == "stop"
+
+    asyncio.run(scenario())

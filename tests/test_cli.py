@@ -1,0 +1,117 @@
+"""The command line: what it makes, what it says, and how it fails."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adios_ray.cli import main
+from adios_ray.data import prepare as preparation
+from adios_ray.data.shards import open_shards
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Ten images without classes."""
+    (tmp_path / "images").mkdir()
+    for number in range(10):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+    return tmp_path / "images"
+
+
+def options(**given: object) -> list[str]:
+    """Options of ``prepare`` that are right for a folder, but for those given; None leaves one out."""
+    right = {"dataset": "folder", "source": "images", "output": "out", "image_size": 32}
+    merged = {**right, **given}
+    pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in merged.items() if value is not None]
+    return ["prepare", *(word for pair in pairs for word in pair)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"image_size": 40}, "--image-size 40 must be a multiple of 16 from 32 on"),
+        ({"image_size": 16}, "--image-size 16 must"),
+        ({"image_size": -32}, "--image-size -32 must"),
+        ({"max_bad_fraction": 1.5}, "--max-bad-fraction 1.5 must lie in [0, 1]"),
+        ({"max_bad_fraction": "nan"}, "--max-bad-fraction nan must lie in [0, 1]"),
+        ({"source": None}, "--dataset folder needs --source"),
+        ({"num_images": 5}, "--num-images and --seed are for rendered sets"),
+        ({"seed": 0}, "--num-images and --seed are for rendered sets"),
+        ({"dataset": "scenes"}, "--dataset scenes is rendered and takes no --source"),
+        ({"dataset": "objects", "source": None, "num_images": 3}, "num_images"),
+        ({"source": "nowhere"}, "nowhere is not a folder"),
+        ({"output": "images"}, "is not empty and not an unfinished data set"),
+        ({"output": "images/0.png"}, "Not a directory"),
+        ({"train_images": 11}, "11 images asked for train"),
+    ],
+)
+def test_bad_options_are_one_line(
+    given: dict[str, object],
+    message: str,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(images.parent)
+    assert main(options(**given)) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and message in captured.err
+    assert captured.err.count("\n") == 1 and not captured.out
+
+
+@pytest.mark.parametrize("arguments", [[], ["prepare"], ["prepare", "--nonsense", "1"], options(dataset="films")])
+def test_a_command_line_that_cannot_be_read(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def test_help_explains_every_option_of_prepare(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["prepare", "--help"])
+    said = capsys.readouterr().out
+    assert caught.value.code == 0
+    for name in ("train", "val", "test", "num"):
+        assert f"--{name}-images" in said
+    assert "from each class" in said and "(required)" in said
+
+
+def test_the_command_line_starts_without_ray_and_torch() -> None:
+    code = "import sys, adios_ray.cli; sys.exit(any(name in sys.modules for name in ('ray', 'torch', 'pyarrow')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_interruption_says_how_to_go_on(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparation, "prepare", interrupted)
+    assert main(options(source=images, output=tmp_path / "out")) == 130
+    assert "the same command goes on where it stopped" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_prepare_and_verify(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = options(source=images, output=tmp_path / "out", val_images=2, test_images=1)
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "out: test 1, train 7, val 2 images, 0 refused" in said and said.count("\n") == 1
+    assert main(arguments) == 0 and "is already there: test 1, train 7" in capsys.readouterr().out
+    dataset = open_shards(tmp_path / "out")
+    assert dataset.manifest.recipe["source"] == str(images.resolve())
+    reds = np.concatenate(
+        [images[:, 0, 0, 0] for name in ("train", "val", "test") for images in dataset.split(name).images]
+    )
+    assert sorted(reds) == list(range(10))
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert "3 shards, 10 images" in capsys.readouterr().out
+    (tmp_path / "out" / "val-00000.arrow").unlink()
+    assert main(["verify", str(tmp_path / "out")]) == 2
+    assert "val-00000.arrow is missing" in capsys.readouterr().err

@@ -1,0 +1,163 @@
+"""Strict configuration: what is refused, and how it is said."""
+
+import math
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import yaml
+
+from adios_ray.config import ConfigError, TrialConfig, check_image_size, parse, replaced, value_at
+from adios_ray.search.command import read_arguments
+from adios_ray.search.experiment import PRESETS, SPACES, ExperimentConfig, preset_config
+from adios_ray.search.preflight import check_data, check_storage, place
+from adios_ray.search.spaces import Continuous, Integer, SearchSpace, load_space
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"masking": {"slotz": 4}}, "masking.slotz"),
+        ({"masking": {"sparsity_weight": 0}}, "masking.sparsity_weight"),
+        ({"masking": {"sparsity_weight": -1.0}}, "masking.sparsity_weight"),
+        ({"masking": {"slots": 1}}, "masking.slots"),
+        ({"masking": {"width": 12}}, "masking.width"),
+        ({"optimizer": {"encoder_lr": 0}}, "optimizer.encoder_lr"),
+        ({"objective": {"name": "simclrr"}}, "objective.name"),
+        ({"image_size": 72}, "72"),
+        ({"epochs": 0}, "epochs"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_its_path(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        parse(TrialConfig, values)
+
+
+@pytest.mark.parametrize("size", [32, 48, 64, 96, 128, 160, 192, 224, 256])
+def test_usual_image_sizes_are_allowed(size: int) -> None:
+    check_image_size(size)
+
+
+def test_a_changed_copy_is_checked() -> None:
+    config = TrialConfig()
+    changed = replaced(config, {"masking.slots": 7, "seed": 3})
+    assert (changed.masking.slots, changed.seed, config.masking.slots) == (7, 3, 4)
+    assert value_at(changed, "masking.slots") == 7
+    with pytest.raises(ConfigError, match="masking.sparsity_weight"):
+        replaced(config, {"masking.sparsity_weight": 0.0})
+    with pytest.raises(ConfigError, match="masking.nothing"):
+        value_at(config, "masking.nothing")
+
+
+def test_every_preset_is_a_configuration_that_its_space_binds() -> None:
+    for name in PRESETS:
+        config = preset_config(name)
+        load_space(config.space).bind(config.trial())
+        assert parse(ExperimentConfig, config.model_dump(mode="json")) == config
+
+
+def test_presets_hold_the_published_values() -> None:
+    small, large = preset_config("in100s"), preset_config("in100")
+    assert (small.image_size, small.masking.scheme, small.masking.sparsity_weight) == (96, "adios", 0.57)
+    assert (small.optimizer.encoder_lr, small.optimizer.occlusion_lr, small.masking.slots) == (0.13, 0.02, 4)
+    assert (large.image_size, large.masking.scheme, large.backbone.name) == (224, "adios-s", "resnet18")
+
+
+@pytest.mark.parametrize("path", sorted(SPACES.rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_search_space_binds_round_trips_and_stays_inside_its_bounds(path: Path) -> None:
+    space = load_space(path)
+    space.bind(TrialConfig())
+    assert parse(SearchSpace, yaml.safe_load(yaml.safe_dump(space.model_dump()))) == space
+    assert space.parameters["masking.sparsity_weight"].low > 0
+    random, values = Random(0), space.sample(Random(1))
+    for _ in range(300):
+        values = space.explore(values, random)
+        for name, parameter in space.parameters.items():
+            assert parameter.low <= values[name] <= parameter.high
+            assert isinstance(values[name], int) == isinstance(parameter, Integer)
+
+
+def test_perturbation_moves_by_the_factor_or_the_step() -> None:
+    rate = Continuous(low=0.01, high=1, scale="log", factor=1.25)
+    moved = {round(rate.perturb(0.1, Random(seed)), 6) for seed in range(20)}
+    assert moved == {0.08, 0.125}
+    slots = Integer(low=2, high=5, scale="integer", step=1)
+    assert {slots.perturb(4, Random(seed)) for seed in range(20)} == {3, 5}
+    assert {slots.perturb(5, Random(seed)) for seed in range(20)} == {4, 5}
+
+
+def test_log_scale_draws_evenly_in_the_logarithm() -> None:
+    rate = Continuous(low=0.01, high=1, scale="log")
+    random = Random(0)
+    logs = [math.log10(rate.sample(random)) for _ in range(4000)]
+    assert sum(logs) / len(logs) == pytest.approx(-1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"parameters": {"masking.slotz": {"low": 2, "high": 3, "scale": "integer"}}}, "masking.slotz"),
+        ({"parameters": {"masking.slots": {"low": 1, "high": 3, "scale": "integer"}}}, "masking.slots"),
+        ({"parameters": {"masking.sparsity_weight": {"low": 0, "high": 1, "scale": "linear"}}}, "sparsity_weight"),
+        ({"parameters": {"optimizer.encoder_lr": {"low": 0, "high": 1, "scale": "log"}}}, "encoder_lr"),
+        ({"scheduler": "pbt9"}, "scheduler"),
+        ({"interval": 3}, "interval"),
+    ],
+)
+def test_a_space_that_cannot_work_is_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    values = yaml.safe_load((SPACES / "pbt_demo.yaml").read_text())
+    file = tmp_path / "space.yaml"
+    file.write_text(yaml.safe_dump({**values, **change}))
+    with pytest.raises(ConfigError, match=named):
+        load_space(file).bind(TrialConfig(), str(file))
+
+
+def test_a_missing_space_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing.yaml"):
+        load_space(tmp_path / "nothing.yaml")
+
+
+def test_the_command_line_reaches_every_value_over_its_preset() -> None:
+    arguments = "--preset demo --epochs 3 --masking.slots 5 --population 6 --optimizer.encoder-lr 0.2 --seed 9".split()
+    config = read_arguments("", arguments)
+    assert (config.epochs, config.masking.slots, config.population, config.seed) == (3, 5, 6, 9)
+    assert config.optimizer.encoder_lr == 0.2
+    assert config.backbone.name == "resnet_small"
+    assert config.masking.width == preset_config("demo").masking.width
+
+
+@pytest.mark.parametrize("wrong", [["--masking.sparsity-weight", "0"], ["--masking.slots", "1"], ["--image-size", "72"]])
+def test_values_out_of_range_on_the_command_line_are_refused(wrong: list[str]) -> None:
+    with pytest.raises((ConfigError, SystemExit)):
+        read_arguments("", ["--preset", "demo", *wrong])
+
+
+def test_resume_takes_no_other_settings() -> None:
+    assert read_arguments("", ["--resume", "runs/x"]).resume == Path("runs/x")
+    with pytest.raises(ConfigError, match="--resume"):
+        read_arguments("", ["--resume", "runs/x", "--epochs", "3"])
+
+
+def test_without_data_both_choices_are_named() -> None:
+    with pytest.raises(ConfigError, match="--preset demo.*--data-dir"):
+        check_data(ExperimentConfig())
+
+
+def test_a_storage_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file"):
+        check_storage(tmp_path / "file")
+    assert check_storage(tmp_path / "a" / "b").is_dir()
+
+
+def test_workers_share_the_cpus_and_need_the_gpus() -> None:
+    config = ExperimentConfig(population=4)
+    cpus, gpus = place(config, cpus=2, gpus=0)
+    assert gpus == 0 and 0.49 < cpus < 0.5
+    assert place(config, cpus=16, gpus=4) == (1.0, 1.0)
+    with pytest.raises(ConfigError, match="need 4, the cluster has 1"):
+        place(config, cpus=16, gpus=1)
+    with pytest.raises(ConfigError, match="GPU"):
+        place(ExperimentConfig(gpus_per_worker=1), cpus=2, gpus=0)
+    assert place(ExperimentConfig(gpus_per_worker=0.25), cpus=16, gpus=1)[1] == 0.25

@@ -1,0 +1,275 @@
+"""Folders of images: how they are listed, and every odd kind of file that they may hold."""
+
+import io
+import os
+import pickle
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from adios_ray.data.shards import DatasetError
+from adios_ray.data.sources.base import RefusedImageError
+from adios_ray.data.sources.folder import FolderSource, decode
+
+Pixels = npt.NDArray[np.uint8]
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def noise(height: int, width: int, channels: int = 3) -> Pixels:
+    """Random pixels, [height, width, channels]."""
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def smooth(height: int, width: int) -> Pixels:
+    """A picture of slow and fast waves, as a photograph has them, uint8 [height, width, 3]."""
+    y, x = np.mgrid[:height, :width] / 40
+    waves = [np.sin(x * f + i) * np.cos(y * f) / f for i in range(3) for f in (1, 3, 9)]
+    layers = np.stack([sum(waves[3 * i : 3 * i + 3]) for i in range(3)], axis=-1)
+    return (127.5 + 80 * layers).clip(0, 255).astype(np.uint8)
+
+
+def halves(left: tuple[int, ...], right: tuple[int, ...], mode: str = "RGB") -> Image.Image:
+    """A 32 x 32 picture of two colours."""
+    image = Image.new(mode, (32, 32), left)
+    image.paste(right, (16, 0, 32, 32))
+    return image
+
+
+def naive(image: Image.Image, size: int) -> Pixels:
+    """Resize the whole picture by its short side, then cut the middle out."""
+    width, height = (round(side * size / min(image.size)) for side in image.size)
+    resized = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+    top, left = (height - size) // 2, (width - size) // 2
+    return resized[top : top + size, left : left + size]
+
+
+def plant(root: Path, *items: str) -> Path:
+    """Make small pictures at the given paths."""
+    for item in items:
+        path = root / item
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(8, 8)).save(path, "PNG")
+    return root
+
+
+def test_splits_with_classes(tmp_path: Path) -> None:
+    items = ["test/b/1.png", "test/a/1.png", "train/b/2.JPG", "train/a/9.tiff", "train/a/10.WebP", "validation/a/1.gif"]
+    source = FolderSource(plant(tmp_path, *items, "validation/b/sub/x.bmp", "train/a/.hidden.png", "train/.x/y.png"))
+    (tmp_path / "train" / "a" / "notes.txt").write_text("not an image")
+    assert source.classes == ("a", "b")
+    assert source.listing() == {
+        "train": ["train/a/10.WebP", "train/a/9.tiff", "train/b/2.JPG"],
+        "val": ["validation/a/1.gif", "validation/b/sub/x.bmp"],
+        "test": ["test/a/1.png", "test/b/1.png"],
+    }
+    assert [source.load(item, 8).label for item in source.listing()["val"]] == [0, 1]
+
+
+def test_classes_without_splits_are_all_train(tmp_path: Path) -> None:
+    source = FolderSource(plant(tmp_path, "cat/1.png", "ant/images/1.png", "test/1.png"))
+    assert source.classes == ("ant", "cat", "test")
+    assert source.listing() == {"train": ["ant/images/1.png", "cat/1.png", "test/1.png"]}
+    assert [source.load(item, 8).label for item in source.listing()["train"]] == [0, 1, 2]
+
+
+def test_a_flat_folder_has_one_class(tmp_path: Path) -> None:
+    source = FolderSource(plant(tmp_path, "b.png", "a.png"))
+    assert source.classes == ("unlabelled",) and source.listing() == {"train": ["a.png", "b.png"]}
+    assert source.load("a.png", 8).label == 0 and source.load("a.png", 8).instances is None
+
+
+def test_linked_class_folders_are_followed(tmp_path: Path) -> None:
+    plant(tmp_path / "all", "ant/1.png", "cat/1.png")
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "cat").symlink_to(tmp_path / "all" / "cat")
+    assert FolderSource(tmp_path / "some").listing() == {"train": ["cat/1.png"]}
+
+
+def test_classes_must_be_those_of_every_split(tmp_path: Path) -> None:
+    plant(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png")
+    with pytest.raises(DatasetError, match="2 class folders .* train has b; val has c"):
+        _ = FolderSource(tmp_path).classes
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([], "no images in"),
+        (["train/a/1.png", "val/a/.x.png"], "no images in .*val"),
+        (["train/a/1.png", "val/a/1.png", "validation/a/1.png"], "both val and validation"),
+        (["a/1.png", "1.png"], "both class folders and images beside them, such as 1.png"),
+    ],
+)
+def test_folders_that_cannot_be_used(tmp_path: Path, items: list[str], message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        FolderSource(plant(tmp_path, *items)).listing()
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="nowhere is not a folder"):
+        FolderSource(tmp_path / "nowhere").listing()
+
+
+def test_a_file_name_that_is_not_text(tmp_path: Path) -> None:
+    plant(tmp_path, "a/1.png")
+    os.rename(tmp_path / "a" / "1.png", os.fsencode(tmp_path / "a") + b"/\xff.png")
+    with pytest.raises(DatasetError, match=r"xff\.png' is not UTF-8"):
+        FolderSource(tmp_path).listing()
+
+
+def test_a_pickled_source_decodes_but_does_not_carry_the_listing(tmp_path: Path) -> None:
+    source = FolderSource(plant(tmp_path, *(f"train/{name}/{i}.png" for name in "ab" for i in range(50))))
+    listing = source.listing()
+    sent = pickle.dumps(source)
+    assert len(sent) < 500
+    received = pickle.loads(sent)
+    assert received.load("train/b/7.png", 8).label == 1 and received.listing() == listing
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (32, 64), (64, 32), (8, 24)])
+def test_resizing_equals_resizing_the_whole_and_cropping(tmp_path: Path, shape: tuple[int, int]) -> None:
+    image = Image.fromarray(noise(*shape))
+    image.save(tmp_path / "x.png")
+    np.testing.assert_allclose(decode(tmp_path / "x.png", 16), naive(image, 16), atol=1, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (501, 333), (260, 1000), (64, 63)])
+@pytest.mark.parametrize("size", [16, 32, 96])
+def test_reduced_decoding_is_close_to_full_decoding(tmp_path: Path, shape: tuple[int, int], size: int) -> None:
+    Image.fromarray(smooth(*shape)).save(tmp_path / "x.jpg", quality=92)
+    Image.open(tmp_path / "x.jpg").save(tmp_path / "x.png")  # a PNG is always decoded in full
+    difference = decode(tmp_path / "x.jpg", size).astype(int) - decode(tmp_path / "x.png", size)
+    assert np.abs(difference).mean() <= 2.0
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    grey = noise(16, 16, 1)[:, :, 0]
+    Image.fromarray(grey).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(decode(tmp_path / "x.png", 16), np.stack([grey] * 3, axis=-1))
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    decoded = decode(tmp_path / "x.png", 16)
+    np.testing.assert_array_equal(decoded[:, :, 1], np.round(values / 257))
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    halves((0, 255, 255, 0), (255, 255, 0, 0), "CMYK").save(tmp_path / "x.jpg", quality=100)
+    decoded = decode(tmp_path / "x.jpg", 32).astype(int)
+    assert np.abs(decoded[:, :15] - RED).max() <= 4 and np.abs(decoded[:, 17:] - BLUE).max() <= 4
+
+
+def palette_with_transparency() -> Image.Image:
+    """Left half palette colour 0, which is transparent; right half palette colour 1, blue."""
+    image = Image.new("P", (32, 32), 0)
+    image.putpalette([*RED, *BLUE])
+    image.paste(1, (16, 0, 32, 32))
+    image.info["transparency"] = 0
+    return image
+
+
+def rgb_with_transparent_red() -> Image.Image:
+    """An RGB picture in which the colour red stands for transparent."""
+    image = halves(RED, BLUE)
+    image.info["transparency"] = RED
+    return image
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        palette_with_transparency,
+        rgb_with_transparent_red,
+        lambda: halves((255, 0, 0, 0), (0, 0, 255, 255), "RGBA"),
+        lambda: halves((255, 0, 0, 0), (0, 0, 255, 255), "RGBA").quantize(4),
+    ],
+    ids=["P", "RGB", "RGBA", "PA"],
+)
+def test_transparency_goes_on_white(tmp_path: Path, make: Callable[[], Image.Image]) -> None:
+    make().save(tmp_path / "x.png")
+    decoded = decode(tmp_path / "x.png", 32)
+    assert (decoded[:, :16] == WHITE).all() and (decoded[:, 16:] == BLUE).all()
+
+
+def test_half_transparent_grey_goes_on_white(tmp_path: Path) -> None:
+    Image.new("LA", (16, 16), (0, 128)).save(tmp_path / "x.png")
+    assert (decode(tmp_path / "x.png", 16) == 127).all()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tiff", "png", "webp"])
+def test_exif_orientation_6_is_turned_upright(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown upright after a quarter turn clockwise: the left half comes to lie on top
+    halves(RED, BLUE).save(tmp_path / f"x.{suffix}", exif=exif, quality=100)
+    decoded = decode(tmp_path / f"x.{suffix}", 32).astype(int)
+    assert np.abs(decoded[:14] - RED).max() <= 12 and np.abs(decoded[18:] - BLUE).max() <= 12
+
+
+def test_the_crop_of_a_turned_image_is_that_of_the_upright_one(tmp_path: Path) -> None:
+    upright = Image.fromarray(noise(64, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "x.png", exif=exif)
+    np.testing.assert_allclose(decode(tmp_path / "x.png", 16), naive(upright, 16), atol=1, rtol=0)
+
+
+def test_an_animation_shows_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, BLUE)]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    assert (decode(tmp_path / "x.gif", 16) == RED).all()
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def huge_png(side: int) -> bytes:
+    """A PNG whose header claims ``side`` pixels a side, with hardly any data."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+PHOTO = Image.fromarray(smooth(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("truncated.jpg", encoded(PHOTO, "JPEG")[:-300], "damaged: .*truncated"),
+        ("truncated.png", encoded(PHOTO, "PNG")[:-300], "damaged: "),
+        ("empty.png", b"", "empty file"),
+        ("text.jpg", b"this is a text", "not an image in one of the formats JPEG, PNG"),
+        ("postscript.jpg", encoded(PHOTO, "EPS"), "not an image in one of the formats"),
+        ("warned.png", huge_png(10_000), "decompression bombs"),
+        ("bomb.png", huge_png(30_000), "decompression bombs"),
+        ("narrow.png", encoded(Image.new("RGB", (200, 7)), "PNG"), "200 x 7 pixels: a side is below 8"),
+        ("float.tiff", encoded(Image.new("F", (16, 16)), "TIFF"), "floating-point"),
+        ("int.tiff", encoded(Image.new("I", (16, 16), 70_000), "TIFF"), "outside the 16-bit range"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RefusedImageError, match=reason) as caught:
+        decode(tmp_path / name, 32)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_file_that_went_away_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RefusedImageError, match="cannot be read: No such file"):
+        decode(tmp_path / "gone.jpg", 32)

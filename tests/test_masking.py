@@ -1,0 +1,141 @@
+"""The occlusion model and its penalty against pinned numbers and closed forms; changing the number of slots."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adios_ray.masking.occlusion import OcclusionModel
+from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
+from adios_ray.masking.sparsity import sparsity
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name: str) -> dict[str, Tensor]:
+    """Arrays of a golden file as tensors; tests/golden/README.md says where they come from."""
+    with np.load(GOLDEN / name) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
+@pytest.mark.parametrize(("size", "slots"), [(32, 3), (64, 4)])
+def test_masks_agree_with_the_published_model(size: int, slots: int) -> None:
+    values = golden(f"occlusion_{size}px_{slots}slots.npz")
+    x, masks = values.pop("x"), values.pop("masks")
+    model = OcclusionModel(size, slots, width=8)
+    model.load_state_dict(values)
+    torch.testing.assert_close(model(x), masks, rtol=0, atol=1e-5)
+
+
+def test_masks_share_every_pixel() -> None:
+    torch.manual_seed(0)
+    masks = OcclusionModel(48, 5, width=8, norm="instance")(torch.randn(2, 3, 48, 48))
+    assert masks.shape == (2, 5, 48, 48)
+    torch.testing.assert_close(masks.sum(dim=1), torch.ones(2, 48, 48), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [40, 72, 24, 100])
+def test_sizes_that_cannot_be_halved_are_refused(size: int) -> None:
+    if size == 40:
+        OcclusionModel(40, 4, 8)
+        return
+    with pytest.raises(ValueError, match=f"image size {size}"):
+        OcclusionModel(size, 4, 8)
+
+
+def test_sparsity_agrees_with_the_published_term() -> None:
+    values = golden("losses.npz")
+    penalties = sparsity(values["masks"])
+    torch.testing.assert_close(penalties.mean().double(), values["penalty_mean_over_slots"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        penalties.mean(dim=0).sum().double(), values["penalty_sum_over_slots"], rtol=1e-5, atol=0
+    )
+
+
+def test_sparsity_has_its_closed_form_and_slope() -> None:
+    for level in (0.1, 0.25, 0.5, 0.9):
+        masks = torch.full((1, 1, 4, 4), level, dtype=torch.float64, requires_grad=True)
+        value = sparsity(masks).sum()
+        value.backward()
+        assert masks.grad is not None
+        slope = -math.pi * math.cos(math.pi * level) / math.sin(math.pi * level) ** 2 / 16
+        assert value.item() == pytest.approx(1 / math.sin(math.pi * level), rel=1e-12)
+        assert masks.grad[0, 0, 0, 0].item() == pytest.approx(slope, rel=1e-9, abs=1e-12)
+
+
+def test_sparsity_passes_gradcheck() -> None:
+    torch.manual_seed(0)
+    masks = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(sparsity, (masks,))
+
+
+@pytest.mark.parametrize(("level", "sign"), [(0.0, -1), (1.0, 1)])
+def test_sparsity_is_finite_at_its_poles_and_pushes_away_from_them(level: float, sign: int) -> None:
+    masks = torch.full((1, 1, 4, 4), level, requires_grad=True)
+    value = sparsity(masks).sum()
+    value.backward()
+    assert value.isfinite() and masks.grad is not None and masks.grad.isfinite().all()
+    assert (sign * masks.grad > 0).all()
+
+
+def make_model(slots: int) -> tuple[OcclusionModel, torch.optim.SGD, Tensor]:
+    """A model that has taken one momentum step, and images."""
+    torch.manual_seed(1)
+    model = OcclusionModel(32, slots, width=8).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    model(x)[:, 0].square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return model, optimizer, x
+
+
+def test_a_split_without_noise_leaves_the_union_of_its_halves() -> None:
+    model, optimizer, x = make_model(3)
+    before = model(x).detach()
+    largest = int(before.mean(dim=(0, 2, 3)).argmax())
+    head = resize_head(read_head(model, optimizer), before, 4, noise=0.0)
+    replace_head(model, optimizer, head)
+    after = model(x).detach()
+    torch.testing.assert_close(after[:, largest], after[:, 3], rtol=0, atol=1e-12)
+    merged = after[:, :3].clone()
+    merged[:, largest] += after[:, 3]
+    torch.testing.assert_close(merged, before, rtol=0, atol=1e-12)
+
+
+def test_merging_the_halves_of_a_split_restores_model_and_momentum() -> None:
+    model, optimizer, x = make_model(3)
+    before, head = model(x).detach(), read_head(model, optimizer)
+    replace_head(model, optimizer, resize_head(head, before, 5, noise=0.0))
+    assert model.slots == 5
+    shrunk = resize_head(read_head(model, optimizer), model(x).detach(), 3)
+    replace_head(model, optimizer, shrunk)
+    torch.testing.assert_close(model(x).detach(), before, rtol=0, atol=1e-12)
+    restored = read_head(model, optimizer)
+    assert head.momentum is not None and restored.momentum is not None
+    for buffer, original in zip(restored.momentum, head.momentum, strict=True):
+        torch.testing.assert_close(buffer, original, rtol=0, atol=1e-12)
+
+
+def test_shrinking_merges_the_two_slots_that_overlap_most() -> None:
+    masks = torch.zeros(1, 4, 4, 4)
+    masks[0, 0, :2], masks[0, 1, 2], masks[0, 2, 3], masks[0, 3, 3] = 1, 1, 0.5, 0.5
+    statistics = slot_statistics(masks)
+    assert float(statistics.overlap[2, 3]) == 1 and float(statistics.overlap[0, 1]) == 0
+    head = Head(torch.arange(4.0).view(4, 1, 1, 1), torch.zeros(4), None)
+    shrunk = resize_head(head, masks, 3)
+    torch.testing.assert_close(shrunk.weight.flatten(), torch.tensor([0.0, 1.0, 2.5]))
+    torch.testing.assert_close(shrunk.bias, torch.tensor([0.0, 0.0, math.log(2)]))
+
+
+def test_the_optimiser_goes_on_with_a_changed_head() -> None:
+    model, optimizer, x = make_model(4)
+    replace_head(model, optimizer, resize_head(read_head(model, optimizer), model(x).detach(), 6))
+    before = model.head.weight.detach().clone()
+    model(x)[:, 0].square().mean().backward()
+    optimizer.step()
+    assert model.slots == 6
+    assert (model.head.weight != before).any(dim=(1, 2, 3)).all()

@@ -1,0 +1,221 @@
+"""From images to shards through Ray Data: what goes in comes out, whatever happens in between."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from ray import cloudpickle
+
+from adios_ray.data import plan
+from adios_ray.data.plan import plan_jobs, plan_splits
+from adios_ray.data.prepare import Summary, make_shard, prepare
+from adios_ray.data.shards import DatasetError, Layout, open_shards, verify
+from adios_ray.data.sources import scenes
+from adios_ray.data.sources.base import Sample
+from adios_ray.data.sources.folder import FolderSource
+
+SIZE = 16
+CLASSES = ("ant", "bee", "cat")
+RECIPE = {"dataset": "test"}
+NO_COUNTS = {"train": None, "val": None, "test": None}
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A folder whose item ``broken`` cannot be loaded once some shards are there: a crash in mid-run.
+
+    Attributes:
+        folder: The images.
+        output: Where the shards go.
+        broken: The item that fails.
+        after: How many shards to wait for.
+    """
+
+    folder: FolderSource
+    output: Path
+    broken: str
+    after: int = 3
+    multi_label: bool = False
+    has_instances: bool = False
+    classes: tuple[str, ...] = CLASSES
+
+    def listing(self) -> Mapping[str, Sequence[str]]:
+        """The listing of the folder."""
+        return self.folder.listing()
+
+    def load(self, item: str, image_size: int) -> Sample:
+        """Load from the folder, or fail."""
+        while item == self.broken:
+            if len(list((self.output / ".parts").glob("*.json"))) >= self.after:
+                raise RuntimeError(f"crashed at {item}")
+            time.sleep(0.01)
+        return self.folder.load(item, image_size)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> FolderSource:
+    """Sixty noise images in three classes, of several shapes, without val and test splits."""
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        path = tmp_path / "images" / CLASSES[number % 3] / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (SIZE * (1 + number % 2), SIZE * (1 + number % 4 // 2), 3)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    return FolderSource(tmp_path / "images")
+
+
+@pytest.fixture(autouse=True)
+def short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most seven rows a shard, so that sixty images fill ten."""
+    monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 7)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file of a data set, hidden ones included."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def make_in_this_process(folder: FolderSource, output: Path, every: int, recipe: Mapping[str, object]) -> None:
+    """Do every ``every``-th job of ``prepare`` here, the last one first, as a single worker would."""
+    settings = {f"{split}_images": None for split in NO_COUNTS}
+    rule = "short side to image_size, bicubic, antialiased; centre crop"
+    full = {**recipe, **settings, "image_size": SIZE, "resize": rule}
+    jobs = plan_jobs(plan_splits(folder.listing(), NO_COUNTS), Layout(SIZE, None, False), full)
+    (output / ".parts").mkdir(parents=True)
+    for job in reversed(jobs[::every]):
+        make_shard({"job": job.model_dump_json()}, folder, output, SIZE)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_shards_hold_what_a_plain_loop_decodes(folder: FolderSource, tmp_path: Path) -> None:
+    summary = prepare(folder, tmp_path / "out", SIZE, RECIPE)
+    assert summary.images == {"train": 48, "val": 6, "test": 6} and (summary.refused, summary.decoded) == (0, 60)
+    verify(tmp_path / "out")
+    dataset = open_shards(tmp_path / "out")
+    seen: list[tuple[str, int]] = []
+    for entry in dataset.manifest.entries:
+        batch = pa.ipc.open_file(tmp_path / "out" / entry.file).get_batch(0)
+        for item, pixels in zip(batch["source_id"].to_pylist(), batch["image"].to_numpy_ndarray(), strict=True):
+            image = Image.open(folder.root / item)
+            width, height = image.size
+            scaled = image.resize((width * SIZE // min(image.size), height * SIZE // min(image.size)))
+            left, top = (scaled.width - SIZE) // 2, (scaled.height - SIZE) // 2
+            expected = np.asarray(scaled.crop((left, top, left + SIZE, top + SIZE)), dtype=int)
+            assert np.abs(pixels - expected).max() <= 1
+        seen += zip(batch["source_id"].to_pylist(), batch["label"].to_pylist(), strict=True)
+    assert sorted(seen) == sorted((item, CLASSES.index(item[:3])) for item in folder.listing()["train"])
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_multi_label_and_instances_come_through(tmp_path: Path) -> None:
+    source = scenes.source(20, seed=3)
+    prepare(source, tmp_path / "out", 32, {"dataset": "scenes"}, train_images=5)
+    split = open_shards(tmp_path / "out").split("train")
+    items = plan_splits(source.listing(), {**NO_COUNTS, "train": 5})["train"]
+    samples = [source.load(item, 32) for item in items]
+    assert len(split) == 5 and split.instances is not None
+    np.testing.assert_array_equal(np.concatenate(split.images), [sample.image for sample in samples])
+    np.testing.assert_array_equal(np.concatenate(split.instances), [sample.instances for sample in samples])
+    np.testing.assert_array_equal(split.labels, [sample.label for sample in samples])
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_bytes_do_not_depend_on_the_number_of_workers(folder: FolderSource, tmp_path: Path) -> None:
+    prepare(folder, tmp_path / "four", SIZE, RECIPE)
+    make_in_this_process(folder, tmp_path / "one", every=1, recipe=RECIPE)
+    summary = prepare(folder, tmp_path / "one", SIZE, RECIPE)
+    assert summary.decoded == 0 and not summary.complete_before
+    assert contents(tmp_path / "one") == contents(tmp_path / "four")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_resumed_run_equals_an_uninterrupted_one(folder: FolderSource, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    prepare(folder, whole, SIZE, RECIPE)
+    last = plan_splits(folder.listing(), NO_COUNTS)["test"][-1]
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
+    with pytest.raises(DatasetError, match=rf"\(RuntimeError: crashed at {last}\); the same command goes on"):
+        prepare(Failing(folder, broken, last), broken, SIZE, RECIPE)
+    assert not (broken / "manifest.json").exists()
+    lost, cut, kept = sorted((broken / ".parts").iterdir())[:3]
+    lost.unlink()
+    (broken / lost.stem).unlink()
+    (broken / cut.stem).write_bytes((broken / cut.stem).read_bytes()[:-1])
+    (broken / ".train-00000.arrow.123.tmp").write_bytes(b"left by a killed worker")
+    kept_before = (broken / kept.stem).stat()
+    summary = prepare(folder, broken, SIZE, RECIPE)
+    assert contents(broken) == contents(whole)
+    assert (broken / kept.stem).stat().st_mtime_ns == kept_before.st_mtime_ns
+    assert 14 <= summary.decoded < 60
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_another_recipe_left_unfinished_is_made_again(folder: FolderSource, tmp_path: Path) -> None:
+    prepare(folder, tmp_path / "fresh", SIZE, RECIPE)
+    make_in_this_process(folder, tmp_path / "used", every=2, recipe={"dataset": "another"})
+    (tmp_path / "used" / "train-00099.arrow").write_bytes(b"a shard of a larger plan")
+    assert prepare(folder, tmp_path / "used", SIZE, RECIPE).decoded == 60
+    assert contents(tmp_path / "used") == contents(tmp_path / "fresh")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_finished_data_set_is_left_alone(folder: FolderSource, tmp_path: Path) -> None:
+    first = prepare(folder, tmp_path / "out", SIZE, RECIPE, val_images=9)
+    before = contents(tmp_path / "out")
+    again = prepare(folder, tmp_path / "out", SIZE, RECIPE, val_images=9)
+    assert again.complete_before and again.decoded == 0
+    assert (again.images, again.bytes) == (first.images, first.bytes) and first.images["val"] == 9
+    with pytest.raises(DatasetError, match=r"another data set \(val_images 9, not 8\); choose another --output"):
+        prepare(folder, tmp_path / "out", SIZE, RECIPE, val_images=8)
+    assert contents(tmp_path / "out") == before
+
+
+def spoil(folder: FolderSource, count: int) -> list[str]:
+    """Empty some of the files."""
+    items = list(folder.listing()["train"][::7][:count])
+    for item in items:
+        (folder.root / item).write_bytes(b"")
+    return items
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_images_in_are_images_out_and_refused(folder: FolderSource, tmp_path: Path) -> None:
+    items = spoil(folder, 3)
+    summary = prepare(folder, tmp_path / "out", SIZE, RECIPE, max_bad_fraction=0.05)
+    assert sum(summary.images.values()) + summary.refused == 60 and summary.refused == 3
+    manifest = verify(tmp_path / "out")
+    assert sorted(refusal.item for refusal in manifest.refused) == items
+    assert {refusal.reason for refusal in manifest.refused} == {"empty file"}
+    planned = plan_splits(folder.listing(), NO_COUNTS)
+    assert all(refusal.item in planned[refusal.split] for refusal in manifest.refused)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_too_many_refused_images_make_no_data_set_until_they_are_mended(folder: FolderSource, tmp_path: Path) -> None:
+    [item] = spoil(folder, 1)
+    with pytest.raises(DatasetError, match=rf"1 of 60 images were refused, .*1\.00% \({item}: empty file\)"):
+        prepare(folder, tmp_path / "out", SIZE, RECIPE)
+    with pytest.raises(DatasetError, match="no data set"):
+        open_shards(tmp_path / "out")
+    Image.new("RGB", (SIZE, SIZE)).save(folder.root / item)
+    summary: Summary = prepare(folder, tmp_path / "out", SIZE, RECIPE)
+    assert summary.refused == 0 and sum(summary.images.values()) == 60 and summary.decoded <= 7
+
+
+def test_a_directory_with_something_else_is_left_alone(folder: FolderSource, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="images is not empty and not an unfinished data set"):
+        prepare(folder, tmp_path / "images", SIZE, RECIPE)

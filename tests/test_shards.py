@@ -1,0 +1,237 @@
+"""Shards on disk: what is written is read back, without a copy, and damage is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+from adios_ray.data.shards import (
+    DatasetError,
+    Layout,
+    Manifest,
+    Refusal,
+    ShardEntry,
+    open_shards,
+    verify,
+    write_manifest,
+    write_shard,
+)
+from adios_ray.data.sources.base import Sample
+
+SIZE = 6
+ROWS = (5, 0, 3, 4)
+
+
+def make_samples(count: int, seed: int, classes: int | None = None) -> list[tuple[str, Sample]]:
+    """Random samples; with ``classes`` they are multi-label and have instance maps."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for number in range(count):
+        image = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        label = int(rng.integers(0, 9)) if classes is None else rng.integers(0, 2, classes, dtype=np.uint8)
+        instances = None if classes is None else rng.integers(0, 4, (SIZE, SIZE), dtype=np.uint8)
+        samples.append((f"{seed}/{number}.png", Sample(image, label, instances)))
+    return samples
+
+
+def make_dataset(directory: Path, classes: int | None = None) -> list[tuple[str, Sample]]:
+    """Write a train split of four shards, one of them empty; returns its samples in order."""
+    directory.mkdir()
+    chunks = [make_samples(rows, seed, classes) for seed, rows in enumerate(ROWS)]
+    layout = Layout(SIZE, classes, has_instances=classes is not None)
+    entries = [write_shard(directory / f"train-{i:05d}.arrow", layout, chunk) for i, chunk in enumerate(chunks)]
+    manifest = Manifest(
+        schema_version=1,
+        image_size=SIZE,
+        multi_label=classes is not None,
+        has_instances=classes is not None,
+        classes=tuple(f"class {i}" for i in range(classes or 9)),
+        splits={"train": tuple(entries)},
+        recipe={"dataset": "test"},
+        refused=(Refusal(item="x.jpg", split="train", reason="empty file"),),
+    )
+    write_manifest(directory, manifest)
+    return [sample for chunk in chunks for sample in chunk]
+
+
+def edit_manifest(directory: Path, **changes: Any) -> None:
+    """Overwrite fields of the manifest."""
+    path = directory / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A data set with one label an image."""
+    make_dataset(tmp_path / "set")
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("classes", [None, 7])
+def test_what_is_written_is_read_back(tmp_path: Path, classes: int | None) -> None:
+    samples = make_dataset(tmp_path / "set", classes)
+    split = open_shards(tmp_path / "set").split("train")
+    assert len(split) == sum(ROWS) and [len(images) for images in split.images] == list(ROWS)
+    np.testing.assert_array_equal(np.concatenate(split.images), [sample.image for _, sample in samples])
+    np.testing.assert_array_equal(split.labels, [sample.label for _, sample in samples])
+    assert split.labels.dtype == (np.int64 if classes is None else np.uint8)
+    if split.instances is None:
+        assert classes is None
+    else:
+        np.testing.assert_array_equal(np.concatenate(split.instances), [sample.instances for _, sample in samples])
+
+
+def test_source_ids_are_kept_beside_the_pixels(directory: Path) -> None:
+    batch = pa.ipc.open_file(directory / "train-00002.arrow").get_batch(0)
+    assert batch["source_id"].to_pylist() == ["2/0.png", "2/1.png", "2/2.png"]
+
+
+def test_views_are_the_mapped_file_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dataset(tmp_path / "set", classes=7)
+    mapped: list[tuple[int, int]] = []
+    memory_map = pa.memory_map
+
+    def remembering(path: str) -> pa.MemoryMappedFile:
+        """Map a file and note where it lies in memory."""
+        file = memory_map(path)
+        whole = file.read_buffer()
+        file.seek(0)
+        mapped.append((whole.address, whole.address + whole.size))
+        return file
+
+    monkeypatch.setattr(pa, "memory_map", remembering)
+    split = open_shards(tmp_path / "set").split("train")
+    assert split.instances is not None and len(mapped) == len(ROWS)
+    for view, (start, end) in zip((*split.images, *split.instances), mapped * 2, strict=True):
+        assert not view.size or (start <= view.ctypes.data <= end - view.nbytes and not view.flags.writeable)
+
+
+def indices_of(kind: str) -> npt.NDArray[np.int64]:
+    """Indices in the orders that a reader may ask for."""
+    rng = np.random.default_rng(3)
+    kinds = {
+        "shuffled": rng.permutation(sum(ROWS)),
+        "repeated": rng.integers(0, sum(ROWS), 50),
+        "borders": np.array([11, 0, 4, 5, 7, 8]),
+        "none": np.array([]),
+    }
+    return kinds[kind].astype(np.int64)
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "repeated", "borders", "none"])
+def test_gather_is_indexing_of_the_joined_shards(tmp_path: Path, kind: str) -> None:
+    make_dataset(tmp_path / "set", classes=7)
+    split = open_shards(tmp_path / "set").split("train")
+    assert split.instances is not None
+    indices = indices_of(kind)
+    np.testing.assert_array_equal(split.gather(indices), np.concatenate(split.images)[indices])
+    np.testing.assert_array_equal(split.gather_instances(indices), np.concatenate(split.instances)[indices])
+
+
+@pytest.mark.parametrize("index", [-1, sum(ROWS)])
+def test_gather_rejects_indices_out_of_range(directory: Path, index: int) -> None:
+    with pytest.raises(IndexError, match=r"\[0, 12\)"):
+        open_shards(directory).split("train").gather(np.array([3, index]))
+
+
+def test_gather_instances_needs_instances(directory: Path) -> None:
+    with pytest.raises(DatasetError, match="no instance maps"):
+        open_shards(directory).split("train").gather_instances(np.array([0]))
+
+
+def test_a_missing_split_lists_those_present(directory: Path) -> None:
+    with pytest.raises(DatasetError, match="no split 'val'; it has train"):
+        open_shards(directory).split("val")
+
+
+def test_no_manifest_is_no_data_set(directory: Path) -> None:
+    (directory / "manifest.json").unlink()
+    with pytest.raises(DatasetError, match=r"manifest\.json is missing.*adios-ray prepare"):
+        open_shards(directory)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"schema_version": '])
+def test_a_file_that_is_no_manifest(directory: Path, text: str) -> None:
+    (directory / "manifest.json").write_text(text)
+    with pytest.raises(DatasetError, match="is not a manifest"):
+        open_shards(directory)
+
+
+def test_another_schema_version_is_refused(directory: Path) -> None:
+    edit_manifest(directory, schema_version=2)
+    with pytest.raises(DatasetError, match="schema version 2, not 1.*adios-ray prepare again"):
+        open_shards(directory)
+
+
+def test_a_shard_outside_the_directory_is_refused(directory: Path) -> None:
+    entry = {"file": "../train-00000.arrow", "rows": 1, "bytes": 1, "sha256": "0" * 64}
+    edit_manifest(directory, splits={"train": [entry]})
+    with pytest.raises(DatasetError, match=r"damaged at 'splits\.train\.0\.file'"):
+        open_shards(directory)
+
+
+def test_missing_and_truncated_shards_are_found_on_opening(directory: Path) -> None:
+    shard = directory / "train-00002.arrow"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DatasetError, match=r"train-00002\.arrow has \d+ bytes instead of \d+.*prepare again"):
+        open_shards(directory)
+    shard.unlink()
+    with pytest.raises(DatasetError, match=r"train-00002\.arrow is missing.*prepare again"):
+        open_shards(directory)
+
+
+def test_verify_passes_over_a_whole_data_set_shard_by_shard(directory: Path) -> None:
+    seen: list[ShardEntry] = []
+    manifest = verify(directory, seen.append)
+    assert [entry.rows for entry in seen] == list(ROWS) and manifest.recipe == {"dataset": "test"}
+
+
+def test_verify_names_every_damaged_shard_and_no_other(directory: Path) -> None:
+    flipped = directory / "train-00003.arrow"
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    (directory / "train-00000.arrow").unlink()
+    open_damage = r"train-00000\.arrow is missing; train-00003\.arrow does not have the checksum"
+    with pytest.raises(DatasetError, match=open_damage) as caught:
+        verify(directory)
+    assert "train-00002" not in str(caught.value)
+
+
+def test_verify_counts_rows(directory: Path) -> None:
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["splits"]["train"][0]["rows"] += 1
+    edit_manifest(directory, splits=manifest["splits"])
+    with pytest.raises(DatasetError, match=r"train-00000\.arrow does not hold the rows"):
+        verify(directory)
+    with pytest.raises(DatasetError, match=r"train-00000\.arrow does not hold the rows"):
+        open_shards(directory).split("train")
+
+
+def test_a_shard_of_other_bytes_but_the_same_size_cannot_be_mapped(directory: Path) -> None:
+    shard = directory / "train-00000.arrow"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(DatasetError, match=r"train-00000\.arrow cannot be read as a shard"):
+        open_shards(directory).split("train")
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    wrong = Sample(np.zeros((SIZE, SIZE + 1, 3), np.uint8), 0, None)
+    with pytest.raises(ValueError, match="broadcast"):
+        write_shard(tmp_path / "train-00000.arrow", Layout(SIZE, None, False), [("x", wrong)])
+    (tmp_path / "train-00000.arrow").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_shard(tmp_path / "train-00000.arrow", Layout(SIZE, None, False), make_samples(2, 0))
+    assert [path.name for path in tmp_path.iterdir()] == ["train-00000.arrow"]
+
+
+def test_bytes_depend_on_the_samples_alone(tmp_path: Path) -> None:
+    layout = Layout(SIZE, None, False)
+    first = write_shard(tmp_path / "train-00000.arrow", layout, make_samples(4, 1))
+    again = write_shard(tmp_path / "train-00001.arrow", layout, make_samples(4, 1))
+    other = write_shard(tmp_path / "train-00002.arrow", layout, make_samples(4, 2))
+    assert first.sha256 == again.sha256 != other.sha256

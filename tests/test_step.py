@@ -1,0 +1,153 @@
+"""The step against ADIOS written down literally, and the sign of its game."""
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from naive import naive_masks, naive_objective, naive_penalty, naive_step
+
+from adios_ray.config import TrialConfig, parse
+from adios_ray.data.feed import Batch
+from adios_ray.models.networks import Networks
+from adios_ray.training.optimizers import Optimizers, build_optimizers
+from adios_ray.training.step import train_step
+
+SIZE, IMAGES, CLASSES = 32, 4, 5
+
+OBJECTIVES = ("simclr", "simsiam", "byol")
+SCHEMES = ("adios", "adios-s")
+ORDERS = ("simultaneous", "alternating")
+CONVENTIONS = (("mean", "one"), ("sum", "both"))
+
+
+def make_config(
+    objective: str = "simclr",
+    scheme: str = "adios",
+    order: str = "simultaneous",
+    reduction: str = "mean",
+    masked_views: str = "one",
+    **masking: Any,
+) -> TrialConfig:
+    """A trial small enough to be followed by a literal implementation."""
+    heads = {"name": objective, "hidden_dim": 24, "output_dim": 16, "masked_views": masked_views}
+    game = {"scheme": scheme, "order": order, "reduction": reduction, "slots": 3, "width": 8, **masking}
+    optimizer = {"encoder_lr": 0.1, "occlusion_lr": 0.2, "weight_decay": 1e-3}
+    values = {"objective": heads, "masking": game, "optimizer": optimizer, "backbone": {"name": "resnet_small"}}
+    return parse(TrialConfig, values)
+
+
+def make_players(config: TrialConfig) -> tuple[Networks, Optimizers]:
+    """Seeded networks in double precision with their optimisers."""
+    torch.manual_seed(0)
+    networks = Networks(config, SIZE, CLASSES).double().train()
+    optimizers = build_optimizers(networks, config.optimizer)
+    optimizers.set_learning_rates(config.optimizer.encoder_lr, config.optimizer.occlusion_lr)
+    return networks, optimizers
+
+
+def make_batch(seed: int) -> Batch:
+    """Random views in double precision."""
+    generator = torch.Generator().manual_seed(seed)
+    views = torch.randn(2, IMAGES, 3, SIZE, SIZE, dtype=torch.float64, generator=generator)
+    labels = torch.randint(CLASSES, (IMAGES,), generator=generator)
+    return Batch(views[0], views[1], labels, torch.rand(IMAGES, dtype=torch.float64, generator=generator))
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal to 1e-9 of the largest value; gradients that vanish but for rounding count as 1e-6."""
+    scale = max(float(expected.abs().max()), 1e-6)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize(
+    ("objective", "scheme", "order", "convention"), list(itertools.product(OBJECTIVES, SCHEMES, ORDERS, CONVENTIONS))
+)
+def test_three_steps_equal_the_literal_game(
+    objective: str, scheme: str, order: str, convention: tuple[str, str]
+) -> None:
+    config = make_config(objective, scheme, order, *convention)
+    fast, fast_optimizers = make_players(config)
+    naive, naive_optimizers = make_players(config)
+    for step in range(3):
+        batch = make_batch(step)
+        train_step(fast, fast_optimizers, batch, config, step / 3)
+        naive_step(naive, naive_optimizers, batch, config, step / 3)
+        literal = dict(naive.named_parameters()) | dict(naive.named_buffers())
+        for name, tensor in (dict(fast.named_parameters()) | dict(fast.named_buffers())).items():
+            if not name.startswith("probe"):
+                assert_close(tensor.detach().double(), literal[name].detach().double())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_gradients_equal_those_of_the_literal_game(objective: str, scheme: str) -> None:
+    config = make_config(objective, scheme)
+    fast, fast_optimizers = make_players(config)
+    naive, naive_optimizers = make_players(config)
+    collected: dict[str, list[torch.Tensor]] = {}
+
+    def collect(name: str, optimizer: torch.optim.Optimizer) -> None:
+        collected[name] = [p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
+
+    for name, optimizer in fast_optimizers.all().items():
+        optimizer.register_step_pre_hook(lambda o, *_, name=name: collect(name, o))
+    expected = naive_step(naive, naive_optimizers, make_batch(0), config, 0.0)
+    train_step(fast, fast_optimizers, make_batch(0), config, 0.0)
+    for player, gradients in zip(("encoder", "occlusion"), expected, strict=True):
+        grouped = [g for g in gradients if g.ndim > 1] + [g for g in gradients if g.ndim <= 1]
+        for actual, gradient in zip(collected[player], grouped, strict=True):
+            assert_close(actual, gradient)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_without_masks_the_step_is_the_plain_objective(objective: str) -> None:
+    config = make_config(objective, scheme="none")
+    fast, optimizers = make_players(config)
+    plain = copy.deepcopy(fast)
+    batch = make_batch(0)
+    loss = train_step(fast, optimizers, batch, config, 0.0).loss
+    expected = plain.objective.compare(plain.embed(batch.a)[0], plain.embed(batch.b)[0])
+    gradients = torch.autograd.grad(expected, list(plain.encoder_parameters()))
+    assert_close(loss, expected.detach())
+    decay, lr = config.optimizer.weight_decay, config.optimizer.encoder_lr
+    for before, after, gradient in zip(plain.encoder_parameters(), fast.encoder_parameters(), gradients, strict=True):
+        shrink = decay * before if before.ndim > 1 else 0
+        assert_close(after.detach(), (before - lr * (gradient + shrink)).detach())
+
+
+def game_value(networks: Networks, batch: Batch, config: TrialConfig) -> float:
+    """L - lambda p on a batch."""
+    masks_a, masks_b = naive_masks(networks, batch, both=False)
+    with torch.no_grad():
+        objective = naive_objective(networks, batch, masks_a, masks_b, config)
+        return float(objective - config.masking.sparsity_weight * naive_penalty(masks_b, config))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_encoder_lowers_and_the_masks_raise_the_objective(objective: str, order: str) -> None:
+    config = make_config(objective, order=order)
+    for player, sign in (("encoder", -1), ("occlusion", 1)):
+        networks, optimizers = make_players(config)
+        batch = make_batch(0)
+        before = game_value(copy.deepcopy(networks), batch, config)
+        rates = {"encoder": 0.0, "occlusion": 0.0, player: 1e-5}
+        optimizers.set_learning_rates(rates["encoder"], rates["occlusion"])
+        momentum = copy.deepcopy(networks.momentum)
+        train_step(networks, optimizers, batch, config, 0.0)
+        networks.momentum = momentum
+        assert sign * (game_value(networks, batch, config) - before) > 0
+
+
+def test_the_measured_loss_and_penalty_are_those_of_the_game() -> None:
+    config = make_config("byol", reduction="sum")
+    networks, optimizers = make_players(config)
+    batch = make_batch(1)
+    masks_a, masks_b = naive_masks(networks, batch, both=False)
+    objective = naive_objective(copy.deepcopy(networks), batch, masks_a, masks_b, config) / 3
+    penalty = naive_penalty(masks_b, config) / 3
+    measured = train_step(networks, optimizers, batch, config, 0.0)
+    assert_close(measured.loss, objective.detach())
+    assert_close(measured.penalty, penalty.detach())

@@ -1,0 +1,313 @@
+"""A run made visible: its files, the ancestry of weights, pictures of masks, the report and the terminal."""
+
+import io
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects
+import pytest
+from made_up_run import COPIES, make_exploit, make_masks, make_row, make_run, make_summary
+from PIL import Image
+from rich.console import Console
+
+from adios_ray.tracking import charts, lineage, pictures, records, report
+from adios_ray.tracking.lineage import Ancestor
+from adios_ray.tracking.live import LiveView, clock, report_line, sparkline
+from adios_ray.tracking.records import Row
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, to be read only."""
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    make_run(path)
+    return path
+
+
+def test_results_round_trip_and_continue(tmp_path: Path) -> None:
+    rows = [make_row("trial_00", 1), make_row("trial_00", 2, math.nan), make_row('odd, "name"', 1, 1 / 3)]
+    with records.ResultsWriter(tmp_path) as results:
+        results.append(rows[0])
+    with records.ResultsWriter(tmp_path) as results:
+        results.append(rows[1])
+        results.append(rows[2])
+    assert (tmp_path / "results.csv").read_text().count("fitness") == 1
+    read = records.read_results(tmp_path)
+    assert [row.model_dump_json() for row in read] == [row.model_dump_json() for row in (rows[2], *rows[:2])]
+
+
+def test_columns_are_the_contract(tmp_path: Path) -> None:
+    with records.ResultsWriter(tmp_path):
+        pass
+    assert (tmp_path / "results.csv").read_text() == (
+        "time,trial,epoch,fitness,loss,penalty,probe_accuracy,sparsity_weight,encoder_lr,occlusion_lr,slots,"
+        "slot_overlap,mask_mean_min,mask_mean_max,images_per_s,data_wait_fraction,worker_pid\n"
+    )
+
+
+def test_a_row_is_on_disk_before_the_file_is_closed(tmp_path: Path) -> None:
+    with records.ResultsWriter(tmp_path) as results:
+        results.append(make_row())
+        assert len(records.read_results(tmp_path)) == 1
+
+
+def test_superseded_rows_and_exploits_give_way_to_the_last(tmp_path: Path) -> None:
+    with records.ResultsWriter(tmp_path) as results:
+        for epoch, fitness in [(1, 0.1), (2, 0.2), (3, 0.3), (2, 0.25)]:
+            results.append(make_row(epoch=epoch, fitness=fitness))
+    for donor in ("b", "c"):
+        records.append_exploit(tmp_path, make_exploit(2, "a", donor))
+    assert [row.fitness for row in records.read_results(tmp_path)] == [0.1, 0.25, 0.3]
+    assert [exploit.donor for exploit in records.read_lineage(tmp_path)] == ["c"]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_a_half_written_line_is_dropped_and_the_file_continued(tmp_path: Path, cut: int) -> None:
+    with records.ResultsWriter(tmp_path) as results:
+        results.append(make_row(epoch=1))
+        results.append(make_row(epoch=2))
+    for epoch in (1, 2):
+        records.append_exploit(tmp_path, make_exploit(epoch, "a", "b"))
+    for name in ("results.csv", "lineage.jsonl"):
+        os.truncate(tmp_path / name, (tmp_path / name).stat().st_size - cut)
+    assert [row.epoch for row in records.read_results(tmp_path)] == [1]
+    assert [exploit.epoch for exploit in records.read_lineage(tmp_path)] == [1]
+    with records.ResultsWriter(tmp_path) as results:
+        results.append(make_row(epoch=3))
+    records.append_exploit(tmp_path, make_exploit(3, "a", "b"))
+    assert [row.epoch for row in records.read_results(tmp_path)] == [1, 3]
+    assert [exploit.epoch for exploit in records.read_lineage(tmp_path)] == [1, 3]
+
+
+def test_lineage_summary_config_and_masks_round_trip(tmp_path: Path) -> None:
+    exploit = make_exploit(4, "trial_01", "trial_00", slots=5)
+    records.append_exploit(tmp_path, exploit)
+    assert records.read_lineage(tmp_path) == [exploit]
+    summary = make_summary([make_row()]).model_copy(update={"test_accuracy": math.nan})
+    records.write_summary(tmp_path, summary)
+    assert repr(records.read_summary(tmp_path)) == repr(summary)
+    records.write_config(tmp_path, {"a": {"b": [1, None]}})
+    assert records.read_config(tmp_path) == {"a": {"b": [1, None]}}
+    masks = make_masks(1, 2, 3, images=2, side=8)
+    records.write_masks(tmp_path, "trial_01", 12, masks)
+    assert records.mask_epochs(tmp_path, "trial_01") == [12]
+    np.testing.assert_array_equal(records.read_masks(tmp_path, "trial_01", 12).masks, masks.masks)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "read"),
+    [
+        ("results.csv", "time,trial\n", records.read_results),
+        ("results.csv", ",".join(records.COLUMNS) + "\nnoon,a,one\n", records.read_results),
+        ("lineage.jsonl", '{"epoch": 1}\n', records.read_lineage),
+        ("lineage.jsonl", "no json\n", records.read_lineage),
+        ("config.json", "[]", records.read_config),
+        ("summary.json", '{"best_trial": "a"}', records.read_summary),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, name: str, content: str, read: Callable[[Path], object]) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(records.RecordError, match=name):
+        read(tmp_path)
+
+
+def test_a_trial_name_does_not_lead_out_of_the_masks(tmp_path: Path) -> None:
+    masks = make_masks(1, 2, 3, images=1, side=4)
+    for name in ("..", "../x", "/tmp", "a/b", ""):
+        with pytest.raises(records.RecordError, match="folder"):
+            records.write_masks(tmp_path, name, 1, masks)
+        assert records.mask_epochs(tmp_path, name) == []
+
+
+def test_ancestry_follows_the_copies_backward() -> None:
+    # d took c's weights after epoch 6, c took a's after 3; a's own later copy (7) and c's (8) are not in d's past.
+    copies = [(3, "c", "a"), (5, "b", "a"), (6, "d", "c"), (7, "a", "d"), (8, "c", "b"), (10, "d", "b")]
+    exploits = [make_exploit(*copy) for copy in reversed(copies)]
+    path = [Ancestor("a", 0, 3), Ancestor("c", 3, 6), Ancestor("d", 6, 10)]
+    assert lineage.ancestry(exploits, "d", 10) == path
+    assert [lineage.holder(path, epoch) for epoch in (1, 3, 4, 6, 7, 10, 11)] == [*"aaccdd", None]
+    assert lineage.ancestry(exploits, "d", 6) == [Ancestor("d", 0, 6)]
+    assert lineage.ancestry(exploits, "d", 11) == [Ancestor("a", 0, 5), Ancestor("b", 5, 10), Ancestor("d", 10, 11)]
+
+
+def test_best_row_ignores_nan_and_takes_the_earliest() -> None:
+    rows = [make_row("a", 1, math.nan), make_row("a", 3, 0.5), make_row("b", 2, 0.5), make_row("b", 3, 0.4)]
+    assert lineage.best_row(rows) is rows[2]
+    assert lineage.best_row(rows[:1]) is None
+
+
+def test_mask_colours_have_their_closed_form() -> None:
+    images = np.full((1, 1, 2, 3), (30, 60, 90), dtype=np.uint8)
+    masks = np.array([[[[255, 51]], [[0, 204]]]], dtype=np.uint8)
+    orange, blue = np.array([0xE6, 0x9F, 0x00]), np.array([0x00, 0x72, 0xB2])
+    blended = np.stack([orange, 0.2 * orange + 0.8 * blue])
+    np.testing.assert_array_equal(pictures.slot_map(masks)[0, 0], np.rint(blended))
+    expected = 0.35 * 60 + 0.65 * np.rint(blended)
+    np.testing.assert_array_equal(pictures.overlay(images, masks)[0, 0], np.rint(expected))
+    masked = pictures.masked_inputs(images, masks)[0, :, 0]
+    np.testing.assert_array_equal(masked, [[[0, 0, 0], [24, 48, 72]], [[30, 60, 90], [6, 12, 18]]])
+
+
+def test_slot_colours_are_distinct() -> None:
+    assert len(set(pictures.slot_colours(64))) == 64
+    assert pictures.slot_colours(64)[:3] == pictures.slot_colours(3)
+
+
+def test_readme_picture_has_a_row_for_each_slot(run_dir: Path, tmp_path: Path) -> None:
+    pictures.save_readme_picture(run_dir, tmp_path / "masks.png", trial="trial_02", images=5)
+    slots = records.read_masks(run_dir, "trial_02", 12).masks.shape[1]
+    with Image.open(tmp_path / "masks.png") as sheet:
+        assert sheet.size == (5 * 100 - 4, (2 + slots) * 100 - 4)
+        first = records.read_masks(run_dir, "trial_02", 12).images[0]
+        assert sheet.getpixel((1, 1)) == tuple(first[0, 0])
+    with pytest.raises(FileNotFoundError):
+        pictures.save_readme_picture(run_dir, tmp_path / "none.png", trial="trial_99")
+
+
+class Page(HTMLParser):
+    """What a page's elements load, and its text outside scripts."""
+
+    def __init__(self, html: str) -> None:
+        """Parse the page."""
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note what the element loads."""
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data: str) -> None:
+        """Collect text."""
+        if self.tags and self.tags[-1] != "script":
+            self.text += data
+
+
+def test_report_loads_nothing_and_shows_the_run(run_dir: Path) -> None:
+    page = Page(report.write_report(run_dir).read_text())
+    assert page.loads and all(load.startswith("data:image/") for load in page.loads)
+    assert page.tags.count("script") == 2 and "link" not in page.tags
+    summary = records.read_summary(run_dir)
+    assert summary is not None
+    for shown in (report.percent(summary.best_fitness), "13 min 32 s", "finished", summary.command):
+        assert shown in page.text
+    assert page.text.count(" ← ") == len(COPIES) + 1  # the heading's and one an exploit
+
+
+def test_report_masks_follow_the_ancestry(run_dir: Path) -> None:
+    best = lineage.best_row(records.read_results(run_dir))
+    assert best is not None
+    path = lineage.ancestry(records.read_lineage(run_dir), best.trial, best.epoch)
+    section = report._mask_section(run_dir, path)
+    assert section is not None
+    assert [column.epoch for column in section.columns] == [1, 5, 7, 9, 12]
+    assert [column.trial for column in section.columns] == [lineage.holder(path, e) for e in (1, 5, 7, 9, 12)]
+    assert len({column.trial for column in section.columns}) > 1
+
+
+def test_report_escapes_what_files_say(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    with records.ResultsWriter(tmp_path) as results:
+        results.append(make_row(evil, 1))
+        results.append(make_row("<img src=x>", 1))
+    records.append_exploit(tmp_path, make_exploit(1, evil, "<img src=x>", slots=5))
+    records.write_config(tmp_path, {evil: "</pre>" + evil})
+    html = report.write_report(tmp_path).read_text()
+    page = Page(html)
+    assert evil not in html and "img" not in page.tags and page.tags.count("script") == 2
+    assert evil in page.text  # as text
+
+
+@pytest.mark.parametrize("rows", [[], [make_row()], [make_row(fitness=math.nan)]])
+def test_report_of_a_run_that_has_just_begun(tmp_path: Path, rows: list[Row]) -> None:
+    with records.ResultsWriter(tmp_path) as results:
+        for row in rows:
+            results.append(row)
+    text = Page(report.write_report(tmp_path).read_text()).text
+    assert "still running" in text and "No masks are stored yet" in text
+
+
+@pytest.mark.parametrize("trials", [4, 32])
+def test_charts_are_valid_figures_with_a_colour_for_a_trial(tmp_path: Path, trials: int) -> None:
+    rows = [make_row(f"trial_{i:02d}", epoch, 0.01 * i) for i in range(trials) for epoch in (1, 2)]
+    by_trial = report._by_trial(rows)
+    exploits = [make_exploit(1, "trial_03", "trial_00", slots=5)]
+    path = lineage.ancestry(exploits, "trial_03", 2)
+    colours = charts.trial_colours(by_trial, path)
+    population = charts.Population(by_trial, exploits, path, colours, 0.1)
+    for draw in report._CHARTS.values():
+        figure = plotly.graph_objects.Figure(draw(population))
+        assert all(trace.line.color == colours[trace.meta] for trace in figure.data if trace.meta)
+    distinct = {colour for trial, colour in colours.items() if trial in ("trial_00", "trial_03")}
+    assert len(distinct) == 2 and len(set(colours.values())) == min(trials, 9)
+    arrow = charts.fitness_chart(population)["layout"]["annotations"][0]
+    assert (arrow["x"], arrow["ay"], arrow["y"]) == (1, 0.0, 0.03)
+
+
+def test_steps_stand_for_the_epochs_before_their_report() -> None:
+    rows = {"a": [make_row("a", 1, slots=4), make_row("a", 2, slots=6)]}
+    trace = charts.slots_chart(charts.Population(rows, [], [], {"a": "#000000"}, None))["data"][0]
+    assert (trace["x"], trace["customdata"], trace["line"]["shape"]) == ([0, 1, 2], [4, 4, 6], "vh")
+
+
+def test_spread_keeps_the_ends() -> None:
+    assert report.spread(range(1, 12), 5) == [1, 3, 6, 9, 11]
+    assert report.spread([3, 4], 5) == [3, 4]
+    assert report.spread([7], 5) == [7]
+
+
+def test_live_prints_plain_lines_without_a_terminal() -> None:
+    out = io.StringIO()
+    with LiveView(12, 2, "title", console=Console(file=out, width=40)) as view:
+        view.report(make_row("trial_[red]", 6, 0.75, loss=1.5))
+        view.exploit(make_exploit(6, "trial_02", "trial_00", slots=5))
+        view.note("resumed from epoch 5")
+    assert out.getvalue().splitlines() == [
+        "epoch 6/12: trial_[red] k-NN 0.7500, loss 1.5, lambda 0.4, encoder lr 0.13, occlusion lr 0.02, N 4, "
+        "900 images/s",
+        "epoch 6: trial_02 copied trial_00, N 4 -> 5, lambda 0.4 -> 0.5",
+        "resumed from epoch 5",
+    ]
+
+
+def test_live_table_shows_best_and_worst_of_many() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=140, record=True)
+    with LiveView(10, 20, "population", console=console) as view:
+        for i in range(20):
+            view.report(make_row(f"trial_{i:02d}", 5, math.nan if i == 0 else i / 20))
+        view.exploit(make_exploit(5, "trial_19", "trial_18"))
+    text = console.export_text()
+    last = text[text.rindex("population") :]
+    shown = [line.split()[0] for line in last.splitlines() if line.strip().startswith("trial_")]
+    assert shown == [f"trial_{i:02d}" for i in (*range(19, 11, -1), 3, 2, 1, 0)]
+    assert "8 trials hidden" in last and "0.9500 ★" in last and "trial_18 (epoch 5)" in last
+
+
+def test_live_takes_reports_from_many_threads() -> None:
+    out = io.StringIO()
+    view = LiveView(50, 8, "title", console=Console(file=out))
+    rows = [make_row(f"trial_{i % 8}", 1 + i // 8) for i in range(400)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(view.report, rows))
+    assert sorted(out.getvalue().splitlines()) == sorted(report_line(row, 50) for row in rows)
+
+
+def test_time_left_counts_from_the_resumed_epochs() -> None:
+    view = LiveView(10, 2, "title", history=[make_row("a", 4), make_row("b", 4)])
+    assert view._time_left(30.0) == ""
+    view.report(make_row("a", 5))
+    assert view._time_left(30.0) == f", about {clock(11 * 30)} left"
+
+
+def test_sparkline_spans_its_values() -> None:
+    assert sparkline([0.0, 0.5, 1.0, math.nan]) == "▁▅█·"
+    assert sparkline([0.3]) == "▁" and sparkline([]) == ""
