@@ -1,8 +1,17 @@
 """Fixtures shared by the tests."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
+from small import make_objects
+
+from adios_ray.search.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
+
+
+torch.set_num_threads(1)  # as a trial's worker has, so that results can be compared bit for bit
 
 
 @pytest.fixture(scope="session")
@@ -10,6 +19,14 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray cluster with four logical CPUs for the whole session."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, address="local")
+    os.environ.update({**DRIVER_ENVIRONMENT, **WORKER_ENVIRONMENT, "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"})
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    ray.init(num_cpus=4, include_dashboard=False, address="local", log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def objects_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of rendered objects, 96/40/40 images of 32 pixels."""
+    return make_objects(tmp_path_factory.mktemp("data") / "objects")

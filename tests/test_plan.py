@@ -67,6 +67,11 @@ def test_every_class_has_its_share_to_within_one(count: int) -> None:
         assert abs(per_class(taken).get(name, 0) - size * count / len(TRAIN)) < 1
 
 
+def test_what_rounding_leaves_goes_to_the_largest_remainder() -> None:
+    taken, _ = take("train", ["ant/1", *(f"bee/{number}" for number in range(7))], 1)
+    assert taken == ["bee/0"]
+
+
 def test_a_subset_is_not_the_beginning_of_the_listing() -> None:
     taken, _ = take("train", mixed(TRAIN), 100)
     numbers = [int(item.split("/")[2].removesuffix(".png")) for item in taken if "/ant/" in item]

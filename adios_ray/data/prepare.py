@@ -186,14 +186,15 @@ def make_shard(row: Mapping[str, str], source: Source, output: Path, image_size:
 
 def _run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]") -> None:
     """Run the jobs as Ray Data tasks, one a core, and show how far they are."""
-    with _progress() as progress, _quiet_ray():
-        resumed = f", {planned - len(jobs)} of {planned} shards were there" if len(jobs) < planned else ""
-        bar = progress.add_task(f"preparing{resumed}", total=sum(len(job.items) for job in jobs), bad=0, rate=0.0)
-        start, done, bad = time.perf_counter(), 0, 0
-        for result in _results(jobs, task):
-            done, bad = done + result["images"], bad + result["refused"]
-            rate = done / (time.perf_counter() - start)
-            progress.update(bar, completed=done, bad=bad, rate=rate)
+    resumed = f", {planned - len(jobs)} of {planned} shards were there" if len(jobs) < planned else ""
+    images = sum(len(job.items) for job in jobs)
+    with _progress() as progress:
+        bar = progress.add_task(f"preparing{resumed}", total=images, bad=0, rate=0.0)
+        with _quiet_ray():
+            start, done, bad = time.perf_counter(), 0, 0
+            for result in _results(jobs, task):
+                done, bad = done + result["images"], bad + result["refused"]
+                progress.update(bar, completed=done, bad=bad, rate=done / (time.perf_counter() - start))
 
 
 def _results(jobs: Sequence[ShardJob], task: "partial[dict[str, int]]") -> Iterator[dict[str, int]]:

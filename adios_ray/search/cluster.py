@@ -9,6 +9,7 @@ import ray
 WORKER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # fills the dashboard's Train page
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # bounds how long a report may wait for Ray Train
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less a trial; a lost node is noticed without it
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in every process
 }
 DRIVER_ENVIRONMENT = {

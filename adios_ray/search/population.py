@@ -6,6 +6,7 @@ killed driver comes back to the same population and, with synchronous decisions,
 """
 
 import math
+import time
 from random import Random
 from typing import Any
 
@@ -46,6 +47,7 @@ class LivePopulation(PopulationBasedTraining):  # type: ignore[misc]  # Ray ship
             synch=space.synchronous,
         )
         self._space, self._config, self._state, self._run, self._channel = space, config, state, run, channel
+        self._began, self._seconds_before = time.monotonic(), state.seconds
 
     def __getstate__(self) -> dict[str, Any]:
         """What Tune stores beside its own files: nothing that is open; the population's memory is ``PopulationState``."""
@@ -68,8 +70,7 @@ class LivePopulation(PopulationBasedTraining):  # type: ignore[misc]  # Ray ship
                 self._pass_barrier(tune_controller)
         elif member.epoch - member.decided_epoch >= self._space.interval_epochs:
             self._decide([trial])
-        self._state.save(self._run.directory)
-        self._state.remove_unused_checkpoints(self._run.directory)
+        self._remember()
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
@@ -77,7 +78,7 @@ class LivePopulation(PopulationBasedTraining):  # type: ignore[misc]  # Ray ship
         super().on_trial_complete(tune_controller, trial, result)
         self.record(trial, result)
         self._member(trial).finished = True
-        self._state.save(self._run.directory)
+        self._remember()
         self._pass_barrier(tune_controller, without=trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
@@ -146,6 +147,12 @@ class LivePopulation(PopulationBasedTraining):  # type: ignore[misc]  # Ray ship
         self._trial_state[trial].last_perturbation_time = new.decided_epoch
         self._trial_state[trial].last_train_time = new.epoch
         return replaced(self._config, values), source.checkpoint
+
+    def _remember(self) -> None:
+        """Write the population down, and delete what nobody goes on from any more."""
+        self._state.seconds = self._seconds_before + time.monotonic() - self._began
+        self._state.save(self._run.directory)
+        self._state.remove_unused_checkpoints(self._run.directory)
 
     def _member(self, trial: Trial) -> Member:
         return self._state.members[_name(trial)]

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -169,6 +170,8 @@ def _fit(
         cpus_per_worker=placement[0],
         gpus_per_worker=placement[1],
     )
+    # Actors are never reused: trials live from their start to their end, so that Tune's advice on it is beside the point.
+    warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
     tuner = tune.Tuner(
         tune.with_resources(LiveTrial, {"CPU": TRIAL_CPUS}),
         param_space={**settings, "trial": tune.grid_search(list(trials))},

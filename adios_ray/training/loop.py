@@ -38,7 +38,7 @@ def train_loop(config: LoopConfig) -> None:
     """Take commands until told to stop: train to the next report, or load a checkpoint under a new configuration."""
     torch.set_num_threads(config["threads"])
     channel, trial, run_dir = config["channel"], config["trial"], Path(config["run_dir"])
-    values, checkpoint, position = _agreed(ray.get(channel.start.remote(trial)))
+    values, checkpoint, position = _agreed_start(channel, trial)
     trainer = Trainer(parse(TrialConfig, values), _device())
     if checkpoint:
         trainer.load(Pointer(**checkpoint), trainer.config)
@@ -82,12 +82,13 @@ def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> None:
     write_masks(run_dir, trial, trainer.epoch, MaskFile(images.cpu().numpy(), pixels.cpu().numpy()))
 
 
-def _agreed(start: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The first worker's view of where to start, for all workers."""
-    values = [start]
+def _agreed_start(channel: Any, trial: str) -> tuple[Any, ...]:
+    """Where to begin: the first worker asks, all workers hear the same."""
+    start = [ray.get(channel.start.remote(trial)) if parallel.rank() == 0 else None]
     if parallel.world_size() > 1:
-        distributed.broadcast_object_list(values, src=0)
-    return values[0]
+        distributed.broadcast_object_list(start, src=0)
+    agreed: tuple[Any, ...] = start[0]
+    return agreed
 
 
 def _device() -> torch.device:

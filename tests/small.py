@@ -1,0 +1,49 @@
+"""A data set and configurations so small that whole trainings fit into a test."""
+
+from pathlib import Path
+from typing import Any
+
+from adios_ray.config import TrialConfig, parse
+from adios_ray.data.shards import Layout, Manifest, write_manifest, write_shard
+from adios_ray.data.sources import objects
+
+SIZE = 32
+COUNTS = {"train": 96, "val": 40, "test": 40}
+
+
+def make_objects(directory: Path) -> Path:
+    """Rendered objects in three splits, written without Ray."""
+    directory.mkdir(parents=True)
+    layout, splits, first = Layout(SIZE, None, has_instances=True), {}, 0
+    for name, count in COUNTS.items():
+        samples = [(str(i), objects.render(0, i, SIZE)) for i in range(first, first + count)]
+        splits[name] = (write_shard(directory / f"{name}-00000.arrow", layout, samples),)
+        first += count
+    manifest = Manifest(
+        schema_version=1,
+        image_size=SIZE,
+        multi_label=False,
+        has_instances=True,
+        classes=objects.CLASSES,
+        splits=splits,
+        recipe={"dataset": "objects"},
+        refused=(),
+    )
+    write_manifest(directory, manifest)
+    return directory
+
+
+def small_config(data_dir: Path, **changes: Any) -> TrialConfig:
+    """A trial of 3 steps an epoch; changes go by sections ("masking": {...}) or top-level keys."""
+    values: dict[str, Any] = {
+        "data_dir": data_dir,
+        "epochs": 2,
+        "batch_size": 32,
+        "backbone": {"name": "resnet_small"},
+        "objective": {"hidden_dim": 16, "output_dim": 8},
+        "masking": {"slots": 3, "width": 8},
+        "optimizer": {"encoder_lr": 0.05, "occlusion_lr": 0.05, "warmup_epochs": 0.5},
+    }
+    for key, value in changes.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    return parse(TrialConfig, values)

@@ -1,0 +1,134 @@
+"""A live trial on a real cluster: in-place loading, two workers, a killed worker, and a whole small population."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import small_config
+from test_trainer import assert_identical
+
+from adios_ray.config import TrialConfig
+from adios_ray.training.checkpoints import Pointer, load_checkpoint
+
+pytestmark = pytest.mark.ray
+CPU = torch.device("cpu")
+
+
+class Driven:
+    """Live trials driven by hand, as Tune and the population would."""
+
+    def __init__(self, run_dir: Path, workers: int) -> None:
+        """Start the channel of a run."""
+        from adios_ray.search.channel import start_channel
+
+        run_dir.mkdir()
+        self.run_dir, self.workers = run_dir, workers
+        self.channel = start_channel(run_dir.name, trials=4, workers=workers)
+        self.actors: dict[str, Any] = {}
+
+    def start(self, trial: str, config: TrialConfig) -> None:
+        """Start a trial's actor with its Ray Train run."""
+        import ray
+
+        from adios_ray.search.trial import LiveTrial, TrialSettings
+
+        ray.get(self.channel.register.remote(trial, config.model_dump(mode="json"), None, False))
+        settings = TrialSettings(
+            trial=trial,
+            run_dir=str(self.run_dir),
+            channel=self.run_dir.name,
+            workers=self.workers,
+            cpus_per_worker=0.5,
+            gpus_per_worker=0.0,
+        )
+        self.actors[trial] = ray.remote(LiveTrial).options(num_cpus=0).remote(config=settings)
+
+    def report(self, trial: str) -> dict[str, Any]:
+        """Train to the next report."""
+        import ray
+
+        report: dict[str, Any] = ray.get(self.actors[trial].train.remote(), timeout=120)
+        return report
+
+    def load(self, trial: str, checkpoint: dict[str, Any], config: TrialConfig) -> None:
+        """Exploit in place."""
+        import ray
+
+        ray.get(self.channel.load.remote(trial, checkpoint, config.model_dump(mode="json")))
+
+    def state(self, report: dict[str, Any]) -> dict[str, Any]:
+        """What the checkpoint of a report holds."""
+        return load_checkpoint(Pointer(**report["checkpoint"]), CPU)
+
+    def stop(self) -> None:
+        """Take all trials down."""
+        import ray
+
+        ray.get([actor.stop.remote() for actor in self.actors.values()], timeout=60)
+        for actor in [*self.actors.values(), self.channel]:
+            ray.kill(actor)
+
+
+@pytest.fixture
+def driven(ray_cluster: None, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Driven]:
+    """Trials of as many workers as the test asks for."""
+    trials = Driven(tmp_path / "run", getattr(request, "param", 1))
+    yield trials
+    trials.stop()
+
+
+def test_an_exploit_keeps_the_processes_and_takes_the_donors_weights_bit_for_bit(
+    driven: Driven, objects_dir: Path
+) -> None:
+    donors, mine = (small_config(objects_dir, epochs=1, seed=seed) for seed in (1, 2))
+    driven.start("donor", donors)
+    driven.start("trial", mine)
+    donor, before = driven.report("donor"), driven.report("trial")
+    assert donor["worker_pid"] != before["worker_pid"]
+    changed = small_config(objects_dir, epochs=1, optimizer={"encoder_lr": 0.2})
+    driven.load("trial", donor["checkpoint"], changed)
+    after = driven.report("trial")
+    assert after["worker_pid"] == before["worker_pid"]
+    assert after["pid"] == before["pid"]
+    held, donated = driven.state(after), driven.state(donor)
+    assert held.pop("config")["optimizer"]["encoder_lr"] == 0.2
+    donated.pop("config")
+    assert_identical(held, donated)
+    assert after["fitness"] == donor["fitness"]
+
+
+@pytest.mark.parametrize("driven", [2], indirect=True)
+def test_two_workers_train_one_trial(driven: Driven, objects_dir: Path) -> None:
+    config = small_config(objects_dir, backbone={"name": "vit_tiny_patch16_224"}, epochs=1, batch_size=48)
+    driven.start("trial", config)
+    report = driven.report("trial")
+    assert report["epoch"] == 1 and 0 <= report["fitness"] <= 1
+
+    from adios_ray.training.trainer import Trainer
+
+    alone = Trainer(config, CPU)
+    alone.train_to_report()
+    for name, value in driven.state(report)["networks"].items():
+        expected = alone.networks.state_dict()[name]
+        torch.testing.assert_close(value, expected, rtol=0, atol=2e-4 * max(1.0, float(expected.abs().max())))
+
+
+def test_a_killed_worker_goes_on_from_its_last_report(driven: Driven, objects_dir: Path) -> None:
+    config = small_config(objects_dir, epochs=2)
+    driven.start("trial", config)
+    first = driven.report("trial")
+    os.kill(first["worker_pid"], signal.SIGKILL)
+    second = driven.report("trial")
+    assert second["worker_pid"] != first["worker_pid"]
+    assert (first["epoch"], second["epoch"]) == (1, 2)
+
+    from adios_ray.training.trainer import Trainer
+
+    alone = Trainer(config, CPU)
+    alone.train_to_report()
+    alone.train_to_report()
+    assert_identical(driven.state(second)["networks"], dict(alone.networks.state_dict()))

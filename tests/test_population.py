@@ -1,0 +1,144 @@
+"""A whole small population through the main program: evolution, records, and coming back after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small import small_config
+
+from adios_ray.search.experiment import ExperimentConfig
+from adios_ray.search.state import PopulationState
+from adios_ray.tracking.records import read_lineage, read_results, read_summary
+from adios_ray.training.checkpoints import Pointer
+
+pytestmark = pytest.mark.ray
+SCRIPT = Path(__file__).parent.parent / "experiments" / "pbt_in100.py"
+
+
+def write_space(path: Path) -> Path:
+    """A synchronous search over all four values with a decision after every epoch."""
+    space = {
+        "scheduler": "pbt",
+        "synchronous": True,
+        "interval_epochs": 1,
+        "quantile_fraction": 0.5,
+        "resample_probability": 0.5,
+        "parameters": {
+            "masking.sparsity_weight": {"low": 0.1, "high": 1.0, "scale": "linear"},
+            "optimizer.encoder_lr": {"low": 0.01, "high": 0.1, "scale": "log"},
+            "optimizer.occlusion_lr": {"low": 0.01, "high": 0.1, "scale": "log"},
+            "masking.slots": {"low": 2, "high": 4, "scale": "integer"},
+        },
+    }
+    path.write_text(yaml.safe_dump(space))
+    return path
+
+
+def experiment(data_dir: Path, tmp_path: Path, **changes: Any) -> ExperimentConfig:
+    """Two trials over the small data set."""
+    trial = small_config(data_dir, **changes).model_dump()
+    space = write_space(tmp_path / "space.yaml")
+    return ExperimentConfig(**trial, space=space, storage=tmp_path / "runs", population=2)
+
+
+def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
+    from adios_ray.search.runner import resume, start
+
+    run_dir = start(experiment(objects_dir, tmp_path, epochs=4))
+    rows, lineage, summary = read_results(run_dir), read_lineage(run_dir), read_summary(run_dir)
+    assert {(row.trial, row.epoch) for row in rows} == {(f"trial_0{t}", e) for t in (0, 1) for e in (1, 2, 3, 4)}
+    assert [exploit.epoch for exploit in lineage] == [1, 2, 3]
+    assert summary is not None and summary.exploits == 3 and 0 <= summary.test_accuracy <= 1
+    by_key = {(row.trial, row.epoch): row for row in rows}
+    for exploit in lineage:
+        assert exploit.scores[exploit.donor] >= exploit.scores[exploit.trial]
+        before, after = (by_key[exploit.trial, exploit.epoch + i] for i in (0, 1))
+        assert before.worker_pid == after.worker_pid
+        assert (before.slots, after.slots) == (exploit.old.slots, exploit.new.slots)
+        assert after.encoder_lr == exploit.new.encoder_lr
+    assert "<html" in (run_dir / "report.html").read_text()
+    state = PopulationState.load(run_dir)
+    kept = list((run_dir / "checkpoints").glob("trial_*/epoch_*"))
+    assert len(kept) <= 2 * 2 and all(member.finished for member in state.members.values())
+    modified = {path: path.stat().st_mtime_ns for path in kept}
+    resume(run_dir)
+    assert {path: path.stat().st_mtime_ns for path in kept} == modified
+
+
+def wait_for_reports(run_dir: Path, count: int, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until a run has written so many reports."""
+    deadline = time.monotonic() + 180
+    while len(read_results(run_dir)) < count:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_killed_driver_comes_back_to_the_same_lineage(
+    ray_cluster: None, objects_dir: Path, tmp_path: Path
+) -> None:
+    from adios_ray.search.runner import resume, start
+
+    config = experiment(objects_dir, tmp_path, epochs=3)
+    uninterrupted = start(config.model_copy(update={"storage": tmp_path / "whole"}))
+    values = tmp_path / "config.json"
+    values.write_text(config.model_dump_json())
+    code = (
+        "import sys; from pathlib import Path; from adios_ray.search.runner import start;"
+        "from adios_ray.search.experiment import ExperimentConfig;"
+        "start(ExperimentConfig.model_validate_json(Path(sys.argv[1]).read_text()))"
+    )
+    environment = {**os.environ, "RAY_ADDRESS": ""}
+    process = subprocess.Popen([sys.executable, "-c", code, str(values)], env=environment, start_new_session=True)
+    while not list((tmp_path / "runs").glob("*/population.json")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    run_dir = next((tmp_path / "runs").glob("*/population.json")).parent
+    wait_for_reports(run_dir, 3, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1)
+    resume(run_dir)
+    expected, lineage = read_lineage(uninterrupted), read_lineage(run_dir)
+    assert [e.model_dump(exclude={"time"}) for e in lineage] == [e.model_dump(exclude={"time"}) for e in expected]
+    scores = [
+        {(row.trial, row.epoch): (row.fitness, row.loss, row.slots) for row in read_results(directory)}
+        for directory in (run_dir, uninterrupted)
+    ]
+    assert scores[0] == scores[1]
+    finals = [PopulationState.load(directory).members["trial_00"].checkpoint for directory in (run_dir, uninterrupted)]
+    assert all(isinstance(pointer, Pointer) for pointer in finals)
+
+
+def test_bad_input_is_one_line_before_anything_starts(objects_dir: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    manifest = json.loads((objects_dir / "manifest.json").read_text())
+    del manifest["splits"]["test"]
+    for file in objects_dir.glob("*.arrow"):
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "manifest.json").write_text(json.dumps(manifest))
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in objects_dir.iterdir():
+        content = bytearray(file.read_bytes())
+        if file.name.startswith("val"):
+            content[len(content) // 2] ^= 1
+        (damaged / file.name).write_bytes(content)
+    wrong = {
+        "no data": [],
+        "test": ["--data-dir", str(broken)],
+        "val-00000.arrow": ["--data-dir", str(damaged)],
+        "not a run directory": ["--resume", str(tmp_path)],
+        "batch_size": ["--data-dir", str(objects_dir), "--batch-size", "512"],
+    }
+    for text, arguments in wrong.items():
+        done = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2, text
+        assert text in done.stderr and done.stderr.count("\n") == 1 and done.stdout == ""

@@ -1,0 +1,141 @@
+"""One trial's training: exact resumption, taking over a donor, changing N, and what a report says."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import small_config
+
+from adios_ray.config import ConfigError, TrialConfig
+from adios_ray.training.checkpoints import STATE_FILE, CheckpointError, load_checkpoint
+from adios_ray.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+def flattened(values: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries and lists by their path."""
+    if isinstance(values, dict):
+        items = list(values.items())
+    elif isinstance(values, list):
+        items = list(enumerate(values))
+    else:
+        return {path: values}
+    return {key: leaf for name, value in items for key, leaf in flattened(value, f"{path}/{name}").items()}
+
+
+def assert_identical(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Every tensor and number of two states is the same, bit for bit."""
+    left, right = flattened(first), flattened(second)
+    assert left.keys() == right.keys()
+    for path, value in left.items():
+        same = torch.equal(value, right[path]) if isinstance(value, torch.Tensor) else value == right[path]
+        assert same, path
+
+
+def saved(trainer: Trainer, directory: Path) -> dict[str, Any]:
+    """The state that a checkpoint of this trainer holds."""
+    return load_checkpoint(trainer.save(directory), CPU)
+
+
+def trained(config: TrialConfig, steps: int) -> Trainer:
+    """A fresh trainer after some steps."""
+    trainer = Trainer(config, CPU)
+    trainer.train_until(steps)
+    return trainer
+
+
+@pytest.mark.parametrize("objective", ["simclr", "byol"])
+@pytest.mark.parametrize("stop", [2, 3])
+def test_a_resumed_training_is_bit_identical(objective: str, stop: int, objects_dir: Path, tmp_path: Path) -> None:
+    config = small_config(objects_dir, objective={"name": objective}, masking={"scheme": "adios-s"})
+    whole = trained(config, 5)
+    pointer = trained(config, stop).save(tmp_path / "stopped")
+    resumed = Trainer(config, CPU)
+    resumed.load(pointer, config)
+    resumed.train_until(5)
+    assert_identical(saved(whole, tmp_path / "whole"), saved(resumed, tmp_path / "resumed"))
+
+
+def test_seeds_decide_everything(objects_dir: Path, tmp_path: Path) -> None:
+    config = small_config(objects_dir)
+    first, second = (saved(trained(config, 2), tmp_path / name) for name in ("first", "second"))
+    assert_identical(first, second)
+    other = saved(trained(small_config(objects_dir, seed=1), 2), tmp_path / "other")
+    assert not torch.equal(first["networks"]["probe.weight"], other["networks"]["probe.weight"])
+
+
+def test_an_exploit_takes_over_the_donor_and_its_own_new_values(objects_dir: Path, tmp_path: Path) -> None:
+    donor = trained(small_config(objects_dir, seed=7), 3)
+    pointer = donor.save(tmp_path / "donor")
+    trial = trained(small_config(objects_dir, seed=8), 2)
+    changed = small_config(objects_dir, optimizer={"encoder_lr": 0.01, "occlusion_lr": 0.02})
+    trial.load(pointer, changed)
+    mine, donors = saved(trial, tmp_path / "mine"), load_checkpoint(pointer, CPU)
+    assert mine.pop("config") != donors.pop("config")
+    assert_identical(mine, donors)
+    assert (trial.step, trial.seed) == (3, 7)
+    trial.train_until(4)
+    expected = trial.schedule.lr(0.01, 3)
+    assert {group["lr"] for group in trial.optimizers.encoder.param_groups} == {expected}
+
+
+@pytest.mark.parametrize(("old", "new"), [(3, 5), (5, 2)])
+def test_n_changes_with_the_exploit_and_training_goes_on(old: int, new: int, objects_dir: Path, tmp_path: Path) -> None:
+    pointer = trained(small_config(objects_dir, masking={"slots": old}), 3).save(tmp_path / "donor")
+    trial = trained(small_config(objects_dir, masking={"slots": 4}), 1)
+    trial.load(pointer, small_config(objects_dir, masking={"slots": new}))
+    assert trial.masks(2)[1].shape == (2, new, 32, 32)
+    report = trial.train_to_report()
+    assert math.isfinite(report["loss"]) and report["epoch"] == 2
+    again = Trainer(small_config(objects_dir, masking={"slots": new}), CPU)
+    again.load(trial.save(tmp_path / "changed"), again.config)
+    assert torch.equal(again.masks(2)[1], trial.masks(2)[1])
+
+
+def test_reports_come_at_the_interval_and_at_the_end(objects_dir: Path) -> None:
+    trainer = Trainer(small_config(objects_dir, epochs=3, evaluation={"interval_epochs": 2}), CPU)
+    first, last = trainer.train_to_report(), trainer.train_to_report()
+    assert (first["epoch"], last["epoch"], trainer.done) == (2, 3, True)
+    for report in (first, last):
+        assert 0 <= report["fitness"] <= 1 and 0 <= report["probe_accuracy"] <= 1
+        assert report["penalty"] >= 1 and 0 < report["mask_mean_min"] <= 1 / 3 <= report["mask_mean_max"] < 1
+
+
+def test_a_diverged_training_has_no_fitness(objects_dir: Path) -> None:
+    trainer = Trainer(small_config(objects_dir), CPU)
+    with torch.no_grad():
+        next(trainer.networks.backbone.parameters()).fill_(torch.nan)
+    assert math.isnan(trainer.train_to_report()["fitness"])
+
+
+def test_a_damaged_or_missing_checkpoint_is_named(objects_dir: Path, tmp_path: Path) -> None:
+    trainer = Trainer(small_config(objects_dir), CPU)
+    pointer = trainer.save(tmp_path / "checkpoint")
+    file = pointer.path / STATE_FILE
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{STATE_FILE} is damaged"):
+        trainer.load(pointer, trainer.config)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=f"{STATE_FILE} does not exist"):
+        trainer.load(pointer, trainer.config)
+
+
+def test_a_batch_larger_than_the_data_is_refused(objects_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size 97 is more than the 96"):
+        Trainer(small_config(objects_dir, batch_size=97), CPU)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_timm_backbones_train_at_the_given_size(name: str, objects_dir: Path) -> None:
+    trainer = trained(small_config(objects_dir, backbone={"name": name}, batch_size=8), 1)
+    assert trainer.step == 1
+
+
+def test_an_unknown_backbone_is_named_with_its_neighbours(objects_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="resnet19.*resnet"):
+        Trainer(small_config(objects_dir, backbone={"name": "resnet19"}), CPU)
