@@ -21,12 +21,9 @@ STD = (0.229, 0.224, 0.225)
 CROP_ATTEMPTS = 10
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 BLUR_SIGMAS = (0.1, 2.0)
-COLOUR_OPERATIONS = (
-    pixels.adjust_brightness,
-    pixels.adjust_contrast,
-    pixels.adjust_saturation,
-    pixels.adjust_hue,
-)
+CPU_CHUNK_PIXELS = 400_000
+"""Pixels of the views that a CPU works on at once: so few that intermediate results stay in its caches."""
+_CONTRAST, _SATURATION, _HUE = 1, 2, 3
 _DRAWS = 2 * CROP_ATTEMPTS + 16
 
 
@@ -98,7 +95,7 @@ def _boxes(draws: npt.NDArray[np.float64], min_scale: float, size: int) -> npt.N
     found = fits.any(axis=1)
     width = np.where(found, np.take_along_axis(widths, first, axis=1)[:, 0], size)
     height = np.where(found, np.take_along_axis(heights, first, axis=1)[:, 0], size)
-    top, left = (np.floor(draws[:, -2:].T * (size - np.stack([height, width]) + 1))).astype(np.float64)
+    top, left = np.floor(draws[:, -2:].T * (size - np.stack([height, width]) + 1))
     return np.stack([top, left, height, width], axis=1).astype(np.float32)
 
 
@@ -108,43 +105,70 @@ def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Ten
     Args:
         images: uint8 [B, S, S, 3].
         parameters: Of the same B images.
-        out_size: Side of the view.
+        out_size: Side of the view in pixels, at least 7.
 
     Returns:
         Normalised float32 [B, 3, out_size, out_size].
     """
-    rows, columns = _matrices(parameters, images.shape[1], out_size, images.device)
-    x = pixels.resample(images.float() / 255, rows, columns).clamp_(0, 1)
-    for position in range(len(COLOUR_OPERATIONS)):
-        for number, operation in enumerate(COLOUR_OPERATIONS):
-            chosen = _indices(parameters.jitter & (parameters.order[:, position] == number), x.device)
-            factors = parameters.factors[:, number].to(x.device, non_blocking=True)
-            if len(chosen):
-                x[chosen] = operation(x[chosen], factors[chosen])
-    if len(chosen := _indices(parameters.greyscale, x.device)):
-        x[chosen] = pixels.greyscale(x[chosen]).expand(-1, 3, -1, -1)
-    if len(chosen := _indices(parameters.blur, x.device)):
-        x[chosen] = pixels.gaussian_blur(x[chosen], parameters.sigma.to(x.device, non_blocking=True)[chosen])
-    if len(chosen := _indices(parameters.solarise, x.device)):
-        x[chosen] = pixels.solarise(x[chosen])
-    return normalise(x)
+    out = torch.empty(len(images), 3, out_size, out_size, device=images.device)
+    chunk = max(1, CPU_CHUNK_PIXELS // out_size**2 if images.device.type == "cpu" else len(images))
+    for first in range(0, len(images), chunk):
+        part = slice(first, first + chunk)
+        own = ViewParameters(*(values[part] for values in parameters))
+        _normalise(_render(images[part], own, out_size), out[part])
+    return out
 
 
-def apply_geometry(maps: Tensor, parameters: ViewParameters, out_size: int) -> Tensor:
-    """Crop, resize and flip maps as their images were.
+def _render(images: Tensor, parameters: ViewParameters, size: int) -> Tensor:
+    """The view before normalisation, planar: float32 [3, B, size, size] in [0, 1]."""
+    hue_0, hue_1, hue_2, hue_3, grey, blur, solarise = _selections(parameters, images.device)
+    own = torch.cat([parameters.factors[:, 3:], parameters.sigma[:, None], _blends(parameters)], dim=1)
+    shift, sigma, *weights = _to_device(own, images.device).unbind(1)
+    rows, columns = _matrices(parameters, images.shape[1], size, images.device, pixels.BICUBIC)
+    x = pixels.transform_axes(_planes(images), rows / 255, columns).clamp_(0, 1)
+    for position, chosen in enumerate((hue_0, hue_1, hue_2, hue_3)):
+        pixels.blend_(x, *weights[position::4])
+        if len(chosen):
+            x.index_copy_(1, chosen, pixels.adjust_hue(x.index_select(1, chosen), shift[chosen]))
+    if len(grey):
+        x.index_copy_(1, grey, pixels.greyscale(x.index_select(1, grey)).expand(3, -1, -1, -1))
+    if len(blur):
+        x.index_copy_(1, blur, pixels.gaussian_blur(x.index_select(1, blur), sigma[blur]))
+    if len(solarise):
+        x.index_copy_(1, solarise, pixels.solarise(x.index_select(1, solarise)))
+    return x
+
+
+def _selections(parameters: ViewParameters, device: torch.device) -> tuple[Tensor, ...]:
+    """Images whose hue is turned at each of the four positions, then grey, blurred, solarised ones: int64 indices."""
+    hue = (parameters.jitter[:, None] & (parameters.order == _HUE)).T
+    chosen = torch.cat([hue, torch.stack([parameters.greyscale, parameters.blur, parameters.solarise])])
+    counts: list[int] = chosen.sum(dim=1).tolist()
+    indices: tuple[Tensor, ...] = _to_device(chosen.nonzero()[:, 1], device).split(counts)
+    return indices
+
+
+def _blends(parameters: ViewParameters) -> Tensor:
+    """Weights of the image, of its grey image and of its mean grey at the four positions, float32 [B, 3 * 4]."""
+    order = parameters.order
+    linear = parameters.jitter[:, None] & (order != _HUE)
+    own = torch.where(linear, parameters.factors.gather(1, order), 1.0)
+    return torch.cat([own, (1 - own) * (order == _SATURATION), (1 - own) * (order == _CONTRAST)], dim=1)
+
+
+def apply_geometry(masks: Tensor, parameters: ViewParameters, out_size: int) -> Tensor:
+    """Crop, resize (antialiased bilinear) and flip masks as their images were.
 
     Args:
-        maps: For example ground-truth masks, [B, K, S, S].
+        masks: For example ground truth, [B, K, S, S] of any numeric type.
         parameters: Of the same B images.
-        out_size: Side of the view.
+        out_size: Side of the view in pixels.
 
     Returns:
-        float32 [B, K, out_size, out_size], clamped to the range of the input's values.
+        float32 [B, K, out_size, out_size] in the range of each mask's values.
     """
-    rows, columns = _matrices(parameters, maps.shape[-1], out_size, maps.device)
-    values = maps.float()
-    moved = pixels.resample(values.permute(0, 2, 3, 1), rows, columns)
-    return moved.clamp_(values.min(), values.max())
+    rows, columns = _matrices(parameters, masks.shape[-1], out_size, masks.device, pixels.BILINEAR)
+    return pixels.transform_axes(masks.transpose(0, 1).float(), rows, columns).transpose(0, 1).contiguous()
 
 
 def centre_view(images: Tensor, out_size: int) -> Tensor:
@@ -152,30 +176,45 @@ def centre_view(images: Tensor, out_size: int) -> Tensor:
 
     Args:
         images: uint8 [B, S, S, 3].
-        out_size: Side of the view.
+        out_size: Side of the view in pixels.
 
     Returns:
         Normalised float32 [B, 3, out_size, out_size].
     """
-    x = images.permute(0, 3, 1, 2).float() / 255
-    return normalise(x if x.shape[-1] == out_size else pixels.resize_square(x, out_size))
+    x = _planes(images).div_(255)
+    out = x.new_empty(len(images), 3, out_size, out_size)
+    return _normalise(x if x.shape[-1] == out_size else pixels.resize_square(x, out_size), out)
 
 
-def normalise(x: Tensor) -> Tensor:
-    """Subtract ImageNet's mean colour and divide by its standard deviation, [B, 3, H, W]."""
-    return (x - x.new_tensor(MEAN).view(1, 3, 1, 1)) / x.new_tensor(STD).view(1, 3, 1, 1)
+def denormalise(x: Tensor) -> Tensor:
+    """Pictures of normalised images [B, 3, H, W]: uint8 [B, H, W, 3]."""
+    planes = [plane * std + mean for plane, mean, std in zip(x.unbind(1), MEAN, STD, strict=True)]
+    return torch.stack(planes, dim=-1).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _normalise(planes: Tensor, out: Tensor) -> Tensor:
+    """Write planes [3, B, H, W] in [0, 1], less ImageNet's mean colour in its deviations, to ``out`` [B, 3, H, W]."""
+    for plane, target, mean, std in zip(planes, out.unbind(1), MEAN, STD, strict=True):
+        torch.sub(plane, mean, out=target).div_(std)
+    return out
+
+
+def _planes(images: Tensor) -> Tensor:
+    """Float32 [3, B, S, S] in [0, 255] of uint8 [B, S, S, 3]."""
+    return images.permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def _matrices(
-    parameters: ViewParameters, stored_size: int, out_size: int, device: torch.device
+    parameters: ViewParameters, stored_size: int, out_size: int, device: torch.device, kernel: pixels.Kernel
 ) -> tuple[Tensor, Tensor]:
-    """Crop and resize as one matrix an axis; a flip reverses the columns' rows."""
-    top, left, height, width = parameters.boxes.to(device, non_blocking=True).unbind(1)
-    rows = pixels.interpolation_matrix(top, height, stored_size, out_size)
-    columns = pixels.interpolation_matrix(left, width, stored_size, out_size)
-    flip = parameters.flip.to(device, non_blocking=True)[:, None, None]
-    return rows, torch.where(flip, columns.flip(1), columns)
+    """Crop and resize, and for the columns flip, as one matrix an axis."""
+    numbers = torch.cat([parameters.boxes, parameters.flip[:, None]], dim=1)
+    top, left, height, width, flip = _to_device(numbers, device).unbind(1)
+    never = torch.zeros_like(flip)
+    rows = pixels.interpolation_matrix(top, height, never > 0, stored_size, out_size, kernel)
+    return rows, pixels.interpolation_matrix(left, width, flip > 0, stored_size, out_size, kernel)
 
 
-def _indices(chosen: Tensor, device: torch.device) -> Tensor:
-    return chosen.nonzero()[:, 0].to(device, non_blocking=True)
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy without waiting for what the device still does."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -1,7 +1,12 @@
 """Batched pixel operations, each with its own parameters for every image; torchvision's definitions, exactly.
 
-Images are float [B, 3, H, W] in [0, 1] unless said otherwise. No operation looks at another image of the batch.
+Images are planar: float32 [3, B, H, W] in [0, 1], so that a channel of the whole batch is one block of memory. No
+operation looks at another image of the batch, and none makes the host wait for the device.
 """
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,109 +14,136 @@ from torch.nn import functional
 
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)
 BLUR_RADIUS = 6
+_TINY = 1e-30
 
 
-def interpolation_matrix(start: Tensor, length: Tensor, stored_size: int, out_size: int) -> Tensor:
-    """Weights that crop one axis and resize it: antialiased bicubic (a = -1/2), half-pixel centres.
+class Kernel(NamedTuple):
+    """An interpolation kernel.
 
-    Args:
-        start: First pixel of each crop, [B].
-        length: Pixels of each crop, [B], at least 1.
-        stored_size: Pixels of the axis.
-        out_size: Pixels after resizing.
-
-    Returns:
-        [B, out_size, stored_size]; each row sums to 1 and is 0 outside its crop.
+    Attributes:
+        support: Distance, in pixels of the coarser grid, from which on the weight is 0.
+        weight: Weight, not normalised, at distances >= 0.
     """
-    start, length = start[:, None, None], length[:, None, None]
-    scale = length / out_size
-    centre = start + (torch.arange(out_size, device=start.device)[None, :, None] + 0.5) * scale
-    pixel = torch.arange(stored_size, device=start.device)[None, None, :]
-    weights = _cubic((pixel + 0.5 - centre).abs() / scale.clamp(min=1))
-    weights = weights * ((pixel >= start) & (pixel < start + length))
-    return weights / weights.sum(dim=2, keepdim=True)
+
+    support: int
+    weight: Callable[[Tensor], Tensor]
+
+
+def _triangle(x: Tensor) -> Tensor:
+    return (1 - x).clamp_(min=0)
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel with a = -1/2 at distances x >= 0."""
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def resample(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Apply a matrix to each axis.
+BILINEAR = Kernel(1, _triangle)
+"""Never leaves the range of the pixels."""
+BICUBIC = Kernel(2, _cubic)
+"""Keys' cubic convolution with a = -1/2."""
+
+
+def interpolation_matrix(
+    start: Tensor, length: Tensor, mirrored: Tensor, stored_size: int, out_size: int, kernel: Kernel
+) -> Tensor:
+    """Weights that crop one axis and resize it, antialiased, with half-pixel centres.
 
     Args:
-        pixels: [B, S, S, C], channels last.
+        start: First pixel of each crop, a whole number, float32 [B].
+        length: Pixels of each crop, a whole number of at least 1, float32 [B].
+        mirrored: Whether the result runs backwards, bool [B].
+        stored_size: Pixels of the axis.
+        out_size: Pixels after resizing.
+        kernel: BILINEAR or BICUBIC.
+
+    Returns:
+        float32 [B, out_size, stored_size]; each row sums to 1 and is 0 outside its crop.
+    """
+    start, length = start[:, None, None], length[:, None, None]
+    scale = length / out_size
+    position = torch.arange(out_size, device=start.device)[None, :, None] + 0.5
+    centre = start + torch.where(mirrored[:, None, None], out_size - position, position) * scale
+    stretch = scale.clamp(min=1)
+    taps = math.ceil(2 * kernel.support * max(stored_size / out_size, 1)) + 1
+    pixel = (centre - kernel.support * stretch).floor() + torch.arange(taps, device=start.device)
+    weights = kernel.weight((pixel + 0.5 - centre).abs() / stretch)
+    weights = weights * ((pixel >= start) & (pixel < start + length))
+    weights = weights / weights.sum(dim=2, keepdim=True)
+    matrix = weights.new_zeros(len(start), out_size, stored_size)
+    return matrix.scatter_add_(2, pixel.clamp(0, stored_size - 1).long(), weights)
+
+
+def transform_axes(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Apply each image's matrices to its rows and columns.
+
+    Args:
+        planes: [C, B, S, S].
         rows: Matrix of the vertical axis, [B, H, S].
         columns: Matrix of the horizontal axis, [B, W, S].
 
     Returns:
-        [B, C, H, W].
+        [C, B, H, W].
     """
-    batch, size, _, channels = pixels.shape
-    height = rows.shape[1]
-    tall = torch.bmm(rows, pixels.reshape(batch, size, size * channels)).view(batch, height, size, channels)
-    turned = tall.transpose(1, 2).reshape(batch, size, height * channels)
-    return torch.bmm(columns, turned).view(batch, -1, height, channels).permute(0, 3, 2, 1).contiguous()
+    out = planes.new_empty(*planes.shape[:2], rows.shape[1], columns.shape[1])
+    for plane, target in zip(planes, out, strict=True):
+        torch.bmm(torch.bmm(rows, plane), columns.transpose(1, 2), out=target)
+    return out
 
 
 def greyscale(x: Tensor) -> Tensor:
-    """Luma (ITU-R 601-2), [B, 1, H, W]."""
-    weights = x.new_tensor(GREY_WEIGHTS).view(1, 3, 1, 1)
-    return (x * weights).sum(dim=1, keepdim=True)
+    """Luma (ITU-R 601-2), [B, H, W]."""
+    red, green, blue = GREY_WEIGHTS
+    return (x[0] * red).add_(x[1], alpha=green).add_(x[2], alpha=blue)
 
 
-def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(other.expand_as(x), x, factor.view(-1, 1, 1, 1)).clamp_(0, 1)
+def blend_(x: Tensor, own: Tensor, grey: Tensor, mean: Tensor) -> Tensor:
+    """Mix each image, in place, with its grey image and with its mean grey: torchvision's three linear adjustments.
 
+    With a factor f, brightness is (f, 0, 0), saturation (f, 1 - f, 0) and contrast (f, 0, 1 - f); (1, 0, 0) leaves
+    the image.
 
-def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with black: factor [B], 1 leaves the image."""
-    return (x * factor.view(-1, 1, 1, 1)).clamp_(0, 1)
-
-
-def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean grey: factor [B], 1 leaves the image."""
-    return _blend(x, greyscale(x).mean(dim=(2, 3), keepdim=True), factor)
-
-
-def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image: factor [B], 1 leaves the image."""
-    return _blend(x, greyscale(x), factor)
+    Args:
+        x: Images [3, B, H, W].
+        own: Weight of the image, [B].
+        grey: Weight of its grey image, [B].
+        mean: Weight of the mean over its grey image, [B].
+    """
+    own, grey, mean = (weight[:, None, None] for weight in (own, grey, mean))
+    luma = greyscale(x)
+    base = torch.addcmul(mean * luma.mean(dim=(1, 2), keepdim=True), luma, grey)
+    return torch.addcmul(base, x, own, out=x).clamp_(0, 1)
 
 
 def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by ``shift`` [B] of the colour circle, in [-1/2, 1/2]; value and saturation stay."""
-    value, low = x.amax(dim=1), x.amin(dim=1)
-    chroma = value - low
-    grey = chroma == 0
-    safe = torch.where(grey, torch.ones_like(chroma), chroma)
-    red, green, blue = ((value - channel) / safe for channel in x.unbind(1))
-    is_red, is_green = value == x[:, 0], value == x[:, 1]
-    sector = torch.where(is_red, blue - green, torch.where(is_green, 2 + red - blue, 4 + green - red))
-    hue = torch.where(grey, torch.zeros_like(sector), sector / 6 + 1) + shift.view(-1, 1, 1)
-    # Each channel falls from value by chroma times a trapezoid of the hue (HSV's definition in closed form).
-    offsets = x.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
-    k = (offsets + 6 * hue[:, None]) % 6
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+    """Turn the hue by ``shift`` [B] of the colour circle, in [-1/2, 1/2]; HSV's value and saturation stay.
+
+    HSV in closed form: the hue in sixths of a turn, in [-3, 3], lies (1 - r' + g' + b') from red, on the side of the
+    greater of green and blue; r' = (r - min) / (max - min). Back, each channel is a trapezoid of the hue.
+    """
+    red, green, blue = x.unbind(0)
+    low = torch.minimum(red, green).minimum(blue)
+    chroma = torch.maximum(red, green).maximum(blue).sub_(low)
+    from_red = (green + blue).sub_(red).sub_(low).add_(chroma).div_(chroma.clamp(min=_TINY))
+    hue = from_red.copysign_(green - blue).add_(6 * shift[:, None, None])
+    hue.sub_((hue / 6).round_(), alpha=6)
+    trapezoids = (2 - hue.abs(), (hue + 1).abs_().sub_(1), (hue - 1).abs_().sub_(1))
+    return torch.stack([torch.addcmul(low, chroma, height.clamp_(0, 1)) for height in trapezoids])
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian of 13 taps with reflected borders; sigma [B] in pixels, > 0."""
+    """Gaussian of 13 taps with reflected borders; sigma [B] in pixels, > 0; H = W > 6."""
     size = x.shape[-1]
     taps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=x.device)
     weights = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
     weights = weights / weights.sum(dim=1, keepdim=True)
     reached = torch.arange(size, device=x.device)[:, None] + taps
     reached = size - 1 - (size - 1 - reached.abs()).abs()
-    spread = (len(x), size, len(taps))
-    matrix = x.new_zeros(len(x), size, size)
-    matrix.scatter_add_(2, reached.expand(spread), weights[:, None, :].expand(spread).to(x.dtype))
-    matrix = matrix[:, None].expand(-1, 3, -1, -1).reshape(-1, size, size)
-    blurred = torch.bmm(torch.bmm(matrix, x.reshape(-1, size, size)), matrix.transpose(1, 2))
-    return blurred.view_as(x)
+    spread = (len(sigma), size, len(taps))
+    matrix = x.new_zeros(len(sigma), size, size)
+    matrix.scatter_add_(2, reached.expand(spread), weights[:, None, :].expand(spread))
+    return transform_axes(x, matrix, matrix)
 
 
 def solarise(x: Tensor) -> Tensor:
@@ -120,6 +152,6 @@ def solarise(x: Tensor) -> Tensor:
 
 
 def resize_square(x: Tensor, out_size: int) -> Tensor:
-    """Antialiased bicubic resizing, clamped to [0, 1]."""
+    """Antialiased bicubic resizing of [3, B, S, S] to [3, B, out_size, out_size], clamped to [0, 1]."""
     resized = functional.interpolate(x, size=(out_size, out_size), mode="bicubic", antialias=True)
     return resized.clamp_(0, 1)

@@ -42,13 +42,21 @@ class ExperimentConfig(TrialConfig):
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "demo": {
         "space": SPACES / "pbt_demo.yaml",
-        "epochs": 16,
+        "epochs": 10,
         "batch_size": 64,
         "backbone": {"name": "resnet_small"},
         "objective": {"hidden_dim": 256, "output_dim": 64},
         "masking": {"slots": 3, "sparsity_weight": 0.3, "width": 8},
-        "optimizer": {"encoder_lr": 0.1, "occlusion_lr": 0.05, "warmup_epochs": 1.0},
-        "augment": {"min_crop_scale": 0.3},
+        "optimizer": {"encoder_lr": 0.3, "occlusion_lr": 0.05, "warmup_epochs": 1.0},
+        # Colours say nothing about the rendered classes, so that strong jitter makes the features worth more.
+        "augment": {
+            "min_crop_scale": 0.3,
+            "brightness": 0.6,
+            "contrast": 0.6,
+            "saturation": 0.8,
+            "hue": 0.5,
+            "greyscale_probability": 0.5,
+        },
     },
     # Paper, Tables 9-12 (SimCLR, ResNet-18); schedule and weight decay from the authors' scripts.
     "in100s": {
@@ -68,7 +76,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 DEMO_IMAGE_SIZE = 32
-DEMO_IMAGES = 2000
+DEMO_IMAGES = 3000
 DEMO_SEED = 0
 
 

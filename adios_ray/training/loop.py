@@ -84,11 +84,10 @@ def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> None:
 
 def _agreed_start(channel: Any, trial: str) -> tuple[Any, ...]:
     """Where to begin: the first worker asks, all workers hear the same."""
-    start = [ray.get(channel.start.remote(trial)) if parallel.rank() == 0 else None]
+    start: list[Any] = [ray.get(channel.start.remote(trial)) if parallel.rank() == 0 else None]
     if parallel.world_size() > 1:
         distributed.broadcast_object_list(start, src=0)
-    agreed: tuple[Any, ...] = start[0]
-    return agreed
+    return tuple(start[0])
 
 
 def _device() -> torch.device:

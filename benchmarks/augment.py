@@ -1,0 +1,79 @@
+"""Speed of the batched views against torchvision's transforms, image by image, on one core.
+
+Usage: ``python benchmarks/augment.py``. Prints one JSON object: for each size of view, how many views a second each way
+makes (medians of repeats taken in turns) and their ratio. Takes about ten seconds.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]
+
+from adios_ray.config import AugmentConfig
+from adios_ray.data.augment import BLUR_SIGMAS, MEAN, STD, apply_view, draw_parameters
+
+BATCH = 128
+REPEATS = 15
+VIEW_SIZES = (32, 96)
+
+
+def torchvision_pipeline(config: AugmentConfig, size: int) -> Callable[[Tensor], Tensor]:
+    """The recipe of ``apply_view`` in torchvision's transforms, for one uint8 image [3, S, S]."""
+    jitter = v2.ColorJitter(config.brightness, config.contrast, config.saturation, config.hue)
+    scale = (config.min_crop_scale, 1.0)
+    pipeline: Callable[[Tensor], Tensor] = v2.Compose(
+        [
+            v2.ToDtype(torch.float32, scale=True),
+            v2.RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomHorizontalFlip(config.flip_probability),
+            v2.RandomApply([jitter], config.jitter_probability),
+            v2.RandomGrayscale(config.greyscale_probability),
+            v2.RandomApply([v2.GaussianBlur(13, BLUR_SIGMAS)], config.blur_probability),
+            v2.RandomSolarize(0.5, config.solarise_probability),
+            v2.Normalize(list(MEAN), list(STD)),
+        ]
+    )
+    return pipeline
+
+
+def views_per_second(make: Callable[[], Tensor]) -> float:
+    """Speed of one call that makes a batch of views."""
+    began = time.perf_counter()
+    views = make()
+    return len(views) / (time.perf_counter() - began)
+
+
+def compare(size: int) -> dict[str, float]:
+    """Median views a second, ours and torchvision's, from stored images of the views' size."""
+    config = AugmentConfig()
+    images = torch.randint(0, 256, (BATCH, size, size, 3), dtype=torch.uint8)
+    samples = np.arange(BATCH, dtype=np.int64)
+    pipeline = torchvision_pipeline(config, size)
+    planes = images.permute(0, 3, 1, 2).contiguous()
+
+    def ours() -> Tensor:
+        return apply_view(images, draw_parameters(config, 0, "view_a", 0, samples, size), size)
+
+    def torchvisions() -> Tensor:
+        return torch.stack([pipeline(image) for image in planes])
+
+    ours(), torchvisions()
+    speeds = [(views_per_second(ours), views_per_second(torchvisions)) for _ in range(REPEATS)]
+    own, other = (statistics.median(column) for column in zip(*speeds, strict=True))
+    return {"adios_ray": round(own), "torchvision": round(other), "ratio": round(own / other, 1)}
+
+
+def main() -> None:
+    """Measure every size on one thread."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    print(json.dumps({"unit": "views/s on one core", **{str(size): compare(size) for size in VIEW_SIZES}}))
+
+
+if __name__ == "__main__":
+    main()

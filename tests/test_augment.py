@@ -1,0 +1,311 @@
+"""The batched views against torchvision's transforms, one image at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats  # type: ignore[import-untyped]
+from torch import Tensor
+from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop  # type: ignore[import-untyped]
+from torchvision.transforms.v2 import functional as reference  # type: ignore[import-untyped]
+
+from adios_ray.config import AugmentConfig
+from adios_ray.data import augment, pixels
+from adios_ray.data.augment import ViewParameters, apply_geometry, apply_view, centre_view, denormalise, draw_parameters
+
+ALWAYS = AugmentConfig(
+    jitter_probability=1.0,
+    greyscale_probability=1.0,
+    blur_probability=1.0,
+    solarise_probability=1.0,
+    flip_probability=1.0,
+)
+NEVER = AugmentConfig(
+    jitter_probability=0.0,
+    greyscale_probability=0.0,
+    blur_probability=0.0,
+    solarise_probability=0.0,
+    flip_probability=0.0,
+)
+MIXED = AugmentConfig(
+    brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5, greyscale_probability=0.3, solarise_probability=0.3
+)
+MANY = 20_000
+SAFE_P = 1e-4  # a p-value below this, for one fixed seed, means another distribution
+
+
+def pictures(count: int, size: int) -> Tensor:
+    """Smooth colours, noise, and patches of black, white, grey and pure red: uint8 [count, size, size, 3]."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear").permute(0, 2, 3, 1)
+    images = (255 * smooth + 20 * torch.randn(smooth.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
+    for number, colour in enumerate([(0, 0, 0), (255, 255, 255), (99, 99, 99), (255, 0, 0)]):
+        images[:, 4 * number : 4 * number + 4, : size // 2] = torch.tensor(colour, dtype=torch.uint8)
+    return images
+
+
+def planes(count: int, size: int = 32) -> Tensor:
+    """The pictures as float32 [3, count, size, size] in [0, 1]."""
+    return pictures(count, size).permute(3, 0, 1, 2).float().contiguous() / 255
+
+
+def draw(config: AugmentConfig, count: int, size: int, epoch: int = 0, stream: str = "view_a") -> ViewParameters:
+    """Parameters of the first ``count`` samples."""
+    return draw_parameters(config, 7, stream, epoch, np.arange(count, dtype=np.int64), size)
+
+
+def each(x: Tensor, operation: Callable[[Tensor, float], Tensor], values: Tensor) -> Tensor:
+    """Apply torchvision's ``operation`` with each image's own value to planes [3, B, H, W]."""
+    return torch.stack([operation(x[:, i], float(value)) for i, value in enumerate(values)], dim=1)
+
+
+def naive_crop(image: Tensor, parameters: ViewParameters, row: int, size: int, mode: InterpolationMode) -> Tensor:
+    """Crop, resize and flip one float image [C, S, S] as torchvision does."""
+    top, left, height, width = (int(number) for number in parameters.boxes[row])
+    image = reference.resized_crop(image, top, left, height, width, [size, size], mode, antialias=True)
+    return reference.horizontal_flip(image) if parameters.flip[row] else image
+
+
+def naive_view(image: Tensor, parameters: ViewParameters, row: int, size: int) -> Tensor:
+    """One view of one uint8 image [S, S, 3] by torchvision's functions alone."""
+    x = naive_crop(image.permute(2, 0, 1).float() / 255, parameters, row, size, InterpolationMode.BICUBIC).clamp(0, 1)
+    operations: list[Callable[[Tensor, float], Tensor]] = [
+        reference.adjust_brightness,
+        reference.adjust_contrast,
+        reference.adjust_saturation,
+        reference.adjust_hue,
+    ]
+    for number in parameters.order[row].tolist() if parameters.jitter[row] else []:
+        x = operations[number](x, float(parameters.factors[row, number]))
+    if parameters.greyscale[row]:
+        x = reference.rgb_to_grayscale(x, num_output_channels=3)
+    if parameters.blur[row]:
+        x = reference.gaussian_blur(x, [13, 13], [float(parameters.sigma[row])] * 2)
+    if parameters.solarise[row]:
+        x = reference.solarize(x, 0.5)
+    normalised: Tensor = reference.normalize(x, list(augment.MEAN), list(augment.STD))
+    return normalised
+
+
+def close(actual: Tensor, expected: Tensor, atol: float) -> None:
+    """Compare with an absolute tolerance alone."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("factor_range", [(0.0, 1.0), (1.0, 2.0)])
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_linear_adjustments_match_torchvision(name: str, factor_range: tuple[float, float]) -> None:
+    factors = torch.linspace(*factor_range, 8)
+    none = torch.zeros(8)
+    grey = 1 - factors if name == "saturation" else none
+    mean = 1 - factors if name == "contrast" else none
+    expected = each(planes(8), getattr(reference, f"adjust_{name}"), factors)
+    close(pixels.blend_(planes(8), factors, grey, mean), expected, 1e-5)
+
+
+def test_neutral_blend_changes_no_bit() -> None:
+    ones, zeros = torch.ones(4), torch.zeros(4)
+    assert torch.equal(pixels.blend_(planes(4), ones, zeros, zeros), planes(4))
+
+
+def test_hue_matches_torchvision_up_to_half_a_turn_both_ways() -> None:
+    shifts = torch.linspace(-0.5, 0.5, 11)
+    close(pixels.adjust_hue(planes(11), shifts), each(planes(11), reference.adjust_hue, shifts), 1e-5)
+
+
+def test_hue_of_every_corner_edge_and_nearly_grey_colour_matches_torchvision() -> None:
+    levels = torch.tensor([0.0, 1e-6, 0.25, 0.5, 0.5 + 1e-6, 1.0])
+    x = torch.cartesian_prod(levels, levels, levels).T.reshape(3, 1, 12, 18)
+    for shift in (-0.5, -0.1, 0.0, 1 / 3, 0.5):
+        shifts = torch.tensor([shift])
+        close(pixels.adjust_hue(x, shifts), each(x, reference.adjust_hue, shifts), 1e-5)
+
+
+def test_hue_leaves_greys_and_a_third_of_a_turn_permutes_channels() -> None:
+    grey = torch.linspace(0, 1, 64).view(1, 1, 8, 8).expand(3, -1, -1, -1)
+    assert torch.equal(pixels.adjust_hue(grey, torch.tensor([0.3])), grey)
+    x = planes(1)
+    close(pixels.adjust_hue(x, torch.tensor([1 / 3])), x[[2, 0, 1]], 1e-6)
+
+
+def test_greyscale_and_solarise_match_torchvision() -> None:
+    x = planes(4)
+    grey = pixels.greyscale(x).expand(3, -1, -1, -1)
+    close(grey, each(x, lambda image, _: reference.rgb_to_grayscale(image, 3), torch.zeros(4)), 1e-6)
+    close(pixels.solarise(x), each(x, lambda image, _: reference.solarize(image, 0.5), torch.zeros(4)), 0)
+
+
+@pytest.mark.parametrize("size", [32, 97])
+def test_blur_matches_torchvision(size: int) -> None:
+    sigmas = torch.tensor([0.1, 0.5, 1.0, 2.0])
+    expected = each(planes(4, size), lambda x, sigma: reference.gaussian_blur(x, [13, 13], [sigma] * 2), sigmas)
+    close(pixels.gaussian_blur(planes(4, size), sigmas), expected, 1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(96, 96), (128, 96), (96, 32), (40, 96)])
+@pytest.mark.parametrize(
+    ("kernel", "mode"),
+    [(pixels.BICUBIC, InterpolationMode.BICUBIC), (pixels.BILINEAR, InterpolationMode.BILINEAR)],
+)
+def test_crop_resize_and_flip_match_torchvision(
+    sizes: tuple[int, int], kernel: pixels.Kernel, mode: InterpolationMode
+) -> None:
+    stored, out = sizes
+    x, parameters = planes(12, stored), draw(AugmentConfig(), 12, stored)
+    parameters.boxes[0] = torch.tensor([0.0, 0.0, stored, stored])
+    parameters.boxes[1] = torch.tensor([stored - 1.0, 3.0, 1.0, 5.0])
+    expected = torch.stack([naive_crop(x[:, row], parameters, row, out, mode) for row in range(12)], dim=1)
+    rows, columns = augment._matrices(parameters, stored, out, torch.device("cpu"), kernel)
+    close(pixels.transform_axes(x, rows, columns), expected, 1e-4)
+
+
+@pytest.mark.parametrize("config", [AugmentConfig(), MIXED, ALWAYS, NEVER], ids=["default", "mixed", "always", "never"])
+@pytest.mark.parametrize("sizes", [(96, 96), (48, 32)])
+def test_whole_view_matches_a_loop_of_torchvision(config: AugmentConfig, sizes: tuple[int, int]) -> None:
+    stored, out = sizes
+    images, parameters = pictures(48, stored), draw(config, 48, stored)
+    expected = torch.stack([naive_view(images[row], parameters, row, out) for row in range(48)])
+    close(apply_view(images, parameters, out), expected, 1e-4)
+
+
+def test_image_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, parameters = pictures(9, 48), draw(MIXED, 9, 48)
+    together = apply_view(images, parameters, 32)
+    masks = images.permute(0, 3, 1, 2)
+    masks_together = apply_geometry(masks, parameters, 32)
+    for row in range(9):
+        own = ViewParameters(*(values[row : row + 1] for values in parameters))
+        close(apply_view(images[row : row + 1], own, 32)[0], together[row], 1e-6)
+        close(apply_geometry(masks[row : row + 1], own, 32)[0], masks_together[row], 1e-4)  # of 255
+    monkeypatch.setattr(augment, "CPU_CHUNK_PIXELS", 4 * 32 * 32)
+    close(apply_view(images, parameters, 32), together, 1e-6)
+
+
+def test_view_is_decided_by_seed_stream_epoch_and_sample_alone() -> None:
+    samples = np.array([5, 900, 17, 3], dtype=np.int64)
+    forward = draw_parameters(MIXED, 1, "view_a", 2, samples, 96)
+    backward = draw_parameters(MIXED, 1, "view_a", 2, samples[::-1].copy(), 96)
+    assert all(torch.equal(a, b.flip(0)) for a, b in zip(forward, backward, strict=True))
+    for seed, stream, epoch in [(0, "view_a", 2), (1, "view_b", 2), (1, "view_a", 3)]:
+        other = draw_parameters(MIXED, seed, stream, epoch, samples, 96)
+        assert (forward.factors != other.factors).all()
+        assert (forward.boxes != other.boxes).any(dim=1).all()
+
+
+def as_features(boxes: Tensor, size: int) -> dict[str, Any]:
+    """Area, aspect ratio and position within the free room of boxes [N, 4], as arrays."""
+    top, left, height, width = boxes.double().T
+    return {
+        "area": (height * width).numpy(),
+        "log ratio": (width / height).log().numpy(),
+        "top": ((top + 0.5) / (size - height + 1)).numpy(),
+        "left": ((left + 0.5) / (size - width + 1)).numpy(),
+    }
+
+
+@pytest.mark.parametrize("min_scale", [0.08, 0.9])
+def test_crops_are_distributed_as_torchvisions(min_scale: float) -> None:
+    torch.manual_seed(0)
+    image = torch.empty(3, 96, 96)
+    theirs = [RandomResizedCrop.get_params(image, [min_scale, 1.0], [3 / 4, 4 / 3]) for _ in range(MANY // 2)]
+    boxes = draw(AugmentConfig(min_crop_scale=min_scale), MANY, 96).boxes
+    expected = as_features(torch.tensor(theirs), 96)
+    for name, values in as_features(boxes, 96).items():
+        assert stats.ks_2samp(values, expected[name]).pvalue > SAFE_P, name
+    np.testing.assert_allclose(np.corrcoef(boxes.numpy().T), np.corrcoef(np.array(theirs).T), atol=0.05)
+
+
+@pytest.mark.parametrize("min_scale", [0.0001, 0.08, 1.0])
+def test_crops_are_whole_pixels_inside_the_image(min_scale: float) -> None:
+    top, left, height, width = boxes = draw(AugmentConfig(min_crop_scale=min_scale), MANY, 32).boxes.T
+    assert torch.equal(boxes, boxes.round())
+    assert (torch.stack([top, left]) >= 0).all() and (torch.stack([height, width]) >= 1).all()
+    assert (top + height <= 32).all() and (left + width <= 32).all()
+
+
+def test_crop_falls_back_to_the_whole_image_when_no_attempt_fits() -> None:
+    draws = np.full((1, 22), 0.999999)
+    assert augment._boxes(draws, 0.08, 96).tolist() == [[0, 0, 96, 96]]
+    draws[0, [3, 13]] = 0.5  # the fourth attempt is a square of area 0.54
+    assert augment._boxes(draws, 0.08, 96)[0, 2:].tolist() == [71, 71]
+
+
+def test_jitter_is_distributed_as_torchvisions() -> None:
+    torch.manual_seed(0)
+    config = AugmentConfig()
+    bounds = [[0.6, 1.4], [0.6, 1.4], [0.8, 1.2], [-0.1, 0.1]]
+    theirs = np.array([ColorJitter.get_params(*bounds)[1:] for _ in range(MANY // 4)], dtype=np.float64)
+    parameters = draw(config, MANY, 96)
+    for number in range(4):
+        assert stats.ks_2samp(parameters.factors[:, number].numpy(), theirs[:, number]).pvalue > SAFE_P, number
+    low, high = augment.BLUR_SIGMAS
+    assert stats.kstest(parameters.sigma.numpy(), stats.uniform(low, high - low).cdf).pvalue > SAFE_P
+    codes = (parameters.order * torch.tensor([64, 16, 4, 1])).sum(dim=1)
+    counts = torch.unique(codes, return_counts=True)[1]
+    assert len(counts) == 24
+    assert stats.chisquare(counts.numpy()).pvalue > SAFE_P
+
+
+@pytest.mark.parametrize(
+    ("choice", "probability"),
+    [("flip", 0.5), ("jitter", 0.8), ("greyscale", 0.2), ("blur", 0.5), ("solarise", 0.3)],
+)
+def test_choices_have_their_probabilities(choice: str, probability: float) -> None:
+    chosen = getattr(draw(AugmentConfig(solarise_probability=0.3), MANY, 96), choice)
+    assert stats.binomtest(int(chosen.sum()), MANY, probability).pvalue > SAFE_P
+    assert getattr(draw(ALWAYS, MANY, 96), choice).all()
+    assert not getattr(draw(NEVER, MANY, 96), choice).any()
+
+
+def test_choices_and_strengths_are_uncorrelated() -> None:
+    parameters = draw(AugmentConfig(solarise_probability=0.3), MANY, 96)
+    parameters = parameters._replace(boxes=parameters.boxes[:, :1], order=parameters.order[:, :1])
+    columns = [values.double().reshape(MANY, -1) for values in parameters]
+    correlations = np.corrcoef(torch.cat(columns, dim=1).numpy().T)
+    assert np.abs(correlations - np.eye(len(correlations))).max() < 5 / MANY**0.5
+
+
+def centroid(weights: Tensor) -> Tensor:
+    """Centres of mass of maps [B, H, W] as rows and columns, [B, 2]."""
+    total = weights.sum(dim=(1, 2))
+    rows = (weights.sum(dim=2) * torch.arange(weights.shape[1])).sum(dim=1) / total
+    columns = (weights.sum(dim=1) * torch.arange(weights.shape[2])).sum(dim=1) / total
+    return torch.stack([rows, columns], dim=1)
+
+
+def test_masks_move_with_their_images() -> None:
+    axis = torch.arange(96.0)
+    blob = torch.exp(-((axis[:, None] - 40) ** 2 + (axis - 55) ** 2) / (2 * 8**2))
+    images = (255 * blob).to(torch.uint8)[None, :, :, None].expand(16, -1, -1, 3)
+    config = NEVER.model_copy(update={"flip_probability": 0.5, "min_crop_scale": 0.5})
+    parameters = draw(config, 16, 96)
+    assert 0 < parameters.flip.sum() < 16
+    seen = denormalise(apply_view(images, parameters, 64))[..., 0].float()
+    masks = apply_geometry(blob[None, None].expand(16, 2, -1, -1), parameters, 64)
+    assert masks.shape == (16, 2, 64, 64)
+    assert (centroid(seen) - centroid(masks[:, 1])).abs().max() < 0.5
+
+
+def test_masks_that_share_every_pixel_still_do_and_stay_in_range() -> None:
+    owner = torch.randint(0, 3, (8, 48, 48), generator=torch.Generator().manual_seed(0))
+    masks = torch.nn.functional.one_hot(owner, 3).permute(0, 3, 1, 2)
+    moved = apply_geometry(masks, draw(AugmentConfig(), 8, 48), 32)
+    assert moved.min() >= 0 and moved.max() <= 1 + 1e-6
+    close(moved.sum(dim=1), torch.ones(8, 32, 32), 1e-5)
+
+
+@pytest.mark.parametrize("out_size", [32, 48])
+def test_centre_view_is_the_whole_image_resized_and_normalised(out_size: int) -> None:
+    images = pictures(3, 48)
+    x = images.permute(0, 3, 1, 2).float() / 255
+    x = reference.resize(x, [out_size, out_size], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+    close(centre_view(images, out_size), reference.normalize(x, list(augment.MEAN), list(augment.STD)), 1e-5)
+
+
+def test_denormalise_inverts_the_centre_view() -> None:
+    images = pictures(3, 32)
+    assert torch.equal(denormalise(centre_view(images, 32)), images)
+    assert denormalise(torch.full((1, 3, 2, 2), 99.0)).tolist() == [[[[255] * 3] * 2] * 2]
