@@ -10,7 +10,6 @@ from small import make_objects
 
 from adios_ray.search.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
 
-
 torch.set_num_threads(1)  # as a trial's worker has, so that results can be compared bit for bit
 
 

@@ -80,7 +80,9 @@ def naive_step(
     return list(encoder_gradients), list(occlusion_gradients)
 
 
-def _apply(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], gradients: tuple[Tensor, ...]) -> None:
+def _apply(
+    optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], gradients: tuple[Tensor, ...]
+) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     optimizer.step()

@@ -127,7 +127,9 @@ def test_the_command_line_reaches_every_value_over_its_preset() -> None:
     assert config.masking.width == preset_config("demo").masking.width
 
 
-@pytest.mark.parametrize("wrong", [["--masking.sparsity-weight", "0"], ["--masking.slots", "1"], ["--image-size", "72"]])
+@pytest.mark.parametrize(
+    "wrong", [["--masking.sparsity-weight", "0"], ["--masking.slots", "1"], ["--image-size", "72"]]
+)
 def test_values_out_of_range_on_the_command_line_are_refused(wrong: list[str]) -> None:
     with pytest.raises((ConfigError, SystemExit)):
         read_arguments("", ["--preset", "demo", *wrong])

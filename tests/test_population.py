@@ -80,9 +80,7 @@ def wait_for_reports(run_dir: Path, count: int, process: "subprocess.Popen[bytes
         time.sleep(0.05)
 
 
-def test_a_killed_driver_comes_back_to_the_same_lineage(
-    ray_cluster: None, objects_dir: Path, tmp_path: Path
-) -> None:
+def test_a_killed_driver_comes_back_to_the_same_lineage(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
     from adios_ray.search.runner import resume, start
 
     config = experiment(objects_dir, tmp_path, epochs=3)

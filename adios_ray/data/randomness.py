@@ -18,9 +18,7 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def uniforms(
-    seed: int, stream: str, epoch: int, samples: npt.NDArray[np.int64], draws: int
-) -> npt.NDArray[np.float64]:
+def uniforms(seed: int, stream: str, epoch: int, samples: npt.NDArray[np.int64], draws: int) -> npt.NDArray[np.float64]:
     """Uniform numbers in [0, 1), shape [len(samples), draws].
 
     Args:

@@ -1,5 +1,6 @@
 """The command line of an experiment."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,7 +21,11 @@ def main(description: str, arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0, 1 for a run that failed, 2 for bad input, 130 for an interruption.
+
+    Raises:
+        SystemExit: After ``--help``, or with status 2 after a flag that tyro has refused by name.
     """
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # links to pydantic's pages help nobody here
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         config = read_arguments(description, arguments)

@@ -50,7 +50,7 @@ class LivePopulation(PopulationBasedTraining):  # type: ignore[misc]  # Ray ship
         self._began, self._seconds_before = time.monotonic(), state.seconds
 
     def __getstate__(self) -> dict[str, Any]:
-        """What Tune stores beside its own files: nothing that is open; the population's memory is ``PopulationState``."""
+        """What Tune stores with its own files: nothing that is open; ``PopulationState`` is the real memory."""
         return {key: value for key, value in self.__dict__.items() if key not in ("_run", "_channel")}
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:

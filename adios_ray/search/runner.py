@@ -26,7 +26,14 @@ from adios_ray.search.state import Member, PopulationState
 from adios_ray.search.trial import LiveTrial, TrialSettings
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
-from adios_ray.tracking.records import Summary, read_lineage, read_results, truncate_lineage, write_config, write_summary
+from adios_ray.tracking.records import (
+    Summary,
+    read_lineage,
+    read_results,
+    truncate_lineage,
+    write_config,
+    write_summary,
+)
 from adios_ray.tracking.report import write_report
 from adios_ray.tracking.run import Run
 from adios_ray.tracking.wandb import WandbLog
@@ -170,7 +177,7 @@ def _fit(
         cpus_per_worker=placement[0],
         gpus_per_worker=placement[1],
     )
-    # Actors are never reused: trials live from their start to their end, so that Tune's advice on it is beside the point.
+    # Trials live from their start to their end: there is no actor to reuse, as Tune advises.
     warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
     tuner = tune.Tuner(
         tune.with_resources(LiveTrial, {"CPU": TRIAL_CPUS}),

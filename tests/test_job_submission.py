@@ -1,0 +1,131 @@
+"""The main program as a job on a real head node: token authentication, metrics endpoint, dashboard's API."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parent.parent
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@dataclass
+class Head:
+    """A running head node."""
+
+    dashboard: str
+    metrics: str
+    token: str
+    environment: dict[str, str]
+
+    def get(self, url: str, token: str | None) -> tuple[int, str]:
+        """Status and body of a page; status 0 while nobody listens."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[Head]:
+    """A head node on loopback with token authentication; its processes and files go with the test."""
+    port, dashboard, metrics, client = free_ports(4)
+    token, temporary = secrets.token_hex(32), tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PATH": binaries, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    options = f"--port {port} --dashboard-host 127.0.0.1 --dashboard-port {dashboard} --metrics-export-port {metrics}"
+    command = f"start --head --block --node-ip-address 127.0.0.1 --num-cpus 2 --temp-dir {temporary} {options}"
+    log = (tmp_path / "head.log").open("w")
+    process = subprocess.Popen(
+        [RAY, *command.split(), "--ray-client-server-port", str(client)],
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    node = Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", token, environment)
+    try:
+        wait_until_ready(node, process)
+        yield node
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+        log.close()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def wait_until_ready(node: Head, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until the dashboard and the node's agent, which serves the metrics and starts jobs, answer."""
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline
+        dashboard = node.get(f"{node.dashboard}/api/version", node.token)[0]
+        if dashboard == 200 and node.get(node.metrics, None)[0] == 200:
+            return
+        time.sleep(0.5)
+
+
+def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objects_dir: Path, tmp_path: Path) -> None:
+    arguments = f"--preset demo --data-dir {objects_dir} --epochs 3 --population 2 --storage {tmp_path}"
+    entrypoint = f"python experiments/pbt_in100.py {arguments}"
+    submit = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", "."]
+    job = subprocess.Popen(
+        [*submit, "--", *entrypoint.split()],
+        cwd=ROOT,
+        env=head.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    metrics, runs = "", []
+    deadline = time.monotonic() + 240
+    while job.poll() is None and time.monotonic() < deadline:
+        page = head.get(head.metrics, None)[1]
+        if "adios_fitness" in page and 'trial="trial_01"' in page:
+            metrics = page
+            runs = train_runs(head)
+        time.sleep(0.5)
+    output = job.communicate(timeout=60)[0]
+    assert job.returncode == 0 and "succeeded" in output and "Report: " in output, output
+    for name in ("fitness", "sparsity_weight", "encoder_lr", "occlusion_lr", "slots", "images_per_s"):
+        assert f"ray_adios_{name}{{" in metrics
+    assert {run["name"] for run in runs} == {"trial_00", "trial_01"}
+    assert head.get(f"{head.dashboard}/api/jobs/", None)[0] == 401
+
+
+def train_runs(head: Head) -> list[dict[str, Any]]:
+    """Ray Train runs that the dashboard's API knows."""
+    status, body = head.get(f"{head.dashboard}/api/train/v2/runs/v1", head.token)
+    assert status == 200, body
+    runs: list[dict[str, Any]] = json.loads(body)["train_runs"]
+    return runs
