@@ -1,6 +1,7 @@
 """Strict configuration: what is refused, and how it is said."""
 
 import math
+import sys
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from adios_ray.config import ConfigError, TrialConfig, check_image_size, parse, replaced, value_at
-from adios_ray.search.command import read_arguments
+from adios_ray.search.command import main, read_arguments
 from adios_ray.search.experiment import PRESETS, SPACES, ExperimentConfig, preset_config
 from adios_ray.search.preflight import check_data, check_storage, place
 from adios_ray.search.spaces import Continuous, Integer, SearchSpace, load_space
@@ -128,11 +129,19 @@ def test_the_command_line_reaches_every_value_over_its_preset() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--masking.sparsity-weight", "0"], ["--masking.slots", "1"], ["--image-size", "72"]]
+    ("flag", "value", "named"),
+    [
+        ("--masking.sparsity-weight", "0", "sparsity_weight"),
+        ("--masking.slots", "1", "slots"),
+        ("--image-size", "72", "image size 72"),
+        ("--masking.slotz", "4", "--masking.slots"),
+    ],
 )
-def test_values_out_of_range_on_the_command_line_are_refused(wrong: list[str]) -> None:
-    with pytest.raises((ConfigError, SystemExit)):
-        read_arguments("", ["--preset", "demo", *wrong])
+def test_wrong_flags_are_refused_by_name(flag: str, value: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as status:
+        sys.exit(main("", ["--preset", "demo", flag, value]))
+    assert status.value.code == 2
+    assert named in capsys.readouterr().err
 
 
 def test_resume_takes_no_other_settings() -> None:

@@ -59,7 +59,7 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
     """A head node on loopback with token authentication; its processes and files go with the test."""
-    port, dashboard, metrics, client = free_ports(4)
+    port, dashboard, metrics, agent, client = free_ports(5)
     token, temporary = secrets.token_hex(32), tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -68,7 +68,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
     command = f"start --head --block --node-ip-address 127.0.0.1 --num-cpus 2 --temp-dir {temporary} {options}"
     log = (tmp_path / "head.log").open("w")
     process = subprocess.Popen(
-        [RAY, *command.split(), "--ray-client-server-port", str(client)],
+        [RAY, *command.split(), "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client)],
         env=environment,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -85,12 +85,11 @@ def head(tmp_path: Path) -> Iterator[Head]:
 
 
 def wait_until_ready(node: Head, process: "subprocess.Popen[bytes]") -> None:
-    """Wait until the dashboard and the node's agent, which serves the metrics and starts jobs, answer."""
+    """Wait until the dashboard answers."""
     deadline = time.monotonic() + 120
     while True:
         assert process.poll() is None and time.monotonic() < deadline
-        dashboard = node.get(f"{node.dashboard}/api/version", node.token)[0]
-        if dashboard == 200 and node.get(node.metrics, None)[0] == 200:
+        if node.get(f"{node.dashboard}/api/version", node.token)[0] == 200:
             return
         time.sleep(0.5)
 
@@ -98,15 +97,7 @@ def wait_until_ready(node: Head, process: "subprocess.Popen[bytes]") -> None:
 def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objects_dir: Path, tmp_path: Path) -> None:
     arguments = f"--preset demo --data-dir {objects_dir} --epochs 3 --population 2 --storage {tmp_path}"
     entrypoint = f"python experiments/pbt_in100.py {arguments}"
-    submit = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", "."]
-    job = subprocess.Popen(
-        [*submit, "--", *entrypoint.split()],
-        cwd=ROOT,
-        env=head.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    job = submit(head, entrypoint, tmp_path / "job.log")
     metrics, runs = "", []
     deadline = time.monotonic() + 240
     while job.poll() is None and time.monotonic() < deadline:
@@ -115,12 +106,27 @@ def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objec
             metrics = page
             runs = train_runs(head)
         time.sleep(0.5)
-    output = job.communicate(timeout=60)[0]
+    job.wait(timeout=60)
+    output = (tmp_path / "job.log").read_text()
     assert job.returncode == 0 and "succeeded" in output and "Report: " in output, output
     for name in ("fitness", "sparsity_weight", "encoder_lr", "occlusion_lr", "slots", "images_per_s"):
         assert f"ray_adios_{name}{{" in metrics
     assert {run["name"] for run in runs} == {"trial_00", "trial_01"}
     assert head.get(f"{head.dashboard}/api/jobs/", None)[0] == 401
+
+
+def submit(head: Head, entrypoint: str, log: Path) -> "subprocess.Popen[bytes]":
+    """Submit a job once the head has an agent to run it; returns the process that follows the job."""
+    command = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *entrypoint.split()]
+    deadline = time.monotonic() + 120
+    while True:
+        with log.open("w") as output:
+            job = subprocess.Popen(command, cwd=ROOT, env=head.environment, stdout=output, stderr=subprocess.STDOUT)
+        while job.poll() is None and "submitted successfully" not in log.read_text():
+            time.sleep(0.2)
+        if "No available agent" not in log.read_text():
+            return job
+        assert time.monotonic() < deadline
 
 
 def train_runs(head: Head) -> list[dict[str, Any]]:
