@@ -104,6 +104,14 @@ def test_reports_come_at_the_interval_and_at_the_end(objects_dir: Path) -> None:
         assert report["penalty"] >= 1 and 0 < report["mask_mean_min"] <= 1 / 3 <= report["mask_mean_max"] < 1
 
 
+def test_views_may_be_larger_than_the_stored_images(objects_dir: Path) -> None:
+    trainer = Trainer(small_config(objects_dir, image_size=48, epochs=1), CPU)
+    report = trainer.train_to_report()
+    images, masks = trainer.masks(4)
+    assert (images.shape, masks.shape) == ((4, 48, 48, 3), (4, 3, 48, 48))
+    assert math.isfinite(report["loss"]) and 0 <= report["fitness"] <= 1
+
+
 def test_a_diverged_training_has_no_fitness(objects_dir: Path) -> None:
     trainer = Trainer(small_config(objects_dir), CPU)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adios_ray import parallel
 from adios_ray.config import ConfigError, TrialConfig, check_image_size, parse
-from adios_ray.data.augment import centre_view
+from adios_ray.data.augment import centre_view, denormalise
 from adios_ray.data.feed import Feed
 from adios_ray.data.shards import open_shards
 from adios_ray.evaluation.fitness import knn_fitness
@@ -122,13 +122,13 @@ class Trainer:
         return knn_fitness(self.networks.backbone, self.train_split, held_out, self.image_size, self.config.evaluation)
 
     def masks(self, images: int) -> tuple[Tensor, Tensor]:
-        """The first validation images, uint8 [K, S, S, 3], and their masks [K, N, S, S] (N = 0 without masks)."""
-        pixels = torch.from_numpy(self.val_split.gather(np.arange(min(images, len(self.val_split))))).to(self.device)
-        x = centre_view(pixels, self.image_size)
+        """The first validation images as seen, uint8 [K, S, S, 3], and their masks [K, N, S, S] (N = 0 without)."""
+        pixels = torch.from_numpy(self.val_split.gather(np.arange(min(images, len(self.val_split)))))
+        x = centre_view(pixels.to(self.device), self.image_size)
         if self.networks.occlusion is None:
-            return pixels, x.new_zeros(len(x), 0, self.image_size, self.image_size)
+            return denormalise(x), x.new_zeros(len(x), 0, self.image_size, self.image_size)
         with torch.no_grad():
-            return pixels, self.networks.occlude(x)
+            return denormalise(x), self.networks.occlude(x)
 
     def _slot_report(self) -> dict[str, float]:
         if self.networks.occlusion is None:
