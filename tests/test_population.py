@@ -51,7 +51,7 @@ def experiment(data_dir: Path, tmp_path: Path, **changes: Any) -> ExperimentConf
 def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
     from adios_ray.search.runner import resume, start
 
-    run_dir = start(experiment(objects_dir, tmp_path, epochs=4))
+    run_dir = start(experiment(objects_dir, tmp_path, epochs=4).model_copy(update={"wandb": "offline"}))
     rows, lineage, summary = read_results(run_dir), read_lineage(run_dir), read_summary(run_dir)
     assert {(row.trial, row.epoch) for row in rows} == {(f"trial_0{t}", e) for t in (0, 1) for e in (1, 2, 3, 4)}
     assert [exploit.epoch for exploit in lineage] == [1, 2, 3]
@@ -64,6 +64,7 @@ def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_
         assert (before.slots, after.slots) == (exploit.old.slots, exploit.new.slots)
         assert after.encoder_lr == exploit.new.encoder_lr
     assert "<html" in (run_dir / "report.html").read_text()
+    assert len(list((run_dir / "wandb").glob("offline-run-*-trial_0?"))) == 2
     state = PopulationState.load(run_dir)
     kept = list((run_dir / "checkpoints").glob("trial_*/epoch_*"))
     assert len(kept) <= 2 * 2 and all(member.finished for member in state.members.values())

@@ -1,5 +1,6 @@
 """The record of a run: files, terminal, Ray's metrics and wandb, fed by the driver."""
 
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
@@ -10,8 +11,10 @@ from typing import Any, Self
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import Exploit, ResultsWriter, Row, Settings, append_exploit
+from adios_ray.tracking.report import write_report
 from adios_ray.tracking.wandb import WandbLog
 
+REPORT_INTERVAL_S = 60.0
 _REPORTED = sorted(set(Row.model_fields) - {"time", "trial"} - set(Settings.model_fields))
 
 
@@ -28,6 +31,7 @@ class Run(AbstractContextManager["Run"]):
         self._view, self._metrics, self._wandb = view, metrics, wandb
         self._results = ResultsWriter(directory)
         self._open = ExitStack()
+        self._report_due = time.monotonic() + REPORT_INTERVAL_S
 
     def __enter__(self) -> Self:
         """Show progress until the run is over."""
@@ -52,6 +56,9 @@ class Run(AbstractContextManager["Run"]):
         self._metrics.report(row)
         if self._wandb:
             self._wandb.report(row)
+        if time.monotonic() > self._report_due:
+            write_report(self.directory)
+            self._report_due = time.monotonic() + REPORT_INTERVAL_S
 
     def exploit(
         self, epoch: int, trial: str, donor: str, old: Settings, new: Settings, scores: dict[str, float]
