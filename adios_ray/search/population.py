@@ -78,8 +78,8 @@ class LivePopulation(PopulationBasedTraining):  # type: ignore[misc]  # Ray ship
         super().on_trial_complete(tune_controller, trial, result)
         self.record(trial, result)
         self._member(trial).finished = True
-        self._remember()
         self._pass_barrier(tune_controller, without=trial)
+        self._remember()
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Go on without a trial that failed for good."""
@@ -103,9 +103,8 @@ class LivePopulation(PopulationBasedTraining):  # type: ignore[misc]  # Ray ship
         epoch = self._state.next_decision_epoch
         if not self._synch or not waiting or any(self._member(trial).epoch < epoch for trial in waiting):
             return
-        self._decide(waiting)
         self._state.next_decision_epoch = epoch + self._space.interval_epochs
-        self._state.save(self._run.directory)
+        self._decide(waiting)
         ray.get([self._channel.hold.remote(_name(trial), False) for trial in waiting])
 
     def _decide(self, trials: list[Trial]) -> None:
