@@ -6,11 +6,26 @@ Units stand in the names. An unknown key or a value out of range is one ``Config
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Model = TypeVar("Model", bound=BaseModel)
+
+OBJECTIVES = tuple(
+    sorted(
+        path.stem
+        for path in (Path(__file__).parent / "objectives").glob("*.py")
+        if path.stem not in ("__init__", "base")
+    )
+)
+"""Every file of ``objectives/`` is an objective by its name."""
+
+
+def _known_objective(name: str) -> str:
+    if name not in OBJECTIVES:
+        raise ValueError(f"there is no such objective; there are {', '.join(OBJECTIVES)}")
+    return name
 
 
 class ConfigError(ValueError):
@@ -35,27 +50,34 @@ class BackboneConfig(Strict):
 class ObjectiveConfig(Strict):
     """The distance between two views (paper, Section 2.1 and Appendix A)."""
 
-    name: Literal["simclr", "simsiam", "byol"] = "simclr"
-    """Self-supervised objective."""
+    name: Annotated[str, AfterValidator(_known_objective)] = "simclr"
+    """Self-supervised objective: simclr, simsiam, byol, barlow, vicreg, mocov3, dino, or pixel (inpainting)."""
     temperature: float = Field(0.2, gt=0)
-    """SimCLR: temperature of NT-Xent."""
+    """SimCLR, MoCo v3: temperature of the contrast."""
     hidden_dim: int | None = Field(None, ge=1)
-    """Hidden width of projector (and of BYOL's predictor); None takes the paper's (2048, BYOL's 4096 and 8192)."""
+    """Hidden width of projector and predictor; None takes the method's own (SimCLR 2048, BYOL 4096 and 8192)."""
     output_dim: int | None = Field(None, ge=2)
-    """Width of the projection; None takes the paper's (SimCLR 128, SimSiam 2048, BYOL 256)."""
+    """Width of the projection; None takes the method's own (SimCLR 128, SimSiam 2048, BYOL 256)."""
     masked_views: Literal["one", "both"] = "one"
     """Which views are masked: the paper's one, or both by their own masks (authors' SimSiam: eight terms)."""
     momentum_start: float = Field(0.99, ge=0, le=1)
-    """BYOL: momentum of the averaged networks at the start; rises to 1 on a cosine."""
+    """BYOL, MoCo v3, DINO: momentum of the averaged networks at the start; rises to 1 on a cosine."""
+
+    @model_validator(mode="after")
+    def _check_masked_views(self) -> Self:
+        if self.name == "pixel" and self.masked_views == "both":
+            raise ValueError("objective pixel inpaints one view: masked_views must be one")
+        return self
 
 
 class MaskingConfig(Strict):
     """The occlusion model and its game (paper, Section 2.2, Equations 6-9)."""
 
-    scheme: Literal["adios", "adios-s", "none"] = "adios"
-    """adios: every slot in each step; adios-s: one drawn slot an image; none: the objective without masks."""
+    scheme: Literal["adios", "adios-s", "none", "mae", "beit", "ground-truth", "fg-bg", "box", "shuffle"] = "adios"
+    """adios: every slot in each step; adios-s: one drawn slot an image; none: the objective without masks. Not learned:
+    mae, beit (random patches or blocks), ground-truth, fg-bg, box, shuffle (from a data set with object masks)."""
     slots: int = Field(4, ge=2, le=64)
-    """Number of masks N that share each pixel."""
+    """Number of masks N that share each pixel; for ground-truth, box and shuffle of objects drawn from an image."""
     sparsity_weight: float = Field(0.5, gt=0, le=100)
     """Lambda: weight of the penalty on masks that take nothing or everything (Equation 7)."""
     width: int = Field(32, ge=8, multiple_of=8)
@@ -67,16 +89,23 @@ class MaskingConfig(Strict):
     reduction: Literal["mean", "sum"] = "mean"
     """Over slots: the paper's mean, or the authors' code's sum."""
 
+    @property
+    def learned(self) -> bool:
+        """Whether an occlusion model makes the masks."""
+        return self.scheme in ("adios", "adios-s")
+
 
 class OptimizerConfig(Strict):
-    """SGD with momentum, linear warm-up and cosine decay to zero, for both players."""
+    """The optimiser of both players, with linear warm-up and cosine decay to zero."""
 
+    name: Literal["sgd", "lars", "adamw"] = "sgd"
+    """sgd: the paper's; lars: SGD with layer-wise rates as in the authors' code; adamw: for vision transformers."""
     encoder_lr: float = Field(0.13, gt=0, le=100)
     """Peak learning rate of backbone, projector and predictor."""
     occlusion_lr: float = Field(0.02, gt=0, le=100)
     """Peak learning rate of the occlusion model."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum of both."""
+    """Momentum of sgd and lars; the first decay rate of adamw."""
     weight_decay: float = Field(1e-5, ge=0, le=1)
     """Weight decay of both; none on norms and biases."""
     warmup_epochs: float = Field(10.0, ge=0)
@@ -134,6 +163,9 @@ class TrialConfig(Strict):
     """Passes over the training split."""
     batch_size: int = Field(128, ge=2)
     """Images a step, over all workers of the trial."""
+    micro_batch_size: int | None = Field(None, ge=2)
+    """Images of a worker that are in memory with their activations at once; None takes all. Costs one more forward
+    pass and changes no number, but for BatchNorm, which sees these images together."""
     seed: int = Field(0, ge=0)
     """Decides initial weights, sample order, augmentations and drawn slots."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -142,6 +174,8 @@ class TrialConfig(Strict):
     """Memory layout of convolutions."""
     compile: bool = False
     """Compile backbone and occlusion model with torch.compile."""
+    initial_weights: Path | None = None
+    """Weights to begin with: a checkpoint of a run, or a file made by `adios-ray import-official`."""
     backbone: BackboneConfig = BackboneConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     masking: MaskingConfig = MaskingConfig()

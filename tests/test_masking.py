@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from adios_ray.config import OptimizerConfig, parse
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
 from adios_ray.masking.sparsity import sparsity
+from adios_ray.training.optimizers import build_optimizer
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -81,11 +83,11 @@ def test_sparsity_is_finite_at_its_poles_and_pushes_away_from_them(level: float,
     assert (sign * masks.grad > 0).all()
 
 
-def make_model(slots: int) -> tuple[OcclusionModel, torch.optim.SGD, Tensor]:
-    """A model that has taken one momentum step, and images."""
+def make_model(slots: int, optimizer_name: str = "sgd") -> tuple[OcclusionModel, torch.optim.Optimizer, Tensor]:
+    """A model that has taken one step, and images."""
     torch.manual_seed(1)
     model = OcclusionModel(32, slots, width=8).double()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    optimizer = build_optimizer(model.parameters(), parse(OptimizerConfig, {"name": optimizer_name, "encoder_lr": 0.5}))
     x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     model(x)[:, 0].square().mean().backward()
     optimizer.step()
@@ -106,8 +108,9 @@ def test_a_split_without_noise_leaves_the_union_of_its_halves() -> None:
     torch.testing.assert_close(merged, before, rtol=0, atol=1e-12)
 
 
-def test_merging_the_halves_of_a_split_restores_model_and_momentum() -> None:
-    model, optimizer, x = make_model(3)
+@pytest.mark.parametrize("optimizer_name", ["sgd", "lars", "adamw"])
+def test_merging_the_halves_of_a_split_restores_model_and_optimiser(optimizer_name: str) -> None:
+    model, optimizer, x = make_model(3, optimizer_name)
     before, head = model(x).detach(), read_head(model, optimizer)
     replace_head(model, optimizer, resize_head(head, before, 5, noise=0.0))
     assert model.slots == 5
@@ -115,9 +118,10 @@ def test_merging_the_halves_of_a_split_restores_model_and_momentum() -> None:
     replace_head(model, optimizer, shrunk)
     torch.testing.assert_close(model(x).detach(), before, rtol=0, atol=1e-12)
     restored = read_head(model, optimizer)
-    assert head.momentum is not None and restored.momentum is not None
-    for buffer, original in zip(restored.momentum, head.momentum, strict=True):
-        torch.testing.assert_close(buffer, original, rtol=0, atol=1e-12)
+    assert restored.moments.keys() == head.moments.keys() and head.moments and restored.steps == head.steps
+    for name, originals in head.moments.items():
+        for buffer, original in zip(restored.moments[name], originals, strict=True):
+            torch.testing.assert_close(buffer, original, rtol=0, atol=1e-12)
 
 
 def test_shrinking_merges_the_two_slots_that_overlap_most() -> None:
@@ -125,14 +129,15 @@ def test_shrinking_merges_the_two_slots_that_overlap_most() -> None:
     masks[0, 0, :2], masks[0, 1, 2], masks[0, 2, 3], masks[0, 3, 3] = 1, 1, 0.5, 0.5
     statistics = slot_statistics(masks)
     assert float(statistics.overlap[2, 3]) == 1 and float(statistics.overlap[0, 1]) == 0
-    head = Head(torch.arange(4.0).view(4, 1, 1, 1), torch.zeros(4), None)
+    head = Head(torch.arange(4.0).view(4, 1, 1, 1), torch.zeros(4), {}, None)
     shrunk = resize_head(head, masks, 3)
     torch.testing.assert_close(shrunk.weight.flatten(), torch.tensor([0.0, 1.0, 2.5]))
     torch.testing.assert_close(shrunk.bias, torch.tensor([0.0, 0.0, math.log(2)]))
 
 
-def test_the_optimiser_goes_on_with_a_changed_head() -> None:
-    model, optimizer, x = make_model(4)
+@pytest.mark.parametrize("optimizer_name", ["sgd", "lars", "adamw"])
+def test_the_optimiser_goes_on_with_a_changed_head(optimizer_name: str) -> None:
+    model, optimizer, x = make_model(4, optimizer_name)
     replace_head(model, optimizer, resize_head(read_head(model, optimizer), model(x).detach(), 6))
     before = model.head.weight.detach().clone()
     model(x)[:, 0].square().mean().backward()

@@ -41,7 +41,7 @@ def test_nt_xent_equals_a_loop_over_anchors() -> None:
 @pytest.mark.parametrize("name", ["simclr", "simsiam", "byol"])
 def test_comparison_is_symmetric_and_smallest_for_equal_views(name: str) -> None:
     torch.manual_seed(0)
-    objective = build_objective(ObjectiveConfig(name=name), 32)
+    objective = build_objective(ObjectiveConfig(name=name), 32, 32)
     u, v = (View(*torch.randn(2, 6, 16)) for _ in range(2))
     torch.testing.assert_close(objective.compare(u, v), objective.compare(v, u))
     same = View(u.online, u.online)
@@ -52,7 +52,7 @@ def test_comparison_is_symmetric_and_smallest_for_equal_views(name: str) -> None
     ("name", "hidden", "output"), [("simclr", 2048, 128), ("simsiam", 2048, 2048), ("byol", 4096, 256)]
 )
 def test_heads_have_the_papers_widths(name: str, hidden: int, output: int) -> None:
-    objective = build_objective(ObjectiveConfig(name=name), 64).eval()
+    objective = build_objective(ObjectiveConfig(name=name), 64, 32).eval()
     projection = objective.projector(torch.randn(2, 64))
     assert projection.shape == (2, output)
     assert objective.predictor(projection).shape == (2, output)

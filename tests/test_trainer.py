@@ -10,6 +10,8 @@ from small import small_config
 
 from adios_ray.config import ConfigError, TrialConfig
 from adios_ray.training.checkpoints import STATE_FILE, CheckpointError, load_checkpoint
+from adios_ray.training.divergence import NonFiniteError, check_finite
+from adios_ray.training.reproduce import reproduce
 from adios_ray.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -112,11 +114,61 @@ def test_views_may_be_larger_than_the_stored_images(objects_dir: Path) -> None:
     assert math.isfinite(report["loss"]) and 0 <= report["fitness"] <= 1
 
 
-def test_a_diverged_training_has_no_fitness(objects_dir: Path) -> None:
-    trainer = Trainer(small_config(objects_dir), CPU)
+def poisoned(config: TrialConfig) -> Trainer:
+    """A trainer that diverges at its third step."""
+    trainer = trained(config, 2)
     with torch.no_grad():
-        next(trainer.networks.backbone.parameters()).fill_(torch.nan)
-    assert math.isnan(trainer.train_to_report()["fitness"])
+        next(trainer.networks.backbone.parameters()).fill_(torch.inf)
+    return trainer
+
+
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+def test_a_diverged_training_stops_before_anybody_moves_and_can_be_reproduced(
+    order: str, objects_dir: Path, tmp_path: Path
+) -> None:
+    trainer = poisoned(small_config(objects_dir, masking={"order": order}))
+    weights = {name: values.clone() for name, values in trainer.networks.named_parameters()}
+    report = trainer.train_to_report()
+    assert report["divergence"] == "step 2: objective of slot 0 is nan"
+    assert math.isnan(report["fitness"]) and math.isnan(report["loss"]) and report["epoch"] == 1
+    for name, values in trainer.networks.named_parameters():
+        torch.testing.assert_close(values.detach(), weights[name], rtol=0, atol=0, equal_nan=True)
+    trainer.dump_divergence(tmp_path / "dump")
+    assert reproduce(tmp_path / "dump", CPU) == "objective of slot 0 is nan"
+
+
+def test_a_penalty_that_is_not_finite_is_named(objects_dir: Path) -> None:
+    trainer = trained(small_config(objects_dir, masking={"scheme": "adios-s"}), 1)
+    assert trainer.networks.occlusion is not None and trainer.networks.occlusion.head.bias is not None
+    with torch.no_grad():
+        trainer.networks.occlusion.head.bias[1] = torch.nan
+    assert "objective of slot 0" in str(trainer.train_to_report()["divergence"])
+    with pytest.raises(NonFiniteError, match="penalty of slot 1 is inf"):
+        check_finite(torch.ones(3), torch.tensor([1.0, torch.inf]))
+
+
+def test_a_diverged_training_waits_for_a_donor_and_goes_on_from_it(objects_dir: Path, tmp_path: Path) -> None:
+    config = small_config(objects_dir, epochs=3)
+    pointer = trained(config, 3).save(tmp_path / "donor")
+    trial = poisoned(config)
+    trial.train_to_report()
+    resumed = Trainer(config, CPU)
+    resumed.load(trial.save(tmp_path / "diverged"), config)
+    for trainer in (trial, resumed):
+        assert trainer.train_to_report()["divergence"] == "step 2: objective of slot 0 is nan"
+        assert trainer.epoch == 2
+    trial.load(pointer, config)
+    trial.train_until(5)
+    assert_identical(saved(trained(config, 5), tmp_path / "whole"), saved(trial, tmp_path / "rescued"))
+
+
+def test_a_healthy_dump_or_a_plain_checkpoint_reproduces_nothing(objects_dir: Path, tmp_path: Path) -> None:
+    trainer = trained(small_config(objects_dir), 1)
+    trainer.dump_divergence(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    trainer.save(tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match="not the dump of a step that diverged"):
+        reproduce(tmp_path / "checkpoint", CPU)
 
 
 def test_a_damaged_or_missing_checkpoint_is_named(objects_dir: Path, tmp_path: Path) -> None:

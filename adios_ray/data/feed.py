@@ -29,12 +29,15 @@ class Batch(NamedTuple):
         b: Second view, the one that is masked, [B, 3, S, S].
         labels: Classes [B], or zeros and ones [B, C]; for the probe alone.
         drawn_slots: ADIOS-s: uniform numbers in [0, 1) that draw each image's slot, [B].
+        masks: Masks of a scheme that is not learned, [B, K, S, S] of the second view (of both views, [2B, K, S, S],
+            where both are masked); None where masks are learned, or there are none.
     """
 
     a: Tensor
     b: Tensor
     labels: Tensor
     drawn_slots: Tensor
+    masks: Tensor | None = None
 
 
 class _Loaded(NamedTuple):

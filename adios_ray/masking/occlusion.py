@@ -29,7 +29,8 @@ def _block(channels_in: int, channels_out: int, norm: Norm) -> nn.Sequential:
 class UNet(nn.Module):
     """U-Net with skip connections, nearest-neighbour resampling and an MLP at its bottom.
 
-    Parameter names are those of the published implementation.
+    Parameter names are those of the published implementation. Halving takes every other pixel, which is what
+    nearest-neighbour interpolation does, and faster. Kernels lie channels-last, as its few channels are fastest.
     """
 
     def __init__(self, image_size: int, width: int, norm: Norm) -> None:
@@ -57,7 +58,7 @@ class UNet(nn.Module):
         """Images [B, 3, S, S] to features [B, width, S, S]."""
         skips = []
         for level, block in enumerate(self.down):
-            x = block(x if level == 0 else functional.interpolate(x, scale_factor=0.5, mode="nearest"))
+            x = block(x if level == 0 else x[:, :, ::2, ::2])
             skips.append(x)
         x = self.mlp(x).view_as(x)
         for level, block in enumerate(self.up):
@@ -80,6 +81,7 @@ class OcclusionModel(nn.Module):
         check_image_size(image_size)
         self.mask_encoder = UNet(image_size, width, norm)
         self.mask_head = nn.Sequential(nn.Conv2d(width, slots, 1))
+        self.to(memory_format=torch.channels_last)
 
     @property
     def head(self) -> nn.Conv2d:
@@ -97,4 +99,4 @@ class OcclusionModel(nn.Module):
         """Normalised images [B, 3, S, S] to masks [B, N, S, S] in [0, 1]."""
         logits: Tensor = self.mask_head(self.mask_encoder(x))
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-        return logits.softmax(dim=1)
+        return logits.contiguous().softmax(dim=1)

@@ -5,6 +5,7 @@ the head's biases alone: the U-Net below is not touched and the masks' union sta
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -45,12 +46,19 @@ class Head(NamedTuple):
     Attributes:
         weight: [N, C, 1, 1].
         bias: [N].
-        momentum: Momentum buffers of weight and bias, or None before the first step.
+        moments: Running means that an optimiser keeps of the gradients of weight and bias, or of their squares, by
+            the names it gives them; empty before the first step.
+        steps: How many steps the optimiser has counted, where it counts.
     """
 
     weight: Tensor
     bias: Tensor
-    momentum: tuple[Tensor, Tensor] | None
+    moments: Mapping[str, tuple[Tensor, Tensor]]
+    steps: Tensor | None
+
+
+POWERS = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2}
+"""Power of the gradient that each moment is a mean of (SGD and LARS; AdamW)."""
 
 
 def resize_head(head: Head, masks: Tensor, slots: int, noise: float = SPLIT_NOISE) -> Head:
@@ -58,7 +66,7 @@ def resize_head(head: Head, masks: Tensor, slots: int, noise: float = SPLIT_NOIS
 
     Splitting gives both halves the logit minus log 2 (their masks add up to the old one) and weights that differ by
     a little deterministic noise; merging averages the two logits and adds log 2, which is exact where the slots are
-    copies. Momentum is halved by a split and added up by a merge, as the gradients are.
+    copies. Moments follow their gradients, which a split halves and a merge adds up.
 
     Args:
         head: The trained head.
@@ -89,12 +97,13 @@ def _split(head: Head, slot: int, noise: float, generator: torch.Generator) -> H
     weight[slot] += jitter
     bias = torch.cat([head.bias, head.bias[slot : slot + 1]])
     bias[[slot, -1]] -= math.log(2)
-    if head.momentum is None:
-        return Head(weight, bias, None)
-    halves = [torch.cat([buffer, buffer[slot : slot + 1]]) for buffer in head.momentum]
-    for buffer in halves:
-        buffer[[slot, -1]] /= 2
-    return Head(weight, bias, (halves[0], halves[1]))
+    moments = {}
+    for name, buffers in head.moments.items():
+        grown = [torch.cat([buffer, buffer[slot : slot + 1]]) for buffer in buffers]
+        for buffer in grown:
+            buffer[[slot, -1]] /= 2 ** POWERS[name]
+        moments[name] = (grown[0], grown[1])
+    return Head(weight, bias, moments, head.steps)
 
 
 def _merge(head: Head, first: int, second: int) -> Head:
@@ -107,19 +116,21 @@ def _merge(head: Head, first: int, second: int) -> Head:
 
     weight = merged(head.weight, (head.weight[first] + head.weight[second]) / 2)
     bias = merged(head.bias, (head.bias[first] + head.bias[second]) / 2 + math.log(2))
-    if head.momentum is None:
-        return Head(weight, bias, None)
-    sums = [merged(buffer, buffer[first] + buffer[second]) for buffer in head.momentum]
-    return Head(weight, bias, (sums[0], sums[1]))
+    moments = {}
+    for name, buffers in head.moments.items():
+        power = POWERS[name]
+        sums = [merged(b, (b[first] ** (1 / power) + b[second] ** (1 / power)) ** power) for b in buffers]
+        moments[name] = (sums[0], sums[1])
+    return Head(weight, bias, moments, head.steps)
 
 
 def read_head(model: OcclusionModel, optimizer: torch.optim.Optimizer) -> Head:
-    """The head of an occlusion model with its optimiser's momentum."""
+    """The head of an occlusion model with its optimiser's state."""
     head = model.head
     assert head.bias is not None
-    buffers = [optimizer.state.get(p, {}).get("momentum_buffer") for p in (head.weight, head.bias)]
-    momentum = None if buffers[0] is None else (buffers[0], buffers[1])
-    return Head(head.weight.detach(), head.bias.detach(), momentum)
+    weight, bias = (optimizer.state.get(p, {}) for p in (head.weight, head.bias))
+    moments = {name: (weight[name], bias[name]) for name in POWERS if weight.get(name) is not None}
+    return Head(head.weight.detach(), head.bias.detach(), moments, weight.get("step"))
 
 
 def replace_head(model: OcclusionModel, optimizer: torch.optim.Optimizer, head: Head) -> None:
@@ -135,7 +146,10 @@ def replace_head(model: OcclusionModel, optimizer: torch.optim.Optimizer, head: 
         group["params"] = [replacements.get(parameter, parameter) for parameter in group["params"]]
     for parameter in replacements:
         optimizer.state.pop(parameter, None)
-    if head.momentum is not None:
-        for parameter, buffer in zip((new.weight, new.bias), head.momentum, strict=True):
-            optimizer.state[parameter] = {"momentum_buffer": buffer.clone()}
+    for position, parameter in enumerate(replacements.values()):
+        state = {name: buffers[position].clone() for name, buffers in head.moments.items()}
+        if head.steps is not None:
+            state["step"] = head.steps.clone()
+        if state:
+            optimizer.state[parameter] = state
     model.mask_head[0] = new

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from adios_ray.config import BackboneConfig, ConfigError
+from adios_ray.models.stem import use_fast_stem
 
 SMALL_WIDTHS = (16, 32, 64, 128)
 
@@ -63,6 +64,12 @@ def build_backbone(config: BackboneConfig, image_size: int) -> tuple[nn.Module, 
     Raises:
         ConfigError: If timm has no such model, or the stem cannot be changed.
     """
+    backbone, features = _build(config, image_size)
+    use_fast_stem(backbone)
+    return backbone, features
+
+
+def _build(config: BackboneConfig, image_size: int) -> tuple[nn.Module, int]:
     if config.name == "resnet_small":
         return SmallResNet(), SmallResNet.num_features
     import timm  # imported here: it costs a second that the small network does not need

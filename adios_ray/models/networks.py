@@ -3,9 +3,12 @@
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from adios_ray.config import TrialConfig
 from adios_ray.masking.occlusion import OcclusionModel
@@ -29,14 +32,14 @@ class Networks(nn.Module):
         super().__init__()
         self.config = config
         self.backbone, self.features = build_backbone(config.backbone, image_size)
-        self.objective = build_objective(config.objective, self.features)
+        self.objective = build_objective(config.objective, self.features, image_size)
         self.momentum: nn.ModuleDict | None = None
         if self.objective.uses_momentum:
             copies = {"backbone": self.backbone, "projector": self.objective.projector}
             self.momentum = nn.ModuleDict(copy.deepcopy(copies)).requires_grad_(False)
         masking = config.masking
         self.occlusion: OcclusionModel | None = None
-        if masking.scheme != "none":
+        if masking.learned:
             self.occlusion = OcclusionModel(image_size, masking.slots, masking.width, masking.norm)
         self.probe = nn.Linear(self.features, classes)
 
@@ -45,34 +48,53 @@ class Networks(nn.Module):
         yield from self.backbone.parameters()
         yield from self.objective.parameters()
 
-    def embed(self, x: Tensor) -> tuple[View, Tensor]:
+    def embed(self, x: Tensor, mask: Tensor | None = None) -> tuple[View, Tensor]:
         """Embed one view, with gradient.
 
         Args:
-            x: Normalised, possibly masked images [B, 3, S, S].
+            x: Normalised images [B, 3, S, S].
+            mask: What is hidden of them, [B, 1, S, S] in [0, 1]; 1 removes the pixel.
 
         Returns:
             The view (online and target, [B, D], at least single precision) and detached features [B, F].
         """
+        seen = x if mask is None else x * (1 - mask)
         with self.autocast(x.device):
-            features = self.backbone(x)
+            features = self._in_parts(self.backbone, seen)
             projection = self.objective.projector(features)
             online = self.objective.predictor(projection)
-            target = projection.detach() if self.momentum is None else self._momentum_projection(x)
-        return View(_full(online), _full(target)), _full(features.detach())
+            projected = projection.detach() if self.momentum is None else self._momentum_projection(seen)
+        return View(_full(online), self.objective.target(_full(projected), x)), _full(features.detach())
 
     @torch.no_grad()
     def _momentum_projection(self, x: Tensor) -> Tensor:
         assert self.momentum is not None
-        projection: Tensor = self.momentum["projector"](self.momentum["backbone"](x))
+        projection: Tensor = self.momentum["projector"](self._in_parts(self.momentum["backbone"], x))
         return projection
+
+    def _in_parts(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Output of a module for a batch, worked on a part at a time where the configuration asks for it.
+
+        Of each part only the output is kept; what its backward pass needs is computed again when its turn comes.
+        """
+        part = self.config.micro_batch_size or len(x)
+        if len(x) <= part:
+            whole: Tensor = module(x)
+            return whole
+        if not torch.is_grad_enabled():
+            return torch.cat([module(images) for images in x.split(part)])
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), _statistics_kept(module)
+
+        parts = [checkpoint(module, images, use_reentrant=False, context_fn=contexts) for images in x.split(part)]
+        return torch.cat(parts)
 
     def occlude(self, x: Tensor) -> Tensor:
         """Masks [B, N, S, S] for images [B, 3, S, S]."""
         assert self.occlusion is not None
         with self.autocast(x.device):
-            masks: Tensor = self.occlusion(x)
-        return masks
+            return self._in_parts(self.occlusion, x)
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The configured precision of forward passes."""
@@ -96,3 +118,16 @@ class Networks(nn.Module):
 
 def _full(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Let BatchNorm use a batch's statistics without counting the batch a second time."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

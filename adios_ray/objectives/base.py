@@ -12,8 +12,8 @@ class View(NamedTuple):
 
     Attributes:
         online: Output of the predictor (of the projector, where there is none), [B, D], with gradient.
-        target: What the other view is to predict, [B, D], without gradient: the projection itself, or the one of
-            the momentum networks.
+        target: What is to be predicted, [B, D], without gradient: the projection itself, or the one of the momentum
+            networks; the unmasked images where an objective compares pixels.
     """
 
     online: Tensor
@@ -21,7 +21,7 @@ class View(NamedTuple):
 
 
 class Objective(nn.Module):
-    """A self-supervised objective that compares two views.
+    """A self-supervised objective that compares two views; docs/add_an_objective.md walks through one.
 
     Attributes:
         uses_momentum: Whether targets come from averaged copies of backbone and projector.
@@ -33,12 +33,29 @@ class Objective(nn.Module):
     projector: nn.Module
     predictor: nn.Module
 
-    def __init__(self, config: ObjectiveConfig, features: int) -> None:
-        """Build the heads for backbone features of width ``features``."""
+    def __init__(self, config: ObjectiveConfig, features: int, image_size: int) -> None:
+        """Build the heads for backbone features of width ``features`` of images of side ``image_size``."""
         super().__init__()
         self.config = config
         self.predictor = nn.Identity()
 
+    def target(self, projection: Tensor, images: Tensor) -> Tensor:
+        """What a view is to be predicted as.
+
+        Args:
+            projection: Of the view, without gradient, [B, D]; of the momentum networks where there are some.
+            images: The view before it was masked, [B, 3, S, S].
+        """
+        return projection
+
     def compare(self, u: View, v: View) -> Tensor:
-        """Distance of two views of the same images, a scalar, the same when they are exchanged."""
+        """Distance of two views of the same images, a scalar.
+
+        Args:
+            u: The unmasked view (where both views are masked, also the masked first one).
+            v: The masked view (likewise of the second).
+        """
         raise NotImplementedError
+
+    def observe(self, view: View) -> None:
+        """Hear of the first, unmasked view after each step; for objectives that keep running statistics."""

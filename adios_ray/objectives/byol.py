@@ -13,9 +13,9 @@ class BYOL(Objective):
 
     uses_momentum = True
 
-    def __init__(self, config: ObjectiveConfig, features: int) -> None:
+    def __init__(self, config: ObjectiveConfig, features: int, image_size: int) -> None:
         """Projector 4096 to 256 and predictor 8192 to 256, one hidden layer with BatchNorm each."""
-        super().__init__(config, features)
+        super().__init__(config, features, image_size)
         output = config.output_dim or 256
         self.projector = mlp([features, config.hidden_dim or 4096, output], batch_norm=True)
         self.predictor = mlp([output, config.hidden_dim or 8192, output], batch_norm=True)

@@ -13,9 +13,9 @@ from adios_ray.parallel import gather_with_gradient, rank
 class SimCLR(Objective):
     """Contrast of two views by NT-Xent."""
 
-    def __init__(self, config: ObjectiveConfig, features: int) -> None:
+    def __init__(self, config: ObjectiveConfig, features: int, image_size: int) -> None:
         """Projector of one hidden ReLU layer, 2048 to 128 unless configured."""
-        super().__init__(config, features)
+        super().__init__(config, features, image_size)
         self.projector = mlp([features, config.hidden_dim or 2048, config.output_dim or 128])
 
     def compare(self, u: View, v: View) -> Tensor:

@@ -11,9 +11,9 @@ from adios_ray.objectives.base import Objective, View
 class SimSiam(Objective):
     """Each view's prediction against the other's projection, without its gradient."""
 
-    def __init__(self, config: ObjectiveConfig, features: int) -> None:
+    def __init__(self, config: ObjectiveConfig, features: int, image_size: int) -> None:
         """Projector of three layers with BatchNorm on each, predictor with a bottleneck of a quarter of the width."""
-        super().__init__(config, features)
+        super().__init__(config, features, image_size)
         hidden, output = config.hidden_dim or 2048, config.output_dim or 2048
         self.projector = mlp([features, hidden, hidden, output], batch_norm=True, final_norm=True)
         self.predictor = mlp([output, max(output // 4, 1), output], batch_norm=True)

@@ -92,6 +92,8 @@ class LivePopulation(PopulationBasedTraining):  # type: ignore[misc]  # Ray ship
         member, state = self._member(trial), self._trial_state[trial]
         fitness = float(result["fitness"])
         self._run.report(_name(trial), result, self._settings(member))
+        if result["divergence"]:
+            self._run.note(f"{_name(trial)} diverged at {result['divergence']}; it waits for a donor")
         member.score = fitness if math.isfinite(fitness) else DIVERGED_SCORE
         member.epoch = int(result["epoch"])
         member.checkpoint = Pointer(path=result["checkpoint/path"], sha256=result["checkpoint/sha256"])

@@ -1,5 +1,6 @@
 """Running an experiment: check, start the population, evolve it, judge the best trial on the test split."""
 
+import math
 import shlex
 import sys
 import warnings
@@ -19,7 +20,7 @@ from adios_ray.data.sources import objects
 from adios_ray.search.channel import start_channel
 from adios_ray.search.cluster import connected
 from adios_ray.search.experiment import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig
-from adios_ray.search.population import LivePopulation
+from adios_ray.search.population import DIVERGED_SCORE, LivePopulation
 from adios_ray.search.preflight import TRIAL_CPUS, check_data, check_storage, place
 from adios_ray.search.spaces import SearchSpace, load_space
 from adios_ray.search.state import Member, PopulationState
@@ -195,8 +196,13 @@ def _fit(
 
 def _conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, placement: Placement) -> Path:
     """Judge the best trial on the test split, once, and write summary and report."""
-    name, best = max(state.members.items(), key=lambda item: item[1].score or 0.0)
+    name, best = max(state.members.items(), key=lambda item: item[1].score or DIVERGED_SCORE)
     assert best.checkpoint is not None and config.data_dir is not None and best.score is not None
+    if best.score == DIVERGED_SCORE:
+        write_report(run_dir)
+        raise RuntimeError(
+            f"every trial diverged; {run_dir / 'diverged'} holds the steps, lower learning rates may help"
+        )
     own = replaced(config.trial(), best.values)
     judge = ray.remote(_test_accuracy).options(num_cpus=placement[0], num_gpus=placement[1])
     test_accuracy = ray.get(judge.remote(own.model_dump(mode="json"), best.checkpoint.model_dump(mode="json")))
@@ -206,7 +212,9 @@ def _conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, p
         best_trial=name,
         best_fitness=best.score,
         best_epoch=best.epoch,
-        first_best_fitness=max(row.fitness for row in rows if row.epoch == first_epoch),
+        first_best_fitness=max(
+            (row.fitness for row in rows if row.epoch == first_epoch and math.isfinite(row.fitness)), default=0.0
+        ),
         test_accuracy=test_accuracy,
         chance=1 / len(manifest.classes),
         seconds=state.seconds,

@@ -61,6 +61,19 @@ def load_checkpoint(pointer: Pointer, device: torch.device) -> dict[str, Any]:
     return state
 
 
+def open_checkpoint(directory: Path, device: torch.device) -> dict[str, Any]:
+    """Read the state of a checkpoint by its directory alone, against the checksum that lies beside it.
+
+    Raises:
+        CheckpointError: If it is missing or damaged.
+    """
+    try:
+        meta = json.loads((directory / META_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory} is no checkpoint: {META_FILE} cannot be read ({error})") from error
+    return load_checkpoint(Pointer(path=directory, sha256=str(meta.get("sha256"))), device)
+
+
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -56,9 +56,9 @@ def train_loop(config: LoopConfig) -> None:
 def _train(trainer: Trainer, config: LoopConfig, run_dir: Path) -> None:
     """Train to the next report, save, and answer; Ray Train learns of the checkpoint too."""
     report: dict[str, Any] = {**trainer.train_to_report(), "done": trainer.done, "worker_pid": os.getpid()}
-    checkpoint = None
+    checkpoint, trial = None, config["trial"]
+    trainer.dump_divergence(run_dir / "diverged" / trial / f"epoch_{trainer.epoch:05d}")
     if parallel.rank() == 0:
-        trial = config["trial"]
         directory = run_dir / "checkpoints" / trial / f"epoch_{trainer.epoch:05d}"
         checkpoint = trainer.save(directory)
         _draw_masks(trainer, run_dir, trial)

@@ -21,6 +21,7 @@ from adios_ray.data.feed import Batch
 from adios_ray.masking.sparsity import sparsity
 from adios_ray.models.networks import Networks
 from adios_ray.objectives import View
+from adios_ray.training.divergence import check_finite
 from adios_ray.training.optimizers import Optimizers
 
 
@@ -30,6 +31,20 @@ class Measurements(NamedTuple):
     loss: Tensor
     penalty: Tensor
     probe_accuracy: Tensor
+
+
+class Played(NamedTuple):
+    """What is known once the slots have been played.
+
+    Attributes:
+        losses: The objective of each slot, [K].
+        view: The first view, unmasked.
+        features: Its backbone features, [B, F].
+    """
+
+    losses: Tensor
+    view: View
+    features: Tensor
 
 
 def train_step(
@@ -43,37 +58,53 @@ def train_step(
         batch: Two views of B images.
         config: The trial's configuration.
         progress: Share of the training that is done, 0 to 1, for the momentum.
+
+    Raises:
+        NonFiniteError: If the objective or the penalty is not finite; the player that it would move has not moved.
     """
-    masking = config.masking
-    penalty = torch.zeros((), device=batch.a.device)
-    if masking.scheme == "none":
-        loss, features = play(networks, batch, [None], config)
-        _update(optimizers.encoder)
+    if config.masking.learned:
+        played, penalty = _play_adversarially(networks, optimizers, batch, config)
     else:
-        masked = torch.cat([batch.a, batch.b]) if config.objective.masked_views == "both" else batch.b
-        masks = networks.occlude(masked)
-        slots = choose_slots(masks, batch.drawn_slots) if masking.scheme == "adios-s" else masks
-        leaves = [slot.detach().requires_grad_() for slot in slots.split(1, dim=1)]
-        if masking.order == "simultaneous":
-            loss, features = play(networks, batch, leaves, config)
-        else:
-            loss, features = play(networks, batch, [leaf.detach() for leaf in leaves], config)
-            _update(optimizers.encoder)
-            with frozen(networks):
-                play(networks, batch, leaves, config)
-        penalty = _push_into_occlusion_model(masks, slots, leaves, config)
-        if masking.order == "simultaneous":
-            _update(optimizers.encoder)
-        assert optimizers.occlusion is not None
-        _update(optimizers.occlusion)
+        fixed = [None] if batch.masks is None else batch.masks.split(1, dim=1)
+        played, penalty = play(networks, batch, fixed, config), torch.zeros((), device=batch.a.device)
+        check_finite(played.losses, penalty)
+        _update(optimizers.encoder)
     networks.update_momentum(progress)
-    accuracy = probe_step(networks, optimizers, features, batch.labels)
-    return Measurements(loss, penalty, accuracy)
+    networks.objective.observe(played.view)
+    accuracy = probe_step(networks, optimizers, played.features, batch.labels)
+    return Measurements(played.losses.mean(), penalty, accuracy)
 
 
-def play(
-    networks: Networks, batch: Batch, slots: Sequence[Tensor | None], config: TrialConfig
-) -> tuple[Tensor, Tensor]:
+def _play_adversarially(
+    networks: Networks, optimizers: Optimizers, batch: Batch, config: TrialConfig
+) -> tuple[Played, Tensor]:
+    """Encoder and occlusion model play the objective against each other; returns also the mean sparsity term."""
+    masking = config.masking
+    masked = torch.cat([batch.a, batch.b]) if config.objective.masked_views == "both" else batch.b
+    masks = networks.occlude(masked)
+    slots = choose_slots(masks, batch.drawn_slots) if masking.scheme == "adios-s" else masks
+    leaves = [slot.detach().requires_grad_() for slot in slots.split(1, dim=1)]
+    penalties = sparsity(masks).mean(dim=0)
+    if masking.order == "simultaneous":
+        played = play(networks, batch, leaves, config)
+        check_finite(played.losses, penalties)
+    else:
+        played = play(networks, batch, [leaf.detach() for leaf in leaves], config)
+        check_finite(played.losses, penalties)
+        _update(optimizers.encoder)
+        with frozen(networks):
+            check_finite(play(networks, batch, leaves, config).losses, penalties)
+    reduced = penalties.mean() if masking.reduction == "mean" else penalties.sum()
+    gradients = torch.cat([leaf.grad for leaf in leaves if leaf.grad is not None], dim=1)
+    torch.autograd.backward([slots, masking.sparsity_weight * reduced], [-gradients, None])
+    if masking.order == "simultaneous":
+        _update(optimizers.encoder)
+    assert optimizers.occlusion is not None
+    _update(optimizers.occlusion)
+    return played, penalties.detach().mean()
+
+
+def play(networks: Networks, batch: Batch, slots: Sequence[Tensor | None], config: TrialConfig) -> Played:
     """Accumulate the objective's gradients into the encoder and into the slots' leaves, slot by slot.
 
     Args:
@@ -81,33 +112,28 @@ def play(
         batch: Two views of B images.
         slots: Masks [B, 1, S, S] (of both views, [2B, 1, S, S], where both are masked); None masks nothing.
         config: The trial's configuration.
-
-    Returns:
-        The objective's mean over slots, and detached features [B, F] of the first view.
     """
     both = config.objective.masked_views == "both" and slots[0] is not None
     view_a, features = networks.embed(batch.a)
     unmasked = [view_a, networks.embed(batch.b)[0]] if both else [view_a]
     leaves = [View(view.online.detach().requires_grad_(), view.target) for view in unmasked]
     weight = 1 / len(slots) if config.masking.reduction == "mean" else 1.0
-    total = torch.zeros((), device=features.device, dtype=features.dtype)
+    losses = []
     for slot in slots:
         if both:
             assert slot is not None
             mask_a, mask_b = slot.chunk(2)
-            masked_a = networks.embed(batch.a * (1 - mask_a))[0]
-            masked_b = networks.embed(batch.b * (1 - mask_b))[0]
+            masked_a, masked_b = networks.embed(batch.a, mask_a)[0], networks.embed(batch.b, mask_b)[0]
             pairs = [(u, v) for u in (leaves[0], masked_a) for v in (leaves[1], masked_b)]
         else:
-            masked_b = networks.embed(batch.b if slot is None else batch.b * (1 - slot))[0]
-            pairs = [(leaves[0], masked_b)]
-        loss = sum((networks.objective.compare(u, v) for u, v in pairs), total.new_zeros(())) / len(pairs)
+            pairs = [(leaves[0], networks.embed(batch.b, slot)[0])]
+        loss = torch.stack([networks.objective.compare(u, v) for u, v in pairs]).mean()
         (weight * loss).backward()
-        total += loss.detach() / len(slots)
+        losses.append(loss.detach())
     for view, leaf in zip(unmasked, leaves, strict=True):
-        if view.online.requires_grad:
+        if view.online.requires_grad and leaf.online.grad is not None:
             view.online.backward(leaf.online.grad)
-    return total, features
+    return Played(torch.stack(losses), view_a, features)
 
 
 def choose_slots(masks: Tensor, drawn: Tensor) -> Tensor:
@@ -122,15 +148,6 @@ def choose_slots(masks: Tensor, drawn: Tensor) -> Tensor:
     """
     slot = (drawn.repeat(len(masks) // len(drawn)) * masks.shape[1]).long()
     return masks[torch.arange(len(masks), device=masks.device), slot][:, None]
-
-
-def _push_into_occlusion_model(masks: Tensor, slots: Tensor, leaves: Sequence[Tensor], config: TrialConfig) -> Tensor:
-    """Give the occlusion model its gradient: it ascends the objective and descends lambda times the penalty."""
-    penalties = sparsity(masks).mean(dim=0)
-    reduced = penalties.mean() if config.masking.reduction == "mean" else penalties.sum()
-    gradients = torch.cat([leaf.grad for leaf in leaves if leaf.grad is not None], dim=1)
-    torch.autograd.backward([slots, config.masking.sparsity_weight * reduced], [-gradients, None])
-    return penalties.detach().mean()
 
 
 @contextmanager

@@ -12,12 +12,14 @@ from torch import Tensor
 from adios_ray import parallel
 from adios_ray.config import ConfigError, TrialConfig, check_image_size, parse
 from adios_ray.data.augment import centre_view, denormalise
-from adios_ray.data.feed import Feed
+from adios_ray.data.feed import Batch, Feed
 from adios_ray.data.shards import open_shards
 from adios_ray.evaluation.fitness import knn_fitness
 from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
 from adios_ray.models.networks import Networks
+from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.checkpoints import Pointer, load_checkpoint, save_checkpoint
+from adios_ray.training.divergence import NonFiniteError, batch_state
 from adios_ray.training.optimizers import build_optimizers, make_schedule
 from adios_ray.training.step import Measurements, train_step
 
@@ -32,6 +34,8 @@ class Trainer:
         networks: What is trained.
         step: Optimiser steps done.
         seed: Decides order, augmentations and drawn slots; travels with the weights.
+        divergence: The step and the term at which training stopped to be finite, in words; it does not go on until
+            another checkpoint is loaded.
     """
 
     def __init__(self, config: TrialConfig, device: torch.device) -> None:
@@ -50,15 +54,25 @@ class Trainer:
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
         self.feed = Feed(self.train_split, config.augment, config.batch_size, self.image_size, device)
         _check_batch(config.batch_size, len(self.train_split))
+        if device.type == "cpu":
+            keep_freed_memory()
         torch.manual_seed(config.seed)
         self.networks = Networks(config, self.image_size, self.classes).to(device)
         if config.channels_last:
             self.networks.to(memory_format=torch.channels_last)
+        if config.initial_weights:
+            from adios_ray.models.weights import load_initial
+
+            load_initial(self.networks, config.initial_weights)
         if config.compile:
             self.networks.backbone.compile()
+            if self.networks.occlusion is not None:
+                self.networks.occlusion.compile()
         self.optimizers = build_optimizers(self.networks, config.optimizer)
         self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
         self._sums = torch.zeros(len(Measurements._fields), device=device)
+        self.divergence: str | None = None
+        self._failed_batch: Batch | None = None
 
     @property
     def epoch(self) -> int:
@@ -76,34 +90,40 @@ class Trainer:
         return min((self.epoch // interval + 1) * interval, self.config.epochs)
 
     def train_until(self, step: int) -> dict[str, float]:
-        """Train up to ``step`` and measure.
+        """Train up to ``step`` and measure; where training diverges, only the position moves on.
 
         Returns:
             Speed, and the means of the measurements since the last epoch that ended on a report.
         """
         began, first, waited_before = time.perf_counter(), self.step, self.feed.waited_s
         self.networks.train()
-        for batch in self.feed.batches(self.seed, self.step, step):
-            optimizer = self.config.optimizer
-            self.optimizers.set_learning_rates(
-                self.schedule.lr(optimizer.encoder_lr, self.step), self.schedule.lr(optimizer.occlusion_lr, self.step)
-            )
-            progress = self.step / self.schedule.total_steps
-            self._sums += torch.stack(train_step(self.networks, self.optimizers, batch, self.config, progress))
-            self.step += 1
+        try:
+            for batch in self.feed.batches(self.seed, self.step, step if self.divergence is None else self.step):
+                self._train_on(batch)
+        except NonFiniteError as error:
+            self.divergence, self._failed_batch = f"step {self.step}: {error}", batch
         seconds = time.perf_counter() - began
-        steps = self.step - first
+        steps, self.step = self.step - first, step
         return {
             "images_per_s": steps * self.config.batch_size / seconds if steps else 0.0,
             "data_wait_fraction": (self.feed.waited_s - waited_before) / seconds if steps else 0.0,
         }
+
+    def _train_on(self, batch: Batch) -> None:
+        optimizer = self.config.optimizer
+        self.optimizers.set_learning_rates(
+            self.schedule.lr(optimizer.encoder_lr, self.step), self.schedule.lr(optimizer.occlusion_lr, self.step)
+        )
+        progress = self.step / self.schedule.total_steps
+        self._sums += torch.stack(train_step(self.networks, self.optimizers, batch, self.config, progress))
+        self.step += 1
 
     def train_to_report(self) -> dict[str, Any]:
         """Train to the next report and evaluate.
 
         Returns:
             The report: epoch, fitness (nan where the training diverged), means of the measurements over the epochs
-            since the last report, slot statistics and speed.
+            since the last report, slot statistics and speed; and how it diverged, or None.
         """
         goal, interval = self.next_report(), self.config.evaluation.interval_epochs
         epochs = goal - (goal - 1) // interval * interval
@@ -112,9 +132,12 @@ class Trainer:
         self._sums.zero_()
         parallel.broadcast_from_first(self.networks.buffers())
         measured = dict(zip(Measurements._fields, means, strict=True))
-        finite = all(math.isfinite(value) for value in means)
-        fitness = self.evaluate("val") if finite else math.nan
-        return {"epoch": self.epoch, "fitness": fitness, **measured, **self._slot_report(), **speed}
+        if self.divergence:
+            measured, fitness = dict.fromkeys(measured, math.nan), math.nan
+        else:
+            fitness = self.evaluate("val")
+        report = {"epoch": self.epoch, "fitness": fitness, "divergence": self.divergence}
+        return {**report, **measured, **self._slot_report(), **speed}
 
     def evaluate(self, split: str) -> float:
         """k-NN accuracy on one split with the training split's images as neighbours, 0 to 1."""
@@ -142,15 +165,33 @@ class Trainer:
 
     def save(self, directory: Path) -> Pointer:
         """Write a checkpoint from which training goes on bit for bit."""
+        return self._save(directory, {})
+
+    def dump_divergence(self, directory: Path) -> None:
+        """Write what reproduces the step that diverged, once; each worker of the trial must call this.
+
+        A no-op where nothing diverged since the last call.
+        """
+        if self._failed_batch is None:
+            return
+        batch, self._failed_batch = batch_state(self._failed_batch), None
+        if parallel.rank() == 0:
+            self._save(directory, {"batch": batch})
+
+    def _save(self, directory: Path, more: dict[str, Any]) -> Pointer:
         state = {
             "config": self.config.model_dump(mode="json"),
+            "image_size": self.image_size,
             "step": self.step,
             "seed": self.seed,
             "sums": self._sums,
+            "divergence": self.divergence,
             "networks": self.networks.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.all().items()},
+            **more,
         }
-        return save_checkpoint(directory, state, {"epoch": self.epoch, "step": self.step, "config": state["config"]})
+        meta = {key: state[key] for key in ("step", "config", "divergence")}
+        return save_checkpoint(directory, state, {"epoch": self.epoch, **meta})
 
     def load(self, pointer: Pointer, config: TrialConfig) -> None:
         """Take over all of a checkpoint's state, then go on under ``config``.
@@ -166,6 +207,8 @@ class Trainer:
         self.networks.load_state_dict(state["networks"])
         for name, optimizer in self.optimizers.all().items():
             optimizer.load_state_dict(state["optimizers"][name])
+            optimizer.zero_grad()
+        self.divergence = state["divergence"]
         self.step, self.seed, self._sums = state["step"], state["seed"], state["sums"].clone()
         self.config = self.networks.config = config
         if config.masking.slots != saved.masking.slots and self.networks.occlusion is not None:
@@ -180,7 +223,7 @@ class Trainer:
         if occlusion is None or optimizer is None or occlusion.slots == slots:
             return
         weight = occlusion.head.weight
-        blank = Head(weight.new_zeros(slots, *weight.shape[1:]), weight.new_zeros(slots), None)
+        blank = Head(weight.new_zeros(slots, *weight.shape[1:]), weight.new_zeros(slots), {}, None)
         replace_head(occlusion, optimizer, blank)
 
 

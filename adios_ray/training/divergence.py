@@ -1,0 +1,39 @@
+"""Stopping at the first number that is not finite, with what is needed to see it again."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from adios_ray import parallel
+from adios_ray.data.feed import Batch
+
+
+class NonFiniteError(ArithmeticError):
+    """A term of the game that is not finite; the message names it, its slot and its value."""
+
+
+def check_finite(losses: Tensor, penalties: Tensor) -> None:
+    """Make sure that a step's terms are finite on every worker, before anybody moves by them.
+
+    Args:
+        losses: Objective of each slot, [K].
+        penalties: Sparsity term of each slot, [N], or a scalar.
+
+    Raises:
+        NonFiniteError: Naming the first term that is not, on all workers alike.
+    """
+    terms = torch.cat([losses.detach(), penalties.detach().reshape(-1)])
+    for position, value in enumerate(parallel.average(terms).tolist()):
+        if not math.isfinite(value):
+            term, slot = ("objective", position) if position < len(losses) else ("penalty", position - len(losses))
+            raise NonFiniteError(f"{term} of slot {slot} is {value}")
+
+
+def batch_state(batch: Batch) -> dict[str, Tensor]:
+    """The whole batch of all workers, to be saved with a trainer's state."""
+    return {
+        name: parallel.gather_with_gradient(values)
+        for name, values in batch._asdict().items()
+        if isinstance(values, Tensor)
+    }
