@@ -33,8 +33,6 @@ class ResidualBlock(nn.Module):
 class SmallResNet(nn.Module):
     """A residual network that two CPU cores can train: stem of stride 2, one block a stage."""
 
-    num_features = SMALL_WIDTHS[-1]
-
     def __init__(self) -> None:
         """Build with the standard initialisation of residual networks."""
         super().__init__()
@@ -62,16 +60,19 @@ def build_backbone(config: BackboneConfig, image_size: int) -> tuple[nn.Module, 
         A module from images [B, 3, S, S] to features [B, F], and F.
 
     Raises:
-        ConfigError: If timm has no such model, or the stem cannot be changed.
+        ConfigError: If timm has no such model, it does not take images of this size, or its stem cannot be changed.
     """
-    backbone, features = _build(config, image_size)
+    backbone = SmallResNet() if config.name == "resnet_small" else _build_from_timm(config, image_size)
     use_fast_stem(backbone)
-    return backbone, features
+    try:
+        with torch.no_grad():
+            features = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"backbone.name: {config.name} cannot take images of {image_size} pixels ({error})") from error
+    return backbone.train(), features.shape[1]
 
 
-def _build(config: BackboneConfig, image_size: int) -> tuple[nn.Module, int]:
-    if config.name == "resnet_small":
-        return SmallResNet(), SmallResNet.num_features
+def _build_from_timm(config: BackboneConfig, image_size: int) -> nn.Module:
     import timm  # imported here: it costs a second that the small network does not need
 
     if not timm.is_model(config.name):
@@ -79,10 +80,13 @@ def _build(config: BackboneConfig, image_size: int) -> tuple[nn.Module, int]:
         raise ConfigError(f"backbone.name: timm has no model {config.name!r} (near: {near}; or resnet_small)")
     pretrained = timm.get_pretrained_cfg(config.name)
     sized = {"img_size": image_size} if pretrained is not None and pretrained.fixed_input_size else {}
-    backbone: nn.Module = timm.create_model(config.name, pretrained=False, num_classes=0, **sized)
+    try:
+        backbone: nn.Module = timm.create_model(config.name, pretrained=False, num_classes=0, **sized)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"backbone.name: {config.name} cannot take images of {image_size} pixels ({error})") from error
     if config.cifar_stem:
         _use_cifar_stem(backbone, config.name)
-    return backbone, int(backbone.num_features)  # type: ignore[arg-type]  # timm sets it on every model
+    return backbone
 
 
 def _use_cifar_stem(backbone: nn.Module, name: str) -> None:

@@ -1,0 +1,82 @@
+"""Peak memory of a training step with eight masks over that with one.
+
+Usage: ``python benchmarks/memory.py``. Prints one JSON object with a row for each objective: MiB that three steps add
+at their peak to what the process holds with the networks built, for N = 1 and N = 8, and their ratio. Every figure comes
+from a fresh process: on CPUs its resident set, on CUDA the allocator's peak. Sizes as in ``benchmarks/step.py``. About
+three minutes on two cores.
+"""
+
+import json
+import multiprocessing
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from step import CLASSES, SIZE, Row, make_batch
+
+from adios_ray.config import OBJECTIVES
+from adios_ray.models.networks import Networks
+from adios_ray.training.allocator import keep_freed_memory
+from adios_ray.training.optimizers import build_optimizers
+from adios_ray.training.step import train_step
+
+STEPS = 3
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def held_mib() -> float:
+    """What this process holds now."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.memory_allocated() / 2**20
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def peak_mib() -> float:
+    """The most it ever held."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def growth_mib(objective: str, slots: int, masked_views: str) -> float:
+    """MiB that a few steps add at their peak; to be run in a fresh process."""
+    torch.set_num_threads(2)
+    if DEVICE.type == "cpu":
+        keep_freed_memory()
+    torch.manual_seed(0)
+    config = Row(objective, "adios", 2, "simultaneous", masked_views).config(channels_last=False)
+    # N = 1 is no game, and no valid configuration: it is here to be compared with.
+    config = config.model_copy(update={"masking": config.masking.model_copy(update={"slots": slots})})
+    networks = Networks(config, SIZE, CLASSES).to(DEVICE).train()
+    optimizers = build_optimizers(networks, config.optimizer)
+    batch = make_batch(torch.contiguous_format, DEVICE)
+    before = held_mib()
+    for _ in range(STEPS):
+        train_step(networks, optimizers, batch, config, 0.5)
+    return peak_mib() - before
+
+
+def main() -> None:
+    """Measure every objective."""
+    kinds = [*((name, "one") for name in OBJECTIVES), ("simsiam", "both")]
+    rows = []
+    for name, masked_views in track(kinds, "objectives", transient=True, console=Console(stderr=True)):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+            one, eight = (pool.submit(growth_mib, name, slots, masked_views).result() for slots in (1, 8))
+        rows.append(
+            {
+                "objective": name if masked_views == "one" else f"{name} (eight terms)",
+                "one_slot_mib": round(one),
+                "eight_slots_mib": round(eight),
+                "ratio": round(eight / one, 3),
+            }
+        )
+    print(json.dumps({"device": DEVICE.type, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Backbones by name: their widths, the sizes they take, and what is said about those that do not fit."""
+
+import pytest
+import torch
+
+from adios_ray.config import BackboneConfig, ConfigError
+from adios_ray.models.backbones import build_backbone
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "width"),
+    [
+        ("resnet_small", 32, 128),
+        ("resnet18", 48, 512),
+        ("test_vit", 96, 64),
+        ("mobilenetv3_small_050", 64, 1024),
+        ("convnext_atto", 64, 320),
+        ("swin_tiny_patch4_window7_224", 96, 768),
+    ],
+)
+def test_a_backbone_has_the_width_that_it_says(name: str, size: int, width: int) -> None:
+    backbone, features = build_backbone(BackboneConfig(name=name), size)
+    assert features == width and backbone.training
+    assert backbone(torch.randn(2, 3, size, size)).shape == (2, width)
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "coat_tiny"])
+def test_a_size_that_a_backbone_does_not_take_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} cannot take images of 48 pixels"):
+        build_backbone(BackboneConfig(name=name), 48)
+
+
+def test_the_cifar_stem_keeps_the_resolution_and_needs_a_resnet() -> None:
+    backbone, _ = build_backbone(BackboneConfig(name="resnet18", cifar_stem=True), 32)
+    seen: list[torch.Size] = []
+    backbone.get_submodule("layer1").register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    backbone(torch.randn(2, 3, 32, 32))
+    assert seen == [(2, 64, 32, 32)]
+    with pytest.raises(ConfigError, match="test_vit has no ResNet stem"):
+        build_backbone(BackboneConfig(name="test_vit", cifar_stem=True), 32)
+
+
+def test_building_leaves_the_random_state_to_the_weights() -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        build_backbone(BackboneConfig(), 64)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)

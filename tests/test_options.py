@@ -1,0 +1,163 @@
+"""Options that make a step cheaper keep its numbers; optimisers against their formulas."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from test_step import CLASSES, SIZE, assert_close, make_batch, make_config, make_players
+from torch import nn
+
+from adios_ray.config import OptimizerConfig, TrialConfig, parse, replaced
+from adios_ray.data.feed import Batch
+from adios_ray.models.networks import Networks
+from adios_ray.models.stem import StemConv2d
+from adios_ray.training.optimizers import Optimizers, build_optimizer, build_optimizers
+from adios_ray.training.step import train_step
+
+
+def after_steps(config: TrialConfig, networks: Networks, optimizers: Optimizers, steps: int = 2) -> Networks:
+    """The networks after some steps on random views."""
+    for step in range(steps):
+        train_step(networks, optimizers, make_batch(step), config, step / steps)
+    return networks
+
+
+def assert_same_networks(actual: Networks, expected: Networks) -> None:
+    """Parameters and buffers agree to rounding in double precision."""
+    state = actual.state_dict()
+    for name, values in expected.state_dict().items():
+        assert_close(state[name].double(), values.double())
+
+
+@pytest.mark.parametrize("objective", ["simclr", "byol"])
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+def test_parts_of_a_batch_keep_the_numbers(objective: str, order: str) -> None:
+    config = replaced(make_config(objective, order=order), {"backbone.name": "test_vit"})
+    parts = replaced(config, {"micro_batch_size": 3})
+    assert_same_networks(after_steps(parts, *make_players(parts)), after_steps(config, *make_players(config)))
+
+
+def test_parts_of_a_batch_count_once_in_batch_norms_statistics() -> None:
+    config = replaced(make_config("byol"), {"micro_batch_size": 2})
+    networks, _ = make_players(config)
+    literal = copy.deepcopy(networks)
+    batch = make_batch(0)
+    networks.embed(batch.a)[0].online.square().sum().backward()
+    for images in batch.a.split(2):
+        literal.backbone(images)
+    for actual, expected in zip(networks.backbone.buffers(), literal.backbone.buffers(), strict=True):
+        assert_close(actual.double(), expected.double())
+
+
+def test_channels_last_keeps_the_numbers() -> None:
+    config = make_config("simclr")
+    networks, optimizers = make_players(config)
+    networks.to(memory_format=torch.channels_last)
+    assert_same_networks(after_steps(config, networks, optimizers), after_steps(config, *make_players(config)))
+
+
+@pytest.mark.slow
+def test_compiling_keeps_the_numbers() -> None:
+    config = make_config("simclr")
+    networks, optimizers = make_players(config)
+    assert networks.occlusion is not None
+    networks.backbone.compile()
+    networks.occlusion.compile()
+    assert_same_networks(after_steps(config, networks, optimizers, 1), after_steps(config, *make_players(config), 1))
+
+
+def test_bfloat16_follows_full_precision_in_the_forward_pass_alone() -> None:
+    torch.manual_seed(0)
+    config = make_config("simclr", width=16)
+    half = replaced(config, {"precision": "bfloat16"})
+    networks = Networks(half, SIZE, CLASSES).train()
+    optimizers = build_optimizers(networks, half.optimizer)
+    full = copy.deepcopy(networks)
+    full.config = config
+    batch = Batch(*(part.float() if part.is_floating_point() else part for part in make_batch(0)[:4]))
+    view, features = networks.embed(batch.a)
+    masks = networks.occlude(batch.b)
+    assert {view.online.dtype, features.dtype, masks.dtype} == {torch.float32}
+    torch.testing.assert_close(masks.sum(dim=1), torch.ones(4, SIZE, SIZE), rtol=0, atol=1e-6)
+    torch.testing.assert_close(masks, full.occlude(batch.b), rtol=0, atol=0.02)
+    similarity = nn.functional.cosine_similarity(view.online, full.embed(batch.a)[0].online).detach()
+    assert not torch.equal(view.online, full.embed(batch.a)[0].online) and float(similarity.min()) > 0.99
+    before = [parameter.detach().clone() for parameter in networks.encoder_parameters()]
+    train_step(networks, optimizers, batch, half, 0.0)
+    moved = [not torch.equal(old, new) for old, new in zip(before, networks.encoder_parameters(), strict=True)]
+    assert all(moved) and {parameter.dtype for parameter in networks.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+@pytest.mark.parametrize("size", [(8, 12), (7, 9)])
+def test_the_stem_has_a_convolutions_gradients(kernel: int, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(3, 5, kernel, 2, kernel // 2, bias=False).double()
+    stem = StemConv2d.of(copy.deepcopy(plain))
+    assert StemConv2d.suits(plain) and stem.state_dict().keys() == plain.state_dict().keys()
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    weighting = torch.randn_like(plain(x))
+    outputs = [(convolution(x) * weighting).sum() for convolution in (plain, stem)]
+    expected, actual = (
+        torch.autograd.grad(output, (x, *convolution.parameters()))
+        for output, convolution in zip(outputs, (plain, stem), strict=True)
+    )
+    assert_close(outputs[1].detach(), outputs[0].detach())
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"stride": 1}, {"padding": 2}, {"bias": True}, {"dilation": 2, "padding": 1}, {"padding_mode": "reflect"}],
+)
+def test_other_convolutions_are_left_alone(changes: dict[str, Any]) -> None:
+    plain = {"kernel_size": 3, "stride": 2, "padding": 1, "bias": False}
+    assert not StemConv2d.suits(nn.Conv2d(3, 4, **{**plain, **changes}))
+
+
+def make_layer() -> nn.Linear:
+    """A layer with a matrix and a bias."""
+    torch.manual_seed(3)
+    return nn.Linear(4, 3).double()
+
+
+def gradients(layer: nn.Linear, step: int) -> None:
+    """Give a layer the gradients of one step."""
+    generator = torch.Generator().manual_seed(step)
+    for parameter in layer.parameters():
+        parameter.grad = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_optimisers_follow_their_formulas(name: str, weight_decay: float) -> None:
+    lr, momentum, steps = 0.3, 0.9, 3
+    layer, literal = make_layer(), make_layer()
+    config = parse(OptimizerConfig, {"name": name, "encoder_lr": lr, "weight_decay": weight_decay})
+    optimizer = build_optimizer(layer.parameters(), config)
+    first = {parameter: torch.zeros_like(parameter) for parameter in literal.parameters()}
+    second = {parameter: torch.zeros_like(parameter) for parameter in literal.parameters()}
+    for step in range(1, steps + 1):
+        gradients(layer, step)
+        gradients(literal, step)
+        optimizer.step()
+        with torch.no_grad():
+            for p in literal.parameters():
+                assert p.grad is not None
+                decay = weight_decay if p.ndim > 1 else 0.0
+                if name == "adamw":
+                    first[p] = momentum * first[p] + (1 - momentum) * p.grad
+                    second[p] = 0.999 * second[p] + 0.001 * p.grad**2
+                    size = (second[p] / (1 - 0.999**step)).sqrt() + 1e-8
+                    p.sub_(lr * decay * p + lr * first[p] / (1 - momentum**step) / size)
+                    continue
+                gradient = p.grad + decay * p
+                if name == "lars" and p.ndim > 1:
+                    ratio = 0.02 * p.norm() / (p.grad.norm() + decay * p.norm() + 1e-8)
+                    gradient = gradient * min(float(ratio) / lr, 1.0)
+                first[p] = momentum * first[p] + gradient
+                p.sub_(lr * first[p])
+    for actual, expected in zip(layer.parameters(), literal.parameters(), strict=True):
+        assert_close(actual.detach(), expected.detach())

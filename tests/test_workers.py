@@ -1,0 +1,76 @@
+"""Two workers that share each batch take the steps, gradients included, that one process takes on all of it."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_step import assert_close, make_batch, make_config, make_players
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import start_processes
+
+from adios_ray.config import TrialConfig, replaced
+from adios_ray.data.feed import Batch
+from adios_ray.training.divergence import NonFiniteError, check_finite
+from adios_ray.training.step import train_step
+
+WORKERS, STEPS = 2, 2
+GAMES = list(itertools.product(("adios", "adios-s"), ("simultaneous", "alternating"), ("one", "both")))
+
+
+def game_config(scheme: str, order: str, masked_views: str) -> TrialConfig:
+    """SimCLR, whose negatives span the workers, on a backbone without batch statistics."""
+    config = make_config("simclr", scheme, order, masked_views=masked_views)
+    return replaced(config, {"backbone.name": "test_vit", "optimizer.encoder_lr": 0.01})
+
+
+def share(batch: Batch, rank: int, workers: int) -> Batch:
+    """Every ``workers``-th image, as the feed deals them."""
+    return Batch(*(part[rank::workers] for part in (batch.a, batch.b, batch.labels, batch.drawn_slots)))
+
+
+def play(config: TrialConfig, rank: int, workers: int) -> dict[str, Tensor]:
+    """Parameters after some steps and the first step's gradients, by name."""
+    networks, optimizers = make_players(config)
+    names = {parameter: name for name, parameter in networks.named_parameters()}
+    seen: dict[str, Tensor] = {}
+
+    def collect(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            seen.setdefault(f"gradient of {names[parameter]}", parameter.grad.clone())
+
+    for optimizer in optimizers.all().values():
+        optimizer.register_step_pre_hook(collect)
+    for step in range(STEPS):
+        train_step(networks, optimizers, share(make_batch(step), rank, workers), config, step / STEPS)
+    return seen | {name: values.detach() for name, values in networks.named_parameters()}
+
+
+def work(rank: int, meeting_point: str, directory: str) -> None:
+    """One worker: play all games and save what it ends with."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=WORKERS)
+    results: list[Any] = [play(game_config(*game), rank, WORKERS) for game in GAMES]
+    losses = torch.tensor([1.0, torch.nan if rank == 1 else 2.0])
+    with pytest.raises(NonFiniteError, match="objective of slot 1"):
+        check_finite(losses, torch.ones(2))
+    torch.save(results, Path(directory) / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Tensor]]]:
+    """What each worker ends with, game by game."""
+    directory = tmp_path_factory.mktemp("workers")
+    start_processes(work, (str(directory / "meeting"), str(directory)), nprocs=WORKERS, start_method="spawn")
+    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
+
+
+@pytest.mark.parametrize("number", range(len(GAMES)), ids=["-".join(game) for game in GAMES])
+def test_two_workers_equal_one(number: int, shared: list[list[dict[str, Tensor]]]) -> None:
+    alone = play(game_config(*GAMES[number]), 0, 1)
+    for results in shared:
+        assert results[number].keys() == alone.keys()
+        for name, expected in alone.items():
+            assert_close(results[number][name], expected)
