@@ -1,6 +1,7 @@
 """A whole small population through the main program: evolution, records, and coming back after a kill."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from small import small_config
 
@@ -17,6 +19,7 @@ from adios_ray.search.experiment import ExperimentConfig
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.records import read_lineage, read_results, read_summary
 from adios_ray.training.checkpoints import Pointer
+from adios_ray.training.reproduce import reproduce
 
 pytestmark = pytest.mark.ray
 SCRIPT = Path(__file__).parent.parent / "experiments" / "pbt_in100.py"
@@ -71,6 +74,28 @@ def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_
     modified = {path: path.stat().st_mtime_ns for path in kept}
     resume(run_dir)
     assert {path: path.stat().st_mtime_ns for path in kept} == modified
+
+
+def test_a_diverged_trial_is_reported_dumped_and_replaced(
+    ray_cluster: None, objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from adios_ray.search.runner import start
+
+    config = experiment(objects_dir, tmp_path, epochs=2)
+    space = yaml.safe_load(config.space.read_text())
+    # The first trial keeps the configured temperature; the other draws one at which every logit overflows.
+    space["parameters"]["objective.temperature"] = {"low": 1e-42, "high": 1e-41, "scale": "log"}
+    config.space.write_text(yaml.safe_dump(space))
+    run_dir = start(config)
+    fitness = {(row.trial, row.epoch): row.fitness for row in read_results(run_dir)}
+    assert math.isnan(fitness["trial_01", 1]) and not math.isnan(fitness["trial_00", 2])
+    (exploit,) = read_lineage(run_dir)
+    assert (exploit.trial, exploit.donor) == ("trial_01", "trial_00")
+    summary = read_summary(run_dir)
+    assert summary is not None and summary.best_trial == "trial_00"
+    assert "trial_01 diverged at step 0: objective of slot 0 is nan" in capsys.readouterr().out
+    dump = run_dir / "diverged" / "trial_01" / "epoch_00001"
+    assert reproduce(dump, torch.device("cpu")) == "objective of slot 0 is nan"
 
 
 def wait_for_reports(run_dir: Path, count: int, process: "subprocess.Popen[bytes]") -> None:
