@@ -1,5 +1,7 @@
 """ADIOS written down literally: N full forwards in one graph, gradients by definition. The oracle of the step."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -71,7 +73,10 @@ def naive_step(
     encoder_gradients = torch.autograd.grad(objective, encoder, retain_graph=True)
     _apply(optimizers.encoder, encoder, encoder_gradients) if alternating else None
     if alternating:
+        # Targets are made once a step: the second play leaves no trace in the momentum networks' batch statistics.
+        momentum, networks.momentum = networks.momentum, copy.deepcopy(networks.momentum)
         objective = naive_objective(networks, batch, masks_a, masks_b, config)
+        networks.momentum = momentum
     game = objective - config.masking.sparsity_weight * penalty
     occlusion_gradients = torch.autograd.grad(-game, occlusion)
     _apply(optimizers.encoder, encoder, encoder_gradients) if not alternating else None

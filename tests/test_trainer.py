@@ -49,10 +49,13 @@ def trained(config: TrialConfig, steps: int) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("objective", ["simclr", "byol"])
+@pytest.mark.parametrize(("objective", "optimizer"), [("simclr", "sgd"), ("byol", "lars"), ("dino", "adamw")])
 @pytest.mark.parametrize("stop", [2, 3])
-def test_a_resumed_training_is_bit_identical(objective: str, stop: int, objects_dir: Path, tmp_path: Path) -> None:
-    config = small_config(objects_dir, objective={"name": objective}, masking={"scheme": "adios-s"})
+def test_a_resumed_training_is_bit_identical(
+    objective: str, optimizer: str, stop: int, objects_dir: Path, tmp_path: Path
+) -> None:
+    changes = {"objective": {"name": objective}, "optimizer": {"name": optimizer}}
+    config = small_config(objects_dir, masking={"scheme": "adios-s"}, **changes)
     whole = trained(config, 5)
     pointer = trained(config, stop).save(tmp_path / "stopped")
     resumed = Trainer(config, CPU)

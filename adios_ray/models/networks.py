@@ -48,12 +48,13 @@ class Networks(nn.Module):
         yield from self.backbone.parameters()
         yield from self.objective.parameters()
 
-    def embed(self, x: Tensor, mask: Tensor | None = None) -> tuple[View, Tensor]:
+    def embed(self, x: Tensor, mask: Tensor | None = None, target: Tensor | None = None) -> tuple[View, Tensor]:
         """Embed one view, with gradient.
 
         Args:
             x: Normalised images [B, 3, S, S].
             mask: What is hidden of them, [B, 1, S, S] in [0, 1]; 1 removes the pixel.
+            target: The view's target, [B, D], where it is known already.
 
         Returns:
             The view (online and target, [B, D], at least single precision) and detached features [B, F].
@@ -63,8 +64,10 @@ class Networks(nn.Module):
             features = self._in_parts(self.backbone, seen)
             projection = self.objective.projector(features)
             online = self.objective.predictor(projection)
-            projected = projection.detach() if self.momentum is None else self._momentum_projection(seen)
-        return View(_full(online), self.objective.target(_full(projected), x)), _full(features.detach())
+            if target is None:
+                projected = projection.detach() if self.momentum is None else self._momentum_projection(seen)
+                target = self.objective.target(_full(projected), x)
+        return View(_full(online), target), _full(features.detach())
 
     @torch.no_grad()
     def _momentum_projection(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ slot's gradient, and the sum goes back once. Each slot is played forward and bac
 that memory does not grow with N and the gradient is that of all slots in one graph.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -40,11 +40,13 @@ class Played(NamedTuple):
         losses: The objective of each slot, [K].
         view: The first view, unmasked.
         features: Its backbone features, [B, F].
+        targets: Targets of all views in the order of their embedding, each [B, D].
     """
 
     losses: Tensor
     view: View
     features: Tensor
+    targets: list[Tensor]
 
 
 def train_step(
@@ -92,8 +94,10 @@ def _play_adversarially(
         played = play(networks, batch, [leaf.detach() for leaf in leaves], config)
         check_finite(played.losses, penalties)
         _update(optimizers.encoder)
+        # The momentum networks have not moved: what they said of each view still holds.
+        targets = played.targets if networks.momentum is not None else ()
         with frozen(networks):
-            check_finite(play(networks, batch, leaves, config).losses, penalties)
+            check_finite(play(networks, batch, leaves, config, targets).losses, penalties)
     reduced = penalties.mean() if masking.reduction == "mean" else penalties.sum()
     gradients = torch.cat([leaf.grad for leaf in leaves if leaf.grad is not None], dim=1)
     torch.autograd.backward([slots, masking.sparsity_weight * reduced], [-gradients, None])
@@ -104,7 +108,13 @@ def _play_adversarially(
     return played, penalties.detach().mean()
 
 
-def play(networks: Networks, batch: Batch, slots: Sequence[Tensor | None], config: TrialConfig) -> Played:
+def play(
+    networks: Networks,
+    batch: Batch,
+    slots: Sequence[Tensor | None],
+    config: TrialConfig,
+    targets: Iterable[Tensor] = (),
+) -> Played:
     """Accumulate the objective's gradients into the encoder and into the slots' leaves, slot by slot.
 
     Args:
@@ -112,10 +122,18 @@ def play(networks: Networks, batch: Batch, slots: Sequence[Tensor | None], confi
         batch: Two views of B images.
         slots: Masks [B, 1, S, S] (of both views, [2B, 1, S, S], where both are masked); None masks nothing.
         config: The trial's configuration.
+        targets: Of an earlier play with the same slots, where they still hold; none computes them.
     """
+    known, seen = iter(targets), []
+
+    def embed(x: Tensor, mask: Tensor | None = None) -> tuple[View, Tensor]:
+        view, features = networks.embed(x, mask, next(known, None))
+        seen.append(view.target)
+        return view, features
+
     both = config.objective.masked_views == "both" and slots[0] is not None
-    view_a, features = networks.embed(batch.a)
-    unmasked = [view_a, networks.embed(batch.b)[0]] if both else [view_a]
+    view_a, features = embed(batch.a)
+    unmasked = [view_a, embed(batch.b)[0]] if both else [view_a]
     leaves = [View(view.online.detach().requires_grad_(), view.target) for view in unmasked]
     weight = 1 / len(slots) if config.masking.reduction == "mean" else 1.0
     losses = []
@@ -123,17 +141,17 @@ def play(networks: Networks, batch: Batch, slots: Sequence[Tensor | None], confi
         if both:
             assert slot is not None
             mask_a, mask_b = slot.chunk(2)
-            masked_a, masked_b = networks.embed(batch.a, mask_a)[0], networks.embed(batch.b, mask_b)[0]
+            masked_a, masked_b = embed(batch.a, mask_a)[0], embed(batch.b, mask_b)[0]
             pairs = [(u, v) for u in (leaves[0], masked_a) for v in (leaves[1], masked_b)]
         else:
-            pairs = [(leaves[0], networks.embed(batch.b, slot)[0])]
+            pairs = [(leaves[0], embed(batch.b, slot)[0])]
         loss = torch.stack([networks.objective.compare(u, v) for u, v in pairs]).mean()
         (weight * loss).backward()
         losses.append(loss.detach())
     for view, leaf in zip(unmasked, leaves, strict=True):
         if view.online.requires_grad and leaf.online.grad is not None:
             view.online.backward(leaf.online.grad)
-    return Played(torch.stack(losses), view_a, features)
+    return Played(torch.stack(losses), view_a, features, seen)
 
 
 def choose_slots(masks: Tensor, drawn: Tensor) -> Tensor:
