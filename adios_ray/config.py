@@ -94,6 +94,11 @@ class MaskingConfig(Strict):
         """Whether an occlusion model makes the masks."""
         return self.scheme in ("adios", "adios-s")
 
+    @property
+    def needs_objects(self) -> bool:
+        """Whether masks come from the data set's object masks."""
+        return self.scheme in ("ground-truth", "fg-bg", "box", "shuffle")
+
 
 class OptimizerConfig(Strict):
     """The optimiser of both players, with linear warm-up and cosine decay to zero."""

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from adios_ray import parallel
-from adios_ray.config import AugmentConfig
-from adios_ray.data.augment import ViewParameters, apply_view, draw_parameters
+from adios_ray.config import TrialConfig
+from adios_ray.data.augment import ViewParameters, apply_geometry, apply_view, draw_parameters
 from adios_ray.data.randomness import permutation, uniforms
 from adios_ray.data.shards import Split
+from adios_ray.masking.schemes import IDS, OBJECT_SCHEMES, PATTERN_SCHEMES
 
 PREFETCHED_BATCHES = 2
 
@@ -46,6 +47,8 @@ class _Loaded(NamedTuple):
     drawn_slots: Tensor
     view_a: ViewParameters
     view_b: ViewParameters
+    patterns: Tensor | None
+    objects: Tensor | None
 
 
 @lru_cache(maxsize=2)
@@ -65,13 +68,12 @@ class Feed:
         waited_s: Seconds that the consumer has waited for loading so far.
     """
 
-    def __init__(
-        self, split: Split, augment: AugmentConfig, batch_size: int, image_size: int, device: torch.device
-    ) -> None:
-        """Feed batches of ``batch_size`` over all workers, with views of ``image_size`` pixels, onto ``device``."""
-        self.split, self.augment = split, augment
-        self.batch_size, self.image_size, self.device = batch_size, image_size, device
-        self.steps_per_epoch = len(split) // batch_size
+    def __init__(self, split: Split, config: TrialConfig, image_size: int, device: torch.device) -> None:
+        """Feed a trial's batches with views of ``image_size`` pixels onto ``device``."""
+        self.split, self.augment, self.masking = split, config.augment, config.masking
+        self.batch_size, self.image_size, self.device = config.batch_size, image_size, device
+        self.both = config.objective.masked_views == "both"
+        self.steps_per_epoch = len(split) // config.batch_size
         self.waited_s = 0.0
 
     def batches(self, seed: int, first_step: int, last_step: int) -> Iterator[Batch]:
@@ -104,7 +106,25 @@ class Feed:
             torch.from_numpy(uniforms(seed, "slot", epoch, samples, 1)[:, 0]).float(),
             draw_parameters(self.augment, seed, "view_a", epoch, samples, size),
             draw_parameters(self.augment, seed, "view_b", epoch, samples, size),
+            self._patterns(seed, epoch, samples),
+            self._objects(seed, epoch, samples),
         )
+
+    def _patterns(self, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> Tensor | None:
+        scheme = PATTERN_SCHEMES.get(self.masking.scheme)
+        if scheme is None:
+            return None
+        draws = uniforms(seed, "mask", epoch, samples, 2 * scheme.draws)
+        views = [draws[:, : scheme.draws], draws[:, scheme.draws :]] if self.both else [draws[:, : scheme.draws]]
+        return torch.cat([scheme.make(own, self.image_size) for own in views])
+
+    def _objects(self, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> Tensor | None:
+        scheme = OBJECT_SCHEMES.get(self.masking.scheme)
+        if scheme is None:
+            return None
+        draws = uniforms(seed, "mask", epoch, samples, IDS + 1)
+        owners = (draws[:, IDS] * len(self.split)).astype(np.int64) if scheme.of_another_image else samples
+        return scheme.make(torch.from_numpy(self.split.gather_instances(owners)), self.masking.slots, draws[:, :IDS])
 
     def _augmented(self, loaded: _Loaded) -> Batch:
         images = loaded.images.to(self.device, non_blocking=True)
@@ -113,4 +133,12 @@ class Feed:
             apply_view(images, loaded.view_b, self.image_size),
             loaded.labels.to(self.device, non_blocking=True),
             loaded.drawn_slots.to(self.device, non_blocking=True),
+            self._masks(loaded),
         )
+
+    def _masks(self, loaded: _Loaded) -> Tensor | None:
+        if loaded.objects is None:
+            return None if loaded.patterns is None else loaded.patterns.to(self.device, non_blocking=True)
+        objects = loaded.objects.to(self.device, non_blocking=True)
+        views = (loaded.view_a, loaded.view_b) if self.both else (loaded.view_b,)
+        return torch.cat([apply_geometry(objects, view, self.image_size) for view in views])

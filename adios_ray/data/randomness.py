@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_STREAMS = {"order": 1, "view_a": 2, "view_b": 3, "slot": 4}
+_STREAMS = {"order": 1, "view_a": 2, "view_b": 3, "slot": 4, "mask": 5}
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -23,7 +23,7 @@ def uniforms(seed: int, stream: str, epoch: int, samples: npt.NDArray[np.int64],
 
     Args:
         seed: The run's seed.
-        stream: What the numbers are for: "order", "view_a", "view_b" or "slot".
+        stream: What the numbers are for: "order", "view_a", "view_b", "slot" or "mask".
         epoch: Epoch, from 0.
         samples: Indices of the samples, int64 [B].
         draws: How many numbers each sample needs.

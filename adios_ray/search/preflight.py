@@ -33,6 +33,10 @@ def check_data(config: ExperimentConfig) -> None:
         check_image_size(config.image_size or manifest.image_size)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if config.masking.needs_objects and not manifest.has_instances:
+        raise ConfigError(f"masking.scheme {config.masking.scheme}: {config.data_dir} has no object masks")
+    if config.initial_weights and not config.initial_weights.expanduser().exists():
+        raise ConfigError(f"initial_weights: {config.initial_weights} does not exist")
     images = sum(entry.rows for entry in manifest.splits["train"])
     if config.batch_size > images:
         raise ConfigError(f"batch_size {config.batch_size} is more than the {images} training images")

@@ -61,7 +61,8 @@ def start(config: ExperimentConfig) -> Path:
         placement = _placement(config)
         if renders:
             config = replaced(config, {"data_dir": _render_demo_images(storage)})
-        config = replaced(config, {"data_dir": _absolute(config.data_dir), "storage": storage})
+        paths = {"data_dir": _absolute(config.data_dir), "initial_weights": _absolute(config.initial_weights)}
+        config = replaced(config, {**paths, "storage": storage})
         run_dir = _new_run_directory(storage, config)
         write_config(run_dir, config.model_dump(mode="json"))
         _fresh_population(config, space).save(run_dir)

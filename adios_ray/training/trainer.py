@@ -52,7 +52,7 @@ class Trainer:
         self.image_size = config.image_size or dataset.manifest.image_size
         check_image_size(self.image_size)
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
-        self.feed = Feed(self.train_split, config.augment, config.batch_size, self.image_size, device)
+        self.feed = Feed(self.train_split, config, self.image_size, device)
         _check_batch(config.batch_size, len(self.train_split))
         if device.type == "cpu":
             keep_freed_memory()

@@ -1,0 +1,154 @@
+"""Masks that are not learned, to be compared with those that are (paper, Section 4.2, Figure 9).
+
+A mask of 1 removes the pixel. Nothing here draws: uniform numbers come in, one row an image, so that an image's masks
+depend on its own row alone.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Draws = npt.NDArray[np.float64]
+
+PATCHES_A_SIDE = 6
+"""The paper's patches of 16 pixels in images of 96."""
+PATCHES_REMOVED = 0.75
+BLOCKS = 64
+BLOCKS_REMOVED = 0.3
+SMALLEST_BLOCK = 64 / 96**2
+"""Share of the image's area: the paper's 64 pixels in images of 96."""
+BLOCK_RATIOS = (0.3, 1 / 0.3)
+IDS = 255
+"""Largest number of an object in an instance map."""
+
+
+class PatternScheme(NamedTuple):
+    """Masks that look at no image.
+
+    Attributes:
+        draws: Uniform numbers that an image needs.
+        make: Those numbers [B, draws] and the image's side S to masks [B, 1, S, S].
+    """
+
+    draws: int
+    make: Callable[[Draws, int], Tensor]
+
+
+class ObjectScheme(NamedTuple):
+    """Masks out of instance maps, at the stored resolution: they follow their image through crop, resize and flip.
+
+    Attributes:
+        make: Instance maps, uint8 [B, S, S] with 0 for the background, number of slots, and uniform numbers
+            [B, ``IDS``] to masks, bool [B, K, S, S].
+        of_another_image: Whether the maps are those of other images.
+    """
+
+    make: Callable[[Tensor, int, Draws], Tensor]
+    of_another_image: bool = False
+
+
+def patch_masks(draws: Draws, image_size: int) -> Tensor:
+    """Square patches on a grid, three quarters of them removed (He et al. 2021).
+
+    Args:
+        draws: [B, 36]; the patches with the smallest numbers are removed.
+        image_size: Side S in pixels.
+
+    Returns:
+        Float32 [B, 1, S, S].
+    """
+    count = PATCHES_A_SIDE**2
+    removed = np.zeros((len(draws), count), np.float32)
+    np.put_along_axis(removed, np.argsort(draws, axis=1)[:, : round(PATCHES_REMOVED * count)], 1, axis=1)
+    grid = torch.from_numpy(removed).view(-1, 1, PATCHES_A_SIDE, PATCHES_A_SIDE)
+    return functional.interpolate(grid, (image_size, image_size), mode="nearest")
+
+
+def block_masks(draws: Draws, image_size: int) -> Tensor:
+    """Rectangles until three tenths of the image are removed (Bao et al. 2021, Algorithm 1).
+
+    A block's area lies between 64 pixels of 96 x 96 and what is still to be removed, its aspect ratio between 0.3 and
+    3.3, evenly in the logarithm. At most 64 blocks are tried, which sufficed for each of 100,000 images.
+
+    Args:
+        draws: [B, 256]: area, ratio, top and left of each block.
+        image_size: Side S in pixels.
+
+    Returns:
+        Float32 [B, 1, S, S].
+    """
+    size, pixels = np.arange(image_size), image_size**2
+    low, high = (math.log(ratio) for ratio in BLOCK_RATIOS)
+    mask = np.zeros((len(draws), image_size, image_size), bool)
+    for area, ratio, top, left in draws.T.reshape(BLOCKS, 4, -1):
+        missing = BLOCKS_REMOVED - mask.mean(axis=(1, 2))
+        if not (missing > 0).any():
+            break
+        wanted = (SMALLEST_BLOCK + area * np.maximum(missing - SMALLEST_BLOCK, 0)) * pixels
+        aspect = np.exp(low + ratio * (high - low))
+        height = np.clip(np.rint(np.sqrt(wanted * aspect)), 1, image_size)
+        width = np.clip(np.rint(np.sqrt(wanted / aspect)), 1, image_size)
+        first_row = np.floor(top * (image_size - height + 1))
+        first_column = np.floor(left * (image_size - width + 1))
+        rows = (size >= first_row[:, None]) & (size < (first_row + height)[:, None]) & (missing > 0)[:, None]
+        columns = (size >= first_column[:, None]) & (size < (first_column + width)[:, None])
+        mask |= rows[:, :, None] & columns[:, None, :]
+    return torch.from_numpy(mask[:, None].astype(np.float32))
+
+
+def object_masks(instances: Tensor, slots: int, draws: Draws) -> Tensor:
+    """One object a slot, and all the rest in the last slot, as in the authors' code.
+
+    Of more objects than slots, some are drawn; slots without an object are empty.
+    """
+    objects = _drawn_objects(instances, slots - 1, draws)
+    return torch.cat([objects, ~objects.any(dim=1, keepdim=True)], dim=1)
+
+
+def box_masks(instances: Tensor, slots: int, draws: Draws) -> Tensor:
+    """Like ``object_masks`` with the bounding box of each object."""
+    objects = _drawn_objects(instances, slots - 1, draws)
+    boxes = _span(objects.any(dim=3))[:, :, :, None] & _span(objects.any(dim=2))[:, :, None, :]
+    return torch.cat([boxes, ~boxes.any(dim=1, keepdim=True)], dim=1)
+
+
+def foreground_masks(instances: Tensor, slots: int, draws: Draws) -> Tensor:
+    """All objects in one slot and the background in another, whatever ``slots`` says."""
+    foreground = instances > 0
+    return torch.stack([foreground, ~foreground], dim=1)
+
+
+def _drawn_objects(instances: Tensor, count: int, draws: Draws) -> Tensor:
+    """Masks [B, count, S, S] of objects in a random order; empty where there are no more."""
+    numbers = torch.arange(1, IDS + 1)
+    present = torch.zeros(len(instances), IDS + 1, dtype=torch.bool)
+    present.scatter_(1, instances.flatten(1).long(), True)
+    keys = torch.from_numpy(draws).masked_fill(~present[:, 1:], math.inf)
+    order = keys.argsort(dim=1)[:, :count]
+    chosen = torch.where(keys.gather(1, order) < math.inf, numbers[order], -1)
+    masks = instances[:, None].long() == chosen[:, :, None, None]
+    return functional.pad(masks, (0, 0, 0, 0, 0, count - masks.shape[1]))
+
+
+def _span(occupied: Tensor) -> Tensor:
+    """Fill between the first and the last True of bool [B, K, S]."""
+    forward, backward = occupied.cummax(dim=2).values, occupied.flip(2).cummax(dim=2).values.flip(2)
+    return forward & backward
+
+
+PATTERN_SCHEMES: Mapping[str, PatternScheme] = {
+    "mae": PatternScheme(PATCHES_A_SIDE**2, patch_masks),
+    "beit": PatternScheme(4 * BLOCKS, block_masks),
+}
+OBJECT_SCHEMES: Mapping[str, ObjectScheme] = {
+    "ground-truth": ObjectScheme(object_masks),
+    "fg-bg": ObjectScheme(foreground_masks),
+    "box": ObjectScheme(box_masks),
+    "shuffle": ObjectScheme(object_masks, of_another_image=True),
+}

@@ -1,0 +1,187 @@
+"""Masks that are not learned: against loops over images, and aligned with their images in the feed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import SIZE, small_config
+from torch import Tensor
+
+from adios_ray.data.augment import denormalise
+from adios_ray.data.feed import Batch, Feed
+from adios_ray.data.shards import DatasetError, Split, open_shards
+from adios_ray.masking.schemes import (
+    IDS,
+    OBJECT_SCHEMES,
+    PATTERN_SCHEMES,
+    block_masks,
+    box_masks,
+    foreground_masks,
+    object_masks,
+    patch_masks,
+)
+from adios_ray.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+SIZES = (32, 64, 96, 224)
+
+
+def uniform(rows: int, columns: int, seed: int = 0) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Uniform numbers [rows, columns]."""
+    return np.random.default_rng(seed).random((rows, columns))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_patches_are_whole_and_three_quarters_of_them_are_removed(size: int) -> None:
+    masks = patch_masks(uniform(5, 36), size)
+    assert masks.shape == (5, 1, size, size)
+    edges = np.floor(np.arange(size) * 6 / size).astype(int)
+    for image in masks[:, 0].numpy():
+        cells = {(r, c): image[np.ix_(edges == r, edges == c)] for r in range(6) for c in range(6)}
+        assert all(len(np.unique(cell)) == 1 for cell in cells.values())
+        assert sum(cell[0, 0] for cell in cells.values()) == 27
+
+
+def test_every_patch_is_removed_equally_often() -> None:
+    share = patch_masks(uniform(4000, 36), 6).mean(dim=0)
+    torch.testing.assert_close(share, torch.full_like(share, 0.75), rtol=0, atol=4 * (0.75 * 0.25 / 4000) ** 0.5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_blocks_remove_three_tenths_and_hardly_more(size: int) -> None:
+    removed = block_masks(uniform(100, 256), size).mean(dim=(1, 2, 3))
+    assert float(removed.min()) >= 0.3 and float(removed.max()) < 0.33
+
+
+def test_the_first_block_has_the_drawn_area_ratio_and_place() -> None:
+    draws = np.full((1, 256), 0.999)
+    draws[0, :4] = (1.0, 0.5, 0.0, 0.999)
+    mask = block_masks(draws, 100)[0, 0]
+    rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
+    side = round((0.3 * 100**2) ** 0.5)
+    assert (int(rows[0]), int(rows[-1])) == (0, side - 1)
+    assert (int(columns[0]), int(columns[-1])) == (100 - side, 99)
+    assert float(mask.sum()) == side**2
+
+
+@pytest.mark.parametrize("name", ["mae", "beit"])
+def test_an_images_pattern_depends_on_its_own_numbers_alone(name: str) -> None:
+    scheme = PATTERN_SCHEMES[name]
+    draws = uniform(6, scheme.draws)
+    masks = scheme.make(draws, 48)
+    changed = draws.copy()
+    changed[2] = uniform(1, scheme.draws, seed=1)
+    different = (scheme.make(changed, 48) != masks).flatten(1).any(dim=1)
+    assert different.tolist() == [False, False, True, False, False, False]
+    assert torch.equal(scheme.make(draws[3:5], 48), masks[3:5])
+
+
+def instance_maps() -> Tensor:
+    """Three maps: objects 1, 2 and 7; object 255 alone; nothing."""
+    maps = torch.zeros(3, 10, 10, dtype=torch.uint8)
+    maps[0, 1:3, 1:4], maps[0, 5:9, 5], maps[0, 6, 4:8], maps[0, 0, 9] = 1, 2, 2, 7
+    maps[1, 4:, :5] = 255
+    return maps
+
+
+@pytest.mark.parametrize("slots", [2, 3, 4, 6])
+def test_each_slot_has_one_object_and_the_last_the_rest(slots: int) -> None:
+    maps, draws = instance_maps(), uniform(3, IDS)
+    masks = object_masks(maps, slots, draws)
+    assert masks.shape == (3, slots, 10, 10)
+    for image, row, own in zip(maps, draws, masks, strict=True):
+        numbers = sorted(set(image.flatten().tolist()) - {0}, key=lambda number: row[number - 1])[: slots - 1]
+        for slot in range(slots - 1):
+            expected = image == numbers[slot] if slot < len(numbers) else torch.zeros(10, 10, dtype=torch.bool)
+            assert torch.equal(own[slot], expected)
+        assert torch.equal(own.sum(dim=0), torch.ones(10, 10, dtype=torch.int64))
+
+
+def test_boxes_bound_their_objects() -> None:
+    maps, draws = instance_maps(), uniform(3, IDS)
+    objects, boxes = object_masks(maps, 5, draws), box_masks(maps, 5, draws)
+    for image in range(3):
+        for slot in range(4):
+            expected = torch.zeros(10, 10, dtype=torch.bool)
+            where = objects[image, slot].nonzero()
+            if len(where):
+                (top, left), (bottom, right) = where.min(dim=0).values.tolist(), where.max(dim=0).values.tolist()
+                expected[top : bottom + 1, left : right + 1] = True
+            assert torch.equal(boxes[image, slot], expected)
+        assert torch.equal(boxes[image, 4], ~boxes[image, :4].any(dim=0))
+
+
+def test_foreground_and_background_share_the_image() -> None:
+    maps = instance_maps()
+    masks = foreground_masks(maps, 7, uniform(3, IDS))
+    assert torch.equal(masks[:, 0], maps > 0) and torch.equal(masks[:, 1], maps == 0)
+
+
+def first_batch(split: Split, data_dir: Path, scheme: str, masked_views: str = "one", whole: bool = True) -> Batch:
+    """The feed's first batch; ``whole`` views are the stored images, unchanged."""
+    augment = {"min_crop_scale": 1.0, "flip_probability": 0.0} if whole else {}
+    config = small_config(
+        data_dir, masking={"scheme": scheme}, objective={"masked_views": masked_views}, augment=augment
+    )
+    return next(Feed(split, config, SIZE, CPU).batches(0, 0, 1))
+
+
+@pytest.mark.parametrize("scheme", sorted(PATTERN_SCHEMES) + sorted(OBJECT_SCHEMES))
+@pytest.mark.parametrize("masked_views", ["one", "both"])
+def test_the_feed_brings_masks_for_each_masked_view(scheme: str, masked_views: str, objects_dir: Path) -> None:
+    split = open_shards(objects_dir).split("train")
+    masks = first_batch(split, objects_dir, scheme, masked_views, whole=False).masks
+    views = 1 if masked_views == "one" else 2
+    slots = 1 if scheme in PATTERN_SCHEMES else 2 if scheme == "fg-bg" else 3
+    assert masks is not None and masks.shape == (32 * views, slots, SIZE, SIZE)
+    assert 0 <= float(masks.min()) and float(masks.max()) <= 1 + 1e-6
+    if views == 2:
+        assert not torch.equal(masks[:32], masks[32:])
+
+
+def test_object_masks_follow_their_images(objects_dir: Path) -> None:
+    split = open_shards(objects_dir).split("train")
+    maps = torch.from_numpy(split.gather_instances(np.arange(len(split))))
+    foreground = {image.numpy().tobytes() for image in (maps > 0)}
+    whole = first_batch(split, objects_dir, "fg-bg")
+    assert whole.masks is not None
+    assert all((mask > 0.5).numpy().tobytes() in foreground for mask in whole.masks[:, 0])
+    # A view whose object is painted white shows where the object is: the mask must lie there, to half a pixel.
+    cropped = first_batch(split, objects_dir, "fg-bg", whole=False)
+    painted = split.images[0].copy()
+    painted[:] = np.where(maps.numpy()[..., None] > 0, 255, 0)
+    split.images[0] = painted
+    plain = {"jitter_probability": 0.0, "greyscale_probability": 0.0, "blur_probability": 0.0}
+    config = small_config(objects_dir, masking={"scheme": "fg-bg"}, augment=plain)
+    batch = next(Feed(split, config, SIZE, CPU).batches(0, 0, 1))
+    assert batch.masks is not None and cropped.masks is not None and torch.equal(batch.masks, cropped.masks)
+    white = denormalise(batch.b).float().mean(dim=3) / 255
+    assert float((white - batch.masks[:, 0]).abs().mean()) < 0.02
+
+
+def test_shuffled_masks_are_those_of_other_images(objects_dir: Path) -> None:
+    split = open_shards(objects_dir).split("train")
+    own, others = (first_batch(split, objects_dir, scheme).masks for scheme in ("ground-truth", "shuffle"))
+    assert own is not None and others is not None
+    rest_of_all = {
+        (image == 0).numpy().tobytes() for image in torch.from_numpy(split.gather_instances(np.arange(len(split))))
+    }
+    single = [mask for mask in others if mask[1].sum() == 0]
+    assert single and all((mask[-1] > 0.5).numpy().tobytes() in rest_of_all for mask in single)
+    assert (own != others).flatten(1).any(dim=1).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("scheme", ["mae", "box"])
+def test_a_training_with_fixed_masks_reports(scheme: str, objects_dir: Path) -> None:
+    trainer = Trainer(small_config(objects_dir, epochs=1, masking={"scheme": scheme}), CPU)
+    report = trainer.train_to_report()
+    assert trainer.networks.occlusion is None and trainer.optimizers.occlusion is None
+    assert report["divergence"] is None and 0 <= report["fitness"] <= 1 and report["loss"] > 0
+
+
+def test_a_data_set_without_object_masks_is_named(objects_dir: Path) -> None:
+    split = open_shards(objects_dir).split("train")
+    split.instances = None
+    with pytest.raises(DatasetError, match="no instance maps"):
+        first_batch(split, objects_dir, "box")
