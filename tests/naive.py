@@ -8,12 +8,19 @@ from torch import Tensor
 from adios_ray.config import TrialConfig
 from adios_ray.data.feed import Batch
 from adios_ray.models.networks import Networks
+from adios_ray.objectives import View
 from adios_ray.training.optimizers import Optimizers
 
 
 def naive_masks(networks: Networks, batch: Batch, both: bool) -> tuple[Tensor | None, Tensor]:
     """Masks of the first view (None unless both views are masked) and of the second, [B, N, S, S] each."""
     return (networks.occlude(batch.a) if both else None), networks.occlude(batch.b)
+
+
+def hide(networks: Networks, x: Tensor, mask: Tensor) -> View:
+    """A masked view, whose target may be the images before they were masked."""
+    view = networks.embed(x * (1 - mask))[0]
+    return View(view.online, networks.objective.target(view.target, x))
 
 
 def naive_objective(
@@ -27,8 +34,8 @@ def naive_objective(
     for k in range(masks_b.shape[1]):
         hidden_a = None
         if masks_a is not None:
-            hidden_a = networks.embed(batch.a * (1 - masks_a[:, k : k + 1]))[0]
-        hidden_b = networks.embed(batch.b * (1 - masks_b[:, k : k + 1]))[0]
+            hidden_a = hide(networks, batch.a, masks_a[:, k : k + 1])
+        hidden_b = hide(networks, batch.b, masks_b[:, k : k + 1])
         if hidden_a is None or view_b is None:
             terms.append(compare(view_a, hidden_b))
         else:
@@ -59,6 +66,7 @@ def naive_step(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """One step of both players; returns the gradients of encoder and occlusion model."""
     both = config.objective.masked_views == "both"
+    first_view = copy.deepcopy(networks).embed(batch.a)[0]
     masks_a, masks_b = naive_masks(networks, batch, both)
     every = masks_b if masks_a is None else torch.cat([masks_a, masks_b])
     penalty = naive_penalty(every, config)
@@ -82,6 +90,7 @@ def naive_step(
     _apply(optimizers.encoder, encoder, encoder_gradients) if not alternating else None
     _apply(optimizers.occlusion, occlusion, occlusion_gradients)
     networks.update_momentum(progress)
+    networks.objective.observe(first_view)
     return list(encoder_gradients), list(occlusion_gradients)
 
 

@@ -1,16 +1,22 @@
 """The distances against pinned numbers and naive loops; the heads' shapes."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from test_masking import golden
+from torch import Tensor
 
-from adios_ray.config import ObjectiveConfig
-from adios_ray.objectives import View, build_objective
+from adios_ray.config import OBJECTIVES, ConfigError, ObjectiveConfig, parse
+from adios_ray.objectives import View, build_objective, objective_class
+from adios_ray.objectives.barlow import barlow_twins
 from adios_ray.objectives.byol import squared_distance
+from adios_ray.objectives.dino import distillation
+from adios_ray.objectives.mocov3 import contrast
 from adios_ray.objectives.simclr import nt_xent
 from adios_ray.objectives.simsiam import negative_cosine
+from adios_ray.objectives.vicreg import redundancy, spread_hinge, vicreg
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.2, 0.5])
@@ -59,3 +65,105 @@ def test_heads_have_the_papers_widths(name: str, hidden: int, output: int) -> No
     linear = [module for module in objective.projector.modules() if isinstance(module, torch.nn.Linear)]
     assert linear[0].out_features == hidden
     assert len(linear) == (3 if name == "simsiam" else 2)
+
+
+def random_pair() -> tuple[Tensor, Tensor]:
+    """Two views' embeddings [6, 5] in double precision."""
+    torch.manual_seed(2)
+    z1, z2 = torch.randn(2, 6, 5, dtype=torch.float64)
+    return z1, z2
+
+
+def test_barlow_twins_equals_a_loop_over_dimensions() -> None:
+    z1, z2 = random_pair()
+    first, second = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (z1, z2))
+    total = 0.0
+    for i, j in itertools.product(range(5), repeat=2):
+        correlation = float((first[:, i] * second[:, j]).mean())
+        total += (1 - correlation) ** 2 if i == j else 0.0051 * correlation**2
+    assert barlow_twins(z1, z2).item() == pytest.approx(total, rel=1e-12)
+
+
+def test_barlow_twins_vanishes_for_equal_views_of_independent_dimensions() -> None:
+    z = 100 * torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
+    assert barlow_twins(z, z).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_vicreg_equals_a_loop_over_dimensions() -> None:
+    z1, z2 = random_pair()
+    total = 25 * float((z1 - z2).square().mean())
+    for z in (z1, z2):
+        for i in range(5):
+            spread = math.sqrt(float(z[:, i].var()) + 1e-4)
+            total += 25 * max(0.0, 1 - spread) / 5 / 2
+            for j in set(range(5)) - {i}:
+                covariance = float(((z[:, i] - z[:, i].mean()) * (z[:, j] - z[:, j].mean())).sum()) / 5
+                total += covariance**2 / 5
+    assert vicreg(z1, z2).item() == pytest.approx(total, rel=1e-12)
+
+
+def test_vicregs_terms_vanish_where_they_should() -> None:
+    z = 2 * torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
+    assert vicreg(z, z).item() == pytest.approx(0, abs=1e-12)
+    collapsed = torch.ones(4, 2, dtype=torch.float64)
+    assert spread_hinge(collapsed).item() == pytest.approx(0.99, rel=1e-12)
+    assert redundancy(z[:, :1].expand(4, 2)).item() == pytest.approx(float(z[:, 0].var()) ** 2, rel=1e-12)
+
+
+def test_moco_contrast_equals_a_loop_over_keys() -> None:
+    prediction, target = random_pair()
+    cosine = torch.nn.functional.cosine_similarity(prediction[:, None], target[None], dim=2)
+    total = 0.0
+    for i in range(6):
+        scores = [math.exp(float(cosine[i, j]) / 0.3) for j in range(6)]
+        total -= 2 * 0.3 * math.log(scores[i] / sum(scores)) / 6
+    assert contrast(prediction, target, 0.3).item() == pytest.approx(total, rel=1e-12)
+
+
+def test_distillation_equals_the_entropy_of_agreeing_outputs() -> None:
+    student, teacher = random_pair()
+    wanted, given = torch.exp(teacher / 0.04), torch.exp(student / 0.1)
+    total = 0.0
+    for i, k in itertools.product(range(6), range(5)):
+        total -= float(wanted[i, k] / wanted[i].sum()) * math.log(float(given[i, k] / given[i].sum())) / 6
+    assert distillation(student, teacher).item() == pytest.approx(total, rel=1e-10)
+
+
+def test_dinos_centre_follows_the_teachers_mean() -> None:
+    objective = objective_class("dino")(ObjectiveConfig(name="dino", output_dim=5), 32, 32).double()
+    means = []
+    for step in range(3):
+        torch.manual_seed(step)
+        outputs = torch.randn(6, 5, dtype=torch.float64)
+        means.append(outputs.mean(dim=0))
+        objective.observe(View(outputs, outputs))
+    centre = dict(objective.named_buffers())["centre"]
+    torch.testing.assert_close(centre, 0.1 * (0.81 * means[0] + 0.9 * means[1] + means[2]), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "pixel"])
+def test_collapsed_and_huge_embeddings_have_finite_gradients(name: str) -> None:
+    objective = build_objective(ObjectiveConfig(name=name, output_dim=5), 32, 32)
+    for values in (torch.ones(6, 5), torch.zeros(6, 5), 1e4 * torch.randn(6, 5)):
+        u, v = values.clone().requires_grad_(), values.clone().requires_grad_()
+        loss = objective.compare(View(u, values), View(v, values))
+        loss.backward()
+        assert u.grad is not None and v.grad is not None
+        assert loss.isfinite() and u.grad.isfinite().all() and v.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [32, 48, 96, 224])
+def test_the_pixel_objective_paints_images_and_judges_the_masked_one(size: int) -> None:
+    torch.manual_seed(0)
+    objective = build_objective(ObjectiveConfig(name="pixel", hidden_dim=16), 32, size)
+    images = torch.randn(2, 3, size, size)
+    painted = objective.projector(torch.randn(2, 32))
+    assert painted.shape == images.shape and objective.target(painted, images) is images
+    other = View(torch.randn_like(images), torch.randn_like(images))
+    expected = (painted - images).square().mean()
+    torch.testing.assert_close(objective.compare(other, View(painted, images)), expected)
+
+
+def test_the_pixel_objective_masks_one_view() -> None:
+    with pytest.raises(ConfigError, match="pixel inpaints one view"):
+        parse(ObjectiveConfig, {"name": "pixel", "masked_views": "both"})

@@ -17,6 +17,7 @@ from adios_ray.training.step import train_step
 SIZE, IMAGES, CLASSES = 32, 4, 5
 
 OBJECTIVES = ("simclr", "simsiam", "byol")
+OTHERS = ("barlow", "vicreg", "mocov3", "dino", "pixel")
 SCHEMES = ("adios", "adios-s")
 ORDERS = ("simultaneous", "alternating")
 CONVENTIONS = (("mean", "one"), ("sum", "both"))
@@ -33,7 +34,9 @@ def make_config(
     """A trial small enough to be followed by a literal implementation."""
     heads = {"name": objective, "hidden_dim": 24, "output_dim": 16, "masked_views": masked_views}
     game = {"scheme": scheme, "order": order, "reduction": reduction, "slots": 3, "width": 8, **masking}
-    optimizer = {"encoder_lr": 0.1, "occlusion_lr": 0.2, "weight_decay": 1e-3}
+    # The losses of these two are larger by far: at the others' rates they leap, and rounding errors with them.
+    scale = 0.01 if objective in ("barlow", "vicreg") else 1.0
+    optimizer = {"encoder_lr": 0.1 * scale, "occlusion_lr": 0.2 * scale, "weight_decay": 1e-3}
     values = {"objective": heads, "masking": game, "optimizer": optimizer, "backbone": {"name": "resnet_small"}}
     return parse(TrialConfig, values)
 
@@ -62,7 +65,11 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "scheme", "order", "convention"), list(itertools.product(OBJECTIVES, SCHEMES, ORDERS, CONVENTIONS))
+    ("objective", "scheme", "order", "convention"),
+    [
+        *itertools.product(OBJECTIVES, SCHEMES, ORDERS, CONVENTIONS),
+        *itertools.product(OTHERS, SCHEMES, ORDERS, [("mean", "one")]),
+    ],
 )
 def test_three_steps_equal_the_literal_game(
     objective: str, scheme: str, order: str, convention: tuple[str, str]
@@ -101,7 +108,7 @@ def test_gradients_equal_those_of_the_literal_game(objective: str, scheme: str) 
             assert_close(actual, gradient)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES + OTHERS)
 def test_without_masks_the_step_is_the_plain_objective(objective: str) -> None:
     config = make_config(objective, scheme="none")
     fast, optimizers = make_players(config)
@@ -125,7 +132,7 @@ def game_value(networks: Networks, batch: Batch, config: TrialConfig) -> float:
         return float(objective - config.masking.sparsity_weight * naive_penalty(masks_b, config))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES + OTHERS)
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_encoder_lowers_and_the_masks_raise_the_objective(objective: str, order: str) -> None:
     config = make_config(objective, order=order)
@@ -135,9 +142,10 @@ def test_the_encoder_lowers_and_the_masks_raise_the_objective(objective: str, or
         before = game_value(copy.deepcopy(networks), batch, config)
         rates = {"encoder": 0.0, "occlusion": 0.0, player: 1e-5}
         optimizers.set_learning_rates(rates["encoder"], rates["occlusion"])
-        momentum = copy.deepcopy(networks.momentum)
+        momentum, statistics = copy.deepcopy(networks.momentum), copy.deepcopy(dict(networks.objective.named_buffers()))
         train_step(networks, optimizers, batch, config, 0.0)
         networks.momentum = momentum
+        networks.objective.load_state_dict(statistics, strict=False)
         assert sign * (game_value(networks, batch, config) - before) > 0
 
 

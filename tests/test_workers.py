@@ -6,16 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from test_step import assert_close, make_batch, make_config, make_players
+from test_step import IMAGES, SIZE, assert_close, make_batch, make_config, make_players
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import start_processes
 
-from adios_ray.config import TrialConfig, replaced
+from adios_ray import parallel
+from adios_ray.config import ObjectiveConfig, TrialConfig, replaced
 from adios_ray.data.feed import Batch
+from adios_ray.objectives import View, build_objective
 from adios_ray.training.divergence import NonFiniteError, check_finite
 from adios_ray.training.step import train_step
 
 WORKERS, STEPS = 2, 2
+CONTRASTS = ("simclr", "barlow", "vicreg", "mocov3", "dino")
 GAMES = list(itertools.product(("adios", "adios-s"), ("simultaneous", "alternating"), ("one", "both")))
 
 
@@ -47,11 +50,29 @@ def play(config: TrialConfig, rank: int, workers: int) -> dict[str, Tensor]:
     return seen | {name: values.detach() for name, values in networks.named_parameters()}
 
 
+def compare(name: str, rank: int, workers: int) -> dict[str, Tensor]:
+    """An objective's distance between random embeddings, its gradients, and its buffers after hearing of a view."""
+    torch.manual_seed(0)
+    objective = build_objective(ObjectiveConfig(name=name, output_dim=6), 4, SIZE).double()
+    embeddings = torch.randn(4, 2 * IMAGES, 6, dtype=torch.float64).chunk(workers, dim=1)[rank]
+    online_u, target_u, online_v, target_v = (part.clone() for part in embeddings)
+    online_u.requires_grad_()
+    online_v.requires_grad_()
+    loss = objective.compare(View(online_u, target_u), View(online_v, target_v))
+    loss.backward()
+    objective.observe(View(online_u.detach(), target_u))
+    assert online_u.grad is not None and online_v.grad is not None
+    # Gradients are averaged over the workers, so that a row's own worker sends it as many times what it is to get.
+    gradients = {"u": online_u.grad / workers, "v": online_v.grad / workers}
+    return {"loss": parallel.average(loss.detach()), **gradients, **dict(objective.named_buffers())}
+
+
 def work(rank: int, meeting_point: str, directory: str) -> None:
     """One worker: play all games and save what it ends with."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=WORKERS)
     results: list[Any] = [play(game_config(*game), rank, WORKERS) for game in GAMES]
+    results += [compare(name, rank, WORKERS) for name in CONTRASTS]
     losses = torch.tensor([1.0, torch.nan if rank == 1 else 2.0])
     with pytest.raises(NonFiniteError, match="objective of slot 1"):
         check_finite(losses, torch.ones(2))
@@ -74,3 +95,17 @@ def test_two_workers_equal_one(number: int, shared: list[list[dict[str, Tensor]]
         assert results[number].keys() == alone.keys()
         for name, expected in alone.items():
             assert_close(results[number][name], expected)
+
+
+@pytest.mark.parametrize("number", range(len(CONTRASTS)), ids=CONTRASTS)
+def test_a_distance_over_two_workers_equals_that_of_the_global_batch(
+    number: int, shared: list[list[dict[str, Tensor]]]
+) -> None:
+    alone = compare(CONTRASTS[number], 0, 1)
+    results = [own[len(GAMES) + number] for own in shared]
+    for row in ("u", "v"):
+        assert_close(torch.cat([own.pop(row) for own in results]), alone.pop(row))
+    for own in results:
+        assert own.keys() == alone.keys()
+        for name, expected in alone.items():
+            assert_close(own[name].double(), expected.double())

@@ -1,0 +1,62 @@
+"""VICReg: variance, invariance, covariance (Bardes et al. 2022)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adios_ray.config import ObjectiveConfig
+from adios_ray.models.heads import mlp
+from adios_ray.objectives.base import Objective, View
+from adios_ray.parallel import gather_with_gradient
+
+INVARIANCE_WEIGHT = 25.0
+VARIANCE_WEIGHT = 25.0
+COVARIANCE_WEIGHT = 1.0
+VARIANCE_EPSILON = 1e-4
+
+
+class VICReg(Objective):
+    """Views lie close to each other, each dimension varies, and no two dimensions vary together."""
+
+    def __init__(self, config: ObjectiveConfig, features: int, image_size: int) -> None:
+        """Projector of three layers, 8192 wide unless configured, BatchNorm on the hidden ones."""
+        super().__init__(config, features, image_size)
+        hidden, output = config.hidden_dim or 8192, config.output_dim or 8192
+        self.projector = mlp([features, hidden, hidden, output], batch_norm=True)
+
+    def compare(self, u: View, v: View) -> Tensor:
+        """The three terms over the samples of all workers."""
+        return vicreg(u.online, v.online)
+
+
+def vicreg(z1: Tensor, z2: Tensor) -> Tensor:
+    """Weighted sum of the three terms (Bardes et al. 2022, Equation 6), each a mean over dimensions as published.
+
+    Args:
+        z1: Projections of one view, [B, D], B > 1 over all workers.
+        z2: Projections of the other view, [B, D].
+
+    Returns:
+        25 times the mean squared difference, 25 times the mean hinge of the standard deviations below 1, and the sum of
+        squared covariances divided by D, the latter two of both views; at least 0.
+    """
+    first, second = gather_with_gradient(z1), gather_with_gradient(z2)
+    variance = (spread_hinge(first) + spread_hinge(second)) / 2
+    covariance = redundancy(first) + redundancy(second)
+    return (
+        INVARIANCE_WEIGHT * functional.mse_loss(first, second)
+        + VARIANCE_WEIGHT * variance
+        + COVARIANCE_WEIGHT * covariance
+    )
+
+
+def spread_hinge(z: Tensor) -> Tensor:
+    """How far the standard deviations of [B, D] stay below 1, the mean over dimensions, in [0, 1] (Equations 1-2)."""
+    return functional.relu(1 - (z.var(dim=0) + VARIANCE_EPSILON).sqrt()).mean()
+
+
+def redundancy(z: Tensor) -> Tensor:
+    """Sum of squared covariances of different dimensions of [B, D], divided by D; at least 0 (Equations 3-4)."""
+    centred = z - z.mean(dim=0)
+    covariance = centred.T @ centred / (len(z) - 1)
+    return (covariance.square().sum() - torch.diagonal(covariance).square().sum()) / z.shape[1]
