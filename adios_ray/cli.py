@@ -2,136 +2,23 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated
 
 import tyro
 
-if TYPE_CHECKING:
-    from adios_ray.data.prepare import Summary
-    from adios_ray.data.sources.base import Source
+from adios_ray.commands import UsageError
+from adios_ray.commands.data import Prepare, Verify
+from adios_ray.commands.weights import Evaluate, Export, ImportOfficial, Masks, Reproduce
 
-DEFAULT_NUM_IMAGES = 10_000
-SIZE_MULTIPLE = 16
-SMALLEST_SIZE = 32
-
-
-class UsageError(ValueError):
-    """Options that do not go together or are out of range."""
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """Turn images into a data set of memory-mapped shards; run again after an interruption to go on."""
-
-    dataset: Literal["folder", "scenes", "objects"]
-    """What to read or render: a folder of image files, or one of the two rendered sets."""
-
-    output: Path
-    """Directory of the data set to make."""
-
-    image_size: int
-    """Pixels a side, a multiple of 16 from 32 on. The short side is resized to it, the rest is cropped."""
-
-    source: Path | None = None
-    """Folder of images, only with --dataset folder: SPLIT/CLASS/*.jpg, CLASS/*.jpg or just *.jpg."""
-
-    num_images: int | None = None
-    """Images to render over all splits, not with --dataset folder; 10,000 if not given."""
-
-    seed: int | None = None
-    """Seed of the rendered images, not with --dataset folder; 0 if not given."""
-
-    train_images: int | None = None
-    """Images to take for the train split, from each class its share; all if not given."""
-
-    val_images: int | None = None
-    """Images to take for the val split, carved out of train where there is none; all (carved: 10 %) if not given."""
-
-    test_images: int | None = None
-    """Images to take for the test split, carved out of train where there is none; all (carved: 10 %) if not given."""
-
-    max_bad_fraction: float = 0.01
-    """Share of images that may be refused as unusable before the whole data set is."""
-
-    def run(self) -> None:
-        """Make the data set and say what it holds."""
-        self._check()
-        source, made_from = self._source()
-        from adios_ray.data.prepare import prepare
-
-        summary = prepare(
-            source,
-            self.output,
-            self.image_size,
-            {"dataset": self.dataset, **made_from},
-            train_images=self.train_images,
-            val_images=self.val_images,
-            test_images=self.test_images,
-            max_bad_fraction=self.max_bad_fraction,
-        )
-        print(_in_one_line(self.output, summary))
-
-    def _check(self) -> None:
-        if self.image_size < SMALLEST_SIZE or self.image_size % SIZE_MULTIPLE:
-            raise UsageError(
-                f"--image-size {self.image_size} must be a multiple of {SIZE_MULTIPLE} from {SMALLEST_SIZE} on"
-            )
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UsageError(f"--max-bad-fraction {self.max_bad_fraction} must lie in [0, 1]")
-        if self.dataset == "folder":
-            if self.source is None:
-                raise UsageError("--dataset folder needs --source, the folder of images")
-            if self.num_images is not None or self.seed is not None:
-                raise UsageError("--num-images and --seed are for rendered sets, not for --dataset folder")
-        elif self.source is not None:
-            raise UsageError(f"--dataset {self.dataset} is rendered and takes no --source")
-
-    def _source(self) -> "tuple[Source, dict[str, Any]]":
-        """The source, and what names it in the recipe."""
-        if self.source is not None:
-            from adios_ray.data.sources.folder import FolderSource
-
-            root = self.source.resolve()
-            return FolderSource(root), {"source": str(root)}
-        from adios_ray.data.sources import objects, scenes
-
-        num_images = DEFAULT_NUM_IMAGES if self.num_images is None else self.num_images
-        seed = self.seed or 0
-        module = {"scenes": scenes, "objects": objects}[self.dataset]
-        try:
-            return module.source(num_images, seed), {"num_images": num_images, "seed": seed}
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-
-
-def _in_one_line(output: Path, summary: "Summary") -> str:
-    images = ", ".join(f"{split} {count:,}" for split, count in sorted(summary.images.items()))
-    holds = f"{images} images, {summary.refused:,} refused, {summary.bytes:,} bytes"
-    if summary.complete_before:
-        return f"{output} is already there: {holds}"
-    rate = summary.decoded / summary.seconds
-    return f"{output}: {holds}, {rate:,.0f} images/s, {summary.seconds:.1f} s"
-
-
-@dataclass(frozen=True)
-class Verify:
-    """Compare every shard of a data set with the checksums of its manifest."""
-
-    directory: tyro.conf.Positional[Path]
-    """Directory of the data set."""
-
-    def run(self) -> None:
-        """Read all shards and say how many there are."""
-        from adios_ray.data.shards import verify
-
-        entries = verify(self.directory).entries
-        images, size = sum(entry.rows for entry in entries), sum(entry.bytes for entry in entries)
-        print(f"{self.directory}: {len(entries)} shards, {images:,} images, {size:,} bytes, all as in the manifest")
-
-
-Command = Annotated[Prepare, tyro.conf.subcommand("prepare")] | Annotated[Verify, tyro.conf.subcommand("verify")]
+Command = (
+    Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[ImportOfficial, tyro.conf.subcommand("import-official")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Masks, tyro.conf.subcommand("masks")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,18 +30,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 after an error, 130 after Ctrl-C.
     """
-    command: Prepare | Verify = tyro.cli(Command, args=arguments, prog="adios-ray")
-    from adios_ray.data.shards import DatasetError
-
+    command: Command = tyro.cli(Command, args=arguments, prog="adios-ray")
     try:
         command.run()
-    except (UsageError, DatasetError, OSError) as error:
+    except KeyboardInterrupt:
+        resumes = "; the same command goes on where it stopped" if isinstance(command, Prepare) else ""
+        print(f"interrupted{resumes}", file=sys.stderr)
+        return 130
+    except _expected() as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
     return 0
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Errors that say all there is to say in one line; asked for, and so imported, only after an error."""
+    from adios_ray.config import ConfigError
+    from adios_ray.data.shards import DatasetError
+    from adios_ray.training.checkpoints import CheckpointError
+
+    return UsageError, ConfigError, CheckpointError, DatasetError, OSError
 
 
 if __name__ == "__main__":

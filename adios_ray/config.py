@@ -45,6 +45,8 @@ class BackboneConfig(Strict):
     """A timm model name, or "resnet_small" (one residual block a stage of 16-32-64-128 channels, for CPUs)."""
     cifar_stem: bool = False
     """ResNets only: 3x3 stem of stride 1 without max-pooling, for images of 32 pixels."""
+    stem_padding: int = Field(1, ge=1, le=2)
+    """Padding of the CIFAR stem; 2 as in solo-learn and the authors' code."""
 
 
 class ObjectiveConfig(Strict):
@@ -84,6 +86,8 @@ class MaskingConfig(Strict):
     """Channels c of the U-Net at full resolution."""
     norm: Literal["group", "instance", "none"] = "group"
     """Normalisation inside the U-Net."""
+    levels: int | None = Field(None, ge=4, le=9)
+    """Resolutions of the U-Net; None takes log2(image size) - 1 of them (the authors' SimSiam: 4 at any size)."""
     order: Literal["simultaneous", "alternating"] = "simultaneous"
     """Both players from one backward pass, or the encoder first and then the masks against the updated encoder."""
     reduction: Literal["mean", "sum"] = "mean"

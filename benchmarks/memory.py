@@ -1,7 +1,7 @@
 """Peak memory of a training step with eight masks over that with one.
 
 Usage: ``python benchmarks/memory.py``. Prints one JSON object with a row for each objective: MiB that three steps add
-at their peak to what the process holds with the networks built, for N = 1 and N = 8, and their ratio. Every figure comes
+at their peak to what the process holds with the networks built, for N = 1 and N = 8, and the ratio. Each figure comes
 from a fresh process: on CPUs its resident set, on CUDA the allocator's peak. Sizes as in ``benchmarks/step.py``. About
 three minutes on two cores.
 """

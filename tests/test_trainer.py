@@ -202,3 +202,14 @@ def test_timm_backbones_train_at_the_given_size(name: str, objects_dir: Path) ->
 def test_an_unknown_backbone_is_named_with_its_neighbours(objects_dir: Path) -> None:
     with pytest.raises(ConfigError, match="resnet19.*resnet"):
         Trainer(small_config(objects_dir, backbone={"name": "resnet19"}), CPU)
+
+
+def test_a_training_begins_with_the_weights_of_another(objects_dir: Path, tmp_path: Path) -> None:
+    first = trained(small_config(objects_dir, objective={"name": "byol"}), 2)
+    first.save(tmp_path / "first")
+    config = small_config(objects_dir, objective={"name": "byol"}, initial_weights=tmp_path / "first", seed=5)
+    second = Trainer(config, CPU)
+    begun = second.networks.state_dict()
+    for name, values in first.networks.state_dict().items():
+        assert torch.equal(begun[name], values) != name.startswith("probe"), name
+    assert second.step == 0 and math.isfinite(second.train_to_report()["loss"])

@@ -33,10 +33,10 @@ class UNet(nn.Module):
     nearest-neighbour interpolation does, and faster. Kernels lie channels-last, as its few channels are fastest.
     """
 
-    def __init__(self, image_size: int, width: int, norm: Norm) -> None:
-        """Build log2(image_size) - 1 levels of which the last three are 2 ``width`` wide."""
+    def __init__(self, image_size: int, width: int, norm: Norm, levels: int | None = None) -> None:
+        """Build the levels, log2(image_size) - 1 if not given, of which the last three are 2 ``width`` wide."""
         super().__init__()
-        levels = int(math.log2(image_size) - 1)
+        levels = levels or int(math.log2(image_size) - 1)
         self.bottom_size = image_size // 2 ** (levels - 1)
         widths = [width] * (levels - 3) + [2 * width] * 3
         inputs = [3, *widths[:-1]]
@@ -71,7 +71,9 @@ class UNet(nn.Module):
 class OcclusionModel(nn.Module):
     """Images to N masks that sum to one at every pixel; 1 removes the pixel."""
 
-    def __init__(self, image_size: int, slots: int, width: int, norm: Norm = "group") -> None:
+    def __init__(
+        self, image_size: int, slots: int, width: int, norm: Norm = "group", levels: int | None = None
+    ) -> None:
         """Build for square images.
 
         Raises:
@@ -79,7 +81,9 @@ class OcclusionModel(nn.Module):
         """
         super().__init__()
         check_image_size(image_size)
-        self.mask_encoder = UNet(image_size, width, norm)
+        if levels is not None and image_size % 2 ** (levels - 1):
+            raise ValueError(f"masking.levels {levels}: image size {image_size} cannot be halved {levels - 1} times")
+        self.mask_encoder = UNet(image_size, width, norm, levels)
         self.mask_head = nn.Sequential(nn.Conv2d(width, slots, 1))
         self.to(memory_format=torch.channels_last)
 

@@ -68,7 +68,9 @@ def build_backbone(config: BackboneConfig, image_size: int) -> tuple[nn.Module, 
         with torch.no_grad():
             features = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"backbone.name: {config.name} cannot take images of {image_size} pixels ({error})") from error
+        raise ConfigError(
+            f"backbone.name: {config.name} cannot take images of {image_size} pixels ({error})"
+        ) from error
     return backbone.train(), features.shape[1]
 
 
@@ -83,15 +85,17 @@ def _build_from_timm(config: BackboneConfig, image_size: int) -> nn.Module:
     try:
         backbone: nn.Module = timm.create_model(config.name, pretrained=False, num_classes=0, **sized)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"backbone.name: {config.name} cannot take images of {image_size} pixels ({error})") from error
+        raise ConfigError(
+            f"backbone.name: {config.name} cannot take images of {image_size} pixels ({error})"
+        ) from error
     if config.cifar_stem:
-        _use_cifar_stem(backbone, config.name)
+        _use_cifar_stem(backbone, config)
     return backbone
 
 
-def _use_cifar_stem(backbone: nn.Module, name: str) -> None:
+def _use_cifar_stem(backbone: nn.Module, config: BackboneConfig) -> None:
     stem = getattr(backbone, "conv1", None)
     if not isinstance(stem, nn.Conv2d) or not hasattr(backbone, "maxpool"):
-        raise ConfigError(f"backbone.cifar_stem: {name} has no ResNet stem to replace")
-    backbone.conv1 = nn.Conv2d(3, stem.out_channels, 3, 1, 1, bias=False)
+        raise ConfigError(f"backbone.cifar_stem: {config.name} has no ResNet stem to replace")
+    backbone.conv1 = nn.Conv2d(3, stem.out_channels, 3, 1, config.stem_padding, bias=False)
     backbone.maxpool = nn.Identity()

@@ -40,7 +40,7 @@ class Networks(nn.Module):
         masking = config.masking
         self.occlusion: OcclusionModel | None = None
         if masking.learned:
-            self.occlusion = OcclusionModel(image_size, masking.slots, masking.width, masking.norm)
+            self.occlusion = OcclusionModel(image_size, masking.slots, masking.width, masking.norm, masking.levels)
         self.probe = nn.Linear(self.features, classes)
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:

@@ -94,6 +94,13 @@ def mask_sheet(images: Pixels, masks: Pixels) -> Image.Image:
     return Image.fromarray(sheet)
 
 
+def save_mask_sheet(images: Pixels, masks: Pixels, path: Path) -> None:
+    """Write a ``mask_sheet`` of uint8 [K, S, S, 3] and uint8 [K, N, S, S] as PNG, in one step."""
+    buffer = io.BytesIO()
+    mask_sheet(images, masks).save(buffer, "PNG", optimize=True)
+    records.write_atomically(path, buffer.getvalue())
+
+
 def save_readme_picture(run_dir: Path, path: Path, trial: str | None = None, images: int = 8) -> None:
     """Write the sheet of a trial's latest masks as PNG.
 
@@ -112,9 +119,7 @@ def save_readme_picture(run_dir: Path, path: Path, trial: str | None = None, ima
     if not epochs:
         raise FileNotFoundError(f"{run_dir}: no masks of trial {name!r}")
     stored = records.read_masks(run_dir, name, epochs[-1])
-    buffer = io.BytesIO()
-    mask_sheet(stored.images[:images], stored.masks[:images]).save(buffer, "PNG", optimize=True)
-    records.write_atomically(path, buffer.getvalue())
+    save_mask_sheet(stored.images[:images], stored.masks[:images], path)
 
 
 def main(run_dir: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], trial: str | None = None) -> None:

@@ -17,6 +17,7 @@ from adios_ray.data.shards import open_shards
 from adios_ray.evaluation.fitness import knn_fitness
 from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
 from adios_ray.models.networks import Networks
+from adios_ray.models.weights import load_initial
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.checkpoints import Pointer, load_checkpoint, save_checkpoint
 from adios_ray.training.divergence import NonFiniteError, batch_state
@@ -61,8 +62,6 @@ class Trainer:
         if config.channels_last:
             self.networks.to(memory_format=torch.channels_last)
         if config.initial_weights:
-            from adios_ray.models.weights import load_initial
-
             load_initial(self.networks, config.initial_weights)
         if config.compile:
             self.networks.backbone.compile()

@@ -1,0 +1,156 @@
+"""Commands that bring weights in and out, and look at what they do."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from adios_ray.commands import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class ImportOfficial:
+    """Make a weights file of a checkpoint of the authors' release or of solo-learn; nothing in it is executed."""
+
+    directory: tyro.conf.Positional[Path]
+    """Folder with args.json and one *.ckpt."""
+
+    output: Path
+    """Weights file to write, *.safetensors."""
+
+    def run(self) -> None:
+        """Write the file and say what it holds."""
+        from adios_ray.models.official import import_official
+        from adios_ray.models.weights import save_weights
+
+        weights = import_official(self.directory)
+        save_weights(self.output, weights)
+        config = weights.config
+        parts = f"{config.backbone.name}, {config.objective.name}, masking {config.masking.scheme}"
+        print(f"{self.output}: {parts}, {weights.image_size} pixels, from {weights.origin}")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the encoder alone, for timm or torchvision, with a JSON file that says how to use it."""
+
+    checkpoint: Path
+    """Checkpoint directory of a run, or a weights file."""
+
+    output: Path
+    """File of tensors to write, *.safetensors; the JSON lies beside it."""
+
+    naming: Literal["timm", "torchvision"] = "timm"
+    """The library whose model is to load the tensors."""
+
+    def run(self) -> None:
+        """Write both files and say what they hold."""
+        from adios_ray.models.export import export_encoder
+        from adios_ray.models.weights import load_weights
+
+        info = export_encoder(load_weights(self.checkpoint), self.output, self.naming)
+        print(f"{self.output}: {info.naming} {info.name}, {info.features} features, {info.image_size} pixels")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Print the weighted k-NN accuracy of an encoder, with the training split's images as neighbours."""
+
+    checkpoint: Path
+    """Checkpoint directory of a run, or a weights file."""
+
+    data_dir: Path
+    """Directory of a data set made by `adios-ray prepare`."""
+
+    split: Literal["val", "test"] = "test"
+    """Whose images are classified."""
+
+    def run(self) -> None:
+        """Print one JSON object."""
+        from adios_ray.data.shards import open_shards
+        from adios_ray.evaluation.fitness import knn_fitness
+        from adios_ray.models.weights import build_networks, load_weights
+
+        weights, dataset = load_weights(self.checkpoint), open_shards(self.data_dir)
+        train, held_out = dataset.split("train"), dataset.split(self.split)
+        backbone = build_networks(weights).backbone.to(_device())
+        value = knn_fitness(backbone, train, held_out, weights.image_size, weights.config.evaluation)
+        if math.isnan(value):
+            raise UsageError(f"{self.checkpoint}: the features of its encoder are not finite")
+        measure = "knn_macro_f1" if dataset.manifest.multi_label else "knn_accuracy"
+        result = {
+            "backbone": weights.config.backbone.name,
+            "image_size": weights.image_size,
+            "split": self.split,
+            "images": len(held_out),
+            "neighbours": weights.config.evaluation.neighbours,
+            measure: value,
+        }
+        print(json.dumps(result))
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Draw images, their masks in colour, and what each mask leaves of them."""
+
+    checkpoint: Path
+    """Checkpoint directory of a run, or a weights file, with an occlusion model."""
+
+    data_dir: Path
+    """Directory of a data set made by `adios-ray prepare`; its first validation images are drawn."""
+
+    output: Path
+    """PNG file to write."""
+
+    images: int = 8
+    """How many images."""
+
+    def run(self) -> None:
+        """Write the picture and say what it shows."""
+        import numpy as np
+        import torch
+
+        from adios_ray.data.augment import centre_view, denormalise
+        from adios_ray.data.shards import open_shards
+        from adios_ray.models.export import load_occlusion_model
+        from adios_ray.models.weights import occlusion_image_size
+        from adios_ray.tracking.pictures import save_mask_sheet
+
+        if self.images < 1:
+            raise UsageError(f"--images {self.images} must be at least 1")
+        occlusion, split = load_occlusion_model(self.checkpoint).to(_device()), open_shards(self.data_dir).split("val")
+        pixels = torch.from_numpy(split.gather(np.arange(min(self.images, len(split)))))
+        x = centre_view(pixels.to(_device()), occlusion_image_size(occlusion))
+        with torch.no_grad():
+            masks = occlusion(x).mul(255).round().to(torch.uint8)
+        save_mask_sheet(denormalise(x).cpu().numpy(), masks.cpu().numpy(), self.output)
+        print(f"{self.output}: {len(x)} images, {occlusion.slots} masks each")
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Take a step that diverged again, and say which term is not finite."""
+
+    directory: tyro.conf.Positional[Path]
+    """What the step left: runs/RUN/diverged/TRIAL/epoch_NNNNN."""
+
+    def run(self) -> None:
+        """Print the term."""
+        from adios_ray.training.reproduce import reproduce
+
+        try:
+            print(f"{self.directory}: {reproduce(self.directory, _device())}")
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+
+def _device() -> "torch.device":
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

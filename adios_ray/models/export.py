@@ -1,0 +1,166 @@
+"""The encoder alone: for timm and torchvision as plain files, and for a few lines of Python."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+from torch import nn
+
+from adios_ray.config import BackboneConfig, ConfigError, Strict, TrialConfig, load_json, parse
+from adios_ray.data.augment import MEAN, STD
+from adios_ray.masking.occlusion import OcclusionModel
+from adios_ray.models.backbones import build_backbone
+from adios_ray.models.weights import (
+    METADATA_KEY,
+    Weights,
+    build_networks,
+    file_metadata,
+    load_weights,
+    misfit,
+    plain,
+    write_whole,
+)
+from adios_ray.training.checkpoints import STATE_FILE, CheckpointError
+
+Naming = Literal["timm", "torchvision"]
+SUFFIX = ".safetensors"
+
+
+class EncoderInfo(Strict):
+    """What lies beside an exported encoder, as JSON."""
+
+    schema_version: Literal[1] = 1
+    """Of this object."""
+    naming: Naming
+    """Whose model the tensors load into, strictly."""
+    name: str
+    """The model's name there."""
+    arguments: dict[str, int]
+    """Keyword arguments of ``timm.create_model``; of torchvision none (its ``fc`` is to be ``nn.Identity()``)."""
+    cifar_stem: bool
+    """Whether ``conv1`` is to be a 3x3 convolution of stride 1 (its padding is ``config.backbone.stem_padding``) and
+    ``maxpool`` to be ``nn.Identity()``."""
+    image_size: int
+    """Side in pixels of the images that it was trained on."""
+    features: int
+    """Width F of its output [B, F]."""
+    mean: tuple[float, float, float]
+    """Of red, green and blue in [0, 1], subtracted from images."""
+    std: tuple[float, float, float]
+    """Deviations that images are then divided by."""
+    origin: str
+    """Where the weights come from."""
+    config: TrialConfig
+    """What it was trained under."""
+    sha256: str
+    """Checksum of the file of tensors."""
+
+
+def export_encoder(weights: Weights, output: Path, naming: Naming) -> EncoderInfo:
+    """Write the backbone's tensors, and last the JSON that describes them.
+
+    Args:
+        weights: Of all networks.
+        output: File of tensors, ``*.safetensors``; the description lies beside it as ``*.json``.
+        naming: The library that is to load it: ``timm.create_model``, or the functions of ``torchvision.models``.
+
+    Raises:
+        ConfigError: If the library has no such model.
+        CheckpointError: If the weights do not fit their configuration.
+    """
+    if output.suffix != SUFFIX:
+        raise ConfigError(f"{output}: the name of an exported encoder must end in {SUFFIX}")
+    config = weights.config.backbone
+    if config.name == "resnet_small":
+        raise ConfigError(
+            f"resnet_small is adios_ray's own and not in {naming}; adios_ray.load_encoder reads it as it is"
+        )
+    networks = build_networks(weights)
+    name = config.name if naming == "timm" else _torchvision_name(config, networks.backbone)
+    arguments = _timm_arguments(networks.backbone, weights.image_size) if naming == "timm" else {}
+    content = safetensors.torch.save(plain(networks.backbone.state_dict()), {"format": "pt"})
+    info = EncoderInfo(
+        naming=naming,
+        name=name,
+        arguments=arguments,
+        cifar_stem=config.cifar_stem,
+        image_size=weights.image_size,
+        features=networks.features,
+        mean=MEAN,
+        std=STD,
+        origin=weights.origin,
+        config=weights.config,
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+    write_whole(output, content)
+    write_whole(output.with_suffix(".json"), info.model_dump_json(indent=1).encode())
+    return info
+
+
+def _timm_arguments(backbone: Any, image_size: int) -> dict[str, int]:
+    sized = {"img_size": image_size} if backbone.pretrained_cfg["fixed_input_size"] else {}
+    return {"num_classes": 0, **sized}
+
+
+def _torchvision_name(config: BackboneConfig, backbone: nn.Module) -> str:
+    """The name of torchvision's ResNet that has the same tensors."""
+    import torchvision  # type: ignore[import-untyped]  # it ships no type information
+
+    name = config.name.partition(".")[0]  # timm's names may go on with the origin of their weights
+    try:
+        theirs: Any = torchvision.models.get_model(name, weights=None)
+    except ValueError:
+        theirs = None
+    if isinstance(theirs, torchvision.models.ResNet):
+        theirs.fc = nn.Identity()
+        if config.cifar_stem:
+            theirs.conv1 = backbone.conv1
+        if misfit(theirs.state_dict(), backbone.state_dict()) is None:
+            return name
+    raise ConfigError(f"torchvision has no ResNet with the tensors of {config.name}; use the naming of timm")
+
+
+def load_encoder(path: Path) -> nn.Module:
+    """The encoder of a weights file, a checkpoint of a run, or an exported encoder with its JSON beside it.
+
+    Returns:
+        Normalised images [B, 3, S, S] to features [B, F], in evaluation mode.
+
+    Raises:
+        ConfigError: If the file is missing or something else.
+        CheckpointError: If it is damaged.
+    """
+    if path.is_file() and path.name != STATE_FILE and METADATA_KEY not in file_metadata(path):
+        return _load_exported(path)
+    return build_networks(load_weights(path)).backbone
+
+
+def _load_exported(path: Path) -> nn.Module:
+    description = path.with_suffix(".json")
+    if not description.is_file():
+        raise ConfigError(f"{path} is neither a weights file of adios_ray nor an exported encoder with {description}")
+    info = parse(EncoderInfo, load_json(description), str(description))
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != info.sha256:
+        raise CheckpointError(f"{path} is damaged or not described by {description}: its checksum is another one")
+    backbone, _ = build_backbone(info.config.backbone, info.image_size)
+    backbone.load_state_dict(safetensors.torch.load(content))
+    return backbone.eval()
+
+
+def load_occlusion_model(path: Path) -> OcclusionModel:
+    """The occlusion model of a weights file or a checkpoint of a run.
+
+    Returns:
+        Normalised images [B, 3, S, S] to masks [B, N, S, S], in evaluation mode.
+
+    Raises:
+        ConfigError: If the file is missing or something else, or has no occlusion model.
+        CheckpointError: If it is damaged.
+    """
+    weights = load_weights(path)
+    occlusion = build_networks(weights).occlusion
+    if occlusion is None:
+        raise ConfigError(f"{path} has no occlusion model: masking.scheme was {weights.config.masking.scheme}")
+    return occlusion

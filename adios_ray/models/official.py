@@ -1,0 +1,250 @@
+"""Weights of the authors' release (https://github.com/YugeTen/adios), and of solo-learn, on which it is built.
+
+A folder of either holds ``args.json`` and one Lightning checkpoint, which is read without executing anything in it.
+Widths and sizes are taken from the tensors, the rest from ``args.json``. What a ``TrialConfig`` cannot say, such as the
+weight of the entropy term or different augmentations of the two views, is left out.
+
+Images were normalised there with the red deviation 0.228 (ImageNet), or with means of their own (CIFAR, STL-10).
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from adios_ray.config import ConfigError, TrialConfig, load_json, replaced
+from adios_ray.models.inert_pickle import read_state_dict
+from adios_ray.models.weights import Weights, build_networks
+
+_PARTS = {
+    "encoder.": "backbone.",
+    "backbone.": "backbone.",
+    "momentum_encoder.": "momentum.backbone.",
+    "momentum_backbone.": "momentum.backbone.",
+    "projector.": "objective.projector.",
+    "momentum_projector.": "momentum.projector.",
+    "predictor.": "objective.predictor.",
+    "mask_encoder.": "occlusion.mask_encoder.",
+    "mask_head.": "occlusion.mask_head.",
+    "classifier.": "probe.",
+}
+_OBJECTIVES = ("simclr", "simsiam", "byol")
+_SCHEMES = {"": "none", "_adios": "adios", "_adios_s": "adios-s"}
+_BACKBONES = {"resnet18": "resnet18", "vit_tiny": "vit_tiny_patch16_224"}
+"""Those with equal layers in timm: the ViT has 3 heads, a class token and LayerNorm's epsilon 1e-6 on both sides."""
+_PATCH = 16
+_NORMS = {"gn": "group", "in": "instance", "no": "none"}
+_OPTIMIZERS = ("sgd", "lars", "adamw")
+_FIXED_SIZES = {"cifar10": 32, "cifar100": 32, "stl10": 96}
+"""Data sets for which older versions ignore the sizes in ``args.json``."""
+_BACKBONE = ("backbone.name", "backbone", "encoder")
+_DATASET = ("dataset", "data.dataset")
+_CIFAR_KERNEL, _CIFAR_PADDING = 3, 2
+"""Of the first convolution for CIFAR; they pad by one pixel more than keeps the size."""
+_LAST_LAYER = {"simclr": 2, "simsiam": 6, "byol": 3}
+_BYOL_HIDDEN = (4096, 8192)
+_HEADS = ("objective.projector", "objective.predictor", "momentum.projector")
+_UNET = "occlusion.mask_encoder"
+_TRANSLATED = {
+    "epochs": ("max_epochs",),
+    "batch_size": ("batch_size", "optimizer.batch_size"),
+    "objective.temperature": ("temperature", "method_kwargs.temperature"),
+    "objective.momentum_start": ("base_tau_momentum", "momentum.base_tau"),
+    "masking.sparsity_weight": ("alpha_sparsity",),
+    "optimizer.encoder_lr": ("lr", "optimizer.lr"),
+    "optimizer.occlusion_lr": ("mask_lr",),
+    "optimizer.weight_decay": ("weight_decay", "optimizer.weight_decay"),
+    "optimizer.warmup_epochs": ("warmup_epochs", "scheduler.warmup_epochs"),
+    "optimizer.warmup_start_lr": ("warmup_start_lr", "scheduler.warmup_start_lr"),
+    "augment.min_crop_scale": ("min_scale", "augmentations.rrc.crop_min_scale"),
+    "augment.brightness": ("brightness", "augmentations.color_jitter.brightness"),
+    "augment.contrast": ("contrast", "augmentations.color_jitter.contrast"),
+    "augment.saturation": ("saturation", "augmentations.color_jitter.saturation"),
+    "augment.hue": ("hue", "augmentations.color_jitter.hue"),
+    "augment.blur_probability": ("gaussian_prob", "augmentations.gaussian_blur.prob"),
+    "augment.solarise_probability": ("solarization_prob", "augmentations.solarization.prob"),
+}
+"""Options of a trial and where ``args.json`` has them: flat before 2023, in sections since."""
+
+
+def import_official(folder: Path) -> Weights:
+    """Read a folder of the release or of solo-learn.
+
+    Args:
+        folder: With ``args.json`` and one ``*.ckpt``, of SimCLR, SimSiam or BYOL, as they are or with ADIOS(-s), with
+            a ResNet-18 or ViT-Tiny.
+
+    Raises:
+        ConfigError: If a file is missing, or the model is one that no ``TrialConfig`` describes.
+        CheckpointError: If the checkpoint is damaged.
+    """
+    arguments = load_json(folder / "args.json")
+    checkpoint = _only_checkpoint(folder)
+    tensors = _renamed(read_state_dict(checkpoint))
+    _fold_biases(tensors)
+    try:
+        config, classes = _config(arguments, tensors), _classes(arguments, tensors)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from None
+    described = ", ".join(str(_agreed(arguments, *paths)) for paths in (("method",), _BACKBONE, _DATASET))
+    origin = f"{checkpoint.resolve()} ({described})"
+    assert config.image_size is not None
+    weights = Weights(config, config.image_size, classes, origin, tensors)
+    build_networks(weights)  # refuses what does not fit
+    return weights
+
+
+def _only_checkpoint(folder: Path) -> Path:
+    found = sorted(folder.glob("*.ckpt"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ConfigError(f"{folder} must hold one checkpoint, *.ckpt, and holds {names}")
+    return found[0]
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under our names; those that have none (a second classifier, queues, k-NN banks) are left out."""
+    return {
+        ours + name.removeprefix(theirs): tensor
+        for name, tensor in tensors.items()
+        for theirs, ours in _PARTS.items()
+        if name.startswith(theirs)
+    }
+
+
+def _fold_biases(tensors: dict[str, Tensor]) -> None:
+    """Move the bias of a linear layer before a BatchNorm into the latter's running mean, in place.
+
+    BatchNorm subtracts the mean of what it sees, and with it the bias: the outputs stay equal, in training too.
+    """
+    for name in list(tensors):
+        layer, _, kind = name.rpartition(".")
+        head, _, index = layer.rpartition(".")
+        if kind == "bias" and head in _HEADS and index.isdigit():
+            mean = f"{head}.{int(index) + 1}.running_mean"
+            if mean in tensors:
+                tensors[mean] = tensors[mean] - tensors.pop(name)
+
+
+def _config(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrialConfig:
+    method = str(arguments.get("method"))
+    objective, _, _ = method.partition("_")
+    scheme = _SCHEMES.get(method.removeprefix(objective))
+    if objective not in _OBJECTIVES or scheme is None:
+        known = ", ".join(name + suffix for name in _OBJECTIVES for suffix in _SCHEMES)
+        raise ConfigError(f"method {method} cannot be imported, but {known} can")
+    size = _image_size(arguments, tensors)
+    changes = {"image_size": size, "objective.name": objective, "masking.scheme": scheme}
+    changes |= _backbone(arguments, tensors) | _heads(objective, tensors) | _training(arguments)
+    if scheme != "none":
+        changes |= _masking(arguments, tensors, size)
+        if objective == "simsiam":
+            changes["objective.masked_views"] = "both"
+    return replaced(TrialConfig(), changes, "args.json")
+
+
+def _backbone(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    name = str(_agreed(arguments, *_BACKBONE))
+    if name not in _BACKBONES:
+        raise ConfigError(f"backbone {name} cannot be imported, but {', '.join(_BACKBONES)} can")
+    stem = tensors.get("backbone.conv1.weight")
+    if stem is None or stem.shape[-1] != _CIFAR_KERNEL:
+        return {"backbone.name": _BACKBONES[name]}
+    return {"backbone.name": _BACKBONES[name], "backbone.cifar_stem": True, "backbone.stem_padding": _CIFAR_PADDING}
+
+
+def _heads(objective: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Widths of projector and predictor."""
+    hidden: int | None = _rows(tensors, "objective.projector.0.weight")
+    output = _rows(tensors, f"objective.projector.{_LAST_LAYER[objective]}.weight")
+    if objective == "simsiam":
+        predictor, needed = _rows(tensors, "objective.predictor.0.weight"), max(output // 4, 1)
+        if predictor != needed:
+            raise ConfigError(
+                f"pred_hidden_dim {predictor} cannot be configured: ours is a quarter of the output, {needed}"
+            )
+    if objective == "byol":
+        predictor = _rows(tensors, "objective.predictor.0.weight")
+        if (hidden, predictor) == _BYOL_HIDDEN:
+            hidden = None
+        elif hidden != predictor:
+            raise ConfigError(
+                f"proj_hidden_dim {hidden} and pred_hidden_dim {predictor} cannot be configured: objective.hidden_dim "
+                f"is both widths; they are {_BYOL_HIDDEN[0]} and {_BYOL_HIDDEN[1]} where it is not given"
+            )
+    return {"objective.hidden_dim": hidden, "objective.output_dim": output}
+
+
+def _masking(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], size: int) -> dict[str, Any]:
+    """The occlusion model, and the game as the authors' code plays it."""
+    norm = str(_agreed(arguments, "unet_norm"))
+    if norm not in _NORMS:
+        raise ConfigError(f"unet_norm {norm} in args.json must be one of {', '.join(_NORMS)}")
+    changes = {
+        "masking.width": _rows(tensors, f"{_UNET}.down.0.0.weight"),
+        "masking.slots": _rows(tensors, "occlusion.mask_head.0.weight"),
+        "masking.norm": _NORMS[norm],
+        "masking.order": "alternating",
+        "masking.reduction": "sum",
+    }
+    levels = _levels(tensors)
+    if levels != int(math.log2(size) - 1):  # their SimSiam sets it by hand
+        changes["masking.levels"] = levels
+    return changes
+
+
+def _training(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    found = {ours: _agreed(arguments, *theirs) for ours, theirs in _TRANSLATED.items()}
+    optimizer = "lars" if arguments.get("lars") is True else _agreed(arguments, "optimizer.name", "optimizer")
+    if optimizer in _OPTIMIZERS:
+        found["optimizer.name"] = optimizer
+    return {path: value for path, value in found.items() if value is not None}
+
+
+def _image_size(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    """Side in pixels: as the tensors have it, else as ``args.json`` says."""
+    if "backbone.pos_embed" in tensors:
+        return _PATCH * math.isqrt(tensors["backbone.pos_embed"].shape[1] - 1)
+    if f"{_UNET}.mlp.1.weight" in tensors:
+        channels = _rows(tensors, f"{_UNET}.down.{_levels(tensors) - 1}.0.weight")
+        bottom = math.isqrt(tensors[f"{_UNET}.mlp.1.weight"].shape[1] // channels)
+        return bottom << (_levels(tensors) - 1)
+    fixed = _FIXED_SIZES.get(str(_agreed(arguments, *_DATASET)))
+    said = _agreed(arguments, "img_size", "backbone.kwargs.img_size") or fixed
+    size = said or _agreed(arguments, "augmentations.crop_size", "crop_size", "size")
+    if isinstance(size, int):
+        return size
+    raise ConfigError("args.json says no image size: it has neither img_size nor one crop_size for all views")
+
+
+def _classes(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    if "probe.weight" in tensors:
+        return len(tensors["probe.weight"])
+    classes = _agreed(arguments, "num_classes", "n_classes", "data.num_classes")
+    if not isinstance(classes, int):
+        raise ConfigError("neither a classifier in the checkpoint nor num_classes in args.json says how many classes")
+    return classes
+
+
+def _levels(tensors: Mapping[str, Tensor]) -> int:
+    return sum(name.startswith(f"{_UNET}.down.") and name.endswith(".0.weight") for name in tensors)
+
+
+def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
+    if name not in tensors:
+        raise ConfigError(f"the checkpoint has no tensor for {name}")
+    return len(tensors[name])
+
+
+def _agreed(arguments: Mapping[str, Any], *paths: str) -> Any:
+    """The value at the first dotted path that exists, if it is the same for all views; else None."""
+    for path in paths:
+        nodes: list[Any] = [arguments]
+        for key in path.split("."):
+            children = [node[key] for node in nodes if isinstance(node, Mapping) and key in node]
+            nodes = [item for child in children for item in (child if isinstance(child, list) else [child])]
+        if nodes:
+            return nodes[0] if all(node == nodes[0] for node in nodes) else None
+    return None

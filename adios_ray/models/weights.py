@@ -1,0 +1,261 @@
+"""Weights of all networks of a trial in one file, and what can be begun with them.
+
+A weights file is a ``.safetensors`` of ``Networks.state_dict()`` whose metadata holds, as JSON under ``adios_ray``, the
+configuration, the image size, the number of classes and where the weights come from. Wherever one is read, a
+checkpoint of a run will do as well.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from adios_ray.config import ConfigError, MaskingConfig, Strict, TrialConfig, parse
+from adios_ray.masking.occlusion import OcclusionModel
+from adios_ray.models.networks import Networks
+from adios_ray.training.checkpoints import META_FILE, STATE_FILE, CheckpointError, open_checkpoint
+
+METADATA_KEY = "adios_ray"
+SCHEMA_VERSION = 1
+
+
+class _Header(Strict):
+    """The metadata of a weights file."""
+
+    schema_version: Literal[1]
+    origin: str
+    image_size: int = Field(ge=32)
+    classes: int = Field(ge=1)
+    config: TrialConfig
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors of a trial's networks and what is needed to build these.
+
+    Attributes:
+        config: What they were trained under.
+        image_size: Side of the images in pixels.
+        classes: Classes of the probe.
+        origin: Where they come from, in words.
+        tensors: By their names in ``Networks``; those of the probe may be missing.
+    """
+
+    config: TrialConfig
+    image_size: int
+    classes: int
+    origin: str
+    tensors: Mapping[str, Tensor]
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """Tensors of one part ("backbone", "momentum.projector") by their names in it; none where it has none."""
+        prefix = f"{name}."
+        return {key[len(prefix) :]: tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
+
+
+def save_weights(path: Path, weights: Weights) -> None:
+    """Write a weights file that is either whole or not there."""
+    header = _Header(
+        schema_version=SCHEMA_VERSION,
+        origin=weights.origin,
+        image_size=weights.image_size,
+        classes=weights.classes,
+        config=weights.config,
+    )
+    write_whole(path, safetensors.torch.save(plain(weights.tensors), {METADATA_KEY: header.model_dump_json()}))
+
+
+def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies as safetensors takes them: on the CPU, contiguous, each with memory of its own."""
+    copies = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    return {name: copy.clone(memory_format=torch.contiguous_format) for name, copy in copies.items()}
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file aside and rename it, so that nobody sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load_weights(path: Path) -> Weights:
+    """Read a weights file, a checkpoint directory of a run, or the ``state.pt`` of one.
+
+    Raises:
+        ConfigError: If there is no such file, or it holds something else.
+        CheckpointError: If it is damaged.
+    """
+    if path.is_dir() or path.name == STATE_FILE:
+        return _from_checkpoint(path if path.is_dir() else path.parent)
+    text = file_metadata(path).get(METADATA_KEY)
+    if text is None:
+        raise ConfigError(f"{path} was not written as a weights file by adios_ray: its metadata has no {METADATA_KEY}")
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: its metadata are not JSON: {error}") from None
+    header = parse(_Header, values, str(path))
+    return Weights(header.config, header.image_size, header.classes, header.origin, safetensors.torch.load_file(path))
+
+
+def file_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, empty where it has none.
+
+    Raises:
+        ConfigError: If there is no such file.
+        CheckpointError: If it is damaged or something else.
+    """
+    if not path.is_file():
+        raise ConfigError(f"weights {path} do not exist")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file, or a damaged one: {error}") from None
+
+
+def _from_checkpoint(directory: Path) -> Weights:
+    if not (directory / META_FILE).is_file():
+        raise ConfigError(
+            f"{directory} is not a checkpoint of a run, as it has no {META_FILE} (a folder of the authors' release is "
+            "made a weights file by adios-ray import-official)"
+        )
+    state = open_checkpoint(directory, torch.device("cpu"))
+    missing = {"config", "image_size", "networks", "step"} - state.keys()
+    if missing:
+        raise CheckpointError(f"checkpoint {directory} has no {', '.join(sorted(missing))}: it is of another version")
+    config, networks = parse(TrialConfig, state["config"], str(directory)), state["networks"]
+    origin = f"checkpoint {directory}, step {state['step']}"
+    return Weights(config, state["image_size"], len(networks["probe.weight"]), origin, networks)
+
+
+def build_networks(weights: Weights) -> Networks:
+    """The networks with these weights, in evaluation mode; a probe that the weights lack is freshly initialised.
+
+    Raises:
+        CheckpointError: If the tensors are not those of the configured networks.
+    """
+    networks = Networks(weights.config, weights.image_size, weights.classes)
+    probe = {f"probe.{name}": tensor for name, tensor in networks.probe.state_dict().items()}
+    _put(networks, {**probe, **weights.tensors}, weights.origin)
+    return networks.eval()
+
+
+def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    """The first difference of two sets of tensors in names and shapes, in words; None where they fit."""
+    for name in sorted(expected.keys() | given.keys()):
+        if name not in given:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} has no place"
+        if expected[name].shape != given[name].shape:
+            return f"{name} is {list(given[name].shape)}, and {list(expected[name].shape)} is needed"
+    return None
+
+
+def load_initial(networks: Networks, path: Path) -> None:
+    """Begin a training with the weights of a file, in place.
+
+    The backbone must fit, but for its resolution: position embeddings are resampled. Heads (with their momentum
+    copies) are taken if the file's objective is the configured one, the occlusion model if both have one. What is not
+    taken, the probe among it, stays as initialised; averaged copies that the file lacks begin as copies.
+
+    Raises:
+        ConfigError: If something to be taken does not fit; the message names the option to set.
+        CheckpointError: If the file is damaged.
+    """
+    weights = load_weights(path)
+    _take_backbone(networks, weights, path)
+    same_objective = weights.config.objective.name == networks.config.objective.name
+    if same_objective and weights.part("objective"):
+        _take_heads(networks, weights, path)
+    if networks.momentum is not None:
+        online = {"backbone": networks.backbone, "projector": networks.objective.projector}
+        for name, module in online.items():
+            averaged = weights.part(f"momentum.{name}") if same_objective else {}
+            _put(networks.momentum[name], _resampled(averaged, module) or module.state_dict(), path)
+    if networks.occlusion is not None and weights.part("occlusion"):
+        _take_occlusion(networks.occlusion, networks.config.masking, weights, path)
+
+
+def _take_backbone(networks: Networks, weights: Weights, path: Path) -> None:
+    theirs, ours = weights.config.backbone, networks.config.backbone
+    given = _resampled(weights.part("backbone"), networks.backbone)
+    same_options = theirs.model_copy(update={"name": ours.name}) == ours
+    if not same_options or misfit(networks.backbone.state_dict(), given):
+        raise ConfigError(f"{path}: its backbone ({theirs}) is not the configured one ({ours}); set backbone to it")
+    _put(networks.backbone, given, path)
+
+
+def _take_heads(networks: Networks, weights: Weights, path: Path) -> None:
+    given = weights.part("objective")
+    if misfit(networks.objective.state_dict(), given):
+        theirs, ours = weights.config.objective, networks.config.objective
+        wanted = _differing("objective", ("hidden_dim", "output_dim"), theirs, ours)
+        needed = _assignments(wanted or {"image_size": weights.image_size})
+        raise ConfigError(f"{path}: its heads of {theirs.name} do not fit the configured ones; set {needed}")
+    _put(networks.objective, given, path)
+
+
+def _take_occlusion(occlusion: OcclusionModel, ours: MaskingConfig, weights: Weights, path: Path) -> None:
+    wanted = _differing("masking", ("slots", "width", "norm"), weights.config.masking, ours)
+    if occlusion_image_size(occlusion) != weights.image_size:
+        wanted["image_size"] = weights.image_size
+    given = weights.part("occlusion")
+    levels = sum(name.startswith("mask_encoder.down.") and name.endswith(".0.weight") for name in given)
+    if levels != len(occlusion.mask_encoder.down):
+        wanted["masking.levels"] = levels
+    if wanted:
+        raise ConfigError(f"{path}: its occlusion model does not fit the configured one; set {_assignments(wanted)}")
+    _put(occlusion, given, path)
+
+
+def occlusion_image_size(occlusion: OcclusionModel) -> int:
+    """Side in pixels of the images that an occlusion model takes."""
+    unet = occlusion.mask_encoder
+    size: int = unet.bottom_size << (len(unet.down) - 1)
+    return size
+
+
+def _resampled(tensors: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """Tensors with the position embeddings [1, P + G * G, D] of a vision transformer brought to its own grid."""
+    if "pos_embed" not in tensors:
+        return dict(tensors)
+    from timm.layers import resample_abs_pos_embed
+    from timm.models.vision_transformer import VisionTransformer
+
+    given = tensors["pos_embed"]
+    if not isinstance(backbone, VisionTransformer) or given.shape == backbone.pos_embed.shape:
+        return dict(tensors)
+    prefix = 0 if backbone.no_embed_class else backbone.num_prefix_tokens
+    grid = list(backbone.patch_embed.grid_size)
+    return {**tensors, "pos_embed": resample_abs_pos_embed(given, grid, num_prefix_tokens=prefix)}
+
+
+def _put(module: nn.Module, tensors: Mapping[str, Tensor], origin: object) -> None:
+    if difference := misfit(module.state_dict(), tensors):
+        raise CheckpointError(f"{origin} does not fit its own configuration: {difference}")
+    module.load_state_dict(tensors)
+
+
+def _differing(section: str, names: Iterable[str], theirs: Strict, ours: Strict) -> dict[str, object]:
+    """Values of the file by their dotted paths, for the options ``names`` that are configured otherwise."""
+    pairs = {f"{section}.{name}": (getattr(theirs, name), getattr(ours, name)) for name in names}
+    return {path: value for path, (value, configured) in pairs.items() if value != configured}
+
+
+def _assignments(wanted: Mapping[str, object]) -> str:
+    return ", ".join(f"{option} = {value}" for option, value in wanted.items())

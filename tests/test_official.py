@@ -1,0 +1,299 @@
+"""Importing the authors' release and solo-learn: what the source computes, the imported networks compute.
+
+The sources here are built independently: torchvision's ResNet-18, timm's vision transformer, and heads in the
+arrangement of solo-learn, with its biases; the occlusion model's numbers are pinned from the published implementation.
+"""
+
+import argparse
+import copy
+import json
+import sys
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision  # type: ignore[import-untyped]  # it ships no type information
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from adios_ray.cli import main
+from adios_ray.config import BackboneConfig, ConfigError, MaskingConfig
+from adios_ray.models.official import import_official
+from adios_ray.models.weights import build_networks
+from adios_ray.training.checkpoints import CheckpointError
+
+SIZE, SLOTS, CLASSES = 32, 3, 5
+GOLDEN = Path(__file__).parent / "golden" / "occlusion_32px_3slots.npz"
+AUTHORS = {
+    "dataset": "imagenet100s",
+    "encoder": "resnet18",
+    "img_size": SIZE,
+    "n_classes": CLASSES,
+    **{"max_epochs": 500, "batch_size": 64, "optimizer": "sgd", "lars": True, "lr": 0.24, "weight_decay": 1e-4},
+    "warmup_epochs": 7,
+    "temperature": 0.3,
+    "base_tau_momentum": 0.98,
+    "brightness": [0.4, 0.4],
+    "gaussian_prob": [1.0, 0.1],
+    "mask_lr": 0.07,
+    "alpha_sparsity": 0.4,
+    "alpha_entropy": 0.2,
+    "unet_norm": "gn",
+    "callbacks": "<not serializable>",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model in the source's own arrangement."""
+
+    parts: nn.ModuleDict
+    """Encoder, heads and their momentum copies by the names that the authors give them."""
+    masks: dict[str, Tensor]
+    """Tensors of the occlusion model under the authors' names."""
+
+    def state(self, prefix: str) -> "OrderedDict[str, Tensor]":
+        """A state dict with the encoder called "encoder" or "backbone", and things that nobody needs."""
+        renamed = {name.replace("encoder.", f"{prefix}."): value for name, value in self.parts.state_dict().items()}
+        spare = {"momentum_classifier.weight": torch.ones(2, 3), "queue": torch.ones(4), "knn.k": torch.tensor(20)}
+        return OrderedDict({**renamed, **self.masks, **spare})
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """A module with random biases and normalisations instead of zeros and ones."""
+    for name, values in module.state_dict().items():
+        if name.endswith(("bias", "running_mean")):
+            values.normal_(std=0.3)
+        elif name.endswith("running_var") or values.ndim == 1:
+            values.uniform_(0.5, 1.5)
+    return module
+
+
+def solo_heads(objective: str, features: int) -> dict[str, nn.Module]:
+    """Projector and predictor as in solo-learn/methods and the authors' src/methods."""
+    if objective == "simclr":
+        return {"projector": nn.Sequential(nn.Linear(features, 24), nn.ReLU(), nn.Linear(24, 16))}
+    if objective == "byol":
+        return {
+            "projector": nn.Sequential(nn.Linear(features, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 16)),
+            "predictor": nn.Sequential(nn.Linear(16, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 16)),
+        }
+    return {
+        "projector": nn.Sequential(
+            *(nn.Linear(features, 24, bias=False), nn.BatchNorm1d(24), nn.ReLU()),
+            *(nn.Linear(24, 24, bias=False), nn.BatchNorm1d(24), nn.ReLU()),
+            *(nn.Linear(24, 16), nn.BatchNorm1d(16, affine=False)),
+        ),
+        "predictor": nn.Sequential(nn.Linear(16, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 16)),
+    }
+
+
+def make_source(encoder: nn.Module, features: int, method: str) -> Source:
+    """A model of one of the nine methods around an encoder."""
+    torch.manual_seed(1)
+    objective, _, masked = method.partition("_")
+    parts = {"encoder": encoder, **solo_heads(objective, features), "classifier": nn.Linear(features, CLASSES)}
+    if objective == "byol":
+        parts |= {f"momentum_{name}": copy.deepcopy(parts[name]) for name in ("encoder", "projector")}
+        shaken(parts["momentum_encoder"])
+    for name in parts.keys() - {"encoder", "momentum_encoder"}:
+        shaken(parts[name])
+    with np.load(GOLDEN) as arrays:
+        masks = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name.startswith("mask_")}
+    return Source(nn.ModuleDict(parts), masks if masked else {})
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    """The ResNet-18 of torchvision without its classifier."""
+    torch.manual_seed(0)
+    encoder: nn.Module = torchvision.models.resnet18()
+    encoder.fc = nn.Identity()
+    return shaken(encoder)
+
+
+def write(folder: Path, state: object, arguments: dict[str, Any]) -> Path:
+    """A folder of the release: Lightning's dictionary with objects of classes that are gone when it is read."""
+    folder.mkdir()
+    gone = ModuleType("gone")
+    kind = type("Checkpointer", (dict,), {"__module__": "gone"})
+    gone.__dict__["Checkpointer"] = kind
+    callback = kind(best=torch.ones(2))
+    callback.args = argparse.Namespace(lr=0.1, values=[1, {2}])
+    content = {"epoch": 499, "state_dict": state, "hyper_parameters": callback.args, "callbacks": {kind: callback}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "gone", gone)
+        torch.save(content, folder / "model-ep=499.ckpt")
+    (folder / "args.json").write_text(json.dumps(arguments))
+    return folder
+
+
+def assert_equal_outputs(folder: Path, source: Source, size: int = SIZE) -> None:
+    """Features, projections, predictions, targets, logits and masks, in evaluation and in training mode."""
+    networks = build_networks(import_official(folder))
+    theirs, x = source.parts, torch.randn(4, 3, size, size)
+    pairs: list[tuple[str, nn.Module, nn.Module]] = [("projector", networks.objective.projector, theirs["projector"])]
+    if "predictor" in theirs:
+        pairs.append(("predictor", networks.objective.predictor, theirs["predictor"]))
+    if networks.momentum is not None:
+        pairs.append(("momentum", networks.momentum["projector"], theirs["momentum_projector"]))
+        features = theirs["momentum_encoder"].eval()(x)
+        torch.testing.assert_close(networks.momentum["backbone"](x), features, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        features = theirs["encoder"].eval()(x)
+        torch.testing.assert_close(networks.backbone(x), features, rtol=0, atol=1e-5)
+        torch.testing.assert_close(networks.probe(features), theirs["classifier"](features), rtol=0, atol=1e-5)
+        for mode in (False, True):
+            for name, ours, head in pairs:
+                inputs = torch.randn(8, 16) if name == "predictor" else torch.randn(8, features.shape[1])
+                torch.testing.assert_close(ours.train(mode)(inputs), head.train(mode)(inputs), rtol=0, atol=1e-5)
+    if source.masks:
+        with np.load(GOLDEN) as arrays:
+            x, masks = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["masks"])
+        torch.testing.assert_close(networks.occlude(x), masks, rtol=0, atol=1e-5)
+    assert (networks.occlusion is None) == (not source.masks)
+
+
+METHODS = [
+    f"{objective}{suffix}" for objective in ("simclr", "simsiam", "byol") for suffix in ("", "_adios", "_adios_s")
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_imported_networks_compute_what_the_source_does(method: str, resnet: nn.Module, tmp_path: Path) -> None:
+    source = make_source(resnet, 512, method)
+    prefix = "backbone" if method.endswith("adios") else "encoder"
+    folder = write(tmp_path / "release", source.state(prefix), {**AUTHORS, "method": method})
+    assert_equal_outputs(folder, source)
+
+
+def test_a_vision_transformer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = VisionTransformer(img_size=64, patch_size=16, embed_dim=192, depth=12, num_heads=3, num_classes=0)
+    source = make_source(encoder, 192, "simclr")
+    arguments = {**AUTHORS, "encoder": "vit_tiny", "method": "simclr", "img_size": 64}
+    assert_equal_outputs(write(tmp_path / "release", source.state("encoder"), arguments), source, 64)
+
+
+@pytest.mark.skipif("stem_padding" not in BackboneConfig.model_fields, reason="no such option")
+def test_the_stem_for_cifar_pads_by_two(resnet: nn.Module, tmp_path: Path) -> None:
+    encoder = copy.deepcopy(resnet)
+    encoder.conv1, encoder.maxpool = nn.Conv2d(3, 64, 3, 1, padding=2, bias=False), nn.Identity()
+    source = make_source(encoder, 512, "simsiam")
+    arguments = {**AUTHORS, "dataset": "cifar10", "method": "simsiam"}
+    assert_equal_outputs(write(tmp_path / "release", source.state("encoder"), arguments), source)
+
+
+@pytest.mark.skipif("levels" not in MaskingConfig.model_fields, reason="no such option")
+def test_an_occlusion_model_with_a_number_of_levels_of_its_own(resnet: nn.Module, tmp_path: Path) -> None:
+    source, size = make_source(resnet, 512, "simsiam_adios"), 2 * SIZE  # their SimSiam: four levels at any size
+    side = 2 * size // 16
+    masks = {**source.masks, "mask_encoder.mlp.1.weight": torch.randn(128, 16 * side**2) / 16}
+    masks |= {
+        "mask_encoder.mlp.5.weight": torch.randn(16 * side**2, 128),
+        "mask_encoder.mlp.5.bias": torch.randn(16 * side**2),
+    }
+    state = {**source.state("encoder"), **masks}
+    arguments = {**AUTHORS, "method": "simsiam_adios", "num_blocks": 4, "img_size": size}
+    networks = build_networks(import_official(write(tmp_path / "release", state, arguments)))
+    assert networks.occlude(torch.randn(2, 3, size, size)).shape == (2, SLOTS, size, size)
+
+
+def test_values_are_translated(resnet: nn.Module, tmp_path: Path) -> None:
+    state = make_source(resnet, 512, "byol_adios").state("encoder")
+    weights = import_official(write(tmp_path / "release", state, {**AUTHORS, "method": "byol_adios"}))
+    config = weights.config
+    assert (config.backbone.name, config.image_size, weights.image_size, weights.classes) == ("resnet18", 32, 32, 5)
+    assert (config.objective.name, config.objective.hidden_dim, config.objective.output_dim) == ("byol", 24, 16)
+    assert (config.epochs, config.batch_size, config.objective.momentum_start) == (500, 64, 0.98)
+    optimizer, masking, augment = config.optimizer, config.masking, config.augment
+    assert (optimizer.name, optimizer.encoder_lr, optimizer.occlusion_lr) == ("lars", 0.24, 0.07)
+    assert (optimizer.weight_decay, optimizer.warmup_epochs) == (1e-4, 7)
+    assert (masking.scheme, masking.slots, masking.width, masking.norm) == ("adios", 3, 8, "group")
+    assert (masking.sparsity_weight, masking.order, masking.reduction) == (0.4, "alternating", "sum")
+    assert (augment.brightness, augment.blur_probability) == (0.4, 0.5), "views that differ keep the default"
+    assert "model-ep=499.ckpt (byol_adios, resnet18, imagenet100s)" in weights.origin
+
+
+def test_arguments_in_sections(resnet: nn.Module, tmp_path: Path) -> None:
+    jitter = {"prob": 0.8, "brightness": 0.3}
+    arguments = {
+        "method": "simclr",
+        "backbone": {"name": "resnet18", "kwargs": {}},
+        "method_kwargs": {"temperature": 0.15},
+        "data": {"dataset": "custom", "num_classes": CLASSES},
+        "optimizer": {"name": "adamw", "lr": 0.01, "batch_size": 96},
+        "scheduler": {"name": "warmup_cosine", "warmup_epochs": 3},
+        "augmentations": [{"crop_size": 64, "color_jitter": jitter}, {"crop_size": 64, "color_jitter": jitter}],
+        "max_epochs": 20,
+    }
+    state = make_source(resnet, 512, "simclr").state("backbone")
+    del state["classifier.weight"], state["classifier.bias"]
+    weights = import_official(write(tmp_path / "release", state, arguments))
+    config = weights.config
+    assert (weights.image_size, weights.classes, config.epochs, config.batch_size) == (64, CLASSES, 20, 96)
+    assert (config.optimizer.name, config.optimizer.encoder_lr, config.optimizer.warmup_epochs) == ("adamw", 0.01, 3)
+    assert (config.objective.temperature, config.augment.brightness) == (0.15, 0.3)
+    assert build_networks(weights).probe.out_features == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "replaced", "message"),
+    [
+        ("mocov3", {}, {}, "method mocov3 cannot be imported, but simclr, simclr_adios, "),
+        ("simclr_gt", {}, {}, "method simclr_gt cannot be imported"),
+        ("simclr", {"encoder": "swin_tiny"}, {}, "backbone swin_tiny cannot be imported, but resnet18, vit_tiny can"),
+        ("simclr", {"lr": -1}, {}, "args.json: optimizer.encoder_lr = -1"),
+        ("simclr", {"img_size": None, "dataset": "custom"}, {}, "args.json says no image size"),
+        ("simclr", {}, {"projector.2.weight": None}, "no tensor for objective.projector.2.weight"),
+        ("simclr", {}, {}, "does not fit its own configuration: backbone.bn1.bias is missing"),
+        ("simclr_adios", {"unet_norm": "bn"}, {}, "unet_norm bn in args.json must be one of gn, in, no"),
+        ("byol", {}, {"predictor.0.weight": torch.ones(9, 16)}, "proj_hidden_dim 24 and pred_hidden_dim 9 cannot"),
+        ("simsiam", {}, {"predictor.0.weight": torch.ones(9, 16)}, "pred_hidden_dim 9 cannot be configured"),
+    ],
+)
+def test_what_cannot_be_expressed_is_refused(
+    method: str,
+    changes: dict[str, Any],
+    replaced: dict[str, Tensor | None],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    known = method if method in METHODS else "simclr"
+    state = {**make_source(nn.Identity(), 512, known).state("encoder"), **replaced}
+    kept = {name: values for name, values in state.items() if values is not None}
+    folder = write(tmp_path / "release", kept, {**AUTHORS, "method": method, **changes})
+    with pytest.raises((ConfigError, CheckpointError), match=message) as caught:
+        import_official(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_incomplete_folders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "release"
+    folder.mkdir()
+    command = ["import-official", str(folder), "--output", str(tmp_path / "weights.safetensors")]
+
+    def refusal() -> str:
+        assert main(command) == 2
+        return capsys.readouterr().err
+
+    assert refusal() == f"error: {folder / 'args.json'} does not exist\n"
+    (folder / "args.json").write_text("{}")
+    assert refusal() == f"error: {folder} must hold one checkpoint, *.ckpt, and holds none\n"
+    checkpoint = folder / "a.ckpt"
+    torch.save({"state_dict": {}}, checkpoint, _use_new_zipfile_serialization=False)
+    assert "is not a whole zip archive, as torch writes it since version 1.6" in refusal()
+    torch.save({"weights": {}}, checkpoint)
+    assert "has no state_dict: it is not a checkpoint of Lightning" in refusal()
+    with zipfile.ZipFile(checkpoint, "w") as archive:
+        archive.writestr("other", b"")
+    assert "not one of torch: it has no data.pkl" in refusal()
+    (folder / "b.ckpt").touch()
+    assert "and holds a.ckpt, b.ckpt" in refusal()
+    assert not (tmp_path / "weights.safetensors").exists()
