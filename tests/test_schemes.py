@@ -34,13 +34,15 @@ def uniform(rows: int, columns: int, seed: int = 0) -> np.ndarray[tuple[int, int
 
 @pytest.mark.parametrize("size", SIZES)
 def test_patches_are_whole_and_three_quarters_of_them_are_removed(size: int) -> None:
-    masks = patch_masks(uniform(5, 36), size)
+    draws = uniform(5, 36)
+    masks = patch_masks(draws, size)
     assert masks.shape == (5, 1, size, size)
     edges = np.floor(np.arange(size) * 6 / size).astype(int)
-    for image in masks[:, 0].numpy():
+    for image, row in zip(masks[:, 0].numpy(), draws, strict=True):
         cells = {(r, c): image[np.ix_(edges == r, edges == c)] for r in range(6) for c in range(6)}
         assert all(len(np.unique(cell)) == 1 for cell in cells.values())
-        assert sum(cell[0, 0] for cell in cells.values()) == 27
+        removed = {6 * r + c for (r, c), cell in cells.items() if cell[0, 0] == 1}
+        assert removed == set(sorted(range(36), key=row.__getitem__)[:27])
 
 
 def test_every_patch_is_removed_equally_often() -> None:
@@ -65,6 +67,20 @@ def test_the_first_block_has_the_drawn_area_ratio_and_place() -> None:
     assert float(mask.sum()) == side**2
 
 
+@pytest.mark.parametrize(("ratio", "height", "width"), [(0.0, 22, 73), (0.5, 40, 40), (1 - 2**-53, 73, 22)])
+def test_the_smallest_block_has_64_pixels_of_96_and_ratios_end_at_three_tenths(
+    ratio: float, height: int, width: int
+) -> None:
+    size = 5 * 96  # 64 pixels become 40 x 40: 22 x 73 has their area and a ratio of 0.3
+    draws = np.zeros((1, 64, 4))
+    draws[0, 0, 1] = ratio
+    draws[0, 1:, 2:] = 0.999  # all the other blocks lie in the opposite corner
+    mask = block_masks(draws.reshape(1, 256), size)[0, 0]
+    expected = torch.zeros(240, 240)
+    expected[:height, :width] = 1
+    assert torch.equal(mask[:240, :240], expected)
+
+
 @pytest.mark.parametrize("name", ["mae", "beit"])
 def test_an_images_pattern_depends_on_its_own_numbers_alone(name: str) -> None:
     scheme = PATTERN_SCHEMES[name]
@@ -78,18 +94,20 @@ def test_an_images_pattern_depends_on_its_own_numbers_alone(name: str) -> None:
 
 
 def instance_maps() -> Tensor:
-    """Three maps: objects 1, 2 and 7; object 255 alone; nothing."""
-    maps = torch.zeros(3, 10, 10, dtype=torch.uint8)
+    """Four maps: objects 1, 2 and 7; object 255 alone; nothing; the first with object 3 behind object 2."""
+    maps = torch.zeros(4, 10, 10, dtype=torch.uint8)
     maps[0, 1:3, 1:4], maps[0, 5:9, 5], maps[0, 6, 4:8], maps[0, 0, 9] = 1, 2, 2, 7
     maps[1, 4:, :5] = 255
+    maps[3] = maps[0]
+    maps[3, 8, 1:9] = torch.where(maps[0, 8, 1:9] == 0, 3, maps[0, 8, 1:9])
     return maps
 
 
 @pytest.mark.parametrize("slots", [2, 3, 4, 6])
 def test_each_slot_has_one_object_and_the_last_the_rest(slots: int) -> None:
-    maps, draws = instance_maps(), uniform(3, IDS)
+    maps, draws = instance_maps(), uniform(4, IDS)
     masks = object_masks(maps, slots, draws)
-    assert masks.shape == (3, slots, 10, 10)
+    assert masks.shape == (4, slots, 10, 10)
     for image, row, own in zip(maps, draws, masks, strict=True):
         numbers = sorted(set(image.flatten().tolist()) - {0}, key=lambda number: row[number - 1])[: slots - 1]
         for slot in range(slots - 1):
@@ -99,9 +117,9 @@ def test_each_slot_has_one_object_and_the_last_the_rest(slots: int) -> None:
 
 
 def test_boxes_bound_their_objects() -> None:
-    maps, draws = instance_maps(), uniform(3, IDS)
+    maps, draws = instance_maps(), uniform(4, IDS)
     objects, boxes = object_masks(maps, 5, draws), box_masks(maps, 5, draws)
-    for image in range(3):
+    for image in range(4):
         for slot in range(4):
             expected = torch.zeros(10, 10, dtype=torch.bool)
             where = objects[image, slot].nonzero()
@@ -112,9 +130,22 @@ def test_boxes_bound_their_objects() -> None:
         assert torch.equal(boxes[image, 4], ~boxes[image, :4].any(dim=0))
 
 
+@pytest.mark.parametrize("name", ["ground-truth", "box"])
+def test_an_images_objects_depend_on_its_own_numbers_alone(name: str) -> None:
+    make = OBJECT_SCHEMES[name].make
+    maps, draws = instance_maps()[[3, 3, 3, 3]], uniform(4, IDS)
+    masks = make(maps, 2, draws)
+    changed = draws.copy()
+    drawn = int(maps[2][object_masks(maps, 2, draws)[2, 0]][0])
+    changed[2, drawn - 1] = 1 - 2**-53  # the object that was drawn comes last
+    different = (make(maps, 2, changed) != masks).flatten(1).any(dim=1)
+    assert different.tolist() == [False, False, True, False]
+    assert torch.equal(make(maps[1:3], 2, draws[1:3]), masks[1:3])
+
+
 def test_foreground_and_background_share_the_image() -> None:
     maps = instance_maps()
-    masks = foreground_masks(maps, 7, uniform(3, IDS))
+    masks = foreground_masks(maps, 7, uniform(4, IDS))
     assert torch.equal(masks[:, 0], maps > 0) and torch.equal(masks[:, 1], maps == 0)
 
 

@@ -123,7 +123,10 @@ class Feed:
         if scheme is None:
             return None
         draws = uniforms(seed, "mask", epoch, samples, IDS + 1)
-        owners = (draws[:, IDS] * len(self.split)).astype(np.int64) if scheme.of_another_image else samples
+        owners = samples
+        if scheme.of_another_image:
+            others = len(self.split) - 1
+            owners = (samples + 1 + (draws[:, IDS] * others).astype(np.int64)) % len(self.split)
         return scheme.make(torch.from_numpy(self.split.gather_instances(owners)), self.masking.slots, draws[:, :IDS])
 
     def _augmented(self, loaded: _Loaded) -> Batch:
