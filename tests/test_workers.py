@@ -17,6 +17,7 @@ from adios_ray.objectives import View, build_objective
 from adios_ray.training.divergence import NonFiniteError, check_finite
 from adios_ray.training.step import train_step
 
+pytestmark = pytest.mark.slow
 WORKERS, STEPS = 2, 2
 CONTRASTS = ("simclr", "barlow", "vicreg", "mocov3", "dino")
 GAMES = list(itertools.product(("adios", "adios-s"), ("simultaneous", "alternating"), ("one", "both")))
