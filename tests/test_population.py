@@ -161,6 +161,8 @@ def test_bad_input_is_one_line_before_anything_starts(objects_dir: Path, tmp_pat
         "val-00000.arrow": ["--data-dir", str(damaged)],
         "not a run directory": ["--resume", str(tmp_path)],
         "batch_size": ["--data-dir", str(objects_dir), "--batch-size", "512"],
+        "no model 'resnet19'": ["--data-dir", str(objects_dir), "--batch-size", "32", "--backbone.name", "resnet19"],
+        "nowhere do not exist": ["--data-dir", str(objects_dir), "--batch-size", "32", "--initial-weights", "nowhere"],
     }
     for text, arguments in wrong.items():
         done = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60)

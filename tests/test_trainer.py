@@ -213,3 +213,14 @@ def test_a_training_begins_with_the_weights_of_another(objects_dir: Path, tmp_pa
     for name, values in first.networks.state_dict().items():
         assert torch.equal(begun[name], values) != name.startswith("probe"), name
     assert second.step == 0 and math.isfinite(second.train_to_report()["loss"])
+
+
+def test_masks_to_begin_with_are_split_or_merged_to_the_configured_number(objects_dir: Path, tmp_path: Path) -> None:
+    first = trained(small_config(objects_dir), 2)
+    first.save(tmp_path / "first")
+    before = first.masks(4)[1]
+    config = small_config(objects_dir, masking={"slots": 4}, initial_weights=tmp_path / "first")
+    after = Trainer(config, CPU).masks(4)[1]
+    split = int((before[:, :3] - after[:, :3]).abs().mean(dim=(0, 2, 3)).argmax())
+    merged = torch.cat([after[:, :split], after[:, split : split + 1] + after[:, 3:], after[:, split + 1 : 3]], dim=1)
+    torch.testing.assert_close(merged, before, rtol=0, atol=1e-3)

@@ -99,6 +99,11 @@ class OcclusionModel(nn.Module):
         """Number of masks N."""
         return self.head.out_channels
 
+    def use_blank_head(self, slots: int) -> None:
+        """Take a head of ``slots`` outputs whose values are about to be loaded; a no-op where it has as many."""
+        if slots != self.slots:
+            self.mask_head[0] = nn.Conv2d(self.head.in_channels, slots, 1).to(self.head.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images [B, 3, S, S] to masks [B, N, S, S] in [0, 1]."""
         logits: Tensor = self.mask_head(self.mask_encoder(x))

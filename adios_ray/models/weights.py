@@ -166,18 +166,23 @@ def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str |
     return None
 
 
-def load_initial(networks: Networks, path: Path) -> None:
+def load_initial(networks: Networks, weights: Weights, path: Path) -> None:
     """Begin a training with the weights of a file, in place.
 
     The backbone must fit, but for its resolution: position embeddings are resampled. Heads (with their momentum
-    copies) are taken if the file's objective is the configured one, the occlusion model if both have one. What is not
-    taken, the probe among it, stays as initialised; averaged copies that the file lacks begin as copies.
+    copies) are taken if the file's objective is the configured one, the occlusion model if both have one; its number of
+    slots becomes the file's. What is not taken, the probe among it, stays as initialised; averaged copies that the file
+    lacks begin as copies.
+
+    Args:
+        networks: What is to be trained.
+        weights: Read from the file.
+        path: The file, for messages.
 
     Raises:
         ConfigError: If something to be taken does not fit; the message names the option to set.
         CheckpointError: If the file is damaged.
     """
-    weights = load_weights(path)
     _take_backbone(networks, weights, path)
     same_objective = weights.config.objective.name == networks.config.objective.name
     if same_objective and weights.part("objective"):
@@ -211,7 +216,7 @@ def _take_heads(networks: Networks, weights: Weights, path: Path) -> None:
 
 
 def _take_occlusion(occlusion: OcclusionModel, ours: MaskingConfig, weights: Weights, path: Path) -> None:
-    wanted = _differing("masking", ("slots", "width", "norm"), weights.config.masking, ours)
+    wanted = _differing("masking", ("width", "norm"), weights.config.masking, ours)
     if occlusion_image_size(occlusion) != weights.image_size:
         wanted["image_size"] = weights.image_size
     given = weights.part("occlusion")
@@ -220,6 +225,7 @@ def _take_occlusion(occlusion: OcclusionModel, ours: MaskingConfig, weights: Wei
         wanted["masking.levels"] = levels
     if wanted:
         raise ConfigError(f"{path}: its occlusion model does not fit the configured one; set {_assignments(wanted)}")
+    occlusion.use_blank_head(weights.config.masking.slots)
     _put(occlusion, given, path)
 
 

@@ -5,7 +5,9 @@ import tempfile
 from pathlib import Path
 
 from adios_ray.config import ConfigError, check_image_size
-from adios_ray.data.shards import DatasetError, verify
+from adios_ray.data.shards import DatasetError, Manifest, verify
+from adios_ray.models.networks import Networks
+from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.search.experiment import ExperimentConfig
 
 TRIAL_CPUS = 0.001
@@ -35,8 +37,6 @@ def check_data(config: ExperimentConfig) -> None:
         raise ConfigError(str(error)) from None
     if config.masking.needs_objects and not manifest.has_instances:
         raise ConfigError(f"masking.scheme {config.masking.scheme}: {config.data_dir} has no object masks")
-    if config.initial_weights and not config.initial_weights.expanduser().exists():
-        raise ConfigError(f"initial_weights: {config.initial_weights} does not exist")
     images = sum(entry.rows for entry in manifest.splits["train"])
     if config.batch_size > images:
         raise ConfigError(f"batch_size {config.batch_size} is more than the {images} training images")
@@ -44,6 +44,18 @@ def check_data(config: ExperimentConfig) -> None:
         raise ConfigError(
             f"batch_size {config.batch_size} cannot be shared evenly by workers_per_trial {config.workers_per_trial}"
         )
+    _check_networks(config, manifest)
+
+
+def _check_networks(config: ExperimentConfig, manifest: Manifest) -> None:
+    """Build what every trial will build, with the weights that it will begin with."""
+    size, path = config.image_size or manifest.image_size, config.initial_weights
+    try:
+        networks = Networks(config.trial(), size, len(manifest.classes))
+        if path:
+            load_initial(networks, load_weights(path.expanduser()), path)
+    except ValueError as error:  # of configuration, or of damaged weights
+        raise ConfigError(str(error)) from None
 
 
 def check_storage(storage: Path) -> Path:

@@ -17,7 +17,7 @@ from adios_ray.data.shards import open_shards
 from adios_ray.evaluation.fitness import knn_fitness
 from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
 from adios_ray.models.networks import Networks
-from adios_ray.models.weights import load_initial
+from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.checkpoints import Pointer, load_checkpoint, save_checkpoint
 from adios_ray.training.divergence import NonFiniteError, batch_state
@@ -62,12 +62,13 @@ class Trainer:
         if config.channels_last:
             self.networks.to(memory_format=torch.channels_last)
         if config.initial_weights:
-            load_initial(self.networks, config.initial_weights)
+            load_initial(self.networks, load_weights(config.initial_weights), config.initial_weights)
         if config.compile:
             self.networks.backbone.compile()
             if self.networks.occlusion is not None:
                 self.networks.occlusion.compile()
         self.optimizers = build_optimizers(self.networks, config.optimizer)
+        self._resize_masks(config.masking.slots)
         self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
         self._sums = torch.zeros(len(Measurements._fields), device=device)
         self.divergence: str | None = None
@@ -210,11 +211,15 @@ class Trainer:
         self.divergence = state["divergence"]
         self.step, self.seed, self._sums = state["step"], state["seed"], state["sums"].clone()
         self.config = self.networks.config = config
-        if config.masking.slots != saved.masking.slots and self.networks.occlusion is not None:
-            assert self.optimizers.occlusion is not None
-            head = read_head(self.networks.occlusion, self.optimizers.occlusion)
-            resized = resize_head(head, self.masks(STATISTICS_IMAGES)[1], config.masking.slots)
-            replace_head(self.networks.occlusion, self.optimizers.occlusion, resized)
+        self._resize_masks(config.masking.slots)
+
+    def _resize_masks(self, slots: int) -> None:
+        """Split or merge masks until the occlusion model has ``slots``."""
+        occlusion, optimizer = self.networks.occlusion, self.optimizers.occlusion
+        if occlusion is None or optimizer is None or occlusion.slots == slots:
+            return
+        resized = resize_head(read_head(occlusion, optimizer), self.masks(STATISTICS_IMAGES)[1], slots)
+        replace_head(occlusion, optimizer, resized)
 
     def _use_slots(self, slots: int) -> None:
         """Give the occlusion model a head of ``slots`` whose values are about to be loaded."""
