@@ -106,5 +106,6 @@ def test_shards_of_large_images_have_fewer_rows() -> None:
 def test_a_digest_tells_recipes_and_items_apart() -> None:
     layout = Layout(32, None, False)
     plans = [jobs_for(layout, {"seed": 0}), jobs_for(layout, {"seed": 1}), jobs_for(layout, {"seed": 0}, TRAIN[:-1])]
-    assert len({jobs[0].digest for jobs in plans}) == 3
+    assert len({tuple(job.digest for job in jobs) for jobs in plans}) == 3
+    assert plans[0][0].digest != plans[1][0].digest
     assert jobs_for(layout, {"seed": 0}) == plans[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 from adios_ray.data.shards import SCHEMA_VERSION, DatasetError, Layout, Record
 
-MAX_SHARD_ROWS = 2048
+MAX_SHARD_ROWS = 1024
 MAX_SHARD_BYTES = 32 * 2**20
 HELD_OUT_FRACTION = 0.1
 
@@ -80,7 +80,7 @@ def _shares(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 def plan_jobs(splits: Mapping[str, Sequence[str]], layout: Layout, recipe: Mapping[str, Any]) -> list[ShardJob]:
-    """Cut each split into shards of nearly equal length, at most 2048 rows and 32 MiB of pixels."""
+    """Cut each split into shards of nearly equal length, at most 1024 rows and 32 MiB of pixels."""
     most = max(1, min(MAX_SHARD_ROWS, MAX_SHARD_BYTES // layout.row_bytes))
     jobs = []
     for split, items in splits.items():

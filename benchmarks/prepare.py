@@ -1,0 +1,98 @@
+"""Speed of preparing photographs against a plain PIL loop on every core.
+
+Usage: ``python benchmarks/prepare.py --source IMAGES [--images 20000] [--image-size 96]``, with a folder of JPEGs that
+are repeated until there are ``images``. Prints one JSON object: images a second of ``prepare`` (listing, decoding,
+checking, writing and the manifest; Ray is running already), of one process that decodes and resizes with PIL, times the
+cores, and the ratio. Medians of repeats in turns; about two minutes on two cores.
+"""
+
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import ray
+import tyro
+from PIL import Image
+
+from adios_ray.data.prepare import prepare
+from adios_ray.data.sources.folder import FolderSource
+
+REPEATS = 3
+REFERENCE_IMAGES = 400
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    source: Path
+    """Folder of JPEGs."""
+    images: int = 20_000
+    """How many images to prepare."""
+    image_size: int = 96
+    """Side of the stored images."""
+
+
+def repeat_images(source: Path, images: int, folder: Path) -> list[Path]:
+    """Links to the images, again and again, in one class folder."""
+    found = sorted(path for path in source.resolve().rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    (folder / "all").mkdir(parents=True)
+    links = []
+    for number, path in enumerate(islice(cycle(found), images)):
+        links.append(folder / "all" / f"{number:06d}.jpg")
+        links[-1].symlink_to(path)
+    return links
+
+
+def plain_images_per_s(files: list[Path], size: int) -> float:
+    """One process: decode, resize the short side, crop the centre."""
+    began = time.perf_counter()
+    for file in files[:REFERENCE_IMAGES]:
+        with Image.open(file) as opened:
+            image = opened.convert("RGB")
+        scale = size / min(image.size)
+        width, height = (round(side * scale) for side in image.size)
+        small = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - size) // 2, (height - size) // 2
+        small.crop((left, top, left + size, top + size)).tobytes()
+    return min(len(files), REFERENCE_IMAGES) / (time.perf_counter() - began)
+
+
+def prepare_images_per_s(folder: Path, output: Path, size: int) -> float:
+    """The whole of ``prepare``."""
+    summary = prepare(FolderSource(folder), output, size, {"dataset": "folder"}, max_bad_fraction=0.05)
+    return summary.decoded / summary.seconds
+
+
+def main(options: Options) -> None:
+    """Measure both in turns."""
+    cores = len(os.sched_getaffinity(0))
+    ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "images"
+        files = repeat_images(options.source, options.images, folder)
+        speeds = [
+            (
+                plain_images_per_s(files, options.image_size),
+                prepare_images_per_s(folder, Path(temporary) / f"shards{repeat}", options.image_size),
+            )
+            for repeat in range(REPEATS)
+        ]
+    plain, ours = (statistics.median(column) for column in zip(*speeds, strict=True))
+    result = {
+        "ratio": round(ours / (plain * cores), 3),
+        "images_per_s": round(ours, 1),
+        "reference_images_per_s": round(plain, 1),
+        "cores": cores,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
