@@ -89,7 +89,7 @@ def make_in_this_process(folder: FolderSource, output: Path, every: int, recipe:
     jobs = plan_jobs(plan_splits(folder.listing(), NO_COUNTS), Layout(SIZE, None, False), full)
     (output / ".parts").mkdir(parents=True)
     for job in reversed(jobs[::every]):
-        make_shard({"job": job.model_dump_json()}, folder, output, SIZE)
+        make_shard({"job": job.model_dump_json()}, folder, output, SIZE, "skip")
 
 
 @pytest.mark.ray
@@ -214,6 +214,15 @@ def test_too_many_refused_images_make_no_data_set_until_they_are_mended(folder: 
     Image.new("RGB", (SIZE, SIZE)).save(folder.root / item)
     summary: Summary = prepare(folder, tmp_path / "out", SIZE, RECIPE)
     assert summary.refused == 0 and sum(summary.images.values()) == 60 and summary.decoded <= 7
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_first_bad_image_stops_where_that_is_asked_for(folder: FolderSource, tmp_path: Path) -> None:
+    [item] = spoil(folder, 1)
+    with pytest.raises(DatasetError, match=f"{item} was refused: empty file.*; the same command goes on from there"):
+        prepare(folder, tmp_path / "out", SIZE, RECIPE, on_bad_image="fail")
+    assert prepare(folder, tmp_path / "out", SIZE, RECIPE, max_bad_fraction=0.05).refused == 1
 
 
 def test_a_directory_with_something_else_is_left_alone(folder: FolderSource, tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ class Prepare:
     test_images: int | None = None
     """Images to take for the test split, carved out of train where there is none; all (carved: 10 %) if not given."""
 
+    on_bad_image: Literal["skip", "fail"] = "skip"
+    """Leave an image that cannot be used out and record why in the manifest, or stop at the first one."""
+
     max_bad_fraction: float = 0.01
     """Share of images that may be refused as unusable before the whole data set is."""
 
@@ -65,6 +68,7 @@ class Prepare:
             train_images=self.train_images,
             val_images=self.val_images,
             test_images=self.test_images,
+            on_bad_image=self.on_bad_image,
             max_bad_fraction=self.max_bad_fraction,
         )
         print(_in_one_line(self.output, summary))

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.data
@@ -42,6 +42,8 @@ from adios_ray.data.sources.base import RefusedImageError, Sample, Source
 RESIZE_RULE = "short side to image_size, bicubic, antialiased; centre crop"
 
 _PARTS = ".parts"
+
+OnBadImage = Literal["skip", "fail"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def prepare(
     train_images: int | None = None,
     val_images: int | None = None,
     test_images: int | None = None,
+    on_bad_image: OnBadImage = "skip",
     max_bad_fraction: float = 0.01,
 ) -> Summary:
     """Make a data set; called again after an interruption, go on where it stopped.
@@ -98,10 +101,12 @@ def prepare(
         train_images: Images to take for train; None takes all.
         val_images: Images to take for val; 0 leaves the split out.
         test_images: Images to take for test; 0 leaves the split out.
+        on_bad_image: Leave an image that cannot be used out and record why, or stop at the first one.
         max_bad_fraction: Share of refused images above which there is no data set.
 
     Raises:
-        DatasetError: If ``output`` holds something else, the counts cannot be met, or too many images are refused.
+        DatasetError: If ``output`` holds something else, the counts cannot be met, or too many images are refused (the
+            first, where ``on_bad_image`` is "fail").
     """
     start = time.perf_counter()
     counts = {"train": train_images, "val": val_images, "test": test_images}
@@ -117,7 +122,8 @@ def prepare(
     _claim(output)
     pending = [job for job in jobs if _finished_part(output, job) is None]
     if pending:
-        _run(pending, len(jobs), partial(make_shard, source=source, output=output, image_size=image_size))
+        task = partial(make_shard, source=source, output=output, image_size=image_size, on_bad_image=on_bad_image)
+        _run(pending, len(jobs), task)
     manifest = _finish(output, source, jobs, full_recipe, max_bad_fraction)
     return _summary(manifest, start, decoded=sum(len(job.items) for job in pending), complete_before=False)
 
@@ -157,7 +163,9 @@ def _finished_part(output: Path, job: ShardJob) -> _Part | None:
     return part if whole and part.digest == job.digest else None
 
 
-def make_shard(row: Mapping[str, str], source: Source, output: Path, image_size: int) -> dict[str, int]:
+def make_shard(
+    row: Mapping[str, str], source: Source, output: Path, image_size: int, on_bad_image: OnBadImage
+) -> dict[str, int]:
     """Do one job: what a Ray Data task runs.
 
     Args:
@@ -165,9 +173,13 @@ def make_shard(row: Mapping[str, str], source: Source, output: Path, image_size:
         source: The images.
         output: Directory of the data set.
         image_size: Pixels a side.
+        on_bad_image: See ``prepare``.
 
     Returns:
         Number of ``images`` decoded, and how many of them were ``refused``.
+
+    Raises:
+        DatasetError: If an image is refused and ``on_bad_image`` is "fail".
     """
     job = ShardJob.model_validate_json(row["job"])
     samples: list[tuple[str, Sample]] = []
@@ -176,6 +188,8 @@ def make_shard(row: Mapping[str, str], source: Source, output: Path, image_size:
         try:
             samples.append((item, source.load(item, image_size)))
         except RefusedImageError as error:
+            if on_bad_image == "fail":
+                raise DatasetError(f"{item} was refused: {error}") from error
             refused.append(Refusal(item=item, split=job.split, reason=str(error)))
     entry = write_shard(output / job.file, _layout(source, image_size), samples)
     part = _Part(digest=job.digest, entry=entry, refused=tuple(refused))
