@@ -1,10 +1,12 @@
 """From images to shards through Ray Data: what goes in comes out, whatever happens in between."""
 
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -157,6 +159,30 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder: FolderSource, tmp_pat
     assert contents(broken) == contents(whole)
     assert (broken / kept.stem).stat().st_mtime_ns == kept_before.st_mtime_ns
     assert 14 <= summary.decoded < 60
+
+
+@pytest.mark.slow
+def test_a_preparation_killed_at_any_point_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("adios-ray")
+    images = ["--dataset", "objects", "--num-images", "9000", "--image-size", "32", "--output"]
+    command = [str(program), "prepare", *images]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    random = Random(0)
+    for kept in (0, 2, 5):
+        process = subprocess.Popen([*command, str(broken)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(list((broken / ".parts").glob("*.json"))) <= kept:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.4))
+        process.kill()
+        process.wait()
+    finished = {part.stem for part in (broken / ".parts").glob("*.json")}
+    before = {name: (broken / name).stat().st_mtime_ns for name in finished}
+    assert len(before) > 5 and not (broken / "manifest.json").exists()
+    subprocess.run([*command, str(broken)], check=True, capture_output=True)
+    assert contents(broken) == contents(whole)
+    assert {name: (broken / name).stat().st_mtime_ns for name in finished} == before
 
 
 @pytest.mark.ray
