@@ -84,14 +84,14 @@ class Networks(nn.Module):
         if len(x) <= part:
             whole: Tensor = module(x)
             return whole
+        parts = x.tensor_split(-(-len(x) // part))
         if not torch.is_grad_enabled():
-            return torch.cat([module(images) for images in x.split(part)])
+            return torch.cat([module(images) for images in parts])
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _statistics_kept(module)
 
-        parts = [checkpoint(module, images, use_reentrant=False, context_fn=contexts) for images in x.split(part)]
-        return torch.cat(parts)
+        return torch.cat([checkpoint(module, images, use_reentrant=False, context_fn=contexts) for images in parts])
 
     def occlude(self, x: Tensor) -> Tensor:
         """Masks [B, N, S, S] for images [B, 3, S, S]."""
