@@ -48,6 +48,8 @@ AUTHORS = {
     "callbacks": "<not serializable>",
 }
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Source:
