@@ -1,22 +1,36 @@
-"""The distances against pinned numbers and naive loops; the heads' shapes."""
+"""The distances against pinned numbers and naive loops; the heads; what is compared with what."""
 
+import copy
 import itertools
 import math
 
 import pytest
 import torch
 from test_masking import golden
-from torch import Tensor
+from torch import Tensor, nn
 
 from adios_ray.config import OBJECTIVES, ConfigError, ObjectiveConfig, parse
-from adios_ray.objectives import View, build_objective, objective_class
+from adios_ray.objectives import Objective, View, build_objective, objective_class
 from adios_ray.objectives.barlow import barlow_twins
 from adios_ray.objectives.byol import squared_distance
-from adios_ray.objectives.dino import distillation
+from adios_ray.objectives.dino import Prototypes, distillation
 from adios_ray.objectives.mocov3 import contrast
 from adios_ray.objectives.simclr import nt_xent
 from adios_ray.objectives.simsiam import negative_cosine
 from adios_ray.objectives.vicreg import redundancy, spread_hinge, vicreg
+
+HEADS = [
+    ("simclr", 2048, 128, "H relu O", ""),
+    ("simsiam", 2048, 2048, "H norm relu H norm relu O plain", "512 norm relu O"),
+    ("byol", 4096, 256, "H norm relu O", "8192 norm relu O"),
+    ("barlow", 8192, 8192, "H norm relu H norm relu O", ""),
+    ("vicreg", 8192, 8192, "H norm relu H norm relu O", ""),
+    ("mocov3", 4096, 256, "H norm relu H norm relu O plain", "H norm relu O plain"),
+    ("dino", 2048, 4096, "H relu H relu 256 prototypes O", ""),
+]
+"""Objective, hidden and output width, layers of projector and predictor; "plain" is BatchNorm without affine."""
+
+NAMES = [row[0] for row in HEADS]
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.2, 0.5])
@@ -44,32 +58,57 @@ def test_nt_xent_equals_a_loop_over_anchors() -> None:
     assert nt_xent(z1, z2, 0.3).item() == pytest.approx(total / 10, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["simclr", "simsiam", "byol"])
+@pytest.mark.parametrize("name", NAMES)
 def test_comparison_is_symmetric_and_smallest_for_equal_views(name: str) -> None:
     torch.manual_seed(0)
-    objective = build_objective(ObjectiveConfig(name=name), 32, 32)
+    objective = build_objective(ObjectiveConfig(name=name, hidden_dim=24, output_dim=16), 32, 32)
     u, v = (View(*torch.randn(2, 6, 16)) for _ in range(2))
     torch.testing.assert_close(objective.compare(u, v), objective.compare(v, u))
     same = View(u.online, u.online)
     assert objective.compare(same, same) < objective.compare(u, v)
 
 
-@pytest.mark.parametrize(
-    ("name", "hidden", "output"), [("simclr", 2048, 128), ("simsiam", 2048, 2048), ("byol", 4096, 256)]
-)
-def test_heads_have_the_papers_widths(name: str, hidden: int, output: int) -> None:
+def outline(head: nn.Module) -> str:
+    """Widths and kinds of a head's layers in their order."""
+    words = []
+    for module in head.modules():
+        match module:
+            case nn.Linear():
+                words.append(str(module.out_features))
+            case nn.BatchNorm1d():
+                words.append("norm" if module.affine else "plain")
+            case nn.ReLU():
+                words.append("relu")
+            case Prototypes():
+                words.append(f"prototypes {len(module.directions)}")
+    return " ".join(words)
+
+
+@pytest.mark.parametrize(("name", "hidden", "output", "projector", "predictor"), HEADS, ids=NAMES)
+def test_heads_are_the_papers(name: str, hidden: int, output: int, projector: str, predictor: str) -> None:
     objective = build_objective(ObjectiveConfig(name=name), 64, 32).eval()
+    for head, expected in ((objective.projector, projector), (objective.predictor, predictor)):
+        assert outline(head) == expected.replace("H", str(hidden)).replace("O", str(output))
     projection = objective.projector(torch.randn(2, 64))
-    assert projection.shape == (2, output)
-    assert objective.predictor(projection).shape == (2, output)
-    linear = [module for module in objective.projector.modules() if isinstance(module, torch.nn.Linear)]
-    assert linear[0].out_features == hidden
-    assert len(linear) == (3 if name == "simsiam" else 2)
+    assert projection.shape == objective.predictor(projection).shape == (2, output)
 
 
-def random_pair() -> tuple[Tensor, Tensor]:
+@pytest.mark.parametrize("name", NAMES)
+def test_configured_widths_take_the_place_of_the_papers(name: str) -> None:
+    objective = build_objective(ObjectiveConfig(name=name, hidden_dim=24, output_dim=16), 64, 32).eval()
+    projection = objective.projector(torch.randn(2, 64))
+    assert projection.shape == objective.predictor(projection).shape == (2, 16)
+    first = next(module for module in objective.projector.modules() if isinstance(module, nn.Linear))
+    assert first.out_features == 24
+
+
+def test_the_methods_with_momentum_targets() -> None:
+    assert {name for name in OBJECTIVES if objective_class(name).uses_momentum} == {"byol", "mocov3", "dino"}
+
+
+def random_pair(seed: int = 2) -> tuple[Tensor, Tensor]:
     """Two views' embeddings [6, 5] in double precision."""
-    torch.manual_seed(2)
+    torch.manual_seed(seed)
     z1, z2 = torch.randn(2, 6, 5, dtype=torch.float64)
     return z1, z2
 
@@ -120,7 +159,22 @@ def test_moco_contrast_equals_a_loop_over_keys() -> None:
     assert contrast(prediction, target, 0.3).item() == pytest.approx(total, rel=1e-12)
 
 
-def test_distillation_equals_the_entropy_of_agreeing_outputs() -> None:
+def test_moco_contrast_of_orthogonal_and_of_equal_targets() -> None:
+    orthogonal = 3 * torch.eye(6, dtype=torch.float64)
+    expected = 2 * 0.3 * math.log(1 + 5 * math.exp(-1 / 0.3))
+    assert contrast(orthogonal, 7 * orthogonal, 0.3).item() == pytest.approx(expected, rel=1e-12)
+    collapsed = torch.ones(6, 5, dtype=torch.float64)
+    assert contrast(collapsed, collapsed, 0.3).item() == pytest.approx(2 * 0.3 * math.log(6), rel=1e-12)
+
+
+def test_moco_predicts_each_view_from_the_other() -> None:
+    objective = build_objective(ObjectiveConfig(name="mocov3", hidden_dim=24, temperature=0.3), 32, 32)
+    u, v = View(*random_pair()), View(*random_pair(seed=3))
+    expected = contrast(u.online, v.target, 0.3) + contrast(v.online, u.target, 0.3)
+    torch.testing.assert_close(objective.compare(u, v), expected, rtol=1e-12, atol=0)
+
+
+def test_distillation_equals_a_loop_over_prototypes() -> None:
     student, teacher = random_pair()
     wanted, given = torch.exp(teacher / 0.04), torch.exp(student / 0.1)
     total = 0.0
@@ -129,21 +183,59 @@ def test_distillation_equals_the_entropy_of_agreeing_outputs() -> None:
     assert distillation(student, teacher).item() == pytest.approx(total, rel=1e-10)
 
 
+def small_dino() -> Objective:
+    """DINO with five prototypes, in double precision."""
+    return build_objective(ObjectiveConfig(name="dino", hidden_dim=24, output_dim=5), 32, 32).double()
+
+
+def test_distillation_between_uniform_outputs_is_their_entropy() -> None:
+    uniform = torch.full((6, 5), 2.0, dtype=torch.float64)
+    assert distillation(uniform, 3 * uniform).item() == pytest.approx(math.log(5), rel=1e-12)
+
+
+def test_dino_predicts_each_view_from_the_other_less_the_centre() -> None:
+    objective = small_dino()
+    u, v = View(*random_pair()), View(*random_pair(seed=3))
+    centre = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    objective.load_state_dict({"centre": centre}, strict=False)
+    expected = (distillation(u.online, v.target - centre) + distillation(v.online, u.target - centre)) / 2
+    torch.testing.assert_close(objective.compare(u, v), expected, rtol=1e-12, atol=0)
+
+
+def test_prototypes_are_cosines() -> None:
+    prototypes, (x, directions) = Prototypes(5, 6).double(), random_pair()
+    prototypes.load_state_dict({"directions": directions})
+    expected = nn.functional.cosine_similarity(x[:, None], directions[None], dim=2)
+    torch.testing.assert_close(prototypes(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_dinos_projector_and_centre_survive_being_copied_and_saved() -> None:
+    objective = small_dino()
+    objective.observe(View(*random_pair()))
+    x = torch.randn(4, 32, dtype=torch.float64)
+    loaded = small_dino()
+    assert not torch.equal(loaded.projector(x), objective.projector(x))
+    loaded.load_state_dict(objective.state_dict())
+    for other in (copy.deepcopy(objective), loaded):
+        assert torch.equal(other.projector(x), objective.projector(x))
+        assert torch.equal(other.state_dict()["centre"], objective.state_dict()["centre"])
+
+
 def test_dinos_centre_follows_the_teachers_mean() -> None:
-    objective = objective_class("dino")(ObjectiveConfig(name="dino", output_dim=5), 32, 32).double()
+    objective = small_dino()
     means = []
     for step in range(3):
         torch.manual_seed(step)
         outputs = torch.randn(6, 5, dtype=torch.float64)
         means.append(outputs.mean(dim=0))
-        objective.observe(View(outputs, outputs))
+        objective.observe(View(-outputs, outputs))
     centre = dict(objective.named_buffers())["centre"]
     torch.testing.assert_close(centre, 0.1 * (0.81 * means[0] + 0.9 * means[1] + means[2]), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "pixel"])
 def test_collapsed_and_huge_embeddings_have_finite_gradients(name: str) -> None:
-    objective = build_objective(ObjectiveConfig(name=name, output_dim=5), 32, 32)
+    objective = build_objective(ObjectiveConfig(name=name, hidden_dim=24, output_dim=5), 32, 32)
     for values in (torch.ones(6, 5), torch.zeros(6, 5), 1e4 * torch.randn(6, 5)):
         u, v = values.clone().requires_grad_(), values.clone().requires_grad_()
         loss = objective.compare(View(u, values), View(v, values))
