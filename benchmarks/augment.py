@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]
+from torchvision.transforms import InterpolationMode, v2
 
 from adios_ray.config import AugmentConfig
 from adios_ray.data.augment import BLUR_SIGMAS, MEAN, STD, apply_view, draw_parameters

@@ -20,13 +20,14 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image, ImageFilter
-from torchvision import transforms  # type: ignore[import-untyped]  # it ships no type information
+from torchvision import transforms
 
 from adios_ray.config import AugmentConfig, TrialConfig, parse
 from adios_ray.data.augment import BLUR_SIGMAS, MEAN, STD
 from adios_ray.data.feed import Feed
 from adios_ray.data.shards import Layout, Manifest, ShardEntry, Split, open_shards, write_manifest, write_shard
-from adios_ray.data.sources.folder import FolderSource
+from adios_ray.data.sources.folder import source as folder_source
+from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.training.trainer import Trainer
 
 BATCH = 64
@@ -44,7 +45,7 @@ class Options:
     """Side of the views, and of the stored images."""
 
 
-def make_shards(source: FolderSource, directory: Path, image_size: int) -> list[Path]:
+def make_shards(source: ImageFiles, directory: Path, image_size: int) -> list[Path]:
     """Store all images, once as train and once as val; returns their files."""
     items = [item for split in source.listing().values() for item in split]
     layout = Layout(image_size, None, has_instances=False)
@@ -137,7 +138,7 @@ def main(options: Options) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        files = make_shards(FolderSource(options.source), directory, options.image_size)
+        files = make_shards(folder_source(options.source), directory, options.image_size)
         config = parse(TrialConfig, {"data_dir": directory, "batch_size": BATCH})
         split = open_shards(directory).split("train")
         feed = Feed(split, config, options.image_size, torch.device("cpu"))

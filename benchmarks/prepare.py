@@ -21,7 +21,7 @@ import tyro
 from PIL import Image
 
 from adios_ray.data.prepare import prepare
-from adios_ray.data.sources.folder import FolderSource
+from adios_ray.data.sources.folder import source as folder_source
 
 REPEATS = 3
 REFERENCE_IMAGES = 400
@@ -66,7 +66,7 @@ def plain_images_per_s(files: list[Path], size: int) -> float:
 
 def prepare_images_per_s(folder: Path, output: Path, size: int) -> float:
     """The whole of ``prepare``."""
-    summary = prepare(FolderSource(folder), output, size, {"dataset": "folder"}, max_bad_fraction=0.05)
+    summary = prepare(folder_source(folder), output, size, {"dataset": "folder"}, max_bad_fraction=0.05)
     return summary.decoded / summary.seconds
 
 

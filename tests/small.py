@@ -1,22 +1,26 @@
 """A data set and configurations so small that whole trainings fit into a test."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adios_ray.config import TrialConfig, parse
 from adios_ray.data.shards import Layout, Manifest, write_manifest, write_shard
 from adios_ray.data.sources import objects
+from adios_ray.data.sources.base import NO_LABEL, UNLABELLED
 
 SIZE = 32
 COUNTS = {"train": 96, "val": 40, "test": 40}
 
 
-def make_objects(directory: Path) -> Path:
-    """Rendered objects in three splits, written without Ray."""
+def make_objects(directory: Path, unlabelled: int = 0) -> Path:
+    """Rendered objects in three splits, written without Ray; perhaps also some without labels."""
     directory.mkdir(parents=True)
     layout, splits, first = Layout(SIZE, None, has_instances=True), {}, 0
-    for name, count in COUNTS.items():
+    for name, count in {**COUNTS, **({UNLABELLED: unlabelled} if unlabelled else {})}.items():
         samples = [(str(i), objects.render(0, i, SIZE)) for i in range(first, first + count)]
+        if name == UNLABELLED:
+            samples = [(item, replace(sample, label=NO_LABEL)) for item, sample in samples]
         splits[name] = (write_shard(directory / f"{name}-00000.arrow", layout, samples),)
         first += count
     manifest = Manifest(

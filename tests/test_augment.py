@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 from torch import Tensor
-from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop  # type: ignore[import-untyped]
-from torchvision.transforms.v2 import functional as reference  # type: ignore[import-untyped]
+from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
+from torchvision.transforms.v2 import functional as reference
 
 from adios_ray.config import AugmentConfig
 from adios_ray.data import augment, pixels

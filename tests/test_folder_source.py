@@ -15,7 +15,8 @@ from PIL import Image
 
 from adios_ray.data.shards import DatasetError
 from adios_ray.data.sources.base import RefusedImageError
-from adios_ray.data.sources.folder import FolderSource, decode
+from adios_ray.data.sources.folder import source as folder_source
+from adios_ray.data.sources.image_files import decode
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -60,7 +61,7 @@ def plant(root: Path, *items: str) -> Path:
 
 def test_splits_with_classes(tmp_path: Path) -> None:
     items = ["test/b/1.png", "test/a/1.png", "train/b/2.JPG", "train/a/9.tiff", "train/a/10.WebP", "validation/a/1.gif"]
-    source = FolderSource(plant(tmp_path, *items, "validation/b/sub/x.bmp", "train/a/.hidden.png", "train/.x/y.png"))
+    source = folder_source(plant(tmp_path, *items, "validation/b/sub/x.bmp", "train/a/.hidden.png", "train/.x/y.png"))
     (tmp_path / "train" / "a" / "notes.txt").write_text("not an image")
     assert source.classes == ("a", "b")
     assert source.listing() == {
@@ -72,14 +73,14 @@ def test_splits_with_classes(tmp_path: Path) -> None:
 
 
 def test_classes_without_splits_are_all_train(tmp_path: Path) -> None:
-    source = FolderSource(plant(tmp_path, "cat/1.png", "ant/images/1.png", "test/1.png"))
+    source = folder_source(plant(tmp_path, "cat/1.png", "ant/images/1.png", "test/1.png"))
     assert source.classes == ("ant", "cat", "test")
     assert source.listing() == {"train": ["ant/images/1.png", "cat/1.png", "test/1.png"]}
     assert [source.load(item, 8).label for item in source.listing()["train"]] == [0, 1, 2]
 
 
 def test_a_flat_folder_has_one_class(tmp_path: Path) -> None:
-    source = FolderSource(plant(tmp_path, "b.png", "a.png"))
+    source = folder_source(plant(tmp_path, "b.png", "a.png"))
     assert source.classes == ("unlabelled",) and source.listing() == {"train": ["a.png", "b.png"]}
     assert source.load("a.png", 8).label == 0 and source.load("a.png", 8).instances is None
 
@@ -88,13 +89,13 @@ def test_linked_class_folders_are_followed(tmp_path: Path) -> None:
     plant(tmp_path / "all", "ant/1.png", "cat/1.png")
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / "cat").symlink_to(tmp_path / "all" / "cat")
-    assert FolderSource(tmp_path / "some").listing() == {"train": ["cat/1.png"]}
+    assert folder_source(tmp_path / "some").listing() == {"train": ["cat/1.png"]}
 
 
 def test_classes_must_be_those_of_every_split(tmp_path: Path) -> None:
     plant(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png")
     with pytest.raises(DatasetError, match="2 class folders .* train has b; val has c"):
-        _ = FolderSource(tmp_path).classes
+        folder_source(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -108,28 +109,34 @@ def test_classes_must_be_those_of_every_split(tmp_path: Path) -> None:
 )
 def test_folders_that_cannot_be_used(tmp_path: Path, items: list[str], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
-        FolderSource(plant(tmp_path, *items)).listing()
+        folder_source(plant(tmp_path, *items))
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="nowhere is not a folder"):
-        FolderSource(tmp_path / "nowhere").listing()
+        folder_source(tmp_path / "nowhere")
 
 
 def test_a_file_name_that_is_not_text(tmp_path: Path) -> None:
     plant(tmp_path, "a/1.png")
     os.rename(tmp_path / "a" / "1.png", os.fsencode(tmp_path / "a") + b"/\xff.png")
     with pytest.raises(DatasetError, match=r"xff\.png' is not UTF-8"):
-        FolderSource(tmp_path).listing()
+        folder_source(tmp_path)
 
 
 def test_a_pickled_source_decodes_but_does_not_carry_the_listing(tmp_path: Path) -> None:
-    source = FolderSource(plant(tmp_path, *(f"train/{name}/{i}.png" for name in "ab" for i in range(50))))
-    listing = source.listing()
+    source = folder_source(plant(tmp_path, *(f"train/{name}/{i}.png" for name in "ab" for i in range(50))))
     sent = pickle.dumps(source)
-    assert len(sent) < 500
+    assert len(sent) < 500 and len(source.listing()["train"]) == 100
     received = pickle.loads(sent)
-    assert received.load("train/b/7.png", 8).label == 1 and received.listing() == listing
+    assert received.load("train/b/7.png", 8).label == 1 and received.listing() == {}
+
+
+def test_images_without_labels_beside_those_of_train(tmp_path: Path) -> None:
+    source = folder_source(plant(tmp_path, "train/a/1.png", "train/b/1.png", "unlabelled/x/2.png", "unlabelled/1.png"))
+    assert source.classes == ("a", "b")
+    assert source.listing()["unlabelled"] == ["unlabelled/1.png", "unlabelled/x/2.png"]
+    assert [source.load(item, 8).label for item in source.listing()["unlabelled"]] == [-1, -1]
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (32, 64), (64, 32), (8, 24)])

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision  # type: ignore[import-untyped]  # it ships no type information
+import torchvision
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 

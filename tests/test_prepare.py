@@ -19,8 +19,9 @@ from adios_ray.data.plan import plan_jobs, plan_splits
 from adios_ray.data.prepare import Summary, make_shard, prepare
 from adios_ray.data.shards import DatasetError, Layout, open_shards, verify
 from adios_ray.data.sources import scenes
-from adios_ray.data.sources.base import Sample
-from adios_ray.data.sources.folder import FolderSource
+from adios_ray.data.sources.base import SHORT_SIDE, Sample
+from adios_ray.data.sources.folder import source as folder_source
+from adios_ray.data.sources.image_files import ImageFiles
 
 SIZE = 16
 CLASSES = ("ant", "bee", "cat")
@@ -39,12 +40,13 @@ class Failing:
         after: How many shards to wait for.
     """
 
-    folder: FolderSource
+    folder: ImageFiles
     output: Path
     broken: str
     after: int = 3
     multi_label: bool = False
     has_instances: bool = False
+    resize: str = SHORT_SIDE
     classes: tuple[str, ...] = CLASSES
 
     def listing(self) -> Mapping[str, Sequence[str]]:
@@ -61,7 +63,7 @@ class Failing:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> FolderSource:
+def folder(tmp_path: Path) -> ImageFiles:
     """Sixty noise images in three classes, of several shapes, without val and test splits."""
     rng = np.random.default_rng(0)
     for number in range(60):
@@ -69,7 +71,7 @@ def folder(tmp_path: Path) -> FolderSource:
         path.parent.mkdir(parents=True, exist_ok=True)
         shape = (SIZE * (1 + number % 2), SIZE * (1 + number % 4 // 2), 3)
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
-    return FolderSource(tmp_path / "images")
+    return folder_source(tmp_path / "images")
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +85,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def make_in_this_process(folder: FolderSource, output: Path, every: int, recipe: Mapping[str, object]) -> None:
+def make_in_this_process(folder: ImageFiles, output: Path, every: int, recipe: Mapping[str, object]) -> None:
     """Do every ``every``-th job of ``prepare`` here, the last one first, as a single worker would."""
     settings = {f"{split}_images": None for split in NO_COUNTS}
     rule = "short side to image_size, bicubic, antialiased; centre crop"
@@ -96,7 +98,7 @@ def make_in_this_process(folder: FolderSource, output: Path, every: int, recipe:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_shards_hold_what_a_plain_loop_decodes(folder: FolderSource, tmp_path: Path) -> None:
+def test_shards_hold_what_a_plain_loop_decodes(folder: ImageFiles, tmp_path: Path) -> None:
     summary = prepare(folder, tmp_path / "out", SIZE, RECIPE)
     assert summary.images == {"train": 48, "val": 6, "test": 6} and (summary.refused, summary.decoded) == (0, 60)
     verify(tmp_path / "out")
@@ -131,7 +133,7 @@ def test_multi_label_and_instances_come_through(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_bytes_do_not_depend_on_the_number_of_workers(folder: FolderSource, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_the_number_of_workers(folder: ImageFiles, tmp_path: Path) -> None:
     prepare(folder, tmp_path / "four", SIZE, RECIPE)
     make_in_this_process(folder, tmp_path / "one", every=1, recipe=RECIPE)
     summary = prepare(folder, tmp_path / "one", SIZE, RECIPE)
@@ -141,7 +143,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(folder: FolderSource, tmp_
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_resumed_run_equals_an_uninterrupted_one(folder: FolderSource, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(folder: ImageFiles, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     prepare(folder, whole, SIZE, RECIPE)
     last = plan_splits(folder.listing(), NO_COUNTS)["test"][-1]
@@ -187,7 +189,7 @@ def test_a_preparation_killed_at_any_point_ends_with_the_bytes_of_an_uninterrupt
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_another_recipe_left_unfinished_is_made_again(folder: FolderSource, tmp_path: Path) -> None:
+def test_what_another_recipe_left_unfinished_is_made_again(folder: ImageFiles, tmp_path: Path) -> None:
     prepare(folder, tmp_path / "fresh", SIZE, RECIPE)
     make_in_this_process(folder, tmp_path / "used", every=2, recipe={"dataset": "another"})
     (tmp_path / "used" / "train-00099.arrow").write_bytes(b"a shard of a larger plan")
@@ -197,7 +199,7 @@ def test_what_another_recipe_left_unfinished_is_made_again(folder: FolderSource,
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_finished_data_set_is_left_alone(folder: FolderSource, tmp_path: Path) -> None:
+def test_a_finished_data_set_is_left_alone(folder: ImageFiles, tmp_path: Path) -> None:
     first = prepare(folder, tmp_path / "out", SIZE, RECIPE, val_images=9)
     before = contents(tmp_path / "out")
     again = prepare(folder, tmp_path / "out", SIZE, RECIPE, val_images=9)
@@ -208,7 +210,7 @@ def test_a_finished_data_set_is_left_alone(folder: FolderSource, tmp_path: Path)
     assert contents(tmp_path / "out") == before
 
 
-def spoil(folder: FolderSource, count: int) -> list[str]:
+def spoil(folder: ImageFiles, count: int) -> list[str]:
     """Empty some of the files."""
     items = list(folder.listing()["train"][::7][:count])
     for item in items:
@@ -218,7 +220,7 @@ def spoil(folder: FolderSource, count: int) -> list[str]:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_images_in_are_images_out_and_refused(folder: FolderSource, tmp_path: Path) -> None:
+def test_images_in_are_images_out_and_refused(folder: ImageFiles, tmp_path: Path) -> None:
     items = spoil(folder, 3)
     summary = prepare(folder, tmp_path / "out", SIZE, RECIPE, max_bad_fraction=0.05)
     assert sum(summary.images.values()) + summary.refused == 60 and summary.refused == 3
@@ -231,7 +233,7 @@ def test_images_in_are_images_out_and_refused(folder: FolderSource, tmp_path: Pa
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_too_many_refused_images_make_no_data_set_until_they_are_mended(folder: FolderSource, tmp_path: Path) -> None:
+def test_too_many_refused_images_make_no_data_set_until_they_are_mended(folder: ImageFiles, tmp_path: Path) -> None:
     [item] = spoil(folder, 1)
     with pytest.raises(DatasetError, match=rf"1 of 60 images were refused, .*1\.00% \({item}: empty file\)"):
         prepare(folder, tmp_path / "out", SIZE, RECIPE)
@@ -244,13 +246,13 @@ def test_too_many_refused_images_make_no_data_set_until_they_are_mended(folder: 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_first_bad_image_stops_where_that_is_asked_for(folder: FolderSource, tmp_path: Path) -> None:
+def test_the_first_bad_image_stops_where_that_is_asked_for(folder: ImageFiles, tmp_path: Path) -> None:
     [item] = spoil(folder, 1)
     with pytest.raises(DatasetError, match=f"{item} was refused: empty file.*; the same command goes on from there"):
         prepare(folder, tmp_path / "out", SIZE, RECIPE, on_bad_image="fail")
     assert prepare(folder, tmp_path / "out", SIZE, RECIPE, max_bad_fraction=0.05).refused == 1
 
 
-def test_a_directory_with_something_else_is_left_alone(folder: FolderSource, tmp_path: Path) -> None:
+def test_a_directory_with_something_else_is_left_alone(folder: ImageFiles, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="images is not empty and not an unfinished data set"):
         prepare(folder, tmp_path / "images", SIZE, RECIPE)

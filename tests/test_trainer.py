@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from small import small_config
+from small import make_objects, small_config
 
 from adios_ray.config import ConfigError, TrialConfig
+from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.training.checkpoints import STATE_FILE, CheckpointError, load_checkpoint
 from adios_ray.training.divergence import NonFiniteError, check_finite
 from adios_ray.training.reproduce import reproduce
+from adios_ray.training.step import probe_step
 from adios_ray.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -224,3 +226,36 @@ def test_masks_to_begin_with_are_split_or_merged_to_the_configured_number(object
     split = int((before[:, :3] - after[:, :3]).abs().mean(dim=(0, 2, 3)).argmax())
     merged = torch.cat([after[:, :split], after[:, split : split + 1] + after[:, 3:], after[:, split + 1 : 3]], dim=1)
     torch.testing.assert_close(merged, before, rtol=0, atol=1e-3)
+
+
+def test_images_without_labels_are_trained_on_but_not_asked_about(tmp_path: Path) -> None:
+    trainer = Trainer(small_config(make_objects(tmp_path / "some", unlabelled=64), epochs=1), CPU)
+    assert len(trainer.feed.split) == 96 + 64 and trainer.feed.steps_per_epoch == 5
+    assert len(trainer.train_split) == 96 and trainer.train_split.labels.min() >= 0
+    probes: list[tuple[torch.Tensor, torch.Tensor]] = []
+    trainer.networks.probe.register_forward_hook(lambda _, features, logits: probes.append((features[0], logits)))
+    batches = list(trainer.feed.batches(trainer.seed, 0, 5))
+    report = trainer.train_to_report()
+    labels = torch.cat([batch.labels for batch in batches])
+    predicted = torch.cat([logits.argmax(dim=1) for _, logits in probes])
+    known = labels != NO_LABEL
+    assert 0 < known.sum() < 5 * 32
+    expected = (predicted == labels)[known].float().mean()
+    assert report["probe_accuracy"] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_the_probe_learns_from_known_labels_alone(objects_dir: Path) -> None:
+    labels = torch.tensor([0, -1, 2, -1, 1, -1, -1, 3])
+    probes = []
+    for rows in (torch.arange(8), labels.ge(0).nonzero()[:, 0]):
+        trainer = Trainer(small_config(objects_dir), CPU)
+        torch.manual_seed(0)
+        torch.nn.init.normal_(trainer.networks.probe.weight)
+        features, before = torch.randn(8, trainer.networks.probe.in_features), trainer.networks.probe.weight.clone()
+        probe_step(trainer.networks, trainer.optimizers, features[rows], labels[rows])
+        probes.append(trainer.networks.probe.weight.detach())
+        assert not torch.equal(probes[-1], before)
+    torch.testing.assert_close(probes[0], probes[1], rtol=0, atol=1e-6)
+    trainer = Trainer(small_config(objects_dir), CPU)
+    correct, labelled = probe_step(trainer.networks, trainer.optimizers, features, torch.full((8,), NO_LABEL))
+    assert float(correct) == float(labelled) == 0.0 and torch.isfinite(trainer.networks.probe.weight).all()

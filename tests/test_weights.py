@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
-import torchvision  # type: ignore[import-untyped]  # it ships no type information
+import torchvision
 from PIL import Image
 from small import SIZE, small_config
 from torch import nn

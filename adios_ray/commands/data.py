@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from adios_ray.commands import UsageError
+from adios_ray.data.sources.catalogue import CATALOGUE, Entry, Name, table
 
 if TYPE_CHECKING:
     from adios_ray.data.prepare import Summary
@@ -21,23 +22,28 @@ SMALLEST_SIZE = 32
 class Prepare:
     """Turn images into a data set of memory-mapped shards; run again after an interruption to go on."""
 
-    dataset: Literal["folder", "scenes", "objects"]
-    """What to read or render: a folder of image files, or one of the two rendered sets."""
-
+    dataset: Annotated[Name, tyro.conf.arg(help=f"What to read or to render.\n\n{table()}")]
     output: Path
     """Directory of the data set to make."""
 
-    image_size: int
-    """Pixels a side, a multiple of 16 from 32 on. The short side is resized to it, the rest is cropped."""
-
     source: Path | None = None
-    """Folder of images, only with --dataset folder: SPLIT/CLASS/*.jpg, CLASS/*.jpg or just *.jpg."""
+    """Folder of the images as they come from their authors; docs/datasets.md has the layouts. Not for rendered ones."""
+
+    image_size: int | None = None
+    """Pixels a side, a multiple of 16 from 32 on; the paper's if not given. The short side is resized to it, the rest
+    is cropped."""
+
+    download: bool = False
+    """Fetch what is missing in --source first, where torchvision can."""
+
+    fold: int | None = None
+    """STL-10 only: train has the 1,000 images of this fold (0 to 9); the other 4,000 join the unlabelled ones."""
 
     num_images: int | None = None
-    """Images to render over all splits, not with --dataset folder; 10,000 if not given."""
+    """Rendered sets only: images over all splits; 10,000 if not given."""
 
     seed: int | None = None
-    """Seed of the rendered images, not with --dataset folder; 0 if not given."""
+    """Rendered sets only: seed of the images; 0 if not given."""
 
     train_images: int | None = None
     """Images to take for the train split, from each class its share; all if not given."""
@@ -48,6 +54,9 @@ class Prepare:
     test_images: int | None = None
     """Images to take for the test split, carved out of train where there is none; all (carved: 10 %) if not given."""
 
+    unlabelled_images: int | None = None
+    """Images to take for the unlabelled split, where there is one (STL-10, a folder); all if not given."""
+
     on_bad_image: Literal["skip", "fail"] = "skip"
     """Leave an image that cannot be used out and record why in the manifest, or stop at the first one."""
 
@@ -56,52 +65,71 @@ class Prepare:
 
     def run(self) -> None:
         """Make the data set and say what it holds."""
-        self._check()
-        source, made_from = self._source()
+        entry = CATALOGUE[self.dataset]
+        image_size = self._image_size(entry)
+        self._check(entry)
+        source, made_from = self._rendered(entry) if entry.rendered else self._read(entry)
         from adios_ray.data.prepare import prepare
 
         summary = prepare(
             source,
             self.output,
-            self.image_size,
+            image_size,
             {"dataset": self.dataset, **made_from},
             train_images=self.train_images,
             val_images=self.val_images,
             test_images=self.test_images,
+            unlabelled_images=self.unlabelled_images,
             on_bad_image=self.on_bad_image,
             max_bad_fraction=self.max_bad_fraction,
         )
         print(_in_one_line(self.output, summary))
 
-    def _check(self) -> None:
-        if self.image_size < SMALLEST_SIZE or self.image_size % SIZE_MULTIPLE:
-            raise UsageError(
-                f"--image-size {self.image_size} must be a multiple of {SIZE_MULTIPLE} from {SMALLEST_SIZE} on"
-            )
+    def _image_size(self, entry: Entry) -> int:
+        size = self.image_size or entry.image_size
+        if size is None:
+            raise UsageError(f"--dataset {self.dataset} needs --image-size, the pixels a side to store")
+        if size < SMALLEST_SIZE or size % SIZE_MULTIPLE:
+            raise UsageError(f"--image-size {size} must be a multiple of {SIZE_MULTIPLE} from {SMALLEST_SIZE} on")
+        return size
+
+    def _check(self, entry: Entry) -> None:
+        """Refuse options that the data set does not have."""
         if not 0 <= self.max_bad_fraction <= 1:
             raise UsageError(f"--max-bad-fraction {self.max_bad_fraction} must lie in [0, 1]")
-        if self.dataset == "folder":
-            if self.source is None:
-                raise UsageError("--dataset folder needs --source, the folder of images")
-            if self.num_images is not None or self.seed is not None:
-                raise UsageError("--num-images and --seed are for rendered sets, not for --dataset folder")
-        elif self.source is not None:
+        if not entry.rendered and self.source is None:
+            raise UsageError(f"--dataset {self.dataset} needs --source, the folder of images")
+        if not entry.rendered and (self.num_images is not None or self.seed is not None):
+            raise UsageError(f"--num-images and --seed are for rendered sets, not for --dataset {self.dataset}")
+        if entry.rendered and self.source is not None:
             raise UsageError(f"--dataset {self.dataset} is rendered and takes no --source")
+        if self.download and entry.download is None:
+            raise UsageError(f"--dataset {self.dataset} cannot be downloaded; it comes from: {entry.origin}")
+        if self.fold is not None and self.dataset != "stl10":
+            raise UsageError(f"--fold is for --dataset stl10, not for {self.dataset}")
 
-    def _source(self) -> "tuple[Source, dict[str, Any]]":
-        """The source, and what names it in the recipe."""
-        if self.source is not None:
-            from adios_ray.data.sources.folder import FolderSource
+    def _read(self, entry: Entry) -> "tuple[Source, dict[str, Any]]":
+        """The source of a folder, and what names it in the recipe."""
+        from adios_ray.data.shards import DatasetError
 
-            root = self.source.resolve()
-            return FolderSource(root), {"source": str(root)}
-        from adios_ray.data.sources import objects, scenes
+        assert self.source is not None
+        root = self.source.expanduser().resolve()
+        options: dict[str, Any] = {} if self.fold is None else {"fold": self.fold}
+        made_from = {"source": str(root), **options}
+        try:
+            return entry.source(root, **options), made_from
+        except DatasetError:
+            if not self.download:
+                raise
+        entry.fetch(root)
+        return entry.source(root, **options), made_from
 
+    def _rendered(self, entry: Entry) -> "tuple[Source, dict[str, Any]]":
+        """The source of drawn images, and what names it in the recipe."""
         num_images = DEFAULT_NUM_IMAGES if self.num_images is None else self.num_images
         seed = self.seed or 0
-        module = {"scenes": scenes, "objects": objects}[self.dataset]
         try:
-            return module.source(num_images, seed), {"num_images": num_images, "seed": seed}
+            return entry.source(num_images, seed), {"num_images": num_images, "seed": seed}
         except ValueError as error:
             raise UsageError(str(error)) from error
 

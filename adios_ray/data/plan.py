@@ -23,25 +23,25 @@ class ShardJob(Record):
 
 
 def plan_splits(listing: Mapping[str, Sequence[str]], counts: Mapping[str, int | None]) -> dict[str, list[str]]:
-    """Choose the items of train, val and test, each in mixed order; see ``prepare``.
+    """Choose the items of each split, in mixed order; see ``prepare``.
 
     Args:
         listing: Items of each split of the source.
-        counts: Images wanted of train, val and test; None for all (for 10 % of train, where it must be carved).
+        counts: Images wanted of a split; None for all (for 10 % of train, where val or test must be carved).
 
     Raises:
         DatasetError: If there are fewer items than a count asks for, or none is left for train.
     """
     splits = {split: mixed(items) for split, items in listing.items()}
-    tenth = round(len(splits["train"]) * HELD_OUT_FRACTION)
+    tenth = round(len(splits.get("train", ())) * HELD_OUT_FRACTION)
     for split in ("test", "val"):
-        if split not in splits:
+        if "train" in splits and split not in splits:
             count = counts[split]
             splits[split], splits["train"] = take(split, splits["train"], tenth if count is None else count)
     for split, count in counts.items():
         if count is not None:
-            splits[split], _ = take(split, splits[split], count)
-    if not splits["train"]:
+            splits[split], _ = take(split, splits.get(split, ()), count)
+    if "train" in splits and not splits["train"]:
         raise DatasetError("no images are left for train")
     return {split: items for split, items in splits.items() if items}
 

@@ -37,9 +37,7 @@ from adios_ray.data.shards import (
     write_shard,
     written_whole,
 )
-from adios_ray.data.sources.base import RefusedImageError, Sample, Source
-
-RESIZE_RULE = "short side to image_size, bicubic, antialiased; centre crop"
+from adios_ray.data.sources.base import UNLABELLED, RefusedImageError, Sample, Source
 
 _PARTS = ".parts"
 
@@ -84,12 +82,14 @@ def prepare(
     train_images: int | None = None,
     val_images: int | None = None,
     test_images: int | None = None,
+    unlabelled_images: int | None = None,
     on_bad_image: OnBadImage = "skip",
     max_bad_fraction: float = 0.01,
 ) -> Summary:
     """Make a data set; called again after an interruption, go on where it stopped.
 
-    A split that the source lacks is carved out of train: ``test_images`` or ``val_images`` of them, 10 % if None.
+    If the source has a train split but no test or val split, that is carved out of train: ``test_images`` or
+    ``val_images`` of them, 10 % if None.
     Subsets and carved splits are disjoint, and each folder of the source has its share in them. Ray is used as it is
     if it is running, else it is started on this machine for the time of the call. The workers must see ``output``.
 
@@ -97,10 +97,11 @@ def prepare(
         source: The images.
         output: Directory of the data set; new, empty, or left by an interrupted call.
         image_size: Pixels a side.
-        recipe: What names the source in the manifest (JSON values); the sizes and counts above are added.
+        recipe: What names the source in the manifest (JSON values); sizes, counts and the way of resizing are added.
         train_images: Images to take for train; None takes all.
         val_images: Images to take for val; 0 leaves the split out.
         test_images: Images to take for test; 0 leaves the split out.
+        unlabelled_images: Images to take for the unlabelled split of a source that has one.
         on_bad_image: Leave an image that cannot be used out and record why, or stop at the first one.
         max_bad_fraction: Share of refused images above which there is no data set.
 
@@ -111,7 +112,9 @@ def prepare(
     start = time.perf_counter()
     counts = {"train": train_images, "val": val_images, "test": test_images}
     settings = {f"{split}_images": count for split, count in counts.items()}
-    asked = {**recipe, **settings, "image_size": image_size, "resize": RESIZE_RULE}
+    if unlabelled_images is not None:
+        counts[UNLABELLED] = settings["unlabelled_images"] = unlabelled_images
+    asked = {**recipe, **settings, "image_size": image_size, "resize": source.resize}
     full_recipe: dict[str, Any] = json.loads(json.dumps(asked))
     output = output.absolute()
     if (output / MANIFEST_NAME).exists():

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adios_ray.data.sources.base import Sample
+from adios_ray.data.sources.base import UNLABELLED, Sample
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -42,7 +42,7 @@ class Record(BaseModel):
 class ShardEntry(Record):
     """What the manifest knows of one shard: file name, number of rows, size in bytes, SHA-256 in hexadecimal."""
 
-    file: str = Field(pattern=r"^[a-z]+-\d+\.arrow$")
+    file: str = Field(pattern=r"^[a-z_]+-\d+\.arrow$")
     rows: int = Field(ge=0)
     bytes: int = Field(gt=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -83,6 +83,11 @@ class Manifest(Record):
     def layout(self) -> "Layout":
         """Columns of the shards."""
         return Layout(self.image_size, len(self.classes) if self.multi_label else None, self.has_instances)
+
+    @property
+    def training_splits(self) -> tuple[str, ...]:
+        """Splits that the networks train on: train, and the images without labels if there are any."""
+        return ("train", UNLABELLED) if UNLABELLED in self.splits else ("train",)
 
     @property
     def entries(self) -> list[ShardEntry]:
@@ -267,17 +272,17 @@ class Dataset:
     directory: Path
     manifest: Manifest
 
-    def split(self, name: str) -> Split:
-        """Map the shards of one split.
+    def split(self, *names: str) -> Split:
+        """Map the shards of one split, or of several one after the other.
 
         Raises:
             DatasetError: If there is no such split, or a shard cannot be read.
         """
-        entries = self.manifest.splits.get(name)
-        if not entries:
-            present = ", ".join(sorted(self.manifest.splits))
-            raise DatasetError(f"{self.directory} has no split {name!r}; it has {present}")
-        return Split(name, [_map_shard(self.directory / e.file, e, self.manifest.layout) for e in entries])
+        splits = self.manifest.splits
+        if lacking := [name for name in names if not splits.get(name)]:
+            raise DatasetError(f"{self.directory} has no split {lacking[0]!r}; it has {', '.join(sorted(splits))}")
+        entries = [entry for name in names for entry in splits[name]]
+        return Split("+".join(names), [_map_shard(self.directory / e.file, e, self.manifest.layout) for e in entries])
 
 
 def open_shards(directory: Path) -> Dataset:

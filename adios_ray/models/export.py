@@ -105,7 +105,7 @@ def _timm_arguments(backbone: Any, image_size: int) -> dict[str, int]:
 
 def _torchvision_name(config: BackboneConfig, backbone: nn.Module) -> str:
     """The name of torchvision's ResNet that has the same tensors."""
-    import torchvision  # type: ignore[import-untyped]  # it ships no type information
+    import torchvision
 
     name = config.name.partition(".")[0]  # timm's names may go on with the origin of their weights
     try:

@@ -1,20 +1,19 @@
 """Tensors out of a foreign torch checkpoint, without executing anything that it contains.
 
-A pickle is a program that may import any function and call it. Here it can name ordered dictionaries, and stand-ins for
-torch's storage types and for the functions that put tensors together. Whatever else it names is a placeholder, on
-which every operation of a pickle is without effect. Tensors are read from the raw storages of the zip archive.
+The pickle within it gets stand-ins for torch's storage types and for the functions that put tensors together. Tensors
+are read from the raw storages of the zip archive.
 """
 
-import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adios_ray.config import ConfigError
+from adios_ray.inert import InertUnpickler, Placeholder
 from adios_ray.training.checkpoints import CheckpointError
 
 STATE_DICT = "state_dict"
@@ -49,32 +48,6 @@ class StoredTensor(NamedTuple):
     stride: tuple[int, ...]
 
 
-class Placeholder:
-    """What a pickle gets instead of an object of foreign code: it can be called, filled and changed, to no effect."""
-
-    def __new__(cls, *_: Any, **__: Any) -> Self:
-        """Ignore the arguments of a foreign constructor."""
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        """Ignore the arguments of a foreign constructor."""
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        """Stand in for the result of a foreign function."""
-        return Placeholder()
-
-    def __setstate__(self, *_: Any) -> None:
-        """Ignore a foreign object's attributes."""
-
-    def __setitem__(self, *_: Any) -> None:
-        """Ignore an item of a foreign mapping."""
-
-    def append(self, *_: Any) -> None:
-        """Ignore an element of a foreign sequence."""
-
-    extend = add = append
-
-
 class _TensorView(Placeholder):
     """Stands in for ``torch._utils._rebuild_tensor`` and its second version."""
 
@@ -91,25 +64,21 @@ class _Parameter(Placeholder):
         return tensor
 
 
-class _InertUnpickler(pickle.Unpickler):
-    """Unpickles without importing or calling anything foreign."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """What the pickle gets for a global; never the named object, but for ``OrderedDict``."""
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
-        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return _TensorView()
-        if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
-            return _Parameter()
-        return type("Foreign", (Placeholder,), {})  # a class, as some operations of a pickle take nothing else
+class _TensorUnpickler(InertUnpickler):
+    """Unpickles what torch wrote, with descriptions in place of tensors."""
 
     def persistent_load(self, pid: Any) -> StoredValues:
         """The storage that torch wrote as ("storage", type, key, location, number of elements)."""
         _, dtype, key, *_ = pid
         return StoredValues(dtype, key)
+
+
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    **{("torch", name): dtype for name, dtype in _DTYPES.items()},
+    **{("torch._utils", name): _TensorView() for name in ("_rebuild_tensor", "_rebuild_tensor_v2")},
+    **{("torch._utils", name): _Parameter() for name in ("_rebuild_parameter", "_rebuild_parameter_with_state")},
+}
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -147,7 +116,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _unpickle(archive: zipfile.ZipFile, root: str) -> Any:
     with archive.open(root + _PICKLE) as stream:
-        return _InertUnpickler(stream).load()
+        return _TensorUnpickler(stream, _STAND_INS).load()
 
 
 def _read_tensors(archive: zipfile.ZipFile, root: str, state: dict[Any, Any]) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ def check_data(config: ExperimentConfig) -> None:
         raise ConfigError(str(error)) from None
     if config.masking.needs_objects and not manifest.has_instances:
         raise ConfigError(f"masking.scheme {config.masking.scheme}: {config.data_dir} has no object masks")
-    images = sum(entry.rows for entry in manifest.splits["train"])
+    images = sum(entry.rows for split in manifest.training_splits for entry in manifest.splits[split])
     if config.batch_size > images:
         raise ConfigError(f"batch_size {config.batch_size} is more than the {images} training images")
     if config.batch_size % config.workers_per_trial:

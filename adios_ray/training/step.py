@@ -18,6 +18,7 @@ from torch.nn import functional
 from adios_ray import parallel
 from adios_ray.config import TrialConfig
 from adios_ray.data.feed import Batch
+from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.masking.sparsity import sparsity
 from adios_ray.models.networks import Networks
 from adios_ray.objectives import View
@@ -26,11 +27,19 @@ from adios_ray.training.optimizers import Optimizers
 
 
 class Measurements(NamedTuple):
-    """Scalars of one step: objective, sparsity term (means over slots and images), and the probe's accuracy."""
+    """Scalars of one step.
+
+    Attributes:
+        loss: The objective, mean over slots and images.
+        penalty: The sparsity term, mean over slots and images.
+        probe_correct: Share of the images whose labels are known and that the probe classifies rightly.
+        labelled: Share of the images whose labels are known.
+    """
 
     loss: Tensor
     penalty: Tensor
-    probe_accuracy: Tensor
+    probe_correct: Tensor
+    labelled: Tensor
 
 
 class Played(NamedTuple):
@@ -73,8 +82,8 @@ def train_step(
         _update(optimizers.encoder)
     networks.update_momentum(progress)
     networks.objective.observe(played.view)
-    accuracy = probe_step(networks, optimizers, played.features, batch.labels)
-    return Measurements(played.losses.mean(), penalty, accuracy)
+    correct, labelled = probe_step(networks, optimizers, played.features, batch.labels)
+    return Measurements(played.losses.mean(), penalty, correct, labelled)
 
 
 def _play_adversarially(
@@ -188,15 +197,27 @@ def _update(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def probe_step(networks: Networks, optimizers: Optimizers, features: Tensor, labels: Tensor) -> Tensor:
-    """Train the online probe on features that exist already; returns its accuracy on the batch before the update."""
+def probe_step(networks: Networks, optimizers: Optimizers, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Train the online probe on features that exist already.
+
+    Args:
+        networks: Holds the probe.
+        optimizers: Holds its optimiser.
+        features: [B, F].
+        labels: Classes [B], NO_LABEL where they are not known; or zeros and ones [B, C].
+
+    Returns:
+        The share of images that the probe classified rightly before the update, and the share with known labels.
+    """
     logits: Tensor = networks.probe(features)
     if labels.ndim == 2:
         loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
-        accuracy = ((logits > 0) == (labels > 0)).float().mean()
+        correct, labelled = ((logits > 0) == (labels > 0)).float().mean(), logits.new_ones(())
     else:
-        loss = functional.cross_entropy(logits, labels)
-        accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        known = labels != NO_LABEL
+        total = functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum")
+        loss = total / known.sum().clamp(min=1)
+        correct, labelled = (logits.argmax(dim=1) == labels).float().mean(), known.float().mean()
     loss.backward()
     _update(optimizers.probe)
-    return accuracy
+    return correct, labelled

@@ -53,8 +53,8 @@ class Trainer:
         self.image_size = config.image_size or dataset.manifest.image_size
         check_image_size(self.image_size)
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
-        self.feed = Feed(self.train_split, config, self.image_size, device)
-        _check_batch(config.batch_size, len(self.train_split))
+        self.feed = Feed(dataset.split(*dataset.manifest.training_splits), config, self.image_size, device)
+        _check_batch(config.batch_size, len(self.feed.split))
         if device.type == "cpu":
             keep_freed_memory()
         torch.manual_seed(config.seed)
@@ -131,7 +131,9 @@ class Trainer:
         means = parallel.average(self._sums / (epochs * self.feed.steps_per_epoch)).tolist()
         self._sums.zero_()
         parallel.broadcast_from_first(self.networks.buffers())
-        measured = dict(zip(Measurements._fields, means, strict=True))
+        sums = Measurements(*means)
+        accuracy = sums.probe_correct / sums.labelled if sums.labelled else math.nan
+        measured = {"loss": sums.loss, "penalty": sums.penalty, "probe_accuracy": accuracy}
         if self.divergence:
             measured, fitness = dict.fromkeys(measured, math.nan), math.nan
         else:

@@ -1,11 +1,21 @@
 """What every source of images offers to ``prepare``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+UNLABELLED = "unlabelled"
+"""Name of the split of images without labels, which only training uses; and of the class of a source without any."""
+NO_LABEL = -1
+"""Label of an image of that split."""
+
+
+SHORT_SIDE = "short side to image_size, bicubic, antialiased; centre crop"
+WHOLE = "whole picture squeezed into a square, bicubic, antialiased"
 
 
 class RefusedImageError(ValueError):
@@ -18,7 +28,7 @@ class Sample:
 
     Attributes:
         image: RGB, uint8 [S, S, 3].
-        label: Class index, or uint8 [classes] of zeros and ones for a multi-label source.
+        label: Class index, NO_LABEL where it is not known; uint8 [classes] of zeros and ones in a multi-label source.
         instances: Object index per pixel, uint8 [S, S], 0 = background; None where a source has no masks.
     """
 
@@ -34,6 +44,7 @@ class Source(Protocol):
         classes: Class names; the label is an index into them.
         multi_label: Whether an image carries any number of the classes.
         has_instances: Whether samples come with instance maps.
+        resize: How an image becomes a square, as the manifest says it.
     """
 
     @property
@@ -45,8 +56,14 @@ class Source(Protocol):
     @property
     def has_instances(self) -> bool: ...  # noqa: D102 - described above
 
+    @property
+    def resize(self) -> str: ...  # noqa: D102 - described above
+
     def listing(self) -> Mapping[str, Sequence[str]]:
-        """Item ids of each split (train, val, test), in an order that does not depend on the machine."""
+        """Item ids of each split, in an order that does not depend on the machine.
+
+        Splits are train, val and test, UNLABELLED, and any others that only an evaluation uses.
+        """
         ...
 
     def load(self, item: str, image_size: int) -> Sample:
@@ -56,3 +73,32 @@ class Source(Protocol):
             RefusedImageError: If the item cannot be used, with the reason.
         """
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedSource:
+    """What the sources that read files have in common.
+
+    Attributes:
+        root: The folder of the files.
+        classes: Class names.
+        items: Items of each split. Workers get the source without them: there may be millions.
+        multi_label: Whether an image carries any number of the classes.
+        has_instances: Whether samples come with instance maps.
+        resize: How an image becomes a square, as the manifest says it.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    items: Mapping[str, Sequence[str]] = field(repr=False)
+    multi_label: bool = False
+    has_instances: bool = False
+    resize: str = SHORT_SIDE
+
+    def listing(self) -> Mapping[str, Sequence[str]]:
+        """Items of each split."""
+        return self.items
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker needs to decode."""
+        return {**self.__dict__, "items": {}}

@@ -299,6 +299,11 @@ class RenderedSource:
         """True: the renderer knows which object every pixel shows."""
         return True
 
+    @property
+    def resize(self) -> str:
+        """Nothing is resized."""
+        return "drawn at image_size"
+
     def listing(self) -> dict[str, list[str]]:
         """Item ids of each split: the first 70 % train, the next 15 % val, the rest test."""
         train = round(self.num_images * _TRAIN_SHARE)

@@ -1,0 +1,29 @@
+"""The backgrounds challenge (Xiao et al. 2021): ImageNet-9 and its seven variations."""
+
+from pathlib import Path
+
+from adios_ray.data.shards import DatasetError
+from adios_ray.data.sources.folder import by_class, of_classes
+from adios_ray.data.sources.image_files import ImageFiles
+
+ORIGINAL = "original"
+VARIATIONS = ("only_bg_b", "only_bg_t", "no_fg", "only_fg", "mixed_same", "mixed_rand", "mixed_next")
+FOLDER = "bg_challenge"
+
+
+def source(root: Path) -> ImageFiles:
+    """The challenge's folders ``<variation>/val/<class>/*`` below ``root``, or below ``root/bg_challenge``.
+
+    The original images are the test split, each variation is a split by its own name. If the training images are there
+    too (``original/train``), they are train.
+
+    Raises:
+        DatasetError: If a variation is missing or lacks a class.
+    """
+    base = root / FOLDER if (root / FOLDER).is_dir() else root
+    folders = {"test": base / ORIGINAL / "val"} | {name: base / name / "val" for name in VARIATIONS}
+    if missing := [str(folder) for folder in folders.values() if not folder.is_dir()]:
+        raise DatasetError(f"{', '.join(missing)} not found: --source is the folder of the eight variations")
+    if (base / ORIGINAL / "train").is_dir():
+        folders["train"] = base / ORIGINAL / "train"
+    return of_classes(base, {split: by_class(folder, base) for split, folder in folders.items()})

@@ -1,0 +1,132 @@
+"""CIFAR-10 and CIFAR-100: the pickled batches that their authors ship, read without executing a pickle."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from adios_ray.data.shards import Bytes, DatasetError
+from adios_ray.data.sources import folder
+from adios_ray.data.sources.base import ListedSource, RefusedImageError, Sample
+from adios_ray.data.sources.image_files import ImageFiles, square
+from adios_ray.inert import InertUnpickler, Placeholder
+
+SIDE = 32
+
+
+class _Files(NamedTuple):
+    """Where a version of the data set keeps what."""
+
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    meta: str
+    labels: bytes
+    names: bytes
+
+
+_CIFAR10 = _Files(
+    "cifar-10-batches-py", tuple(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta", b"labels",
+    b"label_names",
+)  # fmt: skip
+_CIFAR100 = _Files("cifar-100-python", ("train",), "test", "meta", b"fine_labels", b"fine_label_names")
+
+
+class Batches(ListedSource):
+    """Pickled batches. Items are ``<batch>/<class>/<row>``."""
+
+    def load(self, item: str, image_size: int) -> Sample:
+        """One row of a batch, resized to ``image_size`` (bicubic).
+
+        Raises:
+            RefusedImageError: If the batch has no such row.
+        """
+        batch, name, row = item.split("/")
+        pixels = read_batch(self.root / batch)[b"data"]
+        if int(row) >= len(pixels):
+            raise RefusedImageError(f"{batch} has only {len(pixels)} images")
+        image = pixels[int(row)].reshape(3, SIDE, SIDE).transpose(1, 2, 0)
+        return Sample(square(Image.fromarray(image), image_size), self.classes.index(name), None)
+
+
+def cifar10(root: Path) -> Batches | ImageFiles:
+    """CIFAR-10 out of the folder that holds ``cifar-10-batches-py``, that folder itself, or a folder of classes.
+
+    Raises:
+        DatasetError: If files are missing or are not batches of CIFAR-10.
+    """
+    return _source(root, _CIFAR10)
+
+
+def cifar100(root: Path) -> Batches | ImageFiles:
+    """CIFAR-100 with its 100 fine classes, out of the folder that holds ``cifar-100-python``; else as ``cifar10``.
+
+    Raises:
+        DatasetError: If files are missing or are not batches of CIFAR-100.
+    """
+    return _source(root, _CIFAR100)
+
+
+def _source(root: Path, files: _Files) -> Batches | ImageFiles:
+    if (root / "train").is_dir():
+        return folder.source(root)
+    base = root / files.folder if (root / files.folder).is_dir() else root
+    if missing := [name for name in (*files.train, files.test, files.meta) if not (base / name).is_file()]:
+        raise DatasetError(f"{base} lacks {', '.join(missing)}: --source is the folder that holds {files.folder}")
+    names = read_batch(base / files.meta).get(files.names)
+    if not names:
+        raise DatasetError(f"{base / files.meta} does not name the classes")
+    classes = tuple(name.decode() for name in names)
+    splits = {"train": files.train, "test": (files.test,)}
+    items = {
+        split: [item for b in batches for item in _items(base / b, files, classes)] for split, batches in splits.items()
+    }
+    return Batches(root=base.absolute(), classes=classes, items=items)
+
+
+def _items(path: Path, files: _Files, classes: Sequence[str]) -> list[str]:
+    batch = read_batch(path)
+    labels, pixels = batch.get(files.labels), batch.get(b"data")
+    known = isinstance(labels, list) and all(label in range(len(classes)) for label in labels)
+    if labels is None or pixels is None or not known or len(labels) != len(pixels):
+        raise DatasetError(f"{path} is not a batch of {files.folder}: its images and labels do not go together")
+    return [f"{path.name}/{classes[label]}/{row}" for row, label in enumerate(labels)]
+
+
+class _Array(Placeholder):
+    """Stands in for a NumPy array of bytes: keeps its shape and content."""
+
+    shape: tuple[int, ...] = ()
+    content = b""
+
+    def __setstate__(self, *state: Any) -> None:
+        """Take (version, shape, type, whether in Fortran's order, content)."""
+        _, self.shape, _, _, self.content = state[0]
+
+
+_ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+_STAND_INS = {(module, "_reconstruct"): _Array for module in _ARRAY_MODULES}
+
+
+@lru_cache(maxsize=6)
+def read_batch(path: Path) -> dict[bytes, Any]:
+    """The dictionary of a pickled batch; ``b"data"`` becomes uint8 [images, 3072].
+
+    Raises:
+        DatasetError: If it is not such a file.
+    """
+    try:
+        with path.open("rb") as file:
+            content = InertUnpickler(file, _STAND_INS, encoding="bytes").load()
+        return {key: _pixels(value) if key == b"data" else value for key, value in content.items()}
+    except OSError:
+        raise
+    except Exception as error:  # a damaged or hostile pickle can go wrong in every way; nothing of it was executed
+        raise DatasetError(f"{path} is damaged or not a batch of CIFAR: {type(error).__name__}: {error}") from error
+
+
+def _pixels(stored: _Array) -> Bytes:
+    return np.frombuffer(stored.content, np.uint8).reshape(-1, 3 * SIDE * SIDE)

@@ -1,0 +1,141 @@
+"""CLEVR: which of 24 combinations of colour and shape a picture shows, and where its objects are.
+
+The whole picture is squeezed into a square, as ADIOS' authors do: a crop would lose objects that the labels name.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adios_ray.data.plan import mixed
+from adios_ray.data.shards import Bytes, DatasetError
+from adios_ray.data.sources.base import WHOLE, ListedSource, RefusedImageError, Sample
+from adios_ray.data.sources.image_files import decode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COLOURS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
+SHAPES = ("cube", "sphere", "cylinder")
+TRAIN_SHARE = 0.7
+FOLDER = "CLEVR_v1.0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clevr(ListedSource):
+    """Pictures with the set of their objects' kinds. Items are paths relative to the root.
+
+    Masks are ``masks/<picture>_<object>.png``, object 0 being the background. A class is colour + 8 x shape.
+
+    Attributes:
+        kinds: The classes in each picture, one bit each.
+    """
+
+    kinds: Mapping[str, int] = field(repr=False)
+    multi_label: bool = True
+    resize: str = WHOLE
+
+    def load(self, item: str, image_size: int) -> Sample:
+        """One picture squeezed to ``image_size`` pixels a side, with its kinds and, if there are any, its masks.
+
+        Raises:
+            RefusedImageError: If the picture or a mask cannot be decoded.
+        """
+        image = decode(self.root / item, image_size, whole=True)
+        kinds = np.array([self.kinds[item] >> kind & 1 for kind in range(len(self.classes))], np.uint8)
+        return Sample(image, kinds, self._instances(item, image_size) if self.has_instances else None)
+
+    def _instances(self, item: str, image_size: int) -> Bytes:
+        """Index of the object that has the largest share of each pixel; 0 is the background."""
+        name = Path(item).stem
+        shares: list[Bytes] = []
+        while (path := self.root / "masks" / f"{name}_{len(shares)}.png").is_file():
+            shares.append(decode(path, image_size, whole=True)[:, :, 0])
+        if not shares:
+            raise RefusedImageError(f"has no mask masks/{name}_0.png")
+        largest: Bytes = np.stack(shares).argmax(axis=0).astype(np.uint8)
+        return largest
+
+
+def source(root: Path) -> Clevr:
+    """CLEVR as its authors ship it, or as ADIOS' authors do, with masks.
+
+    - ``images/train``, ``images/val`` and ``scenes/CLEVR_train_scenes.json``, ``scenes/CLEVR_val_scenes.json``, below
+      ``root`` or ``root/CLEVR_v1.0`` or ``root/clevr/CLEVR_v1.0``: 70,000 pictures for train, 15,000 for test.
+    - ``images/<i>.png``, ``masks/<i>_<k>.png``, ``shape.pt`` and ``color.pt``, below ``root`` or ``root/clevr``: 70 %
+      for train, 30 % for test, as ``train_indices.pt`` and ``val_indices.pt`` say if they are there.
+
+    Raises:
+        DatasetError: If it is neither.
+    """
+    for base in (root, root / FOLDER, root / "clevr" / FOLDER, root / "clevr"):
+        if (base / "scenes").is_dir():
+            return _of_scenes(base)
+        if (base / "shape.pt").is_file():
+            return _of_release(base)
+    raise DatasetError(f"{root} holds neither CLEVR's scenes and images nor shape.pt, color.pt, images and masks")
+
+
+def _of_scenes(base: Path) -> Clevr:
+    items: dict[str, list[str]] = {}
+    kinds: dict[str, int] = {}
+    for split, name in (("train", "train"), ("test", "val")):
+        path = base / "scenes" / f"CLEVR_{name}_scenes.json"
+        try:
+            for scene in json.loads(path.read_bytes())["scenes"]:
+                item = f"images/{name}/{scene['image_filename']}"
+                pairs = ((COLOURS.index(thing["color"]), SHAPES.index(thing["shape"])) for thing in scene["objects"])
+                kinds[item] = _bits(pairs, len(COLOURS))
+                items.setdefault(split, []).append(item)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatasetError(f"{path} is not a list of CLEVR's scenes: {error}") from error
+    classes = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+    return Clevr(root=base.absolute(), classes=classes, items=items, kinds=kinds)
+
+
+def _bits(pairs: Iterable[tuple[int, int]], colours: int) -> int:
+    """The set of (colour, shape) pairs, one bit each."""
+    bits = 0
+    for colour, shape in pairs:
+        bits |= 1 << (colour + colours * shape)
+    return bits
+
+
+def _of_release(base: Path) -> Clevr:
+    """Colours and shapes are numbers from 1 there, whose meaning is not said; 0 stands for no object."""
+    shapes, colours = _tensor(base / "shape.pt"), _tensor(base / "color.pt")
+    if shapes.ndim != 2 or shapes.shape != colours.shape or bool(((shapes == 0) != (colours == 0)).any()):
+        raise DatasetError(f"{base}: shape.pt and color.pt do not describe the same objects")
+    most_colours, most_shapes = int(colours.max()), int(shapes.max())
+    rows = zip(colours.tolist(), shapes.tolist(), strict=True)
+    kinds = {
+        f"images/{number}.png": _bits(((c - 1, s - 1) for c, s in zip(*row, strict=True) if c), most_colours)
+        for number, row in enumerate(rows)
+    }
+    classes = tuple(f"colour {c + 1} shape {s + 1}" for s in range(most_shapes) for c in range(most_colours))
+    items = _release_splits(base, list(kinds))
+    return Clevr(root=base.absolute(), classes=classes, items=items, has_instances=True, kinds=kinds)
+
+
+def _release_splits(base: Path, pictures: Sequence[str]) -> dict[str, list[str]]:
+    if (base / "train_indices.pt").is_file():
+        names = {"train": "train_indices.pt", "test": "val_indices.pt"}
+        return {split: [pictures[i] for i in sorted(_tensor(base / n).tolist())] for split, n in names.items()}
+    order = mixed(pictures)
+    train = round(TRAIN_SHARE * len(order))
+    return {"train": order[:train], "test": order[train:]}
+
+
+def _tensor(path: Path) -> "Tensor":
+    """A stored tensor of whole numbers."""
+    import torch
+
+    try:
+        content = torch.load(path, weights_only=True)
+        return torch.as_tensor(content).long()
+    except Exception as error:  # torch raises nearly anything on a damaged file
+        raise DatasetError(f"{path} is not a stored tensor: {type(error).__name__}") from error

@@ -1,0 +1,38 @@
+"""Oxford Flowers-102: photographs and two .mat files."""
+
+from pathlib import Path
+
+from adios_ray.data.shards import DatasetError
+from adios_ray.data.sources.folder import of_classes
+from adios_ray.data.sources.image_files import ImageFiles
+
+FOLDER = "flowers-102"
+_SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
+
+
+def source(root: Path) -> ImageFiles:
+    """Flowers out of a folder with ``jpg/image_00001.jpg``, ..., ``imagelabels.mat`` and ``setid.mat``.
+
+    The splits are the authors': 1,020 images for train, 1,020 for val, 6,149 for test.
+
+    Args:
+        root: That folder, or the one that holds it as ``flowers-102``.
+
+    Raises:
+        DatasetError: If a file is missing, or the labels do not fit the splits.
+    """
+    from scipy.io import loadmat
+
+    base = root / FOLDER if (root / FOLDER).is_dir() else root
+    if missing := [name for name in ("jpg", "imagelabels.mat", "setid.mat") if not (base / name).exists()]:
+        raise DatasetError(f"{base} lacks {', '.join(missing)}: --source is the folder that holds them")
+    labels = loadmat(base / "imagelabels.mat")["labels"].ravel().tolist()
+    numbers = loadmat(base / "setid.mat")
+    tree: dict[str, dict[str, list[str]]] = {}
+    for split, key in _SPLITS.items():
+        for number in numbers[key].ravel().tolist():
+            if not 1 <= number <= len(labels):
+                raise DatasetError(f"{base / 'setid.mat'} names image {number}, imagelabels.mat has {len(labels)}")
+            of_class = tree.setdefault(split, {}).setdefault(f"{labels[number - 1]:03d}", [])
+            of_class.append(f"jpg/image_{number:05d}.jpg")
+    return of_classes(base, tree)

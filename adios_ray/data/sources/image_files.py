@@ -1,0 +1,125 @@
+"""Image files with their classes: what most sources are, and how an image file becomes pixels."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from adios_ray.data.shards import Bytes
+from adios_ray.data.sources.base import ListedSource, RefusedImageError, Sample
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+SMALLEST_SIDE = 8
+SCALED_DECODING = 1.85
+
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFiles(ListedSource):
+    """Image files, each of one class. Items are paths relative to the root.
+
+    Attributes:
+        labels: Index of the class by item, or by the folder that holds the item.
+    """
+
+    labels: Mapping[str, int] = field(repr=False)
+
+    def load(self, item: str, image_size: int) -> Sample:
+        """Decode one file: RGB, upright, short side resized to ``image_size`` (bicubic), centre cropped.
+
+        Raises:
+            RefusedImageError: If the file cannot be decoded or a side has fewer than 8 pixels.
+        """
+        image = decode(self.root / item, image_size)
+        label = self.labels[item if item in self.labels else item.rpartition("/")[0]]
+        return Sample(image, label, None)
+
+
+def decode(path: Path, image_size: int, whole: bool = False) -> Bytes:
+    """Decode an image file to RGB, uint8 [image_size, image_size, 3].
+
+    The short side is resized to ``image_size`` and the rest cropped around the centre; ``whole`` squeezes the picture.
+
+    JPEGs are decoded at a half, a quarter or an eighth of their size where that leaves at least 1.85 times
+    ``image_size``: the result differs from that of a full decode by less than 2 of 255 on average.
+
+    Raises:
+        RefusedImageError: If the file cannot be decoded or a side has fewer than 8 pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as image:
+                return square(image, image_size, whole)
+    except RefusedImageError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise RefusedImageError(_reason(path, error)) from error
+
+
+def square(image: Image.Image, image_size: int, whole: bool = False) -> Bytes:
+    """Load, resize and crop an opened image; see ``decode``.
+
+    Raises:
+        RefusedImageError: If a side has fewer than 8 pixels, or the values have no fixed range.
+    """
+    if min(image.size) < SMALLEST_SIDE:
+        raise RefusedImageError(f"{image.width} x {image.height} pixels: a side is below {SMALLEST_SIDE}")
+    enough = math.ceil(SCALED_DECODING * image_size)
+    drafted = image.draft("RGB", (enough, enough))
+    image.load()
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # A reduced JPEG ends in a partly covered pixel: its extent is a fraction.
+    width, height = drafted[1][2:] if drafted else image.size
+    side = min(width, height)
+    box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
+    box = (0.0, 0.0, width, height) if whole else box
+    small = as_rgb(image).resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+    if orientation != 1:
+        small.getexif()[ExifTags.Base.Orientation] = orientation
+        ImageOps.exif_transpose(small, in_place=True)
+    return np.asarray(small)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Convert a loaded image of any mode to RGB: transparency goes on white, 16 bits are scaled to 8.
+
+    Raises:
+        RefusedImageError: If the values have no range that could be scaled to 8 bits.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        image = _from_16_bits(image)
+    elif image.mode == "F":
+        raise RefusedImageError("floating-point pixels have no fixed range")
+    elif image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.int64)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise RefusedImageError("integer pixels outside the 16-bit range")
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file was refused, without its path."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read: {error.strerror}"
+    if path.stat().st_size == 0:
+        return "empty file"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return "more pixels than the limit against decompression bombs"
+    if isinstance(error, UnidentifiedImageError):
+        return f"not an image in one of the formats {', '.join(_FORMATS)}"
+    return f"damaged: {error}"

@@ -1,0 +1,85 @@
+"""ImageNet100 and ImageNet100-S: 100 synsets of ILSVRC-2012 (the paper, section 4), which differ in size alone."""
+
+import csv
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from adios_ray.data.shards import DatasetError
+from adios_ray.data.sources.folder import images, of_classes
+from adios_ray.data.sources.image_files import ImageFiles
+
+DEVKIT = Path("ILSVRC2012_devkit_t12", "data")
+SOLUTION = "LOC_val_solution.csv"
+_KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")
+_NUMBER = re.compile(r"ILSVRC2012_val_0*(\d+)\.JPEG$")
+
+
+def synsets() -> tuple[str, ...]:
+    """WordNet ids of the 100 classes, sorted: their order is that of the labels."""
+    return tuple(resources.files(__package__).joinpath("imagenet100_synsets.txt").read_text().split())
+
+
+def source(root: Path) -> ImageFiles:
+    """The 100 classes out of a folder of ILSVRC-2012; other classes may be there.
+
+    ``root`` (or ``root/ILSVRC/Data/CLS-LOC``, as Kaggle has it) holds ``train/<synset>/*.JPEG`` and ``val``, which has
+    folders of synsets too, or all images in one folder; their classes are then read from the development kit
+    (``ILSVRC2012_devkit_t12`` in ``root``) or from Kaggle's ``LOC_val_solution.csv``. The validation images become the
+    test split.
+
+    Raises:
+        DatasetError: If a class, the validation images or their classes are missing.
+    """
+    base = root / _KAGGLE if (root / _KAGGLE).is_dir() else root
+    train, val = base / "train", base / "val"
+    if missing := [str(folder) for folder in (train, val) if not folder.is_dir()]:
+        raise DatasetError(
+            f"{', '.join(missing)} not found: --source is the folder that holds ImageNet's train and val"
+        )
+    wanted = synsets()
+    found = {name: list(images(train / name, base)) for name in wanted}
+    held_out = {name: list(images(val / name, base)) for name in wanted}
+    if not any(held_out.values()):
+        held_out = _flat(root, base, val)
+    for folder, by_class in ((train, found), (val, held_out)):
+        if lacking := [name for name in wanted if not by_class[name]]:
+            raise DatasetError(f"{folder} has no images of {len(lacking)} of the 100 classes: {', '.join(lacking[:5])}")
+    return of_classes(base, {"train": found, "test": held_out})
+
+
+def _flat(root: Path, base: Path, val: Path) -> dict[str, list[str]]:
+    """Validation images of one folder by their class."""
+    solution = root / SOLUTION
+    if solution.is_file():
+        classes = _kaggle_classes(solution)
+    elif (root / DEVKIT).is_dir():
+        classes = _devkit_classes(root / DEVKIT)
+    else:
+        raise DatasetError(
+            f"{val} has no folders of synsets, and neither {root / DEVKIT} nor {solution} is there to tell the classes"
+        )
+    found: dict[str, list[str]] = {name: [] for name in synsets()}
+    for item in sorted(images(val, base)):
+        number = _NUMBER.search(item)
+        if number is not None and (name := classes.get(int(number[1]), "")) in found:
+            found[name].append(item)
+    return found
+
+
+def _kaggle_classes(path: Path) -> Mapping[int, str]:
+    """Synset of each validation image by its number; the column of predictions begins with it."""
+    with path.open(newline="") as file:
+        rows = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file)]
+    return {int(name.rpartition("_")[2]): synset for name, synset in rows}
+
+
+def _devkit_classes(folder: Path) -> Mapping[int, str]:
+    """Synset of each validation image by its number: line n of the ground truth is the class of image n."""
+    from scipy.io import loadmat
+
+    meta = loadmat(folder / "meta.mat", squeeze_me=True)["synsets"]
+    names = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in meta}
+    lines = (folder / "ILSVRC2012_validation_ground_truth.txt").read_text().split()
+    return {number: names[int(line)] for number, line in enumerate(lines, start=1)}

@@ -1,0 +1,93 @@
+"""STL-10: the binaries that its authors ship, with the unlabelled images and the folds."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from adios_ray.data.shards import Bytes, DatasetError
+from adios_ray.data.sources.base import NO_LABEL, UNLABELLED, ListedSource, RefusedImageError, Sample
+from adios_ray.data.sources.image_files import square
+
+SIDE = 96
+FOLDS = 10
+FOLDER = "stl10_binary"
+
+
+class Binaries(ListedSource):
+    """The files ``<part>_X.bin``. Items are ``<part>/<class>/<row>``, of the unlabelled part ``unlabeled/<row>``."""
+
+    def load(self, item: str, image_size: int) -> Sample:
+        """One image, resized to ``image_size`` (bicubic).
+
+        Raises:
+            RefusedImageError: If the file has no such row.
+        """
+        part, *name, row = item.split("/")
+        pixels = _pixels(self.root / f"{part}_X.bin")
+        if int(row) >= len(pixels):
+            raise RefusedImageError(f"{part}_X.bin has only {len(pixels)} images")
+        image = np.ascontiguousarray(pixels[int(row)].transpose(2, 1, 0))
+        label = self.classes.index(name[0]) if name else NO_LABEL
+        return Sample(square(Image.fromarray(image), image_size), label, None)
+
+
+@lru_cache(maxsize=3)
+def _pixels(path: Path) -> Bytes:
+    """Mapped uint8 [images, 3, column, row]: planes of colour, each stored by columns."""
+    return np.memmap(path, np.uint8, "r").reshape(-1, 3, SIDE, SIDE)
+
+
+def source(root: Path, fold: int | None = None) -> Binaries:
+    """STL-10 out of the folder that holds ``stl10_binary``, or that folder itself.
+
+    Args:
+        root: The folder.
+        fold: With one of the ten folds, train has its 1,000 images, and the other labelled images join the unlabelled
+            ones; without, train has all 5,000.
+
+    Raises:
+        DatasetError: If files are missing or damaged, or there is no such fold.
+    """
+    base = root / FOLDER if (root / FOLDER).is_dir() else root
+    needed = [f"{part}_{kind}.bin" for part in ("train", "test") for kind in "Xy"]
+    needed += ["unlabeled_X.bin", "class_names.txt"] + (["fold_indices.txt"] if fold is not None else [])
+    if missing := [name for name in needed if not (base / name).is_file()]:
+        raise DatasetError(f"{base} lacks {', '.join(missing)}: --source is the folder that holds {FOLDER}")
+    classes = tuple((base / "class_names.txt").read_text().split())
+    train = [f"train/{classes[label]}/{row}" for row, label in enumerate(_labels(base, "train", len(classes)))]
+    test = [f"test/{classes[label]}/{row}" for row, label in enumerate(_labels(base, "test", len(classes)))]
+    unlabelled = [f"unlabeled/{row}" for row in range(_count(base / "unlabeled_X.bin"))]
+    if fold is not None:
+        chosen = _fold(base / "fold_indices.txt", fold, len(train))
+        unlabelled += [f"train/{row}" for row in range(len(train)) if row not in chosen]
+        train = [train[row] for row in sorted(chosen)]
+    items = {"train": train, "test": test, UNLABELLED: unlabelled}
+    return Binaries(root=base.absolute(), classes=classes, items=items)
+
+
+def _count(path: Path) -> int:
+    images, rest = divmod(path.stat().st_size, 3 * SIDE * SIDE)
+    if rest or not images:
+        raise DatasetError(f"{path} has {path.stat().st_size} bytes, which is no whole number of images")
+    return images
+
+
+def _labels(base: Path, part: str, classes: int) -> npt.NDArray[np.int64]:
+    labels = np.fromfile(base / f"{part}_y.bin", np.uint8).astype(np.int64) - 1
+    images = _count(base / f"{part}_X.bin")
+    if len(labels) != images or labels.min() < 0 or labels.max() >= classes:
+        raise DatasetError(f"{base / part}_y.bin does not hold one of {classes} classes for each of {images} images")
+    return labels
+
+
+def _fold(path: Path, fold: int, images: int) -> frozenset[int]:
+    lines = path.read_text().splitlines()
+    if not 0 <= fold < len(lines):
+        raise DatasetError(f"there is no fold {fold}: {path} has {len(lines)}, the first is 0")
+    chosen = frozenset(int(word) for word in lines[fold].split())
+    if not chosen or max(chosen) >= images:
+        raise DatasetError(f"line {fold + 1} of {path} does not name images out of {images}")
+    return chosen

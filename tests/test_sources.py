@@ -1,0 +1,533 @@
+"""The named data sets: each is built here in the layout in which people have it, and read back."""
+
+import json
+import pickle
+import re
+import struct
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+from torchvision import datasets
+
+from adios_ray.cli import main
+from adios_ray.data.plan import plan_splits
+from adios_ray.data.shards import DatasetError
+from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10
+from adios_ray.data.sources.catalogue import CATALOGUE, Name
+
+Pixels = npt.NDArray[np.uint8]
+SYNSETS = imagenet.synsets()
+
+
+def noise(*shape: int) -> Pixels:
+    """Random bytes."""
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def plant(path: Path, pixels: Pixels | None = None, value: int = 0) -> None:
+    """Save a picture; a small one of one grey if none is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8) if pixels is None else pixels).save(path, "PNG")
+
+
+def labels_of(source: Any, split: str) -> dict[str, Any]:
+    """Label of each item of a split, as it comes out of ``load`` after the journey to a worker."""
+    sent = pickle.loads(pickle.dumps(source))
+    return {item: sent.load(item, 32).label for item in source.listing()[split]}
+
+
+# ImageNet: the 100 classes, two others, and three layouts of the validation images.
+
+
+def plant_train(base: Path) -> None:
+    for synset in (*SYNSETS, "n99999999"):
+        plant(base / "train" / synset / f"{synset}_1.JPEG")
+
+
+def plant_flat(folder: Path) -> None:
+    """102 validation images; the classes run backwards, and the first and the last are not among the 100."""
+    for number in range(1, 103):
+        plant(folder / f"ILSVRC2012_val_{number:08d}.JPEG", value=number)
+
+
+ORDER = ("n00000001", *reversed(SYNSETS), "n99999999")
+
+
+def plant_devkit(root: Path) -> None:
+    """The development kit, whose numbers of classes are those of ORDER times seven."""
+    folder = root / "ILSVRC2012_devkit_t12" / "data"
+    folder.mkdir(parents=True)
+    fields = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object)]
+    rows = [(7 * number, synset, "a word, another") for number, synset in enumerate(ORDER, start=1)]
+    savemat(folder / "meta.mat", {"synsets": np.array(rows, dtype=fields)[:, None]})
+    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{7 * n}\n" for n in range(1, 103)))
+
+
+def in_folders(root: Path) -> Path:
+    plant_train(root)
+    for number, synset in enumerate(ORDER, start=1):
+        plant(root / "val" / synset / f"ILSVRC2012_val_{number:08d}.JPEG")
+    return root
+
+
+def flat_with_devkit(root: Path) -> Path:
+    plant_train(root)
+    plant_flat(root / "val")
+    plant_devkit(root)
+    return root
+
+
+def from_kaggle(root: Path) -> Path:
+    plant_train(root / "ILSVRC/Data/CLS-LOC")
+    plant_flat(root / "ILSVRC/Data/CLS-LOC/val")
+    lines = [f"ILSVRC2012_val_{n:08d},{synset} 1 2 30 40 {synset} 5 6 7 8 " for n, synset in enumerate(ORDER, start=1)]
+    (root / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(lines)]) + "\n")
+    return root
+
+
+@pytest.mark.parametrize("layout", [in_folders, flat_with_devkit, from_kaggle])
+def test_imagenet100_is_selected_and_labelled(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
+    source = imagenet.source(layout(tmp_path))
+    assert source.classes == SYNSETS and len(SYNSETS) == 100 and SYNSETS[0] == "n01558993"
+    train, test = labels_of(source, "train"), labels_of(source, "test")
+    assert {Path(item).parts[1]: label for item, label in train.items()} == {name: k for k, name in enumerate(SYNSETS)}
+    numbers = {int(item[-13:-5]): label for item, label in test.items()}
+    assert numbers == {number: SYNSETS.index(name) for number, name in enumerate(ORDER, start=1) if name in SYNSETS}
+
+
+def test_imagenet_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="train, .*val not found"):
+        imagenet.source(tmp_path)
+    plant_train(tmp_path)
+    plant_flat(tmp_path / "val")
+    with pytest.raises(DatasetError, match="neither .*devkit.* nor .*LOC_val_solution.csv is there"):
+        imagenet.source(tmp_path)
+    plant_devkit(tmp_path)
+    for image in (tmp_path / "train" / SYNSETS[3]).iterdir():
+        image.unlink()
+    with pytest.raises(DatasetError, match=f"train has no images of 1 of the 100 classes: {SYNSETS[3]}"):
+        imagenet.source(tmp_path)
+
+
+# CIFAR: pickled batches.
+
+NAMES = [b"cat", b"dog", b"sparrow"]
+
+
+def plant_cifar(folder: Path, label_key: bytes, names_key: bytes, files: tuple[str, ...], meta: str) -> Pixels:
+    """Four images a batch, labels 0 1 2 0, in pickles as Python 2 wrote them; returns the pixels of all batches."""
+    folder.mkdir(parents=True)
+    pixels = noise(len(files), 4, 3072)
+    for name, content in zip(files, pixels, strict=True):
+        write_pickle(folder / name, {b"data": content, label_key: [0, 1, 2, 0], b"batch_label": b"a batch"})
+    write_pickle(folder / meta, {names_key: NAMES})
+    return pixels
+
+
+class _Python2(pickle._Pickler):
+    """Writes text and bytes alike as Python 2's strings, which the published files hold."""
+
+    def save_string(self, text: str | bytes) -> None:
+        """Write BINSTRING."""
+        content = text.encode() if isinstance(text, str) else text
+        self.write(b"T" + struct.pack("<i", len(content)) + content)  # type: ignore[attr-defined]
+        self.memoize(text)  # type: ignore[attr-defined]
+
+    dispatch = {**pickle._Pickler.dispatch, bytes: save_string, str: save_string}  # type: ignore[dict-item]
+
+
+def write_pickle(path: Path, content: object) -> None:
+    with path.open("wb") as file:
+        _Python2(file, protocol=2).dump(content)
+
+
+CIFAR10 = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
+VERSIONS: dict[str, Any] = {
+    "cifar10": (cifar.cifar10, "cifar-10-batches-py", (b"labels", b"label_names", CIFAR10, "batches.meta")),
+    "cifar100": (
+        cifar.cifar100,
+        "cifar-100-python",
+        (b"fine_labels", b"fine_label_names", ("train", "test"), "meta"),
+    ),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("inside", [True, False])
+def test_cifar_batches(tmp_path: Path, version: str, inside: bool) -> None:
+    read, folder, layout = VERSIONS[version]
+    pixels = plant_cifar(tmp_path / folder, *layout)
+    source = read(tmp_path / folder if inside else tmp_path)
+    assert source.classes == ("cat", "dog", "sparrow")
+    train, test = source.listing()["train"], source.listing()["test"]
+    assert len(train) == 4 * (len(pixels) - 1) and len(test) == 4
+    assert list(labels_of(source, "train").values()) == [0, 1, 2, 0] * (len(pixels) - 1)
+    for items, rows in ((train, pixels[:-1].reshape(-1, 3, 32, 32)), (test, pixels[-1].reshape(-1, 3, 32, 32))):
+        for item, row in zip(items, rows, strict=True):
+            np.testing.assert_array_equal(source.load(item, 32).image, row.transpose(1, 2, 0))
+    assert source.load(test[1], 48).image.shape == (48, 48, 3)
+
+
+def test_torchvision_reads_the_same_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, folder, layout = VERSIONS["cifar10"]
+    plant_cifar(tmp_path / folder, *layout)
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setitem(datasets.CIFAR10.meta, "md5", None)
+    theirs, ours = datasets.CIFAR10(tmp_path, train=True), cifar.cifar10(tmp_path)
+    items = ours.listing()["train"]
+    assert list(labels_of(ours, "train").values()) == theirs.targets and ours.classes == tuple(theirs.classes)
+    np.testing.assert_array_equal(np.stack([ours.load(item, 32).image for item in items]), theirs.data)
+
+
+class Attack:
+    """Unpickled by ``pickle``, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the file."""
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What ``pickle`` would do."""
+        return Path.touch, (self.path,)
+
+
+def test_a_hostile_batch_executes_nothing(tmp_path: Path) -> None:
+    read, folder, layout = VERSIONS["cifar10"]
+    plant_cifar(tmp_path / folder, *layout)
+    trap = tmp_path / "trap"
+    write_pickle(tmp_path / folder / "data_batch_3", {b"data": Attack(trap), b"labels": [0]})
+    with pytest.raises(DatasetError, match="data_batch_3 is damaged or not a batch of CIFAR"):
+        read(tmp_path)
+    write_pickle(tmp_path / folder / "data_batch_3", {b"data": noise(4, 3072), b"labels": Attack(trap)})
+    with pytest.raises(DatasetError, match="data_batch_3"):
+        read(tmp_path)
+    assert not trap.exists()
+
+
+def test_cifar_says_what_is_wrong(tmp_path: Path) -> None:
+    read, folder, layout = VERSIONS["cifar10"]
+    plant_cifar(tmp_path / folder, *layout)
+    write_pickle(tmp_path / folder / "test_batch", {b"data": noise(4, 3072), b"labels": [0, 1, 2, 3]})
+    with pytest.raises(DatasetError, match="test_batch .*do not go together"):
+        read(tmp_path)
+    (tmp_path / folder / "test_batch").unlink()
+    with pytest.raises(DatasetError, match="lacks test_batch: --source is the folder that holds cifar-10-batches-py"):
+        read(tmp_path)
+
+
+def test_cifar_as_folders_of_classes(tmp_path: Path) -> None:
+    plant(tmp_path / "train" / "cat" / "1.png")
+    plant(tmp_path / "test" / "cat" / "1.png")
+    assert cifar.cifar10(tmp_path).listing() == {"train": ["train/cat/1.png"], "test": ["test/cat/1.png"]}
+
+
+# STL-10: binaries, stored by columns.
+
+
+@pytest.fixture
+def stl(tmp_path: Path) -> Path:
+    """Six labelled images, two for the test, five without labels, and two folds."""
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    for part, count in (("train", 6), ("test", 2), ("unlabeled", 5)):
+        noise(count, 3, 96, 96).tofile(folder / f"{part}_X.bin")
+    np.array([1, 2, 10, 1, 2, 3], np.uint8).tofile(folder / "train_y.bin")
+    np.array([10, 1], np.uint8).tofile(folder / "test_y.bin")
+    (folder / "class_names.txt").write_text("airplane bird car cat deer dog horse monkey ship truck".replace(" ", "\n"))
+    (folder / "fold_indices.txt").write_text("0 2 4\n1 3 5\n")
+    return tmp_path
+
+
+def test_stl10_binaries_are_those_of_torchvision(stl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)
+    source = stl10.source(stl)
+    assert {split: len(items) for split, items in source.listing().items()} == {"train": 6, "test": 2, "unlabelled": 5}
+    for split, part in (("train", "train"), ("test", "test"), ("unlabelled", "unlabeled")):
+        theirs = datasets.STL10(stl, split=part)
+        images = np.stack([source.load(item, 96).image for item in source.listing()[split]])
+        np.testing.assert_array_equal(images, theirs.data.transpose(0, 2, 3, 1))
+        assert list(labels_of(source, split).values()) == theirs.labels.tolist()
+
+
+def test_a_fold_of_stl10_leaves_nothing_out(stl: Path) -> None:
+    whole, fold = stl10.source(stl).listing(), stl10.source(stl / "stl10_binary", fold=1).listing()
+    assert [item.rpartition("/")[2] for item in fold["train"]] == ["1", "3", "5"]
+    source = stl10.source(stl, fold=1)
+    assert set(labels_of(source, "unlabelled").values()) == {-1} and len(fold["unlabelled"]) == 5 + 3
+    assert fold["test"] == whole["test"]
+    with pytest.raises(DatasetError, match="there is no fold 2: .*has 2, the first is 0"):
+        stl10.source(stl, fold=2)
+
+
+def test_stl10_says_what_is_wrong(stl: Path) -> None:
+    folder = stl / "stl10_binary"
+    with (folder / "unlabeled_X.bin").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(DatasetError, match="unlabeled_X.bin has 138241 bytes, which is no whole number of images"):
+        stl10.source(stl)
+    np.array([1, 11], np.uint8).tofile(folder / "test_y.bin")
+    with pytest.raises(DatasetError, match="test_y.bin does not hold one of 10 classes for each of 2 images"):
+        stl10.source(stl)
+    (folder / "test_y.bin").unlink()
+    with pytest.raises(DatasetError, match="lacks test_y.bin"):
+        stl10.source(stl)
+
+
+# Flowers: .mat files.
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_flowers_splits_and_labels(tmp_path: Path, inside: bool) -> None:
+    folder = tmp_path / "flowers-102"
+    for number in range(1, 8):
+        plant(folder / "jpg" / f"image_{number:05d}.jpg")
+    savemat(folder / "imagelabels.mat", {"labels": np.array([[3, 1, 2, 3, 1, 2, 3]], np.uint8)})
+    splits = {"trnid": [[2, 1, 6]], "valid": [[4, 5, 3]], "tstid": [[7]]}
+    savemat(folder / "setid.mat", {key: np.array(value, np.uint16) for key, value in splits.items()})
+    with pytest.raises(DatasetError, match="2 class folders .*are not in every split"):
+        flowers102.source(tmp_path)
+    savemat(folder / "setid.mat", {**{k: np.array(v, np.uint16) for k, v in splits.items()}, "tstid": [[7, 2, 3]]})
+    source = flowers102.source(folder if inside else tmp_path)
+    assert source.classes == ("001", "002", "003")
+    assert labels_of(source, "train") == {"jpg/image_00001.jpg": 2, "jpg/image_00002.jpg": 0, "jpg/image_00006.jpg": 1}
+    assert list(labels_of(source, "val").values()) == [1, 2, 0]
+    savemat(folder / "imagelabels.mat", {"labels": np.array([[3, 1, 2]], np.uint8)})
+    with pytest.raises(DatasetError, match="names image 6, imagelabels.mat has 3"):
+        flowers102.source(tmp_path)
+
+
+# iNaturalist: JSON.
+
+
+def plant_inaturalist(root: Path, name: str, content: Mapping[str, int]) -> None:
+    """Annotations of a split out of (file name: category), with identifiers that are not positions."""
+    for number, file in enumerate(content):
+        plant(root / file, value=number)
+    annotations = {
+        "images": [{"id": 100 - i, "file_name": file, "width": 8} for i, file in enumerate(content)],
+        "annotations": [{"id": i, "image_id": 100 - i, "category_id": c} for i, c in enumerate(content.values())],
+        "categories": [{"id": 5, "name": "Bufo bufo"}, {"id": 12, "name": "Apis"}, {"id": 9, "name": "Apis"}],
+    }
+    (root / f"{name}2018.json").write_text(json.dumps(annotations))
+
+
+def test_inaturalist_annotations(tmp_path: Path) -> None:
+    train = {"train_val2018/Animalia/5/a.jpg": 5, "train_val2018/x/12/b.jpg": 12, "train_val2018/y/9/c.jpg": 9}
+    plant_inaturalist(tmp_path, "train", train)
+    plant_inaturalist(tmp_path, "val", {"train_val2018/Animalia/5/d.jpg": 5, "train_val2018/y/9/e.jpg": 9})
+    source = inaturalist.source(tmp_path)
+    assert source.classes == ("00005 Bufo bufo", "00009 Apis", "00012 Apis")
+    assert labels_of(source, "train") == dict(zip(sorted(train), [0, 2, 1], strict=True))
+    assert list(labels_of(source, "test").values()) == [0, 1]
+
+
+def test_inaturalist_with_categories_that_share_a_folder(tmp_path: Path) -> None:
+    plant_inaturalist(tmp_path, "train", {"all/a.jpg": 5, "all/b.jpg": 12})
+    plant_inaturalist(tmp_path, "val", {"all/c.jpg": 12})
+    assert labels_of(inaturalist.source(tmp_path), "train") == {"all/a.jpg": 0, "all/b.jpg": 1}
+
+
+def test_inaturalist_folders_of_torchvision(tmp_path: Path) -> None:
+    for folder in ("2021_train_mini", "2021_valid"):
+        for name in ("00000_Animalia_Apis", "00001_Plantae_Rosa"):
+            plant(tmp_path / folder / name / "x.jpg")
+    source = inaturalist.source(tmp_path)
+    assert source.classes == ("00000_Animalia_Apis", "00001_Plantae_Rosa")
+    assert list(labels_of(source, "test").values()) == [0, 1]
+
+
+def test_inaturalist_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=re.escape("must hold one 2021_train*; it has none")):
+        inaturalist.source(tmp_path)
+    plant_inaturalist(tmp_path, "train", {"a/b.jpg": 5})
+    with pytest.raises(DatasetError, match=re.escape("must hold one val*.json; it has none")):
+        inaturalist.source(tmp_path)
+    plant_inaturalist(tmp_path, "val", {"a/c.jpg": 77})
+    with pytest.raises(DatasetError, match="val2018.json annotates 77, which it does not list"):
+        inaturalist.source(tmp_path)
+    (tmp_path / "val2018.json").write_text('{"images": []}')
+    with pytest.raises(DatasetError, match="does not hold images, annotations and categories"):
+        inaturalist.source(tmp_path)
+    (tmp_path / "val2018.json").write_text('{"images"')
+    with pytest.raises(DatasetError, match="val2018.json is not JSON"):
+        inaturalist.source(tmp_path)
+
+
+# CLEVR: scenes, and the pictures with masks of ADIOS' authors.
+
+
+def scene(name: str, *things: tuple[str, str]) -> dict[str, Any]:
+    return {"image_filename": name, "objects": [{"color": c, "shape": s, "size": "small"} for c, s in things]}
+
+
+def test_clevr_scenes(tmp_path: Path) -> None:
+    folder = tmp_path / "CLEVR_v1.0"
+    (folder / "scenes").mkdir(parents=True)
+    for part in ("train", "val"):
+        wide = np.zeros((32, 48, 3), np.uint8)
+        wide[:, :24] = 200  # a crop of the middle would show 16 of these 24 columns
+        plant(folder / "images" / part / f"CLEVR_{part}_000000.png", wide)
+    train = [scene("CLEVR_train_000000.png", ("yellow", "cube"), ("gray", "sphere"), ("yellow", "cube"))]
+    (folder / "scenes" / "CLEVR_train_scenes.json").write_text(json.dumps({"scenes": train}))
+    val = [scene("CLEVR_val_000000.png", ("red", "cylinder"))]
+    (folder / "scenes" / "CLEVR_val_scenes.json").write_text(json.dumps({"scenes": val}))
+    source = clevr.source(tmp_path)
+    assert len(source.classes) == 24 and source.multi_label and not source.has_instances
+    label = np.asarray(source.load("images/train/CLEVR_train_000000.png", 32).label)
+    assert [name for name, there in zip(source.classes, label, strict=True) if there] == ["yellow cube", "gray sphere"]
+    sample = source.load("images/val/CLEVR_val_000000.png", 32)
+    assert source.classes[int(np.argmax(sample.label))] == "red cylinder" and np.sum(sample.label) == 1
+    assert (sample.image[:, :14] > 190).all() and (sample.image[:, 18:] < 10).all()
+    (folder / "scenes" / "CLEVR_val_scenes.json").write_text(json.dumps({"scenes": [scene("x", ("pink", "cube"))]}))
+    with pytest.raises(DatasetError, match="CLEVR_val_scenes.json is not a list of CLEVR's scenes"):
+        clevr.source(tmp_path)
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """Ten pictures with up to three objects, of 8 colours and 3 shapes in all."""
+    folder = tmp_path / "clevr"
+    colours, shapes = torch.zeros(10, 3), torch.zeros(10, 3)
+    colours[0], shapes[0] = torch.tensor([8, 1, 8]), torch.tensor([3, 2, 3])
+    colours[1, 1], shapes[1, 1] = 5, 1
+    for number in range(10):
+        masks = np.zeros((4, 16, 24), np.uint8)
+        masks[0] = 255
+        if number == 0:
+            masks[0, :8], masks[1, :8, :12], masks[3, :8, 12:] = 0, 255, 255
+        plant(folder / "images" / f"{number}.png", noise(16, 24, 3))
+        for k, mask in enumerate(masks):
+            plant(folder / "masks" / f"{number}_{k}.png", mask)
+    torch.save(colours, folder / "color.pt")
+    torch.save(shapes, folder / "shape.pt")
+    return tmp_path
+
+
+def test_clevr_with_masks(release: Path) -> None:
+    source = clevr.source(release)
+    sample = pickle.loads(pickle.dumps(source)).load("images/0.png", 16)
+    colour, shape, classes = np.array([8, 1, 8]), np.array([3, 2, 3]), 8
+    expected = np.zeros(24)
+    expected[colour + classes * (shape - 1) - 1] = 1  # as ADIOS' authors number them
+    np.testing.assert_array_equal(sample.label, expected)
+    assert sample.instances is not None
+    np.testing.assert_array_equal(sample.instances[:7, :7], 1)
+    np.testing.assert_array_equal(sample.instances[:7, 9:], 3)
+    np.testing.assert_array_equal(sample.instances[9:], 0)
+    assert np.flatnonzero(source.load("images/5.png", 16).label).size == 0
+    assert np.flatnonzero(source.load("images/1.png", 16).label).tolist() == [4]
+    listing = source.listing()
+    assert len(listing["train"]) == 7 and len({*listing["train"], *listing["test"]}) == 10
+
+
+def test_clevr_with_the_authors_split(release: Path) -> None:
+    torch.save(torch.tensor([9, 1, 2]), release / "clevr" / "train_indices.pt")
+    torch.save(torch.tensor([0, 3]), release / "clevr" / "val_indices.pt")
+    listing = clevr.source(release).listing()
+    assert listing == {"train": [f"images/{i}.png" for i in (1, 2, 9)], "test": ["images/0.png", "images/3.png"]}
+
+
+def test_clevr_says_what_is_wrong(release: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="holds neither CLEVR's scenes and images nor shape.pt"):
+        clevr.source(tmp_path / "clevr" / "images")
+    torch.save(torch.ones(10, 3), release / "clevr" / "shape.pt")
+    with pytest.raises(DatasetError, match="do not describe the same objects"):
+        clevr.source(release)
+    torch.save(Attack(tmp_path / "trap"), release / "clevr" / "shape.pt")
+    with pytest.raises(DatasetError, match="shape.pt is not a stored tensor"):
+        clevr.source(release)
+    assert not (tmp_path / "trap").exists()
+
+
+# The backgrounds challenge: folders.
+
+
+def test_backgrounds_variations(tmp_path: Path) -> None:
+    for variation in ("original", *backgrounds.VARIATIONS):
+        for name in ("00_dog", "01_bird"):
+            plant(tmp_path / "bg_challenge" / variation / "val" / name / "x.JPEG")
+    source = backgrounds.source(tmp_path)
+    assert source.classes == ("00_dog", "01_bird")
+    assert set(source.listing()) == {"test", *backgrounds.VARIATIONS}
+    assert list(labels_of(source, "mixed_rand").values()) == [0, 1]
+    assert set(plan_splits(source.listing(), {"train": None, "val": None, "test": None})) == set(source.listing())
+    plant(tmp_path / "bg_challenge" / "original" / "train" / "00_dog" / "y.JPEG")
+    plant(tmp_path / "bg_challenge" / "original" / "train" / "01_bird" / "y.JPEG")
+    assert list(labels_of(backgrounds.source(tmp_path), "train").values()) == [0, 1]
+    with pytest.raises(DatasetError, match="no_fg/val not found"):
+        (tmp_path / "bg_challenge" / "no_fg").rename(tmp_path / "elsewhere")
+        backgrounds.source(tmp_path)
+
+
+# By name: the catalogue, downloads and their page.
+
+
+def test_every_name_has_an_entry_that_can_be_imported() -> None:
+    assert get_args(Name) == tuple(CATALOGUE)
+    for name, entry in CATALOGUE.items():
+        with pytest.raises((DatasetError, ValueError)):
+            entry.source(*((1, 0) if entry.rendered else (Path("/nowhere"),)))
+        assert entry.download is None or hasattr(datasets, entry.download[0]), name
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """Address of a web server for the files of the temporary directory."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        """Logs nothing."""
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Drop the message."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as http:
+        Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def test_download_fetches_checks_and_reads(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder, layout = VERSIONS["cifar10"]
+    plant_cifar(tmp_path / folder, *layout)
+    with tarfile.open(tmp_path / "cifar.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / folder, folder)
+    fetched = tmp_path / "fetched"
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{server}/cifar.tar.gz")
+    command = ["prepare", "--dataset", "cifar10", "--source", str(fetched), "--output", str(tmp_path / "out")]
+    assert main([*command, "--download"]) == 2
+    assert "CIFAR10 could not be fetched" in capsys.readouterr().err  # its checksum is not the published one
+    assert not (fetched / folder).exists()
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", None)
+    CATALOGUE["cifar10"].fetch(fetched)
+    assert len(cifar.cifar10(fetched).listing()["train"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "imagenet100", "--source", ".", "--download"], "cannot be downloaded; it comes from: image-net"),
+        (["--dataset", "cifar10", "--source", ".", "--fold", "1"], "--fold is for --dataset stl10, not for cifar10"),
+        (["--dataset", "folder", "--source", "."], "--dataset folder needs --image-size"),
+        (["--dataset", "stl10"], "--dataset stl10 needs --source"),
+        (["--dataset", "stl10", "--source", "/nowhere"], "lacks train_X.bin"),
+    ],
+)
+def test_bad_commands_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", "--output", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
