@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _expected() -> tuple[type[Exception], ...]:
     """Errors that say all there is to say in one line; asked for, and so imported, only after an error."""
     from adios_ray.config import ConfigError
-    from adios_ray.data.shards import DatasetError
+    from adios_ray.data.store import DatasetError
     from adios_ray.training.checkpoints import CheckpointError
 
     return UsageError, ConfigError, CheckpointError, DatasetError, OSError

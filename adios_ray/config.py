@@ -4,11 +4,12 @@ Units stand in the names. An unknown key or a value out of range is one ``Config
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -164,8 +165,8 @@ class EvaluationConfig(Strict):
 class TrialConfig(Strict):
     """All that one training needs."""
 
-    data_dir: Path | None = None
-    """Directory of Arrow shards made by `adios-ray prepare`."""
+    data_dir: Annotated[str, BeforeValidator(os.fspath)] | None = None
+    """Directory or URI (s3://, gs://, ...) of Arrow shards made by `adios-ray prepare`."""
     image_size: int | None = Field(None, ge=32, le=1024)
     """Side of the views in pixels; None takes the stored size."""
     epochs: int = Field(400, ge=1)

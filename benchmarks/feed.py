@@ -28,6 +28,7 @@ from adios_ray.data.feed import Feed
 from adios_ray.data.shards import Layout, Manifest, ShardEntry, Split, open_shards, write_manifest, write_shard
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
+from adios_ray.data.store import LocalStore
 from adios_ray.training.trainer import Trainer
 
 BATCH = 64
@@ -51,7 +52,7 @@ def make_shards(source: ImageFiles, directory: Path, image_size: int) -> list[Pa
     layout = Layout(image_size, None, has_instances=False)
     samples = [(item, source.load(item, image_size)) for item in items]
     splits: dict[str, tuple[ShardEntry, ...]] = {
-        name: (write_shard(directory / f"{name}-00000.arrow", layout, samples),) for name in ("train", "val")
+        name: (write_shard(LocalStore(directory), f"{name}-00000.arrow", layout, samples),) for name in ("train", "val")
     }
     manifest = Manifest(
         schema_version=1,
@@ -63,7 +64,7 @@ def make_shards(source: ImageFiles, directory: Path, image_size: int) -> list[Pa
         recipe={},
         refused=(),
     )
-    write_manifest(directory, manifest)
+    write_manifest(LocalStore(directory), manifest)
     return [source.root / item for item in items]
 
 

@@ -8,6 +8,7 @@ from adios_ray.config import TrialConfig, parse
 from adios_ray.data.shards import Layout, Manifest, write_manifest, write_shard
 from adios_ray.data.sources import objects
 from adios_ray.data.sources.base import NO_LABEL, UNLABELLED
+from adios_ray.data.store import LocalStore
 
 SIZE = 32
 COUNTS = {"train": 96, "val": 40, "test": 40}
@@ -21,7 +22,7 @@ def make_objects(directory: Path, unlabelled: int = 0) -> Path:
         samples = [(str(i), objects.render(0, i, SIZE)) for i in range(first, first + count)]
         if name == UNLABELLED:
             samples = [(item, replace(sample, label=NO_LABEL)) for item, sample in samples]
-        splits[name] = (write_shard(directory / f"{name}-00000.arrow", layout, samples),)
+        splits[name] = (write_shard(LocalStore(directory), f"{name}-00000.arrow", layout, samples),)
         first += count
     manifest = Manifest(
         schema_version=1,
@@ -33,7 +34,7 @@ def make_objects(directory: Path, unlabelled: int = 0) -> Path:
         recipe={"dataset": "objects"},
         refused=(),
     )
-    write_manifest(directory, manifest)
+    write_manifest(LocalStore(directory), manifest)
     return directory
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from adios_ray.data.augment import denormalise
 from adios_ray.data.feed import Batch, Feed
-from adios_ray.data.shards import DatasetError, Split, open_shards
+from adios_ray.data.shards import Split, open_shards
+from adios_ray.data.store import DatasetError
 from adios_ray.masking.schemes import (
     IDS,
     OBJECT_SCHEMES,

@@ -22,9 +22,9 @@ from torchvision import datasets
 
 from adios_ray.cli import main
 from adios_ray.data.plan import plan_splits
-from adios_ray.data.shards import DatasetError
 from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10
 from adios_ray.data.sources.catalogue import CATALOGUE, Name
+from adios_ray.data.store import DatasetError
 
 Pixels = npt.NDArray[np.uint8]
 SYNSETS = imagenet.synsets()

@@ -23,8 +23,8 @@ class Prepare:
     """Turn images into a data set of memory-mapped shards; run again after an interruption to go on."""
 
     dataset: Annotated[Name, tyro.conf.arg(help=f"What to read or to render.\n\n{table()}")]
-    output: Path
-    """Directory of the data set to make."""
+    output: str
+    """Directory or URI (s3://, gs://, ...) of the data set to make."""
 
     source: Path | None = None
     """Folder of the images as they come from their authors; docs/datasets.md has the layouts. Not for rendered ones."""
@@ -110,7 +110,7 @@ class Prepare:
 
     def _read(self, entry: Entry) -> "tuple[Source, dict[str, Any]]":
         """The source of a folder, and what names it in the recipe."""
-        from adios_ray.data.shards import DatasetError
+        from adios_ray.data.store import DatasetError
 
         assert self.source is not None
         root = self.source.expanduser().resolve()
@@ -134,7 +134,7 @@ class Prepare:
             raise UsageError(str(error)) from error
 
 
-def _in_one_line(output: Path, summary: "Summary") -> str:
+def _in_one_line(output: str, summary: "Summary") -> str:
     images = ", ".join(f"{split} {count:,}" for split, count in sorted(summary.images.items()))
     holds = f"{images} images, {summary.refused:,} refused, {summary.bytes:,} bytes"
     if summary.complete_before:
@@ -147,13 +147,13 @@ def _in_one_line(output: Path, summary: "Summary") -> str:
 class Verify:
     """Compare every shard of a data set with the checksums of its manifest."""
 
-    directory: tyro.conf.Positional[Path]
-    """Directory of the data set."""
+    location: tyro.conf.Positional[str]
+    """Directory or URI of the data set."""
 
     def run(self) -> None:
         """Read all shards and say how many there are."""
         from adios_ray.data.shards import verify
 
-        entries = verify(self.directory).entries
+        entries = verify(self.location).entries
         images, size = sum(entry.rows for entry in entries), sum(entry.bytes for entry in entries)
-        print(f"{self.directory}: {len(entries)} shards, {images:,} images, {size:,} bytes, all as in the manifest")
+        print(f"{self.location}: {len(entries)} shards, {images:,} images, {size:,} bytes, all as in the manifest")

@@ -65,8 +65,8 @@ class Evaluate:
     checkpoint: Path
     """Checkpoint directory of a run, or a weights file."""
 
-    data_dir: Path
-    """Directory of a data set made by `adios-ray prepare`."""
+    data_dir: str
+    """Directory or URI of a data set made by `adios-ray prepare`."""
 
     split: Literal["val", "test"] = "test"
     """Whose images are classified."""
@@ -102,8 +102,8 @@ class Masks:
     checkpoint: Path
     """Checkpoint directory of a run, or a weights file, with an occlusion model."""
 
-    data_dir: Path
-    """Directory of a data set made by `adios-ray prepare`; its first validation images are drawn."""
+    data_dir: str
+    """Directory or URI of a data set made by `adios-ray prepare`; its first validation images are drawn."""
 
     output: Path
     """PNG file to write."""

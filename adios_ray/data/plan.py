@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adios_ray.data.shards import SCHEMA_VERSION, DatasetError, Layout, Record
+from adios_ray.data.shards import SCHEMA_VERSION, Layout, Record
+from adios_ray.data.store import DatasetError
 
 MAX_SHARD_ROWS = 1024
 MAX_SHARD_BYTES = 32 * 2**20

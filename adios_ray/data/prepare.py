@@ -7,13 +7,11 @@ it still lacks.
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -26,7 +24,6 @@ from adios_ray.data.plan import ShardJob, plan_jobs, plan_splits
 from adios_ray.data.shards import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
-    DatasetError,
     Layout,
     Manifest,
     Record,
@@ -35,11 +32,12 @@ from adios_ray.data.shards import (
     read_manifest,
     write_manifest,
     write_shard,
-    written_whole,
 )
 from adios_ray.data.sources.base import UNLABELLED, RefusedImageError, Sample, Source
+from adios_ray.data.store import DatasetError, LocalStore, Location, RemoteStore, Store, store_at
 
 _PARTS = ".parts"
+_CLAIM = f"{_PARTS}/begun"
 
 OnBadImage = Literal["skip", "fail"]
 
@@ -75,7 +73,7 @@ class _Part(Record):
 
 def prepare(
     source: Source,
-    output: Path,
+    output: Location,
     image_size: int,
     recipe: Mapping[str, Any],
     *,
@@ -95,7 +93,7 @@ def prepare(
 
     Args:
         source: The images.
-        output: Directory of the data set; new, empty, or left by an interrupted call.
+        output: Directory or URI of the data set; new, empty, or left by an interrupted call.
         image_size: Pixels a side.
         recipe: What names the source in the manifest (JSON values); sizes, counts and the way of resizing are added.
         train_images: Images to take for train; None takes all.
@@ -116,18 +114,18 @@ def prepare(
         counts[UNLABELLED] = settings["unlabelled_images"] = unlabelled_images
     asked = {**recipe, **settings, "image_size": image_size, "resize": source.resize}
     full_recipe: dict[str, Any] = json.loads(json.dumps(asked))
-    output = output.absolute()
-    if (output / MANIFEST_NAME).exists():
-        manifest = _made_by(output, full_recipe)
-        shutil.rmtree(output / _PARTS, ignore_errors=True)
+    store = store_at(output)
+    if MANIFEST_NAME in store.names():
+        manifest = _made_by(store, full_recipe)
+        store.remove(_PARTS)
         return _summary(manifest, start, decoded=0, complete_before=True)
     jobs = plan_jobs(plan_splits(source.listing(), counts), _layout(source, image_size), full_recipe)
-    _claim(output)
-    pending = [job for job in jobs if _finished_part(output, job) is None]
+    _claim(store)
+    pending = [job for job in jobs if _finished_part(store, job) is None]
     if pending:
-        task = partial(make_shard, source=source, output=output, image_size=image_size, on_bad_image=on_bad_image)
+        task = partial(make_shard, source=source, store=store, image_size=image_size, on_bad_image=on_bad_image)
         _run(pending, len(jobs), task)
-    manifest = _finish(output, source, jobs, full_recipe, max_bad_fraction)
+    manifest = _finish(store, source, jobs, full_recipe, max_bad_fraction)
     return _summary(manifest, start, decoded=sum(len(job.items) for job in pending), complete_before=False)
 
 
@@ -135,46 +133,47 @@ def _layout(source: Source, image_size: int) -> Layout:
     return Layout(image_size, len(source.classes) if source.multi_label else None, source.has_instances)
 
 
-def _made_by(output: Path, recipe: Mapping[str, Any]) -> Manifest:
+def _made_by(store: LocalStore | RemoteStore, recipe: Mapping[str, Any]) -> Manifest:
     """The manifest that is there already, if the same recipe made it."""
-    manifest = read_manifest(output)
+    manifest = read_manifest(str(store))
     keys = sorted(recipe.keys() | manifest.recipe.keys())
     if odd := [key for key in keys if recipe.get(key) != manifest.recipe.get(key)]:
         differences = ", ".join(f"{key} {manifest.recipe.get(key)!r}, not {recipe.get(key)!r}" for key in odd)
-        raise DatasetError(f"{output} holds another data set ({differences}); choose another --output")
+        raise DatasetError(f"{store} holds another data set ({differences}); choose another --output")
     return manifest
 
 
-def _claim(output: Path) -> None:
-    """Make the directory, or take up the one that an interrupted call left."""
-    if output.is_dir() and any(output.iterdir()) and not (output / _PARTS).is_dir():
-        raise DatasetError(f"{output} is not empty and not an unfinished data set; choose another --output")
-    (output / _PARTS).mkdir(parents=True, exist_ok=True)
+def _claim(store: Store) -> None:
+    """Begin a data set, or take up the one that an interrupted call left."""
+    names = store.names()
+    if names and _PARTS not in names:
+        raise DatasetError(f"{store} is not empty and not an unfinished data set; choose another --output")
+    with store.writing(_CLAIM) as path:
+        path.touch()
 
 
-def _part_path(output: Path, job: ShardJob) -> Path:
-    return output / _PARTS / f"{job.file}.json"
+def _part_name(job: ShardJob) -> str:
+    return f"{_PARTS}/{job.file}.json"
 
 
-def _finished_part(output: Path, job: ShardJob) -> _Part | None:
+def _finished_part(store: Store, job: ShardJob) -> _Part | None:
     """Record of a job that was done with the same recipe and items, if its shard is whole."""
     try:
-        part = _Part.model_validate_json(_part_path(output, job).read_bytes())
-        whole = (output / job.file).stat().st_size == part.entry.bytes
-    except (OSError, ValidationError):
+        part = _Part.model_validate_json(store.read(_part_name(job)))
+    except (FileNotFoundError, ValidationError):
         return None
-    return part if whole and part.digest == job.digest else None
+    return part if store.size(job.file) == part.entry.bytes and part.digest == job.digest else None
 
 
 def make_shard(
-    row: Mapping[str, str], source: Source, output: Path, image_size: int, on_bad_image: OnBadImage
+    row: Mapping[str, str], source: Source, store: Store, image_size: int, on_bad_image: OnBadImage
 ) -> dict[str, int]:
     """Do one job: what a Ray Data task runs.
 
     Args:
         row: ``job``, a ShardJob as JSON.
         source: The images.
-        output: Directory of the data set.
+        store: Where the data set goes.
         image_size: Pixels a side.
         on_bad_image: See ``prepare``.
 
@@ -194,10 +193,10 @@ def make_shard(
             if on_bad_image == "fail":
                 raise DatasetError(f"{item} was refused: {error}") from error
             refused.append(Refusal(item=item, split=job.split, reason=str(error)))
-    entry = write_shard(output / job.file, _layout(source, image_size), samples)
+    entry = write_shard(store, job.file, _layout(source, image_size), samples)
     part = _Part(digest=job.digest, entry=entry, refused=tuple(refused))
-    with written_whole(_part_path(output, job)) as aside:
-        aside.write_text(part.model_dump_json())
+    with store.writing(_part_name(job)) as path:
+        path.write_text(part.model_dump_json())
     return {"images": len(job.items), "refused": len(refused)}
 
 
@@ -259,18 +258,18 @@ def _progress() -> Progress:
 
 
 def _finish(
-    output: Path, source: Source, jobs: Sequence[ShardJob], recipe: dict[str, Any], max_bad_fraction: float
+    store: Store, source: Source, jobs: Sequence[ShardJob], recipe: dict[str, Any], max_bad_fraction: float
 ) -> Manifest:
     """Put the records of all shards together, check how many images were refused, and write the manifest."""
-    parts = [(job, _finished_part(output, job)) for job in jobs]
+    parts = [(job, _finished_part(store, job)) for job in jobs]
     if lost := [job.file for job, part in parts if part is None]:
-        raise DatasetError(f"{', '.join(lost)} did not arrive in {output}: do all workers see that directory?")
+        raise DatasetError(f"{', '.join(lost)} did not arrive in {store}: do all workers see that place?")
     done = [(job, part) for job, part in parts if part is not None]
-    _check_refused(output, done, max_bad_fraction)
+    _check_refused(store, done, max_bad_fraction)
     splits: dict[str, tuple[ShardEntry, ...]] = {}
     for job, part in done:
         splits[job.split] = (*splits.get(job.split, ()), part.entry)
-    _remove_leftovers(output, keep={job.file for job in jobs})
+    _remove_leftovers(store, keep={job.file for job in jobs})
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         image_size=recipe["image_size"],
@@ -281,12 +280,12 @@ def _finish(
         recipe=recipe,
         refused=tuple(refusal for _, part in done for refusal in part.refused),
     )
-    write_manifest(output, manifest)
-    shutil.rmtree(output / _PARTS)
+    write_manifest(store, manifest)
+    store.remove(_PARTS)
     return manifest
 
 
-def _check_refused(output: Path, done: Sequence[tuple[ShardJob, _Part]], max_bad_fraction: float) -> None:
+def _check_refused(store: Store, done: Sequence[tuple[ShardJob, _Part]], max_bad_fraction: float) -> None:
     """Raise a DatasetError if too many images were refused; their shards will be made again, then."""
     refused = [refusal for _, part in done for refusal in part.refused]
     planned = sum(len(job.items) for job, _ in done)
@@ -294,7 +293,7 @@ def _check_refused(output: Path, done: Sequence[tuple[ShardJob, _Part]], max_bad
         return
     for job, part in done:
         if part.refused:
-            _part_path(output, job).unlink()
+            store.remove(_part_name(job))
     some = "; ".join(f"{refusal.item}: {refusal.reason}" for refusal in refused[:3])
     raise DatasetError(
         f"{len(refused)} of {planned} images were refused, more than {max_bad_fraction:.2%} ({some}); "
@@ -302,11 +301,11 @@ def _check_refused(output: Path, done: Sequence[tuple[ShardJob, _Part]], max_bad
     )
 
 
-def _remove_leftovers(output: Path, keep: Set[str]) -> None:
+def _remove_leftovers(store: Store, keep: Set[str]) -> None:
     """Remove what killed workers and interrupted calls with another recipe left."""
-    for path in (*output.glob("*.arrow"), *output.glob(".*.tmp")):
-        if path.name not in keep:
-            path.unlink(missing_ok=True)
+    for name in store.names() - keep:
+        if name.endswith((".arrow", ".tmp")):
+            store.remove(name)
 
 
 def _summary(manifest: Manifest, start: float, decoded: int, complete_before: bool) -> Summary:

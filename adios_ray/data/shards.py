@@ -8,9 +8,7 @@ never copied. The manifest is written last; a directory without one is not a dat
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +18,15 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from adios_ray.data.mirror import RemoteFile, mirror
 from adios_ray.data.sources.base import UNLABELLED, Sample
+from adios_ray.data.store import DatasetError, LocalStore, Location, Store, store_at
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 _MAKE_AGAIN = "Run adios-ray prepare again with another --output, or after removing the directory"
 
 Bytes = npt.NDArray[np.uint8]
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be made or read; the message names what is wrong and what to do about it."""
 
 
 class Record(BaseModel):
@@ -127,22 +123,12 @@ def _tensor(*shape: int) -> pa.DataType:
     return pa.fixed_shape_tensor(pa.uint8(), shape)
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Name to write to beside ``path``; it is renamed to ``path`` when the block ends well, else removed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def write_shard(path: Path, layout: Layout, samples: Sequence[tuple[str, Sample]]) -> ShardEntry:
-    """Write one shard under a temporary name, and rename it when it is whole.
+def write_shard(store: Store, file: str, layout: Layout, samples: Sequence[tuple[str, Sample]]) -> ShardEntry:
+    """Write one shard, which appears when it is whole.
 
     Args:
-        path: Where the shard goes, ``<split>-<number>.arrow``.
+        store: Where it goes.
+        file: Its name, ``<split>-<number>.arrow``.
         layout: The columns; the samples must fit them.
         samples: Source id and sample of each row; there may be none.
 
@@ -151,11 +137,11 @@ def write_shard(path: Path, layout: Layout, samples: Sequence[tuple[str, Sample]
     """
     schema = layout.schema()
     batch = pa.record_batch([_column(field, samples) for field in schema], schema=schema)
-    with written_whole(path) as aside:
-        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with store.writing(file) as path:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(batch)
-        size, digest = aside.stat().st_size, _sha256(aside)
-    return ShardEntry(file=path.name, rows=len(samples), bytes=size, sha256=digest)
+        size, digest = path.stat().st_size, _sha256(path)
+    return ShardEntry(file=file, rows=len(samples), bytes=size, sha256=digest)
 
 
 def _column(field: pa.Field, samples: Sequence[tuple[str, Sample]]) -> pa.Array:
@@ -172,24 +158,36 @@ def _column(field: pa.Field, samples: Sequence[tuple[str, Sample]]) -> pa.Array:
     return pa.ExtensionArray.from_storage(field.type, storage)
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json`` atomically: from then on the directory is a data set."""
-    with written_whole(directory / MANIFEST_NAME) as aside:
-        aside.write_text(json.dumps(manifest.model_dump(), sort_keys=True, indent=1) + "\n")
+def write_manifest(store: Store, manifest: Manifest) -> None:
+    """Write ``manifest.json`` as a whole: from then on there is a data set."""
+    with store.writing(MANIFEST_NAME) as path:
+        path.write_text(json.dumps(manifest.model_dump(), sort_keys=True, indent=1) + "\n")
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(location: Location) -> Manifest:
     """Read and check ``manifest.json``.
 
     Raises:
         DatasetError: If it is missing, of another schema version, or not a manifest.
     """
-    path = directory / MANIFEST_NAME
+    store = store_at(location)
+    return _parse_manifest(store, _manifest_bytes(store))
+
+
+def _manifest_bytes(store: Store) -> bytes:
     try:
-        raw = json.loads(path.read_bytes())
+        return store.read(MANIFEST_NAME)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetError(f"no data set in {store} ({MANIFEST_NAME} is missing): run adios-ray prepare") from None
+    except Exception as error:  # each protocol has errors of its own
+        raise DatasetError(f"{store}/{MANIFEST_NAME} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _parse_manifest(store: Store, content: bytes) -> Manifest:
+    path = f"{store}/{MANIFEST_NAME}"
+    try:
+        raw = json.loads(content)
         version = raw["schema_version"]
-    except OSError:
-        raise DatasetError(f"no data set in {directory} ({MANIFEST_NAME} is missing): run adios-ray prepare") from None
     except (ValueError, TypeError, KeyError):
         raise DatasetError(f"{path} is not a manifest. {_MAKE_AGAIN}") from None
     if version != SCHEMA_VERSION:
@@ -199,6 +197,17 @@ def read_manifest(directory: Path) -> Manifest:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise DatasetError(f"{path} is damaged at {where!r}. {_MAKE_AGAIN}") from None
+
+
+def _on_this_machine(location: Location) -> tuple[Path, Manifest]:
+    """Directory of the shards, those of a remote data set copied here, and their manifest."""
+    store = store_at(location)
+    content = _manifest_bytes(store)
+    manifest = _parse_manifest(store, content)
+    if isinstance(store, LocalStore):
+        return store.directory, manifest
+    files = [RemoteFile(entry.file, entry.bytes, entry.sha256) for entry in manifest.entries]
+    return mirror(store, MANIFEST_NAME, content, files), manifest
 
 
 class Split:
@@ -285,13 +294,15 @@ class Dataset:
         return Split("+".join(names), [_map_shard(self.directory / e.file, e, self.manifest.layout) for e in entries])
 
 
-def open_shards(directory: Path) -> Dataset:
+def open_shards(location: Location) -> Dataset:
     """Open a data set after checking that its manifest can be read and every shard has its size.
 
+    A remote one is copied to this machine first, and each shard checked against its checksum; see ``mirror``.
+
     Raises:
-        DatasetError: If the manifest or a shard is missing, truncated or of another schema version.
+        DatasetError: If the manifest or a shard is missing, truncated, damaged or of another schema version.
     """
-    manifest = read_manifest(directory)
+    directory, manifest = _on_this_machine(location)
     for entry in manifest.entries:
         if damage := _size_damage(directory / entry.file, entry):
             raise DatasetError(f"{directory / entry.file} {damage}. {_MAKE_AGAIN}")
@@ -309,17 +320,17 @@ def _map_shard(path: Path, entry: ShardEntry, layout: Layout) -> pa.RecordBatch:
     return batch
 
 
-def verify(directory: Path, on_shard: Callable[[ShardEntry], None] | None = None) -> Manifest:
+def verify(location: Location, on_shard: Callable[[ShardEntry], None] | None = None) -> Manifest:
     """Read every shard of a data set and compare it with the manifest: size, checksum, rows and columns.
 
     Args:
-        directory: The data set.
+        location: The data set; one at a URI is copied to this machine.
         on_shard: Called after each shard, for a progress bar.
 
     Raises:
         DatasetError: If anything differs; the message names all damaged files.
     """
-    manifest = read_manifest(directory)
+    directory, manifest = _on_this_machine(location)
     damaged: list[str] = []
     for entry in manifest.entries:
         if damage := _damage(directory / entry.file, entry, manifest.layout):
@@ -327,7 +338,7 @@ def verify(directory: Path, on_shard: Callable[[ShardEntry], None] | None = None
         if on_shard is not None:
             on_shard(entry)
     if damaged:
-        raise DatasetError(f"{directory} is damaged: {'; '.join(damaged)}. {_MAKE_AGAIN}")
+        raise DatasetError(f"{location} is damaged: {'; '.join(damaged)}. {_MAKE_AGAIN}")
     return manifest
 
 

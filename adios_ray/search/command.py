@@ -8,7 +8,7 @@ import tyro
 from pydantic import ValidationError
 
 from adios_ray.config import ConfigError, explain
-from adios_ray.data.shards import DatasetError
+from adios_ray.data.store import DatasetError
 from adios_ray.search.experiment import PRESETS, ExperimentConfig, preset_config
 
 

@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 
 from adios_ray.config import ConfigError, check_image_size
-from adios_ray.data.shards import DatasetError, Manifest, verify
+from adios_ray.data.shards import Manifest, verify
+from adios_ray.data.store import DatasetError
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.search.experiment import ExperimentConfig

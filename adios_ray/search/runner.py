@@ -17,6 +17,7 @@ from adios_ray.config import ConfigError, TrialConfig, load_json, parse, replace
 from adios_ray.data.prepare import prepare
 from adios_ray.data.shards import read_manifest
 from adios_ray.data.sources import objects
+from adios_ray.data.store import store_at
 from adios_ray.search.channel import start_channel
 from adios_ray.search.cluster import connected
 from adios_ray.search.experiment import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig
@@ -61,7 +62,9 @@ def start(config: ExperimentConfig) -> Path:
         placement = _placement(config)
         if renders:
             config = replaced(config, {"data_dir": _render_demo_images(storage)})
-        paths = {"data_dir": _absolute(config.data_dir), "initial_weights": _absolute(config.initial_weights)}
+        assert config.data_dir is not None
+        data_dir, weights = str(store_at(config.data_dir)), config.initial_weights
+        paths = {"data_dir": data_dir, "initial_weights": weights and weights.expanduser().absolute()}
         config = replaced(config, {**paths, "storage": storage})
         run_dir = _new_run_directory(storage, config)
         write_config(run_dir, config.model_dump(mode="json"))
@@ -90,10 +93,6 @@ def resume(run_dir: Path) -> Path:
 def _placement(config: ExperimentConfig) -> Placement:
     cluster = ray.cluster_resources()
     return place(config, cluster.get("CPU", 0.0), cluster.get("GPU", 0.0))
-
-
-def _absolute(path: Path | None) -> Path | None:
-    return path and path.expanduser().absolute()
 
 
 def _render_demo_images(storage: Path) -> Path:
@@ -223,7 +222,7 @@ def _conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, p
         slot_changes=sum(exploit.old.slots != exploit.new.slots for exploit in lineage),
         epochs=config.epochs,
         population=config.population,
-        dataset=str(manifest.recipe.get("dataset", config.data_dir.name)),
+        dataset=str(manifest.recipe.get("dataset", config.data_dir)),
         command=shlex.join(sys.argv),
     )
     write_summary(run_dir, summary)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from adios_ray.data.shards import Bytes, DatasetError
+from adios_ray.data.shards import Bytes
 from adios_ray.data.sources import folder
 from adios_ray.data.sources.base import ListedSource, RefusedImageError, Sample
 from adios_ray.data.sources.image_files import ImageFiles, square
+from adios_ray.data.store import DatasetError
 from adios_ray.inert import InertUnpickler, Placeholder
 
 SIDE = 32

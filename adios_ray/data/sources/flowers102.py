@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from adios_ray.data.shards import DatasetError
 from adios_ray.data.sources.folder import of_classes
 from adios_ray.data.sources.image_files import ImageFiles
+from adios_ray.data.store import DatasetError
 
 FOLDER = "flowers-102"
 _SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from adios_ray.data.shards import DatasetError
 from adios_ray.data.sources.base import NO_LABEL, UNLABELLED
 from adios_ray.data.sources.image_files import EXTENSIONS, ImageFiles
+from adios_ray.data.store import DatasetError
 
 ByClass = Mapping[str, Sequence[str]]
 """Items of each class folder."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from adios_ray.data.shards import DatasetError
 from adios_ray.data.sources.folder import images, of_classes
 from adios_ray.data.sources.image_files import ImageFiles
+from adios_ray.data.store import DatasetError
 
 DEVKIT = Path("ILSVRC2012_devkit_t12", "data")
 SOLUTION = "LOC_val_solution.csv"

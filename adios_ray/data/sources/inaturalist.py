@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from adios_ray.data.shards import DatasetError
 from adios_ray.data.sources.folder import by_class, of_classes
 from adios_ray.data.sources.image_files import ImageFiles
+from adios_ray.data.store import DatasetError
 
 
 def source(root: Path) -> ImageFiles:

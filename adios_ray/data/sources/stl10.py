@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from adios_ray.data.shards import Bytes, DatasetError
+from adios_ray.data.shards import Bytes
 from adios_ray.data.sources.base import NO_LABEL, UNLABELLED, ListedSource, RefusedImageError, Sample
 from adios_ray.data.sources.image_files import square
+from adios_ray.data.store import DatasetError
 
 SIDE = 96
 FOLDS = 10

@@ -1,0 +1,116 @@
+"""Resident memory of further trials that read the same data set on one machine.
+
+Each trial is a process that reads every image once, in random order, in batches of 128, as the feed does, and then stays
+alive. Counted is the proportional set size, in which a page that several processes map counts once for all of them;
+what the processes take before they read (interpreter, libraries) is subtracted.
+
+Prints one JSON object: ``growth_fraction`` is what each trial after the first adds, over the bytes of the data set.
+"""
+
+import json
+import multiprocessing
+import tempfile
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from adios_ray.data.shards import Layout, Manifest, open_shards, write_manifest, write_shard
+from adios_ray.data.sources.base import Sample
+from adios_ray.data.store import LocalStore
+
+SIZE, SHARD_ROWS, BATCH = 96, 1024, 128
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    images: int = 20_480
+    """Images of 96 pixels in the data set, 27,648 bytes each."""
+    trials: int = 4
+    """Processes at most."""
+
+
+def make_data(directory: Path, images: int) -> int:
+    """Write a data set of noise; returns the bytes of its shards."""
+    rng, layout = np.random.default_rng(0), Layout(SIZE, None, has_instances=False)
+    entries = []
+    for number in range(images // SHARD_ROWS):
+        pixels = rng.integers(0, 256, (SHARD_ROWS, SIZE, SIZE, 3), dtype=np.uint8)
+        samples = [(str(i), Sample(image, 0, None)) for i, image in enumerate(pixels)]
+        entries.append(write_shard(LocalStore(directory), f"train-{number:05d}.arrow", layout, samples))
+    manifest = Manifest(
+        schema_version=1,
+        image_size=SIZE,
+        multi_label=False,
+        has_instances=False,
+        classes=("noise",),
+        splits={"train": tuple(entries)},
+        recipe={},
+        refused=(),
+    )
+    write_manifest(LocalStore(directory), manifest)
+    return sum(entry.bytes for entry in entries)
+
+
+def trial(directory: Path, seed: int, connection: Connection) -> None:
+    """Open the data set, read it when told so, and live until told to end."""
+    split = open_shards(directory).split("train")
+    connection.send("opened")
+    connection.recv()
+    order = np.random.default_rng(seed).permutation(len(split))
+    for first in range(0, len(order), BATCH):
+        split.gather(order[first : first + BATCH])
+    connection.send("read")
+    connection.recv()
+
+
+def resident_bytes(processes: list[multiprocessing.process.BaseProcess]) -> int:
+    """Proportional set size of all the processes."""
+    total = 0
+    for process in processes:
+        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+        total += 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def grown(directory: Path, trials: int) -> int:
+    """Bytes that reading the data adds to so many processes."""
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe() for _ in range(trials)]
+    processes: list[multiprocessing.process.BaseProcess] = [
+        context.Process(target=trial, args=(directory, seed, theirs)) for seed, (_, theirs) in enumerate(pipes)
+    ]
+    for process in processes:
+        process.start()
+    ours = [connection for connection, _ in pipes]
+    for connection in ours:
+        connection.recv()
+    before = resident_bytes(processes)
+    for connection in ours:
+        connection.send("read")
+        connection.recv()
+    after = resident_bytes(processes)
+    for connection, process in zip(ours, processes, strict=True):
+        connection.send("end")
+        process.join()
+    return after - before
+
+
+def main(options: Options) -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        data_bytes = make_data(directory, options.images)
+        counts = range(1, options.trials + 1)
+        resident = [grown(directory, count) for count in counts]
+    growth = (resident[-1] - resident[0]) / (options.trials - 1) / data_bytes
+    result = {"data_bytes": data_bytes, "trials": list(counts), "resident_bytes": resident, "growth_fraction": growth}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
