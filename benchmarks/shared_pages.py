@@ -1,8 +1,8 @@
 """Resident memory of further trials that read the same data set on one machine.
 
-Each trial is a process that reads every image once, in random order, in batches of 128, as the feed does, and then stays
-alive. Counted is the proportional set size, in which a page that several processes map counts once for all of them;
-what the processes take before they read (interpreter, libraries) is subtracted.
+Each trial is a process that reads every image once, in random order, in batches of 128, as the feed does, and then
+stays alive. Counted is the proportional set size, in which a page that several processes map counts once for all of
+them; what the processes take before they read (interpreter, libraries) is subtracted.
 
 Prints one JSON object: ``growth_fraction`` is what each trial after the first adds, over the bytes of the data set.
 """

@@ -16,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+import tyro
 from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
 from adios_ray.cli import main
+from adios_ray.commands.data import Prepare
 from adios_ray.data.plan import plan_splits
 from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10
 from adios_ray.data.sources.catalogue import CATALOGUE, Name
@@ -177,6 +179,14 @@ def test_cifar_batches(tmp_path: Path, version: str, inside: bool) -> None:
         for item, row in zip(items, rows, strict=True):
             np.testing.assert_array_equal(source.load(item, 32).image, row.transpose(1, 2, 0))
     assert source.load(test[1], 48).image.shape == (48, 48, 3)
+
+
+def test_batches_that_python_3_wrote_for_python_2(tmp_path: Path) -> None:
+    content = {b"data": noise(3, 3072), b"labels": [1, 0, 2]}
+    (tmp_path / "batch").write_bytes(pickle.dumps(content, protocol=2))
+    read = cifar.read_batch(tmp_path / "batch")
+    np.testing.assert_array_equal(read[b"data"], content[b"data"])
+    assert read[b"labels"] == [1, 0, 2]
 
 
 def test_torchvision_reads_the_same_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,3 +541,22 @@ def test_bad_commands_are_one_line(
     assert main(["prepare", "--output", str(tmp_path / "out"), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "datasets.md"
+COMMANDS = re.findall(r"^ +adios-ray (prepare .*--(?:source|num-images).*)$", PAGE.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "NAME" not in command])
+def test_the_commands_of_the_page_are_understood(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parsed = tyro.cli(Prepare, args=command.split()[1:])
+    entry = CATALOGUE[parsed.dataset]
+    assert entry.download is not None or not parsed.download
+    assert parsed.image_size or entry.image_size
+
+
+def test_the_page_has_every_data_set() -> None:
+    named = {word for command in COMMANDS for word in command.split()}
+    text = PAGE.read_text()
+    assert all(f"`{name}`" in text for name in CATALOGUE)
+    assert set(CATALOGUE) - named == {"imagenet100", "cifar100", "objects"}  # beside a sibling with the same command

@@ -108,8 +108,13 @@ class _Array(Placeholder):
         _, self.shape, _, _, self.content = state[0]
 
 
+def _encoded(text: str, _: str) -> bytes:
+    """Stands in for ``_codecs.encode``, by which Python 3 writes bytes in a pickle for Python 2."""
+    return text.encode("latin1")
+
+
 _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_STAND_INS = {(module, "_reconstruct"): _Array for module in _ARRAY_MODULES}
+_STAND_INS = {("_codecs", "encode"): _encoded, **{(module, "_reconstruct"): _Array for module in _ARRAY_MODULES}}
 
 
 @lru_cache(maxsize=6)

@@ -1,0 +1,70 @@
+"""Training batches: what is in them depends on the seed and the number of the step, and on nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import COUNTS, SIZE, small_config
+
+from adios_ray import parallel
+from adios_ray.data import feed as feeding
+from adios_ray.data.feed import Batch, Feed, epoch_order
+from adios_ray.data.shards import open_shards
+
+SEED = 3
+
+
+@pytest.fixture
+def feed(objects_dir: Path) -> Feed:
+    """96 images in batches of 36: two a pass, 24 images left over; random masks, so that every stream is drawn."""
+    config = small_config(objects_dir, batch_size=36, masking={"scheme": "mae"})
+    return Feed(open_shards(objects_dir).split("train"), config, SIZE, torch.device("cpu"))
+
+
+def tensors(batches: list[Batch]) -> list[torch.Tensor]:
+    return [value for batch in batches for value in batch if value is not None]
+
+
+def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second) > 0
+    assert all(map(torch.equal, tensors(first), tensors(second)))
+
+
+def test_a_pass_drops_what_does_not_fill_its_last_batch(feed: Feed) -> None:
+    assert feed.steps_per_epoch == 2
+    labels = [batch.labels for batch in feed.batches(SEED, 0, 6)]
+    assert all(len(batch) == 36 for batch in labels)
+    seen: set[int] = set()
+    for epoch in range(3):
+        order = epoch_order(SEED, epoch, COUNTS["train"])
+        assert sorted(order) == list(range(COUNTS["train"]))
+        expected = feed.split.labels[order[:72]]
+        np.testing.assert_array_equal(torch.cat(labels[2 * epoch : 2 * epoch + 2]).numpy(), expected)
+        seen |= set(order[72:].tolist())
+    assert len(seen) > 24  # other images are left out in other epochs
+
+
+def test_a_batch_is_a_function_of_seed_and_step(feed: Feed) -> None:
+    whole = list(feed.batches(SEED, 0, 7))
+    assert_same(list(feed.batches(SEED, 3, 7)), whole[3:])
+    assert not torch.equal(next(feed.batches(SEED + 1, 0, 1)).a, whole[0].a)
+    assert not torch.equal(whole[0].a, whole[2].a)
+
+
+@pytest.mark.parametrize("prefetched", [0, 1, 5])
+def test_prefetching_changes_nothing(feed: Feed, prefetched: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = list(feed.batches(SEED, 1, 5))
+    monkeypatch.setattr(feeding, "PREFETCHED_BATCHES", prefetched)
+    assert_same(list(feed.batches(SEED, 1, 5)), expected)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_share_the_batch_of_one(feed: Feed, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = list(feed.batches(SEED, 0, 2))
+    monkeypatch.setattr(parallel, "world_size", lambda: workers)
+    for rank in range(workers):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        shares = [value[rank::workers] for value in tensors(expected)]
+        for own, theirs in zip(tensors(list(feed.batches(SEED, 0, 2))), shares, strict=True):
+            torch.testing.assert_close(own, theirs, rtol=0, atol=1e-6)  # products of matrices of other sizes
