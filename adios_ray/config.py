@@ -160,6 +160,8 @@ class EvaluationConfig(Strict):
     """Epochs between two reports of a trial."""
     train_images: int = Field(50_000, ge=1)
     """At most this many training images serve as neighbours."""
+    smoothing: float = Field(0.0, ge=0, lt=1)
+    """Weight of the score before in a trial's score; 0 takes each report by itself."""
 
 
 class TrialConfig(Strict):
@@ -212,6 +214,21 @@ def check_image_size(size: int) -> None:
             f"image size {size}: the occlusion U-Net halves it {halvings} times, "
             f"so it must be a multiple of {2**halvings} (32, 48, 64, 96, 128, 160, 192, 224, 256, ... work)"
         )
+
+
+_ADAPTABLE = (
+    "masking.slots",
+    "masking.sparsity_weight",
+    "optimizer.encoder_lr",
+    "optimizer.occlusion_lr",
+    "optimizer.weight_decay",
+    "objective.temperature",
+)
+
+
+def adaptable(path: str) -> bool:
+    """Whether a value of a trial's configuration may change while the trial trains; others shape networks or data."""
+    return path in _ADAPTABLE or path.startswith("augment.")
 
 
 def parse(model: type[Model], values: Mapping[str, Any], origin: str = "configuration") -> Model:

@@ -15,4 +15,4 @@ import sys
 from adios_ray.search.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__))
+    sys.exit(main(__doc__, space="pbt_in100", demo_space="pbt_demo"))

@@ -12,7 +12,7 @@ MINE, DONORS = {"path": "mine", "sha256": "1"}, {"path": "donor", "sha256": "2"}
 async def registered(held: bool = False) -> Channel:
     """A channel with one trial, fresh."""
     channel = Channel()
-    await channel.register("t", CONFIG, None, held)
+    await channel.register("t", CONFIG, None, 0, held)
     return channel
 
 
@@ -30,7 +30,7 @@ def test_a_request_becomes_a_command_and_its_answer_a_report() -> None:
         request = asyncio.create_task(channel.request("t"))
         assert (await channel.take("t", 0)).kind == "train"
         await channel.answer("t", {"epoch": 1}, MINE)
-        assert await request == {"epoch": 1, "checkpoint": MINE}
+        assert await request == {"epoch": 1, "checkpoint": MINE, "notes": [], "left_its_place": False}
 
     asyncio.run(scenario())
 
@@ -43,7 +43,7 @@ def test_a_held_trial_trains_only_after_its_load_and_release() -> None:
         first = asyncio.create_task(channel.take("t", 0))
         await settle()
         assert not first.done()
-        await channel.load("t", DONORS, {"seed": 2})
+        await channel.load("t", DONORS, 1, {"seed": 2})
         await channel.hold("t", False)
         assert await first == ("load", {"seed": 2}, DONORS)
         assert (await channel.take("t", 1)).kind == "train"
@@ -57,7 +57,7 @@ def test_a_restarted_worker_group_gets_the_unanswered_request_and_the_newest_sta
     async def scenario() -> None:
         channel = await registered()
         await channel.start("t")
-        await channel.load("t", DONORS, {"seed": 2})
+        await channel.load("t", DONORS, 1, {"seed": 2})
         request = asyncio.create_task(channel.request("t"))
         assert (await channel.take("t", 1)).kind == "train"
         start = await channel.start("t")

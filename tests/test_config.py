@@ -12,8 +12,8 @@ import yaml
 from adios_ray.config import ConfigError, TrialConfig, check_image_size, parse, replaced, value_at
 from adios_ray.search.command import main, read_arguments
 from adios_ray.search.experiment import PRESETS, SPACES, ExperimentConfig, preset_config
-from adios_ray.search.preflight import check_data, check_storage, place
-from adios_ray.search.spaces import Continuous, Integer, SearchSpace, load_space
+from adios_ray.search.preflight import Node, check_data, check_storage, count_places, place
+from adios_ray.search.spaces import Choice, Continuous, Integer, SearchSpace, load_space
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,9 @@ def test_what_cannot_work_is_refused_by_its_path(values: dict[str, Any], named: 
 @pytest.mark.parametrize("size", [32, 48, 64, 96, 128, 160, 192, 224, 256])
 def test_usual_image_sizes_are_allowed(size: int) -> None:
     check_image_size(size)
+
+
+SPACE_NAMES = ("pbt_in100", "pbt_demo")
 
 
 def test_a_changed_copy_is_checked() -> None:
@@ -70,13 +73,16 @@ def test_every_search_space_binds_round_trips_and_stays_inside_its_bounds(path: 
     space = load_space(path)
     space.bind(TrialConfig())
     assert parse(SearchSpace, yaml.safe_load(yaml.safe_dump(space.model_dump()))) == space
-    assert space.parameters["masking.sparsity_weight"].low > 0
+    assert min(space.parameters["masking.sparsity_weight"].extremes) > 0
     random, values = Random(0), space.sample(Random(1))
     for _ in range(300):
         values = space.explore(values, random)
         for name, parameter in space.parameters.items():
-            assert parameter.low <= values[name] <= parameter.high
-            assert isinstance(values[name], int) == isinstance(parameter, Integer)
+            if isinstance(parameter, Choice):
+                assert values[name] in parameter.values
+            else:
+                assert parameter.low <= values[name] <= parameter.high
+                assert isinstance(values[name], int) == isinstance(parameter, Integer)
 
 
 def test_perturbation_moves_by_the_factor_or_the_step() -> None:
@@ -121,7 +127,7 @@ def test_a_missing_space_is_named(tmp_path: Path) -> None:
 
 def test_the_command_line_reaches_every_value_over_its_preset() -> None:
     arguments = "--preset demo --epochs 3 --masking.slots 5 --population 6 --optimizer.encoder-lr 0.2 --seed 9".split()
-    config = read_arguments("", arguments)
+    config = read_arguments("", arguments, *SPACE_NAMES)
     assert (config.epochs, config.masking.slots, config.population, config.seed) == (3, 5, 6, 9)
     assert config.optimizer.encoder_lr == 0.2
     assert config.backbone.name == "resnet_small"
@@ -139,15 +145,15 @@ def test_the_command_line_reaches_every_value_over_its_preset() -> None:
 )
 def test_wrong_flags_are_refused_by_name(flag: str, value: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as status:
-        sys.exit(main("", ["--preset", "demo", flag, value]))
+        sys.exit(main("", *SPACE_NAMES, ["--preset", "demo", flag, value]))
     assert status.value.code == 2
     assert named in capsys.readouterr().err
 
 
 def test_resume_takes_no_other_settings() -> None:
-    assert read_arguments("", ["--resume", "runs/x"]).resume == Path("runs/x")
+    assert read_arguments("", ["--resume", "runs/x"], *SPACE_NAMES).resume == Path("runs/x")
     with pytest.raises(ConfigError, match="--resume"):
-        read_arguments("", ["--resume", "runs/x", "--epochs", "3"])
+        read_arguments("", ["--resume", "runs/x", "--epochs", "3"], *SPACE_NAMES)
 
 
 def test_without_data_both_choices_are_named() -> None:
@@ -162,13 +168,41 @@ def test_a_storage_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert check_storage(tmp_path / "a" / "b").is_dir()
 
 
-def test_workers_share_the_cpus_and_need_the_gpus() -> None:
+def test_workers_share_the_cpus_and_take_a_gpu_each() -> None:
     config = ExperimentConfig(population=4)
-    cpus, gpus = place(config, cpus=2, gpus=0)
-    assert gpus == 0 and 0.49 < cpus < 0.5
-    assert place(config, cpus=16, gpus=4) == (1.0, 1.0)
-    with pytest.raises(ConfigError, match="need 4, the cluster has 1"):
-        place(config, cpus=16, gpus=1)
-    with pytest.raises(ConfigError, match="GPU"):
-        place(ExperimentConfig(gpus_per_worker=1), cpus=2, gpus=0)
-    assert place(ExperimentConfig(gpus_per_worker=0.25), cpus=16, gpus=1)[1] == 0.25
+    assert place(config, [Node(2, 0)]) == (0.5, 0)
+    assert place(config, [Node(16, 4)]) == (1.0, 1.0)
+    assert place(config, [Node(16, 1)]) == (1.0, 1.0)  # the four take turns
+    assert place(ExperimentConfig(gpus_per_worker=0.25), [Node(16, 1)]).gpus == 0.25
+
+
+@pytest.mark.parametrize(
+    ("settings", "cluster", "places"),
+    [
+        ({}, [Node(2, 0)], 4),
+        ({"cpus_per_worker": 1}, [Node(2, 0)], 2),
+        ({"cpus_per_worker": 1}, [Node(2, 0), Node(3, 0)], 5),
+        ({"gpus_per_worker": 0.6}, [Node(8, 1), Node(8, 1)], 2),  # 0.4 of each GPU is left over
+        ({"gpus_per_worker": 0.3}, [Node(8, 1), Node(8, 0)], 3),
+        ({"workers_per_trial": 4, "gpus_per_worker": 1}, [Node(8, 2), Node(8, 4)], 1),
+    ],
+)
+def test_trials_that_fit_at_once(settings: dict[str, Any], cluster: list[Node], places: int) -> None:
+    config = ExperimentConfig(population=4, **settings)
+    assert count_places(config, place(config, cluster), cluster) == places
+
+
+@pytest.mark.parametrize(
+    ("settings", "cluster", "message"),
+    [
+        ({"gpus_per_worker": 1}, [Node(2, 0)], "need 1 CPUs and 1 GPUs each, which the cluster can never give"),
+        ({"gpus_per_worker": 2}, [Node(8, 1), Node(8, 1)], "its nodes have 8 CPUs and 1 GPUs, 8 CPUs and 1 GPUs"),
+        ({"cpus_per_worker": 3}, [Node(2, 0)], "lower --workers-per-trial, --cpus-per-worker"),
+        ({"workers_per_trial": 3, "gpus_per_worker": 1}, [Node(8, 2)], "a trial's 3 workers need"),
+    ],
+)
+def test_a_trial_that_can_never_be_placed_is_refused(
+    settings: dict[str, Any], cluster: list[Node], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        place(ExperimentConfig(population=4, **settings), cluster)

@@ -36,7 +36,7 @@ class Driven:
 
         from adios_ray.search.trial import LiveTrial, TrialSettings
 
-        ray.get(self.channel.register.remote(trial, config.model_dump(mode="json"), None, False))
+        ray.get(self.channel.register.remote(trial, config.model_dump(mode="json"), None, 0, False))
         settings = TrialSettings(
             trial=trial,
             run_dir=str(self.run_dir),
@@ -58,7 +58,7 @@ class Driven:
         """Exploit in place."""
         import ray
 
-        ray.get(self.channel.load.remote(trial, checkpoint, config.model_dump(mode="json")))
+        ray.get(self.channel.load.remote(trial, checkpoint, 1, config.model_dump(mode="json")))
 
     def state(self, report: dict[str, Any]) -> dict[str, Any]:
         """What the checkpoint of a report holds."""

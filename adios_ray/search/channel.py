@@ -1,15 +1,31 @@
 """How the driver, a trial's Trainable and its Ray Train workers talk: one small actor for the whole population.
 
-The Trainable asks for reports, the scheduler posts loads and holds trials at a barrier, the workers take commands one
-by one and answer. What a trial would restart from is kept here, so that a worker group that Ray Train starts again
-after a crash goes on where the last answered command left it.
+The Trainable asks for reports, the scheduler posts loads, holds trials at a barrier or has them leave their places, the
+workers take commands one by one and answer. What a trial would restart from is kept here, so that a worker group that
+Ray Train starts again after a crash goes on where the last answered command left it.
 """
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import ray
+
+FAILED_REPORT: dict[str, Any] = {
+    "fitness": math.nan,
+    "loss": math.nan,
+    "penalty": math.nan,
+    "probe_accuracy": math.nan,
+    "slot_overlap": 0.0,
+    "mask_mean_min": 0.0,
+    "mask_mean_max": 0.0,
+    "images_per_s": 0.0,
+    "data_wait_fraction": 0.0,
+    "worker_pid": 0,
+    "done": False,
+}
+"""What a trial reports whose workers failed again and again; the epoch and the reason are added."""
 
 
 class Command(NamedTuple):
@@ -46,11 +62,14 @@ class _Line:
 
     config: dict[str, Any]
     checkpoint: dict[str, Any] | None
+    epoch: int
     commands: dict[int, Command] = field(default_factory=dict)
     next_position: int = 0
     training: int | None = None
     held: bool = False
+    leaving: bool = False
     answer: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def append(self, command: Command) -> int:
@@ -66,10 +85,12 @@ class Channel:
         """Begin without trials."""
         self._lines: dict[str, _Line] = {}
 
-    async def register(self, trial: str, config: dict[str, Any], checkpoint: dict[str, Any] | None, held: bool) -> None:
+    async def register(
+        self, trial: str, config: dict[str, Any], checkpoint: dict[str, Any] | None, epoch: int, held: bool
+    ) -> None:
         """Introduce a trial: where it starts, and whether it waits at a barrier; one that is known stays as it is."""
         if trial not in self._lines:
-            self._lines[trial] = _Line(config, checkpoint, held=held)
+            self._lines[trial] = _Line(config, checkpoint, epoch, held=held)
 
     async def start(self, trial: str) -> Start:
         """Where a (re)started worker group begins: loads are folded in, an unanswered report is asked for again."""
@@ -87,29 +108,50 @@ class Channel:
             await line.changed.wait_for(lambda: position in line.commands)
         return line.commands[position]
 
-    async def answer(self, trial: str, report: dict[str, Any], checkpoint: dict[str, Any]) -> None:
+    async def answer(self, trial: str, report: dict[str, Any], checkpoint: dict[str, Any] | None) -> None:
         """A worker's report to the "train" command, with the checkpoint written with it."""
         line = self._lines[trial]
-        line.answer, line.checkpoint, line.training = report, checkpoint, None
+        line.answer, line.checkpoint, line.epoch, line.training = report, checkpoint, int(report["epoch"]), None
         await self._notify(line)
 
+    async def note(self, trial: str, text: str) -> None:
+        """Something that people should know; it comes with the trial's next report."""
+        self._lines[trial].notes.append(text)
+
     async def request(self, trial: str) -> dict[str, Any]:
-        """Have the trial train to its next report, once it is not held; returns the report with its checkpoint."""
+        """Have the trial train to its next report, once it is not held.
+
+        Returns:
+            The report with its checkpoint and notes; or that the trial leaves its place, which it was told to.
+        """
         line = self._lines[trial]
         async with line.changed:
-            await line.changed.wait_for(lambda: not line.held)
+            await line.changed.wait_for(lambda: not line.held or line.leaving)
+            if line.leaving:
+                line.leaving = False
+                return {"left_its_place": True, "done": False}
             if line.training is None:
                 line.answer = None
                 line.training = line.append(Command("train"))
                 line.changed.notify_all()
             await line.changed.wait_for(lambda: line.answer is not None)
         assert line.answer is not None
-        return {**line.answer, "checkpoint": line.checkpoint}
+        notes, line.notes = line.notes, []
+        return {**line.answer, "checkpoint": line.checkpoint, "notes": notes, "left_its_place": False}
 
-    async def load(self, trial: str, checkpoint: dict[str, Any], config: dict[str, Any] | None = None) -> None:
+    async def give_up(self, trial: str, reason: str) -> None:
+        """Answer for workers that cannot: the trial comes to its next report without having learned anything."""
+        line = self._lines[trial]
+        interval, epochs = line.config["evaluation"]["interval_epochs"], line.config["epochs"]
+        epoch = min((line.epoch // interval + 1) * interval, epochs)
+        await self.answer(trial, {**FAILED_REPORT, "epoch": epoch, "divergence": reason}, line.checkpoint)
+
+    async def load(
+        self, trial: str, checkpoint: dict[str, Any], epoch: int, config: dict[str, Any] | None = None
+    ) -> None:
         """Have the trial go on from a checkpoint, under another configuration if given, in the processes it has."""
         line = self._lines[trial]
-        line.config, line.checkpoint = config or line.config, checkpoint
+        line.config, line.checkpoint, line.epoch = config or line.config, checkpoint, epoch
         line.append(Command("load", line.config, checkpoint))
         await self._notify(line)
 
@@ -117,6 +159,12 @@ class Channel:
         """Let the trial's next request wait, or let it go on."""
         line = self._lines[trial]
         line.held = held
+        await self._notify(line)
+
+    async def leave(self, trial: str) -> None:
+        """Have a held trial's request return without a report, so that another trial can take its place."""
+        line = self._lines[trial]
+        line.leaving = True
         await self._notify(line)
 
     async def stop(self, trial: str) -> None:

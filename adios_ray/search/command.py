@@ -9,14 +9,16 @@ from pydantic import ValidationError
 
 from adios_ray.config import ConfigError, explain
 from adios_ray.data.store import DatasetError
-from adios_ray.search.experiment import PRESETS, ExperimentConfig, preset_config
+from adios_ray.search.experiment import PRESETS, SPACES, ExperimentConfig, preset_config
 
 
-def main(description: str, arguments: Sequence[str] | None = None) -> int:
+def main(description: str, space: str, demo_space: str, arguments: Sequence[str] | None = None) -> int:
     """Read the command line, run the experiment, and say errors in one line.
 
     Args:
         description: Head of ``--help``.
+        space: Name of the file in ``search_spaces`` to take where the command line names none.
+        demo_space: The same for ``--preset demo``.
         arguments: Command line without the program's name; the process's if None.
 
     Returns:
@@ -28,7 +30,7 @@ def main(description: str, arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # links to pydantic's pages help nobody here
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        config = read_arguments(description, arguments)
+        config = read_arguments(description, arguments, space, demo_space)
         from adios_ray.search import runner  # imported here: --help need not wait for Ray
 
         runner.resume(config.resume) if config.resume else runner.start(config)
@@ -44,13 +46,15 @@ def main(description: str, arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def read_arguments(description: str, arguments: Sequence[str]) -> ExperimentConfig:
+def read_arguments(description: str, arguments: Sequence[str], space: str, demo_space: str) -> ExperimentConfig:
     """The experiment that a command line asks for, over the defaults of its preset.
 
     Raises:
         ConfigError: If a value is out of range, or ``--resume`` comes with other settings.
     """
-    defaults = preset_config(_preset(arguments))
+    preset = _preset(arguments)
+    file = SPACES / f"{demo_space if preset == 'demo' else space}.yaml"
+    defaults = preset_config(preset).model_copy(update={"space": file})
     try:
         config = tyro.cli(ExperimentConfig, args=list(arguments), default=defaults, description=description)
     except ValidationError as error:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 import adios_ray
 from adios_ray.config import TrialConfig, parse
+from adios_ray.search.spaces import Scheduler, Search
 
 SPACES = Path(adios_ray.__file__).resolve().parent.parent / "search_spaces"
 
@@ -15,14 +16,19 @@ SPACES = Path(adios_ray.__file__).resolve().parent.parent / "search_spaces"
 class ExperimentConfig(TrialConfig):
     """What a population trains, how large it is, and where it runs."""
 
-    preset: Literal["demo", "in100s", "in100"] | None = None
-    """demo: rendered objects on CPUs, minutes; in100s: ImageNet100 at 96 pixels; in100: at 224 pixels with ADIOS-s."""
+    preset: Literal["demo", "in100s", "in100", "stl10"] | None = None
+    """demo: rendered objects on CPUs, minutes; in100s: ImageNet100 at 96 pixels; in100: at 224 pixels with ADIOS-s;
+    stl10: STL-10 at 96 pixels."""
     space: Path = SPACES / "pbt_in100.yaml"
     """YAML file of the search space."""
+    scheduler: Scheduler | None = None
+    """Scheduler in place of the search space's."""
+    search: Search | None = None
+    """Search in place of the search space's."""
     storage: Path = Path("runs")
     """Directory in which each run makes its own; shared by all nodes of a cluster."""
     population: int = Field(4, ge=2)
-    """Number of trials."""
+    """Number of trials; those that do not fit at once take turns. A grid has as many as it has combinations."""
     workers_per_trial: int = Field(1, ge=1)
     """Ray Train workers that share a trial's batches."""
     gpus_per_worker: float | None = Field(None, ge=0)
@@ -41,7 +47,6 @@ class ExperimentConfig(TrialConfig):
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "demo": {
-        "space": SPACES / "pbt_demo.yaml",
         "epochs": 10,
         "batch_size": 64,
         "backbone": {"name": "resnet_small"},
@@ -64,6 +69,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "image_size": 96,
         "masking": {"slots": 4, "sparsity_weight": 0.57},
         "optimizer": {"encoder_lr": 0.13, "occlusion_lr": 0.02, "weight_decay": 1e-4},
+    },
+    "stl10": {
+        "epochs": 400,
+        "image_size": 96,
+        "masking": {"slots": 6, "sparsity_weight": 0.29},
+        "optimizer": {"encoder_lr": 0.21, "occlusion_lr": 0.33, "weight_decay": 1e-4},
     },
     "in100": {
         "epochs": 400,

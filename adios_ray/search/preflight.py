@@ -2,7 +2,9 @@
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from adios_ray.config import ConfigError, check_image_size
 from adios_ray.data.shards import Manifest, verify
@@ -11,7 +13,6 @@ from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.search.experiment import ExperimentConfig
 
-TRIAL_CPUS = 0.001
 SPLITS = ("train", "val", "test")
 
 
@@ -75,27 +76,61 @@ def check_storage(storage: Path) -> Path:
     return storage
 
 
-def place(config: ExperimentConfig, cpus: float, gpus: float) -> tuple[float, float]:
-    """CPUs and GPUs of each worker, so that the whole population fits at once.
+class Placement(NamedTuple):
+    """What each worker of a trial takes; may be fractions."""
+
+    cpus: float
+    gpus: float
+
+
+class Node(NamedTuple):
+    """What a node of the cluster has."""
+
+    cpus: float
+    gpus: float
+
+
+def nodes() -> list[Node]:
+    """The nodes of the running cluster that are alive."""
+    import ray
+
+    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+
+
+def place(config: ExperimentConfig, cluster: Sequence[Node]) -> Placement:
+    """CPUs and GPUs of each worker: as configured, else one GPU where there are any, and an even share of the CPUs.
 
     Args:
-        config: The experiment.
-        cpus: CPUs of the cluster.
-        gpus: GPUs of the cluster.
+        config: The experiment; if CPUs are not configured, the shares are such that the whole population fits at once.
+        cluster: Its nodes.
 
     Raises:
-        ConfigError: If the population does not fit, with what is missing.
+        ConfigError: If not even one trial fits, with what is missing.
     """
-    workers = config.population * config.workers_per_trial
-    gpus_each = config.gpus_per_worker if config.gpus_per_worker is not None else float(gpus > 0)
-    available_cpus = cpus - TRIAL_CPUS * config.population
-    share = math.floor(1000 * min(available_cpus / workers, 1.0)) / 1000
-    cpus_each = config.cpus_per_worker or share
-    for kind, each, available in (("GPU", gpus_each, gpus), ("CPU", cpus_each, available_cpus)):
-        if workers * each > available + 1e-9:
-            raise ConfigError(
-                f"{config.population} trials x {config.workers_per_trial} workers x {each:g} {kind}s need "
-                f"{workers * each:g}, the cluster has {available:g}: lower --population or "
-                f"--workers-per-trial, or set --{kind.lower()}s-per-worker to at most {available / workers:.3g}"
-            )
-    return cpus_each, gpus_each
+    gpus = float(any(node.gpus for node in cluster)) if config.gpus_per_worker is None else config.gpus_per_worker
+    at_once = config.population * config.workers_per_trial
+    if gpus:
+        at_once = min(at_once, sum(_fit(node.gpus, gpus) for node in cluster) or 1)
+    share = min(sum(node.cpus for node in cluster) / at_once, 1.0)
+    cpus = config.cpus_per_worker or max(math.floor(1000 * share) / 1000, 0.001)
+    placement = Placement(cpus, gpus)
+    if not count_places(config, placement, cluster):
+        has = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in cluster)
+        raise ConfigError(
+            f"a trial's {config.workers_per_trial} workers need {cpus:g} CPUs and {gpus:g} GPUs each, which the "
+            f"cluster can never give (its nodes have {has}): lower --workers-per-trial, --cpus-per-worker or "
+            "--gpus-per-worker"
+        )
+    return placement
+
+
+def count_places(config: ExperimentConfig, placement: Placement, cluster: Sequence[Node]) -> int:
+    """Trials that fit into a cluster at once; a worker lies on one node, a trial's workers may lie on several."""
+    workers = sum(min(_fit(node.cpus, placement.cpus), _fit(node.gpus, placement.gpus)) for node in cluster)
+    return workers // config.workers_per_trial
+
+
+def _fit(available: float, each: float) -> int:
+    """How often ``each`` fits; fractions as Ray counts them, to a ten-thousandth."""
+    return math.floor(available / each + 1e-6) if each else 10**6

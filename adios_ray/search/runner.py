@@ -7,25 +7,30 @@ import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import ray
 from ray import tune
 
-from adios_ray.config import ConfigError, TrialConfig, load_json, parse, replaced, value_at
+from adios_ray.config import ConfigError, TrialConfig, load_json, parse, replaced
 from adios_ray.data.prepare import prepare
 from adios_ray.data.shards import read_manifest
 from adios_ray.data.sources import objects
 from adios_ray.data.store import store_at
+from adios_ray.search.bandit import Bandit
 from adios_ray.search.channel import start_channel
 from adios_ray.search.cluster import connected
 from adios_ray.search.experiment import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig
-from adios_ray.search.population import DIVERGED_SCORE, LivePopulation
-from adios_ray.search.preflight import TRIAL_CPUS, check_data, check_storage, place
+from adios_ray.search.members import WORST_SCORE, Members
+from adios_ray.search.population import Explore, LivePopulation
+from adios_ray.search.preflight import Placement, check_data, check_storage, count_places, nodes, place
+from adios_ray.search.scheduler import LiveScheduler
 from adios_ray.search.spaces import SearchSpace, load_space
 from adios_ray.search.state import Member, PopulationState
+from adios_ray.search.stopping import StoppingSearch, make_rule
+from adios_ray.search.suggest import make_suggest
 from adios_ray.search.trial import LiveTrial, TrialSettings
+from adios_ray.search.turns import Entrance, Turns
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import (
@@ -41,8 +46,10 @@ from adios_ray.tracking.run import Run
 from adios_ray.tracking.wandb import WandbLog
 from adios_ray.training.checkpoints import Pointer
 
-TRIAL_RESTARTS = 2
-Placement = tuple[float, float]
+TRIAL_RESOURCES = {"memory": 1}
+"""A byte: Tune wants something, and CPUs and GPUs belong to the workers."""
+TRIAL_RESTARTS = 20
+"""Of a trial's actor, by Tune."""
 
 
 def start(config: ExperimentConfig) -> Path:
@@ -52,14 +59,14 @@ def start(config: ExperimentConfig) -> Path:
         ConfigError: If the configuration cannot work here.
         DatasetError: If the data cannot be used.
     """
-    space = load_space(config.space)
+    space = _space_of(config)
     space.bind(config.trial(), f"search space {config.space}")
     storage = check_storage(config.storage)
     renders = config.data_dir is None and config.preset == "demo"
     if not renders:
         check_data(config)
     with connected():
-        placement = _placement(config)
+        placement = place(config, nodes())
         if renders:
             config = replaced(config, {"data_dir": _render_demo_images(storage)})
         assert config.data_dir is not None
@@ -84,15 +91,14 @@ def resume(run_dir: Path) -> Path:
     run_dir = run_dir.expanduser().absolute()
     PopulationState.load(run_dir)
     config = parse(ExperimentConfig, load_json(run_dir / "config.json"), str(run_dir / "config.json"))
-    space = load_space(config.space)
+    space = _space_of(config)
     check_data(config)
     with connected():
-        return _evolve(config, space, run_dir, _placement(config))
+        return _evolve(config, space, run_dir, place(config, nodes()))
 
 
-def _placement(config: ExperimentConfig) -> Placement:
-    cluster = ray.cluster_resources()
-    return place(config, cluster.get("CPU", 0.0), cluster.get("GPU", 0.0))
+def _space_of(config: ExperimentConfig) -> SearchSpace:
+    return load_space(config.space, config.scheduler, config.search)
 
 
 def _render_demo_images(storage: Path) -> Path:
@@ -116,47 +122,54 @@ def _new_run_directory(storage: Path, config: ExperimentConfig) -> Path:
 
 
 def _fresh_population(config: ExperimentConfig, space: SearchSpace) -> PopulationState:
-    """The first trial begins with the configured values, the others with values drawn from the space."""
+    """A population whose trials all know their values, but for a search that learns from those before."""
     state = PopulationState(next_decision_epoch=space.interval_epochs)
-    for number in range(config.population):
-        random = Random(f"{config.seed}/{number}")
-        drawn = {path: value_at(config, path) for path in space.parameters} if number == 0 else space.sample(random)
-        state.members[f"trial_{number:02d}"] = Member(values=drawn)
+    if space.search == "hyperopt":
+        return state
+    suggest = make_suggest(space, config.trial(), state)
+    for name in _names(config, space):
+        state.add(name, suggest(name))
     return state
+
+
+def _names(config: ExperimentConfig, space: SearchSpace) -> list[str]:
+    """Names of all trials of an experiment."""
+    count = sum(1 for _ in space.combinations()) if space.search == "grid" else config.population
+    return [f"trial_{number:02d}" for number in range(count)]
 
 
 def _evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, placement: Placement) -> Path:
     """Train the unfinished members of a run's population to the end, and judge the best."""
     state = PopulationState.load(run_dir)
     print(f"Run directory: {run_dir}", flush=True)
-    unfinished = [name for name, member in state.members.items() if not member.finished]
+    names = _names(config, space)
+    unfinished = [name for name in names if name not in state.members or not state.members[name].finished]
     if unfinished:
+        state.save(run_dir)
         truncate_lineage(run_dir, state.exploits)
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
-        _register(channel, config, state, unfinished, space.synchronous)
+        turns = Turns(len(unfinished), lambda: count_places(config, placement, nodes()))
         with _open_run(config, run_dir) as run:
-            population = LivePopulation(space, config.trial(), state, run, channel)
-            _fit(unfinished, config, run_dir, placement, population)
+            members = Members(config.trial(), state, run, channel)
+            _fit(unfinished, config, run_dir, placement, _scheduler(space, members, turns), turns)
     state = PopulationState.load(run_dir)
-    if any(not member.finished for member in state.members.values()):
-        failed = ", ".join(name for name, member in state.members.items() if not member.finished)
+    if failed := [name for name in names if name not in state.members or not state.members[name].finished]:
         write_report(run_dir)
-        raise RuntimeError(f"not all trials finished ({failed}); go on with --resume {run_dir}")
+        raise RuntimeError(f"not all trials finished ({', '.join(failed)}); go on with --resume {run_dir}")
     return _conclude(config, run_dir, state, placement)
 
 
-def _register(
-    channel: Any, config: ExperimentConfig, state: PopulationState, trials: Sequence[str], synchronous: bool
-) -> None:
-    """Tell the channel where each trial goes on; those that wait for the others stay held."""
-    for number, name in enumerate(state.members):
-        if name not in trials:
-            continue
-        member = state.members[name]
-        own = replaced(config.trial(), {**member.values, "seed": config.seed + number})
-        pointer = member.checkpoint and member.checkpoint.model_dump(mode="json")
-        held = synchronous and member.epoch >= state.next_decision_epoch
-        ray.get(channel.register.remote(name, own.model_dump(mode="json"), pointer, held))
+def _scheduler(space: SearchSpace, members: Members, turns: Turns) -> LiveScheduler:
+    """What decides about the trials."""
+    if space.evolving:
+        explore = Bandit(space, members.state) if space.scheduler == "pb2" else _perturbation(space)
+        return LivePopulation(members, turns, space, explore)
+    suggest = make_suggest(space, members.config, members.state)
+    return StoppingSearch(members, turns, make_rule(space, members.config.epochs), suggest)
+
+
+def _perturbation(space: SearchSpace) -> Explore:
+    return lambda name, donor, random: space.explore(donor.values, random)
 
 
 def _open_run(config: ExperimentConfig, run_dir: Path) -> Run:
@@ -167,23 +180,28 @@ def _open_run(config: ExperimentConfig, run_dir: Path) -> Run:
 
 
 def _fit(
-    trials: Sequence[str], config: ExperimentConfig, run_dir: Path, placement: Placement, population: LivePopulation
+    trials: Sequence[str],
+    config: ExperimentConfig,
+    run_dir: Path,
+    placement: Placement,
+    scheduler: LiveScheduler,
+    turns: Turns,
 ) -> None:
-    """Let Tune run the trials, all at the same time."""
+    """Let Tune run the trials, as many at a time as there are places."""
     settings = TrialSettings(
         trial="",
         run_dir=str(run_dir),
         channel=run_dir.name,
         workers=config.workers_per_trial,
-        cpus_per_worker=placement[0],
-        gpus_per_worker=placement[1],
+        cpus_per_worker=placement.cpus,
+        gpus_per_worker=placement.gpus,
     )
     # Trials live from their start to their end: there is no actor to reuse, as Tune advises.
     warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
     tuner = tune.Tuner(
-        tune.with_resources(LiveTrial, {"CPU": TRIAL_CPUS}),
+        tune.with_resources(LiveTrial, TRIAL_RESOURCES),
         param_space={**settings, "trial": tune.grid_search(list(trials))},
-        tune_config=tune.TuneConfig(scheduler=population, max_concurrent_trials=len(trials)),
+        tune_config=tune.TuneConfig(scheduler=scheduler, search_alg=Entrance(turns)),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(run_dir),
@@ -196,15 +214,15 @@ def _fit(
 
 def _conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, placement: Placement) -> Path:
     """Judge the best trial on the test split, once, and write summary and report."""
-    name, best = max(state.members.items(), key=lambda item: item[1].score or DIVERGED_SCORE)
-    assert best.checkpoint is not None and config.data_dir is not None and best.score is not None
-    if best.score == DIVERGED_SCORE:
+    name, best = max(state.members.items(), key=lambda item: _comparable(item[1]))
+    if best.checkpoint is None or _comparable(best) == WORST_SCORE:
         write_report(run_dir)
         raise RuntimeError(
             f"every trial diverged; {run_dir / 'diverged'} holds the steps, lower learning rates may help"
         )
+    assert config.data_dir is not None and best.score is not None
     own = replaced(config.trial(), best.values)
-    judge = ray.remote(_test_accuracy).options(num_cpus=placement[0], num_gpus=placement[1])
+    judge = ray.remote(_test_accuracy).options(num_cpus=placement.cpus, num_gpus=placement.gpus)
     test_accuracy = ray.get(judge.remote(own.model_dump(mode="json"), best.checkpoint.model_dump(mode="json")))
     manifest, rows, lineage = read_manifest(config.data_dir), read_results(run_dir), read_lineage(run_dir)
     first_epoch = min(row.epoch for row in rows)
@@ -233,6 +251,10 @@ def _conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, p
     )
     print(f"Report: {write_report(run_dir)}", flush=True)
     return run_dir
+
+
+def _comparable(member: Member) -> float:
+    return WORST_SCORE if member.score is None else member.score
 
 
 def _test_accuracy(config: dict[str, Any], checkpoint: dict[str, Any]) -> float:

@@ -1,6 +1,8 @@
-"""Search spaces: data files that say what is searched, between which bounds, and how a value is changed."""
+"""Search spaces: data files that say what is searched, between which bounds, how values are found and changed."""
 
+import itertools
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal, Self
@@ -8,10 +10,17 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from adios_ray.config import ConfigError, Strict, TrialConfig, parse, replaced, value_at
+from adios_ray.config import ConfigError, Strict, TrialConfig, adaptable, parse, replaced, value_at
 
 
-class _Bounded(Strict):
+class _Parameter(Strict):
+    unit: str = ""
+    """What the numbers count, for people."""
+    resample_probability: float | None = Field(None, ge=0, le=1)
+    """Chance that this value is drawn afresh instead of perturbed; None takes the search space's."""
+
+
+class _Bounded(_Parameter):
     low: float
     """Smallest value."""
     high: float
@@ -22,6 +31,11 @@ class _Bounded(Strict):
         if not self.low < self.high:
             raise ValueError(f"low {self.low} must be below high {self.high}")
         return self
+
+    @property
+    def extremes(self) -> list[Any]:
+        """The values that a configuration must allow for all others to be allowed."""
+        return [self.low, self.high]
 
 
 class Continuous(_Bounded):
@@ -74,31 +88,112 @@ class Integer(_Bounded):
         return min(max(value + random.choice((self.step, -self.step)), self.low), self.high)
 
 
+class Choice(_Parameter):
+    """One of some values, in an order that means something to a perturbation."""
+
+    values: list[Any] = Field(min_length=2)
+    """All that it can be."""
+
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        if any(value in self.values[:position] for position, value in enumerate(self.values)):
+            raise ValueError(f"values {self.values} hold one of them twice")
+        return self
+
+    @property
+    def extremes(self) -> list[Any]:
+        """All values."""
+        return self.values
+
+    def sample(self, random: Random) -> Any:
+        """A fresh value."""
+        return random.choice(self.values)
+
+    def perturb(self, value: Any, random: Random) -> Any:
+        """The next value or the one before; a fresh one for a value that is not in the list."""
+        if value not in self.values:
+            return self.sample(random)
+        position = self.values.index(value) + random.choice((1, -1))
+        return self.values[min(max(position, 0), len(self.values) - 1)]
+
+
 def _kind(values: Any) -> str:
-    scale = values.get("scale") if isinstance(values, dict) else getattr(values, "scale", None)
-    return "integer" if scale == "integer" else "continuous"
+    given = values if isinstance(values, dict) else getattr(values, "__dict__", {})
+    if "values" in given:
+        return "choice"
+    return "integer" if given.get("scale") == "integer" else "continuous"
 
 
 Parameter = Annotated[
-    Annotated[Continuous, Tag("continuous")] | Annotated[Integer, Tag("integer")], Discriminator(_kind)
+    Annotated[Continuous, Tag("continuous")] | Annotated[Integer, Tag("integer")] | Annotated[Choice, Tag("choice")],
+    Discriminator(_kind),
 ]
+
+Scheduler = Literal["pbt", "pb2", "asha", "median", "none"]
+Search = Literal["random", "hyperopt", "grid"]
+
+EVOLVING: tuple[Scheduler, ...] = ("pbt", "pb2")
+"""Schedulers that change trials while they train."""
+
+_OPTIONS: Mapping[str, tuple[Scheduler, ...]] = {
+    "synchronous": EVOLVING,
+    "interval_epochs": EVOLVING,
+    "quantile_fraction": EVOLVING,
+    "resample_probability": ("pbt",),
+    "grace_epochs": ("asha", "median"),
+    "reduction_factor": ("asha",),
+    "min_trials": ("median",),
+}
+"""The schedulers that each option is for."""
 
 
 class SearchSpace(Strict):
     """What a population searches and how it evolves."""
 
-    scheduler: Literal["pbt"]
-    """Population based training (Jaderberg et al. 2017)."""
-    synchronous: bool
-    """Decide when all trials have reached the interval, or for each trial as it does."""
-    interval_epochs: int = Field(ge=1)
-    """Epochs between two decisions about a trial."""
+    scheduler: Scheduler
+    """pbt: population based training (Jaderberg et al. 2017); pb2: with a Gaussian-process bandit in place of random
+    perturbations (Parker-Holder et al. 2020); asha: asynchronous successive halving (Li et al. 2020); median: stop what
+    is worse than the median (Golovin et al. 2017); none: train every trial to its end."""
+    search: Search = "random"
+    """Where trials begin: random draws, hyperopt's tree-structured Parzen estimator, or every combination."""
+    synchronous: bool = True
+    """pbt, pb2: decide when all trials have reached the interval, or for each trial as it does."""
+    interval_epochs: int = Field(1, ge=1)
+    """pbt, pb2: epochs between two decisions about a trial."""
     quantile_fraction: float = Field(0.25, gt=0, le=0.5)
-    """Share of the population that is replaced, and share that is copied from."""
+    """pbt, pb2: share of the population that is replaced, and share that is copied from."""
     resample_probability: float = Field(0.25, ge=0, le=1)
-    """Chance that a value is drawn afresh instead of perturbed."""
+    """pbt: chance that a value is drawn afresh instead of perturbed."""
+    grace_epochs: int = Field(1, ge=1)
+    """asha, median: epochs that every trial may train."""
+    reduction_factor: float = Field(4, gt=1)
+    """asha: of so many trials that reach a rung one goes on, and rungs are so many times further apart each."""
+    min_trials: int = Field(3, ge=1)
+    """median: other trials that must have come as far before one is stopped."""
     parameters: dict[str, Parameter]
     """Configuration path of each searched value with its bounds."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for option, schedulers in _OPTIONS.items():
+            changed = getattr(self, option) != type(self).model_fields[option].default
+            if changed and self.scheduler not in schedulers:
+                raise ValueError(f"{option} is for {' and '.join(schedulers)}, not for {self.scheduler}")
+        if self.scheduler in EVOLVING and self.search != "random":
+            raise ValueError(
+                f"search {self.search} cannot go with {self.scheduler}, which itself chooses the values of its trials "
+                "while they train; leave search out, or take asha, median or none"
+            )
+        if self.search == "grid" and (ranges := [p for p, x in self.parameters.items() if isinstance(x, Continuous)]):
+            raise ValueError(f"search grid needs values: [...] for {', '.join(ranges)}")
+        if self.scheduler == "pb2" and (choices := [p for p, x in self.parameters.items() if isinstance(x, Choice)]):
+            raise ValueError(f"pb2 needs numbers with low and high for {', '.join(choices)}")
+        return self
+
+    @property
+    def evolving(self) -> bool:
+        """Whether trials are changed while they train."""
+        return self.scheduler in EVOLVING
 
     def sample(self, random: Random) -> dict[str, Any]:
         """Fresh values for all parameters, by path."""
@@ -108,24 +203,43 @@ class SearchSpace(Strict):
         """Changed values: each drawn afresh with the resample probability, else perturbed."""
         changed = {}
         for path, parameter in self.parameters.items():
-            fresh = random.random() < self.resample_probability
+            own = parameter.resample_probability
+            fresh = random.random() < (self.resample_probability if own is None else own)
             changed[path] = parameter.sample(random) if fresh else parameter.perturb(values[path], random)
         return changed
 
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """Every combination of the values of a grid."""
+        values = [
+            range(x.low, x.high + 1, x.step) if isinstance(x, Integer) else x.extremes for x in self.parameters.values()
+        ]
+        for combination in itertools.product(*values):
+            yield dict(zip(self.parameters, combination, strict=True))
+
     def bind(self, config: TrialConfig, origin: str = "search space") -> None:
-        """Check that every path exists and that both bounds are allowed there.
+        """Check that every path exists, may change where it would, and that its extreme values are allowed.
 
         Raises:
             ConfigError: Naming the path.
         """
         for path, parameter in self.parameters.items():
             value_at(config, path)
-            for bound in (parameter.low, parameter.high):
-                replaced(config, {path: bound}, origin)
+            if self.evolving and not adaptable(path):
+                raise ConfigError(
+                    f"{origin}: {path} cannot change while a trial trains, so that {self.scheduler} cannot search it; "
+                    "asha, median and none can"
+                )
+            for value in parameter.extremes:
+                replaced(config, {path: value}, origin)
 
 
-def load_space(path: Path) -> SearchSpace:
+def load_space(path: Path, scheduler: Scheduler | None = None, search: Search | None = None) -> SearchSpace:
     """Read a search space from its YAML file.
+
+    Args:
+        path: The file.
+        scheduler: Takes the place of the file's, whose options for that are then left out.
+        search: Takes the place of the file's.
 
     Raises:
         ConfigError: If the file is missing or says something that a search space cannot.
@@ -138,4 +252,9 @@ def load_space(path: Path) -> SearchSpace:
         raise ConfigError(f"search space {path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"search space {path} is not a mapping")
+    if scheduler is not None and scheduler != values.get("scheduler"):
+        values = {key: value for key, value in values.items() if scheduler in _OPTIONS.get(key, (scheduler,))}
+        values["scheduler"] = scheduler
+    if search is not None:
+        values["search"] = search
     return parse(SearchSpace, values, f"search space {path}")

@@ -1,16 +1,23 @@
-"""What a population remembers between two runs of its driver: a file that is always whole."""
+"""What a population remembers between two runs of its driver.
 
+A snapshot is written when a driver starts, and each change after it is one line of a journal: what a report costs does
+not grow with the population. A line without its newline was being written when the driver died, and never took effect.
+"""
+
+import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from adios_ray.config import ConfigError, load_json, parse
-from adios_ray.tracking.records import write_atomically
+from adios_ray.tracking.records import append_line, whole_lines, write_atomically
 from adios_ray.training.checkpoints import Pointer
 
 STATE_FILE = "population.json"
+JOURNAL_FILE = "population.jsonl"
 KEPT_CHECKPOINTS = 2
 
 
@@ -19,16 +26,42 @@ class Member(BaseModel):
 
     values: dict[str, Any]
     """Searched values by configuration path, as the trial uses them from its checkpoint on."""
+    number: int
+    """Position in the population, which decides the trial's seed."""
     checkpoint: Pointer | None = None
     """What the trial goes on from: its own last report's, or a donor's."""
     epoch: int = 0
     """Epochs behind that checkpoint."""
     score: float | None = None
-    """Fitness at the last report; never nan, a diverged trial scores below all others."""
+    """Score at the last report; never nan, a trial that diverged or collapsed is below all others."""
+    base_score: float | None = None
+    """Score of the weights in that checkpoint: a donor's after an exploit."""
     decided_epoch: int = 0
     """Epoch of the last decision about the trial."""
     finished: bool = False
-    """Whether the trial has trained its last epoch."""
+    """Whether the trial has trained its last epoch, or was stopped for good."""
+
+
+class Observation(BaseModel):
+    """What became of a trial between two of its reports."""
+
+    trial: str
+    values: dict[str, Any]
+    """Searched values in use."""
+    epochs: tuple[int, int]
+    """Epochs of the two reports."""
+    scores: tuple[float | None, float]
+    """Scores at the two reports; the first is None where the trial had none yet."""
+
+
+class Change(BaseModel):
+    """What changed at once: a line of the journal, which takes effect as a whole."""
+
+    members: dict[str, Member]
+    observations: dict[str, Observation]
+    next_decision_epoch: int
+    exploits: int
+    seconds: float
 
 
 class PopulationState(BaseModel):
@@ -36,6 +69,10 @@ class PopulationState(BaseModel):
 
     members: dict[str, Member] = Field(default_factory=dict)
     """Trials by name."""
+    initial: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Searched values with which each trial began."""
+    observations: dict[str, Observation] = Field(default_factory=dict)
+    """All observations, by trial and epoch."""
     next_decision_epoch: int
     """Synchronous populations: epoch that all trials must reach before the next decision."""
     exploits: int = 0
@@ -43,13 +80,31 @@ class PopulationState(BaseModel):
     seconds: float = 0.0
     """Wall time of earlier runs of the driver and this one."""
 
+    def add(self, name: str, values: dict[str, Any]) -> Member:
+        """Take in a trial that begins with these values."""
+        self.members[name] = Member(values=values, number=len(self.members))
+        self.initial[name] = values
+        return self.members[name]
+
     def save(self, run_dir: Path) -> None:
-        """Write the state atomically."""
-        write_atomically(run_dir / STATE_FILE, self.model_dump_json(indent=1).encode())
+        """Write a snapshot, and begin the journal anew."""
+        write_atomically(run_dir / STATE_FILE, self.model_dump_json().encode())
+        (run_dir / JOURNAL_FILE).unlink(missing_ok=True)
+
+    def journal(self, run_dir: Path, members: Iterable[str], observations: Iterable[str] = ()) -> None:
+        """Write down, in one step, how some members stand, some observations, and the clock."""
+        change = Change(
+            members={name: self.members[name] for name in members},
+            observations={key: self.observations[key] for key in observations},
+            next_decision_epoch=self.next_decision_epoch,
+            exploits=self.exploits,
+            seconds=self.seconds,
+        )
+        append_line(run_dir / JOURNAL_FILE, change.model_dump_json())
 
     @staticmethod
     def load(run_dir: Path) -> "PopulationState":
-        """Read the state of a run.
+        """Read the state of a run: its snapshot, and what was changed since.
 
         Raises:
             ConfigError: If the directory is not one of a run.
@@ -57,12 +112,24 @@ class PopulationState(BaseModel):
         path = run_dir / STATE_FILE
         if not path.is_file():
             raise ConfigError(f"{run_dir} is not a run directory: it has no {STATE_FILE}")
-        return parse(PopulationState, load_json(path), str(path))
+        state = parse(PopulationState, load_json(path), str(path))
+        for number, line in enumerate(whole_lines(run_dir / JOURNAL_FILE).splitlines(), start=1):
+            try:
+                change = Change.model_validate(json.loads(line))
+            except (ValueError, ValidationError) as error:
+                raise ConfigError(f"{run_dir / JOURNAL_FILE}, line {number} is damaged: {error}") from None
+            for name in change.members.keys() - state.members.keys():
+                state.initial[name] = change.members[name].values
+            state.members.update(change.members)
+            state.observations.update(change.observations)
+            state.next_decision_epoch, state.exploits = change.next_decision_epoch, change.exploits
+            state.seconds = change.seconds
+        return state
 
-    def remove_unused_checkpoints(self, run_dir: Path) -> None:
-        """Delete checkpoints that nobody goes on from, but for each trial's newest two."""
+    def remove_unused_checkpoints(self, run_dir: Path, trials: Iterable[str]) -> None:
+        """Delete the checkpoints of some trials that nobody goes on from, but for each one's newest two."""
         used = {member.checkpoint.path for member in self.members.values() if member.checkpoint}
-        for trial in self.members:
+        for trial in trials:
             newest_first = sorted((run_dir / "checkpoints" / trial).glob("epoch_*"), reverse=True)
             for directory in newest_first[KEPT_CHECKPOINTS:]:
                 if directory not in used:

@@ -13,7 +13,10 @@ from adios_ray.search.channel import find_channel
 POINTER_FILE = "pointer.json"
 POLL_S = 2.0
 STOP_TIMEOUT_S = 30.0
-WORKER_RESTARTS = 3
+WORKER_RESTARTS = 1
+"""Of a worker group by Ray Train, before the whole Ray Train run is started again."""
+RUN_RESTARTS = 1
+"""Of a Ray Train run, before the trial waits for a donor."""
 
 
 class TrialSettings(TypedDict):
@@ -42,46 +45,70 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
     def setup(self, config: dict[str, Any]) -> None:
         """Start the Ray Train run in a thread."""
         self._channel, self._trial = find_channel(config["channel"]), config["trial"]
+        self._settings, self._failures = config, 0
+        self._checkpoint: dict[str, Any] | None = None
+        self._start()
+
+    def _start(self) -> None:
         self._error: BaseException | None = None
-        trainer = _build_trainer(config, self._channel)
+        trainer = _build_trainer(self._settings, self._channel)
         self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
         self._thread.start()
 
     def _fit(self, trainer: Any) -> None:
         try:
             trainer.fit()
-        except BaseException as error:  # handed to step(), which raises it where Tune sees it
+        except BaseException as error:  # handed to step(), which says it
             self._error = error
 
     def step(self) -> dict[str, Any]:
         """Train to the trial's next report.
 
-        Raises:
-            RuntimeError: If the Ray Train run ended instead.
+        A Ray Train run that ends before it is started again; one that ends again and again is answered for, so that the
+        trial is replaced by a copy of a better one and the population goes on.
         """
         reply = self._channel.request.remote(self._trial)
         while not ray.wait([reply], timeout=POLL_S)[0]:
             if not self._thread.is_alive():
-                raise RuntimeError(f"the Ray Train run of {self._trial} ended early") from self._error
+                self._recover()
         report: dict[str, Any] = ray.get(reply)
-        self._checkpoint = report["checkpoint"]
+        self._checkpoint = report.get("checkpoint")
         return report
+
+    def _recover(self) -> None:
+        """Start the workers again, or report that they cannot go on."""
+        reason = _first_line(self._error)
+        self._failures += 1
+        if self._failures <= RUN_RESTARTS:
+            ray.get(self._channel.note.remote(self._trial, f"its workers are started again after: {reason}"))
+        else:
+            self._failures = 0
+            ray.get(self._channel.give_up.remote(self._trial, f"{RUN_RESTARTS + 1} attempts: {reason}"))
+        self._start()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save a pointer to the checkpoint of the last report; the weights lie where Ray Train's worker put them."""
         (Path(checkpoint_dir) / POINTER_FILE).write_text(json.dumps(self._checkpoint))
 
     def load_checkpoint(self, checkpoint: str | None) -> None:
-        """Have the running workers load what a saved pointer names, under the configuration they have."""
-        if checkpoint is None:
-            return
-        pointer = json.loads((Path(checkpoint) / POINTER_FILE).read_text())
-        ray.get(self._channel.load.remote(self._trial, pointer))
+        """Nothing: where a trial goes on, after an exploit too, is known to the channel, which workers ask first."""
 
     def cleanup(self) -> None:
         """Stop the worker loop and wait for Ray Train to take its processes down."""
         self._channel.stop.remote(self._trial)
         self._thread.join(timeout=STOP_TIMEOUT_S)
+
+
+def _first_line(error: BaseException | None) -> str:
+    """What went wrong, in one line."""
+    if error is None:
+        return "the Ray Train run ended by itself"
+    cause = error
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in failures.values():
+        cause = failure
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return lines[-1] if lines else type(cause).__name__
 
 
 def _build_trainer(config: dict[str, Any], channel: Any) -> Any:

@@ -92,8 +92,10 @@ class Exploit(_Record):
     donor: str
     old: Settings
     new: Settings
+    values: dict[str, Any] = {}
+    """All searched values of the trial after the exploit, by configuration path."""
     scores: dict[str, float]
-    """Fitness of each trial at the decision."""
+    """Scores that the decision rested on: the trial's and its donor's."""
 
 
 class Summary(_Record):
@@ -137,7 +139,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(draft, path)
 
 
-def _whole_lines(path: Path) -> bytes:
+def whole_lines(path: Path) -> bytes:
     """Content of an append-only file up to its last newline; empty where there is no file."""
     content = path.read_bytes() if path.exists() else b""
     return content[: content.rfind(b"\n") + 1]
@@ -145,7 +147,7 @@ def _whole_lines(path: Path) -> bytes:
 
 def _drop_half_line(path: Path) -> bytes:
     """Cut a half-written last line off the file, so that it can be continued; returns what stays."""
-    content = _whole_lines(path)
+    content = whole_lines(path)
     if path.exists() and path.stat().st_size > len(content):
         os.truncate(path, len(content))
     return content
@@ -200,18 +202,25 @@ class ResultsWriter:
         self.close()
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append one line to a file that only grows; if its last line was cut off by a crash, that is dropped first."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                _drop_half_line(path)
+        file.write(line.encode() + b"\n")
+
+
 def append_exploit(run_dir: Path, exploit: Exploit) -> None:
     """Append one line to ``lineage.jsonl``."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    _drop_half_line(run_dir / LINEAGE_FILE)
-    with (run_dir / LINEAGE_FILE).open("a", encoding="utf-8") as file:
-        file.write(exploit.model_dump_json() + "\n")
+    append_line(run_dir / LINEAGE_FILE, exploit.model_dump_json())
 
 
 def truncate_lineage(run_dir: Path, exploits: int) -> None:
     """Keep the first ``exploits`` lines: a resumed run makes the decisions after them again."""
     path = run_dir / LINEAGE_FILE
-    lines = _whole_lines(path).splitlines(keepends=True)
+    lines = whole_lines(path).splitlines(keepends=True)
     if len(lines) > exploits:
         write_atomically(path, b"".join(lines[:exploits]))
 
@@ -250,7 +259,7 @@ def read_results(run_dir: Path) -> list[Row]:
         RecordError: other columns, or a whole line that does not parse.
     """
     path = run_dir / RESULTS_FILE
-    content = _whole_lines(path)
+    content = whole_lines(path)
     if not content:
         return []
     _check_header(path, content)
@@ -269,7 +278,7 @@ def read_lineage(run_dir: Path) -> list[Exploit]:
     """
     path = run_dir / LINEAGE_FILE
     exploits: dict[tuple[int, str], Exploit] = {}
-    for number, line in enumerate(_whole_lines(path).splitlines(), start=1):
+    for number, line in enumerate(whole_lines(path).splitlines(), start=1):
         where = f", line {number}"
         exploit = _parse(Exploit, _load_object(path, line, where), f"{path}{where}")
         exploits[exploit.epoch, exploit.trial] = exploit

@@ -60,13 +60,9 @@ class Run(AbstractContextManager["Run"]):
             write_report(self.directory)
             self._report_due = time.monotonic() + REPORT_INTERVAL_S
 
-    def exploit(
-        self, epoch: int, trial: str, donor: str, old: Settings, new: Settings, scores: dict[str, float]
-    ) -> None:
-        """One copy of a donor into a trial."""
-        exploit = Exploit(
-            time=datetime.now(UTC), epoch=epoch, trial=trial, donor=donor, old=old, new=new, scores=scores
-        )
+    def exploit(self, **fields: Any) -> None:
+        """One copy of a donor into a trial; fields as in ``Exploit``."""
+        exploit = Exploit(time=datetime.now(UTC), **fields)
         append_exploit(self.directory, exploit)
         self._view.exploit(exploit)
 

@@ -55,10 +55,27 @@ def load_checkpoint(pointer: Pointer, device: torch.device) -> dict[str, Any]:
     file = pointer.path / STATE_FILE
     if not file.is_file():
         raise CheckpointError(f"checkpoint {file} does not exist")
-    if _sha256(file) != pointer.sha256:
+    if not _is_whole(file, pointer.sha256):
         raise CheckpointError(f"checkpoint {file} is damaged: its checksum is not the one it was saved with")
     state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
     return state
+
+
+def newest_whole(damaged: Path) -> Pointer | None:
+    """The newest undamaged checkpoint that lies beside a damaged one and is older; None if there is none."""
+    older = (path for path in damaged.parent.glob("epoch_*") if path.name < damaged.name)
+    for directory in sorted(older, reverse=True):
+        try:
+            checksum = str(json.loads((directory / META_FILE).read_text())["sha256"])
+        except (OSError, ValueError, KeyError):
+            continue
+        if _is_whole(directory / STATE_FILE, checksum):
+            return Pointer(path=directory, sha256=checksum)
+    return None
+
+
+def _is_whole(file: Path, checksum: str) -> bool:
+    return file.is_file() and _sha256(file) == checksum
 
 
 def open_checkpoint(directory: Path, device: torch.device) -> dict[str, Any]:

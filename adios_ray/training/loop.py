@@ -11,7 +11,7 @@ from torch import distributed
 from adios_ray import parallel
 from adios_ray.config import TrialConfig, parse
 from adios_ray.tracking.records import MaskFile, write_masks
-from adios_ray.training.checkpoints import Pointer
+from adios_ray.training.checkpoints import CheckpointError, Pointer, newest_whole
 from adios_ray.training.trainer import Trainer
 
 MASK_PICTURES = 8
@@ -41,16 +41,33 @@ def train_loop(config: LoopConfig) -> None:
     values, checkpoint, position = _agreed_start(channel, trial)
     trainer = Trainer(parse(TrialConfig, values), _device())
     if checkpoint:
-        trainer.load(Pointer(**checkpoint), trainer.config)
+        _load(trainer, Pointer(**checkpoint), trainer.config, config)
     while True:
         command = ray.get(channel.take.remote(trial, position))
         position += 1
         if command.kind == "stop":
             return
         if command.kind == "load":
-            trainer.load(Pointer(**command.checkpoint), parse(TrialConfig, command.config))
+            _load(trainer, Pointer(**command.checkpoint), parse(TrialConfig, command.config), config)
         else:
             _train(trainer, config, run_dir)
+
+
+def _load(trainer: Trainer, pointer: Pointer, settings: TrialConfig, config: LoopConfig) -> None:
+    """Load a checkpoint; where it is damaged, the newest whole one before it.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    try:
+        trainer.load(pointer, settings)
+    except CheckpointError as error:
+        older = newest_whole(pointer.path)
+        if older is None:
+            raise
+        trainer.load(older, settings)
+        if parallel.rank() == 0:
+            ray.get(config["channel"].note.remote(config["trial"], f"{error}; it goes on from {older.path.name}"))
 
 
 def _train(trainer: Trainer, config: LoopConfig, run_dir: Path) -> None:

@@ -65,6 +65,12 @@ class Optimizers:
             for group in optimizer.param_groups if optimizer else []:
                 group["lr"] = lr
 
+    def set_weight_decay(self, weight_decay: float) -> None:
+        """Decay the weights of both players by this from the next step on, norms and biases still not."""
+        for optimizer in (self.encoder, self.occlusion):
+            if optimizer is not None:
+                optimizer.param_groups[0]["weight_decay"] = weight_decay
+
     def all(self) -> dict[str, Optimizer]:
         """The optimisers that exist, by name."""
         named = {"encoder": self.encoder, "occlusion": self.occlusion, "probe": self.probe}

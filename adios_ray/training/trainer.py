@@ -213,6 +213,8 @@ class Trainer:
         self.divergence = state["divergence"]
         self.step, self.seed, self._sums = state["step"], state["seed"], state["sums"].clone()
         self.config = self.networks.config = config
+        self.networks.objective.config, self.feed.augment = config.objective, config.augment
+        self.optimizers.set_weight_decay(config.optimizer.weight_decay)
         self._resize_masks(config.masking.slots)
 
     def _resize_masks(self, slots: int) -> None:

@@ -1,0 +1,136 @@
+"""The population by trial name: what is remembered of each member, written down before it takes effect."""
+
+import math
+import time
+from collections.abc import Mapping
+from random import Random
+from typing import Any
+
+import ray
+
+from adios_ray.config import TrialConfig, replaced
+from adios_ray.search.state import Member, Observation, PopulationState
+from adios_ray.tracking.records import Settings
+from adios_ray.tracking.run import Run
+from adios_ray.training.checkpoints import Pointer
+
+WORST_SCORE = -1e9
+"""Of trials that diverged, collapsed or failed: below every fitness."""
+
+
+class Members:
+    """A population's memory, records and channel.
+
+    Attributes:
+        config: What all trials have in common.
+        state: The population as it stands.
+        run: Where reports and exploits are recorded.
+        channel: Handle of the population's channel.
+    """
+
+    def __init__(self, config: TrialConfig, state: PopulationState, run: Run, channel: Any) -> None:
+        """Take up a population, fresh or as an earlier driver left it."""
+        self.config, self.state, self.run, self.channel = config, state, run, channel
+        self._began, self._seconds_before = time.monotonic(), state.seconds
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What Tune stores with its own files: nothing that is open; ``PopulationState`` is the real memory."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("run", "channel")}
+
+    def __getitem__(self, name: str) -> Member:
+        """The member of that name."""
+        return self.state.members[name]
+
+    def register(self, name: str, held: bool = False) -> None:
+        """Tell the channel where a trial goes on; one that waits for others stays held."""
+        member = self[name]
+        own = replaced(self.config, {**member.values, "seed": self.config.seed + member.number})
+        pointer = member.checkpoint and member.checkpoint.model_dump(mode="json")
+        ray.get(self.channel.register.remote(name, own.model_dump(mode="json"), pointer, member.epoch, held))
+
+    def record(self, name: str, result: Mapping[str, Any]) -> bool:
+        """Write a report down and update its member; ``remember`` makes it last.
+
+        Returns:
+            Whether the report is news; one that repeats an epoch, after a step back to an older checkpoint, is not.
+        """
+        for note in result["notes"]:
+            self.run.note(f"{name}: {note}")
+        member, epoch = self[name], int(result["epoch"])
+        if epoch <= member.epoch:
+            return False
+        self.run.report(name, result, self.settings(member))
+        if result["divergence"]:
+            self.run.note(f"{name} diverged at {result['divergence']}; it waits for a donor")
+        score = self._score(member, float(result["fitness"]))
+        self.state.observations[f"{name}/{epoch}"] = Observation(
+            trial=name, values=member.values, epochs=(member.epoch, epoch), scores=(member.base_score, score)
+        )
+        member.score = member.base_score = score
+        member.epoch = epoch
+        if "checkpoint/path" in result:  # as Tune flattens it
+            member.checkpoint = Pointer(path=result["checkpoint/path"], sha256=result["checkpoint/sha256"])
+        return True
+
+    def _score(self, member: Member, fitness: float) -> float:
+        """The fitness, smoothed over reports where that is configured; never nan."""
+        if not math.isfinite(fitness):
+            return WORST_SCORE
+        weight = self.config.evaluation.smoothing
+        before = member.base_score
+        return fitness if before in (None, WORST_SCORE) else weight * float(before or 0) + (1 - weight) * fitness
+
+    def copy(self, name: str, donor: str, values: dict[str, Any]) -> None:
+        """Make a member a copy of its donor with other values, in memory and in the lineage."""
+        old, source = self[name], self[donor]
+        new = source.model_copy(
+            update={"values": values, "number": old.number, "score": old.score, "base_score": source.score}
+        )
+        scores = {who: self[who].score for who in (name, donor)}
+        self.run.exploit(
+            epoch=source.epoch,
+            trial=name,
+            donor=donor,
+            old=self.settings(old),
+            new=self.settings(new),
+            values=values,
+            scores={who: score for who, score in scores.items() if score is not None},
+        )
+        self.state.exploits += 1
+        self.state.members[name] = new
+
+    def send(self, name: str) -> None:
+        """Have a trial's workers load what its member is a copy of, under its values."""
+        member = self[name]
+        assert member.checkpoint is not None
+        config = replaced(self.config, member.values)
+        ray.get(
+            self.channel.load.remote(
+                name, member.checkpoint.model_dump(mode="json"), member.epoch, config.model_dump(mode="json")
+            )
+        )
+
+    def remember(self, *names: str) -> None:
+        """Write down how these members stand, in one step, and delete what nobody goes on from any more."""
+        self.state.seconds = self._seconds_before + time.monotonic() - self._began
+        keys = (f"{name}/{self[name].epoch}" for name in names)
+        self.state.journal(self.run.directory, names, [key for key in keys if key in self.state.observations])
+        self.state.remove_unused_checkpoints(self.run.directory, names)
+
+    def settings(self, member: Member) -> Settings:
+        """What the report shows of a member's configuration."""
+        return settings_of(replaced(self.config, member.values))
+
+    def random(self, name: str) -> Random:
+        """Random numbers for a decision about a member, the same in a driver that decides again."""
+        return Random(f"{self.config.seed}/{name}/{self[name].epoch}")
+
+
+def settings_of(config: TrialConfig) -> Settings:
+    """What the population adapts, out of a trial's configuration."""
+    return Settings(
+        sparsity_weight=config.masking.sparsity_weight,
+        encoder_lr=config.optimizer.encoder_lr,
+        occlusion_lr=config.optimizer.occlusion_lr,
+        slots=config.masking.slots,
+    )

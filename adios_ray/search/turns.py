@@ -1,0 +1,78 @@
+"""Whose turn it is where there are more trials than places in the cluster."""
+
+import time
+from collections.abc import Callable
+
+from ray.tune.experiment import Trial
+from ray.tune.search import BasicVariantGenerator
+
+REFRESH_S = 2.0
+
+
+class Turns:
+    """Starts trials as places become free, those that are furthest behind first.
+
+    A place is what one trial's workers need. How many there are is counted again and again: nodes come and go. Tune
+    starts whatever is pending, so that trials are handed to it one by one (``Entrance``); a trial that has been paused
+    it starts when it is told to.
+    """
+
+    def __init__(self, trials: int, count_places: Callable[[], int]) -> None:
+        """Share out the places that ``count_places`` counts among so many trials."""
+        self._unstarted, self._count_places = trials, count_places
+        self._places, self._due = 0, 0.0
+        self._trials: dict[str, Trial] = {}
+
+    def begin(self, trial: Trial) -> None:
+        """A trial is on its way to its first place."""
+        self._trials[name_of(trial)] = trial
+        self._unstarted -= 1
+
+    @property
+    def free(self) -> bool:
+        """Whether there is a place for one more trial."""
+        return self._taken() < self.places()
+
+    @property
+    def everyone_started(self) -> bool:
+        """Whether all trials have been handed to Tune."""
+        return not self._unstarted
+
+    def paused(self) -> list[Trial]:
+        """Trials that have left their places."""
+        return [trial for trial in self._trials.values() if trial.status == Trial.PAUSED]
+
+    def running(self) -> list[Trial]:
+        """Trials that hold a place."""
+        return [trial for trial in self._trials.values() if trial.status == Trial.RUNNING]
+
+    def too_many(self) -> bool:
+        """Whether more trials hold a place than there are: a node was lost."""
+        return self._taken() > self.places()
+
+    def places(self) -> int:
+        """Trials that fit at once, at least 1."""
+        if time.monotonic() > self._due:
+            self._places, self._due = max(1, self._count_places()), time.monotonic() + REFRESH_S
+        return self._places
+
+    def _taken(self) -> int:
+        return sum(trial.status in (Trial.PENDING, Trial.RUNNING) for trial in self._trials.values())
+
+
+class Entrance(BasicVariantGenerator):  # type: ignore[misc]  # Ray ships no type information
+    """Hands trials to Tune one by one, each when there is a place for it."""
+
+    def __init__(self, turns: Turns) -> None:
+        """Look at the places of ``turns``."""
+        super().__init__()
+        self._turns = turns
+
+    def next_trial(self) -> Trial | None:
+        """The next trial; None while all places are taken."""
+        return super().next_trial() if self._turns.free else None
+
+
+def name_of(trial: Trial) -> str:
+    """The trial's name in the population."""
+    return str(trial.config["trial"])

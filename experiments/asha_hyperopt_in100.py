@@ -1,0 +1,18 @@
+"""The authors' search on ImageNet100: many trials begin where hyperopt suggests, and successive halving stops the poor.
+
+Paper (Tables 9-12 list what their search found); a trial here searches what theirs did: encoder and occlusion learning
+rate, lambda, N, weight decay, width of the U-Net, and the strengths of the colour jitter.
+
+    python experiments/asha_hyperopt_in100.py --preset demo --population 8
+        rendered images, 8 trials on 2 CPU cores: about 5 minutes
+    python experiments/asha_hyperopt_in100.py --preset in100s --data-dir data/in100s --population 64
+    python experiments/asha_hyperopt_in100.py --preset in100s --data-dir data/in100s --population 64 --search random
+    python experiments/asha_hyperopt_in100.py --resume runs/RUN
+"""
+
+import sys
+
+from adios_ray.search.command import main
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, space="asha_hyperopt_in100", demo_space="asha_demo"))
