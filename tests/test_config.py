@@ -108,6 +108,13 @@ def test_log_scale_draws_evenly_in_the_logarithm() -> None:
         ({"parameters": {"masking.slots": {"low": 1, "high": 3, "scale": "integer"}}}, "masking.slots"),
         ({"parameters": {"masking.sparsity_weight": {"low": 0, "high": 1, "scale": "linear"}}}, "sparsity_weight"),
         ({"parameters": {"optimizer.encoder_lr": {"low": 0, "high": 1, "scale": "log"}}}, "encoder_lr"),
+        ({"parameters": {"masking.width": {"values": [8, 16]}}}, "masking.width cannot change while a trial trains"),
+        ({"parameters": {"masking.slots": {"values": [4, 6, 4]}}}, "hold one of them twice"),
+        ({"parameters": {"masking.slots": {"values": [4, 65]}}}, "masking.slots"),
+        ({"search": "hyperopt"}, "search hyperopt cannot go with pbt, which itself chooses the values"),
+        ({"search": "grid"}, "search grid cannot go with pbt"),
+        ({"grace_epochs": 3}, "grace_epochs is for asha and median, not for pbt"),
+        ({"scheduler": "asha", "synchronous": True, "interval_epochs": 2}, "interval_epochs is for pbt and pb2"),
         ({"scheduler": "pbt9"}, "scheduler"),
         ({"interval": 3}, "interval"),
     ],
@@ -118,6 +125,37 @@ def test_a_space_that_cannot_work_is_refused(change: dict[str, Any], named: str,
     file.write_text(yaml.safe_dump({**values, **change}))
     with pytest.raises(ConfigError, match=named):
         load_space(file).bind(TrialConfig(), str(file))
+
+
+def test_flags_replace_the_scheduler_and_the_search_of_a_file() -> None:
+    file = SPACES / "pbt_demo.yaml"
+    space = load_space(file, scheduler="asha", search="hyperopt")
+    assert (space.scheduler, space.search, space.parameters) == ("asha", "hyperopt", load_space(file).parameters)
+    with pytest.raises(ConfigError, match=r"search grid needs values: \[...\] for masking.sparsity_weight"):
+        load_space(file, scheduler="none", search="grid")
+    with pytest.raises(ConfigError, match="pb2 needs numbers with low and high for masking.sparsity_weight"):
+        load_space(SPACES / "asha_demo.yaml", scheduler="pb2", search="random")
+    with pytest.raises(ConfigError, match="search hyperopt cannot go with pbt"):
+        load_space(SPACES / "asha_demo.yaml", scheduler="pbt")
+
+
+def test_a_choice_moves_to_its_neighbours() -> None:
+    width = Choice(values=[8, 16, 32])
+    assert {width.perturb(16, Random(seed)) for seed in range(20)} == {8, 32}
+    assert {width.perturb(8, Random(seed)) for seed in range(20)} == {8, 16}
+    assert {width.perturb(64, Random(seed)) for seed in range(20)} == {8, 16, 32}
+
+
+def test_a_value_may_have_its_own_chance_of_being_drawn_afresh() -> None:
+    always = {"low": 0.1, "high": 1.0, "scale": "linear", "resample_probability": 1.0}
+    never = {"low": 0.01, "high": 1.0, "scale": "log", "resample_probability": 0.0, "factor": 2.0}
+    values = {"scheduler": "pbt", "parameters": {"masking.sparsity_weight": always, "optimizer.encoder_lr": never}}
+    space = parse(SearchSpace, values)
+    explored = [
+        space.explore({"masking.sparsity_weight": 0.5, "optimizer.encoder_lr": 0.1}, Random(i)) for i in range(30)
+    ]
+    assert len({round(each["masking.sparsity_weight"], 6) for each in explored}) == 30
+    assert {round(each["optimizer.encoder_lr"], 6) for each in explored} == {0.05, 0.2}
 
 
 def test_a_missing_space_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Ray Train starts again after a crash goes on where the last answered command lef
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -176,6 +177,32 @@ class Channel:
     async def _notify(self, line: _Line) -> None:
         async with line.changed:
             line.changed.notify_all()
+
+
+class ChannelCalls:
+    """The channel as the driver calls it: each call returns when it is done."""
+
+    def __init__(self, actor: Any) -> None:
+        """Call this actor."""
+        self._actor = actor
+
+    def register(
+        self, trial: str, config: dict[str, Any], checkpoint: dict[str, Any] | None, epoch: int, held: bool
+    ) -> None:
+        """See ``Channel.register``."""
+        ray.get(self._actor.register.remote(trial, config, checkpoint, epoch, held))
+
+    def load(self, trial: str, checkpoint: dict[str, Any], epoch: int, config: dict[str, Any]) -> None:
+        """See ``Channel.load``."""
+        ray.get(self._actor.load.remote(trial, checkpoint, epoch, config))
+
+    def hold(self, trials: Sequence[str], held: bool) -> None:
+        """See ``Channel.hold``; for several trials."""
+        ray.get([self._actor.hold.remote(trial, held) for trial in trials])
+
+    def leave(self, trial: str) -> None:
+        """See ``Channel.leave``."""
+        ray.get(self._actor.leave.remote(trial))
 
 
 def start_channel(run: str, trials: int, workers: int) -> Any:

@@ -2,13 +2,12 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-import ray
-
 from adios_ray.config import TrialConfig, replaced
+from adios_ray.search.channel import ChannelCalls
 from adios_ray.search.state import Member, Observation, PopulationState
 from adios_ray.tracking.records import Settings
 from adios_ray.tracking.run import Run
@@ -25,12 +24,13 @@ class Members:
         config: What all trials have in common.
         state: The population as it stands.
         run: Where reports and exploits are recorded.
-        channel: Handle of the population's channel.
+        channel: How the trials are reached.
     """
 
-    def __init__(self, config: TrialConfig, state: PopulationState, run: Run, channel: Any) -> None:
+    def __init__(self, config: TrialConfig, state: PopulationState, run: Run, channel: ChannelCalls) -> None:
         """Take up a population, fresh or as an earlier driver left it."""
         self.config, self.state, self.run, self.channel = config, state, run, channel
+        self._registered: set[str] = set()
         self._began, self._seconds_before = time.monotonic(), state.seconds
 
     def __getstate__(self) -> dict[str, Any]:
@@ -45,8 +45,9 @@ class Members:
         """Tell the channel where a trial goes on; one that waits for others stays held."""
         member = self[name]
         own = replaced(self.config, {**member.values, "seed": self.config.seed + member.number})
-        pointer = member.checkpoint and member.checkpoint.model_dump(mode="json")
-        ray.get(self.channel.register.remote(name, own.model_dump(mode="json"), pointer, member.epoch, held))
+        pointer = None if member.checkpoint is None else member.checkpoint.model_dump(mode="json")
+        self._registered.add(name)
+        self.channel.register(name, own.model_dump(mode="json"), pointer, member.epoch, held)
 
     def record(self, name: str, result: Mapping[str, Any]) -> bool:
         """Write a report down and update its member; ``remember`` makes it last.
@@ -100,15 +101,18 @@ class Members:
         self.state.members[name] = new
 
     def send(self, name: str) -> None:
-        """Have a trial's workers load what its member is a copy of, under its values."""
+        """Have a trial's workers load what its member is a copy of; one that has not begun here will by itself."""
         member = self[name]
+        if name not in self._registered:
+            return
         assert member.checkpoint is not None
         config = replaced(self.config, member.values)
-        ray.get(
-            self.channel.load.remote(
-                name, member.checkpoint.model_dump(mode="json"), member.epoch, config.model_dump(mode="json")
-            )
-        )
+        checkpoint = member.checkpoint.model_dump(mode="json")
+        self.channel.load(name, checkpoint, member.epoch, config.model_dump(mode="json"))
+
+    def hold(self, names: Sequence[str], held: bool) -> None:
+        """Let trials wait for the others, or let them go on."""
+        self.channel.hold([name for name in names if name in self._registered], held)
 
     def remember(self, *names: str) -> None:
         """Write down how these members stand, in one step, and delete what nobody goes on from any more."""

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-import ray
-
 from adios_ray.search.members import WORST_SCORE, Members
 from adios_ray.search.scheduler import CONTINUE, PAUSE, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
@@ -53,7 +51,7 @@ class LivePopulation(LiveScheduler):
         if self._space.synchronous:
             if self.ready(name):
                 return str(CONTINUE)
-            ray.get(self.members.channel.hold.remote(name, True))
+            self.members.hold([name], True)
             self._pass_barrier()
             return str(CONTINUE if self.ready(name) or not self.scarce() else PAUSE)
         if member.epoch - member.decided_epoch < self._space.interval_epochs:
@@ -75,7 +73,7 @@ class LivePopulation(LiveScheduler):
             return
         state.next_decision_epoch += self._space.interval_epochs
         self._evolve(waiting)
-        ray.get([self.members.channel.hold.remote(name, False) for name in waiting])
+        self.members.hold(waiting, False)
 
     def _evolve(self, names: Sequence[str]) -> None:
         """Let each of ``names`` that scores in the lowest quantile copy from one of the highest."""
@@ -84,14 +82,19 @@ class LivePopulation(LiveScheduler):
         for name in names:
             member = self.members[name]
             member.decided_epoch = member.epoch
-            if name in lower and upper:
+            donors = [donor for donor in upper if not self._too_far_behind(donor, member)]
+            if name in lower and donors:
                 random = self.members.random(name)
-                donor = random.choice(upper)
+                donor = random.choice(donors)
                 self.members.copy(name, donor, self._explore(name, self.members[donor], random))
                 exploits.append(name)
         self.members.remember(*names)
         for name in exploits:
             self.members.send(name)
+
+    def _too_far_behind(self, donor: str, member: Member) -> bool:
+        """Whether a copy would lose a whole interval of training; so every trial comes to its end."""
+        return self.members[donor].epoch <= member.epoch - self._space.interval_epochs
 
     def _quantiles(self) -> tuple[list[str], list[str]]:
         """The worst and the best, as many of each as the quantile says; nobody is in both."""

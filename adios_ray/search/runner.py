@@ -18,7 +18,7 @@ from adios_ray.data.shards import read_manifest
 from adios_ray.data.sources import objects
 from adios_ray.data.store import store_at
 from adios_ray.search.bandit import Bandit
-from adios_ray.search.channel import start_channel
+from adios_ray.search.channel import ChannelCalls, start_channel
 from adios_ray.search.cluster import connected
 from adios_ray.search.experiment import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig
 from adios_ray.search.members import WORST_SCORE, Members
@@ -143,17 +143,17 @@ def _evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, placeme
     state = PopulationState.load(run_dir)
     print(f"Run directory: {run_dir}", flush=True)
     names = _names(config, space)
-    unfinished = [name for name in names if name not in state.members or not state.members[name].finished]
+    unfinished = state.unfinished(names)
     if unfinished:
         state.save(run_dir)
         truncate_lineage(run_dir, state.exploits)
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
         turns = Turns(len(unfinished), lambda: count_places(config, placement, nodes()))
         with _open_run(config, run_dir) as run:
-            members = Members(config.trial(), state, run, channel)
+            members = Members(config.trial(), state, run, ChannelCalls(channel))
             _fit(unfinished, config, run_dir, placement, _scheduler(space, members, turns), turns)
     state = PopulationState.load(run_dir)
-    if failed := [name for name in names if name not in state.members or not state.members[name].finished]:
+    if failed := state.unfinished(names):
         write_report(run_dir)
         raise RuntimeError(f"not all trials finished ({', '.join(failed)}); go on with --resume {run_dir}")
     return _conclude(config, run_dir, state, placement)

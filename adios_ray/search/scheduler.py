@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from typing import Any
 
-import ray
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
@@ -99,7 +98,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
             name = name_of(trial)
             if self._leaving is None and not self.ready(name):
                 self._leaving = name
-                ray.get(self.members.channel.leave.remote(name))
+                self.members.channel.leave(name)
 
     def debug_string(self) -> str:
         """What Tune would print."""

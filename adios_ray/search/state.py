@@ -86,6 +86,12 @@ class PopulationState(BaseModel):
         self.initial[name] = values
         return self.members[name]
 
+    def unfinished(self, names: Iterable[str]) -> list[str]:
+        """Those of some trials, begun or not, that have not ended; the one that is furthest behind first."""
+        epochs = {name: member.epoch for name, member in self.members.items()}
+        finished = {name for name, member in self.members.items() if member.finished}
+        return sorted((name for name in names if name not in finished), key=lambda name: epochs.get(name, 0))
+
     def save(self, run_dir: Path) -> None:
         """Write a snapshot, and begin the journal anew."""
         write_atomically(run_dir / STATE_FILE, self.model_dump_json().encode())

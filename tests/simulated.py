@@ -1,0 +1,217 @@
+"""Tune, the channel and the trials, simulated in one process: closed-form scores, no cluster, reports in any order."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+from ray.tune.experiment import Trial
+
+from adios_ray.config import TrialConfig
+from adios_ray.search.channel import ChannelCalls
+from adios_ray.search.members import Members
+from adios_ray.search.population import LivePopulation
+from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
+from adios_ray.search.spaces import SearchSpace
+from adios_ray.search.state import PopulationState
+from adios_ray.search.suggest import make_suggest
+from adios_ray.search.turns import Turns
+from adios_ray.tracking.records import Exploit, append_exploit, read_lineage, truncate_lineage
+from adios_ray.tracking.run import Run
+
+
+@dataclass
+class Line:
+    """What the channel knows of a trial."""
+
+    config: dict[str, Any]
+    checkpoint: dict[str, Any] | None
+    epoch: int
+    held: bool
+    leaving: bool = False
+
+
+class SimulatedChannel:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        """Begin without trials."""
+        self.lines: dict[str, Line] = {}
+
+    def register(
+        self, trial: str, config: dict[str, Any], checkpoint: dict[str, Any] | None, epoch: int, held: bool
+    ) -> None:
+        """As the channel does."""
+        self.lines.setdefault(trial, Line(config, checkpoint, epoch, held))
+
+    def load(self, trial: str, checkpoint: dict[str, Any], epoch: int, config: dict[str, Any]) -> None:
+        """As the channel does; the checkpoint must be there."""
+        assert Path(checkpoint["path"]).is_dir(), f"{trial} was sent to {checkpoint['path']}, which is gone"
+        line = self.lines[trial]
+        line.config, line.checkpoint, line.epoch = config, checkpoint, epoch
+
+    def hold(self, trials: Sequence[str], held: bool) -> None:
+        """As the channel does."""
+        for trial in trials:
+            self.lines[trial].held = held
+
+    def leave(self, trial: str) -> None:
+        """As the channel does."""
+        self.lines[trial].leaving = True
+
+
+class SimulatedRun:
+    """Records the lineage in files as a run does, and the reports in memory."""
+
+    def __init__(self, directory: Path) -> None:
+        """Record into an existing directory."""
+        self.directory = directory
+        self.reports: list[tuple[str, int, float]] = []
+
+    def report(self, trial: str, result: dict[str, Any], settings: Any) -> None:
+        """Keep a report."""
+        self.reports.append((trial, int(result["epoch"]), float(result["fitness"])))
+
+    def exploit(self, **fields: Any) -> None:
+        """Write an exploit down."""
+        append_exploit(self.directory, Exploit(time="2026-01-01T00:00:00Z", **fields))
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+
+@dataclass(eq=False)
+class SimulatedTrial:
+    """What schedulers look at in one of Tune's trials."""
+
+    config: dict[str, Any]
+    status: str = Trial.PENDING
+
+
+class CrashedError(Exception):
+    """The driver was killed."""
+
+
+def optimum(values: dict[str, Any]) -> float:
+    """Score per epoch of some values: best at lambda 0.6 and a learning rate of 0.1."""
+    lr, weight = float(values["optimizer"]["encoder_lr"]), float(values["masking"]["sparsity_weight"])
+    return 1.0 - abs(weight - 0.6) - 0.3 * abs(math.log10(lr / 0.1))
+
+
+@dataclass
+class Simulation:
+    """A population that is trained by simulated trials.
+
+    Attributes:
+        directory: The run's directory.
+        space: What is searched.
+        config: What the trials have in common.
+        population: Number of trials.
+        count_places: Places in the cluster, asked at each step.
+        random: Decides who reports next.
+        fitness: Of a trial at an epoch, given its name, values and the score of its weights before.
+    """
+
+    directory: Path
+    space: SearchSpace
+    config: TrialConfig
+    population: int
+    count_places: Callable[[], int]
+    random: Random
+    fitness: Callable[[str, int, dict[str, Any], float], float] = field(
+        default=lambda trial, epoch, values, before: before + optimum(values)
+    )
+    on_step: Callable[["Simulation"], None] = field(default=lambda simulation: None)
+
+    def fresh(self) -> None:
+        """Write a new population down."""
+        (self.directory / "checkpoints").mkdir(parents=True)
+        state = PopulationState(next_decision_epoch=self.space.interval_epochs)
+        if self.space.search != "hyperopt":
+            suggest = make_suggest(self.space, self.config, state)
+            for number in range(self.population):
+                state.add(f"trial_{number:02d}", suggest(f"trial_{number:02d}"))
+        state.save(self.directory)
+
+    def drive(self, make: Callable[[Members, Turns], LiveScheduler] | None = None) -> PopulationState:
+        """Do what a driver does until all trials have ended; may be called again after a crash."""
+        state = PopulationState.load(self.directory)
+        state.save(self.directory)
+        truncate_lineage(self.directory, state.exploits)
+        todo = state.unfinished(f"trial_{number:02d}" for number in range(self.population))
+        self.channel, self.run = SimulatedChannel(), SimulatedRun(self.directory)
+        self.members = Members(self.config, state, cast(Run, self.run), cast(ChannelCalls, self.channel))
+        turns = Turns(len(todo), self.count_places)
+        turns.places = lambda: max(1, self.count_places())  # type: ignore[method-assign]  # counted at every step
+        self.scheduler = make(self.members, turns) if make else _evolution(self.space, self.members, turns)
+        self.trials: dict[str, SimulatedTrial] = {}
+        while any(trial.status != Trial.TERMINATED for trial in self.trials.values()) or len(self.trials) < len(todo):
+            self._start(todo)
+            self._report()
+            self.on_step(self)
+        return state
+
+    def _start(self, todo: Sequence[str]) -> None:
+        """Start what the scheduler lets start."""
+        while len(self.trials) < len(todo) and self.scheduler.turns.free:
+            trial = SimulatedTrial({"trial": todo[len(self.trials)]})
+            self.trials[trial.config["trial"]] = trial
+            self.scheduler.on_trial_add(None, trial)
+            trial.status = Trial.RUNNING
+        while chosen := self.scheduler.choose_trial_to_run(None):
+            assert chosen.status == Trial.PAUSED
+            chosen.status = Trial.RUNNING
+
+    def _report(self) -> None:
+        """One trial that can, reports or leaves its place."""
+        able = [
+            (name, trial)
+            for name, trial in self.trials.items()
+            if trial.status == Trial.RUNNING and (not self.channel.lines[name].held or self.channel.lines[name].leaving)
+        ]
+        assert able, f"nobody can go on: {[(n, t.status, self.channel.lines[n]) for n, t in self.trials.items()]}"
+        name, trial = self.random.choice(able)
+        line = self.channel.lines[name]
+        if line.leaving:
+            line.leaving = False
+            self._react(trial, self.scheduler.on_trial_result(None, trial, {"left_its_place": True}))
+            return
+        result = self._train(name, line)
+        if result["epoch"] >= self.config.epochs:
+            self.scheduler.on_trial_complete(None, trial, result)
+            trial.status = Trial.TERMINATED
+        else:
+            self._react(trial, self.scheduler.on_trial_result(None, trial, result))
+
+    def _train(self, name: str, line: Line) -> dict[str, Any]:
+        """Train to the next report: the checkpoint's file holds the score of the weights."""
+        before = 0.0
+        if line.checkpoint:
+            before = float((Path(line.checkpoint["path"]) / "score").read_text())
+        epoch = line.epoch + 1
+        fitness = self.fitness(name, epoch, line.config, before)
+        directory = self.directory / "checkpoints" / name / f"epoch_{epoch:05d}"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "score").write_text(repr(fitness if math.isfinite(fitness) else before))
+        line.checkpoint, line.epoch = {"path": str(directory), "sha256": ""}, epoch
+        pointer = {"checkpoint/path": str(directory), "checkpoint/sha256": ""}
+        told: dict[str, Any] = {"notes": [], "left_its_place": False, "divergence": None}
+        return {"epoch": epoch, "fitness": fitness, **told, **pointer}
+
+    def _react(self, trial: SimulatedTrial, decision: str) -> None:
+        if decision == PAUSE:
+            trial.status = Trial.PAUSED
+        elif decision == STOP:
+            trial.status = Trial.TERMINATED
+        else:
+            assert decision == CONTINUE
+
+    def lineage(self) -> list[tuple[int, str, str, dict[str, Any]]]:
+        """Epoch, trial, donor and values of each exploit."""
+        return [(e.epoch, e.trial, e.donor, e.values) for e in read_lineage(self.directory)]
+
+
+def _evolution(space: SearchSpace, members: Members, turns: Turns) -> LivePopulation:
+    return LivePopulation(members, turns, space, lambda name, donor, random: space.explore(donor.values, random))

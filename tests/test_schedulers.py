@@ -1,0 +1,301 @@
+"""Decisions about populations, in a simulation that can be crashed at every step and loses and gains nodes."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from simulated import CrashedError, Simulation, optimum
+
+from adios_ray.config import TrialConfig, parse
+from adios_ray.search.bandit import Bandit
+from adios_ray.search.members import WORST_SCORE, Members
+from adios_ray.search.population import LivePopulation
+from adios_ray.search.spaces import SearchSpace
+from adios_ray.search.state import JOURNAL_FILE, PopulationState
+from adios_ray.search.stopping import StoppingSearch, make_rule
+from adios_ray.search.suggest import make_suggest
+from adios_ray.search.turns import Turns
+
+PARAMETERS = {
+    "masking.sparsity_weight": {"low": 0.1, "high": 1.0, "scale": "linear"},
+    "optimizer.encoder_lr": {"low": 0.01, "high": 1.0, "scale": "log"},
+    "masking.slots": {"low": 2, "high": 6, "scale": "integer"},
+}
+EPOCHS = 9
+
+
+def space_of(**options: Any) -> SearchSpace:
+    """A search over three values."""
+    return parse(SearchSpace, {"scheduler": "pbt", "parameters": PARAMETERS, **options})
+
+
+def simulation(directory: Path, population: int = 6, places: int = 99, order: int = 0, **options: Any) -> Simulation:
+    """A fresh population whose trials report in an order that depends on a number."""
+    config = parse(TrialConfig, {"epochs": EPOCHS, "seed": 1, "masking": {"sparsity_weight": 0.5}})
+    simulated = Simulation(directory, space_of(**options), config, population, lambda: places, Random(order))
+    simulated.fresh()
+    return simulated
+
+
+def crashing(simulated: Simulation, every: int) -> Iterator[int]:
+    """Kill the driver after every so many steps, until it gets to the end; counts the crashes."""
+    steps = 0
+
+    def crash(_: Simulation) -> None:
+        nonlocal steps
+        steps += 1
+        if steps % every == 0:
+            raise CrashedError
+
+    simulated.on_step = crash
+    crashes = 0
+    while True:
+        try:
+            simulated.drive()
+            return
+        except CrashedError:
+            crashes += 1
+            yield crashes
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+@pytest.mark.parametrize("places", [1, 2, 5, 99])
+@pytest.mark.parametrize("order", [0, 1])
+def test_everybody_trains_to_the_end_whatever_the_places(
+    tmp_path: Path, synchronous: bool, places: int, order: int
+) -> None:
+    simulated = simulation(tmp_path / "run", places=places, order=order, synchronous=synchronous, interval_epochs=2)
+    most = 0
+
+    def watch(now: Simulation) -> None:
+        nonlocal most
+        most = max(most, len(now.scheduler.turns.running()))
+        epochs = [member.epoch for member in now.members.state.members.values() if not member.finished]
+        if places < 6 and epochs and synchronous:
+            assert max(epochs) - min(epochs) <= 2  # nobody runs ahead while others wait for a place
+
+    simulated.on_step = watch
+    state = simulated.drive()
+    assert {member.epoch for member in state.members.values()} == {EPOCHS}
+    assert most == min(places, 6)
+    reported = {(trial, epoch) for trial, epoch, _ in simulated.run.reports}
+    if synchronous:  # else a trial may copy one that is ahead of it, or a little behind
+        assert len(simulated.run.reports) == len(reported) == 6 * EPOCHS
+
+
+@pytest.mark.parametrize("places", [2, 99])
+def test_the_order_of_reports_does_not_change_a_synchronous_lineage(tmp_path: Path, places: int) -> None:
+    lineages = []
+    for order in range(4):
+        simulated = simulation(tmp_path / str(order), places=places, order=order, interval_epochs=2)
+        simulated.drive()
+        lineages.append(simulated.lineage())
+    assert len(lineages[0]) == 2 * 4 and all(lineage == lineages[0] for lineage in lineages)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 13])
+@pytest.mark.parametrize("places", [3, 99])
+def test_a_driver_that_is_killed_again_and_again_makes_the_same_decisions(
+    tmp_path: Path, every: int, places: int
+) -> None:
+    whole = simulation(tmp_path / "whole", interval_epochs=2)
+    expected = whole.drive()
+    broken = simulation(tmp_path / "broken", places=places, interval_epochs=2)
+    assert len(list(crashing(broken, every))) >= 54 // (every + 1) - 2
+    assert broken.lineage() == whole.lineage()
+    state = PopulationState.load(broken.directory)
+    for name, member in expected.members.items():
+        assert state.members[name].score == member.score and state.members[name].values == member.values
+
+
+def test_a_change_that_was_cut_off_never_happened(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", interval_epochs=3)
+    simulated.drive()
+    journal = simulated.directory / JOURNAL_FILE
+    content = journal.read_bytes()
+    lines = content.splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:20]) + lines[20][: len(lines[20]) // 2])
+    cut = PopulationState.load(simulated.directory)
+    journal.write_bytes(b"".join(lines[:20]))
+    assert PopulationState.load(simulated.directory) == cut
+    journal.write_bytes(content)
+    assert PopulationState.load(simulated.directory) == simulated.members.state
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_nodes_that_come_and_go_stop_nobody(tmp_path: Path, synchronous: bool, seed: int) -> None:
+    random = Random(seed)
+    simulated = simulation(tmp_path / "run", order=seed, synchronous=synchronous, interval_epochs=2)
+    simulated.count_places = lambda: random.choice((0, 1, 2, 4, 8))
+    state = simulated.drive()
+    assert {member.epoch for member in state.members.values()} == {EPOCHS}
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_checkpoints_are_bounded_and_never_missing(tmp_path: Path, synchronous: bool, seed: int) -> None:
+    """The channel asserts that what it sends a trial to is there; here, that a resumed driver would find it too."""
+    random = Random(seed)
+    simulated = simulation(tmp_path / "run", population=8, order=seed, synchronous=synchronous)
+    simulated.fitness = lambda trial, epoch, values, before: random.random()
+
+    def check(now: Simulation) -> None:
+        members = now.members.state.members.values()
+        used = {member.checkpoint.path for member in members if member.checkpoint}
+        assert all(path.is_dir() for path in used)
+        donors = {path.parent.name for path in used}
+        kept = list((now.directory / "checkpoints").glob("*/*"))
+        assert len(kept) <= (8 + len(donors)) * 2
+
+    simulated.on_step = check
+    simulated.drive()
+
+
+@pytest.mark.parametrize("failure", [math.nan, math.inf, -math.inf])
+def test_a_diverged_trial_scores_worst_and_is_replaced(tmp_path: Path, failure: float) -> None:
+    simulated = simulation(tmp_path / "run", population=4)
+    usual = simulated.fitness
+    simulated.fitness = lambda trial, epoch, values, before: (
+        failure if (trial, epoch) == ("trial_02", 3) else usual(trial, epoch, values, before)
+    )
+    simulated.drive()
+    (exploit,) = [exploit for exploit in simulated.lineage() if exploit[0] == 3]
+    assert exploit[1] == "trial_02" and exploit[2] != "trial_02"
+    assert simulated.members.state.observations["trial_02/3"].scores[1] == WORST_SCORE
+
+
+def test_a_population_in_which_all_diverged_copies_nobody(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", population=4)
+    simulated.fitness = lambda trial, epoch, values, before: math.nan
+    simulated.drive()
+    assert simulated.lineage() == []
+
+
+def test_smoothed_scores_are_running_means(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", population=2, interval_epochs=99)
+    simulated.config = parse(TrialConfig, {"epochs": 3, "evaluation": {"smoothing": 0.75}})
+    simulated.fitness = lambda trial, epoch, values, before: float(epoch)
+    state = simulated.drive()
+    assert state.members["trial_00"].score == pytest.approx(0.75 * (0.75 * 1 + 0.25 * 2) + 0.25 * 3, abs=1e-12)
+
+
+def final_score(state: PopulationState) -> float:
+    """Best score in a population."""
+    return max(member.score for member in state.members.values() if member.score is not None)
+
+
+@pytest.mark.parametrize(("scheduler", "epochs"), [("pbt", 20), pytest.param("pb2", 8, marks=pytest.mark.slow)])
+def test_evolving_beats_training_the_same_trials_unchanged(tmp_path: Path, scheduler: str, epochs: int) -> None:
+    gains = []
+    for seed in range(3):
+        still = simulation(tmp_path / f"still{seed}", order=seed, interval_epochs=99)
+        moving = simulation(tmp_path / f"{scheduler}{seed}", order=seed, scheduler=scheduler)
+        for simulated in (still, moving):
+            simulated.config = simulated.config.model_copy(update={"epochs": epochs, "seed": seed})
+        make = bandit if scheduler == "pb2" else None
+        gains.append(final_score(moving.drive(make)) - final_score(still.drive()))
+    assert min(gains) > -0.05 * epochs and sum(gains) > 0.05 * epochs
+
+
+def bandit(members: Members, turns: Turns) -> LivePopulation:
+    """A population that explores by PB2."""
+    return LivePopulation(members, turns, space_of(), Bandit(space_of(), members.state))
+
+
+def test_pb2_decides_the_same_again_and_stays_inside_its_bounds(tmp_path: Path) -> None:
+    lineages = []
+    for run in range(2):
+        simulated = simulation(tmp_path / str(run), order=run, scheduler="pb2")
+        simulated.config = simulated.config.model_copy(update={"epochs": 4})
+        simulated.drive(bandit)
+        lineages.append(simulated.lineage())
+    assert lineages[0] == lineages[1] and len(lineages[0]) == 2 * 3
+    for _, _, _, values in lineages[0]:
+        assert 0.1 <= values["masking.sparsity_weight"] <= 1 and 0.01 <= values["optimizer.encoder_lr"] <= 1
+        assert values["masking.slots"] in range(2, 7) and isinstance(values["masking.slots"], int)
+
+
+def searched(simulated: Simulation) -> PopulationState:
+    """The population after a search that stops trials."""
+
+    def make(members: Members, turns: Turns) -> StoppingSearch:
+        suggest = make_suggest(simulated.space, simulated.config, members.state)
+        return StoppingSearch(members, turns, make_rule(simulated.space, simulated.config.epochs), suggest)
+
+    return simulated.drive(make)
+
+
+def by_rank(trial: str, epoch: int, values: dict[str, Any], before: float) -> float:
+    """A trial's number is its quality."""
+    return int(trial[-2:]) + epoch / 100
+
+
+def test_asha_lets_one_of_so_many_go_on(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", population=27, scheduler="asha", reduction_factor=3)
+    simulated.fitness = by_rank
+    state = searched(simulated)
+    epochs = sorted(member.epoch for member in state.members.values())
+    assert epochs.count(1) >= 9 and epochs[-1] == EPOCHS and all(member.finished for member in state.members.values())
+    assert state.members["trial_26"].epoch == EPOCHS
+    assert sum(epochs) < 27 * EPOCHS / 2
+
+
+def test_median_stops_what_is_worse_than_most(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", population=12, places=4, scheduler="median", grace_epochs=2)
+    simulated.fitness = lambda trial, epoch, values, before: -by_rank(trial, epoch, values, before)
+    state = searched(simulated)
+    assert [state.members[f"trial_{i:02d}"].epoch for i in range(3)] == [EPOCHS] * 3
+    assert state.members["trial_11"].epoch < EPOCHS
+
+
+def test_without_a_rule_every_combination_of_a_grid_trains_to_its_end(tmp_path: Path) -> None:
+    grid = {"masking.slots": {"values": [2, 4]}, "optimizer.encoder_lr": {"values": [0.1, 0.2, 0.3]}}
+    simulated = simulation(tmp_path / "run", places=2, scheduler="none", search="grid", parameters=grid)
+    state = searched(simulated)
+    assert [member.epoch for member in state.members.values()] == [EPOCHS] * 6
+    found = [tuple(member.values.values()) for member in state.members.values()]
+    assert found == [(2, 0.1), (2, 0.2), (2, 0.3), (4, 0.1), (4, 0.2), (4, 0.3)]
+
+
+def test_a_diverged_trial_of_a_search_is_stopped(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", scheduler="none")
+    simulated.fitness = lambda trial, epoch, values, before: math.nan if trial == "trial_03" and epoch == 4 else 1.0
+    assert [member.epoch for member in searched(simulated).members.values()] == [EPOCHS] * 3 + [4] + [EPOCHS] * 2
+
+
+def test_hyperopt_comes_closer_than_random_draws(tmp_path: Path) -> None:
+    distances = {}
+    for search in ("random", "hyperopt"):
+        simulated = simulation(tmp_path / search, population=40, places=1, scheduler="none", search=search)
+        simulated.config = simulated.config.model_copy(update={"epochs": 1})
+        simulated.fitness = lambda trial, epoch, values, before: optimum(values)
+        state = searched(simulated)
+        last = [m.score for m in state.members.values() if m.number >= 20 and m.score is not None]
+        distances[search] = sum(last) / len(last)
+    assert distances["hyperopt"] > distances["random"] + 0.05
+
+
+def test_a_search_that_was_killed_goes_on_with_what_it_had_learned(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", population=12, places=2, scheduler="asha", search="hyperopt")
+    steps = 0
+
+    def crash(_: Simulation) -> None:
+        nonlocal steps
+        steps += 1
+        if steps in (5, 11, 12, 20):
+            raise CrashedError
+
+    simulated.on_step = crash
+    while True:
+        try:
+            state = searched(simulated)
+            break
+        except CrashedError:
+            before = PopulationState.load(simulated.directory)
+            assert before.members
+    assert len(state.members) == 12 and all(member.finished for member in state.members.values())
+    assert all(state.members[name].values == member.values for name, member in before.members.items())
