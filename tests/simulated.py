@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -76,7 +77,7 @@ class SimulatedRun:
 
     def exploit(self, **fields: Any) -> None:
         """Write an exploit down."""
-        append_exploit(self.directory, Exploit(time="2026-01-01T00:00:00Z", **fields))
+        append_exploit(self.directory, Exploit(time=datetime.now(UTC), **fields))
 
     def note(self, text: str) -> None:
         """Say nothing."""

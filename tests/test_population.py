@@ -14,11 +14,14 @@ import pytest
 import torch
 import yaml
 from small import small_config
+from test_trainer import assert_identical
 
 from adios_ray.search.experiment import ExperimentConfig
+from adios_ray.search.replay import replay
+from adios_ray.search.schedule import load_schedule
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.records import read_lineage, read_results, read_summary
-from adios_ray.training.checkpoints import Pointer
+from adios_ray.training.checkpoints import Pointer, load_checkpoint, open_checkpoint
 from adios_ray.training.reproduce import reproduce
 
 pytestmark = pytest.mark.ray
@@ -71,9 +74,28 @@ def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_
     state = PopulationState.load(run_dir)
     kept = list((run_dir / "checkpoints").glob("trial_*/epoch_*"))
     assert len(kept) <= 2 * 2 and all(member.finished for member in state.members.values())
+    replayed_alone(run_dir, tmp_path / "replayed", summary.best_trial, state)
     modified = {path: path.stat().st_mtime_ns for path in kept}
     resume(run_dir)
     assert {path: path.stat().st_mtime_ns for path in kept} == modified
+
+
+def replayed_alone(run_dir: Path, output: Path, best: str, state: PopulationState) -> None:
+    """The winner's schedule, trained without a population, ends with the same bits; interrupted in between, too."""
+    schedule = load_schedule(run_dir / "schedule.json")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    replay(schedule, schedule.trial(), output, torch.device("cpu"))
+    pointer = state.members[best].checkpoint
+    assert pointer is not None and sorted(path.name for path in (output / "checkpoints").iterdir())[-1] == "epoch_00004"
+    trained = load_checkpoint(pointer, torch.device("cpu"))
+    alone = open_checkpoint(output / "checkpoints" / "epoch_00004", torch.device("cpu"))
+    assert_identical({**alone, "config": None}, {**trained, "config": None})  # seeds differ in name, not in effect
+    (output / "checkpoints" / "epoch_00004").rename(output / "whole")
+    replay(schedule, schedule.trial(), output, torch.device("cpu"))
+    again = open_checkpoint(output / "checkpoints" / "epoch_00004", torch.device("cpu"))
+    torch.set_num_threads(threads)
+    assert_identical(again, alone)
 
 
 def test_a_diverged_trial_is_reported_dumped_and_replaced(

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from simulated import CrashedError, Simulation, optimum
 
-from adios_ray.config import TrialConfig, parse
+from adios_ray.config import TrialConfig, parse, replaced
 from adios_ray.search.bandit import Bandit
 from adios_ray.search.members import WORST_SCORE, Members
 from adios_ray.search.population import LivePopulation
+from adios_ray.search.schedule import Schedule, Stage, schedule_of
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import JOURNAL_FILE, PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
@@ -299,3 +300,30 @@ def test_a_search_that_was_killed_goes_on_with_what_it_had_learned(tmp_path: Pat
             assert before.members
     assert len(state.members) == 12 and all(member.finished for member in state.members.values())
     assert all(state.members[name].values == member.values for name, member in before.members.items())
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+@pytest.mark.parametrize("order", range(3))
+def test_a_trials_schedule_adds_up_to_its_score(tmp_path: Path, synchronous: bool, order: int) -> None:
+    simulated = simulation(tmp_path / "run", order=order, synchronous=synchronous)
+    state = simulated.drive()
+    (simulated.directory / "config.json").write_text(simulated.config.model_dump_json())
+    for name, member in state.members.items():
+        schedule = schedule_of(simulated.directory, name)
+        score, epochs = 0.0, 0
+        for stage, end in schedule.intervals():
+            assert stage.from_epoch == epochs
+            for _ in range(epochs, end):
+                score += optimum(replaced(simulated.config, stage.values).model_dump())
+            epochs = end
+        assert score == pytest.approx(member.score, abs=1e-9)
+        assert schedule.config["seed"] == 1 + state.members[schedule.stages[0].trial].number
+
+
+def test_a_scaled_schedule_keeps_the_shares() -> None:
+    config = parse(TrialConfig, {"epochs": 10, "evaluation": {"interval_epochs": 2}}).model_dump(mode="json")
+    stages = [Stage(from_epoch=epoch, trial="t", values={}) for epoch in (0, 2, 4, 6)]
+    scaled = Schedule(config=config, stages=stages).scaled(5)
+    assert [stage.from_epoch for stage in scaled.stages] == [0, 0, 2, 4] and scaled.trial().epochs == 5
+    assert [(stage.from_epoch, end) for stage, end in scaled.intervals()] == [(0, 2), (2, 4), (4, 5)]
+    assert [stage.from_epoch for stage in Schedule(config=config, stages=stages).scaled(100).stages] == [0, 20, 40, 60]

@@ -24,6 +24,7 @@ from adios_ray.search.experiment import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED,
 from adios_ray.search.members import WORST_SCORE, Members
 from adios_ray.search.population import Explore, LivePopulation
 from adios_ray.search.preflight import Placement, check_data, check_storage, count_places, nodes, place
+from adios_ray.search.schedule import SCHEDULE_FILE, schedule_of
 from adios_ray.search.scheduler import LiveScheduler
 from adios_ray.search.spaces import SearchSpace, load_space
 from adios_ray.search.state import Member, PopulationState
@@ -244,6 +245,7 @@ def _conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, p
         command=shlex.join(sys.argv),
     )
     write_summary(run_dir, summary)
+    schedule_of(run_dir, name).save(run_dir / SCHEDULE_FILE)
     print(
         f"Best: {name}, k-NN {summary.best_fitness:.1%} on validation, {test_accuracy:.1%} on test "
         f"(chance {summary.chance:.1%}); {summary.exploits} exploits, {summary.slot_changes} changes of N, "

@@ -1,0 +1,102 @@
+"""The winner's schedule: which values its weights were trained with, from their first step on, over all its donors."""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from adios_ray.config import ConfigError, TrialConfig, load_json, parse, replaced
+from adios_ray.search.state import PopulationState
+from adios_ray.tracking.records import Exploit, read_lineage, write_atomically
+
+SCHEDULE_FILE = "schedule.json"
+
+
+class Stage(BaseModel):
+    """Values in use from an epoch on."""
+
+    from_epoch: int = Field(ge=0)
+    """Epochs that were over when they came into use."""
+    trial: str
+    """Trial that used them."""
+    values: dict[str, Any]
+    """Searched values by configuration path."""
+
+
+class Schedule(BaseModel):
+    """How to train the weights of one trial of a population again, alone."""
+
+    config: dict[str, Any]
+    """The trial's configuration as JSON values, with the seed from which the weights began."""
+    stages: list[Stage] = Field(min_length=1)
+    """Stages in the order of their epochs; the first begins at 0."""
+
+    def trial(self, changes: Mapping[str, Any] | None = None) -> TrialConfig:
+        """The configuration without searched values, but for changes by path.
+
+        Raises:
+            ConfigError: If a change is not allowed.
+        """
+        return replaced(parse(TrialConfig, self.config, "schedule"), dict(changes or {}))
+
+    def scaled(self, epochs: int) -> "Schedule":
+        """The same schedule over another number of epochs: stages begin at the same share of the training."""
+        own = self.trial()
+        interval, ratio = own.evaluation.interval_epochs, epochs / own.epochs
+        stages = [
+            stage.model_copy(update={"from_epoch": round(stage.from_epoch * ratio / interval) * interval})
+            for stage in self.stages
+        ]
+        return Schedule(config={**self.config, "epochs": epochs}, stages=stages)
+
+    def intervals(self) -> Iterator[tuple[Stage, int]]:
+        """Each stage with the epoch at which it ends; those that were replaced before they were used are left out."""
+        ends = [stage.from_epoch for stage in self.stages[1:]] + [int(self.config["epochs"])]
+        for stage, end in zip(self.stages, ends, strict=True):
+            if end > stage.from_epoch:
+                yield stage, end
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        write_atomically(path, self.model_dump_json(indent=1).encode())
+
+
+def load_schedule(path: Path) -> Schedule:
+    """Read a schedule.
+
+    Raises:
+        ConfigError: If there is none, or it is damaged.
+    """
+    if not path.is_file():
+        raise ConfigError(f"schedule {path} does not exist; a run that has finished has one in its directory")
+    return parse(Schedule, load_json(path), str(path))
+
+
+def schedule_of(run_dir: Path, trial: str) -> Schedule:
+    """The schedule of a trial of a run: its own since its last exploit, before that its donor's, and so on.
+
+    Raises:
+        ConfigError: If the run has no such trial.
+    """
+    state, lineage = PopulationState.load(run_dir), read_lineage(run_dir)
+    if trial not in state.members:
+        raise ConfigError(f"{run_dir} has no trial {trial!r}; it has {', '.join(state.members)}")
+    stages: list[Stage] = []
+    current, exploit = trial, _last_exploit(lineage, trial, None)
+    while exploit is not None:
+        stages.append(Stage(from_epoch=exploit.epoch, trial=current, values=exploit.values))
+        current = exploit.donor
+        exploit = _last_exploit(lineage, current, exploit.time)
+    stages.append(Stage(from_epoch=0, trial=current, values=state.initial[current]))
+    experiment = load_json(run_dir / "config.json")
+    config = {key: value for key, value in experiment.items() if key in TrialConfig.model_fields}
+    config["seed"] = config["seed"] + state.members[current].number
+    return Schedule(config=config, stages=stages[::-1])
+
+
+def _last_exploit(lineage: list[Exploit], trial: str, before: datetime | None) -> Exploit | None:
+    """The last time that a trial became a copy, before some time."""
+    own = [exploit for exploit in lineage if exploit.trial == trial and (before is None or exploit.time < before)]
+    return max(own, key=lambda exploit: exploit.time, default=None)
