@@ -150,8 +150,15 @@ class AugmentConfig(Strict):
 
 
 class EvaluationConfig(Strict):
-    """Fitness: weighted k-nearest-neighbour accuracy of the frozen features."""
+    """Fitness of the frozen features."""
 
+    fitness: Literal["knn", "probe", "rankme", "alpha-req", "lidar"] = "knn"
+    """knn: weighted k-nearest-neighbour accuracy; probe: accuracy of the online probe. Without labels: rankme, lidar
+    (effective ranks), alpha-req (decay of the spectrum)."""
+    min_feature_std: float = Field(0.01, ge=0)
+    """Spread of the features (1: even, 0: all the same) below which a trial counts as collapsed."""
+    min_effective_rank: float = Field(1.5, ge=0)
+    """Effective rank of the centred features below which a trial counts as collapsed."""
     neighbours: int = Field(20, ge=1)
     """Neighbours k that vote."""
     temperature: float = Field(0.07, gt=0)

@@ -19,7 +19,7 @@ def make_row(trial: str = "trial_00", epoch: int = 1, fitness: float = 0.5, **va
     base = dict(
         **{"loss": 2.0, "penalty": 1.5, "probe_accuracy": 0.5, "sparsity_weight": 0.4, "encoder_lr": 0.13},
         **{"occlusion_lr": 0.02, "slots": 4, "slot_overlap": 0.3, "mask_mean_min": 0.1, "mask_mean_max": 0.4},
-        **{"images_per_s": 900.0, "data_wait_fraction": 0.03, "worker_pid": 4711},
+        **{"images_per_s": 900.0, "data_wait_fraction": 0.03, "idle_s": 0.1, "worker_pid": 4711},
     )
     fields = {"time": _START + timedelta(minutes=epoch), "trial": trial, "epoch": epoch, "fitness": fitness}
     return Row.model_validate(fields | base | values)

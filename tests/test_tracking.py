@@ -46,7 +46,7 @@ def test_columns_are_the_contract(tmp_path: Path) -> None:
         pass
     assert (tmp_path / "results.csv").read_text() == (
         "time,trial,epoch,fitness,loss,penalty,probe_accuracy,sparsity_weight,encoder_lr,occlusion_lr,slots,"
-        "slot_overlap,mask_mean_min,mask_mean_max,images_per_s,data_wait_fraction,worker_pid\n"
+        "slot_overlap,mask_mean_min,mask_mean_max,images_per_s,data_wait_fraction,idle_s,worker_pid\n"
     )
 
 

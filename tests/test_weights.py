@@ -24,7 +24,7 @@ from adios_ray.cli import main
 from adios_ray.config import ConfigError, replaced
 from adios_ray.data.augment import MEAN, STD
 from adios_ray.data.shards import open_shards
-from adios_ray.evaluation.fitness import knn_fitness
+from adios_ray.evaluation.fitness import evaluate
 from adios_ray.models.export import export_encoder
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, build_networks, load_initial, load_weights, save_weights
@@ -259,7 +259,7 @@ def test_commands(byol: Networks, objects_dir: Path, tmp_path: Path, capsys: pyt
     result, dataset = json.loads(capsys.readouterr().out), open_shards(objects_dir)
     assert (result["backbone"], result["split"], result["images"]) == ("resnet_small", "test", 40)
     splits = dataset.split("train"), dataset.split("test")
-    assert result["knn_accuracy"] == knn_fitness(byol.backbone, *splits, SIZE, byol.config.evaluation)
+    assert result["knn_accuracy"] == evaluate(byol, *splits, SIZE, byol.config.evaluation).value
     assert main(["masks", *inputs, "--output", str(tmp_path / "masks.png"), "--images", "5"]) == 0
     assert "5 images, 3 masks each" in capsys.readouterr().out
     with Image.open(tmp_path / "masks.png") as sheet:

@@ -74,15 +74,15 @@ class Evaluate:
     def run(self) -> None:
         """Print one JSON object."""
         from adios_ray.data.shards import open_shards
-        from adios_ray.evaluation.fitness import knn_fitness
+        from adios_ray.evaluation.fitness import evaluate
         from adios_ray.models.weights import build_networks, load_weights
 
         weights, dataset = load_weights(self.checkpoint), open_shards(self.data_dir)
         train, held_out = dataset.split("train"), dataset.split(self.split)
-        backbone = build_networks(weights).backbone.to(_device())
-        value = knn_fitness(backbone, train, held_out, weights.image_size, weights.config.evaluation)
+        config = weights.config.evaluation.model_copy(update={"fitness": "knn"})
+        value, collapse = evaluate(build_networks(weights).to(_device()), train, held_out, weights.image_size, config)
         if math.isnan(value):
-            raise UsageError(f"{self.checkpoint}: the features of its encoder are not finite")
+            raise UsageError(f"{self.checkpoint}: the features of its encoder are {collapse or 'not finite'}")
         measure = "knn_macro_f1" if dataset.manifest.multi_label else "knn_accuracy"
         result = {
             "backbone": weights.config.backbone.name,

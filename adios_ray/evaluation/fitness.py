@@ -1,4 +1,7 @@
-"""Fitness of a trial: k-NN accuracy on held-out images, never the training loss."""
+"""Fitness of a trial: what its frozen features are worth on held-out images, never the training loss."""
+
+import math
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -7,12 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adios_ray import parallel
-from adios_ray.config import EvaluationConfig
-from adios_ray.data.augment import centre_view
+from adios_ray.config import AugmentConfig, EvaluationConfig
+from adios_ray.data.augment import apply_view, centre_view, draw_parameters
 from adios_ray.data.shards import Split
 from adios_ray.evaluation.knn import accuracy, knn_votes, macro_f1
+from adios_ray.evaluation.label_free import alpha_req, effective_rank, feature_std, lidar, rankme
+from adios_ray.models.networks import Networks
 
 BATCH = 256
+GATE_IMAGES = 2048
+LIDAR_IMAGES = 512
+LIDAR_VIEWS = 10
 
 
 @torch.no_grad()
@@ -35,13 +43,84 @@ def extract_features(backbone: nn.Module, split: Split, indices: npt.NDArray[np.
     return parallel.gather_with_gradient(torch.cat(features).float())[: len(indices)]
 
 
-def knn_fitness(backbone: nn.Module, train: Split, held_out: Split, image_size: int, config: EvaluationConfig) -> float:
-    """k-NN accuracy (multi-label: macro F1) of the held-out images, 0 to 1; nan where features are not finite."""
+class Fitness(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        value: The configured measure, the higher the better; nan where features are not finite or have collapsed.
+        collapse: What shows the collapse, in words; None where there is none.
+    """
+
+    value: float
+    collapse: str | None
+
+
+def evaluate(networks: Networks, train: Split, held_out: Split, image_size: int, config: EvaluationConfig) -> Fitness:
+    """Measure a backbone on held-out images, and whether its features have collapsed.
+
+    Args:
+        networks: Backbone and probe.
+        train: Neighbours of ``knn``.
+        held_out: What is classified or described.
+        image_size: Side of the views in pixels.
+        config: Which measure, and what counts as a collapse.
+    """
+    features = extract_features(networks.backbone, held_out, np.arange(len(held_out)), image_size)
+    if not features.isfinite().all():
+        return Fitness(math.nan, None)
+    if collapse := _collapse(features, config):
+        return Fitness(math.nan, collapse)
+    if config.fitness == "knn":
+        return Fitness(_knn(networks.backbone, train, held_out, features, image_size, config), None)
+    if config.fitness == "probe":
+        labels = torch.from_numpy(held_out.labels).to(features.device)
+        with torch.no_grad():
+            logits = networks.probe(features)
+        right = (logits > 0) == (labels > 0) if labels.ndim == 2 else logits.argmax(dim=1) == labels
+        return Fitness(float(right.float().mean()), None)
+    if config.fitness == "lidar":
+        return Fitness(lidar(_features_of_views(networks.backbone, held_out, image_size)), None)
+    return Fitness({"rankme": rankme, "alpha-req": alpha_req}[config.fitness](features), None)
+
+
+def _collapse(features: Tensor, config: EvaluationConfig) -> str | None:
+    """What shows that features say the same of every image, or nearly nothing."""
+    some = features[:GATE_IMAGES]
+    std, rank = feature_std(some), effective_rank(some)
+    if std < config.min_feature_std:
+        return f"collapsed: feature std {std:.3g} is below {config.min_feature_std:g}"
+    if rank < config.min_effective_rank:
+        return f"collapsed: effective rank {rank:.3g} is below {config.min_effective_rank:g}"
+    return None
+
+
+def _features_of_views(backbone: nn.Module, split: Split, image_size: int) -> Tensor:
+    """Features of random views with the default augmentations, the same ones at each call, [n, views, F]."""
+    indices = np.arange(min(LIDAR_IMAGES, len(split)))
+    device, training = next(backbone.parameters()).device, backbone.training
+    backbone.eval()
+    views = []
+    with torch.no_grad():
+        for number in range(LIDAR_VIEWS):
+            parts = []
+            for first in range(0, len(indices), BATCH):
+                chosen = indices[first : first + BATCH]
+                images = torch.from_numpy(split.gather(chosen)).to(device)
+                drawn = draw_parameters(AugmentConfig(), 0, "view_a", number, chosen, images.shape[1])
+                parts.append(backbone(apply_view(images, drawn, image_size)).float())
+            views.append(torch.cat(parts))
+    backbone.train(training)
+    return torch.stack(views, dim=1)
+
+
+def _knn(
+    backbone: nn.Module, train: Split, held_out: Split, features: Tensor, image_size: int, config: EvaluationConfig
+) -> float:
+    """Weighted k-NN accuracy (multi-label: macro F1), 0 to 1; nan where the neighbours' features are not finite."""
     bank = np.unique(np.linspace(0, len(train) - 1, min(config.train_images, len(train))).astype(np.int64))
     train_features = extract_features(backbone, train, bank, image_size)
-    features = extract_features(backbone, held_out, np.arange(len(held_out)), image_size)
-    if not (train_features.isfinite().all() and features.isfinite().all()):
-        return float("nan")
+    if not train_features.isfinite().all():
+        return math.nan
     train_labels = torch.from_numpy(train.labels[bank]).to(features.device)
     labels = torch.from_numpy(held_out.labels).to(features.device)
     multi_label = labels.ndim == 2

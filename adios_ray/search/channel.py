@@ -23,6 +23,7 @@ FAILED_REPORT: dict[str, Any] = {
     "mask_mean_max": 0.0,
     "images_per_s": 0.0,
     "data_wait_fraction": 0.0,
+    "idle_s": 0.0,
     "worker_pid": 0,
     "done": False,
 }

@@ -1,11 +1,15 @@
 """Joining or starting a Ray cluster."""
 
 import os
+import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
+ANSWER_S = 2.0
 WORKER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # fills the dashboard's Train page
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # bounds how long a report may wait for Ray Train
@@ -30,6 +34,7 @@ def connected() -> Iterator[None]:
     joined_before = ray.is_initialized()
     if not joined_before:
         context = ray.init(
+            address=_address(),
             runtime_env={"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}},
             dashboard_host="127.0.0.1",
             log_to_driver=False,
@@ -42,3 +47,17 @@ def connected() -> Iterator[None]:
     finally:
         if not joined_before:
             ray.shutdown()
+
+
+def _address() -> str | None:
+    """Where Ray is to look: as it does by itself, but never at a cluster that has died without a goodbye."""
+    note = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()), "ray", "ray_current_cluster")
+    if "RAY_ADDRESS" in os.environ or not note.is_file():
+        return None
+    host, _, port = note.read_text().strip().rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+    except (OSError, ValueError):
+        print(f"The Ray cluster that {note} names does not answer; one is started here.", flush=True)
+        return "local"
+    return None

@@ -39,6 +39,11 @@ def check_data(config: ExperimentConfig) -> None:
         raise ConfigError(str(error)) from None
     if config.masking.needs_objects and not manifest.has_instances:
         raise ConfigError(f"masking.scheme {config.masking.scheme}: {config.data_dir} has no object masks")
+    if len(manifest.classes) < 2 and config.evaluation.fitness in ("knn", "probe"):
+        raise ConfigError(
+            f"evaluation.fitness {config.evaluation.fitness} needs labels, and {config.data_dir} has one class: "
+            "take rankme, alpha-req or lidar"
+        )
     images = sum(entry.rows for split in manifest.training_splits for entry in manifest.splits[split])
     if config.batch_size > images:
         raise ConfigError(f"batch_size {config.batch_size} is more than the {images} training images")

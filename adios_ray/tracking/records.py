@@ -80,6 +80,8 @@ class Row(_Record):
     images_per_s: float
     data_wait_fraction: float
     """Share of the epoch spent waiting for data, 0 to 1."""
+    idle_s: float
+    """Seconds between the report before and the first step after it: decisions, waiting for others, loading."""
     worker_pid: int
 
 

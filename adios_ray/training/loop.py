@@ -1,6 +1,7 @@
 """What a Ray Train worker runs: a loop over the commands of its trial's channel."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -42,6 +43,7 @@ def train_loop(config: LoopConfig) -> None:
     trainer = Trainer(parse(TrialConfig, values), _device())
     if checkpoint:
         _load(trainer, Pointer(**checkpoint), trainer.config, config)
+    reported_at = None
     while True:
         command = ray.get(channel.take.remote(trial, position))
         position += 1
@@ -50,7 +52,9 @@ def train_loop(config: LoopConfig) -> None:
         if command.kind == "load":
             _load(trainer, Pointer(**command.checkpoint), parse(TrialConfig, command.config), config)
         else:
-            _train(trainer, config, run_dir)
+            idle_s = time.monotonic() - reported_at if reported_at else 0.0
+            _train(trainer, config, run_dir, idle_s)
+            reported_at = time.monotonic()
 
 
 def _load(trainer: Trainer, pointer: Pointer, settings: TrialConfig, config: LoopConfig) -> None:
@@ -70,9 +74,10 @@ def _load(trainer: Trainer, pointer: Pointer, settings: TrialConfig, config: Loo
             ray.get(config["channel"].note.remote(config["trial"], f"{error}; it goes on from {older.path.name}"))
 
 
-def _train(trainer: Trainer, config: LoopConfig, run_dir: Path) -> None:
+def _train(trainer: Trainer, config: LoopConfig, run_dir: Path, idle_s: float) -> None:
     """Train to the next report, save, and answer; Ray Train learns of the checkpoint too."""
-    report: dict[str, Any] = {**trainer.train_to_report(), "done": trainer.done, "worker_pid": os.getpid()}
+    report: dict[str, Any] = {**trainer.train_to_report(), "done": trainer.done}
+    report |= {"idle_s": idle_s, "worker_pid": os.getpid()}
     checkpoint, trial = None, config["trial"]
     trainer.dump_divergence(run_dir / "diverged" / trial / f"epoch_{trainer.epoch:05d}")
     if parallel.rank() == 0:

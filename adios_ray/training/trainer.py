@@ -14,7 +14,7 @@ from adios_ray.config import ConfigError, TrialConfig, check_image_size, parse
 from adios_ray.data.augment import centre_view, denormalise
 from adios_ray.data.feed import Batch, Feed
 from adios_ray.data.shards import open_shards
-from adios_ray.evaluation.fitness import knn_fitness
+from adios_ray.evaluation.fitness import Fitness, evaluate
 from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
@@ -135,16 +135,20 @@ class Trainer:
         accuracy = sums.probe_correct / sums.labelled if sums.labelled else math.nan
         measured = {"loss": sums.loss, "penalty": sums.penalty, "probe_accuracy": accuracy}
         if self.divergence:
-            measured, fitness = dict.fromkeys(measured, math.nan), math.nan
+            measured, found = dict.fromkeys(measured, math.nan), Fitness(math.nan, None)
         else:
-            fitness = self.evaluate("val")
-        report = {"epoch": self.epoch, "fitness": fitness, "divergence": self.divergence}
+            found = self._measure("val")
+        collapse = found.collapse and f"epoch {self.epoch}: {found.collapse}"
+        report = {"epoch": self.epoch, "fitness": found.value, "divergence": self.divergence or collapse}
         return {**report, **measured, **self._slot_report(), **speed}
 
     def evaluate(self, split: str) -> float:
-        """k-NN accuracy on one split with the training split's images as neighbours, 0 to 1."""
+        """Fitness on one split, with the training split's images as neighbours; nan for a collapsed encoder."""
+        return self._measure(split).value
+
+    def _measure(self, split: str) -> Fitness:
         held_out = self.val_split if split == "val" else self.dataset.split(split)
-        return knn_fitness(self.networks.backbone, self.train_split, held_out, self.image_size, self.config.evaluation)
+        return evaluate(self.networks, self.train_split, held_out, self.image_size, self.config.evaluation)
 
     def masks(self, images: int) -> tuple[Tensor, Tensor]:
         """The first validation images as seen, uint8 [K, S, S, 3], and their masks [K, N, S, S] (N = 0 without)."""

@@ -1,0 +1,236 @@
+"""Kill parts of a running population at random moments, again and again, and check that nothing is lost or left behind.
+
+    python tests/soak.py                      every part, 20 times each (what `make soak` runs)
+    python tests/soak.py --kinds worker --rounds 1
+
+Each round starts a population of two trials on a simulated cluster of three nodes, kills what its kind says at a
+random moment after the first report (a killed driver is started again, to go on), waits for the end and checks: all
+trials at their last epoch, every report there once, the lineage that of an undisturbed run, no process, placement group
+or temporary file left. Prints a table, and one line for each round that went wrong; the exit status says whether any
+did.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import tyro
+import yaml
+from ray.cluster_utils import Cluster
+from ray.util import placement_group_table
+from rich.console import Console
+from rich.table import Table
+from small import make_objects, small_config
+
+from adios_ray.search.experiment import ExperimentConfig
+from adios_ray.search.state import PopulationState
+from adios_ray.tracking.records import read_lineage, read_results
+
+KINDS = ("worker", "actor", "controller", "driver", "node")
+PROCESSES = {"worker": "ray::RayTrainWorker", "actor": "ray::LiveTrial", "controller": "ray::TrainController"}
+EPOCHS, TRIALS, PATIENCE_S = 8, 2, 240.0
+DRIVER = (
+    "import sys; from pathlib import Path; from adios_ray.search.runner import resume, start;"
+    "from adios_ray.search.experiment import ExperimentConfig;"
+    "path = Path(sys.argv[1]);"
+    "resume(path) if path.is_dir() else start(ExperimentConfig.model_validate_json(path.read_text()))"
+)
+SPACE = {
+    "scheduler": "pbt",
+    "interval_epochs": 2,
+    "quantile_fraction": 0.5,
+    "parameters": {
+        "masking.sparsity_weight": {"low": 0.1, "high": 1.0, "scale": "linear"},
+        "optimizer.encoder_lr": {"low": 0.01, "high": 0.1, "scale": "log"},
+        "masking.slots": {"low": 2, "high": 4, "scale": "integer"},
+    },
+}
+
+
+class WrongError(Exception):
+    """A round that did not end as it should."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to kill."""
+
+    kinds: tuple[str, ...] = KINDS
+    """Parts to kill: worker, actor, controller, driver, node."""
+    rounds: int = 20
+    """Times each."""
+    seed: int = 0
+    """Decides the moments."""
+
+
+class Stage:
+    """A simulated cluster, the data, and what an undisturbed run decides."""
+
+    def __init__(self, directory: Path) -> None:
+        """Start a head and two more nodes of two CPUs each."""
+        self.directory = directory
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+        os.environ["RAY_ADDRESS"] = self.cluster.address
+        os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
+        self.cluster.wait_for_nodes()
+        self.data = make_objects(directory / "objects")
+        (directory / "space.yaml").write_text(yaml.safe_dump(SPACE))
+
+    def start(self, name: str) -> tuple["subprocess.Popen[str]", Path]:
+        """Start a driver with its own storage; returns it with the storage."""
+        storage = self.directory / name
+        trial = small_config(self.data, epochs=EPOCHS).model_dump()
+        config = ExperimentConfig(
+            **trial, space=self.directory / "space.yaml", storage=storage, population=TRIALS, cpus_per_worker=0.9
+        )
+        file = self.directory / f"{name}.json"
+        file.write_text(config.model_dump_json())
+        return self.drive(file, name), storage
+
+    def drive(self, what: Path, name: str) -> "subprocess.Popen[str]":
+        """Start a driver for a configuration file, or again for a run directory."""
+        log = (self.directory / f"{name}.log").open("a")
+        return subprocess.Popen([sys.executable, "-c", DRIVER, str(what)], stdout=log, stderr=log, text=True)
+
+    def of_run(self, title: str) -> list[psutil.Process]:
+        """Processes of the cluster's nodes whose title begins so."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            try:
+                line = process.cmdline()
+            except psutil.Error:
+                continue
+            if line and line[0].startswith(title):
+                found.append(process)
+        return found
+
+    def replace_node(self, rng: random.Random) -> None:
+        """Lose a node, and get another one a little later."""
+        node = self.nodes.pop(rng.randrange(len(self.nodes)))
+        self.cluster.remove_node(node, allow_graceful=False)
+        time.sleep(rng.uniform(0, 4))
+        self.nodes.append(self.cluster.add_node(num_cpus=1))
+
+    def close(self) -> None:
+        """Take the cluster down."""
+        ray.shutdown()
+        self.cluster.shutdown()
+
+
+def run_dir_of(storage: Path, driver: "subprocess.Popen[str]", reports: int) -> Path:
+    """Wait until a driver's run has so many reports."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        runs = list(storage.glob("*-*/results.csv"))
+        if runs and len(read_results(runs[0].parent)) >= reports:
+            return runs[0].parent
+        if driver.poll() is not None:
+            raise WrongError(f"the driver ended with {driver.returncode} before it had {reports} reports")
+        time.sleep(0.05)
+    raise WrongError(f"no {reports} reports in {PATIENCE_S:.0f} s")
+
+
+def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path, rng: random.Random) -> Any:
+    """Kill what the kind says; returns the driver that goes on."""
+    time.sleep(rng.uniform(0, 1.5))
+    if kind == "node":
+        stage.replace_node(rng)
+    elif kind == "driver":
+        driver.kill()
+        driver.wait()
+        return stage.drive(run, run.parent.name)
+    else:
+        victims = stage.of_run(PROCESSES[kind])
+        if victims:
+            rng.choice(victims).kill()
+    return driver
+
+
+def check(stage: Stage, run: Path, lineage: list[tuple[Any, ...]]) -> None:
+    """Everything is there, once, and nothing else."""
+    state = PopulationState.load(run)
+    if epochs := [m.epoch for m in state.members.values() if not m.finished or m.epoch != EPOCHS]:
+        raise WrongError(f"trials ended at epochs {epochs}")
+    reports = {(row.trial, row.epoch) for row in read_results(run)}
+    if len(reports) != TRIALS * EPOCHS:
+        raise WrongError(f"{len(reports)} reports instead of {TRIALS * EPOCHS}")
+    if lineage and decisions(run) != lineage:
+        raise WrongError(f"another lineage: {decisions(run)}, not {lineage}")
+    if left := [str(path) for path in run.rglob("*") if path.name.endswith(".tmp")]:
+        raise WrongError(f"temporary files are left: {left}")
+    wait_until(lambda: not [p for title in PROCESSES.values() for p in stage.of_run(title)], "processes are left")
+    wait_until(lambda: all(pg["state"] == "REMOVED" for pg in placement_group_table().values()), "placement groups")
+
+
+def wait_until(done: Callable[[], bool], what: str) -> None:
+    """Wait up to half a minute; Ray takes its processes down one after the other."""
+    deadline = time.monotonic() + 30
+    while not done():
+        if time.monotonic() > deadline:
+            raise WrongError(f"{what} are left after half a minute")
+        time.sleep(0.2)
+
+
+def decisions(run: Path) -> list[tuple[Any, ...]]:
+    """What the population decided."""
+    return [(e.epoch, e.trial, e.donor, json.dumps(e.values, sort_keys=True)) for e in read_lineage(run)]
+
+
+def play(stage: Stage, kind: str, number: int, seed: int, lineage: list[tuple[Any, ...]]) -> float:
+    """One round; returns its seconds."""
+    rng, name, began = random.Random(f"{seed}/{kind}/{number}"), f"{kind}-{number}", time.monotonic()
+    driver, storage = stage.start(name)
+    try:
+        run = run_dir_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 2)))
+        driver = disturb(stage, kind, driver, run, rng)
+        if driver.wait(timeout=PATIENCE_S):
+            raise WrongError(f"the driver ended with status {driver.returncode}")
+        check(stage, run, lineage)
+    except subprocess.TimeoutExpired:
+        raise WrongError(f"the driver did not end in {PATIENCE_S:.0f} s") from None
+    finally:
+        driver.kill()
+    shutil.rmtree(storage)
+    return time.monotonic() - began
+
+
+def main(options: Options) -> int:
+    """Run all rounds; returns 1 if one went wrong."""
+    table = Table("killed", "rounds", "went well", "median s")
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as directory:
+        stage = Stage(Path(directory))
+        driver, storage = stage.start("undisturbed")
+        lineage = decisions(run_dir_of(storage, driver, TRIALS * EPOCHS)) if driver.wait() == 0 else []
+        for kind in options.kinds:
+            seconds = []
+            for number in range(options.rounds):
+                try:
+                    seconds.append(play(stage, kind, number, options.seed, lineage))
+                except WrongError as error:
+                    log = (stage.directory / f"{kind}-{number}.log").read_text().splitlines()[-3:]
+                    wrong.append(f"{kind}, round {number}: {error}; its log ends: {' | '.join(log)}")
+                    print(wrong[-1], flush=True)
+            median = f"{sorted(seconds)[len(seconds) // 2]:.0f}" if seconds else "-"
+            table.add_row(kind, str(options.rounds), str(len(seconds)), median)
+            print(f"{kind}: {len(seconds)} of {options.rounds} rounds went well", flush=True)
+        stage.close()
+    Console(width=80).print(table)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))

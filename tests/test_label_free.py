@@ -1,0 +1,141 @@
+"""Scores without labels against closed forms and loops written from the papers; fitness by name, and its gate."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import small_config
+from torch import Tensor
+
+from adios_ray.evaluation.label_free import (
+    EPSILON,
+    LIDAR_DELTA,
+    alpha_req,
+    effective_rank,
+    feature_std,
+    lidar,
+    power_law_exponent,
+    rankme,
+)
+from adios_ray.training.trainer import Trainer
+
+
+def with_spectrum(values: Tensor, rows: int = 64) -> Tensor:
+    """Centred features [rows, len(values)] with these singular values."""
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(rows, len(values), generator=generator, dtype=torch.float64)
+    left, _ = torch.linalg.qr(left - left.mean(dim=0))
+    right, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=torch.float64))
+    features: Tensor = left * values @ right.T
+    return features
+
+
+def test_ranks_of_known_spectra() -> None:
+    assert rankme(with_spectrum(torch.ones(8))) == pytest.approx(8, abs=1e-4)
+    assert effective_rank(with_spectrum(torch.ones(8)) + 5) == pytest.approx(8, abs=1e-4)
+    one = torch.zeros(8)
+    one[3] = 2.0
+    assert rankme(with_spectrum(one)) == pytest.approx(1, abs=1e-4)
+    weights = torch.tensor([4.0, 2.0, 1.0, 1.0])
+    p = weights / weights.sum()
+    assert rankme(with_spectrum(weights)) == pytest.approx(math.exp(-float((p * p.log()).sum())), abs=1e-5)
+
+
+def test_ranks_do_not_depend_on_rotation_and_scale() -> None:
+    features = torch.randn(50, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rotation, _ = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64))
+    for score in (rankme, effective_rank, power_law_exponent):
+        assert score(3 * features @ rotation) == pytest.approx(score(features), abs=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_a_power_law_is_found(alpha: float) -> None:
+    eigenvalues = torch.arange(1, 21, dtype=torch.float64) ** -alpha
+    features = with_spectrum(eigenvalues.sqrt())
+    assert power_law_exponent(features) == pytest.approx(alpha, abs=1e-6)
+    assert alpha_req(features) == pytest.approx(-abs(alpha - 1), abs=1e-6)
+
+
+def naive_lidar(views: np.ndarray) -> float:
+    """LiDAR from the matrices of its paper, one image after the other."""
+    n, q, size = views.shape
+    overall = views.reshape(-1, size).mean(axis=0)
+    between, within = np.zeros((size, size)), LIDAR_DELTA * np.eye(size)
+    for image in views:
+        mean = image.mean(axis=0)
+        between += np.outer(mean - overall, mean - overall)
+        for view in image:
+            within += np.outer(view - mean, view - mean) / (n * q)
+    values, vectors = np.linalg.eigh(within)
+    root = vectors @ np.diag(values**-0.5) @ vectors.T
+    shares = np.linalg.eigvalsh(root @ between @ root).clip(min=0)
+    shares = shares / shares.sum() + EPSILON
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def test_lidar_against_its_matrices() -> None:
+    views = torch.randn(30, 4, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    views += 3 * torch.randn(30, 1, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    assert lidar(views) == pytest.approx(naive_lidar(views.numpy()), rel=1e-6)
+
+
+def test_lidar_counts_directions_that_survive_augmentation() -> None:
+    images = torch.eye(8, dtype=torch.float64)[:4].repeat(5, 1)  # four directions, no noise within an image
+    assert lidar(images[:, None].expand(-1, 3, -1)) == pytest.approx(3, abs=1e-3)  # centring takes one of four
+
+
+def test_feature_std_of_spread_and_of_equal_directions() -> None:
+    normal = torch.randn(20_000, 16, generator=torch.Generator().manual_seed(5))
+    assert feature_std(normal) == pytest.approx(1, abs=0.01)
+    assert feature_std(torch.ones(10, 16)) == pytest.approx(0, abs=1e-9)
+
+
+def test_equal_features_have_rank_one_and_no_law() -> None:
+    assert rankme(torch.ones(10, 4)) == pytest.approx(1, abs=1e-4) and effective_rank(torch.ones(10, 4)) < 1.0001
+    assert math.isnan(power_law_exponent(torch.ones(10, 4)))
+
+
+def test_features_that_are_not_finite_score_nan() -> None:
+    features = torch.ones(4, 3, 5)
+    features[1, 0, 0] = math.inf
+    scores = [score(features[:, 0]) for score in (rankme, effective_rank, feature_std, power_law_exponent, alpha_req)]
+    assert all(math.isnan(score) for score in [*scores, lidar(features)])
+
+
+def test_wrong_shapes_are_refused() -> None:
+    for score in (rankme, effective_rank, feature_std, power_law_exponent):
+        with pytest.raises(ValueError, match="2 dimensions and 2 rows are needed"):
+            score(torch.ones(1, 4))
+    with pytest.raises(ValueError, match="3 dimensions"):
+        lidar(torch.ones(4, 4))
+    with pytest.raises(ValueError, match="at least 2 of each image"):
+        lidar(torch.ones(4, 1, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("knn", 0, 1), ("probe", 0, 1), ("rankme", 1, 128), ("alpha-req", -9, 0), ("lidar", 1, 39)],
+)
+def test_fitness_by_name(objects_dir: Path, name: str, low: float, high: float) -> None:
+    trainer = Trainer(small_config(objects_dir, evaluation={"fitness": name}), torch.device("cpu"))
+    value = trainer.evaluate("val")
+    assert low <= value <= high and trainer.evaluate("val") == value
+
+
+def test_a_collapsed_encoder_has_no_fitness_and_says_why(objects_dir: Path) -> None:
+    trainer = Trainer(small_config(objects_dir), torch.device("cpu"))
+    trainer.train_until(2)
+    with torch.no_grad():
+        for parameter in trainer.networks.backbone.parameters():
+            parameter.zero_()
+    assert math.isnan(trainer.evaluate("val"))
+    report = trainer.train_to_report()
+    assert math.isnan(report["fitness"]) and report["divergence"] == "epoch 1: collapsed: feature std 0 is below 0.01"
+
+
+def test_one_direction_is_a_collapse_too(objects_dir: Path) -> None:
+    config = small_config(objects_dir, evaluation={"min_effective_rank": 60.0})
+    report = Trainer(config, torch.device("cpu")).train_to_report()
+    assert "effective rank" in report["divergence"] and "is below 60" in report["divergence"]
