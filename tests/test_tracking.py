@@ -198,7 +198,7 @@ def test_report_loads_nothing_and_shows_the_run(run_dir: Path) -> None:
     assert page.tags.count("script") == 2 and "link" not in page.tags
     summary = records.read_summary(run_dir)
     assert summary is not None
-    for shown in (report.percent(summary.best_fitness), "13 min 32 s", "finished", summary.command):
+    for shown in (records.MEASURES["knn"].text(summary.best_fitness), "13 min 32 s", "finished", summary.command):
         assert shown in page.text
     assert page.text.count(" ← ") == len(COPIES) + 1  # the heading's and one an exploit
 
@@ -272,7 +272,7 @@ def test_live_prints_plain_lines_without_a_terminal() -> None:
         view.exploit(make_exploit(6, "trial_02", "trial_00", slots=5))
         view.note("resumed from epoch 5")
     assert out.getvalue().splitlines() == [
-        "epoch 6/12: trial_[red] k-NN 0.7500, loss 1.5, lambda 0.4, encoder lr 0.13, occlusion lr 0.02, N 4, "
+        "epoch 6/12: trial_[red] fitness 0.7500, loss 1.5, lambda 0.4, encoder lr 0.13, occlusion lr 0.02, N 4, "
         "900 images/s",
         "epoch 6: trial_02 copied trial_00, N 4 -> 5, lambda 0.4 -> 0.5",
         "resumed from epoch 5",
@@ -311,3 +311,12 @@ def test_time_left_counts_from_the_resumed_epochs() -> None:
 def test_sparkline_spans_its_values() -> None:
     assert sparkline([0.0, 0.5, 1.0, math.nan]) == "▁▅█·"
     assert sparkline([0.3]) == "▁" and sparkline([]) == ""
+
+
+def test_a_label_free_fitness_is_called_by_its_name_and_is_no_percentage(run_dir: Path) -> None:
+    config = records.read_config(run_dir)
+    records.write_config(run_dir, {**config, "evaluation": {"fitness": "rankme"}})
+    page = report.write_report(run_dir).read_text()
+    assert "best RankMe, validation" in page and "k-NN" not in page and "RankMe over epochs" in page
+    assert ">chance<" not in page
+    assert records.MEASURES["rankme"].text(41.26) == "41.3" and records.MEASURES["lidar"].text(math.nan) == "–"

@@ -36,6 +36,7 @@ from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import (
     Summary,
+    measure_of,
     read_lineage,
     read_results,
     truncate_lineage,
@@ -246,9 +247,11 @@ def _conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, p
     )
     write_summary(run_dir, summary)
     schedule_of(run_dir, name).save(run_dir / SCHEDULE_FILE)
+    measure = measure_of(config.model_dump(mode="json"))
+    chance = f" (chance {measure.text(summary.chance)})" if measure.is_share else ""
     print(
-        f"Best: {name}, k-NN {summary.best_fitness:.1%} on validation, {test_accuracy:.1%} on test "
-        f"(chance {summary.chance:.1%}); {summary.exploits} exploits, {summary.slot_changes} changes of N, "
+        f"Best: {name}, {measure.label} {measure.text(best.score)} on validation, {measure.text(test_accuracy)} on test"
+        f"{chance}; {summary.exploits} exploits, {summary.slot_changes} changes of N, "
         f"{summary.seconds:.0f} s"
     )
     print(f"Report: {write_report(run_dir)}", flush=True)

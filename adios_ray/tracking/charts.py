@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adios_ray.tracking.lineage import Ancestor, holder
-from adios_ray.tracking.records import Exploit, Row
+from adios_ray.tracking.records import MEASURES, Exploit, Measure, Row
 
 Figure = dict[str, Any]
 
@@ -32,7 +32,9 @@ class Population:
     """Ancestry of the best report, oldest first; empty if nothing was reported."""
     colours: Mapping[str, str]
     chance: float | None
-    """Accuracy of guessing; None while unknown."""
+    """Accuracy of guessing; None where it is unknown or fitness is no accuracy."""
+    measure: Measure = MEASURES["knn"]
+    """What fitness is."""
 
     @property
     def best(self) -> str | None:
@@ -204,8 +206,11 @@ def _chance_line(chance: float | None) -> Figure:
 
 
 def fitness_chart(population: Population) -> Figure:
-    """k-NN accuracy over epochs, with an arrow for each exploit from the donor's curve to the trial's point."""
-    traces = [_trace(population, t, "fitness", ".1%") for t in _back_to_front(population)]
+    """Fitness over epochs, with an arrow for each exploit from the donor's curve to the trial's point."""
+    traces = [
+        _trace(population, t, "fitness", ".1%" if population.measure.is_share else ".3g")
+        for t in _back_to_front(population)
+    ]
     drawn = []
     for exploit in population.exploits:
         start = _fitness_at(population, exploit.donor, exploit.epoch)
@@ -214,7 +219,10 @@ def fitness_chart(population: Population) -> Figure:
             drawn.append((exploit, start, end))
     exploits, heights = [exploit for exploit, _, _ in drawn], [end for _, _, end in drawn]
     arrows = [_arrow(population, exploit, start, end) for exploit, start, end in drawn]
-    axes = {"xaxis": _epochs(population, 13), "yaxis": _values(tickformat=".0%")}
+    axes = {
+        "xaxis": _epochs(population, 13),
+        "yaxis": _values(tickformat=".0%" if population.measure.is_share else ".3~g"),
+    }
     notes = arrows + _slot_notes(exploits, heights)
     layout = _layout(420, **axes, annotations=notes, **_chance_line(population.chance))
     return {"data": [_descent(population), *traces, _exploit_markers(population, exploits, heights)], "layout": layout}

@@ -22,7 +22,7 @@ _BEST_SHOWN = 8
 _WORST_SHOWN = 4
 _EVENTS_SHOWN = 6
 _COLUMNS: dict[str, Literal["left", "right"]] = {
-    **{"trial": "left", "epoch": "left", "": "left", "k-NN": "left", "history": "left", "lambda": "right"},
+    **{"trial": "left", "epoch": "left", "": "left", "fitness": "left", "history": "left", "lambda": "right"},
     **{"encoder lr": "right", "occlusion lr": "right", "N": "right", "images/s": "right", "last copied from": "left"},
 }
 _WIDE_ONLY = ("", "history", "last copied from")
@@ -49,7 +49,7 @@ def clock(seconds: float) -> str:
 def report_line(row: Row, total_epochs: int) -> str:
     """A report as one line of a log."""
     return (
-        f"epoch {row.epoch}/{total_epochs}: {row.trial} k-NN {row.fitness:.4f}, loss {row.loss:.4g}, "
+        f"epoch {row.epoch}/{total_epochs}: {row.trial} fitness {row.fitness:.4f}, loss {row.loss:.4g}, "
         f"lambda {row.sparsity_weight:.3g}, encoder lr {row.encoder_lr:.3g}, occlusion lr {row.occlusion_lr:.3g}, "
         f"N {row.slots}, {row.images_per_s:.0f} images/s"
     )
@@ -178,7 +178,7 @@ class LiveView:
             "trial": Text(trial, style=style),
             "epoch": Text(f"{row.epoch}/{self._total_epochs}"),
             "": ProgressBar(total=self._total_epochs, completed=row.epoch, width=12),
-            "k-NN": Text(f"{row.fitness:.4f}{' ★' if best else ''}", style=style),
+            "fitness": Text(f"{row.fitness:.4f}{' ★' if best else ''}", style=style),
             "history": Text(sparkline([report.fitness for report in self._rows[trial]]), style="cyan"),
             "lambda": Text(f"{row.sparsity_weight:.3g}"),
             "encoder lr": Text(f"{row.encoder_lr:.3g}"),

@@ -5,7 +5,7 @@ from ray.util.metrics import Gauge
 from adios_ray.tracking.records import Row
 
 GAUGES = {
-    "fitness": "k-NN accuracy on the validation images, 0 to 1",
+    "fitness": "what evaluation.fitness says of the validation images",
     "sparsity_weight": "lambda, weight of the sparsity penalty",
     "encoder_lr": "peak learning rate of the encoder",
     "occlusion_lr": "peak learning rate of the occlusion model",

@@ -7,6 +7,7 @@ dropped. Every other file is replaced as a whole. Reading needs neither Ray nor 
 import csv
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,34 @@ class Settings(_Record):
         return ", ".join(f"{name} {a:.3g} -> {b:.3g}" for name, a, b in pairs if a != b) or "settings kept"
 
 
+class Measure(NamedTuple):
+    """How a fitness is called, and how it is written: an accuracy in percent, any other as a number."""
+
+    label: str
+    is_share: bool
+
+    def text(self, value: float) -> str:
+        """The value for people; a dash for nan."""
+        if math.isnan(value):
+            return "–"
+        return f"{100 * value:.1f} %" if self.is_share else f"{value:.3g}"
+
+
+MEASURES: Mapping[str, Measure] = {
+    "knn": Measure("k-NN", True),
+    "probe": Measure("probe", True),
+    "rankme": Measure("RankMe", False),
+    "alpha-req": Measure("α-ReQ", False),
+    "lidar": Measure("LiDAR", False),
+}
+"""By the names of ``evaluation.fitness``."""
+
+
+def measure_of(config: Mapping[str, Any]) -> Measure:
+    """The measure that a run's configuration names; k-NN where it names none."""
+    return MEASURES[config.get("evaluation", {}).get("fitness", "knn")]
+
+
 class Row(_Record):
     """One report of one trial: a line of ``results.csv``."""
 
@@ -62,7 +91,7 @@ class Row(_Record):
     epoch: int
     """Epochs completed."""
     fitness: float
-    """k-NN accuracy on the validation images, 0 to 1; nan where the trial diverged."""
+    """What ``evaluation.fitness`` says, on the validation images; nan where the trial diverged or collapsed."""
     loss: float
     penalty: float
     """Mean sparsity term."""
@@ -101,7 +130,7 @@ class Exploit(_Record):
 
 
 class Summary(_Record):
-    """The outcome of a finished run: ``summary.json``. Accuracies are 0 to 1."""
+    """The outcome of a finished run: ``summary.json``. Accuracies are 0 to 1; fitness is in its measure's units."""
 
     best_trial: str
     best_fitness: float
@@ -109,6 +138,7 @@ class Summary(_Record):
     first_best_fitness: float
     """Best of the population's first reports."""
     test_accuracy: float
+    """Fitness of the best trial on the test split."""
     chance: float
     """Accuracy of guessing, 1/classes."""
     seconds: float

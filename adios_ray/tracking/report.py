@@ -16,7 +16,7 @@ import plotly.offline
 from adios_ray.tracking import charts, lineage, pictures, records
 from adios_ray.tracking.charts import Population
 from adios_ray.tracking.lineage import Ancestor
-from adios_ray.tracking.records import Exploit, MaskFile, Pixels, Row, Summary
+from adios_ray.tracking.records import Exploit, MaskFile, Measure, Pixels, Row, Summary
 
 REPORT_FILE = "report.html"
 
@@ -65,11 +65,6 @@ class MaskSection:
     masked: list[list[str]]
     """Data URIs of x * (1 - m_k) at the last epoch, K lists of N."""
     pixelated: bool
-
-
-def percent(value: float) -> str:
-    """An accuracy of 0 to 1 as "81.2 %"; a dash for nan."""
-    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
 
 
 def duration(seconds: float) -> str:
@@ -125,16 +120,18 @@ def _mask_section(run_dir: Path, path: Sequence[Ancestor]) -> MaskSection | None
     )
 
 
-def _tiles(best: Row | None, rows: Sequence[Row], exploits: Sequence[Exploit]) -> list[Tile]:
+def _tiles(best: Row | None, rows: Sequence[Row], exploits: Sequence[Exploit], measure: Measure) -> list[Tile]:
     """The numbers so far of a run without a summary."""
     changes = sum(e.old.slots != e.new.slots for e in exploits)
     times = [row.time for row in rows]
     elapsed = (max(times) - min(times)).total_seconds() if times else 0.0
     return [
         Tile(
-            "best k-NN so far", percent(best.fitness) if best else "–", _where(best.trial, best.epoch) if best else ""
+            f"best {measure.label} so far",
+            measure.text(best.fitness) if best else "–",
+            _where(best.trial, best.epoch) if best else "",
         ),
-        Tile("test accuracy", "–", "at the end"),
+        Tile(f"{measure.label}, test", "–", "at the end"),
         Tile("trials", str(len({row.trial for row in rows}))),
         Tile("exploits", str(len(exploits))),
         Tile("changes of N", str(changes)),
@@ -146,13 +143,13 @@ def _where(trial: str, epoch: int) -> str:
     return f"{trial}, epoch {epoch}"
 
 
-def _final_tiles(summary: Summary) -> list[Tile]:
+def _final_tiles(summary: Summary, measure: Measure) -> list[Tile]:
     where = _where(summary.best_trial, summary.best_epoch)
     return [
-        Tile("best k-NN, validation", percent(summary.best_fitness), where),
-        Tile("test accuracy", percent(summary.test_accuracy), "the best trial's weights"),
-        Tile("first report's best", percent(summary.first_best_fitness), "k-NN, validation"),
-        Tile("chance", percent(summary.chance)),
+        Tile(f"best {measure.label}, validation", measure.text(summary.best_fitness), where),
+        Tile(f"{measure.label}, test", measure.text(summary.test_accuracy), "the best trial's weights"),
+        Tile("first report's best", measure.text(summary.first_best_fitness), f"{measure.label}, validation"),
+        *([Tile("chance", measure.text(summary.chance))] if measure.is_share else []),
         Tile("trials", str(summary.population), f"{summary.epochs} epochs each"),
         Tile("exploits", str(summary.exploits)),
         Tile("changes of N", str(summary.slot_changes)),
@@ -192,20 +189,23 @@ def _table(population: Population) -> dict[str, Any]:
 def _context(run_dir: Path) -> dict[str, Any]:
     """What the template shows."""
     rows, exploits = records.read_results(run_dir), records.read_lineage(run_dir)
-    summary = records.read_summary(run_dir)
+    summary, config = records.read_summary(run_dir), records.read_config(run_dir)
+    measure = records.measure_of(config)
     by_trial = _by_trial(rows)
     path = _ancestry(by_trial, exploits, summary)
     colours = charts.trial_colours(by_trial, path)
-    population = Population(by_trial, exploits, path, colours, summary.chance if summary else None)
+    chance = summary.chance if summary and measure.is_share else None
+    population = Population(by_trial, exploits, path, colours, chance, measure)
     return {
         "name": run_dir.resolve().name,
         "summary": summary,
-        "tiles": _final_tiles(summary) if summary else _tiles(lineage.best_row(rows), rows, exploits),
+        "measure": measure,
+        "tiles": _final_tiles(summary, measure) if summary else _tiles(lineage.best_row(rows), rows, exploits, measure),
         "population": population,
         "charts": {name: draw(population) for name, draw in _CHARTS.items()} if rows else {},
         "masks": _mask_section(run_dir, path),
         "table": _table(population),
-        "config": json.dumps(records.read_config(run_dir), indent=2, ensure_ascii=False),
+        "config": json.dumps(config, indent=2, ensure_ascii=False),
         "written": datetime.now(UTC),
     }
 
@@ -223,7 +223,7 @@ def write_report(run_dir: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent}
+    environment.filters["percent"] = records.MEASURES["knn"].text
     page = environment.get_template("report.html.j2").render(_context(run_dir), plotlyjs=plotly.offline.get_plotlyjs())
     records.write_atomically(run_dir / REPORT_FILE, page.encode())
     return run_dir / REPORT_FILE
