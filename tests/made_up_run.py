@@ -113,12 +113,12 @@ class MadeUpRun:
     def write(self) -> None:
         """Every file except the summary."""
         records.write_config(self.run_dir, {"seed": 0, "masking": {"scheme": "adios", "slots": 4}})
-        with records.ResultsWriter(self.run_dir) as results:
-            for epoch in range(1, self.epochs + 1):
-                for name in self.names:
-                    results.append(self.train(name, epoch))
-                if epoch in COPIES:
-                    self.exploit(epoch)
+        records.begin_results(self.run_dir)
+        for epoch in range(1, self.epochs + 1):
+            for name in self.names:
+                records.append_result(self.run_dir, self.train(name, epoch))
+            if epoch in COPIES:
+                self.exploit(epoch)
 
 
 def make_summary(rows: list[Row]) -> Summary:

@@ -31,19 +31,18 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_results_round_trip_and_continue(tmp_path: Path) -> None:
     rows = [make_row("trial_00", 1), make_row("trial_00", 2, math.nan), make_row('odd, "name"', 1, 1 / 3)]
-    with records.ResultsWriter(tmp_path) as results:
-        results.append(rows[0])
-    with records.ResultsWriter(tmp_path) as results:
-        results.append(rows[1])
-        results.append(rows[2])
+    records.begin_results(tmp_path)
+    records.append_result(tmp_path, rows[0])
+    records.begin_results(tmp_path)
+    records.append_result(tmp_path, rows[1])
+    records.append_result(tmp_path, rows[2])
     assert (tmp_path / "results.csv").read_text().count("fitness") == 1
     read = records.read_results(tmp_path)
     assert [row.model_dump_json() for row in read] == [row.model_dump_json() for row in (rows[2], *rows[:2])]
 
 
 def test_columns_are_the_contract(tmp_path: Path) -> None:
-    with records.ResultsWriter(tmp_path):
-        pass
+    records.begin_results(tmp_path)
     assert (tmp_path / "results.csv").read_text() == (
         "time,trial,epoch,fitness,loss,penalty,probe_accuracy,sparsity_weight,encoder_lr,occlusion_lr,slots,"
         "slot_overlap,mask_mean_min,mask_mean_max,images_per_s,data_wait_fraction,idle_s,worker_pid\n"
@@ -51,15 +50,15 @@ def test_columns_are_the_contract(tmp_path: Path) -> None:
 
 
 def test_a_row_is_on_disk_before_the_file_is_closed(tmp_path: Path) -> None:
-    with records.ResultsWriter(tmp_path) as results:
-        results.append(make_row())
-        assert len(records.read_results(tmp_path)) == 1
+    records.begin_results(tmp_path)
+    records.append_result(tmp_path, make_row())
+    assert len(records.read_results(tmp_path)) == 1
 
 
 def test_superseded_rows_and_exploits_give_way_to_the_last(tmp_path: Path) -> None:
-    with records.ResultsWriter(tmp_path) as results:
-        for epoch, fitness in [(1, 0.1), (2, 0.2), (3, 0.3), (2, 0.25)]:
-            results.append(make_row(epoch=epoch, fitness=fitness))
+    records.begin_results(tmp_path)
+    for epoch, fitness in [(1, 0.1), (2, 0.2), (3, 0.3), (2, 0.25)]:
+        records.append_result(tmp_path, make_row(epoch=epoch, fitness=fitness))
     for donor in ("b", "c"):
         records.append_exploit(tmp_path, make_exploit(2, "a", donor))
     assert [row.fitness for row in records.read_results(tmp_path)] == [0.1, 0.25, 0.3]
@@ -68,17 +67,17 @@ def test_superseded_rows_and_exploits_give_way_to_the_last(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
 def test_a_half_written_line_is_dropped_and_the_file_continued(tmp_path: Path, cut: int) -> None:
-    with records.ResultsWriter(tmp_path) as results:
-        results.append(make_row(epoch=1))
-        results.append(make_row(epoch=2))
+    records.begin_results(tmp_path)
+    records.append_result(tmp_path, make_row(epoch=1))
+    records.append_result(tmp_path, make_row(epoch=2))
     for epoch in (1, 2):
         records.append_exploit(tmp_path, make_exploit(epoch, "a", "b"))
     for name in ("results.csv", "lineage.jsonl"):
         os.truncate(tmp_path / name, (tmp_path / name).stat().st_size - cut)
     assert [row.epoch for row in records.read_results(tmp_path)] == [1]
     assert [exploit.epoch for exploit in records.read_lineage(tmp_path)] == [1]
-    with records.ResultsWriter(tmp_path) as results:
-        results.append(make_row(epoch=3))
+    records.begin_results(tmp_path)
+    records.append_result(tmp_path, make_row(epoch=3))
     records.append_exploit(tmp_path, make_exploit(3, "a", "b"))
     assert [row.epoch for row in records.read_results(tmp_path)] == [1, 3]
     assert [exploit.epoch for exploit in records.read_lineage(tmp_path)] == [1, 3]
@@ -216,9 +215,9 @@ def test_report_masks_follow_the_ancestry(run_dir: Path) -> None:
 
 def test_report_escapes_what_files_say(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
-    with records.ResultsWriter(tmp_path) as results:
-        results.append(make_row(evil, 1))
-        results.append(make_row("<img src=x>", 1))
+    records.begin_results(tmp_path)
+    records.append_result(tmp_path, make_row(evil, 1))
+    records.append_result(tmp_path, make_row("<img src=x>", 1))
     records.append_exploit(tmp_path, make_exploit(1, evil, "<img src=x>", slots=5))
     records.write_config(tmp_path, {evil: "</pre>" + evil})
     html = report.write_report(tmp_path).read_text()
@@ -229,9 +228,9 @@ def test_report_escapes_what_files_say(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [[], [make_row()], [make_row(fitness=math.nan)]])
 def test_report_of_a_run_that_has_just_begun(tmp_path: Path, rows: list[Row]) -> None:
-    with records.ResultsWriter(tmp_path) as results:
-        for row in rows:
-            results.append(row)
+    records.begin_results(tmp_path)
+    for row in rows:
+        records.append_result(tmp_path, row)
     text = Page(report.write_report(tmp_path).read_text()).text
     assert "still running" in text and "No masks are stored yet" in text
 

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 from adios_ray.config import TrialConfig, replaced
+from adios_ray.patience import patiently
 from adios_ray.search.channel import ChannelCalls
 from adios_ray.search.state import Member, Observation, PopulationState
 from adios_ray.tracking.records import Settings
@@ -117,8 +118,8 @@ class Members:
     def remember(self, *names: str) -> None:
         """Write down how these members stand, in one step, and delete what nobody goes on from any more."""
         self.state.seconds = self._seconds_before + time.monotonic() - self._began
-        keys = (f"{name}/{self[name].epoch}" for name in names)
-        self.state.journal(self.run.directory, names, [key for key in keys if key in self.state.observations])
+        keys = [key for name in names if (key := f"{name}/{self[name].epoch}") in self.state.observations]
+        patiently(lambda: self.state.journal(self.run.directory, names, keys), self.run.note)
         self.state.remove_unused_checkpoints(self.run.directory, names)
 
     def settings(self, member: Member) -> Settings:

@@ -17,6 +17,7 @@ from adios_ray.data.prepare import prepare
 from adios_ray.data.shards import read_manifest
 from adios_ray.data.sources import objects
 from adios_ray.data.store import store_at
+from adios_ray.patience import StorageError
 from adios_ray.search.bandit import Bandit
 from adios_ray.search.channel import ChannelCalls, start_channel
 from adios_ray.search.cluster import connected
@@ -211,7 +212,17 @@ def _fit(
             failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except Exception as error:  # Tune wraps what its scheduler raises, perhaps more than once
+        raise _storage_error(error) or error from error
+
+
+def _storage_error(error: BaseException | None) -> StorageError | None:
+    """The storage error among an exception's causes."""
+    while error is not None and not isinstance(error, StorageError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, placement: Placement) -> Path:

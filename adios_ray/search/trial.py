@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 import ray
 from ray import tune
 
+from adios_ray.patience import patiently
 from adios_ray.search.channel import find_channel
 
 POINTER_FILE = "pointer.json"
@@ -77,7 +78,8 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
 
     def _recover(self) -> None:
         """Start the workers again, or report that they cannot go on."""
-        reason = _first_line(self._error)
+        reason, run_dir = _first_line(self._error), Path(self._settings["run_dir"])
+        patiently(run_dir.stat, lambda text: ray.get(self._channel.note.remote(self._trial, text)))
         self._failures += 1
         if self._failures <= RUN_RESTARTS:
             ray.get(self._channel.note.remote(self._trial, f"its workers are started again after: {reason}"))

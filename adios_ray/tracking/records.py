@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -191,47 +190,29 @@ def _check_header(path: Path, content: bytes) -> None:
         raise RecordError(f"{path}: the header is {header!r}, expected {','.join(COLUMNS)!r}")
 
 
-class ResultsWriter:
-    """Appends rows to ``results.csv``, each flushed at once; continues the file of a resumed run."""
+def begin_results(run_dir: Path) -> None:
+    """Write the header of ``results.csv``, or check that of a resumed run's file.
 
-    def __init__(self, run_dir: Path) -> None:
-        """Open the file, writing its header if it is new.
+    Raises:
+        RecordError: the file there has other columns.
+    """
+    path = run_dir / RESULTS_FILE
+    if existing := _drop_half_line(path):
+        _check_header(path, existing)
+    else:
+        append_line(path, _csv_line(COLUMNS))
 
-        Raises:
-            RecordError: the file there has other columns.
-        """
-        path = run_dir / RESULTS_FILE
-        run_dir.mkdir(parents=True, exist_ok=True)
-        existing = _drop_half_line(path)
-        if existing:
-            _check_header(path, existing)
-        self._file = path.open("a", newline="", encoding="utf-8")
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        if not existing:
-            self._write(COLUMNS)
 
-    def _write(self, values: Sequence[object]) -> None:
-        self._writer.writerow(values)
-        self._file.flush()
+def append_result(run_dir: Path, row: Row) -> None:
+    """Append one row to ``results.csv``; the time is written in UTC."""
+    values = row.model_dump() | {"time": row.time.astimezone(UTC).isoformat()}
+    append_line(run_dir / RESULTS_FILE, _csv_line([values[column] for column in COLUMNS]))
 
-    def append(self, row: Row) -> None:
-        """Append one row; the time is written in UTC."""
-        values = row.model_dump() | {"time": row.time.astimezone(UTC).isoformat()}
-        self._write([values[column] for column in COLUMNS])
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        """The writer itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the file."""
-        self.close()
+def _csv_line(values: Sequence[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()
 
 
 def append_line(path: Path, line: str) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from adios_ray.patience import patiently
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
-from adios_ray.tracking.records import Exploit, ResultsWriter, Row, Settings, append_exploit
+from adios_ray.tracking.records import Exploit, Row, Settings, append_exploit, append_result, begin_results
 from adios_ray.tracking.report import write_report
 from adios_ray.tracking.wandb import WandbLog
 
@@ -29,13 +30,12 @@ class Run(AbstractContextManager["Run"]):
         """Record into an existing directory; a resumed run's files are continued."""
         self.directory = directory
         self._view, self._metrics, self._wandb = view, metrics, wandb
-        self._results = ResultsWriter(directory)
+        begin_results(directory)
         self._open = ExitStack()
         self._report_due = time.monotonic() + REPORT_INTERVAL_S
 
     def __enter__(self) -> Self:
         """Show progress until the run is over."""
-        self._open.enter_context(self._results)
         self._open.enter_context(self._view)
         if self._wandb:
             self._open.callback(self._wandb.finish)
@@ -51,19 +51,26 @@ class Run(AbstractContextManager["Run"]):
         """A trial's report, made under ``settings``."""
         reported = {key: result[key] for key in _REPORTED}
         row = Row(time=datetime.now(UTC), trial=trial, **reported, **settings.model_dump())
-        self._results.append(row)
+        patiently(lambda: append_result(self.directory, row), self.note)
         self._view.report(row)
         self._metrics.report(row)
         if self._wandb:
             self._wandb.report(row)
         if time.monotonic() > self._report_due:
-            write_report(self.directory)
+            self._write_report()
             self._report_due = time.monotonic() + REPORT_INTERVAL_S
+
+    def _write_report(self) -> None:
+        """Refresh the report; one that cannot be written now is no reason to stop."""
+        try:
+            write_report(self.directory)
+        except OSError as error:
+            self.note(f"the report was not refreshed: {error}")
 
     def exploit(self, **fields: Any) -> None:
         """One copy of a donor into a trial; fields as in ``Exploit``."""
         exploit = Exploit(time=datetime.now(UTC), **fields)
-        append_exploit(self.directory, exploit)
+        patiently(lambda: append_exploit(self.directory, exploit), self.note)
         self._view.exploit(exploit)
 
     def note(self, text: str) -> None:

@@ -11,6 +11,7 @@ from torch import distributed
 
 from adios_ray import parallel
 from adios_ray.config import TrialConfig, parse
+from adios_ray.patience import patiently
 from adios_ray.tracking.records import MaskFile, write_masks
 from adios_ray.training.checkpoints import CheckpointError, Pointer, newest_whole
 from adios_ray.training.trainer import Trainer
@@ -82,7 +83,9 @@ def _train(trainer: Trainer, config: LoopConfig, run_dir: Path, idle_s: float) -
     trainer.dump_divergence(run_dir / "diverged" / trial / f"epoch_{trainer.epoch:05d}")
     if parallel.rank() == 0:
         directory = run_dir / "checkpoints" / trial / f"epoch_{trainer.epoch:05d}"
-        checkpoint = trainer.save(directory)
+        checkpoint = patiently(
+            lambda: trainer.save(directory), lambda text: ray.get(config["channel"].note.remote(trial, text))
+        )
         _draw_masks(trainer, run_dir, trial)
         ray.get(config["channel"].answer.remote(trial, report, checkpoint.model_dump(mode="json")))
     ray.train.report(

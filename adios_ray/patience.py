@@ -1,0 +1,44 @@
+"""Waiting for storage that is full or has gone away, instead of losing what is to be written."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+PATIENCE_S = 300.0
+PAUSE_S = 1.0
+
+Result = TypeVar("Result")
+
+
+class StorageError(RuntimeError):
+    """Storage that did not come back; the message says what was wrong and how to go on."""
+
+
+def patiently(action: Callable[[], Result], say: Callable[[str], None]) -> Result:
+    """Do something that writes, again and again while storage refuses it.
+
+    Args:
+        action: What may be done more than once.
+        say: Told once that storage refuses, and once that it is back.
+
+    Raises:
+        StorageError: If it refuses for longer than five minutes.
+    """
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            result = action()
+        except OSError as error:
+            if time.monotonic() - began > PATIENCE_S:
+                raise StorageError(
+                    f"storage has refused for {PATIENCE_S:.0f} s ({error}); nothing is lost: mend it and go on with "
+                    "--resume and the run directory"
+                ) from error
+            if not told:
+                say(f"storage refuses ({error}); waiting up to {PATIENCE_S:.0f} s for it")
+                told = True
+            time.sleep(PAUSE_S)
+        else:
+            if told:
+                say(f"storage is back after {time.monotonic() - began:.0f} s")
+            return result

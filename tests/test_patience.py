@@ -1,0 +1,86 @@
+"""Storage that refuses for a while, for good, or in the middle of a line."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_up_run import make_row
+
+from adios_ray import patience
+from adios_ray.patience import StorageError, patiently
+from adios_ray.tracking import records
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses of a hundredth of a second, and patience for a quarter."""
+    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.25)
+
+
+def refusing(times: int) -> Callable[[], str]:
+    """Works after so many attempts on a full disk."""
+    attempts = iter(range(times))
+
+    def action() -> str:
+        if next(attempts, None) is not None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return "written"
+
+    return action
+
+
+def test_it_waits_says_so_once_and_says_when_it_goes_on() -> None:
+    said: list[str] = []
+    assert patiently(refusing(5), said.append) == "written"
+    assert len(said) == 2
+    assert said[0] == "storage refuses ([Errno 28] No space left on device); waiting up to 0 s for it"
+    assert said[1].startswith("storage is back after")
+
+
+def test_it_says_nothing_where_nothing_is_wrong() -> None:
+    said: list[str] = []
+    assert patiently(refusing(0), said.append) == "written" and not said
+
+
+def test_it_gives_up_with_what_to_do() -> None:
+    with pytest.raises(StorageError, match="No space left on device.*mend it and go on with --resume"):
+        patiently(refusing(10**9), lambda text: None)
+
+
+def test_other_errors_are_not_waited_for() -> None:
+    def broken() -> None:
+        raise ValueError("a fault of our own")
+
+    with pytest.raises(ValueError, match="our own"):
+        patiently(broken, lambda text: None)
+
+
+def test_a_line_that_did_not_fit_is_written_whole_later(tmp_path: Path) -> None:
+    records.begin_results(tmp_path)
+    records.append_result(tmp_path, make_row(epoch=1))
+    before = (tmp_path / "results.csv").read_bytes()
+    line = records._csv_line([1, 2, 3])
+    with (tmp_path / "results.csv").open("ab") as file:
+        file.write(line.encode()[:3])  # the disk was full here
+    patiently(lambda: records.append_result(tmp_path, make_row(epoch=2)), lambda text: None)
+    content = (tmp_path / "results.csv").read_bytes()
+    assert content.startswith(before) and [row.epoch for row in records.read_results(tmp_path)] == [1, 2]
+
+
+def test_a_directory_that_is_away_is_not_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    records.begin_results(run)
+    run.rename(tmp_path / "away")
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "refuses" in text:
+            os.rename(tmp_path / "away", run)
+
+    patiently(lambda: records.append_result(run, make_row(epoch=1)), say)
+    assert len(said) == 2 and len(records.read_results(run)) == 1
