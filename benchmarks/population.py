@@ -1,0 +1,205 @@
+"""How the driver bears a large population: 64 and 256 toy trials that take turns on a simulated cluster.
+
+The trials train nothing: a score in closed form, a checkpoint of a few bytes, no torch. Scheduler, channel, turns and
+records are those of real runs. Four nodes of four CPUs are simulated on this machine; each trial takes one.
+
+Prints one JSON object. For each population: ``report_ms``, the median milliseconds of the scheduler for a report;
+``report_ms_late``, of the last quarter of the reports; ``driver_mib_per_trial``, what the driver's memory has grown by;
+``files_per_trial`` and ``kib_per_trial`` of the run directory; ``behind``, by how many epochs trials were ever apart;
+``left``, processes and placement groups that are left. ``growth`` compares the two.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import tyro
+from ray import tune
+from ray.cluster_utils import Cluster
+from ray.util import placement_group_table
+
+from adios_ray.config import TrialConfig, parse
+from adios_ray.search.channel import ChannelCalls, find_channel, start_channel
+from adios_ray.search.cluster import DRIVER_ENVIRONMENT
+from adios_ray.search.members import Members
+from adios_ray.search.population import LivePopulation
+from adios_ray.search.spaces import SearchSpace
+from adios_ray.search.state import PopulationState
+from adios_ray.search.suggest import make_suggest
+from adios_ray.search.turns import Entrance, Turns
+from adios_ray.tracking.live import LiveView
+from adios_ray.tracking.metrics import RayMetrics
+from adios_ray.tracking.run import Run
+
+NODES, CPUS, EPOCHS, INTERVAL = 4, 4, 6, 2
+SPACE = {
+    "scheduler": "pbt",
+    "synchronous": False,
+    "interval_epochs": INTERVAL,
+    "parameters": {"optimizer.encoder_lr": {"low": 0.01, "high": 1.0, "scale": "log"}},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How large."""
+
+    populations: tuple[int, int] = (64, 256)
+    """The two populations to compare."""
+
+
+class ToyTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type information
+    """A live trial whose worker is the trial itself."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Join the channel."""
+        self._channel = find_channel(config["channel"])
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Become another trial in the same process."""
+        self._trial, self._directory = new_config["trial"], Path(new_config["run_dir"])
+        values, self._checkpoint, self._position = ray.get(self._channel.start.remote(self._trial))
+        self._lr = values["optimizer"]["encoder_lr"]
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Take commands until the trial has reported or left its place."""
+        reply = self._channel.request.remote(self._trial)
+        taken = self._channel.take.remote(self._trial, self._position)
+        while True:
+            done, _ = ray.wait([reply, taken])
+            if reply in done:
+                return ray.get(reply)  # type: ignore[no-any-return]
+            command = ray.get(taken)
+            self._position += 1
+            if command.kind == "load":
+                self._checkpoint, self._lr = command.checkpoint, command.config["optimizer"]["encoder_lr"]
+            elif command.kind == "train":
+                self._train()
+                return ray.get(reply)  # type: ignore[no-any-return]
+            taken = self._channel.take.remote(self._trial, self._position)
+
+    def _train(self) -> None:
+        """One epoch in closed form."""
+        state = json.loads(Path(self._checkpoint["path"], "state").read_text()) if self._checkpoint else [0, 0.0]
+        epoch, score = state[0] + 1, state[1] + 1 / (1 + abs(self._lr - 0.1))
+        directory = self._directory / "checkpoints" / self._trial / f"epoch_{epoch:05d}"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "state").write_text(json.dumps([epoch, score]))
+        self._checkpoint = {"path": str(directory), "sha256": ""}
+        figures = ("loss", "penalty", "probe_accuracy", "slot_overlap", "mask_mean_min", "mask_mean_max")
+        report = dict.fromkeys((*figures, "images_per_s", "data_wait_fraction", "idle_s"), 0.0)
+        told = {
+            "epoch": epoch,
+            "fitness": score,
+            "divergence": None,
+            "done": epoch >= EPOCHS,
+            "worker_pid": os.getpid(),
+        }
+        ray.get(self._channel.answer.remote(self._trial, {**report, **told}, self._checkpoint))
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Tune wants a file; the population knows where a trial goes on."""
+        Path(checkpoint_dir, "nothing").touch()
+
+    def load_checkpoint(self, checkpoint: str | None) -> None:
+        """See ``save_checkpoint``."""
+
+
+class TimedPopulation(LivePopulation):
+    """Measures each report."""
+
+    seconds: list[float]
+    behind: int
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide, and note how long that took."""
+        began = time.perf_counter()
+        decision = super().on_trial_result(tune_controller, trial, result)
+        self.seconds.append(time.perf_counter() - began)
+        epochs = [member.epoch for member in self.members.state.members.values() if not member.finished]
+        self.behind = max(self.behind, max(epochs, default=0) - min(epochs, default=0))
+        return decision
+
+
+def evolve(population: int, directory: Path) -> dict[str, float]:
+    """Run a population to its end and measure."""
+    config = parse(TrialConfig, {"epochs": EPOCHS})
+    space, state = parse(SearchSpace, SPACE), PopulationState(next_decision_epoch=INTERVAL)
+    suggest = make_suggest(space, config, state)
+    names = [f"trial_{number:03d}" for number in range(population)]
+    for name in names:
+        state.add(name, suggest(name))
+    directory.mkdir()
+    state.save(directory)
+    before = psutil.Process().memory_info().rss
+    channel, turns = start_channel(directory.name, population, 1), Turns(population, lambda: NODES * CPUS)
+    with Run(directory, LiveView(EPOCHS, population, "toys"), RayMetrics("toys"), None) as run:
+        members = Members(config, state, run, ChannelCalls(channel))
+        scheduler = TimedPopulation(members, turns, space, lambda name, donor, r: space.explore(donor.values, r))
+        scheduler.seconds, scheduler.behind = [], 0
+        began = time.perf_counter()
+        tune.Tuner(
+            tune.with_resources(ToyTrial, {"CPU": 1}),
+            param_space={"trial": tune.grid_search(names), "run_dir": str(directory), "channel": directory.name},
+            tune_config=tune.TuneConfig(scheduler=scheduler, search_alg=Entrance(turns), reuse_actors=True),
+            run_config=tune.RunConfig(name="tune", storage_path=str(directory.parent / "tune"), verbose=0),
+        ).fit()
+        wall = time.perf_counter() - began
+    assert all(member.finished and member.epoch == EPOCHS for member in state.members.values())
+    ray.kill(channel)
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    late = scheduler.seconds[-len(scheduler.seconds) // 4 :]
+    return {
+        "report_ms": 1000 * statistics.median(scheduler.seconds),
+        "report_ms_late": 1000 * statistics.median(late),
+        "reports": len(scheduler.seconds),
+        "wall_s": wall,
+        "driver_mib_per_trial": (psutil.Process().memory_info().rss - before) / 2**20 / population,
+        "files_per_trial": len(files) / population,
+        "kib_per_trial": sum(path.stat().st_size for path in files) / 1024 / population,
+        "behind": scheduler.behind,
+        "left": left_behind(),
+    }
+
+
+def left_behind() -> int:
+    """Processes of trials and placement groups, half a minute after the end."""
+    deadline = time.monotonic() + 30
+    while True:
+        lines = (process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"]))
+        left: int = sum("ToyTrial" in line[0] for line in lines if line)
+        left += sum(group["state"] != "REMOVED" for group in placement_group_table().values())
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.5)
+
+
+def main(options: Options) -> None:
+    """Measure and print."""
+    os.environ.update(DRIVER_ENVIRONMENT)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CPUS, "include_dashboard": False})
+    for _ in range(NODES - 1):
+        cluster.add_node(num_cpus=CPUS)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    with tempfile.TemporaryDirectory() as temporary:
+        evolve(8, Path(temporary) / "warm")  # what is imported and made once
+        small, large = (evolve(population, Path(temporary) / str(population)) for population in options.populations)
+    ray.shutdown()
+    cluster.shutdown()
+    flat = ("report_ms", "driver_mib_per_trial", "files_per_trial", "kib_per_trial")
+    growth = {key: round(large[key] / small[key], 2) for key in flat if small[key]}
+    figures = [{key: round(value, 3) for key, value in figure.items()} for figure in (small, large)]
+    print(json.dumps({"populations": options.populations, "small": figures[0], "large": figures[1], "growth": growth}))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
