@@ -2,13 +2,16 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 
-.PHONY: demo test check
+.PHONY: demo test check soak
 
 demo: $(READY) ## Train the demo population on rendered images
 	$(VENV)/bin/python experiments/pbt_in100.py --preset demo
 
 test: $(READY) ## Run all tests
 	$(VENV)/bin/pytest
+
+soak: $(READY) ## Kill every part of running populations, 20 times each
+	$(VENV)/bin/python tests/soak.py
 
 check: $(READY) ## Lint and type-check
 	$(VENV)/bin/ruff check .

@@ -12,7 +12,7 @@ from small import small_config
 from test_trainer import assert_identical
 
 from adios_ray.config import TrialConfig
-from adios_ray.training.checkpoints import Pointer, load_checkpoint
+from adios_ray.training.checkpoints import STATE_FILE, Pointer, load_checkpoint
 
 pytestmark = pytest.mark.ray
 CPU = torch.device("cpu")
@@ -132,3 +132,17 @@ def test_a_killed_worker_goes_on_from_its_last_report(driven: Driven, objects_di
     alone.train_to_report()
     alone.train_to_report()
     assert_identical(driven.state(second)["networks"], dict(alone.networks.state_dict()))
+
+
+def test_a_cut_off_checkpoint_is_stepped_over(driven: Driven, objects_dir: Path) -> None:
+    driven.start("trial", small_config(objects_dir, epochs=3))
+    driven.report("trial")
+    second = driven.report("trial")
+    state = Path(second["checkpoint"]["path"]) / STATE_FILE
+    state.write_bytes(state.read_bytes()[:1000])
+    os.kill(second["worker_pid"], signal.SIGKILL)
+    again = driven.report("trial")
+    assert again["epoch"] == 2 and again["checkpoint"] == second["checkpoint"]  # the same bits once more
+    (note,) = again["notes"]
+    assert "epoch_00002/state.pt is damaged" in note and note.endswith("it goes on from epoch_00001")
+    assert driven.report("trial")["epoch"] == 3

@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,68 @@ def wait_for_reports(run_dir: Path, count: int, process: "subprocess.Popen[bytes
     while len(read_results(run_dir)) < count:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def in_background(config: ExperimentConfig) -> Future[Path]:
+    """Start a population in a thread."""
+    from adios_ray.search.runner import start
+
+    return ThreadPoolExecutor(max_workers=1).submit(start, config)
+
+
+def run_dir_of(storage: Path, running: Future[Path]) -> Path:
+    """The run directory, as soon as it is there."""
+    deadline = time.monotonic() + 60
+    while not (found := list(storage.glob("*/population.json"))):
+        assert not running.done() and time.monotonic() < deadline
+        time.sleep(0.02)
+    return found[0].parent
+
+
+@pytest.mark.slow
+def test_a_trial_that_keeps_failing_is_replaced_and_the_others_go_on(
+    ray_cluster: None, objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = in_background(experiment(objects_dir, tmp_path, epochs=3))
+    run_dir = run_dir_of(tmp_path / "runs", running)
+    (run_dir / "masks").mkdir()
+    in_the_way = run_dir / "masks" / "trial_01"
+    in_the_way.write_text("a file where the trial's masks should go")
+    while not read_lineage(run_dir):
+        assert not running.done()
+        time.sleep(0.05)
+    in_the_way.unlink()
+    assert running.result(timeout=180) == run_dir
+    output = capsys.readouterr().out
+    assert "trial_01: its workers are started again after:" in output
+    assert re.search("trial_01 diverged at 2 attempts: .*trial_01.*; it waits for a donor", output)
+    rows = {(row.trial, row.epoch): row for row in read_results(run_dir)}
+    assert len(rows) == 6 and math.isnan(rows["trial_01", 1].fitness)
+    first = read_lineage(run_dir)[0]
+    assert (first.epoch, first.trial, first.donor) == (1, "trial_01", "trial_00")
+    assert rows["trial_01", 3].fitness >= 0
+
+
+@pytest.mark.slow
+def test_storage_that_goes_away_for_a_while_stops_nobody(
+    ray_cluster: None, objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk, storage = tmp_path / "disk", tmp_path / "runs"
+    disk.mkdir()
+    storage.symlink_to(disk)
+    running = in_background(experiment(objects_dir, tmp_path, epochs=4))
+    run_dir = run_dir_of(storage, running)
+    while not read_results(run_dir):
+        assert not running.done()
+        time.sleep(0.05)
+    disk.rename(tmp_path / "gone")
+    time.sleep(10)
+    (tmp_path / "gone").rename(disk)
+    assert running.result(timeout=240) == run_dir
+    assert {(row.trial, row.epoch) for row in read_results(run_dir)} == {
+        (f"trial_0{t}", e) for t in (0, 1) for e in range(1, 5)
+    }
+    assert "storage refuses" in capsys.readouterr().out
 
 
 def test_a_killed_driver_comes_back_to_the_same_lineage(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:

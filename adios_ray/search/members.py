@@ -96,7 +96,7 @@ class Members:
             old=self.settings(old),
             new=self.settings(new),
             values=values,
-            scores={who: score for who, score in scores.items() if score is not None},
+            scores={who: score for who, score in scores.items() if score is not None and score > WORST_SCORE},
         )
         self.state.exploits += 1
         self.state.members[name] = new

@@ -63,16 +63,21 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         self.members.record(name, result)
         self.members[name].finished = True
         self.members.remember(name)
-        self.left(name)
+        self._gone(name)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Go on without a trial whose actor could not be kept alive."""
         self.members.run.note(f"{name_of(trial)} failed and is out of the population; --resume takes it up again")
-        self.left(name_of(trial))
+        self._gone(name_of(trial))
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Go on without a trial that was removed."""
-        self.left(name_of(trial))
+        self._gone(name_of(trial))
+
+    def _gone(self, name: str) -> None:
+        if self._leaving == name:
+            self._leaving = None
+        self.left(name)
 
     def left(self, name: str) -> None:
         """A trial has ended; those that waited for it wait no longer."""

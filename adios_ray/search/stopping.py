@@ -65,8 +65,10 @@ class StoppingSearch(LiveScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Record a trial's last report; the rule compares others with it."""
+        heard = self.members[name_of(trial)].finished
         super().on_trial_complete(tune_controller, trial, result)
-        self.decide(name_of(trial))
+        if not heard:
+            self.decide(name_of(trial))
 
     def _add_to_rule(self, name: str) -> None:
         self._reported[name] = _Reported(name)

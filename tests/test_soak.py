@@ -1,0 +1,22 @@
+"""The short form of `make soak`: every part of a running population is killed once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def test_nothing_is_lost_or_left_behind_whatever_is_killed() -> None:
+    soak = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "soak.py"), "--rounds", "1", "--seed", "7"],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert soak.returncode == 0, soak.stdout[-3000:] + soak.stderr[-1000:]
+    for kind in ("worker", "actor", "controller", "driver", "node"):
+        assert f"{kind}: 1 of 1 rounds went well" in soak.stdout
