@@ -8,8 +8,9 @@ import pytest
 import torch
 from small import make_objects, small_config
 
-from adios_ray.config import ConfigError, TrialConfig
+from adios_ray.config import ConfigError, TrialConfig, replaced
 from adios_ray.data.sources.base import NO_LABEL
+from adios_ray.masking.slots import read_head, replace_head, resize_head
 from adios_ray.training.checkpoints import STATE_FILE, CheckpointError, load_checkpoint
 from adios_ray.training.divergence import NonFiniteError, check_finite
 from adios_ray.training.reproduce import reproduce
@@ -259,3 +260,37 @@ def test_the_probe_learns_from_known_labels_alone(objects_dir: Path) -> None:
     trainer = Trainer(small_config(objects_dir), CPU)
     correct, labelled = probe_step(trainer.networks, trainer.optimizers, features, torch.full((8,), NO_LABEL))
     assert float(correct) == float(labelled) == 0.0 and torch.isfinite(trainer.networks.probe.weight).all()
+
+
+def test_a_split_that_is_merged_again_leaves_the_loss(objects_dir: Path) -> None:
+    losses = []
+    for resized in (False, True):
+        trainer = trained(small_config(objects_dir), 3)
+        occlusion, optimizer = trainer.networks.occlusion, trainer.optimizers.occlusion
+        assert occlusion is not None and optimizer is not None
+        if resized:
+            for slots in (4, 3):
+                masks = trainer.masks(8)[1]
+                replace_head(
+                    occlusion, optimizer, resize_head(read_head(occlusion, optimizer), masks, slots, noise=0.0)
+                )
+        before = trainer._sums.clone()
+        trainer.train_until(4)
+        losses.append((trainer._sums - before)[:2])
+    torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-6)
+
+
+def test_a_grown_trial_keeps_learning(objects_dir: Path, tmp_path: Path) -> None:
+    """One more mask changes an epoch's loss no more than another order of the images does."""
+    config = small_config(objects_dir, epochs=6)
+    start = trained(config, 12)
+    pointer = start.save(tmp_path / "start")
+    losses: dict[int, list[float]] = {3: [], 4: []}
+    for slots, found in losses.items():
+        for seed in range(4):
+            trainer = Trainer(config, CPU)
+            trainer.load(pointer, replaced(config, {"masking.slots": slots}))
+            trainer.seed = seed
+            found.append(trainer.train_to_report()["loss"])
+    usual, grown = torch.tensor(losses[3]), torch.tensor(losses[4])
+    assert abs(grown.mean() - usual.mean()) <= 3 * usual.std() and grown.std() <= 3 * usual.std()
