@@ -10,6 +10,7 @@ from ray import tune
 
 from adios_ray.patience import patiently
 from adios_ray.search.channel import find_channel
+from adios_ray.training.worker import LoopConfig
 
 POINTER_FILE = "pointer.json"
 POLL_S = 2.0
@@ -113,11 +114,26 @@ def _first_line(error: BaseException | None) -> str:
     return lines[-1] if lines else type(cause).__name__
 
 
+def run_worker(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs; it alone imports torch."""
+    from adios_ray.training.loop import train_loop
+
+    train_loop(LoopConfig(**config))  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
+
+
+def _trainer_class(workers: int) -> Any:
+    """The trainer for so many workers; for one, which needs no process group, one that does not import torch."""
+    if workers > 1:
+        from ray.train.torch import TorchTrainer
+
+        return TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    return DataParallelTrainer
+
+
 def _build_trainer(config: dict[str, Any], channel: Any) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from adios_ray.training.loop import LoopConfig, train_loop
 
     checkpoints = Path(config["run_dir"]) / "checkpoints"
     # The channel knows where a trial goes on; Ray Train's own list may name checkpoints that are gone by now.
@@ -129,8 +145,8 @@ def _build_trainer(config: dict[str, Any], channel: Any) -> Any:
         threads=max(int(config["cpus_per_worker"]), 1),
     )
     gpus = config["gpus_per_worker"]
-    return TorchTrainer(
-        train_loop,
+    return _trainer_class(config["workers"])(
+        run_worker,
         train_loop_config=loop,
         scaling_config=ScalingConfig(
             num_workers=config["workers"],

@@ -3,10 +3,11 @@
 import os
 import time
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import ray
 import torch
+from ray.train.torch import get_device
 from torch import distributed
 
 from adios_ray import parallel
@@ -15,25 +16,10 @@ from adios_ray.patience import patiently
 from adios_ray.tracking.records import MaskFile, write_masks
 from adios_ray.training.checkpoints import CheckpointError, Pointer, newest_whole
 from adios_ray.training.trainer import Trainer
+from adios_ray.training.worker import LoopConfig
 
 MASK_PICTURES = 8
 MASK_EPOCHS = 20
-
-
-class LoopConfig(TypedDict):
-    """What Ray Train hands to each worker.
-
-    Attributes:
-        trial: Name of the trial.
-        run_dir: The run's directory, on storage that all nodes share.
-        channel: Handle of the population's channel.
-        threads: CPU threads of this worker.
-    """
-
-    trial: str
-    run_dir: str
-    channel: Any
-    threads: int
 
 
 def train_loop(config: LoopConfig) -> None:
@@ -116,5 +102,5 @@ def _agreed_start(channel: Any, trial: str) -> tuple[Any, ...]:
 
 
 def _device() -> torch.device:
-    device: torch.device = ray.train.torch.get_device()
+    device: torch.device = get_device()
     return device
