@@ -35,6 +35,7 @@ def options(**given: object) -> list[str]:
     [
         ({"image_size": 40}, "--image-size 40 must be a multiple of 16 from 32 on"),
         ({"image_size": 16}, "--image-size 16 must"),
+        ({"image_size": 0}, "--image-size 0 must"),
         ({"image_size": -32}, "--image-size -32 must"),
         ({"max_bad_fraction": 1.5}, "--max-bad-fraction 1.5 must lie in [0, 1]"),
         ({"max_bad_fraction": "nan"}, "--max-bad-fraction nan must lie in [0, 1]"),

@@ -317,6 +317,14 @@ def test_flowers_splits_and_labels(tmp_path: Path, inside: bool) -> None:
         flowers102.source(tmp_path)
 
 
+def test_a_damaged_mat_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "jpg").mkdir()
+    for name in ("imagelabels.mat", "setid.mat"):
+        (tmp_path / name).write_bytes(b"MATLAB 5.0 MAT-file, cut off")
+    with pytest.raises(DatasetError, match="imagelabels.mat is damaged, or lacks one of labels"):
+        flowers102.source(tmp_path)
+
+
 # iNaturalist: JSON.
 
 

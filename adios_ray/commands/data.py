@@ -86,7 +86,7 @@ class Prepare:
         print(_in_one_line(self.output, summary))
 
     def _image_size(self, entry: Entry) -> int:
-        size = self.image_size or entry.image_size
+        size = entry.image_size if self.image_size is None else self.image_size
         if size is None:
             raise UsageError(f"--dataset {self.dataset} needs --image-size, the pixels a side to store")
         if size < SMALLEST_SIZE or size % SIZE_MULTIPLE:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from adios_ray.data.sources.folder import of_classes
 from adios_ray.data.sources.image_files import ImageFiles
+from adios_ray.data.sources.matlab import read_mat
 from adios_ray.data.store import DatasetError
 
 FOLDER = "flowers-102"
-_SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
+_KEYS = {"train": "trnid", "val": "valid", "test": "tstid"}
 
 
 def source(root: Path) -> ImageFiles:
@@ -21,16 +22,14 @@ def source(root: Path) -> ImageFiles:
     Raises:
         DatasetError: If a file is missing, or the labels do not fit the splits.
     """
-    from scipy.io import loadmat
-
     base = root / FOLDER if (root / FOLDER).is_dir() else root
     if missing := [name for name in ("jpg", "imagelabels.mat", "setid.mat") if not (base / name).exists()]:
         raise DatasetError(f"{base} lacks {', '.join(missing)}: --source is the folder that holds them")
-    labels = loadmat(base / "imagelabels.mat")["labels"].ravel().tolist()
-    numbers = loadmat(base / "setid.mat")
+    labels = read_mat(base / "imagelabels.mat", "labels")[0].tolist()
+    chosen = read_mat(base / "setid.mat", *_KEYS.values())
     tree: dict[str, dict[str, list[str]]] = {}
-    for split, key in _SPLITS.items():
-        for number in numbers[key].ravel().tolist():
+    for split, numbers in zip(_KEYS, chosen, strict=True):
+        for number in numbers.tolist():
             if not 1 <= number <= len(labels):
                 raise DatasetError(f"{base / 'setid.mat'} names image {number}, imagelabels.mat has {len(labels)}")
             of_class = tree.setdefault(split, {}).setdefault(f"{labels[number - 1]:03d}", [])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adios_ray.data.sources.folder import images, of_classes
 from adios_ray.data.sources.image_files import ImageFiles
+from adios_ray.data.sources.matlab import read_mat
 from adios_ray.data.store import DatasetError
 
 DEVKIT = Path("ILSVRC2012_devkit_t12", "data")
@@ -77,9 +78,7 @@ def _kaggle_classes(path: Path) -> Mapping[int, str]:
 
 def _devkit_classes(folder: Path) -> Mapping[int, str]:
     """Synset of each validation image by its number: line n of the ground truth is the class of image n."""
-    from scipy.io import loadmat
-
-    meta = loadmat(folder / "meta.mat", squeeze_me=True)["synsets"]
-    names = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in meta}
+    (synsets_of_kit,) = read_mat(folder / "meta.mat", "synsets")
+    names = {int(row["ILSVRC2012_ID"].item()): str(row["WNID"].item()) for row in synsets_of_kit}
     lines = (folder / "ILSVRC2012_validation_ground_truth.txt").read_text().split()
     return {number: names[int(line)] for number, line in enumerate(lines, start=1)}

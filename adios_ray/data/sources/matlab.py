@@ -1,0 +1,23 @@
+"""Arrays out of .mat files."""
+
+from pathlib import Path
+from typing import Any
+
+from adios_ray.data.store import DatasetError
+
+
+def read_mat(path: Path, *names: str) -> list[Any]:
+    """The arrays of these names, as vectors.
+
+    Raises:
+        DatasetError: If it is not such a file, or lacks one of them.
+    """
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(path)
+        return [content[name].ravel() for name in names]
+    except OSError:
+        raise
+    except Exception as error:  # scipy raises nearly anything on a damaged file
+        raise DatasetError(f"{path} is damaged, or lacks one of {', '.join(names)} ({type(error).__name__})") from error
