@@ -192,14 +192,14 @@ def final_score(state: PopulationState) -> float:
 @pytest.mark.parametrize(("scheduler", "epochs"), [("pbt", 20), pytest.param("pb2", 8, marks=pytest.mark.slow)])
 def test_evolving_beats_training_the_same_trials_unchanged(tmp_path: Path, scheduler: str, epochs: int) -> None:
     gains = []
-    for seed in range(3 if scheduler == "pbt" else 1):
+    for seed in range(3):
         still = simulation(tmp_path / f"still{seed}", order=seed, interval_epochs=99)
         moving = simulation(tmp_path / f"{scheduler}{seed}", order=seed, scheduler=scheduler)
         for simulated in (still, moving):
             simulated.config = simulated.config.model_copy(update={"epochs": epochs, "seed": seed})
         make = bandit if scheduler == "pb2" else None
         gains.append(final_score(moving.drive(make)) - final_score(still.drive()))
-    assert min(gains) > -0.05 * epochs and sum(gains) > 0.02 * epochs
+    assert min(gains) > -0.05 * epochs and sum(gains) > 0.05 * epochs
 
 
 def bandit(members: Members, turns: Turns) -> LivePopulation:
