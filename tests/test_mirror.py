@@ -112,6 +112,7 @@ def test_files_are_fetched_once(remote: Path, cache: Path, fetched: Counter[str]
     assert fetched == {entry.file: 1 for entry in read_manifest(remote).entries}
 
 
+@pytest.mark.slow
 def test_many_processes_share_one_copy(remote: Path, cache: Path, fetched: Counter[str]) -> None:
     code = f"from adios_ray.data.shards import open_shards; print(open_shards({URI!r}).split('train').images[0].sum())"
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]

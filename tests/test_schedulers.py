@@ -207,6 +207,7 @@ def bandit(members: Members, turns: Turns) -> LivePopulation:
     return LivePopulation(members, turns, space_of(), Bandit(space_of(), members.state))
 
 
+@pytest.mark.slow
 def test_pb2_decides_the_same_again_and_stays_inside_its_bounds(tmp_path: Path) -> None:
     lineages = []
     for run in range(2):

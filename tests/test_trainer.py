@@ -262,6 +262,7 @@ def test_the_probe_learns_from_known_labels_alone(objects_dir: Path) -> None:
     assert float(correct) == float(labelled) == 0.0 and torch.isfinite(trainer.networks.probe.weight).all()
 
 
+@pytest.mark.slow
 def test_a_split_that_is_merged_again_leaves_the_loss(objects_dir: Path) -> None:
     losses = []
     for resized in (False, True):
@@ -280,6 +281,7 @@ def test_a_split_that_is_merged_again_leaves_the_loss(objects_dir: Path) -> None
     torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_grown_trial_keeps_learning(objects_dir: Path, tmp_path: Path) -> None:
     """One more mask changes an epoch's loss no more than another order of the images does."""
     config = small_config(objects_dir, epochs=6)
