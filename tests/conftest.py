@@ -15,12 +15,12 @@ torch.set_num_threads(1)  # as a trial's worker has, so that results can be comp
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One local Ray cluster with four logical CPUs for the whole session."""
+    """One local Ray cluster with four logical CPUs, and a GPU that exists on paper only, for the whole session."""
     import ray
 
     os.environ.update({**DRIVER_ENVIRONMENT, **WORKER_ENVIRONMENT, "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"})
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
-    ray.init(num_cpus=4, include_dashboard=False, address="local", log_to_driver=False)
+    ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, address="local", log_to_driver=False)
     yield
     ray.shutdown()
 

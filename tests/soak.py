@@ -1,16 +1,20 @@
-"""Kill parts of a running population at random moments, again and again, and check that nothing is lost or left behind.
+"""Disturb a running population at random moments, again and again, and check that nothing is lost or left behind.
 
-    python tests/soak.py                      every part, 20 times each (what `make soak` runs)
+    python tests/soak.py                      every kill 20 times, every fault 5 times (what `make soak` runs)
     python tests/soak.py --kinds worker --rounds 1
 
-Each round starts a population of two trials on a simulated cluster of three nodes, kills what its kind says at a
-random moment after the first report (a killed driver is started again, to go on), waits for the end and checks: all
-trials at their last epoch, every report there once, the lineage that of an undisturbed run, no process, placement group
-or temporary file left. Prints a table, and one line for each round that went wrong; the exit status says whether any
-did.
+Each round starts a population of two trials on a simulated cluster of three nodes and does what its kind says at a
+random moment after the first report. Kills: a worker, a trial's actor, Ray Train's controller, the driver (which is
+started again, to go on), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs leave
+to mount a file system of its own); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is cut
+off and its workers killed. Then it waits for the end and checks: all trials at their last epoch, every report there
+once, the lineage that of an undisturbed run (but after ``checkpoint``, where a trial steps back), no process, placement
+group or temporary file left. Prints a table, and one line for each round that went wrong; the exit status says whether
+any did.
 """
 
 import json
+import math
 import os
 import random
 import shutil
@@ -37,7 +41,9 @@ from adios_ray.search.experiment import ExperimentConfig
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.records import read_lineage, read_results
 
-KINDS = ("worker", "actor", "controller", "driver", "node")
+KILLS = ("worker", "actor", "controller", "driver", "node")
+FAULTS = ("disk", "storage", "checkpoint")
+DISK_BYTES, AWAY_S = 2**26, 10.0
 PROCESSES = {"worker": "ray::RayTrainWorker", "actor": "ray::LiveTrial", "controller": "ray::TrainController"}
 EPOCHS, TRIALS, PATIENCE_S = 8, 2, 240.0
 DRIVER = (
@@ -64,12 +70,12 @@ class WrongError(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What to kill."""
+    """What to disturb."""
 
-    kinds: tuple[str, ...] = KINDS
-    """Parts to kill: worker, actor, controller, driver, node."""
+    kinds: tuple[str, ...] = KILLS + FAULTS
+    """Kills (worker, actor, controller, driver, node) and faults (disk, storage, checkpoint)."""
     rounds: int = 20
-    """Times each."""
+    """Times each kill; a fault is made a quarter as often."""
     seed: int = 0
     """Decides the moments."""
 
@@ -90,8 +96,12 @@ class Stage:
         (directory / "space.yaml").write_text(yaml.safe_dump(SPACE))
 
     def start(self, name: str) -> tuple["subprocess.Popen[str]", Path]:
-        """Start a driver with its own storage; returns it with the storage."""
-        storage = self.directory / name
+        """Start a driver with its own storage, which can be made full and taken away; returns it with the storage."""
+        disk, storage = self.directory / f"{name}.disk", self.directory / name
+        disk.mkdir()
+        if name.startswith("disk"):
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "soak", str(disk)], check=True)
+        storage.symlink_to(disk)  # as on many machines
         trial = small_config(self.data, epochs=EPOCHS).model_dump()
         config = ExperimentConfig(
             **trial, space=self.directory / "space.yaml", storage=storage, population=TRIALS, cpus_per_worker=0.9
@@ -124,6 +134,13 @@ class Stage:
         time.sleep(rng.uniform(0, 4))
         self.nodes.append(self.cluster.add_node(num_cpus=1))
 
+    def discard(self, name: str) -> None:
+        """Remove the storage of a round."""
+        disk = self.directory / f"{name}.disk"
+        if disk.is_mount():
+            subprocess.run(["umount", "--lazy", str(disk)], check=True)
+        shutil.rmtree(disk)
+
     def close(self) -> None:
         """Take the cluster down."""
         ray.shutdown()
@@ -144,9 +161,18 @@ def run_dir_of(storage: Path, driver: "subprocess.Popen[str]", reports: int) -> 
 
 
 def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path, rng: random.Random) -> Any:
-    """Kill what the kind says; returns the driver that goes on."""
+    """Do what the kind says; returns the driver that goes on."""
     time.sleep(rng.uniform(0, 1.5))
-    if kind == "node":
+    if kind == "disk":
+        fill(run.parent / "filler", rng.uniform(5, 10))
+    elif kind == "storage":
+        take_away(run.parent.readlink())
+    elif kind == "checkpoint":
+        newest = sorted((run / "checkpoints" / f"trial_0{rng.randrange(TRIALS)}").glob("epoch_*"))[-1]
+        os.truncate(newest / "state.pt", (newest / "state.pt").stat().st_size // 2)
+        for worker in stage.of_run(PROCESSES["worker"]):
+            worker.kill()
+    elif kind == "node":
         stage.replace_node(rng)
     elif kind == "driver":
         driver.kill()
@@ -159,17 +185,40 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path,
     return driver
 
 
+def take_away(disk: Path) -> None:
+    """Leave an empty folder in a directory's place for a while, as a mount point does: writes are lost."""
+    disk.rename(disk.with_suffix(".away"))
+    disk.mkdir()
+    time.sleep(AWAY_S)
+    disk.rename(disk.with_suffix(".lost"))
+    disk.with_suffix(".away").rename(disk)
+    shutil.rmtree(disk.with_suffix(".lost"))
+
+
+def fill(file: Path, seconds: float) -> None:
+    """Fill the file system of a file to its last byte for some seconds."""
+    try:
+        with file.open("wb", buffering=0) as stream:
+            while stream.write(bytes(4096)):
+                pass
+    except OSError:
+        time.sleep(seconds)
+    file.unlink()
+
+
 def check(stage: Stage, run: Path, lineage: list[tuple[Any, ...]]) -> None:
-    """Everything is there, once, and nothing else."""
+    """Everything is there, once, and nothing else; an empty lineage is not compared."""
     state = PopulationState.load(run)
     if epochs := [m.epoch for m in state.members.values() if not m.finished or m.epoch != EPOCHS]:
         raise WrongError(f"trials ended at epochs {epochs}")
-    reports = {(row.trial, row.epoch) for row in read_results(run)}
-    if len(reports) != TRIALS * EPOCHS:
-        raise WrongError(f"{len(reports)} reports instead of {TRIALS * EPOCHS}")
+    rows = read_results(run)
+    if len(rows) != TRIALS * EPOCHS:
+        raise WrongError(f"{len(rows)} reports instead of {TRIALS * EPOCHS}")
+    if lineage and not all(math.isfinite(row.fitness) for row in rows):
+        raise WrongError("a trial was given up")
     if lineage and decisions(run) != lineage:
         raise WrongError(f"another lineage: {decisions(run)}, not {lineage}")
-    if left := [str(path) for path in run.rglob("*") if path.name.endswith(".tmp")]:
+    if left := [str(path) for path in run.rglob("*") if path.suffix == ".tmp"]:
         raise WrongError(f"temporary files are left: {left}")
     wait_until(lambda: not [p for title in PROCESSES.values() for p in stage.of_run(title)], "processes are left")
     wait_until(lambda: all(pg["state"] == "REMOVED" for pg in placement_group_table().values()), "placement groups")
@@ -198,26 +247,26 @@ def play(stage: Stage, kind: str, number: int, seed: int, lineage: list[tuple[An
         driver = disturb(stage, kind, driver, run, rng)
         if driver.wait(timeout=PATIENCE_S):
             raise WrongError(f"the driver ended with status {driver.returncode}")
-        check(stage, run, lineage)
+        check(stage, run, [] if kind == "checkpoint" else lineage)
     except subprocess.TimeoutExpired:
         raise WrongError(f"the driver did not end in {PATIENCE_S:.0f} s") from None
     finally:
         driver.kill()
-    shutil.rmtree(storage)
+    stage.discard(name)
     return time.monotonic() - began
 
 
 def main(options: Options) -> int:
     """Run all rounds; returns 1 if one went wrong."""
-    table = Table("killed", "rounds", "went well", "median s")
+    table = Table("disturbed", "rounds", "went well", "median s")
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as directory:
         stage = Stage(Path(directory))
         driver, storage = stage.start("undisturbed")
         lineage = decisions(run_dir_of(storage, driver, TRIALS * EPOCHS)) if driver.wait() == 0 else []
         for kind in options.kinds:
-            seconds = []
-            for number in range(options.rounds):
+            seconds, rounds = [], options.rounds if kind in KILLS else math.ceil(options.rounds / 4)
+            for number in range(rounds):
                 try:
                     seconds.append(play(stage, kind, number, options.seed, lineage))
                 except WrongError as error:
@@ -225,8 +274,8 @@ def main(options: Options) -> int:
                     wrong.append(f"{kind}, round {number}: {error}; its log ends: {' | '.join(log)}")
                     print(wrong[-1], flush=True)
             median = f"{sorted(seconds)[len(seconds) // 2]:.0f}" if seconds else "-"
-            table.add_row(kind, str(options.rounds), str(len(seconds)), median)
-            print(f"{kind}: {len(seconds)} of {options.rounds} rounds went well", flush=True)
+            table.add_row(kind, str(rounds), str(len(seconds)), median)
+            print(f"{kind}: {len(seconds)} of {rounds} rounds went well", flush=True)
         stage.close()
     Console(width=80).print(table)
     return 1 if wrong else 0

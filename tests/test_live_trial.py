@@ -2,7 +2,9 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from small import small_config
 from test_trainer import assert_identical
 
 from adios_ray.config import TrialConfig
+from adios_ray.tracking.records import write_config
 from adios_ray.training.checkpoints import STATE_FILE, Pointer, load_checkpoint
 
 pytestmark = pytest.mark.ray
@@ -26,6 +29,7 @@ class Driven:
         from adios_ray.search.channel import start_channel
 
         run_dir.mkdir()
+        write_config(run_dir, {})
         self.run_dir, self.workers = run_dir, workers
         self.channel = start_channel(run_dir.name, trials=4, workers=workers)
         self.actors: dict[str, Any] = {}
@@ -147,3 +151,29 @@ def test_a_cut_off_checkpoint_is_stepped_over(driven: Driven, objects_dir: Path)
     (note,) = again["notes"]
     assert "epoch_00002/state.pt is damaged" in note and note.endswith("it goes on from epoch_00001")
     assert driven.report("trial")["epoch"] == 3
+
+
+def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adios_ray.search import trial
+
+    def meet(config: dict[str, Any]) -> None:
+        import ray
+
+        mine, deadline = Path(config["run_dir"]) / config["trial"], time.monotonic() + 60
+        mine.write_text(str(ray.get_gpu_ids()))
+        while len(list(mine.parent.glob("trial_??"))) < 2:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the other trial has no place")
+            time.sleep(0.05)
+
+    monkeypatch.setattr(trial, "run_worker", meet)
+    settings = [
+        trial.TrialSettings(
+            trial=name, run_dir=str(tmp_path), channel="", workers=1, cpus_per_worker=0.5, gpus_per_worker=0.5
+        )
+        for name in ("trial_00", "trial_01")
+    ]
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(lambda each: trial.build_trainer(each, None).fit(), settings))
+    assert all(result.error is None for result in results)
+    assert [(tmp_path / each["trial"]).read_text() for each in settings] == ["[0]", "[0]"]

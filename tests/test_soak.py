@@ -1,15 +1,17 @@
-"""The short form of `make soak`: parts of a running population are killed once each.
+"""The short form of `make soak`: what no other test does to a running population.
 
-A killed worker is in test_live_trial, a killed driver in test_population; a controller dies with its trial's actor.
+A killed worker and a cut-off checkpoint are in test_live_trial, a killed driver and storage that goes away in
+test_population; a controller dies with its trial's actor.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-KINDS = ("actor", "node")
+KINDS = ("actor", "node", "disk") if os.geteuid() == 0 else ("actor", "node")  # to mount needs root
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 

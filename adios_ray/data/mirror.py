@@ -20,7 +20,8 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from adios_ray.data.store import DatasetError, RemoteStore, written_whole
+from adios_ray.data.store import DatasetError, RemoteStore
+from adios_ray.files import write_whole, written_whole
 
 CACHE_VARIABLE = "ADIOS_RAY_CACHE"
 BYTES_VARIABLE = "ADIOS_RAY_CACHE_BYTES"
@@ -64,8 +65,7 @@ def mirror(store: RemoteStore, manifest: str, content: bytes, files: Sequence[Re
         with _alone(cache / "fetching.lock"):
             if not complete.exists():
                 _fetch_all(store, directory, files)
-                with written_whole(complete) as aside:
-                    aside.write_bytes(content)
+                write_whole(complete, content)
     os.utime(directory)
     return directory
 

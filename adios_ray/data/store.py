@@ -1,6 +1,5 @@
 """Where files lie: in a directory, or at a place named by a URI (s3://, gs://, any that fsspec knows)."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 import fsspec
+
+from adios_ray.files import written_whole
 
 Location = Path | str
 """A directory, or a URI."""
@@ -44,17 +45,6 @@ class Store(Protocol):
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with all that is in it, if it is there."""
         ...
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Name to write to beside ``path``; it is renamed to ``path`` when the block ends well, else removed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 class LocalStore:

@@ -9,6 +9,7 @@ from torch import nn
 
 from adios_ray.config import BackboneConfig, ConfigError, Strict, TrialConfig, load_json, parse
 from adios_ray.data.augment import MEAN, STD
+from adios_ray.files import write_whole
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.backbones import build_backbone
 from adios_ray.models.weights import (
@@ -19,7 +20,6 @@ from adios_ray.models.weights import (
     load_weights,
     misfit,
     plain,
-    write_whole,
 )
 from adios_ray.training.checkpoints import STATE_FILE, CheckpointError
 

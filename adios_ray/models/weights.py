@@ -6,7 +6,6 @@ checkpoint of a run will do as well.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from adios_ray.config import ConfigError, MaskingConfig, Strict, TrialConfig, parse
+from adios_ray.files import write_whole
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.networks import Networks
 from adios_ray.training.checkpoints import META_FILE, STATE_FILE, CheckpointError, open_checkpoint
@@ -78,17 +78,6 @@ def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies as safetensors takes them: on the CPU, contiguous, each with memory of its own."""
     copies = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     return {name: copy.clone(memory_format=torch.contiguous_format) for name, copy in copies.items()}
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file aside and rename it, so that nobody sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def load_weights(path: Path) -> Weights:

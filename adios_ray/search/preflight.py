@@ -1,7 +1,6 @@
 """Checks that a run can work, all made before the first worker starts."""
 
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,7 @@ from typing import NamedTuple
 from adios_ray.config import ConfigError, check_image_size
 from adios_ray.data.shards import Manifest, verify
 from adios_ray.data.store import DatasetError
+from adios_ray.files import check_writable
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.search.experiment import ExperimentConfig
@@ -66,16 +66,17 @@ def _check_networks(config: ExperimentConfig, manifest: Manifest) -> None:
 
 
 def check_storage(storage: Path) -> Path:
-    """Make the storage directory and check that it can be written to; returns its absolute path.
+    """Make the storage directory and check that it can be written to; returns its path without links.
+
+    Ray Train refuses checkpoints that a link leads to.
 
     Raises:
         ConfigError: If it cannot.
     """
-    storage = storage.expanduser().absolute()
+    storage = storage.expanduser().resolve()
     try:
         storage.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=storage):
-            pass
+        check_writable(storage)
     except OSError as error:
         raise ConfigError(f"storage {storage} cannot be written to: {error.strerror or error}") from None
     return storage

@@ -17,8 +17,8 @@ from adios_ray.data.prepare import prepare
 from adios_ray.data.shards import read_manifest
 from adios_ray.data.sources import objects
 from adios_ray.data.store import store_at
+from adios_ray.files import remove_drafts
 from adios_ray.patience import StorageError
-from adios_ray.search.bandit import Bandit
 from adios_ray.search.channel import ChannelCalls, start_channel
 from adios_ray.search.cluster import connected
 from adios_ray.search.experiment import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig
@@ -91,7 +91,7 @@ def resume(run_dir: Path) -> Path:
         ConfigError: If the directory is not one of a run.
         DatasetError: If the data cannot be used any more.
     """
-    run_dir = run_dir.expanduser().absolute()
+    run_dir = run_dir.expanduser().resolve()
     PopulationState.load(run_dir)
     config = parse(ExperimentConfig, load_json(run_dir / "config.json"), str(run_dir / "config.json"))
     space = _space_of(config)
@@ -148,6 +148,7 @@ def _evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, placeme
     names = _names(config, space)
     unfinished = state.unfinished(names)
     if unfinished:
+        remove_drafts(run_dir)
         state.save(run_dir)
         truncate_lineage(run_dir, state.exploits)
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
@@ -165,13 +166,17 @@ def _evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, placeme
 def _scheduler(space: SearchSpace, members: Members, turns: Turns) -> LiveScheduler:
     """What decides about the trials."""
     if space.evolving:
-        explore = Bandit(space, members.state) if space.scheduler == "pb2" else _perturbation(space)
-        return LivePopulation(members, turns, space, explore)
+        return LivePopulation(members, turns, space, _explore(space, members.state))
     suggest = make_suggest(space, members.config, members.state)
     return StoppingSearch(members, turns, make_rule(space, members.config.epochs), suggest)
 
 
-def _perturbation(space: SearchSpace) -> Explore:
+def _explore(space: SearchSpace, state: PopulationState) -> Explore:
+    """How copies come to values of their own."""
+    if space.scheduler == "pb2":
+        from adios_ray.search.bandit import Bandit  # scikit-learn takes a second to import
+
+        return Bandit(space, state)
     return lambda name, donor, random: space.explore(donor.values, random)
 
 

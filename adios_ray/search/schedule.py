@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from adios_ray.config import ConfigError, TrialConfig, load_json, parse, replaced
+from adios_ray.files import write_whole
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking.records import Exploit, read_lineage, write_atomically
+from adios_ray.tracking.records import Exploit, read_lineage
 
 SCHEDULE_FILE = "schedule.json"
 
@@ -60,7 +61,7 @@ class Schedule(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        write_atomically(path, self.model_dump_json(indent=1).encode())
+        write_whole(path, self.model_dump_json(indent=1).encode())
 
 
 def load_schedule(path: Path) -> Schedule:

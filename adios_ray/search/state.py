@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from adios_ray.config import ConfigError, load_json, parse
-from adios_ray.tracking.records import append_line, whole_lines, write_atomically
+from adios_ray.files import append_line, whole_lines, write_whole
 from adios_ray.training.checkpoints import Pointer
 
 STATE_FILE = "population.json"
@@ -94,7 +94,7 @@ class PopulationState(BaseModel):
 
     def save(self, run_dir: Path) -> None:
         """Write a snapshot, and begin the journal anew."""
-        write_atomically(run_dir / STATE_FILE, self.model_dump_json().encode())
+        write_whole(run_dir / STATE_FILE, self.model_dump_json().encode())
         (run_dir / JOURNAL_FILE).unlink(missing_ok=True)
 
     def journal(self, run_dir: Path, members: Iterable[str], observations: Iterable[str] = ()) -> None:

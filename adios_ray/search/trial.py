@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 import ray
 from ray import tune
 
+from adios_ray.files import check_writable
 from adios_ray.patience import patiently
 from adios_ray.search.channel import find_channel
 from adios_ray.training.worker import LoopConfig
@@ -44,7 +45,7 @@ class TrialSettings(TypedDict):
 class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type information
     """Starts one ``TorchTrainer`` and keeps it: stepping, loading and changing configuration happen in place."""
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: TrialSettings) -> None:
         """Start the Ray Train run in a thread."""
         self._channel, self._trial = find_channel(config["channel"]), config["trial"]
         self._settings, self._failures = config, 0
@@ -53,7 +54,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
 
     def _start(self) -> None:
         self._error: BaseException | None = None
-        trainer = _build_trainer(self._settings, self._channel)
+        trainer = build_trainer(self._settings, self._channel)
         self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
         self._thread.start()
 
@@ -80,7 +81,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
     def _recover(self) -> None:
         """Start the workers again, or report that they cannot go on."""
         reason, run_dir = _first_line(self._error), Path(self._settings["run_dir"])
-        patiently(run_dir.stat, lambda text: ray.get(self._channel.note.remote(self._trial, text)))
+        patiently(lambda: check_writable(run_dir), lambda text: ray.get(self._channel.note.remote(self._trial, text)))
         self._failures += 1
         if self._failures <= RUN_RESTARTS:
             ray.get(self._channel.note.remote(self._trial, f"its workers are started again after: {reason}"))
@@ -123,16 +124,25 @@ def run_worker(config: dict[str, Any]) -> None:
 
 def _trainer_class(workers: int) -> Any:
     """The trainer for so many workers; for one, which needs no process group, one that does not import torch."""
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+
     if workers > 1:
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchTrainer as Base
+    else:
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Base
 
-        return TorchTrainer
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    class LiveTrainer(Base):  # type: ignore[misc]  # Ray ships no type information
+        """Without the process that would share out Ray Data sets: workers read shards themselves."""
 
-    return DataParallelTrainer
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+
+    return LiveTrainer
 
 
-def _build_trainer(config: dict[str, Any], channel: Any) -> Any:
+def build_trainer(config: TrialSettings, channel: Any) -> Any:
+    """The Ray Train trainer of a trial; ``channel`` is handed to its workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     checkpoints = Path(config["run_dir"]) / "checkpoints"

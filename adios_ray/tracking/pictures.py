@@ -13,6 +13,7 @@ import numpy.typing as npt
 import tyro
 from PIL import Image
 
+from adios_ray.files import write_whole
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.records import Pixels
 
@@ -98,7 +99,7 @@ def save_mask_sheet(images: Pixels, masks: Pixels, path: Path) -> None:
     """Write a ``mask_sheet`` of uint8 [K, S, S, 3] and uint8 [K, N, S, S] as PNG, in one step."""
     buffer = io.BytesIO()
     mask_sheet(images, masks).save(buffer, "PNG", optimize=True)
-    records.write_atomically(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
 
 
 def save_readme_picture(run_dir: Path, path: Path, trial: str | None = None, images: int = 8) -> None:

@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import math
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from adios_ray.files import append_line, whole_lines, write_whole
 
 RESULTS_FILE = "results.csv"
 LINEAGE_FILE = "lineage.jsonl"
@@ -162,28 +163,6 @@ class MaskFile:
 COLUMNS = tuple(Row.model_fields)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` in one step, so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_bytes(content)
-    os.replace(draft, path)
-
-
-def whole_lines(path: Path) -> bytes:
-    """Content of an append-only file up to its last newline; empty where there is no file."""
-    content = path.read_bytes() if path.exists() else b""
-    return content[: content.rfind(b"\n") + 1]
-
-
-def _drop_half_line(path: Path) -> bytes:
-    """Cut a half-written last line off the file, so that it can be continued; returns what stays."""
-    content = whole_lines(path)
-    if path.exists() and path.stat().st_size > len(content):
-        os.truncate(path, len(content))
-    return content
-
-
 def _check_header(path: Path, content: bytes) -> None:
     header = content.split(b"\n", 1)[0].decode().strip()
     if header != ",".join(COLUMNS):
@@ -197,7 +176,7 @@ def begin_results(run_dir: Path) -> None:
         RecordError: the file there has other columns.
     """
     path = run_dir / RESULTS_FILE
-    if existing := _drop_half_line(path):
+    if existing := whole_lines(path):
         _check_header(path, existing)
     else:
         append_line(path, _csv_line(COLUMNS))
@@ -215,16 +194,6 @@ def _csv_line(values: Sequence[object]) -> str:
     return line.getvalue()
 
 
-def append_line(path: Path, line: str) -> None:
-    """Append one line to a file that only grows; if its last line was cut off by a crash, that is dropped first."""
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                _drop_half_line(path)
-        file.write(line.encode() + b"\n")
-
-
 def append_exploit(run_dir: Path, exploit: Exploit) -> None:
     """Append one line to ``lineage.jsonl``."""
     append_line(run_dir / LINEAGE_FILE, exploit.model_dump_json())
@@ -235,17 +204,17 @@ def truncate_lineage(run_dir: Path, exploits: int) -> None:
     path = run_dir / LINEAGE_FILE
     lines = whole_lines(path).splitlines(keepends=True)
     if len(lines) > exploits:
-        write_atomically(path, b"".join(lines[:exploits]))
+        write_whole(path, b"".join(lines[:exploits]))
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Write the resolved configuration, JSON-ready values only."""
-    write_atomically(run_dir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+    write_whole(run_dir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def write_summary(run_dir: Path, summary: Summary) -> None:
     """Write ``summary.json``."""
-    write_atomically(run_dir / SUMMARY_FILE, (summary.model_dump_json(indent=2) + "\n").encode())
+    write_whole(run_dir / SUMMARY_FILE, (summary.model_dump_json(indent=2) + "\n").encode())
 
 
 def _parse(model: type[Model], values: Mapping[str | Any, Any], where: str) -> Model:
@@ -321,7 +290,7 @@ def write_masks(run_dir: Path, trial: str, epoch: int, masks: MaskFile) -> None:
     """Write ``masks/<trial>/epoch_<epoch>.npz``. Raises RecordError for a trial name that is no folder name."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=masks.images, masks=masks.masks)
-    write_atomically(_mask_folder(run_dir, trial) / f"epoch_{epoch:04d}.npz", buffer.getvalue())
+    write_whole(_mask_folder(run_dir, trial) / f"epoch_{epoch:04d}.npz", buffer.getvalue())
 
 
 def mask_epochs(run_dir: Path, trial: str) -> list[int]:

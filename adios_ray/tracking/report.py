@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 import plotly.offline
 
+from adios_ray.files import write_whole
 from adios_ray.tracking import charts, lineage, pictures, records
 from adios_ray.tracking.charts import Population
 from adios_ray.tracking.lineage import Ancestor
@@ -225,5 +226,5 @@ def write_report(run_dir: Path) -> Path:
     )
     environment.filters["percent"] = records.MEASURES["knn"].text
     page = environment.get_template("report.html.j2").render(_context(run_dir), plotlyjs=plotly.offline.get_plotlyjs())
-    records.write_atomically(run_dir / REPORT_FILE, page.encode())
+    write_whole(run_dir / REPORT_FILE, page.encode())
     return run_dir / REPORT_FILE

@@ -1,14 +1,15 @@
 """Checkpoints: written aside and renamed, checksummed, read without executing anything they contain."""
 
 import hashlib
+import io
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
+
+from adios_ray.files import written_whole
 
 STATE_FILE = "state.pt"
 META_FILE = "meta.json"
@@ -34,15 +35,17 @@ def save_checkpoint(directory: Path, state: dict[str, Any], meta: dict[str, Any]
         directory: Where it is to lie; an older one of that name is replaced.
         state: Tensors, numbers and text, in nested dictionaries and lists.
         meta: JSON values for people and tools; the checksum is added.
+
+    Raises:
+        OSError: If storage refuses it; nothing of it is left then.
     """
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    torch.save(state, temporary / STATE_FILE)
-    checksum = _sha256(temporary / STATE_FILE)
-    (temporary / META_FILE).write_text(json.dumps({**meta, "sha256": checksum}, indent=1))
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(temporary, directory)
+    content = io.BytesIO()
+    torch.save(state, content)  # into memory: writing to a full disk it would raise no OSError, but its own error
+    checksum = hashlib.sha256(content.getbuffer()).hexdigest()
+    with written_whole(directory) as draft:
+        draft.mkdir(parents=True)
+        (draft / STATE_FILE).write_bytes(content.getbuffer())
+        (draft / META_FILE).write_text(json.dumps({**meta, "sha256": checksum}, indent=1))
     return Pointer(path=directory, sha256=checksum)
 
 

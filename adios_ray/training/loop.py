@@ -12,8 +12,9 @@ from torch import distributed
 
 from adios_ray import parallel
 from adios_ray.config import TrialConfig, parse
+from adios_ray.files import remove_drafts
 from adios_ray.patience import patiently
-from adios_ray.tracking.records import MaskFile, write_masks
+from adios_ray.tracking.records import CONFIG_FILE, MaskFile, write_masks
 from adios_ray.training.checkpoints import CheckpointError, Pointer, newest_whole
 from adios_ray.training.trainer import Trainer
 from adios_ray.training.worker import LoopConfig
@@ -26,6 +27,9 @@ def train_loop(config: LoopConfig) -> None:
     """Take commands until told to stop: train to the next report, or load a checkpoint under a new configuration."""
     torch.set_num_threads(config["threads"])
     channel, trial, run_dir = config["channel"], config["trial"], Path(config["run_dir"])
+    if parallel.rank() == 0:
+        for kind in ("checkpoints", "masks", "diverged"):
+            remove_drafts(run_dir / kind / trial)
     values, checkpoint, position = _agreed_start(channel, trial)
     trainer = Trainer(parse(TrialConfig, values), _device())
     if checkpoint:
@@ -58,7 +62,7 @@ def _load(trainer: Trainer, pointer: Pointer, settings: TrialConfig, config: Loo
             raise
         trainer.load(older, settings)
         if parallel.rank() == 0:
-            ray.get(config["channel"].note.remote(config["trial"], f"{error}; it goes on from {older.path.name}"))
+            _note(config, f"{error}; it goes on from {older.path.name}")
 
 
 def _train(trainer: Trainer, config: LoopConfig, run_dir: Path, idle_s: float) -> None:
@@ -69,9 +73,7 @@ def _train(trainer: Trainer, config: LoopConfig, run_dir: Path, idle_s: float) -
     trainer.dump_divergence(run_dir / "diverged" / trial / f"epoch_{trainer.epoch:05d}")
     if parallel.rank() == 0:
         directory = run_dir / "checkpoints" / trial / f"epoch_{trainer.epoch:05d}"
-        checkpoint = patiently(
-            lambda: trainer.save(directory), lambda text: ray.get(config["channel"].note.remote(trial, text))
-        )
+        checkpoint = patiently(lambda: _save(trainer, directory, run_dir), lambda text: _note(config, text))
         _draw_masks(trainer, run_dir, trial)
         ray.get(config["channel"].answer.remote(trial, report, checkpoint.model_dump(mode="json")))
     ray.train.report(
@@ -79,6 +81,18 @@ def _train(trainer: Trainer, config: LoopConfig, run_dir: Path, idle_s: float) -
         checkpoint=ray.train.Checkpoint(checkpoint.path) if checkpoint else None,
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
     )
+
+
+def _note(config: LoopConfig, text: str) -> None:
+    """Say something with the next report, and in the worker's log at once."""
+    print(text, flush=True)
+    ray.get(config["channel"].note.remote(config["trial"], text))
+
+
+def _save(trainer: Trainer, directory: Path, run_dir: Path) -> Pointer:
+    """Save a checkpoint into a run that is there: storage that has gone away may leave an empty folder behind."""
+    (run_dir / CONFIG_FILE).stat()
+    return trainer.save(directory)
 
 
 def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> None:
@@ -102,5 +116,15 @@ def _agreed_start(channel: Any, trial: str) -> tuple[Any, ...]:
 
 
 def _device() -> torch.device:
+    """The GPU that Ray gave to this worker; the CPU if it gave none.
+
+    Raises:
+        RuntimeError: If torch cannot use the GPU.
+    """
     device: torch.device = get_device()
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"Ray gave this worker a GPU that torch {torch.__version__} cannot use; install torch for this GPU's "
+            "driver, or train on CPUs with --gpus-per-worker 0"
+        )
     return device

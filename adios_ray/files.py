@@ -1,0 +1,74 @@
+"""Files that are whole or not there, whatever stops the process that writes them."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Name of a draft beside ``path``, for a file or a directory; renamed when the block ends well, else removed.
+
+    What lies at ``path`` is replaced. A draft that a killed process left is hidden, and ends in ``.tmp``.
+
+    Raises:
+        OSError: If storage refuses it.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(draft)
+    try:
+        yield draft
+        if draft.is_dir():
+            _remove(path)
+        os.replace(draft, path)
+    finally:
+        _remove(draft)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path`` in one step, so that no reader ever sees half of it; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as draft:
+        draft.write_bytes(content)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what killed processes were writing into a folder."""
+    for draft in folder.glob(".*.tmp"):
+        _remove(draft)
+
+
+def check_writable(folder: Path) -> None:
+    """Write a mebibyte into a folder, and take it away again.
+
+    Raises:
+        OSError: If that cannot be done.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(2**20))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to a file that only grows; if its last line was cut off by a crash, that is dropped first."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                os.truncate(path, len(whole_lines(path)))
+        file.write(line.encode() + b"\n")
+
+
+def whole_lines(path: Path) -> bytes:
+    """Content of a file of lines up to its last newline; empty where there is no file."""
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,75 @@
+"""Files that are whole or not there, on storage that really refuses."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from adios_ray.files import append_line, check_writable, remove_drafts, whole_lines, write_whole, written_whole
+from adios_ray.training.checkpoints import load_checkpoint, save_checkpoint
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """The kernel lets no file of this process grow beyond so many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_refused_file_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    write_whole(tmp_path / "file", b"old")
+    with files_end_at(1000), pytest.raises(OSError, match="too large"):
+        write_whole(tmp_path / "file", bytes(2000))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_refused_checkpoint_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    directory = tmp_path / "epoch_00001"
+    pointer = save_checkpoint(directory, {"weights": torch.zeros(10)}, {})
+    with files_end_at(10_000), pytest.raises(OSError, match="too large"):
+        save_checkpoint(directory, {"weights": torch.zeros(10_000)}, {})
+    assert list(tmp_path.iterdir()) == [directory]
+    assert load_checkpoint(pointer, torch.device("cpu"))["weights"].equal(torch.zeros(10))
+    newer = save_checkpoint(directory, {"weights": torch.ones(10)}, {})
+    assert load_checkpoint(newer, torch.device("cpu"))["weights"].equal(torch.ones(10))
+
+
+def test_a_refused_line_is_cut_off_before_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    append_line(path, "first")
+    with files_end_at(10), pytest.raises(OSError, match="too large"):
+        append_line(path, "second")
+    assert path.read_bytes() == b"first\nseco" and whole_lines(path) == b"first\n"
+    append_line(path, "third")
+    assert path.read_bytes() == b"first\nthird\n"
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "file") as draft:
+        draft.write_bytes(b"half")
+        left = draft.rename(draft.with_suffix(".0.tmp"))  # as a kill leaves it: not cleaned up
+        raise KeyboardInterrupt
+    (tmp_path / ".epoch_00001.7.tmp").mkdir()
+    (tmp_path / ".epoch_00001.7.tmp" / "state.pt").write_bytes(b"half")
+    write_whole(tmp_path / "whole", b"whole")
+    assert left.exists()
+    remove_drafts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+    remove_drafts(tmp_path / "nowhere")
+
+
+def test_a_folder_that_takes_no_mebibyte_is_not_writable(tmp_path: Path) -> None:
+    check_writable(tmp_path)
+    with files_end_at(2**19), pytest.raises(OSError, match="too large"):
+        check_writable(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        check_writable(tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
