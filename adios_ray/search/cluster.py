@@ -34,7 +34,7 @@ def connected() -> Iterator[None]:
     joined_before = ray.is_initialized()
     if not joined_before:
         context = ray.init(
-            address=_address(),
+            address=address_to_join(),
             runtime_env={"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}},
             dashboard_host="127.0.0.1",
             log_to_driver=False,
@@ -49,10 +49,10 @@ def connected() -> Iterator[None]:
             ray.shutdown()
 
 
-def _address() -> str | None:
+def address_to_join() -> str | None:
     """Where Ray is to look: as it does by itself, but never at a cluster that has died without a goodbye."""
     note = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()), "ray", "ray_current_cluster")
-    if "RAY_ADDRESS" in os.environ or not note.is_file():
+    if os.environ.get("RAY_ADDRESS") or not note.is_file():
         return None
     host, _, port = note.read_text().strip().rpartition(":")
     try:
