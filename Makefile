@@ -10,7 +10,7 @@ demo: $(READY) ## Train the demo population on rendered images
 test: $(READY) ## Run all tests
 	$(VENV)/bin/pytest
 
-soak: $(READY) ## Kill every part of running populations, 20 times each
+soak: $(READY) ## Kill every part of running populations, and break their storage
 	$(VENV)/bin/python tests/soak.py
 
 check: $(READY) ## Lint and type-check
