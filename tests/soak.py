@@ -44,7 +44,7 @@ from adios_ray.tracking.records import read_lineage, read_results
 KILLS = ("worker", "actor", "controller", "driver", "node")
 FAULTS = ("disk", "storage", "checkpoint")
 DISK_BYTES, AWAY_S = 2**26, 10.0
-PROCESSES = {"worker": "ray::RayTrainWorker", "actor": "ray::LiveTrial", "controller": "ray::TrainController"}
+TITLES = {"worker": "ray::RayTrainWorker", "actor": "ray::LiveTrial", "controller": "ray::TrainController"}
 EPOCHS, TRIALS, PATIENCE_S = 8, 2, 240.0
 DRIVER = (
     "import sys; from pathlib import Path; from adios_ray.search.runner import resume, start;"
@@ -115,18 +115,6 @@ class Stage:
         log = (self.directory / f"{name}.log").open("a")
         return subprocess.Popen([sys.executable, "-c", DRIVER, str(what)], stdout=log, stderr=log, text=True)
 
-    def of_run(self, title: str) -> list[psutil.Process]:
-        """Processes of the cluster's nodes whose title begins so."""
-        found = []
-        for process in psutil.Process().children(recursive=True):
-            try:
-                line = process.cmdline()
-            except psutil.Error:
-                continue
-            if line and line[0].startswith(title):
-                found.append(process)
-        return found
-
     def replace_node(self, rng: random.Random) -> None:
         """Lose a node, and get another one a little later."""
         node = self.nodes.pop(rng.randrange(len(self.nodes)))
@@ -145,6 +133,19 @@ class Stage:
         """Take the cluster down."""
         ray.shutdown()
         self.cluster.shutdown()
+
+
+def processes(kind: str) -> list[psutil.Process]:
+    """Processes of that kind, of all nodes that this process has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            line = process.cmdline()
+        except psutil.Error:
+            continue
+        if line and line[0].startswith(TITLES[kind]):
+            found.append(process)
+    return found
 
 
 def run_dir_of(storage: Path, driver: "subprocess.Popen[str]", reports: int) -> Path:
@@ -170,7 +171,7 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path,
     elif kind == "checkpoint":
         newest = sorted((run / "checkpoints" / f"trial_0{rng.randrange(TRIALS)}").glob("epoch_*"))[-1]
         os.truncate(newest / "state.pt", (newest / "state.pt").stat().st_size // 2)
-        for worker in stage.of_run(PROCESSES["worker"]):
+        for worker in processes("worker"):
             worker.kill()
     elif kind == "node":
         stage.replace_node(rng)
@@ -179,7 +180,7 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path,
         driver.wait()
         return stage.drive(run, run.parent.name)
     else:
-        victims = stage.of_run(PROCESSES[kind])
+        victims = processes(kind)
         if victims:
             rng.choice(victims).kill()
     return driver
@@ -206,7 +207,7 @@ def fill(file: Path, seconds: float) -> None:
     file.unlink()
 
 
-def check(stage: Stage, run: Path, lineage: list[tuple[Any, ...]]) -> None:
+def check(run: Path, lineage: list[tuple[Any, ...]]) -> None:
     """Everything is there, once, and nothing else; an empty lineage is not compared."""
     state = PopulationState.load(run)
     if epochs := [m.epoch for m in state.members.values() if not m.finished or m.epoch != EPOCHS]:
@@ -220,7 +221,7 @@ def check(stage: Stage, run: Path, lineage: list[tuple[Any, ...]]) -> None:
         raise WrongError(f"another lineage: {decisions(run)}, not {lineage}")
     if left := [str(path) for path in run.rglob("*") if path.suffix == ".tmp"]:
         raise WrongError(f"temporary files are left: {left}")
-    wait_until(lambda: not [p for title in PROCESSES.values() for p in stage.of_run(title)], "processes are left")
+    wait_until(lambda: not [p for kind in TITLES for p in processes(kind)], "processes are left")
     wait_until(lambda: all(pg["state"] == "REMOVED" for pg in placement_group_table().values()), "placement groups")
 
 
@@ -247,7 +248,7 @@ def play(stage: Stage, kind: str, number: int, seed: int, lineage: list[tuple[An
         driver = disturb(stage, kind, driver, run, rng)
         if driver.wait(timeout=PATIENCE_S):
             raise WrongError(f"the driver ended with status {driver.returncode}")
-        check(stage, run, [] if kind == "checkpoint" else lineage)
+        check(run, [] if kind == "checkpoint" else lineage)
     except subprocess.TimeoutExpired:
         raise WrongError(f"the driver did not end in {PATIENCE_S:.0f} s") from None
     finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soak
 import torch
 from small import small_config
 from test_trainer import assert_identical
@@ -121,11 +122,13 @@ def test_two_workers_train_one_trial(driven: Driven, objects_dir: Path) -> None:
         torch.testing.assert_close(value, expected, rtol=0, atol=2e-4 * max(1.0, float(expected.abs().max())))
 
 
-def test_a_killed_worker_goes_on_from_its_last_report(driven: Driven, objects_dir: Path) -> None:
+@pytest.mark.parametrize("kind", ["worker", "controller"])
+def test_a_killed_process_goes_on_from_its_last_report(driven: Driven, objects_dir: Path, kind: str) -> None:
     config = small_config(objects_dir, epochs=2)
     driven.start("trial", config)
     first = driven.report("trial")
-    os.kill(first["worker_pid"], signal.SIGKILL)
+    for victim in soak.processes(kind):
+        victim.kill()
     second = driven.report("trial")
     assert second["worker_pid"] != first["worker_pid"]
     assert (first["epoch"], second["epoch"]) == (1, 2)
