@@ -1,5 +1,8 @@
 """Backbones by name: their widths, the sizes they take, and what is said about those that do not fit."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -47,3 +50,16 @@ def test_building_leaves_the_random_state_to_the_weights() -> None:
         build_backbone(BackboneConfig(), 64)
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
+
+
+@pytest.mark.slow
+def test_timm_is_imported_without_wandb_which_can_be_imported_all_the_same() -> None:
+    code = """if True:
+        import sys
+        from adios_ray.models.timm_alone import timm
+        if "wandb" in sys.modules or not timm.is_model("resnet18") or not timm.optim.Lars:
+            sys.exit(1)
+        import wandb
+        wandb.init
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -75,7 +75,7 @@ def build_backbone(config: BackboneConfig, image_size: int) -> tuple[nn.Module, 
 
 
 def _build_from_timm(config: BackboneConfig, image_size: int) -> nn.Module:
-    import timm  # imported here: it costs a second that the small network does not need
+    from adios_ray.models.timm_alone import timm  # here: it costs a second that the small network does not need
 
     if not timm.is_model(config.name):
         near = ", ".join(timm.list_models(f"*{config.name[:6]}*")[:5]) or "timm.list_models()"

@@ -100,10 +100,10 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
         return AdamW([decayed, others], lr=config.encoder_lr, betas=(config.momentum, ADAM_BETA2), fused=True)
     if config.name == "sgd":
         return SGD([decayed, others], lr=config.encoder_lr, momentum=config.momentum, fused=True)
-    from timm.optim import Lars  # imported here: timm costs a second that the other optimisers do not need
+    from adios_ray.models.timm_alone import timm  # here: it costs a second that the other optimisers do not need
 
     adapted = {**decayed, "always_adapt": True}
-    lars: Optimizer = Lars(
+    lars: Optimizer = timm.optim.Lars(
         [adapted, others], lr=config.encoder_lr, momentum=config.momentum, trust_coeff=LARS_TRUST, trust_clip=True
     )
     return lars
