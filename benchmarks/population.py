@@ -65,6 +65,7 @@ class ToyTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type infor
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become another trial in the same process."""
+        self._missed = True
         self._trial, self._directory = new_config["trial"], Path(new_config["run_dir"])
         values, self._checkpoint, self._position = ray.get(self._channel.start.remote(self._trial))
         self._lr = values["optimizer"]["encoder_lr"]
@@ -72,7 +73,8 @@ class ToyTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type infor
 
     def step(self) -> dict[str, Any]:
         """Take commands until the trial has reported or left its place."""
-        reply = self._channel.request.remote(self._trial)
+        reply = self._channel.request.remote(self._trial, self._missed)
+        self._missed = False
         taken = self._channel.take.remote(self._trial, self._position)
         while True:
             done, _ = ray.wait([reply, taken])
@@ -104,7 +106,7 @@ class ToyTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type infor
             "done": epoch >= EPOCHS,
             "worker_pid": os.getpid(),
         }
-        ray.get(self._channel.answer.remote(self._trial, {**report, **told}, self._checkpoint))
+        ray.get(self._channel.answer.remote(self._trial, self._position - 1, {**report, **told}, self._checkpoint))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Tune wants a file; the population knows where a trial goes on."""

@@ -32,6 +32,7 @@ class Line:
     epoch: int
     held: bool
     leaving: bool = False
+    answer: dict[str, Any] | None = None
 
 
 class SimulatedChannel:
@@ -51,7 +52,7 @@ class SimulatedChannel:
         """As the channel does; the checkpoint must be there."""
         assert Path(checkpoint["path"]).is_dir(), f"{trial} was sent to {checkpoint['path']}, which is gone"
         line = self.lines[trial]
-        line.config, line.checkpoint, line.epoch = config, checkpoint, epoch
+        line.config, line.checkpoint, line.epoch, line.answer = config, checkpoint, epoch, None
 
     def hold(self, trials: Sequence[str], held: bool) -> None:
         """As the channel does."""
@@ -89,6 +90,11 @@ class SimulatedTrial:
 
     config: dict[str, Any]
     status: str = Trial.PENDING
+    missed: bool = True
+
+    def should_recover(self) -> bool:
+        """Tune starts it again."""
+        return True
 
 
 class CrashedError(Exception):
@@ -112,6 +118,7 @@ class Simulation:
         population: Number of trials.
         count_places: Places in the cluster, asked at each step.
         random: Decides who reports next.
+        loses_actor: Asked at each step whether a trial's actor dies.
         fitness: Of a trial at an epoch, given its name, values and the score of its weights before.
     """
 
@@ -125,6 +132,7 @@ class Simulation:
         default=lambda trial, epoch, values, before: before + optimum(values)
     )
     on_step: Callable[["Simulation"], None] = field(default=lambda simulation: None)
+    loses_actor: Callable[[], bool] = lambda: False
 
     def fresh(self) -> None:
         """Write a new population down."""
@@ -150,6 +158,8 @@ class Simulation:
         self.trials: dict[str, SimulatedTrial] = {}
         while any(trial.status != Trial.TERMINATED for trial in self.trials.values()) or len(self.trials) < len(todo):
             self._start(todo)
+            if self.loses_actor():
+                self._lose_actor()
             self._report()
             self.on_step(self)
         return state
@@ -179,7 +189,8 @@ class Simulation:
             line.leaving = False
             self._react(trial, self.scheduler.on_trial_result(None, trial, {"left_its_place": True}))
             return
-        result = self._train(name, line)
+        result = line.answer if trial.missed and line.answer else self._train(name, line)
+        trial.missed = False
         if result["epoch"] >= self.config.epochs:
             self.scheduler.on_trial_complete(None, trial, result)
             trial.status = Trial.TERMINATED
@@ -199,7 +210,24 @@ class Simulation:
         line.checkpoint, line.epoch = {"path": str(directory), "sha256": ""}, epoch
         pointer = {"checkpoint/path": str(directory), "checkpoint/sha256": ""}
         told: dict[str, Any] = {"notes": [], "left_its_place": False, "divergence": None}
-        return {"epoch": epoch, "fitness": fitness, **told, **pointer}
+        line.answer = {"epoch": epoch, "fitness": fitness, **told, **pointer}
+        return line.answer
+
+    def _lose_actor(self) -> None:
+        """The actor of a running trial dies, perhaps with a report that nobody has heard; Tune starts it again."""
+        running = [(name, trial) for name, trial in self.trials.items() if trial.status == Trial.RUNNING]
+        if not running:
+            return
+        name, trial = self.random.choice(running)
+        line = self.channel.lines[name]
+        unheard = trial.missed and line.answer
+        if not (line.held or line.leaving or unheard) and self.random.random() < 0.5:
+            self._train(name, line)
+        trial.status = Trial.ERROR  # as Tune has it at this moment
+        self.scheduler.on_trial_error(None, trial)
+        trial.status, trial.missed = Trial.PENDING, True
+        self.scheduler.on_trial_add(None, trial)
+        trial.status = Trial.RUNNING
 
     def _react(self, trial: SimulatedTrial, decision: str) -> None:
         if decision == PAUSE:

@@ -44,7 +44,9 @@ from adios_ray.tracking.records import read_lineage, read_results
 KILLS = ("worker", "actor", "controller", "driver", "node")
 FAULTS = ("disk", "storage", "checkpoint")
 DISK_BYTES, AWAY_S = 2**26, 10.0
-TITLES = {"worker": "ray::RayTrainWorker", "actor": "ray::LiveTrial", "controller": "ray::TrainController"}
+SERVICES = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
+"""Processes that Ray itself keeps as long as a cluster lives."""
+TITLES = {"worker": "ray::RayTrainWorker", "actor": "ray::ResourceTrainable", "controller": "ray::TrainController"}
 EPOCHS, TRIALS, PATIENCE_S = 8, 2, 240.0
 DRIVER = (
     "import sys; from pathlib import Path; from adios_ray.search.runner import resume, start;"
@@ -84,9 +86,9 @@ class Stage:
     """A simulated cluster, the data, and what an undisturbed run decides."""
 
     def __init__(self, directory: Path) -> None:
-        """Start a head and two more nodes of two CPUs each."""
+        """Start a head without CPUs, and two nodes with one each: no place is to spare."""
         self.directory = directory
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
         os.environ["RAY_ADDRESS"] = self.cluster.address
         os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
@@ -135,17 +137,27 @@ class Stage:
         self.cluster.shutdown()
 
 
-def processes(kind: str) -> list[psutil.Process]:
-    """Processes of that kind, of all nodes that this process has started."""
-    found = []
+def titles() -> dict[psutil.Process, str]:
+    """Titles of Ray's processes, of all nodes that this process has started."""
+    found = {}
     for process in psutil.Process().children(recursive=True):
         try:
             line = process.cmdline()
         except psutil.Error:
             continue
-        if line and line[0].startswith(TITLES[kind]):
-            found.append(process)
+        if line and line[0].startswith("ray::"):
+            found[process] = line[0]
     return found
+
+
+def processes(kind: str) -> list[psutil.Process]:
+    """Processes of that kind."""
+    return [process for process, title in titles().items() if title.startswith(TITLES[kind])]
+
+
+def strangers() -> list[str]:
+    """Titles of processes that a run must not leave."""
+    return [title for title in titles().values() if not title.startswith(tuple(f"ray::{name}" for name in SERVICES))]
 
 
 def run_dir_of(storage: Path, driver: "subprocess.Popen[str]", reports: int) -> Path:
@@ -180,9 +192,7 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path,
         driver.wait()
         return stage.drive(run, run.parent.name)
     else:
-        victims = processes(kind)
-        if victims:
-            rng.choice(victims).kill()
+        rng.choice(processes(kind)).kill()
     return driver
 
 
@@ -221,16 +231,16 @@ def check(run: Path, lineage: list[tuple[Any, ...]]) -> None:
         raise WrongError(f"another lineage: {decisions(run)}, not {lineage}")
     if left := [str(path) for path in run.rglob("*") if path.suffix == ".tmp"]:
         raise WrongError(f"temporary files are left: {left}")
-    wait_until(lambda: not [p for kind in TITLES for p in processes(kind)], "processes are left")
-    wait_until(lambda: all(pg["state"] == "REMOVED" for pg in placement_group_table().values()), "placement groups")
+    nothing_left(strangers)
+    nothing_left(lambda: [name for name, group in placement_group_table().items() if group["state"] != "REMOVED"])
 
 
-def wait_until(done: Callable[[], bool], what: str) -> None:
+def nothing_left(look: Callable[[], list[str]]) -> None:
     """Wait up to half a minute; Ray takes its processes down one after the other."""
     deadline = time.monotonic() + 30
-    while not done():
+    while left := look():
         if time.monotonic() > deadline:
-            raise WrongError(f"{what} are left after half a minute")
+            raise WrongError(f"left after half a minute: {', '.join(left)}")
         time.sleep(0.2)
 
 

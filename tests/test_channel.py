@@ -27,9 +27,9 @@ def test_a_request_becomes_a_command_and_its_answer_a_report() -> None:
         channel = await registered()
         start = await channel.start("t")
         assert start == (CONFIG, None, 0)
-        request = asyncio.create_task(channel.request("t"))
+        request = asyncio.create_task(channel.request("t", missed=False))
         assert (await channel.take("t", 0)).kind == "train"
-        await channel.answer("t", {"epoch": 1}, MINE)
+        await channel.answer("t", 0, {"epoch": 1}, MINE)
         assert await request == {"epoch": 1, "checkpoint": MINE, "notes": [], "left_its_place": False}
 
     asyncio.run(scenario())
@@ -39,7 +39,7 @@ def test_a_held_trial_trains_only_after_its_load_and_release() -> None:
     async def scenario() -> None:
         channel = await registered()
         await channel.hold("t", True)
-        request = asyncio.create_task(channel.request("t"))
+        request = asyncio.create_task(channel.request("t", missed=False))
         first = asyncio.create_task(channel.take("t", 0))
         await settle()
         assert not first.done()
@@ -47,7 +47,7 @@ def test_a_held_trial_trains_only_after_its_load_and_release() -> None:
         await channel.hold("t", False)
         assert await first == ("load", {"seed": 2}, DONORS)
         assert (await channel.take("t", 1)).kind == "train"
-        await channel.answer("t", {"epoch": 2}, MINE)
+        await channel.answer("t", 1, {"epoch": 2}, MINE)
         await request
 
     asyncio.run(scenario())
@@ -58,12 +58,12 @@ def test_a_restarted_worker_group_gets_the_unanswered_request_and_the_newest_sta
         channel = await registered()
         await channel.start("t")
         await channel.load("t", DONORS, 1, {"seed": 2})
-        request = asyncio.create_task(channel.request("t"))
+        request = asyncio.create_task(channel.request("t", missed=False))
         assert (await channel.take("t", 1)).kind == "train"
         start = await channel.start("t")
         assert (start.config, start.checkpoint) == ({"seed": 2}, DONORS)
         assert (await channel.take("t", start.position)).kind == "train"
-        await channel.answer("t", {"epoch": 3}, MINE)
+        await channel.answer("t", start.position, {"epoch": 3}, MINE)
         assert (await request)["epoch"] == 3
         assert (await channel.start("t")).checkpoint == MINE
 
@@ -73,11 +73,11 @@ def test_a_restarted_worker_group_gets_the_unanswered_request_and_the_newest_sta
 def test_a_repeated_request_joins_the_one_that_is_under_way() -> None:
     async def scenario() -> None:
         channel = await registered()
-        lost = asyncio.create_task(channel.request("t"))
+        lost = asyncio.create_task(channel.request("t", missed=False))
         await settle()
-        again = asyncio.create_task(channel.request("t"))
+        again = asyncio.create_task(channel.request("t", missed=False))
         await settle()
-        await channel.answer("t", {"epoch": 1}, MINE)
+        await channel.answer("t", 0, {"epoch": 1}, MINE)
         assert (await again)["epoch"] == (await lost)["epoch"] == 1
         position = (await channel.start("t")).position
         pending = asyncio.create_task(channel.take("t", position))
@@ -85,5 +85,43 @@ def test_a_repeated_request_joins_the_one_that_is_under_way() -> None:
         assert not pending.done()
         await channel.stop("t")
         assert (await pending).kind == "stop"
+
+    asyncio.run(scenario())
+
+
+def test_a_report_that_was_lost_with_its_trials_actor_is_given_again() -> None:
+    async def scenario() -> None:
+        channel = await registered()
+        lost = asyncio.create_task(channel.request("t", missed=True))
+        await settle()
+        await channel.answer("t", 0, {"epoch": 1}, MINE)
+        await lost  # by an actor that is killed before it can hand it on
+        assert (await channel.request("t", missed=True))["epoch"] == 1
+        following = asyncio.create_task(channel.request("t", missed=False))
+        assert (await channel.take("t", 1)).kind == "train"
+        await channel.answer("t", 1, {"epoch": 2}, MINE)
+        assert (await following)["epoch"] == 2
+        await channel.load("t", DONORS, 1)  # which makes it a report of other weights
+        following = asyncio.create_task(channel.request("t", missed=True))
+        await settle()
+        assert not following.done() and (await channel.take("t", 3)).kind == "train"
+        await channel.answer("t", 3, {"epoch": 2}, MINE)
+        await following
+
+    asyncio.run(scenario())
+
+
+def test_the_answer_of_a_worker_that_was_replaced_counts_for_nothing() -> None:
+    async def scenario() -> None:
+        channel = await registered()
+        old = await channel.start("t")
+        request = asyncio.create_task(channel.request("t", missed=True))
+        await settle()
+        new = await channel.start("t")
+        await channel.answer("t", old.position, {"epoch": 1}, DONORS)
+        await settle()
+        assert not request.done() and (await channel.start("t")).checkpoint is None
+        await channel.answer("t", new.position + 1, {"epoch": 1}, MINE)
+        assert (await request)["checkpoint"] == MINE
 
     asyncio.run(scenario())

@@ -70,12 +70,19 @@ class Driven:
         return load_checkpoint(Pointer(**report["checkpoint"]), CPU)
 
     def stop(self) -> None:
-        """Take all trials down."""
+        """Take all trials down, and what killed processes have left."""
         import ray
+
+        from adios_ray.search.places import give_back_deserted, own_groups
 
         ray.get([actor.stop.remote() for actor in self.actors.values()], timeout=60)
         for actor in [*self.actors.values(), self.channel]:
             ray.kill(actor)
+        deadline = time.monotonic() + 30
+        while own_groups():
+            give_back_deserted()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -142,19 +144,33 @@ def test_trials_that_do_not_fit_at_once_take_turns(ray_cluster: None, objects_di
 
 
 def in_background(config: ExperimentConfig) -> Future[Path]:
-    """Start a population in a thread."""
+    """Start a population in a thread, which does not keep the tests from ending."""
     from adios_ray.search.runner import start
 
-    return ThreadPoolExecutor(max_workers=1).submit(start, config)
+    result: Future[Path] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(start(config))
+        except BaseException as error:
+            result.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return result
+
+
+def wait_until(done: Callable[[], Any], running: Future[Path]) -> None:
+    """Wait for something that a population in a thread does."""
+    deadline = time.monotonic() + 180
+    while not done():
+        assert not running.done() and time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def run_dir_of(storage: Path, running: Future[Path]) -> Path:
     """The run directory, as soon as it is there."""
-    deadline = time.monotonic() + 60
-    while not (found := list(storage.glob("*/population.json"))):
-        assert not running.done() and time.monotonic() < deadline
-        time.sleep(0.02)
-    return found[0].parent
+    wait_until(lambda: list(storage.glob("*/population.json")), running)
+    return next(storage.glob("*/population.json")).parent
 
 
 @pytest.mark.slow
@@ -166,9 +182,7 @@ def test_a_trial_that_keeps_failing_is_replaced_and_the_others_go_on(
     (run_dir / "masks").mkdir()
     in_the_way = run_dir / "masks" / "trial_01"
     in_the_way.write_text("a file where the trial's masks should go")
-    while not read_lineage(run_dir):
-        assert not running.done()
-        time.sleep(0.05)
+    wait_until(lambda: read_lineage(run_dir), running)
     in_the_way.unlink()
     assert running.result(timeout=180) == run_dir
     output = capsys.readouterr().out
@@ -190,9 +204,7 @@ def test_storage_that_goes_away_for_a_while_stops_nobody(
     storage = tmp_path / "runs"
     running = in_background(experiment(objects_dir, tmp_path, epochs=4))
     run_dir = run_dir_of(storage, running)
-    while not read_results(run_dir):
-        assert not running.done()
-        time.sleep(0.05)
+    wait_until(lambda: read_results(run_dir), running)
     take_away(storage)
     assert running.result(timeout=240) == run_dir
     rows = read_results(run_dir)

@@ -126,6 +126,33 @@ def test_a_change_that_was_cut_off_never_happened(tmp_path: Path) -> None:
     assert PopulationState.load(simulated.directory) == simulated.members.state
 
 
+@pytest.mark.parametrize("places", [1, 3, 99])
+@pytest.mark.parametrize("seed", range(4))
+def test_actors_that_die_change_no_decision_and_lose_no_report(tmp_path: Path, places: int, seed: int) -> None:
+    whole = simulation(tmp_path / "whole", interval_epochs=2)
+    expected, random = whole.drive(), Random(seed)
+    broken = simulation(tmp_path / "broken", places=places, order=seed, interval_epochs=2)
+    broken.loses_actor = lambda: random.random() < 0.3
+    state = broken.drive()
+    assert broken.lineage() == whole.lineage()
+    assert sorted(broken.run.reports) == sorted(whole.run.reports)
+    assert {name: member.score for name, member in state.members.items()} == {
+        name: member.score for name, member in expected.members.items()
+    }
+
+
+@pytest.mark.parametrize("scheduler", ["pbt", "asha", "none"])
+@pytest.mark.parametrize("seed", range(3))
+def test_actors_that_die_stop_nobody(tmp_path: Path, scheduler: str, seed: int) -> None:
+    random, options = Random(seed), {"synchronous": False} if scheduler == "pbt" else {}
+    simulated = simulation(tmp_path / "run", places=2, order=seed, scheduler=scheduler, **options)
+    simulated.loses_actor = lambda: random.random() < 0.3
+    state = simulated.drive() if scheduler == "pbt" else searched(simulated)
+    assert len(state.members) == 6 and all(member.finished for member in state.members.values())
+    if scheduler != "asha":
+        assert {member.epoch for member in state.members.values()} == {EPOCHS}
+
+
 @pytest.mark.parametrize("synchronous", [True, False])
 @pytest.mark.parametrize("seed", range(4))
 def test_nodes_that_come_and_go_stop_nobody(tmp_path: Path, synchronous: bool, seed: int) -> None:

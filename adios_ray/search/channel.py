@@ -110,9 +110,18 @@ class Channel:
             await line.changed.wait_for(lambda: position in line.commands)
         return line.commands[position]
 
-    async def answer(self, trial: str, report: dict[str, Any], checkpoint: dict[str, Any] | None) -> None:
-        """A worker's report to the "train" command, with the checkpoint written with it."""
+    async def answer(
+        self, trial: str, position: int, report: dict[str, Any], checkpoint: dict[str, Any] | None
+    ) -> None:
+        """A worker's report to the "train" command at a position, with the checkpoint written with it.
+
+        That of a worker whose command has meanwhile been given to others counts for nothing.
+        """
         line = self._lines[trial]
+        if position == line.training:
+            await self._answer(line, report, checkpoint)
+
+    async def _answer(self, line: _Line, report: dict[str, Any], checkpoint: dict[str, Any] | None) -> None:
         line.answer, line.checkpoint, line.epoch, line.training = report, checkpoint, int(report["epoch"]), None
         await self._notify(line)
 
@@ -120,8 +129,13 @@ class Channel:
         """Something that people should know; it comes with the trial's next report."""
         self._lines[trial].notes.append(text)
 
-    async def request(self, trial: str) -> dict[str, Any]:
+    async def request(self, trial: str, missed: bool) -> dict[str, Any]:
         """Have the trial train to its next report, once it is not held.
+
+        Args:
+            trial: Its name.
+            missed: Whether the one who asks is new, so that the last report may have been lost with the one before;
+                it is given once more then.
 
         Returns:
             The report with its checkpoint and notes; or that the trial leaves its place, which it was told to.
@@ -132,7 +146,7 @@ class Channel:
             if line.leaving:
                 line.leaving = False
                 return {"left_its_place": True, "done": False}
-            if line.training is None:
+            if line.training is None and not (missed and line.answer):
                 line.answer = None
                 line.training = line.append(Command("train"))
                 line.changed.notify_all()
@@ -146,14 +160,14 @@ class Channel:
         line = self._lines[trial]
         interval, epochs = line.config["evaluation"]["interval_epochs"], line.config["epochs"]
         epoch = min((line.epoch // interval + 1) * interval, epochs)
-        await self.answer(trial, {**FAILED_REPORT, "epoch": epoch, "divergence": reason}, line.checkpoint)
+        await self._answer(line, {**FAILED_REPORT, "epoch": epoch, "divergence": reason}, line.checkpoint)
 
     async def load(
         self, trial: str, checkpoint: dict[str, Any], epoch: int, config: dict[str, Any] | None = None
     ) -> None:
         """Have the trial go on from a checkpoint, under another configuration if given, in the processes it has."""
         line = self._lines[trial]
-        line.config, line.checkpoint, line.epoch = config or line.config, checkpoint, epoch
+        line.config, line.checkpoint, line.epoch, line.answer = config or line.config, checkpoint, epoch, None
         line.append(Command("load", line.config, checkpoint))
         await self._notify(line)
 

@@ -23,6 +23,7 @@ from adios_ray.search.channel import ChannelCalls, start_channel
 from adios_ray.search.cluster import connected
 from adios_ray.search.experiment import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig
 from adios_ray.search.members import WORST_SCORE, Members
+from adios_ray.search.places import Places, give_back_deserted
 from adios_ray.search.population import Explore, LivePopulation
 from adios_ray.search.preflight import Placement, check_data, check_storage, count_places, nodes, place
 from adios_ray.search.schedule import SCHEDULE_FILE, schedule_of
@@ -152,10 +153,12 @@ def _evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, placeme
         state.save(run_dir)
         truncate_lineage(run_dir, state.exploits)
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
-        turns = Turns(len(unfinished), lambda: count_places(config, placement, nodes()))
+        places = Places(lambda: count_places(config, placement, nodes()))
+        turns = Turns(len(unfinished), places.count)
         with _open_run(config, run_dir) as run:
             members = Members(config.trial(), state, run, ChannelCalls(channel))
             _fit(unfinished, config, run_dir, placement, _scheduler(space, members, turns), turns)
+        give_back_deserted()
     state = PopulationState.load(run_dir)
     if failed := state.unfinished(names):
         write_report(run_dir)

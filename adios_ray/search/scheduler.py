@@ -39,7 +39,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         self.members.register(name)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Take in a trial."""
+        """Take in a trial, or take one back whose actor is started again."""
         self.turns.begin(trial)
         self.introduce(name_of(trial))
 
@@ -66,7 +66,10 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         self._gone(name)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Go on without a trial whose actor could not be kept alive."""
+        """Go on without a trial whose actor could not be kept alive; one that Tune starts again is added once more."""
+        if trial.should_recover():
+            self.members.run.note(f"{name_of(trial)} has lost its actor; it is started again")
+            return
         self.members.run.note(f"{name_of(trial)} failed and is out of the population; --resume takes it up again")
         self._gone(name_of(trial))
 

@@ -48,7 +48,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
     def setup(self, config: TrialSettings) -> None:
         """Start the Ray Train run in a thread."""
         self._channel, self._trial = find_channel(config["channel"]), config["trial"]
-        self._settings, self._failures = config, 0
+        self._settings, self._failures, self._missed = config, 0, True
         self._checkpoint: dict[str, Any] | None = None
         self._start()
 
@@ -70,12 +70,12 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         A Ray Train run that ends before it is started again; one that ends again and again is answered for, so that the
         trial is replaced by a copy of a better one and the population goes on.
         """
-        reply = self._channel.request.remote(self._trial)
+        reply = self._channel.request.remote(self._trial, self._missed)
         while not ray.wait([reply], timeout=POLL_S)[0]:
             if not self._thread.is_alive():
                 self._recover()
         report: dict[str, Any] = ray.get(reply)
-        self._checkpoint = report.get("checkpoint")
+        self._checkpoint, self._missed = report.get("checkpoint"), False
         return report
 
     def _recover(self) -> None:
@@ -125,6 +125,7 @@ def run_worker(config: dict[str, Any]) -> None:
 def _trainer_class(workers: int) -> Any:
     """The trainer for so many workers; for one, which needs no process group, one that does not import torch."""
     from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
     if workers > 1:
         from ray.train.torch import TorchTrainer as Base
@@ -132,11 +133,17 @@ def _trainer_class(workers: int) -> Any:
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Base
 
     class LiveTrainer(Base):  # type: ignore[misc]  # Ray ships no type information
-        """Without the process that would share out Ray Data sets: workers read shards themselves."""
+        """Without processes that have nothing to do here.
+
+        One would share out Ray Data sets, but workers read shards themselves; the other would watch over the placement
+        group, which the driver does for all trials.
+        """
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+            return [
+                each for each in callbacks if not isinstance(each, DatasetsCallback | PlacementGroupCleanerCallback)
+            ]
 
     return LiveTrainer
 

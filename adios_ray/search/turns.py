@@ -24,9 +24,9 @@ class Turns:
         self._trials: dict[str, Trial] = {}
 
     def begin(self, trial: Trial) -> None:
-        """A trial is on its way to its first place."""
+        """A trial is on its way to a place, the first time or after its actor was lost."""
+        self._unstarted -= name_of(trial) not in self._trials
         self._trials[name_of(trial)] = trial
-        self._unstarted -= 1
 
     @property
     def free(self) -> bool:

@@ -37,15 +37,15 @@ def train_loop(config: LoopConfig) -> None:
     reported_at = None
     while True:
         command = ray.get(channel.take.remote(trial, position))
-        position += 1
         if command.kind == "stop":
             return
         if command.kind == "load":
             _load(trainer, Pointer(**command.checkpoint), parse(TrialConfig, command.config), config)
         else:
             idle_s = time.monotonic() - reported_at if reported_at else 0.0
-            _train(trainer, config, run_dir, idle_s)
+            _train(trainer, config, position, idle_s)
             reported_at = time.monotonic()
+        position += 1
 
 
 def _load(trainer: Trainer, pointer: Pointer, settings: TrialConfig, config: LoopConfig) -> None:
@@ -65,17 +65,18 @@ def _load(trainer: Trainer, pointer: Pointer, settings: TrialConfig, config: Loo
             _note(config, f"{error}; it goes on from {older.path.name}")
 
 
-def _train(trainer: Trainer, config: LoopConfig, run_dir: Path, idle_s: float) -> None:
-    """Train to the next report, save, and answer; Ray Train learns of the checkpoint too."""
+def _train(trainer: Trainer, config: LoopConfig, position: int, idle_s: float) -> None:
+    """Train to the next report, save, and answer the command; Ray Train learns of the checkpoint too."""
     report: dict[str, Any] = {**trainer.train_to_report(), "done": trainer.done}
     report |= {"idle_s": idle_s, "worker_pid": os.getpid()}
-    checkpoint, trial = None, config["trial"]
+    checkpoint, trial, run_dir = None, config["trial"], Path(config["run_dir"])
     trainer.dump_divergence(run_dir / "diverged" / trial / f"epoch_{trainer.epoch:05d}")
     if parallel.rank() == 0:
         directory = run_dir / "checkpoints" / trial / f"epoch_{trainer.epoch:05d}"
         checkpoint = patiently(lambda: _save(trainer, directory, run_dir), lambda text: _note(config, text))
         _draw_masks(trainer, run_dir, trial)
-        ray.get(config["channel"].answer.remote(trial, report, checkpoint.model_dump(mode="json")))
+        pointer = checkpoint.model_dump(mode="json")
+        ray.get(config["channel"].answer.remote(trial, position, report, pointer))
     ray.train.report(
         {"epoch": trainer.epoch, "fitness": report["fitness"]},
         checkpoint=ray.train.Checkpoint(checkpoint.path) if checkpoint else None,
