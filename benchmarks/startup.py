@@ -21,7 +21,7 @@ import tyro
 from adios_ray.tracking.records import read_results
 
 ROOT = Path(__file__).resolve().parent.parent
-TITLES = {"trials": "ray::LiveTrial", "controllers": "ray::TrainController", "workers": "ray::RayTrainWorker"}
+TITLES = {"trials": "ray::ResourceTrainable", "controllers": "ray::TrainController", "workers": "ray::RayTrainWorker"}
 IMPORTS = {
     "driver": "adios_ray.search.runner",
     "trial": "adios_ray.search.trial",

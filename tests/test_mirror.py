@@ -159,6 +159,7 @@ def test_a_data_set_made_anew_is_another_copy(remote: Path, cache: Path, tmp_pat
     assert len(copies(cache)) == 2 and first.split("train").images[0].any()
 
 
+@pytest.mark.slow
 def test_a_data_set_prepared_at_a_uri_has_the_bytes_of_a_local_one(
     server: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

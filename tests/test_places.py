@@ -54,12 +54,11 @@ def test_places_of_dead_actors_are_given_back(hold: Callable[[float], tuple[Any,
     (doomed, theirs), (_, mine) = hold(2.0), hold(2.0)
     until(lambda: all(group.placed for group in own_groups()))
     assert {group.id.hex() for group in own_groups()} == {theirs, mine}
-    give_back_deserted()
-    assert len(own_groups()) == 2
+    assert len(give_back_deserted()) == len(own_groups()) == 2
     ray.kill(doomed)
     until(lambda: any(group.deserted for group in own_groups()))
-    give_back_deserted()
-    (left,) = own_groups()
+    (left,) = give_back_deserted()
+    assert own_groups() == [left]
     assert left.id.hex() == mine and left.placed and not left.deserted
 
 

@@ -52,7 +52,10 @@ def trained(config: TrialConfig, steps: int) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize(("objective", "optimizer"), [("simclr", "sgd"), ("byol", "lars"), ("dino", "adamw")])
+@pytest.mark.parametrize(
+    ("objective", "optimizer"),
+    [("simclr", "sgd"), ("byol", "lars"), pytest.param("dino", "adamw", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("stop", [2, 3])
 def test_a_resumed_training_is_bit_identical(
     objective: str, optimizer: str, stop: int, objects_dir: Path, tmp_path: Path

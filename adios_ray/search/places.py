@@ -40,15 +40,17 @@ def own_groups() -> list[Group]:
     return groups
 
 
-def give_back_deserted() -> None:
-    """Remove the placement groups of dead actors.
+def give_back_deserted() -> list[Group]:
+    """Remove the placement groups of dead actors; returns the others.
 
     Ray keeps a group until its job ends. What Ray Train has for that is a process more for each trial, and needs the
     dashboard.
     """
-    for group in own_groups():
+    groups = own_groups()
+    for group in groups:
         if group.deserted:
             remove_placement_group(PlacementGroup(group.id))
+    return [group for group in groups if not group.deserted]
 
 
 class Places:
@@ -65,8 +67,7 @@ class Places:
 
     def count(self) -> int:
         """How many there are now; what dead processes held is given back first."""
-        give_back_deserted()
-        groups, now = own_groups(), time.monotonic()
+        groups, now = give_back_deserted(), time.monotonic()
         placed = sum(group.placed for group in groups)
         self._waiting_since = {group.id: self._waiting_since.get(group.id, now) for group in groups if not group.placed}
         in_vain = any(now - since > WAITING_S for since in self._waiting_since.values())

@@ -19,7 +19,7 @@ STOP_TIMEOUT_S = 30.0
 WORKER_RESTARTS = 1
 """Of a worker group by Ray Train, before the whole Ray Train run is started again."""
 RUN_RESTARTS = 1
-"""Of a Ray Train run, before the trial waits for a donor."""
+"""Of a Ray Train run without a report in between, before the trial waits for a donor."""
 
 
 class TrialSettings(TypedDict):
@@ -75,7 +75,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
             if not self._thread.is_alive():
                 self._recover()
         report: dict[str, Any] = ray.get(reply)
-        self._checkpoint, self._missed = report.get("checkpoint"), False
+        self._checkpoint, self._missed, self._failures = report.get("checkpoint"), False, 0
         return report
 
     def _recover(self) -> None:
@@ -86,7 +86,6 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         if self._failures <= RUN_RESTARTS:
             ray.get(self._channel.note.remote(self._trial, f"its workers are started again after: {reason}"))
         else:
-            self._failures = 0
             ray.get(self._channel.give_up.remote(self._trial, f"{RUN_RESTARTS + 1} attempts: {reason}"))
         self._start()
 
