@@ -8,9 +8,9 @@ random moment after the first report. Kills: a worker, a trial's actor, Ray Trai
 started again, to go on), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs leave
 to mount a file system of its own); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is cut
 off and its workers killed. Then it waits for the end and checks: all trials at their last epoch, every report there
-once, the lineage that of an undisturbed run (but after ``checkpoint``, where a trial steps back), no process, placement
-group or temporary file left. Prints a table, and one line for each round that went wrong; the exit status says whether
-any did.
+once, lineage and numbers bit for bit those of an undisturbed run (but after ``checkpoint``, where a trial steps back),
+no process, placement group or temporary file left. Prints a table, and one line for each round that went wrong; the
+exit status says whether any did.
 """
 
 import json
@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import ray
@@ -68,6 +68,13 @@ SPACE = {
 
 class WrongError(Exception):
     """A round that did not end as it should."""
+
+
+class Outcome(NamedTuple):
+    """What a run came to: its decisions, and the numbers of its reports."""
+
+    lineage: list[tuple[Any, ...]]
+    numbers: dict[tuple[str, int], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -217,18 +224,19 @@ def fill(file: Path, seconds: float) -> None:
     file.unlink()
 
 
-def check(run: Path, lineage: list[tuple[Any, ...]]) -> None:
-    """Everything is there, once, and nothing else; an empty lineage is not compared."""
+def check(run: Path, expected: Outcome | None) -> None:
+    """Everything is there, once, and nothing else; and, but for None, it is what was expected."""
     state = PopulationState.load(run)
     if epochs := [m.epoch for m in state.members.values() if not m.finished or m.epoch != EPOCHS]:
         raise WrongError(f"trials ended at epochs {epochs}")
     rows = read_results(run)
     if len(rows) != TRIALS * EPOCHS:
         raise WrongError(f"{len(rows)} reports instead of {TRIALS * EPOCHS}")
-    if lineage and not all(math.isfinite(row.fitness) for row in rows):
-        raise WrongError("a trial was given up")
-    if lineage and decisions(run) != lineage:
-        raise WrongError(f"another lineage: {decisions(run)}, not {lineage}")
+    if expected and (lineage := decisions(run)) != expected.lineage:
+        raise WrongError(f"another lineage: {lineage}, not {expected.lineage}")
+    if expected and (numbers := measured(run)) != expected.numbers:
+        differing = [key for key, values in numbers.items() if values != expected.numbers[key]]
+        raise WrongError(f"other numbers in the reports {differing}")
     if left := [str(path) for path in run.rglob("*") if path.suffix == ".tmp"]:
         raise WrongError(f"temporary files are left: {left}")
     nothing_left(strangers)
@@ -249,7 +257,21 @@ def decisions(run: Path) -> list[tuple[Any, ...]]:
     return [(e.epoch, e.trial, e.donor, json.dumps(e.values, sort_keys=True)) for e in read_lineage(run)]
 
 
-def play(stage: Stage, kind: str, number: int, seed: int, lineage: list[tuple[Any, ...]]) -> float:
+def measured(run: Path) -> dict[tuple[str, int], tuple[float, ...]]:
+    """Fitness, loss and N by trial and epoch."""
+    return {(row.trial, row.epoch): (row.fitness, row.loss, row.slots) for row in read_results(run)}
+
+
+def undisturbed(stage: Stage) -> Outcome:
+    """What a run comes to that nobody disturbs."""
+    driver, storage = stage.start("undisturbed")
+    run = run_dir_of(storage, driver, TRIALS * EPOCHS)
+    if driver.wait():
+        raise WrongError("the undisturbed run failed")
+    return Outcome(decisions(run), measured(run))
+
+
+def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> float:
     """One round; returns its seconds."""
     rng, name, began = random.Random(f"{seed}/{kind}/{number}"), f"{kind}-{number}", time.monotonic()
     driver, storage = stage.start(name)
@@ -258,7 +280,7 @@ def play(stage: Stage, kind: str, number: int, seed: int, lineage: list[tuple[An
         driver = disturb(stage, kind, driver, run, rng)
         if driver.wait(timeout=PATIENCE_S):
             raise WrongError(f"the driver ended with status {driver.returncode}")
-        check(run, [] if kind == "checkpoint" else lineage)
+        check(run, None if kind == "checkpoint" else expected)
     except subprocess.TimeoutExpired:
         raise WrongError(f"the driver did not end in {PATIENCE_S:.0f} s") from None
     finally:
@@ -273,13 +295,12 @@ def main(options: Options) -> int:
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as directory:
         stage = Stage(Path(directory))
-        driver, storage = stage.start("undisturbed")
-        lineage = decisions(run_dir_of(storage, driver, TRIALS * EPOCHS)) if driver.wait() == 0 else []
+        expected = undisturbed(stage)
         for kind in options.kinds:
             seconds, rounds = [], options.rounds if kind in KILLS else math.ceil(options.rounds / 4)
             for number in range(rounds):
                 try:
-                    seconds.append(play(stage, kind, number, options.seed, lineage))
+                    seconds.append(play(stage, kind, number, options.seed, expected))
                 except WrongError as error:
                     log = (stage.directory / f"{kind}-{number}.log").read_text().splitlines()[-3:]
                     wrong.append(f"{kind}, round {number}: {error}; its log ends: {' | '.join(log)}")

@@ -73,14 +73,13 @@ class Driven:
         """Take all trials down, and what killed processes have left."""
         import ray
 
-        from adios_ray.search.places import give_back_deserted, own_groups
+        from adios_ray.search.places import give_back_deserted
 
         ray.get([actor.stop.remote() for actor in self.actors.values()], timeout=60)
         for actor in [*self.actors.values(), self.channel]:
             ray.kill(actor)
         deadline = time.monotonic() + 30
-        while own_groups():
-            give_back_deserted()
+        while give_back_deserted():
             assert time.monotonic() < deadline
             time.sleep(0.1)
 

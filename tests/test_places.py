@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from adios_ray.search import places
-from adios_ray.search.places import Places, give_back_deserted, own_groups
+from adios_ray.search.places import Places, give_back_deserted, groups
 
 pytestmark = pytest.mark.ray
 
@@ -38,7 +38,7 @@ def hold(ray_cluster: None) -> Iterator[Callable[[float], tuple[Any, str]]]:
     yield make
     for each in holders:
         ray.kill(each)
-    until(lambda: all(group.deserted for group in own_groups()))
+    until(lambda: all(group.deserted for group in groups()))
     give_back_deserted()
 
 
@@ -52,13 +52,13 @@ def until(done: Callable[[], bool]) -> None:
 
 def test_places_of_dead_actors_are_given_back(hold: Callable[[float], tuple[Any, str]]) -> None:
     (doomed, theirs), (_, mine) = hold(2.0), hold(2.0)
-    until(lambda: all(group.placed for group in own_groups()))
-    assert {group.id.hex() for group in own_groups()} == {theirs, mine}
-    assert len(give_back_deserted()) == len(own_groups()) == 2
+    until(lambda: all(group.placed for group in groups()))
+    assert {group.id.hex() for group in groups()} == {theirs, mine}
+    assert len(give_back_deserted()) == len(groups()) == 2
     ray.kill(doomed)
-    until(lambda: any(group.deserted for group in own_groups()))
+    until(lambda: any(group.deserted for group in groups()))
     (left,) = give_back_deserted()
-    assert own_groups() == [left]
+    assert groups() == [left]
     assert left.id.hex() == mine and left.placed and not left.deserted
 
 
@@ -70,11 +70,11 @@ def test_places_that_others_hold_are_not_counted_on(
     ray.get(outsider.__ray_ready__.remote())
     counted = Places(lambda: 2)
     hold(2.0)
-    until(lambda: all(group.placed for group in own_groups()))
+    until(lambda: all(group.placed for group in groups()))
     hold(2.0)
     assert counted.count() == 2
     time.sleep(0.6)
     assert counted.count() == 1
     ray.kill(outsider)
-    until(lambda: all(group.placed for group in own_groups()))
+    until(lambda: all(group.placed for group in groups()))
     assert counted.count() == 2

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -25,7 +23,7 @@ from adios_ray.search.replay import replay
 from adios_ray.search.schedule import load_schedule
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.records import read_lineage, read_results, read_summary
-from adios_ray.training.checkpoints import Pointer, load_checkpoint, open_checkpoint
+from adios_ray.training.checkpoints import load_checkpoint, open_checkpoint
 from adios_ray.training.reproduce import reproduce
 
 pytestmark = pytest.mark.ray
@@ -124,14 +122,6 @@ def test_a_diverged_trial_is_reported_dumped_and_replaced(
     assert reproduce(dump, torch.device("cpu")) == "objective of slot 0 is nan"
 
 
-def wait_for_reports(run_dir: Path, count: int, process: "subprocess.Popen[bytes]") -> None:
-    """Wait until a run has written so many reports."""
-    deadline = time.monotonic() + 180
-    while len(read_results(run_dir)) < count:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_trials_that_do_not_fit_at_once_take_turns(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
     from adios_ray.search.runner import start
@@ -211,40 +201,6 @@ def test_storage_that_goes_away_for_a_while_stops_nobody(
     assert {(row.trial, row.epoch) for row in rows} == {(f"trial_0{t}", e) for t in (0, 1) for e in range(1, 5)}
     assert all(math.isfinite(row.fitness) for row in rows)
     assert "storage refuses" in capsys.readouterr().out
-
-
-def test_a_killed_driver_comes_back_to_the_same_lineage(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
-    from adios_ray.search.runner import resume, start
-
-    config = experiment(objects_dir, tmp_path, epochs=3)
-    uninterrupted = start(config.model_copy(update={"storage": tmp_path / "whole"}))
-    values = tmp_path / "config.json"
-    values.write_text(config.model_dump_json())
-    code = (
-        "import sys; from pathlib import Path; from adios_ray.search.runner import start;"
-        "from adios_ray.search.experiment import ExperimentConfig;"
-        "start(ExperimentConfig.model_validate_json(Path(sys.argv[1]).read_text()))"
-    )
-    environment = {**os.environ, "RAY_ADDRESS": ""}
-    process = subprocess.Popen([sys.executable, "-c", code, str(values)], env=environment, start_new_session=True)
-    while not list((tmp_path / "runs").glob("*/population.json")):
-        assert process.poll() is None
-        time.sleep(0.1)
-    run_dir = next((tmp_path / "runs").glob("*/population.json")).parent
-    wait_for_reports(run_dir, 3, process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(1)
-    resume(run_dir)
-    expected, lineage = read_lineage(uninterrupted), read_lineage(run_dir)
-    assert [e.model_dump(exclude={"time"}) for e in lineage] == [e.model_dump(exclude={"time"}) for e in expected]
-    scores = [
-        {(row.trial, row.epoch): (row.fitness, row.loss, row.slots) for row in read_results(directory)}
-        for directory in (run_dir, uninterrupted)
-    ]
-    assert scores[0] == scores[1]
-    finals = [PopulationState.load(directory).members["trial_00"].checkpoint for directory in (run_dir, uninterrupted)]
-    assert all(isinstance(pointer, Pointer) for pointer in finals)
 
 
 def test_bad_input_is_one_line_before_anything_starts(objects_dir: Path, tmp_path: Path) -> None:

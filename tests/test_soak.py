@@ -1,7 +1,7 @@
 """The short form of `make soak`: what no other test does to a running population.
 
-A killed worker or controller and a cut-off checkpoint are in test_live_trial, a killed driver and storage that goes
-away in test_population.
+A killed worker or controller and a cut-off checkpoint are in test_live_trial, storage that goes away in
+test_population.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("actor", "node", *(("disk",) if os.geteuid() == 0 else ()))  # to mount needs root
+KINDS = ("actor", "driver", "node", *(("disk",) if os.geteuid() == 0 else ()))  # to mount needs root
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 

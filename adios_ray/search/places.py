@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import ray
 from ray._private.state import state as cluster_state  # Ray's public tables do not say who made a placement group
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 WAITING_S = 10.0
@@ -27,30 +27,35 @@ class Group(NamedTuple):
     deserted: bool
 
 
-def own_groups() -> list[Group]:
-    """The placement groups that actors of this job have made."""
-    job, groups = ray.get_runtime_context().get_job_id(), []
-    for row in cluster_state._connect_and_get_accessor().get_placement_group_table():
-        table = PlacementGroupTableData.FromString(row)
-        removed = table.state == PlacementGroupTableData.REMOVED
-        if removed or table.creator_job_id.hex() != job or ray.ActorID(table.creator_actor_id).is_nil():
-            continue
-        placed = table.state == PlacementGroupTableData.CREATED
-        groups.append(Group(ray.PlacementGroupID(table.placement_group_id), placed, table.creator_actor_dead))
-    return groups
+def groups() -> list[Group]:
+    """The placement groups that actors of this job have made, and those that dead jobs have left."""
+    accessor, mine = cluster_state._connect_and_get_accessor(), ray.get_runtime_context().get_job_id()
+    tables = [PlacementGroupTableData.FromString(row) for row in accessor.get_placement_group_table()]
+    tables = [table for table in tables if table.state != PlacementGroupTableData.REMOVED and not table.is_detached]
+    # The makers are looked up after the groups: one that is not alive by now has died.
+    actors = accessor.get_actor_table(ray.JobID.from_hex(mine), "ALIVE")
+    alive = {ActorTableData.FromString(row).actor_id for row in actors}
+    dead_jobs = {job["JobID"] for job in cluster_state.job_table() if job["IsDead"]}
+    found = []
+    for table in tables:
+        job, by_actor = table.creator_job_id.hex(), not ray.ActorID(table.creator_actor_id).is_nil()
+        if by_actor and (job == mine or job in dead_jobs):
+            placed, deserted = table.state == PlacementGroupTableData.CREATED, table.creator_actor_id not in alive
+            found.append(Group(ray.PlacementGroupID(table.placement_group_id), placed, deserted))
+    return found
 
 
 def give_back_deserted() -> list[Group]:
     """Remove the placement groups of dead actors; returns the others.
 
-    Ray keeps a group until its job ends. What Ray Train has for that is a process more for each trial, and needs the
-    dashboard.
+    Ray keeps a group until its job ends, and for ever if its maker, in the moment between the end of its job and its
+    own, made another one. What Ray Train has for that is a process more for each trial, and needs the dashboard.
     """
-    groups = own_groups()
-    for group in groups:
+    found = groups()
+    for group in found:
         if group.deserted:
             remove_placement_group(PlacementGroup(group.id))
-    return [group for group in groups if not group.deserted]
+    return [group for group in found if not group.deserted]
 
 
 class Places:
@@ -67,8 +72,8 @@ class Places:
 
     def count(self) -> int:
         """How many there are now; what dead processes held is given back first."""
-        groups, now = give_back_deserted(), time.monotonic()
-        placed = sum(group.placed for group in groups)
-        self._waiting_since = {group.id: self._waiting_since.get(group.id, now) for group in groups if not group.placed}
+        living, now = give_back_deserted(), time.monotonic()
+        placed = sum(group.placed for group in living)
+        self._waiting_since = {group.id: self._waiting_since.get(group.id, now) for group in living if not group.placed}
         in_vain = any(now - since > WAITING_S for since in self._waiting_since.values())
         return placed if in_vain else self._count_fitting()
