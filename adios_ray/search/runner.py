@@ -65,10 +65,10 @@ def start(config: ExperimentConfig) -> Path:
     """
     space = _space_of(config)
     space.bind(config.trial(), f"search space {config.space}")
-    storage = check_storage(config.storage)
     renders = config.data_dir is None and config.preset == "demo"
     if not renders:
         check_data(config)
+    storage = check_storage(config.storage)  # last, as it makes the directory
     with connected():
         placement = place(config, nodes())
         if renders:
