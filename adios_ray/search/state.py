@@ -134,9 +134,11 @@ class PopulationState(BaseModel):
 
     def remove_unused_checkpoints(self, run_dir: Path, trials: Iterable[str]) -> None:
         """Delete the checkpoints of some trials that nobody goes on from, but for each one's newest two."""
-        used = {member.checkpoint.path for member in self.members.values() if member.checkpoint}
+        older: set[Path] = set()
         for trial in trials:
             newest_first = sorted((run_dir / "checkpoints" / trial).glob("epoch_*"), reverse=True)
-            for directory in newest_first[KEPT_CHECKPOINTS:]:
-                if directory not in used:
-                    shutil.rmtree(directory, ignore_errors=True)
+            older.update(newest_first[KEPT_CHECKPOINTS:])
+        if older:  # who uses what is asked of everybody, and only then
+            older -= {member.checkpoint.path for member in self.members.values() if member.checkpoint}
+        for directory in older:
+            shutil.rmtree(directory, ignore_errors=True)
