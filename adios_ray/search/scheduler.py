@@ -47,13 +47,17 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         """Record a report and decide."""
         name = name_of(trial)
         if result["left_its_place"]:
-            self._leaving = None
+            self._leaving = name
             return str(PAUSE)
         if not self.members.record(name, result):
             return str(CONTINUE)
         decision = self.decide(name)
         if decision == STOP:
             self.members[name].finished = True
+        if decision == PAUSE:
+            self._leaving = name
+        elif self._leaving == name:
+            self._leaving = None
         self.members.remember(name)
         return str(decision)
 
@@ -68,6 +72,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Go on without a trial whose actor could not be kept alive; one that Tune starts again is added once more."""
         if trial.should_recover():
+            self._leaving = None if self._leaving == name_of(trial) else self._leaving
             self.members.run.note(f"{name_of(trial)} has lost its actor; it is started again")
             return
         self.members.run.note(f"{name_of(trial)} failed and is out of the population; --resume takes it up again")
@@ -90,6 +95,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         waiting = [trial for trial in self.turns.paused() if self.ready(name_of(trial))]
         waiting.sort(key=lambda trial: (self.members[name_of(trial)].epoch, name_of(trial)))
         if waiting and self.turns.everyone_started and self.turns.free:
+            self._leaving = None if self._leaving == name_of(waiting[0]) else self._leaving
             return waiting[0]
         if (waiting or not self.turns.everyone_started or self.turns.too_many()) and not self.turns.free:
             self._ask_for_a_place()
@@ -101,12 +107,14 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         return others or not self.turns.everyone_started or self.turns.too_many()
 
     def _ask_for_a_place(self) -> None:
-        """Have one of the trials that hold a place while they wait for others leave it."""
-        for trial in self.turns.running():
-            name = name_of(trial)
-            if self._leaving is None and not self.ready(name):
-                self._leaving = name
-                self.members.channel.leave(name)
+        """Have one of the trials that wait for others leave its place, unless one is on its way out."""
+        running = {name_of(trial) for trial in self.turns.running()}
+        if self._leaving in running:
+            return
+        waiting = (name for name in sorted(running) if not self.ready(name))
+        self._leaving = next(waiting, None)
+        if self._leaving:
+            self.members.channel.leave(self._leaving)
 
     def debug_string(self) -> str:
         """What Tune would print."""
