@@ -56,8 +56,8 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
             self.members[name].finished = True
         if decision == PAUSE:
             self._leaving = name
-        elif self._leaving == name:
-            self._leaving = None
+        else:
+            self._stays(name)
         self.members.remember(name)
         return str(decision)
 
@@ -72,7 +72,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Go on without a trial whose actor could not be kept alive; one that Tune starts again is added once more."""
         if trial.should_recover():
-            self._leaving = None if self._leaving == name_of(trial) else self._leaving
+            self._stays(name_of(trial))
             self.members.run.note(f"{name_of(trial)} has lost its actor; it is started again")
             return
         self.members.run.note(f"{name_of(trial)} failed and is out of the population; --resume takes it up again")
@@ -83,9 +83,13 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         self._gone(name_of(trial))
 
     def _gone(self, name: str) -> None:
+        self._stays(name)
+        self.left(name)
+
+    def _stays(self, name: str) -> None:
+        """Forget that a trial was on its way out."""
         if self._leaving == name:
             self._leaving = None
-        self.left(name)
 
     def left(self, name: str) -> None:
         """A trial has ended; those that waited for it wait no longer."""
@@ -95,7 +99,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         waiting = [trial for trial in self.turns.paused() if self.ready(name_of(trial))]
         waiting.sort(key=lambda trial: (self.members[name_of(trial)].epoch, name_of(trial)))
         if waiting and self.turns.everyone_started and self.turns.free:
-            self._leaving = None if self._leaving == name_of(waiting[0]) else self._leaving
+            self._stays(name_of(waiting[0]))
             return waiting[0]
         if (waiting or not self.turns.everyone_started or self.turns.too_many()) and not self.turns.free:
             self._ask_for_a_place()
