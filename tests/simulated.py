@@ -91,6 +91,7 @@ class SimulatedTrial:
     config: dict[str, Any]
     status: str = Trial.PENDING
     missed: bool = True
+    pausing: bool = False
 
     def should_recover(self) -> bool:
         """Tune starts it again."""
@@ -157,10 +158,11 @@ class Simulation:
         self.scheduler = make(self.members, turns) if make else _evolution(self.space, self.members, turns)
         self.trials: dict[str, SimulatedTrial] = {}
         while any(trial.status != Trial.TERMINATED for trial in self.trials.values()) or len(self.trials) < len(todo):
-            self._start(todo)
             if self.loses_actor():
                 self._lose_actor()
-            self._report()
+            self._start(todo)
+            if not self._pause():
+                self._report()
             self.on_step(self)
         return state
 
@@ -175,13 +177,27 @@ class Simulation:
             assert chosen.status == Trial.PAUSED
             chosen.status = Trial.RUNNING
 
-    def _report(self) -> None:
-        """One trial that can, reports or leaves its place."""
-        able = [
+    def _pause(self) -> bool:
+        """Perhaps a trial that is to be paused is; until then it runs for Tune, and others go on."""
+        pausing = [trial for trial in self.trials.values() if trial.pausing]
+        if not pausing or (self._able() and self.random.random() < 0.5):
+            return False
+        trial = self.random.choice(pausing)
+        trial.status, trial.pausing = Trial.PAUSED, False
+        return True
+
+    def _able(self) -> list[tuple[str, SimulatedTrial]]:
+        """Trials that can report or leave their places."""
+        lines, running = self.channel.lines, Trial.RUNNING
+        return [
             (name, trial)
             for name, trial in self.trials.items()
-            if trial.status == Trial.RUNNING and (not self.channel.lines[name].held or self.channel.lines[name].leaving)
+            if trial.status == running and not trial.pausing and (not lines[name].held or lines[name].leaving)
         ]
+
+    def _report(self) -> None:
+        """One trial that can, reports or leaves its place."""
+        able = self._able()
         assert able, f"nobody can go on: {[(n, t.status, self.channel.lines[n]) for n, t in self.trials.items()]}"
         name, trial = self.random.choice(able)
         line = self.channel.lines[name]
@@ -225,13 +241,13 @@ class Simulation:
             self._train(name, line)
         trial.status = Trial.ERROR  # as Tune has it at this moment
         self.scheduler.on_trial_error(None, trial)
-        trial.status, trial.missed = Trial.PENDING, True
+        trial.status, trial.missed, trial.pausing = Trial.PENDING, True, False
         self.scheduler.on_trial_add(None, trial)
         trial.status = Trial.RUNNING
 
     def _react(self, trial: SimulatedTrial, decision: str) -> None:
         if decision == PAUSE:
-            trial.status = Trial.PAUSED
+            trial.pausing = True
         elif decision == STOP:
             trial.status = Trial.TERMINATED
         else:
