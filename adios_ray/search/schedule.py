@@ -1,7 +1,6 @@
 """The winner's schedule: which values its weights were trained with, from their first step on, over all its donors."""
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel, Field
 from adios_ray.config import ConfigError, TrialConfig, load_json, parse, replaced
 from adios_ray.files import write_whole
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking.records import Exploit, read_lineage
+from adios_ray.tracking.records import read_lineage
 
 SCHEDULE_FILE = "schedule.json"
 
@@ -85,19 +84,13 @@ def schedule_of(run_dir: Path, trial: str) -> Schedule:
     if trial not in state.members:
         raise ConfigError(f"{run_dir} has no trial {trial!r}; it has {', '.join(state.members)}")
     stages: list[Stage] = []
-    current, exploit = trial, _last_exploit(lineage, trial, None)
-    while exploit is not None:
-        stages.append(Stage(from_epoch=exploit.epoch, trial=current, values=exploit.values))
-        current = exploit.donor
-        exploit = _last_exploit(lineage, current, exploit.time)
+    current = trial
+    for exploit in reversed(lineage):  # in the order of its lines: clocks of drivers may differ
+        if exploit.trial == current:
+            stages.append(Stage(from_epoch=exploit.epoch, trial=current, values=exploit.values))
+            current = exploit.donor
     stages.append(Stage(from_epoch=0, trial=current, values=state.initial[current]))
     experiment = load_json(run_dir / "config.json")
     config = {key: value for key, value in experiment.items() if key in TrialConfig.model_fields}
     config["seed"] = config["seed"] + state.members[current].number
     return Schedule(config=config, stages=stages[::-1])
-
-
-def _last_exploit(lineage: list[Exploit], trial: str, before: datetime | None) -> Exploit | None:
-    """The last time that a trial became a copy, before some time."""
-    own = [exploit for exploit in lineage if exploit.trial == trial and (before is None or exploit.time < before)]
-    return max(own, key=lambda exploit: exploit.time, default=None)
