@@ -21,6 +21,7 @@ from adios_ray.config import ConfigError
 from adios_ray.data.store import DatasetError
 from adios_ray.search.replay import replay
 from adios_ray.search.schedule import Schedule, load_schedule, schedule_of
+from adios_ray.tracking.records import measure_of
 from adios_ray.training.checkpoints import CheckpointError
 
 
@@ -29,7 +30,7 @@ class Options:
     """What to train again."""
 
     output: Path
-    """Directory of checkpoints and reports; one that an interrupted replay left is gone on with."""
+    """Directory of checkpoints and reports: a new one, or one that the same replay, interrupted, has left."""
     schedule: Path | None = None
     """File of the schedule."""
     run: Path | None = None
@@ -71,10 +72,15 @@ def main(options: Options) -> int:
         torch.set_num_threads(options.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         trainer = replay(schedule, config, options.output, device)
-        print(f"{trainer.evaluate('test'):.1%} on test; checkpoints: {options.output / 'checkpoints'}")
+        measure = measure_of(config.model_dump(mode="json"))
+        fitness = f"{measure.label} {measure.text(trainer.evaluate('test'))}"
+        print(f"{fitness} on test; checkpoints: {options.output / 'checkpoints'}")
     except (ConfigError, DatasetError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from its last report", file=sys.stderr)
         return 130

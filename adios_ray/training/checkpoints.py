@@ -64,10 +64,10 @@ def load_checkpoint(pointer: Pointer, device: torch.device) -> dict[str, Any]:
     return state
 
 
-def newest_whole(damaged: Path) -> Pointer | None:
-    """The newest undamaged checkpoint that lies beside a damaged one and is older; None if there is none."""
-    older = (path for path in damaged.parent.glob("epoch_*") if path.name < damaged.name)
-    for directory in sorted(older, reverse=True):
+def newest_whole(folder: Path, before: str | None = None) -> Pointer | None:
+    """The newest undamaged ``epoch_*`` of a folder, older than ``before`` if given; None if there is none."""
+    names = (path.name for path in folder.glob("epoch_*"))
+    for directory in (folder / name for name in sorted(names, reverse=True) if before is None or name < before):
         try:
             checksum = str(json.loads((directory / META_FILE).read_text())["sha256"])
         except (OSError, ValueError, KeyError):

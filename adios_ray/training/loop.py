@@ -57,7 +57,7 @@ def _load(trainer: Trainer, pointer: Pointer, settings: TrialConfig, config: Loo
     try:
         trainer.load(pointer, settings)
     except CheckpointError as error:
-        older = newest_whole(pointer.path)
+        older = newest_whole(pointer.path.parent, before=pointer.path.name)
         if older is None:
             raise
         trainer.load(older, settings)

@@ -1,0 +1,85 @@
+"""A schedule trained alone: the stages one after the other, interrupted, into the wrong place, or diverging."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import small_config
+from test_trainer import assert_identical
+
+from adios_ray.config import ConfigError, replaced
+from adios_ray.search.replay import replay
+from adios_ray.search.schedule import Schedule, Stage
+from adios_ray.training.checkpoints import open_checkpoint
+from adios_ray.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+VALUES: list[dict[str, Any]] = [
+    {"masking": {"slots": 3, "sparsity_weight": 0.3}, "optimizer": {"encoder_lr": 0.05}},
+    {"masking": {"slots": 4, "sparsity_weight": 0.6}, "optimizer": {"encoder_lr": 0.02}},
+]
+
+
+def schedule(data_dir: Path, **changes: Any) -> Schedule:
+    """Three epochs, of which the last two under other values, and these changes."""
+    config = small_config(data_dir, epochs=3).model_dump(mode="json")
+    first = Stage(from_epoch=0, trial="trial_01", values=VALUES[0])
+    return Schedule(config=config, stages=[first, Stage(from_epoch=1, trial="trial_00", values=VALUES[1] | changes)])
+
+
+def final(output: Path) -> dict[str, Any]:
+    return open_checkpoint(output / "checkpoints" / "epoch_00003", CPU)
+
+
+def reports(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "reports.jsonl").read_text().splitlines()]
+
+
+def test_a_replay_trains_its_stages_and_goes_on_where_it_was_cut_off(objects_dir: Path, tmp_path: Path) -> None:
+    plan, output = schedule(objects_dir), tmp_path / "replayed"
+    trainer = Trainer(replaced(plan.trial(), VALUES[0]), CPU)
+    trainer.train_until(3)
+    trainer.load(trainer.save(tmp_path / "first"), replaced(plan.trial(), VALUES[1]))
+    trainer.train_until(9)
+    trainer.save(tmp_path / "by_hand")
+    replay(plan, plan.trial(), output, CPU)
+    expected = {**open_checkpoint(tmp_path / "by_hand", CPU), "sums": None}
+    assert_identical({**final(output), "sums": None}, expected)  # nothing was reported by hand
+    told = reports(output)
+    assert [(report["epoch"], report["trial"]) for report in told] == [
+        (1, "trial_01"),
+        (2, "trial_00"),
+        (3, "trial_00"),
+    ]
+
+    whole = final(output)
+    (output / "checkpoints" / "epoch_00003" / "state.pt").write_bytes(b"cut off")
+    replay(plan, plan.trial(), output, CPU)
+    assert_identical(final(output), whole)
+    learned = ("epoch", "trial", "fitness", "loss")
+    assert [[r[key] for key in learned] for r in reports(output)] == [[r[key] for key in learned] for r in told]
+
+
+def test_a_replay_leaves_alone_what_is_not_its_own(objects_dir: Path, tmp_path: Path) -> None:
+    plan, other = schedule(objects_dir), schedule(objects_dir, objective={"temperature": 0.3})
+    output = tmp_path / "replayed"
+    replay(plan, plan.trial(), output, CPU)
+    before = final(output)
+    with pytest.raises(ConfigError, match=r"replayed holds a training with another schedule or other settings"):
+        replay(other, other.trial(), output, CPU)
+    assert_identical(final(output), before)
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "cat.jpg").touch()
+    with pytest.raises(ConfigError, match=r"photographs holds something else than a replay"):
+        replay(plan, plan.trial(), tmp_path / "photographs", CPU)
+    assert [path.name for path in (tmp_path / "photographs").iterdir()] == ["cat.jpg"]
+
+
+def test_a_replay_that_diverges_says_so_and_keeps_what_it_had(objects_dir: Path, tmp_path: Path) -> None:
+    plan = schedule(objects_dir, objective={"temperature": 1e-42})  # every logit overflows
+    with pytest.raises(RuntimeError, match=r"training diverged at step 3: .* lower learning rates may help"):
+        replay(plan, plan.trial(), tmp_path / "replayed", CPU)
+    assert (tmp_path / "replayed" / "diverged" / "epoch_00002" / "state.pt").is_file()
+    assert [path.name for path in (tmp_path / "replayed" / "checkpoints").iterdir()] == ["epoch_00001"]
