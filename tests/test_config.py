@@ -106,6 +106,11 @@ def test_log_scale_draws_evenly_in_the_logarithm() -> None:
     [
         ({"parameters": {"masking.slotz": {"low": 2, "high": 3, "scale": "integer"}}}, "masking.slotz"),
         ({"parameters": {"masking.slots": {"low": 1, "high": 3, "scale": "integer"}}}, "masking.slots"),
+        (
+            {"parameters": {"masking.slots": {"low": 2, "high": 5, "scale": "integer", "step": 2}}},
+            "high 5 is not low 2 and a whole number of steps of 2",
+        ),
+        ({"parameters": {"optimizer.encoder_lr": {"low": 0.1, "high": math.inf, "scale": "linear"}}}, "high = inf"),
         ({"parameters": {"masking.sparsity_weight": {"low": 0, "high": 1, "scale": "linear"}}}, "sparsity_weight"),
         ({"parameters": {"optimizer.encoder_lr": {"low": 0, "high": 1, "scale": "log"}}}, "encoder_lr"),
         ({"parameters": {"masking.width": {"values": [8, 16]}}}, "masking.width cannot change while a trial trains"),

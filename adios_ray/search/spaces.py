@@ -21,9 +21,9 @@ class _Parameter(Strict):
 
 
 class _Bounded(_Parameter):
-    low: float
+    low: float = Field(allow_inf_nan=False)
     """Smallest value."""
-    high: float
+    high: float = Field(allow_inf_nan=False)
     """Largest value."""
 
     @model_validator(mode="after")
@@ -78,6 +78,12 @@ class Integer(_Bounded):
     """Drawn evenly from low, low + step, ... up to high."""
     step: int = Field(1, ge=1)
     """A perturbation adds or subtracts this."""
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> Self:
+        if (self.high - self.low) % self.step:
+            raise ValueError(f"high {self.high} is not low {self.low} and a whole number of steps of {self.step}")
+        return self
 
     def sample(self, random: Random) -> int:
         """A fresh value."""
