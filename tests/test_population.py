@@ -59,7 +59,8 @@ def experiment(data_dir: Path, tmp_path: Path, **changes: Any) -> ExperimentConf
 def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
     from adios_ray.search.runner import resume, start
 
-    run_dir = start(experiment(objects_dir, tmp_path, epochs=4).model_copy(update={"wandb": "offline"}))
+    config = experiment(objects_dir, tmp_path, epochs=4).model_copy(update={"wandb": "offline"})
+    run_dir = start(config)
     rows, lineage, summary = read_results(run_dir), read_lineage(run_dir), read_summary(run_dir)
     assert {(row.trial, row.epoch) for row in rows} == {(f"trial_0{t}", e) for t in (0, 1) for e in (1, 2, 3, 4)}
     assert [exploit.epoch for exploit in lineage] == [1, 2, 3]
@@ -77,6 +78,7 @@ def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_
     kept = list((run_dir / "checkpoints").glob("trial_*/epoch_*"))
     assert len(kept) <= 2 * 2 and all(member.finished for member in state.members.values())
     replayed_alone(run_dir, tmp_path / "replayed", summary.best_trial, state)
+    config.space.unlink()  # a job's working directory goes with the job; the run has a copy
     modified = {path: path.stat().st_mtime_ns for path in kept}
     resume(run_dir)
     assert {path: path.stat().st_mtime_ns for path in kept} == modified

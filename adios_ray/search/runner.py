@@ -28,7 +28,7 @@ from adios_ray.search.population import Explore, LivePopulation
 from adios_ray.search.preflight import Placement, check_data, check_storage, count_places, nodes, place
 from adios_ray.search.schedule import SCHEDULE_FILE, schedule_of
 from adios_ray.search.scheduler import LiveScheduler
-from adios_ray.search.spaces import SearchSpace, load_space
+from adios_ray.search.spaces import SPACE_FILE, SearchSpace, load_space, save_space
 from adios_ray.search.state import Member, PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import make_suggest
@@ -63,7 +63,7 @@ def start(config: ExperimentConfig) -> Path:
         ConfigError: If the configuration cannot work here.
         DatasetError: If the data cannot be used.
     """
-    space = _space_of(config)
+    space = load_space(config.space, config.scheduler, config.search)
     space.bind(config.trial(), f"search space {config.space}")
     renders = config.data_dir is None and config.preset == "demo"
     if not renders:
@@ -79,12 +79,13 @@ def start(config: ExperimentConfig) -> Path:
         config = replaced(config, {**paths, "storage": storage})
         run_dir = _new_run_directory(storage, config)
         write_config(run_dir, config.model_dump(mode="json"))
+        save_space(space, run_dir / SPACE_FILE)
         _fresh_population(config, space).save(run_dir)
         return _evolve(config, space, run_dir, placement)
 
 
 def resume(run_dir: Path) -> Path:
-    """Go on with a run that was interrupted, under its own configuration; returns its directory.
+    """Go on with a run that was interrupted, under its own configuration and search space; returns its directory.
 
     Trials go on from their last reports; those that have finished are not trained again.
 
@@ -95,14 +96,10 @@ def resume(run_dir: Path) -> Path:
     run_dir = run_dir.expanduser().resolve()
     PopulationState.load(run_dir)
     config = parse(ExperimentConfig, load_json(run_dir / "config.json"), str(run_dir / "config.json"))
-    space = _space_of(config)
+    space = load_space(run_dir / SPACE_FILE)
     check_data(config)
     with connected():
         return _evolve(config, space, run_dir, place(config, nodes()))
-
-
-def _space_of(config: ExperimentConfig) -> SearchSpace:
-    return load_space(config.space, config.scheduler, config.search)
 
 
 def _render_demo_images(storage: Path) -> Path:

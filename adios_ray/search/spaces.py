@@ -11,6 +11,7 @@ import yaml
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from adios_ray.config import ConfigError, Strict, TrialConfig, adaptable, parse, replaced, value_at
+from adios_ray.files import write_whole
 
 
 class _Parameter(Strict):
@@ -134,6 +135,9 @@ Parameter = Annotated[
     Annotated[Continuous, Tag("continuous")] | Annotated[Integer, Tag("integer")] | Annotated[Choice, Tag("choice")],
     Discriminator(_kind),
 ]
+
+SPACE_FILE = "space.yaml"
+"""A run's own copy."""
 
 Scheduler = Literal["pbt", "pb2", "asha", "median", "none"]
 Search = Literal["random", "hyperopt", "grid"]
@@ -264,3 +268,8 @@ def load_space(path: Path, scheduler: Scheduler | None = None, search: Search | 
     if search is not None:
         values["search"] = search
     return parse(SearchSpace, values, f"search space {path}")
+
+
+def save_space(space: SearchSpace, path: Path) -> None:
+    """Write a search space as ``load_space`` reads it."""
+    write_whole(path, yaml.safe_dump(space.model_dump(mode="json"), sort_keys=False).encode())
