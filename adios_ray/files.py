@@ -52,12 +52,19 @@ def check_writable(folder: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a file that only grows; if its last line was cut off by a crash, that is dropped first."""
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                os.truncate(path, len(whole_lines(path)))
+    """Append one line to a file that only grows; if its last line was cut off by a crash, that is dropped first.
+
+    Raises:
+        OSError: If storage refuses it, or the file is not there: where storage has gone away and left an empty folder,
+            a new file would be lost.
+    """
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read() != b"\n":
+                end = file.truncate(len(whole_lines(path)))
+        file.seek(end)
         file.write(line.encode() + b"\n")
 
 

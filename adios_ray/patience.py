@@ -2,10 +2,14 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 PATIENCE_S = 300.0
 PAUSE_S = 1.0
+
+CONFIG_FILE = "config.json"
+"""Every run's directory holds one: where it is missing, the run's storage has gone away."""
 
 Result = TypeVar("Result")
 
@@ -23,11 +27,14 @@ def patiently(action: Callable[[], Result], say: Callable[[str], None]) -> Resul
 
     Raises:
         StorageError: If it refuses for longer than five minutes.
+        OSError: At once, if something else lies in the way: no waiting takes that away.
     """
     began, told = time.monotonic(), False
     while True:
         try:
             result = action()
+        except (FileExistsError, IsADirectoryError, NotADirectoryError):
+            raise
         except OSError as error:
             if time.monotonic() - began > PATIENCE_S:
                 raise StorageError(
@@ -42,3 +49,13 @@ def patiently(action: Callable[[], Result], say: Callable[[str], None]) -> Resul
             if told:
                 say(f"storage is back after {time.monotonic() - began:.0f} s")
             return result
+
+
+def patiently_into(run_dir: Path, action: Callable[[], Result], say: Callable[[str], None]) -> Result:
+    """``patiently``, and only while the run's files are there: storage may leave an empty folder when it goes away."""
+
+    def attempt() -> Result:
+        (run_dir / CONFIG_FILE).stat()
+        return action()
+
+    return patiently(attempt, say)

@@ -114,6 +114,7 @@ class MadeUpRun:
         """Every file except the summary."""
         records.write_config(self.run_dir, {"seed": 0, "masking": {"scheme": "adios", "slots": 4}})
         records.begin_results(self.run_dir)
+        records.begin_lineage(self.run_dir)
         for epoch in range(1, self.epochs + 1):
             for name in self.names:
                 records.append_result(self.run_dir, self.train(name, epoch))

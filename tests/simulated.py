@@ -19,7 +19,7 @@ from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 from adios_ray.search.suggest import make_suggest
 from adios_ray.search.turns import Turns
-from adios_ray.tracking.records import Exploit, append_exploit, read_lineage, truncate_lineage
+from adios_ray.tracking.records import Exploit, append_exploit, begin_lineage, read_lineage
 from adios_ray.tracking.run import Run
 
 
@@ -149,7 +149,7 @@ class Simulation:
         """Do what a driver does until all trials have ended; may be called again after a crash."""
         state = PopulationState.load(self.directory)
         state.save(self.directory)
-        truncate_lineage(self.directory, state.exploits)
+        begin_lineage(self.directory, state.exploits)
         todo = state.unfinished(f"trial_{number:02d}" for number in range(self.population))
         self.channel, self.run = SimulatedChannel(), SimulatedRun(self.directory)
         self.members = Members(self.config, state, cast(Run, self.run), cast(ChannelCalls, self.channel))

@@ -44,6 +44,7 @@ def test_a_refused_checkpoint_leaves_the_old_one_and_nothing_else(tmp_path: Path
 
 def test_a_refused_line_is_cut_off_before_the_next(tmp_path: Path) -> None:
     path = tmp_path / "lines"
+    write_whole(path, b"")
     append_line(path, "first")
     with files_end_at(10), pytest.raises(OSError, match="too large"):
         append_line(path, "second")

@@ -9,7 +9,8 @@ import pytest
 from made_up_run import make_row
 
 from adios_ray import patience
-from adios_ray.patience import StorageError, patiently
+from adios_ray.files import write_whole
+from adios_ray.patience import StorageError, patiently, patiently_into
 from adios_ray.tracking import records
 
 
@@ -50,12 +51,15 @@ def test_it_gives_up_with_what_to_do() -> None:
         patiently(refusing(10**9), lambda text: None)
 
 
-def test_other_errors_are_not_waited_for() -> None:
+def test_other_errors_are_not_waited_for(tmp_path: Path) -> None:
     def broken() -> None:
         raise ValueError("a fault of our own")
 
     with pytest.raises(ValueError, match="our own"):
         patiently(broken, lambda text: None)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        patiently(lambda: write_whole(tmp_path / "file" / "masks", b""), lambda text: None)
 
 
 def test_a_line_that_did_not_fit_is_written_whole_later(tmp_path: Path) -> None:
@@ -73,14 +77,25 @@ def test_a_line_that_did_not_fit_is_written_whole_later(tmp_path: Path) -> None:
 def test_a_directory_that_is_away_is_not_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     run.mkdir()
+    records.write_config(run, {})
     records.begin_results(run)
-    run.rename(tmp_path / "away")
     said: list[str] = []
 
     def say(text: str) -> None:
         said.append(text)
         if "refuses" in text:
+            run.rmdir()
             os.rename(tmp_path / "away", run)
 
+    def go_away() -> None:
+        said.clear()
+        run.rename(tmp_path / "away")
+        run.mkdir()  # as a mount point stays, and somebody may make the run's folder in it
+
+    go_away()
     patiently(lambda: records.append_result(run, make_row(epoch=1)), say)
-    assert len(said) == 2 and len(records.read_results(run)) == 1
+    assert len(said) == 2
+    go_away()
+    patiently_into(run, lambda: write_whole(run / "masks" / "file", b"drawn"), say)
+    assert len(said) == 2
+    assert len(records.read_results(run)) == 1 and (run / "masks" / "file").read_bytes() == b"drawn"

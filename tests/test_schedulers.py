@@ -19,6 +19,8 @@ from adios_ray.search.state import JOURNAL_FILE, PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import make_suggest
 from adios_ray.search.turns import Turns
+from adios_ray.tracking.lineage import ancestry
+from adios_ray.tracking.records import read_lineage
 
 PARAMETERS = {
     "masking.sparsity_weight": {"low": 0.1, "high": 1.0, "scale": "linear"},
@@ -331,9 +333,10 @@ def test_a_search_that_was_killed_goes_on_with_what_it_had_learned(tmp_path: Pat
 
 
 @pytest.mark.parametrize("synchronous", [True, False])
+@pytest.mark.parametrize("interval", [1, 2])
 @pytest.mark.parametrize("order", range(3))
-def test_a_trials_schedule_adds_up_to_its_score(tmp_path: Path, synchronous: bool, order: int) -> None:
-    simulated = simulation(tmp_path / "run", order=order, synchronous=synchronous)
+def test_a_trials_schedule_adds_up_to_its_score(tmp_path: Path, synchronous: bool, interval: int, order: int) -> None:
+    simulated = simulation(tmp_path / "run", order=order, synchronous=synchronous, interval_epochs=interval)
     state = simulated.drive()
     (simulated.directory / "config.json").write_text(simulated.config.model_dump_json())
     for name, member in state.members.items():
@@ -345,6 +348,9 @@ def test_a_trials_schedule_adds_up_to_its_score(tmp_path: Path, synchronous: boo
                 score += optimum(replaced(simulated.config, stage.values).model_dump())
             epochs = end
         assert score == pytest.approx(member.score, abs=1e-9)
+        ancestors = ancestry(read_lineage(simulated.directory), name, member.epoch)
+        stretches = [(stage.trial, stage.from_epoch, end) for stage, end in schedule.intervals()]
+        assert [(each.trial, each.after, each.until) for each in ancestors] == stretches
         assert schedule.config["seed"] == 1 + state.members[schedule.stages[0].trial].number
 
 

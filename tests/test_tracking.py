@@ -55,19 +55,27 @@ def test_a_row_is_on_disk_before_the_file_is_closed(tmp_path: Path) -> None:
     assert len(records.read_results(tmp_path)) == 1
 
 
-def test_superseded_rows_and_exploits_give_way_to_the_last(tmp_path: Path) -> None:
+def test_superseded_rows_give_way_to_the_last(tmp_path: Path) -> None:
     records.begin_results(tmp_path)
     for epoch, fitness in [(1, 0.1), (2, 0.2), (3, 0.3), (2, 0.25)]:
         records.append_result(tmp_path, make_row(epoch=epoch, fitness=fitness))
-    for donor in ("b", "c"):
-        records.append_exploit(tmp_path, make_exploit(2, "a", donor))
     assert [row.fitness for row in records.read_results(tmp_path)] == [0.1, 0.25, 0.3]
-    assert [exploit.donor for exploit in records.read_lineage(tmp_path)] == ["c"]
+
+
+def test_a_lineage_keeps_the_order_of_its_decisions(tmp_path: Path) -> None:
+    decided = [make_exploit(3, "a", "b"), make_exploit(2, "c", "a"), make_exploit(2, "c", "b")]
+    records.begin_lineage(tmp_path)
+    for exploit in decided:
+        records.append_exploit(tmp_path, exploit)
+    assert records.read_lineage(tmp_path) == decided
+    records.begin_lineage(tmp_path, exploits=2)
+    assert records.read_lineage(tmp_path) == decided[:2]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
 def test_a_half_written_line_is_dropped_and_the_file_continued(tmp_path: Path, cut: int) -> None:
     records.begin_results(tmp_path)
+    records.begin_lineage(tmp_path)
     records.append_result(tmp_path, make_row(epoch=1))
     records.append_result(tmp_path, make_row(epoch=2))
     for epoch in (1, 2):
@@ -85,6 +93,7 @@ def test_a_half_written_line_is_dropped_and_the_file_continued(tmp_path: Path, c
 
 def test_lineage_summary_config_and_masks_round_trip(tmp_path: Path) -> None:
     exploit = make_exploit(4, "trial_01", "trial_00", slots=5)
+    records.begin_lineage(tmp_path)
     records.append_exploit(tmp_path, exploit)
     assert records.read_lineage(tmp_path) == [exploit]
     summary = make_summary([make_row()]).model_copy(update={"test_accuracy": math.nan})
@@ -127,7 +136,7 @@ def test_a_trial_name_does_not_lead_out_of_the_masks(tmp_path: Path) -> None:
 def test_ancestry_follows_the_copies_backward() -> None:
     # d took c's weights after epoch 6, c took a's after 3; a's own later copy (7) and c's (8) are not in d's past.
     copies = [(3, "c", "a"), (5, "b", "a"), (6, "d", "c"), (7, "a", "d"), (8, "c", "b"), (10, "d", "b")]
-    exploits = [make_exploit(*copy) for copy in reversed(copies)]
+    exploits = [make_exploit(*copy) for copy in copies]
     path = [Ancestor("a", 0, 3), Ancestor("c", 3, 6), Ancestor("d", 6, 10)]
     assert lineage.ancestry(exploits, "d", 10) == path
     assert [lineage.holder(path, epoch) for epoch in (1, 3, 4, 6, 7, 10, 11)] == [*"aaccdd", None]
@@ -216,6 +225,7 @@ def test_report_masks_follow_the_ancestry(run_dir: Path) -> None:
 def test_report_escapes_what_files_say(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     records.begin_results(tmp_path)
+    records.begin_lineage(tmp_path)
     records.append_result(tmp_path, make_row(evil, 1))
     records.append_result(tmp_path, make_row("<img src=x>", 1))
     records.append_exploit(tmp_path, make_exploit(1, evil, "<img src=x>", slots=5))

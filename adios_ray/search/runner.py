@@ -38,10 +38,10 @@ from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import (
     Summary,
+    begin_lineage,
     measure_of,
     read_lineage,
     read_results,
-    truncate_lineage,
     write_config,
     write_summary,
 )
@@ -148,7 +148,7 @@ def _evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, placeme
     if unfinished:
         remove_drafts(run_dir)
         state.save(run_dir)
-        truncate_lineage(run_dir, state.exploits)
+        begin_lineage(run_dir, state.exploits)
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
         places = Places(lambda: count_places(config, placement, nodes()))
         turns = Turns(len(unfinished), places.count)

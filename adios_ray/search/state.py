@@ -95,7 +95,7 @@ class PopulationState(BaseModel):
     def save(self, run_dir: Path) -> None:
         """Write a snapshot, and begin the journal anew."""
         write_whole(run_dir / STATE_FILE, self.model_dump_json().encode())
-        (run_dir / JOURNAL_FILE).unlink(missing_ok=True)
+        write_whole(run_dir / JOURNAL_FILE, b"")
 
     def journal(self, run_dir: Path, members: Iterable[str], observations: Iterable[str] = ()) -> None:
         """Write down, in one step, how some members stand, some observations, and the clock."""

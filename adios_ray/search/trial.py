@@ -9,7 +9,7 @@ import ray
 from ray import tune
 
 from adios_ray.files import check_writable
-from adios_ray.patience import patiently
+from adios_ray.patience import patiently_into
 from adios_ray.search.channel import find_channel
 from adios_ray.training.worker import LoopConfig
 
@@ -81,13 +81,16 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
     def _recover(self) -> None:
         """Start the workers again, or report that they cannot go on."""
         reason, run_dir = _first_line(self._error), Path(self._settings["run_dir"])
-        patiently(lambda: check_writable(run_dir), lambda text: ray.get(self._channel.note.remote(self._trial, text)))
+        patiently_into(run_dir, lambda: check_writable(run_dir), self._note)
         self._failures += 1
         if self._failures <= RUN_RESTARTS:
-            ray.get(self._channel.note.remote(self._trial, f"its workers are started again after: {reason}"))
+            self._note(f"its workers are started again after: {reason}")
         else:
             ray.get(self._channel.give_up.remote(self._trial, f"{RUN_RESTARTS + 1} attempts: {reason}"))
         self._start()
+
+    def _note(self, text: str) -> None:
+        ray.get(self._channel.note.remote(self._trial, text))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save a pointer to the checkpoint of the last report; the weights lie where Ray Train's worker put them."""

@@ -23,13 +23,15 @@ class Ancestor:
 def ancestry(exploits: Sequence[Exploit], trial: str, epoch: int) -> list[Ancestor]:
     """The trials in which the weights that ``trial`` had at ``epoch`` were trained, oldest first."""
     path: list[Ancestor] = []
-    while True:
-        copies = [e for e in exploits if e.trial == trial and e.epoch < epoch]
-        last = max(copies, key=lambda e: e.epoch, default=None)
-        path.append(Ancestor(trial, last.epoch if last else 0, epoch))
-        if last is None:
-            return path[::-1]
-        trial, epoch = last.donor, last.epoch
+    for exploit in reversed(exploits):  # clocks of drivers may differ; the order of decisions does not
+        if exploit.trial != trial:
+            continue
+        if exploit.epoch < epoch:
+            path.append(Ancestor(trial, exploit.epoch, epoch))
+            trial, epoch = exploit.donor, exploit.epoch
+        elif exploit.epoch == epoch and path:  # a donor that was itself a copy, and had not trained since
+            trial = exploit.donor
+    return [Ancestor(trial, 0, epoch), *path[::-1]]
 
 
 def holder(path: Sequence[Ancestor], epoch: int) -> str | None:

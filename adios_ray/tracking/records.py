@@ -20,10 +20,10 @@ import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from adios_ray.files import append_line, whole_lines, write_whole
+from adios_ray.patience import CONFIG_FILE
 
 RESULTS_FILE = "results.csv"
 LINEAGE_FILE = "lineage.jsonl"
-CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
 
 Pixels = npt.NDArray[np.uint8]
@@ -179,7 +179,7 @@ def begin_results(run_dir: Path) -> None:
     if existing := whole_lines(path):
         _check_header(path, existing)
     else:
-        append_line(path, _csv_line(COLUMNS))
+        write_whole(path, _csv_line(COLUMNS).encode() + b"\n")
 
 
 def append_result(run_dir: Path, row: Row) -> None:
@@ -199,12 +199,11 @@ def append_exploit(run_dir: Path, exploit: Exploit) -> None:
     append_line(run_dir / LINEAGE_FILE, exploit.model_dump_json())
 
 
-def truncate_lineage(run_dir: Path, exploits: int) -> None:
-    """Keep the first ``exploits`` lines: a resumed run makes the decisions after them again."""
+def begin_lineage(run_dir: Path, exploits: int = 0) -> None:
+    """Begin ``lineage.jsonl``, or keep its first ``exploits`` lines: a resumed run makes later decisions again."""
     path = run_dir / LINEAGE_FILE
     lines = whole_lines(path).splitlines(keepends=True)
-    if len(lines) > exploits:
-        write_whole(path, b"".join(lines[:exploits]))
+    write_whole(path, b"".join(lines[:exploits]))
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
@@ -253,18 +252,17 @@ def read_results(run_dir: Path) -> list[Row]:
 
 
 def read_lineage(run_dir: Path) -> list[Exploit]:
-    """Exploits by epoch, then trial; the last one written for a trial and epoch stands. Empty without the file.
+    """Exploits in the order in which they were decided. Empty without the file.
 
     Raises:
         RecordError: a whole line that does not parse.
     """
     path = run_dir / LINEAGE_FILE
-    exploits: dict[tuple[int, str], Exploit] = {}
+    exploits = []
     for number, line in enumerate(whole_lines(path).splitlines(), start=1):
         where = f", line {number}"
-        exploit = _parse(Exploit, _load_object(path, line, where), f"{path}{where}")
-        exploits[exploit.epoch, exploit.trial] = exploit
-    return [exploits[key] for key in sorted(exploits)]
+        exploits.append(_parse(Exploit, _load_object(path, line, where), f"{path}{where}"))
+    return exploits
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:

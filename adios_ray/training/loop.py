@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import distributed
 from adios_ray import parallel
 from adios_ray.config import TrialConfig, parse
 from adios_ray.files import remove_drafts
-from adios_ray.patience import patiently
-from adios_ray.tracking.records import CONFIG_FILE, MaskFile, write_masks
+from adios_ray.patience import patiently_into
+from adios_ray.tracking.records import MaskFile, write_masks
 from adios_ray.training.checkpoints import CheckpointError, Pointer, newest_whole
 from adios_ray.training.trainer import Trainer
 from adios_ray.training.worker import LoopConfig
@@ -69,12 +70,12 @@ def _train(trainer: Trainer, config: LoopConfig, position: int, idle_s: float) -
     """Train to the next report, save, and answer the command; Ray Train learns of the checkpoint too."""
     report: dict[str, Any] = {**trainer.train_to_report(), "done": trainer.done}
     report |= {"idle_s": idle_s, "worker_pid": os.getpid()}
-    checkpoint, trial, run_dir = None, config["trial"], Path(config["run_dir"])
+    checkpoint, trial, run_dir, say = None, config["trial"], Path(config["run_dir"]), partial(_note, config)
     trainer.dump_divergence(run_dir / "diverged" / trial / f"epoch_{trainer.epoch:05d}")
     if parallel.rank() == 0:
         directory = run_dir / "checkpoints" / trial / f"epoch_{trainer.epoch:05d}"
-        checkpoint = patiently(lambda: _save(trainer, directory, run_dir), lambda text: _note(config, text))
-        _draw_masks(trainer, run_dir, trial)
+        checkpoint = patiently_into(run_dir, lambda: trainer.save(directory), say)
+        patiently_into(run_dir, lambda: _draw_masks(trainer, run_dir, trial), say)
         pointer = checkpoint.model_dump(mode="json")
         ray.get(config["channel"].answer.remote(trial, position, report, pointer))
     ray.train.report(
@@ -88,12 +89,6 @@ def _note(config: LoopConfig, text: str) -> None:
     """Say something with the next report, and in the worker's log at once."""
     print(text, flush=True)
     ray.get(config["channel"].note.remote(config["trial"], text))
-
-
-def _save(trainer: Trainer, directory: Path, run_dir: Path) -> Pointer:
-    """Save a checkpoint into a run that is there: storage that has gone away may leave an empty folder behind."""
-    (run_dir / CONFIG_FILE).stat()
-    return trainer.save(directory)
 
 
 def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> None:
