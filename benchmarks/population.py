@@ -37,6 +37,7 @@ from adios_ray.search.suggest import make_suggest
 from adios_ray.search.turns import Entrance, Turns
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
+from adios_ray.tracking.records import begin_lineage
 from adios_ray.tracking.run import Run
 
 NODES, CPUS, EPOCHS, INTERVAL = 4, 4, 6, 2
@@ -145,6 +146,7 @@ def evolve(population: int, directory: Path) -> dict[str, float]:
         state.add(name, suggest(name))
     directory.mkdir()
     state.save(directory)
+    begin_lineage(directory)
     before = psutil.Process().memory_info().rss
     channel, turns = start_channel(directory.name, population, 1), Turns(population, lambda: NODES * CPUS)
     with Run(directory, LiveView(EPOCHS, population, "toys"), RayMetrics("toys"), None) as run:

@@ -37,6 +37,7 @@ def reports(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "reports.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_replay_trains_its_stages_and_goes_on_where_it_was_cut_off(objects_dir: Path, tmp_path: Path) -> None:
     plan, output = schedule(objects_dir), tmp_path / "replayed"
     trainer = Trainer(replaced(plan.trial(), VALUES[0]), CPU)
@@ -62,6 +63,7 @@ def test_a_replay_trains_its_stages_and_goes_on_where_it_was_cut_off(objects_dir
     assert [[r[key] for key in learned] for r in reports(output)] == [[r[key] for key in learned] for r in told]
 
 
+@pytest.mark.slow
 def test_a_replay_leaves_alone_what_is_not_its_own(objects_dir: Path, tmp_path: Path) -> None:
     plan, other = schedule(objects_dir), schedule(objects_dir, objective={"temperature": 0.3})
     output = tmp_path / "replayed"
