@@ -69,12 +69,17 @@ class ToyTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type infor
         """Become another trial in the same process."""
         self._missed = True
         self._trial, self._directory = new_config["trial"], Path(new_config["run_dir"])
+        return True
+
+    def _begin(self) -> None:
+        """Ask where to begin; not earlier, for Tune may hand a trial to two processes and have one of them train."""
         values, self._checkpoint, self._position = ray.get(self._channel.start.remote(self._trial))
         self._lr = values["optimizer"]["encoder_lr"]
-        return True
 
     def step(self) -> dict[str, Any]:
         """Take commands until the trial has reported or left its place."""
+        if self._missed:
+            self._begin()
         reply = self._channel.request.remote(self._trial, self._missed)
         self._missed = False
         taken = self._channel.take.remote(self._trial, self._position)
