@@ -18,7 +18,7 @@ from adios_ray.data.shards import read_manifest
 from adios_ray.data.sources import objects
 from adios_ray.data.store import store_at
 from adios_ray.files import remove_drafts
-from adios_ray.patience import StorageError
+from adios_ray.patience import CONFIG_FILE, StorageError
 from adios_ray.search.channel import ChannelCalls, start_channel
 from adios_ray.search.cluster import connected
 from adios_ray.search.experiment import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig
@@ -95,7 +95,7 @@ def resume(run_dir: Path) -> Path:
     """
     run_dir = run_dir.expanduser().resolve()
     PopulationState.load(run_dir)
-    config = parse(ExperimentConfig, load_json(run_dir / "config.json"), str(run_dir / "config.json"))
+    config = parse(ExperimentConfig, load_json(run_dir / CONFIG_FILE), str(run_dir / CONFIG_FILE))
     space = load_space(run_dir / SPACE_FILE)
     check_data(config)
     with connected():
