@@ -21,7 +21,7 @@ from adios_ray.config import ConfigError
 from adios_ray.data.store import DatasetError
 from adios_ray.search.replay import replay
 from adios_ray.search.schedule import Schedule, load_schedule, schedule_of
-from adios_ray.tracking.records import measure_of
+from adios_ray.tracking.records import MEASURES
 from adios_ray.training.checkpoints import CheckpointError
 
 
@@ -72,7 +72,7 @@ def main(options: Options) -> int:
         torch.set_num_threads(options.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         trainer = replay(schedule, config, options.output, device)
-        measure = measure_of(config.model_dump(mode="json"))
+        measure = MEASURES[config.evaluation.fitness]
         fitness = f"{measure.label} {measure.text(trainer.evaluate('test'))}"
         print(f"{fitness} on test; checkpoints: {options.output / 'checkpoints'}")
     except (ConfigError, DatasetError, CheckpointError) as error:

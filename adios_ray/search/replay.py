@@ -10,7 +10,7 @@ import torch
 from adios_ray.config import ConfigError, TrialConfig, replaced
 from adios_ray.files import remove_drafts, whole_lines, write_whole
 from adios_ray.search.schedule import Schedule, load_schedule
-from adios_ray.tracking.records import Measure, measure_of
+from adios_ray.tracking.records import MEASURES, Measure
 from adios_ray.training.checkpoints import newest_whole
 from adios_ray.training.trainer import Trainer
 
@@ -39,7 +39,7 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
         RuntimeError: If the training diverges.
     """
     _claim(output, Schedule(config=config.model_dump(mode="json"), stages=schedule.stages))
-    measure = measure_of(config.model_dump(mode="json"))
+    measure = MEASURES[config.evaluation.fitness]
     pointer = newest_whole(output / "checkpoints")
     if pointer is not None:
         print(f"goes on from {pointer.path}", flush=True)

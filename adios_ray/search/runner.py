@@ -37,9 +37,9 @@ from adios_ray.search.turns import Entrance, Turns
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import (
+    MEASURES,
     Summary,
     begin_lineage,
-    measure_of,
     read_lineage,
     read_results,
     write_config,
@@ -263,7 +263,7 @@ def _conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, p
     )
     write_summary(run_dir, summary)
     schedule_of(run_dir, name).save(run_dir / SCHEDULE_FILE)
-    measure = measure_of(config.model_dump(mode="json"))
+    measure = MEASURES[config.evaluation.fitness]
     chance = f" (chance {measure.text(summary.chance)})" if measure.is_share else ""
     print(
         f"Best: {name}, {measure.label} {measure.text(best.score)} on validation, {measure.text(test_accuracy)} on test"

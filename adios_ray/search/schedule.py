@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from adios_ray.config import ConfigError, TrialConfig, load_json, parse, replaced
 from adios_ray.files import write_whole
 from adios_ray.search.state import PopulationState
+from adios_ray.tracking.lineage import copies
 from adios_ray.tracking.records import read_lineage
 
 SCHEDULE_FILE = "schedule.json"
@@ -85,10 +86,9 @@ def schedule_of(run_dir: Path, trial: str) -> Schedule:
         raise ConfigError(f"{run_dir} has no trial {trial!r}; it has {', '.join(state.members)}")
     stages: list[Stage] = []
     current = trial
-    for exploit in reversed(lineage):  # in the order of its lines: clocks of drivers may differ
-        if exploit.trial == current:
-            stages.append(Stage(from_epoch=exploit.epoch, trial=current, values=exploit.values))
-            current = exploit.donor
+    for exploit in copies(lineage, trial):
+        stages.append(Stage(from_epoch=exploit.epoch, trial=exploit.trial, values=exploit.values))
+        current = exploit.donor
     stages.append(Stage(from_epoch=0, trial=current, values=state.initial[current]))
     experiment = load_json(run_dir / "config.json")
     config = {key: value for key, value in experiment.items() if key in TrialConfig.model_fields}

@@ -4,7 +4,7 @@ A trial that exploits at epoch e reports epoch e with its own weights and epoch 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from adios_ray.tracking.records import Exploit, Row
@@ -20,17 +20,29 @@ class Ancestor:
     until: int
 
 
+def copies(exploits: Sequence[Exploit], trial: str, epoch: float = math.inf) -> Iterator[Exploit]:
+    """The exploits through which the weights that ``trial`` had at ``epoch`` (now, if not given) came, newest first.
+
+    Args:
+        exploits: In the order in which they were decided; clocks of drivers may differ.
+        trial: Holder of the weights.
+        epoch: Report at which it held them.
+    """
+    copied = False
+    for exploit in reversed(exploits):
+        # At an exploit's own epoch the trial reported its own weights; a donor gave what it had copied just before.
+        if exploit.trial == trial and (exploit.epoch < epoch or (copied and exploit.epoch == epoch)):
+            yield exploit
+            trial, epoch, copied = exploit.donor, exploit.epoch, True
+
+
 def ancestry(exploits: Sequence[Exploit], trial: str, epoch: int) -> list[Ancestor]:
     """The trials in which the weights that ``trial`` had at ``epoch`` were trained, oldest first."""
     path: list[Ancestor] = []
-    for exploit in reversed(exploits):  # clocks of drivers may differ; the order of decisions does not
-        if exploit.trial != trial:
-            continue
+    for exploit in copies(exploits, trial, epoch):
         if exploit.epoch < epoch:
-            path.append(Ancestor(trial, exploit.epoch, epoch))
-            trial, epoch = exploit.donor, exploit.epoch
-        elif exploit.epoch == epoch and path:  # a donor that was itself a copy, and had not trained since
-            trial = exploit.donor
+            path.append(Ancestor(exploit.trial, exploit.epoch, epoch))
+        trial, epoch = exploit.donor, exploit.epoch
     return [Ancestor(trial, 0, epoch), *path[::-1]]
 
 
