@@ -30,8 +30,15 @@ def assert_same_networks(actual: Networks, expected: Networks) -> None:
         assert_close(state[name].double(), values.double())
 
 
-@pytest.mark.parametrize("objective", ["simclr", "byol"])
-@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+@pytest.mark.parametrize(
+    ("objective", "order"),
+    [
+        ("simclr", "simultaneous"),
+        ("byol", "alternating"),
+        pytest.param("simclr", "alternating", marks=pytest.mark.slow),
+        pytest.param("byol", "simultaneous", marks=pytest.mark.slow),
+    ],
+)
 def test_parts_of_a_batch_keep_the_numbers(objective: str, order: str) -> None:
     config = replaced(make_config(objective, order=order), {"backbone.name": "test_vit"})
     parts = replaced(config, {"micro_batch_size": 3})

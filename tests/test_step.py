@@ -73,7 +73,8 @@ def slow_cases(*parts: Iterable[Any]) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("objective", "scheme", "order", "convention"),
     [
-        *itertools.product(OBJECTIVES, ["adios"], ORDERS, [PAPER]),
+        *itertools.product(["simclr", "byol"], ["adios"], ORDERS, [PAPER]),
+        *slow_cases(["simsiam"], ["adios"], ORDERS, [PAPER]),
         *slow_cases(OBJECTIVES, ["adios-s"], ORDERS, [PAPER]),
         *slow_cases(OBJECTIVES, SCHEMES, ORDERS, [AUTHORS]),
         *slow_cases(OTHERS, SCHEMES, ORDERS, [PAPER]),
