@@ -50,6 +50,11 @@ class BackboneConfig(Strict):
     """Padding of the CIFAR stem; 2 as in solo-learn and the authors' code."""
 
 
+Term = Literal["masked-unmasked", "unmasked-masked", "unmasked-unmasked", "masked-masked"]
+"""A prediction and its target, by what is masked: PREDICTION-TARGET."""
+ALL_TERMS: tuple[Term, ...] = ("masked-unmasked", "unmasked-masked", "unmasked-unmasked", "masked-masked")
+
+
 class ObjectiveConfig(Strict):
     """The distance between two views (paper, Section 2.1 and Appendix A)."""
 
@@ -59,10 +64,16 @@ class ObjectiveConfig(Strict):
     """SimCLR, MoCo v3: temperature of the contrast."""
     hidden_dim: int | None = Field(None, ge=1)
     """Hidden width of projector and predictor; None takes the method's own (SimCLR 2048, BYOL 4096 and 8192)."""
+    predictor_dim: int | None = Field(None, ge=1)
+    """SimSiam, BYOL, MoCo v3: hidden width of the predictor; None takes a quarter of the output for SimSiam, else
+    hidden_dim or the method's own."""
     output_dim: int | None = Field(None, ge=2)
     """Width of the projection; None takes the method's own (SimCLR 128, SimSiam 2048, BYOL 256)."""
     masked_views: Literal["one", "both"] = "one"
-    """Which views are masked: the paper's one, or both by their own masks (authors' SimSiam: eight terms)."""
+    """Which views are masked: the paper's one, or both by their own masks (authors' SimSiam: up to eight terms)."""
+    terms: tuple[Term, ...] = ALL_TERMS
+    """SimSiam with both views masked: which pairs of prediction and target enter the mean, each in both directions.
+    masked-unmasked is always one of them; the authors' scripts leave out others."""
     momentum_start: float = Field(0.99, ge=0, le=1)
     """BYOL, MoCo v3, DINO: momentum of the averaged networks at the start; rises to 1 on a cosine."""
 
@@ -70,6 +81,18 @@ class ObjectiveConfig(Strict):
     def _check_masked_views(self) -> Self:
         if self.name == "pixel" and self.masked_views == "both":
             raise ValueError("objective pixel inpaints one view: masked_views must be one")
+        if len(set(self.terms)) < len(self.terms) or "masked-unmasked" not in self.terms:
+            raise ValueError(f"terms {', '.join(self.terms)} must be different and have masked-unmasked among them")
+        if set(self.terms) != set(ALL_TERMS) and (self.name, self.masked_views) != ("simsiam", "both"):
+            raise ValueError(
+                f"terms are those of simsiam with masked_views both, not of {self.name} with {self.masked_views}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_predictor(self) -> Self:
+        if self.predictor_dim is not None and self.name not in ("simsiam", "byol", "mocov3"):
+            raise ValueError(f"objective {self.name} has no predictor: leave predictor_dim out")
         return self
 
 
@@ -81,8 +104,11 @@ class MaskingConfig(Strict):
     mae, beit (random patches or blocks), ground-truth, fg-bg, box, shuffle (from a data set with object masks)."""
     slots: int = Field(4, ge=2, le=64)
     """Number of masks N that share each pixel; for ground-truth, box and shuffle of objects drawn from an image."""
-    sparsity_weight: float = Field(0.5, gt=0, le=100)
-    """Lambda: weight of the penalty on masks that take nothing or everything (Equation 7)."""
+    sparsity_weight: float = Field(0.5, ge=0, le=100)
+    """Lambda: weight of the penalty on masks that take nothing or everything (Equation 7); 0 leaves it out."""
+    entropy_weight: float = Field(0.0, ge=0, le=100)
+    """Alpha: weight of the negative entropy of an image's mask sizes, which the occlusion model maximizes too (two of
+    the authors' scripts)."""
     width: int = Field(32, ge=8, multiple_of=8)
     """Channels c of the U-Net at full resolution."""
     norm: Literal["group", "instance", "none"] = "group"
@@ -122,6 +148,9 @@ class OptimizerConfig(Strict):
     """Epochs of linear warm-up."""
     warmup_start_lr: float = Field(0.003, ge=0)
     """Learning rate at the first step of the warm-up (never above the peak)."""
+    predictor_schedule: Literal["cosine", "constant"] | None = None
+    """Learning rate of the predictor: the encoder's schedule, or its peak throughout. None takes constant for SimSiam
+    (Chen & He 2021, Section 4, and the authors' code), else cosine."""
 
 
 class AugmentConfig(Strict):
@@ -192,7 +221,7 @@ class TrialConfig(Strict):
     channels_last: bool = False
     """Memory layout of convolutions."""
     compile: bool = False
-    """Compile backbone and occlusion model with torch.compile."""
+    """Compile the backbones and the occlusion model's U-Net with torch.compile."""
     initial_weights: Path | None = None
     """Weights to begin with: a checkpoint of a run, or a file made by `adios-ray import-official`."""
     backbone: BackboneConfig = BackboneConfig()
@@ -201,6 +230,12 @@ class TrialConfig(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     augment: AugmentConfig = AugmentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def constant_predictor_lr(self) -> bool:
+        """Whether the predictor trains at the encoder's peak learning rate from the first step to the last."""
+        schedule = self.optimizer.predictor_schedule or ("constant" if self.objective.name == "simsiam" else "cosine")
+        return schedule == "constant"
 
     @model_validator(mode="after")
     def _check_image_size(self) -> Self:

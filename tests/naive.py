@@ -28,6 +28,7 @@ def naive_objective(
 ) -> Tensor:
     """Equation 6 (Equation 9 for adios-s) without its penalty: the distance summed or averaged over slots."""
     compare = networks.objective.compare
+    distance = authors_terms if config.objective.name == "simsiam" else four_pairs
     view_a = networks.embed(batch.a)[0]
     view_b = networks.embed(batch.b)[0] if masks_a is not None else None
     terms = []
@@ -39,14 +40,53 @@ def naive_objective(
         if hidden_a is None or view_b is None:
             terms.append(compare(view_a, hidden_b))
         else:
-            four = compare(view_a, view_b) + compare(view_a, hidden_b)
-            terms.append((four + compare(hidden_a, view_b) + compare(hidden_a, hidden_b)) / 4)
+            terms.append(distance(networks, view_a, view_b, hidden_a, hidden_b, config))
     total = torch.stack(terms).sum()
     return total / len(terms) if config.masking.reduction == "mean" else total
 
 
+def four_pairs(networks: Networks, a: View, b: View, hidden_a: View, hidden_b: View, config: TrialConfig) -> Tensor:
+    """Mean over the pairs of a first and a second view, each as it is or masked."""
+    compare = networks.objective.compare
+    return (compare(a, b) + compare(a, hidden_b) + compare(hidden_a, b) + compare(hidden_a, hidden_b)) / 4
+
+
+def authors_terms(networks: Networks, a: View, b: View, hidden_a: View, hidden_b: View, config: TrialConfig) -> Tensor:
+    """The authors' SimSiam: two terms always and two for each option, all averaged; targets carry no gradient."""
+
+    def negative(prediction: View, target: View) -> Tensor:
+        p, z = prediction.online, target.target
+        cosines: Tensor = (p * z).sum(dim=1) / (p.norm(dim=1) * z.norm(dim=1))
+        return -cosines.mean()
+
+    terms = [negative(hidden_a, b), negative(hidden_b, a)]
+    if "unmasked-masked" in config.objective.terms:  # use_symmetry_mask
+        terms += [negative(b, hidden_a), negative(a, hidden_b)]
+    if "unmasked-unmasked" in config.objective.terms:  # use_no_mask
+        terms += [negative(a, b), negative(b, a)]
+    if "masked-masked" in config.objective.terms:  # use_both_mask
+        terms += [negative(hidden_a, hidden_b), negative(hidden_b, hidden_a)]
+    return torch.stack(terms).mean()
+
+
+def naive_price(masks_a: Tensor | None, masks_b: Tensor, config: TrialConfig) -> Tensor:
+    """What is taken off the occlusion model's objective: each masked view's penalty, less the entropy term."""
+    price = config.masking.sparsity_weight * naive_penalty(masks_b, config)
+    if masks_a is not None:
+        price = price + config.masking.sparsity_weight * naive_penalty(masks_a, config)
+    for image, mask_b in enumerate(masks_b):
+        sizes = [mask.mean() for mask in mask_b]
+        if masks_a is not None:
+            sizes += [mask.mean() for mask in masks_a[image]]
+        total = sum(size.exp() for size in sizes)
+        for size in sizes:
+            share = size.exp() / total
+            price = price - config.masking.entropy_weight * share * share.log()
+    return price
+
+
 def naive_penalty(masks: Tensor, config: TrialConfig) -> Tensor:
-    """Equation 7, averaged over images, summed or averaged over slots."""
+    """Equation 7 of one view, averaged over images, summed or averaged over slots."""
     total = masks.new_zeros(())
     for image in masks:
         for mask in image:
@@ -68,8 +108,7 @@ def naive_step(
     both = config.objective.masked_views == "both"
     first_view = copy.deepcopy(networks).embed(batch.a)[0]
     masks_a, masks_b = naive_masks(networks, batch, both)
-    every = masks_b if masks_a is None else torch.cat([masks_a, masks_b])
-    penalty = naive_penalty(every, config)
+    price = naive_price(masks_a, masks_b, config)
     if config.masking.scheme == "adios-s":
         masks_b = pick_slot(masks_b, batch.drawn_slots)
         masks_a = None if masks_a is None else pick_slot(masks_a, batch.drawn_slots)
@@ -85,8 +124,7 @@ def naive_step(
         momentum, networks.momentum = networks.momentum, copy.deepcopy(networks.momentum)
         objective = naive_objective(networks, batch, masks_a, masks_b, config)
         networks.momentum = momentum
-    game = objective - config.masking.sparsity_weight * penalty
-    occlusion_gradients = torch.autograd.grad(-game, occlusion)
+    occlusion_gradients = torch.autograd.grad(price - objective, occlusion)
     _apply(optimizers.encoder, encoder, encoder_gradients) if not alternating else None
     _apply(optimizers.occlusion, occlusion, occlusion_gradients)
     networks.update_momentum(progress)

@@ -1,5 +1,6 @@
 """Training batches: what is in them depends on the seed and the number of the step, and on nothing else."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from small import COUNTS, SIZE, small_config
 from adios_ray import parallel
 from adios_ray.data import feed as feeding
 from adios_ray.data.feed import Batch, Feed, epoch_order
+from adios_ray.data.randomness import module_seed, single_precision, uniforms
 from adios_ray.data.shards import open_shards
+from adios_ray.training.step import choose_slots
 
 SEED = 3
 
@@ -23,7 +26,7 @@ def feed(objects_dir: Path) -> Feed:
 
 
 def tensors(batches: list[Batch]) -> list[torch.Tensor]:
-    return [value for batch in batches for value in batch if value is not None]
+    return [value for batch in batches for value in batch if isinstance(value, torch.Tensor)]
 
 
 def assert_same(first: list[Batch], second: list[Batch]) -> None:
@@ -68,3 +71,25 @@ def test_workers_share_the_batch_of_one(feed: Feed, workers: int, monkeypatch: p
         shares = [value[rank::workers] for value in tensors(expected)]
         for own, theirs in zip(tensors(list(feed.batches(SEED, 0, 2))), shares, strict=True):
             torch.testing.assert_close(own, theirs, rtol=0, atol=1e-6)  # products of matrices of other sizes
+
+
+def test_a_draw_that_rounds_to_one_keeps_its_slot() -> None:
+    """In single precision what is above 1 - 2^-25 becomes 1, and the slot N of 0 to N - 1."""
+    (draw,) = uniforms(0, "slot", 199, np.array([78309]), 1)[:, 0]  # of ImageNet100's 114,020 images, seed 0
+    assert draw < 1 and np.float32(draw) == 1
+    draws = np.concatenate([uniforms(0, "slot", 0, np.arange(100_000), 1)[:, 0], [draw, 1 - 2.0**-53, 0.0]])
+    single = single_precision(draws)
+    assert single.dtype == np.float32 and single.max() < 1
+    np.testing.assert_array_equal(single[draws < 1 - 2.0**-25], draws[draws < 1 - 2.0**-25].astype(np.float32))
+    masks = torch.rand(len(draws), 7, 1, 1, generator=torch.Generator().manual_seed(0))
+    chosen = choose_slots(masks, torch.from_numpy(single))[:, 0, 0, 0]
+    expected = masks[np.arange(len(draws)), np.floor(single.astype(np.float64) * 7).astype(np.int64), 0, 0]
+    assert torch.equal(chosen, expected)
+    assert torch.equal(choose_slots(masks[:1], torch.ones(1))[0, 0], masks[0, 6])
+
+
+def test_modules_draw_by_seed_step_and_worker() -> None:
+    keys = list(itertools.product(range(2), range(50), range(3)))
+    seeds = [module_seed(*key) for key in keys]
+    assert len(set(seeds)) == len(keys) and seeds == [module_seed(*key) for key in keys]
+    assert min(seeds) >= 0 and max(seeds) < 2**53

@@ -87,7 +87,9 @@ def make_model(slots: int, optimizer_name: str = "sgd") -> tuple[OcclusionModel,
     """A model that has taken one step, and images."""
     torch.manual_seed(1)
     model = OcclusionModel(32, slots, width=8).double()
-    optimizer = build_optimizer(model.parameters(), parse(OptimizerConfig, {"name": optimizer_name, "encoder_lr": 0.5}))
+    optimizer = build_optimizer(
+        [model.parameters()], parse(OptimizerConfig, {"name": optimizer_name, "encoder_lr": 0.5})
+    )
     x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     model(x)[:, 0].square().mean().backward()
     optimizer.step()

@@ -23,8 +23,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from adios_ray.cli import main
-from adios_ray.config import BackboneConfig, ConfigError, MaskingConfig
-from adios_ray.models.official import import_official
+from adios_ray.config import ALL_TERMS, BackboneConfig, ConfigError, MaskingConfig
+from adios_ray.models.official import import_official, unsupported
 from adios_ray.models.weights import build_networks
 from adios_ray.training.checkpoints import CheckpointError
 
@@ -223,6 +223,47 @@ def test_values_are_translated(resnet: nn.Module, tmp_path: Path) -> None:
     assert "model-ep=499.ckpt (byol_adios, resnet18, imagenet100s)" in weights.origin
 
 
+@pytest.mark.parametrize(
+    ("options", "terms"),
+    [
+        ({}, set(ALL_TERMS)),
+        ({"use_symmetry_mask": False}, {"masked-unmasked", "unmasked-unmasked", "masked-masked"}),
+        ({"use_symmetry_mask": False, "use_no_mask": False}, {"masked-unmasked", "masked-masked"}),
+        ({"use_no_mask": False, "use_both_mask": False}, {"masked-unmasked", "unmasked-masked"}),
+        ({"use_symmetry_mask": False, "use_both_mask": False}, {"masked-unmasked", "unmasked-unmasked"}),
+    ],
+)
+def test_the_terms_of_simsiam_are_translated(options: dict[str, bool], terms: set[str], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder: nn.Module = torchvision.models.resnet18()
+    encoder.fc = nn.Identity()
+    source = make_source(encoder, 512, "simsiam_adios")
+    heads = {"predictor.0.weight": torch.randn(9, 16), "predictor.3.weight": torch.randn(16, 9)}
+    heads |= {f"predictor.1.{name}": torch.rand(9) for name in ("weight", "bias", "running_mean", "running_var")}
+    arguments = {**AUTHORS, "method": "simsiam_adios", "alpha_sparsity": 0, **options}
+    config = import_official(write(tmp_path / "release", {**source.state("encoder"), **heads}, arguments)).config
+    assert (config.objective.masked_views, set(config.objective.terms)) == ("both", terms)
+    assert (config.objective.predictor_dim, config.objective.output_dim, config.objective.hidden_dim) == (9, 16, 24)
+    assert (config.masking.sparsity_weight, config.masking.entropy_weight) == (0.0, 0.2)
+    assert config.constant_predictor_lr
+
+
+def test_what_is_not_imported_is_said_line_by_line(
+    resnet: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = {"scheduler": "warmup_cosine", "min_lr": 0.0, "eta_lars": 0.02, "grad_clip_lars": True, "gpus": [0]}
+    other = {"scheduler": "step", "eta_lars": 0.001, "classifier_lr": 0.3, "train_mask_epoch": 10, "gpus": [0, 1]}
+    state = make_source(resnet, 512, "byol_adios").state("encoder")
+    for name, changes in (("same", {**same, "gaussian_prob": [0.5, 0.5]}), ("other", other)):
+        folder = write(tmp_path / name, state, {**AUTHORS, "method": "byol_adios", **changes})
+        assert main(["import-official", str(folder), "--output", str(tmp_path / f"{name}.safetensors")]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()[-7:]
+    assert first.startswith(f"{tmp_path / 'other.safetensors'}: resnet18, byol")
+    assert unsupported(tmp_path / "same") == []
+    assert lines == [f"not imported: {line}" for line in unsupported(tmp_path / "other")]
+    assert {line.split()[2] for line in lines} == {"gaussian_prob", *other}
+
+
 def test_arguments_in_sections(resnet: nn.Module, tmp_path: Path) -> None:
     jitter = {"prob": 0.8, "brightness": 0.3}
     arguments = {
@@ -256,8 +297,7 @@ def test_arguments_in_sections(resnet: nn.Module, tmp_path: Path) -> None:
         ("simclr", {}, {"projector.2.weight": None}, "no tensor for objective.projector.2.weight"),
         ("simclr", {}, {}, "does not fit its own configuration: backbone.bn1.bias is missing"),
         ("simclr_adios", {"unet_norm": "bn"}, {}, "unet_norm bn in args.json must be one of gn, in, no"),
-        ("byol", {}, {"predictor.0.weight": torch.ones(9, 16)}, "proj_hidden_dim 24 and pred_hidden_dim 9 cannot"),
-        ("simsiam", {}, {"predictor.0.weight": torch.ones(9, 16)}, "pred_hidden_dim 9 cannot be configured"),
+        ("simsiam_adios", {"alpha_sparsity": -1}, {}, "args.json: masking.sparsity_weight = -1"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused(

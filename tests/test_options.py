@@ -1,6 +1,7 @@
 """Options that make a step cheaper keep its numbers; optimisers against their formulas."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from torch import nn
 
 from adios_ray.config import OptimizerConfig, TrialConfig, parse, replaced
 from adios_ray.data.feed import Batch
+from adios_ray.masking.slots import read_head, replace_head, resize_head
 from adios_ray.models.networks import Networks
 from adios_ray.models.stem import StemConv2d
+from adios_ray.objectives import build_objective
 from adios_ray.training.optimizers import Optimizers, build_optimizer, build_optimizers
 from adios_ray.training.step import train_step
 
@@ -68,10 +71,69 @@ def test_channels_last_keeps_the_numbers() -> None:
 def test_compiling_keeps_the_numbers() -> None:
     config = make_config("simclr")
     networks, optimizers = make_players(config)
-    assert networks.occlusion is not None
-    networks.backbone.compile()
-    networks.occlusion.compile()
+    networks.compile_parts()
     assert_same_networks(after_steps(config, networks, optimizers, 1), after_steps(config, *make_players(config), 1))
+
+
+@pytest.mark.slow
+def test_changes_of_n_compile_nothing_again() -> None:
+    """The recompile limit would give the occlusion model up after a few changes of N."""
+    config = make_config("byol", order="alternating")
+    networks, optimizers = make_players(config)
+    networks.compile_parts()
+    assert networks.occlusion is not None and optimizers.occlusion is not None
+    train_step(networks, optimizers, make_batch(0), config, 0.0)
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert compiled > 0
+    for step, slots in enumerate((4, 5, 4, 3), start=1):
+        batch = make_batch(step)
+        head = read_head(networks.occlusion, optimizers.occlusion)
+        resized = resize_head(head, networks.occlude(batch.b).detach(), slots)
+        replace_head(networks.occlusion, optimizers.occlusion, resized)
+        assert math.isfinite(train_step(networks, optimizers, batch, config, 0.0).loss)
+        if step == 1:  # inference compiled another graph for the masks that decide which slot is split
+            compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+
+
+class Dropped(nn.Module):
+    """Features with dropout, remembered."""
+
+    def __init__(self) -> None:
+        """Begin with nothing seen."""
+        super().__init__()
+        self.layer, self.dropped = nn.Linear(3 * SIZE * SIZE, 12), nn.Dropout(0.5)
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Flatten, transform and drop; [B, 3, S, S] to [B, 12]."""
+        kept = self.dropped(torch.ones(len(x), 12, dtype=x.dtype))
+        self.seen.append(kept)
+        features: torch.Tensor = self.layer(x.flatten(1)) * kept
+        return features
+
+
+@pytest.mark.parametrize("objective", ["simclr", "byol"])
+def test_both_plays_of_a_step_drop_the_same(objective: str) -> None:
+    """The second play computes no targets again, so that its draws must not follow those of the first."""
+    config = make_config(objective, order="alternating")
+    networks, optimizers = make_players(config)
+    networks.features, networks.backbone = 12, Dropped().double()
+    networks.objective = build_objective(config.objective, 12, SIZE).double()
+    networks.probe = nn.Linear(12, CLASSES).double()
+    if networks.momentum is not None:
+        copies = {"backbone": Dropped().double(), "projector": copy.deepcopy(networks.objective.projector)}
+        networks.momentum = nn.ModuleDict(copies)
+    optimizers = build_optimizers(networks, config.optimizer)
+    drops = []
+    for seed in (5, 5, 6):
+        networks.backbone.seen.clear()
+        train_step(networks, optimizers, make_batch(0)._replace(module_seed=seed), config, 0.0)
+        drops.append(list(networks.backbone.seen))
+        first, second = drops[-1][:4], drops[-1][4:]
+        assert len(second) == 4 and all(map(torch.equal, first, second))
+        assert not torch.equal(first[0], first[1])
+    assert all(map(torch.equal, drops[0], drops[1])) and not torch.equal(drops[0][0], drops[2][0])
 
 
 def test_bfloat16_follows_full_precision_in_the_forward_pass_alone() -> None:
@@ -82,7 +144,8 @@ def test_bfloat16_follows_full_precision_in_the_forward_pass_alone() -> None:
     optimizers = build_optimizers(networks, half.optimizer)
     full = copy.deepcopy(networks)
     full.config = config
-    batch = Batch(*(part.float() if part.is_floating_point() else part for part in make_batch(0)[:4]))
+    double = make_batch(0)
+    batch = Batch(double.a.float(), double.b.float(), double.labels, double.drawn_slots.float())
     view, features = networks.embed(batch.a)
     masks = networks.occlude(batch.b)
     assert {view.online.dtype, features.dtype, masks.dtype} == {torch.float32}
@@ -143,7 +206,7 @@ def test_optimisers_follow_their_formulas(name: str, weight_decay: float) -> Non
     lr, momentum, steps = 0.3, 0.9, 3
     layer, literal = make_layer(), make_layer()
     config = parse(OptimizerConfig, {"name": name, "encoder_lr": lr, "weight_decay": weight_decay})
-    optimizer = build_optimizer(layer.parameters(), config)
+    optimizer = build_optimizer([layer.parameters()], config)
     first = {parameter: torch.zeros_like(parameter) for parameter in literal.parameters()}
     second = {parameter: torch.zeros_like(parameter) for parameter in literal.parameters()}
     for step in range(1, steps + 1):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from naive import naive_masks, naive_objective, naive_penalty, naive_step
 
-from adios_ray.config import TrialConfig, parse
+from adios_ray.config import Term, TrialConfig, parse, replaced
 from adios_ray.data.feed import Batch
 from adios_ray.models.networks import Networks
 from adios_ray.training.optimizers import Optimizers, build_optimizers
@@ -96,25 +96,69 @@ def test_three_steps_equal_the_literal_game(
                 assert_close(tensor.detach().double(), literal[name].detach().double())
 
 
+@pytest.mark.parametrize(
+    ("options", "scheme"),
+    [(("no", "both"), "adios"), *slow_cases([(), ("both",), ("symmetry",), ("no",)], SCHEMES)],
+)
+def test_the_authors_two_view_game_is_theirs(options: tuple[str, ...], scheme: str) -> None:
+    """The combinations of terms in the authors' scripts, with both views' penalties and the entropy term."""
+    flags: dict[str, Term] = {"symmetry": "unmasked-masked", "no": "unmasked-unmasked", "both": "masked-masked"}
+    terms = ["masked-unmasked", *(flags[option] for option in options)]
+    config = replaced(
+        make_config("simsiam", scheme, "alternating", *AUTHORS),
+        {"objective.terms": terms, "objective.predictor_dim": 6}
+        | {"masking.sparsity_weight": 0.2, "masking.entropy_weight": 0.29},
+    )
+    fast, fast_optimizers = make_players(config)
+    naive, naive_optimizers = make_players(config)
+    for step in range(2):
+        train_step(fast, fast_optimizers, make_batch(step), config, 0.0)
+        naive_step(naive, naive_optimizers, make_batch(step), config, 0.0)
+    literal = dict(naive.named_parameters())
+    for name, parameter in fast.named_parameters():
+        if not name.startswith("probe"):
+            assert_close(parameter.detach(), literal[name].detach())
+
+
+def test_the_entropy_term_enters_with_its_weight() -> None:
+    """Against the same step without it: the occlusion model's gradients differ by alpha times the entropy's."""
+    gradients = []
+    for weight in (0.0, 0.7):
+        config = make_config(entropy_weight=weight)
+        networks, optimizers = make_players(config)
+        naive = copy.deepcopy(networks)
+        assert networks.occlusion is not None and optimizers.occlusion is not None
+        optimizers.occlusion.register_step_pre_hook(
+            lambda *_, model=networks.occlusion: gradients.append(model.head.weight.grad.clone())
+        )
+        train_step(networks, optimizers, make_batch(0), config, 0.0)
+    sizes = naive.occlude(make_batch(0).b).mean(dim=(2, 3))
+    entropy = torch.distributions.Categorical(logits=sizes).entropy().sum()
+    assert naive.occlusion is not None
+    (expected,) = torch.autograd.grad(entropy, [naive.occlusion.head.weight])
+    assert_close(gradients[1] - gradients[0], 0.7 * expected)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_gradients_equal_those_of_the_literal_game(objective: str, scheme: str) -> None:
     config = make_config(objective, scheme)
     fast, fast_optimizers = make_players(config)
     naive, naive_optimizers = make_players(config)
-    collected: dict[str, list[torch.Tensor]] = {}
+    collected: dict[torch.Tensor, torch.Tensor] = {}
 
-    def collect(name: str, optimizer: torch.optim.Optimizer) -> None:
-        collected[name] = [p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
+    def collect(optimizer: torch.optim.Optimizer) -> None:
+        collected.update({p: p.grad.clone() for group in optimizer.param_groups for p in group["params"]})
 
-    for name, optimizer in fast_optimizers.all().items():
-        optimizer.register_step_pre_hook(lambda o, *_, name=name: collect(name, o))
+    for optimizer in fast_optimizers.all().values():
+        optimizer.register_step_pre_hook(lambda o, *_: collect(o))
     expected = naive_step(naive, naive_optimizers, make_batch(0), config, 0.0)
     train_step(fast, fast_optimizers, make_batch(0), config, 0.0)
-    for player, gradients in zip(("encoder", "occlusion"), expected, strict=True):
-        grouped = [g for g in gradients if g.ndim > 1] + [g for g in gradients if g.ndim <= 1]
-        for actual, gradient in zip(collected[player], grouped, strict=True):
-            assert_close(actual, gradient)
+    assert fast.occlusion is not None
+    players = list(fast.encoder_parameters()), list(fast.occlusion.parameters())
+    for parameters, gradients in zip(players, expected, strict=True):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            assert_close(collected[parameter], gradient)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES + OTHERS)

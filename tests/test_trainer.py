@@ -121,6 +121,43 @@ def test_views_may_be_larger_than_the_stored_images(objects_dir: Path) -> None:
     assert math.isfinite(report["loss"]) and 0 <= report["fitness"] <= 1
 
 
+@pytest.mark.slow
+def test_networks_that_draw_resume_bit_for_bit(objects_dir: Path, tmp_path: Path) -> None:
+    """Stochastic depth: what is dropped follows from seed and step, not from what was drawn before."""
+    name = "swin_tiny_patch4_window7_224"
+    config = small_config(objects_dir, backbone={"name": name}, batch_size=8, masking={"order": "alternating"})
+    whole = trained(config, 3)
+    pointer = trained(config, 2).save(tmp_path / "middle")
+    torch.rand(7)  # somebody else draws
+    resumed = Trainer(config, CPU)
+    resumed.load(pointer, config)
+    resumed.train_until(3)
+    assert_identical(saved(whole, tmp_path / "whole"), saved(resumed, tmp_path / "resumed"))
+    assert any(getattr(module, "drop_prob", 0) > 0 for module in whole.networks.backbone.modules())
+
+
+@pytest.mark.parametrize(
+    ("objective", "schedule", "constant"),
+    [("simsiam", None, True), ("simsiam", "cosine", False), ("byol", None, False), ("byol", "constant", True)],
+)
+def test_the_predictor_keeps_its_rate_where_it_is_constant(
+    objective: str, schedule: str | None, constant: bool, objects_dir: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"predictor_schedule": schedule, "encoder_lr": 0.05, "weight_decay": 1e-3}
+    config = small_config(objects_dir, objective={"name": objective}, optimizer=changes)
+    trainer = trained(config, 5)
+    predictor = {id(parameter) for parameter in trainer.networks.objective.predictor.parameters()}
+    expected = trainer.schedule.lr(0.05, 4)
+    assert 0 < expected < 0.05
+    for group in trainer.optimizers.encoder.param_groups:
+        for parameter in group["params"]:
+            assert group["lr"] == (0.05 if constant and id(parameter) in predictor else expected)
+    trainer.load(trainer.save(tmp_path / "saved"), replaced(config, {"optimizer.weight_decay": 0.5}))
+    for group in trainer.optimizers.encoder.param_groups:
+        assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] == 0.5}
+        assert group["weight_decay"] in (0.0, 0.5)
+
+
 def poisoned(config: TrialConfig) -> Trainer:
     """A trainer that diverges at its third step."""
     trainer = trained(config, 2)

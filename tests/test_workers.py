@@ -25,13 +25,14 @@ GAMES = list(itertools.product(("adios", "adios-s"), ("simultaneous", "alternati
 
 def game_config(scheme: str, order: str, masked_views: str) -> TrialConfig:
     """SimCLR, whose negatives span the workers, on a backbone without batch statistics."""
-    config = make_config("simclr", scheme, order, masked_views=masked_views)
+    config = make_config("simclr", scheme, order, masked_views=masked_views, entropy_weight=0.1)
     return replaced(config, {"backbone.name": "test_vit", "optimizer.encoder_lr": 0.01})
 
 
 def share(batch: Batch, rank: int, workers: int) -> Batch:
     """Every ``workers``-th image, as the feed deals them."""
-    return Batch(*(part[rank::workers] for part in (batch.a, batch.b, batch.labels, batch.drawn_slots)))
+    own = slice(rank, None, workers)
+    return Batch(batch.a[own], batch.b[own], batch.labels[own], batch.drawn_slots[own])
 
 
 def play(config: TrialConfig, rank: int, workers: int) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ class ImportOfficial:
 
     def run(self) -> None:
         """Write the file and say what it holds."""
-        from adios_ray.models.official import import_official
+        from adios_ray.models.official import import_official, unsupported
         from adios_ray.models.weights import save_weights
 
         weights = import_official(self.directory)
@@ -34,6 +34,8 @@ class ImportOfficial:
         config = weights.config
         parts = f"{config.backbone.name}, {config.objective.name}, masking {config.masking.scheme}"
         print(f"{self.output}: {parts}, {weights.image_size} pixels, from {weights.origin}")
+        for line in unsupported(self.directory):
+            print(f"not imported: {line}")
 
 
 @dataclass(frozen=True)

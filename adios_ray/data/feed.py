@@ -15,7 +15,7 @@ from torch import Tensor
 from adios_ray import parallel
 from adios_ray.config import TrialConfig
 from adios_ray.data.augment import ViewParameters, apply_geometry, apply_view, draw_parameters
-from adios_ray.data.randomness import permutation, uniforms
+from adios_ray.data.randomness import module_seed, permutation, single_precision, uniforms
 from adios_ray.data.shards import Split
 from adios_ray.masking.schemes import IDS, OBJECT_SCHEMES, PATTERN_SCHEMES
 
@@ -32,6 +32,7 @@ class Batch(NamedTuple):
         drawn_slots: ADIOS-s: uniform numbers in [0, 1) that draw each image's slot, [B].
         masks: Masks of a scheme that is not learned, [B, K, S, S] of the second view (of both views, [2B, K, S, S],
             where both are masked); None where masks are learned, or there are none.
+        module_seed: Seed of what modules draw themselves in this step, such as dropout.
     """
 
     a: Tensor
@@ -39,6 +40,7 @@ class Batch(NamedTuple):
     labels: Tensor
     drawn_slots: Tensor
     masks: Tensor | None = None
+    module_seed: int = 0
 
 
 class _Loaded(NamedTuple):
@@ -49,6 +51,7 @@ class _Loaded(NamedTuple):
     view_b: ViewParameters
     patterns: Tensor | None
     objects: Tensor | None
+    module_seed: int
 
 
 @lru_cache(maxsize=2)
@@ -103,11 +106,12 @@ class Feed:
         return _Loaded(
             images.pin_memory() if self.device.type == "cuda" else images,
             torch.from_numpy(self.split.labels[samples]),
-            torch.from_numpy(uniforms(seed, "slot", epoch, samples, 1)[:, 0]).float(),
+            torch.from_numpy(single_precision(uniforms(seed, "slot", epoch, samples, 1)[:, 0])),
             draw_parameters(self.augment, seed, "view_a", epoch, samples, size),
             draw_parameters(self.augment, seed, "view_b", epoch, samples, size),
             self._patterns(seed, epoch, samples),
             self._objects(seed, epoch, samples),
+            module_seed(seed, step, parallel.rank()),
         )
 
     def _patterns(self, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> Tensor | None:
@@ -137,6 +141,7 @@ class Feed:
             loaded.labels.to(self.device, non_blocking=True),
             loaded.drawn_slots.to(self.device, non_blocking=True),
             self._masks(loaded),
+            loaded.module_seed,
         )
 
     def _masks(self, loaded: _Loaded) -> Tensor | None:

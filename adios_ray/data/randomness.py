@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_STREAMS = {"order": 1, "view_a": 2, "view_b": 3, "slot": 4, "mask": 5}
+_STREAMS = {"order": 1, "view_a": 2, "view_b": 3, "slot": 4, "mask": 5, "modules": 6}
+_LARGEST_FLOAT32 = np.nextafter(np.float32(1), np.float32(0))
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -23,8 +24,8 @@ def uniforms(seed: int, stream: str, epoch: int, samples: npt.NDArray[np.int64],
 
     Args:
         seed: The run's seed.
-        stream: What the numbers are for: "order", "view_a", "view_b", "slot" or "mask".
-        epoch: Epoch, from 0.
+        stream: What the numbers are for: "order", "view_a", "view_b", "slot", "mask" or "modules".
+        epoch: Epoch, from 0 (for "modules" the step).
         samples: Indices of the samples, int64 [B].
         draws: How many numbers each sample needs.
     """
@@ -35,6 +36,19 @@ def uniforms(seed: int, stream: str, epoch: int, samples: npt.NDArray[np.int64],
     columns = np.arange(1, draws + 1, dtype=np.uint64) * _GOLDEN
     bits = _mix(_mix(rows)[:, None] + columns[None, :])
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def single_precision(draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Round uniform numbers in [0, 1) to float32, still below 1: times N and truncated, they stay below N.
+
+    Rounding alone turns what is above 1 - 2^-25 into 1, which one of 3e7 draws is.
+    """
+    return np.minimum(draws.astype(np.float32), _LARGEST_FLOAT32)
+
+
+def module_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of what modules draw themselves (dropout, stochastic depth) in one step on one worker, in [0, 2^53)."""
+    return int(uniforms(seed, "modules", step, np.array([rank]), 1)[0, 0] * 2**53)
 
 
 def permutation(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:

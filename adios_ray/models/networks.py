@@ -48,6 +48,16 @@ class Networks(nn.Module):
         yield from self.backbone.parameters()
         yield from self.objective.parameters()
 
+    def compile_parts(self) -> None:
+        """Compile the backbones and the U-Net; its head stays as it is, since N may change while a trial trains."""
+        parts: list[nn.Module] = [self.backbone]
+        if self.momentum is not None:
+            parts.append(self.momentum["backbone"])
+        if self.occlusion is not None:
+            parts.append(self.occlusion.mask_encoder)
+        for part in parts:
+            part.compile()
+
     def embed(self, x: Tensor, mask: Tensor | None = None, target: Tensor | None = None) -> tuple[View, Tensor]:
         """Embed one view, with gradient.
 

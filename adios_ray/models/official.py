@@ -1,8 +1,11 @@
 """Weights of the authors' release (https://github.com/YugeTen/adios), and of solo-learn, on which it is built.
 
 A folder of either holds ``args.json`` and one Lightning checkpoint, which is read without executing anything in it.
-Widths and sizes are taken from the tensors, the rest from ``args.json``. What a ``TrialConfig`` cannot say, such as the
-weight of the entropy term or different augmentations of the two views, is left out.
+Widths and sizes are taken from the tensors, the rest from ``args.json``. What a ``TrialConfig`` cannot express, such as
+different augmentations of the two views, ``unsupported`` lists line by line.
+
+Two differences are the same for all: the authors change learning rates at each epoch's end, this project at each step,
+and their weight decay includes norms and biases.
 
 Images were normalised there with the red deviation 0.228 (ImageNet), or with means of their own (CIFAR, STL-10).
 """
@@ -14,9 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
-from adios_ray.config import ConfigError, TrialConfig, load_json, replaced
+from adios_ray.config import ConfigError, Term, TrialConfig, load_json, replaced
 from adios_ray.models.inert_pickle import read_state_dict
 from adios_ray.models.weights import Weights, build_networks
+from adios_ray.training.optimizers import LARS_TRUST, PROBE_LR
 
 _PARTS = {
     "encoder.": "backbone.",
@@ -44,7 +48,12 @@ _DATASET = ("dataset", "data.dataset")
 _CIFAR_KERNEL, _CIFAR_PADDING = 3, 2
 """Of the first convolution for CIFAR; they pad by one pixel more than keeps the size."""
 _LAST_LAYER = {"simclr": 2, "simsiam": 6, "byol": 3}
-_BYOL_HIDDEN = (4096, 8192)
+_TERMS: Mapping[str, Term] = {
+    "use_symmetry_mask": "unmasked-masked",
+    "use_no_mask": "unmasked-unmasked",
+    "use_both_mask": "masked-masked",
+}
+"""Options of the authors' SimSiam, on unless given; masked-unmasked has none."""
 _HEADS = ("objective.projector", "objective.predictor", "momentum.projector")
 _UNET = "occlusion.mask_encoder"
 _TRANSLATED = {
@@ -53,6 +62,7 @@ _TRANSLATED = {
     "objective.temperature": ("temperature", "method_kwargs.temperature"),
     "objective.momentum_start": ("base_tau_momentum", "momentum.base_tau"),
     "masking.sparsity_weight": ("alpha_sparsity",),
+    "masking.entropy_weight": ("alpha_entropy",),
     "optimizer.encoder_lr": ("lr", "optimizer.lr"),
     "optimizer.occlusion_lr": ("mask_lr",),
     "optimizer.weight_decay": ("weight_decay", "optimizer.weight_decay"),
@@ -67,6 +77,30 @@ _TRANSLATED = {
     "augment.solarise_probability": ("solarization_prob", "augmentations.solarization.prob"),
 }
 """Options of a trial and where ``args.json`` has them: flat before 2023, in sections since."""
+_FIXED: Mapping[tuple[str, ...], tuple[Any, ...]] = {
+    ("scheduler.name", "scheduler"): ("warmup_cosine",),
+    ("optimizer.name", "optimizer"): _OPTIMIZERS,
+    ("min_lr", "scheduler.min_lr"): (0,),
+    ("classifier_lr", "optimizer.classifier_lr"): (PROBE_LR,),
+    ("extra_optimizer_args.momentum", "optimizer.kwargs.momentum"): (0.9,),
+    ("final_tau_momentum", "momentum.final_tau"): (1,),
+    ("train_mask_epoch",): (0,),
+    ("accumulate_grad_batches",): (1, None),
+    ("n_crops", "data.num_large_crops"): (2,),
+    ("n_small_crops", "data.num_small_crops"): (0,),
+    ("augmentations.rrc.crop_max_scale",): (1,),
+    ("augmentations.color_jitter.prob",): (0.8,),
+    ("augmentations.grayscale.prob",): (0.2,),
+    ("augmentations.horizontal_flip.prob",): (0.5,),
+    ("augmentations.equalization.prob",): (0,),
+}
+"""Options that are fixed here, where ``args.json`` has them, and the values that mean the same."""
+_LARS: Mapping[tuple[str, ...], tuple[Any, ...]] = {
+    ("eta_lars", "optimizer.kwargs.eta"): (LARS_TRUST,),
+    ("grad_clip_lars", "optimizer.kwargs.clip_lr"): (True,),
+    ("exclude_bias_n_norm", "optimizer.kwargs.exclude_bias_n_norm"): (True,),
+}
+"""The same for LARS."""
 
 
 def import_official(folder: Path) -> Weights:
@@ -94,6 +128,29 @@ def import_official(folder: Path) -> Weights:
     weights = Weights(config, config.image_size, classes, origin, tensors)
     build_networks(weights)  # refuses what does not fit
     return weights
+
+
+def unsupported(folder: Path) -> list[str]:
+    """List the options of a folder of the release that an imported configuration does not have, one line each.
+
+    Raises:
+        ConfigError: If ``args.json`` is missing or not a JSON object.
+    """
+    arguments = load_json(folder / "args.json")
+    lines = []
+    for path, theirs in _TRANSLATED.items():
+        if _agreed(arguments, *theirs) is None and len(values := _values(arguments, *theirs)) > 1:
+            lines.append(f"{theirs[0]} {values}: the views share one value here, {path} keeps its default")
+    fixed = {**_FIXED, **_LARS} if _optimizer(arguments) == "lars" else _FIXED
+    for paths, same in fixed.items():
+        found = [value for value in _values(arguments, *paths) if not isinstance(value, Mapping)]
+        if odd := [value for value in found if value not in same]:
+            name = next(path for path in paths if _values(arguments, path))
+            lines.append(f"{name} {odd[0]}: fixed here, {same[0]}")
+    gpus = arguments.get("gpus", arguments.get("devices"))
+    if isinstance(gpus, list) and len(gpus) > 1:
+        lines.append(f"gpus {gpus}: batch_size is that of one of them")
+    return lines
 
 
 def _only_checkpoint(folder: Path) -> Path:
@@ -141,7 +198,8 @@ def _config(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tria
     if scheme != "none":
         changes |= _masking(arguments, tensors, size)
         if objective == "simsiam":
-            changes["objective.masked_views"] = "both"
+            chosen = [term for option, term in _TERMS.items() if arguments.get(option, True)]
+            changes |= {"objective.masked_views": "both", "objective.terms": ["masked-unmasked", *chosen]}
     return replaced(TrialConfig(), changes, "args.json")
 
 
@@ -157,24 +215,13 @@ def _backbone(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> di
 
 def _heads(objective: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Widths of projector and predictor."""
-    hidden: int | None = _rows(tensors, "objective.projector.0.weight")
-    output = _rows(tensors, f"objective.projector.{_LAST_LAYER[objective]}.weight")
-    if objective == "simsiam":
-        predictor, needed = _rows(tensors, "objective.predictor.0.weight"), max(output // 4, 1)
-        if predictor != needed:
-            raise ConfigError(
-                f"pred_hidden_dim {predictor} cannot be configured: ours is a quarter of the output, {needed}"
-            )
-    if objective == "byol":
-        predictor = _rows(tensors, "objective.predictor.0.weight")
-        if (hidden, predictor) == _BYOL_HIDDEN:
-            hidden = None
-        elif hidden != predictor:
-            raise ConfigError(
-                f"proj_hidden_dim {hidden} and pred_hidden_dim {predictor} cannot be configured: objective.hidden_dim "
-                f"is both widths; they are {_BYOL_HIDDEN[0]} and {_BYOL_HIDDEN[1]} where it is not given"
-            )
-    return {"objective.hidden_dim": hidden, "objective.output_dim": output}
+    widths = {
+        "objective.hidden_dim": _rows(tensors, "objective.projector.0.weight"),
+        "objective.output_dim": _rows(tensors, f"objective.projector.{_LAST_LAYER[objective]}.weight"),
+    }
+    if objective in ("simsiam", "byol"):
+        widths["objective.predictor_dim"] = _rows(tensors, "objective.predictor.0.weight")
+    return widths
 
 
 def _masking(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], size: int) -> dict[str, Any]:
@@ -197,10 +244,13 @@ def _masking(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], size: 
 
 def _training(arguments: Mapping[str, Any]) -> dict[str, Any]:
     found = {ours: _agreed(arguments, *theirs) for ours, theirs in _TRANSLATED.items()}
-    optimizer = "lars" if arguments.get("lars") is True else _agreed(arguments, "optimizer.name", "optimizer")
-    if optimizer in _OPTIMIZERS:
+    if (optimizer := _optimizer(arguments)) in _OPTIMIZERS:
         found["optimizer.name"] = optimizer
     return {path: value for path, value in found.items() if value is not None}
+
+
+def _optimizer(arguments: Mapping[str, Any]) -> Any:
+    return "lars" if arguments.get("lars") is True else _agreed(arguments, "optimizer.name", "optimizer")
 
 
 def _image_size(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
@@ -240,11 +290,17 @@ def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
 
 def _agreed(arguments: Mapping[str, Any], *paths: str) -> Any:
     """The value at the first dotted path that exists, if it is the same for all views; else None."""
+    values = _values(arguments, *paths)
+    return values[0] if values and all(value == values[0] for value in values) else None
+
+
+def _values(arguments: Mapping[str, Any], *paths: str) -> list[Any]:
+    """The values at the first dotted path that exists, one for each view where they have some of their own."""
     for path in paths:
         nodes: list[Any] = [arguments]
         for key in path.split("."):
             children = [node[key] for node in nodes if isinstance(node, Mapping) and key in node]
             nodes = [item for child in children for item in (child if isinstance(child, list) else [child])]
         if nodes:
-            return nodes[0] if all(node == nodes[0] for node in nodes) else None
-    return None
+            return nodes
+    return []

@@ -2,6 +2,7 @@
 
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from adios_ray.config import ObjectiveConfig
@@ -56,6 +57,16 @@ class Objective(nn.Module):
             v: The masked view (likewise of the second).
         """
         raise NotImplementedError
+
+    def compare_both(self, unmasked: tuple[View, View], masked: tuple[View, View]) -> Tensor:
+        """Distance where both views are masked, a scalar: the mean over their four pairs.
+
+        Args:
+            unmasked: First and second view as they are.
+            masked: Both, each under a mask of its own.
+        """
+        pairs = [(u, v) for u in (unmasked[0], masked[0]) for v in (unmasked[1], masked[1])]
+        return torch.stack([self.compare(u, v) for u, v in pairs]).mean()
 
     def observe(self, view: View) -> None:
         """Hear of the first, unmasked view after each step; for objectives that keep running statistics."""

@@ -18,7 +18,8 @@ class BYOL(Objective):
         super().__init__(config, features, image_size)
         output = config.output_dim or 256
         self.projector = mlp([features, config.hidden_dim or 4096, output], batch_norm=True)
-        self.predictor = mlp([output, config.hidden_dim or 8192, output], batch_norm=True)
+        predictor = config.predictor_dim or config.hidden_dim or 8192
+        self.predictor = mlp([output, predictor, output], batch_norm=True)
 
     def compare(self, u: View, v: View) -> Tensor:
         """Sum of the two directions, in [0, 8]."""

@@ -20,7 +20,7 @@ class MoCoV3(Objective):
         super().__init__(config, features, image_size)
         hidden, output = config.hidden_dim or 4096, config.output_dim or 256
         self.projector = mlp([features, hidden, hidden, output], batch_norm=True, final_norm=True)
-        self.predictor = mlp([output, hidden, output], batch_norm=True, final_norm=True)
+        self.predictor = mlp([output, config.predictor_dim or hidden, output], batch_norm=True, final_norm=True)
 
     def compare(self, u: View, v: View) -> Tensor:
         """Sum of the two directions."""

@@ -1,5 +1,6 @@
 """SimSiam (paper, Equations 10-11)."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,11 +17,21 @@ class SimSiam(Objective):
         super().__init__(config, features, image_size)
         hidden, output = config.hidden_dim or 2048, config.output_dim or 2048
         self.projector = mlp([features, hidden, hidden, output], batch_norm=True, final_norm=True)
-        self.predictor = mlp([output, max(output // 4, 1), output], batch_norm=True)
+        self.predictor = mlp([output, config.predictor_dim or max(output // 4, 1), output], batch_norm=True)
 
     def compare(self, u: View, v: View) -> Tensor:
         """Mean of the two directions, in [-1, 1]."""
         return 0.5 * (negative_cosine(u.online, v.target) + negative_cosine(v.online, u.target))
+
+    def compare_both(self, unmasked: tuple[View, View], masked: tuple[View, View]) -> Tensor:
+        """Mean of the configured terms, each in both directions, in [-1, 1] (the authors' code: up to eight)."""
+        kinds = {"unmasked": unmasked, "masked": masked}
+        distances = []
+        for term in self.config.terms:
+            predictions, targets = (kinds[kind] for kind in term.split("-"))
+            distances.append(negative_cosine(predictions[0].online, targets[1].target))
+            distances.append(negative_cosine(predictions[1].online, targets[0].target))
+        return torch.stack(distances).mean()
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:

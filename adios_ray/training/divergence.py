@@ -1,6 +1,7 @@
 """Stopping at the first number that is not finite, with what is needed to see it again."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +31,9 @@ def check_finite(losses: Tensor, penalties: Tensor) -> None:
             raise NonFiniteError(f"{term} of slot {slot} is {value}")
 
 
-def batch_state(batch: Batch) -> dict[str, Tensor]:
-    """The whole batch of all workers, to be saved with a trainer's state."""
+def batch_state(batch: Batch) -> dict[str, Any]:
+    """Collect the batch of all workers, to be saved with a trainer's state; the module seed is this worker's own."""
     return {
-        name: parallel.gather_with_gradient(values)
+        name: parallel.gather_with_gradient(values) if isinstance(values, Tensor) else values
         for name, values in batch._asdict().items()
-        if isinstance(values, Tensor)
     }

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -50,7 +51,8 @@ class Optimizers:
     """One optimiser a player, and one for the probe.
 
     Attributes:
-        encoder: Backbone, projector and predictor.
+        encoder: Backbone, projector and predictor; two groups, decayed parameters and others, and two more for a
+            predictor with a schedule of its own.
         occlusion: The occlusion model; None without masks.
         probe: The online probe.
     """
@@ -59,17 +61,20 @@ class Optimizers:
     occlusion: Optimizer | None
     probe: Optimizer
 
-    def set_learning_rates(self, encoder_lr: float, occlusion_lr: float) -> None:
-        """Use these learning rates from the next step on."""
-        for optimizer, lr in ((self.encoder, encoder_lr), (self.occlusion, occlusion_lr)):
-            for group in optimizer.param_groups if optimizer else []:
+    def set_learning_rates(self, encoder_lr: float, occlusion_lr: float, predictor_lr: float | None = None) -> None:
+        """Use these learning rates from the next step on; None gives the predictor the encoder's."""
+        networks, predictor = self.encoder.param_groups[:2], self.encoder.param_groups[2:]
+        masks = self.occlusion.param_groups if self.occlusion else []
+        own_lr = encoder_lr if predictor_lr is None else predictor_lr
+        for groups, lr in ((networks, encoder_lr), (predictor, own_lr), (masks, occlusion_lr)):
+            for group in groups:
                 group["lr"] = lr
 
     def set_weight_decay(self, weight_decay: float) -> None:
         """Decay the weights of both players by this from the next step on, norms and biases still not."""
         for optimizer in (self.encoder, self.occlusion):
-            if optimizer is not None:
-                optimizer.param_groups[0]["weight_decay"] = weight_decay
+            for group in optimizer.param_groups[::2] if optimizer else []:
+                group["weight_decay"] = weight_decay
 
     def all(self) -> dict[str, Optimizer]:
         """The optimisers that exist, by name."""
@@ -80,30 +85,41 @@ class Optimizers:
 def build_optimizers(networks: Networks, config: OptimizerConfig) -> Optimizers:
     """The configured optimiser for each player; SGD at a fixed learning rate for the probe."""
     occlusion = networks.occlusion
+    encoder = [list(networks.encoder_parameters())]
+    if networks.config.constant_predictor_lr:
+        predictor = list(networks.objective.predictor.parameters())
+        own = {id(parameter) for parameter in predictor}
+        encoder = [[p for p in networks.encoder_parameters() if id(p) not in own], predictor]
     return Optimizers(
-        encoder=build_optimizer(networks.encoder_parameters(), config),
-        occlusion=None if occlusion is None else build_optimizer(occlusion.parameters(), config),
+        encoder=build_optimizer(encoder, config),
+        occlusion=None if occlusion is None else build_optimizer([occlusion.parameters()], config),
         probe=SGD(networks.probe.parameters(), lr=PROBE_LR, momentum=0.9, fused=True),
     )
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Optimizer:
+def build_optimizer(parts: Iterable[Iterable[nn.Parameter]], config: OptimizerConfig) -> Optimizer:
     """SGD, LARS or AdamW, with weight decay on matrices and kernels alone, not on norms and biases.
 
     LARS (You et al. 2017) as the authors' code uses it for both players: trust coefficient 0.02, the layer-wise rate
     clipped to the learning rate, norms and biases as in SGD.
+
+    Args:
+        parts: Parameters that share a learning rate; each part becomes two groups, decayed parameters and others.
+        config: Which optimizer.
     """
-    parameters = list(parameters)
-    decayed = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay}
-    others = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
+    groups: list[dict[str, Any]] = []
+    for parameters in map(list, parts):
+        groups.append({"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay})
+        groups.append({"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0})
     if config.name == "adamw":
-        return AdamW([decayed, others], lr=config.encoder_lr, betas=(config.momentum, ADAM_BETA2), fused=True)
+        return AdamW(groups, lr=config.encoder_lr, betas=(config.momentum, ADAM_BETA2), fused=True)
     if config.name == "sgd":
-        return SGD([decayed, others], lr=config.encoder_lr, momentum=config.momentum, fused=True)
+        return SGD(groups, lr=config.encoder_lr, momentum=config.momentum, fused=True)
     from adios_ray.models.timm_alone import timm  # here: it costs a second that the other optimisers do not need
 
-    adapted = {**decayed, "always_adapt": True}
+    for group in groups[::2]:
+        group["always_adapt"] = True
     lars: Optimizer = timm.optim.Lars(
-        [adapted, others], lr=config.encoder_lr, momentum=config.momentum, trust_coeff=LARS_TRUST, trust_clip=True
+        groups, lr=config.encoder_lr, momentum=config.momentum, trust_coeff=LARS_TRUST, trust_clip=True
     )
     return lars

@@ -19,7 +19,7 @@ from adios_ray import parallel
 from adios_ray.config import TrialConfig
 from adios_ray.data.feed import Batch
 from adios_ray.data.sources.base import NO_LABEL
-from adios_ray.masking.sparsity import sparsity
+from adios_ray.masking.sparsity import size_entropy, sparsity
 from adios_ray.models.networks import Networks
 from adios_ray.objectives import View
 from adios_ray.training.divergence import check_finite
@@ -90,9 +90,8 @@ def _play_adversarially(
     networks: Networks, optimizers: Optimizers, batch: Batch, config: TrialConfig
 ) -> tuple[Played, Tensor]:
     """Encoder and occlusion model play the objective against each other; returns also the mean sparsity term."""
-    masking = config.masking
-    masked = torch.cat([batch.a, batch.b]) if config.objective.masked_views == "both" else batch.b
-    masks = networks.occlude(masked)
+    masking, views = config.masking, 2 if config.objective.masked_views == "both" else 1
+    masks = networks.occlude(torch.cat([batch.a, batch.b]) if views == 2 else batch.b)
     slots = choose_slots(masks, batch.drawn_slots) if masking.scheme == "adios-s" else masks
     leaves = [slot.detach().requires_grad_() for slot in slots.split(1, dim=1)]
     penalties = sparsity(masks).mean(dim=0)
@@ -107,9 +106,13 @@ def _play_adversarially(
         targets = played.targets if networks.momentum is not None else ()
         with frozen(networks):
             check_finite(play(networks, batch, leaves, config, targets).losses, penalties)
-    reduced = penalties.mean() if masking.reduction == "mean" else penalties.sum()
+    # Each masked view pays for its own masks: the penalty is the sum of the views' means, not their mean.
+    price = masking.sparsity_weight * views * (penalties.mean() if masking.reduction == "mean" else penalties.sum())
+    if masking.entropy_weight:
+        # A sum over the global batch, whose gradient the workers average.
+        price = price - masking.entropy_weight * parallel.world_size() * size_entropy(masks, views)
     gradients = torch.cat([leaf.grad for leaf in leaves if leaf.grad is not None], dim=1)
-    torch.autograd.backward([slots, masking.sparsity_weight * reduced], [-gradients, None])
+    torch.autograd.backward([slots, price], [-gradients, None])
     if masking.order == "simultaneous":
         _update(optimizers.encoder)
     assert optimizers.occlusion is not None
@@ -133,9 +136,12 @@ def play(
         config: The trial's configuration.
         targets: Of an earlier play with the same slots, where they still hold; none computes them.
     """
-    known, seen = iter(targets), []
+    known = iter(targets)
+    seen: list[Tensor] = []
 
     def embed(x: Tensor, mask: Tensor | None = None) -> tuple[View, Tensor]:
+        # Dropout and stochastic depth draw the same in both plays of an alternating step, and after a resumption.
+        torch.manual_seed(batch.module_seed + len(seen))
         view, features = networks.embed(x, mask, next(known, None))
         seen.append(view.target)
         return view, features
@@ -150,11 +156,10 @@ def play(
         if both:
             assert slot is not None
             mask_a, mask_b = slot.chunk(2)
-            masked_a, masked_b = embed(batch.a, mask_a)[0], embed(batch.b, mask_b)[0]
-            pairs = [(u, v) for u in (leaves[0], masked_a) for v in (leaves[1], masked_b)]
+            masked = embed(batch.a, mask_a)[0], embed(batch.b, mask_b)[0]
+            loss = networks.objective.compare_both((leaves[0], leaves[1]), masked)
         else:
-            pairs = [(leaves[0], embed(batch.b, slot)[0])]
-        loss = torch.stack([networks.objective.compare(u, v) for u, v in pairs]).mean()
+            loss = networks.objective.compare(leaves[0], embed(batch.b, slot)[0])
         (weight * loss).backward()
         losses.append(loss.detach())
     for view, leaf in zip(unmasked, leaves, strict=True):
@@ -173,7 +178,8 @@ def choose_slots(masks: Tensor, drawn: Tensor) -> Tensor:
     Returns:
         [B, 1, S, S] or [2B, 1, S, S], both views with the same slot.
     """
-    slot = (drawn.repeat(len(masks) // len(drawn)) * masks.shape[1]).long()
+    slots = masks.shape[1]
+    slot = (drawn.repeat(len(masks) // len(drawn)) * slots).long().clamp(max=slots - 1)
     return masks[torch.arange(len(masks), device=masks.device), slot][:, None]
 
 

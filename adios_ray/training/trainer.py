@@ -64,9 +64,7 @@ class Trainer:
         if config.initial_weights:
             load_initial(self.networks, load_weights(config.initial_weights), config.initial_weights)
         if config.compile:
-            self.networks.backbone.compile()
-            if self.networks.occlusion is not None:
-                self.networks.occlusion.compile()
+            self.networks.compile_parts()
         self.optimizers = build_optimizers(self.networks, config.optimizer)
         self._resize_masks(config.masking.slots)
         self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
@@ -110,9 +108,11 @@ class Trainer:
         }
 
     def _train_on(self, batch: Batch) -> None:
-        optimizer = self.config.optimizer
+        peak = self.config.optimizer
         self.optimizers.set_learning_rates(
-            self.schedule.lr(optimizer.encoder_lr, self.step), self.schedule.lr(optimizer.occlusion_lr, self.step)
+            encoder_lr=self.schedule.lr(peak.encoder_lr, self.step),
+            occlusion_lr=self.schedule.lr(peak.occlusion_lr, self.step),
+            predictor_lr=peak.encoder_lr if self.config.constant_predictor_lr else None,
         )
         progress = self.step / self.schedule.total_steps
         self._sums += torch.stack(train_step(self.networks, self.optimizers, batch, self.config, progress))
