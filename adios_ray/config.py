@@ -48,6 +48,9 @@ class BackboneConfig(Strict):
     """ResNets only: 3x3 stem of stride 1 without max-pooling, for images of 32 pixels."""
     stem_padding: int = Field(1, ge=1, le=2)
     """Padding of the CIFAR stem; 2 as in solo-learn and the authors' code."""
+    zero_init_last: bool = True
+    """timm's ResNets only: start the last norm of each residual block at 0; False starts it at 1, as in torchvision and
+    the authors' code."""
 
 
 Term = Literal["masked-unmasked", "unmasked-masked", "unmasked-unmasked", "masked-masked"]

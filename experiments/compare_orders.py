@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from adios_ray.config import TrialConfig, parse
 from adios_ray.data.shards import Split
 from adios_ray.evaluation.fitness import extract_features
-from adios_ray.search.experiment import preset_config
+from adios_ray.search.presets import preset_config
 from adios_ray.training.trainer import Trainer
 
 ORDERS = ("simultaneous", "alternating")

@@ -1,5 +1,7 @@
 """Image encoders: any of timm by name, and one small residual network for CPUs."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -81,13 +83,21 @@ def _build_from_timm(config: BackboneConfig, image_size: int) -> nn.Module:
         near = ", ".join(timm.list_models(f"*{config.name[:6]}*")[:5]) or "timm.list_models()"
         raise ConfigError(f"backbone.name: timm has no model {config.name!r} (near: {near}; or resnet_small)")
     pretrained = timm.get_pretrained_cfg(config.name)
-    sized = {"img_size": image_size} if pretrained is not None and pretrained.fixed_input_size else {}
+    options: dict[str, Any] = {}
+    if pretrained is not None and pretrained.fixed_input_size:
+        options["img_size"] = image_size
+    if not config.zero_init_last:
+        options["zero_init_last"] = False
     try:
-        backbone: nn.Module = timm.create_model(config.name, pretrained=False, num_classes=0, **sized)
+        backbone: nn.Module = timm.create_model(config.name, pretrained=False, num_classes=0, **options)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ConfigError(
             f"backbone.name: {config.name} cannot take images of {image_size} pixels ({error})"
         ) from error
+    except TypeError as error:
+        if config.zero_init_last:
+            raise
+        raise ConfigError(f"backbone.zero_init_last: {config.name} is not a ResNet of timm, leave it out") from error
     if config.cifar_stem:
         _use_cifar_stem(backbone, config)
     return backbone

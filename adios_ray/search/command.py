@@ -9,7 +9,18 @@ from pydantic import ValidationError
 
 from adios_ray.config import ConfigError, explain
 from adios_ray.data.store import DatasetError
-from adios_ray.search.experiment import PRESETS, SPACES, ExperimentConfig, preset_config
+from adios_ray.search.experiment import SPACES, ExperimentConfig
+from adios_ray.search.presets import DEMO, preset_config
+
+_CHOOSING = {
+    "name": "--preset",
+    "family": "--family",
+    "objective": "--objective.name",
+    "backbone": "--backbone.name",
+    "scheme": "--masking.scheme",
+}
+"""Flags that choose the defaults of all others, by the arguments of ``preset_config``."""
+_SHORT = {"--objective": "--objective.name", "--backbone": "--backbone.name", "--masking": "--masking.scheme"}
 
 
 def main(description: str, space: str, demo_space: str, arguments: Sequence[str] | None = None) -> int:
@@ -52,11 +63,12 @@ def read_arguments(description: str, arguments: Sequence[str], space: str, demo_
     Raises:
         ConfigError: If a value is out of range, or ``--resume`` comes with other settings.
     """
-    preset = _preset(arguments)
-    file = SPACES / f"{demo_space if preset == 'demo' else space}.yaml"
-    defaults = preset_config(preset).model_copy(update={"space": file})
+    arguments = [_SHORT.get(flag, flag) + equals + value for flag, equals, value in map(_parts, arguments)]
+    given = {name: _last(arguments, flag) for name, flag in _CHOOSING.items()}
+    file = SPACES / f"{demo_space if given['name'] == DEMO else space}.yaml"
+    defaults = preset_config(**given).model_copy(update={"space": file})
     try:
-        config = tyro.cli(ExperimentConfig, args=list(arguments), default=defaults, description=description)
+        config = tyro.cli(ExperimentConfig, args=arguments, default=defaults, description=description)
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
     if config.resume is not None and config != defaults.model_copy(update={"resume": config.resume}):
@@ -64,11 +76,15 @@ def read_arguments(description: str, arguments: Sequence[str], space: str, demo_
     return config
 
 
-def _preset(arguments: Sequence[str]) -> str | None:
-    """The preset's name, whose values are the defaults of all other settings."""
-    for position, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name == "--preset":
-            value = value or (arguments[position + 1] if position + 1 < len(arguments) else "")
-            return value if value in PRESETS else None
-    return None
+def _parts(argument: str) -> tuple[str, str, str]:
+    """A flag, "=" and its value, where they are one argument; else the argument and nothing."""
+    return argument.partition("=") if argument.startswith("--") else (argument, "", "")
+
+
+def _last(arguments: Sequence[str], flag: str) -> str | None:
+    """The last value that a command line gives to a flag; None where it gives none."""
+    found = None
+    for position, (name, equals, value) in enumerate(map(_parts, arguments)):
+        if name == flag:
+            found = value if equals else next(iter(arguments[position + 1 : position + 2]), None)
+    return found

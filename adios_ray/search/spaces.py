@@ -239,6 +239,8 @@ class SearchSpace(Strict):
                     f"{origin}: {path} cannot change while a trial trains, so that {self.scheduler} cannot search it; "
                     "asha, median and none can"
                 )
+            if path == "masking.sparsity_weight" and min(parameter.extremes) <= 0:
+                raise ConfigError(f"{origin}: {path} must stay above 0: perturbations could not leave it again")
             for value in parameter.extremes:
                 replaced(config, {path: value}, origin)
 
