@@ -49,7 +49,7 @@ def published() -> list[Published]:
 
 def preset_config(
     name: str | None,
-    family: Family | None = None,
+    family: str | None = None,
     objective: str | None = None,
     backbone: str | None = None,
     scheme: str | None = None,
@@ -79,7 +79,7 @@ def preset_config(
     return parse(ExperimentConfig, values, str(chosen.path))
 
 
-def _choose(name: str, family: Family | None, objective: str, backbone: str, scheme: str | None) -> Published:
+def _choose(name: str, family: str | None, objective: str, backbone: str, scheme: str | None) -> Published:
     """The published setting that fits, an equal masking scheme before another one."""
     of_data = [setting for setting in published() if setting.data == name]
     if not of_data:
