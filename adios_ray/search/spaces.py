@@ -157,6 +157,10 @@ _OPTIONS: Mapping[str, tuple[Scheduler, ...]] = {
 """The schedulers that each option is for."""
 
 
+_KEPT_POSITIVE = ("masking.sparsity_weight",)
+"""Values that may be 0 in a fixed training, but not in a search: without the penalty masks collapse."""
+
+
 class SearchSpace(Strict):
     """What a population searches and how it evolves."""
 
@@ -233,16 +237,20 @@ class SearchSpace(Strict):
             ConfigError: Naming the path.
         """
         for path, parameter in self.parameters.items():
-            value_at(config, path)
+            configured = value_at(config, path)
             if self.evolving and not adaptable(path):
                 raise ConfigError(
                     f"{origin}: {path} cannot change while a trial trains, so that {self.scheduler} cannot search it; "
                     "asha, median and none can"
                 )
-            if path == "masking.sparsity_weight" and min(parameter.extremes) <= 0:
-                raise ConfigError(f"{origin}: {path} must stay above 0: perturbations could not leave it again")
             for value in parameter.extremes:
                 replaced(config, {path: value}, origin)
+            logarithmic = isinstance(parameter, Continuous) and parameter.scale == "log"
+            if (logarithmic or path in _KEPT_POSITIVE) and min(configured, *parameter.extremes) <= 0:
+                raise ConfigError(
+                    f"{origin}: {path} must stay above 0, which factors and logarithms cannot leave: raise "
+                    f"{'its configured value' if configured <= 0 else 'the lowest value'}, or do not search it"
+                )
 
 
 def load_space(path: Path, scheduler: Scheduler | None = None, search: Search | None = None) -> SearchSpace:
