@@ -1,25 +1,21 @@
 """PB2's way of exploring (Parker-Holder et al. 2020): a Gaussian process over time, score and values picks a copy's."""
 
 import math
-import warnings
 from random import Random
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from ray.tune.schedulers.pb2 import _select_config
 
+from adios_ray.search.gaussian_process import Vector, choose
 from adios_ray.search.members import WORST_SCORE
 from adios_ray.search.spaces import Continuous, Integer, Parameter, SearchSpace
 from adios_ray.search.state import Member, Observation, PopulationState
 
 FEWEST_OBSERVATIONS = 4
 
-Vector = npt.NDArray[np.float64]
-
 
 class Bandit:
-    """Maximises an upper confidence bound on the gain in score per epoch, by the Gaussian process of Tune's PB2.
+    """Maximizes an upper confidence bound on the gain in score per epoch, by a time-varying Gaussian process.
 
     Its data are all trials' gains between two reports, under the epoch, the score and the values at which they were
     made; values on a log scale go in as logarithms. Copies of one decision keep away from each other.
@@ -40,25 +36,14 @@ class Bandit:
         gains = np.array([(o.scores[1] - (o.scores[0] or 0.0)) / (o.epochs[1] - o.epochs[0]) for o in known])
         others = [vector for epoch, vector in self._chosen if epoch == donor.epoch]
         point = np.array([donor.epoch, donor.score], dtype=np.float64)
-        chosen = self._select(rows, gains, np.array(others) if others else None, point, random)
+        bounds = np.array([_bounds(parameter) for parameter in self._space.parameters.values()]).T
+        given = np.array(others).reshape(-1, bounds.shape[1])
+        chosen = choose(rows, gains, given, point, bounds, np.random.default_rng(random.getrandbits(64)))
         self._chosen.append((donor.epoch, chosen))
         return {
             path: _value(parameter, number)
             for (path, parameter), number in zip(self._space.parameters.items(), chosen.tolist(), strict=True)
         }
-
-    def _select(self, rows: Vector, gains: Vector, others: Vector | None, point: Vector, random: Random) -> Vector:
-        """What Tune's PB2 chooses; it draws from NumPy's global numbers, which are seeded for it and put back."""
-        bounds = {path: _bounds(parameter) for path, parameter in self._space.parameters.items()}
-        before = np.random.get_state()  # noqa: NPY002 - the library's own source of numbers
-        np.random.seed(random.getrandbits(32))  # noqa: NPY002 - as above
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a kernel's parameter at its bound is of no interest to the user
-                chosen = _select_config(rows, gains, others, point, bounds, num_f=2)
-        finally:
-            np.random.set_state(before)  # noqa: NPY002 - as above
-        return np.asarray(chosen, dtype=np.float64)
 
     def _vector(self, values: dict[str, Any]) -> list[float]:
         return [_number(parameter, values[path]) for path, parameter in self._space.parameters.items()]

@@ -1,0 +1,70 @@
+"""The Gaussian process of PB2 against closed forms, finite differences and a known optimum."""
+
+import numpy as np
+import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor
+
+from adios_ray.search.gaussian_process import Matrix, TimeVaryingKernel, choose
+
+BOUNDS = np.array([[0.0, -2.0], [1.0, 4.0]])
+
+
+def observations(count: int, seed: int) -> tuple[Matrix, Matrix]:
+    """Noisy gains that are highest at (0.7, 1), whatever time and score are."""
+    generator = np.random.default_rng(seed)
+    values = BOUNDS[0] + generator.random((count, 2)) * (BOUNDS[1] - BOUNDS[0])
+    rows = np.concatenate([np.arange(count)[:, None], generator.random((count, 1)), values], axis=1)
+    gains = -((values[:, 0] - 0.7) ** 2) - ((values[:, 1] - 1) / 6) ** 2 + 0.01 * generator.standard_normal(count)
+    return rows, gains
+
+
+def test_the_kernel_is_its_formula_and_its_gradient_that_of_differences() -> None:
+    generator = np.random.default_rng(0)
+    rows, kernel = generator.random((6, 4)), TimeVaryingKernel(1.7, 0.4, 0.2)
+    covariance, gradient = kernel(rows, eval_gradient=True)
+    for i, j in np.ndindex(6, 6):
+        apart = np.sum((rows[i, 1:] - rows[j, 1:]) ** 2) / 0.4
+        expected = 1.7 * np.exp(-apart) * 0.8 ** (abs(rows[i, 0] - rows[j, 0]) / 2)
+        assert covariance[i, j] == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_allclose(np.diag(covariance), kernel.diag(rows), rtol=1e-12)
+    for position in range(3):
+        step = np.zeros(3)
+        step[position] = 1e-6
+        above, below = kernel.clone_with_theta(kernel.theta + step), kernel.clone_with_theta(kernel.theta - step)
+        np.testing.assert_allclose(gradient[:, :, position], (above(rows) - below(rows)) / 2e-6, rtol=0, atol=1e-8)
+
+
+def test_the_choice_is_near_the_optimum_and_the_same_again() -> None:
+    rows, gains = observations(60, seed=1)
+    chosen = [
+        choose(rows, gains, np.empty((0, 2)), np.array([60, 0.5]), BOUNDS, np.random.default_rng(s)) for s in (3, 3, 4)
+    ]
+    assert np.array_equal(chosen[0], chosen[1])
+    for values in chosen:
+        assert np.all(values >= BOUNDS[0]) and np.all(values <= BOUNDS[1])
+        assert abs(values[0] - 0.7) < 0.2 and abs(values[1] - 1) < 1.2
+
+
+def test_trials_of_one_decision_keep_away_from_each_other() -> None:
+    rows, gains = observations(8, seed=2)
+    point, given = np.array([8, 0.5]), np.empty((0, 2))
+    for seed in range(3):
+        chosen = choose(rows, gains, given, point, BOUNDS, np.random.default_rng(seed))
+        given = np.concatenate([given, chosen[None]])
+    scaled = (given - BOUNDS[0]) / (BOUNDS[1] - BOUNDS[0])
+    apart = np.linalg.norm(scaled[:, None] - scaled[None], axis=2)[np.triu_indices(3, 1)]
+    assert apart.min() > 0.05
+
+
+def test_a_fit_with_equal_gains_or_one_row_is_finite() -> None:
+    rows, gains = observations(5, seed=3)
+    for some, own in ((rows, np.zeros(5)), (rows[:1], gains[:1])):
+        chosen = choose(some, own, rows[:2, 2:], np.array([5, 0.5]), BOUNDS, np.random.default_rng(0))
+        assert np.isfinite(chosen).all()
+
+
+def test_the_process_forgets() -> None:
+    """Of two observations at one place that disagree the newer one counts more."""
+    rows = np.array([[0.0, 0.5], [1.0, 0.5]])
+    model = GaussianProcessRegressor(TimeVaryingKernel(epsilon=0.5), alpha=0.1, optimizer=None).fit(rows, [-1.0, 1.0])
+    assert model.predict([[1.0, 0.5]])[0] > 0 > model.predict([[0.0, 0.5]])[0]
