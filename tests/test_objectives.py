@@ -1,14 +1,17 @@
 """The distances against pinned numbers and naive loops; the heads; what is compared with what."""
 
 import copy
+import importlib
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from test_masking import golden
 from torch import Tensor, nn
 
+from adios_ray import objectives
 from adios_ray.config import OBJECTIVES, ConfigError, ObjectiveConfig, parse
 from adios_ray.objectives import Objective, View, build_objective, objective_class
 from adios_ray.objectives.barlow import barlow_twins
@@ -259,3 +262,15 @@ def test_the_pixel_objective_paints_images_and_judges_the_masked_one(size: int) 
 def test_the_pixel_objective_masks_one_view() -> None:
     with pytest.raises(ConfigError, match="pixel inpaints one view"):
         parse(ObjectiveConfig, {"name": "pixel", "masked_views": "both"})
+
+
+def test_the_table_of_objectives_has_every_one_once() -> None:
+    folder = Path(objectives.__file__).parent
+    defined = {
+        (path.stem, value)
+        for path in folder.glob("*.py")
+        for value in vars(importlib.import_module(f"{objectives.__name__}.{path.stem}")).values()
+        if isinstance(value, type) and issubclass(value, Objective) and value.__module__.endswith(f".{path.stem}")
+    } - {("base", Objective)}
+    assert {(OBJECTIVES[name].partition(":")[0], objective_class(name)) for name in OBJECTIVES} == defined
+    assert len(defined) == len(OBJECTIVES)

@@ -2,22 +2,17 @@
 
 import importlib
 
-from adios_ray.config import ObjectiveConfig
+from adios_ray.config import OBJECTIVES, ObjectiveConfig
 from adios_ray.objectives.base import Objective, View
 
 __all__ = ["Objective", "View", "build_objective", "objective_class"]
 
 
 def objective_class(name: str) -> type[Objective]:
-    """The subclass of ``Objective`` that the file ``objectives/<name>.py`` defines."""
-    module = importlib.import_module(f"{__name__}.{name}")
-    defined = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Objective) and value.__module__ == module.__name__
-    ]
-    (only,) = defined
-    return only
+    """Import the class of an objective, by a name of ``config.OBJECTIVES``."""
+    module, _, defined = OBJECTIVES[name].partition(":")
+    found: type[Objective] = getattr(importlib.import_module(f"{__name__}.{module}"), defined)
+    return found
 
 
 def build_objective(config: ObjectiveConfig, features: int, image_size: int) -> Objective:
