@@ -249,14 +249,23 @@ class TrialConfig(Strict):
         return self
 
 
+def image_size_fits(size: int) -> bool:
+    """Tell whether the U-Net can halve images of this side in pixels at each of its levels."""
+    return size >= 32 and size % 2 ** _halvings(size) == 0
+
+
+def _halvings(size: int) -> int:
+    return max(size.bit_length() - 3, 0)
+
+
 def check_image_size(size: int) -> None:
     """Refuse an image size that the U-Net cannot halve at each of its levels.
 
     Raises:
         ValueError: With the sizes that are allowed.
     """
-    halvings = max(int(size).bit_length() - 3, 0)
-    if size < 32 or size % 2**halvings:
+    if not image_size_fits(size):
+        halvings = _halvings(size)
         raise ValueError(
             f"image size {size}: the occlusion U-Net halves it {halvings} times, "
             f"so it must be a multiple of {2**halvings} (32, 48, 64, 96, 128, 160, 192, 224, 256, ... work)"

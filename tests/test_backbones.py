@@ -43,6 +43,41 @@ def test_the_cifar_stem_keeps_the_resolution_and_needs_a_resnet() -> None:
         build_backbone(BackboneConfig(name="test_vit", cifar_stem=True), 32)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "near"),
+    [
+        ("vit_tiny_patch16_224.augreg_in21k", 64, None),
+        ("vit_small_patch14_dinov2", 64, "see 56 of the 64 of an image: set image_size to 56, 112, 224"),
+        ("vit_small_patch14_dinov2", 56, None),
+        ("swin_tiny_patch4_window7_224", 48, None),
+        ("convnext_atto", 48, None),
+        ("resnet18", 48, None),
+    ],
+)
+def test_networks_see_whole_images_or_are_refused(name: str, size: int, near: str | None) -> None:
+    if near is None:
+        build_backbone(BackboneConfig(name=name), size)
+    else:
+        with pytest.raises(ConfigError, match=f"backbone.name: {name} has patches of 14 pixels and would {near}"):
+            build_backbone(BackboneConfig(name=name), size)
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet18", "bn2"), ("resnet50", "bn3")])
+def test_last_norms_begin_at_zero_or_as_in_torchvision(name: str, last: str) -> None:
+    states = []
+    for zero in (True, False):
+        torch.manual_seed(0)
+        states.append(build_backbone(BackboneConfig(name=name, zero_init_last=zero), 32)[0].state_dict())
+    for key, values in states[0].items():
+        if key.endswith(f"{last}.weight") and key.startswith("layer"):
+            assert not values.any() and bool((states[1][key] == 1).all())
+        else:
+            assert torch.equal(values, states[1][key]), key
+    for other in ("resnet_small", "test_vit"):
+        with pytest.raises(ConfigError, match=f"backbone.zero_init_last: {other} is no ResNet of timm"):
+            build_backbone(BackboneConfig(name=other, zero_init_last=False), 32)
+
+
 def test_building_leaves_the_random_state_to_the_weights() -> None:
     states = []
     for _ in range(2):

@@ -175,6 +175,17 @@ def test_imported_networks_compute_what_the_source_does(method: str, resnet: nn.
     assert_equal_outputs(folder, source)
 
 
+def test_wrapped_names_are_read_and_infinite_values_refused(resnet: nn.Module, tmp_path: Path) -> None:
+    source = make_source(resnet, 512, "simclr_adios")
+    state, arguments = source.state("encoder"), {**AUTHORS, "method": "simclr_adios"}
+    wrapped = {f"module.{name}".replace("encoder.", "encoder._orig_mod."): values for name, values in state.items()}
+    assert_equal_outputs(write(tmp_path / "wrapped", wrapped, arguments), source)
+    assert not import_official(tmp_path / "wrapped").config.backbone.zero_init_last
+    infinite = {**state, "encoder.bn1.weight": state["encoder.bn1.weight"] / 0}
+    with pytest.raises(CheckpointError, match="backbone.bn1.weight is not finite"):
+        import_official(write(tmp_path / "infinite", infinite, arguments))
+
+
 def test_a_vision_transformer(tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = VisionTransformer(img_size=64, patch_size=16, embed_dim=192, depth=12, num_heads=3, num_classes=0)

@@ -300,3 +300,25 @@ def test_errors_of_commands_are_one_line(
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and message in captured.err and captured.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize("place", ["first", "inside"])
+def test_names_of_wrappers_are_read_as_if_there_were_none(place: str, byol: Networks, tmp_path: Path) -> None:
+    weights = weights_of(byol)
+    wrapped = {
+        (f"module.{name}" if place == "first" else name.replace("backbone.", "backbone._orig_mod.module.")): values
+        for name, values in weights.tensors.items()
+    }
+    save_weights(tmp_path / "wrapped.safetensors", dataclasses.replace(weights, tensors=wrapped))
+    assert same_state(build_networks(load_weights(tmp_path / "wrapped.safetensors")), byol)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, tmp_path: Path) -> None:
+    networks = make()
+    with torch.no_grad():
+        networks.get_parameter("objective.projector.0.weight")[1, 2] = value
+    state = {"config": networks.config.model_dump(mode="json"), "image_size": SIZE, "networks": networks.state_dict()}
+    save_checkpoint(tmp_path / "checkpoint", {**state, "step": 3}, {})
+    with pytest.raises(CheckpointError, match="checkpoint.*step 3: objective.projector.0.weight is not finite"):
+        load_weights(tmp_path / "checkpoint")

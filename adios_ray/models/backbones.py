@@ -1,11 +1,9 @@
 """Image encoders: any of timm by name, and one small residual network for CPUs."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from adios_ray.config import BackboneConfig, ConfigError
+from adios_ray.config import BackboneConfig, ConfigError, image_size_fits
 from adios_ray.models.stem import use_fast_stem
 
 SMALL_WIDTHS = (16, 32, 64, 128)
@@ -62,9 +60,13 @@ def build_backbone(config: BackboneConfig, image_size: int) -> tuple[nn.Module, 
         A module from images [B, 3, S, S] to features [B, F], and F.
 
     Raises:
-        ConfigError: If timm has no such model, it does not take images of this size, or its stem cannot be changed.
+        ConfigError: If timm has no such model, it does not take images of this size or would not see all of them, or
+            it is not a ResNet whose stem or norms can be changed.
     """
     backbone = SmallResNet() if config.name == "resnet_small" else _build_from_timm(config, image_size)
+    if not config.zero_init_last:
+        _start_last_norms_at_one(backbone, config.name)
+    _check_patches(backbone, config.name, image_size)
     use_fast_stem(backbone)
     try:
         with torch.no_grad():
@@ -83,24 +85,51 @@ def _build_from_timm(config: BackboneConfig, image_size: int) -> nn.Module:
         near = ", ".join(timm.list_models(f"*{config.name[:6]}*")[:5]) or "timm.list_models()"
         raise ConfigError(f"backbone.name: timm has no model {config.name!r} (near: {near}; or resnet_small)")
     pretrained = timm.get_pretrained_cfg(config.name)
-    options: dict[str, Any] = {}
-    if pretrained is not None and pretrained.fixed_input_size:
-        options["img_size"] = image_size
-    if not config.zero_init_last:
-        options["zero_init_last"] = False
+    sized = {"img_size": image_size} if pretrained is not None and pretrained.fixed_input_size else {}
     try:
-        backbone: nn.Module = timm.create_model(config.name, pretrained=False, num_classes=0, **options)
+        backbone: nn.Module = timm.create_model(config.name, pretrained=False, num_classes=0, **sized)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ConfigError(
             f"backbone.name: {config.name} cannot take images of {image_size} pixels ({error})"
         ) from error
-    except TypeError as error:
-        if config.zero_init_last:
-            raise
-        raise ConfigError(f"backbone.zero_init_last: {config.name} is not a ResNet of timm, leave it out") from error
     if config.cifar_stem:
         _use_cifar_stem(backbone, config)
     return backbone
+
+
+def _start_last_norms_at_one(backbone: nn.Module, name: str) -> None:
+    """Give residual blocks the scale that torchvision's begin with; timm's begin as the identity."""
+    from timm.models.resnet import BasicBlock, Bottleneck
+
+    blocks = [module for module in backbone.modules() if isinstance(module, BasicBlock | Bottleneck)]
+    if not blocks:
+        raise ConfigError(f"backbone.zero_init_last: {name} is no ResNet of timm; leave it out")
+    for block in blocks:
+        nn.init.ones_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight)
+
+
+def _check_patches(backbone: nn.Module, name: str, image_size: int) -> None:
+    """Refuse a network that would cut off what does not fill a patch: 14-pixel patches see 56 of 64 pixels."""
+    patch = _patch_size(backbone)
+    if image_size % patch == 0:
+        return
+    sizes = [size for size in range(32, 1025) if size % patch == 0 and image_size_fits(size)]
+    near = sorted(sizes, key=lambda size: abs(size - image_size))[:3]
+    raise ConfigError(
+        f"backbone.name: {name} has patches of {patch} pixels and would see {image_size // patch * patch} of the "
+        f"{image_size} of an image: set image_size to {', '.join(map(str, sorted(near)))}, or choose another backbone"
+    )
+
+
+def _patch_size(backbone: nn.Module) -> int:
+    """Side of the patches that the first layer cuts images into; 1 where it overlaps or pads."""
+    embedding = getattr(backbone, "patch_embed", None)
+    if getattr(embedding, "dynamic_img_pad", False):
+        return 1
+    first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.kernel_size != first.stride or first.padding not in ((0, 0), "valid"):
+        return 1
+    return first.kernel_size[0]
 
 
 def _use_cifar_stem(backbone: nn.Module, config: BackboneConfig) -> None:

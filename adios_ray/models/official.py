@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adios_ray.config import ConfigError, Term, TrialConfig, load_json, replaced
 from adios_ray.models.inert_pickle import read_state_dict
-from adios_ray.models.weights import Weights, build_networks
+from adios_ray.models.weights import Weights, build_networks, unwrapped
 from adios_ray.training.optimizers import LARS_TRUST, PROBE_LR
 
 _PARTS = {
@@ -116,7 +116,7 @@ def import_official(folder: Path) -> Weights:
     """
     arguments = load_json(folder / "args.json")
     checkpoint = _only_checkpoint(folder)
-    tensors = _renamed(read_state_dict(checkpoint))
+    tensors = _renamed(unwrapped(read_state_dict(checkpoint)))
     _fold_biases(tensors)
     try:
         config, classes = _config(arguments, tensors), _classes(arguments, tensors)
@@ -208,9 +208,10 @@ def _backbone(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> di
     if name not in _BACKBONES:
         raise ConfigError(f"backbone {name} cannot be imported, but {', '.join(_BACKBONES)} can")
     stem = tensors.get("backbone.conv1.weight")
-    if stem is None or stem.shape[-1] != _CIFAR_KERNEL:
-        return {"backbone.name": _BACKBONES[name]}
-    return {"backbone.name": _BACKBONES[name], "backbone.cifar_stem": True, "backbone.stem_padding": _CIFAR_PADDING}
+    changes: dict[str, Any] = {"backbone.name": _BACKBONES[name], "backbone.zero_init_last": stem is None}
+    if stem is not None and stem.shape[-1] == _CIFAR_KERNEL:
+        changes |= {"backbone.cifar_stem": True, "backbone.stem_padding": _CIFAR_PADDING}
+    return changes
 
 
 def _heads(objective: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -56,6 +56,16 @@ class Weights:
     origin: str
     tensors: Mapping[str, Tensor]
 
+    def __post_init__(self) -> None:
+        """Refuse tensors that are not finite.
+
+        Raises:
+            CheckpointError: Naming the first one.
+        """
+        for name, tensor in self.tensors.items():
+            if not tensor.isfinite().all():
+                raise CheckpointError(f"{self.origin}: {name} is not finite; these weights cannot be used")
+
     def part(self, name: str) -> dict[str, Tensor]:
         """Tensors of one part ("backbone", "momentum.projector") by their names in it; none where it has none."""
         prefix = f"{name}."
@@ -72,6 +82,15 @@ def save_weights(path: Path, weights: Weights) -> None:
         config=weights.config,
     )
     write_whole(path, safetensors.torch.save(plain(weights.tensors), {METADATA_KEY: header.model_dump_json()}))
+
+
+WRAPPERS = ("module", "_orig_mod")
+"""What DistributedDataParallel and torch.compile put into names."""
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names that they have outside wrappers: ``module.conv1.weight`` becomes ``conv1.weight``."""
+    return {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in tensors.items()}
 
 
 def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -97,7 +116,8 @@ def load_weights(path: Path) -> Weights:
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: its metadata are not JSON: {error}") from None
     header = parse(_Header, values, str(path))
-    return Weights(header.config, header.image_size, header.classes, header.origin, safetensors.torch.load_file(path))
+    tensors = unwrapped(safetensors.torch.load_file(path))
+    return Weights(header.config, header.image_size, header.classes, header.origin, tensors)
 
 
 def file_metadata(path: Path) -> dict[str, str]:
@@ -126,7 +146,7 @@ def _from_checkpoint(directory: Path) -> Weights:
     missing = {"config", "image_size", "networks", "step"} - state.keys()
     if missing:
         raise CheckpointError(f"checkpoint {directory} has no {', '.join(sorted(missing))}: it is of another version")
-    config, networks = parse(TrialConfig, state["config"], str(directory)), state["networks"]
+    config, networks = parse(TrialConfig, state["config"], str(directory)), unwrapped(state["networks"])
     origin = f"checkpoint {directory}, step {state['step']}"
     return Weights(config, state["image_size"], len(networks["probe.weight"]), origin, networks)
 
@@ -198,7 +218,7 @@ def _take_heads(networks: Networks, weights: Weights, path: Path) -> None:
     given = weights.part("objective")
     if misfit(networks.objective.state_dict(), given):
         theirs, ours = weights.config.objective, networks.config.objective
-        wanted = _differing("objective", ("hidden_dim", "output_dim"), theirs, ours)
+        wanted = _differing("objective", ("hidden_dim", "output_dim", "predictor_dim"), theirs, ours)
         needed = _assignments(wanted or {"image_size": weights.image_size})
         raise ConfigError(f"{path}: its heads of {theirs.name} do not fit the configured ones; set {needed}")
     _put(networks.objective, given, path)
