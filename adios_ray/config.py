@@ -31,6 +31,10 @@ else:
     ObjectiveName = Literal[tuple(OBJECTIVES)]
 
 
+CentralView = Literal["square", "resize-256"]
+RESIZED_SIDE = 256
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the value and what is allowed."""
 
@@ -203,6 +207,9 @@ class EvaluationConfig(Strict):
     """At most this many training images serve as neighbours."""
     smoothing: float = Field(0.0, ge=0, lt=1)
     """Weight of the score before in a trial's score; 0 takes each report by itself."""
+    view: CentralView = "square"
+    """Part of a photograph that is evaluated: its central square, or as in the authors' evaluation of ImageNet100-S the
+    middle of the photograph resized to 256 pixels on its shorter side (at 96 pixels 14 % of that square)."""
 
 
 class TrialConfig(Strict):
@@ -246,6 +253,7 @@ class TrialConfig(Strict):
     def _check_image_size(self) -> Self:
         if self.image_size is not None:
             check_image_size(self.image_size)
+            check_view(self.evaluation.view, self.image_size)
         return self
 
 
@@ -256,6 +264,18 @@ def image_size_fits(size: int) -> bool:
 
 def _halvings(size: int) -> int:
     return max(size.bit_length() - 3, 0)
+
+
+def check_view(view: CentralView, image_size: int) -> None:
+    """Refuse to cut views of ``image_size`` pixels out of pictures that are no larger.
+
+    Raises:
+        ConfigError: With what is allowed.
+    """
+    if view == "resize-256" and image_size >= RESIZED_SIDE:
+        raise ConfigError(
+            f"evaluation.view resize-256 needs views below {RESIZED_SIDE} pixels, not of {image_size}: take square"
+        )
 
 
 def check_image_size(size: int) -> None:

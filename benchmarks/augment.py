@@ -1,7 +1,7 @@
 """Speed of the batched views against torchvision's transforms, image by image, on one core.
 
-Usage: ``python benchmarks/augment.py``. Prints one JSON object: for each size of view, how many views a second each way
-makes (medians of repeats taken in turns) and their ratio. Takes about ten seconds.
+Usage: ``python benchmarks/augment.py``. Prints one JSON object: for each size of stored images and of views, how many
+views a second each way makes (medians of repeats taken in turns) and their ratio. Takes about twenty seconds.
 """
 
 import json
@@ -19,7 +19,8 @@ from adios_ray.data.augment import BLUR_SIGMAS, MEAN, STD, apply_view, draw_para
 
 BATCH = 128
 REPEATS = 15
-VIEW_SIZES = (32, 96)
+SIZES = ((32, 32), (96, 96), (160, 96))
+"""Sides of the stored images and of the views."""
 
 
 def torchvision_pipeline(config: AugmentConfig, size: int) -> Callable[[Tensor], Tensor]:
@@ -48,16 +49,16 @@ def views_per_second(make: Callable[[], Tensor]) -> float:
     return len(views) / (time.perf_counter() - began)
 
 
-def compare(size: int) -> dict[str, float]:
-    """Median views a second, ours and torchvision's, from stored images of the views' size."""
+def compare(stored: int, size: int) -> dict[str, float]:
+    """Median views of ``size`` pixels a second, ours and torchvision's, from images of ``stored`` pixels a side."""
     config = AugmentConfig()
-    images = torch.randint(0, 256, (BATCH, size, size, 3), dtype=torch.uint8)
-    samples = np.arange(BATCH, dtype=np.int64)
+    images = torch.randint(0, 256, (BATCH, stored, stored, 3), dtype=torch.uint8)
+    samples, sides = np.arange(BATCH, dtype=np.int64), np.full(BATCH, stored, np.int32)
     pipeline = torchvision_pipeline(config, size)
     planes = images.permute(0, 3, 1, 2).contiguous()
 
     def ours() -> Tensor:
-        return apply_view(images, draw_parameters(config, 0, "view_a", 0, samples, size), size)
+        return apply_view(images, draw_parameters(config, 0, "view_a", 0, samples, sides, sides), size)
 
     def torchvisions() -> Tensor:
         return torch.stack([pipeline(image) for image in planes])
@@ -72,7 +73,8 @@ def main() -> None:
     """Measure every size on one thread."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    print(json.dumps({"unit": "views/s on one core", **{str(size): compare(size) for size in VIEW_SIZES}}))
+    found = {f"{stored} to {size}": compare(stored, size) for stored, size in SIZES}
+    print(json.dumps({"unit": "views/s on one core", **found}))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from adios_ray.data.shards import Layout, Manifest, open_shards, write_manifest, write_shard
+from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, open_shards, write_manifest, write_shard
 from adios_ray.data.sources.base import Sample
 from adios_ray.data.store import LocalStore
 
@@ -40,10 +40,10 @@ def make_data(directory: Path, images: int) -> int:
     entries = []
     for number in range(images // SHARD_ROWS):
         pixels = rng.integers(0, 256, (SHARD_ROWS, SIZE, SIZE, 3), dtype=np.uint8)
-        samples = [(str(i), Sample(image, 0, None)) for i, image in enumerate(pixels)]
+        samples = [(str(i), Sample(image, 0, None, SIZE, SIZE)) for i, image in enumerate(pixels)]
         entries.append(write_shard(LocalStore(directory), f"train-{number:05d}.arrow", layout, samples))
     manifest = Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         image_size=SIZE,
         multi_label=False,
         has_instances=False,

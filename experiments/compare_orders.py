@@ -87,9 +87,10 @@ def train(options: Options, order: str, seed: int) -> dict[str, Any]:
 
 def linear_accuracy(trainer: Trainer, test: Split) -> float:
     """Logistic regression on standardised frozen features, 0 to 1."""
-    backbone, size = trainer.networks.backbone, trainer.image_size
+    backbone, size, view = trainer.networks.backbone, trainer.image_size, trainer.config.evaluation.view
     train_features, features = (
-        extract_features(backbone, split, np.arange(len(split)), size).numpy() for split in (trainer.train_split, test)
+        extract_features(backbone, split, np.arange(len(split)), size, view).numpy()
+        for split in (trainer.train_split, test)
     )
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
     classifier.fit(train_features, trainer.train_split.labels)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from adios_ray.config import TrialConfig, parse
-from adios_ray.data.shards import Layout, Manifest, write_manifest, write_shard
+from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, write_manifest, write_shard
 from adios_ray.data.sources import objects
 from adios_ray.data.sources.base import NO_LABEL, UNLABELLED
 from adios_ray.data.store import LocalStore
@@ -25,7 +25,7 @@ def make_objects(directory: Path, unlabelled: int = 0) -> Path:
         splits[name] = (write_shard(LocalStore(directory), f"{name}-00000.arrow", layout, samples),)
         first += count
     manifest = Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         image_size=SIZE,
         multi_label=False,
         has_instances=True,

@@ -13,7 +13,15 @@ from torchvision.transforms.v2 import functional as reference
 
 from adios_ray.config import AugmentConfig
 from adios_ray.data import augment, pixels
-from adios_ray.data.augment import ViewParameters, apply_geometry, apply_view, centre_view, denormalise, draw_parameters
+from adios_ray.data.augment import (
+    Sides,
+    ViewParameters,
+    apply_geometry,
+    apply_view,
+    centre_view,
+    denormalise,
+    draw_parameters,
+)
 
 ALWAYS = AugmentConfig(
     jitter_probability=1.0,
@@ -54,7 +62,13 @@ def planes(count: int, size: int = 32) -> Tensor:
 
 def draw(config: AugmentConfig, count: int, size: int, epoch: int = 0, stream: str = "view_a") -> ViewParameters:
     """Parameters of the first ``count`` samples."""
-    return draw_parameters(config, 7, stream, epoch, np.arange(count, dtype=np.int64), size)
+    return draw_parameters(config, 7, stream, epoch, np.arange(count, dtype=np.int64), *square(count, size))
+
+
+def square(count: int, size: int) -> tuple[Sides, Sides]:
+    """Heights and widths of ``count`` images of one size."""
+    sides = np.full(count, size, np.int32)
+    return sides, sides
 
 
 def each(x: Tensor, operation: Callable[[Tensor, float], Tensor], values: Tensor) -> Tensor:
@@ -158,7 +172,8 @@ def test_crop_resize_and_flip_match_torchvision(
     parameters.boxes[0] = torch.tensor([0.0, 0.0, stored, stored])
     parameters.boxes[1] = torch.tensor([stored - 1.0, 3.0, 1.0, 5.0])
     expected = torch.stack([naive_crop(x[:, row], parameters, row, out, mode) for row in range(12)], dim=1)
-    rows, columns = augment._matrices(parameters, stored, out, torch.device("cpu"), kernel)
+    crops = parameters.boxes, parameters.sizes, parameters.flip
+    rows, columns = augment._matrices(*crops, stored, out, torch.device("cpu"), kernel)
     close(pixels.transform_axes(x, rows, columns), expected, 1e-4)
 
 
@@ -186,11 +201,11 @@ def test_image_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_view_is_decided_by_seed_stream_epoch_and_sample_alone() -> None:
     samples = np.array([5, 900, 17, 3], dtype=np.int64)
-    forward = draw_parameters(MIXED, 1, "view_a", 2, samples, 96)
-    backward = draw_parameters(MIXED, 1, "view_a", 2, samples[::-1].copy(), 96)
+    forward = draw_parameters(MIXED, 1, "view_a", 2, samples, *square(4, 96))
+    backward = draw_parameters(MIXED, 1, "view_a", 2, samples[::-1].copy(), *square(4, 96))
     assert all(torch.equal(a, b.flip(0)) for a, b in zip(forward, backward, strict=True))
     for seed, stream, epoch in [(0, "view_a", 2), (1, "view_b", 2), (1, "view_a", 3)]:
-        other = draw_parameters(MIXED, seed, stream, epoch, samples, 96)
+        other = draw_parameters(MIXED, seed, stream, epoch, samples, *square(4, 96))
         assert (forward.factors != other.factors).all()
         assert (forward.boxes != other.boxes).any(dim=1).all()
 
@@ -228,9 +243,9 @@ def test_crops_are_whole_pixels_inside_the_image(min_scale: float) -> None:
 
 def test_crop_falls_back_to_the_whole_image_when_no_attempt_fits() -> None:
     draws = np.full((1, 22), 0.999999)
-    assert augment._boxes(draws, 0.08, 96).tolist() == [[0, 0, 96, 96]]
+    assert augment._boxes(draws, 0.08, *square(1, 96)).tolist() == [[0, 0, 96, 96]]
     draws[0, [3, 13]] = 0.5  # the fourth attempt is a square of area 0.54
-    assert augment._boxes(draws, 0.08, 96)[0, 2:].tolist() == [71, 71]
+    assert augment._boxes(draws, 0.08, *square(1, 96))[0, 2:].tolist() == [71, 71]
 
 
 def test_jitter_is_distributed_as_torchvisions() -> None:
@@ -262,8 +277,8 @@ def test_choices_have_their_probabilities(choice: str, probability: float) -> No
 
 def test_choices_and_strengths_are_uncorrelated() -> None:
     parameters = draw(AugmentConfig(solarise_probability=0.3), MANY, 96)
-    parameters = parameters._replace(boxes=parameters.boxes[:, :1], order=parameters.order[:, :1])
-    columns = [values.double().reshape(MANY, -1) for values in parameters]
+    drawn = parameters._replace(boxes=parameters.boxes[:, :1], order=parameters.order[:, :1])._asdict()
+    columns = [values.double().reshape(MANY, -1) for name, values in drawn.items() if name != "sizes"]
     correlations = np.corrcoef(torch.cat(columns, dim=1).numpy().T)
     assert np.abs(correlations - np.eye(len(correlations))).max() < 5 / MANY**0.5
 
@@ -302,10 +317,14 @@ def test_centre_view_is_the_whole_image_resized_and_normalised(out_size: int) ->
     images = pictures(3, 48)
     x = images.permute(0, 3, 1, 2).float() / 255
     x = reference.resize(x, [out_size, out_size], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-    close(centre_view(images, out_size), reference.normalize(x, list(augment.MEAN), list(augment.STD)), 1e-5)
+    close(
+        centre_view(images, *square(3, 48), out_size),
+        reference.normalize(x, list(augment.MEAN), list(augment.STD)),
+        1e-5,
+    )
 
 
 def test_denormalise_inverts_the_centre_view() -> None:
     images = pictures(3, 32)
-    assert torch.equal(denormalise(centre_view(images, 32)), images)
+    assert torch.equal(denormalise(centre_view(images, *square(3, 32), 32)), images)
     assert denormalise(torch.full((1, 3, 2, 2), 99.0)).tolist() == [[[[255] * 3] * 2] * 2]

@@ -43,11 +43,8 @@ def halves(left: tuple[int, ...], right: tuple[int, ...], mode: str = "RGB") -> 
 
 
 def naive(image: Image.Image, size: int) -> Pixels:
-    """Resize the whole picture by its short side, then cut the middle out."""
-    width, height = (round(side * size / min(image.size)) for side in image.size)
-    resized = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
-    top, left = (height - size) // 2, (width - size) // 2
-    return resized[top : top + size, left : left + size]
+    """Squeeze the whole picture into a square."""
+    return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
 def plant(root: Path, *items: str) -> Path:
@@ -70,6 +67,13 @@ def test_splits_with_classes(tmp_path: Path) -> None:
         "test": ["test/a/1.png", "test/b/1.png"],
     }
     assert [source.load(item, 8).label for item in source.listing()["val"]] == [0, 1]
+
+
+def test_a_photograph_comes_with_its_size(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.fromarray(noise(24, 40)).save(tmp_path / "a" / "1.png")
+    sample = folder_source(tmp_path).load("a/1.png", 16)
+    assert sample.image.shape == (16, 16, 3) and (sample.height, sample.width) == (24, 40)
 
 
 def test_classes_without_splits_are_all_train(tmp_path: Path) -> None:
@@ -140,37 +144,40 @@ def test_images_without_labels_beside_those_of_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (32, 64), (64, 32), (8, 24)])
-def test_resizing_equals_resizing_the_whole_and_cropping(tmp_path: Path, shape: tuple[int, int]) -> None:
+def test_the_whole_picture_is_squeezed_and_its_size_kept(tmp_path: Path, shape: tuple[int, int]) -> None:
     image = Image.fromarray(noise(*shape))
     image.save(tmp_path / "x.png")
-    np.testing.assert_allclose(decode(tmp_path / "x.png", 16), naive(image, 16), atol=1, rtol=0)
+    picture = decode(tmp_path / "x.png", 16)
+    np.testing.assert_allclose(picture.pixels, naive(image, 16), atol=1, rtol=0)
+    assert (picture.height, picture.width) == shape
 
 
-@pytest.mark.parametrize("shape", [(375, 500), (501, 333), (260, 1000), (64, 63)])
+@pytest.mark.parametrize("shape", [(375, 500), (501, 333), (260, 1000), (1000, 250), (64, 63)])
 @pytest.mark.parametrize("size", [16, 32, 96])
 def test_reduced_decoding_is_close_to_full_decoding(tmp_path: Path, shape: tuple[int, int], size: int) -> None:
     Image.fromarray(shapes(*shape)).save(tmp_path / "x.jpg", quality=92)
     Image.open(tmp_path / "x.jpg").save(tmp_path / "x.png")  # a PNG is always decoded in full
-    difference = decode(tmp_path / "x.jpg", size).astype(int) - decode(tmp_path / "x.png", size)
-    assert np.abs(difference).mean() <= 2.0
+    reduced, full = decode(tmp_path / "x.jpg", size), decode(tmp_path / "x.png", size)
+    assert np.abs(reduced.pixels.astype(int) - full.pixels).mean() <= 2.0
+    assert (reduced.height, reduced.width) == (full.height, full.width) == shape
 
 
 def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
     grey = noise(16, 16, 1)[:, :, 0]
     Image.fromarray(grey).save(tmp_path / "x.png")
-    np.testing.assert_array_equal(decode(tmp_path / "x.png", 16), np.stack([grey] * 3, axis=-1))
+    np.testing.assert_array_equal(decode(tmp_path / "x.png", 16).pixels, np.stack([grey] * 3, axis=-1))
 
 
 def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     values = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
     Image.fromarray(values).save(tmp_path / "x.png")
-    decoded = decode(tmp_path / "x.png", 16)
+    decoded = decode(tmp_path / "x.png", 16).pixels
     np.testing.assert_array_equal(decoded[:, :, 1], np.round(values / 257))
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:
     halves((0, 255, 255, 0), (255, 255, 0, 0), "CMYK").save(tmp_path / "x.jpg", quality=100)
-    decoded = decode(tmp_path / "x.jpg", 32).astype(int)
+    decoded = decode(tmp_path / "x.jpg", 32).pixels.astype(int)
     assert np.abs(decoded[:, :15] - RED).max() <= 4 and np.abs(decoded[:, 17:] - BLUE).max() <= 4
 
 
@@ -202,13 +209,13 @@ def rgb_with_transparent_red() -> Image.Image:
 )
 def test_transparency_goes_on_white(tmp_path: Path, make: Callable[[], Image.Image]) -> None:
     make().save(tmp_path / "x.png")
-    decoded = decode(tmp_path / "x.png", 32)
+    decoded = decode(tmp_path / "x.png", 32).pixels
     assert (decoded[:, :16] == WHITE).all() and (decoded[:, 16:] == BLUE).all()
 
 
 def test_half_transparent_grey_goes_on_white(tmp_path: Path) -> None:
     Image.new("LA", (16, 16), (0, 128)).save(tmp_path / "x.png")
-    assert (decode(tmp_path / "x.png", 16) == 127).all()
+    assert (decode(tmp_path / "x.png", 16).pixels == 127).all()
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tiff", "png", "webp"])
@@ -216,22 +223,45 @@ def test_exif_orientation_6_is_turned_upright(tmp_path: Path, suffix: str) -> No
     exif = Image.Exif()
     exif[0x0112] = 6  # shown upright after a quarter turn clockwise: the left half comes to lie on top
     halves(RED, BLUE).save(tmp_path / f"x.{suffix}", exif=exif, quality=100)
-    decoded = decode(tmp_path / f"x.{suffix}", 32).astype(int)
+    decoded = decode(tmp_path / f"x.{suffix}", 32).pixels.astype(int)
     assert np.abs(decoded[:14] - RED).max() <= 12 and np.abs(decoded[18:] - BLUE).max() <= 12
 
 
-def test_the_crop_of_a_turned_image_is_that_of_the_upright_one(tmp_path: Path) -> None:
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_a_turned_image_is_the_upright_one(tmp_path: Path, suffix: str, orientation: int) -> None:
     upright = Image.fromarray(noise(64, 32))
     exif = Image.Exif()
-    exif[0x0112] = 6
-    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "x.png", exif=exif)
-    np.testing.assert_allclose(decode(tmp_path / "x.png", 16), naive(upright, 16), atol=1, rtol=0)
+    exif[0x0112] = orientation
+    upright.transpose(TURNS[orientation]).save(tmp_path / f"x.{suffix}", exif=exif)
+    picture = decode(tmp_path / f"x.{suffix}", 16)
+    np.testing.assert_allclose(picture.pixels, naive(upright, 16), atol=1, rtol=0)
+    assert (picture.height, picture.width) == (64, 32)
+
+
+def test_a_reduced_photograph_on_its_side_keeps_its_upright_size(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(shapes(333, 501)).save(tmp_path / "x.jpg", quality=92, exif=exif)
+    upright = Image.open(tmp_path / "x.jpg").transpose(Image.Transpose.ROTATE_90)
+    picture = decode(tmp_path / "x.jpg", 32)
+    assert (picture.height, picture.width) == upright.size[::-1] == (501, 333)
+    assert np.abs(picture.pixels.astype(int) - naive(upright, 32)).mean() <= 2.0
 
 
 def test_an_animation_shows_its_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, BLUE)]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
-    assert (decode(tmp_path / "x.gif", 16) == RED).all()
+    assert (decode(tmp_path / "x.gif", 16).pixels == RED).all()
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:

@@ -19,7 +19,7 @@ from adios_ray.data.plan import plan_jobs, plan_splits
 from adios_ray.data.prepare import Summary, make_shard, prepare
 from adios_ray.data.shards import Layout, open_shards, verify
 from adios_ray.data.sources import scenes
-from adios_ray.data.sources.base import SHORT_SIDE, Sample
+from adios_ray.data.sources.base import PHOTOGRAPH, Sample
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.store import DatasetError, LocalStore
@@ -47,7 +47,7 @@ class Failing:
     after: int = 3
     multi_label: bool = False
     has_instances: bool = False
-    resize: str = SHORT_SIDE
+    resize: str = PHOTOGRAPH
     classes: tuple[str, ...] = CLASSES
 
     def listing(self) -> Mapping[str, Sequence[str]]:
@@ -89,7 +89,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def make_in_this_process(folder: ImageFiles, output: Path, every: int, recipe: Mapping[str, object]) -> None:
     """Do every ``every``-th job of ``prepare`` here, the last one first, as a single worker would."""
     settings = {f"{split}_images": None for split in NO_COUNTS}
-    full = {**recipe, **settings, "image_size": SIZE, "resize": SHORT_SIDE}
+    full = {**recipe, **settings, "image_size": SIZE, "resize": PHOTOGRAPH}
     jobs = plan_jobs(plan_splits(folder.listing(), NO_COUNTS), Layout(SIZE, None, False), full)
     (output / ".parts").mkdir(parents=True)
     for job in reversed(jobs[::every]):
@@ -107,12 +107,10 @@ def test_shards_hold_what_a_plain_loop_decodes(folder: ImageFiles, tmp_path: Pat
     for entry in dataset.manifest.entries:
         batch = pa.ipc.open_file(tmp_path / "out" / entry.file).get_batch(0)
         for item, pixels in zip(batch["source_id"].to_pylist(), batch["image"].to_numpy_ndarray(), strict=True):
-            image = Image.open(folder.root / item)
-            width, height = image.size
-            scaled = image.resize((width * SIZE // min(image.size), height * SIZE // min(image.size)))
-            left, top = (scaled.width - SIZE) // 2, (scaled.height - SIZE) // 2
-            expected = np.asarray(scaled.crop((left, top, left + SIZE, top + SIZE)), dtype=int)
+            expected = np.asarray(Image.open(folder.root / item).resize((SIZE, SIZE)), dtype=int)
             assert np.abs(pixels - expected).max() <= 1
+        sizes = [Image.open(folder.root / item).size for item in batch["source_id"].to_pylist()]
+        assert list(zip(batch["width"].to_pylist(), batch["height"].to_pylist(), strict=True)) == sizes
         seen += zip(batch["source_id"].to_pylist(), batch["label"].to_pylist(), strict=True)
     assert sorted(seen) == sorted((item, CLASSES.index(item[:3])) for item in folder.listing()["train"])
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from adios_ray.data.shards import (
+    SCHEMA_VERSION,
     Layout,
     Manifest,
     Refusal,
@@ -34,7 +35,8 @@ def make_samples(count: int, seed: int, classes: int | None = None) -> list[tupl
         image = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
         label = int(rng.integers(0, 9)) if classes is None else rng.integers(0, 2, classes, dtype=np.uint8)
         instances = None if classes is None else rng.integers(0, 4, (SIZE, SIZE), dtype=np.uint8)
-        samples.append((f"{seed}/{number}.png", Sample(image, label, instances)))
+        height, width = rng.integers(8, 70_000, 2).tolist()
+        samples.append((f"{seed}/{number}.png", Sample(image, label, instances, height, width)))
     return samples
 
 
@@ -47,7 +49,7 @@ def make_dataset(directory: Path, classes: int | None = None) -> list[tuple[str,
         write_shard(LocalStore(directory), f"train-{i:05d}.arrow", layout, chunk) for i, chunk in enumerate(chunks)
     ]
     manifest = Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         image_size=SIZE,
         multi_label=classes is not None,
         has_instances=classes is not None,
@@ -81,6 +83,9 @@ def test_what_is_written_is_read_back(tmp_path: Path, classes: int | None) -> No
     np.testing.assert_array_equal(np.concatenate(split.images), [sample.image for _, sample in samples])
     np.testing.assert_array_equal(split.labels, [sample.label for _, sample in samples])
     assert split.labels.dtype == (np.int64 if classes is None else np.uint8)
+    np.testing.assert_array_equal(split.heights, [sample.height for _, sample in samples])
+    np.testing.assert_array_equal(split.widths, [sample.width for _, sample in samples])
+    assert split.heights.dtype == split.widths.dtype == np.int32
     if split.instances is None:
         assert classes is None
     else:
@@ -164,9 +169,15 @@ def test_a_file_that_is_no_manifest(directory: Path, text: str) -> None:
 
 
 def test_another_schema_version_is_refused(directory: Path) -> None:
-    edit_manifest(directory, schema_version=2)
-    with pytest.raises(DatasetError, match="schema version 2, not 1.*adios-ray prepare again"):
+    edit_manifest(directory, schema_version=3)
+    with pytest.raises(DatasetError, match="manifest.json has schema version 3, not 2 or 1.*adios-ray prepare again"):
         open_shards(directory)
+
+
+def test_a_manifest_of_the_other_version_does_not_fit_its_shards(directory: Path) -> None:
+    edit_manifest(directory, schema_version=1)
+    with pytest.raises(DatasetError, match=r"train-00000\.arrow does not hold the rows or columns"):
+        open_shards(directory).split("train")
 
 
 def test_a_shard_outside_the_directory_is_refused(directory: Path) -> None:
@@ -222,7 +233,7 @@ def test_a_shard_of_other_bytes_but_the_same_size_cannot_be_mapped(directory: Pa
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
-    wrong = Sample(np.zeros((SIZE, SIZE + 1, 3), np.uint8), 0, None)
+    wrong = Sample(np.zeros((SIZE, SIZE + 1, 3), np.uint8), 0, None, SIZE, SIZE)
     with pytest.raises(ValueError, match="broadcast"):
         write_shard(LocalStore(tmp_path), "train-00000.arrow", Layout(SIZE, None, False), [("x", wrong)])
     (tmp_path / "train-00000.arrow").mkdir()

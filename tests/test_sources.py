@@ -178,7 +178,8 @@ def test_cifar_batches(tmp_path: Path, version: str, inside: bool) -> None:
     for items, rows in ((train, pixels[:-1].reshape(-1, 3, 32, 32)), (test, pixels[-1].reshape(-1, 3, 32, 32))):
         for item, row in zip(items, rows, strict=True):
             np.testing.assert_array_equal(source.load(item, 32).image, row.transpose(1, 2, 0))
-    assert source.load(test[1], 48).image.shape == (48, 48, 3)
+    larger = source.load(test[1], 48)
+    assert larger.image.shape == (48, 48, 3) and (larger.height, larger.width) == (32, 32)
 
 
 def test_batches_that_python_3_wrote_for_python_2(tmp_path: Path) -> None:
@@ -267,6 +268,8 @@ def test_stl10_binaries_are_those_of_torchvision(stl: Path, monkeypatch: pytest.
         theirs = datasets.STL10(stl, split=part)
         images = np.stack([source.load(item, 96).image for item in source.listing()[split]])
         np.testing.assert_array_equal(images, theirs.data.transpose(0, 2, 3, 1))
+        sample = source.load(source.listing()[split][0], 96)
+        assert (sample.height, sample.width) == (96, 96)
         assert list(labels_of(source, split).values()) == theirs.labels.tolist()
 
 
@@ -407,6 +410,7 @@ def test_clevr_scenes(tmp_path: Path) -> None:
     sample = source.load("images/val/CLEVR_val_000000.png", 32)
     assert source.classes[int(np.argmax(sample.label))] == "red cylinder" and np.sum(sample.label) == 1
     assert (sample.image[:, :14] > 190).all() and (sample.image[:, 18:] < 10).all()
+    assert sample.height == sample.width  # the central view is all of it: no object that the label names is lost
     (folder / "scenes" / "CLEVR_val_scenes.json").write_text(json.dumps({"scenes": [scene("x", ("pink", "cube"))]}))
     with pytest.raises(DatasetError, match="CLEVR_val_scenes.json is not a list of CLEVR's scenes"):
         clevr.source(tmp_path)

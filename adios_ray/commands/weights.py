@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from adios_ray.commands import UsageError
+from adios_ray.config import CentralView, check_view
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,10 @@ class Evaluate:
     split: Literal["val", "test"] = "test"
     """Whose images are classified."""
 
+    view: CentralView | None = None
+    """Part of each photograph: its central square, or the middle of the photograph resized to 256 pixels on its shorter
+    side, as published for ImageNet100-S; that of the checkpoint's configuration if not given."""
+
     def run(self) -> None:
         """Print one JSON object."""
         from adios_ray.data.shards import open_shards
@@ -81,7 +86,9 @@ class Evaluate:
 
         weights, dataset = load_weights(self.checkpoint), open_shards(self.data_dir)
         train, held_out = dataset.split("train"), dataset.split(self.split)
-        config = weights.config.evaluation.model_copy(update={"fitness": "knn"})
+        view = self.view or weights.config.evaluation.view
+        check_view(view, weights.image_size)
+        config = weights.config.evaluation.model_copy(update={"fitness": "knn", "view": view})
         value, collapse = evaluate(build_networks(weights).to(_device()), train, held_out, weights.image_size, config)
         if math.isnan(value):
             raise UsageError(f"{self.checkpoint}: the features of its encoder are {collapse or 'not finite'}")
@@ -89,6 +96,7 @@ class Evaluate:
         result = {
             "backbone": weights.config.backbone.name,
             "image_size": weights.image_size,
+            "view": view,
             "split": self.split,
             "images": len(held_out),
             "neighbours": weights.config.evaluation.neighbours,
@@ -118,7 +126,8 @@ class Masks:
         import numpy as np
         import torch
 
-        from adios_ray.data.augment import centre_view, denormalise
+        from adios_ray.data.augment import denormalise
+        from adios_ray.data.feed import central_views
         from adios_ray.data.shards import open_shards
         from adios_ray.models.export import load_occlusion_model
         from adios_ray.models.weights import occlusion_image_size
@@ -127,8 +136,8 @@ class Masks:
         if self.images < 1:
             raise UsageError(f"--images {self.images} must be at least 1")
         occlusion, split = load_occlusion_model(self.checkpoint).to(_device()), open_shards(self.data_dir).split("val")
-        pixels = torch.from_numpy(split.gather(np.arange(min(self.images, len(split)))))
-        x = centre_view(pixels.to(_device()), occlusion_image_size(occlusion))
+        first = np.arange(min(self.images, len(split)))
+        x = central_views(split, first, occlusion_image_size(occlusion), _device())
         with torch.no_grad():
             masks = occlusion(x).mul(255).round().to(torch.uint8)
         save_mask_sheet(denormalise(x).cpu().numpy(), masks.cpu().numpy(), self.output)

@@ -1,4 +1,7 @@
-"""Random views of image batches, on the device of the images.
+"""Random views of image batches, and the central view that evaluations take, on the device of the images.
+
+A stored image is a whole photograph squeezed into a square of S x S pixels. Crops are drawn in the photograph's own
+pixels and mapped onto the square; each axis is then resized by itself, so that a view has the photograph's proportions.
 
 What happens to an image is decided by (seed, stream, epoch, sample) alone and drawn on the CPU; the pixels are then
 changed in batches, without a synchronisation with the device.
@@ -12,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adios_ray.config import AugmentConfig
+from adios_ray.config import RESIZED_SIDE, AugmentConfig, CentralView
 from adios_ray.data import pixels
 from adios_ray.data.randomness import uniforms
 
@@ -21,6 +24,8 @@ STD = (0.229, 0.224, 0.225)
 CROP_ATTEMPTS = 10
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 BLUR_SIGMAS = (0.1, 2.0)
+Sides = npt.NDArray[np.integer]
+"""Pixels of the photographs of a batch, [B]."""
 CPU_CHUNK_PIXELS = 400_000
 """Pixels of the views that a CPU works on at once: so few that intermediate results stay in its caches."""
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
@@ -31,7 +36,8 @@ class ViewParameters(NamedTuple):
     """What is done to each image of a batch; tensors on the CPU.
 
     Attributes:
-        boxes: Crops as top, left, height, width in stored pixels, float32 [B, 4].
+        boxes: Crops as top, left, height, width in pixels of the photograph, float32 [B, 4].
+        sizes: Height and width of the photograph, float32 [B, 2].
         flip: Mirrored left to right, bool [B].
         jitter: Colours changed, bool [B].
         order: Order of brightness, contrast, saturation, hue (0-3), int64 [B, 4].
@@ -43,6 +49,7 @@ class ViewParameters(NamedTuple):
     """
 
     boxes: Tensor
+    sizes: Tensor
     flip: Tensor
     jitter: Tensor
     order: Tensor
@@ -54,16 +61,23 @@ class ViewParameters(NamedTuple):
 
 
 def draw_parameters(
-    config: AugmentConfig, seed: int, stream: str, epoch: int, samples: npt.NDArray[np.int64], stored_size: int
+    config: AugmentConfig,
+    seed: int,
+    stream: str,
+    epoch: int,
+    samples: npt.NDArray[np.int64],
+    heights: Sides,
+    widths: Sides,
 ) -> ViewParameters:
-    """Decide what happens to the images ``samples`` (int64 [B]) of side ``stored_size`` in one view of one epoch."""
+    """Decide what happens to the images ``samples`` (int64 [B]) of these heights and widths in one view of an epoch."""
     draws = uniforms(seed, stream, epoch, samples, _DRAWS)
     crops, rest = draws[:, : 2 * CROP_ATTEMPTS + 2], draws[:, 2 * CROP_ATTEMPTS + 2 :]
     strengths = np.array([config.brightness, config.contrast, config.saturation, config.hue])
     neutral = np.array([1.0, 1.0, 1.0, 0.0])
     low, high = BLUR_SIGMAS
     return ViewParameters(
-        boxes=torch.from_numpy(_boxes(crops, config.min_crop_scale, stored_size)),
+        boxes=torch.from_numpy(_boxes(crops, config.min_crop_scale, heights, widths)),
+        sizes=_sizes(heights, widths),
         flip=torch.from_numpy(rest[:, 0] < config.flip_probability),
         jitter=torch.from_numpy(rest[:, 1] < config.jitter_probability),
         order=torch.from_numpy(np.argsort(rest[:, 2:6], axis=1)),
@@ -75,28 +89,38 @@ def draw_parameters(
     )
 
 
-def _boxes(draws: npt.NDArray[np.float64], min_scale: float, size: int) -> npt.NDArray[np.float32]:
-    """Crops of random area and aspect ratio: the first of ten attempts that fits, else the whole image.
+def _sizes(heights: Sides, widths: Sides) -> Tensor:
+    return torch.from_numpy(np.stack([heights, widths], axis=1).astype(np.float32))
+
+
+def _boxes(draws: npt.NDArray[np.float64], min_scale: float, heights: Sides, widths: Sides) -> npt.NDArray[np.float32]:
+    """Crops of random area and aspect ratio: the first of ten attempts that fits, else the central one of all.
+
+    The draws of torchvision's RandomResizedCrop. Its last resort is the whole image, or the largest central part of it
+    whose ratio is allowed.
 
     Args:
         draws: Uniform numbers, [B, 22]: area and ratio of each attempt, then the position.
         min_scale: Smallest share of the image's area.
-        size: Side of the image.
+        heights: Pixels of each image, [B].
+        widths: Pixels of each image, [B].
 
     Returns:
         Top, left, height, width as whole numbers, float32 [B, 4].
     """
-    area = (min_scale + (1 - min_scale) * draws[:, :CROP_ATTEMPTS]) * size * size
+    sides = np.stack([heights, widths]).astype(np.float64)
+    area = (min_scale + (1 - min_scale) * draws[:, :CROP_ATTEMPTS]) * sides[0, :, None] * sides[1, :, None]
     low, high = (math.log(ratio) for ratio in ASPECT_RATIOS)
     ratio = np.exp(low + (high - low) * draws[:, CROP_ATTEMPTS : 2 * CROP_ATTEMPTS])
-    widths, heights = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
-    fits = (widths > 0) & (widths <= size) & (heights > 0) & (heights <= size)
-    first = fits.argmax(axis=1)[:, None]
-    found = fits.any(axis=1)
-    width = np.where(found, np.take_along_axis(widths, first, axis=1)[:, 0], size)
-    height = np.where(found, np.take_along_axis(heights, first, axis=1)[:, 0], size)
-    top, left = np.floor(draws[:, -2:].T * (size - np.stack([height, width]) + 1))
-    return np.stack([top, left, height, width], axis=1).astype(np.float32)
+    tried = np.rint(np.sqrt(np.stack([area / ratio, area * ratio])))
+    fits = np.all((tried > 0) & (tried <= sides[:, :, None]), axis=0)
+    first, found = fits.argmax(axis=1), fits.any(axis=1)
+    narrowest, widest = ASPECT_RATIOS
+    central = np.minimum(sides, np.rint(np.stack([sides[1] / narrowest, sides[0] * widest])))
+    box = np.where(found, tried[:, np.arange(len(first)), first], central)
+    room = sides - box
+    start = np.where(found, np.floor(draws[:, -2:].T * (room + 1)), room // 2)
+    return np.concatenate([start, box]).T.astype(np.float32)
 
 
 def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Tensor:
@@ -124,7 +148,8 @@ def _render(images: Tensor, parameters: ViewParameters, size: int) -> Tensor:
     hue_0, hue_1, hue_2, hue_3, grey, blur, solarise = _selections(parameters, images.device)
     own = torch.cat([parameters.factors[:, 3:], parameters.sigma[:, None], _blends(parameters)], dim=1)
     shift, sigma, *weights = _to_device(own, images.device).unbind(1)
-    rows, columns = _matrices(parameters, images.shape[1], size, images.device, pixels.BICUBIC)
+    crops = parameters.boxes, parameters.sizes, parameters.flip
+    rows, columns = _matrices(*crops, images.shape[1], size, images.device, pixels.BICUBIC)
     x = pixels.transform_axes(_planes(images), rows / 255, columns).clamp_(0, 1)
     for position, chosen in enumerate((hue_0, hue_1, hue_2, hue_3)):
         pixels.blend_(x, *weights[position::4])
@@ -167,23 +192,48 @@ def apply_geometry(masks: Tensor, parameters: ViewParameters, out_size: int) -> 
     Returns:
         float32 [B, K, out_size, out_size] in the range of each mask's values.
     """
-    rows, columns = _matrices(parameters, masks.shape[-1], out_size, masks.device, pixels.BILINEAR)
+    crops = parameters.boxes, parameters.sizes, parameters.flip
+    rows, columns = _matrices(*crops, masks.shape[-1], out_size, masks.device, pixels.BILINEAR)
     return pixels.transform_axes(masks.transpose(0, 1).float(), rows, columns).transpose(0, 1).contiguous()
 
 
-def centre_view(images: Tensor, out_size: int) -> Tensor:
-    """Whole images without randomness, for evaluation.
+def centre_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, view: CentralView = "square") -> Tensor:
+    """The central square of photographs, without randomness, for evaluation.
 
     Args:
         images: uint8 [B, S, S, 3].
+        heights: Pixels of each photograph, [B].
+        widths: Pixels of each photograph, [B].
         out_size: Side of the view in pixels.
+        view: "square" takes the whole central square; "resize-256" of it the central ``out_size`` / 256, which is the
+            middle of the photograph resized to 256 pixels on its shorter side.
 
     Returns:
         Normalised float32 [B, 3, out_size, out_size].
     """
-    x = _planes(images).div_(255)
-    out = x.new_empty(len(images), 3, out_size, out_size)
-    return _normalise(x if x.shape[-1] == out_size else pixels.resize_square(x, out_size), out)
+    out = torch.empty(len(images), 3, out_size, out_size, device=images.device)
+    sizes = _sizes(heights, widths)
+    side = sizes.amin(dim=1, keepdim=True) * (out_size / RESIZED_SIDE if view == "resize-256" else 1)
+    boxes = torch.cat([(sizes - side) / 2, side, side], dim=1)
+    whole = (sizes == side).all(dim=1)
+    # Squares that need no crop take torch's own resizing, whatever else is in the batch: their features stay the same.
+    for chosen, cropped in ((whole, False), (~whole, True)):
+        if chosen.any():
+            indices = _to_device(chosen.nonzero()[:, 0], images.device)
+            x = _planes(images[indices]).div_(255)
+            if cropped:
+                x = _crop(x, boxes[chosen], sizes[chosen], out_size)
+            elif x.shape[-1] != out_size:
+                x = pixels.resize_square(x, out_size)
+            out[indices] = _normalise(x, out.new_empty(len(indices), 3, out_size, out_size))
+    return out
+
+
+def _crop(x: Tensor, boxes: Tensor, sizes: Tensor, out_size: int) -> Tensor:
+    """Antialiased bicubic resizing of a part of each image of planes [3, B, S, S], clamped to [0, 1]."""
+    upright = torch.zeros(len(boxes), dtype=torch.bool)
+    rows, columns = _matrices(boxes, sizes, upright, x.shape[-1], out_size, x.device, pixels.BICUBIC)
+    return pixels.transform_axes(x, rows, columns).clamp_(0, 1)
 
 
 def denormalise(x: Tensor) -> Tensor:
@@ -205,10 +255,17 @@ def _planes(images: Tensor) -> Tensor:
 
 
 def _matrices(
-    parameters: ViewParameters, stored_size: int, out_size: int, device: torch.device, kernel: pixels.Kernel
+    boxes: Tensor,
+    sizes: Tensor,
+    flip: Tensor,
+    stored_size: int,
+    out_size: int,
+    device: torch.device,
+    kernel: pixels.Kernel,
 ) -> tuple[Tensor, Tensor]:
-    """Crop and resize, and for the columns flip, as one matrix an axis."""
-    numbers = torch.cat([parameters.boxes, parameters.flip[:, None]], dim=1)
+    """Crop and resize, and for the columns flip, as one matrix an axis of the stored square."""
+    stored = boxes * (stored_size / sizes).repeat(1, 2)
+    numbers = torch.cat([stored, flip[:, None]], dim=1)
     top, left, height, width, flip = _to_device(numbers, device).unbind(1)
     never = torch.zeros_like(flip)
     rows = pixels.interpolation_matrix(top, height, never > 0, stored_size, out_size, kernel)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from adios_ray import parallel
-from adios_ray.config import TrialConfig
-from adios_ray.data.augment import ViewParameters, apply_geometry, apply_view, draw_parameters
+from adios_ray.config import CentralView, TrialConfig
+from adios_ray.data.augment import ViewParameters, apply_geometry, apply_view, centre_view, draw_parameters
 from adios_ray.data.randomness import module_seed, permutation, single_precision, uniforms
 from adios_ray.data.shards import Split
 from adios_ray.masking.schemes import IDS, OBJECT_SCHEMES, PATTERN_SCHEMES
@@ -52,6 +52,25 @@ class _Loaded(NamedTuple):
     patterns: Tensor | None
     objects: Tensor | None
     module_seed: int
+
+
+def central_views(
+    split: Split, indices: npt.NDArray[np.int64], image_size: int, device: torch.device, view: CentralView = "square"
+) -> Tensor:
+    """Images without augmentations, as evaluations take them; see ``centre_view``.
+
+    Args:
+        split: Where they are.
+        indices: Which ones, int64 [B].
+        image_size: Side of the views in pixels.
+        device: Where they go.
+        view: Part of each photograph.
+
+    Returns:
+        Normalised float32 [B, 3, image_size, image_size].
+    """
+    images = torch.from_numpy(split.gather(indices)).to(device)
+    return centre_view(images, split.heights[indices], split.widths[indices], image_size, view)
 
 
 @lru_cache(maxsize=2)
@@ -102,13 +121,13 @@ class Feed:
         batch = order[position * self.batch_size : (position + 1) * self.batch_size]
         samples = batch[parallel.rank() :: parallel.world_size()]
         images = torch.from_numpy(self.split.gather(samples))
-        size = images.shape[1]
+        sides = self.split.heights[samples], self.split.widths[samples]
         return _Loaded(
             images.pin_memory() if self.device.type == "cuda" else images,
             torch.from_numpy(self.split.labels[samples]),
             torch.from_numpy(single_precision(uniforms(seed, "slot", epoch, samples, 1)[:, 0])),
-            draw_parameters(self.augment, seed, "view_a", epoch, samples, size),
-            draw_parameters(self.augment, seed, "view_b", epoch, samples, size),
+            draw_parameters(self.augment, seed, "view_a", epoch, samples, *sides),
+            draw_parameters(self.augment, seed, "view_b", epoch, samples, *sides),
             self._patterns(seed, epoch, samples),
             self._objects(seed, epoch, samples),
             module_seed(seed, step, parallel.rank()),

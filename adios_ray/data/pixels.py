@@ -50,9 +50,11 @@ def interpolation_matrix(
 ) -> Tensor:
     """Weights that crop one axis and resize it, antialiased, with half-pixel centres.
 
+    A pixel that lies in a crop by a part of its extent weighs by that part.
+
     Args:
-        start: First pixel of each crop, a whole number, float32 [B].
-        length: Pixels of each crop, a whole number of at least 1, float32 [B].
+        start: Where each crop begins, in pixels, may be fractions, float32 [B].
+        length: Pixels of each crop, may be fractions, > 0, float32 [B].
         mirrored: Whether the result runs backwards, bool [B].
         stored_size: Pixels of the axis.
         out_size: Pixels after resizing.
@@ -69,7 +71,8 @@ def interpolation_matrix(
     taps = math.ceil(2 * kernel.support * max(stored_size / out_size, 1)) + 1
     pixel = (centre - kernel.support * stretch).floor() + torch.arange(taps, device=start.device)
     weights = kernel.weight((pixel + 0.5 - centre).abs() / stretch)
-    weights = weights * ((pixel >= start) & (pixel < start + length))
+    inside = torch.minimum((start + length) - pixel, pixel + (1 - start)).clamp_(0, 1)
+    weights = weights * inside
     weights = weights / weights.sum(dim=2, keepdim=True)
     matrix = weights.new_zeros(len(start), out_size, stored_size)
     return matrix.scatter_add_(2, pixel.clamp(0, stored_size - 1).long(), weights)

@@ -3,6 +3,9 @@
 A data set is a directory with ``train-00000.arrow``, ``val-00000.arrow``, ... and ``manifest.json``. A shard is an
 Arrow IPC file with one record batch, whose image column is a fixed-shape tensor: mapped, it is a NumPy array that was
 never copied. The manifest is written last; a directory without one is not a data set.
+
+An image is the whole photograph squeezed into a square, beside its true height and width, so that crops can be taken of
+any part of it in its own proportions. In schema version 1 images are the middle squares of photographs.
 """
 
 import hashlib
@@ -22,7 +25,8 @@ from adios_ray.data.mirror import RemoteFile, mirror
 from adios_ray.data.sources.base import UNLABELLED, Sample
 from adios_ray.data.store import DatasetError, LocalStore, Location, Store, store_at
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 MANIFEST_NAME = "manifest.json"
 _MAKE_AGAIN = "Run adios-ray prepare again with another --output, or after removing the directory"
 
@@ -56,8 +60,8 @@ class Manifest(Record):
     """Contents of ``manifest.json``.
 
     Attributes:
-        schema_version: Version of this format.
-        image_size: Pixels a side.
+        schema_version: Version of this format: 2, or 1 without heights and widths.
+        image_size: Pixels a side of the stored squares.
         multi_label: Whether a label is a row of zeros and ones, one for each class.
         has_instances: Whether there is an object index for every pixel.
         classes: Class names; a label is an index into them.
@@ -78,7 +82,8 @@ class Manifest(Record):
     @property
     def layout(self) -> "Layout":
         """Columns of the shards."""
-        return Layout(self.image_size, len(self.classes) if self.multi_label else None, self.has_instances)
+        label_size = len(self.classes) if self.multi_label else None
+        return Layout(self.image_size, label_size, self.has_instances, has_sizes=self.schema_version > 1)
 
     @property
     def training_splits(self) -> tuple[str, ...]:
@@ -99,11 +104,13 @@ class Layout:
         image_size: Pixels a side, S.
         label_size: Number of classes C of a multi-label set; None where a label is one class index.
         has_instances: Whether there is an instance map for every image.
+        has_sizes: Whether there are the height and width of every photograph; not in schema version 1.
     """
 
     image_size: int
     label_size: int | None
     has_instances: bool
+    has_sizes: bool = True
 
     @property
     def row_bytes(self) -> int:
@@ -111,11 +118,12 @@ class Layout:
         return self.image_size**2 * (4 if self.has_instances else 3)
 
     def schema(self) -> pa.Schema:
-        """Arrow schema: image [S, S, 3], label (int64, or uint8 [C]), perhaps instances [S, S], source_id."""
+        """Arrow schema: image [S, S, 3], label (int64, or uint8 [C]), instances [S, S], height, width, source_id."""
         size = self.image_size
         fields = [("image", _tensor(size, size, 3))]
         fields += [("label", pa.int64() if self.label_size is None else _tensor(self.label_size))]
         fields += [("instances", _tensor(size, size))] if self.has_instances else []
+        fields += [("height", pa.int32()), ("width", pa.int32())] if self.has_sizes else []
         return pa.schema([*fields, ("source_id", pa.string())])
 
 
@@ -148,8 +156,8 @@ def _column(field: pa.Field, samples: Sequence[tuple[str, Sample]]) -> pa.Array:
     if field.name == "source_id":
         return pa.array([item for item, _ in samples], pa.string())
     values = [getattr(sample, field.name) for _, sample in samples]
-    if field.name == "label" and field.type == pa.int64():
-        return pa.array(values, pa.int64())
+    if pa.types.is_integer(field.type):
+        return pa.array(values, field.type)
     shape = field.type.shape
     stacked = np.empty((len(values), *shape), np.uint8)
     for row, value in zip(stacked, values, strict=True):
@@ -190,8 +198,8 @@ def _parse_manifest(store: Store, content: bytes) -> Manifest:
         version = raw["schema_version"]
     except (ValueError, TypeError, KeyError):
         raise DatasetError(f"{path} is not a manifest. {_MAKE_AGAIN}") from None
-    if version != SCHEMA_VERSION:
-        raise DatasetError(f"{path} has schema version {version}, not {SCHEMA_VERSION}. {_MAKE_AGAIN}")
+    if version not in READABLE_VERSIONS:
+        raise DatasetError(f"{path} has schema version {version}, not {SCHEMA_VERSION} or 1. {_MAKE_AGAIN}")
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
@@ -217,6 +225,8 @@ class Split:
         name: Name of the split.
         images: RGB of every shard, read-only uint8 [rows, S, S, 3] views of the mapped files.
         labels: Class indices int64 [n], or zeros and ones uint8 [n, C] in a multi-label set.
+        heights: Pixels of each photograph, which is squeezed into its square, int32 [n]; S where squares are stored.
+        widths: The same from left to right.
         instances: Object index per pixel of every shard, uint8 [rows, S, S] views, 0 = background; or None.
     """
 
@@ -228,6 +238,7 @@ class Split:
         self.instances: list[Bytes] | None = None
         if "instances" in batches[0].schema.names:
             self.instances = [batch["instances"].to_numpy_ndarray() for batch in batches]
+        self.heights, self.widths = (_sizes(batches, side) for side in ("height", "width"))
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
 
     def __len__(self) -> int:
@@ -267,6 +278,15 @@ class Split:
 
 def _labels(column: pa.Array) -> npt.NDArray[Any]:
     return column.to_numpy() if column.type == pa.int64() else column.to_numpy_ndarray()  # type: ignore[no-any-return]
+
+
+def _sizes(batches: Sequence[pa.RecordBatch], side: str) -> npt.NDArray[np.int32]:
+    """Heights or widths of the photographs; those of the stored squares where none are stored."""
+    schema = batches[0].schema
+    if side in schema.names:
+        return np.concatenate([batch[side].to_numpy() for batch in batches])
+    rows = sum(batch.num_rows for batch in batches)
+    return np.full(rows, schema.field("image").type.shape[0], np.int32)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adios_ray import parallel
-from adios_ray.config import AugmentConfig, EvaluationConfig
-from adios_ray.data.augment import apply_view, centre_view, draw_parameters
+from adios_ray.config import AugmentConfig, CentralView, EvaluationConfig
+from adios_ray.data.augment import apply_view, draw_parameters
+from adios_ray.data.feed import central_views
 from adios_ray.data.shards import Split
 from adios_ray.evaluation.knn import accuracy, knn_votes, macro_f1
 from adios_ray.evaluation.label_free import alpha_req, effective_rank, feature_std, lidar, rankme
@@ -24,8 +25,14 @@ LIDAR_VIEWS = 10
 
 
 @torch.no_grad()
-def extract_features(backbone: nn.Module, split: Split, indices: npt.NDArray[np.int64], image_size: int) -> Tensor:
-    """Features of un-augmented images, [len(indices), F] on the backbone's device.
+def extract_features(
+    backbone: nn.Module,
+    split: Split,
+    indices: npt.NDArray[np.int64],
+    image_size: int,
+    view: CentralView = "square",
+) -> Tensor:
+    """Features of un-augmented images, [len(indices), F] on the backbone's device; see ``centre_view``.
 
     The workers of a trial share the images; each receives all features.
     """
@@ -36,7 +43,7 @@ def extract_features(backbone: nn.Module, split: Split, indices: npt.NDArray[np.
     training = backbone.training
     backbone.eval()
     features = [
-        backbone(centre_view(torch.from_numpy(split.gather(own[first : first + BATCH])).to(device), image_size))
+        backbone(central_views(split, own[first : first + BATCH], image_size, device, view))
         for first in range(0, share, BATCH)
     ]
     backbone.train(training)
@@ -65,7 +72,7 @@ def evaluate(networks: Networks, train: Split, held_out: Split, image_size: int,
         image_size: Side of the views in pixels.
         config: Which measure, and what counts as a collapse.
     """
-    features = extract_features(networks.backbone, held_out, np.arange(len(held_out)), image_size)
+    features = extract_features(networks.backbone, held_out, np.arange(len(held_out)), image_size, config.view)
     if not features.isfinite().all():
         return Fitness(math.nan, None)
     if collapse := _collapse(features, config):
@@ -106,7 +113,8 @@ def _features_of_views(backbone: nn.Module, split: Split, image_size: int) -> Te
             for first in range(0, len(indices), BATCH):
                 chosen = indices[first : first + BATCH]
                 images = torch.from_numpy(split.gather(chosen)).to(device)
-                drawn = draw_parameters(AugmentConfig(), 0, "view_a", number, chosen, images.shape[1])
+                sides = split.heights[chosen], split.widths[chosen]
+                drawn = draw_parameters(AugmentConfig(), 0, "view_a", number, chosen, *sides)
                 parts.append(backbone(apply_view(images, drawn, image_size)).float())
             views.append(torch.cat(parts))
     backbone.train(training)
@@ -118,7 +126,7 @@ def _knn(
 ) -> float:
     """Weighted k-NN accuracy (multi-label: macro F1), 0 to 1; nan where the neighbours' features are not finite."""
     bank = np.unique(np.linspace(0, len(train) - 1, min(config.train_images, len(train))).astype(np.int64))
-    train_features = extract_features(backbone, train, bank, image_size)
+    train_features = extract_features(backbone, train, bank, image_size, config.view)
     if not train_features.isfinite().all():
         return math.nan
     train_labels = torch.from_numpy(train.labels[bank]).to(features.device)

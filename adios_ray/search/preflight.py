@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from adios_ray.config import ConfigError, check_image_size
+from adios_ray.config import ConfigError, check_image_size, check_view
 from adios_ray.data.shards import Manifest, verify
 from adios_ray.data.store import DatasetError
 from adios_ray.files import check_writable
@@ -35,6 +35,7 @@ def check_data(config: ExperimentConfig) -> None:
             raise DatasetError(f"{config.data_dir} has no {split!r} split (it has {present}); prepare it with one")
     try:
         check_image_size(config.image_size or manifest.image_size)
+        check_view(config.evaluation.view, config.image_size or manifest.image_size)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if config.masking.needs_objects and not manifest.has_instances:

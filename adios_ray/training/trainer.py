@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from adios_ray import parallel
-from adios_ray.config import ConfigError, TrialConfig, check_image_size, parse
-from adios_ray.data.augment import centre_view, denormalise
-from adios_ray.data.feed import Batch, Feed
+from adios_ray.config import ConfigError, TrialConfig, check_image_size, check_view, parse
+from adios_ray.data.augment import denormalise
+from adios_ray.data.feed import Batch, Feed, central_views
 from adios_ray.data.shards import open_shards
 from adios_ray.evaluation.fitness import Fitness, evaluate
 from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
@@ -52,6 +52,7 @@ class Trainer:
         self.dataset, self.classes = dataset, len(dataset.manifest.classes)
         self.image_size = config.image_size or dataset.manifest.image_size
         check_image_size(self.image_size)
+        check_view(config.evaluation.view, self.image_size)
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
         self.feed = Feed(dataset.split(*dataset.manifest.training_splits), config, self.image_size, device)
         _check_batch(config.batch_size, len(self.feed.split))
@@ -152,8 +153,8 @@ class Trainer:
 
     def masks(self, images: int) -> tuple[Tensor, Tensor]:
         """The first validation images as seen, uint8 [K, S, S, 3], and their masks [K, N, S, S] (N = 0 without)."""
-        pixels = torch.from_numpy(self.val_split.gather(np.arange(min(images, len(self.val_split)))))
-        x = centre_view(pixels.to(self.device), self.image_size)
+        first = np.arange(min(images, len(self.val_split)))
+        x = central_views(self.val_split, first, self.image_size, self.device)
         if self.networks.occlusion is None:
             return denormalise(x), x.new_zeros(len(x), 0, self.image_size, self.image_size)
         with torch.no_grad():

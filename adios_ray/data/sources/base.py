@@ -15,7 +15,9 @@ NO_LABEL = -1
 
 
 SHORT_SIDE = "short side to image_size, bicubic, antialiased; centre crop"
+"""How squares are resized; in these words, so that data sets made before sizes were stored count as the same."""
 WHOLE = "whole picture squeezed into a square, bicubic, antialiased"
+PHOTOGRAPH = f"{WHOLE}; its height and width beside it"
 
 
 class RefusedImageError(ValueError):
@@ -30,11 +32,15 @@ class Sample:
         image: RGB, uint8 [S, S, 3].
         label: Class index, NO_LABEL where it is not known; uint8 [classes] of zeros and ones in a multi-label source.
         instances: Object index per pixel, uint8 [S, S], 0 = background; None where a source has no masks.
+        height: Pixels of what the square shows, upright and before it was squeezed: crops have its proportions.
+        width: The same from left to right.
     """
 
     image: npt.NDArray[np.uint8]
     label: int | npt.NDArray[np.uint8]
     instances: npt.NDArray[np.uint8] | None
+    height: int
+    width: int
 
 
 class Source(Protocol):
@@ -67,7 +73,7 @@ class Source(Protocol):
         ...
 
     def load(self, item: str, image_size: int) -> Sample:
-        """Decode one item to ``image_size`` pixels a side.
+        """Decode one item, the whole picture in a square of ``image_size`` pixels a side.
 
         Raises:
             RefusedImageError: If the item cannot be used, with the reason.
@@ -93,7 +99,7 @@ class ListedSource:
     items: Mapping[str, Sequence[str]] = field(repr=False)
     multi_label: bool = False
     has_instances: bool = False
-    resize: str = SHORT_SIDE
+    resize: str = PHOTOGRAPH
 
     def listing(self) -> Mapping[str, Sequence[str]]:
         """Items of each split."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from adios_ray.data.shards import Bytes
 from adios_ray.data.sources import folder
-from adios_ray.data.sources.base import ListedSource, RefusedImageError, Sample
+from adios_ray.data.sources.base import SHORT_SIDE, ListedSource, RefusedImageError, Sample
 from adios_ray.data.sources.image_files import ImageFiles, square
 from adios_ray.data.store import DatasetError
 from adios_ray.inert import InertUnpickler, Placeholder
@@ -50,7 +50,8 @@ class Batches(ListedSource):
         if int(row) >= len(pixels):
             raise RefusedImageError(f"{batch} has only {len(pixels)} images")
         image = pixels[int(row)].reshape(3, SIDE, SIDE).transpose(1, 2, 0)
-        return Sample(square(Image.fromarray(image), image_size), self.classes.index(name), None)
+        pixels = square(Image.fromarray(image), image_size).pixels
+        return Sample(pixels, self.classes.index(name), None, SIDE, SIDE)
 
 
 def cifar10(root: Path) -> Batches | ImageFiles:
@@ -85,7 +86,7 @@ def _source(root: Path, files: _Files) -> Batches | ImageFiles:
     items = {
         split: [item for b in batches for item in _items(base / b, files, classes)] for split, batches in splits.items()
     }
-    return Batches(root=base.absolute(), classes=classes, items=items)
+    return Batches(root=base.absolute(), classes=classes, items=items, resize=SHORT_SIDE)
 
 
 def _items(path: Path, files: _Files, classes: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """CLEVR: which of 24 combinations of colour and shape a picture shows, and where its objects are.
 
-The whole picture is squeezed into a square, as ADIOS' authors do: a crop would lose objects that the labels name.
+The whole picture is squeezed into a square, which from then on counts as the picture, as ADIOS' authors do: the central
+square of a wide picture would lose objects that the labels name. Masks are squeezed in the same way.
 """
 
 import json
@@ -46,16 +47,17 @@ class Clevr(ListedSource):
         Raises:
             RefusedImageError: If the picture or a mask cannot be decoded.
         """
-        image = decode(self.root / item, image_size, whole=True)
+        pixels = decode(self.root / item, image_size).pixels
         kinds = np.array([self.kinds[item] >> kind & 1 for kind in range(len(self.classes))], np.uint8)
-        return Sample(image, kinds, self._instances(item, image_size) if self.has_instances else None)
+        instances = self._instances(item, image_size) if self.has_instances else None
+        return Sample(pixels, kinds, instances, image_size, image_size)
 
     def _instances(self, item: str, image_size: int) -> Bytes:
         """Index of the object that has the largest share of each pixel; 0 is the background."""
         name = Path(item).stem
         shares: list[Bytes] = []
         while (path := self.root / "masks" / f"{name}_{len(shares)}.png").is_file():
-            shares.append(decode(path, image_size, whole=True)[:, :, 0])
+            shares.append(decode(path, image_size).pixels[:, :, 0])
         if not shares:
             raise RefusedImageError(f"has no mask masks/{name}_0.png")
         largest: Bytes = np.stack(shares).argmax(axis=0).astype(np.uint8)

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -17,6 +18,8 @@ SMALLEST_SIDE = 8
 SCALED_DECODING = 1.85
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
+_ON_ITS_SIDE = (5, 6, 7, 8)
+"""EXIF orientations that turn a picture by a quarter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,22 +33,34 @@ class ImageFiles(ListedSource):
     labels: Mapping[str, int] = field(repr=False)
 
     def load(self, item: str, image_size: int) -> Sample:
-        """Decode one file: RGB, upright, short side resized to ``image_size`` (bicubic), centre cropped.
+        """Decode one file: RGB, upright, the whole picture squeezed into a square (bicubic, antialiased).
 
         Raises:
             RefusedImageError: If the file cannot be decoded or a side has fewer than 8 pixels.
         """
-        image = decode(self.root / item, image_size)
+        picture = decode(self.root / item, image_size)
         label = self.labels[item if item in self.labels else item.rpartition("/")[0]]
-        return Sample(image, label, None)
+        return Sample(picture.pixels, label, None, picture.height, picture.width)
 
 
-def decode(path: Path, image_size: int, whole: bool = False) -> Bytes:
-    """Decode an image file to RGB, uint8 [image_size, image_size, 3].
+class Picture(NamedTuple):
+    """A whole photograph squeezed into a square.
 
-    The short side is resized to ``image_size`` and the rest cropped around the centre; ``whole`` squeezes the picture.
+    Attributes:
+        pixels: RGB, uint8 [S, S, 3].
+        height: Pixels of the upright original.
+        width: Pixels of the upright original.
+    """
 
-    JPEGs are decoded at a half, a quarter or an eighth of their size where that leaves at least 1.85 times
+    pixels: Bytes
+    height: int
+    width: int
+
+
+def decode(path: Path, image_size: int) -> Picture:
+    """Decode an image file and squeeze the whole picture into a square of ``image_size`` pixels a side.
+
+    JPEGs are decoded at a half, a quarter or an eighth of their size where that leaves both sides at least 1.85 times
     ``image_size``: the result differs from that of a full decode by less than 2 of 255 on average.
 
     Raises:
@@ -56,15 +71,15 @@ def decode(path: Path, image_size: int, whole: bool = False) -> Bytes:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
-                return square(image, image_size, whole)
+                return square(image, image_size)
     except RefusedImageError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise RefusedImageError(_reason(path, error)) from error
 
 
-def square(image: Image.Image, image_size: int, whole: bool = False) -> Bytes:
-    """Load, resize and crop an opened image; see ``decode``.
+def square(image: Image.Image, image_size: int) -> Picture:
+    """Load and squeeze an opened image; see ``decode``.
 
     Raises:
         RefusedImageError: If a side has fewer than 8 pixels, or the values have no fixed range.
@@ -72,19 +87,20 @@ def square(image: Image.Image, image_size: int, whole: bool = False) -> Bytes:
     if min(image.size) < SMALLEST_SIDE:
         raise RefusedImageError(f"{image.width} x {image.height} pixels: a side is below {SMALLEST_SIDE}")
     enough = math.ceil(SCALED_DECODING * image_size)
+    full_size = image.size
     drafted = image.draft("RGB", (enough, enough))
     image.load()
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    width, height = full_size if drafted else image.size  # loading turns a TIFF upright
     # A reduced JPEG ends in a partly covered pixel: its extent is a fraction.
-    width, height = drafted[1][2:] if drafted else image.size
-    side = min(width, height)
-    box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
-    box = (0.0, 0.0, width, height) if whole else box
-    small = as_rgb(image).resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+    extent = drafted[1] if drafted else (0.0, 0.0, width, height)
+    small = as_rgb(image).resize((image_size, image_size), Image.Resampling.BICUBIC, box=extent)
     if orientation != 1:
         small.getexif()[ExifTags.Base.Orientation] = orientation
         ImageOps.exif_transpose(small, in_place=True)
-    return np.asarray(small)
+    if orientation in _ON_ITS_SIDE:
+        width, height = height, width
+    return Picture(np.asarray(small), height, width)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -297,7 +297,8 @@ def render(seed: int, index: int, image_size: int) -> Sample:
     subject = draw_subject(seed, index)
     front = foreground(subject, image_size)
     back = background(seed, index, subject.texture, image_size)
-    return Sample(compose(front, back), subject.label, instance_map(front, image_size))
+    picture, instances = compose(front, back), instance_map(front, image_size)
+    return Sample(picture, subject.label, instances, image_size, image_size)
 
 
 def source(num_images: int, seed: int) -> RenderedSource:

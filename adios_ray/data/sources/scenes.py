@@ -217,7 +217,7 @@ def render(seed: int, index: int, image_size: int) -> Sample:
         box.blend(picture, shade(surface.normal, _PALETTE[solid.colour], light, solid.gloss), alpha)
         instances[box.place][alpha > 0.5] = number
         label[solid.shape * len(COLOURS) + solid.colour] = 1
-    return Sample(to_uint8(picture), label, instances)
+    return Sample(to_uint8(picture), label, instances, image_size, image_size)
 
 
 def source(num_images: int, seed: int) -> RenderedSource:

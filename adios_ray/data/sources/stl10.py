@@ -8,7 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from adios_ray.data.shards import Bytes
-from adios_ray.data.sources.base import NO_LABEL, UNLABELLED, ListedSource, RefusedImageError, Sample
+from adios_ray.data.sources.base import NO_LABEL, SHORT_SIDE, UNLABELLED, ListedSource, RefusedImageError, Sample
 from adios_ray.data.sources.image_files import square
 from adios_ray.data.store import DatasetError
 
@@ -32,7 +32,7 @@ class Binaries(ListedSource):
             raise RefusedImageError(f"{part}_X.bin has only {len(pixels)} images")
         image = np.ascontiguousarray(pixels[int(row)].transpose(2, 1, 0))
         label = self.classes.index(name[0]) if name else NO_LABEL
-        return Sample(square(Image.fromarray(image), image_size), label, None)
+        return Sample(square(Image.fromarray(image), image_size).pixels, label, None, SIDE, SIDE)
 
 
 @lru_cache(maxsize=3)
@@ -66,7 +66,7 @@ def source(root: Path, fold: int | None = None) -> Binaries:
         unlabelled += [f"train/{row}" for row in range(len(train)) if row not in chosen]
         train = [train[row] for row in sorted(chosen)]
     items = {"train": train, "test": test, UNLABELLED: unlabelled}
-    return Binaries(root=base.absolute(), classes=classes, items=items)
+    return Binaries(root=base.absolute(), classes=classes, items=items, resize=SHORT_SIDE)
 
 
 def _count(path: Path) -> int:
