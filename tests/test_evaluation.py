@@ -1,12 +1,48 @@
-"""k-NN against pinned numbers and a loop."""
+"""k-NN against pinned numbers and a loop, and the memory that it takes."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from test_masking import golden
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
-from adios_ray.evaluation.knn import accuracy, knn_votes, macro_f1
+from adios_ray.evaluation import knn
+from adios_ray.evaluation.knn import knn_accuracy, knn_macro_f1
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many elements the largest tensor has that any operation makes; views of others do not count."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        TorchDispatchMode.__init__(self)
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and look at its outputs."""
+        outputs = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            sizes = [output.numel() for output in tree_iter(outputs) if isinstance(output, Tensor)]
+            self.elements = max([self.elements, *sizes])
+        return outputs
+
+
+def naive_votes(
+    bank: Tensor, labels: Tensor, queries: Tensor, neighbours: int, temperature: float
+) -> list[list[float]]:
+    """Shares of the votes for each query and class, one neighbour after the other; labels are zeros and ones."""
+    votes = []
+    for query in queries.double():
+        cosine = [float(query @ b / (query.norm() * b.norm())) for b in bank.double()]
+        nearest = sorted(range(len(bank)), key=lambda i: -cosine[i])[:neighbours]
+        weights = {i: math.exp(cosine[i] / temperature) for i in nearest}
+        of_classes = [sum(w for i, w in weights.items() if row[i]) for row in labels.T.tolist()]
+        votes.append([share / sum(weights.values()) for share in of_classes])
+    return votes
 
 
 @pytest.mark.parametrize(
@@ -15,27 +51,50 @@ from adios_ray.evaluation.knn import accuracy, knn_votes, macro_f1
 )
 def test_knn_agrees_with_the_published_implementation(key: str, neighbours: int, temperature: float) -> None:
     values = golden("knn.npz")
-    one_hot = torch.nn.functional.one_hot(values["train_labels"])
-    votes = knn_votes(values["train_features"], one_hot, values["test_features"], neighbours, temperature)
-    assert 100 * accuracy(votes, values["test_labels"]) == pytest.approx(float(values[f"acc1_{key}"]), abs=1e-4)
+    bank, queries = ((values[f"{part}_features"], values[f"{part}_labels"]) for part in ("train", "test"))
+    accuracy = knn_accuracy(*bank, *queries, neighbours, temperature)
+    assert 100 * accuracy == pytest.approx(float(values[f"acc1_{key}"]), abs=1e-4)
 
 
-def test_votes_equal_a_loop() -> None:
+@pytest.mark.parametrize("elements", [knn.VALUES, 128])
+def test_accuracy_and_f1_equal_a_loop_in_parts_of_any_size(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "VALUES", elements)
     torch.manual_seed(0)
-    bank, queries = torch.randn(12, 4), torch.randn(3, 4)
-    labels = (torch.rand(12, 5) > 0.6).long()
-    votes = knn_votes(bank, labels, queries, neighbours=4, temperature=0.2)
-    for query, row in zip(queries, votes, strict=True):
-        cosine = [float(query @ b / (query.norm() * b.norm())) for b in bank]
-        nearest = sorted(range(12), key=lambda i: -cosine[i])[:4]
-        weights = [math.exp(cosine[i] / 0.2) for i in nearest]
-        for label in range(5):
-            share = sum(w for w, i in zip(weights, nearest, strict=True) if labels[i, label]) / sum(weights)
-            assert float(row[label]) == pytest.approx(share, abs=1e-5)
+    bank, queries, classes = torch.randn(90, 4), torch.randn(23, 4), 5
+    numbers, truth = torch.randint(classes, (90,)), torch.randint(classes, (23,))
+    votes = naive_votes(bank, torch.nn.functional.one_hot(numbers), queries, 7, 0.2)
+    named = [max(range(classes), key=row.__getitem__) for row in votes]
+    expected = sum(name == true for name, true in zip(named, truth.tolist(), strict=True)) / 23
+    assert knn_accuracy(bank, numbers, queries, truth, 7, 0.2) == pytest.approx(expected, abs=1e-9)
+
+    several, present = (torch.rand(90, classes) > 0.5).byte(), (torch.rand(23, classes) > 0.5).byte()
+    chosen = torch.tensor(naive_votes(bank, several, queries, 7, 0.2)) > 0.5
+    scores = []
+    for said, true in zip(chosen.T.tolist(), present.T.tolist(), strict=True):
+        hits = sum(yes and bool(is_so) for yes, is_so in zip(said, true, strict=True))
+        scores.append(2 * hits / (sum(said) + sum(true)))
+    assert knn_macro_f1(bank, several, queries, present, 7, 0.2) == pytest.approx(sum(scores) / classes, abs=1e-6)
 
 
-def test_macro_f1_has_its_closed_form() -> None:
-    votes = torch.tensor([[0.9, 0.1], [0.8, 0.9], [0.2, 0.7]])
-    labels = torch.tensor([[1, 0], [0, 1], [1, 1]])
-    first = 2 * 1 / (2 * 1 + 1 + 1)
-    assert macro_f1(votes, labels) == pytest.approx((first + 1.0) / 2, abs=1e-6)
+def test_fewer_neighbours_than_asked_for_all_vote_and_the_lowest_class_wins_a_tie() -> None:
+    bank, query = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-2.0, 0.0]]), torch.tensor([[3.0, 0.0]])
+    for first, second, winner in ((7, 4, 4), (4, 7, 4), (2, 2, 2)):
+        labels = torch.tensor([first, second, 0])
+        for truth in range(8):
+            found = knn_accuracy(bank, labels, query, torch.tensor([truth]), 20, 0.5)
+            assert found == (truth == winner), (first, second, truth)
+
+
+def test_memory_does_not_grow_with_images_or_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "VALUES", 2**16)
+    generator = torch.Generator().manual_seed(0)
+    for images, classes in ((600, 10_000), (6000, 100)):  # more than 2**16 votes, or similarities, for 60 queries
+        bank, queries = (torch.randn(n, 8, generator=generator) for n in (images, 60))
+        numbers, truth = (torch.randint(classes, (n,), generator=generator) for n in (images, 60))
+        with LargestTensor() as single:
+            knn_accuracy(bank, numbers, queries, truth, 20, 0.07)
+        assert 0 < single.elements <= 2**16
+    labels, present = (torch.randint(2, (n, 400), generator=generator).byte() for n in (6000, 60))
+    with LargestTensor() as multi:
+        knn_macro_f1(bank, labels, queries, present, 20, 0.07)
+    assert 0 < multi.elements <= 2**16

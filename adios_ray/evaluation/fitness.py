@@ -7,14 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from adios_ray import parallel
 from adios_ray.config import AugmentConfig, CentralView, EvaluationConfig
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.feed import central_views
 from adios_ray.data.shards import Split
-from adios_ray.evaluation.knn import accuracy, knn_votes, macro_f1
+from adios_ray.evaluation.knn import knn_accuracy, knn_macro_f1
 from adios_ray.evaluation.label_free import alpha_req, effective_rank, feature_std, lidar, rankme
 from adios_ray.models.networks import Networks
 
@@ -131,8 +130,5 @@ def _knn(
         return math.nan
     train_labels = torch.from_numpy(train.labels[bank]).to(features.device)
     labels = torch.from_numpy(held_out.labels).to(features.device)
-    multi_label = labels.ndim == 2
-    if not multi_label:
-        train_labels = functional.one_hot(train_labels, int(max(train_labels.max(), labels.max())) + 1)
-    votes = knn_votes(train_features, train_labels, features, config.neighbours, config.temperature)
-    return macro_f1(votes, labels) if multi_label else accuracy(votes, labels)
+    score = knn_macro_f1 if labels.ndim == 2 else knn_accuracy
+    return score(train_features, train_labels, features, labels, config.neighbours, config.temperature)
