@@ -210,6 +210,9 @@ class EvaluationConfig(Strict):
     view: CentralView = "square"
     """Part of a photograph that is evaluated: its central square, or as in the authors' evaluation of ImageNet100-S the
     middle of the photograph resized to 256 pixels on its shorter side (at 96 pixels 14 % of that square)."""
+    fresh_statistics: bool = False
+    """Take BatchNorm's statistics from unmasked training images before each evaluation, in place of those of all views
+    that training passes, most of them masked."""
 
 
 class TrialConfig(Strict):

@@ -1,6 +1,7 @@
 """Fitness of a trial: what its frozen features are worth on held-out images, never the training loss."""
 
 import math
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from adios_ray.data.feed import central_views
 from adios_ray.data.shards import Split
 from adios_ray.evaluation.knn import knn_accuracy, knn_macro_f1
 from adios_ray.evaluation.label_free import alpha_req, effective_rank, feature_std, lidar, rankme
+from adios_ray.evaluation.statistics import fresh_statistics
 from adios_ray.models.networks import Networks
 
 BATCH = 256
@@ -71,6 +73,12 @@ def evaluate(networks: Networks, train: Split, held_out: Split, image_size: int,
         image_size: Side of the views in pixels.
         config: Which measure, and what counts as a collapse.
     """
+    fresh = fresh_statistics(networks.backbone, train, image_size, config.view)
+    with fresh if config.fresh_statistics else nullcontext():
+        return _evaluate(networks, train, held_out, image_size, config)
+
+
+def _evaluate(networks: Networks, train: Split, held_out: Split, image_size: int, config: EvaluationConfig) -> Fitness:
     features = extract_features(networks.backbone, held_out, np.arange(len(held_out)), image_size, config.view)
     if not features.isfinite().all():
         return Fitness(math.nan, None)
