@@ -1,10 +1,12 @@
 """The few collective operations that a step needs; each is a no-op in a single process."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+Value = TypeVar("Value")
 
 
 def world_size() -> int:
@@ -68,3 +70,25 @@ def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
     if world_size() > 1:
         for tensor in tensors:
             distributed.broadcast(tensor, src=0)
+
+
+def from_first(value: Value) -> Value:
+    """Give every worker the first worker's value, a plain Python object.
+
+    What follows from rounded numbers (which mask is split, whether features have collapsed) is decided once: workers
+    round differently where kernels add in changing order, and would part for good.
+    """
+    if world_size() == 1:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gather_values(value: Value) -> list[Value]:
+    """Collect a plain Python object of every worker, in the order of their ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values

@@ -75,14 +75,15 @@ def evaluate(networks: Networks, train: Split, held_out: Split, image_size: int,
     """
     fresh = fresh_statistics(networks.backbone, train, image_size, config.view)
     with fresh if config.fresh_statistics else nullcontext():
-        return _evaluate(networks, train, held_out, image_size, config)
+        return parallel.from_first(_evaluate(networks, train, held_out, image_size, config))
 
 
 def _evaluate(networks: Networks, train: Split, held_out: Split, image_size: int, config: EvaluationConfig) -> Fitness:
     features = extract_features(networks.backbone, held_out, np.arange(len(held_out)), image_size, config.view)
     if not features.isfinite().all():
         return Fitness(math.nan, None)
-    if collapse := _collapse(features, config):
+    # Decided once: the workers extract further features together, or none does.
+    if collapse := parallel.from_first(_collapse(features, config)):
         return Fitness(math.nan, collapse)
     if config.fitness == "knn":
         return Fitness(_knn(networks.backbone, train, held_out, features, image_size, config), None)

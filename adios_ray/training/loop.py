@@ -9,7 +9,6 @@ from typing import Any
 import ray
 import torch
 from ray.train.torch import get_device
-from torch import distributed
 
 from adios_ray import parallel
 from adios_ray.config import TrialConfig, parse
@@ -105,10 +104,8 @@ def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> None:
 
 def _agreed_start(channel: Any, trial: str) -> tuple[Any, ...]:
     """Where to begin: the first worker asks, all workers hear the same."""
-    start: list[Any] = [ray.get(channel.start.remote(trial)) if parallel.rank() == 0 else None]
-    if parallel.world_size() > 1:
-        distributed.broadcast_object_list(start, src=0)
-    return tuple(start[0])
+    start: Any = ray.get(channel.start.remote(trial)) if parallel.rank() == 0 else None
+    return tuple(parallel.from_first(start))
 
 
 def _device() -> torch.device:

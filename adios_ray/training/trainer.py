@@ -1,7 +1,9 @@
 """One trial's training in one process: weights, optimisers, data and the position in the schedule."""
 
+import hashlib
 import math
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,10 @@ from adios_ray.training.step import Measurements, train_step
 STATISTICS_IMAGES = 64
 
 
+class ReplicaError(RuntimeError):
+    """Workers of one trial that hold different parameters; the message names them."""
+
+
 class Trainer:
     """Everything that changes while one trial trains, with saving, loading and exact resumption.
 
@@ -45,6 +51,7 @@ class Trainer:
         Raises:
             ConfigError: If data set and configuration do not go together.
             DatasetError: If the data set cannot be used.
+            ReplicaError: If the workers of the trial begin with different parameters.
         """
         assert config.data_dir is not None
         self.config, self.device, self.seed, self.step = config, device, config.seed, 0
@@ -68,6 +75,7 @@ class Trainer:
             self.networks.compile_parts()
         self.optimizers = build_optimizers(self.networks, config.optimizer)
         self._resize_masks(config.masking.slots)
+        self._check_replicas("at the start")
         self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
         self._sums = torch.zeros(len(Measurements._fields), device=device)
         self.divergence: str | None = None
@@ -207,6 +215,7 @@ class Trainer:
 
         Raises:
             CheckpointError: If the checkpoint is missing or damaged.
+            ReplicaError: If the workers of the trial hold different parameters afterwards.
         """
         state = load_checkpoint(pointer, self.device)
         saved = parse(TrialConfig, state["config"], str(pointer.path))
@@ -221,6 +230,7 @@ class Trainer:
         self.networks.objective.config, self.feed.augment = config.objective, config.augment
         self.optimizers.set_weight_decay(config.optimizer.weight_decay)
         self._resize_masks(config.masking.slots)
+        self._check_replicas(f"after loading {pointer.path}")
 
     def _resize_masks(self, slots: int) -> None:
         """Split or merge masks until the occlusion model has ``slots``."""
@@ -228,7 +238,23 @@ class Trainer:
         if occlusion is None or optimizer is None or occlusion.slots == slots:
             return
         resized = resize_head(read_head(occlusion, optimizer), self.masks(STATISTICS_IMAGES)[1], slots)
+        # Which masks are split or merged follows from rounded numbers: the first worker's head is everyone's.
+        parallel.broadcast_from_first([resized.weight, resized.bias, *chain(*resized.moments.values())])
         replace_head(occlusion, optimizer, resized)
+
+    def _check_replicas(self, when: str) -> None:
+        """Compare parameters and buffers over the workers of the trial, by checksum."""
+        if parallel.world_size() == 1:
+            return
+        checksum = hashlib.sha256()
+        for tensor in self.networks.state_dict().values():
+            checksum.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        first, *others = parallel.gather_values(checksum.hexdigest())
+        if odd := [str(rank) for rank, other in enumerate(others, start=1) if other != first]:
+            raise ReplicaError(
+                f"{when}, worker {', '.join(odd)} of {parallel.world_size()} holds other parameters than worker 0: "
+                "their nodes read different files, or one has faulty memory"
+            )
 
     def _use_slots(self, slots: int) -> None:
         """Give the occlusion model a head of ``slots`` whose values are about to be loaded."""
