@@ -50,6 +50,19 @@ def test_ranks_do_not_depend_on_rotation_and_scale() -> None:
         assert score(3 * features @ rotation) == pytest.approx(score(features), abs=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(300, 40), (40, 300), (128, 128)])
+def test_ranks_equal_those_of_singular_values(shape: tuple[int, int]) -> None:
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(7)) + 3
+    low = features[:, :5] @ torch.randn(5, shape[1], generator=torch.Generator().manual_seed(8))
+    steep = features * torch.logspace(0, -6, shape[1])
+    for some, error in ((features, 1e-8), (low, 1e-6), (steep, 1e-6)):
+        for score, matrix in ((rankme, some.double()), (effective_rank, some.double() - some.double().mean(dim=0))):
+            shares = torch.linalg.svdvals(matrix)
+            shares = shares / shares.sum() + EPSILON
+            expected = float(torch.exp(-(shares * shares.log()).sum()))
+            assert score(some) == pytest.approx(expected, rel=1e-12 if score is rankme else error)
+
+
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
 def test_a_power_law_is_found(alpha: float) -> None:
     eigenvalues = torch.arange(1, 21, dtype=torch.float64) ** -alpha
