@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 from small import COUNTS, SIZE, small_config
 
 from adios_ray import parallel
+from adios_ray.config import CentralView
 from adios_ray.data import feed as feeding
-from adios_ray.data.feed import Batch, Feed, epoch_order
+from adios_ray.data.augment import apply_view, centre_view, draw_parameters
+from adios_ray.data.feed import Batch, Feed, central_views, epoch_order
 from adios_ray.data.randomness import module_seed, single_precision, uniforms
 from adios_ray.data.shards import open_shards
 from adios_ray.training.step import choose_slots
@@ -53,6 +56,27 @@ def test_a_batch_is_a_function_of_seed_and_step(feed: Feed) -> None:
     assert_same(list(feed.batches(SEED, 3, 7)), whole[3:])
     assert not torch.equal(next(feed.batches(SEED + 1, 0, 1)).a, whole[0].a)
     assert not torch.equal(whole[0].a, whole[2].a)
+
+
+def test_crops_are_drawn_in_the_proportions_of_each_photograph(feed: Feed) -> None:
+    sizes = np.random.default_rng(0).integers(20, 500, (2, len(feed.split)), dtype=np.int32)
+    feed.split.heights, feed.split.widths = sizes
+    samples = epoch_order(SEED, 1, COUNTS["train"])[:36]
+    images = torch.from_numpy(feed.split.gather(samples))
+    batch = next(feed.batches(SEED, 2, 3))
+    for stream, view in (("view_a", batch.a), ("view_b", batch.b)):
+        drawn = draw_parameters(feed.augment, SEED, stream, 1, samples, *sizes[:, samples])
+        assert torch.equal(view, apply_view(images, drawn, SIZE))
+
+
+def test_central_views_are_those_of_each_photograph(feed: Feed) -> None:
+    sizes = np.random.default_rng(0).integers(20, 500, (2, len(feed.split)), dtype=np.int32)
+    feed.split.heights, feed.split.widths = sizes
+    indices = np.array([80, 3, 41])
+    images = torch.from_numpy(feed.split.gather(indices))
+    for view in get_args(CentralView):
+        expected = centre_view(images, *sizes[:, indices], SIZE, view)
+        assert torch.equal(central_views(feed.split, indices, SIZE, torch.device("cpu"), view), expected)
 
 
 @pytest.mark.parametrize("prefetched", [0, 1, 5])

@@ -1,5 +1,6 @@
 """Shards on disk: what is written is read back, without a copy, and damage is named."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,39 @@ def make_dataset(directory: Path, classes: int | None = None) -> list[tuple[str,
     return [sample for chunk in chunks for sample in chunk]
 
 
+def make_version_1(directory: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Write a train split as schema version 1 did, without any of our code; returns its images and instance maps."""
+    directory.mkdir()
+    rng = np.random.default_rng(0)
+    images, maps = (rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((7, SIZE, SIZE, 3), (7, SIZE, SIZE)))
+    entries = []
+    for number, rows in enumerate((slice(0, 4), slice(4, 7))):
+        count, path = len(images[rows]), directory / f"train-{number:05d}.arrow"
+        columns = {
+            "image": pa.FixedShapeTensorArray.from_numpy_ndarray(images[rows]),
+            "label": pa.array(range(count), pa.int64()),
+            "instances": pa.FixedShapeTensorArray.from_numpy_ndarray(maps[rows]),
+            "source_id": pa.array([f"{number}/{row}.png" for row in range(count)]),
+        }
+        batch = pa.record_batch(list(columns.values()), names=list(columns))
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        entries.append({"file": path.name, "rows": count, "bytes": path.stat().st_size, "sha256": digest})
+    manifest = {
+        "schema_version": 1,
+        "image_size": SIZE,
+        "multi_label": False,
+        "has_instances": True,
+        "classes": ["a", "b", "c", "d"],
+        "splits": {"train": entries},
+        "recipe": {"dataset": "test", "resize": "short side to image_size, bicubic, antialiased; centre crop"},
+        "refused": [],
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return images, maps
+
+
 def edit_manifest(directory: Path, **changes: Any) -> None:
     """Overwrite fields of the manifest."""
     path = directory / "manifest.json"
@@ -90,6 +124,20 @@ def test_what_is_written_is_read_back(tmp_path: Path, classes: int | None) -> No
         assert classes is None
     else:
         np.testing.assert_array_equal(np.concatenate(split.instances), [sample.instances for _, sample in samples])
+
+
+def test_data_sets_of_version_1_are_read(tmp_path: Path) -> None:
+    images, maps = make_version_1(tmp_path / "old")
+    assert verify(tmp_path / "old").schema_version == 1
+    split = open_shards(tmp_path / "old").split("train")
+    indices = np.array([6, 0, 4, 3, 0])
+    np.testing.assert_array_equal(split.gather(indices), images[indices])
+    np.testing.assert_array_equal(split.gather_instances(indices), maps[indices])
+    assert split.labels.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert split.heights.tolist() == split.widths.tolist() == [SIZE] * 7
+    edit_manifest(tmp_path / "old", schema_version=2)
+    with pytest.raises(DatasetError, match=r"train-00000\.arrow does not hold the rows or columns"):
+        verify(tmp_path / "old")
 
 
 def test_source_ids_are_kept_beside_the_pixels(directory: Path) -> None:

@@ -1,15 +1,22 @@
 """One trial's training: exact resumption, taking over a donor, changing N, and what a report says."""
 
+import hashlib
+import json
 import math
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from small import make_objects, small_config
 
-from adios_ray.config import ConfigError, TrialConfig, replaced
+from adios_ray.config import CentralView, ConfigError, TrialConfig, check_view, replaced
+from adios_ray.data.feed import central_views
 from adios_ray.data.sources.base import NO_LABEL
+from adios_ray.evaluation.fitness import evaluate, extract_features
 from adios_ray.masking.slots import read_head, replace_head, resize_head
 from adios_ray.training.checkpoints import STATE_FILE, CheckpointError, load_checkpoint
 from adios_ray.training.divergence import NonFiniteError, check_finite
@@ -156,6 +163,59 @@ def test_the_predictor_keeps_its_rate_where_it_is_constant(
     for group in trainer.optimizers.encoder.param_groups:
         assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] == 0.5}
         assert group["weight_decay"] in (0.0, 0.5)
+
+
+def as_version_1(directory: Path, data_set: Path) -> Path:
+    """The same squares as a data set that was made before sizes were stored."""
+    directory.mkdir()
+    manifest = json.loads((data_set / "manifest.json").read_text())
+    for entry in chain.from_iterable(manifest["splits"].values()):
+        batch = pa.ipc.open_file(data_set / entry["file"]).get_batch(0)
+        old, path = batch.select(["image", "label", "instances", "source_id"]), directory / entry["file"]
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, old.schema) as writer:
+            writer.write_batch(old)
+        entry |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    (directory / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 1}))
+    return directory
+
+
+def test_squares_without_stored_sizes_train_bit_for_bit_as_those_with(objects_dir: Path, tmp_path: Path) -> None:
+    trainers = []
+    for data_dir in (objects_dir, as_version_1(tmp_path / "old", objects_dir)):
+        trainer = trained(small_config(data_dir, masking={"scheme": "box"}), 2)
+        trainers.append(trainer)
+        trainer.config = small_config(objects_dir)  # where the data are is all that differs
+    new, old = (saved(trainer, tmp_path / name) for trainer, name in zip(trainers, ("a", "b"), strict=True))
+    assert_identical(new, old)
+    assert trainers[0].evaluate("val") == trainers[1].evaluate("val")
+
+
+def test_the_view_of_evaluations_is_configured(objects_dir: Path) -> None:
+    trainer = Trainer(small_config(objects_dir), CPU)
+    indices = np.arange(8)
+    features = {
+        view: extract_features(trainer.networks.backbone, trainer.val_split, indices, 32, view)
+        for view in get_args(CentralView)
+    }
+    assert (features["square"] - features["resize-256"]).abs().max() > 1e-3
+    seen: list[torch.Tensor] = []
+    trainer.networks.backbone.register_forward_pre_hook(lambda _, images: seen.append(images[0]))
+    for view in get_args(CentralView):
+        config = small_config(objects_dir, evaluation={"view": view}).evaluation
+        evaluate(trainer.networks, trainer.train_split, trainer.val_split, 32, config)
+        expected = central_views(trainer.val_split, np.arange(40), 32, CPU, view)
+        assert torch.equal(seen[0], expected) and len(seen[1]) == 96
+        assert torch.equal(seen[1], central_views(trainer.train_split, np.arange(96), 32, CPU, view))
+        seen.clear()
+
+
+def test_views_that_cannot_be_cut_out_of_256_pixels_are_refused(objects_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="evaluation.view resize-256 needs views below 256 pixels, not of 256"):
+        small_config(objects_dir, image_size=256, evaluation={"view": "resize-256"})
+    with pytest.raises(ConfigError, match="not of 320: take square"):
+        check_view("resize-256", 320)
+    check_view("resize-256", 224)
+    check_view("square", 320)
 
 
 def poisoned(config: TrialConfig) -> Trainer:
