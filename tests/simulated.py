@@ -12,6 +12,7 @@ from ray.tune.experiment import Trial
 
 from adios_ray.config import TrialConfig
 from adios_ray.search.channel import ChannelCalls
+from adios_ray.search.line import Line, Lines, Request
 from adios_ray.search.members import Members
 from adios_ray.search.population import LivePopulation
 from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
@@ -23,45 +24,27 @@ from adios_ray.tracking.records import Exploit, append_exploit, begin_lineage, r
 from adios_ray.tracking.run import Run
 
 
-@dataclass
-class Line:
-    """What the channel knows of a trial."""
-
-    config: dict[str, Any]
-    checkpoint: dict[str, Any] | None
-    epoch: int
-    held: bool
-    leaving: bool = False
-    answer: dict[str, Any] | None = None
-
-
 class SimulatedChannel:
-    """Keeps what it is told."""
+    """The channel's own memory, without the processes that wait for it."""
 
     def __init__(self) -> None:
         """Begin without trials."""
-        self.lines: dict[str, Line] = {}
-
-    def register(
-        self, trial: str, config: dict[str, Any], checkpoint: dict[str, Any] | None, epoch: int, held: bool
-    ) -> None:
-        """As the channel does."""
-        self.lines.setdefault(trial, Line(config, checkpoint, epoch, held))
+        self.lines = Lines()
+        self.register = self.lines.register
 
     def load(self, trial: str, checkpoint: dict[str, Any], epoch: int, config: dict[str, Any]) -> None:
         """As the channel does; the checkpoint must be there."""
         assert Path(checkpoint["path"]).is_dir(), f"{trial} was sent to {checkpoint['path']}, which is gone"
-        line = self.lines[trial]
-        line.config, line.checkpoint, line.epoch, line.answer = config, checkpoint, epoch, None
+        self.lines[trial].load(checkpoint, epoch, config)
 
     def hold(self, trials: Sequence[str], held: bool) -> None:
         """As the channel does."""
         for trial in trials:
-            self.lines[trial].held = held
+            self.lines[trial].hold(held)
 
     def leave(self, trial: str) -> None:
         """As the channel does."""
-        self.lines[trial].leaving = True
+        self.lines[trial].leave()
 
 
 class SimulatedRun:
@@ -86,12 +69,21 @@ class SimulatedRun:
 
 @dataclass(eq=False)
 class SimulatedTrial:
-    """What schedulers look at in one of Tune's trials."""
+    """What schedulers look at in one of Tune's trials, and what its actor does.
+
+    Attributes:
+        config: The trial's name.
+        status: As Tune has it.
+        missed: Whether the actor is new.
+        pausing: Whether Tune has yet to stop the actor, as the scheduler has decided.
+        request: What the actor waits for; where it has died, this stays in the channel.
+    """
 
     config: dict[str, Any]
     status: str = Trial.PENDING
     missed: bool = True
     pausing: bool = False
+    request: Request | None = None
 
     def should_recover(self) -> bool:
         """Tune starts it again."""
@@ -100,6 +92,10 @@ class SimulatedTrial:
 
 class CrashedError(Exception):
     """The driver was killed."""
+
+
+class StuckError(Exception):
+    """Every trial waits, and nothing that could happen would end that."""
 
 
 def optimum(values: dict[str, Any]) -> float:
@@ -154,10 +150,11 @@ class Simulation:
         self.channel, self.run = SimulatedChannel(), SimulatedRun(self.directory)
         self.members = Members(self.config, state, cast(Run, self.run), cast(ChannelCalls, self.channel))
         turns = Turns(len(todo), self.count_places)
-        turns.places = lambda: max(1, self.count_places())  # type: ignore[method-assign]  # counted at every step
+        turns.places = lambda: self.places  # type: ignore[method-assign]  # counted at every step
         self.scheduler = make(self.members, turns) if make else _evolution(self.space, self.members, turns)
         self.trials: dict[str, SimulatedTrial] = {}
         while any(trial.status != Trial.TERMINATED for trial in self.trials.values()) or len(self.trials) < len(todo):
+            self.places = max(1, self.count_places())
             if self.loses_actor():
                 self._lose_actor()
             self._start(todo)
@@ -187,33 +184,45 @@ class Simulation:
         return True
 
     def _able(self) -> list[tuple[str, SimulatedTrial]]:
-        """Trials that can report or leave their places."""
-        lines, running = self.channel.lines, Trial.RUNNING
+        """Trials that can ask, train, or hear what their requests have come to."""
         return [
             (name, trial)
             for name, trial in self.trials.items()
-            if trial.status == running and not trial.pausing and (not lines[name].held or lines[name].leaving)
+            if trial.status == Trial.RUNNING
+            and not trial.pausing
+            and (trial.request is None or trial.request.reply or self.channel.lines[name].training is not None)
         ]
 
     def _report(self) -> None:
-        """One trial that can, reports or leaves its place."""
+        """One trial that can, comes to its next report, leaves its place, or begins to wait."""
         able = self._able()
-        assert able, f"nobody can go on: {[(n, t.status, self.channel.lines[n]) for n, t in self.trials.items()]}"
+        if not able:
+            lines = self.channel.lines
+            raise StuckError(str([(n, t.status, lines[n].held, lines[n].request) for n, t in self.trials.items()]))
         name, trial = self.random.choice(able)
         line = self.channel.lines[name]
-        if line.leaving:
-            line.leaving = False
-            self._react(trial, self.scheduler.on_trial_result(None, trial, {"left_its_place": True}))
+        self._ask(trial, line)
+        if line.training is not None:
+            self._train(name, line)
+        if trial.request is None or trial.request.reply is None:
             return
-        result = line.answer if trial.missed and line.answer else self._train(name, line)
-        trial.missed = False
+        reply, trial.request, trial.missed = trial.request.reply, None, False
+        if reply["left_its_place"]:
+            self._react(trial, self.scheduler.on_trial_result(None, trial, reply))
+            return
+        pointer = {f"checkpoint/{key}": value for key, value in reply["checkpoint"].items()}  # as Tune flattens it
+        result = {**reply, **pointer}
         if result["epoch"] >= self.config.epochs:
             self.scheduler.on_trial_complete(None, trial, result)
             trial.status = Trial.TERMINATED
         else:
             self._react(trial, self.scheduler.on_trial_result(None, trial, result))
 
-    def _train(self, name: str, line: Line) -> dict[str, Any]:
+    def _ask(self, trial: SimulatedTrial, line: Line) -> None:
+        """Have the trial's actor ask for the next report, unless it has."""
+        trial.request = trial.request or line.ask(trial.missed)
+
+    def _train(self, name: str, line: Line) -> None:
         """Train to the next report: the checkpoint's file holds the score of the weights."""
         before = 0.0
         if line.checkpoint:
@@ -223,11 +232,9 @@ class Simulation:
         directory = self.directory / "checkpoints" / name / f"epoch_{epoch:05d}"
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "score").write_text(repr(fitness if math.isfinite(fitness) else before))
-        line.checkpoint, line.epoch = {"path": str(directory), "sha256": ""}, epoch
-        pointer = {"checkpoint/path": str(directory), "checkpoint/sha256": ""}
-        told: dict[str, Any] = {"notes": [], "left_its_place": False, "divergence": None}
-        line.answer = {"epoch": epoch, "fitness": fitness, **told, **pointer}
-        return line.answer
+        assert line.training is not None
+        report = {"epoch": epoch, "fitness": fitness, "divergence": None}
+        line.answer(line.training, report, {"path": str(directory), "sha256": ""})
 
     def _lose_actor(self) -> None:
         """The actor of a running trial dies, perhaps with a report that nobody has heard; Tune starts it again."""
@@ -236,12 +243,13 @@ class Simulation:
             return
         name, trial = self.random.choice(running)
         line = self.channel.lines[name]
-        unheard = trial.missed and line.answer
-        if not (line.held or line.leaving or unheard) and self.random.random() < 0.5:
-            self._train(name, line)
+        if not trial.pausing and self.random.random() < 0.5:
+            self._ask(trial, line)
+            if line.training is not None:
+                self._train(name, line)
         trial.status = Trial.ERROR  # as Tune has it at this moment
         self.scheduler.on_trial_error(None, trial)
-        trial.status, trial.missed, trial.pausing = Trial.PENDING, True, False
+        trial.status, trial.missed, trial.pausing, trial.request = Trial.PENDING, True, False, None
         self.scheduler.on_trial_add(None, trial)
         trial.status = Trial.RUNNING
 

@@ -1,9 +1,12 @@
 """The order of commands and answers between driver, trial and workers; no cluster is needed for it."""
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
-from adios_ray.search.channel import Channel
+import pytest
+
+from adios_ray.search.channel import Channel, ReplacedError
 
 CONFIG: dict[str, Any] = {"seed": 1}
 MINE, DONORS = {"path": "mine", "sha256": "1"}, {"path": "donor", "sha256": "2"}
@@ -20,6 +23,17 @@ async def settle() -> None:
     """Let every waiting task run as far as it can."""
     for _ in range(10):
         await asyncio.sleep(0)
+
+
+async def soon(reply: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    """The reply, which nothing else has to happen for."""
+    return await asyncio.wait_for(reply, timeout=1.0)
+
+
+async def replaced(request: "asyncio.Task[dict[str, Any]]") -> None:
+    """Check that a request ends soon, and says that a newer one has come in its place."""
+    with pytest.raises(ReplacedError, match="t is asked for by another process"):
+        await soon(request)
 
 
 def test_a_request_becomes_a_command_and_its_answer_a_report() -> None:
@@ -70,21 +84,89 @@ def test_a_restarted_worker_group_gets_the_unanswered_request_and_the_newest_sta
     asyncio.run(scenario())
 
 
-def test_a_repeated_request_joins_the_one_that_is_under_way() -> None:
+def test_a_repeated_request_joins_the_command_that_is_under_way() -> None:
     async def scenario() -> None:
         channel = await registered()
         lost = asyncio.create_task(channel.request("t", missed=False))
         await settle()
-        again = asyncio.create_task(channel.request("t", missed=False))
+        again = asyncio.create_task(channel.request("t", missed=True))
         await settle()
         await channel.answer("t", 0, {"epoch": 1}, MINE)
-        assert (await again)["epoch"] == (await lost)["epoch"] == 1
+        assert (await again)["epoch"] == 1
+        await replaced(lost)
         position = (await channel.start("t")).position
         pending = asyncio.create_task(channel.take("t", position))
         await settle()
         assert not pending.done()
         await channel.stop("t")
         assert (await pending).kind == "stop"
+
+    asyncio.run(scenario())
+
+
+def test_only_the_newest_request_is_told_to_leave() -> None:
+    async def scenario() -> None:
+        channel = await registered(held=True)
+        killed = asyncio.create_task(channel.request("t", missed=False))
+        await settle()
+        living = asyncio.create_task(channel.request("t", missed=True))
+        await settle()
+        await channel.leave("t")
+        assert (await soon(living))["left_its_place"]
+        await replaced(killed)
+
+    asyncio.run(scenario())
+
+
+def test_a_word_to_leave_waits_for_the_actor_that_is_started_again() -> None:
+    async def scenario() -> None:
+        channel = await registered(held=True)
+        killed = asyncio.create_task(channel.request("t", missed=False))
+        await settle()
+        await channel.register("t", CONFIG, None, 0, held=True)  # Tune starts the trial's actor again
+        await channel.leave("t")  # before the new one has asked
+        await replaced(killed)
+        assert (await soon(channel.request("t", missed=True)))["left_its_place"]
+
+    asyncio.run(scenario())
+
+
+def test_a_word_to_leave_that_was_for_a_lost_actor_is_void() -> None:
+    async def scenario() -> None:
+        channel = await registered(held=True)
+        await channel.leave("t")
+        await channel.register("t", CONFIG, None, 0, held=True)
+        request = asyncio.create_task(channel.request("t", missed=True))
+        await settle()
+        assert not request.done()
+        await channel.leave("t")
+        assert (await request)["left_its_place"]
+
+    asyncio.run(scenario())
+
+
+def test_the_request_of_a_killed_actor_causes_no_command_and_takes_no_notes() -> None:
+    async def scenario() -> None:
+        channel = await registered()
+        first = asyncio.create_task(channel.request("t", missed=False))
+        await settle()
+        await channel.answer("t", 0, {"epoch": 1}, MINE)
+        assert (await first)["epoch"] == 1
+        await channel.hold("t", True)
+        killed = asyncio.create_task(channel.request("t", missed=False))  # it has handed on the first report
+        await settle()
+        living = asyncio.create_task(channel.request("t", missed=True))
+        await settle()
+        await channel.note("t", "for the living")
+        await channel.hold("t", False)
+        again = await soon(living)
+        assert (again["epoch"], again["notes"]) == (1, ["for the living"])  # once more: it may have been lost
+        await replaced(killed)
+        command = asyncio.create_task(channel.take("t", 1))
+        await settle()
+        assert not command.done()  # nobody living has asked to train on
+        await channel.stop("t")
+        assert (await command).kind == "stop"
 
     asyncio.run(scenario())
 

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-from simulated import CrashedError, Simulation, optimum
+from simulated import CrashedError, Simulation, StuckError, optimum
 
 from adios_ray.config import TrialConfig, parse, replaced
+from adios_ray.search import line
 from adios_ray.search.bandit import Bandit
+from adios_ray.search.line import Line, Request
 from adios_ray.search.members import WORST_SCORE, Members
 from adios_ray.search.population import LivePopulation
 from adios_ray.search.schedule import Schedule, Stage, schedule_of
@@ -163,6 +166,63 @@ def test_nodes_that_come_and_go_stop_nobody(tmp_path: Path, synchronous: bool, s
     simulated.count_places = lambda: random.choice((0, 1, 2, 4, 8))
     state = simulated.drive()
     assert {member.epoch for member in state.members.values()} == {EPOCHS}
+
+
+@dataclass
+class ServesTheDead(Line):
+    """The channel's memory with a fault: requests of killed actors are served like living ones, the oldest first."""
+
+    waiting: list[Request] = field(default_factory=list)
+
+    def restart_actor(self) -> None:
+        """Keep what the last actor asked."""
+
+    def ask(self, missed: bool) -> Request:
+        """Wait beside the requests before."""
+        asked = Request(missed)
+        self.waiting.append(asked)
+        self._advance()
+        return asked
+
+    def _advance(self) -> None:
+        for asked in list(self.waiting):
+            self.request = asked
+            super()._advance()
+            if asked.reply:
+                self.waiting.remove(asked)
+
+
+def is_stuck(directory: Path, seed: int) -> bool:
+    """Whether a synchronous population waits for ever, while actors die and most of the cluster comes and goes."""
+    random, places = Random(seed), 6
+
+    def count_places() -> int:
+        nonlocal places
+        places = random.choice((1, 6)) if random.random() < 0.2 else places
+        return places
+
+    simulated = simulation(directory, order=seed)
+    simulated.loses_actor, simulated.count_places = lambda: random.random() < 0.3, count_places
+    try:
+        state = simulated.drive()
+    except StuckError:
+        return True
+    assert {member.epoch for member in state.members.values()} == {EPOCHS}
+    return False
+
+
+@pytest.mark.parametrize(
+    "seeds", [pytest.param(range(8), id="few"), pytest.param(range(200), id="many", marks=pytest.mark.slow)]
+)
+def test_actors_that_die_while_the_cluster_shrinks_leave_nobody_waiting(tmp_path: Path, seeds: range) -> None:
+    assert [seed for seed in seeds if is_stuck(tmp_path / str(seed), seed)] == []
+
+
+def test_the_simulation_shows_what_requests_of_dead_actors_can_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "Line", ServesTheDead)
+    assert any(is_stuck(tmp_path / str(seed), seed) for seed in range(200))
 
 
 @pytest.mark.parametrize("synchronous", [True, False])

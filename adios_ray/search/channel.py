@@ -6,108 +6,48 @@ Ray Train starts again after a crash goes on where the last answered command lef
 """
 
 import asyncio
-import math
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import ray
 
-FAILED_REPORT: dict[str, Any] = {
-    "fitness": math.nan,
-    "loss": math.nan,
-    "penalty": math.nan,
-    "probe_accuracy": math.nan,
-    "slot_overlap": 0.0,
-    "mask_mean_min": 0.0,
-    "mask_mean_max": 0.0,
-    "images_per_s": 0.0,
-    "data_wait_fraction": 0.0,
-    "idle_s": 0.0,
-    "worker_pid": 0,
-    "done": False,
-}
-"""What a trial reports whose workers failed again and again; the epoch and the reason are added."""
+from adios_ray.search.line import Command, Lines, Start
 
 
-class Command(NamedTuple):
-    """What workers are to do next.
-
-    Attributes:
-        kind: "train" to the next report, "load" a checkpoint under a configuration, or "stop".
-        config: For "load": the trial's new configuration as JSON values.
-        checkpoint: For "load": pointer to a checkpoint as JSON values.
-    """
-
-    kind: Literal["train", "load", "stop"]
-    config: dict[str, Any] | None = None
-    checkpoint: dict[str, Any] | None = None
-
-
-class Start(NamedTuple):
-    """Where a fresh worker group begins.
-
-    Attributes:
-        config: The trial's configuration as JSON values.
-        checkpoint: Pointer to the checkpoint to load, or None for fresh weights.
-        position: Number of the first command to take.
-    """
-
-    config: dict[str, Any]
-    checkpoint: dict[str, Any] | None
-    position: int
-
-
-@dataclass
-class _Line:
-    """State of one trial."""
-
-    config: dict[str, Any]
-    checkpoint: dict[str, Any] | None
-    epoch: int
-    commands: dict[int, Command] = field(default_factory=dict)
-    next_position: int = 0
-    training: int | None = None
-    held: bool = False
-    leaving: bool = False
-    answer: dict[str, Any] | None = None
-    notes: list[str] = field(default_factory=list)
-    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-
-    def append(self, command: Command) -> int:
-        self.commands[self.next_position] = command
-        self.next_position += 1
-        return self.next_position - 1
+class ReplacedError(RuntimeError):
+    """A request in whose place a newer one of the same trial has come; the one who asked has been killed."""
 
 
 class Channel:
-    """Commands to all trials' workers and their answers, by trial name. Runs as an asynchronous Ray actor."""
+    """Lets processes wait for what becomes of each trial's ``Line``. Runs as an asynchronous Ray actor."""
 
     def __init__(self) -> None:
         """Begin without trials."""
-        self._lines: dict[str, _Line] = {}
+        self._lines = Lines()
+        self._changed: defaultdict[str, asyncio.Condition] = defaultdict(asyncio.Condition)
 
     async def register(
         self, trial: str, config: dict[str, Any], checkpoint: dict[str, Any] | None, epoch: int, held: bool
     ) -> None:
-        """Introduce a trial: where it starts, and whether it waits at a barrier; one that is known stays as it is."""
-        if trial not in self._lines:
-            self._lines[trial] = _Line(config, checkpoint, epoch, held=held)
+        """Introduce a trial: where it starts, and whether it waits at a barrier.
+
+        One that is known stays as it is; its actor was lost, so that requests that still wait end without effect.
+        """
+        self._lines.register(trial, config, checkpoint, epoch, held)
+        await self._notify(trial)
 
     async def start(self, trial: str) -> Start:
         """Where a (re)started worker group begins: loads are folded in, an unanswered report is asked for again."""
-        line = self._lines[trial]
-        pending = line.training is not None
-        line.commands.clear()
-        if pending:
-            line.training = line.append(Command("train"))
-        return Start(line.config, line.checkpoint, line.next_position - pending)
+        start = self._lines[trial].start()
+        await self._notify(trial)
+        return start
 
     async def take(self, trial: str, position: int) -> Command:
         """The command at a position, as soon as there is one."""
         line = self._lines[trial]
-        async with line.changed:
-            await line.changed.wait_for(lambda: position in line.commands)
+        async with self._changed[trial]:
+            await self._changed[trial].wait_for(lambda: position in line.commands)
         return line.commands[position]
 
     async def answer(
@@ -117,13 +57,8 @@ class Channel:
 
         That of a worker whose command has meanwhile been given to others counts for nothing.
         """
-        line = self._lines[trial]
-        if position == line.training:
-            await self._answer(line, report, checkpoint)
-
-    async def _answer(self, line: _Line, report: dict[str, Any], checkpoint: dict[str, Any] | None) -> None:
-        line.answer, line.checkpoint, line.epoch, line.training = report, checkpoint, int(report["epoch"]), None
-        await self._notify(line)
+        self._lines[trial].answer(position, report, checkpoint)
+        await self._notify(trial)
 
     async def note(self, trial: str, text: str) -> None:
         """Something that people should know; it comes with the trial's next report."""
@@ -139,59 +74,50 @@ class Channel:
 
         Returns:
             The report with its checkpoint and notes; or that the trial leaves its place, which it was told to.
+
+        Raises:
+            ReplacedError: If the trial asks once more meanwhile, or its actor is started again. Ray does not cancel the
+                request of an actor that was killed; it must not take what is meant for the living one.
         """
         line = self._lines[trial]
-        async with line.changed:
-            await line.changed.wait_for(lambda: not line.held or line.leaving)
-            if line.leaving:
-                line.leaving = False
-                return {"left_its_place": True, "done": False}
-            if line.training is None and not (missed and line.answer):
-                line.answer = None
-                line.training = line.append(Command("train"))
-                line.changed.notify_all()
-            await line.changed.wait_for(lambda: line.answer is not None)
-        assert line.answer is not None
-        notes, line.notes = line.notes, []
-        return {**line.answer, "checkpoint": line.checkpoint, "notes": notes, "left_its_place": False}
+        request = line.ask(missed)
+        await self._notify(trial)
+        async with self._changed[trial]:
+            await self._changed[trial].wait_for(lambda: line.request is not request)
+        if request.reply is None:
+            raise ReplacedError(f"{trial} is asked for by another process now")
+        return request.reply
 
     async def give_up(self, trial: str, reason: str) -> None:
         """Answer for workers that cannot: the trial comes to its next report without having learned anything."""
-        line = self._lines[trial]
-        interval, epochs = line.config["evaluation"]["interval_epochs"], line.config["epochs"]
-        epoch = min((line.epoch // interval + 1) * interval, epochs)
-        await self._answer(line, {**FAILED_REPORT, "epoch": epoch, "divergence": reason}, line.checkpoint)
+        self._lines[trial].give_up(reason)
+        await self._notify(trial)
 
     async def load(
         self, trial: str, checkpoint: dict[str, Any], epoch: int, config: dict[str, Any] | None = None
     ) -> None:
         """Have the trial go on from a checkpoint, under another configuration if given, in the processes it has."""
-        line = self._lines[trial]
-        line.config, line.checkpoint, line.epoch, line.answer = config or line.config, checkpoint, epoch, None
-        line.append(Command("load", line.config, checkpoint))
-        await self._notify(line)
+        self._lines[trial].load(checkpoint, epoch, config)
+        await self._notify(trial)
 
     async def hold(self, trial: str, held: bool) -> None:
         """Let the trial's next request wait, or let it go on."""
-        line = self._lines[trial]
-        line.held = held
-        await self._notify(line)
+        self._lines[trial].hold(held)
+        await self._notify(trial)
 
     async def leave(self, trial: str) -> None:
         """Have a held trial's request return without a report, so that another trial can take its place."""
-        line = self._lines[trial]
-        line.leaving = True
-        await self._notify(line)
+        self._lines[trial].leave()
+        await self._notify(trial)
 
     async def stop(self, trial: str) -> None:
         """End the trial's worker loop."""
-        line = self._lines[trial]
-        line.append(Command("stop"))
-        await self._notify(line)
+        self._lines[trial].stop()
+        await self._notify(trial)
 
-    async def _notify(self, line: _Line) -> None:
-        async with line.changed:
-            line.changed.notify_all()
+    async def _notify(self, trial: str) -> None:
+        async with self._changed[trial]:
+            self._changed[trial].notify_all()
 
 
 class ChannelCalls:

@@ -1,0 +1,194 @@
+"""The channel's memory of each trial: commands, the newest request, reports. It waits for nothing and knows no cluster.
+
+Every event takes the trial's newest request as far as it can come, so that what a request comes to depends on the order
+of the events alone. ``Channel`` lets processes wait for it; the tests' simulation plays the same events.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+FAILED_REPORT: dict[str, Any] = {
+    "fitness": math.nan,
+    "loss": math.nan,
+    "penalty": math.nan,
+    "probe_accuracy": math.nan,
+    "slot_overlap": 0.0,
+    "mask_mean_min": 0.0,
+    "mask_mean_max": 0.0,
+    "images_per_s": 0.0,
+    "data_wait_fraction": 0.0,
+    "idle_s": 0.0,
+    "worker_pid": 0,
+    "done": False,
+}
+"""What a trial reports whose workers failed again and again; the epoch and the reason are added."""
+
+
+class Command(NamedTuple):
+    """What workers are to do next.
+
+    Attributes:
+        kind: "train" to the next report, "load" a checkpoint under a configuration, or "stop".
+        config: For "load": the trial's new configuration as JSON values.
+        checkpoint: For "load": pointer to a checkpoint as JSON values.
+    """
+
+    kind: Literal["train", "load", "stop"]
+    config: dict[str, Any] | None = None
+    checkpoint: dict[str, Any] | None = None
+
+
+class Start(NamedTuple):
+    """Where a fresh worker group begins.
+
+    Attributes:
+        config: The trial's configuration as JSON values.
+        checkpoint: Pointer to the checkpoint to load, or None for fresh weights.
+        position: Number of the first command to take.
+    """
+
+    config: dict[str, Any]
+    checkpoint: dict[str, Any] | None
+    position: int
+
+
+@dataclass(eq=False)
+class Request:
+    """One call of a trial's actor, which asks to train to the next report.
+
+    Attributes:
+        missed: Whether the actor is new, so that the last report may have been lost with the one before.
+        begun: Whether the trial trains for it, or has a report for it.
+        reply: What it came to; None while it waits, and for good if a newer request takes its place.
+    """
+
+    missed: bool
+    begun: bool = False
+    reply: dict[str, Any] | None = None
+
+
+@dataclass
+class Line:
+    """State of one trial.
+
+    Attributes:
+        config: The trial's configuration as JSON values.
+        checkpoint: Pointer to the checkpoint that it would restart from, as JSON values.
+        epoch: Epochs behind that checkpoint.
+        held: Whether requests wait at a barrier.
+        commands: Commands by position, since the worker group has started.
+        next_position: Position of the next command.
+        training: Position of the "train" command that has no answer yet.
+        leaving: Whether the trial is to leave its place.
+        report: The last answer, until the next command makes it one of the past.
+        notes: What people should know, for the next reply.
+        request: The newest request, while it waits.
+    """
+
+    config: dict[str, Any]
+    checkpoint: dict[str, Any] | None
+    epoch: int
+    held: bool
+    commands: dict[int, Command] = field(default_factory=dict)
+    next_position: int = 0
+    training: int | None = None
+    leaving: bool = False
+    report: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+    request: Request | None = None
+
+    def restart_actor(self) -> None:
+        """Forget what the trial's last actor asked and was told: the scheduler starts another one.
+
+        Ray does not cancel the request of an actor that was killed, and the word to leave would be lost on it.
+        """
+        self.request, self.leaving = None, False
+
+    def ask(self, missed: bool) -> Request:
+        """Take a request of the trial's actor, which replaces the one before; see ``Channel.request``."""
+        request = self.request = Request(missed)
+        self._advance()
+        return request
+
+    def start(self) -> Start:
+        """Begin with a fresh worker group: loads are folded in, an unanswered report is asked for again."""
+        pending = self.training is not None
+        self.commands.clear()
+        if pending:
+            self.training = self._append(Command("train"))
+        return Start(self.config, self.checkpoint, self.next_position - pending)
+
+    def answer(self, position: int, report: dict[str, Any], checkpoint: dict[str, Any] | None) -> None:
+        """Take the workers' report; see ``Channel.answer``."""
+        if position == self.training:
+            self.report, self.checkpoint, self.epoch, self.training = report, checkpoint, int(report["epoch"]), None
+            self._advance()
+
+    def give_up(self, reason: str) -> None:
+        """Answer for workers that cannot; see ``Channel.give_up``."""
+        interval, epochs = self.config["evaluation"]["interval_epochs"], self.config["epochs"]
+        epoch = min((self.epoch // interval + 1) * interval, epochs)
+        self.report, self.epoch, self.training = {**FAILED_REPORT, "epoch": epoch, "divergence": reason}, epoch, None
+        self._advance()
+
+    def load(self, checkpoint: dict[str, Any], epoch: int, config: dict[str, Any] | None = None) -> None:
+        """Have the workers load a checkpoint; see ``Channel.load``."""
+        self.config, self.checkpoint, self.epoch, self.report = config or self.config, checkpoint, epoch, None
+        self._append(Command("load", self.config, checkpoint))
+
+    def hold(self, held: bool) -> None:
+        """Let the trial's requests wait, or release them."""
+        self.held = held
+        self._advance()
+
+    def leave(self) -> None:
+        """Have the trial leave its place at its next request, or the one that waits."""
+        self.leaving = True
+        self._advance()
+
+    def stop(self) -> None:
+        """End the trial's worker loop."""
+        self._append(Command("stop"))
+
+    def _append(self, command: Command) -> int:
+        self.commands[self.next_position] = command
+        self.next_position += 1
+        return self.next_position - 1
+
+    def _advance(self) -> None:
+        """Take the newest request as far as it can come."""
+        request = self.request
+        if request is None:
+            return
+        if not request.begun:
+            if self.leaving:
+                self.leaving = False
+                self._reply(request, {"left_its_place": True, "done": False})
+                return
+            if self.held:
+                return
+            if self.training is None and not (request.missed and self.report):
+                self.report = None
+                self.training = self._append(Command("train"))
+            request.begun = True
+        if self.report is not None:
+            notes, self.notes = self.notes, []
+            reply = {**self.report, "checkpoint": self.checkpoint, "notes": notes, "left_its_place": False}
+            self._reply(request, reply)
+
+    def _reply(self, request: Request, reply: dict[str, Any]) -> None:
+        self.request, request.reply = None, reply
+
+
+class Lines(dict[str, Line]):
+    """The lines of all trials, by trial name."""
+
+    def register(
+        self, trial: str, config: dict[str, Any], checkpoint: dict[str, Any] | None, epoch: int, held: bool
+    ) -> None:
+        """Introduce a trial; one that is known stays as it is, but its actor is another one now."""
+        if trial in self:
+            self[trial].restart_actor()
+        else:
+            self[trial] = Line(config, checkpoint, epoch, held)
