@@ -75,7 +75,7 @@ def test_central_views_are_those_of_each_photograph(feed: Feed) -> None:
     indices = np.array([80, 3, 41])
     images = torch.from_numpy(feed.split.gather(indices))
     for view in get_args(CentralView):
-        expected = centre_view(images, *sizes[:, indices], SIZE, view)
+        expected = centre_view(images, sizes[0, indices], sizes[1, indices], SIZE, view)
         assert torch.equal(central_views(feed.split, indices, SIZE, torch.device("cpu"), view), expected)
 
 
