@@ -3,10 +3,33 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adios_ray.errors import (
+    AdiosRayError,
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    InputError,
+    RecordError,
+    RunError,
+    StorageError,
+)
+
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["load_encoder", "load_occlusion_model"]
+__version__ = "0.1.0"
+__all__ = [
+    "AdiosRayError",
+    "CheckpointError",
+    "ConfigError",
+    "DatasetError",
+    "InputError",
+    "RecordError",
+    "RunError",
+    "StorageError",
+    "load_encoder",
+    "load_occlusion_model",
+]
 
 
 def load_encoder(path: str | Path) -> "nn.Module":

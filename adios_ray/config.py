@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from adios_ray.errors import ConfigError
+
 Model = TypeVar("Model", bound=BaseModel)
 
 OBJECTIVES: Mapping[str, str] = {
@@ -33,10 +35,6 @@ else:
 
 CentralView = Literal["square", "resize-256"]
 RESIZED_SIDE = 256
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the value and what is allowed."""
 
 
 class Strict(BaseModel):

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from adios_ray.errors import StorageError
+
 PATIENCE_S = 300.0
 PAUSE_S = 1.0
 
@@ -12,10 +14,6 @@ CONFIG_FILE = "config.json"
 """Every run's directory holds one: where it is missing, the run's storage has gone away."""
 
 Result = TypeVar("Result")
-
-
-class StorageError(RuntimeError):
-    """Storage that did not come back; the message says what was wrong and how to go on."""
 
 
 def patiently(action: Callable[[], Result], say: Callable[[str], None]) -> Result:

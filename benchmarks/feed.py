@@ -10,6 +10,7 @@ import json
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from adios_ray.data.shards import (
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.store import LocalStore
+from adios_ray.errors import exit_status
 from adios_ray.training.trainer import Trainer
 
 BATCH = 64
@@ -177,4 +179,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    options = tyro.cli(Options, description=__doc__)
+    sys.exit(exit_status(lambda: main(options)))

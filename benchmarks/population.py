@@ -13,6 +13,7 @@ Prints one JSON object. For each population: ``report_ms``, the median milliseco
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
 from adios_ray.config import TrialConfig, parse
+from adios_ray.errors import exit_status
 from adios_ray.search.channel import ChannelCalls, find_channel, start_channel
 from adios_ray.search.cluster import DRIVER_ENVIRONMENT
 from adios_ray.search.members import Members
@@ -215,4 +217,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    options = tyro.cli(Options)
+    sys.exit(exit_status(lambda: main(options)))

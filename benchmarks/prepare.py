@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from PIL import Image
 
 from adios_ray.data.prepare import prepare
 from adios_ray.data.sources.folder import source as folder_source
+from adios_ray.errors import exit_status
 
 REPEATS = 3
 REFERENCE_IMAGES = 400
@@ -95,4 +97,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    options = tyro.cli(Options, description=__doc__)
+    sys.exit(exit_status(lambda: main(options)))

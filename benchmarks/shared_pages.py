@@ -9,6 +9,7 @@ Prints one JSON object: ``growth_fraction`` is what each trial after the first a
 
 import json
 import multiprocessing
+import sys
 import tempfile
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -20,6 +21,7 @@ import tyro
 from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, open_shards, write_manifest, write_shard
 from adios_ray.data.sources.base import Sample
 from adios_ray.data.store import LocalStore
+from adios_ray.errors import exit_status
 
 SIZE, SHARD_ROWS, BATCH = 96, 1024, 128
 
@@ -113,4 +115,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    options = tyro.cli(Options)
+    sys.exit(exit_status(lambda: main(options)))

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import tyro
 
+from adios_ray.errors import exit_status
 from adios_ray.tracking.records import read_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,4 +89,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    options = tyro.cli(Options)
+    sys.exit(exit_status(lambda: main(options)))

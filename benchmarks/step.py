@@ -8,6 +8,7 @@ in turns in one process, F before each row; figures are medians. About two minut
 
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rich.progress import track
 
 from adios_ray.config import TrialConfig, parse
 from adios_ray.data.feed import Batch
+from adios_ray.errors import exit_status
 from adios_ray.models.networks import Networks
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.optimizers import build_optimizers
@@ -156,4 +158,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    options = tyro.cli(Options, description=__doc__)
+    sys.exit(exit_status(lambda: main(options)))

@@ -12,6 +12,7 @@ already are not repeated) and prints the table: k-NN and linear accuracy on the 
 
 import json
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from sklearn.preprocessing import StandardScaler
 
 from adios_ray.config import TrialConfig, parse
 from adios_ray.data.shards import Split
+from adios_ray.errors import exit_status
 from adios_ray.evaluation.fitness import extract_features
 from adios_ray.search.presets import preset_config
 from adios_ray.training.trainer import Trainer
@@ -126,4 +128,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    options = tyro.cli(Options, description=__doc__)
+    sys.exit(exit_status(lambda: main(options)))

@@ -17,12 +17,10 @@ from pathlib import Path
 import torch
 import tyro
 
-from adios_ray.config import ConfigError
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import ConfigError, exit_status
 from adios_ray.search.replay import replay
 from adios_ray.search.schedule import Schedule, load_schedule, schedule_of
 from adios_ray.tracking.records import MEASURES
-from adios_ray.training.checkpoints import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -62,30 +60,20 @@ def chosen(options: Options) -> Schedule:
     return schedule_of(options.run, options.trial)
 
 
-def main(options: Options) -> int:
-    """Train and say where the weights are; returns the exit status."""
-    try:
-        schedule = chosen(options)
-        schedule = schedule.scaled(options.epochs) if options.epochs else schedule
-        changes = {"data_dir": options.data_dir, "seed": options.seed}
-        config = schedule.trial({key: value for key, value in changes.items() if value is not None})
-        torch.set_num_threads(options.threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        trainer = replay(schedule, config, options.output, device)
-        measure = MEASURES[config.evaluation.fitness]
-        fitness = f"{measure.label} {measure.text(trainer.evaluate('test'))}"
-        print(f"{fitness} on test; checkpoints: {options.output / 'checkpoints'}")
-    except (ConfigError, DatasetError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from its last report", file=sys.stderr)
-        return 130
-    return 0
+def main(options: Options) -> None:
+    """Train and say where the weights are."""
+    schedule = chosen(options)
+    schedule = schedule.scaled(options.epochs) if options.epochs else schedule
+    changes = {"data_dir": options.data_dir, "seed": options.seed}
+    config = schedule.trial({key: value for key, value in changes.items() if value is not None})
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = replay(schedule, config, options.output, device)
+    measure = MEASURES[config.evaluation.fitness]
+    fitness = f"{measure.label} {measure.text(trainer.evaluate('test'))}"
+    print(f"{fitness} on test; checkpoints: {options.output / 'checkpoints'}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    arguments = tyro.cli(Options, description=__doc__)
+    sys.exit(exit_status(lambda: main(arguments), "the same command goes on from its last report"))

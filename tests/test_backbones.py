@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from adios_ray.config import BackboneConfig, ConfigError
+from adios_ray.config import BackboneConfig
+from adios_ray.errors import ConfigError
 from adios_ray.models.backbones import build_backbone
 
 

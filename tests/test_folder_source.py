@@ -13,10 +13,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from adios_ray.data.sources.base import RefusedImageError
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import decode
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import DatasetError, RefusedImageError
 
 Pixels = npt.NDArray[np.uint8]
 

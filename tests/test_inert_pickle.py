@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
+from adios_ray.errors import CheckpointError
 from adios_ray.models.inert_pickle import read_state_dict
-from adios_ray.training.checkpoints import CheckpointError
 
 
 class Attack:

@@ -24,7 +24,8 @@ from adios_ray.data import prepare as preparation
 from adios_ray.data.plan import ShardJob
 from adios_ray.data.shards import MANIFEST_NAME, open_shards, read_manifest, verify
 from adios_ray.data.sources import scenes
-from adios_ray.data.store import DatasetError, LocalStore, RemoteStore, store_at
+from adios_ray.data.store import LocalStore, RemoteStore, store_at
+from adios_ray.errors import DatasetError
 
 BUCKET = "images"
 URI = f"s3://{BUCKET}/some/objects"

@@ -12,7 +12,8 @@ from test_masking import golden
 from torch import Tensor, nn
 
 from adios_ray import objectives
-from adios_ray.config import OBJECTIVES, ConfigError, ObjectiveConfig, parse
+from adios_ray.config import OBJECTIVES, ObjectiveConfig, parse
+from adios_ray.errors import ConfigError
 from adios_ray.objectives import Objective, View, build_objective, objective_class
 from adios_ray.objectives.barlow import barlow_twins
 from adios_ray.objectives.byol import squared_distance

@@ -23,10 +23,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from adios_ray.cli import main
-from adios_ray.config import ALL_TERMS, BackboneConfig, ConfigError, MaskingConfig
+from adios_ray.config import ALL_TERMS, BackboneConfig, MaskingConfig
+from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.models.official import import_official, unsupported
 from adios_ray.models.weights import build_networks
-from adios_ray.training.checkpoints import CheckpointError
 
 SIZE, SLOTS, CLASSES = 32, 3, 5
 GOLDEN = Path(__file__).parent / "golden" / "occlusion_32px_3slots.npz"

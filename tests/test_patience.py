@@ -9,8 +9,9 @@ import pytest
 from made_up_run import make_row
 
 from adios_ray import patience
+from adios_ray.errors import StorageError
 from adios_ray.files import write_whole
-from adios_ray.patience import StorageError, patiently, patiently_into
+from adios_ray.patience import patiently, patiently_into
 from adios_ray.tracking import records
 
 

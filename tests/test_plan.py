@@ -7,7 +7,7 @@ import pytest
 from adios_ray.data import plan
 from adios_ray.data.plan import ShardJob, mixed, plan_jobs, plan_splits, take
 from adios_ray.data.shards import Layout
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import DatasetError
 
 SIZES = {"ant": 400, "bee": 200, "cat": 101}
 TRAIN = [f"train/{name}/{number}.png" for name, size in SIZES.items() for number in range(size)]

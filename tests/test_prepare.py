@@ -22,7 +22,8 @@ from adios_ray.data.sources import scenes
 from adios_ray.data.sources.base import PHOTOGRAPH, Sample
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
-from adios_ray.data.store import DatasetError, LocalStore
+from adios_ray.data.store import LocalStore
+from adios_ray.errors import DatasetError
 
 SIZE = 16
 CLASSES = ("ant", "bee", "cat")

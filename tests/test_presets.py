@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from adios_ray.config import ConfigError, TrialConfig, parse
+from adios_ray.config import TrialConfig, parse
+from adios_ray.errors import ConfigError
 from adios_ray.search.command import read_arguments
 from adios_ray.search.experiment import ExperimentConfig
 from adios_ray.search.presets import FOLDER, preset_config, published

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from adios_ray.data.sources import objects, scenes
-from adios_ray.data.sources.base import RefusedImageError, Sample, Source
+from adios_ray.data.sources.base import Sample, Source
 from adios_ray.data.sources.rendering import TEXTURES, RenderedSource, cube, cylinder, sphere, window
+from adios_ray.errors import RefusedImageError
 
 Renderer = Callable[[int, int, int], Sample]
 Factory = Callable[[int, int], RenderedSource]

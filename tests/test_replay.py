@@ -9,7 +9,8 @@ import torch
 from small import small_config
 from test_trainer import assert_identical
 
-from adios_ray.config import ConfigError, replaced
+from adios_ray.config import replaced
+from adios_ray.errors import ConfigError
 from adios_ray.search.replay import replay
 from adios_ray.search.schedule import Schedule, Stage
 from adios_ray.training.checkpoints import open_checkpoint

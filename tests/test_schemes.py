@@ -11,7 +11,7 @@ from torch import Tensor
 from adios_ray.data.augment import denormalise
 from adios_ray.data.feed import Batch, Feed
 from adios_ray.data.shards import Split, open_shards
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import DatasetError
 from adios_ray.masking.schemes import (
     IDS,
     OBJECT_SCHEMES,

@@ -22,7 +22,8 @@ from adios_ray.data.shards import (
     write_shard,
 )
 from adios_ray.data.sources.base import Sample
-from adios_ray.data.store import DatasetError, LocalStore
+from adios_ray.data.store import LocalStore
+from adios_ray.errors import DatasetError
 
 SIZE = 6
 ROWS = (5, 0, 3, 4)

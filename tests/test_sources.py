@@ -26,7 +26,7 @@ from adios_ray.commands.data import Prepare
 from adios_ray.data.plan import plan_splits
 from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10
 from adios_ray.data.sources.catalogue import CATALOGUE, Name
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import DatasetError
 
 Pixels = npt.NDArray[np.uint8]
 SYNSETS = imagenet.synsets()

@@ -15,6 +15,7 @@ from made_up_run import COPIES, make_exploit, make_masks, make_row, make_run, ma
 from PIL import Image
 from rich.console import Console
 
+from adios_ray.errors import RecordError
 from adios_ray.tracking import charts, lineage, pictures, records, report
 from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.live import LiveView, clock, report_line, sparkline
@@ -121,14 +122,14 @@ def test_lineage_summary_config_and_masks_round_trip(tmp_path: Path) -> None:
 )
 def test_a_wrong_file_is_named(tmp_path: Path, name: str, content: str, read: Callable[[Path], object]) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(records.RecordError, match=name):
+    with pytest.raises(RecordError, match=name):
         read(tmp_path)
 
 
 def test_a_trial_name_does_not_lead_out_of_the_masks(tmp_path: Path) -> None:
     masks = make_masks(1, 2, 3, images=1, side=4)
     for name in ("..", "../x", "/tmp", "a/b", ""):
-        with pytest.raises(records.RecordError, match="folder"):
+        with pytest.raises(RecordError, match="folder"):
             records.write_masks(tmp_path, name, 1, masks)
         assert records.mask_epochs(tmp_path, name) == []
 
@@ -174,7 +175,7 @@ def test_readme_picture_has_a_row_for_each_slot(run_dir: Path, tmp_path: Path) -
         assert sheet.size == (5 * 100 - 4, (2 + slots) * 100 - 4)
         first = records.read_masks(run_dir, "trial_02", 12).images[0]
         assert sheet.getpixel((1, 1)) == tuple(first[0, 0])
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(RecordError, match="no masks of trial"):
         pictures.save_readme_picture(run_dir, tmp_path / "none.png", trial="trial_99")
 
 

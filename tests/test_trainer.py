@@ -13,13 +13,14 @@ import pytest
 import torch
 from small import make_objects, small_config
 
-from adios_ray.config import CentralView, ConfigError, TrialConfig, check_view, replaced
+from adios_ray.config import CentralView, TrialConfig, check_view, replaced
 from adios_ray.data.feed import central_views
 from adios_ray.data.sources.base import NO_LABEL
+from adios_ray.errors import CheckpointError, ConfigError, NonFiniteError
 from adios_ray.evaluation.fitness import evaluate, extract_features
 from adios_ray.masking.slots import read_head, replace_head, resize_head
-from adios_ray.training.checkpoints import STATE_FILE, CheckpointError, load_checkpoint
-from adios_ray.training.divergence import NonFiniteError, check_finite
+from adios_ray.training.checkpoints import STATE_FILE, load_checkpoint
+from adios_ray.training.divergence import check_finite
 from adios_ray.training.reproduce import reproduce
 from adios_ray.training.step import probe_step
 from adios_ray.training.trainer import Trainer

@@ -21,14 +21,15 @@ from torch import nn
 
 import adios_ray
 from adios_ray.cli import main
-from adios_ray.config import ConfigError, replaced
+from adios_ray.config import replaced
 from adios_ray.data.augment import MEAN, STD
 from adios_ray.data.shards import open_shards
+from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.evaluation.fitness import evaluate
 from adios_ray.models.export import export_encoder
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, build_networks, load_initial, load_weights, save_weights
-from adios_ray.training.checkpoints import CheckpointError, save_checkpoint
+from adios_ray.training.checkpoints import save_checkpoint
 from adios_ray.training.trainer import Trainer
 
 CLASSES = 4

@@ -13,8 +13,9 @@ from torch.multiprocessing.spawn import start_processes
 from adios_ray import parallel
 from adios_ray.config import ObjectiveConfig, TrialConfig, replaced
 from adios_ray.data.feed import Batch
+from adios_ray.errors import NonFiniteError
 from adios_ray.objectives import View, build_objective
-from adios_ray.training.divergence import NonFiniteError, check_finite
+from adios_ray.training.divergence import check_finite
 from adios_ray.training.step import train_step
 
 pytestmark = pytest.mark.slow

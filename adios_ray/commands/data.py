@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from adios_ray.commands import UsageError
 from adios_ray.data.sources.catalogue import CATALOGUE, Entry, Name, table
+from adios_ray.errors import UsageError
 
 if TYPE_CHECKING:
     from adios_ray.data.prepare import Summary
@@ -110,7 +110,7 @@ class Prepare:
 
     def _read(self, entry: Entry) -> "tuple[Source, dict[str, Any]]":
         """The source of a folder, and what names it in the recipe."""
-        from adios_ray.data.store import DatasetError
+        from adios_ray.errors import DatasetError
 
         assert self.source is not None
         root = self.source.expanduser().resolve()

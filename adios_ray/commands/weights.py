@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from adios_ray.commands import UsageError
 from adios_ray.config import CentralView, check_view
+from adios_ray.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -155,10 +155,7 @@ class Reproduce:
         """Print the term."""
         from adios_ray.training.reproduce import reproduce
 
-        try:
-            print(f"{self.directory}: {reproduce(self.directory, _device())}")
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        print(f"{self.directory}: {reproduce(self.directory, _device())}")
 
 
 def _device() -> "torch.device":

@@ -20,7 +20,8 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from adios_ray.data.store import DatasetError, RemoteStore
+from adios_ray.data.store import RemoteStore
+from adios_ray.errors import DatasetError
 from adios_ray.files import write_whole, written_whole
 
 CACHE_VARIABLE = "ADIOS_RAY_CACHE"

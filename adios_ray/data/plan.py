@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adios_ray.data.shards import SCHEMA_VERSION, Layout, Record
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import DatasetError
 
 MAX_SHARD_ROWS = 1024
 MAX_SHARD_BYTES = 32 * 2**20

@@ -33,8 +33,9 @@ from adios_ray.data.shards import (
     write_manifest,
     write_shard,
 )
-from adios_ray.data.sources.base import UNLABELLED, RefusedImageError, Sample, Source
-from adios_ray.data.store import DatasetError, LocalStore, Location, RemoteStore, Store, store_at
+from adios_ray.data.sources.base import UNLABELLED, Sample, Source
+from adios_ray.data.store import LocalStore, Location, RemoteStore, Store, store_at
+from adios_ray.errors import DatasetError, RefusedImageError
 
 _PARTS = ".parts"
 _CLAIM = f"{_PARTS}/begun"

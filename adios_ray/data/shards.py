@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adios_ray.data.mirror import RemoteFile, mirror
 from adios_ray.data.sources.base import UNLABELLED, Sample
-from adios_ray.data.store import DatasetError, LocalStore, Location, Store, store_at
+from adios_ray.data.store import LocalStore, Location, Store, store_at
+from adios_ray.errors import DatasetError
 
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)

@@ -9,14 +9,11 @@ from typing import Protocol
 
 import fsspec
 
+from adios_ray.errors import DatasetError
 from adios_ray.files import written_whole
 
 Location = Path | str
 """A directory, or a URI."""
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be made or read; the message names what is wrong and what to do about it."""
 
 
 class Store(Protocol):

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from adios_ray.config import BackboneConfig, ConfigError, image_size_fits
+from adios_ray.config import BackboneConfig, image_size_fits
+from adios_ray.errors import ConfigError
 from adios_ray.models.stem import use_fast_stem
 
 SMALL_WIDTHS = (16, 32, 64, 128)

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import safetensors.torch
 from torch import nn
 
-from adios_ray.config import BackboneConfig, ConfigError, Strict, TrialConfig, load_json, parse
+from adios_ray.config import BackboneConfig, Strict, TrialConfig, load_json, parse
 from adios_ray.data.augment import MEAN, STD
+from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.files import write_whole
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.backbones import build_backbone
@@ -21,7 +22,7 @@ from adios_ray.models.weights import (
     misfit,
     plain,
 )
-from adios_ray.training.checkpoints import STATE_FILE, CheckpointError
+from adios_ray.training.checkpoints import STATE_FILE
 
 Naming = Literal["timm", "torchvision"]
 SUFFIX = ".safetensors"

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adios_ray.config import ConfigError
+from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.inert import InertUnpickler, Placeholder
-from adios_ray.training.checkpoints import CheckpointError
 
 STATE_DICT = "state_dict"
 _PICKLE = "data.pkl"

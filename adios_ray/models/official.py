@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from adios_ray.config import ConfigError, Term, TrialConfig, load_json, replaced
+from adios_ray.config import Term, TrialConfig, load_json, replaced
+from adios_ray.errors import ConfigError
 from adios_ray.models.inert_pickle import read_state_dict
 from adios_ray.models.weights import Weights, build_networks, unwrapped
 from adios_ray.training.optimizers import LARS_TRUST, PROBE_LR

@@ -18,11 +18,12 @@ from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from adios_ray.config import ConfigError, MaskingConfig, Strict, TrialConfig, parse
+from adios_ray.config import MaskingConfig, Strict, TrialConfig, parse
+from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.files import write_whole
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.networks import Networks
-from adios_ray.training.checkpoints import META_FILE, STATE_FILE, CheckpointError, open_checkpoint
+from adios_ray.training.checkpoints import META_FILE, STATE_FILE, open_checkpoint
 
 METADATA_KEY = "adios_ray"
 SCHEMA_VERSION = 1

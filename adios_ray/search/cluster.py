@@ -9,6 +9,8 @@ from pathlib import Path
 
 import ray
 
+from adios_ray.errors import RunError
+
 ANSWER_S = 2.0
 WORKER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # fills the dashboard's Train page
@@ -28,18 +30,24 @@ def connected() -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS or `ray start` names, else start one here; leave what was joined.
 
     The dashboard of a cluster that is started here listens on loopback alone, and its address is printed.
+
+    Raises:
+        RunError: If Ray can be neither joined nor started.
     """
     for name, value in {**WORKER_ENVIRONMENT, **DRIVER_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
     joined_before = ray.is_initialized()
     if not joined_before:
-        context = ray.init(
-            address=address_to_join(),
-            runtime_env={"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}},
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        try:
+            context = ray.init(
+                address=address_to_join(),
+                runtime_env={"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}},
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        except (OSError, RuntimeError, ValueError) as error:  # as Ray says that there is no cluster, port or directory
+            raise RunError(f"Ray could not be joined or started: {error}") from error
         if context.dashboard_url:
             print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)
     try:

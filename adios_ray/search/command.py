@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import tyro
 from pydantic import ValidationError
 
-from adios_ray.config import ConfigError, explain
-from adios_ray.data.store import DatasetError
+from adios_ray.config import explain
+from adios_ray.errors import ConfigError, exit_status
 from adios_ray.search.experiment import SPACES, ExperimentConfig
 from adios_ray.search.presets import DEMO, preset_config
 
@@ -33,28 +33,21 @@ def main(description: str, space: str, demo_space: str, arguments: Sequence[str]
         arguments: Command line without the program's name; the process's if None.
 
     Returns:
-        Exit status: 0, 1 for a run that failed, 2 for bad input, 130 for an interruption.
+        Exit status; see ``errors.exit_status``.
 
     Raises:
         SystemExit: After ``--help``, or with status 2 after a flag that tyro has refused by name.
     """
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # links to pydantic's pages help nobody here
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
+
+    def run() -> None:
         config = read_arguments(description, arguments, space, demo_space)
         from adios_ray.search import runner  # imported here: --help need not wait for Ray
 
         runner.resume(config.resume) if config.resume else runner.start(config)
-    except (ConfigError, DatasetError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; go on with --resume and the run directory", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(run, "go on with --resume and the run directory")
 
 
 def read_arguments(description: str, arguments: Sequence[str], space: str, demo_space: str) -> ExperimentConfig:

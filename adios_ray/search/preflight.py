@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from adios_ray.config import ConfigError, check_image_size, check_view
+from adios_ray.config import check_image_size, check_view
 from adios_ray.data.shards import Manifest, verify
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import ConfigError, DatasetError
 from adios_ray.files import check_writable
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import yaml
 
 import adios_ray
-from adios_ray.config import ConfigError, parse
+from adios_ray.config import parse
+from adios_ray.errors import ConfigError
 from adios_ray.search.experiment import ExperimentConfig, Family
 
 FOLDER = Path(adios_ray.__file__).resolve().parent / "presets"

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from adios_ray.config import ConfigError, TrialConfig, replaced
+from adios_ray.config import TrialConfig, replaced
+from adios_ray.errors import ConfigError, RunError
 from adios_ray.files import remove_drafts, whole_lines, write_whole
 from adios_ray.search.schedule import Schedule, load_schedule
 from adios_ray.tracking.records import MEASURES, Measure
@@ -36,7 +37,7 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
 
     Raises:
         ConfigError: If ``output`` holds something else.
-        RuntimeError: If the training diverges.
+        RunError: If the training diverges.
     """
     _claim(output, Schedule(config=config.model_dump(mode="json"), stages=schedule.stages))
     measure = MEASURES[config.evaluation.fitness]
@@ -54,7 +55,7 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
             name = f"epoch_{trainer.epoch:05d}"
             if trainer.divergence:
                 trainer.dump_divergence(output / "diverged" / name)
-                raise RuntimeError(
+                raise RunError(
                     f"training diverged at {trainer.divergence}; {output / 'diverged' / name} holds that step, lower "
                     "learning rates may help"
                 )

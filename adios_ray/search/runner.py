@@ -12,13 +12,14 @@ from typing import Any
 import ray
 from ray import tune
 
-from adios_ray.config import ConfigError, TrialConfig, load_json, parse, replaced
+from adios_ray.config import TrialConfig, load_json, parse, replaced
 from adios_ray.data.prepare import prepare
 from adios_ray.data.shards import read_manifest
 from adios_ray.data.sources import objects
 from adios_ray.data.store import store_at
+from adios_ray.errors import ConfigError, RunError, StorageError
 from adios_ray.files import remove_drafts
-from adios_ray.patience import CONFIG_FILE, StorageError
+from adios_ray.patience import CONFIG_FILE
 from adios_ray.search.channel import ChannelCalls, start_channel
 from adios_ray.search.cluster import connected
 from adios_ray.search.experiment import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig
@@ -159,7 +160,7 @@ def _evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, placeme
     state = PopulationState.load(run_dir)
     if failed := state.unfinished(names):
         write_report(run_dir)
-        raise RuntimeError(f"not all trials finished ({', '.join(failed)}); go on with --resume {run_dir}")
+        raise RunError(f"not all trials finished ({', '.join(failed)}); go on with --resume {run_dir}")
     return _conclude(config, run_dir, state, placement)
 
 
@@ -235,9 +236,7 @@ def _conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, p
     name, best = max(state.members.items(), key=lambda item: _comparable(item[1]))
     if best.checkpoint is None or _comparable(best) == WORST_SCORE:
         write_report(run_dir)
-        raise RuntimeError(
-            f"every trial diverged; {run_dir / 'diverged'} holds the steps, lower learning rates may help"
-        )
+        raise RunError(f"every trial diverged; {run_dir / 'diverged'} holds the steps, lower learning rates may help")
     assert config.data_dir is not None and best.score is not None
     own = replaced(config.trial(), best.values)
     judge = ray.remote(_test_accuracy).options(num_cpus=placement.cpus, num_gpus=placement.gpus)

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from adios_ray.config import ConfigError, TrialConfig, load_json, parse, replaced
+from adios_ray.config import TrialConfig, load_json, parse, replaced
+from adios_ray.errors import ConfigError
 from adios_ray.files import write_whole
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.lineage import copies

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from adios_ray.config import ConfigError, Strict, TrialConfig, adaptable, parse, replaced, value_at
+from adios_ray.config import Strict, TrialConfig, adaptable, parse, replaced, value_at
+from adios_ray.errors import ConfigError
 from adios_ray.files import write_whole
 
 

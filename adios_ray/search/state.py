@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from adios_ray.config import ConfigError, load_json, parse
+from adios_ray.config import load_json, parse
+from adios_ray.errors import ConfigError
 from adios_ray.files import append_line, whole_lines, write_whole
 from adios_ray.training.checkpoints import Pointer
 

@@ -6,6 +6,7 @@ Command line: ``python -m adios_ray.tracking.pictures RUN_DIR OUT.png``.
 import colorsys
 import io
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import tyro
 from PIL import Image
 
+from adios_ray.errors import RecordError, exit_status
 from adios_ray.files import write_whole
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.records import Pixels
@@ -112,13 +114,13 @@ def save_readme_picture(run_dir: Path, path: Path, trial: str | None = None, ima
         images: How many of the validation images.
 
     Raises:
-        FileNotFoundError: the trial has no masks, or no trial has reported.
+        RecordError: the trial has no masks, or no trial has reported.
     """
     best = lineage.best_row(records.read_results(run_dir))
     name = trial or (best.trial if best else "")
     epochs = records.mask_epochs(run_dir, name)
     if not epochs:
-        raise FileNotFoundError(f"{run_dir}: no masks of trial {name!r}")
+        raise RecordError(f"{run_dir}: no masks of trial {name!r}")
     stored = records.read_masks(run_dir, name, epochs[-1])
     save_mask_sheet(stored.images[:images], stored.masks[:images], path)
 
@@ -135,4 +137,4 @@ def main(run_dir: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], t
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(exit_status(lambda: tyro.cli(main)))

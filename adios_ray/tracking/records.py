@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from adios_ray.errors import RecordError
 from adios_ray.files import append_line, whole_lines, write_whole
 from adios_ray.patience import CONFIG_FILE
 
@@ -28,10 +29,6 @@ SUMMARY_FILE = "summary.json"
 
 Pixels = npt.NDArray[np.uint8]
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class RecordError(ValueError):
-    """A file of a run directory does not hold what it should; the message names the file."""
 
 
 class _Record(BaseModel):

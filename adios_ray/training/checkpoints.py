@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
+from adios_ray.errors import CheckpointError
 from adios_ray.files import written_whole
 
 STATE_FILE = "state.pt"
 META_FILE = "meta.json"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing or damaged; the message names the file."""
 
 
 class Pointer(BaseModel):

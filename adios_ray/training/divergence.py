@@ -8,10 +8,7 @@ from torch import Tensor
 
 from adios_ray import parallel
 from adios_ray.data.feed import Batch
-
-
-class NonFiniteError(ArithmeticError):
-    """A term of the game that is not finite; the message names it, its slot and its value."""
+from adios_ray.errors import NonFiniteError
 
 
 def check_finite(losses: Tensor, penalties: Tensor) -> None:

@@ -12,10 +12,11 @@ from ray.train.torch import get_device
 
 from adios_ray import parallel
 from adios_ray.config import TrialConfig, parse
+from adios_ray.errors import CheckpointError, RunError
 from adios_ray.files import remove_drafts
 from adios_ray.patience import patiently_into
 from adios_ray.tracking.records import MaskFile, write_masks
-from adios_ray.training.checkpoints import CheckpointError, Pointer, newest_whole
+from adios_ray.training.checkpoints import Pointer, newest_whole
 from adios_ray.training.trainer import Trainer
 from adios_ray.training.worker import LoopConfig
 
@@ -112,11 +113,11 @@ def _device() -> torch.device:
     """The GPU that Ray gave to this worker; the CPU if it gave none.
 
     Raises:
-        RuntimeError: If torch cannot use the GPU.
+        RunError: If torch cannot use the GPU.
     """
     device: torch.device = get_device()
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(
+        raise RunError(
             f"Ray gave this worker a GPU that torch {torch.__version__} cannot use; install torch for this GPU's "
             "driver, or train on CPUs with --gpus-per-worker 0"
         )

@@ -6,9 +6,9 @@ import torch
 
 from adios_ray.config import TrialConfig, parse
 from adios_ray.data.feed import Batch
+from adios_ray.errors import CheckpointError, InputError, NonFiniteError
 from adios_ray.models.networks import Networks
-from adios_ray.training.checkpoints import CheckpointError, open_checkpoint
-from adios_ray.training.divergence import NonFiniteError
+from adios_ray.training.checkpoints import open_checkpoint
 from adios_ray.training.optimizers import build_optimizers
 from adios_ray.training.step import train_step
 
@@ -25,7 +25,7 @@ def reproduce(directory: Path, device: torch.device) -> str:
 
     Raises:
         CheckpointError: If there is no dump, or it is damaged.
-        ValueError: If the step is finite here, for example because the device rounds differently.
+        InputError: If the step is finite here, for example because the device rounds differently.
     """
     state = open_checkpoint(directory, device)
     if "batch" not in state:
@@ -41,4 +41,4 @@ def reproduce(directory: Path, device: torch.device) -> str:
         train_step(networks, optimizers, Batch(**state["batch"]), config, 0.0)
     except NonFiniteError as error:
         return str(error)
-    raise ValueError(f"{directory}: step {state['step']} is finite on {device}")
+    raise InputError(f"{directory}: step {state['step']} is finite on {device}")

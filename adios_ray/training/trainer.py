@@ -12,25 +12,22 @@ import torch
 from torch import Tensor
 
 from adios_ray import parallel
-from adios_ray.config import ConfigError, TrialConfig, check_image_size, check_view, parse
+from adios_ray.config import TrialConfig, check_image_size, check_view, parse
 from adios_ray.data.augment import denormalise
 from adios_ray.data.feed import Batch, Feed, central_views
 from adios_ray.data.shards import open_shards
+from adios_ray.errors import ConfigError, NonFiniteError, ReplicaError
 from adios_ray.evaluation.fitness import Fitness, evaluate
 from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.checkpoints import Pointer, load_checkpoint, save_checkpoint
-from adios_ray.training.divergence import NonFiniteError, batch_state
+from adios_ray.training.divergence import batch_state
 from adios_ray.training.optimizers import build_optimizers, make_schedule
 from adios_ray.training.step import Measurements, train_step
 
 STATISTICS_IMAGES = 64
-
-
-class ReplicaError(RuntimeError):
-    """Workers of one trial that hold different parameters; the message names them."""
 
 
 class Trainer:

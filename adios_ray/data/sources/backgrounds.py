@@ -4,7 +4,7 @@ from pathlib import Path
 
 from adios_ray.data.sources.folder import by_class, of_classes
 from adios_ray.data.sources.image_files import ImageFiles
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import DatasetError
 
 ORIGINAL = "original"
 VARIATIONS = ("only_bg_b", "only_bg_t", "no_fg", "only_fg", "mixed_same", "mixed_rand", "mixed_next")

@@ -20,10 +20,6 @@ WHOLE = "whole picture squeezed into a square, bicubic, antialiased"
 PHOTOGRAPH = f"{WHOLE}; its height and width beside it"
 
 
-class RefusedImageError(ValueError):
-    """An image that cannot be used; the message is the reason that the manifest records."""
-
-
 @dataclass(frozen=True)
 class Sample:
     """One decoded image with what is known about it.

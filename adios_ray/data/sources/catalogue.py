@@ -52,7 +52,7 @@ class Entry(NamedTuple):
         from torchvision import datasets
         from torchvision.datasets.utils import download_and_extract_archive
 
-        from adios_ray.data.store import DatasetError
+        from adios_ray.errors import DatasetError
 
         assert self.download is not None
         name, versions = self.download

@@ -10,9 +10,9 @@ from PIL import Image
 
 from adios_ray.data.shards import Bytes
 from adios_ray.data.sources import folder
-from adios_ray.data.sources.base import SHORT_SIDE, ListedSource, RefusedImageError, Sample
+from adios_ray.data.sources.base import SHORT_SIDE, ListedSource, Sample
 from adios_ray.data.sources.image_files import ImageFiles, square
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import DatasetError, RefusedImageError
 from adios_ray.inert import InertUnpickler, Placeholder
 
 SIDE = 32

@@ -14,9 +14,9 @@ import numpy as np
 
 from adios_ray.data.plan import mixed
 from adios_ray.data.shards import Bytes
-from adios_ray.data.sources.base import WHOLE, ListedSource, RefusedImageError, Sample
+from adios_ray.data.sources.base import WHOLE, ListedSource, Sample
 from adios_ray.data.sources.image_files import decode
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import DatasetError, RefusedImageError
 
 if TYPE_CHECKING:
     from torch import Tensor

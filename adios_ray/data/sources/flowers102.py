@@ -5,7 +5,7 @@ from pathlib import Path
 from adios_ray.data.sources.folder import of_classes
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.sources.matlab import read_mat
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import DatasetError
 
 FOLDER = "flowers-102"
 _KEYS = {"train": "trnid", "val": "valid", "test": "tstid"}

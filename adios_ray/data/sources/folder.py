@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adios_ray.data.sources.base import NO_LABEL, UNLABELLED
 from adios_ray.data.sources.image_files import EXTENSIONS, ImageFiles
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import DatasetError
 
 ByClass = Mapping[str, Sequence[str]]
 """Items of each class folder."""

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from adios_ray.data.shards import Bytes
-from adios_ray.data.sources.base import ListedSource, RefusedImageError, Sample
+from adios_ray.data.sources.base import ListedSource, Sample
+from adios_ray.errors import RefusedImageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 SMALLEST_SIDE = 8

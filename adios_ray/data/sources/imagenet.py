@@ -9,7 +9,7 @@ from pathlib import Path
 from adios_ray.data.sources.folder import images, of_classes
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.sources.matlab import read_mat
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import DatasetError
 
 DEVKIT = Path("ILSVRC2012_devkit_t12", "data")
 SOLUTION = "LOC_val_solution.csv"

@@ -6,7 +6,7 @@ from typing import Any
 
 from adios_ray.data.sources.folder import by_class, of_classes
 from adios_ray.data.sources.image_files import ImageFiles
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import DatasetError
 
 
 def source(root: Path) -> ImageFiles:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import DatasetError
 
 
 def read_mat(path: Path, *names: str) -> list[Any]:

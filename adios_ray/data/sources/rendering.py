@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from adios_ray.data.sources.base import RefusedImageError, Sample
+from adios_ray.data.sources.base import Sample
+from adios_ray.errors import RefusedImageError
 
 Plane = npt.NDArray[np.floating]  # float32 throughout; numpy's stubs widen it in arithmetic
 Colour = tuple[float, float, float]

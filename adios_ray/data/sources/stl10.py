@@ -8,9 +8,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from adios_ray.data.shards import Bytes
-from adios_ray.data.sources.base import NO_LABEL, SHORT_SIDE, UNLABELLED, ListedSource, RefusedImageError, Sample
+from adios_ray.data.sources.base import NO_LABEL, SHORT_SIDE, UNLABELLED, ListedSource, Sample
 from adios_ray.data.sources.image_files import square
-from adios_ray.data.store import DatasetError
+from adios_ray.errors import DatasetError, RefusedImageError
 
 SIDE = 96
 FOLDS = 10

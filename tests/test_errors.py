@@ -1,0 +1,72 @@
+"""Errors: one tree, as its docstring draws it, and one line for people."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adios_ray import errors
+from adios_ray.errors import AdiosRayError, ConfigError, InputError, NonFiniteError, RunError, StorageError, exit_status
+
+ROOT = Path(__file__).parent.parent
+
+
+def raiser(error: BaseException) -> None:
+    """A program that ends in an error."""
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ConfigError("epochs = 0: too few"), 2, "error: epochs = 0: too few"),
+        (StorageError("storage is full"), 1, "error: storage is full"),
+        (NonFiniteError("loss is nan"), 1, "error: loss is nan"),
+        (FileNotFoundError(2, "No such file", "here"), 2, "error: [Errno 2] No such file: 'here'"),
+        (KeyboardInterrupt(), 130, "interrupted; run it again"),
+    ],
+)
+def test_an_expected_error_is_one_line_and_a_status(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(lambda: raiser(error), "run it again") == status
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_success_is_silent_and_a_fault_of_the_program_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(lambda: 7) == 0 and capsys.readouterr().err == ""
+    with pytest.raises(ZeroDivisionError):
+        exit_status(lambda: 1 / 0)
+
+
+def test_the_tree_is_the_one_that_is_drawn() -> None:
+    assert errors.__doc__ is not None
+    above: list[str] = []
+    drawn = {}
+    for line in errors.__doc__.splitlines():
+        if found := re.match(r"    ((?:│   |    |├── |└── )*)(\w+Error)\b", line):
+            depth = len(found[1]) // 4
+            above[depth:] = [found[2]]
+            drawn[found[2]] = above[depth - 1] if depth else "Exception"
+    defined = {
+        name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Exception)
+    }
+    assert drawn == {name: kind.__bases__[0].__name__ for name, kind in defined.items()}
+    assert issubclass(InputError, ValueError) and issubclass(RunError, RuntimeError)
+    assert all(issubclass(kind, AdiosRayError) for kind in defined.values())
+
+
+@pytest.mark.slow
+def test_a_damaged_lineage_ends_a_replay_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "population.json").write_text(
+        '{"next_decision_epoch": 2, "members": {"trial_00": {"values": {}, "number": 0}}, "initial": {"trial_00": {}}}'
+    )
+    (tmp_path / "lineage.jsonl").write_text('{"epoch": \n')
+    options = ["--run", str(tmp_path), "--trial", "trial_00", "--output", str(tmp_path / "out")]
+    command = [sys.executable, str(ROOT / "experiments" / "replay_schedule.py"), *options]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.startswith(f"error: {tmp_path / 'lineage.jsonl'}, line 1: ")
+    assert ended.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
