@@ -7,11 +7,14 @@ from typing import Annotated
 import tyro
 
 from adios_ray.commands.data import Prepare, Verify
+from adios_ray.commands.training import RESUMES, TRAIN, Replay, Train, train
 from adios_ray.commands.weights import Evaluate, Export, ImportOfficial, Masks, Reproduce
 from adios_ray.errors import exit_status
 
 Command = (
-    Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    Annotated[Train, tyro.conf.subcommand(TRAIN)]
+    | Annotated[Replay, tyro.conf.subcommand("replay")]
+    | Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[ImportOfficial, tyro.conf.subcommand("import-official")]
     | Annotated[Export, tyro.conf.subcommand("export")]
@@ -30,8 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status; see ``errors.exit_status``.
     """
-    command: Command = tyro.cli(Command, args=arguments, prog="adios-ray")
-    resumes = "the same command goes on where it stopped" if isinstance(command, Prepare) else ""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == [TRAIN]:  # its defaults follow from its own arguments
+        return train(arguments[1:])
+    command = tyro.cli(Command, args=arguments, prog="adios-ray")
+    assert not isinstance(command, Train)  # handled above
+    resumes = {Prepare: "the same command goes on where it stopped", Replay: RESUMES}.get(type(command), "")
     return exit_status(command.run, resumes)
 
 

@@ -23,7 +23,9 @@ _CHOOSING = {
 _SHORT = {"--objective": "--objective.name", "--backbone": "--backbone.name", "--masking": "--masking.scheme"}
 
 
-def main(description: str, space: str, demo_space: str, arguments: Sequence[str] | None = None) -> int:
+def main(
+    description: str, space: str, demo_space: str, arguments: Sequence[str] | None = None, program: str | None = None
+) -> int:
     """Read the command line, run the experiment, and say errors in one line.
 
     Args:
@@ -31,6 +33,7 @@ def main(description: str, space: str, demo_space: str, arguments: Sequence[str]
         space: Name of the file in ``search_spaces`` to take where the command line names none.
         demo_space: The same for ``--preset demo``.
         arguments: Command line without the program's name; the process's if None.
+        program: What ``--help`` calls the program; the process's own name if None.
 
     Returns:
         Exit status; see ``errors.exit_status``.
@@ -42,7 +45,7 @@ def main(description: str, space: str, demo_space: str, arguments: Sequence[str]
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def run() -> None:
-        config = read_arguments(description, arguments, space, demo_space)
+        config = read_arguments(description, arguments, space, demo_space, program)
         from adios_ray.search import runner  # imported here: --help need not wait for Ray
 
         runner.resume(config.resume) if config.resume else runner.start(config)
@@ -50,7 +53,9 @@ def main(description: str, space: str, demo_space: str, arguments: Sequence[str]
     return exit_status(run, "go on with --resume and the run directory")
 
 
-def read_arguments(description: str, arguments: Sequence[str], space: str, demo_space: str) -> ExperimentConfig:
+def read_arguments(
+    description: str, arguments: Sequence[str], space: str, demo_space: str, program: str | None = None
+) -> ExperimentConfig:
     """The experiment that a command line asks for, over the defaults of its preset.
 
     Raises:
@@ -61,9 +66,11 @@ def read_arguments(description: str, arguments: Sequence[str], space: str, demo_
     file = SPACES / f"{demo_space if given['name'] == DEMO else space}.yaml"
     defaults = preset_config(**given).model_copy(update={"space": file})
     try:
-        config = tyro.cli(ExperimentConfig, args=arguments, default=defaults, description=description)
+        config = tyro.cli(ExperimentConfig, args=arguments, default=defaults, description=description, prog=program)
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
+    if not config.space.suffix and (named := SPACES / f"{config.space}.yaml").is_file():
+        config = config.model_copy(update={"space": named})
     if config.resume is not None and config != defaults.model_copy(update={"resume": config.resume}):
         raise ConfigError("--resume goes on under the run's own configuration: leave the other settings out")
     return config

@@ -9,7 +9,10 @@ import adios_ray
 from adios_ray.config import TrialConfig, parse
 from adios_ray.search.spaces import Scheduler, Search
 
-SPACES = Path(adios_ray.__file__).resolve().parent.parent / "search_spaces"
+_PACKAGE = Path(adios_ray.__file__).resolve().parent
+# An installed package has the files inside. In a clone that is a link, which copies of it, such as a job's working
+# directory, may lack.
+SPACES = next(filter(Path.is_dir, (_PACKAGE / "search_spaces", _PACKAGE.parent / "search_spaces")))
 
 
 Family = Literal["paper", "authors"]
@@ -26,7 +29,7 @@ class ExperimentConfig(TrialConfig):
     """Whose published settings: paper (its appendix: SGD, mean over slots), or authors (their scripts: LARS, sum,
     alternating). None takes the paper's, and the authors' for in100, for which the paper gives none."""
     space: Path = SPACES / "pbt_in100.yaml"
-    """YAML file of the search space."""
+    """YAML file of the search space, or the name of one that comes with the package (pbt_in100, asha_demo, ...)."""
     scheduler: Scheduler | None = None
     """Scheduler in place of the search space's."""
     search: Search | None = None

@@ -267,8 +267,8 @@ def load_space(path: Path, scheduler: Scheduler | None = None, search: Search | 
     """
     try:
         values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"search space {path} does not exist") from None
+    except OSError as error:
+        raise ConfigError(f"search space {path} cannot be read: {error.strerror or error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"search space {path} is not YAML: {error}") from None
     if not isinstance(values, dict):

@@ -1,0 +1,87 @@
+"""Commands that train."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from adios_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from adios_ray.search.schedule import Schedule
+
+TRAIN = "train"
+RESUMES = "the same command goes on from its last report"
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a population that tunes itself; `adios-ray train --help` lists what can be set."""
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train a population as ``experiments/pbt_in100.py`` does; ``--space`` and ``--scheduler`` choose another search.
+
+    Args:
+        arguments: The command line after ``adios-ray train``.
+
+    Returns:
+        Exit status; see ``errors.exit_status``.
+    """
+    from adios_ray.search import command  # here: it imports what the other commands do not need
+
+    return command.main(Train.__doc__ or "", "pbt_in100", "pbt_demo", arguments, f"adios-ray {TRAIN}")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Train with the schedule that a population found: alone, longer, or on other data."""
+
+    output: Path
+    """Directory of checkpoints and reports: a new one, or one that the same replay, interrupted, has left."""
+    schedule: Path | None = None
+    """File of the schedule."""
+    run_dir: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    """Run directory, with --trial, in place of --schedule."""
+    trial: str | None = None
+    """Trial of --run whose schedule to take."""
+    epochs: int | None = None
+    """Epochs in all; the run's if not given."""
+    data_dir: str | None = None
+    """Directory or URI of shards; the run's if not given."""
+    seed: int | None = None
+    """Seed of weights, order and augmentations; the run's if not given."""
+    threads: int = 1
+    """CPU threads."""
+
+    def run(self) -> None:
+        """Train and say where the weights are."""
+        import torch
+
+        from adios_ray.search.replay import replay
+        from adios_ray.tracking.records import MEASURES
+
+        schedule = self._schedule()
+        schedule = schedule.scaled(self.epochs) if self.epochs else schedule
+        changes = {"data_dir": self.data_dir, "seed": self.seed}
+        config = schedule.trial({key: value for key, value in changes.items() if value is not None})
+        torch.set_num_threads(self.threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        trainer = replay(schedule, config, self.output, device)
+        measure = MEASURES[config.evaluation.fitness]
+        fitness = f"{measure.label} {measure.text(trainer.evaluate('test'))}"
+        print(f"{fitness} on test; checkpoints: {self.output / 'checkpoints'}")
+
+    def _schedule(self) -> "Schedule":
+        """The schedule that the options name."""
+        from adios_ray.search.schedule import load_schedule, schedule_of
+
+        if (self.schedule is None) == (self.run_dir is None):
+            raise ConfigError("give either --schedule FILE, or --run DIRECTORY with --trial NAME")
+        if self.schedule is not None:
+            return load_schedule(self.schedule)
+        if self.run_dir is None or self.trial is None:
+            raise ConfigError("--run needs --trial, the trial whose schedule to take")
+        return schedule_of(self.run_dir, self.trial)
