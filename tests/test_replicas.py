@@ -58,6 +58,12 @@ def work(rank: int, data: str, directory: str) -> None:
             patch.setattr(training, "load_checkpoint", lambda *arguments: _disturbed(load_checkpoint(*arguments)))
         with pytest.raises(ReplicaError, match=r"loading .*donor, worker 1 of 2 holds other parameters than worker 0"):
             trainer.load(pointer, config)
+    four = replaced(config, {"masking.slots": 4})
+    trainer.load(pointer, four)
+    resized = parallel.from_first(trainer.save(Path(directory) / "resized") if rank == 0 else None)
+    assert isinstance(resized, Pointer)
+    with pytest.raises(ReplicaError, match=r"loading .*, worker 1 of 2 holds other parameters than worker 0"):
+        trainer.load(resized if rank == 0 else pointer, four)  # so that worker 1 alone has masks to split
     trainer.load(pointer, config)
     torch.save(results, Path(directory) / f"{rank}.pt")
     distributed.destroy_process_group()

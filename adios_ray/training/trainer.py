@@ -71,8 +71,8 @@ class Trainer:
         if config.compile:
             self.networks.compile_parts()
         self.optimizers = build_optimizers(self.networks, config.optimizer)
-        self._resize_masks(config.masking.slots)
         self._check_replicas("at the start")
+        self._resize_masks(config.masking.slots)
         self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
         self._sums = torch.zeros(len(Measurements._fields), device=device)
         self.divergence: str | None = None
@@ -226,8 +226,10 @@ class Trainer:
         self.config = self.networks.config = config
         self.networks.objective.config, self.feed.augment = config.objective, config.augment
         self.optimizers.set_weight_decay(config.optimizer.weight_decay)
-        self._resize_masks(config.masking.slots)
+        # First the comparison: of workers that read different checkpoints, perhaps only some have masks to resize, and
+        # these would wait for the others' part in it.
         self._check_replicas(f"after loading {pointer.path}")
+        self._resize_masks(config.masking.slots)
 
     def _resize_masks(self, slots: int) -> None:
         """Split or merge masks until the occlusion model has ``slots``."""
