@@ -1,5 +1,6 @@
 """Files that are whole or not there, whatever stops the process that writes them."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -72,6 +73,16 @@ def whole_lines(path: Path) -> bytes:
     """Content of a file of lines up to its last newline; empty where there is no file."""
     content = path.read_bytes() if path.exists() else b""
     return content[: content.rfind(b"\n") + 1]
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, in hexadecimal.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(path: Path) -> None:

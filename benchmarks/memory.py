@@ -18,13 +18,14 @@ from rich.progress import track
 from step import CLASSES, SIZE, Row, make_batch
 
 from adios_ray.config import OBJECTIVES
+from adios_ray.devices import best_device
 from adios_ray.models.networks import Networks
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.optimizers import build_optimizers
 from adios_ray.training.step import train_step
 
 STEPS = 3
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = best_device()
 
 
 def held_mib() -> float:

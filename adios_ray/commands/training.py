@@ -60,6 +60,7 @@ class Replay:
         """Train and say where the weights are."""
         import torch
 
+        from adios_ray.devices import best_device
         from adios_ray.search.replay import replay
         from adios_ray.tracking.records import MEASURES
 
@@ -68,8 +69,7 @@ class Replay:
         changes = {"data_dir": self.data_dir, "seed": self.seed}
         config = schedule.trial({key: value for key, value in changes.items() if value is not None})
         torch.set_num_threads(self.threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        trainer = replay(schedule, config, self.output, device)
+        trainer = replay(schedule, config, self.output, best_device())
         measure = MEASURES[config.evaluation.fitness]
         fitness = f"{measure.label} {measure.text(trainer.evaluate('test'))}"
         print(f"{fitness} on test; checkpoints: {self.output / 'checkpoints'}")

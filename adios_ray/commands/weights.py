@@ -4,15 +4,12 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import tyro
 
 from adios_ray.config import CentralView, check_view
 from adios_ray.errors import UsageError
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -81,6 +78,7 @@ class Evaluate:
     def run(self) -> None:
         """Print one JSON object."""
         from adios_ray.data.shards import open_shards
+        from adios_ray.devices import best_device
         from adios_ray.evaluation.fitness import evaluate
         from adios_ray.models.weights import build_networks, load_weights
 
@@ -89,7 +87,8 @@ class Evaluate:
         view = self.view or weights.config.evaluation.view
         check_view(view, weights.image_size)
         config = weights.config.evaluation.model_copy(update={"fitness": "knn", "view": view})
-        value, collapse = evaluate(build_networks(weights).to(_device()), train, held_out, weights.image_size, config)
+        networks = build_networks(weights).to(best_device())
+        value, collapse = evaluate(networks, train, held_out, weights.image_size, config)
         if math.isnan(value):
             raise UsageError(f"{self.checkpoint}: the features of its encoder are {collapse or 'not finite'}")
         measure = "knn_macro_f1" if dataset.manifest.multi_label else "knn_accuracy"
@@ -129,15 +128,17 @@ class Masks:
         from adios_ray.data.augment import denormalise
         from adios_ray.data.feed import central_views
         from adios_ray.data.shards import open_shards
+        from adios_ray.devices import best_device
         from adios_ray.models.export import load_occlusion_model
         from adios_ray.models.weights import occlusion_image_size
         from adios_ray.tracking.pictures import save_mask_sheet
 
         if self.images < 1:
             raise UsageError(f"--images {self.images} must be at least 1")
-        occlusion, split = load_occlusion_model(self.checkpoint).to(_device()), open_shards(self.data_dir).split("val")
+        device, split = best_device(), open_shards(self.data_dir).split("val")
+        occlusion = load_occlusion_model(self.checkpoint).to(device)
         first = np.arange(min(self.images, len(split)))
-        x = central_views(split, first, occlusion_image_size(occlusion), _device())
+        x = central_views(split, first, occlusion_image_size(occlusion), device)
         with torch.no_grad():
             masks = occlusion(x).mul(255).round().to(torch.uint8)
         save_mask_sheet(denormalise(x).cpu().numpy(), masks.cpu().numpy(), self.output)
@@ -153,12 +154,7 @@ class Reproduce:
 
     def run(self) -> None:
         """Print the term."""
+        from adios_ray.devices import best_device
         from adios_ray.training.reproduce import reproduce
 
-        print(f"{self.directory}: {reproduce(self.directory, _device())}")
-
-
-def _device() -> "torch.device":
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        print(f"{self.directory}: {reproduce(self.directory, best_device())}")

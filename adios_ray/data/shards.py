@@ -8,7 +8,6 @@ An image is the whole photograph squeezed into a square, beside its true height 
 any part of it in its own proportions. In schema version 1 images are the middle squares of photographs.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from adios_ray.data.mirror import RemoteFile, mirror
 from adios_ray.data.sources.base import UNLABELLED, Sample
 from adios_ray.data.store import LocalStore, Location, Store, store_at
 from adios_ray.errors import DatasetError
+from adios_ray.files import sha256
 
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -149,7 +149,7 @@ def write_shard(store: Store, file: str, layout: Layout, samples: Sequence[tuple
     with store.writing(file) as path:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(batch)
-        size, digest = path.stat().st_size, _sha256(path)
+        size, digest = path.stat().st_size, sha256(path)
     return ShardEntry(file=file, rows=len(samples), bytes=size, sha256=digest)
 
 
@@ -366,7 +366,7 @@ def verify(location: Location, on_shard: Callable[[ShardEntry], None] | None = N
 def _damage(path: Path, entry: ShardEntry, layout: Layout) -> str | None:
     if damage := _size_damage(path, entry):
         return damage
-    if _sha256(path) != entry.sha256:
+    if sha256(path) != entry.sha256:
         return "does not have the checksum of the manifest"
     try:
         _map_shard(path, entry, layout)
@@ -380,8 +380,3 @@ def _size_damage(path: Path, entry: ShardEntry) -> str | None:
         return "is missing"
     size = path.stat().st_size
     return None if size == entry.bytes else f"has {size} bytes instead of {entry.bytes}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

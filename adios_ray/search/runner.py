@@ -279,11 +279,10 @@ def _comparable(member: Member) -> float:
 
 def _test_accuracy(config: dict[str, Any], checkpoint: dict[str, Any]) -> float:
     """k-NN accuracy of a checkpoint on the test split; runs as a Ray task."""
-    import torch
-
+    from adios_ray.devices import best_device
     from adios_ray.training.trainer import Trainer
 
     trial = parse(TrialConfig, config)
-    trainer = Trainer(trial, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    trainer = Trainer(trial, best_device())
     trainer.load(Pointer(**checkpoint), trial)
     return trainer.evaluate("test")

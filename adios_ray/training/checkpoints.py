@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 
 from adios_ray.errors import CheckpointError
-from adios_ray.files import written_whole
+from adios_ray.files import sha256, written_whole
 
 STATE_FILE = "state.pt"
 META_FILE = "meta.json"
@@ -52,13 +52,21 @@ def load_checkpoint(pointer: Pointer, device: torch.device) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is missing or its bytes are not those that were written.
     """
+    if problem := damage(pointer):
+        raise CheckpointError(problem)
     file = pointer.path / STATE_FILE
-    if not file.is_file():
-        raise CheckpointError(f"checkpoint {file} does not exist")
-    if not _is_whole(file, pointer.sha256):
-        raise CheckpointError(f"checkpoint {file} is damaged: its checksum is not the one it was saved with")
     state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
     return state
+
+
+def damage(pointer: Pointer) -> str | None:
+    """What keeps a checkpoint from being read here, in words; None where it is as it was written."""
+    file = pointer.path / STATE_FILE
+    if not file.is_file():
+        return f"checkpoint {file} does not exist"
+    if not _is_whole(file, pointer.sha256):
+        return f"checkpoint {file} is damaged: its checksum is not the one it was saved with"
+    return None
 
 
 def newest_whole(folder: Path, before: str | None = None) -> Pointer | None:
@@ -75,7 +83,7 @@ def newest_whole(folder: Path, before: str | None = None) -> Pointer | None:
 
 
 def _is_whole(file: Path, checksum: str) -> bool:
-    return file.is_file() and _sha256(file) == checksum
+    return file.is_file() and sha256(file) == checksum
 
 
 def open_checkpoint(directory: Path, device: torch.device) -> dict[str, Any]:
@@ -89,8 +97,3 @@ def open_checkpoint(directory: Path, device: torch.device) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory} is no checkpoint: {META_FILE} cannot be read ({error})") from error
     return load_checkpoint(Pointer(path=directory, sha256=str(meta.get("sha256"))), device)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -16,7 +16,7 @@ from adios_ray.errors import CheckpointError, RunError
 from adios_ray.files import remove_drafts
 from adios_ray.patience import patiently_into
 from adios_ray.tracking.records import MaskFile, write_masks
-from adios_ray.training.checkpoints import Pointer, newest_whole
+from adios_ray.training.checkpoints import Pointer, damage, newest_whole
 from adios_ray.training.trainer import Trainer
 from adios_ray.training.worker import LoopConfig
 
@@ -50,15 +50,17 @@ def train_loop(config: LoopConfig) -> None:
 
 
 def _load(trainer: Trainer, pointer: Pointer, settings: TrialConfig, config: LoopConfig) -> None:
-    """Load a checkpoint; where it is damaged, the newest whole one before it.
+    """Load a checkpoint; where it is damaged for any worker, the newest whole one before it, for all of them.
 
     Raises:
         CheckpointError: If there is none.
     """
     try:
+        if parallel.world_size() > 1 and (problems := [p for p in parallel.gather_values(damage(pointer)) if p]):
+            raise CheckpointError(problems[0])
         trainer.load(pointer, settings)
     except CheckpointError as error:
-        older = newest_whole(pointer.path.parent, before=pointer.path.name)
+        older = parallel.from_first(newest_whole(pointer.path.parent, before=pointer.path.name))
         if older is None:
             raise
         trainer.load(older, settings)
