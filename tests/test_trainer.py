@@ -219,6 +219,14 @@ def test_views_that_cannot_be_cut_out_of_256_pixels_are_refused(objects_dir: Pat
     check_view("square", 320)
 
 
+def test_a_checkpoint_of_other_optimizer_groups_is_refused_by_name(objects_dir: Path, tmp_path: Path) -> None:
+    config = small_config(objects_dir, objective={"name": "simsiam"}, optimizer={"predictor_schedule": "cosine"})
+    pointer = trained(config, 1).save(tmp_path / "before")
+    trainer = Trainer(replaced(config, {"optimizer.predictor_schedule": "constant"}), CPU)
+    with pytest.raises(CheckpointError, match="before: the state of its encoder optimizer does not fit"):
+        trainer.load(pointer, trainer.config)
+
+
 def poisoned(config: TrialConfig) -> Trainer:
     """A trainer that diverges at its third step."""
     trainer = trained(config, 2)

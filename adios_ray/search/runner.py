@@ -96,7 +96,10 @@ def resume(run_dir: Path) -> Path:
     """
     run_dir = run_dir.expanduser().resolve()
     PopulationState.load(run_dir)
-    config = parse(ExperimentConfig, load_json(run_dir / CONFIG_FILE), str(run_dir / CONFIG_FILE))
+    values = load_json(run_dir / CONFIG_FILE)
+    # Runs that began before there was a choice trained the predictor under the encoder's schedule.
+    values.get("optimizer", {}).setdefault("predictor_schedule", "cosine")
+    config = parse(ExperimentConfig, values, str(run_dir / CONFIG_FILE))
     space = load_space(run_dir / SPACE_FILE)
     check_data(config)
     with connected():

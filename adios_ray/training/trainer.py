@@ -219,7 +219,13 @@ class Trainer:
         self._use_slots(saved.masking.slots)
         self.networks.load_state_dict(state["networks"])
         for name, optimizer in self.optimizers.all().items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            try:
+                optimizer.load_state_dict(state["optimizers"][name])
+            except ValueError as error:
+                raise CheckpointError(
+                    f"checkpoint {pointer.path}: the state of its {name} optimizer does not fit ({error}); was it made "
+                    "under another optimizer.name or optimizer.predictor_schedule?"
+                ) from error
             optimizer.zero_grad()
         self.divergence = state["divergence"]
         self.step, self.seed, self._sums = state["step"], state["seed"], state["sums"].clone()
