@@ -16,7 +16,7 @@ from adios_ray.config import TrialConfig, check_image_size, check_view, parse
 from adios_ray.data.augment import denormalise
 from adios_ray.data.feed import Batch, Feed, central_views
 from adios_ray.data.shards import open_shards
-from adios_ray.errors import ConfigError, NonFiniteError, ReplicaError
+from adios_ray.errors import CheckpointError, ConfigError, NonFiniteError, ReplicaError
 from adios_ray.evaluation.fitness import Fitness, evaluate
 from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
 from adios_ray.models.networks import Networks
