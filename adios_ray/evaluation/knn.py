@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features (specification of the paper's Section 4.1).
+"""Weighted k-nearest-neighbour classification of frozen features (paper, Section 4.1).
 
 Each image of a bank votes for its own classes by exp(s / temperature), where s is its cosine similarity to the query,
 and the nearest ones vote. Queries and bank are worked on in parts, so that the memory beside the arguments does not
