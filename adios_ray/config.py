@@ -219,7 +219,7 @@ class TrialConfig(Strict):
     data_dir: Annotated[str, BeforeValidator(os.fspath)] | None = None
     """Directory or URI (s3://, gs://, ...) of Arrow shards made by `adios-ray prepare`."""
     image_size: int | None = Field(None, ge=32, le=1024)
-    """Side of the views in pixels; None takes the stored size."""
+    """Side of the views in pixels; None takes the stored size, of which crops are magnified."""
     epochs: int = Field(400, ge=1)
     """Passes over the training split."""
     batch_size: int = Field(128, ge=2)

@@ -30,8 +30,9 @@ class Prepare:
     """Folder of the images as they come from their authors; docs/datasets.md has the layouts. Not for rendered ones."""
 
     image_size: int | None = None
-    """Pixels a side, a multiple of 16 from 32 on; the paper's if not given. The short side is resized to it, the rest
-    is cropped."""
+    """Pixels a side to store, a multiple of 16 from 32 on; the data set's own if not given. A whole photograph is
+    squeezed into a square of this size. Views (--image-size of a training) should be about 0.6 times as large: then
+    crops are not magnified."""
 
     download: bool = False
     """Fetch what is missing in --source first, where torchvision can."""

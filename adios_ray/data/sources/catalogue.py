@@ -19,7 +19,8 @@ class Entry(NamedTuple):
             and a seed where images are rendered.
         images: How many there are, in words.
         classes: How many there are, in words.
-        image_size: Pixels a side that the paper uses; None where the user says.
+        image_size: Pixels a side to store. Photographs are stored larger than the paper's views of them (96 pixels, of
+            imagenet100 224, of clevr 64), so that crops are not magnified; None where the user says.
         origin: Where it comes from.
         download: Class of ``torchvision.datasets`` that fetches it, and the versions to ask it for; None where it is
             not free to fetch.
@@ -69,8 +70,8 @@ class Entry(NamedTuple):
 
 
 CATALOGUE: dict[Name, Entry] = {
-    "imagenet100": Entry("imagenet:source", "126,689 + 5,000", "100", 224, "image-net.org, on request"),
-    "imagenet100s": Entry("imagenet:source", "126,689 + 5,000", "100", 96, "image-net.org, on request"),
+    "imagenet100": Entry("imagenet:source", "126,689 + 5,000", "100", 320, "image-net.org, on request"),
+    "imagenet100s": Entry("imagenet:source", "126,689 + 5,000", "100", 160, "image-net.org, on request"),
     "stl10": Entry(
         "stl10:source", "100,000 unlabelled + 5,000 + 8,000", "10", 96, "cs.stanford.edu/~acoates/stl10", ("STL10", ())
     ),
@@ -82,7 +83,7 @@ CATALOGUE: dict[Name, Entry] = {
         "flowers102:source",
         "1,020 + 1,020 + 6,149",
         "102",
-        96,
+        160,
         "robots.ox.ac.uk/~vgg/data/flowers/102",
         ("Flowers102", ({"split": "train"},)),
     ),
@@ -90,7 +91,7 @@ CATALOGUE: dict[Name, Entry] = {
         "inaturalist:source",
         "2018: 437,513 + 24,426; 2021: 2,686,843 + 100,000",
         "8,142; 10,000",
-        96,
+        160,
         "github.com/visipedia/inat_comp",
         ("INaturalist", ({"version": "2021_train_mini"}, {"version": "2021_valid"})),
     ),
@@ -98,11 +99,11 @@ CATALOGUE: dict[Name, Entry] = {
         "clevr:source",
         "70,000 + 15,000, with masks 100,000",
         "24 at once",
-        64,
+        96,
         "cs.stanford.edu/people/jcjohns/clevr",
         ("CLEVRClassification", ({"split": "train"},)),
     ),
-    "backgrounds": Entry("backgrounds:source", "8 x 4,050", "9", 96, "github.com/MadryLab/backgrounds_challenge"),
+    "backgrounds": Entry("backgrounds:source", "8 x 4,050", "9", 160, "github.com/MadryLab/backgrounds_challenge"),
     "folder": Entry(
         "folder:source", "any number of", "any number", None, "SPLIT/CLASS/*.jpg, CLASS/*.jpg or just *.jpg"
     ),
