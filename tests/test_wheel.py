@@ -30,7 +30,8 @@ def test_a_wheel_that_is_installed_elsewhere_trains_a_population(tmp_path: Path)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     copy = tmp_path / "clone"  # setuptools builds beside the sources
     run("git", "clone", "--quiet", ROOT, copy, cwd=tmp_path)
-    run(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "built", copy, cwd=tmp_path)
+    options = ("--quiet", "--no-deps", "--no-build-isolation")  # with the setuptools that is here: no network
+    run(*pip, "wheel", *options, "--wheel-dir", tmp_path / "built", copy, cwd=tmp_path)
     (wheel,) = (tmp_path / "built").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"adios_ray/search_spaces/{path.name}" for path in SPACES.glob("*.yaml")} < names
@@ -39,8 +40,8 @@ def test_a_wheel_that_is_installed_elsewhere_trains_a_population(tmp_path: Path)
     run(*pip, "install", "--quiet", "--no-deps", "--target", installed, wheel, cwd=tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    options = ("--preset", "demo", "--population", "2", "--epochs", "1", "--storage", "runs")
-    train = ("-m", "adios_ray.cli", "train", "--space", "asha_demo", *options)
+    settings = ("--preset", "demo", "--population", "2", "--epochs", "1", "--storage", "runs")
+    train = ("-m", "adios_ray.cli", "train", "--space", "asha_demo", *settings)
     printed = run(sys.executable, *train, cwd=elsewhere, PYTHONPATH=str(installed), RAY_ADDRESS="local")
     (directory,) = (elsewhere / "runs").glob("asha_demo-*")
     assert f"Report: {directory / 'report.html'}" in printed
