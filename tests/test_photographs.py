@@ -161,7 +161,8 @@ def test_a_view_shows_where_its_crop_is(size: tuple[int, int]) -> None:
 def test_a_view_is_nearly_a_crop_of_the_original(size: tuple[int, int]) -> None:
     """Squeezing loses detail: 2.5 of 255 on average is allowed, a crop that is off by 2 % differs by more than 4."""
     original = photograph(*size)
-    differences, shifted = [], []
+    differences: list[float] = []
+    shifted: list[float] = []
     for sample in range(12):
         parameters = draw_parameters(PLAIN, 1, "view_a", 0, np.array([sample]), *sides(1, size))
         view = as_pixels(apply_view(squeezed(original), parameters, VIEW))
