@@ -73,9 +73,9 @@ def test_central_views_are_those_of_each_photograph(feed: Feed) -> None:
     sizes = np.random.default_rng(0).integers(20, 500, (2, len(feed.split)), dtype=np.int32)
     feed.split.heights, feed.split.widths = sizes
     indices = np.array([80, 3, 41])
-    images = torch.from_numpy(feed.split.gather(indices))
+    images, (heights, widths) = torch.from_numpy(feed.split.gather(indices)), sizes[:, indices]
     for view in get_args(CentralView):
-        expected = centre_view(images, sizes[0, indices], sizes[1, indices], SIZE, view)
+        expected = centre_view(images, heights, widths, SIZE, view)
         assert torch.equal(central_views(feed.split, indices, SIZE, torch.device("cpu"), view), expected)
 
 
