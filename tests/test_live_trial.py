@@ -73,13 +73,14 @@ class Driven:
         """Take all trials down, and what killed processes have left."""
         import ray
 
-        from adios_ray.search.places import give_back_deserted
+        from adios_ray.search.places import give_back_deserted, groups
 
         ray.get([actor.stop.remote() for actor in self.actors.values()], timeout=60)
         for actor in [*self.actors.values(), self.channel]:
             ray.kill(actor)
         deadline = time.monotonic() + 30
-        while give_back_deserted():
+        while groups(self.run_dir):
+            give_back_deserted(self.run_dir)
             assert time.monotonic() < deadline
             time.sleep(0.1)
 
@@ -132,9 +133,12 @@ def test_two_workers_train_one_trial(driven: Driven, objects_dir: Path) -> None:
 def test_a_process_that_is_killed_again_and_again_goes_on_from_its_last_report(
     driven: Driven, objects_dir: Path, kind: str
 ) -> None:
+    from adios_ray.search.places import groups
+
     config = small_config(objects_dir, epochs=3)
     driven.start("trial", config)
     reports = [driven.report("trial")]
+    assert [(group.placed, group.deserted) for group in groups(driven.run_dir)] == [(True, False)]
     for _ in range(2):
         for victim in soak.processes(kind):
             victim.kill()
@@ -167,6 +171,7 @@ def test_a_cut_off_checkpoint_is_stepped_over(driven: Driven, objects_dir: Path)
 
 def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from adios_ray.search import trial
+    from adios_ray.search.places import CONTROLLERS
 
     def meet(config: dict[str, Any]) -> None:
         import ray
@@ -179,6 +184,7 @@ def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: 
             time.sleep(0.05)
 
     monkeypatch.setattr(trial, "run_worker", meet)
+    write_config(tmp_path, {})
     settings = [
         trial.TrialSettings(
             trial=name, run_dir=str(tmp_path), channel="", workers=1, cpus_per_worker=0.5, gpus_per_worker=0.5
@@ -189,3 +195,4 @@ def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: 
         results = list(threads.map(lambda each: trial.build_trainer(each, None).fit(), settings))
     assert all(result.error is None for result in results)
     assert [(tmp_path / each["trial"]).read_text() for each in settings] == ["[0]", "[0]"]
+    assert list((tmp_path / CONTROLLERS).iterdir()) == []  # of controllers that have ended by themselves

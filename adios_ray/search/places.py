@@ -1,25 +1,71 @@
-"""Places in a cluster: how many trials it can hold, and giving back those of processes that have died."""
+"""Places in a cluster: how many trials it can hold, and giving back those of processes that have died.
 
+The cluster may be shared, and a placement group that is removed takes with it what runs there. A run therefore touches
+only groups that it knows as its own: each Ray Train controller leaves its actor's ID in the run directory before it
+makes a group, where a driver finds it that resumes the run as another job.
+"""
+
+import contextlib
+import os
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import ray
 from ray._private.state import state as cluster_state  # Ray's public tables do not say who made a placement group
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
+from ray.train.v2._internal.execution.callback import ControllerCallback  # the public callbacks come too late
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from adios_ray.patience import patiently_into
+
+CONTROLLERS = "controllers"
+"""Folder in the run directory; an empty file for each controller, named by its actor's ID."""
 WAITING_S = 10.0
 """A trial whose workers have waited so long does not fit, whatever the nodes have in all."""
 
 
+class ControllerRecord(ControllerCallback):  # type: ignore[misc]  # Ray ships no type information
+    """Records a Ray Train controller in the run directory as long as a placement group of its may be left."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Record into a run's directory."""
+        self._run_dir = run_dir
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Record the controller before it makes its first group; without a record it makes none.
+
+        Raises:
+            StorageError: If storage refuses it for five minutes.
+        """
+        patiently_into(self._run_dir, lambda: record_controller(self._run_dir), print)
+
+    def after_controller_finish(self, result: Any) -> None:
+        """Forget a controller that has taken its group down; after an error it may not have."""
+        if result.error is None:
+            with contextlib.suppress(OSError):  # a record too many does no harm
+                _record_of(self._run_dir, ray.get_runtime_context().get_actor_id()).unlink()
+
+
+def record_controller(run_dir: Path) -> None:
+    """Record the actor that calls this as one whose placement groups are the run's."""
+    record = _record_of(run_dir, ray.get_runtime_context().get_actor_id())
+    record.parent.mkdir(exist_ok=True)
+    record.touch()
+
+
+def _record_of(run_dir: Path, actor_id: str) -> Path:
+    return run_dir / CONTROLLERS / actor_id
+
+
 class Group(NamedTuple):
-    """A placement group that an actor has made: the places of one trial's workers.
+    """A placement group that one of the run's controllers has made: the places of one trial's workers.
 
     Attributes:
         id: Its identity.
         placed: Whether the workers have their places; else they wait for them.
-        deserted: Whether the actor has died.
+        deserted: Whether the controller has died.
     """
 
     id: ray.PlacementGroupID
@@ -27,35 +73,32 @@ class Group(NamedTuple):
     deserted: bool
 
 
-def groups() -> list[Group]:
-    """The placement groups that actors of this job have made, and those that dead jobs have left."""
-    accessor, mine = cluster_state._connect_and_get_accessor(), ray.get_runtime_context().get_job_id()
+def groups(run_dir: Path) -> list[Group]:
+    """List the placement groups that the run's controllers have made, under this driver or an earlier one."""
+    accessor = cluster_state._connect_and_get_accessor()
     tables = [PlacementGroupTableData.FromString(row) for row in accessor.get_placement_group_table()]
-    tables = [table for table in tables if table.state != PlacementGroupTableData.REMOVED and not table.is_detached]
-    # The makers are looked up after the groups: one that is not alive by now has died.
-    actors = accessor.get_actor_table(ray.JobID.from_hex(mine), "ALIVE")
-    alive = {ActorTableData.FromString(row).actor_id for row in actors}
-    dead_jobs = {job["JobID"] for job in cluster_state.job_table() if job["IsDead"]}
     found = []
     for table in tables:
-        job, by_actor = table.creator_job_id.hex(), not ray.ActorID(table.creator_actor_id).is_nil()
-        if by_actor and (job == mine or job in dead_jobs):
-            placed, deserted = table.state == PlacementGroupTableData.CREATED, table.creator_actor_id not in alive
-            found.append(Group(ray.PlacementGroupID(table.placement_group_id), placed, deserted))
+        maker = ray.ActorID(table.creator_actor_id)
+        # Storage that is away has no records either: nothing is known to be the run's until it is back.
+        if table.state != PlacementGroupTableData.REMOVED and os.path.exists(_record_of(run_dir, maker.hex())):
+            # The maker is looked up after its group. It is dead only where Ray says so: no answer is not enough.
+            row = accessor.get_actor_info(maker)
+            dead = row is not None and ActorTableData.FromString(row).state == ActorTableData.DEAD
+            placed = table.state == PlacementGroupTableData.CREATED
+            found.append(Group(ray.PlacementGroupID(table.placement_group_id), placed, dead))
     return found
 
 
-def give_back_deserted() -> list[Group]:
-    """Remove the placement groups of dead actors; returns the others.
+def give_back_deserted(run_dir: Path) -> None:
+    """Remove the placement groups of the run's dead controllers.
 
     Ray keeps a group until its job ends, and for ever if its maker, in the moment between the end of its job and its
     own, made another one. What Ray Train has for that is a process more for each trial, and needs the dashboard.
     """
-    found = groups()
-    for group in found:
+    for group in groups(run_dir):
         if group.deserted:
             remove_placement_group(PlacementGroup(group.id))
-    return [group for group in found if not group.deserted]
 
 
 class Places:
@@ -65,14 +108,14 @@ class Places:
     than have their places.
     """
 
-    def __init__(self, count_fitting: Callable[[], int]) -> None:
-        """Begin with what ``count_fitting`` says of the nodes."""
-        self._count_fitting = count_fitting
+    def __init__(self, run_dir: Path, count_fitting: Callable[[], int]) -> None:
+        """Count for a run, beginning with what ``count_fitting`` says of the nodes."""
+        self._run_dir, self._count_fitting = run_dir, count_fitting
         self._waiting_since: dict[ray.PlacementGroupID, float] = {}
 
     def count(self) -> int:
-        """How many there are now; what dead processes held is given back first."""
-        living, now = give_back_deserted(), time.monotonic()
+        """How many there are now."""
+        living, now = [group for group in groups(self._run_dir) if not group.deserted], time.monotonic()
         placed = sum(group.placed for group in living)
         self._waiting_since = {group.id: self._waiting_since.get(group.id, now) for group in living if not group.placed}
         in_vain = any(now - since > WAITING_S for since in self._waiting_since.values())

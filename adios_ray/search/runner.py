@@ -3,6 +3,7 @@
 import math
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,6 +12,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 
 from adios_ray.config import ConfigError, TrialConfig, load_json, parse, replaced
 from adios_ray.data.prepare import prepare
@@ -54,6 +56,8 @@ TRIAL_RESOURCES = {"memory": 1}
 """A byte: Tune wants something, and CPUs and GPUs belong to the workers."""
 TRIAL_RESTARTS = 20
 """Of a trial's actor, by Tune."""
+GIVE_BACK_S = 2.0
+"""How often the places of dead controllers are given back."""
 
 
 def start(config: ExperimentConfig) -> Path:
@@ -150,12 +154,12 @@ def _evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, placeme
         state.save(run_dir)
         begin_lineage(run_dir, state.exploits)
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
-        places = Places(lambda: count_places(config, placement, nodes()))
+        places = Places(run_dir, lambda: count_places(config, placement, nodes()))
         turns = Turns(len(unfinished), places.count)
         with _open_run(config, run_dir) as run:
             members = Members(config.trial(), state, run, ChannelCalls(channel))
             _fit(unfinished, config, run_dir, placement, _scheduler(space, members, turns), turns)
-        give_back_deserted()
+        give_back_deserted(run_dir)
     state = PopulationState.load(run_dir)
     if failed := state.unfinished(names):
         write_report(run_dir)
@@ -215,12 +219,27 @@ def _fit(
             storage_path=str(run_dir),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
+            callbacks=[GiveBack(run_dir)],
         ),
     )
     try:
         tuner.fit()
     except Exception as error:  # Tune wraps what its scheduler raises, perhaps more than once
         raise _storage_error(error) or error from error
+
+
+class GiveBack(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
+    """Gives back the places of dead controllers every few seconds while Tune runs, or their successors wait in vain."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Look after the controllers of a run."""
+        self._run_dir, self._due = run_dir, 0.0
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Give back what there is, if it is time."""
+        if time.monotonic() > self._due:
+            give_back_deserted(self._run_dir)
+            self._due = time.monotonic() + GIVE_BACK_S
 
 
 def _storage_error(error: BaseException | None) -> StorageError | None:

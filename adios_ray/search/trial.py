@@ -11,6 +11,7 @@ from ray import tune
 from adios_ray.files import check_writable
 from adios_ray.patience import patiently_into
 from adios_ray.search.channel import find_channel
+from adios_ray.search.places import ControllerRecord
 from adios_ray.training.worker import LoopConfig
 
 POINTER_FILE = "pointer.json"
@@ -176,5 +177,6 @@ def build_trainer(config: TrialSettings, channel: Any) -> Any:
             name=config["trial"],
             storage_path=str(checkpoints),
             failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
+            callbacks=[ControllerRecord(Path(config["run_dir"]))],
         ),
     )
