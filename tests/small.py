@@ -1,5 +1,6 @@
 """A data set and configurations so small that whole trainings fit into a test."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,19 @@ SIZE = 32
 COUNTS = {"train": 96, "val": 40, "test": 40}
 
 
-def make_objects(directory: Path, unlabelled: int = 0) -> Path:
+def make_objects(directory: Path, unlabelled: int = 0, size: int = SIZE, counts: Mapping[str, int] = COUNTS) -> Path:
     """Rendered objects in three splits, written without Ray; perhaps also some without labels."""
     directory.mkdir(parents=True)
-    layout, splits, first = Layout(SIZE, None, has_instances=True), {}, 0
-    for name, count in {**COUNTS, **({UNLABELLED: unlabelled} if unlabelled else {})}.items():
-        samples = [(str(i), objects.render(0, i, SIZE)) for i in range(first, first + count)]
+    layout, splits, first = Layout(size, None, has_instances=True), {}, 0
+    for name, count in {**counts, **({UNLABELLED: unlabelled} if unlabelled else {})}.items():
+        samples = [(str(i), objects.render(0, i, size)) for i in range(first, first + count)]
         if name == UNLABELLED:
             samples = [(item, replace(sample, label=NO_LABEL)) for item, sample in samples]
         splits[name] = (write_shard(LocalStore(directory), f"{name}-00000.arrow", layout, samples),)
         first += count
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
-        image_size=SIZE,
+        image_size=size,
         multi_label=False,
         has_instances=True,
         classes=objects.CLASSES,

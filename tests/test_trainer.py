@@ -13,12 +13,14 @@ import pytest
 import torch
 from small import make_objects, small_config
 
-from adios_ray.config import CentralView, TrialConfig, check_view, replaced
+from adios_ray.config import CentralView, TrialConfig, check_view, parse, replaced
 from adios_ray.data.feed import central_views
 from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.errors import CheckpointError, ConfigError, NonFiniteError
 from adios_ray.evaluation.fitness import evaluate, extract_features
 from adios_ray.masking.slots import read_head, replace_head, resize_head
+from adios_ray.search.experiment import ExperimentConfig
+from adios_ray.search.preflight import check_data
 from adios_ray.training.checkpoints import STATE_FILE, load_checkpoint
 from adios_ray.training.divergence import check_finite
 from adios_ray.training.reproduce import reproduce
@@ -210,13 +212,17 @@ def test_the_view_of_evaluations_is_configured(objects_dir: Path) -> None:
         seen.clear()
 
 
-def test_views_that_cannot_be_cut_out_of_256_pixels_are_refused(objects_dir: Path) -> None:
+def test_views_that_cannot_be_cut_out_of_256_pixels_are_refused(objects_dir: Path, tmp_path: Path) -> None:
+    view = {"view": "resize-256"}
     with pytest.raises(ConfigError, match="evaluation.view resize-256 needs views below 256 pixels, not of 256"):
-        small_config(objects_dir, image_size=256, evaluation={"view": "resize-256"})
-    with pytest.raises(ConfigError, match="not of 320: take square"):
-        check_view("resize-256", 320)
+        small_config(objects_dir, image_size=256, evaluation=view)
     check_view("resize-256", 224)
     check_view("square", 320)
+    large = make_objects(tmp_path / "large", size=320, counts={"train": 2, "val": 1, "test": 1})
+    with pytest.raises(ConfigError, match="not of 320: take square"):
+        Trainer(small_config(large, batch_size=2, evaluation=view), CPU)
+    with pytest.raises(ConfigError, match="not of 320: take square"):
+        check_data(parse(ExperimentConfig, {"data_dir": large, "batch_size": 2, "evaluation": view}))
 
 
 def test_a_checkpoint_of_other_optimizer_groups_is_refused_by_name(objects_dir: Path, tmp_path: Path) -> None:
