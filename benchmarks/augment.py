@@ -6,6 +6,7 @@ views a second each way makes (medians of repeats taken in turns) and their rati
 
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from adios_ray.config import AugmentConfig
 from adios_ray.data.augment import BLUR_SIGMAS, MEAN, STD, apply_view, draw_parameters
+from adios_ray.errors import exit_status
 
 BATCH = 128
 REPEATS = 15
@@ -78,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

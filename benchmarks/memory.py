@@ -9,6 +9,7 @@ three minutes on two cores.
 import json
 import multiprocessing
 import resource
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from step import CLASSES, SIZE, Row, make_batch
 
 from adios_ray.config import OBJECTIVES
 from adios_ray.devices import best_device
+from adios_ray.errors import exit_status
 from adios_ray.models.networks import Networks
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.optimizers import build_optimizers
@@ -80,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

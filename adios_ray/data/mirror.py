@@ -22,7 +22,7 @@ from rich.progress import track
 
 from adios_ray.data.store import RemoteStore
 from adios_ray.errors import DatasetError
-from adios_ray.files import write_whole, written_whole
+from adios_ray.files import sha256, write_whole, written_whole
 
 CACHE_VARIABLE = "ADIOS_RAY_CACHE"
 BYTES_VARIABLE = "ADIOS_RAY_CACHE_BYTES"
@@ -115,9 +115,7 @@ def _fetch(store: RemoteStore, directory: Path, file: RemoteFile) -> None:
                 f"{store}/{file.name} could not be fetched ({type(error).__name__}: {error}); try again, what has "
                 "arrived is kept"
             ) from error
-        with aside.open("rb") as copy:
-            damaged = hashlib.file_digest(copy, "sha256").hexdigest() != file.sha256
-        if damaged:
+        if sha256(aside) != file.sha256:
             raise DatasetError(f"{store}/{file.name} does not have the checksum of its manifest; prepare it again")
 
 

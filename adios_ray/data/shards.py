@@ -246,6 +246,10 @@ class Split:
         """Number of images."""
         return int(self._starts[-1])
 
+    def spread(self, most: int) -> npt.NDArray[np.int64]:
+        """Indices of at most ``most`` images, spread evenly over the split, ascending int64."""
+        return np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64))
+
     def gather(self, indices: npt.NDArray[np.int64]) -> Bytes:
         """Copy the images of ``indices`` (int64 [B], any order, repeats allowed) into one uint8 [B, S, S, 3].
 

@@ -133,7 +133,7 @@ def _knn(
     backbone: nn.Module, train: Split, held_out: Split, features: Tensor, image_size: int, config: EvaluationConfig
 ) -> float:
     """Weighted k-NN accuracy (multi-label: macro F1), 0 to 1; nan where the neighbours' features are not finite."""
-    bank = np.unique(np.linspace(0, len(train) - 1, min(config.train_images, len(train))).astype(np.int64))
+    bank = train.spread(config.train_images)
     train_features = extract_features(backbone, train, bank, image_size, config.view)
     if not train_features.isfinite().all():
         return math.nan

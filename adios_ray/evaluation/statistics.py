@@ -45,7 +45,7 @@ def fresh_statistics(
         norm.reset_running_stats()
         norm.momentum = None  # the average of all batches, each with the same weight
         norm.train()
-    indices = np.unique(np.linspace(0, len(train) - 1, min(IMAGES, len(train))).astype(np.int64))
+    indices = train.spread(IMAGES)
     device = next(backbone.parameters()).device
     try:
         with torch.no_grad():

@@ -23,7 +23,7 @@ FAMILIES: tuple[Family, ...] = ("paper", "authors")
 
 
 class Published(NamedTuple):
-    """What one file of a family holds the values for."""
+    """The setting that one file of a family holds the values of."""
 
     family: str
     data: str
