@@ -3,17 +3,15 @@
 Units stand in the names. An unknown key or a value out of range is one ``ConfigError`` that names the path.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from adios_ray.errors import ConfigError
-
-Model = TypeVar("Model", bound=BaseModel)
+from adios_ray.validation import Model, parse
 
 OBJECTIVES: Mapping[str, str] = {
     "simclr": "simclr:SimCLR",
@@ -244,6 +242,11 @@ class TrialConfig(Strict):
     augment: AugmentConfig = AugmentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    def next_report(self, epoch: int) -> int:
+        """Epoch of the first report after ``epoch``, at most the last one."""
+        interval = self.evaluation.interval_epochs
+        return min((epoch // interval + 1) * interval, self.epochs)
+
     @property
     def constant_predictor_lr(self) -> bool:
         """Whether the predictor trains at the encoder's peak learning rate from the first step to the last."""
@@ -308,30 +311,6 @@ def adaptable(path: str) -> bool:
     return path in _ADAPTABLE or path.startswith("augment.")
 
 
-def parse(model: type[Model], values: Mapping[str, Any], origin: str = "configuration") -> Model:
-    """Validate plain values.
-
-    Raises:
-        ConfigError: One line for each unknown key and each value out of range, with its path.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{origin}: {explain(error)}") from None
-
-
-def explain(error: ValidationError) -> str:
-    """All complaints of a validation in words, joined by "; "."""
-    complaints = []
-    for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"]) or "value"
-        if problem["type"] == "extra_forbidden":
-            complaints.append(f"unknown key {path!r}")
-        else:
-            complaints.append(f"{path} = {problem['input']!r}: {problem['msg']}".replace("Value error, ", ""))
-    return "; ".join(complaints)
-
-
 def replaced(config: Model, changes: Mapping[str, Any], origin: str = "configuration") -> Model:
     """A checked copy with some values changed, each named by its dotted path ("masking.slots").
 
@@ -360,20 +339,3 @@ def value_at(config: BaseModel, path: str) -> Any:
             raise ConfigError(f"unknown configuration path {path!r}")
         node = getattr(node, part)
     return node
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ConfigError: If the file is missing or holds something else.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} does not hold a JSON object")
-    return values

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from adios_ray.errors import StorageError
+from adios_ray.run_directory import RunDirectory
 
 PATIENCE_S = 300.0
 PAUSE_S = 1.0
-
-CONFIG_FILE = "config.json"
-"""Every run's directory holds one: where it is missing, the run's storage has gone away."""
 
 Result = TypeVar("Result")
 
@@ -53,7 +51,7 @@ def patiently_into(run_dir: Path, action: Callable[[], Result], say: Callable[[s
     """``patiently``, and only while the run's files are there: storage may leave an empty folder when it goes away."""
 
     def attempt() -> Result:
-        (run_dir / CONFIG_FILE).stat()
+        RunDirectory(run_dir).config.stat()  # every run has one: without it, the run's storage has gone away
         return action()
 
     return patiently(attempt, say)

@@ -23,7 +23,7 @@ import tyro
 from PIL import Image, ImageFilter
 from torchvision import transforms
 
-from adios_ray.config import AugmentConfig, TrialConfig, parse
+from adios_ray.config import AugmentConfig, TrialConfig
 from adios_ray.data.augment import BLUR_SIGMAS, MEAN, STD
 from adios_ray.data.feed import Feed
 from adios_ray.data.shards import (
@@ -41,6 +41,7 @@ from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.store import LocalStore
 from adios_ray.errors import exit_status
 from adios_ray.training.trainer import Trainer
+from adios_ray.validation import parse
 
 BATCH = 64
 REPEATS = 5

@@ -27,20 +27,26 @@ from ray import tune
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
-from adios_ray.config import TrialConfig, parse
+from adios_ray.config import TrialConfig
 from adios_ray.errors import exit_status
+from adios_ray.run_directory import RunDirectory
 from adios_ray.search.channel import ChannelCalls, find_channel, start_channel
 from adios_ray.search.cluster import DRIVER_ENVIRONMENT
+from adios_ray.search.line import Reply
 from adios_ray.search.members import Members
 from adios_ray.search.population import LivePopulation
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 from adios_ray.search.suggest import make_suggest
+from adios_ray.search.trial import REPLY
 from adios_ray.search.turns import Entrance, Turns
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import begin_lineage
 from adios_ray.tracking.run import Run
+from adios_ray.training.checkpoints import Pointer
+from adios_ray.trial_report import TrialReport
+from adios_ray.validation import parse
 
 NODES, CPUS, EPOCHS, INTERVAL = 4, 4, 6, 2
 SPACE = {
@@ -75,8 +81,8 @@ class ToyTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type infor
 
     def _begin(self) -> None:
         """Ask where to begin; not earlier, for Tune may hand a trial to two processes and have one of them train."""
-        values, self._checkpoint, self._position = ray.get(self._channel.start.remote(self._trial))
-        self._lr = values["optimizer"]["encoder_lr"]
+        config, self._checkpoint, self._position = ray.get(self._channel.start.remote(self._trial))
+        self._lr = config.optimizer.encoder_lr
 
     def step(self) -> dict[str, Any]:
         """Take commands until the trial has reported or left its place."""
@@ -88,34 +94,29 @@ class ToyTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type infor
         while True:
             done, _ = ray.wait([reply, taken])
             if reply in done:
-                return ray.get(reply)  # type: ignore[no-any-return]
+                return self._result(ray.get(reply))
             command = ray.get(taken)
             self._position += 1
             if command.kind == "load":
-                self._checkpoint, self._lr = command.checkpoint, command.config["optimizer"]["encoder_lr"]
+                self._checkpoint, self._lr = command.checkpoint, command.config.optimizer.encoder_lr
             elif command.kind == "train":
                 self._train()
-                return ray.get(reply)  # type: ignore[no-any-return]
+                return self._result(ray.get(reply))
             taken = self._channel.take.remote(self._trial, self._position)
+
+    def _result(self, reply: Reply) -> dict[str, Any]:
+        return {REPLY: reply, "done": reply.report is not None and reply.report.done}
 
     def _train(self) -> None:
         """One epoch in closed form."""
-        state = json.loads(Path(self._checkpoint["path"], "state").read_text()) if self._checkpoint else [0, 0.0]
+        state = json.loads((self._checkpoint.path / "state").read_text()) if self._checkpoint else [0, 0.0]
         epoch, score = state[0] + 1, state[1] + 1 / (1 + abs(self._lr - 0.1))
-        directory = self._directory / "checkpoints" / self._trial / f"epoch_{epoch:05d}"
+        directory = RunDirectory(self._directory).checkpoint(self._trial, epoch)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "state").write_text(json.dumps([epoch, score]))
-        self._checkpoint = {"path": str(directory), "sha256": ""}
-        figures = ("loss", "penalty", "probe_accuracy", "slot_overlap", "mask_mean_min", "mask_mean_max")
-        report = dict.fromkeys((*figures, "images_per_s", "data_wait_fraction", "idle_s"), 0.0)
-        told = {
-            "epoch": epoch,
-            "fitness": score,
-            "divergence": None,
-            "done": epoch >= EPOCHS,
-            "worker_pid": os.getpid(),
-        }
-        ray.get(self._channel.answer.remote(self._trial, self._position - 1, {**report, **told}, self._checkpoint))
+        self._checkpoint = Pointer(path=directory, sha256="")
+        report = TrialReport(epoch=epoch, fitness=score, done=epoch >= EPOCHS, worker_pid=os.getpid())
+        ray.get(self._channel.answer.remote(self._trial, self._position - 1, report, self._checkpoint))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Tune wants a file; the population knows where a trial goes on."""
@@ -156,7 +157,7 @@ def evolve(population: int, directory: Path) -> dict[str, float]:
     begin_lineage(directory)
     before = psutil.Process().memory_info().rss
     channel, turns = start_channel(directory.name, population, 1), Turns(population, lambda: NODES * CPUS)
-    with Run(directory, LiveView(EPOCHS, population, "toys"), RayMetrics("toys"), None) as run:
+    with Run(directory, list(space.parameters), LiveView(EPOCHS, population, "toys"), RayMetrics("toys"), None) as run:
         members = Members(config, state, run, ChannelCalls(channel))
         scheduler = TimedPopulation(members, turns, space, lambda name, donor, r: space.explore(donor.values, r))
         scheduler.seconds, scheduler.cpu_seconds, scheduler.behind = [], [], 0

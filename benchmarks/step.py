@@ -19,13 +19,14 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from adios_ray.config import TrialConfig, parse
+from adios_ray.config import TrialConfig
 from adios_ray.data.feed import Batch
 from adios_ray.errors import exit_status
 from adios_ray.models.networks import Networks
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.optimizers import build_optimizers
 from adios_ray.training.step import train_step
+from adios_ray.validation import parse
 
 BATCH, SIZE, CLASSES = 32, 64, 10
 

@@ -25,12 +25,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from adios_ray.config import TrialConfig, parse
+from adios_ray.config import TrialConfig
 from adios_ray.data.shards import Split
 from adios_ray.errors import exit_status
 from adios_ray.evaluation.fitness import extract_features
 from adios_ray.search.presets import preset_config
 from adios_ray.training.trainer import Trainer
+from adios_ray.validation import parse
 
 ORDERS = ("simultaneous", "alternating")
 RECIPES: dict[str, dict[str, Any]] = {

@@ -3,26 +3,40 @@
 import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from adios_ray.tracking import lineage, records
-from adios_ray.tracking.records import Exploit, MaskFile, Row, Settings, Summary
+from adios_ray.tracking.records import Exploit, MaskFile, Row, Summary
 
 _START = datetime(2025, 3, 4, 9, 30, tzinfo=UTC)
 COPIES = {3: 5, 5: 4, 6: 6, 9: 6, 10: 3}
 """The made-up run's exploits: N that the worst trial takes with the best one's weights, by epoch."""
 
+Settings = dict[str, Any]
 
-def make_row(trial: str = "trial_00", epoch: int = 1, fitness: float = 0.5, **values: float) -> Row:
+
+def make_settings(sparsity_weight: float, encoder_lr: float, occlusion_lr: float, slots: int) -> Settings:
+    """Searched values by path."""
+    return {
+        **{"masking.sparsity_weight": sparsity_weight, "optimizer.encoder_lr": encoder_lr},
+        **{"optimizer.occlusion_lr": occlusion_lr, "masking.slots": slots},
+    }
+
+
+SETTINGS = make_settings(0.4, 0.13, 0.02, 4)
+
+
+def make_row(trial: str = "trial_00", epoch: int = 1, fitness: float = 0.5, **values: Any) -> Row:
     """A report with plausible values."""
     base = dict(
-        **{"loss": 2.0, "penalty": 1.5, "probe_accuracy": 0.5, "sparsity_weight": 0.4, "encoder_lr": 0.13},
-        **{"occlusion_lr": 0.02, "slots": 4, "slot_overlap": 0.3, "mask_mean_min": 0.1, "mask_mean_max": 0.4},
+        **{"loss": 2.0, "penalty": 1.5, "probe_accuracy": 0.5},
+        **{"slot_overlap": 0.3, "mask_mean_min": 0.1, "mask_mean_max": 0.4},
         **{"images_per_s": 900.0, "data_wait_fraction": 0.03, "idle_s": 0.1, "worker_pid": 4711},
     )
     fields = {"time": _START + timedelta(minutes=epoch), "trial": trial, "epoch": epoch, "fitness": fitness}
-    return Row.model_validate(fields | base | values)
+    return Row.model_validate(fields | {"values": SETTINGS} | base | values)
 
 
 def make_exploit(epoch: int, trial: str, donor: str, slots: int = 4) -> Exploit:
@@ -32,8 +46,8 @@ def make_exploit(epoch: int, trial: str, donor: str, slots: int = 4) -> Exploit:
         epoch=epoch,
         trial=trial,
         donor=donor,
-        old=Settings(sparsity_weight=0.4, encoder_lr=0.13, occlusion_lr=0.02, slots=4),
-        new=Settings(sparsity_weight=0.5, encoder_lr=0.13, occlusion_lr=0.02, slots=slots),
+        old=SETTINGS,
+        new=make_settings(sparsity_weight=0.5, encoder_lr=0.13, occlusion_lr=0.02, slots=slots),
         scores={trial: 0.4, donor: 0.6},
     )
 
@@ -59,7 +73,7 @@ def make_masks(epoch: int, epochs: int, slots: int, images: int = 8, side: int =
 def first_settings(trial: int) -> Settings:
     """What a trial of the made-up run starts with."""
     scale = 2.0 ** (trial % 4)
-    return Settings(
+    return make_settings(
         sparsity_weight=0.1 * scale, encoder_lr=0.04 * scale, occlusion_lr=0.01 * scale, slots=3 + trial % 3
     )
 
@@ -67,10 +81,10 @@ def first_settings(trial: int) -> Settings:
 def mutated(settings: Settings, epoch: int) -> Settings:
     """What the trial that copies at ``epoch`` goes on with."""
     factor = (1.2, 0.8)[epoch % 2]
-    return Settings(
-        sparsity_weight=settings.sparsity_weight * factor,
-        encoder_lr=settings.encoder_lr / factor,
-        occlusion_lr=settings.occlusion_lr * factor,
+    return make_settings(
+        sparsity_weight=settings["masking.sparsity_weight"] * factor,
+        encoder_lr=settings["optimizer.encoder_lr"] / factor,
+        occlusion_lr=settings["optimizer.occlusion_lr"] * factor,
         slots=COPIES[epoch],
     )
 
@@ -92,12 +106,11 @@ class MadeUpRun:
         gain = self.pace[name] * (0.85 - self.skill[name]) * self.rng.uniform(0.6, 1.4)
         self.skill[name] += gain + self.rng.normal(0, 0.006)
         if epoch % 2 == 1 or epoch == self.epochs:
-            masks = make_masks(epoch, self.epochs, self.settings[name].slots)
+            masks = make_masks(epoch, self.epochs, self.settings[name]["masking.slots"])
             records.write_masks(self.run_dir, name, epoch, masks)
         overlap = 0.75 * math.exp(-epoch / 6) + self.rng.uniform(0, 0.05)
         sizes = {"mask_mean_min": self.rng.uniform(0.08, 0.14), "mask_mean_max": self.rng.uniform(0.3, 0.36)}
-        settings = self.settings[name].model_dump()
-        return make_row(name, epoch, self.skill[name], slot_overlap=overlap, **sizes, **settings)
+        return make_row(name, epoch, self.skill[name], slot_overlap=overlap, values=self.settings[name], **sizes)
 
     def exploit(self, epoch: int) -> None:
         """The worst trial copies the best."""
@@ -113,7 +126,7 @@ class MadeUpRun:
     def write(self) -> None:
         """Every file except the summary."""
         records.write_config(self.run_dir, {"seed": 0, "masking": {"scheme": "adios", "slots": 4}})
-        records.begin_results(self.run_dir)
+        records.begin_results(self.run_dir, list(SETTINGS))
         records.begin_lineage(self.run_dir)
         for epoch in range(1, self.epochs + 1):
             for name in self.names:

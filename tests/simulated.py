@@ -11,6 +11,7 @@ from typing import Any, cast
 from ray.tune.experiment import Trial
 
 from adios_ray.config import TrialConfig
+from adios_ray.run_directory import RunDirectory
 from adios_ray.search.channel import ChannelCalls
 from adios_ray.search.line import Line, Lines, Request
 from adios_ray.search.members import Members
@@ -19,9 +20,12 @@ from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 from adios_ray.search.suggest import make_suggest
+from adios_ray.search.trial import REPLY
 from adios_ray.search.turns import Turns
 from adios_ray.tracking.records import Exploit, append_exploit, begin_lineage, read_lineage
 from adios_ray.tracking.run import Run
+from adios_ray.training.checkpoints import Pointer
+from adios_ray.trial_report import TrialReport
 
 
 class SimulatedChannel:
@@ -32,9 +36,9 @@ class SimulatedChannel:
         self.lines = Lines()
         self.register = self.lines.register
 
-    def load(self, trial: str, checkpoint: dict[str, Any], epoch: int, config: dict[str, Any]) -> None:
+    def load(self, trial: str, checkpoint: Pointer, epoch: int, config: TrialConfig) -> None:
         """As the channel does; the checkpoint must be there."""
-        assert Path(checkpoint["path"]).is_dir(), f"{trial} was sent to {checkpoint['path']}, which is gone"
+        assert checkpoint.path.is_dir(), f"{trial} was sent to {checkpoint.path}, which is gone"
         self.lines[trial].load(checkpoint, epoch, config)
 
     def hold(self, trials: Sequence[str], held: bool) -> None:
@@ -55,9 +59,9 @@ class SimulatedRun:
         self.directory = directory
         self.reports: list[tuple[str, int, float]] = []
 
-    def report(self, trial: str, result: dict[str, Any], settings: Any) -> None:
+    def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
         """Keep a report."""
-        self.reports.append((trial, int(result["epoch"]), float(result["fitness"])))
+        self.reports.append((trial, report.epoch, report.fitness))
 
     def exploit(self, **fields: Any) -> None:
         """Write an exploit down; the clock stands still."""
@@ -98,9 +102,9 @@ class StuckError(Exception):
     """Every trial waits, and nothing that could happen would end that."""
 
 
-def optimum(values: dict[str, Any]) -> float:
-    """Score per epoch of some values: best at lambda 0.6 and a learning rate of 0.1."""
-    lr, weight = float(values["optimizer"]["encoder_lr"]), float(values["masking"]["sparsity_weight"])
+def optimum(config: TrialConfig) -> float:
+    """Score per epoch under a configuration: best at lambda 0.6 and a learning rate of 0.1."""
+    lr, weight = config.optimizer.encoder_lr, config.masking.sparsity_weight
     return 1.0 - abs(weight - 0.6) - 0.3 * abs(math.log10(lr / 0.1))
 
 
@@ -116,7 +120,7 @@ class Simulation:
         count_places: Places in the cluster, asked at each step.
         random: Decides who reports next.
         loses_actor: Asked at each step whether a trial's actor dies.
-        fitness: Of a trial at an epoch, given its name, values and the score of its weights before.
+        fitness: Of a trial at an epoch, given its name, configuration and the score of its weights before.
     """
 
     directory: Path
@@ -125,8 +129,8 @@ class Simulation:
     population: int
     count_places: Callable[[], int]
     random: Random
-    fitness: Callable[[str, int, dict[str, Any], float], float] = field(
-        default=lambda trial, epoch, values, before: before + optimum(values)
+    fitness: Callable[[str, int, TrialConfig, float], float] = field(
+        default=lambda trial, epoch, config, before: before + optimum(config)
     )
     on_step: Callable[["Simulation"], None] = field(default=lambda simulation: None)
     loses_actor: Callable[[], bool] = lambda: False
@@ -207,12 +211,8 @@ class Simulation:
         if trial.request is None or trial.request.reply is None:
             return
         reply, trial.request, trial.missed = trial.request.reply, None, False
-        if reply["left_its_place"]:
-            self._react(trial, self.scheduler.on_trial_result(None, trial, reply))
-            return
-        pointer = {f"checkpoint/{key}": value for key, value in reply["checkpoint"].items()}  # as Tune flattens it
-        result = {**reply, **pointer}
-        if result["epoch"] >= self.config.epochs:
+        result = {REPLY: reply}
+        if reply.report is not None and reply.report.done:
             self.scheduler.on_trial_complete(None, trial, result)
             trial.status = Trial.TERMINATED
         else:
@@ -226,15 +226,15 @@ class Simulation:
         """Train to the next report: the checkpoint's file holds the score of the weights."""
         before = 0.0
         if line.checkpoint:
-            before = float((Path(line.checkpoint["path"]) / "score").read_text())
+            before = float((line.checkpoint.path / "score").read_text())
         epoch = line.epoch + 1
         fitness = self.fitness(name, epoch, line.config, before)
-        directory = self.directory / "checkpoints" / name / f"epoch_{epoch:05d}"
+        directory = RunDirectory(self.directory).checkpoint(name, epoch)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "score").write_text(repr(fitness if math.isfinite(fitness) else before))
         assert line.training is not None
-        report = {"epoch": epoch, "fitness": fitness, "divergence": None}
-        line.answer(line.training, report, {"path": str(directory), "sha256": ""})
+        report = TrialReport(epoch=epoch, fitness=fitness, done=epoch >= self.config.epochs)
+        line.answer(line.training, report, Pointer(path=directory, sha256=""))
 
     def _lose_actor(self) -> None:
         """The actor of a running trial dies, perhaps with a report that nobody has heard; Tune starts it again."""
@@ -263,7 +263,7 @@ class Simulation:
 
     def lineage(self) -> list[tuple[int, str, str, dict[str, Any]]]:
         """Epoch, trial, donor and values of each exploit."""
-        return [(e.epoch, e.trial, e.donor, e.values) for e in read_lineage(self.directory)]
+        return [(e.epoch, e.trial, e.donor, e.new) for e in read_lineage(self.directory)]
 
 
 def _evolution(space: SearchSpace, members: Members, turns: Turns) -> LivePopulation:

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adios_ray.config import TrialConfig, parse
+from adios_ray.config import TrialConfig
 from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, write_manifest, write_shard
 from adios_ray.data.sources import objects
 from adios_ray.data.sources.base import NO_LABEL, UNLABELLED
 from adios_ray.data.store import LocalStore
+from adios_ray.validation import parse
 
 SIZE = 32
 COUNTS = {"train": 96, "val": 40, "test": 40}

@@ -254,12 +254,12 @@ def nothing_left(look: Callable[[], list[str]]) -> None:
 
 def decisions(run: Path) -> list[tuple[Any, ...]]:
     """What the population decided."""
-    return [(e.epoch, e.trial, e.donor, json.dumps(e.values, sort_keys=True)) for e in read_lineage(run)]
+    return [(e.epoch, e.trial, e.donor, json.dumps(e.new, sort_keys=True)) for e in read_lineage(run)]
 
 
 def measured(run: Path) -> dict[tuple[str, int], tuple[float, ...]]:
     """Fitness, loss and N by trial and epoch."""
-    return {(row.trial, row.epoch): (row.fitness, row.loss, row.slots) for row in read_results(run)}
+    return {(row.trial, row.epoch): (row.fitness, row.loss, row.values["masking.slots"]) for row in read_results(run)}
 
 
 def undisturbed(stage: Stage) -> Outcome:

@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any
+from pathlib import Path
 
 import pytest
 
+from adios_ray.config import TrialConfig
 from adios_ray.search.channel import Channel, ReplacedError
+from adios_ray.search.line import Reply
+from adios_ray.training.checkpoints import Pointer
+from adios_ray.trial_report import TrialReport
 
-CONFIG: dict[str, Any] = {"seed": 1}
-MINE, DONORS = {"path": "mine", "sha256": "1"}, {"path": "donor", "sha256": "2"}
+CONFIG, CHANGED = TrialConfig(seed=1), TrialConfig(seed=2)
+MINE, DONORS = Pointer(path=Path("mine"), sha256="1"), Pointer(path=Path("donor"), sha256="2")
 
 
 async def registered(held: bool = False) -> Channel:
@@ -25,12 +29,18 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def soon(reply: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+async def soon(reply: Awaitable[Reply]) -> Reply:
     """The reply, which nothing else has to happen for."""
     return await asyncio.wait_for(reply, timeout=1.0)
 
 
-async def replaced(request: "asyncio.Task[dict[str, Any]]") -> None:
+def epoch_of(reply: Reply) -> int:
+    """The epoch of the report that a request has come to."""
+    assert reply.report is not None
+    return reply.report.epoch
+
+
+async def replaced(request: "asyncio.Task[Reply]") -> None:
     """Check that a request ends soon, and says that a newer one has come in its place."""
     with pytest.raises(ReplacedError, match="t is asked for by another process"):
         await soon(request)
@@ -43,8 +53,8 @@ def test_a_request_becomes_a_command_and_its_answer_a_report() -> None:
         assert start == (CONFIG, None, 0)
         request = asyncio.create_task(channel.request("t", missed=False))
         assert (await channel.take("t", 0)).kind == "train"
-        await channel.answer("t", 0, {"epoch": 1}, MINE)
-        assert await request == {"epoch": 1, "checkpoint": MINE, "notes": [], "left_its_place": False}
+        await channel.answer("t", 0, TrialReport(epoch=1), MINE)
+        assert repr(await request) == repr(Reply(TrialReport(epoch=1), MINE, ()))
 
     asyncio.run(scenario())
 
@@ -57,11 +67,11 @@ def test_a_held_trial_trains_only_after_its_load_and_release() -> None:
         first = asyncio.create_task(channel.take("t", 0))
         await settle()
         assert not first.done()
-        await channel.load("t", DONORS, 1, {"seed": 2})
+        await channel.load("t", DONORS, 1, CHANGED)
         await channel.hold("t", False)
-        assert await first == ("load", {"seed": 2}, DONORS)
+        assert await first == ("load", CHANGED, DONORS)
         assert (await channel.take("t", 1)).kind == "train"
-        await channel.answer("t", 1, {"epoch": 2}, MINE)
+        await channel.answer("t", 1, TrialReport(epoch=2), MINE)
         await request
 
     asyncio.run(scenario())
@@ -71,14 +81,14 @@ def test_a_restarted_worker_group_gets_the_unanswered_request_and_the_newest_sta
     async def scenario() -> None:
         channel = await registered()
         await channel.start("t")
-        await channel.load("t", DONORS, 1, {"seed": 2})
+        await channel.load("t", DONORS, 1, CHANGED)
         request = asyncio.create_task(channel.request("t", missed=False))
         assert (await channel.take("t", 1)).kind == "train"
         start = await channel.start("t")
-        assert (start.config, start.checkpoint) == ({"seed": 2}, DONORS)
+        assert (start.config, start.checkpoint) == (CHANGED, DONORS)
         assert (await channel.take("t", start.position)).kind == "train"
-        await channel.answer("t", start.position, {"epoch": 3}, MINE)
-        assert (await request)["epoch"] == 3
+        await channel.answer("t", start.position, TrialReport(epoch=3), MINE)
+        assert epoch_of(await request) == 3
         assert (await channel.start("t")).checkpoint == MINE
 
     asyncio.run(scenario())
@@ -91,8 +101,8 @@ def test_a_repeated_request_joins_the_command_that_is_under_way() -> None:
         await settle()
         again = asyncio.create_task(channel.request("t", missed=True))
         await settle()
-        await channel.answer("t", 0, {"epoch": 1}, MINE)
-        assert (await again)["epoch"] == 1
+        await channel.answer("t", 0, TrialReport(epoch=1), MINE)
+        assert epoch_of(await again) == 1
         await replaced(lost)
         position = (await channel.start("t")).position
         pending = asyncio.create_task(channel.take("t", position))
@@ -112,7 +122,7 @@ def test_only_the_newest_request_is_told_to_leave() -> None:
         living = asyncio.create_task(channel.request("t", missed=True))
         await settle()
         await channel.leave("t")
-        assert (await soon(living))["left_its_place"]
+        assert (await soon(living)).report is None
         await replaced(killed)
 
     asyncio.run(scenario())
@@ -126,7 +136,7 @@ def test_a_word_to_leave_waits_for_the_actor_that_is_started_again() -> None:
         await channel.register("t", CONFIG, None, 0, held=True)  # Tune starts the trial's actor again
         await channel.leave("t")  # before the new one has asked
         await replaced(killed)
-        assert (await soon(channel.request("t", missed=True)))["left_its_place"]
+        assert (await soon(channel.request("t", missed=True))).report is None
 
     asyncio.run(scenario())
 
@@ -140,7 +150,7 @@ def test_a_word_to_leave_that_was_for_a_lost_actor_is_void() -> None:
         await settle()
         assert not request.done()
         await channel.leave("t")
-        assert (await request)["left_its_place"]
+        assert (await request).report is None
 
     asyncio.run(scenario())
 
@@ -150,8 +160,8 @@ def test_the_request_of_a_killed_actor_causes_no_command_and_takes_no_notes() ->
         channel = await registered()
         first = asyncio.create_task(channel.request("t", missed=False))
         await settle()
-        await channel.answer("t", 0, {"epoch": 1}, MINE)
-        assert (await first)["epoch"] == 1
+        await channel.answer("t", 0, TrialReport(epoch=1), MINE)
+        assert epoch_of(await first) == 1
         await channel.hold("t", True)
         killed = asyncio.create_task(channel.request("t", missed=False))  # it has handed on the first report
         await settle()
@@ -160,7 +170,7 @@ def test_the_request_of_a_killed_actor_causes_no_command_and_takes_no_notes() ->
         await channel.note("t", "for the living")
         await channel.hold("t", False)
         again = await soon(living)
-        assert (again["epoch"], again["notes"]) == (1, ["for the living"])  # once more: it may have been lost
+        assert (epoch_of(again), again.notes) == (1, ("for the living",))  # once more: it may have been lost
         await replaced(killed)
         command = asyncio.create_task(channel.take("t", 1))
         await settle()
@@ -176,18 +186,18 @@ def test_a_report_that_was_lost_with_its_trials_actor_is_given_again() -> None:
         channel = await registered()
         lost = asyncio.create_task(channel.request("t", missed=True))
         await settle()
-        await channel.answer("t", 0, {"epoch": 1}, MINE)
+        await channel.answer("t", 0, TrialReport(epoch=1), MINE)
         await lost  # by an actor that is killed before it can hand it on
-        assert (await channel.request("t", missed=True))["epoch"] == 1
+        assert epoch_of(await channel.request("t", missed=True)) == 1
         following = asyncio.create_task(channel.request("t", missed=False))
         assert (await channel.take("t", 1)).kind == "train"
-        await channel.answer("t", 1, {"epoch": 2}, MINE)
-        assert (await following)["epoch"] == 2
+        await channel.answer("t", 1, TrialReport(epoch=2), MINE)
+        assert epoch_of(await following) == 2
         await channel.load("t", DONORS, 1)  # which makes it a report of other weights
         following = asyncio.create_task(channel.request("t", missed=True))
         await settle()
         assert not following.done() and (await channel.take("t", 3)).kind == "train"
-        await channel.answer("t", 3, {"epoch": 2}, MINE)
+        await channel.answer("t", 3, TrialReport(epoch=2), MINE)
         await following
 
     asyncio.run(scenario())
@@ -200,10 +210,10 @@ def test_the_answer_of_a_worker_that_was_replaced_counts_for_nothing() -> None:
         request = asyncio.create_task(channel.request("t", missed=True))
         await settle()
         new = await channel.start("t")
-        await channel.answer("t", old.position, {"epoch": 1}, DONORS)
+        await channel.answer("t", old.position, TrialReport(epoch=1), DONORS)
         await settle()
         assert not request.done() and (await channel.start("t")).checkpoint is None
-        await channel.answer("t", new.position + 1, {"epoch": 1}, MINE)
-        assert (await request)["checkpoint"] == MINE
+        await channel.answer("t", new.position + 1, TrialReport(epoch=1), MINE)
+        assert (await request).checkpoint == MINE
 
     asyncio.run(scenario())

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from adios_ray.config import TrialConfig, check_image_size, parse, replaced, value_at
+from adios_ray.config import TrialConfig, check_image_size, replaced, value_at
 from adios_ray.errors import ConfigError
 from adios_ray.search.command import main, read_arguments
 from adios_ray.search.experiment import SPACES, ExperimentConfig
 from adios_ray.search.preflight import Node, check_data, check_storage, count_places, place
 from adios_ray.search.presets import preset_config
 from adios_ray.search.spaces import Choice, Continuous, Integer, SearchSpace, load_space, save_space
+from adios_ray.validation import parse
 
 
 @pytest.mark.parametrize(

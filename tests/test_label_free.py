@@ -145,10 +145,11 @@ def test_a_collapsed_encoder_has_no_fitness_and_says_why(objects_dir: Path) -> N
             parameter.zero_()
     assert math.isnan(trainer.evaluate("val"))
     report = trainer.train_to_report()
-    assert math.isnan(report["fitness"]) and report["divergence"] == "epoch 1: collapsed: feature std 0 is below 0.01"
+    assert math.isnan(report.fitness) and report.divergence == "epoch 1: collapsed: feature std 0 is below 0.01"
 
 
 def test_one_direction_is_a_collapse_too(objects_dir: Path) -> None:
     config = small_config(objects_dir, evaluation={"min_effective_rank": 60.0})
     report = Trainer(config, torch.device("cpu")).train_to_report()
-    assert "effective rank" in report["divergence"] and "is below 60" in report["divergence"]
+    assert report.divergence is not None
+    assert "effective rank" in report.divergence and "is below 60" in report.divergence

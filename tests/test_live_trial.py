@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import soak
@@ -15,11 +15,23 @@ from small import small_config
 from test_trainer import assert_identical
 
 from adios_ray.config import TrialConfig
+from adios_ray.run_directory import RunDirectory
+from adios_ray.search.trial import REPLY
 from adios_ray.tracking.records import write_config
 from adios_ray.training.checkpoints import STATE_FILE, Pointer, load_checkpoint
+from adios_ray.trial_report import TrialReport
 
 pytestmark = pytest.mark.ray
 CPU = torch.device("cpu")
+
+
+class Reported(NamedTuple):
+    """What a trial's actor has reported."""
+
+    report: TrialReport
+    checkpoint: Pointer
+    notes: tuple[str, ...]
+    pid: int
 
 
 class Driven:
@@ -41,7 +53,7 @@ class Driven:
 
         from adios_ray.search.trial import LiveTrial, TrialSettings
 
-        ray.get(self.channel.register.remote(trial, config.model_dump(mode="json"), None, 0, False))
+        ray.get(self.channel.register.remote(trial, config, None, 0, False))
         settings = TrialSettings(
             trial=trial,
             run_dir=str(self.run_dir),
@@ -52,22 +64,23 @@ class Driven:
         )
         self.actors[trial] = ray.remote(LiveTrial).options(num_cpus=0).remote(config=settings)
 
-    def report(self, trial: str) -> dict[str, Any]:
+    def report(self, trial: str) -> "Reported":
         """Train to the next report."""
         import ray
 
-        report: dict[str, Any] = ray.get(self.actors[trial].train.remote(), timeout=120)
-        return report
+        result: dict[str, Any] = ray.get(self.actors[trial].train.remote(), timeout=120)
+        report, checkpoint, notes = result[REPLY]
+        return Reported(report, checkpoint, notes, result["pid"])
 
-    def load(self, trial: str, checkpoint: dict[str, Any], config: TrialConfig) -> None:
+    def load(self, trial: str, checkpoint: Pointer, config: TrialConfig) -> None:
         """Exploit in place."""
         import ray
 
-        ray.get(self.channel.load.remote(trial, checkpoint, 1, config.model_dump(mode="json")))
+        ray.get(self.channel.load.remote(trial, checkpoint, 1, config))
 
-    def state(self, report: dict[str, Any]) -> dict[str, Any]:
+    def state(self, reported: "Reported") -> dict[str, Any]:
         """What the checkpoint of a report holds."""
-        return load_checkpoint(Pointer(**report["checkpoint"]), CPU)
+        return load_checkpoint(reported.checkpoint, CPU)
 
     def stop(self) -> None:
         """Take all trials down, and what killed processes have left."""
@@ -100,17 +113,17 @@ def test_an_exploit_keeps_the_processes_and_takes_the_donors_weights_bit_for_bit
     driven.start("donor", donors)
     driven.start("trial", mine)
     donor, before = driven.report("donor"), driven.report("trial")
-    assert donor["worker_pid"] != before["worker_pid"]
+    assert donor.report.worker_pid != before.report.worker_pid
     changed = small_config(objects_dir, epochs=1, optimizer={"encoder_lr": 0.2})
-    driven.load("trial", donor["checkpoint"], changed)
+    driven.load("trial", donor.checkpoint, changed)
     after = driven.report("trial")
-    assert after["worker_pid"] == before["worker_pid"]
-    assert after["pid"] == before["pid"]
+    assert after.report.worker_pid == before.report.worker_pid
+    assert after.pid == before.pid
     held, donated = driven.state(after), driven.state(donor)
     assert held.pop("config")["optimizer"]["encoder_lr"] == 0.2
     donated.pop("config")
     assert_identical(held, donated)
-    assert after["fitness"] == donor["fitness"]
+    assert after.report.fitness == donor.report.fitness
 
 
 @pytest.mark.parametrize("driven", [2], indirect=True)
@@ -118,7 +131,7 @@ def test_two_workers_train_one_trial(driven: Driven, objects_dir: Path) -> None:
     config = small_config(objects_dir, backbone={"name": "vit_tiny_patch16_224"}, epochs=1, batch_size=48)
     driven.start("trial", config)
     report = driven.report("trial")
-    assert report["epoch"] == 1 and 0 <= report["fitness"] <= 1
+    assert report.report.epoch == 1 and 0 <= report.report.fitness <= 1
 
     from adios_ray.training.trainer import Trainer
 
@@ -143,8 +156,8 @@ def test_a_process_that_is_killed_again_and_again_goes_on_from_its_last_report(
         for victim in soak.processes(kind):
             victim.kill()
         reports.append(driven.report("trial"))
-    assert [report["epoch"] for report in reports] == [1, 2, 3]
-    assert len({report["worker_pid"] for report in reports}) == 3
+    assert [report.report.epoch for report in reports] == [1, 2, 3]
+    assert len({report.report.worker_pid for report in reports}) == 3
 
     from adios_ray.training.trainer import Trainer
 
@@ -158,20 +171,19 @@ def test_a_cut_off_checkpoint_is_stepped_over(driven: Driven, objects_dir: Path)
     driven.start("trial", small_config(objects_dir, epochs=3))
     driven.report("trial")
     second = driven.report("trial")
-    before, state = driven.state(second), Path(second["checkpoint"]["path"]) / STATE_FILE
+    before, state = driven.state(second), second.checkpoint.path / STATE_FILE
     state.write_bytes(state.read_bytes()[:1000])
-    os.kill(second["worker_pid"], signal.SIGKILL)
+    os.kill(second.report.worker_pid, signal.SIGKILL)
     again = driven.report("trial")
-    assert again["epoch"] == 2
+    assert again.report.epoch == 2
     assert_identical(driven.state(again), before)
-    (note,) = again["notes"]
+    (note,) = again.notes
     assert "epoch_00002/state.pt is damaged" in note and note.endswith("it goes on from epoch_00001")
-    assert driven.report("trial")["epoch"] == 3
+    assert driven.report("trial").report.epoch == 3
 
 
 def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from adios_ray.search import trial
-    from adios_ray.search.places import CONTROLLERS
 
     def meet(config: dict[str, Any]) -> None:
         import ray
@@ -195,4 +207,4 @@ def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: 
         results = list(threads.map(lambda each: trial.build_trainer(each, None).fit(), settings))
     assert all(result.error is None for result in results)
     assert [(tmp_path / each["trial"]).read_text() for each in settings] == ["[0]", "[0]"]
-    assert list((tmp_path / CONTROLLERS).iterdir()) == []  # of controllers that have ended by themselves
+    assert list(RunDirectory(tmp_path).controllers.iterdir()) == []  # of controllers that have ended by themselves

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from adios_ray.config import OptimizerConfig, parse
+from adios_ray.config import OptimizerConfig
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
 from adios_ray.masking.sparsity import sparsity
 from adios_ray.training.optimizers import build_optimizer
+from adios_ray.validation import parse
 
 GOLDEN = Path(__file__).parent / "golden"
 

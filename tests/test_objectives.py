@@ -12,7 +12,7 @@ from test_masking import golden
 from torch import Tensor, nn
 
 from adios_ray import objectives
-from adios_ray.config import OBJECTIVES, ObjectiveConfig, parse
+from adios_ray.config import OBJECTIVES, ObjectiveConfig
 from adios_ray.errors import ConfigError
 from adios_ray.objectives import Objective, View, build_objective, objective_class
 from adios_ray.objectives.barlow import barlow_twins
@@ -22,6 +22,7 @@ from adios_ray.objectives.mocov3 import contrast
 from adios_ray.objectives.simclr import nt_xent
 from adios_ray.objectives.simsiam import negative_cosine
 from adios_ray.objectives.vicreg import redundancy, spread_hinge, vicreg
+from adios_ray.validation import parse
 
 HEADS = [
     ("simclr", 2048, 128, "H relu O", ""),

@@ -9,7 +9,7 @@ import torch
 from test_step import CLASSES, SIZE, assert_close, make_batch, make_config, make_players
 from torch import nn
 
-from adios_ray.config import OptimizerConfig, TrialConfig, parse, replaced
+from adios_ray.config import OptimizerConfig, TrialConfig, replaced
 from adios_ray.data.feed import Batch
 from adios_ray.masking.slots import read_head, replace_head, resize_head
 from adios_ray.models.networks import Networks
@@ -17,6 +17,7 @@ from adios_ray.models.stem import StemConv2d
 from adios_ray.objectives import build_objective
 from adios_ray.training.optimizers import Optimizers, build_optimizer, build_optimizers
 from adios_ray.training.step import train_step
+from adios_ray.validation import parse
 
 
 def after_steps(config: TrialConfig, networks: Networks, optimizers: Optimizers, steps: int = 2) -> Networks:

@@ -14,8 +14,9 @@ import ray
 from ray._private.state import state as cluster_state  # as in places
 from ray.util import placement_group_table
 
+from adios_ray.run_directory import RunDirectory
 from adios_ray.search import places
-from adios_ray.search.places import CONTROLLERS, Places, give_back_deserted, groups
+from adios_ray.search.places import Places, give_back_deserted, groups
 
 pytestmark = pytest.mark.ray
 OTHER_DRIVER = """
@@ -239,10 +240,10 @@ def test_a_run_that_has_recorded_nobody_removes_nothing(hold: Hold, tmp_path: Pa
     doomed, mine = hold(1.0)
     ray.kill(doomed)
     until(lambda: all(group.deserted for group in groups(tmp_path)))
-    (tmp_path / CONTROLLERS).rename(tmp_path / "away")  # as storage that is away
+    RunDirectory(tmp_path).controllers.rename(tmp_path / "away")  # as storage that is away
     assert groups(tmp_path) == []
     give_back_deserted(tmp_path)
     assert is_held(mine)
-    (tmp_path / "away").rename(tmp_path / CONTROLLERS)
+    (tmp_path / "away").rename(RunDirectory(tmp_path).controllers)
     give_back_deserted(tmp_path)
     assert groups(tmp_path) == [] and not is_held(mine)

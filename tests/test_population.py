@@ -70,8 +70,7 @@ def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_
         assert exploit.scores[exploit.donor] >= exploit.scores[exploit.trial]
         before, after = (by_key[exploit.trial, exploit.epoch + i] for i in (0, 1))
         assert before.worker_pid == after.worker_pid
-        assert (before.slots, after.slots) == (exploit.old.slots, exploit.new.slots)
-        assert after.encoder_lr == exploit.new.encoder_lr
+        assert (before.values, after.values) == (exploit.old, exploit.new)
     assert "<html" in (run_dir / "report.html").read_text()
     assert len(list((run_dir / "wandb").glob("offline-run-*-trial_0?"))) == 2
     state = PopulationState.load(run_dir)

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from adios_ray.config import TrialConfig, parse
+from adios_ray.config import TrialConfig
 from adios_ray.errors import ConfigError
 from adios_ray.search.command import read_arguments
 from adios_ray.search.experiment import ExperimentConfig
 from adios_ray.search.presets import FOLDER, preset_config, published
 from adios_ray.search.spaces import load_space
+from adios_ray.validation import parse
 
 RECIPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "golden" / "authors_recipes.json").read_text())
 VIT = "vit_tiny_patch16_224"

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from simulated import CrashedError, Simulation, StuckError, optimum
 
-from adios_ray.config import TrialConfig, parse, replaced
+from adios_ray.config import TrialConfig, replaced
+from adios_ray.run_directory import RunDirectory
 from adios_ray.search import line
 from adios_ray.search.bandit import Bandit
 from adios_ray.search.line import Line, Request
@@ -18,12 +19,13 @@ from adios_ray.search.members import WORST_SCORE, Members
 from adios_ray.search.population import LivePopulation
 from adios_ray.search.schedule import Schedule, Stage, schedule_of
 from adios_ray.search.spaces import SearchSpace
-from adios_ray.search.state import JOURNAL_FILE, PopulationState
+from adios_ray.search.state import PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import make_suggest
 from adios_ray.search.turns import Turns
 from adios_ray.tracking.lineage import ancestry
 from adios_ray.tracking.records import read_lineage
+from adios_ray.validation import parse
 
 PARAMETERS = {
     "masking.sparsity_weight": {"low": 0.1, "high": 1.0, "scale": "linear"},
@@ -120,7 +122,7 @@ def test_a_driver_that_is_killed_again_and_again_makes_the_same_decisions(
 def test_a_change_that_was_cut_off_never_happened(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", interval_epochs=3)
     simulated.drive()
-    journal = simulated.directory / JOURNAL_FILE
+    journal = RunDirectory(simulated.directory).journal
     content = journal.read_bytes()
     lines = content.splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:20]) + lines[20][: len(lines[20]) // 2])
@@ -320,7 +322,7 @@ def searched(simulated: Simulation) -> PopulationState:
     return simulated.drive(make)
 
 
-def by_rank(trial: str, epoch: int, values: dict[str, Any], before: float) -> float:
+def by_rank(trial: str, epoch: int, config: TrialConfig, before: float) -> float:
     """A trial's number is its quality."""
     return int(trial[-2:]) + epoch / 100
 
@@ -337,7 +339,7 @@ def test_asha_lets_one_of_so_many_go_on(tmp_path: Path) -> None:
 
 def test_median_stops_what_is_worse_than_most(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", population=12, places=4, scheduler="median", grace_epochs=2)
-    simulated.fitness = lambda trial, epoch, values, before: -by_rank(trial, epoch, values, before)
+    simulated.fitness = lambda trial, epoch, config, before: -by_rank(trial, epoch, config, before)
     state = searched(simulated)
     assert [state.members[f"trial_{i:02d}"].epoch for i in range(3)] == [EPOCHS] * 3
     assert state.members["trial_11"].epoch < EPOCHS
@@ -405,7 +407,7 @@ def test_a_trials_schedule_adds_up_to_its_score(tmp_path: Path, synchronous: boo
         for stage, end in schedule.intervals():
             assert stage.from_epoch == epochs
             for _ in range(epochs, end):
-                score += optimum(replaced(simulated.config, stage.values).model_dump())
+                score += optimum(replaced(simulated.config, stage.values))
             epochs = end
         assert score == pytest.approx(member.score, abs=1e-9)
         ancestors = ancestry(read_lineage(simulated.directory), name, member.epoch)

@@ -209,7 +209,7 @@ def test_a_training_with_fixed_masks_reports(scheme: str, objects_dir: Path) -> 
     trainer = Trainer(small_config(objects_dir, epochs=1, masking={"scheme": scheme}), CPU)
     report = trainer.train_to_report()
     assert trainer.networks.occlusion is None and trainer.optimizers.occlusion is None
-    assert report["divergence"] is None and 0 <= report["fitness"] <= 1 and report["loss"] > 0
+    assert report.divergence is None and 0 <= report.fitness <= 1 and report.loss > 0
 
 
 def test_a_data_set_without_object_masks_is_named(objects_dir: Path) -> None:

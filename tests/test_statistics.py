@@ -42,7 +42,7 @@ def test_training_is_the_same_bit_for_bit_and_the_fitness_another(objects_dir: P
     for fresh in (False, True):
         config = small_config(objects_dir, evaluation={"fresh_statistics": fresh, "fitness": "rankme"})
         trainers.append(Trainer(config, CPU))
-        values.append([trainers[-1].train_to_report()["fitness"] for _ in range(2)])
+        values.append([trainers[-1].train_to_report().fitness for _ in range(2)])
     states = [trainer.networks.state_dict() for trainer in trainers]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
     assert values[0] != values[1]

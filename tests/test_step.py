@@ -9,11 +9,12 @@ import pytest
 import torch
 from naive import naive_masks, naive_objective, naive_penalty, naive_step
 
-from adios_ray.config import Term, TrialConfig, parse, replaced
+from adios_ray.config import Term, TrialConfig, replaced
 from adios_ray.data.feed import Batch
 from adios_ray.models.networks import Networks
 from adios_ray.training.optimizers import Optimizers, build_optimizers
 from adios_ray.training.step import train_step
+from adios_ray.validation import parse
 
 SIZE, IMAGES, CLASSES = 32, 4, 5
 

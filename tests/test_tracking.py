@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects
 import pytest
-from made_up_run import COPIES, make_exploit, make_masks, make_row, make_run, make_summary
+from made_up_run import COPIES, SETTINGS, make_exploit, make_masks, make_row, make_run, make_summary
 from PIL import Image
 from rich.console import Console
 
 from adios_ray.errors import RecordError
 from adios_ray.tracking import charts, lineage, pictures, records, report
+from adios_ray.tracking.formatting import duration
 from adios_ray.tracking.lineage import Ancestor
-from adios_ray.tracking.live import LiveView, clock, report_line, sparkline
+from adios_ray.tracking.live import LiveView, report_line, sparkline
 from adios_ray.tracking.records import Row
 
 
@@ -32,9 +33,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_results_round_trip_and_continue(tmp_path: Path) -> None:
     rows = [make_row("trial_00", 1), make_row("trial_00", 2, math.nan), make_row('odd, "name"', 1, 1 / 3)]
-    records.begin_results(tmp_path)
+    records.begin_results(tmp_path, list(SETTINGS))
     records.append_result(tmp_path, rows[0])
-    records.begin_results(tmp_path)
+    records.begin_results(tmp_path, list(SETTINGS))
     records.append_result(tmp_path, rows[1])
     records.append_result(tmp_path, rows[2])
     assert (tmp_path / "results.csv").read_text().count("fitness") == 1
@@ -43,21 +44,22 @@ def test_results_round_trip_and_continue(tmp_path: Path) -> None:
 
 
 def test_columns_are_the_contract(tmp_path: Path) -> None:
-    records.begin_results(tmp_path)
+    records.begin_results(tmp_path, list(SETTINGS))
     assert (tmp_path / "results.csv").read_text() == (
-        "time,trial,epoch,fitness,loss,penalty,probe_accuracy,sparsity_weight,encoder_lr,occlusion_lr,slots,"
-        "slot_overlap,mask_mean_min,mask_mean_max,images_per_s,data_wait_fraction,idle_s,worker_pid\n"
+        "time,trial,epoch,fitness,loss,penalty,probe_accuracy,slot_overlap,mask_mean_min,mask_mean_max,images_per_s,"
+        "data_wait_fraction,idle_s,worker_pid,"
+        "masking.sparsity_weight,optimizer.encoder_lr,optimizer.occlusion_lr,masking.slots\n"
     )
 
 
 def test_a_row_is_on_disk_before_the_file_is_closed(tmp_path: Path) -> None:
-    records.begin_results(tmp_path)
+    records.begin_results(tmp_path, list(SETTINGS))
     records.append_result(tmp_path, make_row())
     assert len(records.read_results(tmp_path)) == 1
 
 
 def test_superseded_rows_give_way_to_the_last(tmp_path: Path) -> None:
-    records.begin_results(tmp_path)
+    records.begin_results(tmp_path, list(SETTINGS))
     for epoch, fitness in [(1, 0.1), (2, 0.2), (3, 0.3), (2, 0.25)]:
         records.append_result(tmp_path, make_row(epoch=epoch, fitness=fitness))
     assert [row.fitness for row in records.read_results(tmp_path)] == [0.1, 0.25, 0.3]
@@ -75,7 +77,7 @@ def test_a_lineage_keeps_the_order_of_its_decisions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
 def test_a_half_written_line_is_dropped_and_the_file_continued(tmp_path: Path, cut: int) -> None:
-    records.begin_results(tmp_path)
+    records.begin_results(tmp_path, list(SETTINGS))
     records.begin_lineage(tmp_path)
     records.append_result(tmp_path, make_row(epoch=1))
     records.append_result(tmp_path, make_row(epoch=2))
@@ -85,7 +87,7 @@ def test_a_half_written_line_is_dropped_and_the_file_continued(tmp_path: Path, c
         os.truncate(tmp_path / name, (tmp_path / name).stat().st_size - cut)
     assert [row.epoch for row in records.read_results(tmp_path)] == [1]
     assert [exploit.epoch for exploit in records.read_lineage(tmp_path)] == [1]
-    records.begin_results(tmp_path)
+    records.begin_results(tmp_path, list(SETTINGS))
     records.append_result(tmp_path, make_row(epoch=3))
     records.append_exploit(tmp_path, make_exploit(3, "a", "b"))
     assert [row.epoch for row in records.read_results(tmp_path)] == [1, 3]
@@ -225,7 +227,7 @@ def test_report_masks_follow_the_ancestry(run_dir: Path) -> None:
 
 def test_report_escapes_what_files_say(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
-    records.begin_results(tmp_path)
+    records.begin_results(tmp_path, list(SETTINGS))
     records.begin_lineage(tmp_path)
     records.append_result(tmp_path, make_row(evil, 1))
     records.append_result(tmp_path, make_row("<img src=x>", 1))
@@ -239,7 +241,7 @@ def test_report_escapes_what_files_say(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [[], [make_row()], [make_row(fitness=math.nan)]])
 def test_report_of_a_run_that_has_just_begun(tmp_path: Path, rows: list[Row]) -> None:
-    records.begin_results(tmp_path)
+    records.begin_results(tmp_path, list(SETTINGS))
     for row in rows:
         records.append_result(tmp_path, row)
     text = Page(report.write_report(tmp_path).read_text()).text
@@ -254,8 +256,10 @@ def test_charts_are_valid_figures_with_a_colour_for_a_trial(tmp_path: Path, tria
     path = lineage.ancestry(exploits, "trial_03", 2)
     colours = charts.trial_colours(by_trial, path)
     population = charts.Population(by_trial, exploits, path, colours, 0.1)
-    for draw in report._CHARTS.values():
-        figure = plotly.graph_objects.Figure(draw(population))
+    figures = [*(draw(population) for draw in report._CHARTS.values()), *charts.value_charts(population).values()]
+    assert len(figures) == 4 + 4
+    for drawn in figures:
+        figure = plotly.graph_objects.Figure(drawn)
         assert all(trace.line.color == colours[trace.meta] for trace in figure.data if trace.meta)
     distinct = {colour for trial, colour in colours.items() if trial in ("trial_00", "trial_03")}
     assert len(distinct) == 2 and len(set(colours.values())) == min(trials, 9)
@@ -264,8 +268,8 @@ def test_charts_are_valid_figures_with_a_colour_for_a_trial(tmp_path: Path, tria
 
 
 def test_steps_stand_for_the_epochs_before_their_report() -> None:
-    rows = {"a": [make_row("a", 1, slots=4), make_row("a", 2, slots=6)]}
-    trace = charts.slots_chart(charts.Population(rows, [], [], {"a": "#000000"}, None))["data"][0]
+    rows = {"a": [make_row("a", epoch, values={"masking.slots": slots}) for epoch, slots in ((1, 4), (2, 6))]}
+    trace = charts.value_charts(charts.Population(rows, [], [], {"a": "#000000"}, None))["masking.slots"]["data"][0]
     assert (trace["x"], trace["customdata"], trace["line"]["shape"]) == ([0, 1, 2], [4, 4, 6], "vh")
 
 
@@ -315,7 +319,7 @@ def test_time_left_counts_from_the_resumed_epochs() -> None:
     view = LiveView(10, 2, "title", history=[make_row("a", 4), make_row("b", 4)])
     assert view._time_left(30.0) == ""
     view.report(make_row("a", 5))
-    assert view._time_left(30.0) == f", about {clock(11 * 30)} left"
+    assert view._time_left(30.0) == f", about {duration(11 * 30)} left"
 
 
 def test_sparkline_spans_its_values() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from small import make_objects, small_config
 
-from adios_ray.config import CentralView, TrialConfig, check_view, parse, replaced
+from adios_ray.config import CentralView, TrialConfig, check_view, replaced
 from adios_ray.data.feed import central_views
 from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.errors import CheckpointError, ConfigError, NonFiniteError
@@ -26,6 +26,7 @@ from adios_ray.training.divergence import check_finite
 from adios_ray.training.reproduce import reproduce
 from adios_ray.training.step import probe_step
 from adios_ray.training.trainer import Trainer
+from adios_ray.validation import parse
 
 CPU = torch.device("cpu")
 
@@ -108,7 +109,7 @@ def test_n_changes_with_the_exploit_and_training_goes_on(old: int, new: int, obj
     trial.load(pointer, small_config(objects_dir, masking={"slots": new}))
     assert trial.masks(2)[1].shape == (2, new, 32, 32)
     report = trial.train_to_report()
-    assert math.isfinite(report["loss"]) and report["epoch"] == 2
+    assert math.isfinite(report.loss) and report.epoch == 2
     again = Trainer(small_config(objects_dir, masking={"slots": new}), CPU)
     again.load(trial.save(tmp_path / "changed"), again.config)
     assert torch.equal(again.masks(2)[1], trial.masks(2)[1])
@@ -117,10 +118,10 @@ def test_n_changes_with_the_exploit_and_training_goes_on(old: int, new: int, obj
 def test_reports_come_at_the_interval_and_at_the_end(objects_dir: Path) -> None:
     trainer = Trainer(small_config(objects_dir, epochs=3, evaluation={"interval_epochs": 2}), CPU)
     first, last = trainer.train_to_report(), trainer.train_to_report()
-    assert (first["epoch"], last["epoch"], trainer.done) == (2, 3, True)
+    assert (first.epoch, last.epoch, trainer.done) == (2, 3, True)
     for report in (first, last):
-        assert 0 <= report["fitness"] <= 1 and 0 <= report["probe_accuracy"] <= 1
-        assert report["penalty"] >= 1 and 0 < report["mask_mean_min"] <= 1 / 3 <= report["mask_mean_max"] < 1
+        assert 0 <= report.fitness <= 1 and 0 <= report.probe_accuracy <= 1
+        assert report.penalty >= 1 and 0 < report.mask_mean_min <= 1 / 3 <= report.mask_mean_max < 1
 
 
 def test_views_may_be_larger_than_the_stored_images(objects_dir: Path) -> None:
@@ -128,7 +129,7 @@ def test_views_may_be_larger_than_the_stored_images(objects_dir: Path) -> None:
     report = trainer.train_to_report()
     images, masks = trainer.masks(4)
     assert (images.shape, masks.shape) == ((4, 48, 48, 3), (4, 3, 48, 48))
-    assert math.isfinite(report["loss"]) and 0 <= report["fitness"] <= 1
+    assert math.isfinite(report.loss) and 0 <= report.fitness <= 1
 
 
 @pytest.mark.slow
@@ -248,8 +249,8 @@ def test_a_diverged_training_stops_before_anybody_moves_and_can_be_reproduced(
     trainer = poisoned(small_config(objects_dir, masking={"order": order}))
     weights = {name: values.clone() for name, values in trainer.networks.named_parameters()}
     report = trainer.train_to_report()
-    assert report["divergence"] == "step 2: objective of slot 0 is nan"
-    assert math.isnan(report["fitness"]) and math.isnan(report["loss"]) and report["epoch"] == 1
+    assert report.divergence == "step 2: objective of slot 0 is nan"
+    assert math.isnan(report.fitness) and math.isnan(report.loss) and report.epoch == 1
     for name, values in trainer.networks.named_parameters():
         torch.testing.assert_close(values.detach(), weights[name], rtol=0, atol=0, equal_nan=True)
     trainer.dump_divergence(tmp_path / "dump")
@@ -261,7 +262,7 @@ def test_a_penalty_that_is_not_finite_is_named(objects_dir: Path) -> None:
     assert trainer.networks.occlusion is not None and trainer.networks.occlusion.head.bias is not None
     with torch.no_grad():
         trainer.networks.occlusion.head.bias[1] = torch.nan
-    assert "objective of slot 0" in str(trainer.train_to_report()["divergence"])
+    assert "objective of slot 0" in str(trainer.train_to_report().divergence)
     with pytest.raises(NonFiniteError, match="penalty of slot 1 is inf"):
         check_finite(torch.ones(3), torch.tensor([1.0, torch.inf]))
 
@@ -274,7 +275,7 @@ def test_a_diverged_training_waits_for_a_donor_and_goes_on_from_it(objects_dir: 
     resumed = Trainer(config, CPU)
     resumed.load(trial.save(tmp_path / "diverged"), config)
     for trainer in (trial, resumed):
-        assert trainer.train_to_report()["divergence"] == "step 2: objective of slot 0 is nan"
+        assert trainer.train_to_report().divergence == "step 2: objective of slot 0 is nan"
         assert trainer.epoch == 2
     trial.load(pointer, config)
     trial.train_until(5)
@@ -328,7 +329,7 @@ def test_a_training_begins_with_the_weights_of_another(objects_dir: Path, tmp_pa
     begun = second.networks.state_dict()
     for name, values in first.networks.state_dict().items():
         assert torch.equal(begun[name], values) != name.startswith("probe"), name
-    assert second.step == 0 and math.isfinite(second.train_to_report()["loss"])
+    assert second.step == 0 and math.isfinite(second.train_to_report().loss)
 
 
 def test_masks_to_begin_with_are_split_or_merged_to_the_configured_number(objects_dir: Path, tmp_path: Path) -> None:
@@ -355,7 +356,7 @@ def test_images_without_labels_are_trained_on_but_not_asked_about(tmp_path: Path
     known = labels != NO_LABEL
     assert 0 < known.sum() < 5 * 32
     expected = (predicted == labels)[known].float().mean()
-    assert report["probe_accuracy"] == pytest.approx(float(expected), abs=1e-6)
+    assert report.probe_accuracy == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_the_probe_learns_from_known_labels_alone(objects_dir: Path) -> None:
@@ -406,6 +407,6 @@ def test_a_grown_trial_keeps_learning(objects_dir: Path, tmp_path: Path) -> None
             trainer = Trainer(config, CPU)
             trainer.load(pointer, replaced(config, {"masking.slots": slots}))
             trainer.seed = seed
-            found.append(trainer.train_to_report()["loss"])
+            found.append(trainer.train_to_report().loss)
     usual, grown = torch.tensor(losses[3]), torch.tensor(losses[4])
     assert abs(grown.mean() - usual.mean()) <= 3 * usual.std() and grown.std() <= 3 * usual.std()

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from adios_ray.data.mirror import RemoteFile, mirror
 from adios_ray.data.sources.base import UNLABELLED, Sample
 from adios_ray.data.store import LocalStore, Location, Store, store_at
 from adios_ray.errors import DatasetError
 from adios_ray.files import sha256
+from adios_ray.validation import parse_json
 
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -95,6 +96,12 @@ class Manifest(Record):
     def entries(self) -> list[ShardEntry]:
         """The shards of all splits."""
         return [entry for entries in self.splits.values() for entry in entries]
+
+
+class _Version(BaseModel):
+    """Of a manifest whose other fields may be those of another version."""
+
+    schema_version: int
 
 
 @dataclass(frozen=True)
@@ -195,17 +202,12 @@ def _manifest_bytes(store: Store) -> bytes:
 def _parse_manifest(store: Store, content: bytes) -> Manifest:
     path = f"{store}/{MANIFEST_NAME}"
     try:
-        raw = json.loads(content)
-        version = raw["schema_version"]
-    except (ValueError, TypeError, KeyError):
-        raise DatasetError(f"{path} is not a manifest. {_MAKE_AGAIN}") from None
-    if version not in READABLE_VERSIONS:
-        raise DatasetError(f"{path} has schema version {version}, not {SCHEMA_VERSION} or 1. {_MAKE_AGAIN}")
-    try:
-        return Manifest.model_validate(raw)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise DatasetError(f"{path} is damaged at {where!r}. {_MAKE_AGAIN}") from None
+        version = parse_json(_Version, content, f"{path} is not a manifest", DatasetError).schema_version
+        if version in READABLE_VERSIONS:
+            return parse_json(Manifest, content, f"{path} is damaged", DatasetError)
+    except DatasetError as error:
+        raise DatasetError(f"{error}. {_MAKE_AGAIN}") from None
+    raise DatasetError(f"{path} has schema version {version}, not {SCHEMA_VERSION} or 1. {_MAKE_AGAIN}")
 
 
 def _on_this_machine(location: Location) -> tuple[Path, Manifest]:

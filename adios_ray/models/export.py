@@ -7,7 +7,7 @@ from typing import Any, Literal
 import safetensors.torch
 from torch import nn
 
-from adios_ray.config import BackboneConfig, Strict, TrialConfig, load_json, parse
+from adios_ray.config import BackboneConfig, Strict, TrialConfig
 from adios_ray.data.augment import MEAN, STD
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.files import write_whole
@@ -23,6 +23,7 @@ from adios_ray.models.weights import (
     plain,
 )
 from adios_ray.training.checkpoints import STATE_FILE
+from adios_ray.validation import read_json
 
 Naming = Literal["timm", "torchvision"]
 SUFFIX = ".safetensors"
@@ -141,7 +142,7 @@ def _load_exported(path: Path) -> nn.Module:
     description = path.with_suffix(".json")
     if not description.is_file():
         raise ConfigError(f"{path} is neither a weights file of adios_ray nor an exported encoder with {description}")
-    info = parse(EncoderInfo, load_json(description), str(description))
+    info = read_json(EncoderInfo, description)
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != info.sha256:
         raise CheckpointError(f"{path} is damaged or not described by {description}: its checksum is another one")

@@ -17,11 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
-from adios_ray.config import Term, TrialConfig, load_json, replaced
+from adios_ray.config import Term, TrialConfig, replaced
 from adios_ray.errors import ConfigError
 from adios_ray.models.inert_pickle import read_state_dict
 from adios_ray.models.weights import Weights, build_networks, unwrapped
 from adios_ray.training.optimizers import LARS_TRUST, PROBE_LR
+from adios_ray.validation import read_json
 
 _PARTS = {
     "encoder.": "backbone.",
@@ -115,7 +116,7 @@ def import_official(folder: Path) -> Weights:
         ConfigError: If a file is missing, or the model is one that no ``TrialConfig`` describes.
         CheckpointError: If the checkpoint is damaged.
     """
-    arguments = load_json(folder / "args.json")
+    arguments = read_json(dict[str, Any], folder / "args.json")
     checkpoint = _only_checkpoint(folder)
     tensors = _renamed(unwrapped(read_state_dict(checkpoint)))
     _fold_biases(tensors)
@@ -137,7 +138,7 @@ def unsupported(folder: Path) -> list[str]:
     Raises:
         ConfigError: If ``args.json`` is missing or not a JSON object.
     """
-    arguments = load_json(folder / "args.json")
+    arguments = read_json(dict[str, Any], folder / "args.json")
     lines = []
     for path, theirs in _TRANSLATED.items():
         if _agreed(arguments, *theirs) is None and len(values := _values(arguments, *theirs)) > 1:

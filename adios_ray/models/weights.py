@@ -5,7 +5,6 @@ configuration, the image size, the number of classes and where the weights come 
 checkpoint of a run will do as well.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,13 @@ from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from adios_ray.config import MaskingConfig, Strict, TrialConfig, parse
+from adios_ray.config import MaskingConfig, Strict, TrialConfig
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.files import write_whole
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.networks import Networks
 from adios_ray.training.checkpoints import META_FILE, STATE_FILE, open_checkpoint
+from adios_ray.validation import parse, parse_json
 
 METADATA_KEY = "adios_ray"
 SCHEMA_VERSION = 1
@@ -112,11 +112,7 @@ def load_weights(path: Path) -> Weights:
     text = file_metadata(path).get(METADATA_KEY)
     if text is None:
         raise ConfigError(f"{path} was not written as a weights file by adios_ray: its metadata has no {METADATA_KEY}")
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: its metadata are not JSON: {error}") from None
-    header = parse(_Header, values, str(path))
+    header = parse_json(_Header, text, str(path))
     tensors = unwrapped(safetensors.torch.load_file(path))
     return Weights(header.config, header.image_size, header.classes, header.origin, tensors)
 

@@ -12,7 +12,10 @@ from typing import Any
 
 import ray
 
-from adios_ray.search.line import Command, Lines, Start
+from adios_ray.config import TrialConfig
+from adios_ray.search.line import Command, Lines, Reply, Start
+from adios_ray.training.checkpoints import Pointer
+from adios_ray.trial_report import TrialReport
 
 
 class ReplacedError(RuntimeError):
@@ -28,7 +31,7 @@ class Channel:
         self._changed: defaultdict[str, asyncio.Condition] = defaultdict(asyncio.Condition)
 
     async def register(
-        self, trial: str, config: dict[str, Any], checkpoint: dict[str, Any] | None, epoch: int, held: bool
+        self, trial: str, config: TrialConfig, checkpoint: Pointer | None, epoch: int, held: bool
     ) -> None:
         """Introduce a trial: where it starts, and whether it waits at a barrier.
 
@@ -50,9 +53,7 @@ class Channel:
             await self._changed[trial].wait_for(lambda: position in line.commands)
         return line.commands[position]
 
-    async def answer(
-        self, trial: str, position: int, report: dict[str, Any], checkpoint: dict[str, Any] | None
-    ) -> None:
+    async def answer(self, trial: str, position: int, report: TrialReport, checkpoint: Pointer | None) -> None:
         """A worker's report to the "train" command at a position, with the checkpoint written with it.
 
         That of a worker whose command has meanwhile been given to others counts for nothing.
@@ -64,7 +65,7 @@ class Channel:
         """Something that people should know; it comes with the trial's next report."""
         self._lines[trial].notes.append(text)
 
-    async def request(self, trial: str, missed: bool) -> dict[str, Any]:
+    async def request(self, trial: str, missed: bool) -> Reply:
         """Have the trial train to its next report, once it is not held.
 
         Args:
@@ -73,7 +74,7 @@ class Channel:
                 it is given once more then.
 
         Returns:
-            The report with its checkpoint and notes; or that the trial leaves its place, which it was told to.
+            The report with its checkpoint and notes; or no report, as the trial leaves its place.
 
         Raises:
             ReplacedError: If the trial asks once more meanwhile, or its actor is started again. Ray does not cancel the
@@ -93,9 +94,7 @@ class Channel:
         self._lines[trial].give_up(reason)
         await self._notify(trial)
 
-    async def load(
-        self, trial: str, checkpoint: dict[str, Any], epoch: int, config: dict[str, Any] | None = None
-    ) -> None:
+    async def load(self, trial: str, checkpoint: Pointer, epoch: int, config: TrialConfig | None = None) -> None:
         """Have the trial go on from a checkpoint, under another configuration if given, in the processes it has."""
         self._lines[trial].load(checkpoint, epoch, config)
         await self._notify(trial)
@@ -127,13 +126,11 @@ class ChannelCalls:
         """Call this actor."""
         self._actor = actor
 
-    def register(
-        self, trial: str, config: dict[str, Any], checkpoint: dict[str, Any] | None, epoch: int, held: bool
-    ) -> None:
+    def register(self, trial: str, config: TrialConfig, checkpoint: Pointer | None, epoch: int, held: bool) -> None:
         """See ``Channel.register``."""
         ray.get(self._actor.register.remote(trial, config, checkpoint, epoch, held))
 
-    def load(self, trial: str, checkpoint: dict[str, Any], epoch: int, config: dict[str, Any]) -> None:
+    def load(self, trial: str, checkpoint: Pointer, epoch: int, config: TrialConfig) -> None:
         """See ``Channel.load``."""
         ray.get(self._actor.load.remote(trial, checkpoint, epoch, config))
 

@@ -1,13 +1,15 @@
 """Configuration of a whole experiment: a trial's, and the population around it."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 import adios_ray
-from adios_ray.config import TrialConfig, parse
+from adios_ray.config import TrialConfig
+from adios_ray.run_directory import RunDirectory
 from adios_ray.search.spaces import Scheduler, Search
+from adios_ray.validation import parse, read_json
 
 _PACKAGE = Path(adios_ray.__file__).resolve().parent
 # An installed package has the files inside. In a clone that is a link, which copies of it, such as a job's working
@@ -57,3 +59,16 @@ class ExperimentConfig(TrialConfig):
 DEMO_IMAGE_SIZE = 32
 DEMO_IMAGES = 3000
 DEMO_SEED = 0
+
+
+def read_experiment(run_dir: Path) -> ExperimentConfig:
+    """Read the resolved configuration of a run.
+
+    Raises:
+        ConfigError: If it is missing or damaged.
+    """
+    path = RunDirectory(run_dir).config
+    values = read_json(dict[str, Any], path)
+    # Runs that began before there was a choice trained the predictor under the encoder's schedule.
+    values.get("optimizer", {}).setdefault("predictor_schedule", "cosine")
+    return parse(ExperimentConfig, values, str(path))

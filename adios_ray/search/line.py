@@ -4,25 +4,12 @@ Every event takes the trial's newest request as far as it can come, so that what
 of the events alone. ``Channel`` lets processes wait for it; the tests' simulation plays the same events.
 """
 
-import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-FAILED_REPORT: dict[str, Any] = {
-    "fitness": math.nan,
-    "loss": math.nan,
-    "penalty": math.nan,
-    "probe_accuracy": math.nan,
-    "slot_overlap": 0.0,
-    "mask_mean_min": 0.0,
-    "mask_mean_max": 0.0,
-    "images_per_s": 0.0,
-    "data_wait_fraction": 0.0,
-    "idle_s": 0.0,
-    "worker_pid": 0,
-    "done": False,
-}
-"""What a trial reports whose workers failed again and again; the epoch and the reason are added."""
+from adios_ray.config import TrialConfig
+from adios_ray.training.checkpoints import Pointer
+from adios_ray.trial_report import TrialReport
 
 
 class Command(NamedTuple):
@@ -30,27 +17,41 @@ class Command(NamedTuple):
 
     Attributes:
         kind: "train" to the next report, "load" a checkpoint under a configuration, or "stop".
-        config: For "load": the trial's new configuration as JSON values.
-        checkpoint: For "load": pointer to a checkpoint as JSON values.
+        config: For "load": the trial's new configuration.
+        checkpoint: For "load": the checkpoint.
     """
 
     kind: Literal["train", "load", "stop"]
-    config: dict[str, Any] | None = None
-    checkpoint: dict[str, Any] | None = None
+    config: TrialConfig | None = None
+    checkpoint: Pointer | None = None
 
 
 class Start(NamedTuple):
     """Where a fresh worker group begins.
 
     Attributes:
-        config: The trial's configuration as JSON values.
-        checkpoint: Pointer to the checkpoint to load, or None for fresh weights.
+        config: The trial's configuration.
+        checkpoint: The checkpoint to load; None for fresh weights.
         position: Number of the first command to take.
     """
 
-    config: dict[str, Any]
-    checkpoint: dict[str, Any] | None
+    config: TrialConfig
+    checkpoint: Pointer | None
     position: int
+
+
+class Reply(NamedTuple):
+    """What a request for a report comes to.
+
+    Attributes:
+        report: The trial's report; None where the trial leaves its place, which it was told to.
+        checkpoint: The checkpoint written with it; of workers that failed, the one before.
+        notes: What people should know.
+    """
+
+    report: TrialReport | None
+    checkpoint: Pointer | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -65,7 +66,7 @@ class Request:
 
     missed: bool
     begun: bool = False
-    reply: dict[str, Any] | None = None
+    reply: Reply | None = None
 
 
 @dataclass
@@ -73,8 +74,8 @@ class Line:
     """State of one trial.
 
     Attributes:
-        config: The trial's configuration as JSON values.
-        checkpoint: Pointer to the checkpoint that it would restart from, as JSON values.
+        config: The trial's configuration.
+        checkpoint: The checkpoint that it would restart from.
         epoch: Epochs behind that checkpoint.
         held: Whether requests wait at a barrier.
         commands: Commands by position, since the worker group has started.
@@ -86,15 +87,15 @@ class Line:
         request: The newest request, while it waits.
     """
 
-    config: dict[str, Any]
-    checkpoint: dict[str, Any] | None
+    config: TrialConfig
+    checkpoint: Pointer | None
     epoch: int
     held: bool
     commands: dict[int, Command] = field(default_factory=dict)
     next_position: int = 0
     training: int | None = None
     leaving: bool = False
-    report: dict[str, Any] | None = None
+    report: TrialReport | None = None
     notes: list[str] = field(default_factory=list)
     request: Request | None = None
 
@@ -119,20 +120,19 @@ class Line:
             self.training = self._append(Command("train"))
         return Start(self.config, self.checkpoint, self.next_position - pending)
 
-    def answer(self, position: int, report: dict[str, Any], checkpoint: dict[str, Any] | None) -> None:
+    def answer(self, position: int, report: TrialReport, checkpoint: Pointer | None) -> None:
         """Take the workers' report; see ``Channel.answer``."""
         if position == self.training:
-            self.report, self.checkpoint, self.epoch, self.training = report, checkpoint, int(report["epoch"]), None
+            self.report, self.checkpoint, self.epoch, self.training = report, checkpoint, report.epoch, None
             self._advance()
 
     def give_up(self, reason: str) -> None:
         """Answer for workers that cannot; see ``Channel.give_up``."""
-        interval, epochs = self.config["evaluation"]["interval_epochs"], self.config["epochs"]
-        epoch = min((self.epoch // interval + 1) * interval, epochs)
-        self.report, self.epoch, self.training = {**FAILED_REPORT, "epoch": epoch, "divergence": reason}, epoch, None
+        epoch = self.config.next_report(self.epoch)
+        self.report, self.epoch, self.training = TrialReport.failed(epoch, reason), epoch, None
         self._advance()
 
-    def load(self, checkpoint: dict[str, Any], epoch: int, config: dict[str, Any] | None = None) -> None:
+    def load(self, checkpoint: Pointer, epoch: int, config: TrialConfig | None = None) -> None:
         """Have the workers load a checkpoint; see ``Channel.load``."""
         self.config, self.checkpoint, self.epoch, self.report = config or self.config, checkpoint, epoch, None
         self._append(Command("load", self.config, checkpoint))
@@ -164,7 +164,7 @@ class Line:
         if not request.begun:
             if self.leaving:
                 self.leaving = False
-                self._reply(request, {"left_its_place": True, "done": False})
+                self._reply(request, Reply(None))
                 return
             if self.held:
                 return
@@ -174,19 +174,16 @@ class Line:
             request.begun = True
         if self.report is not None:
             notes, self.notes = self.notes, []
-            reply = {**self.report, "checkpoint": self.checkpoint, "notes": notes, "left_its_place": False}
-            self._reply(request, reply)
+            self._reply(request, Reply(self.report, self.checkpoint, tuple(notes)))
 
-    def _reply(self, request: Request, reply: dict[str, Any]) -> None:
+    def _reply(self, request: Request, reply: Reply) -> None:
         self.request, request.reply = None, reply
 
 
 class Lines(dict[str, Line]):
     """The lines of all trials, by trial name."""
 
-    def register(
-        self, trial: str, config: dict[str, Any], checkpoint: dict[str, Any] | None, epoch: int, held: bool
-    ) -> None:
+    def register(self, trial: str, config: TrialConfig, checkpoint: Pointer | None, epoch: int, held: bool) -> None:
         """Introduce a trial; one that is known stays as it is, but its actor is another one now."""
         if trial in self:
             self[trial].restart_actor()

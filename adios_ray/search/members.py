@@ -2,17 +2,16 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.patience import patiently
 from adios_ray.search.channel import ChannelCalls
+from adios_ray.search.line import Reply
 from adios_ray.search.state import Member, Observation, PopulationState
-from adios_ray.tracking.records import Settings
 from adios_ray.tracking.run import Run
-from adios_ray.training.checkpoints import Pointer
 
 WORST_SCORE = -1e9
 """Of trials that diverged, collapsed or failed: below every fitness."""
@@ -45,33 +44,36 @@ class Members:
     def register(self, name: str, held: bool = False) -> None:
         """Tell the channel where a trial goes on; one that waits for others stays held."""
         member = self[name]
-        own = replaced(self.config, {**member.values, "seed": self.config.seed + member.number})
-        pointer = None if member.checkpoint is None else member.checkpoint.model_dump(mode="json")
         self._registered.add(name)
-        self.channel.register(name, own.model_dump(mode="json"), pointer, member.epoch, held)
+        self.channel.register(name, self._own_config(member), member.checkpoint, member.epoch, held)
 
-    def record(self, name: str, result: Mapping[str, Any]) -> bool:
+    def _own_config(self, member: Member) -> TrialConfig:
+        """The configuration with which a member begins."""
+        return replaced(self.config, {**member.values, "seed": self.config.seed + member.number})
+
+    def record(self, name: str, reply: Reply) -> bool:
         """Write a report down and update its member; ``remember`` makes it last.
 
         Returns:
             Whether the report is news; one that repeats an epoch, after a step back to an older checkpoint, is not.
         """
-        for note in result["notes"]:
+        for note in reply.notes:
             self.run.note(f"{name}: {note}")
-        member, epoch = self[name], int(result["epoch"])
-        if epoch <= member.epoch:
+        member, report = self[name], reply.report
+        if report is None or report.epoch <= member.epoch:
             return False
-        self.run.report(name, result, self.settings(member))
-        if result["divergence"]:
-            self.run.note(f"{name} diverged at {result['divergence']}; it waits for a donor")
-        score = self._score(member, float(result["fitness"]))
+        epoch = report.epoch
+        self.run.report(name, report, member.values, self._own_config(member))
+        if report.divergence:
+            self.run.note(f"{name} diverged at {report.divergence}; it waits for a donor")
+        score = self._score(member, report.fitness)
         self.state.observations[f"{name}/{epoch}"] = Observation(
             trial=name, values=member.values, epochs=(member.epoch, epoch), scores=(member.base_score, score)
         )
         member.score = member.base_score = score
         member.epoch = epoch
-        if "checkpoint/path" in result:  # as Tune flattens it
-            member.checkpoint = Pointer(path=result["checkpoint/path"], sha256=result["checkpoint/sha256"])
+        if reply.checkpoint is not None:
+            member.checkpoint = reply.checkpoint
         return True
 
     def _score(self, member: Member, fitness: float) -> float:
@@ -93,9 +95,8 @@ class Members:
             epoch=source.epoch,
             trial=name,
             donor=donor,
-            old=self.settings(old),
-            new=self.settings(new),
-            values=values,
+            old=old.values,
+            new=values,
             scores={who: score for who, score in scores.items() if score is not None and score > WORST_SCORE},
         )
         self.state.exploits += 1
@@ -107,9 +108,7 @@ class Members:
         if name not in self._registered:
             return
         assert member.checkpoint is not None
-        config = replaced(self.config, member.values)
-        checkpoint = member.checkpoint.model_dump(mode="json")
-        self.channel.load(name, checkpoint, member.epoch, config.model_dump(mode="json"))
+        self.channel.load(name, member.checkpoint, member.epoch, replaced(self.config, member.values))
 
     def hold(self, names: Sequence[str], held: bool) -> None:
         """Let trials wait for the others, or let them go on."""
@@ -122,20 +121,6 @@ class Members:
         patiently(lambda: self.state.journal(self.run.directory, names, keys), self.run.note)
         self.state.remove_unused_checkpoints(self.run.directory, names)
 
-    def settings(self, member: Member) -> Settings:
-        """What the report shows of a member's configuration."""
-        return settings_of(replaced(self.config, member.values))
-
     def random(self, name: str) -> Random:
         """Random numbers for a decision about a member, the same in a driver that decides again."""
         return Random(f"{self.config.seed}/{name}/{self[name].epoch}")
-
-
-def settings_of(config: TrialConfig) -> Settings:
-    """What the population adapts, out of a trial's configuration."""
-    return Settings(
-        sparsity_weight=config.masking.sparsity_weight,
-        encoder_lr=config.optimizer.encoder_lr,
-        occlusion_lr=config.optimizer.occlusion_lr,
-        slots=config.masking.slots,
-    )

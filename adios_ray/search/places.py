@@ -19,9 +19,8 @@ from ray.train.v2._internal.execution.callback import ControllerCallback  # the 
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from adios_ray.patience import patiently_into
+from adios_ray.run_directory import RunDirectory
 
-CONTROLLERS = "controllers"
-"""Folder in the run directory; an empty file for each controller, named by its actor's ID."""
 WAITING_S = 10.0
 """A trial whose workers have waited so long does not fit, whatever the nodes have in all."""
 
@@ -56,7 +55,7 @@ def record_controller(run_dir: Path) -> None:
 
 
 def _record_of(run_dir: Path, actor_id: str) -> Path:
-    return run_dir / CONTROLLERS / actor_id
+    return RunDirectory(run_dir).controllers / actor_id
 
 
 class Group(NamedTuple):

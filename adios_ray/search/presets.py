@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import yaml
 
 import adios_ray
-from adios_ray.config import parse
 from adios_ray.errors import ConfigError
 from adios_ray.search.experiment import ExperimentConfig, Family
+from adios_ray.validation import parse
 
 FOLDER = Path(adios_ray.__file__).resolve().parent / "presets"
 DEMO = "demo"

@@ -3,17 +3,19 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import ConfigError, RunError
 from adios_ray.files import remove_drafts, whole_lines, write_whole
-from adios_ray.search.schedule import Schedule, load_schedule
+from adios_ray.run_directory import epoch_name, newest_epochs
+from adios_ray.search.schedule import Schedule, Stage, load_schedule
+from adios_ray.tracking.formatting import label, value_text
 from adios_ray.tracking.records import MEASURES, Measure
 from adios_ray.training.checkpoints import newest_whole
 from adios_ray.training.trainer import Trainer
+from adios_ray.trial_report import TrialReport
 
 REPLAY_FILE = "replay.json"
 REPORTS_FILE = "reports.jsonl"
@@ -51,15 +53,15 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
         if pointer is not None:
             trainer.load(pointer, own)
         while trainer.epoch < end:
-            report = {**trainer.train_to_report(), "trial": stage.trial, **stage.values}
-            name = f"epoch_{trainer.epoch:05d}"
+            report = trainer.train_to_report()
+            name = epoch_name(report.epoch)
             if trainer.divergence:
                 trainer.dump_divergence(output / "diverged" / name)
                 raise RunError(
                     f"training diverged at {trainer.divergence}; {output / 'diverged' / name} holds that step, lower "
                     "learning rates may help"
                 )
-            _write_report(output / REPORTS_FILE, report, measure)
+            _write_report(output / REPORTS_FILE, report, stage, measure)
             pointer = trainer.save(output / "checkpoints" / name)
             _remove_older(output / "checkpoints")
     assert trainer is not None
@@ -80,16 +82,16 @@ def _claim(output: Path, schedule: Schedule) -> None:
         schedule.save(path)
 
 
-def _write_report(path: Path, report: dict[str, Any], measure: Measure) -> None:
+def _write_report(path: Path, report: TrialReport, stage: Stage, measure: Measure) -> None:
     """Add a report to the file, in place of those that a training which was cut off here had written."""
-    lines = [line for line in whole_lines(path).splitlines() if json.loads(line)["epoch"] < report["epoch"]]
-    write_whole(path, b"".join(line + b"\n" for line in [*lines, json.dumps(report).encode()]))
-    values = {key: value for key, value in report.items() if "." in key}
-    changing = ", ".join(f"{path} {value:.3g}" for path, value in values.items() if isinstance(value, int | float))
-    fitness = f"{measure.label} {measure.text(report['fitness'])}"
-    print(f"epoch {report['epoch']}: {fitness}, loss {report['loss']:.4g}, {changing}", flush=True)
+    lines = [line for line in whole_lines(path).splitlines() if json.loads(line)["epoch"] < report.epoch]
+    written = {**report.model_dump(), "trial": stage.trial, **stage.values}
+    write_whole(path, b"".join(line + b"\n" for line in [*lines, json.dumps(written).encode()]))
+    values = "".join(f", {label(name)} {value_text(value)}" for name, value in stage.values.items())
+    fitness = f"{measure.label} {measure.text(report.fitness)}"
+    print(f"epoch {report.epoch}: {fitness}, loss {report.loss:.4g}{values}", flush=True)
 
 
 def _remove_older(folder: Path) -> None:
-    for directory in sorted(folder.glob("epoch_*"))[:-KEPT_CHECKPOINTS]:
+    for directory in list(newest_epochs(folder))[KEPT_CHECKPOINTS:]:
         shutil.rmtree(directory)

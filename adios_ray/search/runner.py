@@ -14,24 +14,30 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
-from adios_ray.config import TrialConfig, load_json, parse, replaced
+from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.prepare import prepare
 from adios_ray.data.shards import read_manifest
 from adios_ray.data.sources import objects
 from adios_ray.data.store import store_at
 from adios_ray.errors import ConfigError, RunError, StorageError
 from adios_ray.files import remove_drafts
-from adios_ray.patience import CONFIG_FILE
+from adios_ray.run_directory import RunDirectory
 from adios_ray.search.channel import ChannelCalls, start_channel
 from adios_ray.search.cluster import connected
-from adios_ray.search.experiment import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig
+from adios_ray.search.experiment import (
+    DEMO_IMAGE_SIZE,
+    DEMO_IMAGES,
+    DEMO_SEED,
+    ExperimentConfig,
+    read_experiment,
+)
 from adios_ray.search.members import WORST_SCORE, Members
 from adios_ray.search.places import Places, give_back_deserted
 from adios_ray.search.population import Explore, LivePopulation
 from adios_ray.search.preflight import Placement, check_data, check_storage, count_places, nodes, place
-from adios_ray.search.schedule import SCHEDULE_FILE, schedule_of
+from adios_ray.search.schedule import schedule_of
 from adios_ray.search.scheduler import LiveScheduler
-from adios_ray.search.spaces import SPACE_FILE, SearchSpace, load_space, save_space
+from adios_ray.search.spaces import SearchSpace, load_space, save_space
 from adios_ray.search.state import Member, PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import make_suggest
@@ -84,7 +90,7 @@ def start(config: ExperimentConfig) -> Path:
         config = replaced(config, {**paths, "storage": storage})
         run_dir = _new_run_directory(storage, config)
         write_config(run_dir, config.model_dump(mode="json"))
-        save_space(space, run_dir / SPACE_FILE)
+        save_space(space, RunDirectory(run_dir).space)
         _fresh_population(config, space).save(run_dir)
         return _evolve(config, space, run_dir, placement)
 
@@ -100,11 +106,7 @@ def resume(run_dir: Path) -> Path:
     """
     run_dir = run_dir.expanduser().resolve()
     PopulationState.load(run_dir)
-    values = load_json(run_dir / CONFIG_FILE)
-    # Runs that began before there was a choice trained the predictor under the encoder's schedule.
-    values.get("optimizer", {}).setdefault("predictor_schedule", "cosine")
-    config = parse(ExperimentConfig, values, str(run_dir / CONFIG_FILE))
-    space = load_space(run_dir / SPACE_FILE)
+    config, space = read_experiment(run_dir), load_space(RunDirectory(run_dir).space)
     check_data(config)
     with connected():
         return _evolve(config, space, run_dir, place(config, nodes()))
@@ -160,7 +162,7 @@ def _evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, placeme
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
         places = Places(run_dir, lambda: count_places(config, placement, nodes()))
         turns = Turns(len(unfinished), places.count)
-        with _open_run(config, run_dir) as run:
+        with _open_run(config, space, run_dir) as run:
             members = Members(config.trial(), state, run, ChannelCalls(channel))
             _fit(unfinished, config, run_dir, placement, _scheduler(space, members, turns), turns)
         give_back_deserted(run_dir)
@@ -188,11 +190,11 @@ def _explore(space: SearchSpace, state: PopulationState) -> Explore:
     return lambda name, donor, random: space.explore(donor.values, random)
 
 
-def _open_run(config: ExperimentConfig, run_dir: Path) -> Run:
+def _open_run(config: ExperimentConfig, space: SearchSpace, run_dir: Path) -> Run:
     view = LiveView(config.epochs, config.population, run_dir.name, read_results(run_dir))
     values = config.model_dump(mode="json")
     wandb = None if config.wandb == "off" else WandbLog(run_dir, config.wandb, values)
-    return Run(run_dir, view, RayMetrics(run_dir.name), wandb)
+    return Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), wandb)
 
 
 def _fit(
@@ -258,11 +260,13 @@ def _conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, p
     name, best = max(state.members.items(), key=lambda item: _comparable(item[1]))
     if best.checkpoint is None or _comparable(best) == WORST_SCORE:
         write_report(run_dir)
-        raise RunError(f"every trial diverged; {run_dir / 'diverged'} holds the steps, lower learning rates may help")
+        raise RunError(
+            f"every trial diverged; {RunDirectory(run_dir).diverged} holds the steps, lower learning rates may help"
+        )
     assert config.data_dir is not None and best.score is not None
     own = replaced(config.trial(), best.values)
-    judge = ray.remote(_test_accuracy).options(num_cpus=placement.cpus, num_gpus=placement.gpus)
-    test_accuracy = ray.get(judge.remote(own.model_dump(mode="json"), best.checkpoint.model_dump(mode="json")))
+    judge = ray.remote(_test_fitness).options(num_cpus=placement.cpus, num_gpus=placement.gpus)
+    test_accuracy = ray.get(judge.remote(own, best.checkpoint))
     manifest, rows, lineage = read_manifest(config.data_dir), read_results(run_dir), read_lineage(run_dir)
     first_epoch = min(row.epoch for row in rows)
     summary = Summary(
@@ -276,14 +280,14 @@ def _conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, p
         chance=1 / len(manifest.classes),
         seconds=state.seconds,
         exploits=len(lineage),
-        slot_changes=sum(exploit.old.slots != exploit.new.slots for exploit in lineage),
+        slot_changes=sum(exploit.changes_slots for exploit in lineage),
         epochs=config.epochs,
         population=config.population,
         dataset=str(manifest.recipe.get("dataset", config.data_dir)),
         command=shlex.join(sys.argv),
     )
     write_summary(run_dir, summary)
-    schedule_of(run_dir, name).save(run_dir / SCHEDULE_FILE)
+    schedule_of(run_dir, name).save(RunDirectory(run_dir).schedule)
     measure = MEASURES[config.evaluation.fitness]
     chance = f" (chance {measure.text(summary.chance)})" if measure.is_share else ""
     print(
@@ -299,12 +303,11 @@ def _comparable(member: Member) -> float:
     return WORST_SCORE if member.score is None else member.score
 
 
-def _test_accuracy(config: dict[str, Any], checkpoint: dict[str, Any]) -> float:
-    """k-NN accuracy of a checkpoint on the test split; runs as a Ray task."""
+def _test_fitness(config: TrialConfig, checkpoint: Pointer) -> float:
+    """Fitness of a checkpoint on the test split; runs as a Ray task."""
     from adios_ray.devices import best_device
     from adios_ray.training.trainer import Trainer
 
-    trial = parse(TrialConfig, config)
-    trainer = Trainer(trial, best_device())
-    trainer.load(Pointer(**checkpoint), trial)
+    trainer = Trainer(config, best_device())
+    trainer.load(checkpoint, config)
     return trainer.evaluate("test")

@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from adios_ray.config import TrialConfig, load_json, parse, replaced
+from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import ConfigError
 from adios_ray.files import write_whole
+from adios_ray.search.experiment import read_experiment
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.lineage import copies
 from adios_ray.tracking.records import read_lineage
-
-SCHEDULE_FILE = "schedule.json"
+from adios_ray.validation import parse, read_json
 
 
 class Stage(BaseModel):
@@ -73,7 +73,7 @@ def load_schedule(path: Path) -> Schedule:
     """
     if not path.is_file():
         raise ConfigError(f"schedule {path} does not exist; a run that has finished has one in its directory")
-    return parse(Schedule, load_json(path), str(path))
+    return read_json(Schedule, path)
 
 
 def schedule_of(run_dir: Path, trial: str) -> Schedule:
@@ -88,10 +88,9 @@ def schedule_of(run_dir: Path, trial: str) -> Schedule:
     stages: list[Stage] = []
     current = trial
     for exploit in copies(lineage, trial):
-        stages.append(Stage(from_epoch=exploit.epoch, trial=exploit.trial, values=exploit.values))
+        stages.append(Stage(from_epoch=exploit.epoch, trial=exploit.trial, values=exploit.new))
         current = exploit.donor
     stages.append(Stage(from_epoch=0, trial=current, values=state.initial[current]))
-    experiment = load_json(run_dir / "config.json")
-    config = {key: value for key, value in experiment.items() if key in TrialConfig.model_fields}
-    config["seed"] = config["seed"] + state.members[current].number
-    return Schedule(config=config, stages=stages[::-1])
+    config = read_experiment(run_dir).trial()
+    own = replaced(config, {"seed": config.seed + state.members[current].number})
+    return Schedule(config=own.model_dump(mode="json"), stages=stages[::-1])

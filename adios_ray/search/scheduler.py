@@ -7,6 +7,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from adios_ray.search.members import Members
+from adios_ray.search.trial import REPLY
 from adios_ray.search.turns import Turns, name_of
 
 CONTINUE, PAUSE, STOP = TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP
@@ -45,11 +46,11 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Record a report and decide."""
-        name = name_of(trial)
-        if result["left_its_place"]:
+        name, reply = name_of(trial), result[REPLY]
+        if reply.report is None:
             self._leaving = name
             return str(PAUSE)
-        if not self.members.record(name, result):
+        if not self.members.record(name, reply):
             return str(CONTINUE)
         decision = self.decide(name)
         if decision == STOP:
@@ -64,7 +65,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Record a trial's last report."""
         name = name_of(trial)
-        self.members.record(name, result)
+        self.members.record(name, result[REPLY])
         self.members[name].finished = True
         self.members.remember(name)
         self._gone(name)

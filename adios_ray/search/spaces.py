@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from adios_ray.config import Strict, TrialConfig, adaptable, parse, replaced, value_at
+from adios_ray.config import Strict, TrialConfig, adaptable, replaced, value_at
 from adios_ray.errors import ConfigError
 from adios_ray.files import write_whole
+from adios_ray.validation import parse
 
 
 class _Parameter(Strict):
@@ -136,9 +137,6 @@ Parameter = Annotated[
     Annotated[Continuous, Tag("continuous")] | Annotated[Integer, Tag("integer")] | Annotated[Choice, Tag("choice")],
     Discriminator(_kind),
 ]
-
-SPACE_FILE = "space.yaml"
-"""A run's own copy."""
 
 Scheduler = Literal["pbt", "pb2", "asha", "median", "none"]
 Search = Literal["random", "hyperopt", "grid"]

@@ -4,21 +4,19 @@ A snapshot is written when a driver starts, and each change after it is one line
 not grow with the population. A line without its newline was being written when the driver died, and never took effect.
 """
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from adios_ray.config import load_json, parse
 from adios_ray.errors import ConfigError
 from adios_ray.files import append_line, whole_lines, write_whole
+from adios_ray.run_directory import RunDirectory, newest_epochs
 from adios_ray.training.checkpoints import Pointer
+from adios_ray.validation import parse_json, read_json
 
-STATE_FILE = "population.json"
-JOURNAL_FILE = "population.jsonl"
 KEPT_CHECKPOINTS = 2
 
 
@@ -95,8 +93,9 @@ class PopulationState(BaseModel):
 
     def save(self, run_dir: Path) -> None:
         """Write a snapshot, and begin the journal anew."""
-        write_whole(run_dir / STATE_FILE, self.model_dump_json().encode())
-        write_whole(run_dir / JOURNAL_FILE, b"")
+        run = RunDirectory(run_dir)
+        write_whole(run.population, self.model_dump_json().encode())
+        write_whole(run.journal, b"")
 
     def journal(self, run_dir: Path, members: Iterable[str], observations: Iterable[str] = ()) -> None:
         """Write down, in one step, how some members stand, some observations, and the clock."""
@@ -107,7 +106,7 @@ class PopulationState(BaseModel):
             exploits=self.exploits,
             seconds=self.seconds,
         )
-        append_line(run_dir / JOURNAL_FILE, change.model_dump_json())
+        append_line(RunDirectory(run_dir).journal, change.model_dump_json())
 
     @staticmethod
     def load(run_dir: Path) -> "PopulationState":
@@ -116,15 +115,12 @@ class PopulationState(BaseModel):
         Raises:
             ConfigError: If the directory is not one of a run.
         """
-        path = run_dir / STATE_FILE
-        if not path.is_file():
-            raise ConfigError(f"{run_dir} is not a run directory: it has no {STATE_FILE}")
-        state = parse(PopulationState, load_json(path), str(path))
-        for number, line in enumerate(whole_lines(run_dir / JOURNAL_FILE).splitlines(), start=1):
-            try:
-                change = Change.model_validate(json.loads(line))
-            except (ValueError, ValidationError) as error:
-                raise ConfigError(f"{run_dir / JOURNAL_FILE}, line {number} is damaged: {error}") from None
+        run = RunDirectory(run_dir)
+        if not run.population.is_file():
+            raise ConfigError(f"{run_dir} is not a run directory: it has no {run.population.name}")
+        state = read_json(PopulationState, run.population)
+        for number, line in enumerate(whole_lines(run.journal).splitlines(), start=1):
+            change = parse_json(Change, line, f"{run.journal}, line {number} is damaged")
             for name in change.members.keys() - state.members.keys():
                 state.initial[name] = change.members[name].values
             state.members.update(change.members)
@@ -137,8 +133,7 @@ class PopulationState(BaseModel):
         """Delete the checkpoints of some trials that nobody goes on from, but for each one's newest two."""
         older: set[Path] = set()
         for trial in trials:
-            newest_first = sorted((run_dir / "checkpoints" / trial).glob("epoch_*"), reverse=True)
-            older.update(newest_first[KEPT_CHECKPOINTS:])
+            older.update(list(newest_epochs(RunDirectory(run_dir).checkpoints / trial))[KEPT_CHECKPOINTS:])
         if older:  # who uses what is asked of everybody, and only then
             older -= {member.checkpoint.path for member in self.members.values() if member.checkpoint}
         for directory in older:

@@ -1,6 +1,5 @@
 """A Tune trial around a live Ray Train run."""
 
-import json
 import threading
 from pathlib import Path
 from typing import Any, TypedDict
@@ -10,10 +9,15 @@ from ray import tune
 
 from adios_ray.files import check_writable
 from adios_ray.patience import patiently_into
+from adios_ray.run_directory import RunDirectory
 from adios_ray.search.channel import find_channel
+from adios_ray.search.line import Reply
 from adios_ray.search.places import ControllerRecord
+from adios_ray.training.checkpoints import Pointer
 from adios_ray.training.worker import LoopConfig
 
+REPLY = "reply"
+"""Under this name Tune carries a ``Reply`` to the scheduler, as it is."""
 POINTER_FILE = "pointer.json"
 POLL_S = 2.0
 STOP_TIMEOUT_S = 30.0
@@ -50,7 +54,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         """Start the Ray Train run in a thread."""
         self._channel, self._trial = find_channel(config["channel"]), config["trial"]
         self._settings, self._failures, self._missed = config, 0, True
-        self._checkpoint: dict[str, Any] | None = None
+        self._checkpoint: Pointer | None = None
         self._start()
 
     def _start(self) -> None:
@@ -75,9 +79,9 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         while not ray.wait([reply], timeout=POLL_S)[0]:
             if not self._thread.is_alive():
                 self._recover()
-        report: dict[str, Any] = ray.get(reply)
-        self._checkpoint, self._missed, self._failures = report.get("checkpoint"), False, 0
-        return report
+        answer: Reply = ray.get(reply)
+        self._checkpoint, self._missed, self._failures = answer.checkpoint, False, 0
+        return {REPLY: answer, "done": answer.report is not None and answer.report.done}  # Tune reads "done"
 
     def _recover(self) -> None:
         """Start the workers again, or report that they cannot go on."""
@@ -95,7 +99,9 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save a pointer to the checkpoint of the last report; the weights lie where Ray Train's worker put them."""
-        (Path(checkpoint_dir) / POINTER_FILE).write_text(json.dumps(self._checkpoint))
+        (Path(checkpoint_dir) / POINTER_FILE).write_text(
+            self._checkpoint.model_dump_json() if self._checkpoint else "null"
+        )
 
     def load_checkpoint(self, checkpoint: str | None) -> None:
         """Nothing: where a trial goes on, after an exploit too, is known to the channel, which workers ask first."""
@@ -155,7 +161,7 @@ def build_trainer(config: TrialSettings, channel: Any) -> Any:
     """The Ray Train trainer of a trial; ``channel`` is handed to its workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    checkpoints = Path(config["run_dir"]) / "checkpoints"
+    checkpoints = RunDirectory(Path(config["run_dir"])).checkpoints
     # The channel knows where a trial goes on; Ray Train's own list may name checkpoints that are gone by now.
     (checkpoints / config["trial"] / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
     loop = LoopConfig(

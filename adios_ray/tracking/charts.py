@@ -5,12 +5,12 @@ A trial has the same colour in every chart. Names come from files and are escape
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from adios_ray.tracking.lineage import Ancestor, holder
-from adios_ray.tracking.records import MEASURES, Exploit, Measure, Row
+from adios_ray.tracking.records import MEASURES, SLOTS, Exploit, Measure, Row
 
 Figure = dict[str, Any]
 
@@ -101,10 +101,10 @@ def _line(population: Population, trial: str, width: float) -> Figure:
     return {"line": line, "opacity": 1.0 if coloured else 0.55}
 
 
-def _trace(population: Population, trial: str, column: str, what: str) -> Figure:
-    """One trial's course; ``what`` is the d3 format of the value."""
+def _trace(population: Population, trial: str, read: Callable[[Row], Any], what: str) -> Figure:
+    """One trial's course; ``what`` is how plotly writes a value, a d3 format after a colon or nothing."""
     rows = population.rows[trial]
-    values = [_number(getattr(row, column)) for row in rows]
+    values = [_number(value) if isinstance(value := read(row), float) else value for row in rows]
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(rows) <= _MARKED_REPORTS else "lines",
@@ -113,17 +113,17 @@ def _trace(population: Population, trial: str, column: str, what: str) -> Figure
         "x": [row.epoch for row in rows],
         "y": values,
         "customdata": values,
-        "hovertemplate": f"<b>{_label(trial)}</b><br>epoch %{{x}}<br>%{{customdata:{what}}}<extra></extra>",
+        "hovertemplate": f"<b>{_label(trial)}</b><br>epoch %{{x}}<br>%{{customdata{what}}}<extra></extra>",
         **_line(population, trial, 1.9),
     }
 
 
-def _steps(population: Population, trial: str, column: str, what: str, shift: float = 0.0) -> Figure:
-    """One trial's setting: each report's value from the report before to it, drawn ``shift`` above its height."""
-    trace = _trace(population, trial, column, what)
+def _steps(population: Population, trial: str, path: str, what: str, shift: float = 0.0) -> Figure:
+    """One trial's searched value: from each report's predecessor to it, drawn ``shift`` above its height."""
+    trace = _trace(population, trial, lambda row: row.values.get(path), what)
     trace["x"] = [0, *trace["x"]]
     trace["customdata"] = [trace["customdata"][0], *trace["customdata"]]
-    trace["y"] = [None if value is None else value + shift for value in trace["customdata"]]
+    trace["y"] = [value + shift if shift and value is not None else value for value in trace["customdata"]]
     trace["mode"] = "lines"
     trace["line"]["shape"] = "vh"
     return trace
@@ -164,7 +164,7 @@ def _arrow(population: Population, exploit: Exploit, start: float, end: float) -
 
 
 def _exploit_hover(exploit: Exploit) -> str:
-    changes = exploit.old.changes_to(exploit.new).replace("->", "→").replace(", ", "<br>")
+    changes = _label(exploit.changes.replace("->", "→")).replace(", ", "<br>")
     names = f"{_label(exploit.trial)} ← {_label(exploit.donor)}"
     return f"<b>{names}</b><br>after epoch {exploit.epoch}<br>{changes}<extra></extra>"
 
@@ -183,8 +183,7 @@ def _exploit_markers(population: Population, exploits: Sequence[Exploit], height
 
 
 def _slots_text(exploit: Exploit) -> str:
-    old, new = exploit.old.slots, exploit.new.slots
-    return "" if old == new else f"N {old}→{new}"
+    return f"N {exploit.old.get(SLOTS)}→{exploit.new.get(SLOTS)}" if exploit.changes_slots else ""
 
 
 def _slot_notes(exploits: Sequence[Exploit], heights: Sequence[float]) -> list[Figure]:
@@ -208,7 +207,7 @@ def _chance_line(chance: float | None) -> Figure:
 def fitness_chart(population: Population) -> Figure:
     """Fitness over epochs, with an arrow for each exploit from the donor's curve to the trial's point."""
     traces = [
-        _trace(population, t, "fitness", ".1%" if population.measure.is_share else ".3g")
+        _trace(population, t, lambda row: row.fitness, ":.1%" if population.measure.is_share else ":.3g")
         for t in _back_to_front(population)
     ]
     drawn = []
@@ -232,34 +231,46 @@ def _small(population: Population, data: list[Figure], axis: Figure) -> Figure:
     return {"data": data, "layout": _layout(230, xaxis=_epochs(population, 8), yaxis=axis)}
 
 
-def schedule_chart(population: Population, column: str) -> Figure:
-    """Lambda or a learning rate over epochs, as steps on a logarithmic scale."""
-    traces = [_steps(population, trial, column, ".3g") for trial in _back_to_front(population)]
-    values = [value for trace in traces for value in trace["y"] if value is not None and value > 0]
-    return _small(population, traces, _log_values(min(values, default=1.0), max(values, default=1.0)))
+def value_charts(population: Population) -> dict[str, Figure]:
+    """Draw each searched value over epochs, as steps; by configuration path."""
+    rows = [row for rows in population.rows.values() for row in rows]
+    return {path: _value_chart(population, path) for path in dict.fromkeys(path for row in rows for path in row.values)}
 
 
-def slots_chart(population: Population) -> Figure:
-    """N over epochs, as steps; the trials' lines lie up to 0.18 apart from N so that none hides another."""
+def _value_chart(population: Population, path: str) -> Figure:
+    """Choose the axis by the values: whole numbers, positive ones on a logarithmic scale, others, or categories."""
+    values = [row.values[path] for rows in population.rows.values() for row in rows if path in row.values]
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        traces = [_steps(population, trial, path, "") for trial in _back_to_front(population)]
+        return _small(population, traces, _values(type="category"))
+    if all(isinstance(value, int) for value in values):
+        return _whole_numbers_chart(population, path, values)
+    traces = [_steps(population, trial, path, ":.3g") for trial in _back_to_front(population)]
+    return _small(population, traces, _log_values(min(values), max(values)) if min(values) > 0 else _values())
+
+
+def _whole_numbers_chart(population: Population, path: str, values: Sequence[int]) -> Figure:
+    """Draw whole numbers; the trials' lines are up to 0.18 apart from their heights so that none hides another."""
     trials = sorted(population.rows)
     shifts = {t: 0.36 * (i / max(len(trials) - 1, 1) - 0.5) for i, t in enumerate(trials)}
-    traces = [_steps(population, t, "slots", "d", shifts[t]) for t in _back_to_front(population)]
-    counts = [row.slots for rows in population.rows.values() for row in rows]
-    low, high = min(counts), max(counts)
+    traces = [_steps(population, t, path, ":d", shifts[t]) for t in _back_to_front(population)]
+    low, high = min(values), max(values)
     axis = _values(tickformat="d", dtick=1 + (high - low) // 7, tick0=low, range=[low - 0.5, high + 0.5])
     return _small(population, traces, axis)
 
 
 def overlap_chart(population: Population) -> Figure:
     """Largest overlap of two slots over epochs."""
-    traces = [_trace(population, trial, "slot_overlap", ".3f") for trial in _back_to_front(population)]
+    traces = [_trace(population, trial, lambda row: row.slot_overlap, ":.3f") for trial in _back_to_front(population)]
     return _small(population, traces, _values(rangemode="tozero"))
 
 
 def slot_size_chart(population: Population) -> Figure:
     """Mean mask value of each trial's largest and, dotted, its smallest slot over epochs."""
-    largest = [_trace(population, trial, "mask_mean_max", ".3f") for trial in _back_to_front(population)]
-    smallest = [_trace(population, trial, "mask_mean_min", ".3f") for trial in _back_to_front(population)]
+    largest = [_trace(population, trial, lambda row: row.mask_mean_max, ":.3f") for trial in _back_to_front(population)]
+    smallest = [
+        _trace(population, trial, lambda row: row.mask_mean_min, ":.3f") for trial in _back_to_front(population)
+    ]
     for trace in smallest:
         trace["line"]["dash"] = "dot"
     return _small(population, largest + smallest, _values(rangemode="tozero"))

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from adios_ray.tracking.formatting import duration, label, value_text
 from adios_ray.tracking.lineage import best_row
 from adios_ray.tracking.records import Exploit, Row
 
@@ -21,12 +22,10 @@ _ALL_SHOWN = 16
 _BEST_SHOWN = 8
 _WORST_SHOWN = 4
 _EVENTS_SHOWN = 6
-_COLUMNS: dict[str, Literal["left", "right"]] = {
-    **{"trial": "left", "epoch": "left", "": "left", "fitness": "left", "history": "left", "lambda": "right"},
-    **{"encoder lr": "right", "occlusion lr": "right", "N": "right", "images/s": "right", "last copied from": "left"},
-}
+_COLUMNS = {"trial": 10, "epoch": 9, "": 14, "fitness": 10, "history": 14, "images/s": 10, "last copied from": 20}
+"""Columns beside those of searched values, with about the characters that they take."""
 _WIDE_ONLY = ("", "history", "last copied from")
-_WIDE_COLUMNS = 124
+_WIDE = 124
 """Characters across, below which the table leaves out ``_WIDE_ONLY``."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -40,24 +39,18 @@ def sparkline(values: Sequence[float], width: int = 12) -> str:
     return "".join(_BLOCKS[round((v - low) * scale)] if math.isfinite(v) else "·" for v in recent)
 
 
-def clock(seconds: float) -> str:
-    """Seconds as "h:mm:ss"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
 def report_line(row: Row, total_epochs: int) -> str:
     """A report as one line of a log."""
+    values = "".join(f"{label(path)} {value_text(value)}, " for path, value in row.values.items())
     return (
-        f"epoch {row.epoch}/{total_epochs}: {row.trial} fitness {row.fitness:.4f}, loss {row.loss:.4g}, "
-        f"lambda {row.sparsity_weight:.3g}, encoder lr {row.encoder_lr:.3g}, occlusion lr {row.occlusion_lr:.3g}, "
-        f"N {row.slots}, {row.images_per_s:.0f} images/s"
+        f"epoch {row.epoch}/{total_epochs}: {row.trial} fitness {row.fitness:.4f}, loss {row.loss:.4g}, {values}"
+        f"{row.images_per_s:.0f} images/s"
     )
 
 
 def exploit_line(exploit: Exploit) -> str:
     """An exploit as one line, e.g. "epoch 6: trial_02 copied trial_00, N 4 -> 5, lambda 0.42 -> 0.5"."""
-    return f"epoch {exploit.epoch}: {exploit.trial} copied {exploit.donor}, {exploit.old.changes_to(exploit.new)}"
+    return f"epoch {exploit.epoch}: {exploit.trial} copied {exploit.donor}, {exploit.changes}"
 
 
 class LiveView:
@@ -146,7 +139,7 @@ class LiveView:
         done = self._epochs_done()
         fresh = done - self._epochs_before
         left = max(0, self._population * self._total_epochs - done)
-        return f", about {clock(elapsed / fresh * left)} left" if fresh > 0 else ""
+        return f", about {duration(elapsed / fresh * left)} left" if fresh > 0 else ""
 
     def _shown(self) -> tuple[list[str], int]:
         """Trials in the table and how many are hidden; of a large population the best and worst, best first."""
@@ -158,16 +151,28 @@ class LiveView:
         shown = ranked[:_BEST_SHOWN] + ranked[-_WORST_SHOWN:]
         return shown, len(trials) - len(shown)
 
-    def _table(self, trials: Sequence[str]) -> Table:
+    def _columns(self) -> tuple[list[str], list[str]]:
+        """Choose the table's columns for the width there is; returns also the searched values that do not fit."""
+        names = [name for name in _COLUMNS if self._console.width >= _WIDE or name not in _WIDE_ONLY]
+        room = self._console.width - sum(_COLUMNS[name] for name in names)
+        shown: list[str] = []
+        searched = list(dict.fromkeys(path for rows in self._rows.values() for path in rows[-1].values))
+        for path in searched:
+            room -= max(len(label(path)), 4) + 2
+            if room >= 0:
+                shown.append(path)
+        after = names.index("images/s")
+        return [*names[:after], *shown, *names[after:]], [path for path in searched if path not in shown]
+
+    def _table(self, trials: Sequence[str], columns: Sequence[str]) -> Table:
         table = Table(title=Text(self._title, style="bold"), title_justify="left", header_style="dim", box=None)
-        wide = self._console.width >= _WIDE_COLUMNS
-        names = [name for name in _COLUMNS if wide or name not in _WIDE_ONLY]
-        for name in names:
-            table.add_column(name, justify=_COLUMNS[name], no_wrap=True)
+        for name in columns:
+            is_text = name in _COLUMNS and name != "images/s"
+            table.add_column(label(name), justify="left" if is_text else "right", no_wrap=True)
         best = best_row([rows[-1] for rows in self._rows.values()])
         for trial in trials:
             cells = self._cells(trial, best is not None and trial == best.trial)
-            table.add_row(*(cells[name] for name in names))
+            table.add_row(*(cells.get(name, "") for name in columns))
         return table
 
     def _cells(self, trial: str, best: bool) -> dict[str, Text | ProgressBar]:
@@ -180,10 +185,7 @@ class LiveView:
             "": ProgressBar(total=self._total_epochs, completed=row.epoch, width=12),
             "fitness": Text(f"{row.fitness:.4f}{' ★' if best else ''}", style=style),
             "history": Text(sparkline([report.fitness for report in self._rows[trial]]), style="cyan"),
-            "lambda": Text(f"{row.sparsity_weight:.3g}"),
-            "encoder lr": Text(f"{row.encoder_lr:.3g}"),
-            "occlusion lr": Text(f"{row.occlusion_lr:.3g}"),
-            "N": Text(str(row.slots)),
+            **{path: Text(value_text(value)) for path, value in row.values.items()},
             "images/s": Text(f"{row.images_per_s:.0f}"),
             "last copied from": Text(self._donors.get(trial, ""), style="dim"),
         }
@@ -193,9 +195,12 @@ class LiveView:
         with self._lock:
             trials, hidden = self._shown()
             elapsed = time.monotonic() - self._start
-            parts: list[Table | Text] = [self._table(trials)]
+            columns, left_out = self._columns()
+            parts: list[Table | Text] = [self._table(trials, columns)]
+            if left_out:
+                parts.append(Text(f"too narrow for {', '.join(map(label, left_out))}: see results.csv", style="dim"))
             if hidden:
                 parts.append(Text(f"the best {_BEST_SHOWN} and the worst {_WORST_SHOWN}; {hidden} trials hidden"))
             parts += [Text(event, style="dim", no_wrap=True, overflow="ellipsis") for event in self._events]
-            parts.append(Text(f"{clock(elapsed)} elapsed{self._time_left(elapsed)}", style="bold"))
+            parts.append(Text(f"{duration(elapsed)} elapsed{self._time_left(elapsed)}", style="bold"))
             return Group(*parts)

@@ -1,15 +1,14 @@
 """Trials' figures on Ray's metrics endpoint."""
 
+from typing import Any
+
 from ray.util.metrics import Gauge
 
+from adios_ray.tracking.formatting import label
 from adios_ray.tracking.records import Row
 
 GAUGES = {
     "fitness": "what evaluation.fitness says of the validation images",
-    "sparsity_weight": "lambda, weight of the sparsity penalty",
-    "encoder_lr": "peak learning rate of the encoder",
-    "occlusion_lr": "peak learning rate of the occlusion model",
-    "slots": "number of masks N",
     "images_per_s": "training images a second",
     "slot_overlap": "largest overlap of two slots, 0 to 1",
     "data_wait_fraction": "share of training time spent waiting for data",
@@ -18,17 +17,32 @@ GAUGES = {
 
 
 class RayMetrics:
-    """One gauge a figure, named ``adios_<figure>``, tagged with run and trial."""
+    """One gauge a figure, ``adios_<figure>``, and one a searched value, ``adios_<path>`` with dots as underscores.
+
+    All are tagged with run and trial. A value that is no number stands in the tag "value" of a gauge that is 1.
+    """
 
     def __init__(self, run: str) -> None:
         """Register the gauges of a run; needs a connection to Ray."""
-        self._gauges = {
-            name: Gauge(f"adios_{name}", description=text, tag_keys=("run", "trial")) for name, text in GAUGES.items()
-        }
-        for gauge in self._gauges.values():
-            gauge.set_default_tags({"run": run})
+        self._run = run
+        self._gauges = {name: self._gauge(name, text, "trial") for name, text in GAUGES.items()}
+        self._values: dict[str, Gauge] = {}
+
+    def _gauge(self, name: str, description: str, *tags: str) -> Gauge:
+        gauge = Gauge(f"adios_{name}", description=description, tag_keys=("run", *tags))
+        gauge.set_default_tags({"run": self._run})
+        return gauge
 
     def report(self, row: Row) -> None:
         """Publish a trial's report."""
         for name, gauge in self._gauges.items():
             gauge.set(float(getattr(row, name)), tags={"trial": row.trial})
+        for path, value in row.values.items():
+            self._publish_value(row.trial, path, value)
+
+    def _publish_value(self, trial: str, path: str, value: Any) -> None:
+        if path not in self._values:
+            self._values[path] = self._gauge(path.replace(".", "_"), f"searched value: {label(path)}", "trial", "value")
+        is_number = isinstance(value, int | float)
+        tags = {"trial": trial, "value": "" if is_number else str(value)}
+        self._values[path].set(float(value) if is_number else 1.0, tags=tags)

@@ -13,43 +13,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, model_validator
 
 from adios_ray.errors import RecordError
 from adios_ray.files import append_line, whole_lines, write_whole
-from adios_ray.patience import CONFIG_FILE
-
-RESULTS_FILE = "results.csv"
-LINEAGE_FILE = "lineage.jsonl"
-SUMMARY_FILE = "summary.json"
+from adios_ray.run_directory import RunDirectory
+from adios_ray.tracking.formatting import LABELS, label, value_text
+from adios_ray.trial_report import Measured
+from adios_ray.validation import explain, parse_json, read_json
 
 Pixels = npt.NDArray[np.uint8]
-Model = TypeVar("Model", bound=BaseModel)
 
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants", use_attribute_docstrings=True)
-
-
-class Settings(_Record):
-    """What the population adapts."""
-
-    sparsity_weight: float
-    """Lambda, weight of the sparsity penalty."""
-    encoder_lr: float
-    occlusion_lr: float
-    slots: int
-    """Number of masks N."""
-
-    def changes_to(self, new: "Settings") -> str:
-        """What differs in ``new``, e.g. "N 4 -> 5, lambda 0.42 -> 0.5"; "settings kept" if nothing does."""
-        names = {"slots": "N", "sparsity_weight": "lambda", "encoder_lr": "encoder lr", "occlusion_lr": "occlusion lr"}
-        pairs = [(name, getattr(self, key), getattr(new, key)) for key, name in names.items()]
-        return ", ".join(f"{name} {a:.3g} -> {b:.3g}" for name, a, b in pairs if a != b) or "settings kept"
+SLOTS = "masking.slots"
+_EARLIER_NAMES = {path.rpartition(".")[2]: path for path in LABELS}
+"""Earlier versions recorded four values, whatever was searched, under the last part of their paths."""
 
 
 class Measure(NamedTuple):
@@ -80,35 +61,17 @@ def measure_of(config: Mapping[str, Any]) -> Measure:
     return MEASURES[config.get("evaluation", {}).get("fitness", "knn")]
 
 
-class Row(_Record):
+class Row(Measured):
     """One report of one trial: a line of ``results.csv``."""
 
     time: AwareDatetime
     trial: str
-    epoch: int
-    """Epochs completed."""
-    fitness: float
-    """What ``evaluation.fitness`` says, on the validation images; nan where the trial diverged or collapsed."""
-    loss: float
-    penalty: float
-    """Mean sparsity term."""
-    probe_accuracy: float
-    sparsity_weight: float
-    encoder_lr: float
-    occlusion_lr: float
-    slots: int
-    slot_overlap: float
-    """Largest overlap of two slots, 0 to 1."""
-    mask_mean_min: float
-    """Mean mask value of the smallest slot."""
-    mask_mean_max: float
-    """Mean mask value of the largest slot."""
-    images_per_s: float
-    data_wait_fraction: float
-    """Share of the epoch spent waiting for data, 0 to 1."""
-    idle_s: float
-    """Seconds between the report before and the first step after it: decisions, waiting for others, loading."""
-    worker_pid: int
+    values: dict[str, Any]
+    """Searched values in use, by configuration path; a column each."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants", use_attribute_docstrings=True)
 
 
 class Exploit(_Record):
@@ -118,12 +81,37 @@ class Exploit(_Record):
     epoch: int
     trial: str
     donor: str
-    old: Settings
-    new: Settings
-    values: dict[str, Any] = {}
-    """All searched values of the trial after the exploit, by configuration path."""
+    old: dict[str, Any]
+    """Searched values of the trial before the exploit, by configuration path."""
+    new: dict[str, Any]
+    """The same after it."""
     scores: dict[str, float]
     """Scores that the decision rested on: the trial's and its donor's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_version(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Earlier versions named four values in ``old`` and ``new``, and all searched ones in ``values``."""
+        fields = dict(fields)
+        for name in fields.keys() & {"old", "new"}:
+            fields[name] = {_EARLIER_NAMES.get(key, key): value for key, value in fields[name].items()}
+        if values := fields.pop("values", None):
+            fields["old"] = {path: value for path, value in fields["old"].items() if path in values}
+            fields["new"] = values
+        return fields
+
+    @property
+    def changes(self) -> str:
+        """What the exploit changed, e.g. "N 4 -> 5, lambda 0.42 -> 0.5"; "values kept" if nothing."""
+        paths = sorted(self.new, key=lambda path: (path not in LABELS, [*LABELS, *self.new].index(path)))
+        pairs = [(path, self.old[path], self.new[path]) for path in paths if path in self.old]
+        changed = [f"{label(path)} {value_text(a)} -> {value_text(b)}" for path, a, b in pairs if a != b]
+        return ", ".join(changed) or "values kept"
+
+    @property
+    def changes_slots(self) -> bool:
+        """Whether the trial trains on with another number of masks."""
+        return bool(self.old.get(SLOTS) != self.new.get(SLOTS))
 
 
 class Summary(_Record):
@@ -157,32 +145,73 @@ class MaskFile:
     """uint8 [K, N, S, S]; 0..255 stands for 0..1, and the N slots of a pixel sum to about 255."""
 
 
-COLUMNS = tuple(Row.model_fields)
+COLUMNS = ("time", "trial", *Measured.model_fields)
+"""Of ``results.csv``; searched values follow, a column each, named by their paths."""
 
 
-def _check_header(path: Path, content: bytes) -> None:
-    header = content.split(b"\n", 1)[0].decode().strip()
-    if header != ",".join(COLUMNS):
-        raise RecordError(f"{path}: the header is {header!r}, expected {','.join(COLUMNS)!r}")
-
-
-def begin_results(run_dir: Path) -> None:
-    """Write the header of ``results.csv``, or check that of a resumed run's file.
+def _header(path: Path, content: bytes) -> list[str]:
+    """Read the column names of ``results.csv``.
 
     Raises:
-        RecordError: the file there has other columns.
+        RecordError: If there are others than reports have.
     """
-    path = run_dir / RESULTS_FILE
-    if existing := whole_lines(path):
-        _check_header(path, existing)
+    header = next(csv.reader([content.split(b"\n", 1)[0].decode()]))
+    searched = [name for name in header if name not in COLUMNS]
+    if not set(COLUMNS) <= set(header) or any("." not in name and name not in _EARLIER_NAMES for name in searched):
+        raise RecordError(f"{path}: the header is {','.join(header)!r}, expected {','.join(COLUMNS)!r} and paths")
+    return header
+
+
+def begin_results(run_dir: Path, searched: Sequence[str] = ()) -> None:
+    """Write the header of ``results.csv``, or check that of a resumed run's file.
+
+    A file of an earlier version is written again with a column for each searched value.
+
+    Args:
+        run_dir: The run's directory.
+        searched: Configuration paths of the searched values.
+
+    Raises:
+        RecordError: If the file there has other columns.
+    """
+    path, header = RunDirectory(run_dir).results, [*COLUMNS, *searched]
+    content = whole_lines(path)
+    if content and (found := _header(path, content)) != header:
+        if not set(found) & set(_EARLIER_NAMES):
+            raise RecordError(f"{path}: the header is {','.join(found)!r}, expected {','.join(header)!r}")
+        rows = sorted(read_results(run_dir), key=lambda row: row.time)
+        content = b""
     else:
-        write_whole(path, _csv_line(COLUMNS).encode() + b"\n")
+        rows = []
+    if not content:
+        lines = [_csv_line(header), *(_csv_line(_cells(row, header)) for row in rows)]
+        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def append_result(run_dir: Path, row: Row) -> None:
     """Append one row to ``results.csv``; the time is written in UTC."""
-    values = row.model_dump() | {"time": row.time.astimezone(UTC).isoformat()}
-    append_line(run_dir / RESULTS_FILE, _csv_line([values[column] for column in COLUMNS]))
+    path = RunDirectory(run_dir).results
+    with path.open("rb") as file:
+        header = _header(path, file.readline())
+    append_line(path, _csv_line(_cells(row, header)))
+
+
+def _cells(row: Row, header: Sequence[str]) -> list[object]:
+    reported = row.model_dump(exclude={"values"}) | {"time": row.time.astimezone(UTC).isoformat()}
+    values = {path: _value_cell(value) for path, value in row.values.items()}
+    return [(reported | values).get(name, "") for name in header]
+
+
+def _value_cell(value: Any) -> str:
+    """Write a value as JSON, but words without quotes."""
+    return value if isinstance(value, str) and value and _value_of(value) == value else json.dumps(value)
+
+
+def _value_of(cell: str) -> Any:
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
 
 
 def _csv_line(values: Sequence[object]) -> str:
@@ -193,109 +222,101 @@ def _csv_line(values: Sequence[object]) -> str:
 
 def append_exploit(run_dir: Path, exploit: Exploit) -> None:
     """Append one line to ``lineage.jsonl``."""
-    append_line(run_dir / LINEAGE_FILE, exploit.model_dump_json())
+    append_line(RunDirectory(run_dir).lineage, exploit.model_dump_json())
 
 
 def begin_lineage(run_dir: Path, exploits: int = 0) -> None:
     """Begin ``lineage.jsonl``, or keep its first ``exploits`` lines: a resumed run makes later decisions again."""
-    path = run_dir / LINEAGE_FILE
+    path = RunDirectory(run_dir).lineage
     lines = whole_lines(path).splitlines(keepends=True)
     write_whole(path, b"".join(lines[:exploits]))
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Write the resolved configuration, JSON-ready values only."""
-    write_whole(run_dir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+    write_whole(RunDirectory(run_dir).config, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def write_summary(run_dir: Path, summary: Summary) -> None:
     """Write ``summary.json``."""
-    write_whole(run_dir / SUMMARY_FILE, (summary.model_dump_json(indent=2) + "\n").encode())
-
-
-def _parse(model: type[Model], values: Mapping[str | Any, Any], where: str) -> Model:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise RecordError(f"{where}: {error}") from error
-
-
-def _load_object(path: Path, text: str | bytes, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise RecordError(f"{path}{where}: {error}") from error
-    if not isinstance(values, dict):
-        raise RecordError(f"{path}{where}: expected a JSON object")
-    return values
+    write_whole(RunDirectory(run_dir).summary, (summary.model_dump_json(indent=2) + "\n").encode())
 
 
 def read_results(run_dir: Path) -> list[Row]:
-    """Rows by trial, then epoch; the last row written for a trial and epoch stands. Empty without the file.
+    """Read all reports by trial, then epoch; the last row written for a trial and epoch stands. Empty without the file.
 
     Raises:
-        RecordError: other columns, or a whole line that does not parse.
+        RecordError: If there are other columns, or a complete line does not parse.
     """
-    path = run_dir / RESULTS_FILE
+    path = RunDirectory(run_dir).results
     content = whole_lines(path)
     if not content:
         return []
-    _check_header(path, content)
+    _header(path, content)
     rows: dict[tuple[str, int], Row] = {}
-    for number, values in enumerate(csv.DictReader(io.StringIO(content.decode())), start=2):
-        row = _parse(Row, values, f"{path}, line {number}")
+    for number, cells in enumerate(csv.DictReader(io.StringIO(content.decode())), start=2):
+        row = _row(cells, f"{path}, line {number}")
         rows[row.trial, row.epoch] = row
     return [rows[key] for key in sorted(rows)]
 
 
+def _row(cells: Mapping[str, str], where: str) -> Row:
+    searched = {_EARLIER_NAMES.get(name, name): cell for name, cell in cells.items() if name not in COLUMNS}
+    values = {path: _value_of(cell) for path, cell in searched.items() if cell}
+    try:
+        return Row.model_validate({name: cells[name] for name in COLUMNS} | {"values": values})
+    except ValidationError as error:
+        raise RecordError(f"{where}: {explain(error)}") from None
+
+
 def read_lineage(run_dir: Path) -> list[Exploit]:
-    """Exploits in the order in which they were decided. Empty without the file.
+    """Read all exploits in the order in which they were decided. Empty without the file.
 
     Raises:
-        RecordError: a whole line that does not parse.
+        RecordError: If a complete line does not parse.
     """
-    path = run_dir / LINEAGE_FILE
-    exploits = []
-    for number, line in enumerate(whole_lines(path).splitlines(), start=1):
-        where = f", line {number}"
-        exploits.append(_parse(Exploit, _load_object(path, line, where), f"{path}{where}"))
-    return exploits
+    path = RunDirectory(run_dir).lineage
+    lines = enumerate(whole_lines(path).splitlines(), start=1)
+    return [parse_json(Exploit, line, f"{path}, line {number}", RecordError) for number, line in lines]
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """The resolved configuration; empty without the file. Raises RecordError for anything but a JSON object."""
-    path = run_dir / CONFIG_FILE
-    return _load_object(path, path.read_bytes(), "") if path.exists() else {}
+    """Read the resolved configuration; empty without the file.
+
+    Raises:
+        RecordError: If it is anything but a JSON object.
+    """
+    path = RunDirectory(run_dir).config
+    return read_json(dict[str, Any], path, RecordError) if path.exists() else {}
 
 
 def read_summary(run_dir: Path) -> Summary | None:
-    """The outcome, or None while the run is going. Raises RecordError for other fields."""
-    path = run_dir / SUMMARY_FILE
-    return _parse(Summary, _load_object(path, path.read_bytes(), ""), str(path)) if path.exists() else None
+    """Read the outcome; None while the run has not finished.
 
-
-def _mask_folder(run_dir: Path, trial: str) -> Path:
-    """Folder of a trial's masks. Raises RecordError for a name that would lead out of ``masks/``."""
-    if trial in ("", ".", "..") or "/" in trial or "\\" in trial or "\0" in trial:
-        raise RecordError(f"the trial name {trial!r} cannot name a folder")
-    return run_dir / "masks" / trial
+    Raises:
+        RecordError: If the file has other fields.
+    """
+    path = RunDirectory(run_dir).summary
+    return read_json(Summary, path, RecordError) if path.exists() else None
 
 
 def write_masks(run_dir: Path, trial: str, epoch: int, masks: MaskFile) -> None:
-    """Write ``masks/<trial>/epoch_<epoch>.npz``. Raises RecordError for a trial name that is no folder name."""
+    """Write a trial's masks after an epoch.
+
+    Raises:
+        RecordError: For a trial name that would lead out of the run directory.
+    """
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=masks.images, masks=masks.masks)
-    write_whole(_mask_folder(run_dir, trial) / f"epoch_{epoch:04d}.npz", buffer.getvalue())
+    write_whole(RunDirectory(run_dir).masks(trial, epoch), buffer.getvalue())
 
 
 def mask_epochs(run_dir: Path, trial: str) -> list[int]:
-    """Epochs at which the trial's masks were written, ascending; empty for a name that is no folder name."""
+    """List the epochs at which a trial's masks were written, ascending; none for a name that is no folder name."""
     try:
-        folder = _mask_folder(run_dir, trial)
+        return list(RunDirectory(run_dir).stored_masks(trial))
     except RecordError:
         return []
-    stems = (path.stem.removeprefix("epoch_") for path in folder.glob("epoch_*.npz"))
-    return sorted(int(stem) for stem in stems if stem.isdigit())
 
 
 def _check_masks(path: Path, images: Pixels, masks: Pixels) -> None:
@@ -311,7 +332,9 @@ def read_masks(run_dir: Path, trial: str, epoch: int) -> MaskFile:
         FileNotFoundError: none were written.
         RecordError: the file is no archive of fitting uint8 arrays.
     """
-    path = _mask_folder(run_dir, trial) / f"epoch_{epoch:04d}.npz"
+    path = RunDirectory(run_dir).stored_masks(trial).get(epoch)
+    if path is None:
+        raise FileNotFoundError(f"{run_dir} has no masks of {trial} at epoch {epoch}")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             stored = MaskFile(arrays["images"], arrays["masks"])

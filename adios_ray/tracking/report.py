@@ -14,21 +14,23 @@ import jinja2
 import plotly.offline
 
 from adios_ray.files import write_whole
+from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import charts, lineage, pictures, records
 from adios_ray.tracking.charts import Population
+from adios_ray.tracking.formatting import duration
 from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.records import Exploit, MaskFile, Measure, Pixels, Row, Summary
 
-REPORT_FILE = "report.html"
-
 _MASK_EPOCHS = 5
 _MASK_IMAGES = 8
+_HEADINGS = {
+    records.SLOTS: "Number of masks N",
+    "masking.sparsity_weight": "Sparsity weight λ",
+    "optimizer.encoder_lr": "Encoder learning rate",
+    "optimizer.occlusion_lr": "Occlusion learning rate",
+}
 _CHARTS = {
     "fitness": charts.fitness_chart,
-    "sparsity_weight": lambda population: charts.schedule_chart(population, "sparsity_weight"),
-    "encoder_lr": lambda population: charts.schedule_chart(population, "encoder_lr"),
-    "occlusion_lr": lambda population: charts.schedule_chart(population, "occlusion_lr"),
-    "slots": charts.slots_chart,
     "lineage": charts.lineage_chart,
     "overlap": charts.overlap_chart,
     "slot_size": charts.slot_size_chart,
@@ -66,14 +68,6 @@ class MaskSection:
     masked: list[list[str]]
     """Data URIs of x * (1 - m_k) at the last epoch, K lists of N."""
     pixelated: bool
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "42 s", "12 min 5 s" or "3 h 20 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes == 0:
-        return f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
 def spread(values: Sequence[int], count: int) -> list[int]:
@@ -123,7 +117,7 @@ def _mask_section(run_dir: Path, path: Sequence[Ancestor]) -> MaskSection | None
 
 def _tiles(best: Row | None, rows: Sequence[Row], exploits: Sequence[Exploit], measure: Measure) -> list[Tile]:
     """The numbers so far of a run without a summary."""
-    changes = sum(e.old.slots != e.new.slots for e in exploits)
+    changes = sum(exploit.changes_slots for exploit in exploits)
     times = [row.time for row in rows]
     elapsed = (max(times) - min(times)).total_seconds() if times else 0.0
     return [
@@ -197,13 +191,15 @@ def _context(run_dir: Path) -> dict[str, Any]:
     colours = charts.trial_colours(by_trial, path)
     chance = summary.chance if summary and measure.is_share else None
     population = Population(by_trial, exploits, path, colours, chance, measure)
+    of_values = charts.value_charts(population)
     return {
         "name": run_dir.resolve().name,
         "summary": summary,
         "measure": measure,
         "tiles": _final_tiles(summary, measure) if summary else _tiles(lineage.best_row(rows), rows, exploits, measure),
         "population": population,
-        "charts": {name: draw(population) for name, draw in _CHARTS.items()} if rows else {},
+        "charts": {**{name: draw(population) for name, draw in _CHARTS.items()}, **of_values} if rows else {},
+        "searched": {path: _HEADINGS.get(path, path) for path in of_values},
         "masks": _mask_section(run_dir, path),
         "table": _table(population),
         "config": json.dumps(config, indent=2, ensure_ascii=False),
@@ -226,5 +222,6 @@ def write_report(run_dir: Path) -> Path:
     )
     environment.filters["percent"] = records.MEASURES["knn"].text
     page = environment.get_template("report.html.j2").render(_context(run_dir), plotlyjs=plotly.offline.get_plotlyjs())
-    write_whole(run_dir / REPORT_FILE, page.encode())
-    return run_dir / REPORT_FILE
+    path = RunDirectory(run_dir).report
+    write_whole(path, page.encode())
+    return path

@@ -1,22 +1,23 @@
 """The record of a run: files, terminal, Ray's metrics and wandb, fed by the driver."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from adios_ray.config import TrialConfig
 from adios_ray.patience import patiently
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
-from adios_ray.tracking.records import Exploit, Row, Settings, append_exploit, append_result, begin_results
+from adios_ray.tracking.records import Exploit, Row, append_exploit, append_result, begin_results
 from adios_ray.tracking.report import write_report
 from adios_ray.tracking.wandb import WandbLog
+from adios_ray.trial_report import Measured, TrialReport
 
 REPORT_INTERVAL_S = 60.0
-_REPORTED = sorted(set(Row.model_fields) - {"time", "trial"} - set(Settings.model_fields))
 
 
 class Run(AbstractContextManager["Run"]):
@@ -26,11 +27,21 @@ class Run(AbstractContextManager["Run"]):
         directory: The run's directory.
     """
 
-    def __init__(self, directory: Path, view: LiveView, metrics: RayMetrics, wandb: WandbLog | None) -> None:
-        """Record into an existing directory; a resumed run's files are continued."""
+    def __init__(
+        self, directory: Path, searched: Sequence[str], view: LiveView, metrics: RayMetrics, wandb: WandbLog | None
+    ) -> None:
+        """Record into an existing directory; a resumed run's files are continued.
+
+        Args:
+            directory: The run's directory.
+            searched: Configuration paths of the searched values.
+            view: Shows progress.
+            metrics: Publishes figures on Ray's metrics endpoint.
+            wandb: Logs to Weights & Biases; None does not.
+        """
         self.directory = directory
         self._view, self._metrics, self._wandb = view, metrics, wandb
-        begin_results(directory)
+        begin_results(directory, searched)
         self._open = ExitStack()
         self._report_due = time.monotonic() + REPORT_INTERVAL_S
 
@@ -47,15 +58,22 @@ class Run(AbstractContextManager["Run"]):
         """Close all files."""
         self._open.close()
 
-    def report(self, trial: str, result: Mapping[str, Any], settings: Settings) -> None:
-        """A trial's report, made under ``settings``."""
-        reported = {key: result[key] for key in _REPORTED}
-        row = Row(time=datetime.now(UTC), trial=trial, **reported, **settings.model_dump())
+    def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
+        """Record a trial's report.
+
+        Args:
+            trial: Its name.
+            report: What it reported.
+            values: Searched values that it trained with, by configuration path.
+            config: Its whole configuration.
+        """
+        measured = report.model_dump(include=set(Measured.model_fields))
+        row = Row(time=datetime.now(UTC), trial=trial, values=values, **measured)
         patiently(lambda: append_result(self.directory, row), self.note)
         self._view.report(row)
         self._metrics.report(row)
         if self._wandb:
-            self._wandb.report(row)
+            self._wandb.report(row, config)
         if time.monotonic() > self._report_due:
             self._write_report()
             self._report_due = time.monotonic() + REPORT_INTERVAL_S

@@ -4,19 +4,23 @@ import hashlib
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel
 
 from adios_ray.errors import CheckpointError
 from adios_ray.files import sha256, written_whole
+from adios_ray.run_directory import newest_epochs
+from adios_ray.validation import read_json
+
+if TYPE_CHECKING:  # imported where it is used: processes that only pass pointers on, such as trials' actors, do without
+    import torch
 
 STATE_FILE = "state.pt"
 META_FILE = "meta.json"
 
 
-class Pointer(BaseModel):
+class Pointer(BaseModel, frozen=True):
     """Where a checkpoint lies and what its bytes must be."""
 
     path: Path
@@ -36,6 +40,8 @@ def save_checkpoint(directory: Path, state: dict[str, Any], meta: dict[str, Any]
     Raises:
         OSError: If storage refuses it; nothing of it is left then.
     """
+    import torch
+
     content = io.BytesIO()
     torch.save(state, content)  # into memory: writing to a full disk it would raise no OSError, but its own error
     checksum = hashlib.sha256(content.getbuffer()).hexdigest()
@@ -46,12 +52,14 @@ def save_checkpoint(directory: Path, state: dict[str, Any], meta: dict[str, Any]
     return Pointer(path=directory, sha256=checksum)
 
 
-def load_checkpoint(pointer: Pointer, device: torch.device) -> dict[str, Any]:
+def load_checkpoint(pointer: Pointer, device: "torch.device") -> dict[str, Any]:
     """Read the state of a checkpoint.
 
     Raises:
         CheckpointError: If it is missing or its bytes are not those that were written.
     """
+    import torch
+
     if problem := damage(pointer):
         raise CheckpointError(problem)
     file = pointer.path / STATE_FILE
@@ -64,36 +72,47 @@ def damage(pointer: Pointer) -> str | None:
     file = pointer.path / STATE_FILE
     if not file.is_file():
         return f"checkpoint {file} does not exist"
-    if not _is_whole(file, pointer.sha256):
+    if sha256(file) != pointer.sha256:
         return f"checkpoint {file} is damaged: its checksum is not the one it was saved with"
     return None
 
 
 def newest_whole(folder: Path, before: str | None = None) -> Pointer | None:
     """The newest undamaged ``epoch_*`` of a folder, older than ``before`` if given; None if there is none."""
-    names = (path.name for path in folder.glob("epoch_*"))
-    for directory in (folder / name for name in sorted(names, reverse=True) if before is None or name < before):
-        try:
-            checksum = str(json.loads((directory / META_FILE).read_text())["sha256"])
-        except (OSError, ValueError, KeyError):
-            continue
-        if _is_whole(directory / STATE_FILE, checksum):
-            return Pointer(path=directory, sha256=checksum)
+    for directory in newest_epochs(folder):
+        if before is None or directory.name < before:
+            try:
+                pointer = _recorded(directory)
+            except (OSError, CheckpointError):
+                continue
+            if damage(pointer) is None:
+                return pointer
     return None
 
 
-def _is_whole(file: Path, checksum: str) -> bool:
-    return file.is_file() and sha256(file) == checksum
+class _Meta(BaseModel):
+    """What ``meta.json`` must hold; the rest is for people and tools."""
+
+    sha256: str
 
 
-def open_checkpoint(directory: Path, device: torch.device) -> dict[str, Any]:
+def _recorded(directory: Path) -> Pointer:
+    """Point at a checkpoint, with the checksum that is stored beside it.
+
+    Raises:
+        CheckpointError: If that cannot be read.
+    """
+    return Pointer(path=directory, sha256=read_json(_Meta, directory / META_FILE, CheckpointError).sha256)
+
+
+def open_checkpoint(directory: Path, device: "torch.device") -> dict[str, Any]:
     """Read the state of a checkpoint by its directory alone, against the checksum that lies beside it.
 
     Raises:
         CheckpointError: If it is missing or damaged.
     """
     try:
-        meta = json.loads((directory / META_FILE).read_text())
-    except (OSError, ValueError) as error:
+        pointer = _recorded(directory)
+    except (OSError, CheckpointError) as error:
         raise CheckpointError(f"{directory} is no checkpoint: {META_FILE} cannot be read ({error})") from error
-    return load_checkpoint(Pointer(path=directory, sha256=str(meta.get("sha256"))), device)
+    return load_checkpoint(pointer, device)

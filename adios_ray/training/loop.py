@@ -1,6 +1,5 @@
 """What a Ray Train worker runs: a loop over the commands of its trial's channel."""
 
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -11,10 +10,12 @@ import torch
 from ray.train.torch import get_device
 
 from adios_ray import parallel
-from adios_ray.config import TrialConfig, parse
+from adios_ray.config import TrialConfig
 from adios_ray.errors import CheckpointError, RunError
 from adios_ray.files import remove_drafts
 from adios_ray.patience import patiently_into
+from adios_ray.run_directory import RunDirectory
+from adios_ray.search.line import Start
 from adios_ray.tracking.records import MaskFile, write_masks
 from adios_ray.training.checkpoints import Pointer, damage, newest_whole
 from adios_ray.training.trainer import Trainer
@@ -29,19 +30,19 @@ def train_loop(config: LoopConfig) -> None:
     torch.set_num_threads(config["threads"])
     channel, trial, run_dir = config["channel"], config["trial"], Path(config["run_dir"])
     if parallel.rank() == 0:
-        for kind in ("checkpoints", "masks", "diverged"):
-            remove_drafts(run_dir / kind / trial)
-    values, checkpoint, position = _agreed_start(channel, trial)
-    trainer = Trainer(parse(TrialConfig, values), _device())
+        for folder in RunDirectory(run_dir).trial_folders(trial):
+            remove_drafts(folder)
+    settings, checkpoint, position = _agreed_start(channel, trial)
+    trainer = Trainer(settings, _device())
     if checkpoint:
-        _load(trainer, Pointer(**checkpoint), trainer.config, config)
+        _load(trainer, checkpoint, settings, config)
     reported_at = None
     while True:
         command = ray.get(channel.take.remote(trial, position))
         if command.kind == "stop":
             return
         if command.kind == "load":
-            _load(trainer, Pointer(**command.checkpoint), parse(TrialConfig, command.config), config)
+            _load(trainer, command.checkpoint, command.config, config)
         else:
             idle_s = time.monotonic() - reported_at if reported_at else 0.0
             _train(trainer, config, position, idle_s)
@@ -70,18 +71,16 @@ def _load(trainer: Trainer, pointer: Pointer, settings: TrialConfig, config: Loo
 
 def _train(trainer: Trainer, config: LoopConfig, position: int, idle_s: float) -> None:
     """Train to the next report, save, and answer the command; Ray Train learns of the checkpoint too."""
-    report: dict[str, Any] = {**trainer.train_to_report(), "done": trainer.done}
-    report |= {"idle_s": idle_s, "worker_pid": os.getpid()}
+    report = trainer.train_to_report(idle_s)
     checkpoint, trial, run_dir, say = None, config["trial"], Path(config["run_dir"]), partial(_note, config)
-    trainer.dump_divergence(run_dir / "diverged" / trial / f"epoch_{trainer.epoch:05d}")
+    run = RunDirectory(run_dir)
+    trainer.dump_divergence(run.diverged_step(trial, report.epoch))
     if parallel.rank() == 0:
-        directory = run_dir / "checkpoints" / trial / f"epoch_{trainer.epoch:05d}"
-        checkpoint = patiently_into(run_dir, lambda: trainer.save(directory), say)
+        checkpoint = patiently_into(run_dir, lambda: trainer.save(run.checkpoint(trial, report.epoch)), say)
         patiently_into(run_dir, lambda: _draw_masks(trainer, run_dir, trial), say)
-        pointer = checkpoint.model_dump(mode="json")
-        ray.get(config["channel"].answer.remote(trial, position, report, pointer))
+        ray.get(config["channel"].answer.remote(trial, position, report, checkpoint))
     ray.train.report(
-        {"epoch": trainer.epoch, "fitness": report["fitness"]},
+        {"epoch": report.epoch, "fitness": report.fitness},
         checkpoint=ray.train.Checkpoint(checkpoint.path) if checkpoint else None,
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
     )
@@ -105,10 +104,11 @@ def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> None:
     write_masks(run_dir, trial, trainer.epoch, MaskFile(images.cpu().numpy(), pixels.cpu().numpy()))
 
 
-def _agreed_start(channel: Any, trial: str) -> tuple[Any, ...]:
+def _agreed_start(channel: Any, trial: str) -> Start:
     """Where to begin: the first worker asks, all workers hear the same."""
     start: Any = ray.get(channel.start.remote(trial)) if parallel.rank() == 0 else None
-    return tuple(parallel.from_first(start))
+    agreed: Start = parallel.from_first(start)
+    return agreed
 
 
 def _device() -> torch.device:

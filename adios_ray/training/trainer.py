@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import time
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adios_ray import parallel
-from adios_ray.config import TrialConfig, check_image_size, check_view, parse
+from adios_ray.config import TrialConfig, check_image_size, check_view
 from adios_ray.data.augment import denormalise
 from adios_ray.data.feed import Batch, Feed, central_views
 from adios_ray.data.shards import open_shards
@@ -26,6 +27,8 @@ from adios_ray.training.checkpoints import Pointer, load_checkpoint, save_checkp
 from adios_ray.training.divergence import batch_state
 from adios_ray.training.optimizers import build_optimizers, make_schedule
 from adios_ray.training.step import Measurements, train_step
+from adios_ray.trial_report import TrialReport
+from adios_ray.validation import parse
 
 STATISTICS_IMAGES = 64
 
@@ -88,11 +91,6 @@ class Trainer:
         """Whether the last epoch is over."""
         return self.epoch >= self.config.epochs
 
-    def next_report(self) -> int:
-        """Epoch of the next report, at most the last one."""
-        interval = self.config.evaluation.interval_epochs
-        return min((self.epoch // interval + 1) * interval, self.config.epochs)
-
     def train_until(self, step: int) -> dict[str, float]:
         """Train up to ``step`` and measure; where training diverges, only the position moves on.
 
@@ -124,14 +122,16 @@ class Trainer:
         self._sums += torch.stack(train_step(self.networks, self.optimizers, batch, self.config, progress))
         self.step += 1
 
-    def train_to_report(self) -> dict[str, Any]:
+    def train_to_report(self, idle_s: float = 0.0) -> TrialReport:
         """Train to the next report and evaluate.
 
+        Args:
+            idle_s: Seconds since the report before, as the caller has measured them.
+
         Returns:
-            The report: epoch, fitness (nan where the training diverged), means of the measurements over the epochs
-            since the last report, slot statistics and speed; and how it diverged, or None.
+            The report; its measurements are means over the epochs since the last one.
         """
-        goal, interval = self.next_report(), self.config.evaluation.interval_epochs
+        goal, interval = self.config.next_report(self.epoch), self.config.evaluation.interval_epochs
         epochs = goal - (goal - 1) // interval * interval
         speed = self.train_until(goal * self.feed.steps_per_epoch)
         means = parallel.average(self._sums / (epochs * self.feed.steps_per_epoch)).tolist()
@@ -145,8 +145,17 @@ class Trainer:
         else:
             found = self._measure("val")
         collapse = found.collapse and f"epoch {self.epoch}: {found.collapse}"
-        report = {"epoch": self.epoch, "fitness": found.value, "divergence": self.divergence or collapse}
-        return {**report, **measured, **self._slot_report(), **speed}
+        return TrialReport(
+            epoch=self.epoch,
+            fitness=found.value,
+            divergence=self.divergence or collapse,
+            done=self.done,
+            idle_s=idle_s,
+            worker_pid=os.getpid(),
+            **measured,
+            **self._slot_report(),
+            **speed,
+        )
 
     def evaluate(self, split: str) -> float:
         """Fitness on one split, with the training split's images as neighbours; nan for a collapsed encoder."""

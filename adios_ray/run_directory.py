@@ -1,0 +1,136 @@
+"""The layout of a run directory: where everything of a run is stored.
+
+::
+
+    RUN/
+      config.json  space.yaml             the resolved configuration and search space; written first
+      population.json  population.jsonl   the population: a snapshot and the journal of changes since
+      results.csv  lineage.jsonl          one line for each report, one for each exploit
+      checkpoints/TRIAL/epoch_NNNNN/      weights
+      masks/TRIAL/epoch_NNNNN.npz         masks of the first validation images
+      diverged/TRIAL/epoch_NNNNN/         what reproduces a step that became non-finite
+      controllers/ACTOR_ID                Ray Train controllers whose placement groups may be left behind
+      tune/                               Ray Tune's own files
+      report.html  summary.json  schedule.json   for people; the last two exist once the run has finished
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from adios_ray.errors import RecordError
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of everything in a run directory; nothing is read or created.
+
+    Attributes:
+        path: The directory.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration. Where it is missing, the run's storage is."""
+        return self.path / "config.json"
+
+    @property
+    def space(self) -> Path:
+        """The search space."""
+        return self.path / "space.yaml"
+
+    @property
+    def population(self) -> Path:
+        """Snapshot of the population."""
+        return self.path / "population.json"
+
+    @property
+    def journal(self) -> Path:
+        """Changes of the population since the snapshot."""
+        return self.path / "population.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """One line for each report."""
+        return self.path / "results.csv"
+
+    @property
+    def lineage(self) -> Path:
+        """One line for each exploit."""
+        return self.path / "lineage.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML file."""
+        return self.path / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        """The outcome of a finished run."""
+        return self.path / "summary.json"
+
+    @property
+    def schedule(self) -> Path:
+        """The best trial's schedule."""
+        return self.path / "schedule.json"
+
+    @property
+    def controllers(self) -> Path:
+        """An empty file for each Ray Train controller, named by its actor's ID."""
+        return self.path / "controllers"
+
+    @property
+    def checkpoints(self) -> Path:
+        """A folder of checkpoints for each trial."""
+        return self.path / "checkpoints"
+
+    @property
+    def diverged(self) -> Path:
+        """A folder of diverged steps for each trial."""
+        return self.path / "diverged"
+
+    def trial_folders(self, trial: str) -> tuple[Path, ...]:
+        """List the folders that a trial's workers write into."""
+        return tuple(folder / trial for folder in (self.checkpoints, self._masks, self.diverged))
+
+    def checkpoint(self, trial: str, epoch: int) -> Path:
+        """Name the checkpoint that a trial writes after an epoch."""
+        return self.checkpoints / trial / epoch_name(epoch)
+
+    def diverged_step(self, trial: str, epoch: int) -> Path:
+        """Name the folder of the step at which a trial diverged before an epoch's end."""
+        return self.diverged / trial / epoch_name(epoch)
+
+    def masks(self, trial: str, epoch: int) -> Path:
+        """Name the file of the masks that a trial writes after an epoch.
+
+        Raises:
+            RecordError: For a name that would lead out of the run directory.
+        """
+        if trial in ("", ".", "..") or set(trial) & set("/\\\0"):
+            raise RecordError(f"the trial name {trial!r} cannot name a folder")
+        return self._masks / trial / f"{epoch_name(epoch)}.npz"
+
+    def stored_masks(self, trial: str) -> dict[int, Path]:
+        """Find a trial's files of masks, by epoch, ascending; earlier versions padded epochs to four digits."""
+        files = {int(path.stem.removeprefix(_EPOCH)): path for path in self.masks(trial, 0).parent.glob("*.npz")}
+        return dict(sorted(files.items()))
+
+    @property
+    def _masks(self) -> Path:
+        return self.path / "masks"
+
+
+_EPOCH = "epoch_"
+
+
+def epoch_name(epoch: int) -> str:
+    """Name what was written after an epoch; names sort by epoch."""
+    return f"{_EPOCH}{epoch:05d}"
+
+
+def newest_epochs(folder: Path) -> Iterator[Path]:
+    """Find what was written into a folder after each epoch, the newest first."""
+    return iter(sorted(folder.glob(f"{_EPOCH}*"), reverse=True))

@@ -1,0 +1,29 @@
+"""How values, names and times are written for people."""
+
+from typing import Any
+
+LABELS = {
+    "masking.slots": "N",
+    "masking.sparsity_weight": "lambda",
+    "optimizer.encoder_lr": "encoder lr",
+    "optimizer.occlusion_lr": "occlusion lr",
+}
+"""Short names of searched values by configuration path; others are called by their paths."""
+
+
+def label(path: str) -> str:
+    """Name a searched value by its configuration path."""
+    return LABELS.get(path, path)
+
+
+def value_text(value: Any) -> str:
+    """Write a searched value, numbers to three digits."""
+    return f"{value:.3g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as "42 s", "12 min 5 s" or "3 h 20 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
