@@ -38,7 +38,7 @@ from adios_ray.data.shards import (
 )
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
-from adios_ray.data.store import LocalStore
+from adios_ray.data.store import Store
 from adios_ray.errors import exit_status
 from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
@@ -66,7 +66,7 @@ def make_shards(source: ImageFiles, directory: Path, stored_size: int) -> list[P
     layout = Layout(stored_size, None, has_instances=False)
     samples = [(item, source.load(item, stored_size)) for item in items]
     splits: dict[str, tuple[ShardEntry, ...]] = {
-        name: (write_shard(LocalStore(directory), f"{name}-00000.arrow", layout, samples),) for name in ("train", "val")
+        name: (write_shard(Store(directory), f"{name}-00000.arrow", layout, samples),) for name in ("train", "val")
     }
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -78,7 +78,7 @@ def make_shards(source: ImageFiles, directory: Path, stored_size: int) -> list[P
         recipe={},
         refused=(),
     )
-    write_manifest(LocalStore(directory), manifest)
+    write_manifest(Store(directory), manifest)
     return [source.root / item for item in items]
 
 

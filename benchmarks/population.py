@@ -109,8 +109,8 @@ class ToyTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type infor
 
     def _train(self) -> None:
         """One epoch in closed form."""
-        state = json.loads((self._checkpoint.path / "state").read_text()) if self._checkpoint else [0, 0.0]
-        epoch, score = state[0] + 1, state[1] + 1 / (1 + abs(self._lr - 0.1))
+        epochs, score = json.loads((self._checkpoint.path / "state").read_text()) if self._checkpoint else (0, 0.0)
+        epoch, score = int(epochs) + 1, score + 1 / (1 + abs(self._lr - 0.1))
         directory = RunDirectory(self._directory).checkpoint(self._trial, epoch)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "state").write_text(json.dumps([epoch, score]))

@@ -20,7 +20,7 @@ import tyro
 
 from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, open_shards, write_manifest, write_shard
 from adios_ray.data.sources.base import Sample
-from adios_ray.data.store import LocalStore
+from adios_ray.data.store import Store
 from adios_ray.errors import exit_status
 
 SIZE, SHARD_ROWS, BATCH = 96, 1024, 128
@@ -43,7 +43,7 @@ def make_data(directory: Path, images: int) -> int:
     for number in range(images // SHARD_ROWS):
         pixels = rng.integers(0, 256, (SHARD_ROWS, SIZE, SIZE, 3), dtype=np.uint8)
         samples = [(str(i), Sample(image, 0, None, SIZE, SIZE)) for i, image in enumerate(pixels)]
-        entries.append(write_shard(LocalStore(directory), f"train-{number:05d}.arrow", layout, samples))
+        entries.append(write_shard(Store(directory), f"train-{number:05d}.arrow", layout, samples))
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         image_size=SIZE,
@@ -54,7 +54,7 @@ def make_data(directory: Path, images: int) -> int:
         recipe={},
         refused=(),
     )
-    write_manifest(LocalStore(directory), manifest)
+    write_manifest(Store(directory), manifest)
     return sum(entry.bytes for entry in entries)
 
 

@@ -9,7 +9,7 @@ from adios_ray.config import TrialConfig
 from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, write_manifest, write_shard
 from adios_ray.data.sources import objects
 from adios_ray.data.sources.base import NO_LABEL, UNLABELLED
-from adios_ray.data.store import LocalStore
+from adios_ray.data.store import Store
 from adios_ray.validation import parse
 
 SIZE = 32
@@ -24,7 +24,7 @@ def make_objects(directory: Path, unlabelled: int = 0, size: int = SIZE, counts:
         samples = [(str(i), objects.render(0, i, size)) for i in range(first, first + count)]
         if name == UNLABELLED:
             samples = [(item, replace(sample, label=NO_LABEL)) for item, sample in samples]
-        splits[name] = (write_shard(LocalStore(directory), f"{name}-00000.arrow", layout, samples),)
+        splits[name] = (write_shard(Store(directory), f"{name}-00000.arrow", layout, samples),)
         first += count
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -36,7 +36,7 @@ def make_objects(directory: Path, unlabelled: int = 0, size: int = SIZE, counts:
         recipe={"dataset": "objects"},
         refused=(),
     )
-    write_manifest(LocalStore(directory), manifest)
+    write_manifest(Store(directory), manifest)
     return directory
 
 

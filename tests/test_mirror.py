@@ -24,7 +24,7 @@ from adios_ray.data import prepare as preparation
 from adios_ray.data.plan import ShardJob
 from adios_ray.data.shards import MANIFEST_NAME, open_shards, read_manifest, verify
 from adios_ray.data.sources import scenes
-from adios_ray.data.store import LocalStore, RemoteStore, store_at
+from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError
 
 BUCKET = "images"
@@ -60,7 +60,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def upload(directory: Path, uri: str) -> None:
-    store = RemoteStore(uri)
+    store = Store(uri)
     for path in directory.iterdir():
         with store.writing(path.name) as target:
             shutil.copy(path, target)
@@ -71,7 +71,7 @@ def remote(server: str, cache: Path, objects_dir: Path) -> Iterator[Path]:
     """The rendered objects at URI; gives the directory that they were copied from."""
     upload(objects_dir, URI)
     yield objects_dir
-    RemoteStore(f"s3://{BUCKET}").remove("some")
+    Store(f"s3://{BUCKET}").remove("some")
 
 
 @pytest.fixture
@@ -125,9 +125,9 @@ def test_many_processes_share_one_copy(remote: Path, cache: Path, fetched: Count
 
 def test_an_interrupted_copy_goes_on(remote: Path, fetched: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirroring, "PARALLEL_FETCHES", 1)
-    fetch = RemoteStore.fetch
+    fetch = Store.fetch
 
-    def failing(self: RemoteStore, name: str, target: Path) -> None:
+    def failing(self: Store, name: str, target: Path) -> None:
         """The connection breaks in the middle of the second file."""
         if len(fetched) == 1:
             target.write_bytes(b"half of it")
@@ -135,7 +135,7 @@ def test_an_interrupted_copy_goes_on(remote: Path, fetched: Counter[str], monkey
         fetch(self, name, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RemoteStore, "fetch", failing)
+        patch.setattr(Store, "fetch", failing)
         with pytest.raises(DatasetError, match=r"00000.arrow could not be fetched \(ConnectionError: reset by peer\)"):
             open_shards(URI)
     open_shards(URI)
@@ -145,7 +145,7 @@ def test_an_interrupted_copy_goes_on(remote: Path, fetched: Counter[str], monkey
 def test_a_damaged_shard_is_refused_by_name(remote: Path, cache: Path) -> None:
     content = bytearray((remote / "val-00000.arrow").read_bytes())
     content[5000] ^= 1
-    with RemoteStore(URI).writing("val-00000.arrow") as path:
+    with Store(URI).writing("val-00000.arrow") as path:
         path.write_bytes(content)
     with pytest.raises(DatasetError, match="objects/val-00000.arrow does not have the checksum of its manifest"):
         open_shards(URI)
@@ -174,7 +174,7 @@ def test_a_data_set_prepared_at_a_uri_has_the_bytes_of_a_local_one(
     uri, source = f"s3://{BUCKET}/prepared", scenes.source(40, 0)
     for output in (tmp_path / "local", uri):
         assert not preparation.prepare(source, output, 32, {"dataset": "scenes"}).complete_before
-    local, remote = LocalStore(tmp_path / "local"), RemoteStore(uri)
+    local, remote = Store(tmp_path / "local"), Store(uri)
     assert local.names() == remote.names() == {"manifest.json", *(f"{s}-00000.arrow" for s in ("train", "val", "test"))}
     assert all(local.read(name) == remote.read(name) for name in local.names())
     assert preparation.prepare(source, uri, 32, {"dataset": "scenes"}).complete_before
@@ -228,8 +228,9 @@ def test_places_without_a_data_set(server: str, cache: Path, uri: str, message: 
 
 
 def test_a_store_that_is_local_and_one_that_is_not(server: str, tmp_path: Path) -> None:
-    local, remote = store_at(f"file://{tmp_path}/a"), store_at(f"s3://{BUCKET}/a/")
-    assert isinstance(local, LocalStore) and str(local) == f"{tmp_path}/a" and str(remote) == f"s3://{BUCKET}/a"
+    local, remote = Store(f"file://{tmp_path}/a"), Store(f"s3://{BUCKET}/a/")
+    assert local.local == tmp_path / "a" and remote.local is None
+    assert str(local) == f"{tmp_path}/a" and str(remote) == f"s3://{BUCKET}/a"
     for store in (local, remote):
         assert store.names() == set() and store.size("x") is None
         with pytest.raises(FileNotFoundError):
@@ -242,7 +243,9 @@ def test_a_store_that_is_local_and_one_that_is_not(server: str, tmp_path: Path) 
             path.write_bytes(b"half")
             raise RuntimeError
         assert store.names() == {"folder", "y"} and store.read("folder/x") == b"content"
-        assert store.size("folder/x") == 7 and store.size("y") == 0
+        assert store.size("folder/x") == 7 and store.size("y") == 0 and store.size("folder") is None
+        with pytest.raises(NotADirectoryError):
+            Store(f"{store}/y").names()
         store.remove("folder")
         store.remove("nothing")
         assert store.names() == {"y"}

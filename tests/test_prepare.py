@@ -22,7 +22,7 @@ from adios_ray.data.sources import scenes
 from adios_ray.data.sources.base import PHOTOGRAPH, Sample
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
-from adios_ray.data.store import LocalStore
+from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError
 
 SIZE = 16
@@ -94,7 +94,7 @@ def make_in_this_process(folder: ImageFiles, output: Path, every: int, recipe: M
     jobs = plan_jobs(plan_splits(folder.listing(), NO_COUNTS), Layout(SIZE, None, False), full)
     (output / ".parts").mkdir(parents=True)
     for job in reversed(jobs[::every]):
-        make_shard({"job": job.model_dump_json()}, folder, LocalStore(output), SIZE, "skip")
+        make_shard({"job": job.model_dump_json()}, folder, Store(output), SIZE, "skip")
 
 
 @pytest.mark.ray

@@ -22,7 +22,7 @@ from adios_ray.data.shards import (
     write_shard,
 )
 from adios_ray.data.sources.base import Sample
-from adios_ray.data.store import LocalStore
+from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError
 
 SIZE = 6
@@ -47,9 +47,7 @@ def make_dataset(directory: Path, classes: int | None = None) -> list[tuple[str,
     directory.mkdir()
     chunks = [make_samples(rows, seed, classes) for seed, rows in enumerate(ROWS)]
     layout = Layout(SIZE, classes, has_instances=classes is not None)
-    entries = [
-        write_shard(LocalStore(directory), f"train-{i:05d}.arrow", layout, chunk) for i, chunk in enumerate(chunks)
-    ]
+    entries = [write_shard(Store(directory), f"train-{i:05d}.arrow", layout, chunk) for i, chunk in enumerate(chunks)]
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         image_size=SIZE,
@@ -60,7 +58,7 @@ def make_dataset(directory: Path, classes: int | None = None) -> list[tuple[str,
         recipe={"dataset": "test"},
         refused=(Refusal(item="x.jpg", split="train", reason="empty file"),),
     )
-    write_manifest(LocalStore(directory), manifest)
+    write_manifest(Store(directory), manifest)
     return [sample for chunk in chunks for sample in chunk]
 
 
@@ -232,7 +230,7 @@ def test_a_manifest_of_the_other_version_does_not_fit_its_shards(directory: Path
 def test_a_shard_outside_the_directory_is_refused(directory: Path) -> None:
     entry = {"file": "../train-00000.arrow", "rows": 1, "bytes": 1, "sha256": "0" * 64}
     edit_manifest(directory, splits={"train": [entry]})
-    with pytest.raises(DatasetError, match=r"damaged at 'splits\.train\.0\.file'"):
+    with pytest.raises(DatasetError, match=r"damaged: splits\.train\.0\.file = "):
         open_shards(directory)
 
 
@@ -284,16 +282,16 @@ def test_a_shard_of_other_bytes_but_the_same_size_cannot_be_mapped(directory: Pa
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     wrong = Sample(np.zeros((SIZE, SIZE + 1, 3), np.uint8), 0, None, SIZE, SIZE)
     with pytest.raises(ValueError, match="broadcast"):
-        write_shard(LocalStore(tmp_path), "train-00000.arrow", Layout(SIZE, None, False), [("x", wrong)])
+        write_shard(Store(tmp_path), "train-00000.arrow", Layout(SIZE, None, False), [("x", wrong)])
     (tmp_path / "train-00000.arrow").mkdir()
     with pytest.raises(OSError, match="directory"):
-        write_shard(LocalStore(tmp_path), "train-00000.arrow", Layout(SIZE, None, False), make_samples(2, 0))
+        write_shard(Store(tmp_path), "train-00000.arrow", Layout(SIZE, None, False), make_samples(2, 0))
     assert [path.name for path in tmp_path.iterdir()] == ["train-00000.arrow"]
 
 
 def test_bytes_depend_on_the_samples_alone(tmp_path: Path) -> None:
     layout = Layout(SIZE, None, False)
-    first = write_shard(LocalStore(tmp_path), "train-00000.arrow", layout, make_samples(4, 1))
-    again = write_shard(LocalStore(tmp_path), "train-00001.arrow", layout, make_samples(4, 1))
-    other = write_shard(LocalStore(tmp_path), "train-00002.arrow", layout, make_samples(4, 2))
+    first = write_shard(Store(tmp_path), "train-00000.arrow", layout, make_samples(4, 1))
+    again = write_shard(Store(tmp_path), "train-00001.arrow", layout, make_samples(4, 1))
+    other = write_shard(Store(tmp_path), "train-00002.arrow", layout, make_samples(4, 2))
     assert first.sha256 == again.sha256 != other.sha256

@@ -130,7 +130,7 @@ def test_files_that_are_no_weights_are_named(byol: Networks, trainer: Trainer, t
         ("cut.safetensors", CheckpointError, "is not a safetensors file, or a damaged one"),
         ("text", CheckpointError, "is not a safetensors file, or a damaged one"),
         ("other.safetensors", ConfigError, "was not written as a weights file by adios_ray"),
-        ("bad.safetensors", CheckpointError, "its metadata are not JSON"),
+        ("bad.safetensors", CheckpointError, "metadata: not JSON"),
         ("newer.safetensors", ConfigError, "schema_version = 2"),
         ("folder", ConfigError, "is not a checkpoint of a run, as it has no meta.json"),
         ("none/state.pt", ConfigError, "is not a checkpoint of a run, as it has no meta.json"),

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from adios_ray.data.store import RemoteStore
+from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError
 from adios_ray.files import sha256, write_whole, written_whole
 
@@ -40,7 +40,7 @@ class RemoteFile(NamedTuple):
     sha256: str
 
 
-def mirror(store: RemoteStore, manifest: str, content: bytes, files: Sequence[RemoteFile]) -> Path:
+def mirror(store: Store, manifest: str, content: bytes, files: Sequence[RemoteFile]) -> Path:
     """Copy a data set to this machine, unless that has been done, and keep it there while this process lives.
 
     Processes that ask at the same time wait for the first. What an interrupted copy left is used.
@@ -93,7 +93,7 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _fetch_all(store: RemoteStore, directory: Path, files: Sequence[RemoteFile]) -> None:
+def _fetch_all(store: Store, directory: Path, files: Sequence[RemoteFile]) -> None:
     directory.mkdir(exist_ok=True)
     lacking = [file for file in files if not (directory / file.name).exists()]
     _make_room(directory.parent, sum(file.bytes for file in lacking), store)
@@ -105,7 +105,7 @@ def _fetch_all(store: RemoteStore, directory: Path, files: Sequence[RemoteFile])
             pass
 
 
-def _fetch(store: RemoteStore, directory: Path, file: RemoteFile) -> None:
+def _fetch(store: Store, directory: Path, file: RemoteFile) -> None:
     """Copy and check one file."""
     with written_whole(directory / file.name) as aside:
         try:
@@ -119,7 +119,7 @@ def _fetch(store: RemoteStore, directory: Path, file: RemoteFile) -> None:
             raise DatasetError(f"{store}/{file.name} does not have the checksum of its manifest; prepare it again")
 
 
-def _make_room(cache: Path, needed: int, store: RemoteStore) -> None:
+def _make_room(cache: Path, needed: int, store: Store) -> None:
     """Remove copies that nobody uses until ``needed`` bytes fit.
 
     Raises:

@@ -34,7 +34,7 @@ from adios_ray.data.shards import (
     write_shard,
 )
 from adios_ray.data.sources.base import UNLABELLED, Sample, Source
-from adios_ray.data.store import LocalStore, Location, RemoteStore, Store, store_at
+from adios_ray.data.store import Location, Store
 from adios_ray.errors import DatasetError, RefusedImageError
 
 _PARTS = ".parts"
@@ -115,7 +115,7 @@ def prepare(
         counts[UNLABELLED] = settings["unlabelled_images"] = unlabelled_images
     asked = {**recipe, **settings, "image_size": image_size, "resize": source.resize}
     full_recipe: dict[str, Any] = json.loads(json.dumps(asked))
-    store = store_at(output)
+    store = Store(output)
     if MANIFEST_NAME in store.names():
         manifest = _made_by(store, full_recipe)
         store.remove(_PARTS)
@@ -134,7 +134,7 @@ def _layout(source: Source, image_size: int) -> Layout:
     return Layout(image_size, len(source.classes) if source.multi_label else None, source.has_instances)
 
 
-def _made_by(store: LocalStore | RemoteStore, recipe: Mapping[str, Any]) -> Manifest:
+def _made_by(store: Store, recipe: Mapping[str, Any]) -> Manifest:
     """The manifest that is there already, if the same recipe made it."""
     manifest = read_manifest(str(store))
     keys = sorted(recipe.keys() | manifest.recipe.keys())

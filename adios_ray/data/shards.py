@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adios_ray.data.mirror import RemoteFile, mirror
 from adios_ray.data.sources.base import UNLABELLED, Sample
-from adios_ray.data.store import LocalStore, Location, Store, store_at
+from adios_ray.data.store import Location, Store
 from adios_ray.errors import DatasetError
 from adios_ray.files import sha256
 from adios_ray.validation import parse_json
@@ -186,7 +186,7 @@ def read_manifest(location: Location) -> Manifest:
     Raises:
         DatasetError: If it is missing, of another schema version, or not a manifest.
     """
-    store = store_at(location)
+    store = Store(location)
     return _parse_manifest(store, _manifest_bytes(store))
 
 
@@ -212,11 +212,11 @@ def _parse_manifest(store: Store, content: bytes) -> Manifest:
 
 def _on_this_machine(location: Location) -> tuple[Path, Manifest]:
     """Directory of the shards, those of a remote data set copied here, and their manifest."""
-    store = store_at(location)
+    store = Store(location)
     content = _manifest_bytes(store)
     manifest = _parse_manifest(store, content)
-    if isinstance(store, LocalStore):
-        return store.directory, manifest
+    if store.local is not None:
+        return store.local, manifest
     files = [RemoteFile(entry.file, entry.bytes, entry.sha256) for entry in manifest.entries]
     return mirror(store, MANIFEST_NAME, content, files), manifest
 

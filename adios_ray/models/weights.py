@@ -112,7 +112,8 @@ def load_weights(path: Path) -> Weights:
     text = file_metadata(path).get(METADATA_KEY)
     if text is None:
         raise ConfigError(f"{path} was not written as a weights file by adios_ray: its metadata has no {METADATA_KEY}")
-    header = parse_json(_Header, text, str(path))
+    values = parse_json(dict[str, Any], text, f"{path} is damaged: metadata", CheckpointError)
+    header = parse(_Header, values, str(path))
     tensors = unwrapped(safetensors.torch.load_file(path))
     return Weights(header.config, header.image_size, header.classes, header.origin, tensors)
 

@@ -18,7 +18,7 @@ from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.prepare import prepare
 from adios_ray.data.shards import read_manifest
 from adios_ray.data.sources import objects
-from adios_ray.data.store import store_at
+from adios_ray.data.store import Store
 from adios_ray.errors import ConfigError, RunError, StorageError
 from adios_ray.files import remove_drafts
 from adios_ray.run_directory import RunDirectory
@@ -85,7 +85,7 @@ def start(config: ExperimentConfig) -> Path:
         if renders:
             config = replaced(config, {"data_dir": _render_demo_images(storage)})
         assert config.data_dir is not None
-        data_dir, weights = str(store_at(config.data_dir)), config.initial_weights
+        data_dir, weights = str(Store(config.data_dir)), config.initial_weights
         paths = {"data_dir": data_dir, "initial_weights": weights and weights.expanduser().absolute()}
         config = replaced(config, {**paths, "storage": storage})
         run_dir = _new_run_directory(storage, config)
