@@ -9,6 +9,7 @@ import torch
 from small import make_objects
 
 from adios_ray.search.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
+from adios_ray.search.ray_private import POLL_INTERVAL_VARIABLE
 
 torch.set_num_threads(1)  # as a trial's worker has, so that results can be compared bit for bit
 
@@ -19,7 +20,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     os.environ.update({**DRIVER_ENVIRONMENT, **WORKER_ENVIRONMENT, "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"})
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    os.environ[POLL_INTERVAL_VARIABLE] = "0.2"
     ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, address="local", log_to_driver=False)
     yield
     ray.shutdown()

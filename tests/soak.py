@@ -38,6 +38,7 @@ from rich.table import Table
 from small import make_objects, small_config
 
 from adios_ray.search.experiment import ExperimentConfig
+from adios_ray.search.ray_private import POLL_INTERVAL_VARIABLE
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.records import read_lineage, read_results
 
@@ -98,7 +99,7 @@ class Stage:
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
         os.environ["RAY_ADDRESS"] = self.cluster.address
-        os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+        os.environ[POLL_INTERVAL_VARIABLE] = "0.2"
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
         self.cluster.wait_for_nodes()
         self.data = make_objects(directory / "objects")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray._private.state import state as cluster_state  # as in places
+from ray._private.state import state as cluster_state  # public tables need a dashboard
 from ray.util import placement_group_table
 
 from adios_ray.run_directory import RunDirectory

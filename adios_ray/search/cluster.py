@@ -2,20 +2,23 @@
 
 import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import ray
 
 from adios_ray.errors import RunError
+from adios_ray.search.ray_private import (
+    POLL_INTERVAL_VARIABLE,
+    PREEMPTION_WATCHER_VARIABLE,
+    running_cluster_address_file,
+)
 
 ANSWER_S = 2.0
 WORKER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # fills the dashboard's Train page
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # bounds how long a report may wait for Ray Train
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less a trial; a lost node is noticed without it
+    POLL_INTERVAL_VARIABLE: "1",  # bounds how long a report may wait for Ray Train
+    PREEMPTION_WATCHER_VARIABLE: "0",  # one process less a trial; a lost node is noticed without it
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in every process
 }
 DRIVER_ENVIRONMENT = {
@@ -59,7 +62,7 @@ def connected() -> Iterator[None]:
 
 def address_to_join() -> str | None:
     """Where Ray is to look: as it does by itself, but never at a cluster that has died without a goodbye."""
-    note = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()), "ray", "ray_current_cluster")
+    note = running_cluster_address_file()
     if os.environ.get("RAY_ADDRESS") or not note.is_file():
         return None
     host, _, port = note.read_text().strip().rpartition(":")

@@ -10,29 +10,27 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ray
-from ray._private.state import state as cluster_state  # Ray's public tables do not say who made a placement group
-from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
-from ray.train.v2._internal.execution.callback import ControllerCallback  # the public callbacks come too late
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from adios_ray.patience import patiently_into
 from adios_ray.run_directory import RunDirectory
+from adios_ray.search.ray_private import is_dead, placement_groups
 
 WAITING_S = 10.0
 """A trial whose workers have waited so long does not fit, whatever the nodes have in all."""
 
 
-class ControllerRecord(ControllerCallback):  # type: ignore[misc]  # Ray ships no type information
+class ControllerRecord:
     """Records a Ray Train controller in the run directory as long as a placement group of its may be left."""
 
     def __init__(self, run_dir: Path) -> None:
         """Record into a run's directory."""
         self._run_dir = run_dir
 
-    def after_controller_start(self, train_run_context: Any) -> None:
+    def started(self) -> None:
         """Record the controller before it makes its first group; without a record it makes none.
 
         Raises:
@@ -40,9 +38,9 @@ class ControllerRecord(ControllerCallback):  # type: ignore[misc]  # Ray ships n
         """
         patiently_into(self._run_dir, lambda: record_controller(self._run_dir), print)
 
-    def after_controller_finish(self, result: Any) -> None:
+    def finished(self, error: BaseException | None) -> None:
         """Forget a controller that has taken its group down; after an error it may not have."""
-        if result.error is None:
+        if error is None:
             with contextlib.suppress(OSError):  # a record too many does no harm
                 _record_of(self._run_dir, ray.get_runtime_context().get_actor_id()).unlink()
 
@@ -74,18 +72,12 @@ class Group(NamedTuple):
 
 def groups(run_dir: Path) -> list[Group]:
     """List the placement groups that the run's controllers have made, under this driver or an earlier one."""
-    accessor = cluster_state._connect_and_get_accessor()
-    tables = [PlacementGroupTableData.FromString(row) for row in accessor.get_placement_group_table()]
     found = []
-    for table in tables:
-        maker = ray.ActorID(table.creator_actor_id)
+    for group in placement_groups():
         # Storage that is away has no records either: nothing is known to be the run's until it is back.
-        if table.state != PlacementGroupTableData.REMOVED and os.path.exists(_record_of(run_dir, maker.hex())):
+        if not group.removed and os.path.exists(_record_of(run_dir, group.maker)):
             # The maker is looked up after its group. It is dead only where Ray says so: no answer is not enough.
-            row = accessor.get_actor_info(maker)
-            dead = row is not None and ActorTableData.FromString(row).state == ActorTableData.DEAD
-            placed = table.state == PlacementGroupTableData.CREATED
-            found.append(Group(ray.PlacementGroupID(table.placement_group_id), placed, dead))
+            found.append(Group(group.id, group.placed, is_dead(group.maker)))
     return found
 
 

@@ -13,6 +13,7 @@ from adios_ray.run_directory import RunDirectory
 from adios_ray.search.channel import find_channel
 from adios_ray.search.line import Reply
 from adios_ray.search.places import ControllerRecord
+from adios_ray.search.ray_private import checkpoint_list_file, controller_callback, lean_trainer_class
 from adios_ray.training.checkpoints import Pointer
 from adios_ray.training.worker import LoopConfig
 
@@ -131,47 +132,23 @@ def run_worker(config: dict[str, Any]) -> None:
     train_loop(LoopConfig(**config))  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
 
 
-def _trainer_class(workers: int) -> Any:
-    """The trainer for so many workers; for one, which needs no process group, one that does not import torch."""
-    from ray.train.v2._internal.callbacks import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-
-    if workers > 1:
-        from ray.train.torch import TorchTrainer as Base
-    else:
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Base
-
-    class LiveTrainer(Base):  # type: ignore[misc]  # Ray ships no type information
-        """Without processes that have nothing to do here.
-
-        One would share out Ray Data sets, but workers read shards themselves; the other would watch over the placement
-        group, which the driver does for all trials.
-        """
-
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [
-                each for each in callbacks if not isinstance(each, DatasetsCallback | PlacementGroupCleanerCallback)
-            ]
-
-    return LiveTrainer
-
-
 def build_trainer(config: TrialSettings, channel: Any) -> Any:
     """The Ray Train trainer of a trial; ``channel`` is handed to its workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     checkpoints = RunDirectory(Path(config["run_dir"])).checkpoints
     # The channel knows where a trial goes on; Ray Train's own list may name checkpoints that are gone by now.
-    (checkpoints / config["trial"] / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    checkpoint_list_file(checkpoints / config["trial"]).unlink(missing_ok=True)
     loop = LoopConfig(
         trial=config["trial"],
         run_dir=config["run_dir"],
         channel=channel,
         threads=max(int(config["cpus_per_worker"]), 1),
     )
-    gpus = config["gpus_per_worker"]
-    return _trainer_class(config["workers"])(
+    gpus, record = config["gpus_per_worker"], ControllerRecord(Path(config["run_dir"]))
+    # Workers read shards themselves, and the driver watches over the placement groups of all trials. One worker needs
+    # no process group, so that its trial's actor need not import torch.
+    return lean_trainer_class(process_group=config["workers"] > 1)(
         run_worker,
         train_loop_config=loop,
         scaling_config=ScalingConfig(
@@ -183,6 +160,6 @@ def build_trainer(config: TrialSettings, channel: Any) -> Any:
             name=config["trial"],
             storage_path=str(checkpoints),
             failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
-            callbacks=[ControllerRecord(Path(config["run_dir"]))],
+            callbacks=[controller_callback(record.started, record.finished)],
         ),
     )

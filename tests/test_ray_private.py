@@ -1,0 +1,234 @@
+"""What is used of Ray without its documentation promising it is still there, and is what it was.
+
+Each test is about names of Ray's, so that a new version of Ray that changes one fails here and not in a training.
+"""
+
+import asyncio
+import inspect
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray._common.utils import get_ray_address_file
+from ray._private.state import GlobalStateAccessor
+from ray._private.state import state as cluster_state
+from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
+from ray.train import Result, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal import constants
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.callback_manager import CallbackManager
+from ray.train.v2._internal.execution.controller.controller import TrainController
+from ray.train.v2._internal.execution.storage import StorageContext
+from ray.train.v2.api import data_parallel_trainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import PlacementGroup
+
+from adios_ray.search import ray_private
+from adios_ray.search.ray_private import (
+    checkpoint_list_file,
+    controller_callback,
+    is_dead,
+    lean_trainer_class,
+    placement_groups,
+    running_cluster_address_file,
+)
+
+ACTOR, GROUP = "ab" * 16, "cd" * 18
+LEFT_OUT = (DatasetsCallback, PlacementGroupCleanerCallback)
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    """Names of a function's parameters."""
+    return list(inspect.signature(function).parameters)
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
+    """Have Ray's tables answer so, without a cluster."""
+    accessor = SimpleNamespace(**answers)
+    monkeypatch.setattr(ray_private, "cluster_state", SimpleNamespace(_connect_and_get_accessor=lambda: accessor))
+
+
+def row(state: int) -> bytes:
+    """A row of the table of placement groups."""
+    ids = {"placement_group_id": bytes.fromhex(GROUP), "creator_actor_id": bytes.fromhex(ACTOR)}
+    return bytes(PlacementGroupTableData(state=state, **ids).SerializeToString())
+
+
+def test_the_tables_are_reached_as_before() -> None:
+    assert parameters(cluster_state._connect_and_get_accessor) == []
+    assert parameters(GlobalStateAccessor.get_placement_group_table) == ["self"]
+    assert parameters(GlobalStateAccessor.get_actor_info) == ["self", "actor_id"]
+
+
+def test_the_tables_have_the_columns_and_states_that_are_read() -> None:
+    columns = PlacementGroupTableData.DESCRIPTOR.fields_by_name
+    for name in ("placement_group_id", "creator_actor_id"):
+        assert columns[name].type == columns[name].TYPE_BYTES
+    states = {"PENDING": 0, "PREPARED": 1, "CREATED": 2, "REMOVED": 3, "RESCHEDULING": 4}
+    assert dict(PlacementGroupTableData.PlacementGroupState.items()) == states
+    assert columns["state"].enum_type is PlacementGroupTableData.PlacementGroupState.DESCRIPTOR
+    states = {"DEPENDENCIES_UNREADY": 0, "PENDING_CREATION": 1, "ALIVE": 2, "RESTARTING": 3, "DEAD": 4}
+    assert dict(ActorTableData.ActorState.items()) == states
+    column = ActorTableData.DESCRIPTOR.fields_by_name["state"]
+    assert column.enum_type is ActorTableData.ActorState.DESCRIPTOR
+
+
+@pytest.mark.parametrize("name", ["PENDING", "PREPARED", "CREATED", "REMOVED", "RESCHEDULING"])
+def test_placement_groups_are_listed_with_maker_and_state(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    answer(monkeypatch, get_placement_group_table=lambda: [row(getattr(PlacementGroupTableData, name))])
+    (group,) = placement_groups()
+    assert (group.id.hex(), group.maker) == (GROUP, ACTOR)
+    assert PlacementGroup(group.id).id == group.id
+    assert (group.placed, group.removed) == (name == "CREATED", name == "REMOVED")
+
+
+@pytest.mark.parametrize("name", ["DEPENDENCIES_UNREADY", "PENDING_CREATION", "ALIVE", "RESTARTING", "DEAD"])
+def test_an_actor_is_dead_if_its_row_says_so(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    rows = {ray.ActorID.from_hex(ACTOR): ActorTableData(state=getattr(ActorTableData, name)).SerializeToString()}
+    answer(monkeypatch, get_actor_info=rows.get)
+    assert is_dead(ACTOR) == (name == "DEAD")
+    assert not is_dead("ef" * 16)
+
+
+@pytest.mark.ray
+def test_a_running_cluster_answers_in_these_forms(ray_cluster: None) -> None:
+    group = ray.util.placement_group([{"CPU": 0.001}])
+    assert group.wait(30)
+    (mine,) = [each for each in placement_groups() if each.id == group.id]
+    assert mine.placed and not mine.removed and ray.ActorID.from_hex(mine.maker).is_nil()
+    assert not is_dead(ACTOR)
+    ray.util.remove_placement_group(group)
+
+
+class Controller:
+    """As much of Ray Train's controller as its hooks need."""
+
+    def __init__(self, callback: Any) -> None:
+        """Have one callback."""
+        self._controller_callback_manager = CallbackManager([callback])
+        self._train_run_context = SimpleNamespace()
+        self._run_controller_hook = partial(TrainController._run_controller_hook, self)
+
+    def start(self) -> None:
+        """Begin as Ray's does."""
+        TrainController._start(self)
+
+    def run(self, result: Any) -> None:
+        """Go from a terminal state to the end."""
+        self._build_result = lambda: result
+        self.get_state = lambda: SimpleNamespace(is_terminal=lambda: True)
+        asyncio.run(TrainController.run(self))
+
+
+def test_the_controller_calls_back_at_its_start_and_with_its_error_at_its_end() -> None:
+    calls: list[BaseException | str | None] = []
+    callback = controller_callback(lambda: calls.append("started"), calls.append)
+    controller, error = Controller(callback), ValueError()
+    controller.start()
+    assert calls == ["started"]
+    controller.run(SimpleNamespace(error=None))
+    controller.run(SimpleNamespace(error=error))
+    assert calls == ["started", None, error]
+
+
+def test_the_hooks_of_the_callback_are_those_of_ray_train() -> None:
+    callback = controller_callback(lambda: None, lambda error: None)
+    assert isinstance(callback, ControllerCallback) and not isinstance(callback, UserCallback)
+    for name, passed in (("after_controller_start", "train_run_context"), ("after_controller_finish", "result")):
+        theirs, ours = getattr(ControllerCallback, name), getattr(type(callback), name)
+        assert theirs is not ours and parameters(theirs) == parameters(ours) == ["self", passed]
+    assert "error" in Result.__dataclass_fields__
+
+
+def test_the_callback_travels_to_the_controller() -> None:
+    started = ray.cloudpickle.loads(ray.cloudpickle.dumps(controller_callback(sys.exit, print)))
+    with pytest.raises(SystemExit):
+        started.after_controller_start(None)
+
+
+def trainer(trainer_class: Any, callbacks: list[Any] | None = None) -> Any:
+    """A trainer that has not begun."""
+    scaling, run = ScalingConfig(num_workers=1), RunConfig(name="trial", storage_path="/none", callbacks=callbacks)
+    return trainer_class(print, train_loop_config={}, scaling_config=scaling, run_config=run)
+
+
+@pytest.mark.parametrize("base", [DataParallelTrainer, TorchTrainer])
+def test_lean_trainers_leave_out_two_of_the_callbacks_and_keep_the_others(base: Any) -> None:
+    mine = controller_callback(lambda: None, lambda error: None)
+    lean = lean_trainer_class(process_group=base is TorchTrainer)
+    assert issubclass(lean, base) and issubclass(lean, DataParallelTrainer)
+    assert issubclass(lean, TorchTrainer) == (base is TorchTrainer)
+    usual = [type(each) for each in trainer(base, [mine])._create_default_callbacks()]
+    assert all(usual.count(each) == 1 for each in LEFT_OUT)
+    kept = trainer(lean, [mine])._create_default_callbacks()
+    assert [type(each) for each in kept] == [each for each in usual if each not in LEFT_OUT]
+    assert kept[-1] is mine
+
+
+@pytest.mark.parametrize("base", [DataParallelTrainer, TorchTrainer])
+def test_a_trainer_gives_the_controller_what_the_overridden_method_returns(
+    base: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    class Watched(lean_trainer_class(process_group=base is TorchTrainer)):  # type: ignore[misc]
+        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+            given.update(arguments)
+            return SimpleNamespace(error=None)
+
+    monkeypatch.setattr(data_parallel_trainer, "ObjectRefWrapper", lambda function: function)  # needs a cluster
+    trainer(Watched).fit()
+    assert given["callbacks"] and not any(isinstance(each, LEFT_OUT) for each in given["callbacks"])
+
+
+def test_the_list_of_checkpoints_lies_where_ray_train_writes_it(tmp_path: Path) -> None:
+    context = StorageContext(str(tmp_path), "trial")
+    assert checkpoint_list_file(tmp_path / "trial") == Path(context.checkpoint_manager_snapshot_path)
+
+
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR", None])
+def test_the_address_of_the_running_cluster_lies_where_ray_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None
+) -> None:
+    for name in ("RAY_TMPDIR", "TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)  # it is asked for once in a process
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path))
+    file = running_cluster_address_file()
+    assert file == Path(get_ray_address_file(None))
+    assert file.is_relative_to(tmp_path) == bool(variable)
+
+
+def test_environment_variables_have_the_names_that_ray_train_reads() -> None:
+    assert ray_private.POLL_INTERVAL_VARIABLE == constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR
+    assert ray_private.PREEMPTION_WATCHER_VARIABLE == constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR
+    ours = {ray_private.POLL_INTERVAL_VARIABLE, ray_private.PREEMPTION_WATCHER_VARIABLE}
+    assert ours <= constants.ENV_VARS_TO_PROPAGATE
+
+
+@pytest.mark.slow
+def test_neither_ray_train_nor_torch_is_imported_before_it_is_needed() -> None:
+    code = """
+import sys
+from pathlib import Path
+from adios_ray.search import cluster, places, ray_private
+assert "ray.train" not in sys.modules
+from adios_ray.search import trial
+ray_private.controller_callback(print, print)
+ray_private.checkpoint_list_file(Path())
+ray_private.lean_trainer_class(process_group=False)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
