@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from adios_ray.errors import ConfigError
+from adios_ray.measures import MEASURES
 from adios_ray.validation import Model, parse
 
 OBJECTIVES: Mapping[str, str] = {
@@ -25,12 +26,36 @@ OBJECTIVES: Mapping[str, str] = {
 }
 """Objectives by name: module below ``adios_ray.objectives`` and class. They are here since configurations are read
 without torch."""
+SCHEMES: Mapping[str, Literal["learned", "none", "pattern", "object"]] = {
+    "adios": "learned",
+    "adios-s": "learned",
+    "none": "none",
+    "mae": "pattern",
+    "beit": "pattern",
+    "ground-truth": "object",
+    "fg-bg": "object",
+    "box": "object",
+    "shuffle": "object",
+}
+"""Masking schemes by name: masks by an occlusion model, none, fixed random patterns, or a data set's object masks.
+``adios_ray.masking.schemes`` makes those that are not learned."""
 if TYPE_CHECKING:
     ObjectiveName = str
+    SchemeName = str
+    FitnessName = str
 else:
     ObjectiveName = Literal[tuple(OBJECTIVES)]
+    SchemeName = Literal[tuple(SCHEMES)]
+    FitnessName = Literal[tuple(MEASURES)]
 
+PROBE_LR = 0.1
+"""Learning rate of the online probe."""
+LARS_TRUST = 0.02
+"""Trust coefficient of LARS."""
 
+Norm = Literal["group", "instance", "none"]
+Naming = Literal["timm", "torchvision"]
+OnBadImage = Literal["skip", "fail"]
 CentralView = Literal["square", "resize-256"]
 RESIZED_SIDE = 256
 
@@ -104,7 +129,7 @@ class ObjectiveConfig(Strict):
 class MaskingConfig(Strict):
     """The occlusion model and its game (paper, Section 2.2, Equations 6-9)."""
 
-    scheme: Literal["adios", "adios-s", "none", "mae", "beit", "ground-truth", "fg-bg", "box", "shuffle"] = "adios"
+    scheme: SchemeName = "adios"
     """adios: every slot in each step; adios-s: one drawn slot an image; none: the objective without masks. Not learned:
     mae, beit (random patches or blocks), ground-truth, fg-bg, box, shuffle (from a data set with object masks)."""
     slots: int = Field(4, ge=2, le=64)
@@ -116,7 +141,7 @@ class MaskingConfig(Strict):
     the authors' scripts)."""
     width: int = Field(32, ge=8, multiple_of=8)
     """Channels c of the U-Net at full resolution."""
-    norm: Literal["group", "instance", "none"] = "group"
+    norm: Norm = "group"
     """Normalisation inside the U-Net."""
     levels: int | None = Field(None, ge=4, le=9)
     """Resolutions of the U-Net; None takes log2(image size) - 1 of them (the authors' SimSiam: 4 at any size)."""
@@ -128,12 +153,12 @@ class MaskingConfig(Strict):
     @property
     def learned(self) -> bool:
         """Whether an occlusion model makes the masks."""
-        return self.scheme in ("adios", "adios-s")
+        return SCHEMES[self.scheme] == "learned"
 
     @property
     def needs_objects(self) -> bool:
         """Whether masks come from the data set's object masks."""
-        return self.scheme in ("ground-truth", "fg-bg", "box", "shuffle")
+        return SCHEMES[self.scheme] == "object"
 
 
 class OptimizerConfig(Strict):
@@ -186,7 +211,7 @@ class AugmentConfig(Strict):
 class EvaluationConfig(Strict):
     """Fitness of the frozen features."""
 
-    fitness: Literal["knn", "probe", "rankme", "alpha-req", "lidar"] = "knn"
+    fitness: FitnessName = "knn"
     """knn: weighted k-nearest-neighbour accuracy; probe: accuracy of the online probe. Without labels: rankme, lidar
     (effective ranks), alpha-req (decay of the spectrum)."""
     min_feature_std: float = Field(0.01, ge=0)

@@ -10,8 +10,8 @@ import yaml
 from adios_ray.config import TrialConfig
 from adios_ray.errors import ConfigError
 from adios_ray.search.command import read_arguments
-from adios_ray.search.experiment import ExperimentConfig
-from adios_ray.search.presets import FOLDER, preset_config, published
+from adios_ray.search.experiment import PRESETS, ExperimentConfig
+from adios_ray.search.presets import preset_config, published
 from adios_ray.search.spaces import load_space
 from adios_ray.validation import parse
 
@@ -109,7 +109,7 @@ def test_all_that_is_published_has_a_file() -> None:
     assert {setting.family for setting in published()} == {"paper", "authors"}
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(PRESETS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_preset_binds_and_says_where_its_values_are_from(path: Path) -> None:
     config = parse(ExperimentConfig, yaml.safe_load(path.read_text()), path.name)
     space = load_space(config.space)

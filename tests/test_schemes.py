@@ -8,6 +8,7 @@ import torch
 from small import SIZE, small_config
 from torch import Tensor
 
+from adios_ray.config import SCHEMES
 from adios_ray.data.augment import denormalise
 from adios_ray.data.feed import Batch, Feed
 from adios_ray.data.shards import Split, open_shards
@@ -157,6 +158,11 @@ def first_batch(split: Split, data_dir: Path, scheme: str, masked_views: str = "
         data_dir, masking={"scheme": scheme}, objective={"masked_views": masked_views}, augment=augment
     )
     return next(Feed(split, config, SIZE, CPU).batches(0, 0, 1))
+
+
+def test_every_scheme_by_name_can_be_made() -> None:
+    assert {name for name, kind in SCHEMES.items() if kind == "pattern"} == set(PATTERN_SCHEMES)
+    assert {name for name, kind in SCHEMES.items() if kind == "object"} == set(OBJECT_SCHEMES)
 
 
 @pytest.mark.parametrize("scheme", sorted(PATTERN_SCHEMES) + sorted(OBJECT_SCHEMES))

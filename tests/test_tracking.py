@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from adios_ray.errors import RecordError
+from adios_ray.measures import MEASURES
 from adios_ray.tracking import charts, lineage, pictures, records, report
 from adios_ray.tracking.formatting import duration
 from adios_ray.tracking.lineage import Ancestor
@@ -209,7 +210,7 @@ def test_report_loads_nothing_and_shows_the_run(run_dir: Path) -> None:
     assert page.tags.count("script") == 2 and "link" not in page.tags
     summary = records.read_summary(run_dir)
     assert summary is not None
-    for shown in (records.MEASURES["knn"].text(summary.best_fitness), "13 min 32 s", "finished", summary.command):
+    for shown in (MEASURES["knn"].text(summary.best_fitness), "13 min 32 s", "finished", summary.command):
         assert shown in page.text
     assert page.text.count(" ← ") == len(COPIES) + 1  # the heading's and one an exploit
 
@@ -333,4 +334,4 @@ def test_a_label_free_fitness_is_called_by_its_name_and_is_no_percentage(run_dir
     page = report.write_report(run_dir).read_text()
     assert "best RankMe, validation" in page and "k-NN" not in page and "RankMe over epochs" in page
     assert ">chance<" not in page
-    assert records.MEASURES["rankme"].text(41.26) == "41.3" and records.MEASURES["lidar"].text(math.nan) == "–"
+    assert MEASURES["rankme"].text(41.26) == "41.3" and MEASURES["lidar"].text(math.nan) == "–"

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adios_ray.search.experiment import SPACES
-from adios_ray.search.presets import FOLDER
+from adios_ray.search.experiment import PRESETS, SPACES
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +34,7 @@ def test_a_wheel_that_is_installed_elsewhere_trains_a_population(tmp_path: Path)
     (wheel,) = (tmp_path / "built").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"adios_ray/search_spaces/{path.name}" for path in SPACES.glob("*.yaml")} < names
-    assert {f"adios_ray/presets/{path.relative_to(FOLDER)}" for path in FOLDER.rglob("*.yaml")} < names
+    assert {f"adios_ray/presets/{path.relative_to(PRESETS)}" for path in PRESETS.rglob("*.yaml")} < names
     installed = tmp_path / "installed"
     run(*pip, "install", "--quiet", "--no-deps", "--target", installed, wheel, cwd=tmp_path)
     elsewhere = tmp_path / "elsewhere"

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from adios_ray.config import OnBadImage
 from adios_ray.data.sources.catalogue import CATALOGUE, Entry, Name, table
 from adios_ray.errors import UsageError
 
@@ -58,7 +59,7 @@ class Prepare:
     unlabelled_images: int | None = None
     """Images to take for the unlabelled split, where there is one (STL-10, a folder); all if not given."""
 
-    on_bad_image: Literal["skip", "fail"] = "skip"
+    on_bad_image: OnBadImage = "skip"
     """Leave an image that cannot be used out and record why in the manifest, or stop at the first one."""
 
     max_bad_fraction: float = 0.01

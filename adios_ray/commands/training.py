@@ -61,8 +61,8 @@ class Replay:
         import torch
 
         from adios_ray.devices import best_device
+        from adios_ray.measures import MEASURES
         from adios_ray.search.replay import replay
-        from adios_ray.tracking.records import MEASURES
 
         schedule = self._schedule()
         schedule = schedule.scaled(self.epochs) if self.epochs else schedule

@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from adios_ray.config import CentralView, check_view
+from adios_ray.config import CentralView, Naming, check_view
 from adios_ray.errors import UsageError
 
 
@@ -46,7 +46,7 @@ class Export:
     output: Path
     """File of tensors to write, *.safetensors; the JSON lies beside it."""
 
-    naming: Literal["timm", "torchvision"] = "timm"
+    naming: Naming = "timm"
     """The library whose model is to load the tensors."""
 
     def run(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.data
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adios_ray.config import OnBadImage
 from adios_ray.data.plan import ShardJob, plan_jobs, plan_splits
 from adios_ray.data.shards import (
     MANIFEST_NAME,
@@ -39,8 +40,6 @@ from adios_ray.errors import DatasetError, RefusedImageError
 
 _PARTS = ".parts"
 _CLAIM = f"{_PARTS}/begun"
-
-OnBadImage = Literal["skip", "fail"]
 
 
 @dataclass(frozen=True)

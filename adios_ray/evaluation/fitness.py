@@ -1,6 +1,7 @@
 """Fitness of a trial: what its frozen features are worth on held-out images, never the training loss."""
 
 import math
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -16,10 +17,9 @@ from adios_ray.data.feed import central_views
 from adios_ray.data.shards import Split
 from adios_ray.evaluation.knn import knn_accuracy, knn_macro_f1
 from adios_ray.evaluation.label_free import alpha_req, effective_rank, feature_std, lidar, rankme
-from adios_ray.evaluation.statistics import fresh_statistics
+from adios_ray.evaluation.statistics import BATCH, fresh_statistics
 from adios_ray.models.networks import Networks
 
-BATCH = 256
 GATE_IMAGES = 2048
 LIDAR_IMAGES = 512
 LIDAR_VIEWS = 10
@@ -85,17 +85,7 @@ def _evaluate(networks: Networks, train: Split, held_out: Split, image_size: int
     # Decided once: the workers extract further features together, or none does.
     if collapse := parallel.from_first(_collapse(features, config)):
         return Fitness(math.nan, collapse)
-    if config.fitness == "knn":
-        return Fitness(_knn(networks.backbone, train, held_out, features, image_size, config), None)
-    if config.fitness == "probe":
-        labels = torch.from_numpy(held_out.labels).to(features.device)
-        with torch.no_grad():
-            logits = networks.probe(features)
-        right = (logits > 0) == (labels > 0) if labels.ndim == 2 else logits.argmax(dim=1) == labels
-        return Fitness(float(right.float().mean()), None)
-    if config.fitness == "lidar":
-        return Fitness(lidar(_features_of_views(networks.backbone, held_out, image_size)), None)
-    return Fitness({"rankme": rankme, "alpha-req": alpha_req}[config.fitness](features), None)
+    return Fitness(_MEASURES[config.fitness](networks, train, held_out, features, image_size, config), None)
 
 
 def _collapse(features: Tensor, config: EvaluationConfig) -> str | None:
@@ -107,6 +97,38 @@ def _collapse(features: Tensor, config: EvaluationConfig) -> str | None:
     if rank < config.min_effective_rank:
         return f"collapsed: effective rank {rank:.3g} is below {config.min_effective_rank:g}"
     return None
+
+
+def _knn(
+    networks: Networks, train: Split, held_out: Split, features: Tensor, image_size: int, config: EvaluationConfig
+) -> float:
+    """Weighted k-NN accuracy (multi-label: macro F1), 0 to 1; nan where the neighbours' features are not finite."""
+    bank = train.spread(config.train_images)
+    train_features = extract_features(networks.backbone, train, bank, image_size, config.view)
+    if not train_features.isfinite().all():
+        return math.nan
+    train_labels = torch.from_numpy(train.labels[bank]).to(features.device)
+    labels = torch.from_numpy(held_out.labels).to(features.device)
+    score = knn_macro_f1 if labels.ndim == 2 else knn_accuracy
+    return score(train_features, train_labels, features, labels, config.neighbours, config.temperature)
+
+
+def _probe(
+    networks: Networks, train: Split, held_out: Split, features: Tensor, image_size: int, config: EvaluationConfig
+) -> float:
+    """Accuracy of the online probe, 0 to 1; multi-label: over all labels of all images."""
+    labels = torch.from_numpy(held_out.labels).to(features.device)
+    with torch.no_grad():
+        logits = networks.probe(features)
+    right = (logits > 0) == (labels > 0) if labels.ndim == 2 else logits.argmax(dim=1) == labels
+    return float(right.float().mean())
+
+
+def _lidar(
+    networks: Networks, train: Split, held_out: Split, features: Tensor, image_size: int, config: EvaluationConfig
+) -> float:
+    """LiDAR of features of random views."""
+    return lidar(_features_of_views(networks.backbone, held_out, image_size))
 
 
 def _features_of_views(backbone: nn.Module, split: Split, image_size: int) -> Tensor:
@@ -129,15 +151,11 @@ def _features_of_views(backbone: nn.Module, split: Split, image_size: int) -> Te
     return torch.stack(views, dim=1)
 
 
-def _knn(
-    backbone: nn.Module, train: Split, held_out: Split, features: Tensor, image_size: int, config: EvaluationConfig
-) -> float:
-    """Weighted k-NN accuracy (multi-label: macro F1), 0 to 1; nan where the neighbours' features are not finite."""
-    bank = train.spread(config.train_images)
-    train_features = extract_features(backbone, train, bank, image_size, config.view)
-    if not train_features.isfinite().all():
-        return math.nan
-    train_labels = torch.from_numpy(train.labels[bank]).to(features.device)
-    labels = torch.from_numpy(held_out.labels).to(features.device)
-    score = knn_macro_f1 if labels.ndim == 2 else knn_accuracy
-    return score(train_features, train_labels, features, labels, config.neighbours, config.temperature)
+_MEASURES: Mapping[str, Callable[[Networks, Split, Split, Tensor, int, EvaluationConfig], float]] = {
+    "knn": _knn,
+    "probe": _probe,
+    "rankme": lambda networks, train, held_out, features, image_size, config: rankme(features),
+    "alpha-req": lambda networks, train, held_out, features, image_size, config: alpha_req(features),
+    "lidar": _lidar,
+}
+"""Of networks, the split of the neighbours, the held-out split and its features [n, F], and the views' side."""

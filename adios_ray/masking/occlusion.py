@@ -1,18 +1,15 @@
 """The occlusion model: a U-Net that shares every pixel among N slots (paper, Section 2.2, Table 8)."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adios_ray.config import check_image_size
+from adios_ray.config import Norm, check_image_size
 
 BOTTLENECK = 128
 GROUPS = 8
-
-Norm = Literal["group", "instance", "none"]
 
 
 def _block(channels_in: int, channels_out: int, norm: Norm) -> nn.Sequential:

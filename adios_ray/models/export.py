@@ -7,7 +7,7 @@ from typing import Any, Literal
 import safetensors.torch
 from torch import nn
 
-from adios_ray.config import BackboneConfig, Strict, TrialConfig
+from adios_ray.config import BackboneConfig, Naming, Strict, TrialConfig
 from adios_ray.data.augment import MEAN, STD
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.files import write_whole
@@ -25,7 +25,6 @@ from adios_ray.models.weights import (
 from adios_ray.training.checkpoints import STATE_FILE
 from adios_ray.validation import read_json
 
-Naming = Literal["timm", "torchvision"]
 SUFFIX = ".safetensors"
 
 

@@ -17,11 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
-from adios_ray.config import Term, TrialConfig, replaced
+from adios_ray.config import LARS_TRUST, PROBE_LR, Term, TrialConfig, replaced
 from adios_ray.errors import ConfigError
 from adios_ray.models.inert_pickle import read_state_dict
 from adios_ray.models.weights import Weights, build_networks, unwrapped
-from adios_ray.training.optimizers import LARS_TRUST, PROBE_LR
 from adios_ray.validation import read_json
 
 _PARTS = {

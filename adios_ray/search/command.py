@@ -8,8 +8,8 @@ import tyro
 from pydantic import ValidationError
 
 from adios_ray.errors import ConfigError, exit_status
-from adios_ray.search.experiment import SPACES, ExperimentConfig
-from adios_ray.search.presets import DEMO, preset_config
+from adios_ray.search.experiment import DEMO, SPACES, ExperimentConfig
+from adios_ray.search.presets import preset_config
 from adios_ray.validation import explain
 
 _CHOOSING = {

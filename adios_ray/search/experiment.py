@@ -1,7 +1,7 @@
 """Configuration of a whole experiment: a trial's, and the population around it."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -17,13 +17,20 @@ _PACKAGE = Path(adios_ray.__file__).resolve().parent
 SPACES = next(filter(Path.is_dir, (_PACKAGE / "search_spaces", _PACKAGE.parent / "search_spaces")))
 
 
+PRESETS = _PACKAGE / "presets"
+"""``demo.yaml``, and a folder for each family: files named DATA-BACKBONE-OBJECTIVE-SCHEME."""
+DEMO = "demo"
 Family = Literal["paper", "authors"]
+if TYPE_CHECKING:
+    PresetName = str
+else:
+    PresetName = Literal[(DEMO, *sorted({path.stem.split("-")[0] for path in PRESETS.glob("*/*.yaml")}))]
 
 
 class ExperimentConfig(TrialConfig):
     """What a population trains, how large it is, and where it runs."""
 
-    preset: Literal["demo", "in100s", "in100", "stl10", "clevr"] | None = None
+    preset: PresetName | None = None
     """demo: rendered objects on CPUs, minutes. Published settings, by data set: in100s (ImageNet100 at 96 pixels),
     in100 (at 224, ADIOS-s), stl10, clevr; --objective.name, --backbone.name and --masking.scheme (or --objective,
     --backbone and --masking) choose among them."""

@@ -9,6 +9,7 @@ from adios_ray.config import check_image_size, check_view
 from adios_ray.data.shards import Manifest, verify
 from adios_ray.errors import ConfigError, DatasetError
 from adios_ray.files import check_writable
+from adios_ray.measures import MEASURES
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.search.experiment import ExperimentConfig
@@ -40,10 +41,11 @@ def check_data(config: ExperimentConfig) -> None:
         raise ConfigError(str(error)) from None
     if config.masking.needs_objects and not manifest.has_instances:
         raise ConfigError(f"masking.scheme {config.masking.scheme}: {config.data_dir} has no object masks")
-    if len(manifest.classes) < 2 and config.evaluation.fitness in ("knn", "probe"):
+    if len(manifest.classes) < 2 and MEASURES[config.evaluation.fitness].is_share:
+        without = ", ".join(name for name, measure in MEASURES.items() if not measure.is_share)
         raise ConfigError(
             f"evaluation.fitness {config.evaluation.fitness} needs labels, and {config.data_dir} has one class: "
-            "take rankme, alpha-req or lidar"
+            f"take one of {without}"
         )
     images = sum(entry.rows for split in manifest.training_splits for entry in manifest.splits[split])
     if config.batch_size > images:

@@ -6,20 +6,17 @@ value says where it is from. ``demo`` stands alone.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import yaml
 
-import adios_ray
 from adios_ray.errors import ConfigError
-from adios_ray.search.experiment import ExperimentConfig, Family
+from adios_ray.search.experiment import DEMO, PRESETS, ExperimentConfig, Family
 from adios_ray.validation import parse
 
-FOLDER = Path(adios_ray.__file__).resolve().parent / "presets"
-DEMO = "demo"
 BACKBONES = {"vit_tiny": "vit_tiny_patch16_224"}
 """timm's names of backbones that files name by a shorter one."""
-FAMILIES: tuple[Family, ...] = ("paper", "authors")
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 class Published(NamedTuple):
@@ -35,14 +32,14 @@ class Published(NamedTuple):
     def path(self) -> Path:
         """The file."""
         short = {name: key for key, name in BACKBONES.items()}.get(self.backbone, self.backbone)
-        return FOLDER / self.family / f"{self.data}-{short}-{self.objective}-{self.scheme}.yaml"
+        return PRESETS / self.family / f"{self.data}-{short}-{self.objective}-{self.scheme}.yaml"
 
 
 def published() -> list[Published]:
     """All settings that there are files for, the paper's first."""
     found = []
     for family in FAMILIES:
-        for path in sorted((FOLDER / family).glob("*.yaml")):
+        for path in sorted((PRESETS / family).glob("*.yaml")):
             data, backbone, objective, scheme = path.stem.split("-", 3)
             found.append(Published(family, data, BACKBONES.get(backbone, backbone), objective, scheme))
     return found
@@ -71,7 +68,7 @@ def preset_config(
     if name is None or name == DEMO:
         if family is not None:
             raise ConfigError(f"--family {family} is for the presets of published settings")
-        values = {} if name is None else _read(FOLDER / f"{DEMO}.yaml")
+        values = {} if name is None else _read(PRESETS / f"{DEMO}.yaml")
         return parse(ExperimentConfig, {**values, "preset": name}, "preset")
     chosen = _choose(name, family, objective or "simclr", backbone or "resnet18", scheme)
     values = {**_read(chosen.path), "preset": name, "family": chosen.family}

@@ -9,10 +9,10 @@ import torch
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import ConfigError, RunError
 from adios_ray.files import remove_drafts, whole_lines, write_whole
+from adios_ray.measures import MEASURES, Measure
 from adios_ray.run_directory import epoch_name, newest_epochs
 from adios_ray.search.schedule import Schedule, Stage, load_schedule
 from adios_ray.tracking.formatting import label, value_text
-from adios_ray.tracking.records import MEASURES, Measure
 from adios_ray.training.checkpoints import newest_whole
 from adios_ray.training.trainer import Trainer
 from adios_ray.trial_report import TrialReport

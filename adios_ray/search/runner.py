@@ -21,10 +21,12 @@ from adios_ray.data.sources import objects
 from adios_ray.data.store import Store
 from adios_ray.errors import ConfigError, RunError, StorageError
 from adios_ray.files import remove_drafts
+from adios_ray.measures import MEASURES
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.channel import ChannelCalls, start_channel
 from adios_ray.search.cluster import connected
 from adios_ray.search.experiment import (
+    DEMO,
     DEMO_IMAGE_SIZE,
     DEMO_IMAGES,
     DEMO_SEED,
@@ -46,7 +48,6 @@ from adios_ray.search.turns import Entrance, Turns
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import (
-    MEASURES,
     Summary,
     begin_lineage,
     read_lineage,
@@ -76,7 +77,7 @@ def start(config: ExperimentConfig) -> Path:
     """
     space = load_space(config.space, config.scheduler, config.search)
     space.bind(config.trial(), f"search space {config.space}")
-    renders = config.data_dir is None and config.preset == "demo"
+    renders = config.data_dir is None and config.preset == DEMO
     if not renders:
         check_data(config)
     storage = check_storage(config.storage)  # last, as it makes the directory

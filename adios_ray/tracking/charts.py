@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adios_ray.measures import MEASURES, Measure
 from adios_ray.tracking.lineage import Ancestor, holder
-from adios_ray.tracking.records import MEASURES, SLOTS, Exploit, Measure, Row
+from adios_ray.tracking.records import SLOTS, Exploit, Row
 
 Figure = dict[str, Any]
 

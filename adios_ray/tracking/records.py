@@ -7,13 +7,12 @@ dropped. Every other file is replaced as a whole. Reading needs neither Ray nor 
 import csv
 import io
 import json
-import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, mode
 
 from adios_ray.errors import RecordError
 from adios_ray.files import append_line, whole_lines, write_whole
+from adios_ray.measures import MEASURES, Measure
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking.formatting import LABELS, label, value_text
 from adios_ray.trial_report import Measured
@@ -31,29 +31,6 @@ Pixels = npt.NDArray[np.uint8]
 SLOTS = "masking.slots"
 _EARLIER_NAMES = {path.rpartition(".")[2]: path for path in LABELS}
 """Earlier versions recorded four values, whatever was searched, under the last part of their paths."""
-
-
-class Measure(NamedTuple):
-    """How a fitness is called, and how it is written: an accuracy in percent, any other as a number."""
-
-    label: str
-    is_share: bool
-
-    def text(self, value: float) -> str:
-        """The value for people; a dash for nan."""
-        if math.isnan(value):
-            return "–"
-        return f"{100 * value:.1f} %" if self.is_share else f"{value:.3g}"
-
-
-MEASURES: Mapping[str, Measure] = {
-    "knn": Measure("k-NN", True),
-    "probe": Measure("probe", True),
-    "rankme": Measure("RankMe", False),
-    "alpha-req": Measure("α-ReQ", False),
-    "lidar": Measure("LiDAR", False),
-}
-"""By the names of ``evaluation.fitness``."""
 
 
 def measure_of(config: Mapping[str, Any]) -> Measure:

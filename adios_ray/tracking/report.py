@@ -14,12 +14,13 @@ import jinja2
 import plotly.offline
 
 from adios_ray.files import write_whole
+from adios_ray.measures import MEASURES, Measure
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import charts, lineage, pictures, records
 from adios_ray.tracking.charts import Population
 from adios_ray.tracking.formatting import duration
 from adios_ray.tracking.lineage import Ancestor
-from adios_ray.tracking.records import Exploit, MaskFile, Measure, Pixels, Row, Summary
+from adios_ray.tracking.records import Exploit, MaskFile, Pixels, Row, Summary
 
 _MASK_EPOCHS = 5
 _MASK_IMAGES = 8
@@ -220,7 +221,7 @@ def write_report(run_dir: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = records.MEASURES["knn"].text
+    environment.filters["percent"] = MEASURES["knn"].text
     page = environment.get_template("report.html.j2").render(_context(run_dir), plotlyjs=plotly.offline.get_plotlyjs())
     path = RunDirectory(run_dir).report
     write_whole(path, page.encode())

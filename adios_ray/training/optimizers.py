@@ -8,12 +8,10 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from adios_ray.config import OptimizerConfig
+from adios_ray.config import LARS_TRUST, PROBE_LR, OptimizerConfig
 from adios_ray.models.networks import Networks
 
-PROBE_LR = 0.1
 ADAM_BETA2 = 0.999
-LARS_TRUST = 0.02
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,7 @@
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-Name = Literal[
-    "imagenet100", "imagenet100s", "stl10", "cifar10", "cifar100", "flowers102", "inaturalist", "clevr", "backgrounds",
-    "folder", "scenes", "objects",
-]  # fmt: skip
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 
 class Entry(NamedTuple):
@@ -69,7 +64,7 @@ class Entry(NamedTuple):
             raise DatasetError(f"{name} could not be fetched into {folder}: {error}") from error
 
 
-CATALOGUE: dict[Name, Entry] = {
+CATALOGUE: Mapping[str, Entry] = {
     "imagenet100": Entry("imagenet:source", "126,689 + 5,000", "100", 320, "image-net.org, on request"),
     "imagenet100s": Entry("imagenet:source", "126,689 + 5,000", "100", 160, "image-net.org, on request"),
     "stl10": Entry(
@@ -110,6 +105,12 @@ CATALOGUE: dict[Name, Entry] = {
     "scenes": Entry("scenes:source", "as many as you like", "24 at once", 64, "rendered, with masks", rendered=True),
     "objects": Entry("objects:source", "as many as you like", "10", 64, "rendered, with masks", rendered=True),
 }
+
+
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = Literal[tuple(CATALOGUE)]
 
 
 def table() -> str:
