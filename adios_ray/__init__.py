@@ -39,7 +39,7 @@ def load_encoder(path: str | Path) -> "nn.Module":
         path: A weights file, a checkpoint directory of a run, or an exported encoder with its JSON beside it.
 
     Returns:
-        A module in evaluation mode from images [B, 3, S, S], normalised with ImageNet's mean and deviation, to features
+        A module in evaluation mode from images [B, 3, S, S], normalized with ImageNet's mean and deviation, to features
         [B, F].
 
     Raises:
@@ -58,7 +58,7 @@ def load_occlusion_model(path: str | Path) -> "nn.Module":
         path: A weights file or a checkpoint directory of a run.
 
     Returns:
-        A module in evaluation mode from images [B, 3, S, S] of the side it was trained for, normalised as for
+        A module in evaluation mode from images [B, 3, S, S] of the side it was trained for, normalized as for
         ``load_encoder``, to masks [B, N, S, S] in [0, 1] that sum to one at every pixel.
 
     Raises:

@@ -65,6 +65,35 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_names(cls, values: Any) -> Any:
+        return (
+            {_RENAMED.get(name, name): value for name, value in values.items()} if isinstance(values, dict) else values
+        )
+
+
+_RENAMED = {
+    "greyscale_probability": "grayscale_probability",
+    "solarise_probability": "solarize_probability",
+    "neighbours": "neighbors",
+}
+"""Keys as earlier versions wrote them, with British spelling."""
+
+
+def current_path(path: str) -> str:
+    """Translate a configuration path of an earlier version."""
+    section, dot, name = path.rpartition(".")
+    return f"{section}{dot}{_RENAMED.get(name, name)}"
+
+
+def _current_paths(values: Any) -> Any:
+    return {current_path(path): value for path, value in values.items()} if isinstance(values, dict) else values
+
+
+SearchedValues = Annotated[dict[str, Any], BeforeValidator(_current_paths)]
+"""Values by configuration path; paths of earlier versions are translated."""
+
 
 class BackboneConfig(Strict):
     """The image encoder f."""
@@ -142,7 +171,7 @@ class MaskingConfig(Strict):
     width: int = Field(32, ge=8, multiple_of=8)
     """Channels c of the U-Net at full resolution."""
     norm: Norm = "group"
-    """Normalisation inside the U-Net."""
+    """Normalization inside the U-Net."""
     levels: int | None = Field(None, ge=4, le=9)
     """Resolutions of the U-Net; None takes log2(image size) - 1 of them (the authors' SimSiam: 4 at any size)."""
     order: Literal["simultaneous", "alternating"] = "simultaneous"
@@ -162,7 +191,7 @@ class MaskingConfig(Strict):
 
 
 class OptimizerConfig(Strict):
-    """The optimiser of both players, with linear warm-up and cosine decay to zero."""
+    """The optimizer of both players, with linear warm-up and cosine decay to zero."""
 
     name: Literal["sgd", "lars", "adamw"] = "sgd"
     """sgd: the paper's; lars: SGD with layer-wise rates as in the authors' code; adamw: for vision transformers."""
@@ -195,14 +224,14 @@ class AugmentConfig(Strict):
     saturation: float = Field(0.2, ge=0, le=1)
     """Strength of the saturation jitter."""
     hue: float = Field(0.1, ge=0, le=0.5)
-    """Strength of the hue jitter, in turns of the colour circle."""
+    """Strength of the hue jitter, in turns of the color circle."""
     jitter_probability: float = Field(0.8, ge=0, le=1)
-    """Share of views with colour jitter."""
-    greyscale_probability: float = Field(0.2, ge=0, le=1)
-    """Share of views without colour."""
+    """Share of views with color jitter."""
+    grayscale_probability: float = Field(0.2, ge=0, le=1)
+    """Share of views without color."""
     blur_probability: float = Field(0.5, ge=0, le=1)
     """Share of views blurred by a Gaussian of 0.1 to 2 pixels."""
-    solarise_probability: float = Field(0.0, ge=0, le=1)
+    solarize_probability: float = Field(0.0, ge=0, le=1)
     """Share of views with pixels above one half inverted."""
     flip_probability: float = Field(0.5, ge=0, le=1)
     """Share of views mirrored left to right."""
@@ -212,20 +241,20 @@ class EvaluationConfig(Strict):
     """Fitness of the frozen features."""
 
     fitness: FitnessName = "knn"
-    """knn: weighted k-nearest-neighbour accuracy; probe: accuracy of the online probe. Without labels: rankme, lidar
+    """knn: weighted k-nearest-neighbor accuracy; probe: accuracy of the online probe. Without labels: rankme, lidar
     (effective ranks), alpha-req (decay of the spectrum)."""
     min_feature_std: float = Field(0.01, ge=0)
     """Spread of the features (1: even, 0: all the same) below which a trial counts as collapsed."""
     min_effective_rank: float = Field(1.5, ge=0)
-    """Effective rank of the centred features below which a trial counts as collapsed."""
-    neighbours: int = Field(20, ge=1)
-    """Neighbours k that vote."""
+    """Effective rank of the centered features below which a trial counts as collapsed."""
+    neighbors: int = Field(20, ge=1)
+    """Neighbors k that vote."""
     temperature: float = Field(0.07, gt=0)
-    """A neighbour of cosine similarity s votes with exp(s / temperature)."""
+    """A neighbor of cosine similarity s votes with exp(s / temperature)."""
     interval_epochs: int = Field(1, ge=1)
     """Epochs between two reports of a trial."""
     train_images: int = Field(50_000, ge=1)
-    """At most this many training images serve as neighbours."""
+    """At most this many training images serve as neighbors."""
     smoothing: float = Field(0.0, ge=0, lt=1)
     """Weight of the score before in a trial's score; 0 takes each report by itself."""
     view: CentralView = "square"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Name of a draft beside ``path``, for a file or a directory; renamed when the block ends well, else removed.
 
     What lies at ``path`` is replaced. A draft that a killed process left is hidden, and ends in ``.tmp``.
@@ -29,10 +29,10 @@ def written_whole(path: Path) -> Iterator[Path]:
         _remove(draft)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def atomic_write(path: Path, content: bytes) -> None:
     """Put ``content`` at ``path`` in one step, so that no reader ever sees half of it; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as draft:
+    with atomic_path(path) as draft:
         draft.write_bytes(content)
 
 
@@ -64,12 +64,12 @@ def append_line(path: Path, line: str) -> None:
         if end:
             file.seek(end - 1)
             if file.read() != b"\n":
-                end = file.truncate(len(whole_lines(path)))
+                end = file.truncate(len(complete_lines(path)))
         file.seek(end)
         file.write(line.encode() + b"\n")
 
 
-def whole_lines(path: Path) -> bytes:
+def complete_lines(path: Path) -> bytes:
     """Content of a file of lines up to its last newline; empty where there is no file."""
     content = path.read_bytes() if path.exists() else b""
     return content[: content.rfind(b"\n") + 1]

@@ -35,9 +35,9 @@ def torchvision_pipeline(config: AugmentConfig, size: int) -> Callable[[Tensor],
             v2.RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC, antialias=True),
             v2.RandomHorizontalFlip(config.flip_probability),
             v2.RandomApply([jitter], config.jitter_probability),
-            v2.RandomGrayscale(config.greyscale_probability),
+            v2.RandomGrayscale(config.grayscale_probability),
             v2.RandomApply([v2.GaussianBlur(13, BLUR_SIGMAS)], config.blur_probability),
-            v2.RandomSolarize(0.5, config.solarise_probability),
+            v2.RandomSolarize(0.5, config.solarize_probability),
             v2.Normalize(list(MEAN), list(STD)),
         ]
     )

@@ -27,24 +27,24 @@ from ray import tune
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
+from adios_ray.backend.admission import Admission, GatedSearch
+from adios_ray.backend.channel import ChannelCalls, find_channel, start_channel
+from adios_ray.backend.cluster import DRIVER_ENVIRONMENT
+from adios_ray.backend.line import Reply
+from adios_ray.backend.trial import REPLY
+from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.errors import exit_status
 from adios_ray.run_directory import RunDirectory
-from adios_ray.search.channel import ChannelCalls, find_channel, start_channel
-from adios_ray.search.cluster import DRIVER_ENVIRONMENT
-from adios_ray.search.line import Reply
-from adios_ray.search.members import Members
-from adios_ray.search.population import LivePopulation
+from adios_ray.search.pbt import PopulationBasedTraining
+from adios_ray.search.population import Population
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 from adios_ray.search.suggest import make_suggest
-from adios_ray.search.trial import REPLY
-from adios_ray.search.turns import Entrance, Turns
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import begin_lineage
 from adios_ray.tracking.run import Run
-from adios_ray.training.checkpoints import Pointer
 from adios_ray.trial_report import TrialReport
 from adios_ray.validation import parse
 
@@ -126,7 +126,7 @@ class ToyTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type infor
         """See ``save_checkpoint``."""
 
 
-class TimedPopulation(LivePopulation):
+class TimedPopulation(PopulationBasedTraining):
     """Measures each report."""
 
     seconds: list[float]
@@ -156,16 +156,16 @@ def evolve(population: int, directory: Path) -> dict[str, float]:
     state.save(directory)
     begin_lineage(directory)
     before = psutil.Process().memory_info().rss
-    channel, turns = start_channel(directory.name, population, 1), Turns(population, lambda: NODES * CPUS)
+    channel, admission = start_channel(directory.name, population, 1), Admission(population, lambda: NODES * CPUS)
     with Run(directory, list(space.parameters), LiveView(EPOCHS, population, "toys"), RayMetrics("toys"), None) as run:
-        members = Members(config, state, run, ChannelCalls(channel))
-        scheduler = TimedPopulation(members, turns, space, lambda name, donor, r: space.explore(donor.values, r))
+        members = Population(config, state, run, ChannelCalls(channel))
+        scheduler = TimedPopulation(members, admission, space, lambda name, donor, r: space.explore(donor.values, r))
         scheduler.seconds, scheduler.cpu_seconds, scheduler.behind = [], [], 0
         began = time.perf_counter()
         tune.Tuner(
             tune.with_resources(ToyTrial, {"CPU": 1}),
             param_space={"trial": tune.grid_search(names), "run_dir": str(directory), "channel": directory.name},
-            tune_config=tune.TuneConfig(scheduler=scheduler, search_alg=Entrance(turns), reuse_actors=True),
+            tune_config=tune.TuneConfig(scheduler=scheduler, search_alg=GatedSearch(admission), reuse_actors=True),
             run_config=tune.RunConfig(name="tune", storage_path=str(directory.parent / "tune"), verbose=0),
         ).fit()
         wall = time.perf_counter() - began

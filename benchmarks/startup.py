@@ -24,10 +24,10 @@ from adios_ray.tracking.records import read_results
 ROOT = Path(__file__).resolve().parent.parent
 TITLES = {"trials": "ray::ResourceTrainable", "controllers": "ray::TrainController", "workers": "ray::RayTrainWorker"}
 IMPORTS = {
-    "driver": "adios_ray.search.runner",
-    "trial": "adios_ray.search.trial",
-    "worker": "adios_ray.training.loop",
-    "command_line": "adios_ray.search.command",
+    "driver": "adios_ray.experiment.runner",
+    "trial": "adios_ray.backend.trial",
+    "worker": "adios_ray.backend.loop",
+    "command_line": "adios_ray.experiment.command",
 }
 
 

@@ -2,7 +2,7 @@
 
 Usage: ``python benchmarks/step.py [--rounds 9] [--channels-last] [--threads 2]``. Prints one JSON object: F, the time
 of one forward of the backbone over one batch (training mode, graph recorded), and for each row the seconds of a whole
-step (both views, both players, both optimisers, probe), its multiple of F, and the floor in F. Everything is measured
+step (both views, both players, both optimizers, probe), its multiple of F, and the floor in F. Everything is measured
 in turns in one process, F before each row; figures are medians. About two minutes on two cores.
 """
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from adios_ray.config import TrialConfig
-from adios_ray.data.feed import Batch
+from adios_ray.data.loader import Batch
 from adios_ray.errors import exit_status
 from adios_ray.models.networks import Networks
 from adios_ray.training.allocator import keep_freed_memory

@@ -1,7 +1,7 @@
 """The authors' search on ImageNet100: many trials begin where hyperopt suggests, and successive halving stops the poor.
 
 Paper (Tables 9-12 list what their search found); a trial here searches what theirs did: encoder and occlusion learning
-rate, lambda, N, weight decay, width of the U-Net, and the strengths of the colour jitter.
+rate, lambda, N, weight decay, width of the U-Net, and the strengths of the color jitter.
 
     python experiments/asha_hyperopt_in100.py --preset demo --population 8
         rendered images, 8 trials on 2 CPU cores: about 5 minutes
@@ -12,7 +12,7 @@ rate, lambda, N, weight decay, width of the U-Net, and the strengths of the colo
 
 import sys
 
-from adios_ray.search.command import main
+from adios_ray.experiment.command import main
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, space="asha_hyperopt_in100", demo_space="asha_demo"))

@@ -29,7 +29,7 @@ from adios_ray.config import TrialConfig
 from adios_ray.data.shards import Split
 from adios_ray.errors import exit_status
 from adios_ray.evaluation.fitness import extract_features
-from adios_ray.search.presets import preset_config
+from adios_ray.experiment.presets import preset_config
 from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
 
@@ -89,7 +89,7 @@ def train(options: Options, order: str, seed: int) -> dict[str, Any]:
 
 
 def linear_accuracy(trainer: Trainer, test: Split) -> float:
-    """Logistic regression on standardised frozen features, 0 to 1."""
+    """Logistic regression on standardized frozen features, 0 to 1."""
     backbone, size, view = trainer.networks.backbone, trainer.image_size, trainer.config.evaluation.view
     train_features, features = (
         extract_features(backbone, split, np.arange(len(split)), size, view).numpy()

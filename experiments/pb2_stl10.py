@@ -10,7 +10,7 @@ Paper (Table 1, k-NN top-1, ResNet-18): SimCLR 83.7 -> 85.8 with ADIOS; BYOL 83.
 
 import sys
 
-from adios_ray.search.command import main
+from adios_ray.experiment.command import main
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, space="pb2_stl10", demo_space="pb2_demo"))

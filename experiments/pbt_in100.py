@@ -12,7 +12,7 @@ ADIOS; BYOL at 224 pixels 74.3 -> 80.8 with ADIOS-s. Each of those numbers stand
 
 import sys
 
-from adios_ray.search.command import main
+from adios_ray.experiment.command import main
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, space="pbt_in100", demo_space="pbt_demo"))

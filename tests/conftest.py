@@ -8,8 +8,8 @@ import pytest
 import torch
 from small import make_objects
 
-from adios_ray.search.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
-from adios_ray.search.ray_private import POLL_INTERVAL_VARIABLE
+from adios_ray.backend.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
+from adios_ray.backend.ray_private import POLL_INTERVAL_VARIABLE
 
 torch.set_num_threads(1)  # as a trial's worker has, so that results can be compared bit for bit
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adios_ray.tracking import lineage, records
-from adios_ray.tracking.records import Exploit, MaskFile, Row, Summary
+from adios_ray.tracking.records import Exploit, MaskFile, Row, RunSummary
 
 _START = datetime(2025, 3, 4, 9, 30, tzinfo=UTC)
 COPIES = {3: 5, 5: 4, 6: 6, 9: 6, 10: 3}
@@ -53,18 +53,18 @@ def make_exploit(epoch: int, trial: str, donor: str, slots: int = 4) -> Exploit:
 
 
 def make_masks(epoch: int, epochs: int, slots: int, images: int = 8, side: int = 32) -> MaskFile:
-    """Coloured discs, and slots that sharpen from a blur into parts of the plane as epochs go by."""
+    """Colored discs, and slots that sharpen from a blur into parts of the plane as epochs go by."""
     rng = np.random.default_rng(0)
     axis = (np.arange(side) + 0.5) / side
     y, x = np.meshgrid(axis, axis, indexing="ij")
     pixels, masks = [], []
     for _ in range(images):
-        back, front, centre = rng.uniform(0.2, 0.9, 3), rng.uniform(0, 1, 3), rng.uniform(0.35, 0.65, 2)
-        disc = np.clip(8 * (0.28 - np.hypot(y - centre[0], x - centre[1])) + 0.5, 0, 1)[..., None]
+        back, front, center = rng.uniform(0.2, 0.9, 3), rng.uniform(0, 1, 3), rng.uniform(0.35, 0.65, 2)
+        disc = np.clip(8 * (0.28 - np.hypot(y - center[0], x - center[1])) + 0.5, 0, 1)[..., None]
         shade = (0.7 + 0.3 * y)[..., None]
         pixels.append(np.rint(255 * shade * ((1 - disc) * back + disc * front)))
         angles = 2 * np.pi * np.arange(slots - 1) / (slots - 1) + rng.uniform(0, 2)
-        scores = [0.38 * np.cos(a) * (x - centre[1]) * 4 + 0.38 * np.sin(a) * (y - centre[0]) * 4 for a in angles]
+        scores = [0.38 * np.cos(a) * (x - center[1]) * 4 + 0.38 * np.sin(a) * (y - center[0]) * 4 for a in angles]
         logits = np.stack([2.2 * disc[..., 0] - 0.6, *scores]) * (0.2 + 9 * (epoch / epochs) ** 2)
         masks.append(np.rint(255 * np.exp(logits) / np.exp(logits).sum(axis=0)))
     return MaskFile(np.stack(pixels).astype(np.uint8), np.stack(masks).astype(np.uint8))
@@ -135,14 +135,14 @@ class MadeUpRun:
                 self.exploit(epoch)
 
 
-def make_summary(rows: list[Row]) -> Summary:
+def make_summary(rows: list[Row]) -> RunSummary:
     """The outcome that fits the rows of a made-up run."""
     best = lineage.best_row(rows)
     assert best is not None
-    return Summary(
+    return RunSummary(
         **{"best_trial": best.trial, "best_fitness": best.fitness, "best_epoch": best.epoch},
         first_best_fitness=max(row.fitness for row in rows if row.epoch == 1),
-        **{"test_accuracy": best.fitness - 0.008, "chance": 0.1, "seconds": 812.0, "exploits": len(COPIES)},
+        **{"test_fitness": best.fitness - 0.008, "chance": 0.1, "seconds": 812.0, "exploits": len(COPIES)},
         **{"slot_changes": 4, "epochs": rows[-1].epoch, "population": len({row.trial for row in rows})},
         **{"dataset": "cifar10", "command": "adios-ray search search_spaces/cifar10.yaml --population 4"},
     )

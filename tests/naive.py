@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from adios_ray.config import TrialConfig
-from adios_ray.data.feed import Batch
+from adios_ray.data.loader import Batch
 from adios_ray.models.networks import Networks
-from adios_ray.objectives import View
+from adios_ray.objectives import Embedding
 from adios_ray.training.optimizers import Optimizers
 
 
@@ -17,17 +17,17 @@ def naive_masks(networks: Networks, batch: Batch, both: bool) -> tuple[Tensor | 
     return (networks.occlude(batch.a) if both else None), networks.occlude(batch.b)
 
 
-def hide(networks: Networks, x: Tensor, mask: Tensor) -> View:
+def hide(networks: Networks, x: Tensor, mask: Tensor) -> Embedding:
     """A masked view, whose target may be the images before they were masked."""
     view = networks.embed(x * (1 - mask))[0]
-    return View(view.online, networks.objective.target(view.target, x))
+    return Embedding(view.online, networks.objective.target(view.target, x))
 
 
 def naive_objective(
     networks: Networks, batch: Batch, masks_a: Tensor | None, masks_b: Tensor, config: TrialConfig
 ) -> Tensor:
     """Equation 6 (Equation 9 for adios-s) without its penalty: the distance summed or averaged over slots."""
-    compare = networks.objective.compare
+    loss_between = networks.objective.loss_between
     distance = authors_terms if config.objective.name == "simsiam" else four_pairs
     view_a = networks.embed(batch.a)[0]
     view_b = networks.embed(batch.b)[0] if masks_a is not None else None
@@ -38,23 +38,29 @@ def naive_objective(
             hidden_a = hide(networks, batch.a, masks_a[:, k : k + 1])
         hidden_b = hide(networks, batch.b, masks_b[:, k : k + 1])
         if hidden_a is None or view_b is None:
-            terms.append(compare(view_a, hidden_b))
+            terms.append(loss_between(view_a, hidden_b))
         else:
             terms.append(distance(networks, view_a, view_b, hidden_a, hidden_b, config))
     total = torch.stack(terms).sum()
     return total / len(terms) if config.masking.reduction == "mean" else total
 
 
-def four_pairs(networks: Networks, a: View, b: View, hidden_a: View, hidden_b: View, config: TrialConfig) -> Tensor:
+def four_pairs(
+    networks: Networks, a: Embedding, b: Embedding, hidden_a: Embedding, hidden_b: Embedding, config: TrialConfig
+) -> Tensor:
     """Mean over the pairs of a first and a second view, each as it is or masked."""
-    compare = networks.objective.compare
-    return (compare(a, b) + compare(a, hidden_b) + compare(hidden_a, b) + compare(hidden_a, hidden_b)) / 4
+    loss_between = networks.objective.loss_between
+    return (
+        loss_between(a, b) + loss_between(a, hidden_b) + loss_between(hidden_a, b) + loss_between(hidden_a, hidden_b)
+    ) / 4
 
 
-def authors_terms(networks: Networks, a: View, b: View, hidden_a: View, hidden_b: View, config: TrialConfig) -> Tensor:
+def authors_terms(
+    networks: Networks, a: Embedding, b: Embedding, hidden_a: Embedding, hidden_b: Embedding, config: TrialConfig
+) -> Tensor:
     """The authors' SimSiam: two terms always and two for each option, all averaged; targets carry no gradient."""
 
-    def negative(prediction: View, target: View) -> Tensor:
+    def negative(prediction: Embedding, target: Embedding) -> Tensor:
         p, z = prediction.online, target.target
         cosines: Tensor = (p * z).sum(dim=1) / (p.norm(dim=1) * z.norm(dim=1))
         return -cosines.mean()
@@ -128,7 +134,7 @@ def naive_step(
     _apply(optimizers.encoder, encoder, encoder_gradients) if not alternating else None
     _apply(optimizers.occlusion, occlusion, occlusion_gradients)
     networks.update_momentum(progress)
-    networks.objective.observe(first_view)
+    networks.objective.update_statistics(first_view)
     return list(encoder_gradients), list(occlusion_gradients)
 
 

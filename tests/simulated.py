@@ -10,21 +10,21 @@ from typing import Any, cast
 
 from ray.tune.experiment import Trial
 
+from adios_ray.backend.admission import Admission
+from adios_ray.backend.channel import ChannelCalls
+from adios_ray.backend.line import Line, Lines, Request
+from adios_ray.backend.trial import REPLY
+from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.run_directory import RunDirectory
-from adios_ray.search.channel import ChannelCalls
-from adios_ray.search.line import Line, Lines, Request
-from adios_ray.search.members import Members
-from adios_ray.search.population import LivePopulation
+from adios_ray.search.pbt import PopulationBasedTraining
+from adios_ray.search.population import Population
 from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 from adios_ray.search.suggest import make_suggest
-from adios_ray.search.trial import REPLY
-from adios_ray.search.turns import Turns
 from adios_ray.tracking.records import Exploit, append_exploit, begin_lineage, read_lineage
 from adios_ray.tracking.run import Run
-from adios_ray.training.checkpoints import Pointer
 from adios_ray.trial_report import TrialReport
 
 
@@ -46,9 +46,9 @@ class SimulatedChannel:
         for trial in trials:
             self.lines[trial].hold(held)
 
-    def leave(self, trial: str) -> None:
+    def preempt(self, trial: str) -> None:
         """As the channel does."""
-        self.lines[trial].leave()
+        self.lines[trial].preempt()
 
 
 class SimulatedRun:
@@ -127,7 +127,7 @@ class Simulation:
     space: SearchSpace
     config: TrialConfig
     population: int
-    count_places: Callable[[], int]
+    count_capacity: Callable[[], int]
     random: Random
     fitness: Callable[[str, int, TrialConfig, float], float] = field(
         default=lambda trial, epoch, config, before: before + optimum(config)
@@ -145,20 +145,20 @@ class Simulation:
                 state.add(f"trial_{number:02d}", suggest(f"trial_{number:02d}"))
         state.save(self.directory)
 
-    def drive(self, make: Callable[[Members, Turns], LiveScheduler] | None = None) -> PopulationState:
+    def drive(self, make: Callable[[Population, Admission], LiveScheduler] | None = None) -> PopulationState:
         """Do what a driver does until all trials have ended; may be called again after a crash."""
         state = PopulationState.load(self.directory)
         state.save(self.directory)
         begin_lineage(self.directory, state.exploits)
         todo = state.unfinished(f"trial_{number:02d}" for number in range(self.population))
         self.channel, self.run = SimulatedChannel(), SimulatedRun(self.directory)
-        self.members = Members(self.config, state, cast(Run, self.run), cast(ChannelCalls, self.channel))
-        turns = Turns(len(todo), self.count_places)
-        turns.places = lambda: self.places  # type: ignore[method-assign]  # counted at every step
-        self.scheduler = make(self.members, turns) if make else _evolution(self.space, self.members, turns)
+        self.members = Population(self.config, state, cast(Run, self.run), cast(ChannelCalls, self.channel))
+        admission = Admission(len(todo), self.count_capacity)
+        admission.capacity = lambda: self.capacity  # type: ignore[method-assign]  # counted at every step
+        self.scheduler = make(self.members, admission) if make else _evolution(self.space, self.members, admission)
         self.trials: dict[str, SimulatedTrial] = {}
         while any(trial.status != Trial.TERMINATED for trial in self.trials.values()) or len(self.trials) < len(todo):
-            self.places = max(1, self.count_places())
+            self.capacity = max(1, self.count_capacity())
             if self.loses_actor():
                 self._lose_actor()
             self._start(todo)
@@ -169,7 +169,7 @@ class Simulation:
 
     def _start(self, todo: Sequence[str]) -> None:
         """Start what the scheduler lets start."""
-        while len(self.trials) < len(todo) and self.scheduler.turns.free:
+        while len(self.trials) < len(todo) and self.scheduler.admission.free:
             trial = SimulatedTrial({"trial": todo[len(self.trials)]})
             self.trials[trial.config["trial"]] = trial
             self.scheduler.on_trial_add(None, trial)
@@ -266,5 +266,7 @@ class Simulation:
         return [(e.epoch, e.trial, e.donor, e.new) for e in read_lineage(self.directory)]
 
 
-def _evolution(space: SearchSpace, members: Members, turns: Turns) -> LivePopulation:
-    return LivePopulation(members, turns, space, lambda name, donor, random: space.explore(donor.values, random))
+def _evolution(space: SearchSpace, members: Population, admission: Admission) -> PopulationBasedTraining:
+    return PopulationBasedTraining(
+        members, admission, space, lambda name, donor, random: space.explore(donor.values, random)
+    )

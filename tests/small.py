@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from adios_ray.config import TrialConfig
+from adios_ray.data.rendered import objects
 from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, write_manifest, write_shard
-from adios_ray.data.sources import objects
-from adios_ray.data.sources.base import NO_LABEL, UNLABELLED
+from adios_ray.data.sources.base import NO_LABEL, UNLABELED
 from adios_ray.data.store import Store
 from adios_ray.validation import parse
 
@@ -16,13 +16,13 @@ SIZE = 32
 COUNTS = {"train": 96, "val": 40, "test": 40}
 
 
-def make_objects(directory: Path, unlabelled: int = 0, size: int = SIZE, counts: Mapping[str, int] = COUNTS) -> Path:
+def make_objects(directory: Path, unlabeled: int = 0, size: int = SIZE, counts: Mapping[str, int] = COUNTS) -> Path:
     """Rendered objects in three splits, written without Ray; perhaps also some without labels."""
     directory.mkdir(parents=True)
     layout, splits, first = Layout(size, None, has_instances=True), {}, 0
-    for name, count in {**counts, **({UNLABELLED: unlabelled} if unlabelled else {})}.items():
+    for name, count in {**counts, **({UNLABELED: unlabeled} if unlabeled else {})}.items():
         samples = [(str(i), objects.render(0, i, size)) for i in range(first, first + count)]
-        if name == UNLABELLED:
+        if name == UNLABELED:
             samples = [(item, replace(sample, label=NO_LABEL)) for item, sample in samples]
         splits[name] = (write_shard(Store(directory), f"{name}-00000.arrow", layout, samples),)
         first += count

@@ -37,8 +37,8 @@ from rich.console import Console
 from rich.table import Table
 from small import make_objects, small_config
 
-from adios_ray.search.experiment import ExperimentConfig
-from adios_ray.search.ray_private import POLL_INTERVAL_VARIABLE
+from adios_ray.backend.ray_private import POLL_INTERVAL_VARIABLE
+from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.records import read_lineage, read_results
 
@@ -48,10 +48,10 @@ DISK_BYTES, AWAY_S = 2**26, 10.0
 SERVICES = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 """Processes that Ray itself keeps as long as a cluster lives."""
 TITLES = {"worker": "ray::RayTrainWorker", "actor": "ray::ResourceTrainable", "controller": "ray::TrainController"}
-EPOCHS, TRIALS, PATIENCE_S = 8, 2, 240.0
+EPOCHS, TRIALS, TIMEOUT_S = 8, 2, 240.0
 DRIVER = (
-    "import sys; from pathlib import Path; from adios_ray.search.runner import resume, start;"
-    "from adios_ray.search.experiment import ExperimentConfig;"
+    "import sys; from pathlib import Path; from adios_ray.experiment.runner import resume, start;"
+    "from adios_ray.experiment.config import ExperimentConfig;"
     "path = Path(sys.argv[1]);"
     "resume(path) if path.is_dir() else start(ExperimentConfig.model_validate_json(path.read_text()))"
 )
@@ -170,7 +170,7 @@ def strangers() -> list[str]:
 
 def run_dir_of(storage: Path, driver: "subprocess.Popen[str]", reports: int) -> Path:
     """Wait until a driver's run has so many reports."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
         runs = list(storage.glob("*-*/results.csv"))
         if runs and len(read_results(runs[0].parent)) >= reports:
@@ -178,7 +178,7 @@ def run_dir_of(storage: Path, driver: "subprocess.Popen[str]", reports: int) -> 
         if driver.poll() is not None:
             raise WrongError(f"the driver ended with {driver.returncode} before it had {reports} reports")
         time.sleep(0.05)
-    raise WrongError(f"no {reports} reports in {PATIENCE_S:.0f} s")
+    raise WrongError(f"no {reports} reports in {TIMEOUT_S:.0f} s")
 
 
 def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path, rng: random.Random) -> Any:
@@ -279,11 +279,11 @@ def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> 
     try:
         run = run_dir_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
         driver = disturb(stage, kind, driver, run, rng)
-        if driver.wait(timeout=PATIENCE_S):
+        if driver.wait(timeout=TIMEOUT_S):
             raise WrongError(f"the driver ended with status {driver.returncode}")
         check(run, None if kind == "checkpoint" else expected)
     except subprocess.TimeoutExpired:
-        raise WrongError(f"the driver did not end in {PATIENCE_S:.0f} s") from None
+        raise WrongError(f"the driver did not end in {TIMEOUT_S:.0f} s") from None
     finally:
         driver.kill()
     stage.discard(name)

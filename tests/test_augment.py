@@ -18,40 +18,40 @@ from adios_ray.data.augment import (
     ViewParameters,
     apply_geometry,
     apply_view,
-    centre_view,
-    denormalise,
+    center_view,
+    denormalize,
     draw_parameters,
 )
 
 ALWAYS = AugmentConfig(
     jitter_probability=1.0,
-    greyscale_probability=1.0,
+    grayscale_probability=1.0,
     blur_probability=1.0,
-    solarise_probability=1.0,
+    solarize_probability=1.0,
     flip_probability=1.0,
 )
 NEVER = AugmentConfig(
     jitter_probability=0.0,
-    greyscale_probability=0.0,
+    grayscale_probability=0.0,
     blur_probability=0.0,
-    solarise_probability=0.0,
+    solarize_probability=0.0,
     flip_probability=0.0,
 )
 MIXED = AugmentConfig(
-    brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5, greyscale_probability=0.3, solarise_probability=0.3
+    brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5, grayscale_probability=0.3, solarize_probability=0.3
 )
 MANY = 20_000
 SAFE_P = 1e-4  # a p-value below this, for one fixed seed, means another distribution
 
 
 def pictures(count: int, size: int) -> Tensor:
-    """Smooth colours, noise, and patches of black, white, grey and pure red: uint8 [count, size, size, 3]."""
+    """Smooth colors, noise, and patches of black, white, gray and pure red: uint8 [count, size, size, 3]."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 4, 4, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear").permute(0, 2, 3, 1)
     images = (255 * smooth + 20 * torch.randn(smooth.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
-    for number, colour in enumerate([(0, 0, 0), (255, 255, 255), (99, 99, 99), (255, 0, 0)]):
-        images[:, 4 * number : 4 * number + 4, : size // 2] = torch.tensor(colour, dtype=torch.uint8)
+    for number, color in enumerate([(0, 0, 0), (255, 255, 255), (99, 99, 99), (255, 0, 0)]):
+        images[:, 4 * number : 4 * number + 4, : size // 2] = torch.tensor(color, dtype=torch.uint8)
     return images
 
 
@@ -94,14 +94,14 @@ def naive_view(image: Tensor, parameters: ViewParameters, row: int, size: int) -
     ]
     for number in parameters.order[row].tolist() if parameters.jitter[row] else []:
         x = operations[number](x, float(parameters.factors[row, number]))
-    if parameters.greyscale[row]:
+    if parameters.grayscale[row]:
         x = reference.rgb_to_grayscale(x, num_output_channels=3)
     if parameters.blur[row]:
         x = reference.gaussian_blur(x, [13, 13], [float(parameters.sigma[row])] * 2)
-    if parameters.solarise[row]:
+    if parameters.solarize[row]:
         x = reference.solarize(x, 0.5)
-    normalised: Tensor = reference.normalize(x, list(augment.MEAN), list(augment.STD))
-    return normalised
+    normalized: Tensor = reference.normalize(x, list(augment.MEAN), list(augment.STD))
+    return normalized
 
 
 def close(actual: Tensor, expected: Tensor, atol: float) -> None:
@@ -114,10 +114,10 @@ def close(actual: Tensor, expected: Tensor, atol: float) -> None:
 def test_linear_adjustments_match_torchvision(name: str, factor_range: tuple[float, float]) -> None:
     factors = torch.linspace(*factor_range, 8)
     none = torch.zeros(8)
-    grey = 1 - factors if name == "saturation" else none
+    gray = 1 - factors if name == "saturation" else none
     mean = 1 - factors if name == "contrast" else none
     expected = each(planes(8), getattr(reference, f"adjust_{name}"), factors)
-    close(pixels.blend_(planes(8), factors, grey, mean), expected, 1e-5)
+    close(pixels.blend_(planes(8), factors, gray, mean), expected, 1e-5)
 
 
 def test_neutral_blend_changes_no_bit() -> None:
@@ -130,7 +130,7 @@ def test_hue_matches_torchvision_up_to_half_a_turn_both_ways() -> None:
     close(pixels.adjust_hue(planes(11), shifts), each(planes(11), reference.adjust_hue, shifts), 1e-5)
 
 
-def test_hue_of_every_corner_edge_and_nearly_grey_colour_matches_torchvision() -> None:
+def test_hue_of_every_corner_edge_and_nearly_gray_color_matches_torchvision() -> None:
     levels = torch.tensor([0.0, 1e-6, 0.25, 0.5, 0.5 + 1e-6, 1.0])
     x = torch.cartesian_prod(levels, levels, levels).T.reshape(3, 1, 12, 18)
     for shift in (-0.5, -0.1, 0.0, 1 / 3, 0.5):
@@ -138,18 +138,18 @@ def test_hue_of_every_corner_edge_and_nearly_grey_colour_matches_torchvision() -
         close(pixels.adjust_hue(x, shifts), each(x, reference.adjust_hue, shifts), 1e-5)
 
 
-def test_hue_leaves_greys_and_a_third_of_a_turn_permutes_channels() -> None:
-    grey = torch.linspace(0, 1, 64).view(1, 1, 8, 8).expand(3, -1, -1, -1)
-    assert torch.equal(pixels.adjust_hue(grey, torch.tensor([0.3])), grey)
+def test_hue_leaves_grays_and_a_third_of_a_turn_permutes_channels() -> None:
+    gray = torch.linspace(0, 1, 64).view(1, 1, 8, 8).expand(3, -1, -1, -1)
+    assert torch.equal(pixels.adjust_hue(gray, torch.tensor([0.3])), gray)
     x = planes(1)
     close(pixels.adjust_hue(x, torch.tensor([1 / 3])), x[[2, 0, 1]], 1e-6)
 
 
-def test_greyscale_and_solarise_match_torchvision() -> None:
+def test_grayscale_and_solarize_match_torchvision() -> None:
     x = planes(4)
-    grey = pixels.greyscale(x).expand(3, -1, -1, -1)
-    close(grey, each(x, lambda image, _: reference.rgb_to_grayscale(image, 3), torch.zeros(4)), 1e-6)
-    close(pixels.solarise(x), each(x, lambda image, _: reference.solarize(image, 0.5), torch.zeros(4)), 0)
+    gray = pixels.grayscale(x).expand(3, -1, -1, -1)
+    close(gray, each(x, lambda image, _: reference.rgb_to_grayscale(image, 3), torch.zeros(4)), 1e-6)
+    close(pixels.solarize(x), each(x, lambda image, _: reference.solarize(image, 0.5), torch.zeros(4)), 0)
 
 
 @pytest.mark.parametrize("size", [32, 97])
@@ -266,17 +266,17 @@ def test_jitter_is_distributed_as_torchvisions() -> None:
 
 @pytest.mark.parametrize(
     ("choice", "probability"),
-    [("flip", 0.5), ("jitter", 0.8), ("greyscale", 0.2), ("blur", 0.5), ("solarise", 0.3)],
+    [("flip", 0.5), ("jitter", 0.8), ("grayscale", 0.2), ("blur", 0.5), ("solarize", 0.3)],
 )
 def test_choices_have_their_probabilities(choice: str, probability: float) -> None:
-    chosen = getattr(draw(AugmentConfig(solarise_probability=0.3), MANY, 96), choice)
+    chosen = getattr(draw(AugmentConfig(solarize_probability=0.3), MANY, 96), choice)
     assert stats.binomtest(int(chosen.sum()), MANY, probability).pvalue > SAFE_P
     assert getattr(draw(ALWAYS, MANY, 96), choice).all()
     assert not getattr(draw(NEVER, MANY, 96), choice).any()
 
 
 def test_choices_and_strengths_are_uncorrelated() -> None:
-    parameters = draw(AugmentConfig(solarise_probability=0.3), MANY, 96)
+    parameters = draw(AugmentConfig(solarize_probability=0.3), MANY, 96)
     drawn = parameters._replace(boxes=parameters.boxes[:, :1], order=parameters.order[:, :1])._asdict()
     columns = [values.double().reshape(MANY, -1) for name, values in drawn.items() if name != "sizes"]
     correlations = np.corrcoef(torch.cat(columns, dim=1).numpy().T)
@@ -284,7 +284,7 @@ def test_choices_and_strengths_are_uncorrelated() -> None:
 
 
 def centroid(weights: Tensor) -> Tensor:
-    """Centres of mass of maps [B, H, W] as rows and columns, [B, 2]."""
+    """Centers of mass of maps [B, H, W] as rows and columns, [B, 2]."""
     total = weights.sum(dim=(1, 2))
     rows = (weights.sum(dim=2) * torch.arange(weights.shape[1])).sum(dim=1) / total
     columns = (weights.sum(dim=1) * torch.arange(weights.shape[2])).sum(dim=1) / total
@@ -298,7 +298,7 @@ def test_masks_move_with_their_images() -> None:
     config = NEVER.model_copy(update={"flip_probability": 0.5, "min_crop_scale": 0.5})
     parameters = draw(config, 16, 96)
     assert 0 < parameters.flip.sum() < 16
-    seen = denormalise(apply_view(images, parameters, 64))[..., 0].float()
+    seen = denormalize(apply_view(images, parameters, 64))[..., 0].float()
     masks = apply_geometry(blob[None, None].expand(16, 2, -1, -1), parameters, 64)
     assert masks.shape == (16, 2, 64, 64)
     assert (centroid(seen) - centroid(masks[:, 1])).abs().max() < 0.5
@@ -313,18 +313,18 @@ def test_masks_that_share_every_pixel_still_do_and_stay_in_range() -> None:
 
 
 @pytest.mark.parametrize("out_size", [32, 48])
-def test_centre_view_is_the_whole_image_resized_and_normalised(out_size: int) -> None:
+def test_center_view_is_the_whole_image_resized_and_normalized(out_size: int) -> None:
     images = pictures(3, 48)
     x = images.permute(0, 3, 1, 2).float() / 255
     x = reference.resize(x, [out_size, out_size], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
     close(
-        centre_view(images, *square(3, 48), out_size),
+        center_view(images, *square(3, 48), out_size),
         reference.normalize(x, list(augment.MEAN), list(augment.STD)),
         1e-5,
     )
 
 
-def test_denormalise_inverts_the_centre_view() -> None:
+def test_denormalize_inverts_the_center_view() -> None:
     images = pictures(3, 32)
-    assert torch.equal(denormalise(centre_view(images, *square(3, 32), 32)), images)
-    assert denormalise(torch.full((1, 3, 2, 2), 99.0)).tolist() == [[[[255] * 3] * 2] * 2]
+    assert torch.equal(denormalize(center_view(images, *square(3, 32), 32)), images)
+    assert denormalize(torch.full((1, 3, 2, 2), 99.0)).tolist() == [[[[255] * 3] * 2] * 2]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from adios_ray.backend.channel import Channel, ReplacedError
+from adios_ray.backend.line import Reply
+from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
-from adios_ray.search.channel import Channel, ReplacedError
-from adios_ray.search.line import Reply
-from adios_ray.training.checkpoints import Pointer
 from adios_ray.trial_report import TrialReport
 
 CONFIG, CHANGED = TrialConfig(seed=1), TrialConfig(seed=2)
@@ -121,7 +121,7 @@ def test_only_the_newest_request_is_told_to_leave() -> None:
         await settle()
         living = asyncio.create_task(channel.request("t", missed=True))
         await settle()
-        await channel.leave("t")
+        await channel.preempt("t")
         assert (await soon(living)).report is None
         await replaced(killed)
 
@@ -134,7 +134,7 @@ def test_a_word_to_leave_waits_for_the_actor_that_is_started_again() -> None:
         killed = asyncio.create_task(channel.request("t", missed=False))
         await settle()
         await channel.register("t", CONFIG, None, 0, held=True)  # Tune starts the trial's actor again
-        await channel.leave("t")  # before the new one has asked
+        await channel.preempt("t")  # before the new one has asked
         await replaced(killed)
         assert (await soon(channel.request("t", missed=True))).report is None
 
@@ -144,12 +144,12 @@ def test_a_word_to_leave_waits_for_the_actor_that_is_started_again() -> None:
 def test_a_word_to_leave_that_was_for_a_lost_actor_is_void() -> None:
     async def scenario() -> None:
         channel = await registered(held=True)
-        await channel.leave("t")
+        await channel.preempt("t")
         await channel.register("t", CONFIG, None, 0, held=True)
         request = asyncio.create_task(channel.request("t", missed=True))
         await settle()
         assert not request.done()
-        await channel.leave("t")
+        await channel.preempt("t")
         assert (await request).report is None
 
     asyncio.run(scenario())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from adios_ray.search.cluster import address_to_join
+from adios_ray.backend.cluster import address_to_join
 
 
 def test_only_a_cluster_that_answers_is_joined(

@@ -11,10 +11,11 @@ import yaml
 
 from adios_ray.config import TrialConfig, check_image_size, replaced, value_at
 from adios_ray.errors import ConfigError
-from adios_ray.search.command import main, read_arguments
-from adios_ray.search.experiment import SPACES, ExperimentConfig
-from adios_ray.search.preflight import Node, check_data, check_storage, count_places, place
-from adios_ray.search.presets import preset_config
+from adios_ray.experiment.checks import check_data, check_storage
+from adios_ray.experiment.command import main, read_arguments
+from adios_ray.experiment.config import SPACES, ExperimentConfig
+from adios_ray.experiment.presets import preset_config
+from adios_ray.experiment.resources import Node, count_capacity, worker_resources
 from adios_ray.search.spaces import Choice, Continuous, Integer, SearchSpace, load_space, save_space
 from adios_ray.validation import parse
 
@@ -137,7 +138,7 @@ def test_flags_replace_the_scheduler_and_the_search_of_a_file() -> None:
         load_space(SPACES / "asha_demo.yaml", scheduler="pbt")
 
 
-def test_a_choice_moves_to_its_neighbours() -> None:
+def test_a_choice_moves_to_its_neighbors() -> None:
     width = Choice(values=[8, 16, 32])
     assert {width.perturb(16, Random(seed)) for seed in range(20)} == {8, 32}
     assert {width.perturb(8, Random(seed)) for seed in range(20)} == {8, 16}
@@ -206,10 +207,10 @@ def test_a_storage_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_workers_share_the_cpus_and_take_a_gpu_each() -> None:
     config = ExperimentConfig(population=4)
-    assert place(config, [Node(2, 0)]) == (0.5, 0)
-    assert place(config, [Node(16, 4)]) == (1.0, 1.0)
-    assert place(config, [Node(16, 1)]) == (1.0, 1.0)  # the four take turns
-    assert place(ExperimentConfig(gpus_per_worker=0.25), [Node(16, 1)]).gpus == 0.25
+    assert worker_resources(config, [Node(2, 0)]) == (0.5, 0)
+    assert worker_resources(config, [Node(16, 4)]) == (1.0, 1.0)
+    assert worker_resources(config, [Node(16, 1)]) == (1.0, 1.0)  # the four take turns
+    assert worker_resources(ExperimentConfig(gpus_per_worker=0.25), [Node(16, 1)]).gpus == 0.25
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_workers_share_the_cpus_and_take_a_gpu_each() -> None:
 )
 def test_trials_that_fit_at_once(settings: dict[str, Any], cluster: list[Node], places: int) -> None:
     config = ExperimentConfig(population=4, **settings)
-    assert count_places(config, place(config, cluster), cluster) == places
+    assert count_capacity(config, worker_resources(config, cluster), cluster) == places
 
 
 @pytest.mark.parametrize(
@@ -241,4 +242,4 @@ def test_a_trial_that_can_never_be_placed_is_refused(
     settings: dict[str, Any], cluster: list[Node], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        place(ExperimentConfig(population=4, **settings), cluster)
+        worker_resources(ExperimentConfig(population=4, **settings), cluster)

@@ -31,14 +31,12 @@ class LargestTensor(TorchDispatchMode):
         return outputs
 
 
-def naive_votes(
-    bank: Tensor, labels: Tensor, queries: Tensor, neighbours: int, temperature: float
-) -> list[list[float]]:
-    """Shares of the votes for each query and class, one neighbour after the other; labels are zeros and ones."""
+def naive_votes(bank: Tensor, labels: Tensor, queries: Tensor, neighbors: int, temperature: float) -> list[list[float]]:
+    """Shares of the votes for each query and class, one neighbor after the other; labels are zeros and ones."""
     votes = []
     for query in queries.double():
         cosine = [float(query @ b / (query.norm() * b.norm())) for b in bank.double()]
-        nearest = sorted(range(len(bank)), key=lambda i: -cosine[i])[:neighbours]
+        nearest = sorted(range(len(bank)), key=lambda i: -cosine[i])[:neighbors]
         weights = {i: math.exp(cosine[i] / temperature) for i in nearest}
         of_classes = [sum(w for i, w in weights.items() if row[i]) for row in labels.T.tolist()]
         votes.append([share / sum(weights.values()) for share in of_classes])
@@ -46,18 +44,18 @@ def naive_votes(
 
 
 @pytest.mark.parametrize(
-    ("key", "neighbours", "temperature"),
+    ("key", "neighbors", "temperature"),
     [("k1_cosine_T0.07", 1, 0.07), ("k20_cosine_T0.07", 20, 0.07), ("k20_cosine_T1.0", 20, 1.0)],
 )
-def test_knn_agrees_with_the_published_implementation(key: str, neighbours: int, temperature: float) -> None:
+def test_knn_agrees_with_the_published_implementation(key: str, neighbors: int, temperature: float) -> None:
     values = golden("knn.npz")
     bank, queries = ((values[f"{part}_features"], values[f"{part}_labels"]) for part in ("train", "test"))
-    accuracy = knn_accuracy(*bank, *queries, neighbours, temperature)
+    accuracy = knn_accuracy(*bank, *queries, neighbors, temperature)
     assert 100 * accuracy == pytest.approx(float(values[f"acc1_{key}"]), abs=1e-4)
 
 
 @pytest.mark.parametrize("elements", [knn.VALUES, 128])
-def test_accuracy_and_f1_equal_a_loop_in_parts_of_any_size(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fitness_and_f1_equal_a_loop_in_parts_of_any_size(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knn, "VALUES", elements)
     torch.manual_seed(0)
     bank, queries, classes = torch.randn(90, 4), torch.randn(23, 4), 5
@@ -76,7 +74,7 @@ def test_accuracy_and_f1_equal_a_loop_in_parts_of_any_size(elements: int, monkey
     assert knn_macro_f1(bank, several, queries, present, 7, 0.2) == pytest.approx(sum(scores) / classes, abs=1e-6)
 
 
-def test_fewer_neighbours_than_asked_for_all_vote_and_the_lowest_class_wins_a_tie() -> None:
+def test_fewer_neighbors_than_asked_for_all_vote_and_the_lowest_class_wins_a_tie() -> None:
     bank, query = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-2.0, 0.0]]), torch.tensor([[3.0, 0.0]])
     for first, second, winner in ((7, 4, 4), (4, 7, 4), (2, 2, 2)):
         labels = torch.tensor([first, second, 0])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adios_ray.files import append_line, check_writable, remove_drafts, whole_lines, write_whole, written_whole
-from adios_ray.training.checkpoints import load_checkpoint, save_checkpoint
+from adios_ray.checkpoints import load_checkpoint, save_checkpoint
+from adios_ray.files import append_line, atomic_path, atomic_write, check_writable, complete_lines, remove_drafts
 
 
 @contextmanager
@@ -24,9 +24,9 @@ def files_end_at(size: int) -> Iterator[None]:
 
 
 def test_a_refused_file_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
-    write_whole(tmp_path / "file", b"old")
+    atomic_write(tmp_path / "file", b"old")
     with files_end_at(1000), pytest.raises(OSError, match="too large"):
-        write_whole(tmp_path / "file", bytes(2000))
+        atomic_write(tmp_path / "file", bytes(2000))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"
 
@@ -44,23 +44,23 @@ def test_a_refused_checkpoint_leaves_the_old_one_and_nothing_else(tmp_path: Path
 
 def test_a_refused_line_is_cut_off_before_the_next(tmp_path: Path) -> None:
     path = tmp_path / "lines"
-    write_whole(path, b"")
+    atomic_write(path, b"")
     append_line(path, "first")
     with files_end_at(10), pytest.raises(OSError, match="too large"):
         append_line(path, "second")
-    assert path.read_bytes() == b"first\nseco" and whole_lines(path) == b"first\n"
+    assert path.read_bytes() == b"first\nseco" and complete_lines(path) == b"first\n"
     append_line(path, "third")
     assert path.read_bytes() == b"first\nthird\n"
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "file") as draft:
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "file") as draft:
         draft.write_bytes(b"half")
         left = draft.rename(draft.with_suffix(".0.tmp"))  # as a kill leaves it: not cleaned up
         raise KeyboardInterrupt
     (tmp_path / ".epoch_00001.7.tmp").mkdir()
     (tmp_path / ".epoch_00001.7.tmp" / "state.pt").write_bytes(b"half")
-    write_whole(tmp_path / "whole", b"whole")
+    atomic_write(tmp_path / "whole", b"whole")
     assert left.exists()
     remove_drafts(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]

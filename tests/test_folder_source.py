@@ -35,7 +35,7 @@ def shapes(height: int, width: int) -> Pixels:
 
 
 def halves(left: tuple[int, ...], right: tuple[int, ...], mode: str = "RGB") -> Image.Image:
-    """A 32 x 32 picture of two colours."""
+    """A 32 x 32 picture of two colors."""
     image = Image.new(mode, (32, 32), left)
     image.paste(right, (16, 0, 32, 32))
     return image
@@ -84,7 +84,7 @@ def test_classes_without_splits_are_all_train(tmp_path: Path) -> None:
 
 def test_a_flat_folder_has_one_class(tmp_path: Path) -> None:
     source = folder_source(plant(tmp_path, "b.png", "a.png"))
-    assert source.classes == ("unlabelled",) and source.listing() == {"train": ["a.png", "b.png"]}
+    assert source.classes == ("unlabeled",) and source.listing() == {"train": ["a.png", "b.png"]}
     assert source.load("a.png", 8).label == 0 and source.load("a.png", 8).instances is None
 
 
@@ -136,10 +136,10 @@ def test_a_pickled_source_decodes_but_does_not_carry_the_listing(tmp_path: Path)
 
 
 def test_images_without_labels_beside_those_of_train(tmp_path: Path) -> None:
-    source = folder_source(plant(tmp_path, "train/a/1.png", "train/b/1.png", "unlabelled/x/2.png", "unlabelled/1.png"))
+    source = folder_source(plant(tmp_path, "train/a/1.png", "train/b/1.png", "unlabeled/x/2.png", "unlabeled/1.png"))
     assert source.classes == ("a", "b")
-    assert source.listing()["unlabelled"] == ["unlabelled/1.png", "unlabelled/x/2.png"]
-    assert [source.load(item, 8).label for item in source.listing()["unlabelled"]] == [-1, -1]
+    assert source.listing()["unlabeled"] == ["unlabeled/1.png", "unlabeled/x/2.png"]
+    assert [source.load(item, 8).label for item in source.listing()["unlabeled"]] == [-1, -1]
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (32, 64), (64, 32), (8, 24)])
@@ -161,13 +161,13 @@ def test_reduced_decoding_is_close_to_full_decoding(tmp_path: Path, shape: tuple
     assert (reduced.height, reduced.width) == (full.height, full.width) == shape
 
 
-def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
-    grey = noise(16, 16, 1)[:, :, 0]
-    Image.fromarray(grey).save(tmp_path / "x.png")
-    np.testing.assert_array_equal(decode(tmp_path / "x.png", 16).pixels, np.stack([grey] * 3, axis=-1))
+def test_gray_becomes_three_equal_channels(tmp_path: Path) -> None:
+    gray = noise(16, 16, 1)[:, :, 0]
+    Image.fromarray(gray).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(decode(tmp_path / "x.png", 16).pixels, np.stack([gray] * 3, axis=-1))
 
 
-def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+def test_16_bit_gray_is_scaled_not_clipped(tmp_path: Path) -> None:
     values = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
     Image.fromarray(values).save(tmp_path / "x.png")
     decoded = decode(tmp_path / "x.png", 16).pixels
@@ -181,7 +181,7 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
 
 
 def palette_with_transparency() -> Image.Image:
-    """Left half palette colour 0, which is transparent; right half palette colour 1, blue."""
+    """Left half palette color 0, which is transparent; right half palette color 1, blue."""
     image = Image.new("P", (32, 32), 0)
     image.putpalette([*RED, *BLUE])
     image.paste(1, (16, 0, 32, 32))
@@ -190,7 +190,7 @@ def palette_with_transparency() -> Image.Image:
 
 
 def rgb_with_transparent_red() -> Image.Image:
-    """An RGB picture in which the colour red stands for transparent."""
+    """An RGB picture in which the color red stands for transparent."""
     image = halves(RED, BLUE)
     image.info["transparency"] = RED
     return image
@@ -212,7 +212,7 @@ def test_transparency_goes_on_white(tmp_path: Path, make: Callable[[], Image.Ima
     assert (decoded[:, :16] == WHITE).all() and (decoded[:, 16:] == BLUE).all()
 
 
-def test_half_transparent_grey_goes_on_white(tmp_path: Path) -> None:
+def test_half_transparent_gray_goes_on_white(tmp_path: Path) -> None:
     Image.new("LA", (16, 16), (0, 128)).save(tmp_path / "x.png")
     assert (decode(tmp_path / "x.png", 16).pixels == 127).all()
 
@@ -258,7 +258,7 @@ def test_a_reduced_photograph_on_its_side_keeps_its_upright_size(tmp_path: Path)
 
 
 def test_an_animation_shows_its_first_frame(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, BLUE)]
+    frames = [Image.new("RGB", (16, 16), color) for color in (RED, BLUE)]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
     assert (decode(tmp_path / "x.gif", 16).pixels == RED).all()
 

@@ -109,7 +109,8 @@ def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objec
     job.wait(timeout=60)
     output = (tmp_path / "job.log").read_text()
     assert job.returncode == 0 and "succeeded" in output and "Report: " in output, output
-    for name in ("fitness", "sparsity_weight", "encoder_lr", "occlusion_lr", "slots", "images_per_s"):
+    searched = ("masking_sparsity_weight", "optimizer_encoder_lr", "optimizer_occlusion_lr", "masking_slots")
+    for name in ("fitness", *searched, "images_per_s"):
         assert f"ray_adios_{name}{{" in metrics
     assert {run["name"] for run in runs} == {"trial_00", "trial_01"}
     assert head.get(f"{head.dashboard}/api/jobs/", None)[0] == 401

@@ -23,7 +23,7 @@ from adios_ray.training.trainer import Trainer
 
 
 def with_spectrum(values: Tensor, rows: int = 64) -> Tensor:
-    """Centred features [rows, len(values)] with these singular values."""
+    """Centered features [rows, len(values)] with these singular values."""
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(rows, len(values), generator=generator, dtype=torch.float64)
     left, _ = torch.linalg.qr(left - left.mean(dim=0))
@@ -96,7 +96,7 @@ def test_lidar_against_its_matrices() -> None:
 
 def test_lidar_counts_directions_that_survive_augmentation() -> None:
     images = torch.eye(8, dtype=torch.float64)[:4].repeat(5, 1)  # four directions, no noise within an image
-    assert lidar(images[:, None].expand(-1, 3, -1)) == pytest.approx(3, abs=1e-3)  # centring takes one of four
+    assert lidar(images[:, None].expand(-1, 3, -1)) == pytest.approx(3, abs=1e-3)  # centering takes one of four
 
 
 def test_feature_std_of_spread_and_of_equal_directions() -> None:

@@ -14,11 +14,11 @@ import torch
 from small import small_config
 from test_trainer import assert_identical
 
+from adios_ray.backend.trial import REPLY
+from adios_ray.checkpoints import STATE_FILE, Pointer, load_checkpoint
 from adios_ray.config import TrialConfig
 from adios_ray.run_directory import RunDirectory
-from adios_ray.search.trial import REPLY
 from adios_ray.tracking.records import write_config
-from adios_ray.training.checkpoints import STATE_FILE, Pointer, load_checkpoint
 from adios_ray.trial_report import TrialReport
 
 pytestmark = pytest.mark.ray
@@ -39,7 +39,7 @@ class Driven:
 
     def __init__(self, run_dir: Path, workers: int) -> None:
         """Start the channel of a run."""
-        from adios_ray.search.channel import start_channel
+        from adios_ray.backend.channel import start_channel
 
         run_dir.mkdir()
         write_config(run_dir, {})
@@ -51,7 +51,7 @@ class Driven:
         """Start a trial's actor with its Ray Train run."""
         import ray
 
-        from adios_ray.search.trial import LiveTrial, TrialSettings
+        from adios_ray.backend.trial import LiveTrial, TrialSettings
 
         ray.get(self.channel.register.remote(trial, config, None, 0, False))
         settings = TrialSettings(
@@ -86,14 +86,14 @@ class Driven:
         """Take all trials down, and what killed processes have left."""
         import ray
 
-        from adios_ray.search.places import give_back_deserted, groups
+        from adios_ray.backend.capacity import groups, remove_orphaned
 
         ray.get([actor.stop.remote() for actor in self.actors.values()], timeout=60)
         for actor in [*self.actors.values(), self.channel]:
             ray.kill(actor)
         deadline = time.monotonic() + 30
         while groups(self.run_dir):
-            give_back_deserted(self.run_dir)
+            remove_orphaned(self.run_dir)
             assert time.monotonic() < deadline
             time.sleep(0.1)
 
@@ -146,12 +146,12 @@ def test_two_workers_train_one_trial(driven: Driven, objects_dir: Path) -> None:
 def test_a_process_that_is_killed_again_and_again_goes_on_from_its_last_report(
     driven: Driven, objects_dir: Path, kind: str
 ) -> None:
-    from adios_ray.search.places import groups
+    from adios_ray.backend.capacity import groups
 
     config = small_config(objects_dir, epochs=3)
     driven.start("trial", config)
     reports = [driven.report("trial")]
-    assert [(group.placed, group.deserted) for group in groups(driven.run_dir)] == [(True, False)]
+    assert [(group.placed, group.orphaned) for group in groups(driven.run_dir)] == [(True, False)]
     for _ in range(2):
         for victim in soak.processes(kind):
             victim.kill()
@@ -183,7 +183,7 @@ def test_a_cut_off_checkpoint_is_stepped_over(driven: Driven, objects_dir: Path)
 
 
 def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adios_ray.search import trial
+    from adios_ray.backend import trial
 
     def meet(config: dict[str, Any]) -> None:
         import ray

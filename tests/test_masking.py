@@ -112,7 +112,7 @@ def test_a_split_without_noise_leaves_the_union_of_its_halves() -> None:
 
 
 @pytest.mark.parametrize("optimizer_name", ["sgd", "lars", "adamw"])
-def test_merging_the_halves_of_a_split_restores_model_and_optimiser(optimizer_name: str) -> None:
+def test_merging_the_halves_of_a_split_restores_model_and_optimizer(optimizer_name: str) -> None:
     model, optimizer, x = make_model(3, optimizer_name)
     before, head = model(x).detach(), read_head(model, optimizer)
     replace_head(model, optimizer, resize_head(head, before, 5, noise=0.0))
@@ -139,7 +139,7 @@ def test_shrinking_merges_the_two_slots_that_overlap_most() -> None:
 
 
 @pytest.mark.parametrize("optimizer_name", ["sgd", "lars", "adamw"])
-def test_the_optimiser_goes_on_with_a_changed_head(optimizer_name: str) -> None:
+def test_the_optimizer_goes_on_with_a_changed_head(optimizer_name: str) -> None:
     model, optimizer, x = make_model(4, optimizer_name)
     replace_head(model, optimizer, resize_head(read_head(model, optimizer), model(x).detach(), 6))
     before = model.head.weight.detach().clone()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adios_ray import objectives
 from adios_ray.config import OBJECTIVES, ObjectiveConfig
 from adios_ray.errors import ConfigError
-from adios_ray.objectives import Objective, View, build_objective, objective_class
+from adios_ray.objectives import Embedding, Objective, build_objective, objective_class
 from adios_ray.objectives.barlow import barlow_twins
 from adios_ray.objectives.byol import squared_distance
 from adios_ray.objectives.dino import Prototypes, distillation
@@ -67,10 +67,10 @@ def test_nt_xent_equals_a_loop_over_anchors() -> None:
 def test_comparison_is_symmetric_and_smallest_for_equal_views(name: str) -> None:
     torch.manual_seed(0)
     objective = build_objective(ObjectiveConfig(name=name, hidden_dim=24, output_dim=16), 32, 32)
-    u, v = (View(*torch.randn(2, 6, 16)) for _ in range(2))
-    torch.testing.assert_close(objective.compare(u, v), objective.compare(v, u))
-    same = View(u.online, u.online)
-    assert objective.compare(same, same) < objective.compare(u, v)
+    u, v = (Embedding(*torch.randn(2, 6, 16)) for _ in range(2))
+    torch.testing.assert_close(objective.loss_between(u, v), objective.loss_between(v, u))
+    same = Embedding(u.online, u.online)
+    assert objective.loss_between(same, same) < objective.loss_between(u, v)
 
 
 def outline(head: nn.Module) -> str:
@@ -174,9 +174,9 @@ def test_moco_contrast_of_orthogonal_and_of_equal_targets() -> None:
 
 def test_moco_predicts_each_view_from_the_other() -> None:
     objective = build_objective(ObjectiveConfig(name="mocov3", hidden_dim=24, temperature=0.3), 32, 32)
-    u, v = View(*random_pair()), View(*random_pair(seed=3))
+    u, v = Embedding(*random_pair()), Embedding(*random_pair(seed=3))
     expected = contrast(u.online, v.target, 0.3) + contrast(v.online, u.target, 0.3)
-    torch.testing.assert_close(objective.compare(u, v), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(objective.loss_between(u, v), expected, rtol=1e-12, atol=0)
 
 
 def test_distillation_equals_a_loop_over_prototypes() -> None:
@@ -198,13 +198,13 @@ def test_distillation_between_uniform_outputs_is_their_entropy() -> None:
     assert distillation(uniform, 3 * uniform).item() == pytest.approx(math.log(5), rel=1e-12)
 
 
-def test_dino_predicts_each_view_from_the_other_less_the_centre() -> None:
+def test_dino_predicts_each_view_from_the_other_less_the_center() -> None:
     objective = small_dino()
-    u, v = View(*random_pair()), View(*random_pair(seed=3))
-    centre = torch.linspace(-1, 1, 5, dtype=torch.float64)
-    objective.load_state_dict({"centre": centre}, strict=False)
-    expected = (distillation(u.online, v.target - centre) + distillation(v.online, u.target - centre)) / 2
-    torch.testing.assert_close(objective.compare(u, v), expected, rtol=1e-12, atol=0)
+    u, v = Embedding(*random_pair()), Embedding(*random_pair(seed=3))
+    center = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    objective.load_state_dict({"center": center}, strict=False)
+    expected = (distillation(u.online, v.target - center) + distillation(v.online, u.target - center)) / 2
+    torch.testing.assert_close(objective.loss_between(u, v), expected, rtol=1e-12, atol=0)
 
 
 def test_prototypes_are_cosines() -> None:
@@ -214,28 +214,28 @@ def test_prototypes_are_cosines() -> None:
     torch.testing.assert_close(prototypes(x), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_dinos_projector_and_centre_survive_being_copied_and_saved() -> None:
+def test_dinos_projector_and_center_survive_being_copied_and_saved() -> None:
     objective = small_dino()
-    objective.observe(View(*random_pair()))
+    objective.update_statistics(Embedding(*random_pair()))
     x = torch.randn(4, 32, dtype=torch.float64)
     loaded = small_dino()
     assert not torch.equal(loaded.projector(x), objective.projector(x))
     loaded.load_state_dict(objective.state_dict())
     for other in (copy.deepcopy(objective), loaded):
         assert torch.equal(other.projector(x), objective.projector(x))
-        assert torch.equal(other.state_dict()["centre"], objective.state_dict()["centre"])
+        assert torch.equal(other.state_dict()["center"], objective.state_dict()["center"])
 
 
-def test_dinos_centre_follows_the_teachers_mean() -> None:
+def test_dinos_center_follows_the_teachers_mean() -> None:
     objective = small_dino()
     means = []
     for step in range(3):
         torch.manual_seed(step)
         outputs = torch.randn(6, 5, dtype=torch.float64)
         means.append(outputs.mean(dim=0))
-        objective.observe(View(-outputs, outputs))
-    centre = dict(objective.named_buffers())["centre"]
-    torch.testing.assert_close(centre, 0.1 * (0.81 * means[0] + 0.9 * means[1] + means[2]), rtol=1e-12, atol=0)
+        objective.update_statistics(Embedding(-outputs, outputs))
+    center = dict(objective.named_buffers())["center"]
+    torch.testing.assert_close(center, 0.1 * (0.81 * means[0] + 0.9 * means[1] + means[2]), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "pixel"])
@@ -243,7 +243,7 @@ def test_collapsed_and_huge_embeddings_have_finite_gradients(name: str) -> None:
     objective = build_objective(ObjectiveConfig(name=name, hidden_dim=24, output_dim=5), 32, 32)
     for values in (torch.ones(6, 5), torch.zeros(6, 5), 1e4 * torch.randn(6, 5)):
         u, v = values.clone().requires_grad_(), values.clone().requires_grad_()
-        loss = objective.compare(View(u, values), View(v, values))
+        loss = objective.loss_between(Embedding(u, values), Embedding(v, values))
         loss.backward()
         assert u.grad is not None and v.grad is not None
         assert loss.isfinite() and u.grad.isfinite().all() and v.grad.isfinite().all()
@@ -256,9 +256,9 @@ def test_the_pixel_objective_paints_images_and_judges_the_masked_one(size: int) 
     images = torch.randn(2, 3, size, size)
     painted = objective.projector(torch.randn(2, 32))
     assert painted.shape == images.shape and objective.target(painted, images) is images
-    other = View(torch.randn_like(images), torch.randn_like(images))
+    other = Embedding(torch.randn_like(images), torch.randn_like(images))
     expected = (painted - images).square().mean()
-    torch.testing.assert_close(objective.compare(other, View(painted, images)), expected)
+    torch.testing.assert_close(objective.loss_between(other, Embedding(painted, images)), expected)
 
 
 def test_the_pixel_objective_masks_one_view() -> None:

@@ -68,7 +68,7 @@ class Source:
 
 
 def shaken(module: nn.Module) -> nn.Module:
-    """A module with random biases and normalisations instead of zeros and ones."""
+    """A module with random biases and normalizations instead of zeros and ones."""
     for name, values in module.state_dict().items():
         if name.endswith(("bias", "running_mean")):
             values.normal_(std=0.3)

@@ -1,4 +1,4 @@
-"""Options that make a step cheaper keep its numbers; optimisers against their formulas."""
+"""Options that make a step cheaper keep its numbers; optimizers against their formulas."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ from test_step import CLASSES, SIZE, assert_close, make_batch, make_config, make
 from torch import nn
 
 from adios_ray.config import OptimizerConfig, TrialConfig, replaced
-from adios_ray.data.feed import Batch
+from adios_ray.data.loader import Batch
 from adios_ray.masking.slots import read_head, replace_head, resize_head
 from adios_ray.models.networks import Networks
 from adios_ray.models.stem import StemConv2d

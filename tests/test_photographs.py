@@ -18,15 +18,15 @@ from adios_ray.data.augment import (
     ViewParameters,
     apply_geometry,
     apply_view,
-    centre_view,
-    denormalise,
+    center_view,
+    denormalize,
     draw_parameters,
 )
 from adios_ray.data.sources.image_files import square
 
 STORED, VIEW = 64, 32
 SIZES = ((120, 200), (200, 120), (90, 90), (333, 250), (60, 480), (480, 60), (8, 20_000))
-PLAIN = AugmentConfig(jitter_probability=0.0, greyscale_probability=0.0, blur_probability=0.0, solarise_probability=0.0)
+PLAIN = AugmentConfig(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0, solarize_probability=0.0)
 
 Boxes = npt.NDArray[np.float32]
 
@@ -52,7 +52,7 @@ def squeezed(image: Image.Image, stored: int = STORED) -> Tensor:
 
 def as_pixels(view: Tensor) -> npt.NDArray[np.float64]:
     """The one view of [1, 3, S, S] as pixels from 0 to 255, [S, S, 3]."""
-    return denormalise(view)[0].double().numpy()
+    return denormalize(view)[0].double().numpy()
 
 
 def naive_box(draws: npt.NDArray[np.float64], min_scale: float, height: int, width: int) -> list[int]:
@@ -102,10 +102,10 @@ def naive_matrix(start: float, length: float, stored: int, out: int, kernel: pix
     """Weights of the interpolation, one after the other: the kernel times the part of a pixel that the crop covers."""
     matrix, scale = np.zeros((out, stored)), length / out
     for row in range(out):
-        centre = start + (row + 0.5) * scale
+        center = start + (row + 0.5) * scale
         for pixel in range(stored):
             covered = max(0.0, min(pixel + 1, start + length) - max(pixel, start))
-            distance = torch.tensor(abs(pixel + 0.5 - centre) / max(scale, 1.0), dtype=torch.float64)
+            distance = torch.tensor(abs(pixel + 0.5 - center) / max(scale, 1.0), dtype=torch.float64)
             matrix[row, pixel] = covered * float(kernel.weight(distance))
         matrix[row] /= matrix[row].sum()
     return matrix
@@ -147,7 +147,7 @@ def test_a_view_shows_where_its_crop_is(size: tuple[int, int]) -> None:
     images = ramps.round().to(torch.uint8).expand(20, -1, -1, -1)
     parameters = draw_parameters(PLAIN, 5, "view_a", 1, np.arange(20, dtype=np.int64), *sides(20, size))
     assert 0 < parameters.flip.sum() < 20
-    seen = denormalise(apply_view(images, parameters, VIEW)).double() / 255
+    seen = denormalize(apply_view(images, parameters, VIEW)).double() / 255
     place = (torch.arange(VIEW) + 0.5) / VIEW
     for row in range(20):
         top, left, height, width = parameters.boxes[row].tolist()
@@ -182,12 +182,12 @@ def test_masks_are_cropped_as_their_photographs() -> None:
     axis = torch.linspace(-1, 1, STORED)
     blob = 255 * torch.exp(-3 * ((axis[:, None] - 0.1) ** 2 + (axis + 0.2) ** 2))
     images = blob.round().to(torch.uint8)[None, :, :, None].expand(4, -1, -1, 3)
-    seen = denormalise(apply_view(images, parameters, VIEW))[..., 0].float()
+    seen = denormalize(apply_view(images, parameters, VIEW))[..., 0].float()
     masks = apply_geometry(images[..., 0][:, None], parameters, VIEW)[:, 0]
     assert (seen - masks).abs().max() < 4 and seen.std() > 20
 
 
-def their_centre(original: Image.Image, view: CentralView) -> npt.NDArray[np.float64]:
+def their_center(original: Image.Image, view: CentralView) -> npt.NDArray[np.float64]:
     """The central view of an original by torchvision's functions."""
     if view == "square":
         cropped = reference.center_crop(original, [min(original.size)] * 2)
@@ -200,25 +200,25 @@ def their_centre(original: Image.Image, view: CentralView) -> npt.NDArray[np.flo
 @pytest.mark.parametrize("size", [(300, 500), (500, 330), (256, 256)])
 def test_the_central_view_is_that_of_the_original(size: tuple[int, int], view: CentralView) -> None:
     original = photograph(*size)
-    seen = as_pixels(centre_view(squeezed(original, 256), *sides(1, size), VIEW, view))
-    assert np.abs(seen - their_centre(original, view)).mean() < 1.5
-    other = their_centre(original, "square" if view == "resize-256" else "resize-256")
+    seen = as_pixels(center_view(squeezed(original, 256), *sides(1, size), VIEW, view))
+    assert np.abs(seen - their_center(original, view)).mean() < 1.5
+    other = their_center(original, "square" if view == "resize-256" else "resize-256")
     assert np.abs(seen - other).mean() > 10
 
 
 def test_a_central_view_does_not_depend_on_its_batch() -> None:
     heights, widths = np.array([120, 90, 200]), np.array([200, 90, 120])
     images = torch.cat([squeezed(photograph(h, w)) for h, w in zip(heights, widths, strict=True)])
-    together = centre_view(images, heights, widths, VIEW)
+    together = center_view(images, heights, widths, VIEW)
     for row in range(3):
         own = slice(row, row + 1)
-        alone = centre_view(images[own], heights[own], widths[own], VIEW)
+        alone = center_view(images[own], heights[own], widths[own], VIEW)
         torch.testing.assert_close(alone[0], together[row], rtol=0, atol=0 if row == 1 else 1e-6)
 
 
 def test_a_square_of_another_size_than_its_photograph_is_a_square() -> None:
     images = squeezed(photograph(90, 90))
-    of_its_own, of_90 = (centre_view(images, *sides(1, (side, side)), VIEW) for side in (STORED, 90))
+    of_its_own, of_90 = (center_view(images, *sides(1, (side, side)), VIEW) for side in (STORED, 90))
     assert torch.equal(of_its_own, of_90)
     drawn = [draw_parameters(PLAIN, 0, "view_a", 0, np.array([4]), *sides(1, (s, s))) for s in (STORED, STORED * 3)]
     boxes = [parameters.boxes[0] / parameters.sizes[0, 0] for parameters in drawn]

@@ -18,12 +18,12 @@ import yaml
 from small import small_config
 from test_trainer import assert_identical
 
-from adios_ray.search.experiment import ExperimentConfig
-from adios_ray.search.replay import replay
-from adios_ray.search.schedule import load_schedule
+from adios_ray.checkpoints import load_checkpoint, open_checkpoint
+from adios_ray.experiment.config import ExperimentConfig
+from adios_ray.experiment.replay import replay
+from adios_ray.experiment.schedule import load_schedule
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.records import read_lineage, read_results, read_summary
-from adios_ray.training.checkpoints import load_checkpoint, open_checkpoint
 from adios_ray.training.reproduce import reproduce
 
 pytestmark = pytest.mark.ray
@@ -57,14 +57,14 @@ def experiment(data_dir: Path, tmp_path: Path, **changes: Any) -> ExperimentConf
 
 
 def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
-    from adios_ray.search.runner import resume, start
+    from adios_ray.experiment.runner import resume, start
 
     config = experiment(objects_dir, tmp_path, epochs=4).model_copy(update={"wandb": "offline"})
     run_dir = start(config)
     rows, lineage, summary = read_results(run_dir), read_lineage(run_dir), read_summary(run_dir)
     assert {(row.trial, row.epoch) for row in rows} == {(f"trial_0{t}", e) for t in (0, 1) for e in (1, 2, 3, 4)}
     assert [exploit.epoch for exploit in lineage] == [1, 2, 3]
-    assert summary is not None and summary.exploits == 3 and 0 <= summary.test_accuracy <= 1
+    assert summary is not None and summary.exploits == 3 and 0 <= summary.test_fitness <= 1
     by_key = {(row.trial, row.epoch): row for row in rows}
     for exploit in lineage:
         assert exploit.scores[exploit.donor] >= exploit.scores[exploit.trial]
@@ -97,7 +97,7 @@ def replayed_alone(run_dir: Path, output: Path, best: str, state: PopulationStat
 def test_a_diverged_trial_is_reported_dumped_and_replaced(
     ray_cluster: None, objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from adios_ray.search.runner import start
+    from adios_ray.experiment.runner import start
 
     config = experiment(objects_dir, tmp_path, epochs=2)
     space = yaml.safe_load(config.space.read_text())
@@ -118,7 +118,7 @@ def test_a_diverged_trial_is_reported_dumped_and_replaced(
 
 @pytest.mark.slow
 def test_trials_that_do_not_fit_at_once_take_turns(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
-    from adios_ray.search.runner import start
+    from adios_ray.experiment.runner import start
 
     config = experiment(objects_dir, tmp_path, epochs=2)
     run_dir = start(config.model_copy(update={"population": 3, "cpus_per_worker": 2.0}))  # of four CPUs
@@ -129,7 +129,7 @@ def test_trials_that_do_not_fit_at_once_take_turns(ray_cluster: None, objects_di
 
 def in_background(config: ExperimentConfig) -> Future[Path]:
     """Start a population in a thread, which does not keep the tests from ending."""
-    from adios_ray.search.runner import start
+    from adios_ray.experiment.runner import start
 
     result: Future[Path] = Future()
 

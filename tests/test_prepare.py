@@ -16,9 +16,9 @@ from ray import cloudpickle
 
 from adios_ray.data import plan
 from adios_ray.data.plan import plan_jobs, plan_splits
-from adios_ray.data.prepare import Summary, make_shard, prepare
+from adios_ray.data.prepare import PrepareSummary, make_shard, prepare
+from adios_ray.data.rendered import scenes
 from adios_ray.data.shards import Layout, open_shards, verify
-from adios_ray.data.sources import scenes
 from adios_ray.data.sources.base import PHOTOGRAPH, Sample
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
@@ -239,7 +239,7 @@ def test_too_many_refused_images_make_no_data_set_until_they_are_mended(folder: 
     with pytest.raises(DatasetError, match="no data set"):
         open_shards(tmp_path / "out")
     Image.new("RGB", (SIZE, SIZE)).save(folder.root / item)
-    summary: Summary = prepare(folder, tmp_path / "out", SIZE, RECIPE)
+    summary: PrepareSummary = prepare(folder, tmp_path / "out", SIZE, RECIPE)
     assert summary.refused == 0 and sum(summary.images.values()) == 60 and summary.decoded <= 7
 
 

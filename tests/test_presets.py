@@ -9,9 +9,9 @@ import yaml
 
 from adios_ray.config import TrialConfig
 from adios_ray.errors import ConfigError
-from adios_ray.search.command import read_arguments
-from adios_ray.search.experiment import PRESETS, ExperimentConfig
-from adios_ray.search.presets import preset_config, published
+from adios_ray.experiment.command import read_arguments
+from adios_ray.experiment.config import PRESETS, ExperimentConfig
+from adios_ray.experiment.presets import preset_config, published
 from adios_ray.search.spaces import load_space
 from adios_ray.validation import parse
 

@@ -34,8 +34,8 @@ from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup
 
-from adios_ray.search import ray_private
-from adios_ray.search.ray_private import (
+from adios_ray.backend import ray_private
+from adios_ray.backend.ray_private import (
     checkpoint_list_file,
     controller_callback,
     is_dead,
@@ -223,9 +223,11 @@ def test_neither_ray_train_nor_torch_is_imported_before_it_is_needed() -> None:
     code = """
 import sys
 from pathlib import Path
-from adios_ray.search import cluster, places, ray_private
+from adios_ray.backend import cluster
+from adios_ray.backend import capacity
+from adios_ray.backend import ray_private
 assert "ray.train" not in sys.modules
-from adios_ray.search import trial
+from adios_ray.backend import trial
 ray_private.controller_callback(print, print)
 ray_private.checkpoint_list_file(Path())
 ray_private.lean_trainer_class(process_group=False)

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from adios_ray.data.sources import objects, scenes
+from adios_ray.data.rendered import objects, scenes
+from adios_ray.data.rendered.rendering import TEXTURES, RenderedSource, cube, cylinder, sphere, window
 from adios_ray.data.sources.base import Sample, Source
-from adios_ray.data.sources.rendering import TEXTURES, RenderedSource, cube, cylinder, sphere, window
 from adios_ray.errors import RefusedImageError
 
 Renderer = Callable[[int, int, int], Sample]
@@ -32,9 +32,9 @@ def instances_of(sample: Sample) -> npt.NDArray[np.uint8]:
 
 
 def grid(size: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Pixel centres in unit coordinates, x to the right and y up, [S, S] each."""
-    centres = (np.arange(size) + 0.5) / size * 2 - 1
-    x, y = np.meshgrid(centres, -centres)
+    """Pixel centers in unit coordinates, x to the right and y up, [S, S] each."""
+    centers = (np.arange(size) + 0.5) / size * 2 - 1
+    x, y = np.meshgrid(centers, -centers)
     return x, y
 
 
@@ -74,20 +74,20 @@ def test_scene_instances_and_labels_agree_with_the_layout(size: int) -> None:
         assert set(np.unique(instances_of(sample))) - {0} == set(range(1, len(solids) + 1))
         assert isinstance(sample.label, np.ndarray) and sample.label.shape == (24,)
         named = {scenes.CLASSES[k] for k in np.flatnonzero(sample.label)}
-        colours = list(scenes.COLOURS)
-        assert named == {f"{colours[solid.colour]} {scenes.SHAPES[solid.shape]}" for solid in solids}
+        colors = list(scenes.COLORS)
+        assert named == {f"{colors[solid.color]} {scenes.SHAPES[solid.shape]}" for solid in solids}
 
 
-def test_scene_objects_are_painted_in_their_colour() -> None:
-    """By direction in RGB, which light and shade hardly change, an object's pixels are nearest to its own colour."""
-    palette = np.array(list(scenes.COLOURS.values()))
+def test_scene_objects_are_painted_in_their_color() -> None:
+    """By direction in RGB, which light and shade hardly change, an object's pixels are nearest to its own color."""
+    palette = np.array(list(scenes.COLORS.values()))
     palette /= np.linalg.norm(palette, axis=1, keepdims=True)
     right = []
     for index in range(60):
         sample = scenes.render(5, index, 64)
         for number, solid in enumerate(solids_of(5, index), start=1):
-            colour = np.median(sample.image[instances_of(sample) == number], axis=0)
-            right.append(np.argmax(palette @ colour) == solid.colour)
+            color = np.median(sample.image[instances_of(sample) == number], axis=0)
+            right.append(np.argmax(palette @ color) == solid.color)
     assert np.mean(right) > 0.98
 
 
@@ -155,12 +155,12 @@ def lone_sphere_scene() -> tuple[scenes.Solid, Sample]:
 def test_light_and_shadow_lie_on_opposite_sides() -> None:
     solid, sample = lone_sphere_scene()
     x, y = grid(96)
-    grey = sample.image.mean(axis=2)
+    gray = sample.image.mean(axis=2)
     on_sphere = instances_of(sample) == 1
-    assert grey[on_sphere & (x < solid.x)].mean() > 1.2 * grey[on_sphere & (x > solid.x)].mean()
+    assert gray[on_sphere & (x < solid.x)].mean() > 1.2 * gray[on_sphere & (x > solid.x)].mean()
     level = (np.abs(y - (solid.y - 0.8 * solid.size)) < 0.2 * solid.size) & ~on_sphere
     beside = (np.abs(x - solid.x) < 1.5 * solid.size) & level
-    assert grey[beside & (x < solid.x)].mean() > 1.1 * grey[beside & (x > solid.x)].mean()
+    assert gray[beside & (x < solid.x)].mean() > 1.1 * gray[beside & (x > solid.x)].mean()
 
 
 def test_sphere_edge_is_smooth() -> None:
@@ -210,21 +210,21 @@ def test_object_classes_differ_in_outline() -> None:
 
 @pytest.mark.parametrize("label", range(10))
 def test_tilt_turns_the_outline_and_mirror_flips_it(label: int) -> None:
-    upright = objects.draw_subject(0, 0)._replace(label=label, x=0.0, y=0.0, tilt=0.0, mirror=1.0, size=0.6)
+    upright = objects.draw_subject(0, 0)._replace(label=label, x=0.0, y=0.0, tilt=0.0, cache_locally=1.0, size=0.6)
     mask = mask_of(upright, 64)
-    turned, flipped = mask_of(upright._replace(tilt=math.pi / 2), 64), mask_of(upright._replace(mirror=-1.0), 64)
+    turned, flipped = mask_of(upright._replace(tilt=math.pi / 2), 64), mask_of(upright._replace(cache_locally=-1.0), 64)
     assert (turned == np.rot90(mask)).mean() > 0.995
     assert (flipped == mask[:, ::-1]).mean() > 0.995
 
 
 def test_light_on_an_object_does_not_turn_with_it() -> None:
     ball = objects.draw_subject(0, 0)._replace(label=objects.CLASSES.index("ball"), x=0.0, y=0.0)
-    plain = objects.foreground(ball._replace(tilt=0.0, mirror=1.0), 48)
-    turned = objects.foreground(ball._replace(tilt=0.6, mirror=-1.0), 48)
+    plain = objects.foreground(ball._replace(tilt=0.0, cache_locally=1.0), 48)
+    turned = objects.foreground(ball._replace(tilt=0.6, cache_locally=-1.0), 48)
     inside = plain.alpha == 1.0
-    assert np.allclose(plain.colour[:, inside], turned.colour[:, inside], atol=0.02)
+    assert np.allclose(plain.color[:, inside], turned.color[:, inside], atol=0.02)
     left = (plain.box.x < 0) & inside
-    assert plain.colour[:, left].mean() > 1.1 * plain.colour[:, ~left & inside].mean()
+    assert plain.color[:, left].mean() > 1.1 * plain.color[:, ~left & inside].mean()
 
 
 def test_background_and_foreground_are_independent() -> None:
@@ -247,12 +247,12 @@ def test_background_and_foreground_are_independent() -> None:
 
 @pytest.mark.parametrize("name", ["stripes", "checker", "dots", "waves", "grid", "zigzag", "rings"])
 def test_patterned_backgrounds_are_crisp_and_vary(name: str) -> None:
-    """A pattern steps between its two colours from one pixel to the next, and is another one at another index."""
+    """A pattern steps between its two colors from one pixel to the next, and is another one at another index."""
     texture = list(TEXTURES).index(name)
-    grey = [objects.background(6, index, texture, 64).mean(axis=0) for index in range(12)]
-    steps = [np.abs(np.diff(plane, axis=1)).max() / np.ptp(plane) for plane in grey]
+    gray = [objects.background(6, index, texture, 64).mean(axis=0) for index in range(12)]
+    steps = [np.abs(np.diff(plane, axis=1)).max() / np.ptp(plane) for plane in gray]
     assert np.median(steps) > 0.35
-    assert all(np.abs(a - b).max() > 0.1 for a, b in zip(grey, grey[1:], strict=False))
+    assert all(np.abs(a - b).max() > 0.1 for a, b in zip(gray, gray[1:], strict=False))
 
 
 @both_sources

@@ -9,11 +9,11 @@ import torch
 from small import small_config
 from test_trainer import assert_identical
 
+from adios_ray.checkpoints import open_checkpoint
 from adios_ray.config import replaced
 from adios_ray.errors import ConfigError
-from adios_ray.search.replay import replay
-from adios_ray.search.schedule import Schedule, Stage
-from adios_ray.training.checkpoints import open_checkpoint
+from adios_ray.experiment.replay import replay
+from adios_ray.experiment.schedule import Schedule, Stage
 from adios_ray.training.trainer import Trainer
 
 CPU = torch.device("cpu")

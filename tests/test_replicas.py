@@ -11,12 +11,12 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import start_processes
 
 from adios_ray import parallel
+from adios_ray.checkpoints import Pointer, load_checkpoint
 from adios_ray.config import replaced
 from adios_ray.errors import ReplicaError
 from adios_ray.evaluation import fitness
 from adios_ray.masking.slots import read_head
 from adios_ray.training import trainer as training
-from adios_ray.training.checkpoints import Pointer, load_checkpoint
 from adios_ray.training.trainer import Trainer
 
 WORKERS = 2

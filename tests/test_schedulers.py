@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 from simulated import CrashedError, Simulation, StuckError, optimum
 
+from adios_ray.backend import line
+from adios_ray.backend.admission import Admission
+from adios_ray.backend.line import Line, Request
 from adios_ray.config import TrialConfig, replaced
+from adios_ray.experiment.schedule import Schedule, Stage, schedule_of
 from adios_ray.run_directory import RunDirectory
-from adios_ray.search import line
-from adios_ray.search.bandit import Bandit
-from adios_ray.search.line import Line, Request
-from adios_ray.search.members import WORST_SCORE, Members
-from adios_ray.search.population import LivePopulation
-from adios_ray.search.schedule import Schedule, Stage, schedule_of
+from adios_ray.search.pb2 import PB2
+from adios_ray.search.pbt import PopulationBasedTraining
+from adios_ray.search.population import WORST_SCORE, Population
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import make_suggest
-from adios_ray.search.turns import Turns
 from adios_ray.tracking.lineage import ancestry
 from adios_ray.tracking.records import read_lineage
 from adios_ray.validation import parse
@@ -40,10 +40,10 @@ def space_of(**options: Any) -> SearchSpace:
     return parse(SearchSpace, {"scheduler": "pbt", "parameters": PARAMETERS, **options})
 
 
-def simulation(directory: Path, population: int = 6, places: int = 99, order: int = 0, **options: Any) -> Simulation:
+def simulation(directory: Path, population: int = 6, capacity: int = 99, order: int = 0, **options: Any) -> Simulation:
     """A fresh population whose trials report in an order that depends on a number."""
     config = parse(TrialConfig, {"epochs": EPOCHS, "seed": 1, "masking": {"sparsity_weight": 0.5}})
-    simulated = Simulation(directory, space_of(**options), config, population, lambda: places, Random(order))
+    simulated = Simulation(directory, space_of(**options), config, population, lambda: capacity, Random(order))
     simulated.fresh()
     return simulated
 
@@ -70,48 +70,48 @@ def crashing(simulated: Simulation, every: int) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("synchronous", [True, False])
-@pytest.mark.parametrize("places", [1, 2, 5, 99])
+@pytest.mark.parametrize("capacity", [1, 2, 5, 99])
 @pytest.mark.parametrize("order", [0, 1])
 def test_everybody_trains_to_the_end_whatever_the_places(
-    tmp_path: Path, synchronous: bool, places: int, order: int
+    tmp_path: Path, synchronous: bool, capacity: int, order: int
 ) -> None:
-    simulated = simulation(tmp_path / "run", places=places, order=order, synchronous=synchronous, interval_epochs=2)
+    simulated = simulation(tmp_path / "run", capacity=capacity, order=order, synchronous=synchronous, interval_epochs=2)
     most = 0
 
     def watch(now: Simulation) -> None:
         nonlocal most
-        most = max(most, len(now.scheduler.turns.running()))
+        most = max(most, len(now.scheduler.admission.running()))
         epochs = [member.epoch for member in now.members.state.members.values() if not member.finished]
-        if places < 6 and epochs and synchronous:
+        if capacity < 6 and epochs and synchronous:
             assert max(epochs) - min(epochs) <= 2  # nobody runs ahead while others wait for a place
 
     simulated.on_step = watch
     state = simulated.drive()
     assert {member.epoch for member in state.members.values()} == {EPOCHS}
-    assert most == min(places, 6)
+    assert most == min(capacity, 6)
     reported = {(trial, epoch) for trial, epoch, _ in simulated.run.reports}
     if synchronous:  # else a trial may copy one that is ahead of it, or a little behind
         assert len(simulated.run.reports) == len(reported) == 6 * EPOCHS
 
 
-@pytest.mark.parametrize("places", [2, 99])
-def test_the_order_of_reports_does_not_change_a_synchronous_lineage(tmp_path: Path, places: int) -> None:
+@pytest.mark.parametrize("capacity", [2, 99])
+def test_the_order_of_reports_does_not_change_a_synchronous_lineage(tmp_path: Path, capacity: int) -> None:
     lineages = []
     for order in range(4):
-        simulated = simulation(tmp_path / str(order), places=places, order=order, interval_epochs=2)
+        simulated = simulation(tmp_path / str(order), capacity=capacity, order=order, interval_epochs=2)
         simulated.drive()
         lineages.append(simulated.lineage())
     assert len(lineages[0]) == 2 * 4 and all(lineage == lineages[0] for lineage in lineages)
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 7, 13])
-@pytest.mark.parametrize("places", [3, 99])
+@pytest.mark.parametrize("capacity", [3, 99])
 def test_a_driver_that_is_killed_again_and_again_makes_the_same_decisions(
-    tmp_path: Path, every: int, places: int
+    tmp_path: Path, every: int, capacity: int
 ) -> None:
     whole = simulation(tmp_path / "whole", interval_epochs=2)
     expected = whole.drive()
-    broken = simulation(tmp_path / "broken", places=places, interval_epochs=2)
+    broken = simulation(tmp_path / "broken", capacity=capacity, interval_epochs=2)
     assert len(list(crashing(broken, every))) >= 54 // (every + 1) - 2
     assert broken.lineage() == whole.lineage()
     state = PopulationState.load(broken.directory)
@@ -133,12 +133,12 @@ def test_a_change_that_was_cut_off_never_happened(tmp_path: Path) -> None:
     assert PopulationState.load(simulated.directory) == simulated.members.state
 
 
-@pytest.mark.parametrize("places", [1, 3, 99])
+@pytest.mark.parametrize("capacity", [1, 3, 99])
 @pytest.mark.parametrize("seed", range(4))
-def test_actors_that_die_change_no_decision_and_lose_no_report(tmp_path: Path, places: int, seed: int) -> None:
+def test_actors_that_die_change_no_decision_and_lose_no_report(tmp_path: Path, capacity: int, seed: int) -> None:
     whole = simulation(tmp_path / "whole", interval_epochs=2)
     expected, random = whole.drive(), Random(seed)
-    broken = simulation(tmp_path / "broken", places=places, order=seed, interval_epochs=2)
+    broken = simulation(tmp_path / "broken", capacity=capacity, order=seed, interval_epochs=2)
     broken.loses_actor = lambda: random.random() < 0.3
     state = broken.drive()
     assert broken.lineage() == whole.lineage()
@@ -152,7 +152,7 @@ def test_actors_that_die_change_no_decision_and_lose_no_report(tmp_path: Path, p
 @pytest.mark.parametrize("seed", range(3))
 def test_actors_that_die_stop_nobody(tmp_path: Path, scheduler: str, seed: int) -> None:
     random, options = Random(seed), {"synchronous": False} if scheduler == "pbt" else {}
-    simulated = simulation(tmp_path / "run", places=2, order=seed, scheduler=scheduler, **options)
+    simulated = simulation(tmp_path / "run", capacity=2, order=seed, scheduler=scheduler, **options)
     simulated.loses_actor = lambda: random.random() < 0.3
     state = simulated.drive() if scheduler == "pbt" else searched(simulated)
     assert len(state.members) == 6 and all(member.finished for member in state.members.values())
@@ -165,7 +165,7 @@ def test_actors_that_die_stop_nobody(tmp_path: Path, scheduler: str, seed: int) 
 def test_nodes_that_come_and_go_stop_nobody(tmp_path: Path, synchronous: bool, seed: int) -> None:
     random = Random(seed)
     simulated = simulation(tmp_path / "run", order=seed, synchronous=synchronous, interval_epochs=2)
-    simulated.count_places = lambda: random.choice((0, 1, 2, 4, 8))
+    simulated.count_capacity = lambda: random.choice((0, 1, 2, 4, 8))
     state = simulated.drive()
     assert {member.epoch for member in state.members.values()} == {EPOCHS}
 
@@ -196,15 +196,15 @@ class ServesTheDead(Line):
 
 def is_stuck(directory: Path, seed: int) -> bool:
     """Whether a synchronous population waits for ever, while actors die and most of the cluster comes and goes."""
-    random, places = Random(seed), 6
+    random, capacity = Random(seed), 6
 
-    def count_places() -> int:
-        nonlocal places
-        places = random.choice((1, 6)) if random.random() < 0.2 else places
-        return places
+    def count_capacity() -> int:
+        nonlocal capacity
+        capacity = random.choice((1, 6)) if random.random() < 0.2 else capacity
+        return capacity
 
     simulated = simulation(directory, order=seed)
-    simulated.loses_actor, simulated.count_places = lambda: random.random() < 0.3, count_places
+    simulated.loses_actor, simulated.count_capacity = lambda: random.random() < 0.3, count_capacity
     try:
         state = simulated.drive()
     except StuckError:
@@ -293,9 +293,9 @@ def test_evolving_beats_training_the_same_trials_unchanged(tmp_path: Path, sched
     assert min(gains) > -0.05 * epochs and sum(gains) > 0.05 * epochs
 
 
-def bandit(members: Members, turns: Turns) -> LivePopulation:
+def bandit(members: Population, admission: Admission) -> PopulationBasedTraining:
     """A population that explores by PB2."""
-    return LivePopulation(members, turns, space_of(), Bandit(space_of(), members.state))
+    return PopulationBasedTraining(members, admission, space_of(), PB2(space_of(), members.state))
 
 
 @pytest.mark.slow
@@ -315,9 +315,9 @@ def test_pb2_decides_the_same_again_and_stays_inside_its_bounds(tmp_path: Path) 
 def searched(simulated: Simulation) -> PopulationState:
     """The population after a search that stops trials."""
 
-    def make(members: Members, turns: Turns) -> StoppingSearch:
+    def make(members: Population, admission: Admission) -> StoppingSearch:
         suggest = make_suggest(simulated.space, simulated.config, members.state)
-        return StoppingSearch(members, turns, make_rule(simulated.space, simulated.config.epochs), suggest)
+        return StoppingSearch(members, admission, make_rule(simulated.space, simulated.config.epochs), suggest)
 
     return simulated.drive(make)
 
@@ -338,7 +338,7 @@ def test_asha_lets_one_of_so_many_go_on(tmp_path: Path) -> None:
 
 
 def test_median_stops_what_is_worse_than_most(tmp_path: Path) -> None:
-    simulated = simulation(tmp_path / "run", population=12, places=4, scheduler="median", grace_epochs=2)
+    simulated = simulation(tmp_path / "run", population=12, capacity=4, scheduler="median", grace_epochs=2)
     simulated.fitness = lambda trial, epoch, config, before: -by_rank(trial, epoch, config, before)
     state = searched(simulated)
     assert [state.members[f"trial_{i:02d}"].epoch for i in range(3)] == [EPOCHS] * 3
@@ -347,7 +347,7 @@ def test_median_stops_what_is_worse_than_most(tmp_path: Path) -> None:
 
 def test_without_a_rule_every_combination_of_a_grid_trains_to_its_end(tmp_path: Path) -> None:
     grid = {"masking.slots": {"values": [2, 4]}, "optimizer.encoder_lr": {"values": [0.1, 0.2, 0.3]}}
-    simulated = simulation(tmp_path / "run", places=2, scheduler="none", search="grid", parameters=grid)
+    simulated = simulation(tmp_path / "run", capacity=2, scheduler="none", search="grid", parameters=grid)
     state = searched(simulated)
     assert [member.epoch for member in state.members.values()] == [EPOCHS] * 6
     found = [tuple(member.values.values()) for member in state.members.values()]
@@ -363,7 +363,7 @@ def test_a_diverged_trial_of_a_search_is_stopped(tmp_path: Path) -> None:
 def test_hyperopt_comes_closer_than_random_draws(tmp_path: Path) -> None:
     distances = {}
     for search in ("random", "hyperopt"):
-        simulated = simulation(tmp_path / search, population=40, places=1, scheduler="none", search=search)
+        simulated = simulation(tmp_path / search, population=40, capacity=1, scheduler="none", search=search)
         simulated.config = simulated.config.model_copy(update={"epochs": 1})
         simulated.fitness = lambda trial, epoch, values, before: optimum(values)
         state = searched(simulated)
@@ -373,7 +373,7 @@ def test_hyperopt_comes_closer_than_random_draws(tmp_path: Path) -> None:
 
 
 def test_a_search_that_was_killed_goes_on_with_what_it_had_learned(tmp_path: Path) -> None:
-    simulated = simulation(tmp_path / "run", population=12, places=2, scheduler="asha", search="hyperopt")
+    simulated = simulation(tmp_path / "run", population=12, capacity=2, scheduler="asha", search="hyperopt")
     steps = 0
 
     def crash(_: Simulation) -> None:

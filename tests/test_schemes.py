@@ -9,8 +9,8 @@ from small import SIZE, small_config
 from torch import Tensor
 
 from adios_ray.config import SCHEMES
-from adios_ray.data.augment import denormalise
-from adios_ray.data.feed import Batch, Feed
+from adios_ray.data.augment import denormalize
+from adios_ray.data.loader import Batch, BatchLoader
 from adios_ray.data.shards import Split, open_shards
 from adios_ray.errors import DatasetError
 from adios_ray.masking.schemes import (
@@ -157,7 +157,7 @@ def first_batch(split: Split, data_dir: Path, scheme: str, masked_views: str = "
     config = small_config(
         data_dir, masking={"scheme": scheme}, objective={"masked_views": masked_views}, augment=augment
     )
-    return next(Feed(split, config, SIZE, CPU).batches(0, 0, 1))
+    return next(BatchLoader(split, config, SIZE, CPU).batches(0, 0, 1))
 
 
 def test_every_scheme_by_name_can_be_made() -> None:
@@ -190,11 +190,11 @@ def test_object_masks_follow_their_images(objects_dir: Path) -> None:
     painted = split.images[0].copy()
     painted[:] = np.where(maps.numpy()[..., None] > 0, 255, 0)
     split.images[0] = painted
-    plain = {"jitter_probability": 0.0, "greyscale_probability": 0.0, "blur_probability": 0.0}
+    plain = {"jitter_probability": 0.0, "grayscale_probability": 0.0, "blur_probability": 0.0}
     config = small_config(objects_dir, masking={"scheme": "fg-bg"}, augment=plain)
-    batch = next(Feed(split, config, SIZE, CPU).batches(0, 0, 1))
+    batch = next(BatchLoader(split, config, SIZE, CPU).batches(0, 0, 1))
     assert batch.masks is not None and cropped.masks is not None and torch.equal(batch.masks, cropped.masks)
-    white = denormalise(batch.b).float().mean(dim=3) / 255
+    white = denormalize(batch.b).float().mean(dim=3) / 255
     assert float((white - batch.masks[:, 0]).abs().mean()) < 0.02
 
 

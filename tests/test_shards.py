@@ -88,7 +88,7 @@ def make_version_1(directory: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[
         "has_instances": True,
         "classes": ["a", "b", "c", "d"],
         "splits": {"train": entries},
-        "recipe": {"dataset": "test", "resize": "short side to image_size, bicubic, antialiased; centre crop"},
+        "recipe": {"dataset": "test", "resize": "short side to image_size, bicubic, antialiased; center crop"},
         "refused": [],
     }
     (directory / "manifest.json").write_text(json.dumps(manifest))

@@ -25,7 +25,7 @@ from adios_ray.cli import main
 from adios_ray.commands.data import Prepare
 from adios_ray.data.plan import plan_splits
 from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10
-from adios_ray.data.sources.catalogue import CATALOGUE
+from adios_ray.data.sources.catalog import CATALOG
 from adios_ray.errors import DatasetError
 
 Pixels = npt.NDArray[np.uint8]
@@ -38,7 +38,7 @@ def noise(*shape: int) -> Pixels:
 
 
 def plant(path: Path, pixels: Pixels | None = None, value: int = 0) -> None:
-    """Save a picture; a small one of one grey if none is given."""
+    """Save a picture; a small one of one gray if none is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((8, 8, 3), value, np.uint8) if pixels is None else pixels).save(path, "PNG")
 
@@ -99,7 +99,7 @@ def from_kaggle(root: Path) -> Path:
 
 
 @pytest.mark.parametrize("layout", [in_folders, flat_with_devkit, from_kaggle])
-def test_imagenet100_is_selected_and_labelled(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
+def test_imagenet100_is_selected_and_labeled(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
     source = imagenet.source(layout(tmp_path))
     assert source.classes == SYNSETS and len(SYNSETS) == 100 and SYNSETS[0] == "n01558993"
     train, test = labels_of(source, "train"), labels_of(source, "test")
@@ -248,7 +248,7 @@ def test_cifar_as_folders_of_classes(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stl(tmp_path: Path) -> Path:
-    """Six labelled images, two for the test, five without labels, and two folds."""
+    """Six labeled images, two for the test, five without labels, and two folds."""
     folder = tmp_path / "stl10_binary"
     folder.mkdir()
     for part, count in (("train", 6), ("test", 2), ("unlabeled", 5)):
@@ -263,8 +263,8 @@ def stl(tmp_path: Path) -> Path:
 def test_stl10_binaries_are_those_of_torchvision(stl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)
     source = stl10.source(stl)
-    assert {split: len(items) for split, items in source.listing().items()} == {"train": 6, "test": 2, "unlabelled": 5}
-    for split, part in (("train", "train"), ("test", "test"), ("unlabelled", "unlabeled")):
+    assert {split: len(items) for split, items in source.listing().items()} == {"train": 6, "test": 2, "unlabeled": 5}
+    for split, part in (("train", "train"), ("test", "test"), ("unlabeled", "unlabeled")):
         theirs = datasets.STL10(stl, split=part)
         images = np.stack([source.load(item, 96).image for item in source.listing()[split]])
         np.testing.assert_array_equal(images, theirs.data.transpose(0, 2, 3, 1))
@@ -277,7 +277,7 @@ def test_a_fold_of_stl10_leaves_nothing_out(stl: Path) -> None:
     whole, fold = stl10.source(stl).listing(), stl10.source(stl / "stl10_binary", fold=1).listing()
     assert [item.rpartition("/")[2] for item in fold["train"]] == ["1", "3", "5"]
     source = stl10.source(stl, fold=1)
-    assert set(labels_of(source, "unlabelled").values()) == {-1} and len(fold["unlabelled"]) == 5 + 3
+    assert set(labels_of(source, "unlabeled").values()) == {-1} and len(fold["unlabeled"]) == 5 + 3
     assert fold["test"] == whole["test"]
     with pytest.raises(DatasetError, match="there is no fold 2: .*has 2, the first is 0"):
         stl10.source(stl, fold=2)
@@ -418,11 +418,11 @@ def test_clevr_scenes(tmp_path: Path) -> None:
 
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
-    """Ten pictures with up to three objects, of 8 colours and 3 shapes in all."""
+    """Ten pictures with up to three objects, of 8 colors and 3 shapes in all."""
     folder = tmp_path / "clevr"
-    colours, shapes = torch.zeros(10, 3), torch.zeros(10, 3)
-    colours[0], shapes[0] = torch.tensor([8, 1, 8]), torch.tensor([3, 2, 3])
-    colours[1, 1], shapes[1, 1] = 5, 1
+    colors, shapes = torch.zeros(10, 3), torch.zeros(10, 3)
+    colors[0], shapes[0] = torch.tensor([8, 1, 8]), torch.tensor([3, 2, 3])
+    colors[1, 1], shapes[1, 1] = 5, 1
     for number in range(10):
         masks = np.zeros((4, 16, 24), np.uint8)
         masks[0] = 255
@@ -431,7 +431,7 @@ def release(tmp_path: Path) -> Path:
         plant(folder / "images" / f"{number}.png", noise(16, 24, 3))
         for k, mask in enumerate(masks):
             plant(folder / "masks" / f"{number}_{k}.png", mask)
-    torch.save(colours, folder / "color.pt")
+    torch.save(colors, folder / "color.pt")
     torch.save(shapes, folder / "shape.pt")
     return tmp_path
 
@@ -439,9 +439,9 @@ def release(tmp_path: Path) -> Path:
 def test_clevr_with_masks(release: Path) -> None:
     source = clevr.source(release)
     sample = pickle.loads(pickle.dumps(source)).load("images/0.png", 16)
-    colour, shape, classes = np.array([8, 1, 8]), np.array([3, 2, 3]), 8
+    color, shape, classes = np.array([8, 1, 8]), np.array([3, 2, 3]), 8
     expected = np.zeros(24)
-    expected[colour + classes * (shape - 1) - 1] = 1  # as ADIOS' authors number them
+    expected[color + classes * (shape - 1) - 1] = 1  # as ADIOS' authors number them
     np.testing.assert_array_equal(sample.label, expected)
     assert sample.instances is not None
     np.testing.assert_array_equal(sample.instances[:7, :7], 1)
@@ -492,11 +492,11 @@ def test_backgrounds_variations(tmp_path: Path) -> None:
         backgrounds.source(tmp_path)
 
 
-# By name: the catalogue, downloads and their page.
+# By name: the catalog, downloads and their page.
 
 
 def test_every_name_has_an_entry_that_can_be_imported() -> None:
-    for name, entry in CATALOGUE.items():
+    for name, entry in CATALOG.items():
         with pytest.raises((DatasetError, ValueError)):
             entry.source(*((1, 0) if entry.rendered else (Path("/nowhere"),)))
         assert entry.download is None or hasattr(datasets, entry.download[0]), name
@@ -532,7 +532,7 @@ def test_download_fetches_checks_and_reads(
     assert "CIFAR10 could not be fetched" in capsys.readouterr().err  # its checksum is not the published one
     assert not (fetched / folder).exists()
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", None)
-    CATALOGUE["cifar10"].fetch(fetched)
+    CATALOG["cifar10"].fetch(fetched)
     assert len(cifar.cifar10(fetched).listing()["train"]) == 20
 
 
@@ -561,7 +561,7 @@ COMMANDS = re.findall(r"^ +adios-ray (prepare .*--(?:source|num-images).*)$", PA
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "NAME" not in command])
 def test_the_commands_of_the_page_are_understood(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     parsed = tyro.cli(Prepare, args=command.split()[1:])
-    entry = CATALOGUE[parsed.dataset]
+    entry = CATALOG[parsed.dataset]
     assert entry.download is not None or not parsed.download
     assert parsed.image_size or entry.image_size
 
@@ -569,5 +569,5 @@ def test_the_commands_of_the_page_are_understood(command: str, capsys: pytest.Ca
 def test_the_page_has_every_data_set() -> None:
     named = {word for command in COMMANDS for word in command.split()}
     text = PAGE.read_text()
-    assert all(f"`{name}`" in text for name in CATALOGUE)
-    assert set(CATALOGUE) - named == {"imagenet100", "cifar100", "objects"}  # beside a sibling with the same command
+    assert all(f"`{name}`" in text for name in CATALOG)
+    assert set(CATALOG) - named == {"imagenet100", "cifar100", "objects"}  # beside a sibling with the same command

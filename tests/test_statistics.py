@@ -10,7 +10,7 @@ from small import SIZE, small_config
 from torch import nn
 
 from adios_ray.config import replaced
-from adios_ray.data.feed import central_views
+from adios_ray.data.loader import central_views
 from adios_ray.data.shards import open_shards
 from adios_ray.evaluation import statistics
 from adios_ray.evaluation.statistics import fresh_statistics

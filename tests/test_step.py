@@ -10,7 +10,7 @@ import torch
 from naive import naive_masks, naive_objective, naive_penalty, naive_step
 
 from adios_ray.config import Term, TrialConfig, replaced
-from adios_ray.data.feed import Batch
+from adios_ray.data.loader import Batch
 from adios_ray.models.networks import Networks
 from adios_ray.training.optimizers import Optimizers, build_optimizers
 from adios_ray.training.step import train_step
@@ -44,7 +44,7 @@ def make_config(
 
 
 def make_players(config: TrialConfig) -> tuple[Networks, Optimizers]:
-    """Seeded networks in double precision with their optimisers."""
+    """Seeded networks in double precision with their optimizers."""
     torch.manual_seed(0)
     networks = Networks(config, SIZE, CLASSES).double().train()
     optimizers = build_optimizers(networks, config.optimizer)
@@ -169,7 +169,7 @@ def test_without_masks_the_step_is_the_plain_objective(objective: str) -> None:
     plain = copy.deepcopy(fast)
     batch = make_batch(0)
     loss = train_step(fast, optimizers, batch, config, 0.0).loss
-    expected = plain.objective.compare(plain.embed(batch.a)[0], plain.embed(batch.b)[0])
+    expected = plain.objective.loss_between(plain.embed(batch.a)[0], plain.embed(batch.b)[0])
     gradients = torch.autograd.grad(expected, list(plain.encoder_parameters()))
     assert_close(loss, expected.detach())
     decay, lr = config.optimizer.weight_decay, config.optimizer.encoder_lr

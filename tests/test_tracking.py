@@ -100,7 +100,7 @@ def test_lineage_summary_config_and_masks_round_trip(tmp_path: Path) -> None:
     records.begin_lineage(tmp_path)
     records.append_exploit(tmp_path, exploit)
     assert records.read_lineage(tmp_path) == [exploit]
-    summary = make_summary([make_row()]).model_copy(update={"test_accuracy": math.nan})
+    summary = make_summary([make_row()]).model_copy(update={"test_fitness": math.nan})
     records.write_summary(tmp_path, summary)
     assert repr(records.read_summary(tmp_path)) == repr(summary)
     records.write_config(tmp_path, {"a": {"b": [1, None]}})
@@ -154,7 +154,7 @@ def test_best_row_ignores_nan_and_takes_the_earliest() -> None:
     assert lineage.best_row(rows[:1]) is None
 
 
-def test_mask_colours_have_their_closed_form() -> None:
+def test_mask_colors_have_their_closed_form() -> None:
     images = np.full((1, 1, 2, 3), (30, 60, 90), dtype=np.uint8)
     masks = np.array([[[[255, 51]], [[0, 204]]]], dtype=np.uint8)
     orange, blue = np.array([0xE6, 0x9F, 0x00]), np.array([0x00, 0x72, 0xB2])
@@ -166,9 +166,9 @@ def test_mask_colours_have_their_closed_form() -> None:
     np.testing.assert_array_equal(masked, [[[0, 0, 0], [24, 48, 72]], [[30, 60, 90], [6, 12, 18]]])
 
 
-def test_slot_colours_are_distinct() -> None:
-    assert len(set(pictures.slot_colours(64))) == 64
-    assert pictures.slot_colours(64)[:3] == pictures.slot_colours(3)
+def test_slot_colors_are_distinct() -> None:
+    assert len(set(pictures.slot_colors(64))) == 64
+    assert pictures.slot_colors(64)[:3] == pictures.slot_colors(3)
 
 
 def test_readme_picture_has_a_row_for_each_slot(run_dir: Path, tmp_path: Path) -> None:
@@ -250,27 +250,27 @@ def test_report_of_a_run_that_has_just_begun(tmp_path: Path, rows: list[Row]) ->
 
 
 @pytest.mark.parametrize("trials", [4, 32])
-def test_charts_are_valid_figures_with_a_colour_for_a_trial(tmp_path: Path, trials: int) -> None:
+def test_charts_are_valid_figures_with_a_color_for_a_trial(tmp_path: Path, trials: int) -> None:
     rows = [make_row(f"trial_{i:02d}", epoch, 0.01 * i) for i in range(trials) for epoch in (1, 2)]
     by_trial = report._by_trial(rows)
     exploits = [make_exploit(1, "trial_03", "trial_00", slots=5)]
     path = lineage.ancestry(exploits, "trial_03", 2)
-    colours = charts.trial_colours(by_trial, path)
-    population = charts.Population(by_trial, exploits, path, colours, 0.1)
+    colors = charts.trial_colors(by_trial, path)
+    population = charts.ChartData(by_trial, exploits, path, colors, 0.1)
     figures = [*(draw(population) for draw in report._CHARTS.values()), *charts.value_charts(population).values()]
     assert len(figures) == 4 + 4
     for drawn in figures:
         figure = plotly.graph_objects.Figure(drawn)
-        assert all(trace.line.color == colours[trace.meta] for trace in figure.data if trace.meta)
-    distinct = {colour for trial, colour in colours.items() if trial in ("trial_00", "trial_03")}
-    assert len(distinct) == 2 and len(set(colours.values())) == min(trials, 9)
+        assert all(trace.line.color == colors[trace.meta] for trace in figure.data if trace.meta)
+    distinct = {color for trial, color in colors.items() if trial in ("trial_00", "trial_03")}
+    assert len(distinct) == 2 and len(set(colors.values())) == min(trials, 9)
     arrow = charts.fitness_chart(population)["layout"]["annotations"][0]
     assert (arrow["x"], arrow["ay"], arrow["y"]) == (1, 0.0, 0.03)
 
 
 def test_steps_stand_for_the_epochs_before_their_report() -> None:
     rows = {"a": [make_row("a", epoch, values={"masking.slots": slots}) for epoch, slots in ((1, 4), (2, 6))]}
-    trace = charts.value_charts(charts.Population(rows, [], [], {"a": "#000000"}, None))["masking.slots"]["data"][0]
+    trace = charts.value_charts(charts.ChartData(rows, [], [], {"a": "#000000"}, None))["masking.slots"]["data"][0]
     assert (trace["x"], trace["customdata"], trace["line"]["shape"]) == ([0, 1, 2], [4, 4, 6], "vh")
 
 

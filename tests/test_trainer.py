@@ -13,15 +13,15 @@ import pytest
 import torch
 from small import make_objects, small_config
 
+from adios_ray.checkpoints import STATE_FILE, load_checkpoint
 from adios_ray.config import CentralView, TrialConfig, check_view, replaced
-from adios_ray.data.feed import central_views
+from adios_ray.data.loader import central_views
 from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.errors import CheckpointError, ConfigError, NonFiniteError
 from adios_ray.evaluation.fitness import evaluate, extract_features
+from adios_ray.experiment.checks import check_data
+from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.masking.slots import read_head, replace_head, resize_head
-from adios_ray.search.experiment import ExperimentConfig
-from adios_ray.search.preflight import check_data
-from adios_ray.training.checkpoints import STATE_FILE, load_checkpoint
 from adios_ray.training.divergence import check_finite
 from adios_ray.training.reproduce import reproduce
 from adios_ray.training.step import probe_step
@@ -316,7 +316,7 @@ def test_timm_backbones_train_at_the_given_size(name: str, objects_dir: Path) ->
     assert trainer.step == 1
 
 
-def test_an_unknown_backbone_is_named_with_its_neighbours(objects_dir: Path) -> None:
+def test_an_unknown_backbone_is_named_with_its_neighbors(objects_dir: Path) -> None:
     with pytest.raises(ConfigError, match="resnet19.*resnet"):
         Trainer(small_config(objects_dir, backbone={"name": "resnet19"}), CPU)
 
@@ -344,7 +344,7 @@ def test_masks_to_begin_with_are_split_or_merged_to_the_configured_number(object
 
 
 def test_images_without_labels_are_trained_on_but_not_asked_about(tmp_path: Path) -> None:
-    trainer = Trainer(small_config(make_objects(tmp_path / "some", unlabelled=64), epochs=1), CPU)
+    trainer = Trainer(small_config(make_objects(tmp_path / "some", unlabeled=64), epochs=1), CPU)
     assert len(trainer.feed.split) == 96 + 64 and trainer.feed.steps_per_epoch == 5
     assert len(trainer.train_split) == 96 and trainer.train_split.labels.min() >= 0
     probes: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -372,8 +372,8 @@ def test_the_probe_learns_from_known_labels_alone(objects_dir: Path) -> None:
         assert not torch.equal(probes[-1], before)
     torch.testing.assert_close(probes[0], probes[1], rtol=0, atol=1e-6)
     trainer = Trainer(small_config(objects_dir), CPU)
-    correct, labelled = probe_step(trainer.networks, trainer.optimizers, features, torch.full((8,), NO_LABEL))
-    assert float(correct) == float(labelled) == 0.0 and torch.isfinite(trainer.networks.probe.weight).all()
+    correct, labeled = probe_step(trainer.networks, trainer.optimizers, features, torch.full((8,), NO_LABEL))
+    assert float(correct) == float(labeled) == 0.0 and torch.isfinite(trainer.networks.probe.weight).all()
 
 
 @pytest.mark.slow

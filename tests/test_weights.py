@@ -20,6 +20,7 @@ from small import SIZE, small_config
 from torch import nn
 
 import adios_ray
+from adios_ray.checkpoints import save_checkpoint
 from adios_ray.cli import main
 from adios_ray.config import replaced
 from adios_ray.data.augment import MEAN, STD
@@ -29,7 +30,6 @@ from adios_ray.evaluation.fitness import evaluate
 from adios_ray.models.export import export_encoder
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, build_networks, load_initial, load_weights, save_weights
-from adios_ray.training.checkpoints import save_checkpoint
 from adios_ray.training.trainer import Trainer
 
 CLASSES = 4
@@ -37,7 +37,7 @@ VIT = {"name": "vit_tiny_patch16_224"}
 
 
 def make(size: int = SIZE, seed: int = 0, **changes: Any) -> Networks:
-    """Networks of a small trial whose normalisations have seen something."""
+    """Networks of a small trial whose normalizations have seen something."""
     torch.manual_seed(seed)
     networks = Networks(small_config(Path("data"), **changes), size, CLASSES)
     with torch.no_grad():

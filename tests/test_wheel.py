@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adios_ray.search.experiment import PRESETS, SPACES
+from adios_ray.experiment.config import PRESETS, SPACES
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,9 +12,9 @@ from torch.multiprocessing.spawn import start_processes
 
 from adios_ray import parallel
 from adios_ray.config import ObjectiveConfig, TrialConfig, replaced
-from adios_ray.data.feed import Batch
+from adios_ray.data.loader import Batch
 from adios_ray.errors import NonFiniteError
-from adios_ray.objectives import View, build_objective
+from adios_ray.objectives import Embedding, build_objective
 from adios_ray.training.divergence import check_finite
 from adios_ray.training.step import train_step
 
@@ -36,7 +36,7 @@ def share(batch: Batch, rank: int, workers: int) -> Batch:
     return Batch(batch.a[own], batch.b[own], batch.labels[own], batch.drawn_slots[own])
 
 
-def play(config: TrialConfig, rank: int, workers: int) -> dict[str, Tensor]:
+def accumulate_gradients(config: TrialConfig, rank: int, workers: int) -> dict[str, Tensor]:
     """Parameters after some steps and the first step's gradients, by name."""
     networks, optimizers = make_players(config)
     names = {parameter: name for name, parameter in networks.named_parameters()}
@@ -53,7 +53,7 @@ def play(config: TrialConfig, rank: int, workers: int) -> dict[str, Tensor]:
     return seen | {name: values.detach() for name, values in networks.named_parameters()}
 
 
-def compare(name: str, rank: int, workers: int) -> dict[str, Tensor]:
+def loss_between(name: str, rank: int, workers: int) -> dict[str, Tensor]:
     """An objective's distance between random embeddings, its gradients, and its buffers after hearing of a view."""
     torch.manual_seed(0)
     objective = build_objective(ObjectiveConfig(name=name, output_dim=6), 4, SIZE).double()
@@ -61,9 +61,9 @@ def compare(name: str, rank: int, workers: int) -> dict[str, Tensor]:
     online_u, target_u, online_v, target_v = (part.clone() for part in embeddings)
     online_u.requires_grad_()
     online_v.requires_grad_()
-    loss = objective.compare(View(online_u, target_u), View(online_v, target_v))
+    loss = objective.loss_between(Embedding(online_u, target_u), Embedding(online_v, target_v))
     loss.backward()
-    objective.observe(View(online_u.detach(), target_u))
+    objective.update_statistics(Embedding(online_u.detach(), target_u))
     assert online_u.grad is not None and online_v.grad is not None
     # Gradients are averaged over the workers, so that a row's own worker sends it as many times what it is to get.
     gradients = {"u": online_u.grad / workers, "v": online_v.grad / workers}
@@ -74,8 +74,8 @@ def work(rank: int, meeting_point: str, directory: str) -> None:
     """One worker: play all games and save what it ends with."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=WORKERS)
-    results: list[Any] = [play(game_config(*game), rank, WORKERS) for game in GAMES]
-    results += [compare(name, rank, WORKERS) for name in CONTRASTS]
+    results: list[Any] = [accumulate_gradients(game_config(*game), rank, WORKERS) for game in GAMES]
+    results += [loss_between(name, rank, WORKERS) for name in CONTRASTS]
     losses = torch.tensor([1.0, torch.nan if rank == 1 else 2.0])
     with pytest.raises(NonFiniteError, match="objective of slot 1"):
         check_finite(losses, torch.ones(2))
@@ -93,7 +93,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Tens
 
 @pytest.mark.parametrize("number", range(len(GAMES)), ids=["-".join(game) for game in GAMES])
 def test_two_workers_equal_one(number: int, shared: list[list[dict[str, Tensor]]]) -> None:
-    alone = play(game_config(*GAMES[number]), 0, 1)
+    alone = accumulate_gradients(game_config(*GAMES[number]), 0, 1)
     for results in shared:
         assert results[number].keys() == alone.keys()
         for name, expected in alone.items():
@@ -104,7 +104,7 @@ def test_two_workers_equal_one(number: int, shared: list[list[dict[str, Tensor]]
 def test_a_distance_over_two_workers_equals_that_of_the_global_batch(
     number: int, shared: list[list[dict[str, Tensor]]]
 ) -> None:
-    alone = compare(CONTRASTS[number], 0, 1)
+    alone = loss_between(CONTRASTS[number], 0, 1)
     results = [own[len(GAMES) + number] for own in shared]
     for row in ("u", "v"):
         assert_close(torch.cat([own.pop(row) for own in results]), alone.pop(row))

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from adios_ray.config import OnBadImage
-from adios_ray.data.sources.catalogue import CATALOGUE, Entry, Name, table
+from adios_ray.data.sources.catalog import CATALOG, Entry, Name, table
 from adios_ray.errors import UsageError
 
 if TYPE_CHECKING:
-    from adios_ray.data.prepare import Summary
+    from adios_ray.data.prepare import PrepareSummary
     from adios_ray.data.sources.base import Source
 
 DEFAULT_NUM_IMAGES = 10_000
@@ -39,7 +39,7 @@ class Prepare:
     """Fetch what is missing in --source first, where torchvision can."""
 
     fold: int | None = None
-    """STL-10 only: train has the 1,000 images of this fold (0 to 9); the other 4,000 join the unlabelled ones."""
+    """STL-10 only: train has the 1,000 images of this fold (0 to 9); the other 4,000 join the unlabeled ones."""
 
     num_images: int | None = None
     """Rendered sets only: images over all splits; 10,000 if not given."""
@@ -56,8 +56,8 @@ class Prepare:
     test_images: int | None = None
     """Images to take for the test split, carved out of train where there is none; all (carved: 10 %) if not given."""
 
-    unlabelled_images: int | None = None
-    """Images to take for the unlabelled split, where there is one (STL-10, a folder); all if not given."""
+    unlabeled_images: int | None = None
+    """Images to take for the unlabeled split, where there is one (STL-10, a folder); all if not given."""
 
     on_bad_image: OnBadImage = "skip"
     """Leave an image that cannot be used out and record why in the manifest, or stop at the first one."""
@@ -67,7 +67,7 @@ class Prepare:
 
     def run(self) -> None:
         """Make the data set and say what it holds."""
-        entry = CATALOGUE[self.dataset]
+        entry = CATALOG[self.dataset]
         image_size = self._image_size(entry)
         self._check(entry)
         source, made_from = self._rendered(entry) if entry.rendered else self._read(entry)
@@ -81,7 +81,7 @@ class Prepare:
             train_images=self.train_images,
             val_images=self.val_images,
             test_images=self.test_images,
-            unlabelled_images=self.unlabelled_images,
+            unlabeled_images=self.unlabeled_images,
             on_bad_image=self.on_bad_image,
             max_bad_fraction=self.max_bad_fraction,
         )
@@ -136,7 +136,7 @@ class Prepare:
             raise UsageError(str(error)) from error
 
 
-def _in_one_line(output: str, summary: "Summary") -> str:
+def _in_one_line(output: str, summary: "PrepareSummary") -> str:
     images = ", ".join(f"{split} {count:,}" for split, count in sorted(summary.images.items()))
     holds = f"{images} images, {summary.refused:,} refused, {summary.bytes:,} bytes"
     if summary.complete_before:

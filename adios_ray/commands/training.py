@@ -10,7 +10,7 @@ import tyro
 from adios_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from adios_ray.search.schedule import Schedule
+    from adios_ray.experiment.schedule import Schedule
 
 TRAIN = "train"
 RESUMES = "the same command goes on from its last report"
@@ -30,7 +30,7 @@ def train(arguments: Sequence[str]) -> int:
     Returns:
         Exit status; see ``errors.exit_status``.
     """
-    from adios_ray.search import command  # here: it imports what the other commands do not need
+    from adios_ray.experiment import command  # here: it imports what the other commands do not need
 
     return command.main(Train.__doc__ or "", "pbt_in100", "pbt_demo", arguments, f"adios-ray {TRAIN}")
 
@@ -61,8 +61,8 @@ class Replay:
         import torch
 
         from adios_ray.devices import best_device
+        from adios_ray.experiment.replay import replay
         from adios_ray.measures import MEASURES
-        from adios_ray.search.replay import replay
 
         schedule = self._schedule()
         schedule = schedule.scaled(self.epochs) if self.epochs else schedule
@@ -76,7 +76,7 @@ class Replay:
 
     def _schedule(self) -> "Schedule":
         """The schedule that the options name."""
-        from adios_ray.search.schedule import load_schedule, schedule_of
+        from adios_ray.experiment.schedule import load_schedule, schedule_of
 
         if (self.schedule is None) == (self.run_dir is None):
             raise ConfigError("give either --schedule FILE, or --run DIRECTORY with --trial NAME")

@@ -60,7 +60,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Print the weighted k-NN accuracy of an encoder, with the training split's images as neighbours."""
+    """Print the weighted k-NN accuracy of an encoder, with the training split's images as neighbors."""
 
     checkpoint: Path
     """Checkpoint directory of a run, or a weights file."""
@@ -98,7 +98,7 @@ class Evaluate:
             "view": view,
             "split": self.split,
             "images": len(held_out),
-            "neighbours": weights.config.evaluation.neighbours,
+            "neighbors": weights.config.evaluation.neighbors,
             measure: value,
         }
         print(json.dumps(result))
@@ -106,7 +106,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Masks:
-    """Draw images, their masks in colour, and what each mask leaves of them."""
+    """Draw images, their masks in color, and what each mask leaves of them."""
 
     checkpoint: Path
     """Checkpoint directory of a run, or a weights file, with an occlusion model."""
@@ -125,8 +125,8 @@ class Masks:
         import numpy as np
         import torch
 
-        from adios_ray.data.augment import denormalise
-        from adios_ray.data.feed import central_views
+        from adios_ray.data.augment import denormalize
+        from adios_ray.data.loader import central_views
         from adios_ray.data.shards import open_shards
         from adios_ray.devices import best_device
         from adios_ray.models.export import load_occlusion_model
@@ -141,7 +141,7 @@ class Masks:
         x = central_views(split, first, occlusion_image_size(occlusion), device)
         with torch.no_grad():
             masks = occlusion(x).mul(255).round().to(torch.uint8)
-        save_mask_sheet(denormalise(x).cpu().numpy(), masks.cpu().numpy(), self.output)
+        save_mask_sheet(denormalize(x).cpu().numpy(), masks.cpu().numpy(), self.output)
         print(f"{self.output}: {len(x)} images, {occlusion.slots} masks each")
 
 

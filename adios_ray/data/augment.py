@@ -4,7 +4,7 @@ A stored image is a whole photograph squeezed into a square of S x S pixels. Cro
 pixels and mapped onto the square; each axis is then resized by itself, so that a view has the photograph's proportions.
 
 What happens to an image is decided by (seed, stream, epoch, sample) alone and drawn on the CPU; the pixels are then
-changed in batches, without a synchronisation with the device.
+changed in batches, without a synchronization with the device.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adios_ray.config import RESIZED_SIDE, AugmentConfig, CentralView
 from adios_ray.data import pixels
-from adios_ray.data.randomness import uniforms
+from adios_ray.data.counter_random import uniforms
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -39,13 +39,13 @@ class ViewParameters(NamedTuple):
         boxes: Crops as top, left, height, width in pixels of the photograph, float32 [B, 4].
         sizes: Height and width of the photograph, float32 [B, 2].
         flip: Mirrored left to right, bool [B].
-        jitter: Colours changed, bool [B].
+        jitter: Colors changed, bool [B].
         order: Order of brightness, contrast, saturation, hue (0-3), int64 [B, 4].
         factors: Their factors, the last the hue's shift in turns, float32 [B, 4].
-        greyscale: Without colour, bool [B].
+        grayscale: Without color, bool [B].
         blur: Blurred, bool [B].
         sigma: The blur's standard deviation in pixels, float32 [B].
-        solarise: Bright pixels inverted, bool [B].
+        solarize: Bright pixels inverted, bool [B].
     """
 
     boxes: Tensor
@@ -54,10 +54,10 @@ class ViewParameters(NamedTuple):
     jitter: Tensor
     order: Tensor
     factors: Tensor
-    greyscale: Tensor
+    grayscale: Tensor
     blur: Tensor
     sigma: Tensor
-    solarise: Tensor
+    solarize: Tensor
 
 
 def draw_parameters(
@@ -82,10 +82,10 @@ def draw_parameters(
         jitter=torch.from_numpy(rest[:, 1] < config.jitter_probability),
         order=torch.from_numpy(np.argsort(rest[:, 2:6], axis=1)),
         factors=torch.from_numpy((neutral + strengths * (2 * rest[:, 6:10] - 1)).astype(np.float32)),
-        greyscale=torch.from_numpy(rest[:, 10] < config.greyscale_probability),
+        grayscale=torch.from_numpy(rest[:, 10] < config.grayscale_probability),
         blur=torch.from_numpy(rest[:, 11] < config.blur_probability),
         sigma=torch.from_numpy((low + (high - low) * rest[:, 12]).astype(np.float32)),
-        solarise=torch.from_numpy(rest[:, 13] < config.solarise_probability),
+        solarize=torch.from_numpy(rest[:, 13] < config.solarize_probability),
     )
 
 
@@ -124,7 +124,7 @@ def _boxes(draws: npt.NDArray[np.float64], min_scale: float, heights: Sides, wid
 
 
 def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Tensor:
-    """Crop, flip, change colours, blur and normalise.
+    """Crop, flip, change colors, blur and normalize.
 
     Args:
         images: uint8 [B, S, S, 3].
@@ -132,20 +132,20 @@ def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Ten
         out_size: Side of the view in pixels, at least 7.
 
     Returns:
-        Normalised float32 [B, 3, out_size, out_size].
+        Normalized float32 [B, 3, out_size, out_size].
     """
     out = torch.empty(len(images), 3, out_size, out_size, device=images.device)
     chunk = max(1, CPU_CHUNK_PIXELS // out_size**2 if images.device.type == "cpu" else len(images))
     for first in range(0, len(images), chunk):
         part = slice(first, first + chunk)
         own = ViewParameters(*(values[part] for values in parameters))
-        _normalise(_render(images[part], own, out_size), out[part])
+        _normalize(_render(images[part], own, out_size), out[part])
     return out
 
 
 def _render(images: Tensor, parameters: ViewParameters, size: int) -> Tensor:
-    """The view before normalisation, planar: float32 [3, B, size, size] in [0, 1]."""
-    hue_0, hue_1, hue_2, hue_3, grey, blur, solarise = _selections(parameters, images.device)
+    """The view before normalization, planar: float32 [3, B, size, size] in [0, 1]."""
+    hue_0, hue_1, hue_2, hue_3, gray, blur, solarize = _selections(parameters, images.device)
     own = torch.cat([parameters.factors[:, 3:], parameters.sigma[:, None], _blends(parameters)], dim=1)
     shift, sigma, *weights = _to_device(own, images.device).unbind(1)
     crops = parameters.boxes, parameters.sizes, parameters.flip
@@ -155,26 +155,26 @@ def _render(images: Tensor, parameters: ViewParameters, size: int) -> Tensor:
         pixels.blend_(x, *weights[position::4])
         if len(chosen):
             x.index_copy_(1, chosen, pixels.adjust_hue(x.index_select(1, chosen), shift[chosen]))
-    if len(grey):
-        x.index_copy_(1, grey, pixels.greyscale(x.index_select(1, grey)).expand(3, -1, -1, -1))
+    if len(gray):
+        x.index_copy_(1, gray, pixels.grayscale(x.index_select(1, gray)).expand(3, -1, -1, -1))
     if len(blur):
         x.index_copy_(1, blur, pixels.gaussian_blur(x.index_select(1, blur), sigma[blur]))
-    if len(solarise):
-        x.index_copy_(1, solarise, pixels.solarise(x.index_select(1, solarise)))
+    if len(solarize):
+        x.index_copy_(1, solarize, pixels.solarize(x.index_select(1, solarize)))
     return x
 
 
 def _selections(parameters: ViewParameters, device: torch.device) -> tuple[Tensor, ...]:
-    """Images whose hue is turned at each of the four positions, then grey, blurred, solarised ones: int64 indices."""
+    """Images whose hue is turned at each of the four positions, then gray, blurred, solarized ones: int64 indices."""
     hue = (parameters.jitter[:, None] & (parameters.order == _HUE)).T
-    chosen = torch.cat([hue, torch.stack([parameters.greyscale, parameters.blur, parameters.solarise])])
+    chosen = torch.cat([hue, torch.stack([parameters.grayscale, parameters.blur, parameters.solarize])])
     counts: list[int] = chosen.sum(dim=1).tolist()
     indices: tuple[Tensor, ...] = _to_device(chosen.nonzero()[:, 1], device).split(counts)
     return indices
 
 
 def _blends(parameters: ViewParameters) -> Tensor:
-    """Weights of the image, of its grey image and of its mean grey at the four positions, float32 [B, 3 * 4]."""
+    """Weights of the image, of its gray image and of its mean gray at the four positions, float32 [B, 3 * 4]."""
     order = parameters.order
     linear = parameters.jitter[:, None] & (order != _HUE)
     own = torch.where(linear, parameters.factors.gather(1, order), 1.0)
@@ -197,7 +197,7 @@ def apply_geometry(masks: Tensor, parameters: ViewParameters, out_size: int) -> 
     return pixels.transform_axes(masks.transpose(0, 1).float(), rows, columns).transpose(0, 1).contiguous()
 
 
-def centre_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, view: CentralView = "square") -> Tensor:
+def center_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, view: CentralView = "square") -> Tensor:
     """The central square of photographs, without randomness, for evaluation.
 
     Args:
@@ -209,7 +209,7 @@ def centre_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, vi
             middle of the photograph resized to 256 pixels on its shorter side.
 
     Returns:
-        Normalised float32 [B, 3, out_size, out_size].
+        Normalized float32 [B, 3, out_size, out_size].
     """
     out = torch.empty(len(images), 3, out_size, out_size, device=images.device)
     sizes = _sizes(heights, widths)
@@ -225,7 +225,7 @@ def centre_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, vi
                 x = _crop(x, boxes[chosen], sizes[chosen], out_size)
             elif x.shape[-1] != out_size:
                 x = pixels.resize_square(x, out_size)
-            out[indices] = _normalise(x, out.new_empty(len(indices), 3, out_size, out_size))
+            out[indices] = _normalize(x, out.new_empty(len(indices), 3, out_size, out_size))
     return out
 
 
@@ -236,14 +236,14 @@ def _crop(x: Tensor, boxes: Tensor, sizes: Tensor, out_size: int) -> Tensor:
     return pixels.transform_axes(x, rows, columns).clamp_(0, 1)
 
 
-def denormalise(x: Tensor) -> Tensor:
-    """Pictures of normalised images [B, 3, H, W]: uint8 [B, H, W, 3]."""
+def denormalize(x: Tensor) -> Tensor:
+    """Pictures of normalized images [B, 3, H, W]: uint8 [B, H, W, 3]."""
     planes = [plane * std + mean for plane, mean, std in zip(x.unbind(1), MEAN, STD, strict=True)]
     return torch.stack(planes, dim=-1).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _normalise(planes: Tensor, out: Tensor) -> Tensor:
-    """Write planes [3, B, H, W] in [0, 1], less ImageNet's mean colour in its deviations, to ``out`` [B, 3, H, W]."""
+def _normalize(planes: Tensor, out: Tensor) -> Tensor:
+    """Write planes [3, B, H, W] in [0, 1], less ImageNet's mean color in its deviations, to ``out`` [B, 3, H, W]."""
     for plane, target, mean, std in zip(planes, out.unbind(1), MEAN, STD, strict=True):
         torch.sub(plane, mean, out=target).div_(std)
     return out

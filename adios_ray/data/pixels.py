@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-GREY_WEIGHTS = (0.2989, 0.587, 0.114)
+GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 BLUR_RADIUS = 6
 _TINY = 1e-30
 
@@ -22,7 +22,7 @@ class Kernel(NamedTuple):
 
     Attributes:
         support: Distance, in pixels of the coarser grid, from which on the weight is 0.
-        weight: Weight, not normalised, at distances >= 0.
+        weight: Weight, not normalized, at distances >= 0.
     """
 
     support: int
@@ -48,7 +48,7 @@ BICUBIC = Kernel(2, _cubic)
 def interpolation_matrix(
     start: Tensor, length: Tensor, mirrored: Tensor, stored_size: int, out_size: int, kernel: Kernel
 ) -> Tensor:
-    """Weights that crop one axis and resize it, antialiased, with half-pixel centres.
+    """Weights that crop one axis and resize it, antialiased, with half-pixel centers.
 
     A pixel that lies in a crop by a part of its extent weighs by that part.
 
@@ -66,11 +66,11 @@ def interpolation_matrix(
     start, length = start[:, None, None], length[:, None, None]
     scale = length / out_size
     position = torch.arange(out_size, device=start.device)[None, :, None] + 0.5
-    centre = start + torch.where(mirrored[:, None, None], out_size - position, position) * scale
+    center = start + torch.where(mirrored[:, None, None], out_size - position, position) * scale
     stretch = scale.clamp(min=1)
     taps = math.ceil(2 * kernel.support * max(stored_size / out_size, 1)) + 1
-    pixel = (centre - kernel.support * stretch).floor() + torch.arange(taps, device=start.device)
-    weights = kernel.weight((pixel + 0.5 - centre).abs() / stretch)
+    pixel = (center - kernel.support * stretch).floor() + torch.arange(taps, device=start.device)
+    weights = kernel.weight((pixel + 0.5 - center).abs() / stretch)
     inside = torch.minimum((start + length) - pixel, pixel + (1 - start)).clamp_(0, 1)
     weights = weights * inside
     weights = weights / weights.sum(dim=2, keepdim=True)
@@ -95,14 +95,14 @@ def transform_axes(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return out
 
 
-def greyscale(x: Tensor) -> Tensor:
+def grayscale(x: Tensor) -> Tensor:
     """Luma (ITU-R 601-2), [B, H, W]."""
-    red, green, blue = GREY_WEIGHTS
+    red, green, blue = GRAY_WEIGHTS
     return (x[0] * red).add_(x[1], alpha=green).add_(x[2], alpha=blue)
 
 
-def blend_(x: Tensor, own: Tensor, grey: Tensor, mean: Tensor) -> Tensor:
-    """Mix each image, in place, with its grey image and with its mean grey: torchvision's three linear adjustments.
+def blend_(x: Tensor, own: Tensor, gray: Tensor, mean: Tensor) -> Tensor:
+    """Mix each image, in place, with its gray image and with its mean gray: torchvision's three linear adjustments.
 
     With a factor f, brightness is (f, 0, 0), saturation (f, 1 - f, 0) and contrast (f, 0, 1 - f); (1, 0, 0) leaves
     the image.
@@ -110,17 +110,17 @@ def blend_(x: Tensor, own: Tensor, grey: Tensor, mean: Tensor) -> Tensor:
     Args:
         x: Images [3, B, H, W].
         own: Weight of the image, [B].
-        grey: Weight of its grey image, [B].
-        mean: Weight of the mean over its grey image, [B].
+        gray: Weight of its gray image, [B].
+        mean: Weight of the mean over its gray image, [B].
     """
-    own, grey, mean = (weight[:, None, None] for weight in (own, grey, mean))
-    luma = greyscale(x)
-    base = torch.addcmul(mean * luma.mean(dim=(1, 2), keepdim=True), luma, grey)
+    own, gray, mean = (weight[:, None, None] for weight in (own, gray, mean))
+    luma = grayscale(x)
+    base = torch.addcmul(mean * luma.mean(dim=(1, 2), keepdim=True), luma, gray)
     return torch.addcmul(base, x, own, out=x).clamp_(0, 1)
 
 
 def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by ``shift`` [B] of the colour circle, in [-1/2, 1/2]; HSV's value and saturation stay.
+    """Turn the hue by ``shift`` [B] of the color circle, in [-1/2, 1/2]; HSV's value and saturation stay.
 
     HSV in closed form: the hue in sixths of a turn, in [-3, 3], lies (1 - r' + g' + b') from red, on the side of the
     greater of green and blue; r' = (r - min) / (max - min). Back, each channel is a trapezoid of the hue.
@@ -149,7 +149,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     return transform_axes(x, matrix, matrix)
 
 
-def solarise(x: Tensor) -> Tensor:
+def solarize(x: Tensor) -> Tensor:
     """Invert what is at least one half."""
     return torch.where(x >= 0.5, 1 - x, x)
 

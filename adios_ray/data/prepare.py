@@ -34,7 +34,7 @@ from adios_ray.data.shards import (
     write_manifest,
     write_shard,
 )
-from adios_ray.data.sources.base import UNLABELLED, Sample, Source
+from adios_ray.data.sources.base import UNLABELED, Sample, Source
 from adios_ray.data.store import Location, Store
 from adios_ray.errors import DatasetError, RefusedImageError
 
@@ -43,7 +43,7 @@ _CLAIM = f"{_PARTS}/begun"
 
 
 @dataclass(frozen=True)
-class Summary:
+class PrepareSummary:
     """What ``prepare`` did.
 
     Attributes:
@@ -80,10 +80,10 @@ def prepare(
     train_images: int | None = None,
     val_images: int | None = None,
     test_images: int | None = None,
-    unlabelled_images: int | None = None,
+    unlabeled_images: int | None = None,
     on_bad_image: OnBadImage = "skip",
     max_bad_fraction: float = 0.01,
-) -> Summary:
+) -> PrepareSummary:
     """Make a data set; called again after an interruption, go on where it stopped.
 
     If the source has a train split but no test or val split, that is carved out of train: ``test_images`` or
@@ -99,7 +99,7 @@ def prepare(
         train_images: Images to take for train; None takes all.
         val_images: Images to take for val; 0 leaves the split out.
         test_images: Images to take for test; 0 leaves the split out.
-        unlabelled_images: Images to take for the unlabelled split of a source that has one.
+        unlabeled_images: Images to take for the unlabeled split of a source that has one.
         on_bad_image: Leave an image that cannot be used out and record why, or stop at the first one.
         max_bad_fraction: Share of refused images above which there is no data set.
 
@@ -110,8 +110,8 @@ def prepare(
     start = time.perf_counter()
     counts = {"train": train_images, "val": val_images, "test": test_images}
     settings = {f"{split}_images": count for split, count in counts.items()}
-    if unlabelled_images is not None:
-        counts[UNLABELLED] = settings["unlabelled_images"] = unlabelled_images
+    if unlabeled_images is not None:
+        counts[UNLABELED] = settings["unlabeled_images"] = unlabeled_images
     asked = {**recipe, **settings, "image_size": image_size, "resize": source.resize}
     full_recipe: dict[str, Any] = json.loads(json.dumps(asked))
     store = Store(output)
@@ -308,8 +308,8 @@ def _remove_leftovers(store: Store, keep: Set[str]) -> None:
             store.remove(name)
 
 
-def _summary(manifest: Manifest, start: float, decoded: int, complete_before: bool) -> Summary:
-    return Summary(
+def _summary(manifest: Manifest, start: float, decoded: int, complete_before: bool) -> PrepareSummary:
+    return PrepareSummary(
         images={split: sum(entry.rows for entry in entries) for split, entries in manifest.splits.items()},
         refused=len(manifest.refused),
         bytes=sum(entry.bytes for entry in manifest.entries),

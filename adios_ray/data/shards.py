@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from adios_ray.data.mirror import RemoteFile, mirror
-from adios_ray.data.sources.base import UNLABELLED, Sample
+from adios_ray.data.cache import RemoteFile, cache_locally
+from adios_ray.data.sources.base import UNLABELED, Sample
 from adios_ray.data.store import Location, Store
 from adios_ray.errors import DatasetError
 from adios_ray.files import sha256
@@ -81,6 +81,18 @@ class Manifest(Record):
     recipe: dict[str, Any]
     refused: tuple[Refusal, ...]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_names(cls, fields: Any) -> Any:
+        """Translate names of earlier versions, which spelled "unlabelled"."""
+        if not isinstance(fields, dict):
+            return fields
+        translated = dict(fields)
+        for name in fields.keys() & {"splits", "recipe"}:
+            if isinstance(values := fields[name], dict):
+                translated[name] = {key.replace("unlabelled", UNLABELED): value for key, value in values.items()}
+        return translated
+
     @property
     def layout(self) -> "Layout":
         """Columns of the shards."""
@@ -90,7 +102,7 @@ class Manifest(Record):
     @property
     def training_splits(self) -> tuple[str, ...]:
         """Splits that the networks train on: train, and the images without labels if there are any."""
-        return ("train", UNLABELLED) if UNLABELLED in self.splits else ("train",)
+        return ("train", UNLABELED) if UNLABELED in self.splits else ("train",)
 
     @property
     def entries(self) -> list[ShardEntry]:
@@ -218,7 +230,7 @@ def _on_this_machine(location: Location) -> tuple[Path, Manifest]:
     if store.local is not None:
         return store.local, manifest
     files = [RemoteFile(entry.file, entry.bytes, entry.sha256) for entry in manifest.entries]
-    return mirror(store, MANIFEST_NAME, content, files), manifest
+    return cache_locally(store, MANIFEST_NAME, content, files), manifest
 
 
 class Split:
@@ -324,7 +336,7 @@ class Dataset:
 def open_shards(location: Location) -> Dataset:
     """Open a data set after checking that its manifest can be read and every shard has its size.
 
-    A remote one is copied to this machine first, and each shard checked against its checksum; see ``mirror``.
+    A remote one is copied to this machine first, and each shard checked against its checksum; see ``cache_locally``.
 
     Raises:
         DatasetError: If the manifest or a shard is missing, truncated, damaged or of another schema version.

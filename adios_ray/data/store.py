@@ -11,7 +11,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from adios_ray.errors import DatasetError
-from adios_ray.files import written_whole
+from adios_ray.files import atomic_path
 
 Location = Path | str
 """A directory, or a URI."""
@@ -94,7 +94,7 @@ class Store:
         if self.local is not None:
             path = self.local / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(path) as draft:
+            with atomic_path(path) as draft:
                 yield draft
         else:
             with tempfile.TemporaryDirectory() as directory:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adios_ray import parallel
 from adios_ray.config import AugmentConfig, CentralView, EvaluationConfig
 from adios_ray.data.augment import apply_view, draw_parameters
-from adios_ray.data.feed import central_views
+from adios_ray.data.loader import central_views
 from adios_ray.data.shards import Split
 from adios_ray.evaluation.knn import knn_accuracy, knn_macro_f1
 from adios_ray.evaluation.label_free import alpha_req, effective_rank, feature_std, lidar, rankme
@@ -33,7 +33,7 @@ def extract_features(
     image_size: int,
     view: CentralView = "square",
 ) -> Tensor:
-    """Features of un-augmented images, [len(indices), F] on the backbone's device; see ``centre_view``.
+    """Features of un-augmented images, [len(indices), F] on the backbone's device; see ``center_view``.
 
     The workers of a trial share the images; each receives all features.
     """
@@ -68,7 +68,7 @@ def evaluate(networks: Networks, train: Split, held_out: Split, image_size: int,
 
     Args:
         networks: Backbone and probe.
-        train: Neighbours of ``knn``.
+        train: Neighbors of ``knn``.
         held_out: What is classified or described.
         image_size: Side of the views in pixels.
         config: Which measure, and what counts as a collapse.
@@ -102,7 +102,7 @@ def _collapse(features: Tensor, config: EvaluationConfig) -> str | None:
 def _knn(
     networks: Networks, train: Split, held_out: Split, features: Tensor, image_size: int, config: EvaluationConfig
 ) -> float:
-    """Weighted k-NN accuracy (multi-label: macro F1), 0 to 1; nan where the neighbours' features are not finite."""
+    """Weighted k-NN accuracy (multi-label: macro F1), 0 to 1; nan where the neighbors' features are not finite."""
     bank = train.spread(config.train_images)
     train_features = extract_features(networks.backbone, train, bank, image_size, config.view)
     if not train_features.isfinite().all():
@@ -110,7 +110,7 @@ def _knn(
     train_labels = torch.from_numpy(train.labels[bank]).to(features.device)
     labels = torch.from_numpy(held_out.labels).to(features.device)
     score = knn_macro_f1 if labels.ndim == 2 else knn_accuracy
-    return score(train_features, train_labels, features, labels, config.neighbours, config.temperature)
+    return score(train_features, train_labels, features, labels, config.neighbors, config.temperature)
 
 
 def _probe(
@@ -158,4 +158,4 @@ _MEASURES: Mapping[str, Callable[[Networks, Split, Split, Tensor, int, Evaluatio
     "alpha-req": lambda networks, train, held_out, features, image_size, config: alpha_req(features),
     "lidar": _lidar,
 }
-"""Of networks, the split of the neighbours, the held-out split and its features [n, F], and the views' side."""
+"""Of networks, the split of the neighbors, the held-out split and its features [n, F], and the views' side."""

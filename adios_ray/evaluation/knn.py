@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features (paper, Section 4.1).
+"""Weighted k-nearest-neighbor classification of frozen features (paper, Section 4.1).
 
 Each image of a bank votes for its own classes by exp(s / temperature), where s is its cosine similarity to the query,
 and the nearest ones vote. Queries and bank are worked on in parts, so that the memory beside the arguments does not
@@ -20,7 +20,7 @@ EPSILON = 1e-12
 
 
 def knn_accuracy(
-    bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor, neighbours: int, temperature: float
+    bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperature: float
 ) -> float:
     """Share of queries whose class has most votes, 0 to 1; of equal votes the lowest class wins.
 
@@ -29,14 +29,14 @@ def knn_accuracy(
         bank_labels: Their classes, int64 [M], from 0.
         features: Queries, [Q, F].
         labels: Their classes, int64 [Q].
-        neighbours: How many neighbours vote; all M where there are fewer.
+        neighbors: How many neighbors vote; all M where there are fewer.
         temperature: > 0.
     """
     classes = int(bank_labels.max()) + 1
     right = labels.new_zeros(())
-    for truth, share, nearest in _neighbourhoods(bank, features, labels, neighbours, temperature, width=classes):
+    for truth, share, nearest in _neighborhoods(bank, features, labels, neighbors, temperature, width=classes):
         votes = share.new_zeros(len(share), classes)
-        # One neighbour after the other: GPUs add what falls on one place in no fixed order, which can turn a tie.
+        # One neighbor after the other: GPUs add what falls on one place in no fixed order, which can turn a tie.
         for number, weight in zip(bank_labels[nearest].T, share.T, strict=True):
             votes.scatter_add_(1, number[:, None], weight[:, None])
         right += (votes.argmax(dim=1) == truth).sum()
@@ -44,7 +44,7 @@ def knn_accuracy(
 
 
 def knn_macro_f1(
-    bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor, neighbours: int, temperature: float
+    bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperature: float
 ) -> float:
     """Mean over classes of the F1 score of multi-label queries (yes above half of the votes), 0 to 1.
 
@@ -53,13 +53,13 @@ def knn_macro_f1(
         bank_labels: Zeros and ones, [M, C].
         features: Queries, [Q, F].
         labels: Zeros and ones, [Q, C].
-        neighbours: How many neighbours vote; all M where there are fewer.
+        neighbors: How many neighbors vote; all M where there are fewer.
         temperature: > 0.
     """
     classes = labels.shape[1]
-    width = classes * min(neighbours, len(bank))
+    width = classes * min(neighbors, len(bank))
     hits = named = torch.zeros(classes, dtype=torch.int64, device=labels.device)
-    for truth, share, nearest in _neighbourhoods(bank, features, labels, neighbours, temperature, width):
+    for truth, share, nearest in _neighborhoods(bank, features, labels, neighbors, temperature, width):
         votes = torch.einsum("qk,qkc->qc", share, bank_labels[nearest].to(share.dtype))
         predicted, present = votes > 0.5, truth > 0
         hits = hits + (predicted & present).sum(dim=0)
@@ -67,14 +67,14 @@ def knn_macro_f1(
     return float((2 * hits / named.clamp(min=1)).mean())
 
 
-def _neighbourhoods(
-    bank: Tensor, features: Tensor, labels: Tensor, neighbours: int, temperature: float, width: int
+def _neighborhoods(
+    bank: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperature: float, width: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield parts of the queries: labels [q, ...], shares of the votes [q, k] that sum to 1, and who votes, [q, k].
 
     ``width`` is how many elements the caller makes of one query.
     """
-    count = min(neighbours, len(bank))
+    count = min(neighbors, len(bank))
     queries = max(min(QUERIES, VALUES // max(width, 2 * count)), 1)
     norms = bank.norm(dim=1).clamp(min=EPSILON)
     for part, truth in zip(features.split(queries), labels.split(queries), strict=True):

@@ -10,7 +10,7 @@ LIDAR_DELTA = 1e-4
 
 
 def rankme(features: Tensor) -> float:
-    """RankMe: the exponential of the entropy of the normalised singular values (Garrido et al. 2023, Equation 1).
+    """RankMe: the exponential of the entropy of the normalized singular values (Garrido et al. 2023, Equation 1).
 
     Args:
         features: [n, F], n >= 2.
@@ -26,7 +26,7 @@ def rankme(features: Tensor) -> float:
 
 
 def effective_rank(features: Tensor) -> float:
-    """Compute the same of centred features (Roy & Vetterli 2007); 1 where all features are equal.
+    """Compute the same of centered features (Roy & Vetterli 2007); 1 where all features are equal.
 
     The Gram matrix gives it in less than half the time of a singular value decomposition, with a relative error of
     about 1e-8; up to 1e-4 where thousands of singular values are zero.
@@ -38,7 +38,7 @@ def effective_rank(features: Tensor) -> float:
 
 
 def feature_std(features: Tensor) -> float:
-    """Spread of L2-normalised features: sqrt(F) times the mean standard deviation (Chen & He 2021, Section 4.1).
+    """Spread of L2-normalized features: sqrt(F) times the mean standard deviation (Chen & He 2021, Section 4.1).
 
     Args:
         features: [n, F], n >= 2.
@@ -75,7 +75,7 @@ def power_law_exponent(features: Tensor) -> float:
 
 
 def alpha_req(features: Tensor) -> float:
-    """How near the exponent is to 1, where features generalise best (Agrawal et al. 2022): -|alpha - 1|, at most 0."""
+    """How near the exponent is to 1, where features generalize best (Agrawal et al. 2022): -|alpha - 1|, at most 0."""
     return -abs(power_law_exponent(features) - 1)
 
 
@@ -83,7 +83,7 @@ def lidar(views: Tensor) -> float:
     """LiDAR: effective rank of the linear discriminant matrix (Thilak et al. 2024, Equations 1-4).
 
     With the images as classes and their augmented views as samples: S_w^(-1/2) S_b S_w^(-1/2), where S_w has 1e-4 added
-    to its diagonal; the exponential of the entropy of its normalised eigenvalues.
+    to its diagonal; the exponential of the entropy of its normalized eigenvalues.
 
     Args:
         views: Features of q views of n images, [n, q, F], n >= 2, q >= 2.
@@ -122,6 +122,6 @@ def _squared_singular_values(matrix: Tensor) -> Tensor:
 
 
 def _entropy_rank(values: Tensor) -> float:
-    """The exponential of the entropy of values >= 0 that are normalised to a sum of 1; 1 where all are 0."""
+    """The exponential of the entropy of values >= 0 that are normalized to a sum of 1; 1 where all are 0."""
     shares = values / values.sum().clamp(min=EPSILON) + EPSILON
     return max(float(torch.exp(-(shares * shares.log()).sum())), 1.0)

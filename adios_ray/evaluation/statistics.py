@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adios_ray import parallel
 from adios_ray.config import CentralView
-from adios_ray.data.feed import central_views
+from adios_ray.data.loader import central_views
 from adios_ray.data.shards import Split
 
 IMAGES = 2048

@@ -13,7 +13,7 @@ GROUPS = 8
 
 
 def _block(channels_in: int, channels_out: int, norm: Norm) -> nn.Sequential:
-    """3x3 convolution, normalisation, ReLU; the resolution stays."""
+    """3x3 convolution, normalization, ReLU; the resolution stays."""
     norms: dict[str, nn.Module] = {
         "group": nn.GroupNorm(GROUPS, channels_out),
         "instance": nn.InstanceNorm2d(channels_out, affine=True),
@@ -24,10 +24,10 @@ def _block(channels_in: int, channels_out: int, norm: Norm) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """U-Net with skip connections, nearest-neighbour resampling and an MLP at its bottom.
+    """U-Net with skip connections, nearest-neighbor resampling and an MLP at its bottom.
 
     Parameter names are those of the published implementation. Halving takes every other pixel, which is what
-    nearest-neighbour interpolation does, and faster. Kernels lie channels-last, as its few channels are fastest.
+    nearest-neighbor interpolation does, and faster. Kernels lie channels-last, as its few channels are fastest.
     """
 
     def __init__(self, image_size: int, width: int, norm: Norm, levels: int | None = None) -> None:
@@ -102,7 +102,7 @@ class OcclusionModel(nn.Module):
             self.mask_head[0] = nn.Conv2d(self.head.in_channels, slots, 1).to(self.head.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images [B, 3, S, S] to masks [B, N, S, S] in [0, 1]."""
+        """Normalized images [B, 3, S, S] to masks [B, N, S, S] in [0, 1]."""
         logits: Tensor = self.mask_head(self.mask_encoder(x))
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         return logits.contiguous().softmax(dim=1)

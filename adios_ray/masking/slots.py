@@ -41,14 +41,14 @@ def slot_statistics(masks: Tensor) -> SlotStatistics:
 
 
 class Head(NamedTuple):
-    """The 1x1 convolution of the slots with its optimiser state.
+    """The 1x1 convolution of the slots with its optimizer state.
 
     Attributes:
         weight: [N, C, 1, 1].
         bias: [N].
-        moments: Running means that an optimiser keeps of the gradients of weight and bias, or of their squares, by
+        moments: Running means that an optimizer keeps of the gradients of weight and bias, or of their squares, by
             the names it gives them; empty before the first step.
-        steps: How many steps the optimiser has counted, where it counts.
+        steps: How many steps the optimizer has counted, where it counts.
     """
 
     weight: Tensor
@@ -125,7 +125,7 @@ def _merge(head: Head, first: int, second: int) -> Head:
 
 
 def read_head(model: OcclusionModel, optimizer: torch.optim.Optimizer) -> Head:
-    """The head of an occlusion model with its optimiser's state."""
+    """The head of an occlusion model with its optimizer's state."""
     head = model.head
     assert head.bias is not None
     weight, bias = (optimizer.state.get(p, {}) for p in (head.weight, head.bias))
@@ -134,7 +134,7 @@ def read_head(model: OcclusionModel, optimizer: torch.optim.Optimizer) -> Head:
 
 
 def replace_head(model: OcclusionModel, optimizer: torch.optim.Optimizer, head: Head) -> None:
-    """Give an occlusion model and its optimiser another head, in place."""
+    """Give an occlusion model and its optimizer another head, in place."""
     old = model.head
     new = nn.Conv2d(old.in_channels, len(head.bias), 1).to(head.weight)
     assert old.bias is not None and new.bias is not None

@@ -35,7 +35,7 @@ class SmallResNet(nn.Module):
     """A residual network that two CPU cores can train: stem of stride 2, one block a stage."""
 
     def __init__(self) -> None:
-        """Build with the standard initialisation of residual networks."""
+        """Build with the standard initialization of residual networks."""
         super().__init__()
         first = SMALL_WIDTHS[0]
         self.stem = nn.Sequential(nn.Conv2d(3, first, 3, 2, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
@@ -55,7 +55,7 @@ class SmallResNet(nn.Module):
 
 
 def build_backbone(config: BackboneConfig, image_size: int) -> tuple[nn.Module, int]:
-    """A freshly initialised backbone and the width of its features.
+    """A freshly initialized backbone and the width of its features.
 
     Returns:
         A module from images [B, 3, S, S] to features [B, F], and F.

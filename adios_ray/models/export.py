@@ -7,10 +7,11 @@ from typing import Any, Literal
 import safetensors.torch
 from torch import nn
 
+from adios_ray.checkpoints import STATE_FILE
 from adios_ray.config import BackboneConfig, Naming, Strict, TrialConfig
 from adios_ray.data.augment import MEAN, STD
 from adios_ray.errors import CheckpointError, ConfigError
-from adios_ray.files import write_whole
+from adios_ray.files import atomic_write
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.backbones import build_backbone
 from adios_ray.models.weights import (
@@ -22,7 +23,6 @@ from adios_ray.models.weights import (
     misfit,
     plain,
 )
-from adios_ray.training.checkpoints import STATE_FILE
 from adios_ray.validation import read_json
 
 SUFFIX = ".safetensors"
@@ -94,8 +94,8 @@ def export_encoder(weights: Weights, output: Path, naming: Naming) -> EncoderInf
         config=weights.config,
         sha256=hashlib.sha256(content).hexdigest(),
     )
-    write_whole(output, content)
-    write_whole(output.with_suffix(".json"), info.model_dump_json(indent=1).encode())
+    atomic_write(output, content)
+    atomic_write(output.with_suffix(".json"), info.model_dump_json(indent=1).encode())
     return info
 
 
@@ -126,7 +126,7 @@ def load_encoder(path: Path) -> nn.Module:
     """The encoder of a weights file, a checkpoint of a run, or an exported encoder with its JSON beside it.
 
     Returns:
-        Normalised images [B, 3, S, S] to features [B, F], in evaluation mode.
+        Normalized images [B, 3, S, S] to features [B, F], in evaluation mode.
 
     Raises:
         ConfigError: If the file is missing or something else.
@@ -154,7 +154,7 @@ def load_occlusion_model(path: Path) -> OcclusionModel:
     """The occlusion model of a weights file or a checkpoint of a run.
 
     Returns:
-        Normalised images [B, 3, S, S] to masks [B, N, S, S], in evaluation mode.
+        Normalized images [B, 3, S, S] to masks [B, N, S, S], in evaluation mode.
 
     Raises:
         ConfigError: If the file is missing or something else, or has no occlusion model.

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from adios_ray.config import TrialConfig
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.backbones import build_backbone
-from adios_ray.objectives import View, build_objective
+from adios_ray.objectives import Embedding, build_objective
 
 
 class Networks(nn.Module):
@@ -28,7 +28,7 @@ class Networks(nn.Module):
     """
 
     def __init__(self, config: TrialConfig, image_size: int, classes: int) -> None:
-        """Initialise from torch's global generator."""
+        """Initialize from torch's global generator."""
         super().__init__()
         self.config = config
         self.backbone, self.features = build_backbone(config.backbone, image_size)
@@ -58,11 +58,11 @@ class Networks(nn.Module):
         for part in parts:
             part.compile()
 
-    def embed(self, x: Tensor, mask: Tensor | None = None, target: Tensor | None = None) -> tuple[View, Tensor]:
+    def embed(self, x: Tensor, mask: Tensor | None = None, target: Tensor | None = None) -> tuple[Embedding, Tensor]:
         """Embed one view, with gradient.
 
         Args:
-            x: Normalised images [B, 3, S, S].
+            x: Normalized images [B, 3, S, S].
             mask: What is hidden of them, [B, 1, S, S] in [0, 1]; 1 removes the pixel.
             target: The view's target, [B, D], where it is known already.
 
@@ -77,7 +77,7 @@ class Networks(nn.Module):
             if target is None:
                 projected = projection.detach() if self.momentum is None else self._momentum_projection(seen)
                 target = self.objective.target(_full(projected), x)
-        return View(_full(online), target), _full(features.detach())
+        return Embedding(_full(online), target), _full(features.detach())
 
     @torch.no_grad()
     def _momentum_projection(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ different augmentations of the two views, ``unsupported`` lists line by line.
 Two differences are the same for all: the authors change learning rates at each epoch's end, this project at each step,
 and their weight decay includes norms and biases.
 
-Images were normalised there with the red deviation 0.228 (ImageNet), or with means of their own (CIFAR, STL-10).
+Images were normalized there with the red deviation 0.228 (ImageNet), or with means of their own (CIFAR, STL-10).
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adios_ray.config import LARS_TRUST, PROBE_LR, Term, TrialConfig, replaced
 from adios_ray.errors import ConfigError
-from adios_ray.models.inert_pickle import read_state_dict
+from adios_ray.models.torch_pickle import read_state_dict
 from adios_ray.models.weights import Weights, build_networks, unwrapped
 from adios_ray.validation import read_json
 
@@ -75,7 +75,7 @@ _TRANSLATED = {
     "augment.saturation": ("saturation", "augmentations.color_jitter.saturation"),
     "augment.hue": ("hue", "augmentations.color_jitter.hue"),
     "augment.blur_probability": ("gaussian_prob", "augmentations.gaussian_blur.prob"),
-    "augment.solarise_probability": ("solarization_prob", "augmentations.solarization.prob"),
+    "augment.solarize_probability": ("solarization_prob", "augmentations.solarization.prob"),
 }
 """Options of a trial and where ``args.json`` has them: flat before 2023, in sections since."""
 _FIXED: Mapping[tuple[str, ...], tuple[Any, ...]] = {

@@ -17,12 +17,12 @@ from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from adios_ray.checkpoints import META_FILE, STATE_FILE, open_checkpoint
 from adios_ray.config import MaskingConfig, Strict, TrialConfig
 from adios_ray.errors import CheckpointError, ConfigError
-from adios_ray.files import write_whole
+from adios_ray.files import atomic_write
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.networks import Networks
-from adios_ray.training.checkpoints import META_FILE, STATE_FILE, open_checkpoint
 from adios_ray.validation import parse, parse_json
 
 METADATA_KEY = "adios_ray"
@@ -82,7 +82,7 @@ def save_weights(path: Path, weights: Weights) -> None:
         classes=weights.classes,
         config=weights.config,
     )
-    write_whole(path, safetensors.torch.save(plain(weights.tensors), {METADATA_KEY: header.model_dump_json()}))
+    atomic_write(path, safetensors.torch.save(plain(weights.tensors), {METADATA_KEY: header.model_dump_json()}))
 
 
 WRAPPERS = ("module", "_orig_mod")
@@ -90,8 +90,12 @@ WRAPPERS = ("module", "_orig_mod")
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by the names that they have outside wrappers: ``module.conv1.weight`` becomes ``conv1.weight``."""
-    return {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in tensors.items()}
+    """Rename tensors as they are called outside wrappers: ``module.conv1.weight`` becomes ``conv1.weight``.
+
+    DINO's center is called as it is now; earlier versions spelled it otherwise.
+    """
+    names = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in tensors}
+    return {names[name].replace("objective.centre", "objective.center"): t for name, t in tensors.items()}
 
 
 def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -150,7 +154,7 @@ def _from_checkpoint(directory: Path) -> Weights:
 
 
 def build_networks(weights: Weights) -> Networks:
-    """The networks with these weights, in evaluation mode; a probe that the weights lack is freshly initialised.
+    """The networks with these weights, in evaluation mode; a probe that the weights lack is freshly initialized.
 
     Raises:
         CheckpointError: If the tensors are not those of the configured networks.
@@ -178,7 +182,7 @@ def load_initial(networks: Networks, weights: Weights, path: Path) -> None:
 
     The backbone must fit, but for its resolution: position embeddings are resampled. Heads (with their momentum
     copies) are taken if the file's objective is the configured one, the occlusion model if both have one; its number of
-    slots becomes the file's. What is not taken, the probe among it, stays as initialised; averaged copies that the file
+    slots becomes the file's. What is not taken, the probe among it, stays as initialized; averaged copies that the file
     lacks begin as copies.
 
     Args:

@@ -3,9 +3,9 @@
 import importlib
 
 from adios_ray.config import OBJECTIVES, ObjectiveConfig
-from adios_ray.objectives.base import Objective, View
+from adios_ray.objectives.base import Embedding, Objective
 
-__all__ = ["Objective", "View", "build_objective", "objective_class"]
+__all__ = ["Embedding", "Objective", "build_objective", "objective_class"]
 
 
 def objective_class(name: str) -> type[Objective]:

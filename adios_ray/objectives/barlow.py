@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from adios_ray.config import ObjectiveConfig
-from adios_ray.models.heads import mlp
-from adios_ray.objectives.base import Objective, View
+from adios_ray.objectives.base import Embedding, Objective
+from adios_ray.objectives.heads import mlp
 from adios_ray.parallel import gather_with_gradient
 
 REDUNDANCY_WEIGHT = 0.0051
@@ -21,7 +21,7 @@ class BarlowTwins(Objective):
         hidden, output = config.hidden_dim or 8192, config.output_dim or 8192
         self.projector = mlp([features, hidden, hidden, output], batch_norm=True)
 
-    def compare(self, u: View, v: View) -> Tensor:
+    def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
         """Redundancy reduction over the samples of all workers."""
         return barlow_twins(u.online, v.online)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from adios_ray.config import ObjectiveConfig
 
 
-class View(NamedTuple):
+class Embedding(NamedTuple):
     """Embeddings of one view of a batch.
 
     Attributes:
@@ -49,7 +49,7 @@ class Objective(nn.Module):
         """
         return projection
 
-    def compare(self, u: View, v: View) -> Tensor:
+    def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
         """Distance of two views of the same images, a scalar.
 
         Args:
@@ -58,7 +58,7 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def compare_both(self, unmasked: tuple[View, View], masked: tuple[View, View]) -> Tensor:
+    def loss_of_both(self, unmasked: tuple[Embedding, Embedding], masked: tuple[Embedding, Embedding]) -> Tensor:
         """Distance where both views are masked, a scalar: the mean over their four pairs.
 
         Args:
@@ -66,7 +66,7 @@ class Objective(nn.Module):
             masked: Both, each under a mask of its own.
         """
         pairs = [(u, v) for u in (unmasked[0], masked[0]) for v in (unmasked[1], masked[1])]
-        return torch.stack([self.compare(u, v) for u, v in pairs]).mean()
+        return torch.stack([self.loss_between(u, v) for u, v in pairs]).mean()
 
-    def observe(self, view: View) -> None:
+    def update_statistics(self, view: Embedding) -> None:
         """Hear of the first, unmasked view after each step; for objectives that keep running statistics."""

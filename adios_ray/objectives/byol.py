@@ -4,8 +4,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from adios_ray.config import ObjectiveConfig
-from adios_ray.models.heads import mlp
-from adios_ray.objectives.base import Objective, View
+from adios_ray.objectives.base import Embedding, Objective
+from adios_ray.objectives.heads import mlp
 
 
 class BYOL(Objective):
@@ -21,7 +21,7 @@ class BYOL(Objective):
         predictor = config.predictor_dim or config.hidden_dim or 8192
         self.predictor = mlp([output, predictor, output], batch_norm=True)
 
-    def compare(self, u: View, v: View) -> Tensor:
+    def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
         """Sum of the two directions, in [0, 8]."""
         return squared_distance(u.online, v.target) + squared_distance(v.online, u.target)
 

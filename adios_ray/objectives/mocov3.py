@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from adios_ray.config import ObjectiveConfig
-from adios_ray.models.heads import mlp
-from adios_ray.objectives.base import Objective, View
+from adios_ray.objectives.base import Embedding, Objective
+from adios_ray.objectives.heads import mlp
 from adios_ray.parallel import gather_with_gradient, rank
 
 
@@ -22,7 +22,7 @@ class MoCoV3(Objective):
         self.projector = mlp([features, hidden, hidden, output], batch_norm=True, final_norm=True)
         self.predictor = mlp([output, config.predictor_dim or hidden, output], batch_norm=True, final_norm=True)
 
-    def compare(self, u: View, v: View) -> Tensor:
+    def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
         """Sum of the two directions."""
         temperature = self.config.temperature
         return contrast(u.online, v.target, temperature) + contrast(v.online, u.target, temperature)

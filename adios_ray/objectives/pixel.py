@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adios_ray.config import ObjectiveConfig
-from adios_ray.objectives.base import Objective, View
+from adios_ray.objectives.base import Embedding, Objective
 
 SMALLEST = 4
 GROUPS = 8
@@ -32,6 +32,6 @@ class PixelInpainting(Objective):
         """The images before they were masked, [B, 3, S, S]."""
         return images
 
-    def compare(self, u: View, v: View) -> Tensor:
+    def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
         """Mean squared error of the masked view's reconstruction, over all pixels; the other view takes no part."""
         return functional.mse_loss(v.online, v.target)

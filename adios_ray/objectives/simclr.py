@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from adios_ray.config import ObjectiveConfig
-from adios_ray.models.heads import mlp
-from adios_ray.objectives.base import Objective, View
+from adios_ray.objectives.base import Embedding, Objective
+from adios_ray.objectives.heads import mlp
 from adios_ray.parallel import gather_with_gradient, rank
 
 
@@ -18,13 +18,13 @@ class SimCLR(Objective):
         super().__init__(config, features, image_size)
         self.projector = mlp([features, config.hidden_dim or 2048, config.output_dim or 128])
 
-    def compare(self, u: View, v: View) -> Tensor:
+    def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
         """NT-Xent over the samples of all workers."""
         return nt_xent(u.online, v.online, self.config.temperature)
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross entropy (paper, Equation 5).
+    """Normalized temperature-scaled cross entropy (paper, Equation 5).
 
     Every sample's positive is its other view; all other samples of both views and of all workers are negatives.
 

@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from adios_ray.config import ObjectiveConfig
-from adios_ray.models.heads import mlp
-from adios_ray.objectives.base import Objective, View
+from adios_ray.objectives.base import Embedding, Objective
+from adios_ray.objectives.heads import mlp
 
 
 class SimSiam(Objective):
@@ -19,11 +19,11 @@ class SimSiam(Objective):
         self.projector = mlp([features, hidden, hidden, output], batch_norm=True, final_norm=True)
         self.predictor = mlp([output, config.predictor_dim or max(output // 4, 1), output], batch_norm=True)
 
-    def compare(self, u: View, v: View) -> Tensor:
+    def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
         """Mean of the two directions, in [-1, 1]."""
         return 0.5 * (negative_cosine(u.online, v.target) + negative_cosine(v.online, u.target))
 
-    def compare_both(self, unmasked: tuple[View, View], masked: tuple[View, View]) -> Tensor:
+    def loss_of_both(self, unmasked: tuple[Embedding, Embedding], masked: tuple[Embedding, Embedding]) -> Tensor:
         """Mean of the configured terms, each in both directions, in [-1, 1] (the authors' code: up to eight)."""
         kinds = {"unmasked": unmasked, "masked": masked}
         distances = []

@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from adios_ray.config import ObjectiveConfig
-from adios_ray.models.heads import mlp
-from adios_ray.objectives.base import Objective, View
+from adios_ray.objectives.base import Embedding, Objective
+from adios_ray.objectives.heads import mlp
 from adios_ray.parallel import gather_with_gradient
 
 INVARIANCE_WEIGHT = 25.0
@@ -24,7 +24,7 @@ class VICReg(Objective):
         hidden, output = config.hidden_dim or 8192, config.output_dim or 8192
         self.projector = mlp([features, hidden, hidden, output], batch_norm=True)
 
-    def compare(self, u: View, v: View) -> Tensor:
+    def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
         """The three terms over the samples of all workers."""
         return vicreg(u.online, v.online)
 
@@ -57,6 +57,6 @@ def spread_hinge(z: Tensor) -> Tensor:
 
 def redundancy(z: Tensor) -> Tensor:
     """Sum of squared covariances of different dimensions of [B, D], divided by D; at least 0 (Equations 3-4)."""
-    centred = z - z.mean(dim=0)
-    covariance = centred.T @ centred / (len(z) - 1)
+    centered = z - z.mean(dim=0)
+    covariance = centered.T @ centered / (len(z) - 1)
     return (covariance.square().sum() - torch.diagonal(covariance).square().sum()) / z.shape[1]

@@ -1,111 +1,126 @@
-"""Population based training over live trials: exploits in place, which restart nothing.
-
-A trial is told to load its donor's checkpoint under a new configuration through the population's channel, between two
-of its own steps. Everything that a decision rests on is written down before the decision takes effect, so that a
-killed driver comes back to the same population and, with synchronous decisions, to the same lineage.
-"""
+"""The population by trial name: what is remembered of each member, written down before it takes effect."""
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from adios_ray.search.members import WORST_SCORE, Members
-from adios_ray.search.scheduler import CONTINUE, PAUSE, LiveScheduler
-from adios_ray.search.spaces import SearchSpace
-from adios_ray.search.state import Member
-from adios_ray.search.turns import Turns
+from adios_ray.backend.channel import ChannelCalls
+from adios_ray.backend.line import Reply
+from adios_ray.config import TrialConfig, replaced
+from adios_ray.retry import retry
+from adios_ray.search.state import Member, Observation, PopulationState
+from adios_ray.tracking.run import Run
 
-Explore = Callable[[str, Member, Random], dict[str, Any]]
-"""Values for a trial, by its name, that becomes a copy of a member."""
+WORST_SCORE = -1e9
+"""Of trials that diverged, collapsed or failed: below every fitness."""
 
 
-class LivePopulation(LiveScheduler):
-    """PBT (Jaderberg et al. 2017): the worst copy the best and explore; with another ``explore``, PB2."""
+class Population:
+    """A population's memory, records and channel.
 
-    def __init__(self, members: Members, turns: Turns, space: SearchSpace, explore: Explore) -> None:
-        """Evolve the members over a space.
+    Attributes:
+        config: What all trials have in common.
+        state: The population as it stands.
+        run: Where reports and exploits are recorded.
+        channel: How the trials are reached.
+    """
 
-        Args:
-            members: The population.
-            turns: Who holds a place.
-            space: When to decide, and about how many.
-            explore: Makes a copy's values.
+    def __init__(self, config: TrialConfig, state: PopulationState, run: Run, channel: ChannelCalls) -> None:
+        """Take up a population, fresh or as an earlier driver left it."""
+        self.config, self.state, self.run, self.channel = config, state, run, channel
+        self._registered: set[str] = set()
+        self._began, self._seconds_before = time.monotonic(), state.seconds
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What Tune stores with its own files: nothing that is open; ``PopulationState`` is the real memory."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("run", "channel")}
+
+    def __getitem__(self, name: str) -> Member:
+        """The member of that name."""
+        return self.state.members[name]
+
+    def register(self, name: str, held: bool = False) -> None:
+        """Tell the channel where a trial goes on; one that waits for others stays held."""
+        member = self[name]
+        self._registered.add(name)
+        self.channel.register(name, self._own_config(member), member.checkpoint, member.epoch, held)
+
+    def _own_config(self, member: Member) -> TrialConfig:
+        """The configuration with which a member begins."""
+        return replaced(self.config, {**member.values, "seed": self.config.seed + member.number})
+
+    def observe(self, name: str, reply: Reply) -> bool:
+        """Write a report down and update its member; ``commit`` makes it last.
+
+        Returns:
+            Whether the report is news; one that repeats an epoch, after a step back to an older checkpoint, is not.
         """
-        super().__init__(members, turns)
-        self._space, self._explore = space, explore
-        self._lost: set[str] = set()
+        for note in reply.notes:
+            self.run.note(f"{name}: {note}")
+        member, report = self[name], reply.report
+        if report is None or report.epoch <= member.epoch:
+            return False
+        epoch = report.epoch
+        self.run.report(name, report, member.values, self._own_config(member))
+        if report.divergence:
+            self.run.note(f"{name} diverged at {report.divergence}; it waits for a donor")
+        score = self._score(member, report.fitness)
+        self.state.observations[f"{name}/{epoch}"] = Observation(
+            trial=name, values=member.values, epochs=(member.epoch, epoch), scores=(member.base_score, score)
+        )
+        member.score = member.base_score = score
+        member.epoch = epoch
+        if reply.checkpoint is not None:
+            member.checkpoint = reply.checkpoint
+        return True
 
-    def introduce(self, name: str) -> None:
-        """Tell the channel where a trial begins, and whether it waits for the others."""
-        self.members.register(name, held=not self.ready(name))
+    def _score(self, member: Member, fitness: float) -> float:
+        """The fitness, smoothed over reports where that is configured; never nan."""
+        if not math.isfinite(fitness):
+            return WORST_SCORE
+        weight = self.config.evaluation.smoothing
+        before = member.base_score
+        return fitness if before in (None, WORST_SCORE) else weight * float(before or 0) + (1 - weight) * fitness
 
-    def ready(self, name: str) -> bool:
-        """Whether a trial need not wait for the others at a synchronous decision."""
-        state = self.members.state
-        return not self._space.synchronous or state.members[name].epoch < state.next_decision_epoch
+    def copy(self, name: str, donor: str, values: dict[str, Any]) -> None:
+        """Make a member a copy of its donor with other values, in memory and in the lineage."""
+        old, source = self[name], self[donor]
+        new = source.model_copy(
+            update={"values": values, "number": old.number, "score": old.score, "base_score": source.score}
+        )
+        scores = {who: self[who].score for who in (name, donor)}
+        self.run.exploit(
+            epoch=source.epoch,
+            trial=name,
+            donor=donor,
+            old=old.values,
+            new=values,
+            scores={who: score for who, score in scores.items() if score is not None and score > WORST_SCORE},
+        )
+        self.state.exploits += 1
+        self.state.members[name] = new
 
-    def decide(self, name: str) -> str:
-        """Decide about the trial (synchronous: about all, once the last has arrived) where the interval is over."""
-        member = self.members[name]
-        if self._space.synchronous:
-            if self.ready(name):
-                return str(CONTINUE)
-            self.members.hold([name], True)
-            self._pass_barrier()
-            return str(CONTINUE if self.ready(name) or not self.scarce() else PAUSE)
-        if member.epoch - member.decided_epoch < self._space.interval_epochs:
-            return str(CONTINUE)
-        self._evolve([name])
-        return str(PAUSE if self.scarce() else CONTINUE)
-
-    def left(self, name: str) -> None:
-        """The others no longer wait for this trial."""
-        if not self.members[name].finished:
-            self._lost.add(name)
-        self._pass_barrier()
-
-    def _pass_barrier(self) -> None:
-        """Decide about the whole population once nobody is on the way to the decision's epoch any more."""
-        state = self.members.state
-        waiting = [name for name, member in state.members.items() if not member.finished and name not in self._lost]
-        if not self._space.synchronous or not waiting or any(self.ready(name) for name in waiting):
+    def push_checkpoint(self, name: str) -> None:
+        """Have a trial's workers load what its member is a copy of; one that has not begun here will by itself."""
+        member = self[name]
+        if name not in self._registered:
             return
-        state.next_decision_epoch += self._space.interval_epochs
-        self._evolve(waiting)
-        self.members.hold(waiting, False)
+        assert member.checkpoint is not None
+        self.channel.load(name, member.checkpoint, member.epoch, replaced(self.config, member.values))
 
-    def _evolve(self, names: Sequence[str]) -> None:
-        """Let each of ``names`` that scores in the lowest quantile copy from one of the highest."""
-        lower, upper = self._quantiles()
-        exploits = []
-        for name in names:
-            member = self.members[name]
-            member.decided_epoch = member.epoch
-            donors = [donor for donor in upper if not self._too_far_behind(donor, member)]
-            if name in lower and donors:
-                random = self.members.random(name)
-                donor = random.choice(donors)
-                self.members.copy(name, donor, self._explore(name, self.members[donor], random))
-                exploits.append(name)
-        self.members.remember(*names)
-        for name in exploits:
-            self.members.send(name)
+    def hold(self, names: Sequence[str], held: bool) -> None:
+        """Let trials wait for the others, or let them go on."""
+        self.channel.hold([name for name in names if name in self._registered], held)
 
-    def _too_far_behind(self, donor: str, member: Member) -> bool:
-        """Whether a copy would lose a whole interval of training; so every trial comes to its end."""
-        return self.members[donor].epoch <= member.epoch - self._space.interval_epochs
+    def commit(self, *names: str) -> None:
+        """Write down how these members stand, in one step, and delete what nobody goes on from any more."""
+        self.state.seconds = self._seconds_before + time.monotonic() - self._began
+        keys = [key for name in names if (key := f"{name}/{self[name].epoch}") in self.state.observations]
+        retry(lambda: self.state.journal(self.run.directory, names, keys), self.run.note)
+        self.state.remove_unused_checkpoints(self.run.directory, names)
 
-    def _quantiles(self) -> tuple[list[str], list[str]]:
-        """The worst and the best, as many of each as the quantile says; nobody is in both."""
-        scores = {
-            name: member.score
-            for name, member in self.members.state.members.items()
-            if member.score is not None and not member.finished and name not in self._lost
-        }
-        ranked = sorted(scores, key=lambda name: (scores[name], name))
-        count = min(math.ceil(len(ranked) * self._space.quantile_fraction), len(ranked) // 2)
-        if not count:
-            return [], []
-        best = [name for name in ranked[-count:] if scores[name] > WORST_SCORE and self.members[name].checkpoint]
-        return ranked[:count], best
+    def random(self, name: str) -> Random:
+        """Random numbers for a decision about a member, the same in a driver that decides again."""
+        return Random(f"{self.config.seed}/{name}/{self[name].epoch}")

@@ -8,11 +8,11 @@ from random import Random
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from adios_ray.config import Strict, TrialConfig, adaptable, replaced, value_at
+from adios_ray.config import Strict, TrialConfig, adaptable, current_path, replaced, value_at
 from adios_ray.errors import ConfigError
-from adios_ray.files import write_whole
+from adios_ray.files import atomic_write
 from adios_ray.validation import parse
 
 
@@ -62,7 +62,7 @@ class Continuous(_Bounded):
         return random.uniform(self.low, self.high)
 
     def perturb(self, value: float, random: Random) -> float:
-        """A neighbouring value, inside the bounds."""
+        """A neighboring value, inside the bounds."""
         return self.clipped(value * random.choice((self.factor, 1 / self.factor)))
 
     def clipped(self, value: float) -> float:
@@ -93,7 +93,7 @@ class Integer(_Bounded):
         return random.choice(range(self.low, self.high + 1, self.step))
 
     def perturb(self, value: int, random: Random) -> int:
-        """A neighbouring value, inside the bounds."""
+        """A neighboring value, inside the bounds."""
         return min(max(value + random.choice((self.step, -self.step)), self.low), self.high)
 
 
@@ -185,6 +185,14 @@ class SearchSpace(Strict):
     """median: other trials that must have come as far before one is stopped."""
     parameters: dict[str, Parameter]
     """Configuration path of each searched value with its bounds."""
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _read_earlier_paths(cls, parameters: Any) -> Any:
+        """Translate paths of earlier versions, in the copy that a run of theirs keeps."""
+        if not isinstance(parameters, dict):
+            return parameters
+        return {current_path(path): parameter for path, parameter in parameters.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -281,4 +289,4 @@ def load_space(path: Path, scheduler: Scheduler | None = None, search: Search | 
 
 def save_space(space: SearchSpace, path: Path) -> None:
     """Write a search space as ``load_space`` reads it."""
-    write_whole(path, yaml.safe_dump(space.model_dump(mode="json"), sort_keys=False).encode())
+    atomic_write(path, yaml.safe_dump(space.model_dump(mode="json"), sort_keys=False).encode())

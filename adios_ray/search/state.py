@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from adios_ray.checkpoints import Pointer
+from adios_ray.config import SearchedValues
 from adios_ray.errors import ConfigError
-from adios_ray.files import append_line, whole_lines, write_whole
+from adios_ray.files import append_line, atomic_write, complete_lines
 from adios_ray.run_directory import RunDirectory, newest_epochs
-from adios_ray.training.checkpoints import Pointer
 from adios_ray.validation import parse_json, read_json
 
 KEPT_CHECKPOINTS = 2
@@ -23,7 +24,7 @@ KEPT_CHECKPOINTS = 2
 class Member(BaseModel):
     """One trial's place in the population."""
 
-    values: dict[str, Any]
+    values: SearchedValues
     """Searched values by configuration path, as the trial uses them from its checkpoint on."""
     number: int
     """Position in the population, which decides the trial's seed."""
@@ -45,7 +46,7 @@ class Observation(BaseModel):
     """What became of a trial between two of its reports."""
 
     trial: str
-    values: dict[str, Any]
+    values: SearchedValues
     """Searched values in use."""
     epochs: tuple[int, int]
     """Epochs of the two reports."""
@@ -68,7 +69,7 @@ class PopulationState(BaseModel):
 
     members: dict[str, Member] = Field(default_factory=dict)
     """Trials by name."""
-    initial: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    initial: dict[str, SearchedValues] = Field(default_factory=dict)
     """Searched values with which each trial began."""
     observations: dict[str, Observation] = Field(default_factory=dict)
     """All observations, by trial and epoch."""
@@ -94,8 +95,8 @@ class PopulationState(BaseModel):
     def save(self, run_dir: Path) -> None:
         """Write a snapshot, and begin the journal anew."""
         run = RunDirectory(run_dir)
-        write_whole(run.population, self.model_dump_json().encode())
-        write_whole(run.journal, b"")
+        atomic_write(run.population, self.model_dump_json().encode())
+        atomic_write(run.journal, b"")
 
     def journal(self, run_dir: Path, members: Iterable[str], observations: Iterable[str] = ()) -> None:
         """Write down, in one step, how some members stand, some observations, and the clock."""
@@ -119,7 +120,7 @@ class PopulationState(BaseModel):
         if not run.population.is_file():
             raise ConfigError(f"{run_dir} is not a run directory: it has no {run.population.name}")
         state = read_json(PopulationState, run.population)
-        for number, line in enumerate(whole_lines(run.journal).splitlines(), start=1):
+        for number, line in enumerate(complete_lines(run.journal).splitlines(), start=1):
             change = parse_json(Change, line, f"{run.journal}, line {number} is damaged")
             for name in change.members.keys() - state.members.keys():
                 state.initial[name] = change.members[name].values

@@ -6,10 +6,10 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from adios_ray.search.members import WORST_SCORE, Members
+from adios_ray.backend.admission import Admission, name_of
+from adios_ray.search.population import WORST_SCORE, Population
 from adios_ray.search.scheduler import STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
-from adios_ray.search.turns import Turns, name_of
 
 Suggest = Callable[[str], dict[str, Any]]
 """Values for a new trial, by its name."""
@@ -26,28 +26,28 @@ class _Reported:
 class StoppingSearch(LiveScheduler):
     """Each trial trains with the values that it was given until it ends or the rule stops it."""
 
-    def __init__(self, members: Members, turns: Turns, rule: TrialScheduler, suggest: Suggest) -> None:
+    def __init__(self, population: Population, admission: Admission, rule: TrialScheduler, suggest: Suggest) -> None:
         """Search with a rule, which hears of all that was reported before.
 
         Args:
-            members: The trials so far.
-            turns: Who holds a place.
+            population: The trials so far.
+            admission: Which trials may run.
             rule: Decides about stopping, by "epoch" and "fitness".
             suggest: Makes a new trial's values.
         """
-        super().__init__(members, turns)
+        super().__init__(population, admission)
         self._rule, self._suggest = rule, suggest
         self._reported: dict[str, _Reported] = {}
-        for name in members.state.members:
+        for name in population.state.members:
             self._add_to_rule(name)
-        for observed in sorted(members.state.observations.values(), key=lambda observed: observed.epochs[1]):
+        for observed in sorted(population.state.observations.values(), key=lambda observed: observed.epochs[1]):
             self._ask_rule(observed.trial, observed.epochs[1], observed.scores[1])
 
     def introduce(self, name: str) -> None:
         """Make up a new trial's values, or take up one that began before."""
-        if name not in self.members.state.members:
-            self.members.state.add(name, self._suggest(name))
-            self.members.remember(name)
+        if name not in self.population.state.members:
+            self.population.state.add(name, self._suggest(name))
+            self.population.commit(name)
             self._add_to_rule(name)
         super().introduce(name)
 
@@ -57,7 +57,7 @@ class StoppingSearch(LiveScheduler):
 
     def decide(self, name: str) -> str:
         """Stop what diverged, and what the rule stops."""
-        member = self.members[name]
+        member = self.population[name]
         assert member.score is not None
         if member.score == WORST_SCORE:
             return str(STOP)
@@ -65,7 +65,7 @@ class StoppingSearch(LiveScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Record a trial's last report; the rule compares others with it."""
-        heard = self.members[name_of(trial)].finished
+        heard = self.population[name_of(trial)].finished
         super().on_trial_complete(tune_controller, trial, result)
         if not heard:
             self.decide(name_of(trial))

@@ -1,6 +1,6 @@
-"""The report's charts as plotly figures (plain dicts of data and layout), colours of the page left to the page.
+"""The report's charts as plotly figures (plain dicts of data and layout), colors of the page left to the page.
 
-A trial has the same colour in every chart. Names come from files and are escaped: plotly reads text as markup.
+A trial has the same color in every chart. Names come from files and are escaped: plotly reads text as markup.
 """
 
 import html
@@ -16,14 +16,14 @@ from adios_ray.tracking.records import SLOTS, Exploit, Row
 Figure = dict[str, Any]
 
 _PALETTE = ("#0077bb", "#ee7733", "#009988", "#ee3377", "#33bbee", "#aa4499", "#bbaa22", "#cc3311")
-_GREY = "#9aa0a6"
+_GRAY = "#9aa0a6"
 _HALO = "rgba(240, 180, 0, 0.5)"
-_LABELLED_EXPLOITS = 12
+_LABELED_EXPLOITS = 12
 _MARKED_REPORTS = 30
 
 
 @dataclass(frozen=True)
-class Population:
+class ChartData:
     """What the charts are drawn from."""
 
     rows: Mapping[str, Sequence[Row]]
@@ -31,7 +31,7 @@ class Population:
     exploits: Sequence[Exploit]
     path: Sequence[Ancestor]
     """Ancestry of the best report, oldest first; empty if nothing was reported."""
-    colours: Mapping[str, str]
+    colors: Mapping[str, str]
     chance: float | None
     """Accuracy of guessing; None where it is unknown or fitness is no accuracy."""
     measure: Measure = MEASURES["knn"]
@@ -43,15 +43,15 @@ class Population:
         return self.path[-1].trial if self.path else None
 
 
-def trial_colours(rows: Mapping[str, Sequence[Row]], path: Sequence[Ancestor]) -> dict[str, str]:
-    """A colour for each trial; beyond eight trials only the best's ancestry and the next best, the others grey."""
+def trial_colors(rows: Mapping[str, Sequence[Row]], path: Sequence[Ancestor]) -> dict[str, str]:
+    """A color for each trial; beyond eight trials only the best's ancestry and the next best, the others gray."""
     trials = sorted(rows)
     if len(trials) > len(_PALETTE):
         fitness = {t: max((r.fitness for r in rows[t] if not math.isnan(r.fitness)), default=-1.0) for t in trials}
         family = [ancestor.trial for ancestor in reversed(path)]
         trials = list(dict.fromkeys(family + sorted(trials, key=lambda t: -fitness[t])))
-    coloured = dict(zip(trials, _PALETTE, strict=False))
-    return {trial: coloured.get(trial, _GREY) for trial in sorted(rows)}
+    colored = dict(zip(trials, _PALETTE, strict=False))
+    return {trial: colored.get(trial, _GRAY) for trial in sorted(rows)}
 
 
 def _label(text: str) -> str:
@@ -69,7 +69,7 @@ def _layout(height: int, **more: Any) -> Figure:
     return {"height": height, "margin": margin, "showlegend": False, "hovermode": "closest", **more}
 
 
-def _epochs(population: Population, ticks: int) -> Figure:
+def _epochs(population: ChartData, ticks: int) -> Figure:
     """The horizontal axis, the same in every chart but for the number of its ticks."""
     last = max(row.epoch for rows in population.rows.values() for row in rows)
     steps = (mantissa * 10**decade for decade in range(9) for mantissa in (1, 2, 5))
@@ -95,14 +95,14 @@ def _log_values(low: float, high: float) -> Figure:
     return _values(type="log", range=ends, tickvals=ticks, ticktext=[f"{tick:.3g}" for tick in ticks])
 
 
-def _line(population: Population, trial: str, width: float) -> Figure:
-    coloured = population.colours[trial] != _GREY
+def _line(population: ChartData, trial: str, width: float) -> Figure:
+    colored = population.colors[trial] != _GRAY
     bold = 1.6 if trial == population.best else 1.0
-    line = {"color": population.colours[trial], "width": width * bold if coloured else 1.0}
-    return {"line": line, "opacity": 1.0 if coloured else 0.55}
+    line = {"color": population.colors[trial], "width": width * bold if colored else 1.0}
+    return {"line": line, "opacity": 1.0 if colored else 0.55}
 
 
-def _trace(population: Population, trial: str, read: Callable[[Row], Any], what: str) -> Figure:
+def _trace(population: ChartData, trial: str, read: Callable[[Row], Any], what: str) -> Figure:
     """One trial's course; ``what`` is how plotly writes a value, a d3 format after a colon or nothing."""
     rows = population.rows[trial]
     values = [_number(value) if isinstance(value := read(row), float) else value for row in rows]
@@ -119,7 +119,7 @@ def _trace(population: Population, trial: str, read: Callable[[Row], Any], what:
     }
 
 
-def _steps(population: Population, trial: str, path: str, what: str, shift: float = 0.0) -> Figure:
+def _steps(population: ChartData, trial: str, path: str, what: str, shift: float = 0.0) -> Figure:
     """One trial's searched value: from each report's predecessor to it, drawn ``shift`` above its height."""
     trace = _trace(population, trial, lambda row: row.values.get(path), what)
     trace["x"] = [0, *trace["x"]]
@@ -130,16 +130,16 @@ def _steps(population: Population, trial: str, path: str, what: str, shift: floa
     return trace
 
 
-def _back_to_front(population: Population) -> list[str]:
-    """Trials in drawing order: grey ones first, the best last."""
-    return sorted(population.rows, key=lambda t: (t == population.best, population.colours[t] != _GREY, t))
+def _back_to_front(population: ChartData) -> list[str]:
+    """Trials in drawing order: gray ones first, the best last."""
+    return sorted(population.rows, key=lambda t: (t == population.best, population.colors[t] != _GRAY, t))
 
 
-def _fitness_at(population: Population, trial: str, epoch: int) -> float | None:
+def _fitness_at(population: ChartData, trial: str, epoch: int) -> float | None:
     return next((_number(row.fitness) for row in population.rows.get(trial, ()) if row.epoch == epoch), None)
 
 
-def _descent(population: Population) -> Figure:
+def _descent(population: ChartData) -> Figure:
     """A halo along the reports of the best's ancestry."""
     last = population.path[-1].until if population.path else 0
     epochs = sorted({row.epoch for rows in population.rows.values() for row in rows if row.epoch <= last})
@@ -155,12 +155,12 @@ def _descent(population: Population) -> Figure:
     }
 
 
-def _arrow(population: Population, exploit: Exploit, start: float, end: float) -> Figure:
-    """An arrow from the donor's to the trial's height at the exploit's epoch, in the trial's colour."""
+def _arrow(population: ChartData, exploit: Exploit, start: float, end: float) -> Figure:
+    """An arrow from the donor's to the trial's height at the exploit's epoch, in the trial's color."""
     return {
         **{"x": exploit.epoch, "y": end, "ax": exploit.epoch, "ay": start, "axref": "x", "ayref": "y"},
         **{"showarrow": True, "arrowhead": 2, "arrowsize": 1.1, "arrowwidth": 1.4, "standoff": 3, "startstandoff": 3},
-        **{"text": "", "arrowcolor": population.colours.get(exploit.trial, _GREY)},
+        **{"text": "", "arrowcolor": population.colors.get(exploit.trial, _GRAY)},
     }
 
 
@@ -170,16 +170,16 @@ def _exploit_hover(exploit: Exploit) -> str:
     return f"<b>{names}</b><br>after epoch {exploit.epoch}<br>{changes}<extra></extra>"
 
 
-def _exploit_markers(population: Population, exploits: Sequence[Exploit], heights: Sequence[float]) -> Figure:
+def _exploit_markers(population: ChartData, exploits: Sequence[Exploit], heights: Sequence[float]) -> Figure:
     """The arrows' heads, which tell on hover what changed."""
-    colours = [population.colours.get(exploit.trial, _GREY) for exploit in exploits]
+    colors = [population.colors.get(exploit.trial, _GRAY) for exploit in exploits]
     return {
         "type": "scatter",
         "mode": "markers",
         "x": [exploit.epoch for exploit in exploits],
         "y": list(heights),
         "hovertemplate": [_exploit_hover(exploit) for exploit in exploits],
-        "marker": {"color": colours, "size": 9, "symbol": "circle", "line": {"color": "#fff", "width": 1.5}},
+        "marker": {"color": colors, "size": 9, "symbol": "circle", "line": {"color": "#fff", "width": 1.5}},
     }
 
 
@@ -189,7 +189,7 @@ def _slots_text(exploit: Exploit) -> str:
 
 def _slot_notes(exploits: Sequence[Exploit], heights: Sequence[float]) -> list[Figure]:
     """The changes of N beside the arrows' heads, where they are few enough to be read."""
-    if len(exploits) > _LABELLED_EXPLOITS:
+    if len(exploits) > _LABELED_EXPLOITS:
         return []
     place = {"showarrow": False, "xanchor": "left", "yanchor": "top", "xshift": 5, "yshift": -3, "font": {"size": 11}}
     noted = [(e, height) for e, height in zip(exploits, heights, strict=True) if _slots_text(e)]
@@ -201,11 +201,11 @@ def _chance_line(chance: float | None) -> Figure:
         return {}
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": chance, "y1": chance}
     label = {"text": "chance", "textposition": "end", "font": {"size": 11}}
-    style = {"line": {"color": _GREY, "width": 1, "dash": "dot"}, "label": label}
+    style = {"line": {"color": _GRAY, "width": 1, "dash": "dot"}, "label": label}
     return {"shapes": [{**line, **style}]}
 
 
-def fitness_chart(population: Population) -> Figure:
+def fitness_chart(population: ChartData) -> Figure:
     """Fitness over epochs, with an arrow for each exploit from the donor's curve to the trial's point."""
     traces = [
         _trace(population, t, lambda row: row.fitness, ":.1%" if population.measure.is_share else ":.3g")
@@ -228,17 +228,17 @@ def fitness_chart(population: Population) -> Figure:
     return {"data": [_descent(population), *traces, _exploit_markers(population, exploits, heights)], "layout": layout}
 
 
-def _small(population: Population, data: list[Figure], axis: Figure) -> Figure:
+def _small(population: ChartData, data: list[Figure], axis: Figure) -> Figure:
     return {"data": data, "layout": _layout(230, xaxis=_epochs(population, 8), yaxis=axis)}
 
 
-def value_charts(population: Population) -> dict[str, Figure]:
+def value_charts(population: ChartData) -> dict[str, Figure]:
     """Draw each searched value over epochs, as steps; by configuration path."""
     rows = [row for rows in population.rows.values() for row in rows]
     return {path: _value_chart(population, path) for path in dict.fromkeys(path for row in rows for path in row.values)}
 
 
-def _value_chart(population: Population, path: str) -> Figure:
+def _value_chart(population: ChartData, path: str) -> Figure:
     """Choose the axis by the values: whole numbers, positive ones on a logarithmic scale, others, or categories."""
     values = [row.values[path] for rows in population.rows.values() for row in rows if path in row.values]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
@@ -250,7 +250,7 @@ def _value_chart(population: Population, path: str) -> Figure:
     return _small(population, traces, _log_values(min(values), max(values)) if min(values) > 0 else _values())
 
 
-def _whole_numbers_chart(population: Population, path: str, values: Sequence[int]) -> Figure:
+def _whole_numbers_chart(population: ChartData, path: str, values: Sequence[int]) -> Figure:
     """Draw whole numbers; the trials' lines are up to 0.18 apart from their heights so that none hides another."""
     trials = sorted(population.rows)
     shifts = {t: 0.36 * (i / max(len(trials) - 1, 1) - 0.5) for i, t in enumerate(trials)}
@@ -260,13 +260,13 @@ def _whole_numbers_chart(population: Population, path: str, values: Sequence[int
     return _small(population, traces, axis)
 
 
-def overlap_chart(population: Population) -> Figure:
+def overlap_chart(population: ChartData) -> Figure:
     """Largest overlap of two slots over epochs."""
     traces = [_trace(population, trial, lambda row: row.slot_overlap, ":.3f") for trial in _back_to_front(population)]
     return _small(population, traces, _values(rangemode="tozero"))
 
 
-def slot_size_chart(population: Population) -> Figure:
+def slot_size_chart(population: ChartData) -> Figure:
     """Mean mask value of each trial's largest and, dotted, its smallest slot over epochs."""
     largest = [_trace(population, trial, lambda row: row.mask_mean_max, ":.3f") for trial in _back_to_front(population)]
     smallest = [
@@ -277,7 +277,7 @@ def slot_size_chart(population: Population) -> Figure:
     return _small(population, largest + smallest, _values(rangemode="tozero"))
 
 
-def _strip_line(population: Population, trial: str, height: int) -> Figure:
+def _strip_line(population: ChartData, trial: str, height: int) -> Figure:
     """A trial's own row in the lineage."""
     last = population.rows[trial][-1].epoch
     return {
@@ -305,7 +305,7 @@ def _strip_path(path: Sequence[Ancestor], heights: Mapping[str, int]) -> Figure:
     }
 
 
-def lineage_chart(population: Population) -> Figure:
+def lineage_chart(population: ChartData) -> Figure:
     """A row for each trial, an arrow for each copy of weights, and the best's ancestry underlaid."""
     heights = {trial: height for height, trial in enumerate(sorted(population.rows))}
     known = [e for e in population.exploits if e.trial in heights and e.donor in heights]

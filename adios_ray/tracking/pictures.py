@@ -1,4 +1,4 @@
-"""Pictures of masks: the image with its slots in colour, and what each slot leaves of it.
+"""Pictures of masks: the image with its slots in color, and what each slot leaves of it.
 
 Command line: ``python -m adios_ray.tracking.pictures RUN_DIR OUT.png``.
 """
@@ -15,23 +15,23 @@ import tyro
 from PIL import Image
 
 from adios_ray.errors import RecordError, exit_status
-from adios_ray.files import write_whole
+from adios_ray.files import atomic_write
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.records import Pixels
 
-_FIRST_COLOURS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#56b4e9", "#6a3d9a")
+_FIRST_COLORS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#56b4e9", "#6a3d9a")
 _OVERLAY = 0.65
 _CELL = 96
 _GAP = 4
 
 
-def slot_colours(slots: int) -> list[str]:
-    """A colour for each of the N slots, as "#rrggbb"; the first eight tell apart for the colour-blind too."""
-    hues = (0.618034 * k % 1.0 for k in range(max(0, slots - len(_FIRST_COLOURS))))
+def slot_colors(slots: int) -> list[str]:
+    """A color for each of the N slots, as "#rrggbb"; the first eight tell apart for the color-blind too."""
+    hues = (0.618034 * k % 1.0 for k in range(max(0, slots - len(_FIRST_COLORS))))
     levels = ((0.55, 0.8)[k % 2] for k in range(slots))
     further = (colorsys.hls_to_rgb(hue, level, 0.7) for hue, level in zip(hues, levels, strict=False))
-    named = ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in further]
-    return [*_FIRST_COLOURS, *named][:slots]
+    named = ["#" + "".join(f"{round(255 * part):02x}" for part in color) for color in further]
+    return [*_FIRST_COLORS, *named][:slots]
 
 
 def _weights(masks: Pixels) -> npt.NDArray[np.float64]:
@@ -47,18 +47,18 @@ def _pixels(values: npt.NDArray[np.float64]) -> Pixels:
 
 
 def slot_map(masks: Pixels) -> Pixels:
-    """Colours of the slots blended by mask value: uint8 [K, N, S, S] to uint8 [K, S, S, 3]."""
-    colours = np.array([list(bytes.fromhex(c[1:])) for c in slot_colours(masks.shape[1])], dtype=np.float64)
-    return _pixels(np.einsum("knhw,nc->khwc", _weights(masks), colours))
+    """Colors of the slots blended by mask value: uint8 [K, N, S, S] to uint8 [K, S, S, 3]."""
+    colors = np.array([list(bytes.fromhex(c[1:])) for c in slot_colors(masks.shape[1])], dtype=np.float64)
+    return _pixels(np.einsum("knhw,nc->khwc", _weights(masks), colors))
 
 
 def overlay(images: Pixels, masks: Pixels) -> Pixels:
-    """0.35 of the image in grey (mean of its channels) + 0.65 of the slot map, so that a colour is a slot's.
+    """0.35 of the image in gray (mean of its channels) + 0.65 of the slot map, so that a color is a slot's.
 
     Takes uint8 [K, S, S, 3] and uint8 [K, N, S, S]; gives uint8 [K, S, S, 3].
     """
-    grey = images.mean(axis=-1, keepdims=True)
-    return _pixels((1 - _OVERLAY) * grey + _OVERLAY * slot_map(masks))
+    gray = images.mean(axis=-1, keepdims=True)
+    return _pixels((1 - _OVERLAY) * gray + _OVERLAY * slot_map(masks))
 
 
 def masked_inputs(images: Pixels, masks: Pixels) -> Pixels:
@@ -76,7 +76,7 @@ def encode(pixels: Pixels) -> tuple[str, bytes]:
 
 
 def mask_sheet(images: Pixels, masks: Pixels) -> Image.Image:
-    """One column an image: the image, its slots in colour, and what each of the N slots leaves of it.
+    """One column an image: the image, its slots in color, and what each of the N slots leaves of it.
 
     Args:
         images: uint8 [K, S, S, 3].
@@ -101,7 +101,7 @@ def save_mask_sheet(images: Pixels, masks: Pixels, path: Path) -> None:
     """Write a ``mask_sheet`` of uint8 [K, S, S, 3] and uint8 [K, N, S, S] as PNG, in one step."""
     buffer = io.BytesIO()
     mask_sheet(images, masks).save(buffer, "PNG", optimize=True)
-    write_whole(path, buffer.getvalue())
+    atomic_write(path, buffer.getvalue())
 
 
 def save_readme_picture(run_dir: Path, path: Path, trial: str | None = None, images: int = 8) -> None:

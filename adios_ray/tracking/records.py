@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, model_validator
 
+from adios_ray.config import SearchedValues
 from adios_ray.errors import RecordError
-from adios_ray.files import append_line, whole_lines, write_whole
+from adios_ray.files import append_line, atomic_write, complete_lines
 from adios_ray.measures import MEASURES, Measure
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking.formatting import LABELS, label, value_text
@@ -43,7 +44,7 @@ class Row(Measured):
 
     time: AwareDatetime
     trial: str
-    values: dict[str, Any]
+    values: SearchedValues
     """Searched values in use, by configuration path; a column each."""
 
 
@@ -58,9 +59,9 @@ class Exploit(_Record):
     epoch: int
     trial: str
     donor: str
-    old: dict[str, Any]
+    old: SearchedValues
     """Searched values of the trial before the exploit, by configuration path."""
-    new: dict[str, Any]
+    new: SearchedValues
     """The same after it."""
     scores: dict[str, float]
     """Scores that the decision rested on: the trial's and its donor's."""
@@ -91,7 +92,7 @@ class Exploit(_Record):
         return bool(self.old.get(SLOTS) != self.new.get(SLOTS))
 
 
-class Summary(_Record):
+class RunSummary(_Record):
     """The outcome of a finished run: ``summary.json``. Accuracies are 0 to 1; fitness is in its measure's units."""
 
     best_trial: str
@@ -99,8 +100,15 @@ class Summary(_Record):
     best_epoch: int
     first_best_fitness: float
     """Best of the population's first reports."""
-    test_accuracy: float
+    test_fitness: float
     """Fitness of the best trial on the test split."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_version(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Earlier versions called the fitness on the test split an accuracy."""
+        return {"test_fitness" if name == "test_accuracy" else name: value for name, value in fields.items()}
+
     chance: float
     """Accuracy of guessing, 1/classes."""
     seconds: float
@@ -152,7 +160,7 @@ def begin_results(run_dir: Path, searched: Sequence[str] = ()) -> None:
         RecordError: If the file there has other columns.
     """
     path, header = RunDirectory(run_dir).results, [*COLUMNS, *searched]
-    content = whole_lines(path)
+    content = complete_lines(path)
     if content and (found := _header(path, content)) != header:
         if not set(found) & set(_EARLIER_NAMES):
             raise RecordError(f"{path}: the header is {','.join(found)!r}, expected {','.join(header)!r}")
@@ -162,7 +170,7 @@ def begin_results(run_dir: Path, searched: Sequence[str] = ()) -> None:
         rows = []
     if not content:
         lines = [_csv_line(header), *(_csv_line(_cells(row, header)) for row in rows)]
-        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+        atomic_write(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def append_result(run_dir: Path, row: Row) -> None:
@@ -205,18 +213,18 @@ def append_exploit(run_dir: Path, exploit: Exploit) -> None:
 def begin_lineage(run_dir: Path, exploits: int = 0) -> None:
     """Begin ``lineage.jsonl``, or keep its first ``exploits`` lines: a resumed run makes later decisions again."""
     path = RunDirectory(run_dir).lineage
-    lines = whole_lines(path).splitlines(keepends=True)
-    write_whole(path, b"".join(lines[:exploits]))
+    lines = complete_lines(path).splitlines(keepends=True)
+    atomic_write(path, b"".join(lines[:exploits]))
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Write the resolved configuration, JSON-ready values only."""
-    write_whole(RunDirectory(run_dir).config, (json.dumps(config, indent=2) + "\n").encode())
+    atomic_write(RunDirectory(run_dir).config, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def write_summary(run_dir: Path, summary: Summary) -> None:
+def write_summary(run_dir: Path, summary: RunSummary) -> None:
     """Write ``summary.json``."""
-    write_whole(RunDirectory(run_dir).summary, (summary.model_dump_json(indent=2) + "\n").encode())
+    atomic_write(RunDirectory(run_dir).summary, (summary.model_dump_json(indent=2) + "\n").encode())
 
 
 def read_results(run_dir: Path) -> list[Row]:
@@ -226,7 +234,7 @@ def read_results(run_dir: Path) -> list[Row]:
         RecordError: If there are other columns, or a complete line does not parse.
     """
     path = RunDirectory(run_dir).results
-    content = whole_lines(path)
+    content = complete_lines(path)
     if not content:
         return []
     _header(path, content)
@@ -253,7 +261,7 @@ def read_lineage(run_dir: Path) -> list[Exploit]:
         RecordError: If a complete line does not parse.
     """
     path = RunDirectory(run_dir).lineage
-    lines = enumerate(whole_lines(path).splitlines(), start=1)
+    lines = enumerate(complete_lines(path).splitlines(), start=1)
     return [parse_json(Exploit, line, f"{path}, line {number}", RecordError) for number, line in lines]
 
 
@@ -267,14 +275,14 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     return read_json(dict[str, Any], path, RecordError) if path.exists() else {}
 
 
-def read_summary(run_dir: Path) -> Summary | None:
+def read_summary(run_dir: Path) -> RunSummary | None:
     """Read the outcome; None while the run has not finished.
 
     Raises:
         RecordError: If the file has other fields.
     """
     path = RunDirectory(run_dir).summary
-    return read_json(Summary, path, RecordError) if path.exists() else None
+    return read_json(RunSummary, path, RecordError) if path.exists() else None
 
 
 def write_masks(run_dir: Path, trial: str, epoch: int, masks: MaskFile) -> None:
@@ -285,7 +293,7 @@ def write_masks(run_dir: Path, trial: str, epoch: int, masks: MaskFile) -> None:
     """
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=masks.images, masks=masks.masks)
-    write_whole(RunDirectory(run_dir).masks(trial, epoch), buffer.getvalue())
+    atomic_write(RunDirectory(run_dir).masks(trial, epoch), buffer.getvalue())
 
 
 def mask_epochs(run_dir: Path, trial: str) -> list[int]:

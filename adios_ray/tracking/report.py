@@ -13,14 +13,14 @@ from typing import Any
 import jinja2
 import plotly.offline
 
-from adios_ray.files import write_whole
+from adios_ray.files import atomic_write
 from adios_ray.measures import MEASURES, Measure
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import charts, lineage, pictures, records
-from adios_ray.tracking.charts import Population
+from adios_ray.tracking.charts import ChartData
 from adios_ray.tracking.formatting import duration
 from adios_ray.tracking.lineage import Ancestor
-from adios_ray.tracking.records import Exploit, MaskFile, Pixels, Row, Summary
+from adios_ray.tracking.records import Exploit, MaskFile, Pixels, Row, RunSummary
 
 _MASK_EPOCHS = 5
 _MASK_IMAGES = 8
@@ -55,7 +55,7 @@ class MaskColumn:
     trial: str
     slots: int
     cells: list[str]
-    """Data URIs of the images with their slots in colour."""
+    """Data URIs of the images with their slots in color."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class MaskSection:
     images: list[str]
     columns: list[MaskColumn]
     slots: list[tuple[str, float]]
-    """Colour and mean mask value of each slot at the last epoch."""
+    """Color and mean mask value of each slot at the last epoch."""
     masked: list[list[str]]
     """Data URIs of x * (1 - m_k) at the last epoch, K lists of N."""
     pixelated: bool
@@ -110,7 +110,7 @@ def _mask_section(run_dir: Path, path: Sequence[Ancestor]) -> MaskSection | None
     return MaskSection(
         images=[_data_uri(image) for image in stored.images],
         columns=columns,
-        slots=list(zip(pictures.slot_colours(len(means)), means, strict=True)),
+        slots=list(zip(pictures.slot_colors(len(means)), means, strict=True)),
         masked=[[_data_uri(cell) for cell in row] for row in pictures.masked_inputs(stored.images, stored.masks)],
         pixelated=stored.images.shape[1] <= 96,
     )
@@ -139,11 +139,11 @@ def _where(trial: str, epoch: int) -> str:
     return f"{trial}, epoch {epoch}"
 
 
-def _final_tiles(summary: Summary, measure: Measure) -> list[Tile]:
+def _final_tiles(summary: RunSummary, measure: Measure) -> list[Tile]:
     where = _where(summary.best_trial, summary.best_epoch)
     return [
         Tile(f"best {measure.label}, validation", measure.text(summary.best_fitness), where),
-        Tile(f"{measure.label}, test", measure.text(summary.test_accuracy), "the best trial's weights"),
+        Tile(f"{measure.label}, test", measure.text(summary.test_fitness), "the best trial's weights"),
         Tile("first report's best", measure.text(summary.first_best_fitness), f"{measure.label}, validation"),
         *([Tile("chance", measure.text(summary.chance))] if measure.is_share else []),
         Tile("trials", str(summary.population), f"{summary.epochs} epochs each"),
@@ -159,7 +159,7 @@ def _by_trial(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _ancestry(
-    rows: Mapping[str, Sequence[Row]], exploits: Sequence[Exploit], summary: Summary | None
+    rows: Mapping[str, Sequence[Row]], exploits: Sequence[Exploit], summary: RunSummary | None
 ) -> list[Ancestor]:
     """Ancestry of the summary's best report, or of the best so far; empty before the first report."""
     if summary is not None and summary.best_trial in rows:
@@ -168,7 +168,7 @@ def _ancestry(
     return lineage.ancestry(exploits, best.trial, best.epoch) if best else []
 
 
-def _table(population: Population) -> dict[str, Any]:
+def _table(population: ChartData) -> dict[str, Any]:
     """Fitness of each trial at each epoch, with the copies and the ancestry marked."""
     rows = [row for group in population.rows.values() for row in group]
     valid = [row.fitness for row in rows if not math.isnan(row.fitness)]
@@ -189,9 +189,9 @@ def _context(run_dir: Path) -> dict[str, Any]:
     measure = records.measure_of(config)
     by_trial = _by_trial(rows)
     path = _ancestry(by_trial, exploits, summary)
-    colours = charts.trial_colours(by_trial, path)
+    colors = charts.trial_colors(by_trial, path)
     chance = summary.chance if summary and measure.is_share else None
-    population = Population(by_trial, exploits, path, colours, chance, measure)
+    population = ChartData(by_trial, exploits, path, colors, chance, measure)
     of_values = charts.value_charts(population)
     return {
         "name": run_dir.resolve().name,
@@ -224,5 +224,5 @@ def write_report(run_dir: Path) -> Path:
     environment.filters["percent"] = MEASURES["knn"].text
     page = environment.get_template("report.html.j2").render(_context(run_dir), plotlyjs=plotly.offline.get_plotlyjs())
     path = RunDirectory(run_dir).report
-    write_whole(path, page.encode())
+    atomic_write(path, page.encode())
     return path

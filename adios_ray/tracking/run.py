@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from adios_ray.config import TrialConfig
-from adios_ray.patience import patiently
+from adios_ray.retry import retry
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import Exploit, Row, append_exploit, append_result, begin_results
@@ -69,7 +69,7 @@ class Run(AbstractContextManager["Run"]):
         """
         measured = report.model_dump(include=set(Measured.model_fields))
         row = Row(time=datetime.now(UTC), trial=trial, values=values, **measured)
-        patiently(lambda: append_result(self.directory, row), self.note)
+        retry(lambda: append_result(self.directory, row), self.note)
         self._view.report(row)
         self._metrics.report(row)
         if self._wandb:
@@ -88,7 +88,7 @@ class Run(AbstractContextManager["Run"]):
     def exploit(self, **fields: Any) -> None:
         """One copy of a donor into a trial; fields as in ``Exploit``."""
         exploit = Exploit(time=datetime.now(UTC), **fields)
-        patiently(lambda: append_exploit(self.directory, exploit), self.note)
+        retry(lambda: append_exploit(self.directory, exploit), self.note)
         self._view.exploit(exploit)
 
     def note(self, text: str) -> None:

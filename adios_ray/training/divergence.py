@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adios_ray import parallel
-from adios_ray.data.feed import Batch
+from adios_ray.data.loader import Batch
 from adios_ray.errors import NonFiniteError
 
 

@@ -1,4 +1,4 @@
-"""Optimisers of both players and their schedules."""
+"""Optimizers of both players and their schedules."""
 
 import math
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ ADAM_BETA2 = 0.999
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LearningRateSchedule:
     """Linear warm-up, then cosine decay to zero.
 
     Attributes:
-        total_steps: Optimiser steps of the whole training.
+        total_steps: Optimizer steps of the whole training.
         warmup_steps: Steps of the warm-up.
         start_lr: Learning rate of the first warm-up step.
     """
@@ -37,16 +37,16 @@ class Schedule:
         return peak * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
-def make_schedule(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> Schedule:
+def make_schedule(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> LearningRateSchedule:
     """The configured schedule in steps; the warm-up takes at most half of the training."""
     total = epochs * steps_per_epoch
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total // 2)
-    return Schedule(total, warmup, config.warmup_start_lr)
+    return LearningRateSchedule(total, warmup, config.warmup_start_lr)
 
 
 @dataclass
 class Optimizers:
-    """One optimiser a player, and one for the probe.
+    """One optimizer a player, and one for the probe.
 
     Attributes:
         encoder: Backbone, projector and predictor; two groups, decayed parameters and others, and two more for a
@@ -75,13 +75,13 @@ class Optimizers:
                 group["weight_decay"] = weight_decay
 
     def all(self) -> dict[str, Optimizer]:
-        """The optimisers that exist, by name."""
+        """The optimizers that exist, by name."""
         named = {"encoder": self.encoder, "occlusion": self.occlusion, "probe": self.probe}
         return {name: optimizer for name, optimizer in named.items() if optimizer is not None}
 
 
 def build_optimizers(networks: Networks, config: OptimizerConfig) -> Optimizers:
-    """The configured optimiser for each player; SGD at a fixed learning rate for the probe."""
+    """The configured optimizer for each player; SGD at a fixed learning rate for the probe."""
     occlusion = networks.occlusion
     encoder = [list(networks.encoder_parameters())]
     if networks.config.constant_predictor_lr:
@@ -113,7 +113,7 @@ def build_optimizer(parts: Iterable[Iterable[nn.Parameter]], config: OptimizerCo
         return AdamW(groups, lr=config.encoder_lr, betas=(config.momentum, ADAM_BETA2), fused=True)
     if config.name == "sgd":
         return SGD(groups, lr=config.encoder_lr, momentum=config.momentum, fused=True)
-    from adios_ray.models.timm_alone import timm  # here: it costs a second that the other optimisers do not need
+    from adios_ray.models.timm_alone import timm  # here: it costs a second that the other optimizers do not need
 
     for group in groups[::2]:
         group["always_adapt"] = True

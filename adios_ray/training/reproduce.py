@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
+from adios_ray.checkpoints import open_checkpoint
 from adios_ray.config import TrialConfig
-from adios_ray.data.feed import Batch
+from adios_ray.data.loader import Batch
 from adios_ray.errors import CheckpointError, InputError, NonFiniteError
 from adios_ray.models.networks import Networks
-from adios_ray.training.checkpoints import open_checkpoint
 from adios_ray.training.optimizers import build_optimizers
 from adios_ray.training.step import train_step
 from adios_ray.validation import parse

@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from adios_ray import parallel
 from adios_ray.config import TrialConfig
-from adios_ray.data.feed import Batch
+from adios_ray.data.loader import Batch
 from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.masking.sparsity import size_entropy, sparsity
 from adios_ray.models.networks import Networks
-from adios_ray.objectives import View
+from adios_ray.objectives import Embedding
 from adios_ray.training.divergence import check_finite
 from adios_ray.training.optimizers import Optimizers
 
@@ -33,16 +33,16 @@ class Measurements(NamedTuple):
         loss: The objective, mean over slots and images.
         penalty: The sparsity term, mean over slots and images.
         probe_correct: Share of the images whose labels are known and that the probe classifies rightly.
-        labelled: Share of the images whose labels are known.
+        labeled: Share of the images whose labels are known.
     """
 
     loss: Tensor
     penalty: Tensor
     probe_correct: Tensor
-    labelled: Tensor
+    labeled: Tensor
 
 
-class Played(NamedTuple):
+class SlotLosses(NamedTuple):
     """What is known once the slots have been played.
 
     Attributes:
@@ -53,7 +53,7 @@ class Played(NamedTuple):
     """
 
     losses: Tensor
-    view: View
+    view: Embedding
     features: Tensor
     targets: list[Tensor]
 
@@ -65,7 +65,7 @@ def train_step(
 
     Args:
         networks: What is trained, in training mode.
-        optimizers: Their optimisers, learning rates set.
+        optimizers: Their optimizers, learning rates set.
         batch: Two views of B images.
         config: The trial's configuration.
         progress: Share of the training that is done, 0 to 1, for the momentum.
@@ -77,18 +77,18 @@ def train_step(
         played, penalty = _play_adversarially(networks, optimizers, batch, config)
     else:
         fixed = [None] if batch.masks is None else batch.masks.split(1, dim=1)
-        played, penalty = play(networks, batch, fixed, config), torch.zeros((), device=batch.a.device)
+        played, penalty = accumulate_gradients(networks, batch, fixed, config), torch.zeros((), device=batch.a.device)
         check_finite(played.losses, penalty)
         _update(optimizers.encoder)
     networks.update_momentum(progress)
-    networks.objective.observe(played.view)
-    correct, labelled = probe_step(networks, optimizers, played.features, batch.labels)
-    return Measurements(played.losses.mean(), penalty, correct, labelled)
+    networks.objective.update_statistics(played.view)
+    correct, labeled = probe_step(networks, optimizers, played.features, batch.labels)
+    return Measurements(played.losses.mean(), penalty, correct, labeled)
 
 
 def _play_adversarially(
     networks: Networks, optimizers: Optimizers, batch: Batch, config: TrialConfig
-) -> tuple[Played, Tensor]:
+) -> tuple[SlotLosses, Tensor]:
     """Encoder and occlusion model play the objective against each other; returns also the mean sparsity term."""
     masking, views = config.masking, 2 if config.objective.masked_views == "both" else 1
     masks = networks.occlude(torch.cat([batch.a, batch.b]) if views == 2 else batch.b)
@@ -96,16 +96,16 @@ def _play_adversarially(
     leaves = [slot.detach().requires_grad_() for slot in slots.split(1, dim=1)]
     penalties = sparsity(masks).mean(dim=0)
     if masking.order == "simultaneous":
-        played = play(networks, batch, leaves, config)
+        played = accumulate_gradients(networks, batch, leaves, config)
         check_finite(played.losses, penalties)
     else:
-        played = play(networks, batch, [leaf.detach() for leaf in leaves], config)
+        played = accumulate_gradients(networks, batch, [leaf.detach() for leaf in leaves], config)
         check_finite(played.losses, penalties)
         _update(optimizers.encoder)
         # The momentum networks have not moved: what they said of each view still holds.
         targets = played.targets if networks.momentum is not None else ()
         with frozen(networks):
-            check_finite(play(networks, batch, leaves, config, targets).losses, penalties)
+            check_finite(accumulate_gradients(networks, batch, leaves, config, targets).losses, penalties)
     # Each masked view pays for its own masks: the penalty is the sum of the views' means, not their mean.
     price = masking.sparsity_weight * views * (penalties.mean() if masking.reduction == "mean" else penalties.sum())
     if masking.entropy_weight:
@@ -120,13 +120,13 @@ def _play_adversarially(
     return played, penalties.detach().mean()
 
 
-def play(
+def accumulate_gradients(
     networks: Networks,
     batch: Batch,
     slots: Sequence[Tensor | None],
     config: TrialConfig,
     targets: Iterable[Tensor] = (),
-) -> Played:
+) -> SlotLosses:
     """Accumulate the objective's gradients into the encoder and into the slots' leaves, slot by slot.
 
     Args:
@@ -139,7 +139,7 @@ def play(
     known = iter(targets)
     seen: list[Tensor] = []
 
-    def embed(x: Tensor, mask: Tensor | None = None) -> tuple[View, Tensor]:
+    def embed(x: Tensor, mask: Tensor | None = None) -> tuple[Embedding, Tensor]:
         # Dropout and stochastic depth draw the same in both plays of an alternating step, and after a resumption.
         torch.manual_seed(batch.module_seed + len(seen))
         view, features = networks.embed(x, mask, next(known, None))
@@ -149,7 +149,7 @@ def play(
     both = config.objective.masked_views == "both" and slots[0] is not None
     view_a, features = embed(batch.a)
     unmasked = [view_a, embed(batch.b)[0]] if both else [view_a]
-    leaves = [View(view.online.detach().requires_grad_(), view.target) for view in unmasked]
+    leaves = [Embedding(view.online.detach().requires_grad_(), view.target) for view in unmasked]
     weight = 1 / len(slots) if config.masking.reduction == "mean" else 1.0
     losses = []
     for slot in slots:
@@ -157,15 +157,15 @@ def play(
             assert slot is not None
             mask_a, mask_b = slot.chunk(2)
             masked = embed(batch.a, mask_a)[0], embed(batch.b, mask_b)[0]
-            loss = networks.objective.compare_both((leaves[0], leaves[1]), masked)
+            loss = networks.objective.loss_of_both((leaves[0], leaves[1]), masked)
         else:
-            loss = networks.objective.compare(leaves[0], embed(batch.b, slot)[0])
+            loss = networks.objective.loss_between(leaves[0], embed(batch.b, slot)[0])
         (weight * loss).backward()
         losses.append(loss.detach())
     for view, leaf in zip(unmasked, leaves, strict=True):
         if view.online.requires_grad and leaf.online.grad is not None:
             view.online.backward(leaf.online.grad)
-    return Played(torch.stack(losses), view_a, features, seen)
+    return SlotLosses(torch.stack(losses), view_a, features, seen)
 
 
 def choose_slots(masks: Tensor, drawn: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ def probe_step(networks: Networks, optimizers: Optimizers, features: Tensor, lab
 
     Args:
         networks: Holds the probe.
-        optimizers: Holds its optimiser.
+        optimizers: Holds its optimizer.
         features: [B, F].
         labels: Classes [B], NO_LABEL where they are not known; or zeros and ones [B, C].
 
@@ -218,12 +218,12 @@ def probe_step(networks: Networks, optimizers: Optimizers, features: Tensor, lab
     logits: Tensor = networks.probe(features)
     if labels.ndim == 2:
         loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
-        correct, labelled = ((logits > 0) == (labels > 0)).float().mean(), logits.new_ones(())
+        correct, labeled = ((logits > 0) == (labels > 0)).float().mean(), logits.new_ones(())
     else:
         known = labels != NO_LABEL
         total = functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum")
         loss = total / known.sum().clamp(min=1)
-        correct, labelled = (logits.argmax(dim=1) == labels).float().mean(), known.float().mean()
+        correct, labeled = (logits.argmax(dim=1) == labels).float().mean(), known.float().mean()
     loss.backward()
     _update(optimizers.probe)
-    return correct, labelled
+    return correct, labeled

@@ -1,4 +1,4 @@
-"""One trial's training in one process: weights, optimisers, data and the position in the schedule."""
+"""One trial's training in one process: weights, optimizers, data and the position in the schedule."""
 
 import hashlib
 import math
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from adios_ray import parallel
+from adios_ray.checkpoints import Pointer, load_checkpoint, save_checkpoint
 from adios_ray.config import TrialConfig, check_image_size, check_view
-from adios_ray.data.augment import denormalise
-from adios_ray.data.feed import Batch, Feed, central_views
+from adios_ray.data.augment import denormalize
+from adios_ray.data.loader import Batch, BatchLoader, central_views
 from adios_ray.data.shards import open_shards
 from adios_ray.errors import CheckpointError, ConfigError, NonFiniteError, ReplicaError
 from adios_ray.evaluation.fitness import Fitness, evaluate
@@ -23,7 +24,6 @@ from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, 
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.training.allocator import keep_freed_memory
-from adios_ray.training.checkpoints import Pointer, load_checkpoint, save_checkpoint
 from adios_ray.training.divergence import batch_state
 from adios_ray.training.optimizers import build_optimizers, make_schedule
 from adios_ray.training.step import Measurements, train_step
@@ -39,14 +39,14 @@ class Trainer:
     Attributes:
         config: The trial's configuration; sparsity weight, learning rates and N change through ``load``.
         networks: What is trained.
-        step: Optimiser steps done.
+        step: Optimizer steps done.
         seed: Decides order, augmentations and drawn slots; travels with the weights.
         divergence: The step and the term at which training stopped to be finite, in words; it does not go on until
             another checkpoint is loaded.
     """
 
     def __init__(self, config: TrialConfig, device: torch.device) -> None:
-        """Initialise weights from the configured seed and map the data.
+        """Initialize weights from the configured seed and map the data.
 
         Raises:
             ConfigError: If data set and configuration do not go together.
@@ -61,7 +61,7 @@ class Trainer:
         check_image_size(self.image_size)
         check_view(config.evaluation.view, self.image_size)
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
-        self.feed = Feed(dataset.split(*dataset.manifest.training_splits), config, self.image_size, device)
+        self.feed = BatchLoader(dataset.split(*dataset.manifest.training_splits), config, self.image_size, device)
         _check_batch(config.batch_size, len(self.feed.split))
         if device.type == "cpu":
             keep_freed_memory()
@@ -138,7 +138,7 @@ class Trainer:
         self._sums.zero_()
         parallel.broadcast_from_first(self.networks.buffers())
         sums = Measurements(*means)
-        accuracy = sums.probe_correct / sums.labelled if sums.labelled else math.nan
+        accuracy = sums.probe_correct / sums.labeled if sums.labeled else math.nan
         measured = {"loss": sums.loss, "penalty": sums.penalty, "probe_accuracy": accuracy}
         if self.divergence:
             measured, found = dict.fromkeys(measured, math.nan), Fitness(math.nan, None)
@@ -158,7 +158,7 @@ class Trainer:
         )
 
     def evaluate(self, split: str) -> float:
-        """Fitness on one split, with the training split's images as neighbours; nan for a collapsed encoder."""
+        """Fitness on one split, with the training split's images as neighbors; nan for a collapsed encoder."""
         return self._measure(split).value
 
     def _measure(self, split: str) -> Fitness:
@@ -170,9 +170,9 @@ class Trainer:
         first = np.arange(min(images, len(self.val_split)))
         x = central_views(self.val_split, first, self.image_size, self.device)
         if self.networks.occlusion is None:
-            return denormalise(x), x.new_zeros(len(x), 0, self.image_size, self.image_size)
+            return denormalize(x), x.new_zeros(len(x), 0, self.image_size, self.image_size)
         with torch.no_grad():
-            return denormalise(x), self.networks.occlude(x)
+            return denormalize(x), self.networks.occlude(x)
 
     def _slot_report(self) -> dict[str, float]:
         if self.networks.occlusion is None:

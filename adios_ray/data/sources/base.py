@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-UNLABELLED = "unlabelled"
+UNLABELED = "unlabeled"
 """Name of the split of images without labels, which only training uses; and of the class of a source without any."""
 NO_LABEL = -1
 """Label of an image of that split."""
 
 
-SHORT_SIDE = "short side to image_size, bicubic, antialiased; centre crop"
+SHORT_SIDE = "short side to image_size, bicubic, antialiased; center crop"
 """How squares are resized; in these words, so that data sets made before sizes were stored count as the same."""
 WHOLE = "whole picture squeezed into a square, bicubic, antialiased"
 PHOTOGRAPH = f"{WHOLE}; its height and width beside it"
@@ -64,7 +64,7 @@ class Source(Protocol):
     def listing(self) -> Mapping[str, Sequence[str]]:
         """Item ids of each split, in an order that does not depend on the machine.
 
-        Splits are train, val and test, UNLABELLED, and any others that only an evaluation uses.
+        Splits are train, val and test, UNLABELED, and any others that only an evaluation uses.
         """
         ...
 

@@ -13,7 +13,7 @@ from adios_ray.data.sources import folder
 from adios_ray.data.sources.base import SHORT_SIDE, ListedSource, Sample
 from adios_ray.data.sources.image_files import ImageFiles, square
 from adios_ray.errors import DatasetError, RefusedImageError
-from adios_ray.inert import InertUnpickler, Placeholder
+from adios_ray.restricted_pickle import Placeholder, RestrictedUnpickler
 
 SIDE = 32
 
@@ -127,7 +127,7 @@ def read_batch(path: Path) -> dict[bytes, Any]:
     """
     try:
         with path.open("rb") as file:
-            content = InertUnpickler(file, _STAND_INS, encoding="bytes").load()
+            content = RestrictedUnpickler(file, _STAND_INS, encoding="bytes").load()
         return {key: _pixels(value) if key == b"data" else value for key, value in content.items()}
     except OSError:
         raise

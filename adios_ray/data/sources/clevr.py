@@ -1,4 +1,4 @@
-"""CLEVR: which of 24 combinations of colour and shape a picture shows, and where its objects are.
+"""CLEVR: which of 24 combinations of color and shape a picture shows, and where its objects are.
 
 The whole picture is squeezed into a square, which from then on counts as the picture, as ADIOS' authors do: the central
 square of a wide picture would lose objects that the labels name. Masks are squeezed in the same way.
@@ -21,7 +21,7 @@ from adios_ray.errors import DatasetError, RefusedImageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-COLOURS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
+COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 SHAPES = ("cube", "sphere", "cylinder")
 TRAIN_SHARE = 0.7
 FOLDER = "CLEVR_v1.0"
@@ -31,7 +31,7 @@ FOLDER = "CLEVR_v1.0"
 class Clevr(ListedSource):
     """Pictures with the set of their objects' kinds. Items are paths relative to the root.
 
-    Masks are ``masks/<picture>_<object>.png``, object 0 being the background. A class is colour + 8 x shape.
+    Masks are ``masks/<picture>_<object>.png``, object 0 being the background. A class is color + 8 x shape.
 
     Attributes:
         kinds: The classes in each picture, one bit each.
@@ -91,35 +91,35 @@ def _of_scenes(base: Path) -> Clevr:
         try:
             for scene in json.loads(path.read_bytes())["scenes"]:
                 item = f"images/{name}/{scene['image_filename']}"
-                pairs = ((COLOURS.index(thing["color"]), SHAPES.index(thing["shape"])) for thing in scene["objects"])
-                kinds[item] = _bits(pairs, len(COLOURS))
+                pairs = ((COLORS.index(thing["color"]), SHAPES.index(thing["shape"])) for thing in scene["objects"])
+                kinds[item] = _bits(pairs, len(COLORS))
                 items.setdefault(split, []).append(item)
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(f"{path} is not a list of CLEVR's scenes: {error}") from error
-    classes = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+    classes = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
     return Clevr(root=base.absolute(), classes=classes, items=items, kinds=kinds)
 
 
-def _bits(pairs: Iterable[tuple[int, int]], colours: int) -> int:
-    """The set of (colour, shape) pairs, one bit each."""
+def _bits(pairs: Iterable[tuple[int, int]], colors: int) -> int:
+    """The set of (color, shape) pairs, one bit each."""
     bits = 0
-    for colour, shape in pairs:
-        bits |= 1 << (colour + colours * shape)
+    for color, shape in pairs:
+        bits |= 1 << (color + colors * shape)
     return bits
 
 
 def _of_release(base: Path) -> Clevr:
-    """Colours and shapes are numbers from 1 there, whose meaning is not said; 0 stands for no object."""
-    shapes, colours = _tensor(base / "shape.pt"), _tensor(base / "color.pt")
-    if shapes.ndim != 2 or shapes.shape != colours.shape or bool(((shapes == 0) != (colours == 0)).any()):
+    """Colors and shapes are numbers from 1 there, whose meaning is not said; 0 stands for no object."""
+    shapes, colors = _tensor(base / "shape.pt"), _tensor(base / "color.pt")
+    if shapes.ndim != 2 or shapes.shape != colors.shape or bool(((shapes == 0) != (colors == 0)).any()):
         raise DatasetError(f"{base}: shape.pt and color.pt do not describe the same objects")
-    most_colours, most_shapes = int(colours.max()), int(shapes.max())
-    rows = zip(colours.tolist(), shapes.tolist(), strict=True)
+    most_colors, most_shapes = int(colors.max()), int(shapes.max())
+    rows = zip(colors.tolist(), shapes.tolist(), strict=True)
     kinds = {
-        f"images/{number}.png": _bits(((c - 1, s - 1) for c, s in zip(*row, strict=True) if c), most_colours)
+        f"images/{number}.png": _bits(((c - 1, s - 1) for c, s in zip(*row, strict=True) if c), most_colors)
         for number, row in enumerate(rows)
     }
-    classes = tuple(f"colour {c + 1} shape {s + 1}" for s in range(most_shapes) for c in range(most_colours))
+    classes = tuple(f"color {c + 1} shape {s + 1}" for s in range(most_shapes) for c in range(most_colors))
     items = _release_splits(base, list(kinds))
     return Clevr(root=base.absolute(), classes=classes, items=items, has_instances=True, kinds=kinds)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from adios_ray.data.sources.base import NO_LABEL, UNLABELLED
+from adios_ray.data.sources.base import NO_LABEL, UNLABELED
 from adios_ray.data.sources.image_files import EXTENSIONS, ImageFiles
 from adios_ray.errors import DatasetError
 
@@ -19,9 +19,9 @@ _SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 def source(root: Path) -> ImageFiles:
     """Images below a folder: ``root/<split>/<class>/*``, ``root/<class>/*`` or ``root/*``.
 
-    Split folders are train, val (or validation), test and unlabelled; without them everything is train. Below a class
+    Split folders are train, val (or validation), test and unlabeled; without them everything is train. Below a class
     folder the images may lie at any depth. Classes are sorted by name. Images without class folders share the one
-    class "unlabelled". Names that begin with a dot are passed over.
+    class "unlabeled". Names that begin with a dot are passed over.
 
     Raises:
         DatasetError: If the splits differ in their classes, or the folder cannot be used.
@@ -36,12 +36,12 @@ def source(root: Path) -> ImageFiles:
 
 
 def _all_images(root: Path) -> list[str]:
-    """Images of the folder ``unlabelled``, where there is one beside ``train``."""
-    folder = root / UNLABELLED
-    return sorted(images(folder, root)) if (root / "train").is_dir() and folder.is_dir() else []
+    """Images of the folder ``unlabeled`` (or ``unlabelled``), where there is one beside ``train``."""
+    folders = [folder for name in (UNLABELED, "unlabelled") if (folder := root / name).is_dir()]
+    return sorted(chain.from_iterable(images(folder, root) for folder in folders)) if (root / "train").is_dir() else []
 
 
-def of_classes(root: Path, tree: Mapping[str, ByClass], unlabelled: Sequence[str] = ()) -> ImageFiles:
+def of_classes(root: Path, tree: Mapping[str, ByClass], unlabeled: Sequence[str] = ()) -> ImageFiles:
     """A source out of the items of each class of each split, paths relative to ``root``.
 
     Raises:
@@ -50,9 +50,9 @@ def of_classes(root: Path, tree: Mapping[str, ByClass], unlabelled: Sequence[str
     classes = _common_classes(root, tree)
     labels = _labels(tree, {name: label for label, name in enumerate(classes)})
     splits = {split: sorted(chain.from_iterable(found.values())) for split, found in tree.items()}
-    if unlabelled:
-        labels |= {_folder(item): NO_LABEL for item in unlabelled}
-        splits[UNLABELLED] = list(unlabelled)
+    if unlabeled:
+        labels |= {_folder(item): NO_LABEL for item in unlabeled}
+        splits[UNLABELED] = list(unlabeled)
     return ImageFiles(root=root.absolute(), classes=classes, items=splits, labels=labels)
 
 
@@ -90,7 +90,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def by_class(folder: Path, root: Path) -> dict[str, list[str]]:
-    """Images of each class folder; where there are no class folders, all of them as "unlabelled".
+    """Images of each class folder; where there are no class folders, all of them as "unlabeled".
 
     Raises:
         DatasetError: If there are images beside class folders, or a name is not UTF-8.
@@ -102,7 +102,7 @@ def by_class(folder: Path, root: Path) -> dict[str, list[str]]:
     loose = list(images(folder, root, depth=0))
     if loose and found:
         raise DatasetError(f"{folder} has both class folders and images beside them, such as {loose[0]}")
-    return {UNLABELLED: loose} if loose else found
+    return {UNLABELED: loose} if loose else found
 
 
 def images(folder: Path, root: Path, depth: int | None = None) -> Iterator[str]:

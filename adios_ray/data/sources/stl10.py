@@ -1,4 +1,4 @@
-"""STL-10: the binaries that its authors ship, with the unlabelled images and the folds."""
+"""STL-10: the binaries that its authors ship, with the unlabeled images and the folds."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from adios_ray.data.shards import Bytes
-from adios_ray.data.sources.base import NO_LABEL, SHORT_SIDE, UNLABELLED, ListedSource, Sample
+from adios_ray.data.sources.base import NO_LABEL, SHORT_SIDE, UNLABELED, ListedSource, Sample
 from adios_ray.data.sources.image_files import square
 from adios_ray.errors import DatasetError, RefusedImageError
 
@@ -18,7 +18,7 @@ FOLDER = "stl10_binary"
 
 
 class Binaries(ListedSource):
-    """The files ``<part>_X.bin``. Items are ``<part>/<class>/<row>``, of the unlabelled part ``unlabeled/<row>``."""
+    """The files ``<part>_X.bin``. Items are ``<part>/<class>/<row>``, of the unlabeled part ``unlabeled/<row>``."""
 
     def load(self, item: str, image_size: int) -> Sample:
         """One image, resized to ``image_size`` (bicubic).
@@ -37,7 +37,7 @@ class Binaries(ListedSource):
 
 @lru_cache(maxsize=3)
 def _pixels(path: Path) -> Bytes:
-    """Mapped uint8 [images, 3, column, row]: planes of colour, each stored by columns."""
+    """Mapped uint8 [images, 3, column, row]: planes of color, each stored by columns."""
     return np.memmap(path, np.uint8, "r").reshape(-1, 3, SIDE, SIDE)
 
 
@@ -46,7 +46,7 @@ def source(root: Path, fold: int | None = None) -> Binaries:
 
     Args:
         root: The folder.
-        fold: With one of the ten folds, train has its 1,000 images, and the other labelled images join the unlabelled
+        fold: With one of the ten folds, train has its 1,000 images, and the other labeled images join the unlabeled
             ones; without, train has all 5,000.
 
     Raises:
@@ -60,12 +60,12 @@ def source(root: Path, fold: int | None = None) -> Binaries:
     classes = tuple((base / "class_names.txt").read_text().split())
     train = [f"train/{classes[label]}/{row}" for row, label in enumerate(_labels(base, "train", len(classes)))]
     test = [f"test/{classes[label]}/{row}" for row, label in enumerate(_labels(base, "test", len(classes)))]
-    unlabelled = [f"unlabeled/{row}" for row in range(_count(base / "unlabeled_X.bin"))]
+    unlabeled = [f"unlabeled/{row}" for row in range(_count(base / "unlabeled_X.bin"))]
     if fold is not None:
         chosen = _fold(base / "fold_indices.txt", fold, len(train))
-        unlabelled += [f"train/{row}" for row in range(len(train)) if row not in chosen]
+        unlabeled += [f"train/{row}" for row in range(len(train)) if row not in chosen]
         train = [train[row] for row in sorted(chosen)]
-    items = {"train": train, "test": test, UNLABELLED: unlabelled}
+    items = {"train": train, "test": test, UNLABELED: unlabeled}
     return Binaries(root=base.absolute(), classes=classes, items=items, resize=SHORT_SIDE)
 
 

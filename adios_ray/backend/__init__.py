@@ -1,0 +1,1 @@
+"""Trials on a Ray cluster: their processes, where they run, and how the driver reaches them."""

@@ -1,0 +1,118 @@
+"""Checkpoints: written aside and renamed, checksummed, read without executing anything they contain."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from adios_ray.errors import CheckpointError
+from adios_ray.files import atomic_path, sha256
+from adios_ray.run_directory import newest_epochs
+from adios_ray.validation import read_json
+
+if TYPE_CHECKING:  # imported where it is used: processes that only pass pointers on, such as trials' actors, do without
+    import torch
+
+STATE_FILE = "state.pt"
+META_FILE = "meta.json"
+
+
+class Pointer(BaseModel, frozen=True):
+    """Where a checkpoint lies and what its bytes must be."""
+
+    path: Path
+    """Directory of the checkpoint."""
+    sha256: str
+    """Checksum of its state file."""
+
+
+def save_checkpoint(directory: Path, state: dict[str, Any], meta: dict[str, Any]) -> Pointer:
+    """Write a checkpoint that is either whole or not there.
+
+    Args:
+        directory: Where it is to lie; an older one of that name is replaced.
+        state: Tensors, numbers and text, in nested dictionaries and lists.
+        meta: JSON values for people and tools; the checksum is added.
+
+    Raises:
+        OSError: If storage refuses it; nothing of it is left then.
+    """
+    import torch
+
+    content = io.BytesIO()
+    torch.save(state, content)  # into memory: writing to a full disk it would raise no OSError, but its own error
+    checksum = hashlib.sha256(content.getbuffer()).hexdigest()
+    with atomic_path(directory) as draft:
+        draft.mkdir(parents=True)
+        (draft / STATE_FILE).write_bytes(content.getbuffer())
+        (draft / META_FILE).write_text(json.dumps({**meta, "sha256": checksum}, indent=1))
+    return Pointer(path=directory, sha256=checksum)
+
+
+def load_checkpoint(pointer: Pointer, device: "torch.device") -> dict[str, Any]:
+    """Read the state of a checkpoint.
+
+    Raises:
+        CheckpointError: If it is missing or its bytes are not those that were written.
+    """
+    import torch
+
+    if problem := damage(pointer):
+        raise CheckpointError(problem)
+    file = pointer.path / STATE_FILE
+    state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    return state
+
+
+def damage(pointer: Pointer) -> str | None:
+    """What keeps a checkpoint from being read here, in words; None where it is as it was written."""
+    file = pointer.path / STATE_FILE
+    if not file.is_file():
+        return f"checkpoint {file} does not exist"
+    if sha256(file) != pointer.sha256:
+        return f"checkpoint {file} is damaged: its checksum is not the one it was saved with"
+    return None
+
+
+def newest_intact(folder: Path, before: str | None = None) -> Pointer | None:
+    """The newest undamaged ``epoch_*`` of a folder, older than ``before`` if given; None if there is none."""
+    for directory in newest_epochs(folder):
+        if before is None or directory.name < before:
+            try:
+                pointer = _recorded(directory)
+            except (OSError, CheckpointError):
+                continue
+            if damage(pointer) is None:
+                return pointer
+    return None
+
+
+class _Meta(BaseModel):
+    """What ``meta.json`` must hold; the rest is for people and tools."""
+
+    sha256: str
+
+
+def _recorded(directory: Path) -> Pointer:
+    """Point at a checkpoint, with the checksum that is stored beside it.
+
+    Raises:
+        CheckpointError: If that cannot be read.
+    """
+    return Pointer(path=directory, sha256=read_json(_Meta, directory / META_FILE, CheckpointError).sha256)
+
+
+def open_checkpoint(directory: Path, device: "torch.device") -> dict[str, Any]:
+    """Read the state of a checkpoint by its directory alone, against the checksum that lies beside it.
+
+    Raises:
+        CheckpointError: If it is missing or damaged.
+    """
+    try:
+        pointer = _recorded(directory)
+    except (OSError, CheckpointError) as error:
+        raise CheckpointError(f"{directory} is no checkpoint: {META_FILE} cannot be read ({error})") from error
+    return load_checkpoint(pointer, device)

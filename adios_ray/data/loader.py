@@ -1,0 +1,171 @@
+"""From shards to training batches: sample order, prefetching, two augmented views."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adios_ray import parallel
+from adios_ray.config import CentralView, TrialConfig
+from adios_ray.data.augment import ViewParameters, apply_geometry, apply_view, center_view, draw_parameters
+from adios_ray.data.counter_random import module_seed, permutation, single_precision, uniforms
+from adios_ray.data.shards import Split
+from adios_ray.masking.schemes import IDS, OBJECT_SCHEMES, PATTERN_SCHEMES
+
+PREFETCHED_BATCHES = 2
+
+
+class Batch(NamedTuple):
+    """Two augmented views of the same images.
+
+    Attributes:
+        a: First view, normalized, [B, 3, S, S].
+        b: Second view, the one that is masked, [B, 3, S, S].
+        labels: Classes [B], or zeros and ones [B, C]; for the probe alone.
+        drawn_slots: ADIOS-s: uniform numbers in [0, 1) that draw each image's slot, [B].
+        masks: Masks of a scheme that is not learned, [B, K, S, S] of the second view (of both views, [2B, K, S, S],
+            where both are masked); None where masks are learned, or there are none.
+        module_seed: Seed of what modules draw themselves in this step, such as dropout.
+    """
+
+    a: Tensor
+    b: Tensor
+    labels: Tensor
+    drawn_slots: Tensor
+    masks: Tensor | None = None
+    module_seed: int = 0
+
+
+class _Loaded(NamedTuple):
+    images: Tensor
+    labels: Tensor
+    drawn_slots: Tensor
+    view_a: ViewParameters
+    view_b: ViewParameters
+    patterns: Tensor | None
+    objects: Tensor | None
+    module_seed: int
+
+
+def central_views(
+    split: Split, indices: npt.NDArray[np.int64], image_size: int, device: torch.device, view: CentralView = "square"
+) -> Tensor:
+    """Images without augmentations, as evaluations take them; see ``center_view``.
+
+    Args:
+        split: Where they are.
+        indices: Which ones, int64 [B].
+        image_size: Side of the views in pixels.
+        device: Where they go.
+        view: Part of each photograph.
+
+    Returns:
+        Normalized float32 [B, 3, image_size, image_size].
+    """
+    images = torch.from_numpy(split.gather(indices)).to(device)
+    return center_view(images, split.heights[indices], split.widths[indices], image_size, view)
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    """Order of the samples in one epoch, kept for the epoch's steps."""
+    return permutation(seed, epoch, count)
+
+
+class BatchLoader:
+    """Batches of a split by the number of their step.
+
+    A step's batch is a function of (seed, step) alone. Every epoch drops the images that do not fill its last batch;
+    which ones changes with the order. Workers take every W-th image of the global batch.
+
+    Attributes:
+        steps_per_epoch: Whole batches in one pass.
+        waited_s: Seconds that the consumer has waited for loading so far.
+    """
+
+    def __init__(self, split: Split, config: TrialConfig, image_size: int, device: torch.device) -> None:
+        """Feed a trial's batches with views of ``image_size`` pixels onto ``device``."""
+        self.split, self.augment, self.masking = split, config.augment, config.masking
+        self.batch_size, self.image_size, self.device = config.batch_size, image_size, device
+        self.both = config.objective.masked_views == "both"
+        self.steps_per_epoch = len(split) // config.batch_size
+        self.waited_s = 0.0
+
+    def batches(self, seed: int, first_step: int, last_step: int) -> Iterator[Batch]:
+        """Batches of the steps from ``first_step`` up to, not including, ``last_step``."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            pending: deque[Future[_Loaded]] = deque()
+            for step in range(first_step, last_step):
+                pending.append(pool.submit(self._load, seed, step))
+                if len(pending) > PREFETCHED_BATCHES:
+                    yield self._augmented(self._wait(pending.popleft()))
+            while pending:
+                yield self._augmented(self._wait(pending.popleft()))
+
+    def _wait(self, future: Future[_Loaded]) -> _Loaded:
+        began = time.perf_counter()
+        loaded = future.result()
+        self.waited_s += time.perf_counter() - began
+        return loaded
+
+    def _load(self, seed: int, step: int) -> _Loaded:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = epoch_order(seed, epoch, len(self.split))
+        batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+        samples = batch[parallel.rank() :: parallel.world_size()]
+        images = torch.from_numpy(self.split.gather(samples))
+        sides = self.split.heights[samples], self.split.widths[samples]
+        return _Loaded(
+            images.pin_memory() if self.device.type == "cuda" else images,
+            torch.from_numpy(self.split.labels[samples]),
+            torch.from_numpy(single_precision(uniforms(seed, "slot", epoch, samples, 1)[:, 0])),
+            draw_parameters(self.augment, seed, "view_a", epoch, samples, *sides),
+            draw_parameters(self.augment, seed, "view_b", epoch, samples, *sides),
+            self._patterns(seed, epoch, samples),
+            self._objects(seed, epoch, samples),
+            module_seed(seed, step, parallel.rank()),
+        )
+
+    def _patterns(self, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> Tensor | None:
+        scheme = PATTERN_SCHEMES.get(self.masking.scheme)
+        if scheme is None:
+            return None
+        draws = uniforms(seed, "mask", epoch, samples, 2 * scheme.draws)
+        views = [draws[:, : scheme.draws], draws[:, scheme.draws :]] if self.both else [draws[:, : scheme.draws]]
+        return torch.cat([scheme.make(own, self.image_size) for own in views])
+
+    def _objects(self, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> Tensor | None:
+        scheme = OBJECT_SCHEMES.get(self.masking.scheme)
+        if scheme is None:
+            return None
+        draws = uniforms(seed, "mask", epoch, samples, IDS + 1)
+        owners = samples
+        if scheme.of_another_image:
+            others = len(self.split) - 1
+            owners = (samples + 1 + (draws[:, IDS] * others).astype(np.int64)) % len(self.split)
+        return scheme.make(torch.from_numpy(self.split.gather_instances(owners)), self.masking.slots, draws[:, :IDS])
+
+    def _augmented(self, loaded: _Loaded) -> Batch:
+        images = loaded.images.to(self.device, non_blocking=True)
+        return Batch(
+            apply_view(images, loaded.view_a, self.image_size),
+            apply_view(images, loaded.view_b, self.image_size),
+            loaded.labels.to(self.device, non_blocking=True),
+            loaded.drawn_slots.to(self.device, non_blocking=True),
+            self._masks(loaded),
+            loaded.module_seed,
+        )
+
+    def _masks(self, loaded: _Loaded) -> Tensor | None:
+        if loaded.objects is None:
+            return None if loaded.patterns is None else loaded.patterns.to(self.device, non_blocking=True)
+        objects = loaded.objects.to(self.device, non_blocking=True)
+        views = (loaded.view_a, loaded.view_b) if self.both else (loaded.view_b,)
+        return torch.cat([apply_geometry(objects, view, self.image_size) for view in views])

@@ -1,0 +1,1 @@
+"""Image sets that are drawn instead of read."""

@@ -1,0 +1,82 @@
+"""Checks that a run can work, all made before the first worker starts."""
+
+from pathlib import Path
+
+from adios_ray.config import check_image_size, check_view
+from adios_ray.data.shards import Manifest, verify
+from adios_ray.errors import ConfigError, DatasetError
+from adios_ray.experiment.config import ExperimentConfig
+from adios_ray.files import check_writable
+from adios_ray.measures import MEASURES
+from adios_ray.models.networks import Networks
+from adios_ray.models.weights import load_initial, load_weights
+
+SPLITS = ("train", "val", "test")
+
+
+def check_data(config: ExperimentConfig) -> None:
+    """Check that the data set is whole, has all splits, and suits the configuration.
+
+    Raises:
+        ConfigError: If there is no data set, or it does not suit.
+        DatasetError: If shards are missing or damaged.
+    """
+    if config.data_dir is None:
+        raise ConfigError(
+            "no data: choose --preset demo, which renders its own images, or give --data-dir with shards made by "
+            "`adios-ray prepare` (add --preset in100s or in100 for the paper's settings)"
+        )
+    manifest = verify(config.data_dir)
+    for split in SPLITS:
+        if not manifest.splits.get(split):
+            present = ", ".join(sorted(manifest.splits))
+            raise DatasetError(f"{config.data_dir} has no {split!r} split (it has {present}); prepare it with one")
+    try:
+        check_image_size(config.image_size or manifest.image_size)
+        check_view(config.evaluation.view, config.image_size or manifest.image_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if config.masking.needs_objects and not manifest.has_instances:
+        raise ConfigError(f"masking.scheme {config.masking.scheme}: {config.data_dir} has no object masks")
+    if len(manifest.classes) < 2 and MEASURES[config.evaluation.fitness].is_share:
+        without = ", ".join(name for name, measure in MEASURES.items() if not measure.is_share)
+        raise ConfigError(
+            f"evaluation.fitness {config.evaluation.fitness} needs labels, and {config.data_dir} has one class: "
+            f"take one of {without}"
+        )
+    images = sum(entry.rows for split in manifest.training_splits for entry in manifest.splits[split])
+    if config.batch_size > images:
+        raise ConfigError(f"batch_size {config.batch_size} is more than the {images} training images")
+    if config.batch_size % config.workers_per_trial:
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot be shared evenly by workers_per_trial {config.workers_per_trial}"
+        )
+    _check_networks(config, manifest)
+
+
+def _check_networks(config: ExperimentConfig, manifest: Manifest) -> None:
+    """Build what every trial will build, with the weights that it will begin with."""
+    size, path = config.image_size or manifest.image_size, config.initial_weights
+    try:
+        networks = Networks(config.trial(), size, len(manifest.classes))
+        if path:
+            load_initial(networks, load_weights(path.expanduser()), path)
+    except ValueError as error:  # of configuration, or of damaged weights
+        raise ConfigError(str(error)) from None
+
+
+def check_storage(storage: Path) -> Path:
+    """Make the storage directory and check that it can be written to; returns its path without links.
+
+    Ray Train refuses checkpoints that a link leads to.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    storage = storage.expanduser().resolve()
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        check_writable(storage)
+    except OSError as error:
+        raise ConfigError(f"storage {storage} cannot be written to: {error.strerror or error}") from None
+    return storage

@@ -1,0 +1,100 @@
+"""Training a run's population to its end, with everything around it that decides, records and watches."""
+
+from pathlib import Path
+
+from adios_ray.backend.admission import Admission
+from adios_ray.backend.capacity import ClusterCapacity, remove_orphaned
+from adios_ray.backend.channel import ChannelCalls, start_channel
+from adios_ray.backend.trial import TrialSettings
+from adios_ray.backend.tune_run import run_trials
+from adios_ray.errors import RunError
+from adios_ray.experiment.config import ExperimentConfig
+from adios_ray.experiment.resources import WorkerResources, count_capacity, nodes
+from adios_ray.experiment.verdict import conclude
+from adios_ray.files import remove_drafts
+from adios_ray.search.pbt import Explore, PopulationBasedTraining
+from adios_ray.search.population import Population
+from adios_ray.search.scheduler import LiveScheduler
+from adios_ray.search.spaces import SearchSpace
+from adios_ray.search.state import PopulationState
+from adios_ray.search.stopping import StoppingSearch, make_rule
+from adios_ray.search.suggest import make_suggest
+from adios_ray.tracking.live import LiveView
+from adios_ray.tracking.metrics import RayMetrics
+from adios_ray.tracking.records import begin_lineage, read_results
+from adios_ray.tracking.report import write_report
+from adios_ray.tracking.run import Run
+from adios_ray.tracking.wandb import WandbLog
+
+
+def fresh_population(config: ExperimentConfig, space: SearchSpace) -> PopulationState:
+    """A population whose trials all know their values, but for a search that learns from those before."""
+    state = PopulationState(next_decision_epoch=space.interval_epochs)
+    if space.search == "hyperopt":
+        return state
+    suggest = make_suggest(space, config.trial(), state)
+    for name in _names(config, space):
+        state.add(name, suggest(name))
+    return state
+
+
+def _names(config: ExperimentConfig, space: SearchSpace) -> list[str]:
+    """Names of all trials of an experiment."""
+    count = sum(1 for _ in space.combinations()) if space.search == "grid" else config.population
+    return [f"trial_{number:02d}" for number in range(count)]
+
+
+def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resources: WorkerResources) -> Path:
+    """Train the unfinished members of a run's population to the end, and judge the best."""
+    state = PopulationState.load(run_dir)
+    print(f"Run directory: {run_dir}", flush=True)
+    names = _names(config, space)
+    unfinished = state.unfinished(names)
+    if unfinished:
+        remove_drafts(run_dir)
+        state.save(run_dir)
+        begin_lineage(run_dir, state.exploits)
+        channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
+        capacity = ClusterCapacity(run_dir, lambda: count_capacity(config, resources, nodes()))
+        admission = Admission(len(unfinished), capacity.count)
+        with _open_run(config, space, run_dir) as run:
+            population = Population(config.trial(), state, run, ChannelCalls(channel))
+            settings = TrialSettings(
+                trial="",
+                run_dir=str(run_dir),
+                channel=run_dir.name,
+                workers=config.workers_per_trial,
+                cpus_per_worker=resources.cpus,
+                gpus_per_worker=resources.gpus,
+            )
+            run_trials(unfinished, settings, _scheduler(space, population, admission), admission)
+        remove_orphaned(run_dir)
+    state = PopulationState.load(run_dir)
+    if failed := state.unfinished(names):
+        write_report(run_dir)
+        raise RunError(f"not all trials finished ({', '.join(failed)}); go on with --resume {run_dir}")
+    return conclude(config, run_dir, state, resources)
+
+
+def _scheduler(space: SearchSpace, population: Population, admission: Admission) -> LiveScheduler:
+    """What decides about the trials."""
+    if space.evolving:
+        return PopulationBasedTraining(population, admission, space, _explore(space, population.state))
+    suggest = make_suggest(space, population.config, population.state)
+    return StoppingSearch(population, admission, make_rule(space, population.config.epochs), suggest)
+
+
+def _explore(space: SearchSpace, state: PopulationState) -> Explore:
+    """How copies come to values of their own."""
+    if space.scheduler == "pb2":
+        from adios_ray.search.pb2 import PB2  # scikit-learn takes a second to import
+
+        return PB2(space, state)
+    return lambda name, donor, random: space.explore(donor.values, random)
+
+
+def _open_run(config: ExperimentConfig, space: SearchSpace, run_dir: Path) -> Run:
+    view = LiveView(config.epochs, config.population, run_dir.name, read_results(run_dir))
+    values = config.model_dump(mode="json")
+    wandb = None if config.wandb == "off" else WandbLog(run_dir, config.wandb, values)
+    return Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), wandb)

@@ -1,0 +1,114 @@
+"""Published settings by name: one YAML file for each data set, backbone, objective and masking, in two families.
+
+``paper`` holds the tables of the paper's appendix, ``authors`` the scripts of its code, which differ from them. Every
+value says where it is from. ``demo`` stands alone.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import yaml
+
+from adios_ray.errors import ConfigError
+from adios_ray.experiment.config import DEMO, PRESETS, ExperimentConfig, Family
+from adios_ray.validation import parse
+
+BACKBONES = {"vit_tiny": "vit_tiny_patch16_224"}
+"""timm's names of backbones that files name by a shorter one."""
+FAMILIES: tuple[Family, ...] = get_args(Family)
+
+
+class Published(NamedTuple):
+    """The setting that one file of a family holds the values of."""
+
+    family: str
+    data: str
+    backbone: str
+    objective: str
+    scheme: str
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        short = {name: key for key, name in BACKBONES.items()}.get(self.backbone, self.backbone)
+        return PRESETS / self.family / f"{self.data}-{short}-{self.objective}-{self.scheme}.yaml"
+
+
+def published() -> list[Published]:
+    """All settings that there are files for, the paper's first."""
+    found = []
+    for family in FAMILIES:
+        for path in sorted((PRESETS / family).glob("*.yaml")):
+            data, backbone, objective, scheme = path.stem.split("-", 3)
+            found.append(Published(family, data, BACKBONES.get(backbone, backbone), objective, scheme))
+    return found
+
+
+def preset_config(
+    name: str | None,
+    family: str | None = None,
+    objective: str | None = None,
+    backbone: str | None = None,
+    scheme: str | None = None,
+) -> ExperimentConfig:
+    """Defaults of a preset, or of no preset.
+
+    Args:
+        name: ``demo``, or the data set of published settings; None for the plain defaults.
+        family: Whose settings; None takes the paper's, and the authors' where the paper has none.
+        objective: None takes SimCLR.
+        backbone: None takes a ResNet-18.
+        scheme: None takes ADIOS, or ADIOS-s where only that is published. Schemes that are neither learned nor "none"
+            train under the values of ADIOS, as in the paper's comparison (Section 4.2).
+
+    Raises:
+        ConfigError: If there is no such preset, or nothing is published for the combination.
+    """
+    if name is None or name == DEMO:
+        if family is not None:
+            raise ConfigError(f"--family {family} is for the presets of published settings")
+        values = {} if name is None else _read(PRESETS / f"{DEMO}.yaml")
+        return parse(ExperimentConfig, {**values, "preset": name}, "preset")
+    chosen = _choose(name, family, objective or "simclr", backbone or "resnet18", scheme)
+    values = {**_read(chosen.path), "preset": name, "family": chosen.family}
+    if scheme is not None:
+        values["masking"] = {**values["masking"], "scheme": scheme}
+    return parse(ExperimentConfig, values, str(chosen.path))
+
+
+def _choose(name: str, family: str | None, objective: str, backbone: str, scheme: str | None) -> Published:
+    """The published setting that fits, an equal masking scheme before another one."""
+    of_data = [setting for setting in published() if setting.data == name]
+    if not of_data:
+        known = ", ".join([DEMO, *sorted({setting.data for setting in published()})])
+        raise ConfigError(f"there is no preset {name!r}; there are {known}")
+    candidates = [
+        setting
+        for setting in of_data
+        if family in (None, setting.family)
+        and (setting.objective, setting.backbone) == (objective, backbone)
+        and (setting.scheme == "none") == (scheme == "none")
+    ]
+    if not candidates:
+        asked = ", ".join([f"family {family}"] * (family is not None) + [objective, backbone, scheme or "adios"])
+        raise ConfigError(
+            f"preset {name}: no published setting for {asked} (there are {_overview(of_data)}); leave --preset out and "
+            "give the values, or choose one of these and change single values"
+        )
+    return min(candidates, key=lambda setting: setting.scheme != scheme)
+
+
+def _overview(settings: Sequence[Published]) -> str:
+    """Objectives, backbones and schemes of each family."""
+    parts = []
+    for family in dict.fromkeys(setting.family for setting in settings):
+        own = [setting[2:] for setting in settings if setting.family == family]
+        backbones, objectives, schemes = (sorted(set(column)) for column in zip(*own, strict=True))
+        parts.append(f"{family}: {', '.join(objectives)} with {', '.join(backbones)}, {', '.join(schemes)}")
+    return "; ".join(parts)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(path.read_text())
+    return values

@@ -1,0 +1,97 @@
+"""Training under a schedule, alone: what a population found, done again without it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from adios_ray.checkpoints import newest_intact
+from adios_ray.config import TrialConfig, replaced
+from adios_ray.errors import ConfigError, RunError
+from adios_ray.experiment.schedule import Schedule, Stage, load_schedule
+from adios_ray.files import atomic_write, complete_lines, remove_drafts
+from adios_ray.measures import MEASURES, Measure
+from adios_ray.run_directory import epoch_name, newest_epochs
+from adios_ray.tracking.formatting import label, value_text
+from adios_ray.training.trainer import Trainer
+from adios_ray.trial_report import TrialReport
+
+REPLAY_FILE = "replay.json"
+REPORTS_FILE = "reports.jsonl"
+KEPT_CHECKPOINTS = 2
+
+
+def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.device) -> Trainer:
+    """Train from the first step to the last, with the values of each stage in turn.
+
+    With the data and the seed of the population's run, the weights are the same bit for bit. Called again after an
+    interruption, it goes on from the newest whole checkpoint.
+
+    Args:
+        schedule: The stages.
+        config: What they have in common, with the schedule's number of epochs.
+        output: Directory for ``replay.json`` (what is trained), ``checkpoints/epoch_*`` and ``reports.jsonl``.
+        device: Where to train.
+
+    Returns:
+        The trainer after the last epoch.
+
+    Raises:
+        ConfigError: If ``output`` holds something else.
+        RunError: If the training diverges.
+    """
+    _claim(output, Schedule(config=config.model_dump(mode="json"), stages=schedule.stages))
+    measure = MEASURES[config.evaluation.fitness]
+    pointer = newest_intact(output / "checkpoints")
+    if pointer is not None:
+        print(f"goes on from {pointer.path}", flush=True)
+    trainer: Trainer | None = None
+    for stage, end in schedule.intervals():
+        own = replaced(config, stage.values)
+        trainer = trainer or Trainer(own, device)
+        if pointer is not None:
+            trainer.load(pointer, own)
+        while trainer.epoch < end:
+            report = trainer.train_to_report()
+            name = epoch_name(report.epoch)
+            if trainer.divergence:
+                trainer.dump_divergence(output / "diverged" / name)
+                raise RunError(
+                    f"training diverged at {trainer.divergence}; {output / 'diverged' / name} holds that step, lower "
+                    "learning rates may help"
+                )
+            _write_report(output / REPORTS_FILE, report, stage, measure)
+            pointer = trainer.save(output / "checkpoints" / name)
+            _remove_older(output / "checkpoints")
+    assert trainer is not None
+    return trainer
+
+
+def _claim(output: Path, schedule: Schedule) -> None:
+    """Write down what is trained into ``output``; what lies there already must be of the same training."""
+    path = output / REPLAY_FILE
+    remove_drafts(output)
+    if path.is_file():
+        if load_schedule(path) != schedule:
+            raise ConfigError(f"output {output} holds a training with another schedule or other settings: name another")
+        remove_drafts(output / "checkpoints")
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"output {output} holds something else than a replay: name a directory that is new")
+    else:
+        schedule.save(path)
+
+
+def _write_report(path: Path, report: TrialReport, stage: Stage, measure: Measure) -> None:
+    """Add a report to the file, in place of those that a training which was cut off here had written."""
+    lines = [line for line in complete_lines(path).splitlines() if json.loads(line)["epoch"] < report.epoch]
+    written = {**report.model_dump(), "trial": stage.trial, **stage.values}
+    atomic_write(path, b"".join(line + b"\n" for line in [*lines, json.dumps(written).encode()]))
+    values = "".join(f", {label(name)} {value_text(value)}" for name, value in stage.values.items())
+    fitness = f"{measure.label} {measure.text(report.fitness)}"
+    print(f"epoch {report.epoch}: {fitness}, loss {report.loss:.4g}{values}", flush=True)
+
+
+def _remove_older(folder: Path) -> None:
+    for directory in list(newest_epochs(folder))[KEPT_CHECKPOINTS:]:
+        shutil.rmtree(directory)

@@ -1,0 +1,96 @@
+"""The winner's schedule: which values its weights were trained with, from their first step on, over all its donors."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from adios_ray.config import SearchedValues, TrialConfig, replaced
+from adios_ray.errors import ConfigError
+from adios_ray.experiment.config import read_experiment
+from adios_ray.files import atomic_write
+from adios_ray.search.state import PopulationState
+from adios_ray.tracking.lineage import copies
+from adios_ray.tracking.records import read_lineage
+from adios_ray.validation import parse, read_json
+
+
+class Stage(BaseModel):
+    """Values in use from an epoch on."""
+
+    from_epoch: int = Field(ge=0)
+    """Epochs that were over when they came into use."""
+    trial: str
+    """Trial that used them."""
+    values: SearchedValues
+    """Searched values by configuration path."""
+
+
+class Schedule(BaseModel):
+    """How to train the weights of one trial of a population again, alone."""
+
+    config: dict[str, Any]
+    """The trial's configuration as JSON values, with the seed from which the weights began."""
+    stages: list[Stage] = Field(min_length=1)
+    """Stages in the order of their epochs; the first begins at 0."""
+
+    def trial(self, changes: Mapping[str, Any] | None = None) -> TrialConfig:
+        """The configuration without searched values, but for changes by path.
+
+        Raises:
+            ConfigError: If a change is not allowed.
+        """
+        return replaced(parse(TrialConfig, self.config, "schedule"), dict(changes or {}))
+
+    def scaled(self, epochs: int) -> "Schedule":
+        """The same schedule over another number of epochs: stages begin at the same share of the training."""
+        own = self.trial()
+        interval, ratio = own.evaluation.interval_epochs, epochs / own.epochs
+        stages = [
+            stage.model_copy(update={"from_epoch": round(stage.from_epoch * ratio / interval) * interval})
+            for stage in self.stages
+        ]
+        return Schedule(config={**self.config, "epochs": epochs}, stages=stages)
+
+    def intervals(self) -> Iterator[tuple[Stage, int]]:
+        """Each stage with the epoch at which it ends; those that were replaced before they were used are left out."""
+        ends = [stage.from_epoch for stage in self.stages[1:]] + [int(self.config["epochs"])]
+        for stage, end in zip(self.stages, ends, strict=True):
+            if end > stage.from_epoch:
+                yield stage, end
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        atomic_write(path, self.model_dump_json(indent=1).encode())
+
+
+def load_schedule(path: Path) -> Schedule:
+    """Read a schedule.
+
+    Raises:
+        ConfigError: If there is none, or it is damaged.
+    """
+    if not path.is_file():
+        raise ConfigError(f"schedule {path} does not exist; a run that has finished has one in its directory")
+    return read_json(Schedule, path)
+
+
+def schedule_of(run_dir: Path, trial: str) -> Schedule:
+    """The schedule of a trial of a run: its own since its last exploit, before that its donor's, and so on.
+
+    Raises:
+        ConfigError: If the run has no such trial.
+    """
+    state, lineage = PopulationState.load(run_dir), read_lineage(run_dir)
+    if trial not in state.members:
+        raise ConfigError(f"{run_dir} has no trial {trial!r}; it has {', '.join(state.members)}")
+    stages: list[Stage] = []
+    current = trial
+    for exploit in copies(lineage, trial):
+        stages.append(Stage(from_epoch=exploit.epoch, trial=exploit.trial, values=exploit.new))
+        current = exploit.donor
+    stages.append(Stage(from_epoch=0, trial=current, values=state.initial[current]))
+    config = read_experiment(run_dir).trial()
+    own = replaced(config, {"seed": config.seed + state.members[current].number})
+    return Schedule(config=own.model_dump(mode="json"), stages=stages[::-1])

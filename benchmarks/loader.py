@@ -1,0 +1,184 @@
+"""Speed of two augmented views from shards against decoding JPEGs and transforming them one by one, on one core.
+
+Usage: ``python benchmarks/feed.py --source IMAGES [--image-size 96] [--stored-size 160]``, with a folder of photographs
+as ``adios-ray prepare --dataset folder`` takes it. Prints one JSON object: images a second, two views each, of the feed
+and of PIL and torchvision's transforms (the authors' way), their ratio, the ratio of reading shards alone, and the
+share of its time that a training of the small backbone waits for data. Medians of repeats in turns; about two minutes.
+"""
+
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image, ImageFilter
+from torchvision import transforms
+
+from adios_ray.config import AugmentConfig, TrialConfig
+from adios_ray.data.augment import BLUR_SIGMAS, MEAN, STD
+from adios_ray.data.loader import BatchLoader
+from adios_ray.data.shards import (
+    SCHEMA_VERSION,
+    Layout,
+    Manifest,
+    ShardEntry,
+    Split,
+    open_shards,
+    write_manifest,
+    write_shard,
+)
+from adios_ray.data.sources.folder import source as folder_source
+from adios_ray.data.sources.image_files import ImageFiles
+from adios_ray.data.store import Store
+from adios_ray.errors import exit_status
+from adios_ray.training.trainer import Trainer
+from adios_ray.validation import parse
+
+BATCH = 64
+REPEATS = 5
+WAIT_EPOCHS = 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    source: Path
+    """Folder of JPEGs."""
+    image_size: int = 96
+    """Side of the views."""
+    stored_size: int = 160
+    """Side of the stored images."""
+
+
+def make_shards(source: ImageFiles, directory: Path, stored_size: int) -> list[Path]:
+    """Store all images, once as train and once as val; returns their files."""
+    items = [item for split in source.listing().values() for item in split]
+    layout = Layout(stored_size, None, has_instances=False)
+    samples = [(item, source.load(item, stored_size)) for item in items]
+    splits: dict[str, tuple[ShardEntry, ...]] = {
+        name: (write_shard(Store(directory), f"{name}-00000.arrow", layout, samples),) for name in ("train", "val")
+    }
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        image_size=stored_size,
+        multi_label=False,
+        has_instances=False,
+        classes=source.classes,
+        splits=splits,
+        recipe={},
+        refused=(),
+    )
+    write_manifest(Store(directory), manifest)
+    return [source.root / item for item in items]
+
+
+def authors_transform(config: AugmentConfig, size: int) -> Callable[[Image.Image], torch.Tensor]:
+    """The recipe for one PIL image, as solo-learn and the authors' code compose it."""
+    jitter = transforms.ColorJitter(config.brightness, config.contrast, config.saturation, config.hue)
+    crop = transforms.RandomResizedCrop(
+        size, scale=(config.min_crop_scale, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
+    )
+
+    def blur(image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(*BLUR_SIGMAS)))
+
+    pipeline: Callable[[Image.Image], torch.Tensor] = transforms.Compose(
+        [
+            crop,
+            transforms.RandomApply([jitter], config.jitter_probability),
+            transforms.RandomGrayscale(config.grayscale_probability),
+            transforms.RandomApply([transforms.Lambda(blur)], config.blur_probability),
+            transforms.RandomHorizontalFlip(config.flip_probability),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    return pipeline
+
+
+def authors_images_per_s(files: list[Path], config: AugmentConfig, size: int) -> float:
+    """Decode and make two views of one batch's images."""
+    transform = authors_transform(config, size)
+    began = time.perf_counter()
+    for file in files[:BATCH]:
+        with Image.open(file) as opened:
+            image = opened.convert("RGB")
+        transform(image), transform(image)
+    return BATCH / (time.perf_counter() - began)
+
+
+def feed_images_per_s(feed: BatchLoader, epoch: int) -> float:
+    """Two views of each image of a few batches."""
+    first = epoch * feed.steps_per_epoch
+    began = time.perf_counter()
+    count = sum(len(batch.a) for batch in feed.batches(0, first, first + 4))
+    return count / (time.perf_counter() - began)
+
+
+def raw_images_per_s(split: Split) -> float:
+    """Images copied out of the shards in a random order."""
+    order = np.random.default_rng(0).permutation(len(split))
+    began = time.perf_counter()
+    for _ in range(20):
+        split.gather(order)
+    return 20 * len(split) / (time.perf_counter() - began)
+
+
+def wait_fraction(data_dir: Path, image_size: int) -> float:
+    """Share of its time that a training of the small backbone waits for data."""
+    values = {
+        "data_dir": data_dir,
+        "image_size": image_size,
+        "batch_size": BATCH,
+        "epochs": WAIT_EPOCHS,
+        "backbone": {"name": "resnet_small"},
+        "masking": {"width": 8},
+    }
+    trainer = Trainer(parse(TrialConfig, values), torch.device("cpu"))
+    return trainer.train_until(WAIT_EPOCHS * trainer.feed.steps_per_epoch)["data_wait_fraction"]
+
+
+def main(options: Options) -> None:
+    """Measure everything on one core."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        files = make_shards(folder_source(options.source), directory, options.stored_size)
+        config = parse(TrialConfig, {"data_dir": directory, "batch_size": BATCH})
+        split = open_shards(directory).split("train")
+        feed = BatchLoader(split, config, options.image_size, torch.device("cpu"))
+        speeds = [
+            (
+                authors_images_per_s(files, config.augment, options.image_size),
+                feed_images_per_s(feed, repeat),
+                raw_images_per_s(split),
+            )
+            for repeat in range(REPEATS)
+        ]
+        theirs, ours, raw = (statistics.median(column) for column in zip(*speeds, strict=True))
+        result = {
+            "image_size": options.image_size,
+            "stored_size": options.stored_size,
+            "authors_images_per_s": round(theirs, 1),
+            "feed_images_per_s": round(ours, 1),
+            "ratio_augmented": round(ours / theirs, 2),
+            "ratio_raw": round(raw / theirs),
+            "data_wait_fraction": round(wait_fraction(directory, options.image_size), 4),
+        }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    options = tyro.cli(Options, description=__doc__)
+    sys.exit(exit_status(lambda: main(options)))

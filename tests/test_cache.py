@@ -1,0 +1,267 @@
+"""Data sets at a URI: written to and copied from a local S3 server, once for a machine, whatever goes wrong."""
+
+import hashlib
+import logging
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+from small import make_objects, small_config
+
+from adios_ray.data import cache as mirroring
+from adios_ray.data import prepare as preparation
+from adios_ray.data.plan import ShardJob
+from adios_ray.data.rendered import scenes
+from adios_ray.data.shards import MANIFEST_NAME, open_shards, read_manifest, verify
+from adios_ray.data.store import Store
+from adios_ray.errors import DatasetError
+
+BUCKET = "images"
+URI = f"s3://{BUCKET}/some/objects"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Address of an S3 server, which the environment names."""
+    http = ThreadedMotoServer(port=0)
+    http.start()
+    host, port = http.get_host_and_port()
+    names = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in names.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        yield names["AWS_ENDPOINT_URL"]
+    http.stop()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no locks held from other tests."""
+    monkeypatch.setenv(mirroring.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(mirroring, "_used", {})
+    return tmp_path / "cache"
+
+
+def upload(directory: Path, uri: str) -> None:
+    store = Store(uri)
+    for path in directory.iterdir():
+        with store.writing(path.name) as target:
+            shutil.copy(path, target)
+
+
+@pytest.fixture
+def remote(server: str, cache: Path, objects_dir: Path) -> Iterator[Path]:
+    """The rendered objects at URI; gives the directory that they were copied from."""
+    upload(objects_dir, URI)
+    yield objects_dir
+    Store(f"s3://{BUCKET}").remove("some")
+
+
+@pytest.fixture
+def fetched(caplog: pytest.LogCaptureFixture) -> Iterator[Counter[str]]:
+    """How often each file was asked for with GET; filled when ``count`` is called."""
+    caplog.set_level(logging.INFO, "werkzeug")
+    counts: Counter[str] = Counter()
+
+    class Count(logging.Handler):
+        """Counts the requests that the server logs."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            """Count one."""
+            if found := re.search(r"GET /images/some/objects/(\S+\.arrow)", record.getMessage()):
+                counts[found[1]] += 1
+
+    handler = Count()
+    logging.getLogger("werkzeug").addHandler(handler)
+    yield counts
+    logging.getLogger("werkzeug").removeHandler(handler)
+
+
+def copies(cache: Path) -> list[Path]:
+    """Directories of the cache."""
+    return sorted(path for path in cache.iterdir() if path.is_dir())
+
+
+def test_a_remote_data_set_is_the_local_one(remote: Path, cache: Path) -> None:
+    ours, theirs = open_shards(URI), open_shards(remote)
+    assert ours.manifest == theirs.manifest == read_manifest(URI) == verify(URI)
+    assert ours.directory.parent == cache
+    for split in ("train", "val", "test"):
+        np.testing.assert_array_equal(ours.split(split).images[0], theirs.split(split).images[0])
+
+
+def test_files_are_fetched_once(remote: Path, cache: Path, fetched: Counter[str]) -> None:
+    for _ in range(3):
+        open_shards(URI)
+    assert fetched == {entry.file: 1 for entry in read_manifest(remote).entries}
+
+
+@pytest.mark.slow
+def test_many_processes_share_one_copy(remote: Path, cache: Path, fetched: Counter[str]) -> None:
+    code = f"from adios_ray.data.shards import open_shards; print(open_shards({URI!r}).split('train').images[0].sum())"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert outputs == [f"{open_shards(remote).split('train').images[0].sum()}\n"] * 4
+    assert fetched == {entry.file: 1 for entry in read_manifest(remote).entries}
+    assert len(copies(cache)) == 1 and not list(cache.rglob("*.tmp"))
+
+
+def test_an_interrupted_copy_goes_on(remote: Path, fetched: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirroring, "PARALLEL_FETCHES", 1)
+    fetch = Store.fetch
+
+    def failing(self: Store, name: str, target: Path) -> None:
+        """The connection breaks in the middle of the second file."""
+        if len(fetched) == 1:
+            target.write_bytes(b"half of it")
+            raise ConnectionError("reset by peer")
+        fetch(self, name, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "fetch", failing)
+        with pytest.raises(DatasetError, match=r"00000.arrow could not be fetched \(ConnectionError: reset by peer\)"):
+            open_shards(URI)
+    open_shards(URI)
+    assert fetched == {entry.file: 1 for entry in read_manifest(remote).entries}
+
+
+def test_a_damaged_shard_is_refused_by_name(remote: Path, cache: Path) -> None:
+    content = bytearray((remote / "val-00000.arrow").read_bytes())
+    content[5000] ^= 1
+    with Store(URI).writing("val-00000.arrow") as path:
+        path.write_bytes(content)
+    with pytest.raises(DatasetError, match="objects/val-00000.arrow does not have the checksum of its manifest"):
+        open_shards(URI)
+    assert not list(cache.rglob(MANIFEST_NAME)) and not list(cache.rglob("val-*"))
+
+
+def test_a_data_set_made_anew_is_another_copy(remote: Path, cache: Path, tmp_path: Path) -> None:
+    first = open_shards(URI)
+    upload(make_objects(tmp_path / "anew", unlabeled=3), URI)
+    second = open_shards(URI)
+    assert first.directory != second.directory and "unlabeled" in second.manifest.splits
+    assert len(copies(cache)) == 2 and first.split("train").images[0].any()
+
+
+@pytest.mark.slow
+def test_a_data_set_prepared_at_a_uri_has_the_bytes_of_a_local_one(
+    server: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs are done as workers do them, with what Ray would send to them; prepare finds them done."""
+
+    def run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]") -> None:
+        for job in jobs:
+            pickle.loads(pickle.dumps(task))({"job": job.model_dump_json()})
+
+    monkeypatch.setattr(preparation, "_run", run)
+    uri, source = f"s3://{BUCKET}/prepared", scenes.source(40, 0)
+    for output in (tmp_path / "local", uri):
+        assert not preparation.prepare(source, output, 32, {"dataset": "scenes"}).complete_before
+    local, remote = Store(tmp_path / "local"), Store(uri)
+    assert local.names() == remote.names() == {"manifest.json", *(f"{s}-00000.arrow" for s in ("train", "val", "test"))}
+    assert all(local.read(name) == remote.read(name) for name in local.names())
+    assert preparation.prepare(source, uri, 32, {"dataset": "scenes"}).complete_before
+    with pytest.raises(DatasetError, match=f"{uri} holds another data set"):
+        preparation.prepare(source, uri, 64, {"dataset": "scenes"})
+    with pytest.raises(DatasetError, match=f"s3://{BUCKET} is not empty and not an unfinished data set"):
+        preparation.prepare(source, f"s3://{BUCKET}", 64, {"dataset": "scenes"})
+    remote.remove("manifest.json")
+    with remote.writing(".parts/begun") as path:
+        path.touch()
+    assert preparation.prepare(source, uri, 32, {"dataset": "scenes"}).decoded == 40
+    assert all(local.read(name) == remote.read(name) for name in local.names())
+
+
+def size_of(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir())
+
+
+def test_what_nobody_uses_makes_room(
+    remote: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, unlabeled in (("second", 1), ("third", 2)):
+        upload(make_objects(tmp_path / name, unlabeled=unlabeled), f"s3://{BUCKET}/some/{name}")
+    first = open_shards(URI).directory
+    os.close(mirroring._used.pop(first))
+    second = open_shards(f"s3://{BUCKET}/some/second").directory
+    monkeypatch.setenv(mirroring.BYTES_VARIABLE, str(int(2.5 * size_of(first))))
+    third = open_shards(f"s3://{BUCKET}/some/third").directory
+    assert copies(cache) == sorted([second, third])  # the first was not used
+    with pytest.raises(
+        DatasetError, match=rf"{URI} needs [\d,]+ bytes in {cache}, which has room for [\d,]+: make room"
+    ):
+        open_shards(URI)
+    assert second.exists() and third.exists()
+    monkeypatch.setenv(mirroring.BYTES_VARIABLE, "2 GB")
+    with pytest.raises(DatasetError, match="ADIOS_RAY_CACHE_BYTES is '2 GB'; it must be a whole number of bytes"):
+        open_shards(URI)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        (f"s3://{BUCKET}/nothing", f"no data set in s3://{BUCKET}/nothing \\(manifest.json is missing\\)"),
+        ("s3://no-such-bucket/x", "no-such-bucket/x"),
+        ("nonsense://x/y", "nonsense://x/y cannot be reached: Protocol not known: nonsense"),
+    ],
+)
+def test_places_without_a_data_set(server: str, cache: Path, uri: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        open_shards(uri)
+
+
+def test_a_store_that_is_local_and_one_that_is_not(server: str, tmp_path: Path) -> None:
+    local, remote = Store(f"file://{tmp_path}/a"), Store(f"s3://{BUCKET}/a/")
+    assert local.local == tmp_path / "a" and remote.local is None
+    assert str(local) == f"{tmp_path}/a" and str(remote) == f"s3://{BUCKET}/a"
+    for store in (local, remote):
+        assert store.names() == set() and store.size("x") is None
+        with pytest.raises(FileNotFoundError):
+            store.read("x")
+        with store.writing("folder/x") as path:
+            path.write_bytes(b"content")
+        with store.writing("y") as path:
+            path.write_bytes(b"")
+        with pytest.raises(RuntimeError), store.writing("z") as path:
+            path.write_bytes(b"half")
+            raise RuntimeError
+        assert store.names() == {"folder", "y"} and store.read("folder/x") == b"content"
+        assert store.size("folder/x") == 7 and store.size("y") == 0 and store.size("folder") is None
+        with pytest.raises(NotADirectoryError):
+            Store(f"{store}/y").names()
+        store.remove("folder")
+        store.remove("nothing")
+        assert store.names() == {"y"}
+        store.remove("y")
+        assert store.names() == set()
+
+
+def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(mirroring.CACHE_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/some")
+    assert mirroring.cache_directory() == Path("/some/adios_ray")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert mirroring.cache_directory() == Path.home() / ".cache" / "adios_ray"
+
+
+def test_copies_are_named_by_their_manifest(remote: Path, cache: Path) -> None:
+    name = hashlib.sha256((remote / MANIFEST_NAME).read_bytes()).hexdigest()[:32]
+    assert open_shards(URI).directory == cache / name
+    assert small_config(Path("x")).data_dir == "x"

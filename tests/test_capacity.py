@@ -1,0 +1,249 @@
+"""Places of a cluster: a run gives back those of its own dead actors, and leaves alone those that others hold."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray._private.state import state as cluster_state  # public tables need a dashboard
+from ray.util import placement_group_table
+
+from adios_ray.backend import capacity
+from adios_ray.backend.capacity import ClusterCapacity, groups, remove_orphaned
+from adios_ray.run_directory import RunDirectory
+
+pytestmark = pytest.mark.ray
+OTHER_DRIVER = """
+import sys
+import ray
+sys.path.insert(0, sys.argv[2])
+from test_places import holder
+ray.init(address=sys.argv[1], namespace="others", log_to_driver=False)
+options = {"name": sys.argv[3], "lifetime": "detached"} if sys.argv[3] else {}
+actor = holder(num_cpus=0, **options)
+print(*ray.get(actor.hold.remote(1.0, sys.argv[4] or None, sys.argv[5] or None)), flush=True)
+sys.stdin.read()
+"""
+
+
+def holder(**options: Any) -> Any:
+    """An actor that makes placement groups, as Ray Train's controller does for its workers."""
+
+    class Holder:  # of no module that workers would have to import
+        def hold(self, cpus: float, run_dir: str | None, signal: str | None = None) -> tuple[str, str, int]:
+            """Make a group now, or as soon as a file is there; returns the IDs of actor, group ("-") and process."""
+            import os
+            import threading
+            import time
+            from pathlib import Path
+
+            import ray
+            from ray.util import placement_group
+
+            def make() -> str:
+                while signal and not Path(signal).exists():
+                    time.sleep(0.001)
+                self._group = placement_group([{"CPU": cpus}])
+                return str(self._group.id.hex())
+
+            if run_dir:
+                from adios_ray.backend.capacity import record_controller
+
+                record_controller(Path(run_dir))
+            if signal:
+                threading.Thread(target=make, daemon=True).start()
+            return ray.get_runtime_context().get_actor_id(), "-" if signal else make(), os.getpid()
+
+    return ray.remote(Holder).options(**options).remote()
+
+
+class Other:
+    """A driver of its own on the tests' cluster, and the placement group that an actor of its holds."""
+
+    def __init__(self, detached: str = "", run_dir: Path | str = "", signal: Path | str = "") -> None:
+        """Start the driver and have its actor make a group."""
+        address, here = ray.get_runtime_context().gcs_address, str(Path(__file__).parent)
+        arguments = [address, here, detached, str(run_dir), str(signal)]
+        self.driver = subprocess.Popen(
+            [sys.executable, "-c", OTHER_DRIVER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.driver.stdout is not None
+        self.actor, self.group, pid = self.driver.stdout.readline().split()
+        self.pid = int(pid)
+
+    def end(self) -> None:
+        """Kill the driver, which ends its job."""
+        self.driver.kill()
+        self.driver.communicate()
+
+    def is_dead(self) -> bool:
+        """Whether Ray takes the actor for dead."""
+        row = cluster_state.actor_table(self.actor)
+        return bool(row["State"] == "DEAD")
+
+
+def has_ended(other: Other) -> bool:
+    """Whether the job of another driver is over; its ID is the end of its actors' IDs."""
+    return any(job["IsDead"] for job in cluster_state.job_table() if other.actor.endswith(job["JobID"]))
+
+
+Hold = Callable[[float], tuple[Any, str]]
+
+
+@pytest.fixture
+def hold(ray_cluster: None, tmp_path: Path) -> Iterator[Hold]:
+    """Makes an actor of the run that holds CPUs, of four; returns it and its placement group."""
+    holders: list[Any] = []
+
+    def make(cpus: float) -> tuple[Any, str]:
+        holders.append(holder(num_cpus=0))
+        return holders[-1], ray.get(holders[-1].hold.remote(cpus, str(tmp_path)))[1]
+
+    yield make
+    for each in holders:
+        ray.kill(each)
+    until(lambda: all(group.orphaned for group in groups(tmp_path)))
+    remove_orphaned(tmp_path)
+
+
+@pytest.fixture
+def other(ray_cluster: None) -> Iterator[Callable[..., Other]]:
+    """Starts other drivers, and takes them down with what they hold."""
+    others: list[Other] = []
+
+    def make(**options: Any) -> Other:
+        others.append(Other(**options))
+        return others[-1]
+
+    yield make
+    for each in others:
+        each.end()
+        if not each.is_dead():
+            os.kill(each.pid, signal.SIGKILL)
+    until(lambda: all(each.is_dead() for each in others))
+    until(lambda: not any(is_held(each.group) for each in others))
+
+
+def is_held(group: str) -> bool:
+    """Whether a placement group has its places."""
+    return bool(placement_group_table().get(group, {}).get("state") == "CREATED")
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Wait until something that Ray does on its own is done."""
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_places_of_dead_actors_are_given_back(hold: Hold, tmp_path: Path) -> None:
+    (doomed, theirs), (_, mine) = hold(2.0), hold(2.0)
+    until(lambda: all(group.placed for group in groups(tmp_path)))
+    assert {group.id.hex() for group in groups(tmp_path)} == {theirs, mine}
+    remove_orphaned(tmp_path)
+    assert len(groups(tmp_path)) == 2
+    ray.kill(doomed)
+    until(lambda: any(group.orphaned for group in groups(tmp_path)))
+    assert ClusterCapacity(tmp_path, lambda: 2).count() == 2
+    assert len(groups(tmp_path)) == 2  # to count changes nothing
+    remove_orphaned(tmp_path)
+    (left,) = groups(tmp_path)
+    assert left.id.hex() == mine and left.placed and not left.orphaned
+
+
+def test_places_that_others_hold_are_not_counted_on(
+    hold: Hold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "WAITING_S", 0.5)
+    outsider = holder(num_cpus=1)
+    ray.get(outsider.__ray_ready__.remote())
+    counted = ClusterCapacity(tmp_path, lambda: 2)
+    hold(2.0)
+    until(lambda: all(group.placed for group in groups(tmp_path)))
+    hold(2.0)
+    assert counted.count() == 2
+    time.sleep(0.6)
+    assert counted.count() == 1
+    ray.kill(outsider)
+    until(lambda: all(group.placed for group in groups(tmp_path)))
+    assert counted.count() == 2
+
+
+def test_a_group_that_was_made_after_the_end_of_its_job_is_given_back_by_the_next_driver(
+    other: Callable[..., Other], tmp_path: Path
+) -> None:
+    """Ray keeps such a group for ever: its maker was dead for Ray before the group was there."""
+
+    def dying(name: str) -> Path:
+        """A run whose driver was killed, with a group that its actor has made since."""
+        run_dir, go = tmp_path / name, tmp_path / f"go_{name}"
+        run_dir.mkdir()
+        before, driver = set(placement_group_table()), other(run_dir=run_dir, signal=go)
+        os.kill(driver.pid, signal.SIGSTOP)
+        driver.end()
+        until(driver.is_dead)
+        go.touch()
+        os.kill(driver.pid, signal.SIGCONT)
+        until(lambda: bool(groups(run_dir)))
+        (driver.group,) = set(placement_group_table()) - before
+        until(lambda: is_held(driver.group))
+        return run_dir
+
+    mine, theirs = dying("mine"), dying("theirs")
+    assert [group.orphaned for group in groups(mine) + groups(theirs)] == [True, True]
+    remove_orphaned(mine)
+    assert not groups(mine) and groups(theirs)
+    remove_orphaned(theirs)
+
+
+def test_an_actor_that_outlives_its_job_keeps_its_places(other: Callable[..., Other], tmp_path: Path) -> None:
+    survivor = other(detached="survivor", run_dir=tmp_path)
+    survivor.end()
+    until(lambda: has_ended(survivor))
+    remove_orphaned(tmp_path)
+    (group,) = groups(tmp_path)
+    assert group.id.hex() == survivor.group and group.placed and not group.orphaned and is_held(survivor.group)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_groups_of_others_are_never_removed(
+    other: Callable[..., Other], hold: Hold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    """Ended: a detached actor whose job is over, alive and then dead. Else: an actor of a job that still runs."""
+    removed: list[str] = []
+    monkeypatch.setattr(capacity, "remove_placement_group", lambda group: removed.append(group.id.hex()))
+    doomed, mine = hold(1.0)
+    theirs = other(detached="stranger" if ended else "")
+    until(lambda: is_held(theirs.group))
+    ray.kill(doomed)
+    until(lambda: all(group.orphaned for group in groups(tmp_path)))
+    if ended:
+        theirs.end()
+        until(lambda: all(job["IsDead"] for job in cluster_state.job_table() if job["JobID"] == theirs.actor[-8:]))
+    remove_orphaned(tmp_path)
+    assert is_held(theirs.group) and not theirs.is_dead()
+    os.kill(theirs.pid, signal.SIGKILL)
+    until(theirs.is_dead)
+    assert ended or is_held(theirs.group)  # that of a detached actor goes with it, by Ray's own doing
+    remove_orphaned(tmp_path)
+    assert removed == [mine, mine]
+
+
+def test_a_run_that_has_recorded_nobody_removes_nothing(hold: Hold, tmp_path: Path) -> None:
+    doomed, mine = hold(1.0)
+    ray.kill(doomed)
+    until(lambda: all(group.orphaned for group in groups(tmp_path)))
+    RunDirectory(tmp_path).controllers.rename(tmp_path / "away")  # as storage that is away
+    assert groups(tmp_path) == []
+    remove_orphaned(tmp_path)
+    assert is_held(mine)
+    (tmp_path / "away").rename(RunDirectory(tmp_path).controllers)
+    remove_orphaned(tmp_path)
+    assert groups(tmp_path) == [] and not is_held(mine)

@@ -1,0 +1,119 @@
+"""Training batches: what is in them depends on the seed and the number of the step, and on nothing else."""
+
+import itertools
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from small import COUNTS, SIZE, small_config
+
+from adios_ray import parallel
+from adios_ray.config import CentralView
+from adios_ray.data import loader as feeding
+from adios_ray.data.augment import apply_view, center_view, draw_parameters
+from adios_ray.data.counter_random import module_seed, single_precision, uniforms
+from adios_ray.data.loader import Batch, BatchLoader, central_views, epoch_order
+from adios_ray.data.shards import open_shards
+from adios_ray.training.step import choose_slots
+
+SEED = 3
+
+
+@pytest.fixture
+def feed(objects_dir: Path) -> BatchLoader:
+    """96 images in batches of 36: two a pass, 24 images left over; random masks, so that every stream is drawn."""
+    config = small_config(objects_dir, batch_size=36, masking={"scheme": "mae"})
+    return BatchLoader(open_shards(objects_dir).split("train"), config, SIZE, torch.device("cpu"))
+
+
+def tensors(batches: list[Batch]) -> list[torch.Tensor]:
+    return [value for batch in batches for value in batch if isinstance(value, torch.Tensor)]
+
+
+def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second) > 0
+    assert all(map(torch.equal, tensors(first), tensors(second)))
+
+
+def test_a_pass_drops_what_does_not_fill_its_last_batch(feed: BatchLoader) -> None:
+    assert feed.steps_per_epoch == 2
+    labels = [batch.labels for batch in feed.batches(SEED, 0, 6)]
+    assert all(len(batch) == 36 for batch in labels)
+    seen: set[int] = set()
+    for epoch in range(3):
+        order = epoch_order(SEED, epoch, COUNTS["train"])
+        assert sorted(order) == list(range(COUNTS["train"]))
+        expected = feed.split.labels[order[:72]]
+        np.testing.assert_array_equal(torch.cat(labels[2 * epoch : 2 * epoch + 2]).numpy(), expected)
+        seen |= set(order[72:].tolist())
+    assert len(seen) > 24  # other images are left out in other epochs
+
+
+def test_a_batch_is_a_function_of_seed_and_step(feed: BatchLoader) -> None:
+    whole = list(feed.batches(SEED, 0, 7))
+    assert_same(list(feed.batches(SEED, 3, 7)), whole[3:])
+    assert not torch.equal(next(feed.batches(SEED + 1, 0, 1)).a, whole[0].a)
+    assert not torch.equal(whole[0].a, whole[2].a)
+
+
+def test_crops_are_drawn_in_the_proportions_of_each_photograph(feed: BatchLoader) -> None:
+    sizes = np.random.default_rng(0).integers(20, 500, (2, len(feed.split)), dtype=np.int32)
+    feed.split.heights, feed.split.widths = sizes
+    samples = epoch_order(SEED, 1, COUNTS["train"])[:36]
+    images = torch.from_numpy(feed.split.gather(samples))
+    batch = next(feed.batches(SEED, 2, 3))
+    for stream, view in (("view_a", batch.a), ("view_b", batch.b)):
+        drawn = draw_parameters(feed.augment, SEED, stream, 1, samples, *sizes[:, samples])
+        assert torch.equal(view, apply_view(images, drawn, SIZE))
+
+
+def test_central_views_are_those_of_each_photograph(feed: BatchLoader) -> None:
+    sizes = np.random.default_rng(0).integers(20, 500, (2, len(feed.split)), dtype=np.int32)
+    feed.split.heights, feed.split.widths = sizes
+    indices = np.array([80, 3, 41])
+    images, (heights, widths) = torch.from_numpy(feed.split.gather(indices)), sizes[:, indices]
+    for view in get_args(CentralView):
+        expected = center_view(images, heights, widths, SIZE, view)
+        assert torch.equal(central_views(feed.split, indices, SIZE, torch.device("cpu"), view), expected)
+
+
+@pytest.mark.parametrize("prefetched", [0, 1, 5])
+def test_prefetching_changes_nothing(feed: BatchLoader, prefetched: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = list(feed.batches(SEED, 1, 5))
+    monkeypatch.setattr(feeding, "PREFETCHED_BATCHES", prefetched)
+    assert_same(list(feed.batches(SEED, 1, 5)), expected)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_share_the_batch_of_one(feed: BatchLoader, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = list(feed.batches(SEED, 0, 2))
+    monkeypatch.setattr(parallel, "world_size", lambda: workers)
+    for rank in range(workers):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        shares = [value[rank::workers] for value in tensors(expected)]
+        for own, theirs in zip(tensors(list(feed.batches(SEED, 0, 2))), shares, strict=True):
+            torch.testing.assert_close(own, theirs, rtol=0, atol=1e-6)  # products of matrices of other sizes
+
+
+def test_a_draw_that_rounds_to_one_keeps_its_slot() -> None:
+    """In single precision what is above 1 - 2^-25 becomes 1, and the slot N of 0 to N - 1."""
+    (draw,) = uniforms(0, "slot", 199, np.array([78309]), 1)[:, 0]  # of ImageNet100's 114,020 images, seed 0
+    assert draw < 1 and np.float32(draw) == 1
+    draws = np.concatenate([uniforms(0, "slot", 0, np.arange(100_000), 1)[:, 0], [draw, 1 - 2.0**-53, 0.0]])
+    single = single_precision(draws)
+    assert single.dtype == np.float32 and single.max() < 1
+    np.testing.assert_array_equal(single[draws < 1 - 2.0**-25], draws[draws < 1 - 2.0**-25].astype(np.float32))
+    masks = torch.rand(len(draws), 7, 1, 1, generator=torch.Generator().manual_seed(0))
+    chosen = choose_slots(masks, torch.from_numpy(single))[:, 0, 0, 0]
+    expected = masks[np.arange(len(draws)), np.floor(single.astype(np.float64) * 7).astype(np.int64), 0, 0]
+    assert torch.equal(chosen, expected)
+    assert torch.equal(choose_slots(masks[:1], torch.ones(1))[0, 0], masks[0, 6])
+
+
+def test_modules_draw_by_seed_step_and_worker() -> None:
+    keys = list(itertools.product(range(2), range(50), range(3)))
+    seeds = [module_seed(*key) for key in keys]
+    assert len(set(seeds)) == len(keys) and seeds == [module_seed(*key) for key in keys]
+    assert min(seeds) >= 0 and max(seeds) < 2**53

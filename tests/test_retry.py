@@ -1,0 +1,102 @@
+"""Storage that refuses for a while, for good, or in the middle of a line."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_up_run import make_row
+
+from adios_ray import retry as retrying
+from adios_ray.errors import StorageError
+from adios_ray.files import atomic_write
+from adios_ray.retry import retry, retry_in_run
+from adios_ray.tracking import records
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses of a hundredth of a second, and patience for a quarter."""
+    monkeypatch.setattr(retrying, "PAUSE_S", 0.01)
+    monkeypatch.setattr(retrying, "TIMEOUT_S", 0.25)
+
+
+def refusing(times: int) -> Callable[[], str]:
+    """Works after so many attempts on a full disk."""
+    attempts = iter(range(times))
+
+    def action() -> str:
+        if next(attempts, None) is not None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return "written"
+
+    return action
+
+
+def test_it_waits_says_so_once_and_says_when_it_goes_on() -> None:
+    said: list[str] = []
+    assert retry(refusing(5), said.append) == "written"
+    assert len(said) == 2
+    assert said[0] == "storage refuses ([Errno 28] No space left on device); waiting up to 0 s for it"
+    assert said[1].startswith("storage is back after")
+
+
+def test_it_says_nothing_where_nothing_is_wrong() -> None:
+    said: list[str] = []
+    assert retry(refusing(0), said.append) == "written" and not said
+
+
+def test_it_gives_up_with_what_to_do() -> None:
+    with pytest.raises(StorageError, match="No space left on device.*mend it and go on with --resume"):
+        retry(refusing(10**9), lambda text: None)
+
+
+def test_other_errors_are_not_waited_for(tmp_path: Path) -> None:
+    def broken() -> None:
+        raise ValueError("a fault of our own")
+
+    with pytest.raises(ValueError, match="our own"):
+        retry(broken, lambda text: None)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        retry(lambda: atomic_write(tmp_path / "file" / "masks", b""), lambda text: None)
+
+
+def test_a_line_that_did_not_fit_is_written_whole_later(tmp_path: Path) -> None:
+    records.begin_results(tmp_path)
+    records.append_result(tmp_path, make_row(epoch=1))
+    before = (tmp_path / "results.csv").read_bytes()
+    line = records._csv_line([1, 2, 3])
+    with (tmp_path / "results.csv").open("ab") as file:
+        file.write(line.encode()[:3])  # the disk was full here
+    retry(lambda: records.append_result(tmp_path, make_row(epoch=2)), lambda text: None)
+    content = (tmp_path / "results.csv").read_bytes()
+    assert content.startswith(before) and [row.epoch for row in records.read_results(tmp_path)] == [1, 2]
+
+
+def test_a_directory_that_is_away_is_not_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    records.write_config(run, {})
+    records.begin_results(run)
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "refuses" in text:
+            run.rmdir()
+            os.rename(tmp_path / "away", run)
+
+    def go_away() -> None:
+        said.clear()
+        run.rename(tmp_path / "away")
+        run.mkdir()  # as a mount point stays, and somebody may make the run's folder in it
+
+    go_away()
+    retry(lambda: records.append_result(run, make_row(epoch=1)), say)
+    assert len(said) == 2
+    go_away()
+    retry_in_run(run, lambda: atomic_write(run / "masks" / "file", b"drawn"), say)
+    assert len(said) == 2
+    assert len(records.read_results(run)) == 1 and (run / "masks" / "file").read_bytes() == b"drawn"
