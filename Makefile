@@ -16,10 +16,11 @@ test: $(READY) ## Run all tests
 soak: $(READY) ## Kill every part of running populations, and break their storage
 	$(VENV)/bin/python tests/soak.py
 
-check: $(READY) ## Lint and type-check
+check: $(READY) ## Lint, type-check, and check which room imports which
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 format: $(READY) ## Format and fix what ruff can
 	$(VENV)/bin/ruff check --fix .

@@ -1,6 +1,6 @@
 """Speed of two augmented views from shards against decoding JPEGs and transforming them one by one, on one core.
 
-Usage: ``python benchmarks/feed.py --source IMAGES [--image-size 96] [--stored-size 160]``, with a folder of photographs
+Usage: ``python benchmarks/loader.py --source IMAGES [--image-size 96] [--stored-size 160]``, with a folder of photographs
 as ``adios-ray prepare --dataset folder`` takes it. Prints one JSON object: images a second, two views each, of the feed
 and of PIL and torchvision's transforms (the authors' way), their ratio, the ratio of reading shards alone, and the
 share of its time that a training of the small backbone waits for data. Medians of repeats in turns; about two minutes.
