@@ -56,6 +56,7 @@ LARS_TRUST = 0.02
 Norm = Literal["group", "instance", "none"]
 Naming = Literal["timm", "torchvision"]
 OnBadImage = Literal["skip", "fail"]
+FolderLayout = Literal["splits", "classes", "flat"]
 CentralView = Literal["square", "resize-256"]
 RESIZED_SIDE = 256
 

@@ -1,16 +1,18 @@
 """Commands that make and check data sets."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from adios_ray.config import OnBadImage
+from adios_ray.config import FolderLayout, OnBadImage
 from adios_ray.data.sources.catalog import CATALOG, Entry, Name, table
 from adios_ray.errors import UsageError
 
 if TYPE_CHECKING:
+    from adios_ray.data.plan import Key
     from adios_ray.data.prepare import PrepareSummary
     from adios_ray.data.sources.base import Source
 
@@ -59,6 +61,27 @@ class Prepare:
     unlabeled_images: int | None = None
     """Images to take for the unlabeled split, where there is one (STL-10, a folder); all if not given."""
 
+    layout: FolderLayout | None = None
+    """Folders only: what the folders of --source are: splits (train, val, test, unlabeled), classes, or nothing (flat);
+    decided by their names if not given."""
+
+    allow_missing_classes: bool = False
+    """Folders only: val and test may lack classes that train has."""
+
+    group_by: str | None = None
+    """Keep images that belong together, such as frames of a video, in one split when val and test are carved: "folder",
+    or a regular expression whose first group (or whole match) in an image's path names what it belongs to."""
+
+    drop_duplicates: bool = False
+    """Keep one of images with equal pixels, that of the split that is evaluated. They are counted in any case."""
+
+    check_content: bool = False
+    """Where the data set is there already: compare the content of --source with what it was made from, not only names,
+    sizes and times."""
+
+    dry_run: bool = False
+    """Print the layout as it is understood, splits, classes and what is passed over; read no image."""
+
     on_bad_image: OnBadImage = "skip"
     """Leave an image that cannot be used out and record why in the manifest, or stop at the first one."""
 
@@ -70,7 +93,13 @@ class Prepare:
         entry = CATALOG[self.dataset]
         image_size = self._image_size(entry)
         self._check(entry)
+        group = self._group()
         source, made_from = self._rendered(entry) if entry.rendered else self._read(entry)
+        if self.group_by is not None:
+            made_from["group_by"] = self.group_by
+        if self.dry_run:
+            self._print_plan(source, group)
+            return
         from adios_ray.data.prepare import prepare
 
         summary = prepare(
@@ -82,10 +111,44 @@ class Prepare:
             val_images=self.val_images,
             test_images=self.test_images,
             unlabeled_images=self.unlabeled_images,
+            group=group,
             on_bad_image=self.on_bad_image,
             max_bad_fraction=self.max_bad_fraction,
+            drop_duplicates=self.drop_duplicates,
+            check_content=self.check_content,
+            say=lambda text: print(text, flush=True),
         )
-        print(_in_one_line(self.output, summary))
+        print(_in_lines(self.output, summary))
+
+    def _print_plan(self, source: "Source", group: "Key | None") -> None:
+        from adios_ray.data.plan import image_counts, make_plan
+
+        counts = image_counts(self.train_images, self.val_images, self.test_images, self.unlabeled_images)
+        plan = make_plan(source, counts, group)
+        print(plan.text())
+        for name in sorted({name for numbers in plan.classes.values() for name in numbers}):
+            print(
+                f"  {name}: {', '.join(f'{split} {numbers.get(name, 0):,}' for split, numbers in plan.classes.items())}"
+            )
+
+    def _group(self) -> "Key | None":
+        """What an image belongs to, by its path.
+
+        Raises:
+            UsageError: If the expression is not one.
+        """
+        if self.group_by is None:
+            return None
+        from adios_ray.data.plan import folder_of, group_by_pattern
+
+        if self.group_by == "folder":
+            return folder_of
+        try:
+            return group_by_pattern(self.group_by)
+        except re.error as error:
+            raise UsageError(
+                f"--group-by {self.group_by!r} is neither folder nor a regular expression: {error}"
+            ) from None
 
     def _image_size(self, entry: Entry) -> int:
         size = entry.image_size if self.image_size is None else self.image_size
@@ -109,6 +172,12 @@ class Prepare:
             raise UsageError(f"--dataset {self.dataset} cannot be downloaded; it comes from: {entry.origin}")
         if self.fold is not None and self.dataset != "stl10":
             raise UsageError(f"--fold is for --dataset stl10, not for {self.dataset}")
+        if (self.layout or self.allow_missing_classes) and self.dataset != "folder":
+            raise UsageError(f"--layout and --allow-missing-classes are for --dataset folder, not for {self.dataset}")
+        if entry.rendered and (self.group_by or self.drop_duplicates or self.check_content):
+            raise UsageError(
+                f"--group-by, --drop-duplicates and --check-content are for files, not for --dataset {self.dataset}"
+            )
 
     def _read(self, entry: Entry) -> "tuple[Source, dict[str, Any]]":
         """The source of a folder, and what names it in the recipe."""
@@ -117,6 +186,10 @@ class Prepare:
         assert self.source is not None
         root = self.source.expanduser().resolve()
         options: dict[str, Any] = {} if self.fold is None else {"fold": self.fold}
+        if self.layout is not None:
+            options["layout"] = self.layout
+        if self.allow_missing_classes:
+            options["allow_missing_classes"] = True
         made_from = {"source": str(root), **options}
         try:
             return entry.source(root, **options), made_from
@@ -136,13 +209,26 @@ class Prepare:
             raise UsageError(str(error)) from error
 
 
-def _in_one_line(output: str, summary: "PrepareSummary") -> str:
+def _in_lines(output: str, summary: "PrepareSummary") -> str:
+    """Describe a data set, and what is worth knowing of it."""
+    from adios_ray.data.duplicates import duplicates_text
+
     images = ", ".join(f"{split} {count:,}" for split, count in sorted(summary.images.items()))
     holds = f"{images} images, {summary.refused:,} refused, {summary.bytes:,} bytes"
+    account, lines = summary.manifest.account, []
+    for refusal in summary.manifest.refused[:3]:
+        lines.append(f"refused: {refusal.item}: {refusal.reason}")
+    if account is not None:
+        lines += [f"{note}: {of.number:,} images, such as {of.examples[0]}" for note, of in account.notes.items()]
+        lines += filter(None, [duplicates_text(account.duplicates)])
+        passed = account.found - account.read - summary.refused
+        lines.append(
+            f"{account.found:,} found = {account.read:,} read + {summary.refused:,} refused + {passed:,} passed over"
+        )
     if summary.complete_before:
-        return f"{output} is already there: {holds}"
+        return "\n".join([*lines, f"{output} is already there: {holds}"])
     rate = summary.decoded / summary.seconds
-    return f"{output}: {holds}, {rate:,.0f} images/s, {summary.seconds:.1f} s"
+    return "\n".join([*lines, f"{output}: {holds}, {rate:,.0f} images/s, {summary.seconds:.1f} s"])
 
 
 @dataclass(frozen=True)

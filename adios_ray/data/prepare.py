@@ -5,15 +5,17 @@ bytes do not depend on the number of workers or on interruptions; a run that was
 it still lacks.
 """
 
+import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import ray
 import ray.data
 from pydantic import ValidationError
@@ -21,25 +23,37 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adios_ray.config import OnBadImage
-from adios_ray.data.plan import ShardJob, plan_jobs, plan_splits
+from adios_ray.data.claim import HOLDER_FILE, LOCK_FILE, claimed
+from adios_ray.data.duplicates import Pixels, find_duplicates
+from adios_ray.data.plan import Key, Plan, ShardJob, image_counts, make_plan, plan_jobs
 from adios_ray.data.shards import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
+    Account,
+    Counted,
     Layout,
     Manifest,
     Record,
     Refusal,
     ShardEntry,
+    drop_rows,
     read_manifest,
     write_manifest,
     write_shard,
 )
-from adios_ray.data.sources.base import UNLABELED, Sample, Source
+from adios_ray.data.source_files import check_unchanged, write_files
+from adios_ray.data.sources.base import Sample, Source
+from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.data.store import Location, Store
 from adios_ray.errors import DatasetError, RefusedImageError
 
 _PARTS = ".parts"
 _CLAIM = f"{_PARTS}/begun"
+_FILES = "files.arrow"
+_DROPPED = "exact copy of another image"
+_EXAMPLES = 10
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -47,28 +61,51 @@ class PrepareSummary:
     """What ``prepare`` did.
 
     Attributes:
-        images: Number of images of each split, without those refused.
-        refused: Number of images that were left out.
-        bytes: Size of all shards.
+        manifest: That of the data set.
         seconds: Time that this call took.
         decoded: Images that this call decoded, those refused included; the others had been done before.
         complete_before: Whether the data set was already there, and nothing was done.
     """
 
-    images: Mapping[str, int]
-    refused: int
-    bytes: int
+    manifest: Manifest
     seconds: float
     decoded: int
     complete_before: bool
 
+    @property
+    def images(self) -> Mapping[str, int]:
+        """Number of images of each split, without those refused."""
+        return {split: sum(entry.rows for entry in entries) for split, entries in self.manifest.splits.items()}
+
+    @property
+    def refused(self) -> int:
+        """Number of images that were left out."""
+        return len(self.manifest.refused)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(entry.bytes for entry in self.manifest.entries)
+
 
 class _Part(Record):
-    """Record of a finished shard, kept beside the shards until the manifest is written."""
+    """Record of a finished shard, kept beside the shards until the manifest is written.
+
+    Attributes:
+        digest: Of the job.
+        entry: Of the shard.
+        refused: Images of the job that are not in the shard.
+        pixels: Checksum of the pixels and size of each row, in hexadecimal.
+        contents: Checksum of the encoded image of each row; empty where there is none.
+        notes: What is to be said of rows, by item.
+    """
 
     digest: str
     entry: ShardEntry
     refused: tuple[Refusal, ...]
+    pixels: tuple[str, ...]
+    contents: tuple[str, ...]
+    notes: dict[str, str]
 
 
 def prepare(
@@ -81,15 +118,19 @@ def prepare(
     val_images: int | None = None,
     test_images: int | None = None,
     unlabeled_images: int | None = None,
+    group: Key | None = None,
     on_bad_image: OnBadImage = "skip",
     max_bad_fraction: float = 0.01,
+    drop_duplicates: bool = False,
+    check_content: bool = False,
+    say: Say = lambda text: None,
 ) -> PrepareSummary:
-    """Make a data set; called again after an interruption, go on where it stopped.
+    """Make a data set; called again after an interruption, continue where it stopped.
 
     If the source has a train split but no test or val split, that is carved out of train: ``test_images`` or
-    ``val_images`` of them, 10 % if None.
-    Subsets and carved splits are disjoint, and each folder of the source has its share in them. Ray is used as it is
-    if it is running, else it is started on this machine for the time of the call. The workers must see ``output``.
+    ``val_images`` of them, 10 % if None. Subsets and carved splits are disjoint, and each class has its share in them.
+    Ray is used as it is if it is running, else it is started on this machine for the time of the call. The workers must
+    see ``output``. While another process prepares the same place, the call waits for it.
 
     Args:
         source: The images.
@@ -100,33 +141,49 @@ def prepare(
         val_images: Images to take for val; 0 leaves the split out.
         test_images: Images to take for test; 0 leaves the split out.
         unlabeled_images: Images to take for the unlabeled split of a source that has one.
+        group: What belongs together when splits are carved, by item; ``recipe`` must name it.
         on_bad_image: Leave an image that cannot be used out and record why, or stop at the first one.
         max_bad_fraction: Share of refused images above which there is no data set.
+        drop_duplicates: Keep one of images with equal pixels, that of the split that is evaluated.
+        check_content: Where the data set is there already, compare the content of the source's files as well.
+        say: Receives the plan before images are read, and what there is to wait for.
 
     Raises:
-        DatasetError: If ``output`` holds something else, the counts cannot be met, or too many images are refused (the
-            first, where ``on_bad_image`` is "fail").
+        DatasetError: If ``output`` holds something else or the source has changed since it was made, the counts cannot
+            be met, or too many images are refused (the first, where ``on_bad_image`` is "fail").
     """
     start = time.perf_counter()
-    counts = {"train": train_images, "val": val_images, "test": test_images}
-    settings = {f"{split}_images": count for split, count in counts.items()}
-    if unlabeled_images is not None:
-        counts[UNLABELED] = settings["unlabeled_images"] = unlabeled_images
+    counts = image_counts(train_images, val_images, test_images, unlabeled_images)
+    settings: dict[str, Any] = {f"{split}_images": count for split, count in counts.items()}
+    if drop_duplicates:
+        settings["drop_duplicates"] = True
     asked = {**recipe, **settings, "image_size": image_size, "resize": source.resize}
     full_recipe: dict[str, Any] = json.loads(json.dumps(asked))
-    store = Store(output)
-    if MANIFEST_NAME in store.names():
-        manifest = _made_by(store, full_recipe)
-        store.remove(_PARTS)
-        return _summary(manifest, start, decoded=0, complete_before=True)
-    jobs = plan_jobs(plan_splits(source.listing(), counts), _layout(source, image_size), full_recipe)
-    _claim(store)
-    pending = [job for job in jobs if _finished_part(store, job) is None]
-    if pending:
-        task = partial(make_shard, source=source, store=store, image_size=image_size, on_bad_image=on_bad_image)
-        _run(pending, len(jobs), task)
-    manifest = _finish(store, source, jobs, full_recipe, max_bad_fraction)
-    return _summary(manifest, start, decoded=sum(len(job.items) for job in pending), complete_before=False)
+    store, files = Store(output), source.files()
+    _check_free(store)
+    with claimed(store, say):
+        if MANIFEST_NAME in store.names():
+            manifest = _made_by(store, full_recipe)
+            moved = manifest.recipe.get("source") != full_recipe.get("source")
+            check_unchanged(store, manifest, source, files, moved, check_content)
+            store.remove(_PARTS)
+            return PrepareSummary(manifest, time.perf_counter() - start, decoded=0, complete_before=True)
+        plan = make_plan(source, counts, group)
+        say(plan.text())
+        decisive = {key: value for key, value in full_recipe.items() if key != "source"}
+        jobs = plan_jobs(plan.splits, _layout(source, image_size), decisive, files)
+        _check_free(store)
+        with store.writing(_CLAIM) as path:
+            path.touch()
+        pending = [job for job in jobs if _finished_part(store, job) is None]
+        if pending:
+            task = partial(make_shard, source=source, store=store, image_size=image_size, on_bad_image=on_bad_image)
+            _run(pending, len(jobs), task)
+        parts = _parts(store, jobs)
+        _check_refused(store, parts, max_bad_fraction)
+        manifest = _finish(store, source, plan, parts, full_recipe, files, drop_duplicates)
+    decoded = sum(len(job.items) for job in pending)
+    return PrepareSummary(manifest, time.perf_counter() - start, decoded, complete_before=False)
 
 
 def _layout(source: Source, image_size: int) -> Layout:
@@ -134,22 +191,24 @@ def _layout(source: Source, image_size: int) -> Layout:
 
 
 def _made_by(store: Store, recipe: Mapping[str, Any]) -> Manifest:
-    """The manifest that is there already, if the same recipe made it."""
+    """The manifest that is there already, if the same recipe made it; where the source is stored does not matter."""
     manifest = read_manifest(str(store))
-    keys = sorted(recipe.keys() | manifest.recipe.keys())
+    keys = sorted((recipe.keys() | manifest.recipe.keys()) - {"source"})
     if odd := [key for key in keys if recipe.get(key) != manifest.recipe.get(key)]:
         differences = ", ".join(f"{key} {manifest.recipe.get(key)!r}, not {recipe.get(key)!r}" for key in odd)
         raise DatasetError(f"{store} holds another data set ({differences}); choose another --output")
     return manifest
 
 
-def _claim(store: Store) -> None:
-    """Begin a data set, or take up the one that an interrupted call left."""
-    names = store.names()
-    if names and _PARTS not in names:
+def _check_free(store: Store) -> None:
+    """Refuse a place that holds something else.
+
+    Raises:
+        DatasetError: If it is neither empty, nor a data set, nor what an interrupted call left.
+    """
+    names = store.names() - {LOCK_FILE, HOLDER_FILE}
+    if names and _PARTS not in names and MANIFEST_NAME not in names:
         raise DatasetError(f"{store} is not empty and not an unfinished data set; choose another --output")
-    with store.writing(_CLAIM) as path:
-        path.touch()
 
 
 def _part_name(job: ShardJob) -> str:
@@ -157,7 +216,7 @@ def _part_name(job: ShardJob) -> str:
 
 
 def _finished_part(store: Store, job: ShardJob) -> _Part | None:
-    """Record of a job that was done with the same recipe and items, if its shard is whole."""
+    """Record of a job that was done with the same recipe and items, if its shard is complete."""
     try:
         part = _Part.model_validate_json(store.read(_part_name(job)))
     except (FileNotFoundError, ValidationError):
@@ -173,7 +232,7 @@ def make_shard(
     Args:
         row: ``job``, a ShardJob as JSON.
         source: The images.
-        store: Where the data set goes.
+        store: Where the data set is written.
         image_size: Pixels a side.
         on_bad_image: See ``prepare``.
 
@@ -194,10 +253,23 @@ def make_shard(
                 raise DatasetError(f"{item} was refused: {error}") from error
             refused.append(Refusal(item=item, split=job.split, reason=str(error)))
     entry = write_shard(store, job.file, _layout(source, image_size), samples)
-    part = _Part(digest=job.digest, entry=entry, refused=tuple(refused))
+    part = _Part(
+        digest=job.digest,
+        entry=entry,
+        refused=tuple(refused),
+        pixels=tuple(_pixel_checksum(sample) for _, sample in samples),
+        contents=tuple(sample.content for _, sample in samples),
+        notes={item: sample.note for item, sample in samples if sample.note},
+    )
     with store.writing(_part_name(job)) as path:
         path.write_text(part.model_dump_json())
     return {"images": len(job.items), "refused": len(refused)}
+
+
+def _pixel_checksum(sample: Sample) -> str:
+    checksum = hashlib.blake2b(f"{sample.height} {sample.width}".encode(), digest_size=16)
+    checksum.update(np.ascontiguousarray(sample.image).data)
+    return checksum.hexdigest()
 
 
 def _run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]") -> None:
@@ -257,19 +329,65 @@ def _progress() -> Progress:
     )
 
 
-def _finish(
-    store: Store, source: Source, jobs: Sequence[ShardJob], recipe: dict[str, Any], max_bad_fraction: float
-) -> Manifest:
-    """Put the records of all shards together, check how many images were refused, and write the manifest."""
+def _parts(store: Store, jobs: Sequence[ShardJob]) -> list[tuple[ShardJob, _Part]]:
+    """Collect the records of all shards.
+
+    Raises:
+        DatasetError: If one is missing.
+    """
     parts = [(job, _finished_part(store, job)) for job in jobs]
     if lost := [job.file for job, part in parts if part is None]:
         raise DatasetError(f"{', '.join(lost)} did not arrive in {store}: do all workers see that place?")
-    done = [(job, part) for job, part in parts if part is not None]
-    _check_refused(store, done, max_bad_fraction)
+    return [(job, part) for job, part in parts if part is not None]
+
+
+def _finish(
+    store: Store,
+    source: Source,
+    plan: Plan,
+    parts: Sequence[tuple[ShardJob, _Part]],
+    recipe: dict[str, Any],
+    files: Mapping[str, tuple[int, int]],
+    drop_duplicates: bool,
+) -> Manifest:
+    """Account for every image, leave copies out where that is asked for, and write the manifest."""
+    rows = {job.file: _rows(job, part) for job, part in parts}
+    images = (
+        Pixels(job.split, item, source.stratum(item), bytes.fromhex(checksum))
+        for job, part in parts
+        for item, checksum in zip(rows[job.file], part.pixels, strict=True)
+    )
+    duplicates, copies = find_duplicates(images)
+    passed_over, notes = PassedOver(plan.passed_over), PassedOver()
     splits: dict[str, tuple[ShardEntry, ...]] = {}
-    for job, part in done:
-        splits[job.split] = (*splits.get(job.split, ()), part.entry)
-    _remove_leftovers(store, keep={job.file for job in jobs})
+    for job, part in parts:
+        entry = part.entry
+        dropped = [item for item in rows[job.file] if item in copies] if drop_duplicates else []
+        if dropped:
+            entry = drop_rows(store, entry, set(dropped))
+        for item in dropped:
+            passed_over.add(_DROPPED, item)
+        for item, note in part.notes.items():
+            notes.add(note, item)
+        splits[job.split] = (*splits.get(job.split, ()), entry)
+    if drop_duplicates:
+        duplicates = duplicates.model_copy(update={"dropped": len(copies)})
+    account = Account(
+        found=plan.images + plan.passed_over.total,
+        read=sum(entry.rows for entries in splits.values() for entry in entries),
+        passed_over=_counted(passed_over),
+        notes=_counted(notes),
+        duplicates=duplicates,
+    )
+    refused = tuple(refusal for _, part in parts for refusal in part.refused)
+    if account.read + len(refused) + passed_over.total != account.found:
+        raise DatasetError(
+            f"{account.found} found, but {account.read} read, {len(refused)} refused, {passed_over.total} passed over"
+        )
+    _remove_leftovers(store, keep={job.file for job, _ in parts})
+    contents = {
+        item: content for job, part in parts for item, content in zip(rows[job.file], part.contents, strict=True)
+    }
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         image_size=recipe["image_size"],
@@ -278,20 +396,32 @@ def _finish(
         classes=tuple(source.classes),
         splits=splits,
         recipe=recipe,
-        refused=tuple(refusal for _, part in done for refusal in part.refused),
+        refused=refused,
+        account=account,
+        source_files=write_files(store, _FILES, files, contents) if files else None,
     )
     write_manifest(store, manifest)
     store.remove(_PARTS)
     return manifest
 
 
-def _check_refused(store: Store, done: Sequence[tuple[ShardJob, _Part]], max_bad_fraction: float) -> None:
-    """Raise a DatasetError if too many images were refused; their shards will be made again, then."""
-    refused = [refusal for _, part in done for refusal in part.refused]
-    planned = sum(len(job.items) for job, _ in done)
+def _rows(job: ShardJob, part: _Part) -> list[str]:
+    """Items of the rows of a shard."""
+    refused = {refusal.item for refusal in part.refused}
+    return [item for item in job.items if item not in refused]
+
+
+def _counted(passed_over: PassedOver) -> dict[str, Counted]:
+    return {reason: Counted(number=number, examples=examples) for reason, (number, examples) in passed_over.items()}
+
+
+def _check_refused(store: Store, parts: Sequence[tuple[ShardJob, _Part]], max_bad_fraction: float) -> None:
+    """Raise a DatasetError if too many images were refused; their shards are made again by the next call."""
+    refused = [refusal for _, part in parts for refusal in part.refused]
+    planned = sum(len(job.items) for job, _ in parts)
     if len(refused) <= max_bad_fraction * planned:
         return
-    for job, part in done:
+    for job, part in parts:
         if part.refused:
             store.remove(_part_name(job))
     some = "; ".join(f"{refusal.item}: {refusal.reason}" for refusal in refused[:3])
@@ -306,14 +436,3 @@ def _remove_leftovers(store: Store, keep: Set[str]) -> None:
     for name in store.names() - keep:
         if name.endswith((".arrow", ".tmp")):
             store.remove(name)
-
-
-def _summary(manifest: Manifest, start: float, decoded: int, complete_before: bool) -> PrepareSummary:
-    return PrepareSummary(
-        images={split: sum(entry.rows for entry in entries) for split, entries in manifest.splits.items()},
-        refused=len(manifest.refused),
-        bytes=sum(entry.bytes for entry in manifest.entries),
-        seconds=time.perf_counter() - start,
-        decoded=decoded,
-        complete_before=complete_before,
-    )

@@ -10,7 +10,7 @@ any part of it in its own proportions. In schema version 1 images are the middle
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,57 @@ class Refusal(Record):
     reason: str
 
 
+class Counted(Record):
+    """What was passed over or noted for one reason: how much, and some of it."""
+
+    number: int
+    examples: tuple[str, ...] = ()
+
+
+class Duplicates(Record):
+    """Images whose pixels are those of another one.
+
+    Attributes:
+        images: Copies of images that were counted before, within and across splits.
+        across: Copies by the pair of splits, such as "test, train".
+        two_labels: Copies with another label than the first.
+        examples: Some pairs; first those with two labels.
+        dropped: How many copies were left out.
+    """
+
+    images: int
+    across: dict[str, int]
+    two_labels: int
+    examples: tuple[tuple[str, str], ...]
+    dropped: int = 0
+
+
+class Account(Record):
+    """What became of everything that the source has: read + refused + passed over = found.
+
+    Attributes:
+        found: Images and other files of the source.
+        read: Images in the shards.
+        passed_over: What is in no shard, by reason, without refused images.
+        notes: What people should know of images that are used, such as an unusual range of values.
+        duplicates: Exact copies.
+    """
+
+    found: int
+    read: int
+    passed_over: dict[str, Counted]
+    notes: dict[str, Counted]
+    duplicates: Duplicates
+
+
+class SourceFiles(Record):
+    """The file that lists the source's files: names, sizes, times of change and checksums."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
 class Manifest(Record):
     """Contents of ``manifest.json``.
 
@@ -70,6 +121,8 @@ class Manifest(Record):
         splits: Shards of each split, in order.
         recipe: What the data set was made from and how; plain JSON values.
         refused: The images that were left out.
+        account: What became of everything else; None in data sets of earlier versions.
+        source_files: What the source's files were; None where there are none, and in earlier versions.
     """
 
     schema_version: int
@@ -80,6 +133,8 @@ class Manifest(Record):
     splits: dict[str, tuple[ShardEntry, ...]]
     recipe: dict[str, Any]
     refused: tuple[Refusal, ...]
+    account: Account | None = None
+    source_files: SourceFiles | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -165,11 +220,22 @@ def write_shard(store: Store, file: str, layout: Layout, samples: Sequence[tuple
     """
     schema = layout.schema()
     batch = pa.record_batch([_column(field, samples) for field in schema], schema=schema)
+    return _write_batch(store, file, batch)
+
+
+def drop_rows(store: Store, entry: ShardEntry, items: Set[str]) -> ShardEntry:
+    """Write a shard again without some of its rows; returns its new entry."""
+    table = pa.ipc.open_file(pa.BufferReader(store.read(entry.file))).read_all()
+    kept = table.filter(pa.array([item not in items for item in table["source_id"].to_pylist()])).combine_chunks()
+    (batch,) = kept.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+    return _write_batch(store, entry.file, batch)
+
+
+def _write_batch(store: Store, file: str, batch: pa.RecordBatch) -> ShardEntry:
     with store.writing(file) as path:
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
-        size, digest = path.stat().st_size, sha256(path)
-    return ShardEntry(file=file, rows=len(samples), bytes=size, sha256=digest)
+        return ShardEntry(file=file, rows=batch.num_rows, bytes=path.stat().st_size, sha256=sha256(path))
 
 
 def _column(field: pa.Field, samples: Sequence[tuple[str, Sample]]) -> pa.Array:

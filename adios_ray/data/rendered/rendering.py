@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adios_ray.data.sources.base import Sample
+from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.errors import RefusedImageError
 
 Plane = npt.NDArray[np.floating]  # float32 throughout; numpy's stubs widen it in arithmetic
@@ -311,6 +312,23 @@ class RenderedSource:
         val = train + round(self.num_images * _VAL_SHARE)
         ids = [str(index) for index in range(self.num_images)]
         return {"train": ids[:train], "val": ids[train:val], "test": ids[val:]}
+
+    @property
+    def passed_over(self) -> PassedOver:
+        """Nothing: every picture is used."""
+        return PassedOver()
+
+    def stratum(self, item: str) -> str:
+        """Name nothing: splits are not carved, and subsets are taken by a hash."""
+        return ""
+
+    def files(self) -> Mapping[str, tuple[int, int]]:
+        """Look up no files: there are none."""
+        return {}
+
+    def checksum(self, name: str) -> str:
+        """Refuse: there are no files."""
+        raise KeyError(name)
 
     def load(self, item: str, image_size: int) -> Sample:
         """Render one item to ``image_size`` pixels a side.

@@ -1,5 +1,6 @@
 """What every source of images offers to ``prepare``."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from adios_ray.data.sources.passed_over import PassedOver
 
 UNLABELED = "unlabeled"
 """Name of the split of images without labels, which only training uses; and of the class of a source without any."""
@@ -20,6 +23,11 @@ WHOLE = "whole picture squeezed into a square, bicubic, antialiased"
 PHOTOGRAPH = f"{WHOLE}; its height and width beside it"
 
 
+def content_checksum(content: bytes) -> str:
+    """Compute the checksum of an encoded image, in hexadecimal."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 @dataclass(frozen=True)
 class Sample:
     """One decoded image with what is known about it.
@@ -30,6 +38,8 @@ class Sample:
         instances: Object index per pixel, uint8 [S, S], 0 = background; None where a source has no masks.
         height: Pixels of what the square shows, upright and before it was squeezed: crops have its proportions.
         width: The same from left to right.
+        note: What people should know of the image, which is used; None if nothing.
+        content: Checksum of the encoded image, in hexadecimal; empty where there is none.
     """
 
     image: npt.NDArray[np.uint8]
@@ -37,6 +47,8 @@ class Sample:
     instances: npt.NDArray[np.uint8] | None
     height: int
     width: int
+    note: str | None = None
+    content: str = ""
 
 
 class Source(Protocol):
@@ -47,6 +59,7 @@ class Source(Protocol):
         multi_label: Whether an image carries any number of the classes.
         has_instances: Whether samples come with instance maps.
         resize: How an image becomes a square, as the manifest says it.
+        passed_over: What is there, but is no item.
     """
 
     @property
@@ -66,6 +79,21 @@ class Source(Protocol):
 
         Splits are train, val and test, UNLABELED, and any others that only an evaluation uses.
         """
+        ...
+
+    @property
+    def passed_over(self) -> PassedOver: ...  # noqa: D102 - described above
+
+    def stratum(self, item: str) -> str:
+        """Name the class of an item, or whatever else each split is to have its share of."""
+        ...
+
+    def files(self) -> Mapping[str, tuple[int, int]]:
+        """Size in bytes and time of change in nanoseconds of each file that is read, by name; none if it is drawn."""
+        ...
+
+    def checksum(self, name: str) -> str:
+        """Compute the checksum of a file's content, as in ``Sample.content``."""
         ...
 
     def load(self, item: str, image_size: int) -> Sample:
@@ -88,6 +116,7 @@ class ListedSource:
         multi_label: Whether an image carries any number of the classes.
         has_instances: Whether samples come with instance maps.
         resize: How an image becomes a square, as the manifest says it.
+        passed_over: What is there, but is no item.
     """
 
     root: Path
@@ -96,10 +125,23 @@ class ListedSource:
     multi_label: bool = False
     has_instances: bool = False
     resize: str = PHOTOGRAPH
+    passed_over: PassedOver = field(default_factory=PassedOver, repr=False)
 
     def listing(self) -> Mapping[str, Sequence[str]]:
         """Items of each split."""
         return self.items
+
+    def stratum(self, item: str) -> str:
+        """Name the folder of an item, which in most sources is its class."""
+        return item.rpartition("/")[0]
+
+    def files(self) -> Mapping[str, tuple[int, int]]:
+        """Look up size and time of change of each file; see ``Source.files``."""
+        return {}
+
+    def checksum(self, name: str) -> str:
+        """Compute the checksum of a file's content."""
+        return content_checksum((self.root / name).read_bytes())
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker needs to decode."""

@@ -1,59 +1,214 @@
 """Folders of image files, one folder a class: the layout that torchvision calls ImageFolder."""
 
-import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
+from adios_ray.config import FolderLayout
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED
 from adios_ray.data.sources.image_files import EXTENSIONS, ImageFiles
+from adios_ray.data.sources.passed_over import PassedOver, first_of
+from adios_ray.data.sources.walk import Walk, walk
 from adios_ray.errors import DatasetError
 
 ByClass = Mapping[str, Sequence[str]]
-"""Items of each class folder."""
+"""Items of each class."""
 
-_SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+SPLIT_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("unlabeled", "unlabelled"), UNLABELED),
+}
+"""Split by the name of its folder, in lower case."""
+OUTSIDE = "outside the layout"
 
 
-def source(root: Path) -> ImageFiles:
-    """Images below a folder: ``root/<split>/<class>/*``, ``root/<class>/*`` or ``root/*``.
+def source(root: Path, layout: FolderLayout | None = None, allow_missing_classes: bool = False) -> ImageFiles:
+    """Read images below a folder: ``root/<split>/<class>/*``, ``root/<class>/*`` or ``root/*``.
 
-    Split folders are train, val (or validation), test and unlabeled; without them everything is train. Below a class
-    folder the images may lie at any depth. Classes are sorted by name. Images without class folders share the one
-    class "unlabeled". Names that begin with a dot are passed over.
+    Split folders are called train, val, test or unlabeled, or as in ``SPLIT_NAMES``, in any letter case. Below a class
+    folder images may be at any depth. Classes are sorted by name, in Unicode's composed form. Images without class
+    folders share the one class "unlabeled".
+
+    Args:
+        root: The folder.
+        layout: What the folders of ``root`` are: splits, classes, or nothing ("flat"). None decides by their names.
+        allow_missing_classes: Whether val and test may lack classes that train has.
 
     Raises:
-        DatasetError: If the splits differ in their classes, or the folder cannot be used.
+        DatasetError: If the layout can be read in two ways, the splits differ in their classes, or the folder cannot be
+            used.
     """
     if not root.is_dir():
         raise DatasetError(f"{root} is not a folder")
-    folders = _split_folders(root) if (root / "train").is_dir() else {"train": root}
-    tree = {split: by_class(folder, root) for split, folder in folders.items()}
-    if empty := [str(folders[split]) for split, found in tree.items() if not found]:
-        raise DatasetError(f"no images in {', '.join(empty)} (looked for {' '.join(EXTENSIONS)})")
-    return of_classes(root, tree, _all_images(root))
+    found = walk(root)
+    if not found.images:
+        raise DatasetError(
+            f"no images in {root} (looked for {' '.join(EXTENSIONS)}, and into files with other endings)"
+        )
+    folders = by_folder(found.images)
+    layout = layout or _understood(root, folders)
+    if layout == "flat":
+        return of_classes(root, {"train": {UNLABELED: found.images}}, found)
+    if layout == "classes":
+        for item in folders.pop("", ()):
+            found.passed_over.add(OUTSIDE, item)
+        return of_classes(root, {"train": _merged(folders)}, found)
+    splits = _split_folders(root, folders, found.passed_over)
+    unlabeled = splits.pop(UNLABELED, [])
+    tree = {split: _classes_of(root, split, items) for split, items in splits.items()}
+    return of_classes(root, tree, found, unlabeled, allow_missing_classes)
 
 
-def _all_images(root: Path) -> list[str]:
-    """Images of the folder ``unlabeled`` (or ``unlabelled``), where there is one beside ``train``."""
-    folders = [folder for name in (UNLABELED, "unlabelled") if (folder := root / name).is_dir()]
-    return sorted(chain.from_iterable(images(folder, root) for folder in folders)) if (root / "train").is_dir() else []
+def by_folder(items: Iterable[str], depth: int = 0) -> dict[str, list[str]]:
+    """Group items by the folder at a depth; those that are not in such a folder are under ""."""
+    folders: dict[str, list[str]] = defaultdict(list)
+    for item in items:
+        parts = item.split("/", depth + 1)
+        folders[parts[depth] if len(parts) > depth + 1 else ""].append(item)
+    return dict(folders)
 
 
-def of_classes(root: Path, tree: Mapping[str, ByClass], unlabeled: Sequence[str] = ()) -> ImageFiles:
-    """A source out of the items of each class of each split, paths relative to ``root``.
+def _understood(root: Path, folders: Mapping[str, Sequence[str]]) -> FolderLayout:
+    """Tell what the folders of ``root`` are by their names.
+
+    Raises:
+        DatasetError: If there are two ways to read them, with both and the option that chooses.
+    """
+    names = sorted(name for name in folders if name)
+    splits = [name for name in names if name.casefold() in SPLIT_NAMES]
+    others = [name for name in names if name not in splits]
+    loose = folders.get("", ())
+    if splits and others:
+        raise DatasetError(
+            f"{root} can be read in two ways: {first_of(splits)} may be splits beside {first_of(others)}, which would be "
+            "left out (--layout splits), or all of them are classes (--layout classes)"
+        )
+    if splits:
+        if loose:
+            raise DatasetError(
+                f"{root} has images such as {loose[0]} beside the folders {first_of(splits)}: these are splits and the "
+                "images would be left out (--layout splits), or all images belong together (--layout flat)"
+            )
+        return "splits"
+    if not others:
+        return "flat"
+    if loose:
+        raise DatasetError(
+            f"{root} has both class folders ({first_of(others)}) and images beside them, such as {loose[0]}: leave "
+            "these out (--layout classes), or take all images as one class (--layout flat)"
+        )
+    _check_depth(root, others[0] if len(others) == 1 else "", folders)
+    return "classes"
+
+
+def _check_depth(root: Path, only: str, folders: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a single folder that holds nothing but folders, as archives make it when they are unpacked."""
+    if only and "" not in (inner := by_folder(folders[only], depth=1)):
+        raise DatasetError(
+            f"{root} holds one folder, {only}, with {first_of(sorted(inner))} in it: either it is one level too many "
+            f"(--source {root / only}), or {only} is the only class (--layout classes)"
+        )
+
+
+def _split_folders(
+    root: Path, folders: Mapping[str, Sequence[str]], passed_over: PassedOver
+) -> dict[str, Sequence[str]]:
+    """Items of each split; what is in no split folder is passed over.
+
+    Raises:
+        DatasetError: If two folders are the same split, or there is no train.
+    """
+    names: dict[str, str] = {}
+    splits: dict[str, Sequence[str]] = {}
+    for name, items in sorted(folders.items()):
+        split = SPLIT_NAMES.get(name.casefold())
+        if split is None:
+            for item in items:
+                passed_over.add(OUTSIDE, item)
+        elif other := names.get(split):
+            raise DatasetError(f"{root} has both {other} and {name}, which are the same split: rename or remove one")
+        else:
+            names[split], splits[split] = name, items
+    if "train" not in splits:
+        raise DatasetError(
+            f"{root} has {first_of(sorted(names.values())) or 'no split folders'}, but no train: add it, or take the "
+            "folders as classes (--layout classes)"
+        )
+    return splits
+
+
+def _classes_of(root: Path, split: str, items: Sequence[str], depth: int = 1) -> dict[str, list[str]]:
+    """Items of each class folder of a split, ``depth`` below ``root``; without class folders, all as one class.
+
+    Raises:
+        DatasetError: If there are images beside class folders.
+    """
+    folders = by_folder(items, depth)
+    if loose := folders.pop("", []):
+        if folders:
+            raise DatasetError(f"{root}: {split} has both class folders and images beside them, such as {loose[0]}")
+        return {UNLABELED: loose}
+    return _merged(folders)
+
+
+def images(folder: Path, root: Path) -> list[str]:
+    """List the images below a folder, as paths relative to ``root``.
+
+    Raises:
+        DatasetError: If a folder cannot be read.
+    """
+    prefix = folder.relative_to(root).as_posix()
+    return [item if prefix == "." else f"{prefix}/{item}" for item in walk(folder).images]
+
+
+def by_class(folder: Path, root: Path) -> dict[str, list[str]]:
+    """Group the images below a folder by its class folders, as paths relative to ``root``.
+
+    Raises:
+        DatasetError: If there are images beside class folders, or a folder cannot be read.
+    """
+    return _classes_of(root, str(folder), images(folder, root), depth=len(folder.relative_to(root).parts))
+
+
+def of_classes(
+    root: Path,
+    tree: Mapping[str, ByClass],
+    found: Walk | None = None,
+    unlabeled: Sequence[str] = (),
+    allow_missing_classes: bool = False,
+) -> ImageFiles:
+    """Make a source of the items of each class of each split, paths relative to ``root``.
+
+    Args:
+        root: The folder of the images.
+        tree: Items of each class of each split.
+        found: All files below ``root``, those outside the layout already passed over; None looks for them.
+        unlabeled: Items of the unlabeled split.
+        allow_missing_classes: Whether val and test may lack classes that train has.
 
     Raises:
         DatasetError: If the splits differ in their classes.
     """
-    classes = _common_classes(root, tree)
+    classes = _common_classes(root, tree, allow_missing_classes)
     labels = _labels(tree, {name: label for label, name in enumerate(classes)})
     splits = {split: sorted(chain.from_iterable(found.values())) for split, found in tree.items()}
     if unlabeled:
         labels |= {_folder(item): NO_LABEL for item in unlabeled}
-        splits[UNLABELED] = list(unlabeled)
-    return ImageFiles(root=root.absolute(), classes=classes, items=splits, labels=labels)
+        splits[UNLABELED] = sorted(unlabeled)
+    items = set(chain.from_iterable(splits.values()))
+    if found is None:
+        found = walk(root)
+        for item in found.images:
+            if item not in items:
+                found.passed_over.add(OUTSIDE, item)
+        items &= set(found.images)  # a list of images may name some that are not there; they are refused later
+    if len(items) + found.passed_over.total != found.found:
+        raise AssertionError(f"{root}: {found.found} files, {len(items)} images, {found.passed_over.total} passed over")
+    return ImageFiles(root=root.absolute(), classes=classes, items=splits, labels=labels, passed_over=found.passed_over)
 
 
 def _labels(tree: Mapping[str, ByClass], numbers: Mapping[str, int]) -> dict[str, int]:
@@ -69,59 +224,30 @@ def _folder(item: str) -> str:
     return item.rpartition("/")[0]
 
 
-def _common_classes(root: Path, tree: Mapping[str, ByClass]) -> tuple[str, ...]:
-    splits = Counter(name for found in tree.values() for name in found)
-    if odd := {name for name, count in splits.items() if count < len(tree)}:
-        having = "; ".join(
-            f"{split} has {', '.join(sorted(odd & found.keys())[:5]) or 'none of them'}"
-            for split, found in tree.items()
-            for split, found in tree.items()
+def _common_classes(root: Path, tree: Mapping[str, ByClass], allow_missing: bool) -> tuple[str, ...]:
+    """Sorted names of all classes.
+
+    Raises:
+        DatasetError: If a split lacks a class that another one has, with each class named once.
+    """
+    known = {name for found in tree.values() for name, items in found.items() if items}
+    lacking = {split: sorted(known - {name for name, items in found.items() if items}) for split, found in tree.items()}
+    if allow_missing:
+        lacking = {split: names for split, names in lacking.items() if split == "train"}
+    if odd := {split: names for split, names in lacking.items() if names}:
+        missing = "; ".join(f"{split} has no images of {first_of(names)}" for split, names in odd.items())
+        advice = (
+            "add some, or remove the class"
+            if allow_missing or "train" in odd
+            else ("add some, remove the class, or accept splits without it with --allow-missing-classes")
         )
-        raise DatasetError(f"{len(odd)} class folders of {root} are not in every split: {having}")
-    return tuple(sorted(splits))
+        raise DatasetError(f"{root}: {missing}: {advice}")
+    return tuple(sorted(known))
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    folders: dict[str, Path] = {}
-    for name, split in _SPLITS.items():
-        if (root / name).is_dir() and folders.setdefault(split, root / name) != root / name:
-            raise DatasetError(f"{root} has both val and validation; remove or rename one of them")
-    return folders
-
-
-def by_class(folder: Path, root: Path) -> dict[str, list[str]]:
-    """Images of each class folder; where there are no class folders, all of them as "unlabeled".
-
-    Raises:
-        DatasetError: If there are images beside class folders, or a name is not UTF-8.
-    """
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    found = {name: list(images(folder / name, root)) for name in names}
-    found = {name: items for name, items in found.items() if items}
-    loose = list(images(folder, root, depth=0))
-    if loose and found:
-        raise DatasetError(f"{folder} has both class folders and images beside them, such as {loose[0]}")
-    return {UNLABELED: loose} if loose else found
-
-
-def images(folder: Path, root: Path, depth: int | None = None) -> Iterator[str]:
-    """Paths relative to the root of the images in a folder and, unless ``depth`` is 0, below it.
-
-    Raises:
-        DatasetError: If a name is not UTF-8.
-    """
-    for directory, folders, files in os.walk(folder):
-        folders[:] = [] if depth == 0 else [name for name in folders if not name.startswith(".")]
-        prefix = Path(directory).relative_to(root).as_posix()
-        for name in files:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield _as_text(name if prefix == "." else f"{prefix}/{name}")
-
-
-def _as_text(item: str) -> str:
-    try:
-        item.encode()
-    except UnicodeEncodeError:
-        raise DatasetError(f"the file name {os.fsencode(item)!r} is not UTF-8; rename the file") from None
-    return item
+def _merged(folders: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Items by class name in composed form, in which names of different file systems are compared."""
+    classes: dict[str, list[str]] = defaultdict(list)
+    for name, items in folders.items():
+        classes[unicodedata.normalize("NFC", name)].extend(items)
+    return dict(classes)

@@ -1,9 +1,11 @@
 """Image files with their classes: what most sources are, and how an image file becomes pixels."""
 
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +13,21 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from adios_ray.data.shards import Bytes
-from adios_ray.data.sources.base import ListedSource, Sample
+from adios_ray.data.sources.base import NO_LABEL, UNLABELED, ListedSource, Sample
 from adios_ray.errors import RefusedImageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 SMALLEST_SIDE = 8
+
+
+def sniff(head: bytes) -> str | None:
+    """Name the format of an image by its first bytes; None if it is none."""
+    for name, magic in {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}.items():
+        if head.startswith(magic):
+            return name
+    return None
+
+
 SCALED_DECODING = 1.85
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
@@ -33,6 +45,25 @@ class ImageFiles(ListedSource):
 
     labels: Mapping[str, int] = field(repr=False)
 
+    def stratum(self, item: str) -> str:
+        """Name the class of an item; an item without a label has none."""
+        label = self._label(item)
+        return UNLABELED if label == NO_LABEL else self.classes[label]
+
+    def files(self) -> Mapping[str, tuple[int, int]]:
+        """Look up size and time of change of each image file; -1 where there is none, which is refused later."""
+        found = {}
+        for item in chain.from_iterable(self.items.values()):
+            try:
+                status = os.stat(self.root / item)
+                found[item] = status.st_size, status.st_mtime_ns
+            except OSError:
+                found[item] = -1, -1
+        return found
+
+    def _label(self, item: str) -> int:
+        return self.labels[item if item in self.labels else item.rpartition("/")[0]]
+
     def load(self, item: str, image_size: int) -> Sample:
         """Decode one file: RGB, upright, the whole picture squeezed into a square (bicubic, antialiased).
 
@@ -40,8 +71,7 @@ class ImageFiles(ListedSource):
             RefusedImageError: If the file cannot be decoded or a side has fewer than 8 pixels.
         """
         picture = decode(self.root / item, image_size)
-        label = self.labels[item if item in self.labels else item.rpartition("/")[0]]
-        return Sample(picture.pixels, label, None, picture.height, picture.width)
+        return Sample(picture.pixels, self._label(item), None, picture.height, picture.width)
 
 
 class Picture(NamedTuple):

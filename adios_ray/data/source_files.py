@@ -1,0 +1,108 @@
+"""What the files of a source were when a data set was made from them, and whether they still are."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from adios_ray.data.shards import Manifest, SourceFiles
+from adios_ray.data.sources.base import Source
+from adios_ray.data.sources.passed_over import first_of
+from adios_ray.data.store import Store
+from adios_ray.errors import DatasetError
+from adios_ray.files import sha256
+
+_SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64()), ("changed_ns", pa.int64()), ("content", pa.string())])
+
+
+class SourceFile(NamedTuple):
+    """One file of a source.
+
+    Attributes:
+        size: Bytes; -1 where there was none.
+        changed_ns: Time of its last change in nanoseconds.
+        content: Checksum of its content; empty where it was not read.
+    """
+
+    size: int
+    changed_ns: int
+    content: str
+
+
+def write_files(
+    store: Store, name: str, files: Mapping[str, tuple[int, int]], contents: Mapping[str, str]
+) -> SourceFiles:
+    """Write a table of a source's files beside the shards.
+
+    Args:
+        store: The data set.
+        name: Name of the table's file.
+        files: Size and time of change by name.
+        contents: Checksums of the content of those that were read.
+
+    Returns:
+        Its entry in the manifest.
+    """
+    names = sorted(files)
+    columns = [
+        pa.array(names, pa.string()),
+        pa.array([files[item][0] for item in names], pa.int64()),
+        pa.array([files[item][1] for item in names], pa.int64()),
+        pa.array([contents.get(item, "") for item in names], pa.string()),
+    ]
+    with store.writing(name) as path:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+            writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+        return SourceFiles(file=name, bytes=path.stat().st_size, sha256=sha256(path))
+
+
+def read_files(store: Store, entry: SourceFiles) -> dict[str, SourceFile]:
+    """Read the table that ``write_files`` wrote, by name.
+
+    Raises:
+        DatasetError: If it is missing or damaged.
+    """
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(store.read(entry.file))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DatasetError(f"{store}/{entry.file} is missing or damaged: {error}") from error
+    name, size, changed, content = (column.to_pylist() for column in table.columns)
+    return {n: SourceFile(s, t, c) for n, s, t, c in zip(name, size, changed, content, strict=True)}
+
+
+def check_unchanged(
+    store: Store, manifest: Manifest, source: Source, files: Mapping[str, tuple[int, int]], moved: bool, content: bool
+) -> None:
+    """Compare the files of a source with those that a data set was made from.
+
+    Args:
+        store: The data set.
+        manifest: Its manifest.
+        source: The source.
+        files: Its files as they are now.
+        moved: Whether the source is stored elsewhere now: copies have other times of change, which count for nothing.
+        content: Whether to compare checksums of the content too.
+
+    Raises:
+        DatasetError: If files are new, removed or changed, with the first of them.
+    """
+    if manifest.source_files is None:
+        return
+    table = read_files(store, manifest.source_files)
+    common = sorted(files.keys() & table.keys())
+    changed = [
+        name for name in common if table[name].size != files[name][0] or not (moved or table[name][1] == files[name][1])
+    ]
+    if content:
+        unsure = [name for name in common if table[name].content and name not in set(changed)]
+        changed += [name for name in unsure if source.checksum(name) != table[name].content]
+    found = {
+        "new": sorted(files.keys() - table.keys()),
+        "removed": sorted(table.keys() - files.keys()),
+        "changed": sorted(changed),
+    }
+    if any(found.values()):
+        words = "; ".join(f"{len(names):,} {what} ({first_of(names)})" for what, names in found.items() if names)
+        raise DatasetError(
+            f"the source has changed since {store} was made: {words}; choose another --output, or remove this one"
+        )
