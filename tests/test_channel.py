@@ -42,7 +42,7 @@ def epoch_of(reply: Reply) -> int:
 
 async def replaced(request: "asyncio.Task[Reply]") -> None:
     """Check that a request ends soon, and says that a newer one has come in its place."""
-    with pytest.raises(ReplacedError, match="t is asked for by another process"):
+    with pytest.raises(ReplacedError, match="t: a newer request has replaced this one"):
         await soon(request)
 
 

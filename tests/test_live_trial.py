@@ -178,7 +178,7 @@ def test_a_cut_off_checkpoint_is_stepped_over(driven: Driven, objects_dir: Path)
     assert again.report.epoch == 2
     assert_identical(driven.state(again), before)
     (note,) = again.notes
-    assert "epoch_00002/state.pt is damaged" in note and note.endswith("it goes on from epoch_00001")
+    assert "epoch_00002/state.pt is damaged" in note and note.endswith("it resumes from epoch_00001")
     assert driven.report("trial").report.epoch == 3
 
 
