@@ -23,7 +23,7 @@ OTHER_DRIVER = """
 import sys
 import ray
 sys.path.insert(0, sys.argv[2])
-from test_places import holder
+from test_capacity import holder
 ray.init(address=sys.argv[1], namespace="others", log_to_driver=False)
 options = {"name": sys.argv[3], "lifetime": "detached"} if sys.argv[3] else {}
 actor = holder(num_cpus=0, **options)
