@@ -1,7 +1,7 @@
-"""The authors' search on ImageNet100: many trials begin where hyperopt suggests, and successive halving stops the poor.
+"""The authors' search on ImageNet100: hyperopt suggests initial values for many trials, and ASHA stops the poor ones.
 
-Paper (Tables 9-12 list what their search found); a trial here searches what theirs did: encoder and occlusion learning
-rate, lambda, N, weight decay, width of the U-Net, and the strengths of the color jitter.
+Paper: Tables 9-12 list what the authors' search found. Searched here as there: encoder and occlusion learning rate,
+lambda, N, weight decay, width of the U-Net, and the strengths of the color jitter.
 
     python experiments/asha_hyperopt_in100.py --preset demo --population 8
         rendered images, 8 trials on 2 CPU cores: about 5 minutes

@@ -1,13 +1,14 @@
-"""Does the cheaper order learn as well? SimCLR-ADIOS with simultaneous against alternating updates.
+"""Compare simultaneous and alternating updates of SimCLR-ADIOS: does the cheaper order learn as well?
 
-Simultaneous takes both players' gradients from one backward pass; alternating plays the slots a second time against the
-updated encoder, as the authors' code does, and costs about 1.6 times as much. Equal epochs, several seeds each:
+Simultaneous updates take both players' gradients from one backward pass. Alternating updates run the slots a second
+time against the updated encoder, as the authors' code does, and cost about 1.6 times as much. Equal epochs, several
+seeds each:
 
     python experiments/compare_orders.py --data-dir data/cifar10-5k --epochs 15 --output runs/orders.jsonl
 
-trains 2 orders x 3 seeds on one process's threads, appends one JSON object a run to the output (runs that are there
-already are not repeated) and prints the table: k-NN and linear accuracy on the test split, mean (std). 5,000 images of
-32 pixels take about 6 minutes a run on one core. What came out stands in docs/log.md.
+trains 2 orders x 3 seeds in one process, appends one JSON object per run to the output (runs already in it are not
+repeated) and prints the table: k-NN and linear accuracy on the test split, mean (std). 5,000 images of 32 pixels take
+about 6 minutes per run on one core. Results are in docs/log.md.
 """
 
 import json
@@ -49,16 +50,16 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What is compared."""
+    """Options of the comparison."""
 
     data_dir: Path
     """Data set with train and test splits."""
     output: Path
-    """JSON lines, one a run."""
+    """File of JSON lines, one per run."""
     recipe: str = "photographs"
-    """Settings that suit the images: "photographs" or "objects"."""
+    """Settings for the kind of images: "photographs" or "objects"."""
     epochs: int = 15
-    """Length of each run."""
+    """Epochs of each run."""
     seeds: int = 3
     """Runs of each order."""
     threads: int = 1
@@ -66,7 +67,7 @@ class Options:
 
 
 def train(options: Options, order: str, seed: int) -> dict[str, Any]:
-    """One run: accuracies (percent) and seconds."""
+    """Train one run and measure its accuracies (percent) and seconds."""
     values = RECIPES[options.recipe]
     masking = {**values["masking"], "order": order}
     own = {"data_dir": options.data_dir, "epochs": options.epochs, "seed": seed, "masking": masking}
@@ -89,7 +90,7 @@ def train(options: Options, order: str, seed: int) -> dict[str, Any]:
 
 
 def linear_accuracy(trainer: Trainer, test: Split) -> float:
-    """Logistic regression on standardized frozen features, 0 to 1."""
+    """Measure the test accuracy, 0 to 1, of logistic regression on standardized frozen features."""
     backbone, size, view = trainer.networks.backbone, trainer.image_size, trainer.config.evaluation.view
     train_features, features = (
         extract_features(backbone, split, np.arange(len(split)), size, view).numpy()
@@ -101,8 +102,8 @@ def linear_accuracy(trainer: Trainer, test: Split) -> float:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """A line a data set and order: mean (std) over seeds."""
-    lines = ["| data | order | k-NN | linear | seconds a run |", "|---|---|---|---|---|"]
+    """Format one line per data set and order: mean (std) over seeds."""
+    lines = ["| data | order | k-NN | linear | seconds per run |", "|---|---|---|---|---|"]
     for data, order in sorted({(run["data"], run["order"]) for run in runs}):
         own = [run for run in runs if (run["data"], run["order"]) == (data, order)]
         columns = [[run[key] for run in own] for key in ("knn", "linear", "seconds")]
@@ -112,16 +113,18 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def main(options: Options) -> None:
-    """Train what is missing, then print the table."""
+    """Train the runs that are missing, then print the table."""
     torch.set_num_threads(options.threads)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.touch()
     runs = [json.loads(line) for line in options.output.read_text().splitlines()]
     done = {(run["data"], run["order"], run["seed"], run["epochs"]) for run in runs}
+    # Seeds outside, orders inside: whenever it is interrupted, both orders have about the same number of runs.
     for seed in range(options.seeds):
         for order in ORDERS:
             if (options.data_dir.name, order, seed, options.epochs) in done:
                 continue
+            # Written after each run, so that an interruption loses one run at most.
             runs.append(train(options, order, seed))
             with options.output.open("a") as file:
                 file.write(json.dumps(runs[-1]) + "\n")

@@ -1,4 +1,4 @@
-"""PB2 on STL-10: a population that is too small for random perturbations lets a Gaussian process choose.
+"""PB2 on STL-10: in a population too small for random perturbations, a Gaussian process chooses the values.
 
 Paper (Table 1, k-NN top-1, ResNet-18): SimCLR 83.7 -> 85.8 with ADIOS; BYOL 83.6 -> 84.8.
 

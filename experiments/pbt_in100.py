@@ -1,7 +1,7 @@
-"""Population based training of ADIOS: lambda, both learning rates and N adapt while the trials train.
+"""Population based training (PBT) of ADIOS: lambda, both learning rates and N adapt while the trials train.
 
 Paper (Tables 1 and 2, k-NN or linear top-1 on ImageNet100): SimCLR with ResNet-18 at 96 pixels 54.1 -> 55.1 with
-ADIOS; BYOL at 224 pixels 74.3 -> 80.8 with ADIOS-s. Each of those numbers stands on a search of its own.
+ADIOS; BYOL at 224 pixels 74.3 -> 80.8 with ADIOS-s. Each of those numbers follows a search of its own.
 
     python experiments/pbt_in100.py --preset demo
         rendered images, a population of 4 on 2 CPU cores: about 5 minutes

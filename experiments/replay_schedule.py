@@ -1,7 +1,7 @@
-"""Train with the schedule that a population found: alone, longer, or on other data.
+"""Train a single network with the schedule that a population found, also longer or on other data.
 
-A run that has finished has ``schedule.json``, its best trial's schedule over all its donors. With the run's own data
-the weights come out the same bit for bit (on the same machine, with as many threads as a worker had); with
+A finished run has ``schedule.json``, its best trial's schedule across all its donors. With the run's own data the
+weights are the same bit for bit (on the same machine, with the number of threads that a worker had); with
 ``--epochs 800`` each stage begins at the same share of a longer training.
 
     python experiments/replay_schedule.py --schedule runs/RUN/schedule.json --output runs/replayed

@@ -11,12 +11,12 @@ from small import make_objects
 from adios_ray.backend.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
 from adios_ray.backend.ray_private import POLL_INTERVAL_VARIABLE
 
-torch.set_num_threads(1)  # as a trial's worker has, so that results can be compared bit for bit
+torch.set_num_threads(1)  # like a trial's worker, so that results can be compared bit for bit
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One local Ray cluster with four logical CPUs, and a GPU that exists on paper only, for the whole session."""
+    """Start one local Ray cluster for the whole session, with four logical CPUs and a logical GPU without hardware."""
     import ray
 
     os.environ.update({**DRIVER_ENVIRONMENT, **WORKER_ENVIRONMENT, "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"})
@@ -28,5 +28,5 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def objects_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of rendered objects, 96/40/40 images of 32 pixels."""
+    """Write shards of rendered objects, 96/40/40 images of 32 pixels."""
     return make_objects(tmp_path_factory.mktemp("data") / "objects")

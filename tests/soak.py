@@ -1,16 +1,16 @@
-"""Disturb a running population at random moments, again and again, and check that nothing is lost or left behind.
+"""Disturb a running population repeatedly at random moments, and check that nothing is lost or left behind.
 
     python tests/soak.py                      every kill 20 times, every fault 5 times (what `make soak` runs)
     python tests/soak.py --kinds worker --rounds 1
 
-Each round starts a population of two trials on a simulated cluster of three nodes and does what its kind says at a
-random moment after the first report. Kills: a worker, a trial's actor, Ray Train's controller, the driver (which is
-started again, to go on), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs leave
-to mount a file system of its own); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is cut
-off and its workers killed. Then it waits for the end and checks: all trials at their last epoch, every report there
-once, lineage and numbers bit for bit those of an undisturbed run (but after ``checkpoint``, where a trial steps back),
-no process, placement group or temporary file left. Prints a table, and one line for each round that went wrong; the
-exit status says whether any did.
+Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a random
+moment after the first report. Kills: a worker, a trial's actor, Ray Train's controller, the driver (restarted to resume
+the run), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs permission to mount a
+file system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and its workers
+killed. The round then waits for the end and checks that all trials are at their last epoch, that every report exists
+once, that lineage and numbers equal those of an undisturbed run bit for bit (except after ``checkpoint``, where a trial
+steps back), and that no process, placement group or temporary file is left. Prints a table, and one line for each
+failed round; the exit status is 1 if there was any.
 """
 
 import json
@@ -46,7 +46,7 @@ KILLS = ("worker", "actor", "controller", "driver", "node")
 FAULTS = ("disk", "storage", "checkpoint")
 DISK_BYTES, AWAY_S = 2**26, 10.0
 SERVICES = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
-"""Processes that Ray itself keeps as long as a cluster lives."""
+"""Title prefixes of processes that Ray keeps while a cluster runs."""
 TITLES = {"worker": "ray::RayTrainWorker", "actor": "ray::ResourceTrainable", "controller": "ray::TrainController"}
 EPOCHS, TRIALS, TIMEOUT_S = 8, 2, 240.0
 DRIVER = (
@@ -68,11 +68,11 @@ SPACE = {
 
 
 class WrongError(Exception):
-    """A round that did not end as it should."""
+    """A round that did not end as expected."""
 
 
 class Outcome(NamedTuple):
-    """What a run came to: its decisions, and the numbers of its reports."""
+    """The outcome of a run: its decisions, and the numbers of its reports."""
 
     lineage: list[tuple[Any, ...]]
     numbers: dict[tuple[str, int], tuple[float, ...]]
@@ -80,21 +80,21 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What to disturb."""
+    """Options of the soak test."""
 
     kinds: tuple[str, ...] = KILLS + FAULTS
     """Kills (worker, actor, controller, driver, node) and faults (disk, storage, checkpoint)."""
     rounds: int = 20
-    """Times each kill; a fault is made a quarter as often."""
+    """Rounds of each kill; each fault has a quarter of them."""
     seed: int = 0
-    """Decides the moments."""
+    """Seed of the random moments."""
 
 
 class Stage:
-    """A simulated cluster, the data, and what an undisturbed run decides."""
+    """A simulated cluster with the data, on which drivers are started."""
 
     def __init__(self, directory: Path) -> None:
-        """Start a head without CPUs, and two nodes with one each: no place is to spare."""
+        """Start a head without CPUs, and two nodes with one each: no capacity is spare."""
         self.directory = directory
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -106,12 +106,12 @@ class Stage:
         (directory / "space.yaml").write_text(yaml.safe_dump(SPACE))
 
     def start(self, name: str) -> tuple["subprocess.Popen[str]", Path]:
-        """Start a driver with its own storage, which can be made full and taken away; returns it with the storage."""
+        """Start a driver with its own storage, which can be filled and taken away; return both."""
         disk, storage = self.directory / f"{name}.disk", self.directory / name
         disk.mkdir()
         if name.startswith("disk"):
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "soak", str(disk)], check=True)
-        storage.symlink_to(disk)  # as on many machines
+        storage.symlink_to(disk)  # a link, because storage is behind one on many machines
         trial = small_config(self.data, epochs=EPOCHS).model_dump()
         config = ExperimentConfig(
             **trial, space=self.directory / "space.yaml", storage=storage, population=TRIALS, cpus_per_worker=0.9
@@ -121,12 +121,12 @@ class Stage:
         return self.drive(file, name), storage
 
     def drive(self, what: Path, name: str) -> "subprocess.Popen[str]":
-        """Start a driver for a configuration file, or again for a run directory."""
+        """Start a driver for a configuration file, or to resume a run directory."""
         log = (self.directory / f"{name}.log").open("a")
         return subprocess.Popen([sys.executable, "-c", DRIVER, str(what)], stdout=log, stderr=log, text=True)
 
     def replace_node(self, rng: random.Random) -> None:
-        """Lose a node, and get another one a little later."""
+        """Remove a node, and add another one a little later."""
         node = self.nodes.pop(rng.randrange(len(self.nodes)))
         self.cluster.remove_node(node, allow_graceful=False)
         time.sleep(rng.uniform(0, 4))
@@ -146,7 +146,7 @@ class Stage:
 
 
 def titles() -> dict[psutil.Process, str]:
-    """Titles of Ray's processes, of all nodes that this process has started."""
+    """Find the titles of Ray's processes, on all nodes that this process has started."""
     found = {}
     for process in psutil.Process().children(recursive=True):
         try:
@@ -159,17 +159,17 @@ def titles() -> dict[psutil.Process, str]:
 
 
 def processes(kind: str) -> list[psutil.Process]:
-    """Processes of that kind."""
+    """Find the processes of a kind."""
     return [process for process, title in titles().items() if title.startswith(TITLES[kind])]
 
 
 def strangers() -> list[str]:
-    """Titles of processes that a run must not leave."""
+    """List the titles of processes that a run must not leave."""
     return [title for title in titles().values() if not title.startswith(tuple(f"ray::{name}" for name in SERVICES))]
 
 
 def run_dir_of(storage: Path, driver: "subprocess.Popen[str]", reports: int) -> Path:
-    """Wait until a driver's run has so many reports."""
+    """Wait until a driver's run has a number of reports; return its run directory."""
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
         runs = list(storage.glob("*-*/results.csv"))
@@ -182,8 +182,8 @@ def run_dir_of(storage: Path, driver: "subprocess.Popen[str]", reports: int) -> 
 
 
 def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path, rng: random.Random) -> Any:
-    """Do what the kind says; returns the driver that goes on."""
-    time.sleep(rng.uniform(0, 0.6))  # short enough for the run to be still under way
+    """Disturb a run; return its driver, which is a new one after a kill of the driver."""
+    time.sleep(rng.uniform(0, 0.6))  # short enough for the run to be still running
     if kind == "disk":
         fill(run.parent / "filler", rng.uniform(5, 10))
     elif kind == "storage":
@@ -205,7 +205,7 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path,
 
 
 def take_away(disk: Path) -> None:
-    """Leave an empty folder in a directory's place for a while, as a mount point does: writes are lost."""
+    """Replace a directory by an empty one for a while, as an unmounted file system does: writes are lost."""
     disk.rename(disk.with_suffix(".away"))
     disk.mkdir()
     time.sleep(AWAY_S)
@@ -226,7 +226,7 @@ def fill(file: Path, seconds: float) -> None:
 
 
 def check(run: Path, expected: Outcome | None) -> None:
-    """Everything is there, once, and nothing else; and, but for None, it is what was expected."""
+    """Check that everything exists once, nothing else is left, and the outcome is as expected (None: any)."""
     state = PopulationState.load(run)
     if epochs := [m.epoch for m in state.members.values() if not m.finished or m.epoch != EPOCHS]:
         raise WrongError(f"trials ended at epochs {epochs}")
@@ -245,7 +245,7 @@ def check(run: Path, expected: Outcome | None) -> None:
 
 
 def nothing_left(look: Callable[[], list[str]]) -> None:
-    """Wait up to half a minute; Ray takes its processes down one after the other."""
+    """Wait up to half a minute for nothing to be left; Ray takes its processes down one after the other."""
     deadline = time.monotonic() + 30
     while left := look():
         if time.monotonic() > deadline:
@@ -254,17 +254,17 @@ def nothing_left(look: Callable[[], list[str]]) -> None:
 
 
 def decisions(run: Path) -> list[tuple[Any, ...]]:
-    """What the population decided."""
+    """List the population's decisions."""
     return [(e.epoch, e.trial, e.donor, json.dumps(e.new, sort_keys=True)) for e in read_lineage(run)]
 
 
 def measured(run: Path) -> dict[tuple[str, int], tuple[float, ...]]:
-    """Fitness, loss and N by trial and epoch."""
+    """Collect fitness, loss and N by trial and epoch."""
     return {(row.trial, row.epoch): (row.fitness, row.loss, row.values["masking.slots"]) for row in read_results(run)}
 
 
 def undisturbed(stage: Stage) -> Outcome:
-    """What a run comes to that nobody disturbs."""
+    """Run without a disturbance; return the outcome."""
     driver, storage = stage.start("undisturbed")
     run = run_dir_of(storage, driver, TRIALS * EPOCHS)
     if driver.wait():
@@ -273,7 +273,7 @@ def undisturbed(stage: Stage) -> Outcome:
 
 
 def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> float:
-    """One round; returns its seconds."""
+    """Run one round; return its seconds."""
     rng, name, began = random.Random(f"{seed}/{kind}/{number}"), f"{kind}-{number}", time.monotonic()
     driver, storage = stage.start(name)
     try:
@@ -291,8 +291,8 @@ def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> 
 
 
 def main(options: Options) -> int:
-    """Run all rounds; returns 1 if one went wrong."""
-    table = Table("disturbed", "rounds", "went well", "median s")
+    """Run all rounds; return 1 if one failed."""
+    table = Table("disturbed", "rounds", "passed", "median s")
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as directory:
         stage = Stage(Path(directory))
@@ -308,7 +308,7 @@ def main(options: Options) -> int:
                     print(wrong[-1], flush=True)
             median = f"{sorted(seconds)[len(seconds) // 2]:.0f}" if seconds else "-"
             table.add_row(kind, str(rounds), str(len(seconds)), median)
-            print(f"{kind}: {len(seconds)} of {rounds} rounds went well", flush=True)
+            print(f"{kind}: {len(seconds)} of {rounds} rounds passed", flush=True)
         stage.close()
     Console(width=80).print(table)
     return 1 if wrong else 0

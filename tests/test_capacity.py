@@ -1,4 +1,4 @@
-"""Places of a cluster: a run gives back those of its own dead actors, and leaves alone those that others hold."""
+"""Capacity of a cluster: a run removes placement groups of its own dead actors, and never those of others."""
 
 import os
 import signal
@@ -33,11 +33,11 @@ sys.stdin.read()
 
 
 def holder(**options: Any) -> Any:
-    """An actor that makes placement groups, as Ray Train's controller does for its workers."""
+    """Start an actor that creates placement groups, as Ray Train's controller does for its workers."""
 
-    class Holder:  # of no module that workers would have to import
+    class Holder:  # local, so that it is pickled by value: workers cannot import this module
         def hold(self, cpus: float, run_dir: str | None, signal: str | None = None) -> tuple[str, str, int]:
-            """Make a group now, or as soon as a file is there; returns the IDs of actor, group ("-") and process."""
+            """Create a group now, or once a file exists; return the IDs of actor, group ("-" for later) and process."""
             import os
             import threading
             import time
@@ -64,10 +64,10 @@ def holder(**options: Any) -> Any:
 
 
 class Other:
-    """A driver of its own on the tests' cluster, and the placement group that an actor of its holds."""
+    """Another driver on the tests' cluster, and the placement group that its actor holds."""
 
     def __init__(self, detached: str = "", run_dir: Path | str = "", signal: Path | str = "") -> None:
-        """Start the driver and have its actor make a group."""
+        """Start the driver, whose actor creates a group."""
         address, here = ray.get_runtime_context().gcs_address, str(Path(__file__).parent)
         arguments = [address, here, detached, str(run_dir), str(signal)]
         self.driver = subprocess.Popen(
@@ -83,13 +83,13 @@ class Other:
         self.driver.communicate()
 
     def is_dead(self) -> bool:
-        """Whether Ray takes the actor for dead."""
+        """Tell whether Ray records the actor as dead."""
         row = cluster_state.actor_table(self.actor)
         return bool(row["State"] == "DEAD")
 
 
 def has_ended(other: Other) -> bool:
-    """Whether the job of another driver is over; its ID is the end of its actors' IDs."""
+    """Tell whether the job of another driver is over; actors' IDs end with their job's ID."""
     return any(job["IsDead"] for job in cluster_state.job_table() if other.actor.endswith(job["JobID"]))
 
 
@@ -98,7 +98,7 @@ Hold = Callable[[float], tuple[Any, str]]
 
 @pytest.fixture
 def hold(ray_cluster: None, tmp_path: Path) -> Iterator[Hold]:
-    """Makes an actor of the run that holds CPUs, of four; returns it and its placement group."""
+    """Provide a function that starts an actor of the run holding some of the four CPUs; it returns actor and group."""
     holders: list[Any] = []
 
     def make(cpus: float) -> tuple[Any, str]:
@@ -114,7 +114,7 @@ def hold(ray_cluster: None, tmp_path: Path) -> Iterator[Hold]:
 
 @pytest.fixture
 def other(ray_cluster: None) -> Iterator[Callable[..., Other]]:
-    """Starts other drivers, and takes them down with what they hold."""
+    """Provide a function that starts other drivers; they and their groups are removed at the end."""
     others: list[Other] = []
 
     def make(**options: Any) -> Other:
@@ -131,19 +131,19 @@ def other(ray_cluster: None) -> Iterator[Callable[..., Other]]:
 
 
 def is_held(group: str) -> bool:
-    """Whether a placement group has its places."""
+    """Tell whether a placement group's resources are reserved."""
     return bool(placement_group_table().get(group, {}).get("state") == "CREATED")
 
 
 def until(done: Callable[[], bool]) -> None:
-    """Wait until something that Ray does on its own is done."""
+    """Wait until Ray has done something on its own."""
     deadline = time.monotonic() + 30
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_places_of_dead_actors_are_given_back(hold: Hold, tmp_path: Path) -> None:
+def test_placement_groups_of_dead_actors_are_removed(hold: Hold, tmp_path: Path) -> None:
     (doomed, theirs), (_, mine) = hold(2.0), hold(2.0)
     until(lambda: all(group.placed for group in groups(tmp_path)))
     assert {group.id.hex() for group in groups(tmp_path)} == {theirs, mine}
@@ -152,13 +152,13 @@ def test_places_of_dead_actors_are_given_back(hold: Hold, tmp_path: Path) -> Non
     ray.kill(doomed)
     until(lambda: any(group.orphaned for group in groups(tmp_path)))
     assert ClusterCapacity(tmp_path, lambda: 2).count() == 2
-    assert len(groups(tmp_path)) == 2  # to count changes nothing
+    assert len(groups(tmp_path)) == 2  # counting removes nothing
     remove_orphaned(tmp_path)
     (left,) = groups(tmp_path)
     assert left.id.hex() == mine and left.placed and not left.orphaned
 
 
-def test_places_that_others_hold_are_not_counted_on(
+def test_resources_that_others_hold_are_not_counted(
     hold: Hold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capacity, "WAITING_S", 0.5)
@@ -176,15 +176,17 @@ def test_places_that_others_hold_are_not_counted_on(
     assert counted.count() == 2
 
 
-def test_a_group_that_was_made_after_the_end_of_its_job_is_given_back_by_the_next_driver(
+def test_a_group_that_was_created_after_the_end_of_its_job_is_removed_by_the_next_driver(
     other: Callable[..., Other], tmp_path: Path
 ) -> None:
-    """Ray keeps such a group for ever: its maker was dead for Ray before the group was there."""
+    """Ray keeps such a group for ever: it recorded the maker as dead before the group existed."""
 
     def dying(name: str) -> Path:
-        """A run whose driver was killed, with a group that its actor has made since."""
+        """Make a run whose driver was killed, with a group that its actor created afterwards."""
         run_dir, go = tmp_path / name, tmp_path / f"go_{name}"
         run_dir.mkdir()
+        # The actor's process is stopped while its job ends and continued afterwards, so that it creates its group when
+        # Ray has already recorded it as dead.
         before, driver = set(placement_group_table()), other(run_dir=run_dir, signal=go)
         os.kill(driver.pid, signal.SIGSTOP)
         driver.end()
@@ -203,7 +205,7 @@ def test_a_group_that_was_made_after_the_end_of_its_job_is_given_back_by_the_nex
     remove_orphaned(theirs)
 
 
-def test_an_actor_that_outlives_its_job_keeps_its_places(other: Callable[..., Other], tmp_path: Path) -> None:
+def test_an_actor_that_outlives_its_job_keeps_its_group(other: Callable[..., Other], tmp_path: Path) -> None:
     survivor = other(detached="survivor", run_dir=tmp_path)
     survivor.end()
     until(lambda: has_ended(survivor))
@@ -216,7 +218,7 @@ def test_an_actor_that_outlives_its_job_keeps_its_places(other: Callable[..., Ot
 def test_groups_of_others_are_never_removed(
     other: Callable[..., Other], hold: Hold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: bool
 ) -> None:
-    """Ended: a detached actor whose job is over, alive and then dead. Else: an actor of a job that still runs."""
+    """Cover a detached actor whose job has ended, alive and then dead, and an actor of a job that still runs."""
     removed: list[str] = []
     monkeypatch.setattr(capacity, "remove_placement_group", lambda group: removed.append(group.id.hex()))
     doomed, mine = hold(1.0)
@@ -231,16 +233,16 @@ def test_groups_of_others_are_never_removed(
     assert is_held(theirs.group) and not theirs.is_dead()
     os.kill(theirs.pid, signal.SIGKILL)
     until(theirs.is_dead)
-    assert ended or is_held(theirs.group)  # that of a detached actor goes with it, by Ray's own doing
+    assert ended or is_held(theirs.group)  # Ray itself removes the group of a detached actor that died
     remove_orphaned(tmp_path)
     assert removed == [mine, mine]
 
 
-def test_a_run_that_has_recorded_nobody_removes_nothing(hold: Hold, tmp_path: Path) -> None:
+def test_a_run_without_records_removes_nothing(hold: Hold, tmp_path: Path) -> None:
     doomed, mine = hold(1.0)
     ray.kill(doomed)
     until(lambda: all(group.orphaned for group in groups(tmp_path)))
-    RunDirectory(tmp_path).controllers.rename(tmp_path / "away")  # as storage that is away
+    RunDirectory(tmp_path).controllers.rename(tmp_path / "away")  # like storage that is away
     assert groups(tmp_path) == []
     remove_orphaned(tmp_path)
     assert is_held(mine)

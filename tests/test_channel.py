@@ -1,4 +1,4 @@
-"""The order of commands and answers between driver, trial and workers; no cluster is needed for it."""
+"""The channel's protocol: races between driver, trials' actors and workers, without a cluster."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -17,7 +17,7 @@ MINE, DONORS = Pointer(path=Path("mine"), sha256="1"), Pointer(path=Path("donor"
 
 
 async def registered(held: bool = False) -> Channel:
-    """A channel with one trial, fresh."""
+    """Make a channel with one new trial."""
     channel = Channel()
     await channel.register("t", CONFIG, None, 0, held)
     return channel
@@ -30,19 +30,19 @@ async def settle() -> None:
 
 
 async def soon(reply: Awaitable[Reply]) -> Reply:
-    """The reply, which nothing else has to happen for."""
+    """Await a reply that no further event is needed for."""
     return await asyncio.wait_for(reply, timeout=1.0)
 
 
 def epoch_of(reply: Reply) -> int:
-    """The epoch of the report that a request has come to."""
+    """Return the epoch of the report in a reply."""
     assert reply.report is not None
     return reply.report.epoch
 
 
 async def replaced(request: "asyncio.Task[Reply]") -> None:
-    """Check that a request ends soon, and says that a newer one has come in its place."""
-    with pytest.raises(ReplacedError, match="t is asked for by another process"):
+    """Check that a request ends soon with the error that a newer one has replaced it."""
+    with pytest.raises(ReplacedError, match="t: a newer request has replaced this one"):
         await soon(request)
 
 
@@ -114,7 +114,7 @@ def test_a_repeated_request_joins_the_command_that_is_under_way() -> None:
     asyncio.run(scenario())
 
 
-def test_only_the_newest_request_is_told_to_leave() -> None:
+def test_only_the_newest_request_is_preempted() -> None:
     async def scenario() -> None:
         channel = await registered(held=True)
         killed = asyncio.create_task(channel.request("t", missed=False))
@@ -128,12 +128,12 @@ def test_only_the_newest_request_is_told_to_leave() -> None:
     asyncio.run(scenario())
 
 
-def test_a_word_to_leave_waits_for_the_actor_that_is_started_again() -> None:
+def test_a_preemption_waits_for_the_restarted_actor() -> None:
     async def scenario() -> None:
         channel = await registered(held=True)
         killed = asyncio.create_task(channel.request("t", missed=False))
         await settle()
-        await channel.register("t", CONFIG, None, 0, held=True)  # Tune starts the trial's actor again
+        await channel.register("t", CONFIG, None, 0, held=True)  # Tune restarts the trial's actor
         await channel.preempt("t")  # before the new one has asked
         await replaced(killed)
         assert (await soon(channel.request("t", missed=True))).report is None
@@ -141,7 +141,7 @@ def test_a_word_to_leave_waits_for_the_actor_that_is_started_again() -> None:
     asyncio.run(scenario())
 
 
-def test_a_word_to_leave_that_was_for_a_lost_actor_is_void() -> None:
+def test_a_preemption_of_a_lost_actor_is_void() -> None:
     async def scenario() -> None:
         channel = await registered(held=True)
         await channel.preempt("t")
@@ -163,18 +163,18 @@ def test_the_request_of_a_killed_actor_causes_no_command_and_takes_no_notes() ->
         await channel.answer("t", 0, TrialReport(epoch=1), MINE)
         assert epoch_of(await first) == 1
         await channel.hold("t", True)
-        killed = asyncio.create_task(channel.request("t", missed=False))  # it has handed on the first report
+        killed = asyncio.create_task(channel.request("t", missed=False))  # its actor had passed on the first report
         await settle()
         living = asyncio.create_task(channel.request("t", missed=True))
         await settle()
         await channel.note("t", "for the living")
         await channel.hold("t", False)
         again = await soon(living)
-        assert (epoch_of(again), again.notes) == (1, ("for the living",))  # once more: it may have been lost
+        assert (epoch_of(again), again.notes) == (1, ("for the living",))  # again: it may have been lost
         await replaced(killed)
         command = asyncio.create_task(channel.take("t", 1))
         await settle()
-        assert not command.done()  # nobody living has asked to train on
+        assert not command.done()  # no living actor has asked for another epoch
         await channel.stop("t")
         assert (await command).kind == "stop"
 
@@ -187,13 +187,13 @@ def test_a_report_that_was_lost_with_its_trials_actor_is_given_again() -> None:
         lost = asyncio.create_task(channel.request("t", missed=True))
         await settle()
         await channel.answer("t", 0, TrialReport(epoch=1), MINE)
-        await lost  # by an actor that is killed before it can hand it on
+        await lost  # by an actor that is killed before it can pass it on
         assert epoch_of(await channel.request("t", missed=True)) == 1
         following = asyncio.create_task(channel.request("t", missed=False))
         assert (await channel.take("t", 1)).kind == "train"
         await channel.answer("t", 1, TrialReport(epoch=2), MINE)
         assert epoch_of(await following) == 2
-        await channel.load("t", DONORS, 1)  # which makes it a report of other weights
+        await channel.load("t", DONORS, 1)  # the last report is of other weights now
         following = asyncio.create_task(channel.request("t", missed=True))
         await settle()
         assert not following.done() and (await channel.take("t", 3)).kind == "train"
@@ -203,7 +203,7 @@ def test_a_report_that_was_lost_with_its_trials_actor_is_given_again() -> None:
     asyncio.run(scenario())
 
 
-def test_the_answer_of_a_worker_that_was_replaced_counts_for_nothing() -> None:
+def test_the_answer_of_a_replaced_worker_group_is_dropped() -> None:
     async def scenario() -> None:
         channel = await registered()
         old = await channel.start("t")

@@ -1,4 +1,4 @@
-"""Which Ray cluster a run joins."""
+"""The choice of the Ray cluster that a run joins."""
 
 import socket
 from pathlib import Path
@@ -13,7 +13,7 @@ def test_only_a_cluster_that_answers_is_joined(
 ) -> None:
     note = tmp_path / "ray" / "ray_current_cluster"
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setenv("RAY_ADDRESS", "")  # as good as none, for Ray too
+    monkeypatch.setenv("RAY_ADDRESS", "")  # Ray too treats it as unset
     assert address_to_join() is None
     note.parent.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -22,5 +22,5 @@ def test_only_a_cluster_that_answers_is_joined(
     assert capsys.readouterr().out == ""
     assert address_to_join() == "local"
     assert str(note) in capsys.readouterr().out
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # the user's own word
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # set by the user: not checked
     assert address_to_join() is None

@@ -1,4 +1,4 @@
-"""The main program as a job on a real head node: token authentication, metrics endpoint, dashboard's API."""
+"""The main program as a job on a real head node, with token authentication, metrics endpoint and dashboard API."""
 
 import json
 import os
@@ -26,7 +26,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 @dataclass
 class Head:
-    """A running head node."""
+    """A running head node: addresses of its pages, its token, and the environment for commands."""
 
     dashboard: str
     metrics: str
@@ -34,7 +34,7 @@ class Head:
     environment: dict[str, str]
 
     def get(self, url: str, token: str | None) -> tuple[int, str]:
-        """Status and body of a page; status 0 while nobody listens."""
+        """Fetch the status and body of a page; status 0 while the port is closed."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as answer:
@@ -46,7 +46,8 @@ class Head:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
+    """Find free loopback ports."""
+    # All are bound before the first is closed, so that they differ.
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
@@ -58,7 +59,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
-    """A head node on loopback with token authentication; its processes and files go with the test."""
+    """Start a head node on loopback with token authentication; stop it and delete its files after the test."""
     port, dashboard, metrics, agent, client = free_ports(5)
     token, temporary = secrets.token_hex(32), tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -117,7 +118,8 @@ def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objec
 
 
 def submit(head: Head, entrypoint: str, log: Path) -> "subprocess.Popen[bytes]":
-    """Submit a job once the head has an agent to run it; returns the process that follows the job."""
+    """Submit a job once the head has an agent to run it; return the process that follows the job."""
+    # The dashboard answers before its agent has registered: a job submitted in between is refused.
     command = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *entrypoint.split()]
     deadline = time.monotonic() + 120
     while True:
@@ -131,7 +133,7 @@ def submit(head: Head, entrypoint: str, log: Path) -> "subprocess.Popen[bytes]":
 
 
 def train_runs(head: Head) -> list[dict[str, Any]]:
-    """Ray Train runs that the dashboard's API knows."""
+    """List the Ray Train runs that the dashboard's API reports."""
     status, body = head.get(f"{head.dashboard}/api/train/v2/runs/v1", head.token)
     assert status == 200, body
     runs: list[dict[str, Any]] = json.loads(body)["train_runs"]

@@ -1,4 +1,4 @@
-"""A live trial on a real cluster: in-place loading, two workers, a killed worker, and a whole small population."""
+"""Live trials on a real cluster: in-place loads, two workers, killed processes, truncated checkpoint, shared GPU."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 class Reported(NamedTuple):
-    """What a trial's actor has reported."""
+    """A report of a trial's actor, with the actor's process ID."""
 
     report: TrialReport
     checkpoint: Pointer
@@ -35,7 +35,7 @@ class Reported(NamedTuple):
 
 
 class Driven:
-    """Live trials driven by hand, as Tune and the population would."""
+    """Live trials that the test drives, in place of Tune and the population."""
 
     def __init__(self, run_dir: Path, workers: int) -> None:
         """Start the channel of a run."""
@@ -79,11 +79,11 @@ class Driven:
         ray.get(self.channel.load.remote(trial, checkpoint, 1, config))
 
     def state(self, reported: "Reported") -> dict[str, Any]:
-        """What the checkpoint of a report holds."""
+        """Load the state in a report's checkpoint."""
         return load_checkpoint(reported.checkpoint, CPU)
 
     def stop(self) -> None:
-        """Take all trials down, and what killed processes have left."""
+        """Stop all trials, and remove what killed processes left."""
         import ray
 
         from adios_ray.backend.capacity import groups, remove_orphaned
@@ -100,7 +100,7 @@ class Driven:
 
 @pytest.fixture
 def driven(ray_cluster: None, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Driven]:
-    """Trials of as many workers as the test asks for."""
+    """Provide trials with one worker each, or with the number that the test requests."""
     trials = Driven(tmp_path / "run", getattr(request, "param", 1))
     yield trials
     trials.stop()
@@ -143,7 +143,7 @@ def test_two_workers_train_one_trial(driven: Driven, objects_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["worker", "controller"])
-def test_a_process_that_is_killed_again_and_again_goes_on_from_its_last_report(
+def test_a_process_that_is_killed_repeatedly_resumes_from_its_last_report(
     driven: Driven, objects_dir: Path, kind: str
 ) -> None:
     from adios_ray.backend.capacity import groups
@@ -167,7 +167,7 @@ def test_a_process_that_is_killed_again_and_again_goes_on_from_its_last_report(
     assert_identical(driven.state(reports[-1])["networks"], dict(alone.networks.state_dict()))
 
 
-def test_a_cut_off_checkpoint_is_stepped_over(driven: Driven, objects_dir: Path) -> None:
+def test_a_truncated_checkpoint_is_skipped(driven: Driven, objects_dir: Path) -> None:
     driven.start("trial", small_config(objects_dir, epochs=3))
     driven.report("trial")
     second = driven.report("trial")
@@ -178,7 +178,7 @@ def test_a_cut_off_checkpoint_is_stepped_over(driven: Driven, objects_dir: Path)
     assert again.report.epoch == 2
     assert_identical(driven.state(again), before)
     (note,) = again.notes
-    assert "epoch_00002/state.pt is damaged" in note and note.endswith("it goes on from epoch_00001")
+    assert "epoch_00002/state.pt is damaged" in note and note.endswith("it resumes from epoch_00001")
     assert driven.report("trial").report.epoch == 3
 
 
@@ -192,7 +192,7 @@ def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: 
         mine.write_text(str(ray.get_gpu_ids()))
         while len(list(mine.parent.glob("trial_??"))) < 2:
             if time.monotonic() > deadline:
-                raise TimeoutError("the other trial has no place")
+                raise TimeoutError("the other trial was not given its resources")
             time.sleep(0.05)
 
     monkeypatch.setattr(trial, "run_worker", meet)
@@ -207,4 +207,4 @@ def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: 
         results = list(threads.map(lambda each: trial.build_trainer(each, None).fit(), settings))
     assert all(result.error is None for result in results)
     assert [(tmp_path / each["trial"]).read_text() for each in settings] == ["[0]", "[0]"]
-    assert list(RunDirectory(tmp_path).controllers.iterdir()) == []  # of controllers that have ended by themselves
+    assert list(RunDirectory(tmp_path).controllers.iterdir()) == []  # deleted by controllers that ended normally

@@ -1,4 +1,4 @@
-"""Presets against the paper's tables and the authors' scripts, and how a command line chooses among them."""
+"""Presets against the paper's tables and the authors' scripts, and the choice of one by command line flags."""
 
 import json
 from pathlib import Path
@@ -36,12 +36,12 @@ WITHOUT_MASKS = {
 }
 HEADS = {"simclr": (2048, 128, None), "simsiam": (2048, 2048, 512), "byol": (4096, 256, 8192)}
 JITTER = {"simclr": (0.8, 0.8, 0.8, 0.2), "simsiam": (0.4, 0.4, 0.4, 0.1), "byol": (0.4, 0.4, 0.2, 0.1)}
-"""The authors' on ImageNet100-S."""
+"""The authors' color jitter on ImageNet100-S: brightness, contrast, saturation, hue."""
 TERMS = {"use_symmetry_mask": "unmasked-masked", "use_no_mask": "unmasked-unmasked", "use_both_mask": "masked-masked"}
 
 
 def check_what_the_paper_shares(config: TrialConfig, data: str, objective: str) -> None:
-    """Table 9, and sizes of networks and views."""
+    """Check Table 9, and the sizes of networks and views."""
     optimizer, heads = config.optimizer, config.objective
     assert (config.epochs, config.batch_size, config.image_size) == (500, 128, 64 if data == "clevr" else 96)
     assert (optimizer.name, optimizer.momentum, optimizer.warmup_epochs) == ("sgd", 0.9, 10)
@@ -110,12 +110,12 @@ def test_all_that_is_published_has_a_file() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_preset_binds_and_says_where_its_values_are_from(path: Path) -> None:
+def test_every_preset_binds_and_names_the_source_of_its_values(path: Path) -> None:
     config = parse(ExperimentConfig, yaml.safe_load(path.read_text()), path.name)
     space = load_space(config.space)
     if config.masking.sparsity_weight:
         space.bind(config.trial())
-    else:  # the authors' SimCLR on STL10: trained as it is, or searched from a value above 0
+    else:  # the authors' SimCLR on STL10 has weight 0: trained unchanged, or searched from a value above 0
         with pytest.raises(ConfigError, match="sparsity_weight must stay above 0.*raise its configured value"):
             space.bind(config.trial())
     assert parse(ExperimentConfig, config.model_dump(mode="json")) == config
@@ -169,7 +169,7 @@ def test_flags_choose_among_what_is_published() -> None:
             ["--preset", "stl10", "--family", "authors", "--masking", "none"],
             "for family authors, simclr, resnet18, none",
         ),
-        (["--preset", "cifar"], "no preset 'cifar'; there are demo, clevr, in100, in100s, stl10"),
+        (["--preset", "cifar"], "no preset 'cifar'; choose one of demo, clevr, in100, in100s, stl10"),
         (["--preset", "demo", "--family", "paper"], "--family paper is for the presets of published settings"),
         (["--family", "authors"], "--family authors is for the presets of published settings"),
     ],

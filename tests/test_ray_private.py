@@ -1,6 +1,6 @@
-"""What is used of Ray without its documentation promising it is still there, and is what it was.
+"""Ray's undocumented names that the package uses still exist and behave as expected.
 
-Each test is about names of Ray's, so that a new version of Ray that changes one fails here and not in a training.
+Each test checks names of Ray's, so that a version of Ray that changes one fails here and not during a training.
 """
 
 import asyncio
@@ -49,18 +49,18 @@ LEFT_OUT = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:
-    """Names of a function's parameters."""
+    """List the names of a function's parameters."""
     return list(inspect.signature(function).parameters)
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
-    """Have Ray's tables answer so, without a cluster."""
+    """Make Ray's tables return these answers, without a cluster."""
     accessor = SimpleNamespace(**answers)
     monkeypatch.setattr(ray_private, "cluster_state", SimpleNamespace(_connect_and_get_accessor=lambda: accessor))
 
 
 def row(state: int) -> bytes:
-    """A row of the table of placement groups."""
+    """Serialize a row of the table of placement groups."""
     ids = {"placement_group_id": bytes.fromhex(GROUP), "creator_actor_id": bytes.fromhex(ACTOR)}
     return bytes(PlacementGroupTableData(state=state, **ids).SerializeToString())
 
@@ -94,7 +94,7 @@ def test_placement_groups_are_listed_with_maker_and_state(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", ["DEPENDENCIES_UNREADY", "PENDING_CREATION", "ALIVE", "RESTARTING", "DEAD"])
-def test_an_actor_is_dead_if_its_row_says_so(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_an_actor_is_dead_if_its_row_records_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     rows = {ray.ActorID.from_hex(ACTOR): ActorTableData(state=getattr(ActorTableData, name)).SerializeToString()}
     answer(monkeypatch, get_actor_info=rows.get)
     assert is_dead(ACTOR) == (name == "DEAD")
@@ -112,20 +112,20 @@ def test_a_running_cluster_answers_in_these_forms(ray_cluster: None) -> None:
 
 
 class Controller:
-    """As much of Ray Train's controller as its hooks need."""
+    """The part of Ray Train's controller that its hooks need."""
 
     def __init__(self, callback: Any) -> None:
-        """Have one callback."""
+        """Register one callback."""
         self._controller_callback_manager = CallbackManager([callback])
         self._train_run_context = SimpleNamespace()
         self._run_controller_hook = partial(TrainController._run_controller_hook, self)
 
     def start(self) -> None:
-        """Begin as Ray's does."""
+        """Start as Ray's controller does."""
         TrainController._start(self)
 
     def run(self, result: Any) -> None:
-        """Go from a terminal state to the end."""
+        """Run from a terminal state to the end."""
         self._build_result = lambda: result
         self.get_state = lambda: SimpleNamespace(is_terminal=lambda: True)
         asyncio.run(TrainController.run(self))
@@ -158,7 +158,7 @@ def test_the_callback_travels_to_the_controller() -> None:
 
 
 def trainer(trainer_class: Any, callbacks: list[Any] | None = None) -> Any:
-    """A trainer that has not begun."""
+    """Build a trainer without starting it."""
     scaling, run = ScalingConfig(num_workers=1), RunConfig(name="trial", storage_path="/none", callbacks=callbacks)
     return trainer_class(print, train_loop_config={}, scaling_config=scaling, run_config=run)
 
@@ -192,18 +192,18 @@ def test_a_trainer_gives_the_controller_what_the_overridden_method_returns(
     assert given["callbacks"] and not any(isinstance(each, LEFT_OUT) for each in given["callbacks"])
 
 
-def test_the_list_of_checkpoints_lies_where_ray_train_writes_it(tmp_path: Path) -> None:
+def test_the_list_of_checkpoints_is_where_ray_train_writes_it(tmp_path: Path) -> None:
     context = StorageContext(str(tmp_path), "trial")
     assert checkpoint_list_file(tmp_path / "trial") == Path(context.checkpoint_manager_snapshot_path)
 
 
 @pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR", None])
-def test_the_address_of_the_running_cluster_lies_where_ray_looks(
+def test_the_address_of_the_running_cluster_is_where_ray_looks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None
 ) -> None:
     for name in ("RAY_TMPDIR", "TMPDIR", "TEMP", "TMP"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(tempfile, "tempdir", None)  # it is asked for once in a process
+    monkeypatch.setattr(tempfile, "tempdir", None)  # tempfile determines it once in a process
     if variable:
         monkeypatch.setenv(variable, str(tmp_path))
     file = running_cluster_address_file()

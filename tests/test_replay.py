@@ -1,4 +1,4 @@
-"""A schedule trained alone: the stages one after the other, interrupted, into the wrong place, or diverging."""
+"""Replay of a schedule: its stages in turn, an interruption, a wrong output directory, divergence."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ VALUES: list[dict[str, Any]] = [
 
 
 def schedule(data_dir: Path, **changes: Any) -> Schedule:
-    """Three epochs, of which the last two under other values, and these changes."""
+    """Make a schedule of three epochs; the last two use other values, with these changes applied."""
     config = small_config(data_dir, epochs=3).model_dump(mode="json")
     first = Stage(from_epoch=0, trial="trial_01", values=VALUES[0])
     return Schedule(config=config, stages=[first, Stage(from_epoch=1, trial="trial_00", values=VALUES[1] | changes)])
@@ -39,7 +39,7 @@ def reports(output: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_replay_trains_its_stages_and_goes_on_where_it_was_cut_off(objects_dir: Path, tmp_path: Path) -> None:
+def test_a_replay_trains_its_stages_and_resumes_where_it_was_cut_off(objects_dir: Path, tmp_path: Path) -> None:
     plan, output = schedule(objects_dir), tmp_path / "replayed"
     trainer = Trainer(replaced(plan.trial(), VALUES[0]), CPU)
     trainer.train_until(3)
@@ -49,8 +49,8 @@ def test_a_replay_trains_its_stages_and_goes_on_where_it_was_cut_off(objects_dir
     replay(plan, plan.trial(), output, CPU)
     expected = {**open_checkpoint(tmp_path / "by_hand", CPU), "sums": None}
     assert_identical({**final(output), "sums": None}, expected)  # nothing was reported by hand
-    told = reports(output)
-    assert [(report["epoch"], report["trial"]) for report in told] == [
+    reported = reports(output)
+    assert [(report["epoch"], report["trial"]) for report in reported] == [
         (1, "trial_01"),
         (2, "trial_00"),
         (3, "trial_00"),
@@ -61,7 +61,7 @@ def test_a_replay_trains_its_stages_and_goes_on_where_it_was_cut_off(objects_dir
     replay(plan, plan.trial(), output, CPU)
     assert_identical(final(output), whole)
     learned = ("epoch", "trial", "fitness", "loss")
-    assert [[r[key] for key in learned] for r in reports(output)] == [[r[key] for key in learned] for r in told]
+    assert [[r[key] for key in learned] for r in reports(output)] == [[r[key] for key in learned] for r in reported]
 
 
 @pytest.mark.slow
@@ -70,12 +70,12 @@ def test_a_replay_leaves_alone_what_is_not_its_own(objects_dir: Path, tmp_path: 
     output = tmp_path / "replayed"
     replay(plan, plan.trial(), output, CPU)
     before = final(output)
-    with pytest.raises(ConfigError, match=r"replayed holds a training with another schedule or other settings"):
+    with pytest.raises(ConfigError, match=r"replayed holds a replay with another schedule or other settings"):
         replay(other, other.trial(), output, CPU)
     assert_identical(final(output), before)
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "cat.jpg").touch()
-    with pytest.raises(ConfigError, match=r"photographs holds something else than a replay"):
+    with pytest.raises(ConfigError, match=r"photographs is not the directory of a replay"):
         replay(plan, plan.trial(), tmp_path / "photographs", CPU)
     assert [path.name for path in (tmp_path / "photographs").iterdir()] == ["cat.jpg"]
 

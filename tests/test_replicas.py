@@ -1,4 +1,4 @@
-"""Workers of one trial stay copies of each other: the first decides, and parameters are compared after each load."""
+"""Workers of one trial stay replicas: the first decides for all, and parameters are compared after each load."""
 
 import math
 from pathlib import Path
@@ -24,14 +24,14 @@ CPU = torch.device("cpu")
 
 
 def head_of(trainer: Trainer) -> dict[str, Tensor]:
-    """The slots' convolution with its optimizer's moments."""
+    """Collect the slots' convolution with its optimizer's moments."""
     assert trainer.networks.occlusion is not None and trainer.optimizers.occlusion is not None
     head = read_head(trainer.networks.occlusion, trainer.optimizers.occlusion)
     return {"weight": head.weight, "bias": head.bias, "moment": head.moments["momentum_buffer"][0]}
 
 
 def work(rank: int, data: str, directory: str) -> None:
-    """One worker, which on rank 1 rounds so badly that it would decide otherwise."""
+    """Run one worker; rank 1 is manipulated as if rounding had led it to other decisions."""
     torch.set_num_threads(1)
     meeting_point = f"file://{directory}/meeting"
     distributed.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=WORKERS)
@@ -63,19 +63,19 @@ def work(rank: int, data: str, directory: str) -> None:
     resized = parallel.from_first(trainer.save(Path(directory) / "resized") if rank == 0 else None)
     assert isinstance(resized, Pointer)
     with pytest.raises(ReplicaError, match=r"loading .*, worker 1 of 2 holds other parameters than worker 0"):
-        trainer.load(resized if rank == 0 else pointer, four)  # so that worker 1 alone has masks to split
+        trainer.load(resized if rank == 0 else pointer, four)  # worker 1 alone has masks to split
     trainer.load(pointer, config)
     torch.save(results, Path(directory) / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
 def _reversed(seen: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The masks in reverse order, so that another one is the largest."""
+    """Reverse the order of the masks, so that another one is the largest."""
     return seen[0], seen[1].flip(1)
 
 
 def _disturbed(state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint in which one bit of one parameter differs."""
+    """Flip one bit of one parameter in a checkpoint's state."""
     weight = state["networks"]["backbone.stem.0.weight"]
     weight.view(torch.int32)[0, 0, 0, 0] ^= 1
     return state

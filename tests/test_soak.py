@@ -1,7 +1,6 @@
-"""The short form of `make soak`: what no other test does to a running population.
+"""A short `make soak`: the disturbances of a running population that no other test covers.
 
-A killed worker or controller and a cut-off checkpoint are in test_live_trial, storage that goes away in
-test_population.
+test_live_trial covers a killed worker or controller and a truncated checkpoint, test_population storage that goes away.
 """
 
 import os
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("actor", "driver", "node", *(("disk",) if os.geteuid() == 0 else ()))  # to mount needs root
+KINDS = ("actor", "driver", "node", *(("disk",) if os.geteuid() == 0 else ()))  # mounting needs root
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
@@ -25,4 +24,4 @@ def test_nothing_is_lost_or_left_behind_whatever_is_killed() -> None:
     )
     assert soak.returncode == 0, soak.stdout[-3000:] + soak.stderr[-1000:]
     for kind in KINDS:
-        assert f"{kind}: 1 of 1 rounds went well" in soak.stdout
+        assert f"{kind}: 1 of 1 rounds passed" in soak.stdout

@@ -1,4 +1,4 @@
-"""The built package does what a clone does: it is installed elsewhere and trains a population from there."""
+"""The built package works like a clone: installed elsewhere, it trains a population from there."""
 
 import json
 import os
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """The output of a command that must succeed."""
+    """Run a command that must succeed and return its output."""
     ended = subprocess.run(
         list(map(str, command)), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True
     )
@@ -29,7 +29,11 @@ def test_a_wheel_that_is_installed_elsewhere_trains_a_population(tmp_path: Path)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     copy = tmp_path / "clone"  # setuptools builds beside the sources
     run("git", "clone", "--quiet", ROOT, copy, cwd=tmp_path)
-    options = ("--quiet", "--no-deps", "--no-build-isolation")  # with the setuptools that is here: no network
+    options = (
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+    )  # with the installed setuptools: no network
     run(*pip, "wheel", *options, "--wheel-dir", tmp_path / "built", copy, cwd=tmp_path)
     (wheel,) = (tmp_path / "built").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())

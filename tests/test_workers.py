@@ -1,4 +1,4 @@
-"""Two workers that share each batch take the steps, gradients included, that one process takes on all of it."""
+"""Two workers that share each batch take the same steps, gradients included, as one process on the whole batch."""
 
 import itertools
 from pathlib import Path
@@ -31,13 +31,13 @@ def game_config(scheme: str, order: str, masked_views: str) -> TrialConfig:
 
 
 def share(batch: Batch, rank: int, workers: int) -> Batch:
-    """Every ``workers``-th image, as the feed deals them."""
+    """Take every ``workers``-th image, the batch loader's division among workers."""
     own = slice(rank, None, workers)
     return Batch(batch.a[own], batch.b[own], batch.labels[own], batch.drawn_slots[own])
 
 
 def accumulate_gradients(config: TrialConfig, rank: int, workers: int) -> dict[str, Tensor]:
-    """Parameters after some steps and the first step's gradients, by name."""
+    """Train some steps; return the parameters after them and the first step's gradients, by name."""
     networks, optimizers = make_players(config)
     names = {parameter: name for name, parameter in networks.named_parameters()}
     seen: dict[str, Tensor] = {}
@@ -54,7 +54,7 @@ def accumulate_gradients(config: TrialConfig, rank: int, workers: int) -> dict[s
 
 
 def loss_between(name: str, rank: int, workers: int) -> dict[str, Tensor]:
-    """An objective's distance between random embeddings, its gradients, and its buffers after hearing of a view."""
+    """Compute an objective's loss between random embeddings, its gradients, and its buffers after one update."""
     torch.manual_seed(0)
     objective = build_objective(ObjectiveConfig(name=name, output_dim=6), 4, SIZE).double()
     embeddings = torch.randn(4, 2 * IMAGES, 6, dtype=torch.float64).chunk(workers, dim=1)[rank]
@@ -65,13 +65,14 @@ def loss_between(name: str, rank: int, workers: int) -> dict[str, Tensor]:
     loss.backward()
     objective.update_statistics(Embedding(online_u.detach(), target_u))
     assert online_u.grad is not None and online_v.grad is not None
-    # Gradients are averaged over the workers, so that a row's own worker sends it as many times what it is to get.
+    # train_step averages gradients over the workers, so each worker's gradient of its own rows is ``workers`` times
+    # the global one.
     gradients = {"u": online_u.grad / workers, "v": online_v.grad / workers}
     return {"loss": parallel.average(loss.detach()), **gradients, **dict(objective.named_buffers())}
 
 
 def work(rank: int, meeting_point: str, directory: str) -> None:
-    """One worker: play all games and save what it ends with."""
+    """Run one worker: train all games and save the results."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=WORKERS)
     results: list[Any] = [accumulate_gradients(game_config(*game), rank, WORKERS) for game in GAMES]
@@ -85,7 +86,7 @@ def work(rank: int, meeting_point: str, directory: str) -> None:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Tensor]]]:
-    """What each worker ends with, game by game."""
+    """Run two workers and load the results of each, game by game."""
     directory = tmp_path_factory.mktemp("workers")
     start_processes(work, (str(directory / "meeting"), str(directory)), nprocs=WORKERS, start_method="spawn")
     return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]

@@ -1,1 +1,1 @@
-"""Trials on a Ray cluster: their processes, where they run, and how the driver reaches them."""
+"""Trials on a Ray cluster: their processes, their resources, and the messages between them and the driver."""

@@ -1,8 +1,8 @@
-"""Places in a cluster: how many trials it can hold, and giving back those of processes that have died.
+"""The cluster's capacity for trials, and removal of placement groups orphaned by dead controllers.
 
-The cluster may be shared, and a placement group that is removed takes with it what runs there. A run therefore touches
-only groups that it knows as its own: each Ray Train controller leaves its actor's ID in the run directory before it
-makes a group, where a driver finds it that resumes the run as another job.
+The cluster may be shared, and removing a placement group kills what runs in it. A run therefore removes only groups
+that are recorded as its own: each Ray Train controller writes its actor's ID into the run directory before it creates a
+group. A driver that resumes the run as another job finds the record there.
 """
 
 import contextlib
@@ -20,33 +20,35 @@ from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
 
 WAITING_S = 10.0
-"""A trial whose workers have waited so long does not fit, whatever the nodes have in all."""
+"""Seconds after which a pending placement group counts as not fitting, whatever the nodes' totals are."""
 
 
 class ControllerRecord:
-    """Records a Ray Train controller in the run directory as long as a placement group of its may be left."""
+    """Keeps a record of a Ray Train controller in the run directory while its placement group may exist."""
 
     def __init__(self, run_dir: Path) -> None:
-        """Record into a run's directory."""
+        """Record into a run directory."""
         self._run_dir = run_dir
 
     def started(self) -> None:
-        """Record the controller before it makes its first group; without a record it makes none.
+        """Record the controller before it creates its first group; a controller that cannot be recorded creates none.
 
         Raises:
             StorageError: If storage refuses it for five minutes.
         """
+        # Record first: a crash in between leaves a record without a group, which is harmless. The other order could
+        # leave a group that no driver recognizes; it would hold its resources until its job ends, or for ever.
         retry_in_run(self._run_dir, lambda: record_controller(self._run_dir), print)
 
     def finished(self, error: BaseException | None) -> None:
-        """Forget a controller that has taken its group down; after an error it may not have."""
+        """Delete the record of a controller that has removed its group; after an error it may not have."""
         if error is None:
-            with contextlib.suppress(OSError):  # a record too many does no harm
+            with contextlib.suppress(OSError):  # a record that is left over does no harm
                 _record_of(self._run_dir, ray.get_runtime_context().get_actor_id()).unlink()
 
 
 def record_controller(run_dir: Path) -> None:
-    """Record the actor that calls this as one whose placement groups are the run's."""
+    """Record the calling actor as one whose placement groups belong to the run."""
     record = _record_of(run_dir, ray.get_runtime_context().get_actor_id())
     record.parent.mkdir(exist_ok=True)
     record.touch()
@@ -57,12 +59,12 @@ def _record_of(run_dir: Path, actor_id: str) -> Path:
 
 
 class Group(NamedTuple):
-    """A placement group that one of the run's controllers has made: the places of one trial's workers.
+    """A placement group that one of the run's controllers created: the resources of one trial's workers.
 
     Attributes:
-        id: Its identity.
-        placed: Whether the workers have their places; else they wait for them.
-        deserted: Whether the controller has died.
+        id: The group's ID.
+        placed: Whether the resources are reserved; otherwise the group is pending.
+        orphaned: Whether the controller has died.
     """
 
     id: ray.PlacementGroupID
@@ -71,12 +73,14 @@ class Group(NamedTuple):
 
 
 def groups(run_dir: Path) -> list[Group]:
-    """List the placement groups that the run's controllers have made, under this driver or an earlier one."""
+    """List the placement groups that the run's controllers created, under this driver or an earlier one."""
     found = []
     for group in placement_groups():
-        # Storage that is away has no records either: nothing is known to be the run's until it is back.
+        # While storage is away no record is found, and no group is known to be the run's. Unlike Path.exists,
+        # os.path.exists then returns False for every OSError, a stale file handle included.
         if not group.removed and os.path.exists(_record_of(run_dir, group.maker)):
-            # The maker is looked up after its group. It is dead only where Ray says so: no answer is not enough.
+            # The maker's state is read after the group's, so it is the newer of the two. A maker that Ray does not know
+            # counts as alive: removing a living controller's group would kill its workers.
             found.append(Group(group.id, group.placed, is_dead(group.maker)))
     return found
 
@@ -84,8 +88,8 @@ def groups(run_dir: Path) -> list[Group]:
 def remove_orphaned(run_dir: Path) -> None:
     """Remove the placement groups of the run's dead controllers.
 
-    Ray keeps a group until its job ends, and for ever if its maker, in the moment between the end of its job and its
-    own, made another one. What Ray Train has for that is a process more for each trial, and needs the dashboard.
+    Ray keeps such a group until its job ends; for ever, if the controller created it between the end of its job and its
+    own end. Ray Train's own cleaner is one more process for each trial, and needs the dashboard.
     """
     for group in groups(run_dir):
         if group.orphaned:
@@ -93,19 +97,19 @@ def remove_orphaned(run_dir: Path) -> None:
 
 
 class ClusterCapacity:
-    """Counts the trials that the cluster can hold.
+    """Counts the trials that fit into the cluster at once.
 
-    These are as many as fit into its nodes, until one waits in vain because others hold a part of them: then no more
-    than have their places.
+    Capacity follows from the nodes' resources, unless a placement group has been pending for ``WAITING_S`` seconds
+    because other jobs hold resources; then it is the number of groups already placed.
     """
 
     def __init__(self, run_dir: Path, count_fitting: Callable[[], int]) -> None:
-        """Count for a run, beginning with what ``count_fitting`` says of the nodes."""
+        """Count for a run; ``count_fitting`` returns how many trials the nodes' resources suffice for."""
         self._run_dir, self._count_fitting = run_dir, count_fitting
         self._waiting_since: dict[ray.PlacementGroupID, float] = {}
 
     def count(self) -> int:
-        """How many there are now."""
+        """Count them now."""
         living, now = [group for group in groups(self._run_dir) if not group.orphaned], time.monotonic()
         placed = sum(group.placed for group in living)
         self._waiting_since = {group.id: self._waiting_since.get(group.id, now) for group in living if not group.placed}

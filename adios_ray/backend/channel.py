@@ -1,8 +1,20 @@
-"""How the driver, a trial's Trainable and its Ray Train workers talk: one small actor for the whole population.
+"""The channel: one small actor that carries the messages between driver, trials' actors and Ray Train workers.
 
-The Trainable asks for reports, the scheduler posts loads, holds trials at a barrier or has them leave their places, the
-workers take commands one by one and answer. What a trial would restart from is kept here, so that a worker group that
-Ray Train starts again after a crash goes on where the last answered command left it.
+It also keeps each trial's configuration and checkpoint, so that a restarted worker group resumes after the last
+answered command::
+
+    scheduler (driver)   trial's actor         channel                                workers
+    register(held) --------------------------> a Line for the trial
+                                               Start(config, checkpoint, p) <-------- start()
+                         request(missed) ----> "train", once not held
+                                               Command <----------------------------- take(p), p + 1, ...
+                                               report, checkpoint <------------------ answer(p, ...)
+    on_trial_result() <--- Reply <------------ report, checkpoint, notes <----------- note(text)
+    load(...) -------------------------------> "load" ------------------------------> loaded in place
+    hold(False) -----------------------------> "train", if requested ---------------> train to the next report
+    preempt() -------------------------------> Reply without a report: the trial is paused
+                         give_up(reason) ----> Reply with a failed report
+                         stop() -------------> "stop" ------------------------------> the loop returns
 """
 
 import asyncio
@@ -19,66 +31,69 @@ from adios_ray.trial_report import TrialReport
 
 
 class ReplacedError(RuntimeError):
-    """A request in whose place a newer one of the same trial has come; the one who asked has been killed."""
+    """A newer request of the same trial has replaced this one, because the actor that sent it was killed."""
 
 
 class Channel:
-    """Lets processes wait for what becomes of each trial's ``Line``. Runs as an asynchronous Ray actor."""
+    """Lets processes wait for commands and replies of each trial's ``Line``. Runs as an asynchronous Ray actor.
+
+    Methods change a line without awaiting in between, so each change is atomic; conditions only wake up waiting calls.
+    """
 
     def __init__(self) -> None:
-        """Begin without trials."""
+        """Start without trials."""
         self._lines = Lines()
         self._changed: defaultdict[str, asyncio.Condition] = defaultdict(asyncio.Condition)
 
     async def register(
         self, trial: str, config: TrialConfig, checkpoint: Pointer | None, epoch: int, held: bool
     ) -> None:
-        """Introduce a trial: where it starts, and whether it waits at a barrier.
+        """Add a trial: where it starts, and whether it waits at a barrier.
 
-        One that is known stays as it is; its actor was lost, so that requests that still wait end without effect.
+        The state of a known trial is kept. Its actor was lost, and the lost actor's request raises ``ReplacedError``.
         """
         self._lines.register(trial, config, checkpoint, epoch, held)
         await self._notify(trial)
 
     async def start(self, trial: str) -> Start:
-        """Where a (re)started worker group begins: loads are folded in, an unanswered report is asked for again."""
+        """Return where a (re)started worker group begins: at the newest load; an unanswered "train" is sent again."""
         start = self._lines[trial].start()
         await self._notify(trial)
         return start
 
     async def take(self, trial: str, position: int) -> Command:
-        """The command at a position, as soon as there is one."""
+        """Wait for the command at a position and return it."""
         line = self._lines[trial]
         async with self._changed[trial]:
             await self._changed[trial].wait_for(lambda: position in line.commands)
         return line.commands[position]
 
     async def answer(self, trial: str, position: int, report: TrialReport, checkpoint: Pointer | None) -> None:
-        """A worker's report to the "train" command at a position, with the checkpoint written with it.
+        """Accept the workers' report to the "train" command at a position, with the checkpoint written with it.
 
-        That of a worker whose command has meanwhile been given to others counts for nothing.
+        The answer of a worker group that has been replaced meanwhile is dropped.
         """
         self._lines[trial].answer(position, report, checkpoint)
         await self._notify(trial)
 
     async def note(self, trial: str, text: str) -> None:
-        """Something that people should know; it comes with the trial's next report."""
+        """Keep a message for the run's notes; it travels with the trial's next report."""
         self._lines[trial].notes.append(text)
 
     async def request(self, trial: str, missed: bool) -> Reply:
-        """Have the trial train to its next report, once it is not held.
+        """Make the trial train to its next report, once it is not held.
 
         Args:
             trial: Its name.
-            missed: Whether the one who asks is new, so that the last report may have been lost with the one before;
-                it is given once more then.
+            missed: Whether the calling actor is new. The last report may have been lost with its predecessor, so it is
+                given again.
 
         Returns:
-            The report with its checkpoint and notes; or no report, as the trial leaves its place.
+            The report with its checkpoint and notes; no report if the trial is preempted.
 
         Raises:
-            ReplacedError: If the trial asks once more meanwhile, or its actor is started again. Ray does not cancel the
-                request of an actor that was killed; it must not take what is meant for the living one.
+            ReplacedError: If the trial asks again meanwhile, or its actor is restarted. Ray does not cancel the request
+                of a killed actor, and it must not receive what is meant for the living one.
         """
         line = self._lines[trial]
         request = line.ask(missed)
@@ -86,26 +101,26 @@ class Channel:
         async with self._changed[trial]:
             await self._changed[trial].wait_for(lambda: line.request is not request)
         if request.reply is None:
-            raise ReplacedError(f"{trial} is asked for by another process now")
+            raise ReplacedError(f"{trial}: a newer request has replaced this one")
         return request.reply
 
     async def give_up(self, trial: str, reason: str) -> None:
-        """Answer for workers that cannot: the trial comes to its next report without having learned anything."""
+        """Answer in place of workers that failed: the trial reaches its next report, a failed one, without training."""
         self._lines[trial].give_up(reason)
         await self._notify(trial)
 
     async def load(self, trial: str, checkpoint: Pointer, epoch: int, config: TrialConfig | None = None) -> None:
-        """Have the trial go on from a checkpoint, under another configuration if given, in the processes it has."""
+        """Make the trial's workers load a checkpoint in place, under another configuration if given."""
         self._lines[trial].load(checkpoint, epoch, config)
         await self._notify(trial)
 
     async def hold(self, trial: str, held: bool) -> None:
-        """Let the trial's next request wait, or let it go on."""
+        """Make the trial's requests wait at the barrier, or release them."""
         self._lines[trial].hold(held)
         await self._notify(trial)
 
     async def preempt(self, trial: str) -> None:
-        """Have a held trial's request return without a report, so that another trial can take its place."""
+        """Answer a held trial's request without a report: Tune pauses it, and another trial gets its resources."""
         self._lines[trial].preempt()
         await self._notify(trial)
 
@@ -120,10 +135,14 @@ class Channel:
 
 
 class ChannelCalls:
-    """The channel as the driver calls it: each call returns when it is done."""
+    """The channel as the driver calls it: each call returns when it has taken effect.
+
+    The driver relies on that order. It sends a load before it releases the barrier; were the release to overtake the
+    load, the trial would train one more interval with its old weights.
+    """
 
     def __init__(self, actor: Any) -> None:
-        """Call this actor."""
+        """Call the actor of a channel."""
         self._actor = actor
 
     def register(self, trial: str, config: TrialConfig, checkpoint: Pointer | None, epoch: int, held: bool) -> None:
@@ -144,10 +163,19 @@ class ChannelCalls:
 
 
 def start_channel(run: str, trials: int, workers: int) -> Any:
-    """Start the channel of a run's population on the driver's node; it lives as long as the driver."""
+    """Start the channel of a run's population on the driver's node; it lives as long as the driver.
+
+    Args:
+        run: Name of the run.
+        trials: Number of trials that it serves.
+        workers: Ray Train workers of each trial.
+    """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    # On this node: another one may be lost while the run continues, and the state of all trials is in this actor.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # One waiting call for each worker, one for the trial's actor, and room for calls of killed processes, which Ray
+    # does not cancel. If waiting calls took all slots, the call that would wake them up could not start.
     waiting = trials * (workers + 3) + 16
     actor = ray.remote(Channel).options(
         name=_actor_name(run), num_cpus=0, max_concurrency=waiting, scheduling_strategy=here
@@ -156,7 +184,7 @@ def start_channel(run: str, trials: int, workers: int) -> Any:
 
 
 def find_channel(run: str) -> Any:
-    """The channel of a run's population."""
+    """Return the channel of a run's population."""
     return ray.get_actor(_actor_name(run))
 
 

@@ -1,7 +1,8 @@
-"""The channel's memory of each trial: commands, the newest request, reports. It waits for nothing and knows no cluster.
+"""The channel's state machine: each trial's commands, its newest request and its last report.
 
-Every event takes the trial's newest request as far as it can come, so that what a request comes to depends on the order
-of the events alone. ``Channel`` lets processes wait for it; the tests' simulation plays the same events.
+It waits for nothing and knows no cluster. Each event advances the trial's newest request as far as possible, so the
+reply depends on the order of the events alone. ``Channel`` lets processes wait for replies and commands; the tests'
+simulation sends the same events without processes.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from adios_ray.trial_report import TrialReport
 
 
 class Command(NamedTuple):
-    """What workers are to do next.
+    """What a trial's workers do next.
 
     Attributes:
         kind: "train" to the next report, "load" a checkpoint under a configuration, or "stop".
@@ -27,7 +28,7 @@ class Command(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where a fresh worker group begins.
+    """Where a new worker group begins.
 
     Attributes:
         config: The trial's configuration.
@@ -41,12 +42,12 @@ class Start(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What a request for a report comes to.
+    """The reply to a request for a report.
 
     Attributes:
-        report: The trial's report; None where the trial leaves its place, which it was told to.
-        checkpoint: The checkpoint written with it; of workers that failed, the one before.
-        notes: What people should know.
+        report: The trial's report; None if the trial is preempted.
+        checkpoint: The checkpoint written with the report; the previous one if the workers failed.
+        notes: Messages for the run's notes.
     """
 
     report: TrialReport | None
@@ -59,9 +60,9 @@ class Request:
     """One call of a trial's actor, which asks to train to the next report.
 
     Attributes:
-        missed: Whether the actor is new, so that the last report may have been lost with the one before.
-        begun: Whether the trial trains for it, or has a report for it.
-        reply: What it came to; None while it waits, and for good if a newer request takes its place.
+        missed: Whether the actor is new, so that the last report may have been lost with its predecessor.
+        begun: Whether the workers train for it, or a report for it exists.
+        reply: The reply; None while it waits, and for ever if a newer request replaces it.
     """
 
     missed: bool
@@ -75,15 +76,15 @@ class Line:
 
     Attributes:
         config: The trial's configuration.
-        checkpoint: The checkpoint that it would restart from.
-        epoch: Epochs behind that checkpoint.
+        checkpoint: The checkpoint that a new worker group loads.
+        epoch: Epoch of the last report or load; ``give_up`` advances it without a new checkpoint.
         held: Whether requests wait at a barrier.
         commands: Commands by position, since the worker group has started.
         next_position: Position of the next command.
         training: Position of the "train" command that has no answer yet.
-        leaving: Whether the trial is to leave its place.
-        report: The last answer, until the next command makes it one of the past.
-        notes: What people should know, for the next reply.
+        preempting: Whether the next request that has not begun is answered without a report.
+        report: The last answer, until the next command obsoletes it.
+        notes: Messages for the next reply.
         request: The newest request, while it waits.
     """
 
@@ -100,50 +101,59 @@ class Line:
     request: Request | None = None
 
     def restart_actor(self) -> None:
-        """Forget what the trial's last actor asked and was told: the scheduler starts another one.
-
-        Ray does not cancel the request of an actor that was killed, and the word to leave would be lost on it.
-        """
+        """Forget the lost actor's request, and a preemption meant for it: the scheduler starts another actor."""
+        # Ray does not cancel the request of a killed actor. Left here, it would consume a preemption that is sent
+        # before the new actor has asked, and the scheduler would wait for ever for this trial to leave. A preemption
+        # sent earlier is void: the scheduler forgot it when the actor was lost.
         self.request, self.preempting = None, False
 
     def ask(self, missed: bool) -> Request:
-        """Take a request of the trial's actor, which replaces the one before; see ``Channel.request``."""
+        """Accept a request of the trial's actor; it replaces the previous one. See ``Channel.request``."""
         request = self.request = Request(missed)
         self._advance()
         return request
 
     def start(self) -> Start:
-        """Begin with a fresh worker group: loads are folded in, an unanswered report is asked for again."""
+        """Begin with a new worker group: it starts from the newest load, and an unanswered "train" is sent again."""
         pending = self.training is not None
+        # The loads are already part of config and checkpoint. A "stop" was for the previous group: a paused trial
+        # resumes on the same line, and its new workers must not take it.
         self.commands.clear()
         if pending:
+            # Under a new position, because positions are never reused: an answer of the previous group, which may still
+            # be on its way, then matches no command and is dropped instead of being taken for this group's.
             self.training = self._append(Command("train"))
         return Start(self.config, self.checkpoint, self.next_position - pending)
 
     def answer(self, position: int, report: TrialReport, checkpoint: Pointer | None) -> None:
-        """Take the workers' report; see ``Channel.answer``."""
+        """Accept the workers' report; see ``Channel.answer``."""
         if position == self.training:
+            # Report and checkpoint change together: a group that restarts from this checkpoint trains what follows.
             self.report, self.checkpoint, self.epoch, self.training = report, checkpoint, report.epoch, None
             self._advance()
 
     def give_up(self, reason: str) -> None:
-        """Answer for workers that cannot; see ``Channel.give_up``."""
+        """Answer in place of workers that failed; see ``Channel.give_up``."""
+        # The epoch advances although nothing was trained: Population.observe drops a report whose epoch is not later
+        # than the last, and would never learn that this trial needs a donor, nor pass a barrier that waits for it.
         epoch = self.config.next_report(self.epoch)
         self.report, self.epoch, self.training = TrialReport.failed(epoch, reason), epoch, None
         self._advance()
 
     def load(self, checkpoint: Pointer, epoch: int, config: TrialConfig | None = None) -> None:
-        """Have the workers load a checkpoint; see ``Channel.load``."""
+        """Send the workers a checkpoint to load; see ``Channel.load``."""
+        # Callers send it between a report and the next "train". The answer to an outstanding "train" would replace the
+        # checkpoint, and a restart would undo the load. The old report is of other weights now, so it is not repeated.
         self.config, self.checkpoint, self.epoch, self.report = config or self.config, checkpoint, epoch, None
         self._append(Command("load", self.config, checkpoint))
 
     def hold(self, held: bool) -> None:
-        """Let the trial's requests wait, or release them."""
+        """Make the trial's requests wait, or release them."""
         self.held = held
         self._advance()
 
     def preempt(self) -> None:
-        """Have the trial leave its place at its next request, or the one that waits."""
+        """Answer the waiting request, or the next one, without a report; training that has begun is not interrupted."""
         self.preempting = True
         self._advance()
 
@@ -157,21 +167,26 @@ class Line:
         return self.next_position - 1
 
     def _advance(self) -> None:
-        """Take the newest request as far as it can come."""
+        """Advance the newest request as far as possible."""
         request = self.request
         if request is None:
             return
         if not request.begun:
+            # Before the barrier: a held trial waits without training, which makes it the one to preempt.
             if self.preempting:
                 self.preempting = False
                 self._reply(request, Reply(None))
                 return
             if self.held:
                 return
+            # No epoch is trained twice because an actor was lost. A "train" that the lost actor asked for is joined,
+            # not repeated. A report that may have been lost with it is given again; Population.observe drops it if
+            # the first copy had arrived.
             if self.training is None and not (request.missed and self.report):
                 self.report = None
                 self.training = self._append(Command("train"))
             request.begun = True
+        # The report stays until the next "train" or "load", in case the actor dies before Tune has this reply.
         if self.report is not None:
             notes, self.notes = self.notes, []
             self._reply(request, Reply(self.report, self.checkpoint, tuple(notes)))
@@ -184,8 +199,10 @@ class Lines(dict[str, Line]):
     """The lines of all trials, by trial name."""
 
     def register(self, trial: str, config: TrialConfig, checkpoint: Pointer | None, epoch: int, held: bool) -> None:
-        """Introduce a trial; one that is known stays as it is, but its actor is another one now."""
+        """Add a trial; of a known one, only the actor is replaced."""
         if trial in self:
+            # Its line may be ahead of what the scheduler knows, by an answer that no request has returned yet:
+            # overwriting it would train that epoch a second time.
             self[trial].restart_actor()
         else:
             self[trial] = Line(config, checkpoint, epoch, held)

@@ -1,4 +1,4 @@
-"""What a Ray Train worker runs: a loop over the commands of its trial's channel."""
+"""The loop of a Ray Train worker, over the commands that its trial's channel sends."""
 
 import time
 from functools import partial
@@ -22,17 +22,27 @@ from adios_ray.tracking.records import MaskFile, write_masks
 from adios_ray.training.trainer import Trainer
 
 MASK_PICTURES = 8
+"""Validation images whose masks are kept."""
 MASK_EPOCHS = 20
+"""Number of epochs, about, for which masks are kept over a training."""
 
 
 def train_loop(config: LoopConfig) -> None:
-    """Take commands until told to stop: train to the next report, or load a checkpoint under a new configuration."""
+    """Run commands until "stop": train to the next report, or load a checkpoint under a new configuration.
+
+    Every worker of the trial takes every command, in order, since each one contains collective operations.
+    """
     torch.set_num_threads(config["threads"])
     channel, trial, run_dir = config["channel"], config["trial"], Path(config["run_dir"])
+    # Ray Train takes the previous group down before it starts this one, so any drafts left are abandoned.
     if parallel.rank() == 0:
         for folder in RunDirectory(run_dir).trial_folders(trial):
             remove_drafts(folder)
-    settings, checkpoint, position = _agreed_start(channel, trial)
+    # One call for the whole group: each call moves an unanswered "train" to a new position, so if every worker called,
+    # all but the last would wait at positions that no command has any more.
+    first: Any = ray.get(channel.start.remote(trial)) if parallel.rank() == 0 else None
+    start: Start = parallel.from_first(first)
+    settings, checkpoint, position = start
     trainer = Trainer(settings, _device())
     if checkpoint:
         _load(trainer, checkpoint, settings, config)
@@ -51,34 +61,43 @@ def train_loop(config: LoopConfig) -> None:
 
 
 def _load(trainer: Trainer, pointer: Pointer, settings: TrialConfig, config: LoopConfig) -> None:
-    """Load a checkpoint; where it is damaged for any worker, the newest whole one before it, for all of them.
+    """Load a checkpoint on all workers; if it is damaged for any of them, the newest intact one before it.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If there is no intact one.
     """
     try:
+        # Loading is collective. If one worker alone raised, the others would wait for it in vain, so the damage that
+        # any of them sees is shared before any of them loads.
         if parallel.world_size() > 1 and (problems := [p for p in parallel.gather_values(damage(pointer)) if p]):
             raise CheckpointError(problems[0])
         trainer.load(pointer, settings)
     except CheckpointError as error:
+        # Each trial keeps its newest two checkpoints for this case. The first worker chooses, because shared storage
+        # may show other nodes another list.
         older = parallel.from_first(newest_intact(pointer.path.parent, before=pointer.path.name))
         if older is None:
             raise
         trainer.load(older, settings)
         if parallel.rank() == 0:
-            _note(config, f"{error}; it goes on from {older.path.name}")
+            _note(config, f"{error}; it resumes from {older.path.name}")
 
 
 def _train(trainer: Trainer, config: LoopConfig, position: int, idle_s: float) -> None:
-    """Train to the next report, save, and answer the command; Ray Train learns of the checkpoint too."""
+    """Train to the next report, save, answer the command, and report to Ray Train."""
     report = trainer.train_to_report(idle_s)
     checkpoint, trial, run_dir, say = None, config["trial"], Path(config["run_dir"]), partial(_note, config)
     run = RunDirectory(run_dir)
+    # By every worker, not only the first: it gathers the batch from all of them.
     trainer.dump_divergence(run.diverged_step(trial, report.epoch))
     if parallel.rank() == 0:
         checkpoint = retry_in_run(run_dir, lambda: trainer.save(run.checkpoint(trial, report.epoch)), say)
         retry_in_run(run_dir, lambda: _draw_masks(trainer, run_dir, trial), say)
+        # Save, then answer: from the answer on, restarts begin at this checkpoint, so it must exist. After a crash in
+        # between, the "train" has no answer, and a new group repeats it with the same result.
         ray.get(config["channel"].answer.remote(trial, position, report, checkpoint))
+    # Answer, then report: this call waits for all workers and for a poll of Ray Train's controller, for which the
+    # population need not wait. Ray Train only displays the report; restarts use the checkpoint in the channel.
     ray.train.report(
         {"epoch": report.epoch, "fitness": report.fitness},
         checkpoint=ray.train.Checkpoint(checkpoint.path) if checkpoint else None,
@@ -87,13 +106,13 @@ def _train(trainer: Trainer, config: LoopConfig, position: int, idle_s: float) -
 
 
 def _note(config: LoopConfig, text: str) -> None:
-    """Say something with the next report, and in the worker's log at once."""
+    """Send a message for the run's notes, which arrives with the next report; print it to the worker's log at once."""
     print(text, flush=True)
     ray.get(config["channel"].note.remote(config["trial"], text))
 
 
 def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> None:
-    """Keep masks of the first validation images, at most about ``MASK_EPOCHS`` times in a training."""
+    """Write masks of the first validation images, about ``MASK_EPOCHS`` times over the training and at its end."""
     if trainer.networks.occlusion is None:
         return
     every = max(trainer.config.epochs // MASK_EPOCHS, 1)
@@ -104,15 +123,8 @@ def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> None:
     write_masks(run_dir, trial, trainer.epoch, MaskFile(images.cpu().numpy(), pixels.cpu().numpy()))
 
 
-def _agreed_start(channel: Any, trial: str) -> Start:
-    """Where to begin: the first worker asks, all workers hear the same."""
-    start: Any = ray.get(channel.start.remote(trial)) if parallel.rank() == 0 else None
-    agreed: Start = parallel.from_first(start)
-    return agreed
-
-
 def _device() -> torch.device:
-    """The GPU that Ray gave to this worker; the CPU if it gave none.
+    """Find the GPU that Ray assigned to this worker; the CPU if it assigned none.
 
     Raises:
         RunError: If torch cannot use the GPU.
@@ -120,7 +132,7 @@ def _device() -> torch.device:
     device: torch.device = get_device()
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RunError(
-            f"Ray gave this worker a GPU that torch {torch.__version__} cannot use; install torch for this GPU's "
+            f"Ray assigned this worker a GPU that torch {torch.__version__} cannot use; install torch for this GPU's "
             "driver, or train on CPUs with --gpus-per-worker 0"
         )
     return device

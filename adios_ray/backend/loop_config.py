@@ -1,10 +1,10 @@
-"""What a Ray Train worker is told at its start; apart from the loop, so that others can read it without torch."""
+"""Settings of a Ray Train worker, in a module of their own because the worker loop imports torch."""
 
 from typing import Any, TypedDict
 
 
 class LoopConfig(TypedDict):
-    """What Ray Train hands to each worker.
+    """Settings that Ray Train hands to each worker.
 
     Attributes:
         trial: Name of the trial.

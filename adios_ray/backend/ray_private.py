@@ -1,24 +1,24 @@
-"""All that the package uses of Ray without Ray's documentation promising it, and none of the package's own rules.
+"""All undocumented parts of Ray that the package uses, without any logic of the package's own.
 
-``tests/test_ray_private.py`` fails where Ray changes one of these names. Each is here for want of a public one:
+``tests/test_ray_private.py`` fails where Ray changes one of these names. Each is here because no public one exists:
 
-- ``ray._private.state`` and the tables of ``ray.core.generated.gcs_pb2``: who made a placement group, and whether that
-  actor is dead. ``ray.util.placement_group_table`` does not name the maker; ``ray.util.state`` names its job alone, and
-  both that and its ``get_actor`` need the dashboard, which a cluster may run without.
-- ``ControllerCallback`` of ``ray.train.v2._internal``: what runs in Ray Train's controller before it makes a placement
-  group. The public ``UserCallback`` is called after reports and exceptions, when there has long been a group.
+- ``ray._private.state`` and the tables of ``ray.core.generated.gcs_pb2``: which actor created a placement group, and
+  whether it is dead. ``ray.util.placement_group_table`` does not name the creator; ``ray.util.state`` names only its
+  job, and both that and its ``get_actor`` need the dashboard, which a cluster may run without.
+- ``ControllerCallback`` of ``ray.train.v2._internal``: runs in Ray Train's controller before it creates a placement
+  group. The public ``UserCallback`` is called only after reports and exceptions, when the group has long existed.
 - ``DataParallelTrainer`` of ``ray.train.v2.api``: a trainer that does not import torch. ``TorchTrainer`` does, and the
   ``DataParallelTrainer`` of ``ray.train.data_parallel_trainer`` belongs to the first version of Ray Train.
-- ``_create_default_callbacks`` of the trainers, ``DatasetsCallback`` and ``PlacementGroupCleanerCallback``: each starts
-  a process for each trainer, and no setting leaves it out.
-- The name of Ray Train's snapshot of its checkpoints: whoever takes the name of an earlier run goes on from that file,
-  and no setting says otherwise.
-- The place of the file that names the running cluster: ``ray.init`` reads it, but tells the address only once it has
+- ``_create_default_callbacks`` of the trainers, ``DatasetsCallback`` and ``PlacementGroupCleanerCallback``: the two
+  callbacks start a process each for every trainer, and no setting leaves them out.
+- The name of Ray Train's snapshot of its checkpoints: a run with the name of an earlier one resumes from that file, and
+  no setting prevents it.
+- The path of the file that names the running cluster: ``ray.init`` reads it, but reports the address only once it has
   connected, for which it waits minutes.
 - Two environment variables, ``POLL_INTERVAL_VARIABLE`` and ``PREEMPTION_WATCHER_VARIABLE``: no argument of the trainers
   and no documented variable does what they do.
 
-Ray Train is imported where it is needed, as it takes a second.
+Ray Train is imported inside the functions that need it, because the import takes a second.
 """
 
 from collections.abc import Callable
@@ -31,19 +31,19 @@ from ray._private.utils import get_ray_address_file
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
 
 POLL_INTERVAL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
-"""Environment variable: seconds between two looks of Ray Train's controller at its workers."""
+"""Environment variable: seconds between two polls of the workers by Ray Train's controller."""
 PREEMPTION_WATCHER_VARIABLE = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
-"""Environment variable: 0 if Ray Train is to start no actor that looks for nodes about to be taken away."""
+"""Environment variable: 0 keeps Ray Train from starting an actor that watches for nodes about to be preempted."""
 
 
 class MadeGroup(NamedTuple):
-    """A placement group of the cluster, of whatever job.
+    """A placement group of the cluster, of any job.
 
     Attributes:
-        id: Its identity.
-        maker: The ID of the actor that made it, in hexadecimal; that of no actor if a driver did.
-        placed: Whether it has its places.
-        removed: Whether it was given back; Ray remembers such groups for a while.
+        id: The group's ID.
+        maker: ID of the actor that created it, in hexadecimal; the nil ID if a driver did.
+        placed: Whether its resources are reserved.
+        removed: Whether it was removed; Ray lists such groups for a while.
     """
 
     id: ray.PlacementGroupID
@@ -53,7 +53,7 @@ class MadeGroup(NamedTuple):
 
 
 def placement_groups() -> list[MadeGroup]:
-    """List the placement groups of the cluster."""
+    """List the placement groups of all jobs in the cluster."""
     rows = cluster_state._connect_and_get_accessor().get_placement_group_table()
     return [
         MadeGroup(
@@ -67,17 +67,17 @@ def placement_groups() -> list[MadeGroup]:
 
 
 def is_dead(actor: str) -> bool:
-    """Tell whether Ray says that an actor is dead; of an actor that it does not know it does not say so."""
+    """Tell whether Ray records an actor as dead; an actor that it does not know is not."""
     row = cluster_state._connect_and_get_accessor().get_actor_info(ray.ActorID.from_hex(actor))
     return row is not None and bool(ActorTableData.FromString(row).state == ActorTableData.DEAD)
 
 
 def controller_callback(started: Callable[[], None], finished: Callable[[BaseException | None], None]) -> Any:
-    """Make a callback for ``RunConfig.callbacks``; both functions are called in the process of Ray Train's controller.
+    """Make a callback for ``RunConfig.callbacks``; both functions run in the process of Ray Train's controller.
 
     Args:
-        started: Called before the controller makes its first placement group; if it raises, the run fails.
-        finished: Called after the controller has taken its workers down, with the run's error if there was one.
+        started: Called before the controller creates its first placement group; if it raises, the run fails.
+        finished: Called after the controller has stopped its workers, with the run's error or None.
     """
     from ray.train.v2._internal.execution.callback import ControllerCallback
 
@@ -92,10 +92,10 @@ def controller_callback(started: Callable[[], None], finished: Callable[[BaseExc
 
 
 def lean_trainer_class(process_group: bool) -> Any:
-    """Build a class of trainers that start no process to share out Ray Data sets, and none to watch placement groups.
+    """Build a trainer class that starts no process to split Ray Data sets, and none to clean up placement groups.
 
     Args:
-        process_group: Whether the workers form a process group of torch; only then is torch imported here.
+        process_group: Whether the workers form a torch process group; torch is imported here only in that case.
     """
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -116,12 +116,12 @@ def lean_trainer_class(process_group: bool) -> Any:
 
 
 def checkpoint_list_file(train_run_dir: Path) -> Path:
-    """Name the file in which Ray Train keeps the list of a run's checkpoints; a run of the same name begins with it."""
+    """Name the file in which Ray Train lists a run's checkpoints; a new run of the same name starts from that list."""
     from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
     return train_run_dir / str(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
 
 
 def running_cluster_address_file() -> Path:
-    """Name the file in which this machine's last cluster has left its address, host and port."""
+    """Name the file in which the last cluster on this machine stored its address, host and port."""
     return Path(get_ray_address_file(None))

@@ -1,4 +1,4 @@
-"""A Tune trial around a live Ray Train run."""
+"""A Tune trial that keeps one Ray Train run alive over all its reports, loads and restarts."""
 
 import threading
 from pathlib import Path
@@ -18,18 +18,20 @@ from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
 
 REPLY = "reply"
-"""Under this name Tune carries a ``Reply`` to the scheduler, as it is."""
+"""Key of Tune's result under which the ``Reply`` reaches the scheduler unchanged."""
 POINTER_FILE = "pointer.json"
 POLL_S = 2.0
+"""Seconds between two checks, while a report is awaited, that the Ray Train run is alive."""
 STOP_TIMEOUT_S = 30.0
+"""Seconds that Ray Train has to take its processes down when the trial ends or is paused."""
 WORKER_RESTARTS = 1
-"""Of a worker group by Ray Train, before the whole Ray Train run is started again."""
+"""How often Ray Train restarts a worker group before its run fails, and the trial starts another run."""
 RUN_RESTARTS = 1
-"""Of a Ray Train run without a report in between, before the trial waits for a donor."""
+"""How often a trial restarts its Ray Train run without a report in between, before it reports a failure."""
 
 
 class TrialSettings(TypedDict):
-    """What Tune hands to each trial; the configuration itself comes through the channel.
+    """Settings that Tune hands to each trial; the training configuration comes through the channel.
 
     Attributes:
         trial: Name of the trial.
@@ -49,10 +51,11 @@ class TrialSettings(TypedDict):
 
 
 class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type information
-    """Starts one ``TorchTrainer`` and keeps it: stepping, loading and changing configuration happen in place."""
+    """Starts one Ray Train run and keeps it: training, loading and changes of configuration happen in place."""
 
     def setup(self, config: TrialSettings) -> None:
         """Start the Ray Train run in a thread."""
+        # ``_missed``: a new actor cannot know whether its predecessor's last reply reached Tune, so it asks again.
         self._channel, self._trial = find_channel(config["channel"]), config["trial"]
         self._settings, self._failures, self._missed = config, 0, True
         self._checkpoint: Pointer | None = None
@@ -67,15 +70,17 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
     def _fit(self, trainer: Any) -> None:
         try:
             trainer.fit()
-        except BaseException as error:  # handed to step(), which says it
+        except BaseException as error:  # step() reads it once this thread has ended
             self._error = error
 
     def step(self) -> dict[str, Any]:
         """Train to the trial's next report.
 
-        A Ray Train run that ends before it is started again; one that ends again and again is answered for, so that the
-        trial is replaced by a copy of a better one and the population goes on.
+        A Ray Train run that ends before the report is restarted. If it keeps failing, a failed report is made in its
+        place: the trial then becomes a copy of a better one, and the population continues.
         """
+        # Asked once, outside the loop. The request waits in the channel while workers are restarted, and a new worker
+        # group finds its "train" there; a second request would replace the first and raise ReplacedError.
         reply = self._channel.request.remote(self._trial, self._missed)
         while not ray.wait([reply], timeout=POLL_S)[0]:
             if not self._thread.is_alive():
@@ -85,13 +90,16 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         return {REPLY: answer, "done": answer.report is not None and answer.report.done}  # Tune reads "done"
 
     def _recover(self) -> None:
-        """Start the workers again, or report that they cannot go on."""
+        """Restart the workers; after repeated failures, report a failed trial first."""
         reason, run_dir = _first_line(self._error), Path(self._settings["run_dir"])
+        # Wait for storage before counting the failure: an outage would use up the restarts of every trial in seconds.
         retry_in_run(run_dir, lambda: check_writable(run_dir), self._note)
         self._failures += 1
         if self._failures <= RUN_RESTARTS:
             self._note(f"its workers are started again after: {reason}")
         else:
+            # Before _start: it leaves no unanswered "train", which the new workers would otherwise be sent. They would
+            # train the epoch that is now reported as failed, instead of waiting for the donor's checkpoint.
             ray.get(self._channel.give_up.remote(self._trial, f"{RUN_RESTARTS + 1} attempts: {reason}"))
         self._start()
 
@@ -99,22 +107,24 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         ray.get(self._channel.note.remote(self._trial, text))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Save a pointer to the checkpoint of the last report; the weights lie where Ray Train's worker put them."""
+        """Save a pointer to the checkpoint of the last report; the weights stay where the worker wrote them."""
         (Path(checkpoint_dir) / POINTER_FILE).write_text(
             self._checkpoint.model_dump_json() if self._checkpoint else "null"
         )
 
     def load_checkpoint(self, checkpoint: str | None) -> None:
-        """Nothing: where a trial goes on, after an exploit too, is known to the channel, which workers ask first."""
+        """Do nothing: workers ask the channel where to resume, which also knows of exploits since the checkpoint."""
 
     def cleanup(self) -> None:
         """Stop the worker loop and wait for Ray Train to take its processes down."""
+        # Without waiting for the channel, which may have died with its driver. Joining first, before Tune kills this
+        # actor and the controller with it, lets the controller remove its placement group.
         self._channel.stop.remote(self._trial)
         self._thread.join(timeout=STOP_TIMEOUT_S)
 
 
 def _first_line(error: BaseException | None) -> str:
-    """What went wrong, in one line."""
+    """Summarize an error in one line: the last line of a worker's failure if there was one."""
     if error is None:
         return "the Ray Train run ended by itself"
     cause = error
@@ -126,18 +136,18 @@ def _first_line(error: BaseException | None) -> str:
 
 
 def run_worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs; it alone imports torch."""
+    """Run the worker loop. Torch is imported only here, in the worker's process."""
     from adios_ray.backend.loop import train_loop
 
     train_loop(LoopConfig(**config))  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
 
 
 def build_trainer(config: TrialSettings, channel: Any) -> Any:
-    """The Ray Train trainer of a trial; ``channel`` is handed to its workers."""
+    """Build the Ray Train trainer of a trial; ``channel`` is the handle that its workers receive."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     checkpoints = RunDirectory(Path(config["run_dir"])).checkpoints
-    # The channel knows where a trial goes on; Ray Train's own list may name checkpoints that are gone by now.
+    # The channel knows where a trial resumes; Ray Train's own list may name checkpoints that have been deleted since.
     checkpoint_list_file(checkpoints / config["trial"]).unlink(missing_ok=True)
     loop = LoopConfig(
         trial=config["trial"],
@@ -146,8 +156,8 @@ def build_trainer(config: TrialSettings, channel: Any) -> Any:
         threads=max(int(config["cpus_per_worker"]), 1),
     )
     gpus, record = config["gpus_per_worker"], ControllerRecord(Path(config["run_dir"]))
-    # Workers read shards themselves, and the driver watches over the placement groups of all trials. One worker needs
-    # no process group, so that its trial's actor need not import torch.
+    # Lean: workers read shards themselves, and the driver removes orphaned placement groups of all trials. A single
+    # worker needs no process group, and without one the trial's actor need not import torch.
     return lean_trainer_class(process_group=config["workers"] > 1)(
         run_worker,
         train_loop_config=loop,

@@ -1,4 +1,4 @@
-"""Running the trials of a population under Ray Tune."""
+"""The run of a population's trials under Ray Tune, with admission and removal of orphaned placement groups."""
 
 import time
 import warnings
@@ -16,27 +16,27 @@ from adios_ray.backend.trial import LiveTrial, TrialSettings
 from adios_ray.errors import StorageError
 
 TRIAL_RESOURCES = {"memory": 1}
-"""One byte: Tune requires a resource, and CPUs and GPUs belong to the workers."""
+"""One byte of memory: Tune requires some resource, and the CPUs and GPUs are for the workers."""
 TRIAL_RESTARTS = 20
 """How often Tune restarts a trial's actor before giving the trial up."""
 ORPHAN_REMOVAL_S = 2.0
-"""Seconds between two removals of orphaned placement groups."""
+"""Seconds between two scans for orphaned placement groups."""
 
 
 def run_trials(trials: Sequence[str], settings: TrialSettings, scheduler: TrialScheduler, admission: Admission) -> None:
-    """Run trials to their ends, as many at a time as are admitted.
+    """Run trials to their ends under Tune; ``admission`` limits how many run at a time.
 
     Args:
-        trials: Their names.
-        settings: What all have in common; the name is filled in.
-        scheduler: Decides about them.
-        admission: Decides how many run at a time.
+        trials: Names of the trials, in the order in which they start.
+        settings: Settings that all trials share; the name is filled in.
+        scheduler: Decides after each report whether a trial continues, pauses or stops.
+        admission: Decides how many trials run at a time.
 
     Raises:
         StorageError: If the run's storage stays away.
     """
     run_dir = Path(settings["run_dir"])
-    # Trials live from start to end: there is no actor to reuse, which is what Tune advises.
+    # Tune advises reuse_actors, but a trial's actor lives from its start to its end: there is none to reuse.
     warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
     tuner = tune.Tuner(
         tune.with_resources(LiveTrial, TRIAL_RESOURCES),
@@ -52,19 +52,19 @@ def run_trials(trials: Sequence[str], settings: TrialSettings, scheduler: TrialS
     )
     try:
         tuner.fit()
-    except Exception as error:  # Tune wraps what its scheduler raises, perhaps more than once
+    except Exception as error:  # Tune wraps what its scheduler raises, possibly more than once
         raise _storage_error(error) or error from error
 
 
 class OrphanRemoval(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
-    """Removes orphaned placement groups every few seconds; restarted controllers would wait for their resources."""
+    """Removes orphaned placement groups every few seconds: restarted controllers wait for the resources they hold."""
 
     def __init__(self, run_dir: Path) -> None:
-        """Look after the controllers of a run."""
+        """Watch the controllers of a run."""
         self._run_dir, self._due = run_dir, 0.0
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Remove what there is, if it is time."""
+        """Remove orphaned groups, if the interval is over."""
         if time.monotonic() > self._due:
             remove_orphaned(self._run_dir)
             self._due = time.monotonic() + ORPHAN_REMOVAL_S

@@ -1,1 +1,1 @@
-"""A run: its configuration, its checks, the population's training, and the verdict at the end."""
+"""A run from its configuration and checks over the population's training to the final evaluation."""

@@ -1,4 +1,4 @@
-"""Checks that a run can work, all made before the first worker starts."""
+"""Preflight checks: a configuration that cannot work here is refused before the first worker starts."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ SPLITS = ("train", "val", "test")
 
 
 def check_data(config: ExperimentConfig) -> None:
-    """Check that the data set is whole, has all splits, and suits the configuration.
+    """Check that the data set is complete, has all splits, and fits the configuration.
 
     Raises:
-        ConfigError: If there is no data set, or it does not suit.
+        ConfigError: If no data set is configured, or it does not fit the configuration.
         DatasetError: If shards are missing or damaged.
     """
     if config.data_dir is None:
@@ -42,7 +42,7 @@ def check_data(config: ExperimentConfig) -> None:
         without = ", ".join(name for name, measure in MEASURES.items() if not measure.is_share)
         raise ConfigError(
             f"evaluation.fitness {config.evaluation.fitness} needs labels, and {config.data_dir} has one class: "
-            f"take one of {without}"
+            f"use one of {without}"
         )
     images = sum(entry.rows for split in manifest.training_splits for entry in manifest.splits[split])
     if config.batch_size > images:
@@ -55,24 +55,23 @@ def check_data(config: ExperimentConfig) -> None:
 
 
 def _check_networks(config: ExperimentConfig, manifest: Manifest) -> None:
-    """Build what every trial will build, with the weights that it will begin with."""
+    """Build the networks that every trial will build, and load the configured initial weights into them."""
     size, path = config.image_size or manifest.image_size, config.initial_weights
     try:
         networks = Networks(config.trial(), size, len(manifest.classes))
         if path:
             load_initial(networks, load_weights(path.expanduser()), path)
-    except ValueError as error:  # of configuration, or of damaged weights
+    except ValueError as error:  # raised for configurations and for damaged weights
         raise ConfigError(str(error)) from None
 
 
 def check_storage(storage: Path) -> Path:
-    """Make the storage directory and check that it can be written to; returns its path without links.
-
-    Ray Train refuses checkpoints that a link leads to.
+    """Create the storage directory, check that it is writable, and return its path without symbolic links.
 
     Raises:
-        ConfigError: If it cannot.
+        ConfigError: If it cannot be created or written to.
     """
+    # Resolved because Ray Train refuses checkpoints whose path contains a symbolic link.
     storage = storage.expanduser().resolve()
     try:
         storage.mkdir(parents=True, exist_ok=True)

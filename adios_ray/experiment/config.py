@@ -1,4 +1,4 @@
-"""Configuration of a whole experiment: a trial's, and the population around it."""
+"""Configuration of an experiment: a trial's configuration, the population and its resources."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,13 +12,13 @@ from adios_ray.search.spaces import Scheduler, Search
 from adios_ray.validation import parse, read_json
 
 _PACKAGE = Path(adios_ray.__file__).resolve().parent
-# An installed package has the files inside. In a clone that is a link, which copies of it, such as a job's working
-# directory, may lack.
+# An installed package contains the files. In a clone, a symbolic link stands for them; copies of the clone, such as a
+# job's working directory, may lack it, and then the folder beside the package is used.
 SPACES = next(filter(Path.is_dir, (_PACKAGE / "search_spaces", _PACKAGE.parent / "search_spaces")))
 
 
 PRESETS = _PACKAGE / "presets"
-"""``demo.yaml``, and a folder for each family: files named DATA-BACKBONE-OBJECTIVE-SCHEME."""
+"""Folder of ``demo.yaml``, with a folder for each family: files named DATA-BACKBONE-OBJECTIVE-SCHEME."""
 DEMO = "demo"
 Family = Literal["paper", "authors"]
 if TYPE_CHECKING:
@@ -28,38 +28,38 @@ else:
 
 
 class ExperimentConfig(TrialConfig):
-    """What a population trains, how large it is, and where it runs."""
+    """Configuration of an experiment: the trials' settings, the population, the search, and the resources."""
 
     preset: PresetName | None = None
     """demo: rendered objects on CPUs, minutes. Published settings, by data set: in100s (ImageNet100 at 96 pixels),
     in100 (at 224, ADIOS-s), stl10, clevr; --objective.name, --backbone.name and --masking.scheme (or --objective,
     --backbone and --masking) choose among them."""
     family: Family | None = None
-    """Whose published settings: paper (its appendix: SGD, mean over slots), or authors (their scripts: LARS, sum,
-    alternating). None takes the paper's, and the authors' for in100, for which the paper gives none."""
+    """Source of the published settings: paper (its appendix: SGD, mean over slots), or authors (their scripts: LARS,
+    sum, alternating). None takes the paper's, except for in100, which only the authors' scripts cover."""
     space: Path = SPACES / "pbt_in100.yaml"
     """YAML file of the search space, or the name of one that comes with the package (pbt_in100, asha_demo, ...)."""
     scheduler: Scheduler | None = None
-    """Scheduler in place of the search space's."""
+    """Scheduler that overrides the search space's."""
     search: Search | None = None
-    """Search in place of the search space's."""
+    """Search that overrides the search space's."""
     storage: Path = Path("runs")
-    """Directory in which each run makes its own; shared by all nodes of a cluster."""
+    """Directory in which each run creates its run directory; shared by all nodes of a cluster."""
     population: int = Field(4, ge=2)
-    """Number of trials; those that do not fit at once take turns. A grid has as many as it has combinations."""
+    """Number of trials; those that do not fit into the cluster at once take turns. A grid has one per combination."""
     workers_per_trial: int = Field(1, ge=1)
     """Ray Train workers that share a trial's batches."""
     gpus_per_worker: float | None = Field(None, ge=0)
-    """GPUs of each worker, may be a fraction; None takes 1 where the cluster has GPUs."""
+    """GPUs of each worker, may be a fraction; None takes 1 if the cluster has GPUs."""
     cpus_per_worker: float | None = Field(None, gt=0)
-    """CPUs of each worker, may be a fraction; None shares the cluster's evenly, at most 1."""
+    """CPUs of each worker, may be a fraction; None divides the cluster's CPUs evenly, at most 1 each."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Weights & Biases; online needs a login, offline keeps files that `wandb sync` uploads."""
     resume: Path | None = None
-    """Run directory of a run to go on with, under its own configuration."""
+    """Run directory of a run to resume, under its own configuration."""
 
     def trial(self) -> TrialConfig:
-        """The part that every trial has in common."""
+        """Return the configuration that all trials share."""
         return parse(TrialConfig, {key: getattr(self, key) for key in TrialConfig.model_fields})
 
 
@@ -76,6 +76,6 @@ def read_experiment(run_dir: Path) -> ExperimentConfig:
     """
     path = RunDirectory(run_dir).config
     values = read_json(dict[str, Any], path)
-    # Runs that began before there was a choice trained the predictor under the encoder's schedule.
+    # Older runs lack this key: the predictor always followed the encoder's schedule.
     values.get("optimizer", {}).setdefault("predictor_schedule", "cosine")
     return parse(ExperimentConfig, values, str(path))

@@ -1,4 +1,4 @@
-"""Training a run's population to its end, with everything around it that decides, records and watches."""
+"""Training of a run's population to its end: channel, capacity, scheduler, records and trials put together."""
 
 from pathlib import Path
 
@@ -28,7 +28,11 @@ from adios_ray.tracking.wandb import WandbLog
 
 
 def fresh_population(config: ExperimentConfig, space: SearchSpace) -> PopulationState:
-    """A population whose trials all know their values, but for a search that learns from those before."""
+    """Make a new population with the initial values of all trials.
+
+    With hyperopt it is empty: each trial's values depend on the results of earlier trials, so they are suggested when
+    the trial starts.
+    """
     state = PopulationState(next_decision_epoch=space.interval_epochs)
     if space.search == "hyperopt":
         return state
@@ -39,25 +43,45 @@ def fresh_population(config: ExperimentConfig, space: SearchSpace) -> Population
 
 
 def _names(config: ExperimentConfig, space: SearchSpace) -> list[str]:
-    """Names of all trials of an experiment."""
+    """Name all trials of an experiment."""
     count = sum(1 for _ in space.combinations()) if space.search == "grid" else config.population
     return [f"trial_{number:02d}" for number in range(count)]
 
 
 def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resources: WorkerResources) -> Path:
-    """Train the unfinished members of a run's population to the end, and judge the best."""
+    """Train the unfinished trials of a run's population to the end, and evaluate the best one on the test split.
+
+    Args:
+        config: The experiment's resolved configuration.
+        space: The search space.
+        run_dir: The run directory, with the population's state.
+        resources: Resources of each worker.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        RunError: If a trial did not finish, or every trial diverged.
+        StorageError: If the run's storage stays away.
+    """
     state = PopulationState.load(run_dir)
     print(f"Run directory: {run_dir}", flush=True)
     names = _names(config, space)
     unfinished = state.unfinished(names)
+    # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
     if unfinished:
+        # The lineage follows the state. An exploit is appended to the lineage before its change is journaled, so a
+        # driver killed in between leaves an entry of a decision that is made again; begin_lineage drops it.
         remove_drafts(run_dir)
         state.save(run_dir)
         begin_lineage(run_dir, state.exploits)
+        # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
         capacity = ClusterCapacity(run_dir, lambda: count_capacity(config, resources, nodes()))
         admission = Admission(len(unfinished), capacity.count)
-        with _open_run(config, space, run_dir) as run:
+        view = LiveView(config.epochs, config.population, run_dir.name, read_results(run_dir))
+        wandb = None if config.wandb == "off" else WandbLog(run_dir, config.wandb, config.model_dump(mode="json"))
+        with Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), wandb) as run:
             population = Population(config.trial(), state, run, ChannelCalls(channel))
             settings = TrialSettings(
                 trial="",
@@ -68,16 +92,18 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
                 gpus_per_worker=resources.gpus,
             )
             run_trials(unfinished, settings, _scheduler(space, population, admission), admission)
+        # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(run_dir)
+    # From disk: the verdict rests on what was written down, exactly as after a resume.
     state = PopulationState.load(run_dir)
     if failed := state.unfinished(names):
         write_report(run_dir)
-        raise RunError(f"not all trials finished ({', '.join(failed)}); go on with --resume {run_dir}")
+        raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {run_dir}")
     return conclude(config, run_dir, state, resources)
 
 
 def _scheduler(space: SearchSpace, population: Population, admission: Admission) -> LiveScheduler:
-    """What decides about the trials."""
+    """Build the scheduler that the search space names."""
     if space.evolving:
         return PopulationBasedTraining(population, admission, space, _explore(space, population.state))
     suggest = make_suggest(space, population.config, population.state)
@@ -85,16 +111,9 @@ def _scheduler(space: SearchSpace, population: Population, admission: Admission)
 
 
 def _explore(space: SearchSpace, state: PopulationState) -> Explore:
-    """How copies come to values of their own."""
+    """Choose how a trial that copies a donor gets its new values: by PB2's model, or by PBT's random perturbation."""
     if space.scheduler == "pb2":
         from adios_ray.search.pb2 import PB2  # scikit-learn takes a second to import
 
         return PB2(space, state)
     return lambda name, donor, random: space.explore(donor.values, random)
-
-
-def _open_run(config: ExperimentConfig, space: SearchSpace, run_dir: Path) -> Run:
-    view = LiveView(config.epochs, config.population, run_dir.name, read_results(run_dir))
-    values = config.model_dump(mode="json")
-    wandb = None if config.wandb == "off" else WandbLog(run_dir, config.wandb, values)
-    return Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), wandb)

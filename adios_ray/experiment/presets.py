@@ -1,7 +1,7 @@
-"""Published settings by name: one YAML file for each data set, backbone, objective and masking, in two families.
+"""Published settings by name: one YAML file for each data set, backbone, objective and masking scheme, in two families.
 
 ``paper`` holds the tables of the paper's appendix, ``authors`` the scripts of its code, which differ from them. Every
-value says where it is from. ``demo`` stands alone.
+value has a comment with its source. ``demo`` belongs to no family.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from adios_ray.experiment.config import DEMO, PRESETS, ExperimentConfig, Family
 from adios_ray.validation import parse
 
 BACKBONES = {"vit_tiny": "vit_tiny_patch16_224"}
-"""timm's names of backbones that files name by a shorter one."""
+"""timm's names of backbones that have a shorter name in the files."""
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 class Published(NamedTuple):
-    """The setting that one file of a family holds the values of."""
+    """One published setting, whose values one file of a family holds."""
 
     family: str
     data: str
@@ -36,7 +36,7 @@ class Published(NamedTuple):
 
 
 def published() -> list[Published]:
-    """All settings that there are files for, the paper's first."""
+    """List all published settings, the paper's first."""
     found = []
     for family in FAMILIES:
         for path in sorted((PRESETS / family).glob("*.yaml")):
@@ -52,11 +52,11 @@ def preset_config(
     backbone: str | None = None,
     scheme: str | None = None,
 ) -> ExperimentConfig:
-    """Defaults of a preset, or of no preset.
+    """Build the defaults of a preset, or the plain defaults without one.
 
     Args:
         name: ``demo``, or the data set of published settings; None for the plain defaults.
-        family: Whose settings; None takes the paper's, and the authors' where the paper has none.
+        family: ``paper`` or ``authors``; None takes the paper's settings, and the authors' where the paper has none.
         objective: None takes SimCLR.
         backbone: None takes a ResNet-18.
         scheme: None takes ADIOS, or ADIOS-s where only that is published. Schemes that are neither learned nor "none"
@@ -78,11 +78,11 @@ def preset_config(
 
 
 def _choose(name: str, family: str | None, objective: str, backbone: str, scheme: str | None) -> Published:
-    """The published setting that fits, an equal masking scheme before another one."""
+    """Choose the published setting that matches; one with the same masking scheme is preferred."""
     of_data = [setting for setting in published() if setting.data == name]
     if not of_data:
         known = ", ".join([DEMO, *sorted({setting.data for setting in published()})])
-        raise ConfigError(f"there is no preset {name!r}; there are {known}")
+        raise ConfigError(f"there is no preset {name!r}; choose one of {known}")
     candidates = [
         setting
         for setting in of_data
@@ -93,14 +93,15 @@ def _choose(name: str, family: str | None, objective: str, backbone: str, scheme
     if not candidates:
         asked = ", ".join([f"family {family}"] * (family is not None) + [objective, backbone, scheme or "adios"])
         raise ConfigError(
-            f"preset {name}: no published setting for {asked} (there are {_overview(of_data)}); leave --preset out and "
-            "give the values, or choose one of these and change single values"
+            f"preset {name}: no published setting for {asked} (published: {_overview(of_data)}); leave --preset out "
+            "and give all values, or choose a published setting and change single values"
         )
+    # min is stable: among equals the first one stays, and the paper's settings are listed before the authors'.
     return min(candidates, key=lambda setting: setting.scheme != scheme)
 
 
 def _overview(settings: Sequence[Published]) -> str:
-    """Objectives, backbones and schemes of each family."""
+    """List the objectives, backbones and schemes of each family in one line."""
     parts = []
     for family in dict.fromkeys(setting.family for setting in settings):
         own = [setting[2:] for setting in settings if setting.family == family]

@@ -1,4 +1,4 @@
-"""Training under a schedule, alone: what a population found, done again without it."""
+"""Replay: one training under the schedule that a population found, without the population."""
 
 import json
 import shutil
@@ -26,11 +26,11 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
     """Train from the first step to the last, with the values of each stage in turn.
 
     With the data and the seed of the population's run, the weights are the same bit for bit. Called again after an
-    interruption, it goes on from the newest whole checkpoint.
+    interruption, it resumes from the newest intact checkpoint.
 
     Args:
         schedule: The stages.
-        config: What they have in common, with the schedule's number of epochs.
+        config: The configuration that the stages share, with the schedule's number of epochs.
         output: Directory for ``replay.json`` (what is trained), ``checkpoints/epoch_*`` and ``reports.jsonl``.
         device: Where to train.
 
@@ -38,18 +38,20 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
         The trainer after the last epoch.
 
     Raises:
-        ConfigError: If ``output`` holds something else.
+        ConfigError: If ``output`` holds another replay, or anything else.
         RunError: If the training diverges.
     """
     _claim(output, Schedule(config=config.model_dump(mode="json"), stages=schedule.stages))
     measure = MEASURES[config.evaluation.fitness]
     pointer = newest_intact(output / "checkpoints")
     if pointer is not None:
-        print(f"goes on from {pointer.path}", flush=True)
+        print(f"resumes from {pointer.path}", flush=True)
     trainer: Trainer | None = None
     for stage, end in schedule.intervals():
         own = replaced(config, stage.values)
         trainer = trainer or Trainer(own, device)
+        # Also between stages: as in an exploit, loading applies the new values and splits or merges masks. Stages that
+        # ended before the checkpoint load it in vain, and train nothing.
         if pointer is not None:
             trainer.load(pointer, own)
         while trainer.epoch < end:
@@ -61,37 +63,41 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
                     f"training diverged at {trainer.divergence}; {output / 'diverged' / name} holds that step, lower "
                     "learning rates may help"
                 )
+            # Report, save, delete: a crash after the report repeats this epoch, and its report replaces the one written
+            # now. With the checkpoint first, a crash in between would lose the report.
             _write_report(output / REPORTS_FILE, report, stage, measure)
             pointer = trainer.save(output / "checkpoints" / name)
-            _remove_older(output / "checkpoints")
+            for directory in list(newest_epochs(output / "checkpoints"))[KEPT_CHECKPOINTS:]:
+                shutil.rmtree(directory)
     assert trainer is not None
     return trainer
 
 
 def _claim(output: Path, schedule: Schedule) -> None:
-    """Write down what is trained into ``output``; what lies there already must be of the same training."""
+    """Record what is trained into ``output``, or check that a replay already there is the same.
+
+    Raises:
+        ConfigError: If ``output`` holds another replay, or anything else.
+    """
     path = output / REPLAY_FILE
     remove_drafts(output)
     if path.is_file():
         if load_schedule(path) != schedule:
-            raise ConfigError(f"output {output} holds a training with another schedule or other settings: name another")
+            raise ConfigError(
+                f"output {output} holds a replay with another schedule or other settings: name another directory"
+            )
         remove_drafts(output / "checkpoints")
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"output {output} holds something else than a replay: name a directory that is new")
+        raise ConfigError(f"output {output} is not the directory of a replay: name one that is new or empty")
     else:
         schedule.save(path)
 
 
 def _write_report(path: Path, report: TrialReport, stage: Stage, measure: Measure) -> None:
-    """Add a report to the file, in place of those that a training which was cut off here had written."""
+    """Append a report, dropping reports of this and later epochs that an interrupted replay left."""
     lines = [line for line in complete_lines(path).splitlines() if json.loads(line)["epoch"] < report.epoch]
     written = {**report.model_dump(), "trial": stage.trial, **stage.values}
     atomic_write(path, b"".join(line + b"\n" for line in [*lines, json.dumps(written).encode()]))
     values = "".join(f", {label(name)} {value_text(value)}" for name, value in stage.values.items())
     fitness = f"{measure.label} {measure.text(report.fitness)}"
     print(f"epoch {report.epoch}: {fitness}, loss {report.loss:.4g}{values}", flush=True)
-
-
-def _remove_older(folder: Path) -> None:
-    for directory in list(newest_epochs(folder))[KEPT_CHECKPOINTS:]:
-        shutil.rmtree(directory)

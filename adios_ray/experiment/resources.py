@@ -1,4 +1,4 @@
-"""What each worker of a trial takes, and how many trials fit into a cluster."""
+"""Resources of a trial's workers, and how many trials fit into a cluster."""
 
 import math
 from collections.abc import Sequence
@@ -11,39 +11,40 @@ from adios_ray.experiment.config import ExperimentConfig
 
 
 class WorkerResources(NamedTuple):
-    """What each worker of a trial takes; may be fractions."""
+    """Resources of each worker of a trial; may be fractions."""
 
     cpus: float
     gpus: float
 
 
 class Node(NamedTuple):
-    """What a node of the cluster has."""
+    """Resources of a node of the cluster."""
 
     cpus: float
     gpus: float
 
 
 def nodes() -> list[Node]:
-    """The nodes of the running cluster that are alive."""
+    """List the nodes of the running cluster that are alive."""
     alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
     return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
 
 
 def worker_resources(config: ExperimentConfig, cluster: Sequence[Node]) -> WorkerResources:
-    """CPUs and GPUs of each worker: as configured, else one GPU where there are any, and an even share of the CPUs.
+    """Choose CPUs and GPUs of each worker: as configured, else one GPU if there are any, and an even share of the CPUs.
 
     Args:
-        config: The experiment; if CPUs are not configured, the shares are such that the whole population fits at once.
-        cluster: Its nodes.
+        config: The experiment; if CPUs are not configured, they are shared so that the whole population fits at once.
+        cluster: The cluster's nodes.
 
     Raises:
-        ConfigError: If not even one trial fits, with what is missing.
+        ConfigError: If not even one trial fits.
     """
     gpus = float(any(node.gpus for node in cluster)) if config.gpus_per_worker is None else config.gpus_per_worker
     at_once = config.population * config.workers_per_trial
     if gpus:
         at_once = min(at_once, sum(_fit(node.gpus, gpus) for node in cluster) or 1)
+    # Rounded down to a thousandth: Ray counts ten-thousandths, and if it rounded up, the last worker would not fit.
     share = min(sum(node.cpus for node in cluster) / at_once, 1.0)
     cpus = config.cpus_per_worker or max(math.floor(1000 * share) / 1000, 0.001)
     resources = WorkerResources(cpus, gpus)
@@ -58,11 +59,11 @@ def worker_resources(config: ExperimentConfig, cluster: Sequence[Node]) -> Worke
 
 
 def count_capacity(config: ExperimentConfig, resources: WorkerResources, cluster: Sequence[Node]) -> int:
-    """Trials that fit into a cluster at once; a worker lies on one node, a trial's workers may lie on several."""
+    """Count the trials that fit into a cluster at once; a worker needs one node, a trial's workers may use several."""
     workers = sum(min(_fit(node.cpus, resources.cpus), _fit(node.gpus, resources.gpus)) for node in cluster)
     return workers // config.workers_per_trial
 
 
 def _fit(available: float, each: float) -> int:
-    """How often ``each`` fits; fractions as Ray counts them, to a ten-thousandth."""
+    """Count how often ``each`` fits; Ray counts fractions to a ten-thousandth."""
     return math.floor(available / each + 1e-6) if each else 10**6

@@ -1,4 +1,4 @@
-"""Starting and resuming a run: everything is checked before the first worker starts."""
+"""Start and resumption of a run; everything is checked before the first worker starts."""
 
 from datetime import datetime
 from pathlib import Path
@@ -27,10 +27,10 @@ from adios_ray.tracking.records import write_config
 
 
 def start(config: ExperimentConfig) -> Path:
-    """Run a new experiment; returns its run directory.
+    """Run a new experiment and return its run directory.
 
     Raises:
-        ConfigError: If the configuration cannot work here.
+        ConfigError: If the configuration cannot work on this data, storage or cluster.
         DatasetError: If the data cannot be used.
     """
     space = load_space(config.space, config.scheduler, config.search)
@@ -38,16 +38,22 @@ def start(config: ExperimentConfig) -> Path:
     renders = config.data_dir is None and config.preset == DEMO
     if not renders:
         check_data(config)
-    storage = check_storage(config.storage)  # last, as it makes the directory
+    storage = check_storage(config.storage)  # last, because it creates the directory
     with connected():
         resources = worker_resources(config, nodes())
         if renders:
-            config = replaced(config, {"data_dir": _render_demo_images(storage)})
+            images = storage / f"objects-{DEMO_IMAGES}-{DEMO_IMAGE_SIZE}px"
+            recipe = {"dataset": "objects", "num_images": DEMO_IMAGES, "seed": DEMO_SEED}
+            prepare(objects.source(DEMO_IMAGES, DEMO_SEED), images, DEMO_IMAGE_SIZE, recipe)
+            config = replaced(config, {"data_dir": images})
         assert config.data_dir is not None
+        # Absolute from here on: a resumed run may start in another directory, and workers run on other nodes.
         data_dir, weights = str(Store(config.data_dir)), config.initial_weights
         paths = {"data_dir": data_dir, "initial_weights": weights and weights.expanduser().absolute()}
         config = replaced(config, {**paths, "storage": storage})
         run_dir = _new_run_directory(storage, config)
+        # The population last: it makes this a run directory for resume(), which then finds all files. The configuration
+        # first: while it is missing, every write into the run takes the run's storage to be away.
         write_config(run_dir, config.model_dump(mode="json"))
         save_space(space, RunDirectory(run_dir).space)
         fresh_population(config, space).save(run_dir)
@@ -55,27 +61,20 @@ def start(config: ExperimentConfig) -> Path:
 
 
 def resume(run_dir: Path) -> Path:
-    """Go on with a run that was interrupted, under its own configuration and search space; returns its directory.
+    """Resume an interrupted run under its own configuration and search space, and return its directory.
 
-    Trials go on from their last reports; those that have finished are not trained again.
+    Trials resume from their last reports; finished ones are not trained again.
 
     Raises:
-        ConfigError: If the directory is not one of a run.
-        DatasetError: If the data cannot be used any more.
+        ConfigError: If the directory is not a run directory.
+        DatasetError: If the data set has become unusable.
     """
     run_dir = run_dir.expanduser().resolve()
-    PopulationState.load(run_dir)
+    PopulationState.load(run_dir)  # only to refuse a directory that is not a run's
     config, space = read_experiment(run_dir), load_space(RunDirectory(run_dir).space)
     check_data(config)
     with connected():
         return evolve(config, space, run_dir, worker_resources(config, nodes()))
-
-
-def _render_demo_images(storage: Path) -> Path:
-    output = storage / f"objects-{DEMO_IMAGES}-{DEMO_IMAGE_SIZE}px"
-    recipe = {"dataset": "objects", "num_images": DEMO_IMAGES, "seed": DEMO_SEED}
-    prepare(objects.source(DEMO_IMAGES, DEMO_SEED), output, DEMO_IMAGE_SIZE, recipe)
-    return output
 
 
 def _new_run_directory(storage: Path, config: ExperimentConfig) -> Path:
@@ -83,9 +82,10 @@ def _new_run_directory(storage: Path, config: ExperimentConfig) -> Path:
     name = f"{config.space.stem}-{stamp}"
     for attempt in range(1, 100):
         directory = storage / (name if attempt == 1 else f"{name}-{attempt}")
+        # mkdir claims the name atomically: another run may start on the same storage in this second.
         try:
             directory.mkdir()
         except FileExistsError:
             continue
         return directory
-    raise ConfigError(f"storage {storage} has a hundred runs of this second already")
+    raise ConfigError(f"storage {storage} already has 99 runs named {name}; start again a second later")

@@ -1,4 +1,4 @@
-"""The winner's schedule: which values its weights were trained with, from their first step on, over all its donors."""
+"""A trial's schedule: the values that its weights were trained with from the first step, across all its donors."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,10 +17,10 @@ from adios_ray.validation import parse, read_json
 
 
 class Stage(BaseModel):
-    """Values in use from an epoch on."""
+    """Searched values and the epoch from which they are used."""
 
     from_epoch: int = Field(ge=0)
-    """Epochs that were over when they came into use."""
+    """Epochs completed before the first one under these values."""
     trial: str
     """Trial that used them."""
     values: SearchedValues
@@ -28,15 +28,15 @@ class Stage(BaseModel):
 
 
 class Schedule(BaseModel):
-    """How to train the weights of one trial of a population again, alone."""
+    """What is needed to train the weights of one trial of a population again, without the population."""
 
     config: dict[str, Any]
-    """The trial's configuration as JSON values, with the seed from which the weights began."""
+    """The trial's configuration as JSON values, with the seed that initialized the weights."""
     stages: list[Stage] = Field(min_length=1)
-    """Stages in the order of their epochs; the first begins at 0."""
+    """Stages in order of their epochs; the first begins at 0."""
 
     def trial(self, changes: Mapping[str, Any] | None = None) -> TrialConfig:
-        """The configuration without searched values, but for changes by path.
+        """Return the configuration without searched values, with changes by path applied.
 
         Raises:
             ConfigError: If a change is not allowed.
@@ -44,7 +44,7 @@ class Schedule(BaseModel):
         return replaced(parse(TrialConfig, self.config, "schedule"), dict(changes or {}))
 
     def scaled(self, epochs: int) -> "Schedule":
-        """The same schedule over another number of epochs: stages begin at the same share of the training."""
+        """Stretch the schedule over another number of epochs: stages begin at the same share of the training."""
         own = self.trial()
         interval, ratio = own.evaluation.interval_epochs, epochs / own.epochs
         stages = [
@@ -54,14 +54,14 @@ class Schedule(BaseModel):
         return Schedule(config={**self.config, "epochs": epochs}, stages=stages)
 
     def intervals(self) -> Iterator[tuple[Stage, int]]:
-        """Each stage with the epoch at which it ends; those that were replaced before they were used are left out."""
+        """Yield each stage with the epoch at which it ends, without stages that were replaced before any epoch."""
         ends = [stage.from_epoch for stage in self.stages[1:]] + [int(self.config["epochs"])]
         for stage, end in zip(self.stages, ends, strict=True):
             if end > stage.from_epoch:
                 yield stage, end
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the schedule as JSON."""
         atomic_write(path, self.model_dump_json(indent=1).encode())
 
 
@@ -69,18 +69,18 @@ def load_schedule(path: Path) -> Schedule:
     """Read a schedule.
 
     Raises:
-        ConfigError: If there is none, or it is damaged.
+        ConfigError: If the file is missing or damaged.
     """
     if not path.is_file():
-        raise ConfigError(f"schedule {path} does not exist; a run that has finished has one in its directory")
+        raise ConfigError(f"schedule {path} does not exist; finished runs have one in their run directory")
     return read_json(Schedule, path)
 
 
 def schedule_of(run_dir: Path, trial: str) -> Schedule:
-    """The schedule of a trial of a run: its own since its last exploit, before that its donor's, and so on.
+    """Build the schedule of a run's trial: its own values since its last exploit, before that its donor's, and so on.
 
     Raises:
-        ConfigError: If the run has no such trial.
+        ConfigError: If the run has no trial of that name.
     """
     state, lineage = PopulationState.load(run_dir), read_lineage(run_dir)
     if trial not in state.members:

@@ -1,4 +1,4 @@
-"""The verdict at the end of a run: the best trial, judged on the test split."""
+"""Final evaluation of a run: the best trial on the test split, and the files that conclude the run."""
 
 import math
 import shlex
@@ -23,16 +23,16 @@ from adios_ray.tracking.report import write_report
 
 
 def conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, resources: WorkerResources) -> Path:
-    """Judge the best trial on the test split, once, and write summary, schedule and report.
+    """Evaluate the best trial on the test split, once, and write summary, schedule and report.
 
     Args:
-        config: The experiment.
-        run_dir: The run's directory.
-        state: The population, all of whose trials have ended.
-        resources: What the evaluation may take.
+        config: The experiment's configuration.
+        run_dir: The run directory.
+        state: The population, all of whose trials have finished.
+        resources: CPUs and GPUs of the evaluation.
 
     Returns:
-        The run's directory.
+        The run directory.
 
     Raises:
         RunError: If every trial diverged.
@@ -45,6 +45,8 @@ def conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, re
         )
     assert config.data_dir is not None and best.score is not None
     own = replaced(config.trial(), best.values)
+    # As a Ray task: the driver's node may have no GPU. Only the trial that is best on validation sees the test split:
+    # the maximum over the population would be biased upward.
     judge = ray.remote(_test_fitness).options(num_cpus=resources.cpus, num_gpus=resources.gpus)
     test_fitness = ray.get(judge.remote(own, best.checkpoint))
     manifest, rows, lineage = read_manifest(config.data_dir), read_results(run_dir), read_lineage(run_dir)
@@ -84,7 +86,7 @@ def _comparable(member: Member) -> float:
 
 
 def _test_fitness(config: TrialConfig, checkpoint: Pointer) -> float:
-    """Fitness of a checkpoint on the test split; runs as a Ray task."""
+    """Measure the fitness of a checkpoint on the test split; runs as a Ray task."""
     from adios_ray.devices import best_device
     from adios_ray.training.trainer import Trainer
 
