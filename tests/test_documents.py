@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from adios_ray.data.shards import open_shards, verify
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "adios_ray"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,3 +31,14 @@ def test_files_named_in_a_document_exist(document: Path) -> None:
     missing = [name for name in named if not (ROOT / name).exists()]
     missing += [link for link in links if not (document.parent / link).exists()]
     assert not missing
+
+
+def test_the_page_of_the_format_writes_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "shards.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert {split: sum(e.rows for e in entries) for split, entries in verify("mine").splits.items()} == dict.fromkeys(
+        ("train", "val", "test"), 20
+    )
+    split = open_shards("mine").split("val")
+    assert split.labels.tolist() == [0, 1] * 10 and (split.heights == 480).all() and (split.widths == 640).all()

@@ -1,12 +1,25 @@
 """Which images a shard holds: splits, subsets and order."""
 
 from collections import Counter
+from pathlib import Path
+from random import Random
 
 import pytest
 
 from adios_ray.data import plan
-from adios_ray.data.plan import ShardJob, mixed, plan_jobs, plan_splits, take
+from adios_ray.data.plan import (
+    Quota,
+    ShardJob,
+    group_by_pattern,
+    make_plan,
+    mixed,
+    plan_jobs,
+    plan_splits,
+    shares,
+    take,
+)
 from adios_ray.data.shards import Layout
+from adios_ray.data.sources import folder
 from adios_ray.errors import DatasetError
 
 SIZES = {"ant": 400, "bee": 200, "cat": 101}
@@ -62,19 +75,19 @@ def test_counts_that_cannot_be_met(counts: dict[str, int], message: str) -> None
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 100, 350, 700, 701])
 def test_every_class_has_its_share_to_within_one(count: int) -> None:
-    taken, rest = take("train", mixed(TRAIN), count)
+    taken, rest = take("train", mixed(TRAIN), Quota(count))
     assert len(taken) == count and sorted(taken + rest) == sorted(TRAIN)
     for name, size in SIZES.items():
         assert abs(per_class(taken).get(name, 0) - size * count / len(TRAIN)) < 1
 
 
 def test_what_rounding_leaves_goes_to_the_largest_remainder() -> None:
-    taken, _ = take("train", ["ant/1", *(f"bee/{number}" for number in range(7))], 1)
+    taken, _ = take("train", ["ant/1", *(f"bee/{number}" for number in range(7))], Quota(1))
     assert taken == ["bee/0"]
 
 
 def test_a_subset_is_not_the_beginning_of_the_listing() -> None:
-    taken, _ = take("train", mixed(TRAIN), 100)
+    taken, _ = take("train", mixed(TRAIN), Quota(100))
     numbers = [int(item.split("/")[2].removesuffix(".png")) for item in taken if "/ant/" in item]
     assert 150 < sum(numbers) / len(numbers) < 250
 
@@ -110,3 +123,98 @@ def test_a_digest_tells_recipes_and_items_apart() -> None:
     assert len({tuple(job.digest for job in jobs) for jobs in plans}) == 3
     assert plans[0][0].digest != plans[1][0].digest
     assert jobs_for(layout, {"seed": 0}) == plans[0]
+
+
+def tree(random: Random) -> list[str]:
+    """Items of classes of random sizes, in folders of random depth below the class."""
+    items = []
+    for number in range(random.randint(1, 30)):
+        for image in range(random.choice((1, 2, 3, 4, random.randint(5, 80)))):
+            below = "".join(f"p{random.randint(0, 9)}/" for _ in range(random.randint(0, 3)))
+            items.append(f"class{number:02d}/{below}{image}.png")
+    return items
+
+
+def class_of(item: str) -> str:
+    """The first folder of an item."""
+    return item.partition("/")[0]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_each_class_has_its_share_of_a_carved_split_whatever_the_depth(seed: int) -> None:
+    items = tree(Random(seed))
+    splits = plan_splits({"train": items}, ALL, class_of)
+    assert sorted(item for found in splits.values() for item in found) == sorted(items)
+    found = {split: Counter(map(class_of, splits.get(split, ()))) for split in ("train", "val", "test")}
+    for name, size in Counter(map(class_of, items)).items():
+        held_out = [found[split][name] for split in ("val", "test")]
+        assert found["train"][name] >= 1
+        assert all(number >= 1 for number in held_out) if size >= 3 else held_out == [0, 0]
+        assert all(abs(number - 0.1 * size) <= 1 for number in held_out)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_number_that_is_asked_for_is_met_and_every_class_has_its_share(seed: int) -> None:
+    random = Random(seed)
+    items = tree(random)
+    sizes = Counter(map(class_of, items))
+    count = random.randint(0, len(items) - 1)
+    splits = plan_splits({"train": items}, {"train": None, "val": 0, "test": count}, class_of)
+    found = Counter(map(class_of, splits.get("test", ())))
+    assert found.total() == count
+    if count >= sum(size > 1 for size in sizes.values()):
+        assert all(found[name] >= 1 for name, size in sizes.items() if size > 1)
+
+
+def test_ties_do_not_favor_classes_by_their_names() -> None:
+    names = [f"{letter}{number}" for letter in "az" for number in range(50)]
+    given = shares(dict.fromkeys(names, 5), Quota(50))
+    assert sum(given.values()) == 50 and 15 <= sum(given[name] for name in names[:50]) <= 35
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_stay_together(seed: int) -> None:
+    random = Random(seed)
+    items = [
+        f"class{random.randint(0, 3)}/patient{patient:03d}/{image}.png"
+        for patient in range(random.randint(20, 60))
+        for image in range(random.randint(1, 6))
+    ]
+    splits = plan_splits({"train": items}, ALL, class_of, group_by_pattern(r"patient\d+"))
+    groups = {split: {item.split("/")[1] for item in found} for split, found in splits.items()}
+    assert groups.keys() == {"train", "val", "test"}
+    assert sum(map(len, groups.values())) == len({item.split("/")[1] for item in items})
+    assert sorted(item for found in splits.values() for item in found) == sorted(items)
+    for split in ("val", "test"):
+        assert 0.03 * len(items) <= len(splits[split]) <= 0.3 * len(items)
+
+
+def test_classes_of_few_groups_are_in_train_and_named() -> None:
+    few = [f"few/video{number % 2}/{number}.png" for number in range(20)]
+    many = [f"many/video{number % 10}/{number}.png" for number in range(100)]
+    splits = plan_splits({"train": few + many}, ALL, class_of, lambda item: item.rpartition("/")[0])
+    assert {class_of(item) for item in (*splits["val"], *splits["test"])} == {"many"}
+
+
+def test_a_pattern_must_match_every_image() -> None:
+    assert group_by_pattern(r"(video\d)_\d+")("a/video3_17.png") == "video3"
+    with pytest.raises(DatasetError, match="does not match a/b.png"):
+        group_by_pattern(r"video\d")("a/b.png")
+
+
+def test_a_plan_says_what_is_read_and_what_is_not(tmp_path: Path) -> None:
+    for name, size in {"ant": 30, "bee": 30, "cow": 1}.items():
+        (tmp_path / name).mkdir()
+        for number in range(size):
+            (tmp_path / name / f"{number}.png").touch()
+    (tmp_path / "ant" / ".hidden").touch()
+    found = make_plan(folder.source(tmp_path), ALL)
+    assert found.only_in_train == ("cow",) and found.carved == ("val", "test")
+    assert found.text().splitlines() == [
+        "3 splits, 3 classes: train 49, test 6, val 6 (val and test carved out of train)",
+        "1 class too small to be in val and test, kept in train: cow",
+        "passed over, hidden: 1 (ant/.hidden)",
+    ]
+    fewer = make_plan(folder.source(tmp_path), {**ALL, "train": 20})
+    assert fewer.passed_over["beyond the number of images asked for"].number == 29
+    assert fewer.images + fewer.passed_over.total == 62

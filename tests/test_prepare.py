@@ -22,6 +22,7 @@ from adios_ray.data.shards import Layout, open_shards, verify
 from adios_ray.data.sources.base import PHOTOGRAPH, Sample
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
+from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError
 
@@ -50,6 +51,24 @@ class Failing:
     has_instances: bool = False
     resize: str = PHOTOGRAPH
     classes: tuple[str, ...] = CLASSES
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed_over(self) -> PassedOver:
+        """What the folder passes over."""
+        return self.folder.passed_over
+
+    def stratum(self, item: str) -> str:
+        """Class of an item of the folder."""
+        return self.folder.stratum(item)
+
+    def files(self) -> Mapping[str, tuple[int, int]]:
+        """Files of the folder."""
+        return self.folder.files()
+
+    def checksum(self, name: str) -> str:
+        """Checksum of a file of the folder."""
+        return self.folder.checksum(name)
 
     def listing(self) -> Mapping[str, Sequence[str]]:
         """The listing of the folder."""

@@ -26,6 +26,7 @@ from adios_ray.commands.data import Prepare
 from adios_ray.data.plan import plan_splits
 from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10
 from adios_ray.data.sources.catalog import CATALOG
+from adios_ray.data.sources.named import CIFAR100 as CIFAR100_CLASSES
 from adios_ray.errors import DatasetError
 
 Pixels = npt.NDArray[np.uint8]
@@ -237,6 +238,21 @@ def test_cifar_says_what_is_wrong(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_folders_of_other_images_are_not_cifar(tmp_path: Path) -> None:
+    for name in ("train/coat/1.png", "test/coat/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    with pytest.raises(DatasetError, match="is not CIFAR-10, which has no class coat"):
+        cifar.cifar10(tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / split / "coat").rename(tmp_path / split / "cat")
+    notes = cifar.cifar10(tmp_path).notes
+    assert notes[:2] == ("1 of the 10 classes of CIFAR-10 are there", "train has 1 of the 50,000 images of CIFAR-10")
+    with pytest.raises(DatasetError, match="is not CIFAR-100, which has no class cat"):
+        cifar.cifar100(tmp_path)
+    assert len(set(CIFAR100_CLASSES)) == 100
+
+
 def test_cifar_as_folders_of_classes(tmp_path: Path) -> None:
     plant(tmp_path / "train" / "cat" / "1.png")
     plant(tmp_path / "test" / "cat" / "1.png")
@@ -308,7 +324,7 @@ def test_flowers_splits_and_labels(tmp_path: Path, inside: bool) -> None:
     savemat(folder / "imagelabels.mat", {"labels": np.array([[3, 1, 2, 3, 1, 2, 3]], np.uint8)})
     splits = {"trnid": [[2, 1, 6]], "valid": [[4, 5, 3]], "tstid": [[7]]}
     savemat(folder / "setid.mat", {key: np.array(value, np.uint16) for key, value in splits.items()})
-    with pytest.raises(DatasetError, match="2 class folders .*are not in every split"):
+    with pytest.raises(DatasetError, match="test has no images of 001, 002: add some, or remove the class"):
         flowers102.source(tmp_path)
     savemat(folder / "setid.mat", {**{k: np.array(v, np.uint16) for k, v in splits.items()}, "tstid": [[7, 2, 3]]})
     source = flowers102.source(folder if inside else tmp_path)

@@ -126,7 +126,7 @@ class Prepare:
         counts = image_counts(self.train_images, self.val_images, self.test_images, self.unlabeled_images)
         plan = make_plan(source, counts, group)
         print(plan.text())
-        for name in sorted({name for numbers in plan.classes.values() for name in numbers}):
+        for name in sorted({name for found in plan.classes.values() for name in found}):
             print(
                 f"  {name}: {', '.join(f'{split} {numbers.get(name, 0):,}' for split, numbers in plan.classes.items())}"
             )

@@ -45,14 +45,16 @@ def claimed(store: Store, say: Say) -> Iterator[None]:
         lock = FileLock(store.local / LOCK_FILE)
         try:
             _acquire(lock, store.local, say)
-        except (NotImplementedError, PermissionError):
+        except PermissionError:
             raise
-        except OSError:  # this file system has no locks
+        except (NotImplementedError, OSError):  # this file system has no locks
             pass
         else:
             try:
                 _write_holder(store, uuid.uuid4().hex)
                 yield
+                # Whoever waits for this file's lock gets it and finds a data set, even without the file's name.
+                (store.local / LOCK_FILE).unlink(missing_ok=True)
             finally:
                 _forget(store)
                 lock.release()

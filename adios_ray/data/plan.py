@@ -4,8 +4,8 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adios_ray.data.shards import SCHEMA_VERSION, Layout, Record
@@ -18,8 +18,6 @@ MAX_SHARD_BYTES = 32 * 2**20
 HELD_OUT_FRACTION = 0.1
 CARVED = ("test", "val")
 """Splits that are carved out of train where the source lacks them, in this order."""
-FEWEST = len(CARVED) + 1
-"""Images (or groups) that a class needs to be in train, val and test."""
 NOT_ASKED_FOR = "beyond the number of images asked for"
 
 Key = Callable[[str], str]
@@ -45,6 +43,7 @@ class Plan:
         carved: Splits that are carved out of train.
         only_in_train: Classes that are too small for every carved split.
         passed_over: What the source has, but will not be read.
+        notes: What people should know of the source.
     """
 
     splits: Mapping[str, Sequence[str]]
@@ -52,6 +51,7 @@ class Plan:
     carved: tuple[str, ...]
     only_in_train: tuple[str, ...]
     passed_over: PassedOver
+    notes: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -63,13 +63,19 @@ class Plan:
         names = {name for counts in self.classes.values() for name in counts}
         splits = ", ".join(f"{split} {len(items):,}" for split, items in self.splits.items())
         carved = f" ({' and '.join(self.carved)} carved out of train)" if self.carved else ""
-        lines = [f"{len(self.splits)} splits, {len(names):,} classes: {splits}{carved}"]
+        lines = [f"{_number(len(self.splits), 'split')}, {_number(len(names), 'class')}: {splits}{carved}"]
         if self.only_in_train:
-            some = first_of(self.only_in_train)
-            lines.append(f"{len(self.only_in_train):,} classes are too small for val and test, all in train: {some}")
+            few = f"{_number(len(self.only_in_train), 'class')} too small to be in {' and '.join(self.carved)}"
+            lines.append(f"{few}, kept in train: {first_of(self.only_in_train)}")
+        lines += [f"note: {note}" for note in self.notes]
         for reason, (number, examples) in self.passed_over.items():
             lines.append(f"passed over, {reason}: {number:,} ({first_of(examples, number)})")
         return "\n".join(lines)
+
+
+def _number(count: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | None = None) -> Plan:
@@ -89,11 +95,13 @@ def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | Non
     taken = {item for items in splits.values() for item in items}
     for item in (item for items in listing.values() for item in items if item not in taken):
         passed_over.add(NOT_ASKED_FOR, item)
-    classes = {split: dict(Counter(map(source.stratum, items))) for split, items in splits.items()}
-    carved = tuple(split for split in reversed(CARVED) if split in splits and split not in listing)
+    classes = {
+        split: dict(Counter(map(source.stratum, items))) for split, items in splits.items() if split != UNLABELED
+    }
+    carved = tuple(s for s in reversed(CARVED) if "train" in listing and s not in listing and counts[s] != 0)
     trained = classes.get("train", {})
-    small = sorted(name for name in trained if any(name not in classes[split] for split in carved))
-    return Plan(splits, classes, carved, tuple(small), passed_over)
+    small = sorted(name for name in trained if any(name not in classes.get(split, {}) for split in carved))
+    return Plan(splits, classes, carved, tuple(small), passed_over, source.notes)
 
 
 def image_counts(
@@ -126,6 +134,24 @@ def folder_of(item: str) -> str:
     return item.rpartition("/")[0]
 
 
+@dataclass(frozen=True)
+class Quota:
+    """How many items are taken, and of which classes.
+
+    Attributes:
+        count: How many; None takes about ``default``, each class's share rounded by itself.
+        default: See ``count``.
+        small: Classes of which nothing is taken, where ``count`` can be met without.
+        reserve: Items of each other class that are to be left, and of which at least one is taken; 0 takes in
+            proportion alone.
+    """
+
+    count: int | None
+    default: int = 0
+    small: Set[str] = frozenset()
+    reserve: int = 0
+
+
 def plan_splits(
     listing: Mapping[str, Sequence[str]],
     counts: Mapping[str, int | None],
@@ -150,17 +176,20 @@ def plan_splits(
     splits = {split: mixed(items) for split, items in listing.items()}
     tenth = round(len(splits.get("train", ())) * HELD_OUT_FRACTION)
     missing = [split for split in CARVED if "train" in splits and split not in splits and counts[split] != 0]
+    if missing:
+        units = {(stratum(item), group(item) if group else item) for item in splits["train"]}
+        numbers = Counter(name for name, _ in units)
+        # A class that cannot be in every carved split and in train is in train alone.
+        small = {name for name, number in numbers.items() if number <= len(missing)}
     for number, split in enumerate(missing):
-        # What the splits that follow, and train, need of each class.
-        reserve = len(missing) - number
+        quota = Quota(counts[split], tenth, small, reserve=len(missing) - number)
         if group is None:
-            taken = take(split, splits["train"], counts[split], stratum, tenth, reserve)
+            splits[split], splits["train"] = take(split, splits["train"], quota, stratum)
         else:
-            taken = _take_groups(split, splits["train"], counts[split], stratum, group, tenth, reserve)
-        splits[split], splits["train"] = taken
+            splits[split], splits["train"] = _take_groups(split, splits["train"], quota, stratum, group)
     for split, count in counts.items():
         if count is not None and split not in missing:
-            splits[split], _ = take(split, splits.get(split, ()), count, stratum)
+            splits[split], _ = take(split, splits.get(split, ()), Quota(count), stratum)
     if "train" in splits and not splits["train"]:
         raise DatasetError("no images are left for train")
     return {split: items for split, items in splits.items() if items}
@@ -175,34 +204,25 @@ def _hash(name: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
-def take(
-    split: str,
-    items: Sequence[str],
-    count: int | None,
-    stratum: Key = folder_of,
-    default: int = 0,
-    reserve: int = 0,
-) -> tuple[list[str], list[str]]:
+def take(split: str, items: Sequence[str], quota: Quota, stratum: Key = folder_of) -> tuple[list[str], list[str]]:
     """Take some of the items, from each class its share.
 
     Args:
         split: What they are for.
         items: In mixed order.
-        count: How many; None takes about ``default``, and of each class at least one.
+        quota: How many.
         stratum: Class of an item.
-        default: See ``count``.
-        reserve: Items of each class that are to be left, where that can be.
 
     Returns:
         The items taken and the rest, in order.
 
     Raises:
-        DatasetError: If ``count`` is negative or there are fewer items; the message names ``split``.
+        DatasetError: If the number asked for is negative or there are fewer items; the message names ``split``.
     """
-    if count is not None and not 0 <= count <= len(items):
-        raise DatasetError(f"{count} images asked for {split}, but there are {len(items)} to take them from")
+    if quota.count is not None and not 0 <= quota.count <= len(items):
+        raise DatasetError(f"{quota.count} images asked for {split}, but there are {len(items)} to take them from")
     classes = [stratum(item) for item in items]
-    left = shares(Counter(classes), count, default, reserve)
+    left = shares(Counter(classes), quota)
     taken: list[str] = []
     rest: list[str] = []
     for item, name in zip(items, classes, strict=True):
@@ -211,34 +231,34 @@ def take(
     return taken, rest
 
 
-def shares(sizes: Mapping[str, int], count: int | None, default: int = 0, reserve: int = 0) -> dict[str, int]:
+def shares(sizes: Mapping[str, int], quota: Quota) -> dict[str, int]:
     """Divide a number of items in proportion to the sizes of the classes.
 
-    Every class that has more than ``reserve`` items gets at least one, if ``count`` suffices for that, and no more than
-    leaves it ``reserve``. What rounding leaves goes to the largest remainders, ties by hash.
+    What rounding leaves goes to the largest remainders, ties by hash.
 
     Args:
         sizes: Items of each class.
-        count: How many to divide; None divides ``default``, or as many as it takes for every class to get one.
-        default: See ``count``.
-        reserve: Items of a class that are to be left.
+        quota: How many to divide.
     """
+    wanted = quota.default if quota.count is None else quota.count
     total = max(1, sum(sizes.values()))
-    able = [name for name, size in sizes.items() if size > reserve] if reserve else []
-    wanted = max(default, len(able)) if count is None else count
     proportional = {name: size * wanted / total for name, size in sizes.items()}
-    guaranteed = set(able) if wanted >= len(able) else set()
-    given = {name: max(int(share), name in guaranteed) for name, share in proportional.items()}
-    most = {name: max(size - reserve, 0) if reserve else size for name, size in sizes.items()}
-    if count is not None and sum(most.values()) < wanted:
+    able = {name for name, size in sizes.items() if quota.reserve < size and name not in quota.small}
+    most = {name: size - quota.reserve if name in able else 0 for name, size in sizes.items()}
+    kept = able if quota.reserve else set()
+    if quota.count is None:
+        return {name: min(max(round(share), name in kept), most[name]) for name, share in proportional.items()}
+    if sum(most.values()) < quota.count:
         most = dict(sizes)  # asked for by number: train may lose all of a class
-    given = {name: min(share, most[name]) for name, share in given.items()}
-    _settle(given, proportional, most, guaranteed, wanted)
+    if quota.count < len(kept):
+        kept = set()
+    given = {name: min(max(int(share), name in kept), most[name]) for name, share in proportional.items()}
+    _settle(given, proportional, most, kept, quota.count)
     return given
 
 
 def _settle(
-    given: dict[str, int], proportional: Mapping[str, float], most: Mapping[str, int], kept: set[str], wanted: int
+    given: dict[str, int], proportional: Mapping[str, float], most: Mapping[str, int], kept: Set[str], wanted: int
 ) -> None:
     """Add or take away single items, where rounding was least fair, until ``wanted`` are given or nothing can be."""
     while (lack := wanted - sum(given.values())) != 0:
@@ -252,30 +272,27 @@ def _settle(
 
 
 def _take_groups(
-    split: str, items: Sequence[str], count: int | None, stratum: Key, group: Key, default: int, reserve: int
+    split: str, items: Sequence[str], quota: Quota, stratum: Key, group: Key
 ) -> tuple[list[str], list[str]]:
     """Take whole groups until each class has about its share; see ``take``."""
-    members: dict[str, list[str]] = defaultdict(list)
+    contents: dict[str, Counter[str]] = defaultdict(Counter)
     for item in items:
-        members[group(item)].append(item)
-    contents = {name: Counter(map(stratum, inside)) for name, inside in members.items()}
-    groups_of = Counter(name for classes in contents.values() for name in classes)
-    sizes = Counter(map(stratum, items))
-    # Classes of too few groups stay in train whole, with every group that holds some of them.
-    open_groups = [name for name in members if all(groups_of[c] > reserve for c in contents[name])]
-    wanted = Counter(shares(sizes, count, default, reserve))
+        contents[group(item)][stratum(item)] += 1
+    left = Counter(name for classes in contents.values() for name in classes)  # groups of each class
+    able = [name for name in contents if not contents[name].keys() & quota.small]
+    wanted = Counter(shares(Counter(map(stratum, items)), replace(quota, reserve=0)))
     chosen: set[str] = set()
-    for name in sorted(open_groups, key=_hash):
-        fits = sum(min(number, max(wanted[c], 0)) for c, number in contents[name].items())
-        if 2 * fits > len(members[name]) and all(groups_of[c] > reserve for c in contents[name]):
+    for name in sorted(able, key=_hash):
+        classes = contents[name]
+        fits = sum(min(number, max(wanted[each], 0)) for each, number in classes.items())
+        if 2 * fits > classes.total() and all(left[each] > quota.reserve for each in classes):
             chosen.add(name)
-            wanted.subtract(contents[name])
-            groups_of.subtract(dict.fromkeys(contents[name], 1))
-    chosen |= _smallest_of_lacking(open_groups, contents, chosen)
-    taken = [item for item in items if group(item) in chosen]
-    if not taken:
-        raise DatasetError(f"no group can be taken for {split}: {len(members)} groups of {len(sizes)} classes")
-    return taken, [item for item in items if group(item) not in chosen]
+            wanted.subtract(classes)
+            left.subtract(dict.fromkeys(classes, 1))
+    chosen |= _smallest_of_lacking(able, contents, chosen)
+    if not chosen:
+        raise DatasetError(f"no group can be taken for {split} out of {len(contents)}: classes have too few of them")
+    return [item for item in items if group(item) in chosen], [item for item in items if group(item) not in chosen]
 
 
 def _smallest_of_lacking(names: Sequence[str], contents: Mapping[str, Counter[str]], chosen: set[str]) -> set[str]:

@@ -318,6 +318,11 @@ class RenderedSource:
         """Nothing: every picture is used."""
         return PassedOver()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
     def stratum(self, item: str) -> str:
         """Name nothing: splits are not carved, and subsets are taken by a hash."""
         return ""

@@ -60,6 +60,7 @@ class Source(Protocol):
         has_instances: Whether samples come with instance maps.
         resize: How an image becomes a square, as the manifest says it.
         passed_over: What is there, but is no item.
+        notes: What people should know before it is read.
     """
 
     @property
@@ -83,6 +84,9 @@ class Source(Protocol):
 
     @property
     def passed_over(self) -> PassedOver: ...  # noqa: D102 - described above
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...  # noqa: D102 - described above
 
     def stratum(self, item: str) -> str:
         """Name the class of an item, or whatever else each split is to have its share of."""
@@ -117,6 +121,7 @@ class ListedSource:
         has_instances: Whether samples come with instance maps.
         resize: How an image becomes a square, as the manifest says it.
         passed_over: What is there, but is no item.
+        notes: What people should know before it is read.
     """
 
     root: Path
@@ -126,6 +131,7 @@ class ListedSource:
     has_instances: bool = False
     resize: str = PHOTOGRAPH
     passed_over: PassedOver = field(default_factory=PassedOver, repr=False)
+    notes: tuple[str, ...] = ()
 
     def listing(self) -> Mapping[str, Sequence[str]]:
         """Items of each split."""

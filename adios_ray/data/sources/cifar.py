@@ -12,6 +12,7 @@ from adios_ray.data.shards import Bytes
 from adios_ray.data.sources import folder
 from adios_ray.data.sources.base import SHORT_SIDE, ListedSource, Sample
 from adios_ray.data.sources.image_files import ImageFiles, square
+from adios_ray.data.sources.named import CIFAR10, CIFAR100, check_named
 from adios_ray.errors import DatasetError, RefusedImageError
 from adios_ray.restricted_pickle import Placeholder, RestrictedUnpickler
 
@@ -27,13 +28,17 @@ class _Files(NamedTuple):
     meta: str
     labels: bytes
     names: bytes
+    title: str
+    classes: tuple[str, ...]
 
 
 _CIFAR10 = _Files(
     "cifar-10-batches-py", tuple(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta", b"labels",
-    b"label_names",
+    b"label_names", "CIFAR-10", CIFAR10,
 )  # fmt: skip
-_CIFAR100 = _Files("cifar-100-python", ("train",), "test", "meta", b"fine_labels", b"fine_label_names")
+_CIFAR100 = _Files(
+    "cifar-100-python", ("train",), "test", "meta", b"fine_labels", b"fine_label_names", "CIFAR-100", CIFAR100
+)
 
 
 class Batches(ListedSource):
@@ -74,7 +79,7 @@ def cifar100(root: Path) -> Batches | ImageFiles:
 
 def _source(root: Path, files: _Files) -> Batches | ImageFiles:
     if (root / "train").is_dir():
-        return folder.source(root)
+        return check_named(folder.source(root), files.title, files.classes, {"train": 50_000, "test": 10_000})
     base = root / files.folder if (root / files.folder).is_dir() else root
     if missing := [name for name in (*files.train, files.test, files.meta) if not (base / name).is_file()]:
         raise DatasetError(f"{base} lacks {', '.join(missing)}: --source is the folder that holds {files.folder}")

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -84,8 +84,8 @@ def _understood(root: Path, folders: Mapping[str, Sequence[str]]) -> FolderLayou
     loose = folders.get("", ())
     if splits and others:
         raise DatasetError(
-            f"{root} can be read in two ways: {first_of(splits)} may be splits beside {first_of(others)}, which would be "
-            "left out (--layout splits), or all of them are classes (--layout classes)"
+            f"{root} can be read in two ways: {first_of(splits)} may be splits beside {first_of(others)}, which would "
+            "be left out (--layout splits), or all of them are classes (--layout classes)"
         )
     if splits:
         if loose:
@@ -133,12 +133,18 @@ def _split_folders(
             raise DatasetError(f"{root} has both {other} and {name}, which are the same split: rename or remove one")
         else:
             names[split], splits[split] = name, items
+    if empty := [path.name for path in root.iterdir() if _is_empty_split(path, names.values())]:
+        raise DatasetError(f"no images in {first_of([str(root / name) for name in sorted(empty)])}")
     if "train" not in splits:
         raise DatasetError(
             f"{root} has {first_of(sorted(names.values())) or 'no split folders'}, but no train: add it, or take the "
             "folders as classes (--layout classes)"
         )
     return splits
+
+
+def _is_empty_split(path: Path, used: Collection[str]) -> bool:
+    return path.name.casefold() in SPLIT_NAMES and path.name not in used and path.is_dir()
 
 
 def _classes_of(root: Path, split: str, items: Sequence[str], depth: int = 1) -> dict[str, list[str]]:
@@ -156,11 +162,13 @@ def _classes_of(root: Path, split: str, items: Sequence[str], depth: int = 1) ->
 
 
 def images(folder: Path, root: Path) -> list[str]:
-    """List the images below a folder, as paths relative to ``root``.
+    """List the images below a folder, as paths relative to ``root``; none where there is no such folder.
 
     Raises:
         DatasetError: If a folder cannot be read.
     """
+    if not folder.is_dir():
+        return []
     prefix = folder.relative_to(root).as_posix()
     return [item if prefix == "." else f"{prefix}/{item}" for item in walk(folder).images]
 
@@ -179,7 +187,7 @@ def of_classes(
     tree: Mapping[str, ByClass],
     found: Walk | None = None,
     unlabeled: Sequence[str] = (),
-    allow_missing_classes: bool = False,
+    allow_missing_classes: bool | None = None,
 ) -> ImageFiles:
     """Make a source of the items of each class of each split, paths relative to ``root``.
 
@@ -188,7 +196,7 @@ def of_classes(
         tree: Items of each class of each split.
         found: All files below ``root``, those outside the layout already passed over; None looks for them.
         unlabeled: Items of the unlabeled split.
-        allow_missing_classes: Whether val and test may lack classes that train has.
+        allow_missing_classes: Whether val and test may lack classes that train has; None where nobody can choose.
 
     Raises:
         DatasetError: If the splits differ in their classes.
@@ -224,24 +232,21 @@ def _folder(item: str) -> str:
     return item.rpartition("/")[0]
 
 
-def _common_classes(root: Path, tree: Mapping[str, ByClass], allow_missing: bool) -> tuple[str, ...]:
+def _common_classes(root: Path, tree: Mapping[str, ByClass], allow_missing: bool | None) -> tuple[str, ...]:
     """Sorted names of all classes.
 
     Raises:
         DatasetError: If a split lacks a class that another one has, with each class named once.
     """
-    known = {name for found in tree.values() for name, items in found.items() if items}
-    lacking = {split: sorted(known - {name for name, items in found.items() if items}) for split, found in tree.items()}
+    known = {name for found in tree.values() for name in found}
+    lacking = {split: sorted(known - found.keys()) for split, found in tree.items() if known - found.keys()}
     if allow_missing:
         lacking = {split: names for split, names in lacking.items() if split == "train"}
-    if odd := {split: names for split, names in lacking.items() if names}:
-        missing = "; ".join(f"{split} has no images of {first_of(names)}" for split, names in odd.items())
-        advice = (
-            "add some, or remove the class"
-            if allow_missing or "train" in odd
-            else ("add some, remove the class, or accept splits without it with --allow-missing-classes")
-        )
-        raise DatasetError(f"{root}: {missing}: {advice}")
+    if lacking:
+        missing = "; ".join(f"{split} has no images of {first_of(names)}" for split, names in lacking.items())
+        optional = allow_missing is False and "train" not in lacking
+        otherwise = ", or accept splits without it with --allow-missing-classes" if optional else ""
+        raise DatasetError(f"{root}: {missing}: add some, or remove the class{otherwise}")
     return tuple(sorted(known))
 
 

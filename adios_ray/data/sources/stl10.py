@@ -10,6 +10,7 @@ from PIL import Image
 from adios_ray.data.shards import Bytes
 from adios_ray.data.sources.base import NO_LABEL, SHORT_SIDE, UNLABELED, ListedSource, Sample
 from adios_ray.data.sources.image_files import square
+from adios_ray.data.sources.named import STL10
 from adios_ray.errors import DatasetError, RefusedImageError
 
 SIDE = 96
@@ -58,6 +59,8 @@ def source(root: Path, fold: int | None = None) -> Binaries:
     if missing := [name for name in needed if not (base / name).is_file()]:
         raise DatasetError(f"{base} lacks {', '.join(missing)}: --source is the folder that holds {FOLDER}")
     classes = tuple((base / "class_names.txt").read_text().split())
+    if classes != STL10:
+        raise DatasetError(f"{base / 'class_names.txt'} does not name the classes of STL-10: {', '.join(STL10)}")
     train = [f"train/{classes[label]}/{row}" for row, label in enumerate(_labels(base, "train", len(classes)))]
     test = [f"test/{classes[label]}/{row}" for row, label in enumerate(_labels(base, "test", len(classes)))]
     unlabeled = [f"unlabeled/{row}" for row in range(_count(base / "unlabeled_X.bin"))]

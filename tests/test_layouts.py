@@ -1,0 +1,143 @@
+"""Folders as people have them: every file is an image, or is passed over for a reason that is counted."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from adios_ray.config import FolderLayout
+from adios_ray.data.sources.folder import OUTSIDE
+from adios_ray.data.sources.folder import source as folder_source
+from adios_ray.data.sources.walk import BROKEN_LINK, HIDDEN, NO_IMAGE, TOOLS, walk
+from adios_ray.errors import DatasetError
+
+
+def plant(root: Path, *items: str) -> Path:
+    """Write a small image at each path."""
+    for item in items:
+        (root / item).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (len(item), 0, 0)).save(root / item, format="PNG")
+    return root
+
+
+def counted(root: Path) -> dict[str, int]:
+    """What a walk passes over, by reason."""
+    return {reason: number for reason, (number, _) in walk(root).passed_over.items()}
+
+
+def test_every_file_is_an_image_or_passed_over_for_a_reason(tmp_path: Path) -> None:
+    plant(tmp_path, "cat/1.png", "cat/no_ending", "cat/photo.JFIF", "cat/.hidden.png", "cat/.ipynb_checkpoints/1.png")
+    plant(tmp_path, "cat/@eaDir/1.png/THUMB.jpg", "$RECYCLE.BIN/x.png", "__MACOSX/cat/._1.png", "lost+found/#12.png")
+    for name in ("cat/Thumbs.db", "notes.txt", "cat/._1.png"):
+        (tmp_path / name).write_bytes(b"\0\5\26\7")
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere")
+    found = walk(tmp_path)
+    assert sorted(found.images) == ["cat/1.png", "cat/no_ending", "cat/photo.JFIF"]
+    assert counted(tmp_path) == {HIDDEN: 3, TOOLS: 4, NO_IMAGE: 2, BROKEN_LINK: 1}
+    assert found.found == 13 == len(found.images) + found.passed_over.total
+    assert "notes.txt" in found.passed_over[NO_IMAGE].examples
+
+
+def test_links_are_followed_and_loops_do_no_harm(tmp_path: Path) -> None:
+    root, elsewhere = plant(tmp_path / "images", "cat/1.png"), plant(tmp_path / "elsewhere", "cat/2.png", "fox/3.png")
+    (root / "cat" / "batch2").symlink_to(elsewhere / "cat")
+    (root / "fox").symlink_to(elsewhere / "fox")
+    (root / "cat" / "loop").symlink_to(root / "cat")
+    (root / "cat" / "self").symlink_to("self")
+    assert sorted(walk(root).images) == ["cat/1.png", "cat/batch2/2.png", "fox/3.png"]
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    root, scandir = plant(tmp_path, "cat/1.png", "fox/2.png", "lost+found/3.png"), os.scandir
+
+    def failing(path: Any) -> Any:
+        if Path(path).name in ("fox", "lost+found"):
+            raise OSError(error, os.strerror(error), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(DatasetError, match=f"fox cannot be read: {os.strerror(error)}"):
+        walk(root)
+
+
+@pytest.mark.parametrize(
+    "names", [("Train", "Val", "Test"), ("training", "validation", "testing"), ("TRAIN", "dev", "test")]
+)
+def test_splits_by_the_names_that_people_use(tmp_path: Path, names: tuple[str, ...]) -> None:
+    plant(tmp_path, *(f"{name}/{kind}/1.png" for name in names for kind in ("cat", "dog")))
+    listing = folder_source(tmp_path).listing()
+    assert {split: len(items) for split, items in listing.items()} == {"train": 2, "val": 2, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (
+            ("bus/1.png", "train/1.png", "truck/1.png"),
+            "train may be splits beside bus, truck.*--layout splits.*--layout classes",
+        ),
+        (
+            ("images/train/cat/1.png", "images/val/cat/1.png"),
+            "one level too many .--source .*/images.*--layout classes",
+        ),
+        (("pets/cat/1.png", "pets/dog/1.png"), "one level too many .--source .*/pets.*--layout classes"),
+        (("train/cat/1.png", "2.png"), "2.png beside the folders train.*--layout splits.*--layout flat"),
+        (("val/cat/1.png", "test/cat/1.png"), "test, val, but no train.*--layout classes"),
+        (("train/a/1.png", "val/a/1.png", "valid/a/1.png"), "both val and valid, which are the same split"),
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_an_error_with_both(
+    tmp_path: Path, items: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(DatasetError, match=message):
+        folder_source(plant(tmp_path, *items))
+
+
+@pytest.mark.parametrize(
+    ("layout", "listing", "outside"),
+    [
+        ("splits", {"train": ["train/cat/1.png"]}, 2),
+        ("classes", {"train": ["bus/2.png", "train/cat/1.png"]}, 1),
+        ("flat", {"train": ["3.png", "bus/2.png", "train/cat/1.png"]}, 0),
+    ],
+)
+def test_an_option_chooses_the_layout(
+    tmp_path: Path, layout: FolderLayout, listing: dict[str, list[str]], outside: int
+) -> None:
+    source = folder_source(plant(tmp_path, "train/cat/1.png", "bus/2.png", "3.png"), layout=layout)
+    assert source.listing() == listing
+    assert (source.passed_over[OUTSIDE].number if outside else 0) == outside == source.passed_over.total
+
+
+def test_class_names_are_compared_in_one_unicode_form(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    source = folder_source(
+        plant(tmp_path, f"train/{composed}/1.png", f"val/{decomposed}/2.png", f"test/{composed}/3.png")
+    )
+    assert source.classes == (composed,)
+    assert source.load(f"val/{decomposed}/2.png", 8).label == 0
+
+
+def test_missing_classes_are_named_once_and_may_be_allowed(tmp_path: Path) -> None:
+    plant(
+        tmp_path, *(f"{split}/{kind}/1.png" for split in ("train", "test") for kind in ("cat", "fox")), "val/cat/1.png"
+    )
+    (tmp_path / "val" / "fox").mkdir()
+    with pytest.raises(DatasetError, match="--allow-missing-classes") as caught:
+        folder_source(tmp_path)
+    assert str(caught.value).count("fox") == 1
+    assert folder_source(tmp_path, allow_missing_classes=True).classes == ("cat", "fox")
+    plant(tmp_path, "val/owl/1.png")
+    with pytest.raises(DatasetError, match="train has no images of owl: add some, or remove the class$"):
+        folder_source(tmp_path, allow_missing_classes=True)
+
+
+@pytest.mark.parametrize("make", [lambda root: root / "train", lambda root: root / "train" / "cat"])
+def test_a_folder_of_one_class_is_a_class(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    plant(tmp_path, "train/cat/1.png", "train/cat/2.png")
+    assert len(folder_source(make(tmp_path)).listing()["train"]) == 2
