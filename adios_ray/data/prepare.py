@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adios_ray.config import OnBadImage
-from adios_ray.data.plan import ShardJob, plan_jobs, plan_splits
+from adios_ray.data.plan import ShardJob, in_blocks, plan_jobs, plan_splits
 from adios_ray.data.shards import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -34,7 +34,7 @@ from adios_ray.data.shards import (
     write_manifest,
     write_shard,
 )
-from adios_ray.data.sources.base import UNLABELED, Sample, Source
+from adios_ray.data.sources.base import UNLABELED, ReadInBlocks, Sample, Source
 from adios_ray.data.store import Location, Store
 from adios_ray.errors import DatasetError, RefusedImageError
 
@@ -119,7 +119,10 @@ def prepare(
         manifest = _made_by(store, full_recipe)
         store.remove(_PARTS)
         return _summary(manifest, start, decoded=0, complete_before=True)
-    jobs = plan_jobs(plan_splits(source.listing(), counts), _layout(source, image_size), full_recipe)
+    splits = plan_splits(source.listing(), counts)
+    if isinstance(source, ReadInBlocks):
+        splits = {split: in_blocks(items, source.block) for split, items in splits.items()}
+    jobs = plan_jobs(splits, _layout(source, image_size), full_recipe)
     _claim(store)
     pending = [job for job in jobs if _finished_part(store, job) is None]
     if pending:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,15 @@ class Source(Protocol):
         Raises:
             RefusedImageError: If the item cannot be used, with the reason.
         """
+        ...
+
+
+@runtime_checkable
+class ReadInBlocks(Protocol):
+    """A source whose images are stored in blocks that can only be read whole."""
+
+    def block(self, item: str) -> str:
+        """Name the block that holds an item."""
         ...
 
 
