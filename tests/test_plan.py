@@ -11,6 +11,7 @@ from adios_ray.data.plan import (
     Quota,
     ShardJob,
     group_by_pattern,
+    in_blocks,
     make_plan,
     mixed,
     plan_jobs,
@@ -97,6 +98,15 @@ def test_order_mixes_the_classes_and_does_not_depend_on_the_listing_order() -> N
     assert order == mixed(TRAIN[::-1]) and sorted(order) == sorted(TRAIN)
     changes = sum(a.split("/")[1] != b.split("/")[1] for a, b in zip(order, order[1:], strict=False))
     assert changes > len(order) / 3
+
+
+def test_blocks_are_kept_together_in_mixed_order() -> None:
+    blocks = {item: f"block {number // 10}" for number, item in enumerate(TRAIN)}
+    order = in_blocks(TRAIN, blocks.__getitem__)
+    assert order == in_blocks(TRAIN[::-1], blocks.__getitem__) and sorted(order) == sorted(TRAIN)
+    named = [blocks[item] for item in order]
+    changes = sum(a != b for a, b in zip(named, named[1:], strict=False))
+    assert changes == len(set(named)) - 1 and named[:100] != sorted(named[:100])
 
 
 def jobs_for(layout: Layout, recipe: dict[str, int], items: list[str] = TRAIN) -> list[ShardJob]:

@@ -29,8 +29,9 @@ class Prepare:
     output: str
     """Directory or URI (s3://, gs://, ...) of the data set to make."""
 
-    source: Path | None = None
-    """Folder of the images as they come from their authors; docs/datasets.md has the layouts. Not for rendered ones."""
+    source: str | None = None
+    """Folder of the images as they come from their authors; docs/datasets.md has the layouts. parquet and webdataset
+    take a URI (s3://, gs://, ...) too. Not for rendered ones."""
 
     image_size: int | None = None
     """Pixels a side to store, a multiple of 16 from 32 on; the data set's own if not given. A whole photograph is
@@ -42,6 +43,12 @@ class Prepare:
 
     fold: int | None = None
     """STL-10 only: train has the 1,000 images of this fold (0 to 9); the other 4,000 join the unlabeled ones."""
+
+    image_column: str | None = None
+    """Parquet only: column of the encoded images; the only such column if not given."""
+
+    label_column: str | None = None
+    """Parquet only: column of the labels; the class label of the schema, or label, class, ... if not given."""
 
     num_images: int | None = None
     """Rendered sets only: images over all splits; 10,000 if not given."""
@@ -174,20 +181,30 @@ class Prepare:
             raise UsageError(f"--fold is for --dataset stl10, not for {self.dataset}")
         if (self.layout or self.allow_missing_classes) and self.dataset != "folder":
             raise UsageError(f"--layout and --allow-missing-classes are for --dataset folder, not for {self.dataset}")
+        if self.check_content and entry.remote:
+            raise UsageError(f"--check-content compares single image files, which --dataset {self.dataset} has not")
         if entry.rendered and (self.group_by or self.drop_duplicates or self.check_content):
             raise UsageError(
                 f"--group-by, --drop-duplicates and --check-content are for files, not for --dataset {self.dataset}"
             )
+        if (self.image_column or self.label_column) and self.dataset != "parquet":
+            raise UsageError(f"--image-column and --label-column are for --dataset parquet, not for {self.dataset}")
+        if self.source is not None and "://" in self.source and not entry.remote:
+            raise UsageError(f"--dataset {self.dataset} reads a folder, not a URI such as {self.source}: copy it first")
 
     def _read(self, entry: Entry) -> "tuple[Source, dict[str, Any]]":
         """The source of a folder, and what names it in the recipe."""
         from adios_ray.errors import DatasetError
 
         assert self.source is not None
-        root = self.source.expanduser().resolve()
-        options: dict[str, Any] = {} if self.fold is None else {"fold": self.fold}
-        if self.layout is not None:
-            options["layout"] = self.layout
+        root = self.source.rstrip("/") if "://" in self.source else Path(self.source).expanduser().resolve()
+        given = {
+            "fold": self.fold,
+            "layout": self.layout,
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+        }
+        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.allow_missing_classes:
             options["allow_missing_classes"] = True
         made_from = {"source": str(root), **options}
@@ -196,6 +213,7 @@ class Prepare:
         except DatasetError:
             if not self.download:
                 raise
+        assert isinstance(root, Path)  # what is downloaded is no URI
         entry.fetch(root)
         return entry.source(root, **options), made_from
 

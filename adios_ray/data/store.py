@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -49,14 +50,37 @@ class Store:
         """Return the path of a directory; else the URI, without a slash at its end."""
         return self._place
 
-    def read(self, name: str) -> bytes:
-        """Read a file.
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """Read a file, or its bytes from ``start`` up to, not including, ``stop``.
 
         Raises:
             FileNotFoundError: If there is none.
         """
-        content: bytes = self._files.cat_file(self._path(name))
+        content: bytes = self._files.cat_file(self._path(name), start=start, end=stop)
         return content
+
+    def open(self, name: str, *, read_ahead: bool) -> BinaryIO:
+        """Open a file for reading.
+
+        Args:
+            name: Name of the file.
+            read_ahead: Whether a remote file is fetched in large blocks, as reading in order needs it, or exactly the
+                ranges that are read.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        if self.local is not None:
+            return (self.local / name).open("rb")
+        file: BinaryIO = self._files.open(self._path(name), "rb", cache_type="readahead" if read_ahead else "none")
+        return file
+
+    def find(self) -> list[str]:
+        """Return the names of all files at any depth, sorted; none if the place is not a folder. Links are followed."""
+        if self.local is not None:
+            return sorted(_walk(self.local)) if self.local.is_dir() else []
+        prefix = f"{self._root.rstrip('/')}/"
+        return sorted(path.removeprefix(prefix) for path in self._files.find(self._root) if path != self._root)
 
     def size(self, name: str) -> int | None:
         """Return the number of bytes of a file; None if there is none."""
@@ -109,3 +133,16 @@ class Store:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Go through the files below a directory, by their relative paths."""
+
+    def fail(error: OSError) -> None:
+        raise error  # else a folder that cannot be read would seem to be empty
+
+    for directory, folders, files in os.walk(root, followlinks=True, onerror=fail):
+        here = Path(directory)
+        # Links to a folder above would be followed for ever.
+        folders[:] = [name for name in folders if not here.resolve().is_relative_to((here / name).resolve())]
+        yield from ((here / name).relative_to(root).as_posix() for name in files)

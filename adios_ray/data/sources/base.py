@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +83,7 @@ class Source(Protocol):
         ...
 
     @property
-    def passed_over(self) -> PassedOver: ...  # noqa: D102 - described above
+    def passed_over(self) -> Mapping[str, tuple[int, tuple[str, ...]]]: ...  # noqa: D102 - described above
 
     @property
     def notes(self) -> tuple[str, ...]: ...  # noqa: D102 - described above
@@ -106,6 +106,15 @@ class Source(Protocol):
         Raises:
             RefusedImageError: If the item cannot be used, with the reason.
         """
+        ...
+
+
+@runtime_checkable
+class ReadInBlocks(Protocol):
+    """A source whose images are stored in blocks that can only be read whole."""
+
+    def block(self, item: str) -> str:
+        """Name the block that holds an item."""
         ...
 
 

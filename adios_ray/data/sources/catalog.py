@@ -20,6 +20,7 @@ class Entry(NamedTuple):
         download: Class of ``torchvision.datasets`` that fetches it, and the versions to ask it for; None where it is
             not free to fetch.
         rendered: Whether the images are drawn on the spot.
+        remote: Whether the reader takes a URI in place of a folder.
     """
 
     reader: str
@@ -29,6 +30,7 @@ class Entry(NamedTuple):
     origin: str
     download: tuple[str, tuple[Mapping[str, str], ...]] | None = None
     rendered: bool = False
+    remote: bool = False
 
     def source(self, *arguments: Any, **options: Any) -> Any:
         """The source; its module is imported only now.
@@ -107,6 +109,17 @@ CATALOG: Mapping[str, Entry] = {
     "backgrounds": Entry("backgrounds:source", "8 x 4,050", "9", 160, "github.com/MadryLab/backgrounds_challenge"),
     "folder": Entry(
         "folder:source", "any number of", "any number", None, "SPLIT/CLASS/*.jpg, CLASS/*.jpg or just *.jpg"
+    ),
+    "parquet": Entry(
+        "parquet:source", "any number of", "any number", None, "*.parquet, as on huggingface.co", remote=True
+    ),
+    "webdataset": Entry(
+        "webdataset:source",
+        "any number of",
+        "any number",
+        None,
+        "*.tar of KEY.jpg and KEY.cls or KEY.json",
+        remote=True,
     ),
     "scenes": Entry("scenes:source", "as many as you like", "24 at once", 64, "rendered, with masks", rendered=True),
     "objects": Entry("objects:source", "as many as you like", "10", 64, "rendered, with masks", rendered=True),

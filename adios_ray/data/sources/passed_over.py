@@ -37,6 +37,12 @@ class PassedOver(Mapping[str, Reason]):
         number, examples = self._reasons.get(reason, Reason(0, ()))
         self._reasons[reason] = Reason(number + 1, (*examples, item) if len(examples) < EXAMPLES else examples)
 
+    def merge(self, others: Mapping[str, tuple[int, tuple[str, ...]]]) -> None:
+        """Add the counts of another account."""
+        for reason, (number, examples) in others.items():
+            before = self._reasons.get(reason, Reason(0, ()))
+            self._reasons[reason] = Reason(before.number + number, (*before.examples, *examples)[:EXAMPLES])
+
     @property
     def total(self) -> int:
         """How much was passed over, for all reasons."""

@@ -1,0 +1,135 @@
+"""Files of many images, and the split that the name of each says."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from adios_ray.data.sources.base import UNLABELED
+from adios_ray.data.sources.image_files import EXTENSIONS
+from adios_ray.data.sources.passed_over import PassedOver
+from adios_ray.data.store import Location, Store
+from adios_ray.errors import DatasetError
+
+HIDDEN = "hidden, by a name that begins with a dot or an underscore"
+METADATA = "metadata"
+PARALLEL_READS = 8
+
+_WORDS = {
+    "train": ("train", "training"),
+    "val": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+    UNLABELED: ("unlabeled", "unlabelled", "unsupervised"),
+}
+"""Words for each split, as the Hugging Face libraries look for them."""
+_SPLITS = {word: split for split, words in _WORDS.items() for word in words}
+
+_Result = TypeVar("_Result")
+
+
+class SplitFiles(NamedTuple):
+    """What was found at a place.
+
+    Attributes:
+        store: The place.
+        files: Split of each file of images, by its name, in the order of the names.
+        others: Names of the other files.
+        passed_over: The files that are not read.
+    """
+
+    store: Store
+    files: Mapping[str, str]
+    others: Sequence[str]
+    passed_over: PassedOver
+
+
+def find(
+    root: Location, ending: str, beside: Iterable[str] = (), compressed: re.Pattern[str] | None = None
+) -> SplitFiles:
+    """Find the files with an ending below a place, or take a single file.
+
+    A file's split is the one that its name or a folder says; if none says any, all files are train.
+
+    Args:
+        root: Directory, file or URI of either.
+        ending: Ending of the files, in lower case.
+        beside: Base names of other files that the source reads.
+        compressed: Names of compressed files, which cannot be read by position.
+
+    Raises:
+        DatasetError: If there is no such file, one is compressed, only some names say a split, or one says two.
+    """
+    place, only = _place(str(root), ending)
+    store = Store(place)
+    try:
+        names = store.find() if only is None else [only]
+    except Exception as error:  # each protocol has errors of its own
+        raise DatasetError(f"{store} cannot be listed: {type(error).__name__}: {error}") from error
+    if packed := [name for name in (str(root), *names) if compressed and compressed.search(name)]:
+        raise DatasetError(f"{packed[0]} is compressed, but images are read by position: decompress it")
+    passed_over, chosen, others = PassedOver(), [], []
+    for name in map(_as_text, names):
+        if name.rpartition("/")[2].lower() in beside:
+            others.append(name)
+        elif reason := _reason(name, ending):
+            others.append(name)
+            passed_over.add(reason, name)
+        else:
+            chosen.append(name)
+    if not chosen:
+        raise DatasetError(f"{root} has no {ending} files")
+    return SplitFiles(store, _splits(chosen, store), others, passed_over)
+
+
+def _place(root: str, ending: str) -> tuple[str, str | None]:
+    """Return the folder, and the name of the file if the root is one."""
+    text = root.removeprefix("file://").rstrip("/")
+    remote = "://" in text
+    if text.lower().endswith(ending) and (remote or Path(text).expanduser().is_file()):
+        folder, _, name = (text if remote else str(Path(text).expanduser().absolute())).rpartition("/")
+        return folder, name
+    return text, None
+
+
+def _as_text(name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DatasetError(f"the file name {name!r} is not UTF-8; rename the file") from None
+    return name
+
+
+def _reason(name: str, ending: str) -> str | None:
+    """Say why a file is passed over; None if it is one to read."""
+    if any(part.startswith((".", "_")) for part in name.split("/")):
+        return HIDDEN
+    lower = name.lower()
+    if not lower.endswith(ending):
+        return f"an image outside the {ending} files" if lower.endswith(EXTENSIONS) else f"not a {ending} file"
+    return METADATA if "metadata" in _words(lower.rpartition("/")[2]) else None
+
+
+def _words(text: str) -> list[str]:
+    return re.findall("[a-z]+", text.lower())
+
+
+def _splits(names: Sequence[str], store: Store) -> dict[str, str]:
+    said = {name: sorted({_SPLITS[word] for word in _words(name) if word in _SPLITS}) for name in names}
+    if several := [name for name, splits in said.items() if len(splits) > 1]:
+        raise DatasetError(f"{several[0]} in {store} may be {' or '.join(said[several[0]])}: rename it")
+    if not any(said.values()):
+        return dict.fromkeys(names, "train")
+    if silent := [name for name, splits in said.items() if not splits]:
+        some = ", ".join(silent[:5]) + (", ..." if len(silent) > 5 else "")
+        raise DatasetError(
+            f"{len(silent)} of {len(names)} files in {store} do not say their split, though others do: {some}; rename "
+            "or move them (train-*, validation-*, test-*, or folders of these names)"
+        )
+    return {name: splits[0] for name, splits in said.items()}
+
+
+def read_all(files: Iterable[str], read: Callable[[str], _Result]) -> Iterator[_Result]:
+    """Read files in parallel, as remote ones need it; the results come in their order."""
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
+        yield from pool.map(read, files)

@@ -1,0 +1,215 @@
+"""Tar shards whose members are grouped by key: the layout of WebDataset."""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import BinaryIO, NamedTuple
+
+from adios_ray.data.sources.base import UNLABELED
+from adios_ray.data.sources.encoded import NO_LABEL_REASON, EncodedImages, Label, Place, class_names
+from adios_ray.data.sources.image_files import EXTENSIONS
+from adios_ray.data.sources.passed_over import PassedOver
+from adios_ray.data.sources.split_files import SplitFiles, find, read_all
+from adios_ray.data.store import Location, Store
+from adios_ray.errors import DatasetError
+
+NAMES_FILES = ("classes.txt", "classnames.txt")
+COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|br|Z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+
+NOT_USED = "neither an image nor a label by its ending"
+LONGER_ENDING = "an image with a longer ending, as KEY.NAME.png"
+NO_KEY = "not named KEY.ENDING"
+NOT_A_FILE = "a link or special file"
+NO_IMAGE = "a label without an image of its key"
+SEVERAL_IMAGES = "one of several images of its key"
+BAD_LABEL = "its label cannot be read"
+
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+"""Key and ending: everything up to the first dot in the base name, and the rest."""
+_LABEL_FIELDS = ("label", "cls", "class")
+
+
+class TarImages(EncodedImages):
+    """Members of tar files. The position of an item is ``KEY@OFFSET+SIZE``, in bytes of the file."""
+
+    def content(self, place: Place) -> bytes:
+        """Read exactly the member's bytes."""
+        offset, size = map(int, place.position.rpartition("@")[2].split("+"))
+        return _store(self.root).read(place.file, offset, offset + size) if size else b""
+
+
+@lru_cache(maxsize=1)
+def _store(root: str) -> Store:
+    return Store(root)
+
+
+class _Image(NamedTuple):
+    """An image member: its key, offset, size and label."""
+
+    position: str
+    label: Label | None
+
+
+@dataclass
+class _Sample:
+    """The members of one key: positions and names of images, content and names of labels."""
+
+    images: list[tuple[str, str]] = field(default_factory=list)
+    labels: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+
+
+class _Shard(NamedTuple):
+    """What a tar file holds."""
+
+    images: list[_Image]
+    passed_over: PassedOver
+
+
+def source(root: Location) -> TarImages:
+    """Images in tar files below a directory or URI, whose headers and labels are read now.
+
+    Members are grouped by key, which is everything up to the first dot of the base name, folders included. A sample is
+    an image and its label: ``.cls``, a number or a class name, or the field label, cls or class of ``.json``. Files are
+    assigned to splits by name, as those of the Parquet source are. ``classes.txt`` or ``classnames.txt`` beside the tar
+    files names the numbers; otherwise digits do. Images without a label are passed over if others have one, except in
+    the unlabeled split; if none has, they share the one class "unlabeled".
+
+    Raises:
+        DatasetError: If a file is damaged or compressed, or splits differ in their classes.
+    """
+    found = find(root, ".tar", beside=NAMES_FILES, compressed=COMPRESSED)
+    shards = dict(zip(found.files, read_all(found.files, partial(_scan, found.store)), strict=True))
+    labels: dict[str, set[Label]] = {}
+    for name, split in found.files.items():
+        labels.setdefault(split, set()).update(label for _, label in shards[name].images if label is not None)
+    labels.pop(UNLABELED, None)
+    classes, named = class_names(labels, _listed_names(found), str(found.store))
+    items, passed_over = _items(found, shards, named)
+    if not items:
+        reasons = "; ".join(f"{reason} ({count:,})" for reason, (count, _) in passed_over.items())
+        raise DatasetError(f"{found.store} has no images that can be used: {reasons or 'the files are empty'}")
+    return TarImages(root=str(found.store), classes=classes, items=items, passed_over=passed_over)
+
+
+def _items(
+    found: SplitFiles, shards: Mapping[str, _Shard], named: Mapping[Label, str]
+) -> tuple[dict[str, list[str]], PassedOver]:
+    """Name the images of each split, and account for the rest."""
+    items: dict[str, list[str]] = {}
+    passed_over = found.passed_over
+    for name, split in found.files.items():
+        passed_over.merge(shards[name].passed_over)
+        for position, label in shards[name].images:
+            if split == UNLABELED or not named:
+                items.setdefault(split, []).append(Place(name, UNLABELED, position).item())
+            elif label is not None:
+                items.setdefault(split, []).append(Place(name, named[label], position).item())
+            else:
+                passed_over.add(NO_LABEL_REASON, f"{name}#{position.rpartition('@')[0]}")
+    return items, passed_over
+
+
+def _listed_names(found: SplitFiles) -> tuple[str, ...] | None:
+    """Read the class names beside the tar files, if there are any."""
+    lists = {}
+    for name in found.others:
+        if name.rpartition("/")[2].lower() in NAMES_FILES:
+            text = found.store.read(name).decode("utf-8-sig", errors="replace")
+            lists[name] = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not lists:
+        return None
+    first, *others = lists
+    if different := [name for name in others if lists[name] != lists[first]]:
+        raise DatasetError(f"class names of {found.store} differ between {first} and {different[0]}")
+    return lists[first]
+
+
+def _scan(store: Store, name: str) -> _Shard:
+    """Read the headers and labels of a tar file.
+
+    Raises:
+        DatasetError: If it is damaged, or its end is missing.
+    """
+    passed_over = PassedOver()
+    samples: dict[str, _Sample] = {}
+    try:
+        with store.open(name, read_ahead=True) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if not member.isdir():
+                    _sort_in(tar, member, name, samples, passed_over)
+                tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps them all
+            # tarfile takes garbage between members for the end, which is a block of zeros.
+            _check_end(file, tar.offset)
+    except Exception as error:  # a damaged file, or an error of a protocol
+        raise DatasetError(f"{store}/{name} cannot be read, or is damaged: {error}") from error
+    return _Shard(list(_images(name, samples, passed_over)), passed_over)
+
+
+def _check_end(file: BinaryIO, offset: int) -> None:
+    file.seek(offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"neither a member nor the end of the archive at byte {offset}")
+
+
+def _sort_in(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, file: str, samples: dict[str, _Sample], passed_over: PassedOver
+) -> None:
+    """Add a member to the sample of its key, or pass it over."""
+    name = member.name.removeprefix("./")
+    matched = _NAME.fullmatch(name)
+    reason = None
+    if not member.isreg() or member.issparse():
+        reason = NOT_A_FILE
+    elif matched is None:
+        reason = NO_KEY
+    elif f".{(ending := matched[2].lower())}" in EXTENSIONS:
+        position = f"{matched[1]}@{member.offset_data}+{member.size}"
+        samples.setdefault(matched[1], _Sample()).images.append((position, name))
+    elif ending in ("cls", "json"):
+        extracted = tar.extractfile(member)
+        assert extracted is not None
+        samples.setdefault(matched[1], _Sample()).labels[ending] = (name, extracted.read())
+    else:
+        reason = LONGER_ENDING if ending.endswith(EXTENSIONS) else NOT_USED
+    if reason:
+        passed_over.add(reason, f"{file}#{name}")
+
+
+def _images(file: str, samples: Mapping[str, _Sample], passed_over: PassedOver) -> Iterator[_Image]:
+    """Go through the samples; those that are not one image are passed over."""
+    for sample in samples.values():
+        if not sample.images:
+            passed_over.add(NO_IMAGE, f"{file}#{next(name for name, _ in sample.labels.values())}")
+        elif len(sample.images) > 1:
+            for _, name in sample.images:
+                passed_over.add(SEVERAL_IMAGES, f"{file}#{name}")
+        else:
+            [(position, name)] = sample.images
+            try:
+                yield _Image(position, _label(sample.labels))
+            except ValueError:
+                passed_over.add(BAD_LABEL, f"{file}#{name}")
+
+
+def _label(labels: Mapping[str, tuple[str, bytes]]) -> Label | None:
+    """Read the label of a sample; None if it has none, which a negative number says too.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    value: object = None
+    if "cls" in labels:
+        value = labels["cls"][1].decode()
+    elif "json" in labels:
+        fields = json.loads(labels["json"][1])
+        if isinstance(fields, dict):
+            value = next((fields[key] for key in _LABEL_FIELDS if fields.get(key) is not None), None)
+    if isinstance(value, str):
+        text = value.strip()
+        value = int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else text or None
+    if value is None or (isinstance(value, int | str) and not isinstance(value, bool)):
+        return None if isinstance(value, int) and value < 0 else value
+    raise ValueError(f"{value!r} is not a label")
