@@ -82,6 +82,12 @@ class Store:
         prefix = f"{self._root.rstrip('/')}/"
         return sorted(path.removeprefix(prefix) for path in self._files.find(self._root) if path != self._root)
 
+    def sizes(self) -> dict[str, int]:
+        """Return the size in bytes of every file of a remote place, at any depth, by name."""
+        prefix = f"{self._root.rstrip('/')}/"
+        found = self._files.find(self._root, detail=True).items()
+        return {path.removeprefix(prefix): int(info["size"]) for path, info in found}
+
     def size(self, name: str) -> int | None:
         """Return the number of bytes of a file; None if there is none."""
         try:

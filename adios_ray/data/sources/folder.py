@@ -26,7 +26,7 @@ SPLIT_NAMES: Mapping[str, str] = {
 OUTSIDE = "outside the layout"
 
 
-def source(root: Path, layout: FolderLayout | None = None, allow_missing_classes: bool = False) -> ImageFiles:
+def source(root: Path | str, layout: FolderLayout | None = None, allow_missing_classes: bool = False) -> ImageFiles:
     """Read images below a folder: ``root/<split>/<class>/*``, ``root/<class>/*`` or ``root/*``.
 
     Split folders are called train, val, test or unlabeled, or as in ``SPLIT_NAMES``, in any letter case. Below a class
@@ -34,7 +34,7 @@ def source(root: Path, layout: FolderLayout | None = None, allow_missing_classes
     folders share the one class "unlabeled".
 
     Args:
-        root: The folder.
+        root: The folder, or a URI.
         layout: What the folders of ``root`` are: splits, classes, or nothing ("flat"). None decides by their names.
         allow_missing_classes: Whether val and test may lack classes that train has.
 
@@ -42,7 +42,7 @@ def source(root: Path, layout: FolderLayout | None = None, allow_missing_classes
         DatasetError: If the layout can be read in two ways, the splits differ in their classes, or the folder cannot be
             used.
     """
-    if not root.is_dir():
+    if isinstance(root, Path) and not root.is_dir():
         raise DatasetError(f"{root} is not a folder")
     found = walk(root)
     if not found.images:
@@ -72,7 +72,7 @@ def by_folder(items: Iterable[str], depth: int = 0) -> dict[str, list[str]]:
     return dict(folders)
 
 
-def _understood(root: Path, folders: Mapping[str, Sequence[str]]) -> FolderLayout:
+def _understood(root: Path | str, folders: Mapping[str, Sequence[str]]) -> FolderLayout:
     """Tell what the folders of ``root`` are by their names.
 
     Raises:
@@ -105,17 +105,17 @@ def _understood(root: Path, folders: Mapping[str, Sequence[str]]) -> FolderLayou
     return "classes"
 
 
-def _check_depth(root: Path, only: str, folders: Mapping[str, Sequence[str]]) -> None:
+def _check_depth(root: Path | str, only: str, folders: Mapping[str, Sequence[str]]) -> None:
     """Refuse a single folder that holds nothing but folders, as archives make it when they are unpacked."""
     if only and "" not in (inner := by_folder(folders[only], depth=1)):
         raise DatasetError(
             f"{root} holds one folder, {only}, with {first_of(sorted(inner))} in it: either it is one level too many "
-            f"(--source {root / only}), or {only} is the only class (--layout classes)"
+            f"(--source {root}/{only}), or {only} is the only class (--layout classes)"
         )
 
 
 def _split_folders(
-    root: Path, folders: Mapping[str, Sequence[str]], passed_over: PassedOver
+    root: Path | str, folders: Mapping[str, Sequence[str]], passed_over: PassedOver
 ) -> dict[str, Sequence[str]]:
     """Items of each split; what is in no split folder is passed over.
 
@@ -133,8 +133,9 @@ def _split_folders(
             raise DatasetError(f"{root} has both {other} and {name}, which are the same split: rename or remove one")
         else:
             names[split], splits[split] = name, items
-    if empty := [path.name for path in root.iterdir() if _is_empty_split(path, names.values())]:
-        raise DatasetError(f"no images in {first_of([str(root / name) for name in sorted(empty)])}")
+    folders_there = root.iterdir() if isinstance(root, Path) else ()
+    if empty := sorted(str(path) for path in folders_there if _is_empty_split(path, names.values())):
+        raise DatasetError(f"no images in {first_of(empty)}")
     if "train" not in splits:
         raise DatasetError(
             f"{root} has {first_of(sorted(names.values())) or 'no split folders'}, but no train: add it, or take the "
@@ -147,7 +148,7 @@ def _is_empty_split(path: Path, used: Collection[str]) -> bool:
     return path.name.casefold() in SPLIT_NAMES and path.name not in used and path.is_dir()
 
 
-def _classes_of(root: Path, split: str, items: Sequence[str], depth: int = 1) -> dict[str, list[str]]:
+def _classes_of(root: Path | str, split: str, items: Sequence[str], depth: int = 1) -> dict[str, list[str]]:
     """Items of each class folder of a split, ``depth`` below ``root``; without class folders, all as one class.
 
     Raises:
@@ -183,7 +184,7 @@ def by_class(folder: Path, root: Path) -> dict[str, list[str]]:
 
 
 def of_classes(
-    root: Path,
+    root: Path | str,
     tree: Mapping[str, ByClass],
     found: Walk | None = None,
     unlabeled: Sequence[str] = (),
@@ -216,7 +217,13 @@ def of_classes(
         items &= set(found.images)  # a list of images may name some that are not there; they are refused later
     if len(items) + found.passed_over.total != found.found:
         raise AssertionError(f"{root}: {found.found} files, {len(items)} images, {found.passed_over.total} passed over")
-    return ImageFiles(root=root.absolute(), classes=classes, items=splits, labels=labels, passed_over=found.passed_over)
+    return ImageFiles(
+        root=root.absolute() if isinstance(root, Path) else root,
+        classes=classes,
+        items=splits,
+        labels=labels,
+        passed_over=found.passed_over,
+    )
 
 
 def _labels(tree: Mapping[str, ByClass], numbers: Mapping[str, int]) -> dict[str, int]:
@@ -232,7 +239,7 @@ def _folder(item: str) -> str:
     return item.rpartition("/")[0]
 
 
-def _common_classes(root: Path, tree: Mapping[str, ByClass], allow_missing: bool | None) -> tuple[str, ...]:
+def _common_classes(root: Path | str, tree: Mapping[str, ByClass], allow_missing: bool | None) -> tuple[str, ...]:
     """Sorted names of all classes.
 
     Raises:

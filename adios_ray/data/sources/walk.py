@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adios_ray.data.sources.image_files import EXTENSIONS, sniff
 from adios_ray.data.sources.passed_over import PassedOver
+from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError
 
 HIDDEN = "hidden"
@@ -40,8 +41,8 @@ class Walk:
     found: int = 0
 
 
-def walk(root: Path) -> Walk:
-    """Find all image files below a folder. Links are followed, but none to a folder that holds the link.
+def walk(root: Path | str) -> Walk:
+    """Find all image files below a folder, or a URI. Links are followed, but none to a folder that holds the link.
 
     A file is an image by its ending; a file without a known ending, by its first bytes.
 
@@ -49,8 +50,24 @@ def walk(root: Path) -> Walk:
         DatasetError: If a folder cannot be read, or a name is not UTF-8.
     """
     found = Walk()
-    _descend(root, "", (), None, found)
+    if isinstance(root, Path):
+        _descend(root, "", (), None, found)
+    else:
+        _list(Store(root), found)
     return found
+
+
+def _list(store: Store, found: Walk) -> None:
+    """Take in what is below a URI."""
+    for item in store.find():
+        *folders, name = item.split("/")
+        reasons = [_reason_of_name(folder, is_folder=True) for folder in folders] + [_reason_of_name(name, False)]
+        why = next(filter(None, reasons), None)
+        found.found += 1
+        if why is None and (_has_image_ending(name) or sniff(store.read(item, 0, _HEAD_BYTES)) is not None):
+            found.images.append(item)
+        else:
+            found.passed_over.add(why or NO_IMAGE, item)
 
 
 def _descend(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], reason: str | None, found: Walk) -> None:
@@ -107,13 +124,17 @@ def _reason_of_name(name: str, is_folder: bool) -> str | None:
 
 
 def _is_image(path: Path) -> bool:
-    if path.name.lower().endswith(EXTENSIONS):
+    if _has_image_ending(path.name):
         return True
     try:
         with path.open("rb") as file:
             return sniff(file.read(_HEAD_BYTES)) is not None
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _has_image_ending(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
 
 
 def _as_text(item: str) -> str:
