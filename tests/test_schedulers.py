@@ -149,6 +149,15 @@ def test_actors_that_die_change_no_decision_and_lose_no_report(tmp_path: Path, c
     }
 
 
+@pytest.mark.parametrize("synchronous", [True, False])
+@pytest.mark.parametrize("order", range(3))
+def test_a_resumed_driver_knows_every_observation(tmp_path: Path, synchronous: bool, order: int) -> None:
+    simulated = simulation(tmp_path / "run", order=order, synchronous=synchronous, interval_epochs=2)
+    state = simulated.drive()
+    assert PopulationState.load(simulated.directory).observations == state.observations
+    assert len(simulated.lineage()) > 0
+
+
 @pytest.mark.parametrize("scheduler", ["pbt", "asha", "none"])
 @pytest.mark.parametrize("seed", range(3))
 def test_trials_finish_although_actors_die(tmp_path: Path, scheduler: str, seed: int) -> None:

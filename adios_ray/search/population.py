@@ -31,6 +31,7 @@ class Population:
         """Continue from a state, new or left by an earlier driver."""
         self.config, self.state, self.run, self.channel = config, state, run, channel
         self._registered: set[str] = set()
+        self._unwritten: dict[str, list[str]] = {}
         self._began, self._seconds_before = time.monotonic(), state.seconds
 
     def __getstate__(self) -> dict[str, Any]:
@@ -68,6 +69,7 @@ class Population:
         if report.divergence:
             self.run.note(f"{name} diverged at {report.divergence}; it waits for a donor")
         score = self._score(member, report.fitness)
+        self._unwritten.setdefault(name, []).append(f"{name}/{epoch}")
         self.state.observations[f"{name}/{epoch}"] = Observation(
             trial=name, values=member.values, epochs=(member.epoch, epoch), scores=(member.base_score, score)
         )
@@ -126,7 +128,8 @@ class Population:
     def commit(self, *names: str) -> None:
         """Journal these members in one atomic step, then delete the checkpoints that no member uses any more."""
         self.state.seconds = self._seconds_before + time.monotonic() - self._began
-        keys = [key for name in names if (key := f"{name}/{self[name].epoch}") in self.state.observations]
+        # Not by the members' epochs: a member that has become a copy is at its donor's, which may be another one.
+        keys = [key for name in names for key in self._unwritten.pop(name, ())]
         retry(lambda: self.state.journal(self.run.directory, names, keys), self.run.note)
         # Only now: until the journal has the new pointers, a resumed driver would look for the old checkpoints.
         self.state.remove_unused_checkpoints(self.run.directory, names)
