@@ -1,6 +1,5 @@
 """Searches that start many trials and stop poor ones early, by the rule of one of Tune's own schedulers."""
 
-from collections.abc import Callable
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -10,9 +9,7 @@ from adios_ray.backend.admission import Admission, name_of
 from adios_ray.search.population import WORST_SCORE, Population
 from adios_ray.search.scheduler import STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
-
-Suggest = Callable[[str], dict[str, Any]]
-"""Makes the values of a new trial from its name."""
+from adios_ray.search.suggest import Suggest
 
 
 class _Reported:
