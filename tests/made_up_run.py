@@ -1,4 +1,4 @@
-"""A made-up run of a population, as if trained: its rows, exploits, masks and summary."""
+"""The files of a made-up run: rows, exploits, masks and summary as if a population had trained."""
 
 import math
 from datetime import UTC, datetime, timedelta
@@ -12,13 +12,13 @@ from adios_ray.tracking.records import Exploit, MaskFile, Row, RunSummary
 
 _START = datetime(2025, 3, 4, 9, 30, tzinfo=UTC)
 COPIES = {3: 5, 5: 4, 6: 6, 9: 6, 10: 3}
-"""The made-up run's exploits: N that the worst trial takes with the best one's weights, by epoch."""
+"""The made-up run's exploits, by epoch: N of the worst trial after it copies the best one."""
 
 Settings = dict[str, Any]
 
 
 def make_settings(sparsity_weight: float, encoder_lr: float, occlusion_lr: float, slots: int) -> Settings:
-    """Searched values by path."""
+    """Make searched values by path."""
     return {
         **{"masking.sparsity_weight": sparsity_weight, "optimizer.encoder_lr": encoder_lr},
         **{"optimizer.occlusion_lr": occlusion_lr, "masking.slots": slots},
@@ -29,7 +29,7 @@ SETTINGS = make_settings(0.4, 0.13, 0.02, 4)
 
 
 def make_row(trial: str = "trial_00", epoch: int = 1, fitness: float = 0.5, **values: Any) -> Row:
-    """A report with plausible values."""
+    """Make a report with plausible values."""
     base = dict(
         **{"loss": 2.0, "penalty": 1.5, "probe_accuracy": 0.5},
         **{"slot_overlap": 0.3, "mask_mean_min": 0.1, "mask_mean_max": 0.4},
@@ -40,7 +40,7 @@ def make_row(trial: str = "trial_00", epoch: int = 1, fitness: float = 0.5, **va
 
 
 def make_exploit(epoch: int, trial: str, donor: str, slots: int = 4) -> Exploit:
-    """A copy that changes N from 4 to ``slots`` and lambda from 0.4 to 0.5."""
+    """Make an exploit that changes N from 4 to ``slots`` and lambda from 0.4 to 0.5."""
     return Exploit(
         time=_START + timedelta(minutes=epoch),
         epoch=epoch,
@@ -53,7 +53,7 @@ def make_exploit(epoch: int, trial: str, donor: str, slots: int = 4) -> Exploit:
 
 
 def make_masks(epoch: int, epochs: int, slots: int, images: int = 8, side: int = 32) -> MaskFile:
-    """Colored discs, and slots that sharpen from a blur into parts of the plane as epochs go by."""
+    """Draw colored discs, and slots that sharpen with epochs from a blur into parts of the plane."""
     rng = np.random.default_rng(0)
     axis = (np.arange(side) + 0.5) / side
     y, x = np.meshgrid(axis, axis, indexing="ij")
@@ -71,7 +71,7 @@ def make_masks(epoch: int, epochs: int, slots: int, images: int = 8, side: int =
 
 
 def first_settings(trial: int) -> Settings:
-    """What a trial of the made-up run starts with."""
+    """Make the values that a trial starts with."""
     scale = 2.0 ** (trial % 4)
     return make_settings(
         sparsity_weight=0.1 * scale, encoder_lr=0.04 * scale, occlusion_lr=0.01 * scale, slots=3 + trial % 3
@@ -79,7 +79,7 @@ def first_settings(trial: int) -> Settings:
 
 
 def mutated(settings: Settings, epoch: int) -> Settings:
-    """What the trial that copies at ``epoch`` goes on with."""
+    """Make the values that a trial continues with after copying at ``epoch``."""
     factor = (1.2, 0.8)[epoch % 2]
     return make_settings(
         sparsity_weight=settings["masking.sparsity_weight"] * factor,
@@ -93,7 +93,7 @@ class MadeUpRun:
     """A run in which the worst trial copies the best at the epochs of ``COPIES`` and then learns faster."""
 
     def __init__(self, run_dir: Path, trials: int, epochs: int) -> None:
-        """Set the start of each trial."""
+        """Set each trial's initial state."""
         self.run_dir, self.epochs = run_dir, epochs
         self.names = [f"trial_{i:02d}" for i in range(trials)]
         self.settings = {name: first_settings(i) for i, name in enumerate(self.names)}
@@ -102,7 +102,7 @@ class MadeUpRun:
         self.rng = np.random.default_rng(1)
 
     def train(self, name: str, epoch: int) -> Row:
-        """One epoch of one trial; masks are stored at odd epochs and the last."""
+        """Train one epoch of one trial; masks are stored at odd epochs and the last."""
         gain = self.pace[name] * (0.85 - self.skill[name]) * self.rng.uniform(0.6, 1.4)
         self.skill[name] += gain + self.rng.normal(0, 0.006)
         if epoch % 2 == 1 or epoch == self.epochs:
@@ -113,7 +113,7 @@ class MadeUpRun:
         return make_row(name, epoch, self.skill[name], slot_overlap=overlap, values=self.settings[name], **sizes)
 
     def exploit(self, epoch: int) -> None:
-        """The worst trial copies the best."""
+        """Let the worst trial copy the best."""
         donor, trial = max(self.names, key=self.skill.__getitem__), min(self.names, key=self.skill.__getitem__)
         exploit = Exploit(
             **{"time": _START + timedelta(minutes=epoch, seconds=2), "epoch": epoch, "trial": trial, "donor": donor},
@@ -124,7 +124,7 @@ class MadeUpRun:
         self.settings[trial] = exploit.new
 
     def write(self) -> None:
-        """Every file except the summary."""
+        """Write every file except the summary."""
         records.write_config(self.run_dir, {"seed": 0, "masking": {"scheme": "adios", "slots": 4}})
         records.begin_results(self.run_dir, list(SETTINGS))
         records.begin_lineage(self.run_dir)
@@ -136,7 +136,7 @@ class MadeUpRun:
 
 
 def make_summary(rows: list[Row]) -> RunSummary:
-    """The outcome that fits the rows of a made-up run."""
+    """Summarize the rows of a made-up run."""
     best = lineage.best_row(rows)
     assert best is not None
     return RunSummary(
@@ -149,6 +149,6 @@ def make_summary(rows: list[Row]) -> RunSummary:
 
 
 def make_run(run_dir: Path, trials: int = 4, epochs: int = 12) -> None:
-    """A finished run with five exploits: results, lineage, masks, configuration and summary."""
+    """Write a finished run with five exploits: results, lineage, masks, configuration and summary."""
     MadeUpRun(run_dir, trials, epochs).write()
     records.write_summary(run_dir, make_summary(records.read_results(run_dir)))

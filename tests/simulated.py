@@ -1,4 +1,4 @@
-"""Tune, the channel and the trials, simulated in one process: closed-form scores, no cluster, reports in any order."""
+"""A simulation of Tune, the channel and the trials in one process: closed-form scores, reports in any order."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,30 +29,30 @@ from adios_ray.trial_report import TrialReport
 
 
 class SimulatedChannel:
-    """The channel's own memory, without the processes that wait for it."""
+    """The channel's own state, without the processes that wait for it."""
 
     def __init__(self) -> None:
-        """Begin without trials."""
+        """Start without trials."""
         self.lines = Lines()
         self.register = self.lines.register
 
     def load(self, trial: str, checkpoint: Pointer, epoch: int, config: TrialConfig) -> None:
-        """As the channel does; the checkpoint must be there."""
-        assert checkpoint.path.is_dir(), f"{trial} was sent to {checkpoint.path}, which is gone"
+        """See ``Channel.load``; the checkpoint must exist."""
+        assert checkpoint.path.is_dir(), f"{trial} is to load {checkpoint.path}, which was deleted"
         self.lines[trial].load(checkpoint, epoch, config)
 
     def hold(self, trials: Sequence[str], held: bool) -> None:
-        """As the channel does."""
+        """See ``Channel.hold``."""
         for trial in trials:
             self.lines[trial].hold(held)
 
     def preempt(self, trial: str) -> None:
-        """As the channel does."""
+        """See ``Channel.preempt``."""
         self.lines[trial].preempt()
 
 
 class SimulatedRun:
-    """Records the lineage in files as a run does, and the reports in memory."""
+    """Records the lineage in files, as a run does, and the reports in memory."""
 
     def __init__(self, directory: Path) -> None:
         """Record into an existing directory."""
@@ -64,23 +64,23 @@ class SimulatedRun:
         self.reports.append((trial, report.epoch, report.fitness))
 
     def exploit(self, **fields: Any) -> None:
-        """Write an exploit down; the clock stands still."""
+        """Append an exploit to the lineage, always with the same time."""
         append_exploit(self.directory, Exploit(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
 
     def note(self, text: str) -> None:
-        """Say nothing."""
+        """Drop a note."""
 
 
 @dataclass(eq=False)
 class SimulatedTrial:
-    """What schedulers look at in one of Tune's trials, and what its actor does.
+    """The part of a Tune trial that schedulers read, with the state of its actor.
 
     Attributes:
-        config: The trial's name.
-        status: As Tune has it.
+        config: Holds the trial's name.
+        status: Tune's status of the trial.
         missed: Whether the actor is new.
-        pausing: Whether Tune has yet to stop the actor, as the scheduler has decided.
-        request: What the actor waits for; where it has died, this stays in the channel.
+        pausing: Whether the scheduler has decided PAUSE and Tune has not stopped the actor yet.
+        request: The request that the actor waits for; if the actor dies, it stays in the channel.
     """
 
     config: dict[str, Any]
@@ -90,7 +90,7 @@ class SimulatedTrial:
     request: Request | None = None
 
     def should_recover(self) -> bool:
-        """Tune starts it again."""
+        """Return True: Tune restarts the actor."""
         return True
 
 
@@ -99,28 +99,29 @@ class CrashedError(Exception):
 
 
 class StuckError(Exception):
-    """Every trial waits, and nothing that could happen would end that."""
+    """Deadlock: every trial waits, and no event could end that."""
 
 
 def optimum(config: TrialConfig) -> float:
-    """Score per epoch under a configuration: best at lambda 0.6 and a learning rate of 0.1."""
+    """Return the score per epoch under a configuration: best at lambda 0.6 and a learning rate of 0.1."""
     lr, weight = config.optimizer.encoder_lr, config.masking.sparsity_weight
     return 1.0 - abs(weight - 0.6) - 0.3 * abs(math.log10(lr / 0.1))
 
 
 @dataclass
 class Simulation:
-    """A population that is trained by simulated trials.
+    """A population of simulated trials, and the driver that trains it.
 
     Attributes:
-        directory: The run's directory.
-        space: What is searched.
+        directory: The run directory.
+        space: The search space.
         config: What the trials have in common.
         population: Number of trials.
-        count_places: Places in the cluster, asked at each step.
-        random: Decides who reports next.
-        loses_actor: Asked at each step whether a trial's actor dies.
-        fitness: Of a trial at an epoch, given its name, configuration and the score of its weights before.
+        count_capacity: Returns how many trials fit into the cluster; called at each step.
+        random: Chooses which trial reports next.
+        fitness: Returns a trial's fitness from its name, epoch, configuration and the score of its weights before.
+        on_step: Called after each step.
+        loses_actor: Returns whether a trial's actor dies; called at each step.
     """
 
     directory: Path
@@ -136,7 +137,7 @@ class Simulation:
     loses_actor: Callable[[], bool] = lambda: False
 
     def fresh(self) -> None:
-        """Write a new population down."""
+        """Save a new population."""
         (self.directory / "checkpoints").mkdir(parents=True)
         state = PopulationState(next_decision_epoch=self.space.interval_epochs)
         if self.space.search != "hyperopt":
@@ -146,7 +147,7 @@ class Simulation:
         state.save(self.directory)
 
     def drive(self, make: Callable[[Population, Admission], LiveScheduler] | None = None) -> PopulationState:
-        """Do what a driver does until all trials have ended; may be called again after a crash."""
+        """Run as the driver until all trials have ended; may be called again after a crash."""
         state = PopulationState.load(self.directory)
         state.save(self.directory)
         begin_lineage(self.directory, state.exploits)
@@ -168,7 +169,7 @@ class Simulation:
         return state
 
     def _start(self, todo: Sequence[str]) -> None:
-        """Start what the scheduler lets start."""
+        """Start all trials that the scheduler admits."""
         while len(self.trials) < len(todo) and self.scheduler.admission.free:
             trial = SimulatedTrial({"trial": todo[len(self.trials)]})
             self.trials[trial.config["trial"]] = trial
@@ -179,8 +180,9 @@ class Simulation:
             chosen.status = Trial.RUNNING
 
     def _pause(self) -> bool:
-        """Perhaps a trial that is to be paused is; until then it runs for Tune, and others go on."""
+        """Perhaps stop the actor of a pausing trial; until then Tune lists it as running while others continue."""
         pausing = [trial for trial in self.trials.values() if trial.pausing]
+        # At random, so that others report in between: a second trial must not be preempted while one is still leaving.
         if not pausing or (self._able() and self.random.random() < 0.5):
             return False
         trial = self.random.choice(pausing)
@@ -188,7 +190,7 @@ class Simulation:
         return True
 
     def _able(self) -> list[tuple[str, SimulatedTrial]]:
-        """Trials that can ask, train, or hear what their requests have come to."""
+        """List the trials that can request a report, train, or receive a reply."""
         return [
             (name, trial)
             for name, trial in self.trials.items()
@@ -198,7 +200,7 @@ class Simulation:
         ]
 
     def _report(self) -> None:
-        """One trial that can, comes to its next report, leaves its place, or begins to wait."""
+        """Let one able trial reach its next report, be preempted, or start to wait."""
         able = self._able()
         if not able:
             lines = self.channel.lines
@@ -219,11 +221,11 @@ class Simulation:
             self._react(trial, self.scheduler.on_trial_result(None, trial, result))
 
     def _ask(self, trial: SimulatedTrial, line: Line) -> None:
-        """Have the trial's actor ask for the next report, unless it has."""
+        """Have the trial's actor request the next report, unless it has already."""
         trial.request = trial.request or line.ask(trial.missed)
 
     def _train(self, name: str, line: Line) -> None:
-        """Train to the next report: the checkpoint's file holds the score of the weights."""
+        """Train to the next report; the checkpoint holds the score of the weights."""
         before = 0.0
         if line.checkpoint:
             before = float((line.checkpoint.path / "score").read_text())
@@ -237,17 +239,18 @@ class Simulation:
         line.answer(line.training, report, Pointer(path=directory, sha256=""))
 
     def _lose_actor(self) -> None:
-        """The actor of a running trial dies, perhaps with a report that nobody has heard; Tune starts it again."""
+        """Kill the actor of a running trial, perhaps with a report that was not delivered; Tune restarts it."""
         running = [(name, trial) for name, trial in self.trials.items() if trial.status == Trial.RUNNING]
         if not running:
             return
         name, trial = self.random.choice(running)
         line = self.channel.lines[name]
+        # Half of the actors die after their workers have answered: the report is in the channel, but was not delivered.
         if not trial.pausing and self.random.random() < 0.5:
             self._ask(trial, line)
             if line.training is not None:
                 self._train(name, line)
-        trial.status = Trial.ERROR  # as Tune has it at this moment
+        trial.status = Trial.ERROR  # Tune sets this before it calls the scheduler
         self.scheduler.on_trial_error(None, trial)
         trial.status, trial.missed, trial.pausing, trial.request = Trial.PENDING, True, False, None
         self.scheduler.on_trial_add(None, trial)
@@ -262,7 +265,7 @@ class Simulation:
             assert decision == CONTINUE
 
     def lineage(self) -> list[tuple[int, str, str, dict[str, Any]]]:
-        """Epoch, trial, donor and values of each exploit."""
+        """List epoch, trial, donor and values of each exploit."""
         return [(e.epoch, e.trial, e.donor, e.new) for e in read_lineage(self.directory)]
 
 

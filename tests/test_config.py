@@ -1,4 +1,4 @@
-"""Strict configuration: what is refused, and how it is said."""
+"""Strict configuration: what is refused, and the error messages."""
 
 import math
 import sys
@@ -88,7 +88,7 @@ def test_perturbation_moves_by_the_factor_or_the_step() -> None:
     assert {slots.perturb(5, Random(seed)) for seed in range(20)} == {4, 5}
 
 
-def test_log_scale_draws_evenly_in_the_logarithm() -> None:
+def test_log_scale_draws_uniformly_in_the_logarithm() -> None:
     rate = Continuous(low=0.01, high=1, scale="log")
     random = Random(0)
     logs = [math.log10(rate.sample(random)) for _ in range(4000)]
@@ -102,16 +102,16 @@ def test_log_scale_draws_evenly_in_the_logarithm() -> None:
         ({"parameters": {"masking.slots": {"low": 1, "high": 3, "scale": "integer"}}}, "masking.slots"),
         (
             {"parameters": {"masking.slots": {"low": 2, "high": 5, "scale": "integer", "step": 2}}},
-            "high 5 is not low 2 and a whole number of steps of 2",
+            "high 5 is not a whole number of steps of 2 above low 2",
         ),
         ({"parameters": {"optimizer.encoder_lr": {"low": 0.1, "high": math.inf, "scale": "linear"}}}, "high = inf"),
         ({"parameters": {"masking.sparsity_weight": {"low": 0, "high": 1, "scale": "linear"}}}, "sparsity_weight"),
         ({"parameters": {"optimizer.encoder_lr": {"low": 0, "high": 1, "scale": "log"}}}, "encoder_lr"),
         ({"parameters": {"masking.width": {"values": [8, 16]}}}, "masking.width cannot change while a trial trains"),
-        ({"parameters": {"masking.slots": {"values": [4, 6, 4]}}}, "hold one of them twice"),
+        ({"parameters": {"masking.slots": {"values": [4, 6, 4]}}}, "contain a duplicate"),
         ({"parameters": {"masking.slots": {"values": [4, 65]}}}, "masking.slots"),
-        ({"search": "hyperopt"}, "search hyperopt cannot go with pbt, which itself chooses the values"),
-        ({"search": "grid"}, "search grid cannot go with pbt"),
+        ({"search": "hyperopt"}, "search hyperopt cannot be combined with pbt, which itself changes the values"),
+        ({"search": "grid"}, "search grid cannot be combined with pbt"),
         ({"grace_epochs": 3}, "grace_epochs is for asha and median, not for pbt"),
         ({"scheduler": "asha", "synchronous": True, "interval_epochs": 2}, "interval_epochs is for pbt and pb2"),
         ({"scheduler": "pbt9"}, "scheduler"),
@@ -130,11 +130,15 @@ def test_flags_replace_the_scheduler_and_the_search_of_a_file() -> None:
     file = SPACES / "pbt_demo.yaml"
     space = load_space(file, scheduler="asha", search="hyperopt")
     assert (space.scheduler, space.search, space.parameters) == ("asha", "hyperopt", load_space(file).parameters)
-    with pytest.raises(ConfigError, match=r"search grid needs values: \[...\] for masking.sparsity_weight"):
+    with pytest.raises(
+        ConfigError, match=r"search grid needs values: \[...\] instead of bounds for masking.sparsity_weight"
+    ):
         load_space(file, scheduler="none", search="grid")
-    with pytest.raises(ConfigError, match="pb2 needs numbers with low and high for masking.sparsity_weight"):
+    with pytest.raises(
+        ConfigError, match="pb2 needs numbers with low and high instead of values for masking.sparsity_weight"
+    ):
         load_space(SPACES / "asha_demo.yaml", scheduler="pb2", search="random")
-    with pytest.raises(ConfigError, match="search hyperopt cannot go with pbt"):
+    with pytest.raises(ConfigError, match="search hyperopt cannot be combined with pbt"):
         load_space(SPACES / "asha_demo.yaml", scheduler="pbt")
 
 
@@ -145,7 +149,7 @@ def test_a_choice_moves_to_its_neighbors() -> None:
     assert {width.perturb(64, Random(seed)) for seed in range(20)} == {8, 16, 32}
 
 
-def test_a_value_may_have_its_own_chance_of_being_drawn_afresh() -> None:
+def test_a_value_may_have_its_own_resample_probability() -> None:
     always = {"low": 0.1, "high": 1.0, "scale": "linear", "resample_probability": 1.0}
     never = {"low": 0.01, "high": 1.0, "scale": "log", "resample_probability": 0.0, "factor": 2.0}
     values = {"scheduler": "pbt", "parameters": {"masking.sparsity_weight": always, "optimizer.encoder_lr": never}}
@@ -214,7 +218,7 @@ def test_workers_share_the_cpus_and_take_a_gpu_each() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "cluster", "places"),
+    ("settings", "cluster", "capacity"),
     [
         ({}, [Node(2, 0)], 4),
         ({"cpus_per_worker": 1}, [Node(2, 0)], 2),
@@ -224,9 +228,9 @@ def test_workers_share_the_cpus_and_take_a_gpu_each() -> None:
         ({"workers_per_trial": 4, "gpus_per_worker": 1}, [Node(8, 2), Node(8, 4)], 1),
     ],
 )
-def test_trials_that_fit_at_once(settings: dict[str, Any], cluster: list[Node], places: int) -> None:
+def test_trials_that_fit_at_once(settings: dict[str, Any], cluster: list[Node], capacity: int) -> None:
     config = ExperimentConfig(population=4, **settings)
-    assert count_capacity(config, worker_resources(config, cluster), cluster) == places
+    assert count_capacity(config, worker_resources(config, cluster), cluster) == capacity
 
 
 @pytest.mark.parametrize(

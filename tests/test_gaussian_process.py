@@ -10,7 +10,7 @@ BOUNDS = np.array([[0.0, -2.0], [1.0, 4.0]])
 
 
 def observations(count: int, seed: int) -> tuple[Matrix, Matrix]:
-    """Noisy gains that are highest at (0.7, 1), whatever time and score are."""
+    """Make noisy gains that are highest at (0.7, 1), independent of time and score."""
     generator = np.random.default_rng(seed)
     values = BOUNDS[0] + generator.random((count, 2)) * (BOUNDS[1] - BOUNDS[0])
     rows = np.concatenate([np.arange(count)[:, None], generator.random((count, 1)), values], axis=1)
@@ -18,7 +18,7 @@ def observations(count: int, seed: int) -> tuple[Matrix, Matrix]:
     return rows, gains
 
 
-def test_the_kernel_is_its_formula_and_its_gradient_that_of_differences() -> None:
+def test_the_kernel_matches_its_formula_and_its_gradient_finite_differences() -> None:
     generator = np.random.default_rng(0)
     rows, kernel = generator.random((6, 4)), TimeVaryingKernel(1.7, 0.4, 0.2)
     covariance, gradient = kernel(rows, eval_gradient=True)
@@ -34,7 +34,7 @@ def test_the_kernel_is_its_formula_and_its_gradient_that_of_differences() -> Non
         np.testing.assert_allclose(gradient[:, :, position], (above(rows) - below(rows)) / 2e-6, rtol=0, atol=1e-8)
 
 
-def test_the_choice_is_near_the_optimum_and_the_same_again() -> None:
+def test_the_choice_is_near_the_optimum_and_repeats() -> None:
     rows, gains = observations(60, seed=1)
     chosen = [
         choose(rows, gains, np.empty((0, 2)), np.array([60, 0.5]), BOUNDS, np.random.default_rng(s)) for s in (3, 3, 4)
@@ -45,7 +45,7 @@ def test_the_choice_is_near_the_optimum_and_the_same_again() -> None:
         assert abs(values[0] - 0.7) < 0.2 and abs(values[1] - 1) < 1.2
 
 
-def test_trials_of_one_decision_keep_away_from_each_other() -> None:
+def test_trials_of_one_decision_get_distinct_values() -> None:
     rows, gains = observations(8, seed=2)
     point, given = np.array([8, 0.5]), np.empty((0, 2))
     for seed in range(3):
@@ -64,7 +64,7 @@ def test_a_fit_with_equal_gains_or_one_row_is_finite() -> None:
 
 
 def test_the_process_forgets() -> None:
-    """Of two observations at one place that disagree the newer one counts more."""
+    """Two observations at one point disagree: predictions at either time follow the one of that time."""
     rows = np.array([[0.0, 0.5], [1.0, 0.5]])
     model = GaussianProcessRegressor(TimeVaryingKernel(epsilon=0.5), alpha=0.1, optimizer=None).fit(rows, [-1.0, 1.0])
     assert model.predict([[1.0, 0.5]])[0] > 0 > model.predict([[0.0, 0.5]])[0]

@@ -1,4 +1,4 @@
-"""Options that make a step cheaper keep its numbers; optimizers against their formulas."""
+"""Options that make a step cheaper do not change its numbers; optimizers match their formulas."""
 
 import copy
 import math
@@ -21,14 +21,14 @@ from adios_ray.validation import parse
 
 
 def after_steps(config: TrialConfig, networks: Networks, optimizers: Optimizers, steps: int = 2) -> Networks:
-    """The networks after some steps on random views."""
+    """Return the networks after some steps on random views."""
     for step in range(steps):
         train_step(networks, optimizers, make_batch(step), config, step / steps)
     return networks
 
 
 def assert_same_networks(actual: Networks, expected: Networks) -> None:
-    """Parameters and buffers agree to rounding in double precision."""
+    """Assert that parameters and buffers agree to rounding in double precision."""
     state = actual.state_dict()
     for name, values in expected.state_dict().items():
         assert_close(state[name].double(), values.double())
@@ -78,7 +78,7 @@ def test_compiling_keeps_the_numbers() -> None:
 
 @pytest.mark.slow
 def test_changes_of_n_compile_nothing_again() -> None:
-    """The recompile limit would give the occlusion model up after a few changes of N."""
+    """Otherwise the recompile limit would return the occlusion model to eager mode after a few changes of N."""
     config = make_config("byol", order="alternating")
     networks, optimizers = make_players(config)
     networks.compile_parts()
@@ -98,10 +98,10 @@ def test_changes_of_n_compile_nothing_again() -> None:
 
 
 class Dropped(nn.Module):
-    """Features with dropout, remembered."""
+    """Features with dropout; keeps what was dropped in each pass."""
 
     def __init__(self) -> None:
-        """Begin with nothing seen."""
+        """Start without recorded passes."""
         super().__init__()
         self.layer, self.dropped = nn.Linear(3 * SIZE * SIZE, 12), nn.Dropout(0.5)
         self.seen: list[torch.Tensor] = []
@@ -116,7 +116,7 @@ class Dropped(nn.Module):
 
 @pytest.mark.parametrize("objective", ["simclr", "byol"])
 def test_both_plays_of_a_step_drop_the_same(objective: str) -> None:
-    """The second play computes no targets again, so that its draws must not follow those of the first."""
+    """The second play does not recompute targets, so its random draws must not depend on those of the first."""
     config = make_config(objective, order="alternating")
     networks, optimizers = make_players(config)
     networks.features, networks.backbone = 12, Dropped().double()
@@ -189,7 +189,7 @@ def test_other_convolutions_are_left_alone(changes: dict[str, Any]) -> None:
 
 
 def make_layer() -> nn.Linear:
-    """A layer with a matrix and a bias."""
+    """Make a layer with a matrix and a bias."""
     torch.manual_seed(3)
     return nn.Linear(4, 3).double()
 
@@ -203,7 +203,7 @@ def gradients(layer: nn.Linear, step: int) -> None:
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_optimisers_follow_their_formulas(name: str, weight_decay: float) -> None:
+def test_optimizers_follow_their_formulas(name: str, weight_decay: float) -> None:
     lr, momentum, steps = 0.3, 0.9, 3
     layer, literal = make_layer(), make_layer()
     config = parse(OptimizerConfig, {"name": name, "encoder_lr": lr, "weight_decay": weight_decay})

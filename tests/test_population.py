@@ -1,4 +1,4 @@
-"""A whole small population through the main program: evolution, records, and coming back after a kill."""
+"""A small population through the main program: evolution, records, failures and resuming."""
 
 import json
 import math
@@ -31,7 +31,7 @@ SCRIPT = Path(__file__).parent.parent / "experiments" / "pbt_in100.py"
 
 
 def write_space(path: Path) -> Path:
-    """A synchronous search over all four values with a decision after every epoch."""
+    """Write a synchronous search over all four values with a decision after every epoch."""
     space = {
         "scheduler": "pbt",
         "synchronous": True,
@@ -50,7 +50,7 @@ def write_space(path: Path) -> Path:
 
 
 def experiment(data_dir: Path, tmp_path: Path, **changes: Any) -> ExperimentConfig:
-    """Two trials over the small data set."""
+    """Configure two trials on the small data set."""
     trial = small_config(data_dir, **changes).model_dump()
     space = write_space(tmp_path / "space.yaml")
     return ExperimentConfig(**trial, space=space, storage=tmp_path / "runs", population=2, gpus_per_worker=0)
@@ -77,14 +77,14 @@ def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_
     kept = list((run_dir / "checkpoints").glob("trial_*/epoch_*"))
     assert len(kept) <= 2 * 2 and all(member.finished for member in state.members.values())
     replayed_alone(run_dir, tmp_path / "replayed", summary.best_trial, state)
-    config.space.unlink()  # a job's working directory goes with the job; the run has a copy
+    config.space.unlink()  # a job's working directory is deleted with the job; the run has a copy
     modified = {path: path.stat().st_mtime_ns for path in kept}
     resume(run_dir)
     assert {path: path.stat().st_mtime_ns for path in kept} == modified
 
 
 def replayed_alone(run_dir: Path, output: Path, best: str, state: PopulationState) -> None:
-    """The winner's schedule, trained without a population, ends with the same bits."""
+    """Assert that the best trial's schedule, trained without a population, ends with the same bits."""
     schedule = load_schedule(run_dir / "schedule.json")
     replay(schedule, schedule.trial(), output, torch.device("cpu"))
     pointer = state.members[best].checkpoint
@@ -117,7 +117,7 @@ def test_a_diverged_trial_is_reported_dumped_and_replaced(
 
 
 @pytest.mark.slow
-def test_trials_that_do_not_fit_at_once_take_turns(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
+def test_trials_beyond_the_capacity_take_turns(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
     from adios_ray.experiment.runner import start
 
     config = experiment(objects_dir, tmp_path, epochs=2)
@@ -128,7 +128,7 @@ def test_trials_that_do_not_fit_at_once_take_turns(ray_cluster: None, objects_di
 
 
 def in_background(config: ExperimentConfig) -> Future[Path]:
-    """Start a population in a thread, which does not keep the tests from ending."""
+    """Start a population in a daemon thread, so that a hang does not keep the tests from exiting."""
     from adios_ray.experiment.runner import start
 
     result: Future[Path] = Future()
@@ -144,7 +144,7 @@ def in_background(config: ExperimentConfig) -> Future[Path]:
 
 
 def wait_until(done: Callable[[], Any], running: Future[Path]) -> None:
-    """Wait for something that a population in a thread does."""
+    """Wait until a population in a thread has reached a state."""
     deadline = time.monotonic() + 180
     while not done():
         assert not running.done() and time.monotonic() < deadline
@@ -152,20 +152,20 @@ def wait_until(done: Callable[[], Any], running: Future[Path]) -> None:
 
 
 def run_dir_of(storage: Path, running: Future[Path]) -> Path:
-    """The run directory, as soon as it is there."""
+    """Wait for the run directory and return it."""
     wait_until(lambda: list(storage.glob("*/population.json")), running)
     return next(storage.glob("*/population.json")).parent
 
 
 @pytest.mark.slow
-def test_a_trial_that_keeps_failing_is_replaced_and_the_others_go_on(
+def test_a_trial_that_keeps_failing_is_replaced_and_the_others_continue(
     ray_cluster: None, objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     running = in_background(experiment(objects_dir, tmp_path, epochs=3))
     run_dir = run_dir_of(tmp_path / "runs", running)
     (run_dir / "masks").mkdir()
     in_the_way = run_dir / "masks" / "trial_01"
-    in_the_way.write_text("a file where the trial's masks should go")
+    in_the_way.write_text("a file where the trial's masks should be written")
     wait_until(lambda: read_lineage(run_dir), running)
     in_the_way.unlink()
     assert running.result(timeout=180) == run_dir
@@ -180,7 +180,7 @@ def test_a_trial_that_keeps_failing_is_replaced_and_the_others_go_on(
 
 
 @pytest.mark.slow
-def test_storage_that_goes_away_for_a_while_stops_nobody(
+def test_storage_that_is_away_for_a_while_stops_no_trial(
     ray_cluster: None, objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from soak import take_away

@@ -1,4 +1,4 @@
-"""Decisions about populations, in a simulation that can be crashed at every step and loses and gains nodes."""
+"""Decisions about populations, in a simulation that can crash at every step and that loses and gains nodes."""
 
 import math
 from collections.abc import Iterator
@@ -36,12 +36,12 @@ EPOCHS = 9
 
 
 def space_of(**options: Any) -> SearchSpace:
-    """A search over three values."""
+    """Make a search over three values."""
     return parse(SearchSpace, {"scheduler": "pbt", "parameters": PARAMETERS, **options})
 
 
 def simulation(directory: Path, population: int = 6, capacity: int = 99, order: int = 0, **options: Any) -> Simulation:
-    """A fresh population whose trials report in an order that depends on a number."""
+    """Make a new population whose trials report in an order seeded by ``order``."""
     config = parse(TrialConfig, {"epochs": EPOCHS, "seed": 1, "masking": {"sparsity_weight": 0.5}})
     simulated = Simulation(directory, space_of(**options), config, population, lambda: capacity, Random(order))
     simulated.fresh()
@@ -49,7 +49,7 @@ def simulation(directory: Path, population: int = 6, capacity: int = 99, order: 
 
 
 def crashing(simulated: Simulation, every: int) -> Iterator[int]:
-    """Kill the driver after every so many steps, until it gets to the end; counts the crashes."""
+    """Kill the driver after every ``every`` steps and restart it until it finishes; yields the count of crashes."""
     steps = 0
 
     def crash(_: Simulation) -> None:
@@ -72,7 +72,7 @@ def crashing(simulated: Simulation, every: int) -> Iterator[int]:
 @pytest.mark.parametrize("synchronous", [True, False])
 @pytest.mark.parametrize("capacity", [1, 2, 5, 99])
 @pytest.mark.parametrize("order", [0, 1])
-def test_everybody_trains_to_the_end_whatever_the_places(
+def test_every_trial_trains_to_the_end_at_any_capacity(
     tmp_path: Path, synchronous: bool, capacity: int, order: int
 ) -> None:
     simulated = simulation(tmp_path / "run", capacity=capacity, order=order, synchronous=synchronous, interval_epochs=2)
@@ -83,14 +83,14 @@ def test_everybody_trains_to_the_end_whatever_the_places(
         most = max(most, len(now.scheduler.admission.running()))
         epochs = [member.epoch for member in now.members.state.members.values() if not member.finished]
         if capacity < 6 and epochs and synchronous:
-            assert max(epochs) - min(epochs) <= 2  # nobody runs ahead while others wait for a place
+            assert max(epochs) - min(epochs) <= 2  # no trial runs ahead while others wait for resources
 
     simulated.on_step = watch
     state = simulated.drive()
     assert {member.epoch for member in state.members.values()} == {EPOCHS}
     assert most == min(capacity, 6)
     reported = {(trial, epoch) for trial, epoch, _ in simulated.run.reports}
-    if synchronous:  # else a trial may copy one that is ahead of it, or a little behind
+    if synchronous:  # else a trial may copy one that is ahead of it or a little behind
         assert len(simulated.run.reports) == len(reported) == 6 * EPOCHS
 
 
@@ -125,6 +125,7 @@ def test_a_change_that_was_cut_off_never_happened(tmp_path: Path) -> None:
     journal = RunDirectory(simulated.directory).journal
     content = journal.read_bytes()
     lines = content.splitlines(keepends=True)
+    # A crash amid writing a line leaves a part of it without the newline.
     journal.write_bytes(b"".join(lines[:20]) + lines[20][: len(lines[20]) // 2])
     cut = PopulationState.load(simulated.directory)
     journal.write_bytes(b"".join(lines[:20]))
@@ -148,9 +149,18 @@ def test_actors_that_die_change_no_decision_and_lose_no_report(tmp_path: Path, c
     }
 
 
+@pytest.mark.parametrize("synchronous", [True, False])
+@pytest.mark.parametrize("order", range(3))
+def test_a_resumed_driver_knows_every_observation(tmp_path: Path, synchronous: bool, order: int) -> None:
+    simulated = simulation(tmp_path / "run", order=order, synchronous=synchronous, interval_epochs=2)
+    state = simulated.drive()
+    assert PopulationState.load(simulated.directory).observations == state.observations
+    assert len(simulated.lineage()) > 0
+
+
 @pytest.mark.parametrize("scheduler", ["pbt", "asha", "none"])
 @pytest.mark.parametrize("seed", range(3))
-def test_actors_that_die_stop_nobody(tmp_path: Path, scheduler: str, seed: int) -> None:
+def test_trials_finish_although_actors_die(tmp_path: Path, scheduler: str, seed: int) -> None:
     random, options = Random(seed), {"synchronous": False} if scheduler == "pbt" else {}
     simulated = simulation(tmp_path / "run", capacity=2, order=seed, scheduler=scheduler, **options)
     simulated.loses_actor = lambda: random.random() < 0.3
@@ -162,7 +172,7 @@ def test_actors_that_die_stop_nobody(tmp_path: Path, scheduler: str, seed: int) 
 
 @pytest.mark.parametrize("synchronous", [True, False])
 @pytest.mark.parametrize("seed", range(4))
-def test_nodes_that_come_and_go_stop_nobody(tmp_path: Path, synchronous: bool, seed: int) -> None:
+def test_trials_finish_although_nodes_join_and_leave(tmp_path: Path, synchronous: bool, seed: int) -> None:
     random = Random(seed)
     simulated = simulation(tmp_path / "run", order=seed, synchronous=synchronous, interval_epochs=2)
     simulated.count_capacity = lambda: random.choice((0, 1, 2, 4, 8))
@@ -172,15 +182,15 @@ def test_nodes_that_come_and_go_stop_nobody(tmp_path: Path, synchronous: bool, s
 
 @dataclass
 class ServesTheDead(Line):
-    """The channel's memory with a fault: requests of killed actors are served like living ones, the oldest first."""
+    """The state of a trial with a fault: requests of killed actors are served like live ones, the oldest first."""
 
     waiting: list[Request] = field(default_factory=list)
 
     def restart_actor(self) -> None:
-        """Keep what the last actor asked."""
+        """Keep the requests of the last actor."""
 
     def ask(self, missed: bool) -> Request:
-        """Wait beside the requests before."""
+        """Queue a request behind earlier ones."""
         asked = Request(missed)
         self.waiting.append(asked)
         self._advance()
@@ -195,7 +205,7 @@ class ServesTheDead(Line):
 
 
 def is_stuck(directory: Path, seed: int) -> bool:
-    """Whether a synchronous population waits for ever, while actors die and most of the cluster comes and goes."""
+    """Return whether a synchronous population deadlocks while actors die and most of the cluster leaves and rejoins."""
     random, capacity = Random(seed), 6
 
     def count_capacity() -> int:
@@ -216,11 +226,11 @@ def is_stuck(directory: Path, seed: int) -> bool:
 @pytest.mark.parametrize(
     "seeds", [pytest.param(range(8), id="few"), pytest.param(range(200), id="many", marks=pytest.mark.slow)]
 )
-def test_actors_that_die_while_the_cluster_shrinks_leave_nobody_waiting(tmp_path: Path, seeds: range) -> None:
+def test_actors_that_die_while_the_cluster_shrinks_cause_no_deadlock(tmp_path: Path, seeds: range) -> None:
     assert [seed for seed in seeds if is_stuck(tmp_path / str(seed), seed)] == []
 
 
-def test_the_simulation_shows_what_requests_of_dead_actors_can_do(
+def test_the_simulation_detects_deadlocks_by_requests_of_dead_actors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line, "Line", ServesTheDead)
@@ -230,7 +240,7 @@ def test_the_simulation_shows_what_requests_of_dead_actors_can_do(
 @pytest.mark.parametrize("synchronous", [True, False])
 @pytest.mark.parametrize("seed", range(5))
 def test_checkpoints_are_bounded_and_never_missing(tmp_path: Path, synchronous: bool, seed: int) -> None:
-    """The channel asserts that what it sends a trial to is there; here, that a resumed driver would find it too."""
+    """The simulated channel asserts that loaded checkpoints exist; this asserts the same for a resumed driver."""
     random = Random(seed)
     simulated = simulation(tmp_path / "run", population=8, order=seed, synchronous=synchronous)
     simulated.fitness = lambda trial, epoch, values, before: random.random()
@@ -260,7 +270,7 @@ def test_a_diverged_trial_scores_worst_and_is_replaced(tmp_path: Path, failure: 
     assert simulated.members.state.observations["trial_02/3"].scores[1] == WORST_SCORE
 
 
-def test_a_population_in_which_all_diverged_copies_nobody(tmp_path: Path) -> None:
+def test_a_population_in_which_all_diverged_makes_no_copies(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", population=4)
     simulated.fitness = lambda trial, epoch, values, before: math.nan
     simulated.drive()
@@ -276,7 +286,7 @@ def test_smoothed_scores_are_running_means(tmp_path: Path) -> None:
 
 
 def final_score(state: PopulationState) -> float:
-    """Best score in a population."""
+    """Return the best score in a population."""
     return max(member.score for member in state.members.values() if member.score is not None)
 
 
@@ -294,12 +304,12 @@ def test_evolving_beats_training_the_same_trials_unchanged(tmp_path: Path, sched
 
 
 def bandit(members: Population, admission: Admission) -> PopulationBasedTraining:
-    """A population that explores by PB2."""
+    """Make a scheduler that explores by PB2."""
     return PopulationBasedTraining(members, admission, space_of(), PB2(space_of(), members.state))
 
 
 @pytest.mark.slow
-def test_pb2_decides_the_same_again_and_stays_inside_its_bounds(tmp_path: Path) -> None:
+def test_pb2_decisions_repeat_and_stays_inside_its_bounds(tmp_path: Path) -> None:
     lineages = []
     for run in range(2):
         simulated = simulation(tmp_path / str(run), order=run, scheduler="pb2")
@@ -313,7 +323,7 @@ def test_pb2_decides_the_same_again_and_stays_inside_its_bounds(tmp_path: Path) 
 
 
 def searched(simulated: Simulation) -> PopulationState:
-    """The population after a search that stops trials."""
+    """Run a search that stops trials, and return its population."""
 
     def make(members: Population, admission: Admission) -> StoppingSearch:
         suggest = make_suggest(simulated.space, simulated.config, members.state)
@@ -323,11 +333,11 @@ def searched(simulated: Simulation) -> PopulationState:
 
 
 def by_rank(trial: str, epoch: int, config: TrialConfig, before: float) -> float:
-    """A trial's number is its quality."""
+    """Score a trial by its number."""
     return int(trial[-2:]) + epoch / 100
 
 
-def test_asha_lets_one_of_so_many_go_on(tmp_path: Path) -> None:
+def test_asha_keeps_the_best_share_at_each_rung(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", population=27, scheduler="asha", reduction_factor=3)
     simulated.fitness = by_rank
     state = searched(simulated)
@@ -337,7 +347,7 @@ def test_asha_lets_one_of_so_many_go_on(tmp_path: Path) -> None:
     assert sum(epochs) < 27 * EPOCHS / 2
 
 
-def test_median_stops_what_is_worse_than_most(tmp_path: Path) -> None:
+def test_median_stops_trials_below_the_median(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", population=12, capacity=4, scheduler="median", grace_epochs=2)
     simulated.fitness = lambda trial, epoch, config, before: -by_rank(trial, epoch, config, before)
     state = searched(simulated)
@@ -372,7 +382,7 @@ def test_hyperopt_comes_closer_than_random_draws(tmp_path: Path) -> None:
     assert distances["hyperopt"] > distances["random"] + 0.05
 
 
-def test_a_search_that_was_killed_goes_on_with_what_it_had_learned(tmp_path: Path) -> None:
+def test_a_killed_search_resumes_with_its_observations(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", population=12, capacity=2, scheduler="asha", search="hyperopt")
     steps = 0
 

@@ -1,4 +1,4 @@
-"""A run made visible: its files, the ancestry of weights, pictures of masks, the report and the terminal."""
+"""Records of a run: files, ancestry of weights, pictures of masks, the report and the terminal view."""
 
 import io
 import math
@@ -26,7 +26,7 @@ from adios_ray.tracking.records import Row
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, to be read only."""
+    """Write a finished run, shared by tests that only read it."""
     path = tmp_path_factory.mktemp("runs") / "finished"
     make_run(path)
     return path
@@ -183,7 +183,7 @@ def test_readme_picture_has_a_row_for_each_slot(run_dir: Path, tmp_path: Path) -
 
 
 class Page(HTMLParser):
-    """What a page's elements load, and its text outside scripts."""
+    """The URLs that a page's elements load, and its text outside scripts."""
 
     def __init__(self, html: str) -> None:
         """Parse the page."""
@@ -194,7 +194,7 @@ class Page(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note what the element loads."""
+        """Record what the element loads."""
         self.tags.append(tag)
         self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
 
@@ -212,7 +212,7 @@ def test_report_loads_nothing_and_shows_the_run(run_dir: Path) -> None:
     assert summary is not None
     for shown in (MEASURES["knn"].text(summary.best_fitness), "13 min 32 s", "finished", summary.command):
         assert shown in page.text
-    assert page.text.count(" ← ") == len(COPIES) + 1  # the heading's and one an exploit
+    assert page.text.count(" ← ") == len(COPIES) + 1  # the heading's and one for each exploit
 
 
 def test_report_masks_follow_the_ancestry(run_dir: Path) -> None:
@@ -226,7 +226,7 @@ def test_report_masks_follow_the_ancestry(run_dir: Path) -> None:
     assert len({column.trial for column in section.columns}) > 1
 
 
-def test_report_escapes_what_files_say(tmp_path: Path) -> None:
+def test_report_escapes_text_from_files(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     records.begin_results(tmp_path, list(SETTINGS))
     records.begin_lineage(tmp_path)
@@ -268,7 +268,7 @@ def test_charts_are_valid_figures_with_a_color_for_a_trial(tmp_path: Path, trial
     assert (arrow["x"], arrow["ay"], arrow["y"]) == (1, 0.0, 0.03)
 
 
-def test_steps_stand_for_the_epochs_before_their_report() -> None:
+def test_steps_span_the_epochs_before_their_report() -> None:
     rows = {"a": [make_row("a", epoch, values={"masking.slots": slots}) for epoch, slots in ((1, 4), (2, 6))]}
     trace = charts.value_charts(charts.ChartData(rows, [], [], {"a": "#000000"}, None))["masking.slots"]["data"][0]
     assert (trace["x"], trace["customdata"], trace["line"]["shape"]) == ([0, 1, 2], [4, 4, 6], "vh")

@@ -1,1 +1,1 @@
-"""Populations of live trials and what they search."""
+"""Schedulers of live trials, the population that they decide about, and search spaces."""

@@ -1,8 +1,8 @@
-"""Population based training over live trials: exploits in place, which restart nothing.
+"""Population based training of live trials: exploits happen in place and restart no process.
 
-A trial is told to load its donor's checkpoint under a new configuration through the population's channel, between two
-of its own steps. Everything that a decision rests on is written down before the decision takes effect, so that a
-killed driver comes back to the same population and, with synchronous decisions, to the same lineage.
+Between two of its own steps, a trial loads its donor's checkpoint under a new configuration. A decision is journaled
+before it takes effect, so that a restarted driver resumes the same population and, with synchronous decisions, the
+same lineage.
 """
 
 import math
@@ -17,42 +17,47 @@ from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Member
 
 Explore = Callable[[str, Member, Random], dict[str, Any]]
-"""Values for a trial, by its name, that becomes a copy of a member."""
+"""Makes the values of a copy from the trial's name, its donor and the decision's random numbers."""
 
 
 class PopulationBasedTraining(LiveScheduler):
-    """PBT (Jaderberg et al. 2017): the worst copy the best and explore; with another ``explore``, PB2."""
+    """PBT (Jaderberg et al. 2017): the worst trials copy the best and explore; with another ``explore``, PB2."""
 
     def __init__(self, population: Population, admission: Admission, space: SearchSpace, explore: Explore) -> None:
-        """Evolve the members over a space.
+        """Evolve the population over a search space.
 
         Args:
             population: The population.
             admission: Which trials may run.
-            space: When to decide, and about how many.
-            explore: Makes a copy's values.
+            space: When to decide, and the quantile that is replaced.
+            explore: Makes the values of a copy.
         """
         super().__init__(population, admission)
         self._space, self._explore = space, explore
         self._ended: set[str] = set()
 
     def introduce(self, name: str) -> None:
-        """Tell the channel where a trial begins, and whether it waits for the others."""
+        """Register a trial's starting point with the channel, held if it waits at the barrier."""
         self.population.register(name, held=not self.ready(name))
 
     def ready(self, name: str) -> bool:
-        """Whether a trial need not wait for the others at a synchronous decision."""
+        """Return whether a trial may train, that is, does not wait at the barrier of a synchronous decision."""
         state = self.population.state
         return not self._space.synchronous or state.members[name].epoch < state.next_decision_epoch
 
     def decide(self, name: str) -> str:
-        """Decide about the trial (synchronous: about all, once the last has arrived) where the interval is over."""
+        """Exploit and explore where the interval is over, and return what the trial does next.
+
+        A synchronous decision covers all trials and is made when the last of them reports.
+        """
         member = self.population[name]
         if self._space.synchronous:
             if self.ready(name):
                 return str(CONTINUE)
+            # Hold first: passing the barrier releases every waiting trial, this one included.
             self.population.hold([name], True)
             self._pass_barrier()
+            # A held trial keeps its workers, which saves a restart, unless another trial could use the resources.
             return str(CONTINUE if self.ready(name) or not self.others_waiting() else PAUSE)
         if member.epoch - member.decided_epoch < self._space.interval_epochs:
             return str(CONTINUE)
@@ -60,23 +65,29 @@ class PopulationBasedTraining(LiveScheduler):
         return str(PAUSE if self.others_waiting() else CONTINUE)
 
     def trial_ended(self, name: str) -> None:
-        """The others no longer wait for this trial."""
+        """Stop waiting for this trial; it may have been the last that the barrier waited for."""
         if not self.population[name].finished:
             self._ended.add(name)
         self._pass_barrier()
 
     def _pass_barrier(self) -> None:
-        """Decide about the whole population once nobody is on the way to the decision's epoch any more."""
+        """Decide about the whole population once no trial is still training towards the decision's epoch."""
         state = self.population.state
+        # Trials that have not started are members too (epoch 0), so the decision never leaves one of them out.
         waiting = [name for name, member in state.members.items() if not member.finished and name not in self._ended]
         if not self._space.synchronous or not waiting or any(self.ready(name) for name in waiting):
             return
+        # The order matters. 1. Advance the barrier before the exploits are journaled, so that one line records both: a
+        # driver killed before that line makes the same decision again, one killed after it does not decide twice.
         state.next_decision_epoch += self._space.interval_epochs
+        # 2. Journal the exploits, then post their loads.
         self._evolve(waiting)
+        # 3. Release last: a released request appends "train" to the trial's commands at once, and the "load" of an
+        # exploit must come before it.
         self.population.hold(waiting, False)
 
     def _evolve(self, names: Sequence[str]) -> None:
-        """Let each of ``names`` that scores in the lowest quantile copy from one of the highest."""
+        """Let each of ``names`` that scores in the lowest quantile copy a trial from the highest."""
         lower, upper = self._quantiles()
         exploits = []
         for name in names:
@@ -84,26 +95,38 @@ class PopulationBasedTraining(LiveScheduler):
             member.decided_epoch = member.epoch
             donors = [donor for donor in upper if not self._too_far_behind(donor, member)]
             if name in lower and donors:
+                # Seeded by (seed, trial, epoch) instead of drawn from one stream: a restarted driver repeats an
+                # interrupted decision exactly, and the order in which trials report has no influence.
                 random = self.population.random(name)
+                # exploit: continue from the weights of one of the best
                 donor = random.choice(donors)
-                self.population.copy(name, donor, self._explore(name, self.population[donor], random))
+                # explore: with other values
+                values = self._explore(name, self.population[donor], random)
+                self.population.copy(name, donor, values)
                 exploits.append(name)
+        # Journal before any worker loads. If the driver dies in between, the next one starts the trials from the
+        # journaled checkpoints and misses no load. In the other order, it would not know whose weights a trial trains.
         self.population.commit(*names)
         for name in exploits:
             self.population.push_checkpoint(name)
 
     def _too_far_behind(self, donor: str, member: Member) -> bool:
-        """Whether a copy would lose a whole interval of training; so every trial comes to its end."""
+        """Return whether copying the donor would take the trial back by a whole interval or more."""
+        # Asynchronous trials differ in epochs. One that kept copying such donors would lose what it trains between two
+        # decisions and might never reach its last epoch.
         return self.population[donor].epoch <= member.epoch - self._space.interval_epochs
 
     def _quantiles(self) -> tuple[list[str], list[str]]:
-        """The worst and the best, as many of each as the quantile says; nobody is in both."""
+        """Return the worst and the best trials, each at most the configured share; the two never overlap."""
         scores = {
             name: member.score
             for name, member in self.population.state.members.items()
             if member.score is not None and not member.finished and name not in self._ended
         }
+        # Ties are broken by name, since the order of reports must not decide.
         ranked = sorted(scores, key=lambda name: (scores[name], name))
+        # Rounded up so that small populations exploit too, but at most half: a trial in both quantiles could be
+        # replaced and copied in one decision, whose outcome would then depend on the order of the trials.
         count = min(math.ceil(len(ranked) * self._space.quantile_fraction), len(ranked) // 2)
         if not count:
             return [], []

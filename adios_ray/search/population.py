@@ -1,4 +1,4 @@
-"""The population by trial name: what is remembered of each member, written down before it takes effect."""
+"""The population by trial name: each change of its state is journaled before it takes effect on the trials."""
 
 import math
 import time
@@ -14,48 +14,49 @@ from adios_ray.search.state import Member, Observation, PopulationState
 from adios_ray.tracking.run import Run
 
 WORST_SCORE = -1e9
-"""Of trials that diverged, collapsed or failed: below every fitness."""
+"""Score of trials that diverged, collapsed or failed: below every fitness."""
 
 
 class Population:
-    """A population's memory, records and channel.
+    """A population's state, with the record and the channel that follow it.
 
     Attributes:
         config: What all trials have in common.
-        state: The population as it stands.
-        run: Where reports and exploits are recorded.
-        channel: How the trials are reached.
+        state: The members and their observations.
+        run: Records reports and exploits.
+        channel: Reaches the trials' workers.
     """
 
     def __init__(self, config: TrialConfig, state: PopulationState, run: Run, channel: ChannelCalls) -> None:
-        """Take up a population, fresh or as an earlier driver left it."""
+        """Continue from a state, new or left by an earlier driver."""
         self.config, self.state, self.run, self.channel = config, state, run, channel
         self._registered: set[str] = set()
+        self._unwritten: dict[str, list[str]] = {}
         self._began, self._seconds_before = time.monotonic(), state.seconds
 
     def __getstate__(self) -> dict[str, Any]:
-        """What Tune stores with its own files: nothing that is open; ``PopulationState`` is the real memory."""
+        """Drop open files and actors when Tune pickles its scheduler; runs resume from ``PopulationState`` instead."""
         return {key: value for key, value in self.__dict__.items() if key not in ("run", "channel")}
 
     def __getitem__(self, name: str) -> Member:
-        """The member of that name."""
+        """Return the member of that name."""
         return self.state.members[name]
 
     def register(self, name: str, held: bool = False) -> None:
-        """Tell the channel where a trial goes on; one that waits for others stays held."""
+        """Tell the channel from which checkpoint a trial starts, and whether it is held at a barrier."""
         member = self[name]
         self._registered.add(name)
         self.channel.register(name, self._own_config(member), member.checkpoint, member.epoch, held)
 
     def _own_config(self, member: Member) -> TrialConfig:
-        """The configuration with which a member begins."""
+        """Return the configuration that a member starts with."""
         return replaced(self.config, {**member.values, "seed": self.config.seed + member.number})
 
     def observe(self, name: str, reply: Reply) -> bool:
-        """Write a report down and update its member; ``commit`` makes it last.
+        """Record a report and update its member; ``commit`` makes the update durable.
 
         Returns:
-            Whether the report is news; one that repeats an epoch, after a step back to an older checkpoint, is not.
+            Whether the report is new. It is not if it repeats an epoch, after workers fell back to an older checkpoint.
         """
         for note in reply.notes:
             self.run.note(f"{name}: {note}")
@@ -63,10 +64,12 @@ class Population:
         if report is None or report.epoch <= member.epoch:
             return False
         epoch = report.epoch
+        # If the driver dies before commit(), the next one asks again and writes a second row; readers keep the last.
         self.run.report(name, report, member.values, self._own_config(member))
         if report.divergence:
             self.run.note(f"{name} diverged at {report.divergence}; it waits for a donor")
         score = self._score(member, report.fitness)
+        self._unwritten.setdefault(name, []).append(f"{name}/{epoch}")
         self.state.observations[f"{name}/{epoch}"] = Observation(
             trial=name, values=member.values, epochs=(member.epoch, epoch), scores=(member.base_score, score)
         )
@@ -77,33 +80,41 @@ class Population:
         return True
 
     def _score(self, member: Member, fitness: float) -> float:
-        """The fitness, smoothed over reports where that is configured; never nan."""
+        """Smooth the fitness over reports as configured; never nan."""
+        # A number instead of nan, which would compare as neither worse nor better and make ranks depend on order.
         if not math.isfinite(fitness):
             return WORST_SCORE
         weight = self.config.evaluation.smoothing
+        # The score of the weights, not of the trial: after an exploit the mean continues from the donor's.
         before = member.base_score
         return fitness if before in (None, WORST_SCORE) else weight * float(before or 0) + (1 - weight) * fitness
 
     def copy(self, name: str, donor: str, values: dict[str, Any]) -> None:
         """Make a member a copy of its donor with other values, in memory and in the lineage."""
         old, source = self[name], self[donor]
+        # ``score`` stays the trial's own until it reports under the copied weights; until then others rank it by that.
         new = source.model_copy(
             update={"values": values, "number": old.number, "score": old.score, "base_score": source.score}
         )
-        scores = {who: self[who].score for who in (name, donor)}
+        scores = {member: self[member].score for member in (name, donor)}
+        # The lineage is written before the journal, whose count of exploits then says which of its lines took effect; a
+        # resumed driver drops the rest.
         self.run.exploit(
             epoch=source.epoch,
             trial=name,
             donor=donor,
             old=old.values,
             new=values,
-            scores={who: score for who, score in scores.items() if score is not None and score > WORST_SCORE},
+            scores={member: score for member, score in scores.items() if score is not None and score > WORST_SCORE},
         )
         self.state.exploits += 1
         self.state.members[name] = new
 
     def push_checkpoint(self, name: str) -> None:
-        """Have a trial's workers load what its member is a copy of; one that has not begun here will by itself."""
+        """Send the copied checkpoint to the trial's workers.
+
+        A trial that this driver has not started yet loads it at its start.
+        """
         member = self[name]
         if name not in self._registered:
             return
@@ -111,16 +122,18 @@ class Population:
         self.channel.load(name, member.checkpoint, member.epoch, replaced(self.config, member.values))
 
     def hold(self, names: Sequence[str], held: bool) -> None:
-        """Let trials wait for the others, or let them go on."""
+        """Hold trials at a barrier, or release them; trials that this driver has not started are skipped."""
         self.channel.hold([name for name in names if name in self._registered], held)
 
     def commit(self, *names: str) -> None:
-        """Write down how these members stand, in one step, and delete what nobody goes on from any more."""
+        """Journal these members in one atomic step, then delete the checkpoints that no member uses any more."""
         self.state.seconds = self._seconds_before + time.monotonic() - self._began
-        keys = [key for name in names if (key := f"{name}/{self[name].epoch}") in self.state.observations]
+        # Not by the members' epochs: a member that has become a copy is at its donor's, which may be another one.
+        keys = [key for name in names for key in self._unwritten.pop(name, ())]
         retry(lambda: self.state.journal(self.run.directory, names, keys), self.run.note)
+        # Only now: until the journal has the new pointers, a resumed driver would look for the old checkpoints.
         self.state.remove_unused_checkpoints(self.run.directory, names)
 
     def random(self, name: str) -> Random:
-        """Random numbers for a decision about a member, the same in a driver that decides again."""
+        """Seed the random numbers of a decision about a member by (seed, trial, epoch), so that it can be repeated."""
         return Random(f"{self.config.seed}/{name}/{self[name].epoch}")

@@ -1,4 +1,7 @@
-"""What all schedulers of live trials have in common: records, a memory on disk, and turns."""
+"""What all schedulers of live trials share: recording reports, committing the population, preempting waiting trials.
+
+Subclasses decide about one trial at a time (``decide``) and name the trials that could train now (``ready``).
+"""
 
 from abc import abstractmethod
 from typing import Any
@@ -14,33 +17,35 @@ CONTINUE, PAUSE, STOP = TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialSche
 
 
 class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type information
-    """A Tune scheduler whose memory is the population's.
+    """A Tune scheduler that keeps its memory in the population's journal and preempts trials that only wait.
 
     Attributes:
-        members: The population.
-        turns: Who holds a place.
+        population: The population.
+        admission: Which trials have resources.
     """
 
     def __init__(self, population: Population, admission: Admission) -> None:
         """Schedule the unfinished members."""
         super().__init__()
         self.population, self.admission = population, admission
+        # The trial that is giving up its resources. Tune takes a while to stop its actor and lists it as running until
+        # then; without this note, every call of choose_trial_to_run would preempt one more.
         self._preempting: str | None = None
 
     @abstractmethod
     def decide(self, name: str) -> str:
-        """What becomes of a trial after its report: CONTINUE, PAUSE or STOP."""
+        """Return what a trial does after its report: CONTINUE, PAUSE or STOP."""
 
     @abstractmethod
     def ready(self, name: str) -> bool:
-        """Whether a trial could train now; one that waits for others could not."""
+        """Return whether a trial could train now, that is, does not wait for others."""
 
     def introduce(self, name: str) -> None:
-        """Tell the channel where a trial begins."""
+        """Register a trial's starting point with the channel."""
         self.population.register(name)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Take in a trial, or take one back whose actor is started again."""
+        """Take in a new trial, or one whose actor Tune restarts."""
         self.admission.admit(trial)
         self.introduce(name_of(trial))
 
@@ -48,6 +53,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         """Record a report and decide."""
         name, reply = name_of(trial), result[REPLY]
         if reply.report is None:
+            # The answer to ``channel.preempt``: the trial has nothing to report, and only Tune can free its resources.
             self._preempting = name
             return str(PAUSE)
         if not self.population.observe(name, reply):
@@ -59,6 +65,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
             self._preempting = name
         else:
             self._forget_preemption(name)
+        # Before Tune acts on the decision; where decide() has committed already, this line repeats the same state.
         self.population.commit(name)
         return str(decision)
 
@@ -71,16 +78,16 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         self._trial_ended(name)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Go on without a trial whose actor could not be kept alive; one that Tune starts again is added once more."""
+        """Continue without a trial whose actor has failed for good; one that Tune restarts is added again."""
         if trial.should_recover():
             self._forget_preemption(name_of(trial))
-            self.population.run.note(f"{name_of(trial)} has lost its actor; it is started again")
+            self.population.run.note(f"{name_of(trial)} lost its actor; Tune restarts it")
             return
-        self.population.run.note(f"{name_of(trial)} failed and is out of the population; --resume takes it up again")
+        self.population.run.note(f"{name_of(trial)} failed and left the population; --resume RUN_DIR continues it")
         self._trial_ended(name_of(trial))
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """Go on without a trial that was removed."""
+        """Continue without a trial that was removed."""
         self._trial_ended(name_of(trial))
 
     def _trial_ended(self, name: str) -> None:
@@ -88,15 +95,16 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         self.trial_ended(name)
 
     def _forget_preemption(self, name: str) -> None:
-        """Forget that a trial was on its way out."""
+        """Note that a trial keeps its resources, or has already given them up."""
         if self._preempting == name:
             self._preempting = None
 
     def trial_ended(self, name: str) -> None:
-        """A trial has ended; those that waited for it wait no longer."""
+        """React to the end of a trial; a scheduler with barriers stops waiting for it."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """The paused trial that is furthest behind, if there is a place for it and no fresh trial to start."""
+        """Return the least-trained paused trial if there is free capacity; else preempt a trial if others need it."""
+        # Trials that have never started come first, by way of ``GatedSearch``: they have trained least.
         waiting = [trial for trial in self.admission.paused() if self.ready(name_of(trial))]
         waiting.sort(key=lambda trial: (self.population[name_of(trial)].epoch, name_of(trial)))
         if waiting and self.admission.all_started and self.admission.free:
@@ -107,26 +115,29 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         return None
 
     def others_waiting(self) -> bool:
-        """Whether a trial that may stop now should leave its place to another one."""
+        """Return whether a trial that may pause now should, so that another one gets its resources."""
         others = any(self.ready(name_of(trial)) for trial in self.admission.paused())
         return others or not self.admission.all_started or self.admission.oversubscribed()
 
     def _preempt_one(self) -> None:
-        """Have one of the trials that wait for others leave its place, unless one is on its way out."""
+        """Preempt one trial that waits at a barrier, unless another is still giving up its resources."""
         running = {name_of(trial) for trial in self.admission.running()}
         if self._preempting in running:
             return
+        # Only held trials are preempted, since they lose nothing. Tune pauses a trial only upon a result, and a held
+        # trial gives none: all running trials could be held while those they wait for have no resources. So the channel
+        # ends its request without a report, which on_trial_result answers with PAUSE.
         waiting = (name for name in sorted(running) if not self.ready(name))
         self._preempting = next(waiting, None)
         if self._preempting:
             self.population.channel.preempt(self._preempting)
 
     def debug_string(self) -> str:
-        """What Tune would print."""
+        """Return the text that Tune would print."""
         return type(self).__name__
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the population's own memory is the real one."""
+        """Do nothing: the population's own journal is the memory that counts."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, see ``save``."""
+        """Do nothing, see ``save``."""

@@ -1,4 +1,4 @@
-"""Search spaces: data files that say what is searched, between which bounds, how values are found and changed."""
+"""Search spaces: YAML files that define the searched values, their bounds, and how they are drawn and changed."""
 
 import itertools
 import math
@@ -18,9 +18,9 @@ from adios_ray.validation import parse
 
 class _Parameter(Strict):
     unit: str = ""
-    """What the numbers count, for people."""
+    """Unit of the numbers, for readers."""
     resample_probability: float | None = Field(None, ge=0, le=1)
-    """Chance that this value is drawn afresh instead of perturbed; None takes the search space's."""
+    """Probability that this value is resampled instead of perturbed; None takes the search space's."""
 
 
 class _Bounded(_Parameter):
@@ -37,15 +37,15 @@ class _Bounded(_Parameter):
 
     @property
     def extremes(self) -> list[Any]:
-        """The values that a configuration must allow for all others to be allowed."""
+        """The values that a configuration must accept, so that it accepts all others too."""
         return [self.low, self.high]
 
 
 class Continuous(_Bounded):
-    """A number that is perturbed by a factor."""
+    """A real number, perturbed by a factor."""
 
     scale: Literal["linear", "log"]
-    """How it is drawn: evenly, or evenly in its logarithm."""
+    """How it is drawn: uniformly, or uniformly in its logarithm."""
     factor: float = Field(1.25, gt=1)
     """A perturbation multiplies or divides by this."""
 
@@ -56,57 +56,57 @@ class Continuous(_Bounded):
         return self
 
     def sample(self, random: Random) -> float:
-        """A fresh value."""
+        """Draw a value."""
         if self.scale == "log":
             return self.clipped(math.exp(random.uniform(math.log(self.low), math.log(self.high))))
         return random.uniform(self.low, self.high)
 
     def perturb(self, value: float, random: Random) -> float:
-        """A neighboring value, inside the bounds."""
+        """Return a neighboring value inside the bounds."""
         return self.clipped(value * random.choice((self.factor, 1 / self.factor)))
 
     def clipped(self, value: float) -> float:
-        """The nearest value inside the bounds."""
+        """Return the nearest value inside the bounds."""
         return min(max(value, self.low), self.high)
 
 
 class Integer(_Bounded):
-    """A whole number that is perturbed by a step."""
+    """An integer, perturbed by a step."""
 
     low: int
     """Smallest value."""
     high: int
     """Largest value."""
     scale: Literal["integer"]
-    """Drawn evenly from low, low + step, ... up to high."""
+    """Drawn uniformly from low, low + step, ... up to high."""
     step: int = Field(1, ge=1)
     """A perturbation adds or subtracts this."""
 
     @model_validator(mode="after")
     def _whole_steps(self) -> Self:
         if (self.high - self.low) % self.step:
-            raise ValueError(f"high {self.high} is not low {self.low} and a whole number of steps of {self.step}")
+            raise ValueError(f"high {self.high} is not a whole number of steps of {self.step} above low {self.low}")
         return self
 
     def sample(self, random: Random) -> int:
-        """A fresh value."""
+        """Draw a value."""
         return random.choice(range(self.low, self.high + 1, self.step))
 
     def perturb(self, value: int, random: Random) -> int:
-        """A neighboring value, inside the bounds."""
+        """Return a neighboring value inside the bounds."""
         return min(max(value + random.choice((self.step, -self.step)), self.low), self.high)
 
 
 class Choice(_Parameter):
-    """One of some values, in an order that means something to a perturbation."""
+    """One of several values; a perturbation moves to a neighbor in their order."""
 
     values: list[Any] = Field(min_length=2)
-    """All that it can be."""
+    """The values, in a meaningful order."""
 
     @model_validator(mode="after")
     def _different(self) -> Self:
         if any(value in self.values[:position] for position, value in enumerate(self.values)):
-            raise ValueError(f"values {self.values} hold one of them twice")
+            raise ValueError(f"values {self.values} contain a duplicate")
         return self
 
     @property
@@ -115,11 +115,11 @@ class Choice(_Parameter):
         return self.values
 
     def sample(self, random: Random) -> Any:
-        """A fresh value."""
+        """Draw a value."""
         return random.choice(self.values)
 
     def perturb(self, value: Any, random: Random) -> Any:
-        """The next value or the one before; a fresh one for a value that is not in the list."""
+        """Return the next value or the one before; resample a value that is not in the list."""
         if value not in self.values:
             return self.sample(random)
         position = self.values.index(value) + random.choice((1, -1))
@@ -127,6 +127,7 @@ class Choice(_Parameter):
 
 
 def _kind(values: Any) -> str:
+    # pydantic asks with a dict when it validates and with a model when it serializes.
     given = values if isinstance(values, dict) else getattr(values, "__dict__", {})
     if "values" in given:
         return "choice"
@@ -142,7 +143,7 @@ Scheduler = Literal["pbt", "pb2", "asha", "median", "none"]
 Search = Literal["random", "hyperopt", "grid"]
 
 EVOLVING: tuple[Scheduler, ...] = ("pbt", "pb2")
-"""Schedulers that change trials while they train."""
+"""Schedulers that change the values of trials while they train."""
 
 _OPTIONS: Mapping[str, tuple[Scheduler, ...]] = {
     "synchronous": EVOLVING,
@@ -153,62 +154,62 @@ _OPTIONS: Mapping[str, tuple[Scheduler, ...]] = {
     "reduction_factor": ("asha",),
     "min_trials": ("median",),
 }
-"""The schedulers that each option is for."""
-
+"""Schedulers that each option applies to."""
 
 _KEPT_POSITIVE = ("masking.sparsity_weight",)
-"""Values that may be 0 in a fixed training, but not in a search: without the penalty masks collapse."""
+"""Values that may be 0 in a fixed training but not in a search: without the penalty, masks collapse."""
 
 
 class SearchSpace(Strict):
-    """What a population searches and how it evolves."""
+    """What is searched, and how the population evolves."""
 
     scheduler: Scheduler
-    """pbt: population based training (Jaderberg et al. 2017); pb2: with a Gaussian-process bandit in place of random
-    perturbations (Parker-Holder et al. 2020); asha: asynchronous successive halving (Li et al. 2020); median: stop what
-    is worse than the median (Golovin et al. 2017); none: train every trial to its end."""
+    """pbt: population based training (Jaderberg et al. 2017); pb2: with a Gaussian-process bandit instead of random
+    perturbations (Parker-Holder et al. 2020); asha: asynchronous successive halving (Li et al. 2020); median: stop
+    trials below the median (Golovin et al. 2017); none: train every trial to its end."""
     search: Search = "random"
-    """Where trials begin: random draws, hyperopt's tree-structured Parzen estimator, or every combination."""
+    """Initial values of trials: random draws, hyperopt's tree-structured Parzen estimator, or every combination."""
     synchronous: bool = True
-    """pbt, pb2: decide when all trials have reached the interval, or for each trial as it does."""
+    """pbt, pb2: decide once all trials have reached the interval; else for each trial as it reaches it."""
     interval_epochs: int = Field(1, ge=1)
     """pbt, pb2: epochs between two decisions about a trial."""
     quantile_fraction: float = Field(0.25, gt=0, le=0.5)
-    """pbt, pb2: share of the population that is replaced, and share that is copied from."""
+    """pbt, pb2: fraction of the population that is replaced, and fraction that is copied."""
     resample_probability: float = Field(0.25, ge=0, le=1)
-    """pbt: chance that a value is drawn afresh instead of perturbed."""
+    """pbt: probability that a value is resampled instead of perturbed."""
     grace_epochs: int = Field(1, ge=1)
-    """asha, median: epochs that every trial may train."""
+    """asha, median: epochs that every trial trains before it may be stopped."""
     reduction_factor: float = Field(4, gt=1)
-    """asha: of so many trials that reach a rung one goes on, and rungs are so many times further apart each."""
+    """asha: keep the best 1/reduction_factor of the trials at each rung; each rung is this factor further on."""
     min_trials: int = Field(3, ge=1)
-    """median: other trials that must have come as far before one is stopped."""
+    """median: other trials that must have reached the same epoch before one is stopped."""
     parameters: dict[str, Parameter]
-    """Configuration path of each searched value with its bounds."""
+    """The searched values by configuration path."""
 
     @field_validator("parameters", mode="before")
     @classmethod
     def _read_earlier_paths(cls, parameters: Any) -> Any:
-        """Translate paths of earlier versions, in the copy that a run of theirs keeps."""
+        """Translate paths of earlier versions, which the copy in an old run directory still has."""
         if not isinstance(parameters, dict):
             return parameters
         return {current_path(path): parameter for path, parameter in parameters.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        # Compared with defaults instead of fields set: the copy in a run directory spells every option out.
         for option, schedulers in _OPTIONS.items():
             changed = getattr(self, option) != type(self).model_fields[option].default
             if changed and self.scheduler not in schedulers:
                 raise ValueError(f"{option} is for {' and '.join(schedulers)}, not for {self.scheduler}")
         if self.scheduler in EVOLVING and self.search != "random":
             raise ValueError(
-                f"search {self.search} cannot go with {self.scheduler}, which itself chooses the values of its trials "
-                "while they train; leave search out, or take asha, median or none"
+                f"search {self.search} cannot be combined with {self.scheduler}, which itself changes the values of "
+                "trials while they train; leave search out, or use asha, median or none"
             )
         if self.search == "grid" and (ranges := [p for p, x in self.parameters.items() if isinstance(x, Continuous)]):
-            raise ValueError(f"search grid needs values: [...] for {', '.join(ranges)}")
+            raise ValueError(f"search grid needs values: [...] instead of bounds for {', '.join(ranges)}")
         if self.scheduler == "pb2" and (choices := [p for p, x in self.parameters.items() if isinstance(x, Choice)]):
-            raise ValueError(f"pb2 needs numbers with low and high for {', '.join(choices)}")
+            raise ValueError(f"pb2 needs numbers with low and high instead of values for {', '.join(choices)}")
         return self
 
     @property
@@ -217,20 +218,20 @@ class SearchSpace(Strict):
         return self.scheduler in EVOLVING
 
     def sample(self, random: Random) -> dict[str, Any]:
-        """Fresh values for all parameters, by path."""
+        """Sample all parameters; values by path."""
         return {path: parameter.sample(random) for path, parameter in self.parameters.items()}
 
     def explore(self, values: dict[str, Any], random: Random) -> dict[str, Any]:
-        """Changed values: each drawn afresh with the resample probability, else perturbed."""
+        """Change values: resample each with its resample probability, else perturb it."""
         changed = {}
         for path, parameter in self.parameters.items():
             own = parameter.resample_probability
-            fresh = random.random() < (self.resample_probability if own is None else own)
-            changed[path] = parameter.sample(random) if fresh else parameter.perturb(values[path], random)
+            resample = random.random() < (self.resample_probability if own is None else own)
+            changed[path] = parameter.sample(random) if resample else parameter.perturb(values[path], random)
         return changed
 
     def combinations(self) -> Iterator[dict[str, Any]]:
-        """Every combination of the values of a grid."""
+        """Iterate over all combinations of a grid's values."""
         values = [
             range(x.low, x.high + 1, x.step) if isinstance(x, Integer) else x.extremes for x in self.parameters.values()
         ]
@@ -238,24 +239,25 @@ class SearchSpace(Strict):
             yield dict(zip(self.parameters, combination, strict=True))
 
     def bind(self, config: TrialConfig, origin: str = "search space") -> None:
-        """Check that every path exists, may change where it would, and that its extreme values are allowed.
+        """Check that every path exists, may change in training where it would, and accepts its extreme values.
 
         Raises:
-            ConfigError: Naming the path.
+            ConfigError: If one does not; it names the path.
         """
         for path, parameter in self.parameters.items():
             configured = value_at(config, path)
             if self.evolving and not adaptable(path):
                 raise ConfigError(
-                    f"{origin}: {path} cannot change while a trial trains, so that {self.scheduler} cannot search it; "
-                    "asha, median and none can"
+                    f"{origin}: {path} cannot change while a trial trains, so {self.scheduler} cannot search it; "
+                    "use asha, median or none"
                 )
             for value in parameter.extremes:
                 replaced(config, {path: value}, origin)
             logarithmic = isinstance(parameter, Continuous) and parameter.scale == "log"
             if (logarithmic or path in _KEPT_POSITIVE) and min(configured, *parameter.extremes) <= 0:
+                reason = "a factor cannot perturb 0" if logarithmic else "at 0, masks collapse"
                 raise ConfigError(
-                    f"{origin}: {path} must stay above 0, which factors and logarithms cannot leave: raise "
+                    f"{origin}: {path} must stay above 0 ({reason}): raise "
                     f"{'its configured value' if configured <= 0 else 'the lowest value'}, or do not search it"
                 )
 
@@ -265,20 +267,20 @@ def load_space(path: Path, scheduler: Scheduler | None = None, search: Search | 
 
     Args:
         path: The file.
-        scheduler: Takes the place of the file's, whose options for that are then left out.
-        search: Takes the place of the file's.
+        scheduler: Replaces the file's; options that it does not take are dropped.
+        search: Replaces the file's.
 
     Raises:
-        ConfigError: If the file is missing or says something that a search space cannot.
+        ConfigError: If the file cannot be read or is no valid search space.
     """
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"search space {path} cannot be read: {error.strerror or error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"search space {path} is not YAML: {error}") from None
+        raise ConfigError(f"search space {path} is no valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"search space {path} is not a mapping")
+        raise ConfigError(f"search space {path} is a {type(values).__name__}, expected a mapping of options")
     if scheduler is not None and scheduler != values.get("scheduler"):
         values = {key: value for key, value in values.items() if scheduler in _OPTIONS.get(key, (scheduler,))}
         values["scheduler"] = scheduler
@@ -288,5 +290,5 @@ def load_space(path: Path, scheduler: Scheduler | None = None, search: Search | 
 
 
 def save_space(space: SearchSpace, path: Path) -> None:
-    """Write a search space as ``load_space`` reads it."""
+    """Write a search space in the format that ``load_space`` reads."""
     atomic_write(path, yaml.safe_dump(space.model_dump(mode="json"), sort_keys=False).encode())

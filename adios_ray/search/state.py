@@ -1,7 +1,7 @@
-"""What a population remembers between two runs of its driver.
+"""The state of a population on disk, from which a restarted driver resumes.
 
-A snapshot is written when a driver starts, and each change after it is one line of a journal: what a report costs does
-not grow with the population. A line without its newline was being written when the driver died, and never took effect.
+A snapshot is written when a driver starts, and each later change is one line of a journal, so that the cost of a report
+does not grow with the population. A line without its newline was cut off by a crash and never took effect.
 """
 
 import shutil
@@ -19,31 +19,32 @@ from adios_ray.run_directory import RunDirectory, newest_epochs
 from adios_ray.validation import parse_json, read_json
 
 KEPT_CHECKPOINTS = 2
+"""Newest checkpoints kept of each trial, used or not: workers fall back to the second if the first is damaged."""
 
 
 class Member(BaseModel):
-    """One trial's place in the population."""
+    """The state of one trial of the population."""
 
     values: SearchedValues
-    """Searched values by configuration path, as the trial uses them from its checkpoint on."""
+    """Searched values by configuration path, in use from the checkpoint on."""
     number: int
     """Position in the population, which decides the trial's seed."""
     checkpoint: Pointer | None = None
-    """What the trial goes on from: its own last report's, or a donor's."""
+    """Checkpoint that the trial resumes from: of its own last report, or of a donor."""
     epoch: int = 0
-    """Epochs behind that checkpoint."""
+    """Epochs trained up to that checkpoint."""
     score: float | None = None
-    """Score at the last report; never nan, a trial that diverged or collapsed is below all others."""
+    """Score at the last report; never nan: a trial that diverged or collapsed has ``WORST_SCORE``."""
     base_score: float | None = None
     """Score of the weights in that checkpoint: a donor's after an exploit."""
     decided_epoch: int = 0
     """Epoch of the last decision about the trial."""
     finished: bool = False
-    """Whether the trial has trained its last epoch, or was stopped for good."""
+    """Whether the trial has trained its last epoch or was stopped early."""
 
 
 class Observation(BaseModel):
-    """What became of a trial between two of its reports."""
+    """The change of a trial's score between two of its reports."""
 
     trial: str
     values: SearchedValues
@@ -55,7 +56,7 @@ class Observation(BaseModel):
 
 
 class Change(BaseModel):
-    """What changed at once: a line of the journal, which takes effect as a whole."""
+    """One line of the journal: changes that take effect together."""
 
     members: dict[str, Member]
     observations: dict[str, Observation]
@@ -65,41 +66,42 @@ class Change(BaseModel):
 
 
 class PopulationState(BaseModel):
-    """All members, and the clock of synchronous decisions."""
+    """All members, their observations, and the next synchronous decision."""
 
     members: dict[str, Member] = Field(default_factory=dict)
     """Trials by name."""
     initial: dict[str, SearchedValues] = Field(default_factory=dict)
-    """Searched values with which each trial began."""
+    """Searched values that each trial started with."""
     observations: dict[str, Observation] = Field(default_factory=dict)
     """All observations, by trial and epoch."""
     next_decision_epoch: int
-    """Synchronous populations: epoch that all trials must reach before the next decision."""
+    """Synchronous populations: epoch of the barrier, which all trials must reach before the next decision."""
     exploits: int = 0
-    """Lines of the lineage that belong to this state; a decision that a crash cut off is made again."""
+    """Lines of the lineage that belong to this state; later ones are of a decision that a crash cut off."""
     seconds: float = 0.0
-    """Wall time of earlier runs of the driver and this one."""
+    """Wall time of this driver and all earlier ones."""
 
     def add(self, name: str, values: dict[str, Any]) -> Member:
-        """Take in a trial that begins with these values."""
+        """Add a trial that starts with these values."""
         self.members[name] = Member(values=values, number=len(self.members))
         self.initial[name] = values
         return self.members[name]
 
     def unfinished(self, names: Iterable[str]) -> list[str]:
-        """Those of some trials, begun or not, that have not ended; the one that is furthest behind first."""
+        """Select the trials that have not finished, started or not; the least trained first."""
         epochs = {name: member.epoch for name, member in self.members.items()}
         finished = {name for name, member in self.members.items() if member.finished}
         return sorted((name for name in names if name not in finished), key=lambda name: epochs.get(name, 0))
 
     def save(self, run_dir: Path) -> None:
-        """Write a snapshot, and begin the journal anew."""
+        """Write a snapshot and empty the journal."""
         run = RunDirectory(run_dir)
+        # A crash between the two is harmless: lines hold whole members, so that replaying them changes nothing.
         atomic_write(run.population, self.model_dump_json().encode())
         atomic_write(run.journal, b"")
 
     def journal(self, run_dir: Path, members: Iterable[str], observations: Iterable[str] = ()) -> None:
-        """Write down, in one step, how some members stand, some observations, and the clock."""
+        """Append some members, some observations and the next decision's epoch to the journal as one line."""
         change = Change(
             members={name: self.members[name] for name in members},
             observations={key: self.observations[key] for key in observations},
@@ -111,10 +113,10 @@ class PopulationState(BaseModel):
 
     @staticmethod
     def load(run_dir: Path) -> "PopulationState":
-        """Read the state of a run: its snapshot, and what was changed since.
+        """Read the state of a run: its snapshot and the changes since.
 
         Raises:
-            ConfigError: If the directory is not one of a run.
+            ConfigError: If the directory is no run directory, or one of the two files is damaged.
         """
         run = RunDirectory(run_dir)
         if not run.population.is_file():
@@ -122,6 +124,7 @@ class PopulationState(BaseModel):
         state = read_json(PopulationState, run.population)
         for number, line in enumerate(complete_lines(run.journal).splitlines(), start=1):
             change = parse_json(Change, line, f"{run.journal}, line {number} is damaged")
+            # A trial that a search added after the snapshot: its first line holds the values that it started with.
             for name in change.members.keys() - state.members.keys():
                 state.initial[name] = change.members[name].values
             state.members.update(change.members)
@@ -131,11 +134,12 @@ class PopulationState(BaseModel):
         return state
 
     def remove_unused_checkpoints(self, run_dir: Path, trials: Iterable[str]) -> None:
-        """Delete the checkpoints of some trials that nobody goes on from, but for each one's newest two."""
+        """Delete the checkpoints of these trials that no member resumes from, except each trial's newest two."""
         older: set[Path] = set()
         for trial in trials:
             older.update(list(newest_epochs(RunDirectory(run_dir).checkpoints / trial))[KEPT_CHECKPOINTS:])
-        if older:  # who uses what is asked of everybody, and only then
+        # Any member may be a copy and still use them. Asking all is left to this case, since this runs at every report.
+        if older:
             older -= {member.checkpoint.path for member in self.members.values() if member.checkpoint}
         for directory in older:
             shutil.rmtree(directory, ignore_errors=True)

@@ -1,6 +1,5 @@
-"""Searches that start many trials and stop the poor ones early: a rule of Tune's decides, the population remembers."""
+"""Searches that start many trials and stop poor ones early, by the rule of one of Tune's own schedulers."""
 
-from collections.abc import Callable
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -10,41 +9,41 @@ from adios_ray.backend.admission import Admission, name_of
 from adios_ray.search.population import WORST_SCORE, Population
 from adios_ray.search.scheduler import STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
-
-Suggest = Callable[[str], dict[str, Any]]
-"""Values for a new trial, by its name."""
+from adios_ray.search.suggest import Suggest
 
 
 class _Reported:
-    """What a rule of Tune's wants to know of a trial: its name, which stays the same over restarts."""
+    """All of a trial that Tune's rules read: an ID, here the name, which stays the same over restarts."""
 
     def __init__(self, name: str) -> None:
-        """Take the name."""
+        """Use the name as ID."""
         self.trial_id = name
 
 
 class StoppingSearch(LiveScheduler):
-    """Each trial trains with the values that it was given until it ends or the rule stops it."""
+    """Trains each trial with fixed values until it ends or the rule stops it."""
 
     def __init__(self, population: Population, admission: Admission, rule: TrialScheduler, suggest: Suggest) -> None:
-        """Search with a rule, which hears of all that was reported before.
+        """Search with a rule, which is replayed all earlier reports.
 
         Args:
             population: The trials so far.
             admission: Which trials may run.
-            rule: Decides about stopping, by "epoch" and "fitness".
-            suggest: Makes a new trial's values.
+            rule: Decides which trials to stop, by "epoch" and "fitness".
+            suggest: Makes the values of a new trial.
         """
         super().__init__(population, admission)
         self._rule, self._suggest = rule, suggest
         self._reported: dict[str, _Reported] = {}
         for name in population.state.members:
             self._add_to_rule(name)
+        # By epoch: rules take a trial's last result for its newest. The answers are dropped, since the population knows
+        # which trials were stopped.
         for observed in sorted(population.state.observations.values(), key=lambda observed: observed.epochs[1]):
             self._ask_rule(observed.trial, observed.epochs[1], observed.scores[1])
 
     def introduce(self, name: str) -> None:
-        """Make up a new trial's values, or take up one that began before."""
+        """Suggest a new trial's values and journal them; an earlier trial keeps its own."""
         if name not in self.population.state.members:
             self.population.state.add(name, self._suggest(name))
             self.population.commit(name)
@@ -52,11 +51,11 @@ class StoppingSearch(LiveScheduler):
         super().introduce(name)
 
     def ready(self, name: str) -> bool:
-        """Nobody waits for others."""
+        """Return True: no trial waits for others."""
         return True
 
     def decide(self, name: str) -> str:
-        """Stop what diverged, and what the rule stops."""
+        """Stop a trial that diverged or that the rule stops."""
         member = self.population[name]
         assert member.score is not None
         if member.score == WORST_SCORE:
@@ -64,10 +63,10 @@ class StoppingSearch(LiveScheduler):
         return self._ask_rule(name, member.epoch, member.score)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Record a trial's last report; the rule compares others with it."""
-        heard = self.population[name_of(trial)].finished
+        """Record a trial's last report, with which the rule compares others."""
+        was_finished = self.population[name_of(trial)].finished
         super().on_trial_complete(tune_controller, trial, result)
-        if not heard:
+        if not was_finished:  # else the rule would count the report twice
             self.decide(name_of(trial))
 
     def _add_to_rule(self, name: str) -> None:
@@ -80,23 +79,23 @@ class StoppingSearch(LiveScheduler):
 
 
 class _NoController:
-    """In place of Tune's controller: rules look in it for trials that wait, which is not theirs to know here."""
+    """Stands in for Tune's controller: the median rule asks it for pending trials, and would pause its own for them."""
 
     @staticmethod
     def get_live_trials() -> list[Any]:
-        """None of them."""
+        """Return no trials: admission alone shares capacity."""
         return []
 
 
 def make_rule(space: SearchSpace, epochs: int) -> TrialScheduler:
-    """The stopping rule of a search space for trainings of so many epochs."""
+    """Build the stopping rule of a search space for trials of ``epochs`` epochs."""
     common = {"time_attr": "epoch", "metric": "fitness", "mode": "max"}
     if space.scheduler == "asha":
         return AsyncHyperBandScheduler(
             max_t=epochs,
             grace_period=min(space.grace_epochs, epochs),
             reduction_factor=space.reduction_factor,
-            stop_last_trials=False,
+            stop_last_trials=False,  # else reports at max_t are not recorded in their rung, for others to compare with
             **common,
         )
     if space.scheduler == "median":

@@ -1,4 +1,4 @@
-"""Where trials begin: random draws, a grid, or hyperopt's tree-structured Parzen estimator."""
+"""Initial values of trials: random draws, a grid, or hyperopt's tree-structured Parzen estimator (TPE)."""
 
 from collections.abc import Callable
 from random import Random
@@ -8,45 +8,47 @@ from ray import tune
 from ray.tune.search.hyperopt import HyperOptSearch
 
 from adios_ray.config import TrialConfig, value_at
-from adios_ray.search.spaces import Choice, Integer, Parameter, SearchSpace
+from adios_ray.search.spaces import Choice, Continuous, Integer, Parameter, SearchSpace
 from adios_ray.search.state import PopulationState
 
 STARTUP_TRIALS = 10
+"""Random draws before the estimator takes over."""
 
 Suggest = Callable[[str], dict[str, Any]]
-"""Values for a new trial, by its name."""
+"""Makes the values of a new trial from its name."""
 
 
 def make_suggest(space: SearchSpace, config: TrialConfig, state: PopulationState) -> Suggest:
-    """The source of new trials' values that a search space asks for.
+    """Build the source of new trials' values that a search space names.
 
     Args:
         space: What is searched, and how.
-        config: What all trials have in common; random draws begin with its own values.
-        state: The trials so far; it is looked at again for each new one.
+        config: What all trials have in common; of random draws, the first trial takes its values instead.
+        state: The trials so far, read again for each new one.
     """
     if space.search == "hyperopt":
         return TreeParzen(space, config.seed, state)
     if space.search == "grid":
         combinations = list(space.combinations())
         return lambda name: combinations[len(state.members)]
-    return lambda name: _drawn(space, config, len(state.members))
 
+    def draw(name: str) -> dict[str, Any]:
+        number = len(state.members)
+        # The configured values are tried first: the search then contains the plain training it is compared with.
+        if number == 0:
+            return {path: value_at(config, path) for path in space.parameters}
+        return space.sample(Random(f"{config.seed}/{number}"))
 
-def _drawn(space: SearchSpace, config: TrialConfig, number: int) -> dict[str, Any]:
-    """The first trial begins with the configured values, the others with values drawn from the space."""
-    if number == 0:
-        return {path: value_at(config, path) for path in space.parameters}
-    return space.sample(Random(f"{config.seed}/{number}"))
+    return draw
 
 
 class TreeParzen:
-    """Values that did well before are likely (Bergstra et al. 2011); the first trials are random draws."""
+    """Draws values that resemble good earlier ones (TPE, Bergstra et al. 2011); the first trials are random draws."""
 
     def __init__(self, space: SearchSpace, seed: int, state: PopulationState) -> None:
-        """Go on after the trials of ``state``, whose values and scores hyperopt is told again."""
+        """Continue after the trials of ``state``, whose values and scores are replayed to hyperopt."""
         self._space, self._state = space, state
-        self._told: set[str] = set()
+        self._completed: set[str] = set()
         known = [dict(member.values) for member in state.members.values()]
         self._search = HyperOptSearch(
             space={path: _distribution(parameter) for path, parameter in space.parameters.items()},
@@ -54,19 +56,24 @@ class TreeParzen:
             mode="max",
             points_to_evaluate=known or None,
             n_initial_points=STARTUP_TRIALS,
-            random_state_seed=seed + len(known),
+            random_state_seed=seed + len(known),  # the same seed would repeat the draws of the trials above
         )
+        # hyperopt accepts scores only of trials that it suggested. It suggests the known points first, in their order.
         for name in state.members:
             self._search.suggest(name)
 
     def __call__(self, name: str) -> dict[str, Any]:
-        """Values for the trial ``name``, after all trials that have ended."""
+        """Suggest values for the trial ``name``, after the scores of all trials that have ended."""
         for other, member in self._state.members.items():
-            if member.finished and member.score is not None and other not in self._told:
-                self._told.add(other)
+            if member.finished and member.score is not None and other not in self._completed:
+                self._completed.add(other)
                 self._search.on_trial_complete(other, {"score": member.score})
         drawn = self._search.suggest(name)
-        return {path: _typed(parameter, drawn[path]) for path, parameter in self._space.parameters.items()}
+        # Exponentials of drawn logarithms may miss the bounds by rounding.
+        return {
+            path: parameter.clipped(float(drawn[path])) if isinstance(parameter, Continuous) else drawn[path]
+            for path, parameter in self._space.parameters.items()
+        }
 
 
 def _distribution(parameter: Parameter) -> Any:
@@ -77,8 +84,3 @@ def _distribution(parameter: Parameter) -> Any:
     if parameter.scale == "log":
         return tune.loguniform(parameter.low, parameter.high)
     return tune.uniform(parameter.low, parameter.high)
-
-
-def _typed(parameter: Parameter, value: Any) -> Any:
-    """A plain Python value inside the bounds."""
-    return value if isinstance(parameter, Choice | Integer) else parameter.clipped(float(value))

@@ -1,1 +1,1 @@
-"""What a run leaves for people to see: files, terminal, report, metrics."""
+"""What a run records and shows: files, terminal, report, metrics, Weights & Biases."""

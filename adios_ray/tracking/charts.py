@@ -1,6 +1,6 @@
-"""The report's charts as plotly figures (plain dicts of data and layout), colors of the page left to the page.
+"""The report's charts as plotly figures: plain dicts of data and layout, without the page's own colors.
 
-A trial has the same color in every chart. Names come from files and are escaped: plotly reads text as markup.
+A trial has the same color in every chart. Names come from files and are escaped, since plotly reads text as markup.
 """
 
 import html
@@ -24,18 +24,18 @@ _MARKED_REPORTS = 30
 
 @dataclass(frozen=True)
 class ChartData:
-    """What the charts are drawn from."""
+    """The data that all charts are drawn from."""
 
     rows: Mapping[str, Sequence[Row]]
     """Each trial's reports by epoch."""
     exploits: Sequence[Exploit]
     path: Sequence[Ancestor]
-    """Ancestry of the best report, oldest first; empty if nothing was reported."""
+    """Ancestry of the best report, oldest first; empty before the first report."""
     colors: Mapping[str, str]
     chance: float | None
-    """Accuracy of guessing; None where it is unknown or fitness is no accuracy."""
+    """Accuracy of guessing; None where it is unknown or fitness is not an accuracy."""
     measure: Measure = MEASURES["knn"]
-    """What fitness is."""
+    """The measure of fitness."""
 
     @property
     def best(self) -> str | None:
@@ -44,7 +44,7 @@ class ChartData:
 
 
 def trial_colors(rows: Mapping[str, Sequence[Row]], path: Sequence[Ancestor]) -> dict[str, str]:
-    """A color for each trial; beyond eight trials only the best's ancestry and the next best, the others gray."""
+    """Choose a color for each trial; of more than eight, the best one's ancestry and the next best, others are gray."""
     trials = sorted(rows)
     if len(trials) > len(_PALETTE):
         fitness = {t: max((r.fitness for r in rows[t] if not math.isnan(r.fitness)), default=-1.0) for t in trials}
@@ -55,12 +55,12 @@ def trial_colors(rows: Mapping[str, Sequence[Row]], path: Sequence[Ancestor]) ->
 
 
 def _label(text: str) -> str:
-    """Text as plotly shows it literally: neither markup nor a template."""
+    """Escape text so that plotly shows it literally, neither as markup nor as a template."""
     return html.escape(text).replace("%", "&#37;")
 
 
 def _number(value: float) -> float | None:
-    """The value, or None (a gap) where it is not finite."""
+    """Return the value, or None (a gap in the curve) where it is not finite."""
     return value if math.isfinite(value) else None
 
 
@@ -70,8 +70,9 @@ def _layout(height: int, **more: Any) -> Figure:
 
 
 def _epochs(population: ChartData, ticks: int) -> Figure:
-    """The horizontal axis, the same in every chart but for the number of its ticks."""
+    """Make the horizontal axis, which is the same in all charts except for its number of ticks."""
     last = max(row.epoch for rows in population.rows.values() for row in rows)
+    # The same explicit range everywhere, so that epochs line up between charts; plotly would fit each to its own data.
     steps = (mantissa * 10**decade for decade in range(9) for mantissa in (1, 2, 5))
     step = next(step for step in steps if last <= ticks * step)
     axis = {"title": {"text": "epoch", "standoff": 6}, "tickformat": "d", "zeroline": False, "automargin": True}
@@ -79,12 +80,15 @@ def _epochs(population: ChartData, ticks: int) -> Figure:
 
 
 def _values(**more: Any) -> Figure:
-    """A vertical axis."""
+    """Make a vertical axis."""
     return {"zeroline": False, "automargin": True, "nticks": 7, **more}
 
 
 def _log_values(low: float, high: float) -> Figure:
-    """A logarithmic vertical axis over [low, high], both > 0, ticked at round numbers (at both ends if too narrow)."""
+    """Make a logarithmic vertical axis over [low, high], both > 0.
+
+    Ticks are at round numbers, or at both ends if fewer than two of them are inside.
+    """
     ratio = high / low
     mantissas = (1, 1.5, 2, 3, 5, 7) if ratio < 8 else (1, 2, 5) if ratio < 200 else (1,)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -103,7 +107,7 @@ def _line(population: ChartData, trial: str, width: float) -> Figure:
 
 
 def _trace(population: ChartData, trial: str, read: Callable[[Row], Any], what: str) -> Figure:
-    """One trial's course; ``what`` is how plotly writes a value, a d3 format after a colon or nothing."""
+    """Draw one trial's curve; ``what`` is plotly's format of a value, a d3 format after a colon or nothing."""
     rows = population.rows[trial]
     values = [_number(value) if isinstance(value := read(row), float) else value for row in rows]
     return {
@@ -120,7 +124,10 @@ def _trace(population: ChartData, trial: str, read: Callable[[Row], Any], what: 
 
 
 def _steps(population: ChartData, trial: str, path: str, what: str, shift: float = 0.0) -> Figure:
-    """One trial's searched value: from each report's predecessor to it, drawn ``shift`` above its height."""
+    """Draw one trial's searched value as steps, ``shift`` above its height.
+
+    A report's value was in use since the report before it, so that each step ends at its report.
+    """
     trace = _trace(population, trial, lambda row: row.values.get(path), what)
     trace["x"] = [0, *trace["x"]]
     trace["customdata"] = [trace["customdata"][0], *trace["customdata"]]
@@ -131,7 +138,7 @@ def _steps(population: ChartData, trial: str, path: str, what: str, shift: float
 
 
 def _back_to_front(population: ChartData) -> list[str]:
-    """Trials in drawing order: gray ones first, the best last."""
+    """Sort trials in drawing order: gray ones first, the best last."""
     return sorted(population.rows, key=lambda t: (t == population.best, population.colors[t] != _GRAY, t))
 
 
@@ -140,7 +147,7 @@ def _fitness_at(population: ChartData, trial: str, epoch: int) -> float | None:
 
 
 def _descent(population: ChartData) -> Figure:
-    """A halo along the reports of the best's ancestry."""
+    """Draw a halo along the reports of the best trial's ancestry."""
     last = population.path[-1].until if population.path else 0
     epochs = sorted({row.epoch for rows in population.rows.values() for row in rows if row.epoch <= last})
     held = [(epoch, _fitness_at(population, holder(population.path, epoch) or "", epoch)) for epoch in epochs]
@@ -156,7 +163,7 @@ def _descent(population: ChartData) -> Figure:
 
 
 def _arrow(population: ChartData, exploit: Exploit, start: float, end: float) -> Figure:
-    """An arrow from the donor's to the trial's height at the exploit's epoch, in the trial's color."""
+    """Draw an arrow at the exploit's epoch from the donor's height to the trial's, in the trial's color."""
     return {
         **{"x": exploit.epoch, "y": end, "ax": exploit.epoch, "ay": start, "axref": "x", "ayref": "y"},
         **{"showarrow": True, "arrowhead": 2, "arrowsize": 1.1, "arrowwidth": 1.4, "standoff": 3, "startstandoff": 3},
@@ -171,7 +178,7 @@ def _exploit_hover(exploit: Exploit) -> str:
 
 
 def _exploit_markers(population: ChartData, exploits: Sequence[Exploit], heights: Sequence[float]) -> Figure:
-    """The arrows' heads, which tell on hover what changed."""
+    """Draw the arrows' heads, which show on hover what changed."""
     colors = [population.colors.get(exploit.trial, _GRAY) for exploit in exploits]
     return {
         "type": "scatter",
@@ -188,12 +195,12 @@ def _slots_text(exploit: Exploit) -> str:
 
 
 def _slot_notes(exploits: Sequence[Exploit], heights: Sequence[float]) -> list[Figure]:
-    """The changes of N beside the arrows' heads, where they are few enough to be read."""
+    """Write the changes of N beside the arrows' heads if there are few enough exploits to read them."""
     if len(exploits) > _LABELED_EXPLOITS:
         return []
-    place = {"showarrow": False, "xanchor": "left", "yanchor": "top", "xshift": 5, "yshift": -3, "font": {"size": 11}}
+    style = {"showarrow": False, "xanchor": "left", "yanchor": "top", "xshift": 5, "yshift": -3, "font": {"size": 11}}
     noted = [(e, height) for e, height in zip(exploits, heights, strict=True) if _slots_text(e)]
-    return [{**place, "x": e.epoch, "y": height, "text": _slots_text(e)} for e, height in noted]
+    return [{**style, "x": e.epoch, "y": height, "text": _slots_text(e)} for e, height in noted]
 
 
 def _chance_line(chance: float | None) -> Figure:
@@ -206,7 +213,7 @@ def _chance_line(chance: float | None) -> Figure:
 
 
 def fitness_chart(population: ChartData) -> Figure:
-    """Fitness over epochs, with an arrow for each exploit from the donor's curve to the trial's point."""
+    """Draw fitness over epochs, with an arrow from the donor's curve to the trial's for each exploit."""
     traces = [
         _trace(population, t, lambda row: row.fitness, ":.1%" if population.measure.is_share else ":.3g")
         for t in _back_to_front(population)
@@ -215,6 +222,7 @@ def fitness_chart(population: ChartData) -> Figure:
     for exploit in population.exploits:
         start = _fitness_at(population, exploit.donor, exploit.epoch)
         end = _fitness_at(population, exploit.trial, exploit.epoch)
+        # An end is missing if a trial diverged (nan), or copied a donor that was ahead and so skipped this epoch.
         if start is not None and end is not None:
             drawn.append((exploit, start, end))
     exploits, heights = [exploit for exploit, _, _ in drawn], [end for _, _, end in drawn]
@@ -233,13 +241,13 @@ def _small(population: ChartData, data: list[Figure], axis: Figure) -> Figure:
 
 
 def value_charts(population: ChartData) -> dict[str, Figure]:
-    """Draw each searched value over epochs, as steps; by configuration path."""
+    """Draw each searched value over epochs as steps; charts by configuration path."""
     rows = [row for rows in population.rows.values() for row in rows]
     return {path: _value_chart(population, path) for path in dict.fromkeys(path for row in rows for path in row.values)}
 
 
 def _value_chart(population: ChartData, path: str) -> Figure:
-    """Choose the axis by the values: whole numbers, positive ones on a logarithmic scale, others, or categories."""
+    """Draw a searched value on an axis that fits: integers, a log scale for positive numbers, linear, or categories."""
     values = [row.values[path] for rows in population.rows.values() for row in rows if path in row.values]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         traces = [_steps(population, trial, path, "") for trial in _back_to_front(population)]
@@ -251,7 +259,7 @@ def _value_chart(population: ChartData, path: str) -> Figure:
 
 
 def _whole_numbers_chart(population: ChartData, path: str, values: Sequence[int]) -> Figure:
-    """Draw whole numbers; the trials' lines are up to 0.18 apart from their heights so that none hides another."""
+    """Draw integers; each trial's line is shifted by up to 0.18 so that none hides another."""
     trials = sorted(population.rows)
     shifts = {t: 0.36 * (i / max(len(trials) - 1, 1) - 0.5) for i, t in enumerate(trials)}
     traces = [_steps(population, t, path, ":d", shifts[t]) for t in _back_to_front(population)]
@@ -261,13 +269,13 @@ def _whole_numbers_chart(population: ChartData, path: str, values: Sequence[int]
 
 
 def overlap_chart(population: ChartData) -> Figure:
-    """Largest overlap of two slots over epochs."""
+    """Draw the largest overlap of two slots over epochs."""
     traces = [_trace(population, trial, lambda row: row.slot_overlap, ":.3f") for trial in _back_to_front(population)]
     return _small(population, traces, _values(rangemode="tozero"))
 
 
 def slot_size_chart(population: ChartData) -> Figure:
-    """Mean mask value of each trial's largest and, dotted, its smallest slot over epochs."""
+    """Draw the mean mask value of each trial's largest and, dotted, smallest slot over epochs."""
     largest = [_trace(population, trial, lambda row: row.mask_mean_max, ":.3f") for trial in _back_to_front(population)]
     smallest = [
         _trace(population, trial, lambda row: row.mask_mean_min, ":.3f") for trial in _back_to_front(population)
@@ -278,7 +286,7 @@ def slot_size_chart(population: ChartData) -> Figure:
 
 
 def _strip_line(population: ChartData, trial: str, height: int) -> Figure:
-    """A trial's own row in the lineage."""
+    """Draw a trial's row in the lineage."""
     last = population.rows[trial][-1].epoch
     return {
         "type": "scatter",
@@ -292,7 +300,7 @@ def _strip_line(population: ChartData, trial: str, height: int) -> Figure:
 
 
 def _strip_path(path: Sequence[Ancestor], heights: Mapping[str, int]) -> Figure:
-    """The best's ancestry as one line that changes rows where weights were copied, with a star at its end."""
+    """Draw the best trial's ancestry as a line that changes rows where weights were copied, with a star at its end."""
     points = [(epoch, heights[part.trial]) for part in path for epoch in (part.after, part.until)]
     return {
         "type": "scatter",
@@ -306,7 +314,7 @@ def _strip_path(path: Sequence[Ancestor], heights: Mapping[str, int]) -> Figure:
 
 
 def lineage_chart(population: ChartData) -> Figure:
-    """A row for each trial, an arrow for each copy of weights, and the best's ancestry underlaid."""
+    """Draw a row for each trial and an arrow for each copy of weights over a halo of the best trial's ancestry."""
     heights = {trial: height for height, trial in enumerate(sorted(population.rows))}
     known = [e for e in population.exploits if e.trial in heights and e.donor in heights]
     ends = [heights[exploit.trial] for exploit in known]

@@ -1,4 +1,4 @@
-"""How values, names and times are written for people."""
+"""Text for values, names and durations."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ LABELS = {
     "optimizer.encoder_lr": "encoder lr",
     "optimizer.occlusion_lr": "occlusion lr",
 }
-"""Short names of searched values by configuration path; others are called by their paths."""
+"""Short names of searched values by configuration path; other values are shown under their paths."""
 
 
 def label(path: str) -> str:
@@ -18,6 +18,7 @@ def label(path: str) -> str:
 
 def value_text(value: Any) -> str:
     """Write a searched value, numbers to three digits."""
+    # bool is a subclass of int: True would be written as 1.
     return f"{value:.3g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""The population in the terminal while it trains: a live table, or plain lines where the output is no terminal."""
+"""The terminal view of a running population: a live table, or plain lines if the output is not a terminal."""
 
 import math
 import threading
@@ -23,15 +23,15 @@ _BEST_SHOWN = 8
 _WORST_SHOWN = 4
 _EVENTS_SHOWN = 6
 _COLUMNS = {"trial": 10, "epoch": 9, "": 14, "fitness": 10, "history": 14, "images/s": 10, "last copied from": 20}
-"""Columns beside those of searched values, with about the characters that they take."""
+"""Columns other than searched values, with their approximate widths in characters."""
 _WIDE_ONLY = ("", "history", "last copied from")
 _WIDE = 124
-"""Characters across, below which the table leaves out ``_WIDE_ONLY``."""
+"""Terminal width in characters below which the table leaves out ``_WIDE_ONLY``."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int = 12) -> str:
-    """The last ``width`` values as blocks, lowest to highest of these; "·" for nan."""
+    """Draw the last ``width`` values as blocks scaled to their own range; "·" for nan."""
     recent = values[-width:]
     finite = [value for value in recent if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
@@ -40,7 +40,7 @@ def sparkline(values: Sequence[float], width: int = 12) -> str:
 
 
 def report_line(row: Row, total_epochs: int) -> str:
-    """A report as one line of a log."""
+    """Write a report as one line of a log."""
     values = "".join(f"{label(path)} {value_text(value)}, " for path, value in row.values.items())
     return (
         f"epoch {row.epoch}/{total_epochs}: {row.trial} fitness {row.fitness:.4f}, loss {row.loss:.4g}, {values}"
@@ -49,15 +49,15 @@ def report_line(row: Row, total_epochs: int) -> str:
 
 
 def exploit_line(exploit: Exploit) -> str:
-    """An exploit as one line, e.g. "epoch 6: trial_02 copied trial_00, N 4 -> 5, lambda 0.42 -> 0.5"."""
+    """Write an exploit as one line, e.g. "epoch 6: trial_02 copied trial_00, N 4 -> 5, lambda 0.42 -> 0.5"."""
     return f"epoch {exploit.epoch}: {exploit.trial} copied {exploit.donor}, {exploit.changes}"
 
 
 class LiveView:
-    """Shows reports and exploits as they come; every method may be called from any thread.
+    """Shows reports and exploits as they arrive; all methods are thread-safe.
 
-    In a terminal, a table refreshes in place between ``__enter__`` and ``__exit__``; elsewhere, each report, exploit
-    and note is printed as a line.
+    In a terminal, a table is refreshed in place between ``__enter__`` and ``__exit__``; elsewhere, each report, exploit
+    and note is printed as one line.
     """
 
     def __init__(
@@ -68,18 +68,18 @@ class LiveView:
         history: Sequence[Row] = (),
         console: Console | None = None,
     ) -> None:
-        """Prepare a view; nothing is shown yet.
+        """Prepare a view without showing it yet.
 
         Args:
-            total_epochs: Epochs each trial trains.
+            total_epochs: Epochs that each trial trains.
             population: Number of trials.
             title: Shown above the table.
-            history: Earlier reports of a resumed run, by epoch; the time left is estimated from later ones only.
-            console: Where to show; standard output if None.
+            history: Earlier reports of a resumed run, by epoch; they do not enter the estimate of the time left.
+            console: Where to print; None takes standard output.
         """
         self._total_epochs, self._population, self._title = total_epochs, population, title
         self._console = console or Console()
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # reentrant, as exploit() calls note(); rich renders in a thread of its own
         self._rows: dict[str, list[Row]] = defaultdict(list)
         self._donors: dict[str, str] = {}
         self._events: deque[str] = deque(maxlen=_EVENTS_SHOWN)
@@ -94,7 +94,7 @@ class LiveView:
         )
 
     def __enter__(self) -> Self:
-        """Begin to show."""
+        """Start the display."""
         self._start = time.monotonic()
         if self._live:
             self._live.start(refresh=True)
@@ -103,7 +103,7 @@ class LiveView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last state of the table in the terminal."""
+        """Stop the display; the last state of the table stays in the terminal."""
         if self._live:
             self._live.stop()
 
@@ -131,18 +131,18 @@ class LiveView:
         self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _epochs_done(self) -> int:
-        """Epochs completed, over all trials."""
+        """Count the epochs completed over all trials."""
         return sum(rows[-1].epoch for rows in self._rows.values())
 
     def _time_left(self, elapsed: float) -> str:
-        """Estimate from the epochs over all trials since the view began; empty before the first."""
+        """Estimate the time left from the epochs of all trials since the view was made; empty before the first."""
         done = self._epochs_done()
         fresh = done - self._epochs_before
         left = max(0, self._population * self._total_epochs - done)
         return f", about {duration(elapsed / fresh * left)} left" if fresh > 0 else ""
 
     def _shown(self) -> tuple[list[str], int]:
-        """Trials in the table and how many are hidden; of a large population the best and worst, best first."""
+        """Choose the trials to show, of many the best and the worst, best first; returns also how many are hidden."""
         trials = sorted(self._rows)
         if len(trials) <= _ALL_SHOWN:
             return trials, 0
@@ -152,7 +152,7 @@ class LiveView:
         return shown, len(trials) - len(shown)
 
     def _columns(self) -> tuple[list[str], list[str]]:
-        """Choose the table's columns for the width there is; returns also the searched values that do not fit."""
+        """Choose the columns that fit the terminal; returns also the searched values that do not."""
         names = [name for name in _COLUMNS if self._console.width >= _WIDE or name not in _WIDE_ONLY]
         room = self._console.width - sum(_COLUMNS[name] for name in names)
         shown: list[str] = []
@@ -176,7 +176,7 @@ class LiveView:
         return table
 
     def _cells(self, trial: str, best: bool) -> dict[str, Text | ProgressBar]:
-        """A trial's cell in each column."""
+        """Make a trial's cell for each column."""
         row = self._rows[trial][-1]
         style = "bold green" if best else ""
         return {
@@ -191,16 +191,16 @@ class LiveView:
         }
 
     def _render(self) -> Group:
-        """The table, the last events, and the time."""
+        """Build the table, the last events and the time line."""
         with self._lock:
             trials, hidden = self._shown()
             elapsed = time.monotonic() - self._start
             columns, left_out = self._columns()
             parts: list[Table | Text] = [self._table(trials, columns)]
             if left_out:
-                parts.append(Text(f"too narrow for {', '.join(map(label, left_out))}: see results.csv", style="dim"))
+                parts.append(Text(f"hidden (see results.csv): {', '.join(map(label, left_out))}", style="dim"))
             if hidden:
-                parts.append(Text(f"the best {_BEST_SHOWN} and the worst {_WORST_SHOWN}; {hidden} trials hidden"))
+                parts.append(Text(f"best {_BEST_SHOWN} and worst {_WORST_SHOWN} shown, {hidden} trials hidden"))
             parts += [Text(event, style="dim", no_wrap=True, overflow="ellipsis") for event in self._events]
             parts.append(Text(f"{duration(elapsed)} elapsed{self._time_left(elapsed)}", style="bold"))
             return Group(*parts)

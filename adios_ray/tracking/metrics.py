@@ -1,6 +1,4 @@
-"""Trials' figures on Ray's metrics endpoint."""
-
-from typing import Any
+"""Publishes trials' measurements on Ray's metrics endpoint."""
 
 from ray.util.metrics import Gauge
 
@@ -8,18 +6,18 @@ from adios_ray.tracking.formatting import label
 from adios_ray.tracking.records import Row
 
 GAUGES = {
-    "fitness": "what evaluation.fitness says of the validation images",
-    "images_per_s": "training images a second",
+    "fitness": "evaluation.fitness on the validation images",
+    "images_per_s": "training images per second",
     "slot_overlap": "largest overlap of two slots, 0 to 1",
     "data_wait_fraction": "share of training time spent waiting for data",
-    "epoch": "epochs done",
+    "epoch": "completed epochs",
 }
 
 
 class RayMetrics:
-    """One gauge a figure, ``adios_<figure>``, and one a searched value, ``adios_<path>`` with dots as underscores.
+    """A gauge for each measurement, ``adios_<name>``, and searched value, ``adios_<path>`` with underscores for dots.
 
-    All are tagged with run and trial. A value that is no number stands in the tag "value" of a gauge that is 1.
+    All are tagged with run and trial. A value that is not a number is the tag "value" of a gauge that is 1.
     """
 
     def __init__(self, run: str) -> None:
@@ -38,11 +36,9 @@ class RayMetrics:
         for name, gauge in self._gauges.items():
             gauge.set(float(getattr(row, name)), tags={"trial": row.trial})
         for path, value in row.values.items():
-            self._publish_value(row.trial, path, value)
-
-    def _publish_value(self, trial: str, path: str, value: Any) -> None:
-        if path not in self._values:
-            self._values[path] = self._gauge(path.replace(".", "_"), f"searched value: {label(path)}", "trial", "value")
-        is_number = isinstance(value, int | float)
-        tags = {"trial": trial, "value": "" if is_number else str(value)}
-        self._values[path].set(float(value) if is_number else 1.0, tags=tags)
+            if path not in self._values:
+                name = path.replace(".", "_")
+                self._values[path] = self._gauge(name, f"searched value: {label(path)}", "trial", "value")
+            is_number = isinstance(value, int | float)
+            tags = {"trial": row.trial, "value": "" if is_number else str(value)}
+            self._values[path].set(float(value) if is_number else 1.0, tags=tags)

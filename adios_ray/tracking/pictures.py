@@ -1,4 +1,4 @@
-"""Pictures of masks: the image with its slots in color, and what each slot leaves of it.
+"""Pictures of masks: images with their slots in color, and the input that each slot masks.
 
 Command line: ``python -m adios_ray.tracking.pictures RUN_DIR OUT.png``.
 """
@@ -26,7 +26,8 @@ _GAP = 4
 
 
 def slot_colors(slots: int) -> list[str]:
-    """A color for each of the N slots, as "#rrggbb"; the first eight tell apart for the color-blind too."""
+    """Choose a color for each of the N slots, as "#rrggbb"; the first eight are distinct to color-blind readers too."""
+    # Multiples of the golden ratio spread hues evenly however many there are.
     hues = (0.618034 * k % 1.0 for k in range(max(0, slots - len(_FIRST_COLORS))))
     levels = ((0.55, 0.8)[k % 2] for k in range(slots))
     further = (colorsys.hls_to_rgb(hue, level, 0.7) for hue, level in zip(hues, levels, strict=False))
@@ -34,41 +35,38 @@ def slot_colors(slots: int) -> list[str]:
     return [*_FIRST_COLORS, *named][:slots]
 
 
-def _weights(masks: Pixels) -> npt.NDArray[np.float64]:
-    """Share of each slot in a pixel, [K, N, S, S], summing to one over N (equal shares where all are zero)."""
-    total = masks.sum(axis=1, keepdims=True, dtype=np.float64)
-    shares: npt.NDArray[np.float64] = np.where(total > 0, masks / np.maximum(total, 1), 1 / masks.shape[1])
-    return shares
-
-
 def _pixels(values: npt.NDArray[np.float64]) -> Pixels:
-    """Values of 0 to 255, rounded."""
+    """Round values of 0 to 255."""
     return np.rint(values).astype(np.uint8)
 
 
 def slot_map(masks: Pixels) -> Pixels:
-    """Colors of the slots blended by mask value: uint8 [K, N, S, S] to uint8 [K, S, S, 3]."""
+    """Blend the colors of the slots by mask value: uint8 [K, N, S, S] to uint8 [K, S, S, 3]."""
+    # Stored as uint8, the masks of a pixel sum to about 255, not exactly; equal shares where all are zero.
+    total = masks.sum(axis=1, keepdims=True, dtype=np.float64)
+    shares = np.where(total > 0, masks / np.maximum(total, 1), 1 / masks.shape[1])
     colors = np.array([list(bytes.fromhex(c[1:])) for c in slot_colors(masks.shape[1])], dtype=np.float64)
-    return _pixels(np.einsum("knhw,nc->khwc", _weights(masks), colors))
+    return _pixels(np.einsum("knhw,nc->khwc", shares, colors))
 
 
 def overlay(images: Pixels, masks: Pixels) -> Pixels:
-    """0.35 of the image in gray (mean of its channels) + 0.65 of the slot map, so that a color is a slot's.
+    """Lay the slot map over the image: 0.35 gray image + 0.65 slot map.
 
-    Takes uint8 [K, S, S, 3] and uint8 [K, N, S, S]; gives uint8 [K, S, S, 3].
+    Takes uint8 [K, S, S, 3] and uint8 [K, N, S, S]; returns uint8 [K, S, S, 3].
     """
+    # In gray (mean of channels), so that every color in the result is a slot's.
     gray = images.mean(axis=-1, keepdims=True)
     return _pixels((1 - _OVERLAY) * gray + _OVERLAY * slot_map(masks))
 
 
 def masked_inputs(images: Pixels, masks: Pixels) -> Pixels:
-    """Inputs x * (1 - m_k) for each slot k: uint8 [K, S, S, 3] and uint8 [K, N, S, S] to uint8 [K, N, S, S, 3]."""
+    """Compute x * (1 - m_k) for each slot k: uint8 [K, S, S, 3] and uint8 [K, N, S, S] to uint8 [K, N, S, S, 3]."""
     visible = 1 - masks[..., None].astype(np.float64) / 255
     return _pixels(images[:, None] * visible)
 
 
 def encode(pixels: Pixels) -> tuple[str, bytes]:
-    """Media type and file content of uint8 [S, S, 3]: PNG up to 96 pixels, JPEG above, where PNG would be heavy."""
+    """Encode uint8 [S, S, 3] as media type and file content: PNG up to 96 pixels, JPEG above, where PNG is large."""
     small = max(pixels.shape[:2]) <= _CELL
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG" if small else "JPEG", quality=88)
@@ -76,14 +74,14 @@ def encode(pixels: Pixels) -> tuple[str, bytes]:
 
 
 def mask_sheet(images: Pixels, masks: Pixels) -> Image.Image:
-    """One column an image: the image, its slots in color, and what each of the N slots leaves of it.
+    """Arrange a column for each image: the image, its slots in color, and the input that each of the N slots masks.
 
     Args:
         images: uint8 [K, S, S, 3].
         masks: uint8 [K, N, S, S], 0..255 for 0..1.
 
     Returns:
-        RGB picture on white, K cells wide and 2 + N high, each enlarged a whole number of times to >= 96 pixels.
+        RGB picture on white, K cells wide and 2 + N high; cells are enlarged by an integer factor to >= 96 pixels.
     """
     rows = [images, overlay(images, masks), *masked_inputs(images, masks).swapaxes(0, 1)]
     scale = math.ceil(_CELL / images.shape[1])
@@ -98,7 +96,7 @@ def mask_sheet(images: Pixels, masks: Pixels) -> Image.Image:
 
 
 def save_mask_sheet(images: Pixels, masks: Pixels, path: Path) -> None:
-    """Write a ``mask_sheet`` of uint8 [K, S, S, 3] and uint8 [K, N, S, S] as PNG, in one step."""
+    """Write a ``mask_sheet`` of uint8 [K, S, S, 3] and uint8 [K, N, S, S] as PNG, atomically."""
     buffer = io.BytesIO()
     mask_sheet(images, masks).save(buffer, "PNG", optimize=True)
     atomic_write(path, buffer.getvalue())
@@ -108,19 +106,19 @@ def save_readme_picture(run_dir: Path, path: Path, trial: str | None = None, ima
     """Write the sheet of a trial's latest masks as PNG.
 
     Args:
-        run_dir: The run.
-        path: The picture to write.
-        trial: Whose masks; None takes the trial of highest fitness.
-        images: How many of the validation images.
+        run_dir: The run directory.
+        path: The PNG to write.
+        trial: Trial whose masks are drawn; None takes the trial of highest fitness.
+        images: Number of validation images.
 
     Raises:
-        RecordError: the trial has no masks, or no trial has reported.
+        RecordError: If the trial has no masks, or no trial has reported.
     """
     best = lineage.best_row(records.read_results(run_dir))
     name = trial or (best.trial if best else "")
     epochs = records.mask_epochs(run_dir, name)
     if not epochs:
-        raise RecordError(f"{run_dir}: no masks of trial {name!r}")
+        raise RecordError(f"{run_dir}: no masks of trial {name!r} are stored")
     stored = records.read_masks(run_dir, name, epochs[-1])
     save_mask_sheet(stored.images[:images], stored.masks[:images], path)
 
@@ -131,7 +129,7 @@ def main(run_dir: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], t
     Args:
         run_dir: The run directory.
         out: The PNG to write.
-        trial: Whose masks; the best trial's if not given.
+        trial: Trial whose masks are drawn; by default the best trial.
     """
     save_readme_picture(run_dir, out, trial)
 

@@ -1,7 +1,7 @@
-"""The files of a run directory: their types, reading them, and writing them so that a killed run stays readable.
+"""The files of a run directory: their types, and reading and writing them so that a killed run stays readable.
 
-``results.csv`` and ``lineage.jsonl`` only grow; a line without its newline is one that was being written, and is
-dropped. Every other file is replaced as a whole. Reading needs neither Ray nor torch.
+``results.csv`` and ``lineage.jsonl`` are append-only; a last line without its newline was cut off by a crash and is
+dropped. All other files are replaced atomically. Reading needs neither Ray nor torch.
 """
 
 import csv
@@ -31,11 +31,11 @@ Pixels = npt.NDArray[np.uint8]
 
 SLOTS = "masking.slots"
 _EARLIER_NAMES = {path.rpartition(".")[2]: path for path in LABELS}
-"""Earlier versions recorded four values, whatever was searched, under the last part of their paths."""
+"""Earlier versions always recorded these four values, searched or not, under the last part of their paths."""
 
 
 def measure_of(config: Mapping[str, Any]) -> Measure:
-    """The measure that a run's configuration names; k-NN where it names none."""
+    """Look up the measure that a run's configuration names; k-NN if it names none."""
     return MEASURES[config.get("evaluation", {}).get("fitness", "knn")]
 
 
@@ -45,7 +45,7 @@ class Row(Measured):
     time: AwareDatetime
     trial: str
     values: SearchedValues
-    """Searched values in use, by configuration path; a column each."""
+    """Searched values in use, by configuration path; one column for each."""
 
 
 class _Record(BaseModel):
@@ -64,12 +64,12 @@ class Exploit(_Record):
     new: SearchedValues
     """The same after it."""
     scores: dict[str, float]
-    """Scores that the decision rested on: the trial's and its donor's."""
+    """Scores of the trial and its donor at the decision."""
 
     @model_validator(mode="before")
     @classmethod
     def _read_earlier_version(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """Earlier versions named four values in ``old`` and ``new``, and all searched ones in ``values``."""
+        """Translate earlier versions: four values in ``old`` and ``new``, and all searched ones in ``values``."""
         fields = dict(fields)
         for name in fields.keys() & {"old", "new"}:
             fields[name] = {_EARLIER_NAMES.get(key, key): value for key, value in fields[name].items()}
@@ -80,7 +80,7 @@ class Exploit(_Record):
 
     @property
     def changes(self) -> str:
-        """What the exploit changed, e.g. "N 4 -> 5, lambda 0.42 -> 0.5"; "values kept" if nothing."""
+        """The changed values, e.g. "N 4 -> 5, lambda 0.42 -> 0.5"; "values kept" if there are none."""
         paths = sorted(self.new, key=lambda path: (path not in LABELS, [*LABELS, *self.new].index(path)))
         pairs = [(path, self.old[path], self.new[path]) for path in paths if path in self.old]
         changed = [f"{label(path)} {value_text(a)} -> {value_text(b)}" for path, a, b in pairs if a != b]
@@ -88,7 +88,7 @@ class Exploit(_Record):
 
     @property
     def changes_slots(self) -> bool:
-        """Whether the trial trains on with another number of masks."""
+        """Whether the number of masks N changes."""
         return bool(self.old.get(SLOTS) != self.new.get(SLOTS))
 
 
@@ -99,18 +99,18 @@ class RunSummary(_Record):
     best_fitness: float
     best_epoch: int
     first_best_fitness: float
-    """Best of the population's first reports."""
+    """Best fitness among the trials' first reports."""
     test_fitness: float
     """Fitness of the best trial on the test split."""
 
     @model_validator(mode="before")
     @classmethod
     def _read_earlier_version(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """Earlier versions called the fitness on the test split an accuracy."""
+        """Translate earlier versions, which called the fitness on the test split an accuracy."""
         return {"test_fitness" if name == "test_accuracy" else name: value for name, value in fields.items()}
 
     chance: float
-    """Accuracy of guessing, 1/classes."""
+    """Accuracy of guessing, 1 / number of classes."""
     seconds: float
     exploits: int
     slot_changes: int
@@ -131,40 +131,44 @@ class MaskFile:
 
 
 COLUMNS = ("time", "trial", *Measured.model_fields)
-"""Of ``results.csv``; searched values follow, a column each, named by their paths."""
+"""Columns of ``results.csv``; those of searched values follow, named by their paths."""
 
 
 def _header(path: Path, content: bytes) -> list[str]:
     """Read the column names of ``results.csv``.
 
     Raises:
-        RecordError: If there are others than reports have.
+        RecordError: If they are not those of reports.
     """
     header = next(csv.reader([content.split(b"\n", 1)[0].decode()]))
     searched = [name for name in header if name not in COLUMNS]
     if not set(COLUMNS) <= set(header) or any("." not in name and name not in _EARLIER_NAMES for name in searched):
-        raise RecordError(f"{path}: the header is {','.join(header)!r}, expected {','.join(COLUMNS)!r} and paths")
+        raise RecordError(
+            f"{path}: the header is {','.join(header)!r}, expected {','.join(COLUMNS)!r} and paths of searched values"
+        )
     return header
 
 
 def begin_results(run_dir: Path, searched: Sequence[str] = ()) -> None:
     """Write the header of ``results.csv``, or check that of a resumed run's file.
 
-    A file of an earlier version is written again with a column for each searched value.
+    A file of an earlier version is rewritten with a column for each searched value.
 
     Args:
-        run_dir: The run's directory.
+        run_dir: The run directory.
         searched: Configuration paths of the searched values.
 
     Raises:
-        RecordError: If the file there has other columns.
+        RecordError: If the existing file has other columns.
     """
     path, header = RunDirectory(run_dir).results, [*COLUMNS, *searched]
     content = complete_lines(path)
     if content and (found := _header(path, content)) != header:
         if not set(found) & set(_EARLIER_NAMES):
-            raise RecordError(f"{path}: the header is {','.join(found)!r}, expected {','.join(header)!r}")
-        rows = sorted(read_results(run_dir), key=lambda row: row.time)
+            raise RecordError(
+                f"{path}: the header is {','.join(found)!r}, expected {','.join(header)!r} for this search space"
+            )
+        rows = sorted(read_results(run_dir), key=lambda row: row.time)  # in the order in which they were appended
         content = b""
     else:
         rows = []
@@ -183,13 +187,12 @@ def append_result(run_dir: Path, row: Row) -> None:
 
 def _cells(row: Row, header: Sequence[str]) -> list[object]:
     reported = row.model_dump(exclude={"values"}) | {"time": row.time.astimezone(UTC).isoformat()}
-    values = {path: _value_cell(value) for path, value in row.values.items()}
+    # JSON keeps the types apart (4, 4.0, "4"); strings that cannot be mistaken for JSON are written without quotes.
+    values = {
+        path: value if isinstance(value, str) and value and _value_of(value) == value else json.dumps(value)
+        for path, value in row.values.items()
+    }
     return [(reported | values).get(name, "") for name in header]
-
-
-def _value_cell(value: Any) -> str:
-    """Write a value as JSON, but words without quotes."""
-    return value if isinstance(value, str) and value and _value_of(value) == value else json.dumps(value)
 
 
 def _value_of(cell: str) -> Any:
@@ -211,14 +214,14 @@ def append_exploit(run_dir: Path, exploit: Exploit) -> None:
 
 
 def begin_lineage(run_dir: Path, exploits: int = 0) -> None:
-    """Begin ``lineage.jsonl``, or keep its first ``exploits`` lines: a resumed run makes later decisions again."""
+    """Create ``lineage.jsonl``, or truncate it to ``exploits`` lines: a resumed run repeats later decisions."""
     path = RunDirectory(run_dir).lineage
     lines = complete_lines(path).splitlines(keepends=True)
     atomic_write(path, b"".join(lines[:exploits]))
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Write the resolved configuration, JSON-ready values only."""
+    """Write the resolved configuration, which must hold JSON-compatible values only."""
     atomic_write(RunDirectory(run_dir).config, (json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -228,10 +231,12 @@ def write_summary(run_dir: Path, summary: RunSummary) -> None:
 
 
 def read_results(run_dir: Path) -> list[Row]:
-    """Read all reports by trial, then epoch; the last row written for a trial and epoch stands. Empty without the file.
+    """Read all reports, sorted by trial and epoch; empty if there is no file.
+
+    Of several rows for one trial and epoch, the last is kept: a trial that was set back repeats epochs.
 
     Raises:
-        RecordError: If there are other columns, or a complete line does not parse.
+        RecordError: If the columns are wrong or a complete line does not parse.
     """
     path = RunDirectory(run_dir).results
     content = complete_lines(path)
@@ -255,7 +260,7 @@ def _row(cells: Mapping[str, str], where: str) -> Row:
 
 
 def read_lineage(run_dir: Path) -> list[Exploit]:
-    """Read all exploits in the order in which they were decided. Empty without the file.
+    """Read all exploits in the order of their decisions; empty if there is no file.
 
     Raises:
         RecordError: If a complete line does not parse.
@@ -266,10 +271,10 @@ def read_lineage(run_dir: Path) -> list[Exploit]:
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """Read the resolved configuration; empty without the file.
+    """Read the resolved configuration; empty if there is no file.
 
     Raises:
-        RecordError: If it is anything but a JSON object.
+        RecordError: If the file is not a JSON object.
     """
     path = RunDirectory(run_dir).config
     return read_json(dict[str, Any], path, RecordError) if path.exists() else {}
@@ -289,7 +294,7 @@ def write_masks(run_dir: Path, trial: str, epoch: int, masks: MaskFile) -> None:
     """Write a trial's masks after an epoch.
 
     Raises:
-        RecordError: For a trial name that would lead out of the run directory.
+        RecordError: If the trial's name is no folder name and could point outside the run directory.
     """
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=masks.images, masks=masks.masks)
@@ -297,33 +302,32 @@ def write_masks(run_dir: Path, trial: str, epoch: int, masks: MaskFile) -> None:
 
 
 def mask_epochs(run_dir: Path, trial: str) -> list[int]:
-    """List the epochs at which a trial's masks were written, ascending; none for a name that is no folder name."""
+    """List the epochs at which a trial's masks were written, ascending; empty if its name is no folder name."""
     try:
         return list(RunDirectory(run_dir).stored_masks(trial))
     except RecordError:
         return []
 
 
-def _check_masks(path: Path, images: Pixels, masks: Pixels) -> None:
-    fits = images.ndim == masks.ndim == 4 and images.shape == (len(masks), *masks.shape[2:], 3)
-    if not fits or images.dtype != np.uint8 or masks.dtype != np.uint8:
-        raise RecordError(f"{path}: images {images.shape} {images.dtype} and masks {masks.shape} {masks.dtype}")
-
-
 def read_masks(run_dir: Path, trial: str, epoch: int) -> MaskFile:
-    """Masks of a trial at an epoch.
+    """Read the masks of a trial at an epoch.
 
     Raises:
-        FileNotFoundError: none were written.
-        RecordError: the file is no archive of fitting uint8 arrays.
+        FileNotFoundError: If none were written.
+        RecordError: If the file is no archive of uint8 images and masks of matching shapes.
     """
     path = RunDirectory(run_dir).stored_masks(trial).get(epoch)
     if path is None:
         raise FileNotFoundError(f"{run_dir} has no masks of {trial} at epoch {epoch}")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            stored = MaskFile(arrays["images"], arrays["masks"])
+            images, masks = arrays["images"], arrays["masks"]
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise RecordError(f"{path}: {error}") from error
-    _check_masks(path, stored.images, stored.masks)
-    return stored
+    fits = images.ndim == masks.ndim == 4 and images.shape == (len(masks), *masks.shape[2:], 3)
+    if not fits or images.dtype != np.uint8 or masks.dtype != np.uint8:
+        raise RecordError(
+            f"{path}: images {images.shape} {images.dtype} and masks {masks.shape} {masks.dtype}, "
+            "expected uint8 [K, S, S, 3] and [K, N, S, S]"
+        )
+    return MaskFile(images, masks)

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with everything inside, readable while the run is still going."""
+"""The report of a run: one self-contained HTML file, readable while the run continues."""
 
 import base64
 import json
@@ -40,7 +40,7 @@ _CHARTS = {
 
 @dataclass(frozen=True)
 class Tile:
-    """A number at the head of the report."""
+    """A number at the top of the report."""
 
     name: str
     value: str
@@ -49,7 +49,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class MaskColumn:
-    """The masks of the best's ancestry at one epoch."""
+    """The masks of the best trial's ancestry at one epoch."""
 
     epoch: int
     trial: str
@@ -67,12 +67,12 @@ class MaskSection:
     slots: list[tuple[str, float]]
     """Color and mean mask value of each slot at the last epoch."""
     masked: list[list[str]]
-    """Data URIs of x * (1 - m_k) at the last epoch, K lists of N."""
+    """Data URIs of x * (1 - m_k) at the last epoch, K lists of N each."""
     pixelated: bool
 
 
 def spread(values: Sequence[int], count: int) -> list[int]:
-    """Up to ``count`` (>= 2) of the values, evenly spread, always with the first and the last."""
+    """Choose up to ``count`` (>= 2) evenly spread values, among them the first and the last."""
     last = len(values) - 1
     picks = sorted({round(i * last / (count - 1)) for i in range(count)}) if last > 0 else range(last + 1)
     return [values[i] for i in picks]
@@ -84,20 +84,16 @@ def _data_uri(image: Pixels) -> str:
 
 
 def _ancestral_masks(run_dir: Path, path: Sequence[Ancestor]) -> Iterator[tuple[int, str]]:
-    """(epoch, trial) of the stored masks made with the traced weights, ascending."""
+    """Iterate over (epoch, trial) of the stored masks that the traced weights made, ascending."""
     for ancestor in path:
+        # Masks of the epoch at which weights were copied in are still of the trial's own.
         first = 0 if ancestor.after == 0 else ancestor.after + 1
         epochs = records.mask_epochs(run_dir, ancestor.trial)
         yield from ((epoch, ancestor.trial) for epoch in epochs if first <= epoch <= ancestor.until)
 
 
-def _mask_column(epoch: int, trial: str, stored: MaskFile) -> MaskColumn:
-    cells = [_data_uri(cell) for cell in pictures.overlay(stored.images, stored.masks)]
-    return MaskColumn(epoch, trial, stored.masks.shape[1], cells)
-
-
 def _mask_section(run_dir: Path, path: Sequence[Ancestor]) -> MaskSection | None:
-    """The pictures along the ancestry, or None if none were stored."""
+    """Draw the pictures along the ancestry; None if no masks are stored."""
     found = dict(_ancestral_masks(run_dir, path))
     if not found:
         return None
@@ -105,7 +101,9 @@ def _mask_section(run_dir: Path, path: Sequence[Ancestor]) -> MaskSection | None
     for epoch in spread(list(found), _MASK_EPOCHS):
         stored = records.read_masks(run_dir, found[epoch], epoch)
         stored = MaskFile(stored.images[:_MASK_IMAGES], stored.masks[:_MASK_IMAGES])
-        columns.append(_mask_column(epoch, found[epoch], stored))
+        cells = [_data_uri(cell) for cell in pictures.overlay(stored.images, stored.masks)]
+        columns.append(MaskColumn(epoch, found[epoch], stored.masks.shape[1], cells))
+    # From here on ``stored`` is the last epoch's.
     means = (stored.masks.mean(axis=(0, 2, 3)) / 255).tolist()
     return MaskSection(
         images=[_data_uri(image) for image in stored.images],
@@ -117,7 +115,7 @@ def _mask_section(run_dir: Path, path: Sequence[Ancestor]) -> MaskSection | None
 
 
 def _tiles(best: Row | None, rows: Sequence[Row], exploits: Sequence[Exploit], measure: Measure) -> list[Tile]:
-    """The numbers so far of a run without a summary."""
+    """List the numbers so far of a run that has no summary yet."""
     changes = sum(exploit.changes_slots for exploit in exploits)
     times = [row.time for row in rows]
     elapsed = (max(times) - min(times)).total_seconds() if times else 0.0
@@ -154,14 +152,14 @@ def _final_tiles(summary: RunSummary, measure: Measure) -> list[Tile]:
 
 
 def _by_trial(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows, sorted by trial and epoch, for each trial."""
+    """Group rows, which are sorted by trial and epoch, by trial."""
     return {trial: list(group) for trial, group in groupby(rows, key=lambda row: row.trial)}
 
 
 def _ancestry(
     rows: Mapping[str, Sequence[Row]], exploits: Sequence[Exploit], summary: RunSummary | None
 ) -> list[Ancestor]:
-    """Ancestry of the summary's best report, or of the best so far; empty before the first report."""
+    """Trace the ancestry of the summary's best report, or of the best so far; empty before the first report."""
     if summary is not None and summary.best_trial in rows:
         return lineage.ancestry(exploits, summary.best_trial, summary.best_epoch)
     best = lineage.best_row([row for group in rows.values() for row in group])
@@ -169,7 +167,7 @@ def _ancestry(
 
 
 def _table(population: ChartData) -> dict[str, Any]:
-    """Fitness of each trial at each epoch, with the copies and the ancestry marked."""
+    """Tabulate the fitness of each trial at each epoch, with copies and the best trial's ancestry marked."""
     rows = [row for group in population.rows.values() for row in group]
     valid = [row.fitness for row in rows if not math.isnan(row.fitness)]
     return {
@@ -183,7 +181,7 @@ def _table(population: ChartData) -> dict[str, Any]:
 
 
 def _context(run_dir: Path) -> dict[str, Any]:
-    """What the template shows."""
+    """Gather what the template shows."""
     rows, exploits = records.read_results(run_dir), records.read_lineage(run_dir)
     summary, config = records.read_summary(run_dir), records.read_config(run_dir)
     measure = records.measure_of(config)
@@ -209,14 +207,14 @@ def _context(run_dir: Path) -> dict[str, Any]:
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write ``report.html`` from the run's files as they are now; it loads nothing from outside itself.
+    """Write ``report.html`` from the run's files as they are now; it loads no other file and needs no network.
 
     Raises:
-        RecordError: a file of the run does not hold what it should.
+        RecordError: If a file of the run is damaged.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=True,  # names of trials, paths and the configuration come from files
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,4 +1,4 @@
-"""The record of a run: files, terminal, Ray's metrics and wandb, fed by the driver."""
+"""The record of a run, written by its driver: files, terminal, Ray's metrics and wandb."""
 
 import time
 from collections.abc import Sequence
@@ -21,23 +21,23 @@ REPORT_INTERVAL_S = 60.0
 
 
 class Run(AbstractContextManager["Run"]):
-    """Writes down what happens.
+    """Records reports, exploits and notes everywhere that a run shows them.
 
     Attributes:
-        directory: The run's directory.
+        directory: The run directory.
     """
 
     def __init__(
         self, directory: Path, searched: Sequence[str], view: LiveView, metrics: RayMetrics, wandb: WandbLog | None
     ) -> None:
-        """Record into an existing directory; a resumed run's files are continued.
+        """Record into an existing directory; files of a resumed run are continued.
 
         Args:
-            directory: The run's directory.
+            directory: The run directory.
             searched: Configuration paths of the searched values.
             view: Shows progress.
-            metrics: Publishes figures on Ray's metrics endpoint.
-            wandb: Logs to Weights & Biases; None does not.
+            metrics: Publishes measurements on Ray's metrics endpoint.
+            wandb: Logs to Weights & Biases; None if it is off.
         """
         self.directory = directory
         self._view, self._metrics, self._wandb = view, metrics, wandb
@@ -46,7 +46,7 @@ class Run(AbstractContextManager["Run"]):
         self._report_due = time.monotonic() + REPORT_INTERVAL_S
 
     def __enter__(self) -> Self:
-        """Show progress until the run is over."""
+        """Show progress until the run ends."""
         self._open.enter_context(self._view)
         if self._wandb:
             self._open.callback(self._wandb.finish)
@@ -55,42 +55,40 @@ class Run(AbstractContextManager["Run"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close all files."""
+        """Close the view and all wandb runs."""
         self._open.close()
 
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
         """Record a trial's report.
 
         Args:
-            trial: Its name.
-            report: What it reported.
-            values: Searched values that it trained with, by configuration path.
-            config: Its whole configuration.
+            trial: Name of the trial.
+            report: The report.
+            values: Searched values that the trial trained with, by configuration path.
+            config: The trial's whole configuration.
         """
         measured = report.model_dump(include=set(Measured.model_fields))
         row = Row(time=datetime.now(UTC), trial=trial, values=values, **measured)
+        # The file first, retried while storage refuses: everything else shows what is recorded.
         retry(lambda: append_result(self.directory, row), self.note)
         self._view.report(row)
         self._metrics.report(row)
         if self._wandb:
             self._wandb.report(row, config)
         if time.monotonic() > self._report_due:
-            self._write_report()
+            # Not retried: the next refresh includes everything, and training should not wait for a page.
+            try:
+                write_report(self.directory)
+            except OSError as error:
+                self.note(f"the report was not refreshed: {error}")
             self._report_due = time.monotonic() + REPORT_INTERVAL_S
 
-    def _write_report(self) -> None:
-        """Refresh the report; one that cannot be written now is no reason to stop."""
-        try:
-            write_report(self.directory)
-        except OSError as error:
-            self.note(f"the report was not refreshed: {error}")
-
     def exploit(self, **fields: Any) -> None:
-        """One copy of a donor into a trial; fields as in ``Exploit``."""
+        """Record a copy of a donor into a trial; the fields are those of ``Exploit``."""
         exploit = Exploit(time=datetime.now(UTC), **fields)
         retry(lambda: append_exploit(self.directory, exploit), self.note)
         self._view.exploit(exploit)
 
     def note(self, text: str) -> None:
-        """Something that people should know."""
+        """Show a note to the user."""
         self._view.note(text)
