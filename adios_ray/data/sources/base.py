@@ -30,6 +30,7 @@ class Sample:
         instances: Object index per pixel, uint8 [S, S], 0 = background; None where a source has no masks.
         height: Pixels of what the square shows, upright and before it was squeezed: crops have its proportions.
         width: The same from left to right.
+        note: What the user should know about how the image was decoded, if anything.
     """
 
     image: npt.NDArray[np.uint8]
@@ -37,6 +38,7 @@ class Sample:
     instances: npt.NDArray[np.uint8] | None
     height: int
     width: int
+    note: str | None = None
 
 
 class Source(Protocol):

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
+from adios_ray.data.decode import EXTENSIONS
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED
-from adios_ray.data.sources.image_files import EXTENSIONS, ImageFiles
+from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.errors import DatasetError
 
 ByClass = Mapping[str, Sequence[str]]
