@@ -22,7 +22,7 @@ from adios_ray.data.augment import (
     denormalize,
     draw_parameters,
 )
-from adios_ray.data.sources.image_files import square
+from adios_ray.data.decode import square
 
 STORED, VIEW = 64, 32
 SIZES = ((120, 200), (200, 120), (90, 90), (333, 250), (60, 480), (480, 60), (8, 20_000))

@@ -1,9 +1,9 @@
 """Commands that make and check data sets."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -86,6 +86,14 @@ class Prepare:
     """Where the data set is there already: compare the content of --source with what it was made from, not only names,
     sizes and times."""
 
+    max_pixels: int | None = None
+    """Largest number of pixels that are decoded at once (89 million if not given); larger JPEGs are reduced first, other
+    larger images are refused."""
+
+    stretch: Literal["file"] | int | None = None
+    """16-bit images: scale by each file's own largest value (file), or by the bit depth of the values (9 to 16) where
+    they leave most of the range empty."""
+
     dry_run: bool = False
     """Print the layout as it is understood, splits, classes and what is passed over; read no image."""
 
@@ -104,6 +112,7 @@ class Prepare:
         source, made_from = self._rendered(entry) if entry.rendered else self._read(entry)
         if self.group_by is not None:
             made_from["group_by"] = self.group_by
+        source = self._with_decode_options(source, made_from)
         if self.dry_run:
             self._print_plan(source, group)
             return
@@ -126,6 +135,26 @@ class Prepare:
             say=lambda text: print(text, flush=True),
         )
         print(_in_lines(self.output, summary))
+
+    def _with_decode_options(self, source: "Source", made_from: dict[str, Any]) -> "Source":
+        """Pass the options of decoding to a source of encoded images, and name them in the recipe.
+
+        Raises:
+            UsageError: If the source has none, or a value is out of range.
+        """
+        from adios_ray.data.sources.encoded import EncodedImages
+        from adios_ray.data.sources.image_files import ImageFiles
+
+        if self.check_content and not isinstance(source, ImageFiles):
+            raise UsageError(f"--check-content compares files of single images, not those of --dataset {self.dataset}")
+        given = {"max_pixels": self.max_pixels, "stretch": self.stretch}
+        options = {name: value for name, value in given.items() if value is not None}
+        if not options:
+            return source
+        if not isinstance(source, ImageFiles | EncodedImages):
+            raise UsageError(f"--max-pixels and --stretch are for encoded images, not for --dataset {self.dataset}")
+        made_from.update(options)
+        return replace(source, options=replace(source.options, **options))
 
     def _print_plan(self, source: "Source", group: "Key | None") -> None:
         from adios_ray.data.plan import image_counts, make_plan
@@ -181,8 +210,6 @@ class Prepare:
             raise UsageError(f"--fold is for --dataset stl10, not for {self.dataset}")
         if (self.layout or self.allow_missing_classes) and self.dataset != "folder":
             raise UsageError(f"--layout and --allow-missing-classes are for --dataset folder, not for {self.dataset}")
-        if self.check_content and entry.remote:
-            raise UsageError(f"--check-content compares single image files, which --dataset {self.dataset} has not")
         if entry.rendered and (self.group_by or self.drop_duplicates or self.check_content):
             raise UsageError(
                 f"--group-by, --drop-duplicates and --check-content are for files, not for --dataset {self.dataset}"

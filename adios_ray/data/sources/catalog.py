@@ -108,7 +108,12 @@ CATALOG: Mapping[str, Entry] = {
     ),
     "backgrounds": Entry("backgrounds:source", "8 x 4,050", "9", 160, "github.com/MadryLab/backgrounds_challenge"),
     "folder": Entry(
-        "folder:source", "any number of", "any number", None, "SPLIT/CLASS/*.jpg, CLASS/*.jpg or just *.jpg"
+        "folder:source",
+        "any number of",
+        "any number",
+        None,
+        "SPLIT/CLASS/*.jpg, CLASS/*.jpg or just *.jpg",
+        remote=True,
     ),
     "parquet": Entry(
         "parquet:source", "any number of", "any number", None, "*.parquet, as on huggingface.co", remote=True

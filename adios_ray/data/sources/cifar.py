@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from adios_ray.data.decode import square
 from adios_ray.data.shards import Bytes
 from adios_ray.data.sources import folder
 from adios_ray.data.sources.base import SHORT_SIDE, ListedSource, Sample
-from adios_ray.data.sources.image_files import ImageFiles, square
+from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.sources.named import CIFAR10, CIFAR100, check_named
 from adios_ray.errors import DatasetError, RefusedImageError
 from adios_ray.restricted_pickle import Placeholder, RestrictedUnpickler

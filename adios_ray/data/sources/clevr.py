@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from adios_ray.data.decode import decode
 from adios_ray.data.plan import mixed
 from adios_ray.data.shards import Bytes
 from adios_ray.data.sources.base import WHOLE, ListedSource, Sample
-from adios_ray.data.sources.image_files import decode
+from adios_ray.data.sources.image_files import read_image_file
 from adios_ray.errors import DatasetError, RefusedImageError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Clevr(ListedSource):
         Raises:
             RefusedImageError: If the picture or a mask cannot be decoded.
         """
-        pixels = decode(self.root / item, image_size).pixels
+        pixels = decode(read_image_file(self.root / item), image_size).pixels
         kinds = np.array([self.kinds[item] >> kind & 1 for kind in range(len(self.classes))], np.uint8)
         instances = self._instances(item, image_size) if self.has_instances else None
         return Sample(pixels, kinds, instances, image_size, image_size)
@@ -57,7 +58,7 @@ class Clevr(ListedSource):
         name = Path(item).stem
         shares: list[Bytes] = []
         while (path := self.root / "masks" / f"{name}_{len(shares)}.png").is_file():
-            shares.append(decode(path, image_size).pixels[:, :, 0])
+            shares.append(decode(read_image_file(path), image_size).pixels[:, :, 0])
         if not shares:
             raise RefusedImageError(f"has no mask masks/{name}_0.png")
         largest: Bytes = np.stack(shares).argmax(axis=0).astype(np.uint8)

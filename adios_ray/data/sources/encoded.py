@@ -1,19 +1,15 @@
 """Encoded images inside larger files: what the Parquet and the WebDataset source have in common."""
 
-import io
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
-
+from adios_ray.data.decode import DecodeOptions, decode
 from adios_ray.data.sources.base import NO_LABEL, PHOTOGRAPH, UNLABELED, Sample
-from adios_ray.data.sources.image_files import _FORMATS, Picture, square
 from adios_ray.data.store import Store
-from adios_ray.errors import DatasetError, RefusedImageError
+from adios_ray.errors import DatasetError
 
 NO_LABEL_REASON = "no label"
 
@@ -70,6 +66,7 @@ class EncodedImages(ABC):
         has_instances: Whether samples come with instance maps.
         resize: How an image becomes a square, as the manifest says it.
         notes: What people should know before it is read.
+        options: Limits of decoding, and the range of 16-bit values.
     """
 
     root: str
@@ -80,6 +77,7 @@ class EncodedImages(ABC):
     has_instances: bool = False
     resize: str = PHOTOGRAPH
     notes: tuple[str, ...] = ()
+    options: DecodeOptions = DecodeOptions()
 
     def listing(self) -> Mapping[str, Sequence[str]]:
         """Return the items of each split."""
@@ -117,37 +115,13 @@ class EncodedImages(ABC):
             RefusedImageError: If the image cannot be decoded or a side has fewer than 8 pixels.
         """
         place = Place.of(item)
-        picture = _decode(self.content(place), image_size)
+        picture = decode(self.content(place), image_size, self.options)
         label = self.classes.index(place.class_name) if place.class_name in self.classes else NO_LABEL
-        return Sample(picture.pixels, label, None, picture.height, picture.width)
+        return Sample(picture.pixels, label, None, picture.height, picture.width, picture.note)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a worker needs to decode."""
         return {**self.__dict__, "items": {}, "passed_over": {}}
-
-
-def _decode(content: bytes, image_size: int) -> Picture:
-    """Decode an image and squeeze it into a square; see ``image_files.decode``.
-
-    Raises:
-        RefusedImageError: If it cannot be decoded or a side has fewer than 8 pixels.
-    """
-    if not content:
-        raise RefusedImageError("empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-                return square(image, image_size)
-    except RefusedImageError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RefusedImageError("more pixels than the limit against decompression bombs") from error
-    except UnidentifiedImageError as error:
-        raise RefusedImageError(f"not an image in one of the formats {', '.join(_FORMATS)}") from error
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise RefusedImageError(f"damaged: {error}") from error
 
 
 def class_names(

@@ -5,10 +5,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from adios_ray.config import FolderLayout
+from adios_ray.data.decode import EXTENSIONS
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED
-from adios_ray.data.sources.image_files import EXTENSIONS, ImageFiles
+from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.sources.passed_over import PassedOver, first_of
 from adios_ray.data.sources.walk import Walk, walk
 from adios_ray.errors import DatasetError
@@ -217,13 +219,10 @@ def of_classes(
         items &= set(found.images)  # a list of images may name some that are not there; they are refused later
     if len(items) + found.passed_over.total != found.found:
         raise AssertionError(f"{root}: {found.found} files, {len(items)} images, {found.passed_over.total} passed over")
-    return ImageFiles(
-        root=root.absolute() if isinstance(root, Path) else root,
-        classes=classes,
-        items=splits,
-        labels=labels,
-        passed_over=found.passed_over,
-    )
+    parts: dict[str, Any] = {"classes": classes, "items": splits, "labels": labels, "passed_over": found.passed_over}
+    if isinstance(root, Path):
+        return ImageFiles(root=root.absolute(), **parts)
+    return ImageFiles(root=Path(), uri=root, **parts)
 
 
 def _labels(tree: Mapping[str, ByClass], numbers: Mapping[str, int]) -> dict[str, int]:

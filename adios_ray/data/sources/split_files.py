@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from adios_ray.data.decode import EXTENSIONS
 from adios_ray.data.sources.base import UNLABELED
-from adios_ray.data.sources.image_files import EXTENSIONS
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.data.store import Location, Store
 from adios_ray.errors import DatasetError

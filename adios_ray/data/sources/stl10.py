@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from adios_ray.data.decode import square
 from adios_ray.data.shards import Bytes
 from adios_ray.data.sources.base import NO_LABEL, SHORT_SIDE, UNLABELED, ListedSource, Sample
-from adios_ray.data.sources.image_files import square
 from adios_ray.data.sources.named import STL10
 from adios_ray.errors import DatasetError, RefusedImageError
 

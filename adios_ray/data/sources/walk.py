@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adios_ray.data.sources.image_files import EXTENSIONS, sniff
+from adios_ray.data.decode import EXTENSIONS, SNIFFED_BYTES, sniff
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError
@@ -23,7 +23,6 @@ TOOL_FOLDERS = frozenset(
         *("__MACOSX", "__pycache__", "_thumbnails", "thumbnails.dir"),  # archives and tools
     )
 )
-_HEAD_BYTES = 32
 
 
 @dataclass
@@ -64,7 +63,7 @@ def _list(store: Store, found: Walk) -> None:
         reasons = [_reason_of_name(folder, is_folder=True) for folder in folders] + [_reason_of_name(name, False)]
         why = next(filter(None, reasons), None)
         found.found += 1
-        if why is None and (_has_image_ending(name) or sniff(store.read(item, 0, _HEAD_BYTES)) is not None):
+        if why is None and (_has_image_ending(name) or sniff(store.read(item, 0, SNIFFED_BYTES)) is not None):
             found.images.append(item)
         else:
             found.passed_over.add(why or NO_IMAGE, item)
@@ -128,7 +127,7 @@ def _is_image(path: Path) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            return sniff(file.read(_HEAD_BYTES)) is not None
+            return sniff(file.read(SNIFFED_BYTES)) is not None
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from error
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import BinaryIO, NamedTuple
 
+from adios_ray.data.decode import EXTENSIONS
 from adios_ray.data.sources.base import UNLABELED
 from adios_ray.data.sources.encoded import NO_LABEL_REASON, EncodedImages, Label, Place, class_names
-from adios_ray.data.sources.image_files import EXTENSIONS
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.data.sources.split_files import SplitFiles, find, read_all
 from adios_ray.data.store import Location, Store
