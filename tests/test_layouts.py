@@ -6,14 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from encoded_images import s3_server, upload
 from PIL import Image
 
 from adios_ray.config import FolderLayout
 from adios_ray.data.sources.folder import OUTSIDE
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.walk import BROKEN_LINK, HIDDEN, NO_IMAGE, TOOLS, walk
-from adios_ray.errors import DatasetError
+from adios_ray.errors import DatasetError, RefusedImageError
 
 
 def plant(root: Path, *items: str) -> Path:
@@ -141,3 +143,20 @@ def test_missing_classes_are_named_once_and_may_be_allowed(tmp_path: Path) -> No
 def test_a_folder_of_one_class_is_a_class(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     plant(tmp_path, "train/cat/1.png", "train/cat/2.png")
     assert len(folder_source(make(tmp_path)).listing()["train"]) == 2
+
+
+def test_a_folder_at_a_uri_is_read_as_one_on_disk(tmp_path: Path) -> None:
+    plant(tmp_path, "train/cat/1.png", "train/cat/photo", "val/cat/2.png", "test/cat/3.png", "train/@eaDir/1.png")
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("none")
+    with s3_server() as bucket:
+        upload(tmp_path, f"{bucket}/images")
+        ours, theirs = folder_source(tmp_path), folder_source(f"{bucket}/images")
+        assert theirs.listing() == ours.listing() and theirs.passed_over == ours.passed_over
+        assert {name: size for name, (size, _) in theirs.files().items()} == {
+            name: size for name, (size, _) in ours.files().items()
+        }
+        item = "train/cat/photo"
+        np.testing.assert_array_equal(theirs.load(item, 8).image, ours.load(item, 8).image)
+        assert theirs.checksum(item) == ours.checksum(item) == theirs.load(item, 8).content
+        with pytest.raises(RefusedImageError, match="cannot be read: No such file"):
+            theirs.load("train/cat/gone.png", 8)

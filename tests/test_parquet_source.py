@@ -77,7 +77,7 @@ def test_the_layout_of_the_hub(hub: Path) -> None:
 
 
 def test_workers_get_the_source_without_its_listing(hub: Path) -> None:
-    assert len(pickle.dumps(source(hub))) < 400
+    assert len(pickle.dumps(source(hub))) < 600
 
 
 def test_carved_splits_have_a_share_of_each_class(hub: Path) -> None:
@@ -264,7 +264,7 @@ def test_damaged_images_and_row_groups_are_refused(tmp_path: Path) -> None:
     plain_file(tmp_path / "train.parquet", {"image": contents}, rows=3)
     read = source(tmp_path)
     items = read.listing()["train"]
-    for item, reason in zip(items[1:], ["empty file", "damaged: ", "no image", "not an image in one"], strict=True):
+    for item, reason in zip(items[1:], ["empty file", "damaged PNG: ", "no image", "not an image in one"], strict=True):
         with pytest.raises(RefusedImageError, match=reason):
             read.load(item, 16)
     file = pq.ParquetFile(tmp_path / "train.parquet")
@@ -295,8 +295,8 @@ def test_at_a_uri(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(DatasetError, match=f"{bucket}/nothing has no .parquet files"):
             source(f"{bucket}/nothing")
     command = ["prepare", "--output", "/nowhere", "--image-size", "32", "--source", "s3://bucket/x"]
-    assert main([*command, "--dataset", "folder"]) == 2
-    assert "--dataset folder reads a folder, not a URI such as s3://bucket/x" in capsys.readouterr().err
+    assert main([*command, "--dataset", "stl10"]) == 2
+    assert "--dataset stl10 reads a folder, not a URI such as s3://bucket/x" in capsys.readouterr().err
 
 
 @pytest.mark.ray

@@ -70,7 +70,7 @@ def test_numbered_classes_with_names_beside_the_files(shards: Path) -> None:
         sample = read.load(item, 16)
         np.testing.assert_allclose(sample.image, squeezed(picture(number), 16), atol=1, rtol=0)
         assert (sample.height, sample.width) == (12, 20)
-    assert len(pickle.dumps(read)) < 400
+    assert len(pickle.dumps(read)) < 600
     val = plan_splits({"train": read.listing()["train"]}, {"train": None, "val": 6, "test": 3})["val"]
     assert sorted(map(read.stratum, val)) == ["ant"] * 2 + ["bee/fly"] * 2 + ["cat, big"] * 2
 
@@ -204,7 +204,7 @@ def test_damaged_images_are_refused(tmp_path: Path) -> None:
     }
     write_tar(tmp_path / "train.tar", contents)
     read = source(tmp_path)
-    reasons = ["empty file", "damaged: ", "not an image in one of the formats", "20 x 7 pixels: a side is below 8"]
+    reasons = ["empty file", "damaged PNG: ", "not an image in one of the formats", "20 x 7 pixels: a side is below 8"]
     for item, reason in zip(read.listing()["train"], reasons, strict=True):
         with pytest.raises(RefusedImageError, match=reason):
             read.load(item, 16)

@@ -87,8 +87,8 @@ class Prepare:
     sizes and times."""
 
     max_pixels: int | None = None
-    """Largest number of pixels that are decoded at once (89 million if not given); larger JPEGs are reduced first, other
-    larger images are refused."""
+    """Largest number of pixels that are decoded at once (89 million if not given); larger JPEGs are reduced first,
+    other larger images are refused."""
 
     stretch: Literal["file"] | int | None = None
     """16-bit images: scale by each file's own largest value (file), or by the bit depth of the values (9 to 16) where
@@ -148,7 +148,7 @@ class Prepare:
         if self.check_content and not isinstance(source, ImageFiles):
             raise UsageError(f"--check-content compares files of single images, not those of --dataset {self.dataset}")
         given = {"max_pixels": self.max_pixels, "stretch": self.stretch}
-        options = {name: value for name, value in given.items() if value is not None}
+        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if not options:
             return source
         if not isinstance(source, ImageFiles | EncodedImages):

@@ -160,4 +160,4 @@ class ListedSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker needs to decode."""
-        return {**self.__dict__, "items": {}}
+        return {**self.__dict__, "items": {}, "passed_over": PassedOver()}
