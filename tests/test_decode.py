@@ -498,7 +498,7 @@ def gray(largest: int, kind: str = "PNG", **options: Any) -> Picture:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_dark_16_bit_values_are_noted(kind: str) -> None:
     picture = gray(3750, kind)
-    assert picture.note == "16-bit values reach only 3750 of 65535"
+    assert picture.note is not None and "--stretch" in picture.note
     np.testing.assert_array_equal(picture.pixels[:, :, 0], np.round(ramp(3750) / 257))
     assert gray(2**14, kind).note is None
 
@@ -529,7 +529,7 @@ def test_dark_16_bit_colors_are_noted() -> None:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0))
     rows = (b"\0" + struct.pack(">H", 3750) * 48) * 16
     png = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    assert decode(png, 16).note == "16-bit colors reach only about 3598 of 65535"
+    assert "--stretch" in (decode(png, 16).note or "")
 
 
 @pytest.mark.parametrize("options", [{"stretch": 8}, {"stretch": 17}, {"stretch": "max"}, {"max_pixels": 0}])

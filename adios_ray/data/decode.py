@@ -42,6 +42,7 @@ _MAX_PIXELS = 2**30 // 12
 _MAX_SCANS = 500
 _BELOW = 2**14
 """Values below this leave two of 16 bits empty."""
+_DARK = "16-bit values leave most of their range empty (--stretch scales them)"
 
 _Stretch = Literal["file"] | int | None
 _UNSUPPORTED = re.compile(r"unknown|unsupported|not supported|not available|cannot handle|not implemented", re.I)
@@ -215,7 +216,7 @@ def _from_16_bits(image: Image.Image, stretch: _Stretch) -> tuple[Image.Image, s
     top = max(largest, 1) if stretch == "file" else 2 ** (stretch or 16) - 1
     note = None
     if stretch is None and largest < _BELOW:
-        note = f"16-bit values reach only {largest} of 65535"
+        note = _DARK
     elif largest > top:
         note = f"16-bit values reach {largest}, those above {top} become white"
     # A table needs a byte a pixel; dividing would need eight or sixteen.
@@ -439,4 +440,4 @@ def _note_on_colors(kind: str, content: bytes, image: Image.Image) -> str | None
         return None
     counts = np.reshape(image.histogram(), (len(bands), 256))[:3].sum(axis=0)
     largest = int(counts.nonzero()[0].max())
-    return f"16-bit colors reach only about {largest * 257} of 65535" if largest < _BELOW >> 8 else None
+    return _DARK if largest < _BELOW >> 8 else None
