@@ -218,7 +218,7 @@ def _from_16_bits(image: Image.Image, stretch: _Stretch) -> tuple[Image.Image, s
     if stretch is None and largest < _BELOW:
         note = _DARK
     elif largest > top:
-        note = f"16-bit values reach {largest}, those above {top} become white"
+        note = "16-bit values above the bit depth that --stretch gives became white"
     # A table needs a byte a pixel; dividing would need eight or sixteen.
     table = np.round(np.arange(0x10000).clip(max=top) * (255 / top)).astype(np.uint8)
     return Image.fromarray(table[values]), note
@@ -440,4 +440,4 @@ def _note_on_colors(kind: str, content: bytes, image: Image.Image) -> str | None
         return None
     counts = np.reshape(image.histogram(), (len(bands), 256))[:3].sum(axis=0)
     largest = int(counts.nonzero()[0].max())
-    return _DARK if largest < _BELOW >> 8 else None
+    return "16-bit colors leave most of their range empty" if largest < _BELOW >> 8 else None
