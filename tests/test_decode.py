@@ -512,7 +512,7 @@ def test_16_bit_values_are_stretched(stretch: Any, largest: int) -> None:
 
 def test_values_above_the_bit_depth_are_noted() -> None:
     picture = gray(5000, stretch=12)
-    assert picture.note == "16-bit values reach 5000, those above 4095 become white"
+    assert picture.note == "16-bit values above the bit depth that --stretch gives became white"
     assert (picture.pixels[-1] == 255).all()
 
 
