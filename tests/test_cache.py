@@ -205,7 +205,7 @@ def test_what_nobody_uses_makes_room(
     third = open_shards(f"s3://{BUCKET}/some/third").directory
     assert copies(cache) == sorted([second, third])  # the first was not used
     with pytest.raises(
-        DatasetError, match=rf"{URI} needs [\d,]+ bytes in {cache}, which has room for [\d,]+: make room"
+        DatasetError, match=rf"{URI} needs [\d,]+ bytes in {cache}, which has room for [\d,]+: free space"
     ):
         open_shards(URI)
     assert second.exists() and third.exists()

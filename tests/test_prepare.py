@@ -147,7 +147,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder: ImageFiles, tmp_path:
     prepare(folder, whole, SIZE, RECIPE)
     last = plan_splits(folder.listing(), NO_COUNTS)["test"][-1]
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
-    with pytest.raises(DatasetError, match=rf"\(RuntimeError: crashed at {last}\); the same command goes on"):
+    with pytest.raises(DatasetError, match=rf"\(RuntimeError: crashed at {last}\); run the same command again"):
         prepare(Failing(folder, broken, last), broken, SIZE, RECIPE)
     assert not (broken / "manifest.json").exists()
     lost, cut, kept = sorted((broken / ".parts").glob("*.json"))[:3]
@@ -247,7 +247,7 @@ def test_too_many_refused_images_make_no_data_set_until_they_are_mended(folder: 
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_first_bad_image_stops_where_that_is_asked_for(folder: ImageFiles, tmp_path: Path) -> None:
     [item] = spoil(folder, 1)
-    with pytest.raises(DatasetError, match=f"{item} was refused: empty file.*; the same command goes on from there"):
+    with pytest.raises(DatasetError, match=f"{item} was refused: empty file.*; run the same command again to resume"):
         prepare(folder, tmp_path / "out", SIZE, RECIPE, on_bad_image="fail")
     assert prepare(folder, tmp_path / "out", SIZE, RECIPE, max_bad_fraction=0.05).refused == 1
 

@@ -230,7 +230,7 @@ def test_cifar_says_what_is_wrong(tmp_path: Path) -> None:
     read, folder, layout = VERSIONS["cifar10"]
     plant_cifar(tmp_path / folder, *layout)
     write_pickle(tmp_path / folder / "test_batch", {b"data": noise(4, 3072), b"labels": [0, 1, 2, 3]})
-    with pytest.raises(DatasetError, match="test_batch .*do not go together"):
+    with pytest.raises(DatasetError, match="test_batch .*do not match"):
         read(tmp_path)
     (tmp_path / folder / "test_batch").unlink()
     with pytest.raises(DatasetError, match="lacks test_batch: --source is the folder that holds cifar-10-batches-py"):
@@ -287,7 +287,7 @@ def test_stl10_says_what_is_wrong(stl: Path) -> None:
     folder = stl / "stl10_binary"
     with (folder / "unlabeled_X.bin").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(DatasetError, match="unlabeled_X.bin has 138241 bytes, which is no whole number of images"):
+    with pytest.raises(DatasetError, match="unlabeled_X.bin has 138241 bytes, which is not a whole number of images"):
         stl10.source(stl)
     np.array([1, 11], np.uint8).tofile(folder / "test_y.bin")
     with pytest.raises(DatasetError, match="test_y.bin does not hold one of 10 classes for each of 2 images"):
