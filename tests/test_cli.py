@@ -86,7 +86,7 @@ def test_the_command_line_starts_without_ray_and_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_interruption_says_how_to_go_on(
+def test_interruption_prints_how_to_resume(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
