@@ -1,4 +1,4 @@
-"""Folders of images: how they are listed, and every odd kind of file that they may hold."""
+"""Folders of images: how they are listed, and unusual kinds of files in them."""
 
 import io
 import os
@@ -23,19 +23,19 @@ RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 
 def noise(height: int, width: int, channels: int = 3) -> Pixels:
-    """Random pixels, [height, width, channels]."""
+    """Draw random pixels, [height, width, channels]."""
     return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
 def shapes(height: int, width: int) -> Pixels:
-    """Coarse and fine shapes with hard edges, the finer the fainter as in a photograph, uint8 [height, width, 3]."""
+    """Draw shapes with hard edges, finer ones fainter as in a photograph, uint8 [height, width, 3]."""
     y, x = np.mgrid[:height, :width] / 40
     layers = [sum(np.sign(np.sin(x * f + i) + np.cos(y * f * 0.7)) / f for f in (1, 2.3, 5, 11)) for i in range(3)]
     return (127.5 + 60 * np.stack(layers, axis=-1)).clip(0, 255).astype(np.uint8)
 
 
 def halves(left: tuple[int, ...], right: tuple[int, ...], mode: str = "RGB") -> Image.Image:
-    """A 32 x 32 picture of two colors."""
+    """Make a 32 x 32 picture whose halves have two colors."""
     image = Image.new(mode, (32, 32), left)
     image.paste(right, (16, 0, 32, 32))
     return image
@@ -181,7 +181,7 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
 
 
 def palette_with_transparency() -> Image.Image:
-    """Left half palette color 0, which is transparent; right half palette color 1, blue."""
+    """Make a palette picture: the left half is color 0, which is transparent; the right half is color 1, blue."""
     image = Image.new("P", (32, 32), 0)
     image.putpalette([*RED, *BLUE])
     image.paste(1, (16, 0, 32, 32))
@@ -190,7 +190,7 @@ def palette_with_transparency() -> Image.Image:
 
 
 def rgb_with_transparent_red() -> Image.Image:
-    """An RGB picture in which the color red stands for transparent."""
+    """Make an RGB picture in which the color red means transparent."""
     image = halves(RED, BLUE)
     image.info["transparency"] = RED
     return image
@@ -220,7 +220,7 @@ def test_half_transparent_gray_goes_on_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["jpg", "tiff", "png", "webp"])
 def test_exif_orientation_6_is_turned_upright(tmp_path: Path, suffix: str) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown upright after a quarter turn clockwise: the left half comes to lie on top
+    exif[0x0112] = 6  # shown upright after a quarter turn clockwise: the left half ends on top
     halves(RED, BLUE).save(tmp_path / f"x.{suffix}", exif=exif, quality=100)
     decoded = decode(tmp_path / f"x.{suffix}", 32).pixels.astype(int)
     assert np.abs(decoded[:14] - RED).max() <= 12 and np.abs(decoded[18:] - BLUE).max() <= 12
@@ -264,14 +264,14 @@ def test_an_animation_shows_its_first_frame(tmp_path: Path) -> None:
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:
-    """The bytes of an image file."""
+    """Encode an image as the bytes of a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
 
 
 def huge_png(side: int) -> bytes:
-    """A PNG whose header claims ``side`` pixels a side, with hardly any data."""
+    """Make a PNG whose header claims ``side`` pixels a side, with hardly any data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

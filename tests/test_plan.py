@@ -1,4 +1,4 @@
-"""Which images a shard holds: splits, subsets and order."""
+"""The plan of a data set: splits, subsets, shards and order."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ ALL: dict[str, int | None] = {"train": None, "val": None, "test": None}
 
 
 def per_class(items: list[str]) -> dict[str, int]:
-    """Number of items in each class folder."""
+    """Count the items in each class folder."""
     return dict(Counter(item.split("/")[1] for item in items))
 
 
@@ -87,7 +87,7 @@ def test_order_mixes_the_classes_and_does_not_depend_on_the_listing_order() -> N
 
 
 def jobs_for(layout: Layout, recipe: dict[str, int], items: list[str] = TRAIN) -> list[ShardJob]:
-    """Jobs of one split."""
+    """Plan the jobs of one split."""
     return plan_jobs({"train": items}, layout, recipe)
 
 

@@ -1,4 +1,4 @@
-"""Which images a shard holds: planned from the item names alone, before any image is opened."""
+"""Planning of splits and shards from the item names alone, before any image is opened."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ HELD_OUT_FRACTION = 0.1
 
 
 class ShardJob(Record):
-    """One shard to make: its file name, its split, the items in order, and a digest of all that decides its bytes."""
+    """One shard to write: its file name, split, ordered items, and a digest of everything that determines its bytes."""
 
     file: str
     split: str
@@ -28,13 +28,15 @@ def plan_splits(listing: Mapping[str, Sequence[str]], counts: Mapping[str, int |
 
     Args:
         listing: Items of each split of the source.
-        counts: Images wanted of a split; None for all (for 10 % of train, where val or test must be carved).
+        counts: Number of images per split; None takes all, or 10 % of train for a val or test split that is carved.
 
     Raises:
-        DatasetError: If there are fewer items than a count asks for, or none is left for train.
+        DatasetError: If a count exceeds the items available, or no items are left for train.
     """
     splits = {split: mixed(items) for split, items in listing.items()}
+    # Taken from the whole train split before anything is carved, so that val and test are equally large.
     tenth = round(len(splits.get("train", ())) * HELD_OUT_FRACTION)
+    # Held-out images are carved before train is cut to its count: they are the same for every --train-images.
     for split in ("test", "val"):
         if "train" in splits and split not in splits:
             count = counts[split]
@@ -48,15 +50,16 @@ def plan_splits(listing: Mapping[str, Sequence[str]], counts: Mapping[str, int |
 
 
 def mixed(items: Sequence[str]) -> list[str]:
-    """The items in an order that depends on their names alone and mixes the classes: that of a hash."""
+    """Sort the items by a hash of their names: the order mixes the classes and does not depend on the listing."""
+    # Not Python's hash(), which is salted per process.
     return sorted(items, key=lambda item: hashlib.blake2b(item.encode(), digest_size=8).digest())
 
 
 def take(split: str, items: Sequence[str], count: int) -> tuple[list[str], list[str]]:
-    """Take ``count`` of the items, from each folder its share; returns those taken and the rest, in order.
+    """Take ``count`` items, each folder in proportion to its size; return those taken and the rest, in order.
 
     Raises:
-        DatasetError: If ``count`` is negative or there are fewer items; the message names ``split``.
+        DatasetError: If ``count`` is negative or exceeds the number of items; the message names ``split``.
     """
     if not 0 <= count <= len(items):
         raise DatasetError(f"{count} images asked for {split}, but there are {len(items)} to take them from")
@@ -71,7 +74,7 @@ def take(split: str, items: Sequence[str], count: int) -> tuple[list[str], list[
 
 
 def _shares(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """Divide ``count`` in proportion to the sizes; what rounding leaves goes to the largest remainders."""
+    """Divide ``count`` in proportion to the sizes, by the largest-remainder method; ties go by name."""
     total = max(1, sum(sizes.values()))
     shares = {name: size * count // total for name, size in sizes.items()}
     by_remainder = sorted(sizes, key=lambda name: (-(sizes[name] * count % total), name))
@@ -81,7 +84,7 @@ def _shares(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 def plan_jobs(splits: Mapping[str, Sequence[str]], layout: Layout, recipe: Mapping[str, Any]) -> list[ShardJob]:
-    """Cut each split into shards of nearly equal length, at most 1024 rows and 32 MiB of pixels."""
+    """Cut each split into shards of nearly equal length, of at most 1,024 rows and 32 MiB of pixels."""
     most = max(1, min(MAX_SHARD_ROWS, MAX_SHARD_BYTES // layout.row_bytes))
     jobs = []
     for split, items in splits.items():
@@ -89,7 +92,7 @@ def plan_jobs(splits: Mapping[str, Sequence[str]], layout: Layout, recipe: Mappi
         for number in range(shards):
             chunk = items[len(items) * number // shards : len(items) * (number + 1) // shards]
             file = f"{split}-{number:05d}.arrow"
-            decides = json.dumps([SCHEMA_VERSION, recipe, file, chunk], sort_keys=True)
-            digest = hashlib.sha256(decides.encode()).hexdigest()
+            inputs = json.dumps([SCHEMA_VERSION, recipe, file, chunk], sort_keys=True)
+            digest = hashlib.sha256(inputs.encode()).hexdigest()
             jobs.append(ShardJob(file=file, split=split, items=tuple(chunk), digest=digest))
     return jobs

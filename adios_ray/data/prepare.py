@@ -1,14 +1,14 @@
-"""From images to shards through Ray Data: each image is decoded, resized and checked once in its life.
+"""Preparation of data sets: images to shards through Ray Data, each image decoded, resized and checked once.
 
-One Ray Data task makes one shard. What a shard holds is planned beforehand from the item names alone, so that the
-bytes do not depend on the number of workers or on interruptions; a run that was killed goes on with the shards that
-it still lacks.
+One Ray Data task writes one shard. The contents of the shards are planned beforehand from the item names alone, so that
+the bytes do not depend on the number of workers or on interruptions. A run that was killed resumes with the missing
+shards.
 """
 
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -44,15 +44,15 @@ _CLAIM = f"{_PARTS}/begun"
 
 @dataclass(frozen=True)
 class PrepareSummary:
-    """What ``prepare`` did.
+    """Result of ``prepare``.
 
     Attributes:
-        images: Number of images of each split, without those refused.
+        images: Number of images in each split, without those refused.
         refused: Number of images that were left out.
         bytes: Size of all shards.
-        seconds: Time that this call took.
-        decoded: Images that this call decoded, those refused included; the others had been done before.
-        complete_before: Whether the data set was already there, and nothing was done.
+        seconds: Duration of this call.
+        decoded: Images that this call decoded, including those refused; earlier calls decoded the others.
+        complete_before: Whether the data set was already complete, so that nothing was done.
     """
 
     images: Mapping[str, int]
@@ -64,7 +64,7 @@ class PrepareSummary:
 
 
 class _Part(Record):
-    """Record of a finished shard, kept beside the shards until the manifest is written."""
+    """Record of a finished shard, stored beside the shards until the manifest is written."""
 
     digest: str
     entry: ShardEntry
@@ -84,28 +84,28 @@ def prepare(
     on_bad_image: OnBadImage = "skip",
     max_bad_fraction: float = 0.01,
 ) -> PrepareSummary:
-    """Make a data set; called again after an interruption, go on where it stopped.
+    """Prepare a data set; after an interruption, the same call resumes it.
 
-    If the source has a train split but no test or val split, that is carved out of train: ``test_images`` or
-    ``val_images`` of them, 10 % if None.
-    Subsets and carved splits are disjoint, and each folder of the source has its share in them. Ray is used as it is
-    if it is running, else it is started on this machine for the time of the call. The workers must see ``output``.
+    A test or val split that the source lacks is carved out of its train split: ``test_images`` or ``val_images`` of
+    them, 10 % if None. Splits are disjoint, and subsets take from each folder of the source in proportion to its size.
+    A running Ray is used; otherwise Ray is started on this machine for the duration of the call. All workers must be
+    able to write to ``output``.
 
     Args:
         source: The images.
         output: Directory or URI of the data set; new, empty, or left by an interrupted call.
-        image_size: Pixels a side.
-        recipe: What names the source in the manifest (JSON values); sizes, counts and the way of resizing are added.
+        image_size: Side of the stored squares in pixels.
+        recipe: JSON values that identify the source in the manifest; sizes, counts and the way of resizing are added.
         train_images: Images to take for train; None takes all.
         val_images: Images to take for val; 0 leaves the split out.
         test_images: Images to take for test; 0 leaves the split out.
         unlabeled_images: Images to take for the unlabeled split of a source that has one.
-        on_bad_image: Leave an image that cannot be used out and record why, or stop at the first one.
-        max_bad_fraction: Share of refused images above which there is no data set.
+        on_bad_image: Whether to skip an unusable image and record the reason, or to stop at the first one.
+        max_bad_fraction: Highest share of refused images with which the data set is still completed.
 
     Raises:
-        DatasetError: If ``output`` holds something else, the counts cannot be met, or too many images are refused (the
-            first, where ``on_bad_image`` is "fail").
+        DatasetError: If ``output`` holds something else, the counts cannot be met, or too many images are refused (one,
+            where ``on_bad_image`` is "fail").
     """
     start = time.perf_counter()
     counts = {"train": train_images, "val": val_images, "test": test_images}
@@ -113,11 +113,12 @@ def prepare(
     if unlabeled_images is not None:
         counts[UNLABELED] = settings["unlabeled_images"] = unlabeled_images
     asked = {**recipe, **settings, "image_size": image_size, "resize": source.resize}
+    # Through JSON, so that it equals a recipe read from a manifest: a tuple would not equal its list.
     full_recipe: dict[str, Any] = json.loads(json.dumps(asked))
     store = Store(output)
     if MANIFEST_NAME in store.names():
         manifest = _made_by(store, full_recipe)
-        store.remove(_PARTS)
+        store.remove(_PARTS)  # left if the call was killed between writing the manifest and cleaning up
         return _summary(manifest, start, decoded=0, complete_before=True)
     jobs = plan_jobs(plan_splits(source.listing(), counts), _layout(source, image_size), full_recipe)
     _claim(store)
@@ -134,7 +135,7 @@ def _layout(source: Source, image_size: int) -> Layout:
 
 
 def _made_by(store: Store, recipe: Mapping[str, Any]) -> Manifest:
-    """The manifest that is there already, if the same recipe made it."""
+    """Read the existing manifest, and check that the same recipe made it."""
     manifest = read_manifest(str(store))
     keys = sorted(recipe.keys() | manifest.recipe.keys())
     if odd := [key for key in keys if recipe.get(key) != manifest.recipe.get(key)]:
@@ -144,7 +145,7 @@ def _made_by(store: Store, recipe: Mapping[str, Any]) -> Manifest:
 
 
 def _claim(store: Store) -> None:
-    """Begin a data set, or take up the one that an interrupted call left."""
+    """Begin a data set, or resume the one that an interrupted call left."""
     names = store.names()
     if names and _PARTS not in names:
         raise DatasetError(f"{store} is not empty and not an unfinished data set; choose another --output")
@@ -157,7 +158,7 @@ def _part_name(job: ShardJob) -> str:
 
 
 def _finished_part(store: Store, job: ShardJob) -> _Part | None:
-    """Record of a job that was done with the same recipe and items, if its shard is whole."""
+    """Return the record of a job if it was finished with the same recipe and items and its shard has its full size."""
     try:
         part = _Part.model_validate_json(store.read(_part_name(job)))
     except (FileNotFoundError, ValidationError):
@@ -168,17 +169,17 @@ def _finished_part(store: Store, job: ShardJob) -> _Part | None:
 def make_shard(
     row: Mapping[str, str], source: Source, store: Store, image_size: int, on_bad_image: OnBadImage
 ) -> dict[str, int]:
-    """Do one job: what a Ray Data task runs.
+    """Write one shard and its record; this is the body of a Ray Data task.
 
     Args:
         row: ``job``, a ShardJob as JSON.
         source: The images.
-        store: Where the data set goes.
-        image_size: Pixels a side.
+        store: Location of the data set.
+        image_size: Side of the stored squares in pixels.
         on_bad_image: See ``prepare``.
 
     Returns:
-        Number of ``images`` decoded, and how many of them were ``refused``.
+        Number of ``images`` decoded, and the number of those ``refused``.
 
     Raises:
         DatasetError: If an image is refused and ``on_bad_image`` is "fail".
@@ -195,18 +196,27 @@ def make_shard(
             refused.append(Refusal(item=item, split=job.split, reason=str(error)))
     entry = write_shard(store, job.file, _layout(source, image_size), samples)
     part = _Part(digest=job.digest, entry=entry, refused=tuple(refused))
+    # After the shard: a record vouches for a shard that is complete.
     with store.writing(_part_name(job)) as path:
         path.write_text(part.model_dump_json())
     return {"images": len(job.items), "refused": len(refused)}
 
 
 def _run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]") -> None:
-    """Run the jobs as Ray Data tasks, one a core, and show how far they are."""
-    resumed = f", {planned - len(jobs)} of {planned} shards were there" if len(jobs) < planned else ""
+    """Run the jobs as Ray Data tasks, one per core, with a progress bar."""
+    resumed = f", {planned - len(jobs)} of {planned} shards already done" if len(jobs) < planned else ""
     images = sum(len(job.items) for job in jobs)
-    with _progress() as progress:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.0f} images/s, {task.fields[bad]} bad, left:"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as progress:
         bar = progress.add_task(f"preparing{resumed}", total=images, bad=0, rate=0.0)
         with _quiet_ray():
+            # Timed from here: the rate is that of decoding, without the seconds in which Ray starts.
             start, done, bad = time.perf_counter(), 0, 0
             for result in _results(jobs, task):
                 done, bad = done + result["images"], bad + result["refused"]
@@ -214,26 +224,33 @@ def _run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]"
 
 
 def _results(jobs: Sequence[ShardJob], task: "partial[dict[str, int]]") -> Iterator[dict[str, int]]:
+    """Yield the result of each job as it finishes.
+
+    Raises:
+        DatasetError: If a job fails, with the cause.
+    """
     rows = [{"job": job.model_dump_json()} for job in jobs]
+    # One block per row, since Ray Data runs one task per block: a failed or killed task loses one shard.
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     context = dataset.context  # this data set's own copy
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True
+    context.raise_original_map_exception = True  # otherwise a UserCodeException hides which image failed
     try:
         yield from dataset.map(task).iter_rows()
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", error)
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]  # Ray adds lines on retrying
-        raise DatasetError(f"a shard could not be made ({reason}); the same command goes on from there") from error
+        raise DatasetError(f"a shard could not be made ({reason}); run the same command again to resume") from error
 
 
 @contextmanager
 def _quiet_ray() -> Iterator[None]:
-    """Ray as it runs already, or one of our own for as long as it is needed; Ray Data's log goes to its file only."""
+    """Use the running Ray, or start one for the duration of the block; Ray Data logs to its file only."""
     started = not ray.is_initialized()
     if started:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    # Ray Data's console handler is the one at INFO; its lines would break up the progress bar.
     console = [handler for handler in logging.getLogger("ray.data").handlers if handler.level == logging.INFO]
     for handler in console:
         handler.setLevel(logging.CRITICAL)
@@ -246,30 +263,22 @@ def _quiet_ray() -> Iterator[None]:
             ray.shutdown()
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} images/s, {task.fields[bad]} bad, left:"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-
-
 def _finish(
     store: Store, source: Source, jobs: Sequence[ShardJob], recipe: dict[str, Any], max_bad_fraction: float
 ) -> Manifest:
-    """Put the records of all shards together, check how many images were refused, and write the manifest."""
+    """Combine the records of all shards, check the number of refused images, and write the manifest."""
     parts = [(job, _finished_part(store, job)) for job in jobs]
     if lost := [job.file for job, part in parts if part is None]:
-        raise DatasetError(f"{', '.join(lost)} did not arrive in {store}: do all workers see that place?")
+        raise DatasetError(f"{', '.join(lost)} did not arrive in {store}: make sure that all workers can write there")
     done = [(job, part) for job, part in parts if part is not None]
     _check_refused(store, done, max_bad_fraction)
     splits: dict[str, tuple[ShardEntry, ...]] = {}
     for job, part in done:
         splits[job.split] = (*splits.get(job.split, ()), part.entry)
-    _remove_leftovers(store, keep={job.file for job in jobs})
+    # Killed workers leave drafts, and interrupted calls with another recipe leave shards outside this plan.
+    for name in store.names() - {job.file for job in jobs}:
+        if name.endswith((".arrow", ".tmp")):
+            store.remove(name)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         image_size=recipe["image_size"],
@@ -286,26 +295,20 @@ def _finish(
 
 
 def _check_refused(store: Store, done: Sequence[tuple[ShardJob, _Part]], max_bad_fraction: float) -> None:
-    """Raise a DatasetError if too many images were refused; their shards will be made again, then."""
+    """Raise a DatasetError if too many images were refused."""
     refused = [refusal for _, part in done for refusal in part.refused]
     planned = sum(len(job.items) for job, _ in done)
     if len(refused) <= max_bad_fraction * planned:
         return
+    # Without their records the affected shards are written again, with the images that were repaired by then.
     for job, part in done:
         if part.refused:
             store.remove(_part_name(job))
     some = "; ".join(f"{refusal.item}: {refusal.reason}" for refusal in refused[:3])
     raise DatasetError(
         f"{len(refused)} of {planned} images were refused, more than {max_bad_fraction:.2%} ({some}); "
-        "mend or remove them, or allow more with --max-bad-fraction"
+        "repair or remove them, or raise --max-bad-fraction"
     )
-
-
-def _remove_leftovers(store: Store, keep: Set[str]) -> None:
-    """Remove what killed workers and interrupted calls with another recipe left."""
-    for name in store.names() - keep:
-        if name.endswith((".arrow", ".tmp")):
-            store.remove(name)
 
 
 def _summary(manifest: Manifest, start: float, decoded: int, complete_before: bool) -> PrepareSummary:

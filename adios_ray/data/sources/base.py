@@ -1,4 +1,4 @@
-"""What every source of images offers to ``prepare``."""
+"""The interface between sources of images and ``prepare``: samples, the protocol, and a base for sources of files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,27 +9,28 @@ import numpy as np
 import numpy.typing as npt
 
 UNLABELED = "unlabeled"
-"""Name of the split of images without labels, which only training uses; and of the class of a source without any."""
+"""Name of the split of images without labels, which only training uses; also of the one class of a flat folder."""
 NO_LABEL = -1
 """Label of an image of that split."""
 
 
+# These texts are part of the recipe in every manifest: another wording would make finished data sets another recipe's.
 SHORT_SIDE = "short side to image_size, bicubic, antialiased; center crop"
-"""How squares are resized; in these words, so that data sets made before sizes were stored count as the same."""
+"""How images that are already square are resized; the wording of schema version 1."""
 WHOLE = "whole picture squeezed into a square, bicubic, antialiased"
 PHOTOGRAPH = f"{WHOLE}; its height and width beside it"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded image with what is known about it.
+    """One decoded image with its label, instance map and original size.
 
     Attributes:
         image: RGB, uint8 [S, S, 3].
-        label: Class index, NO_LABEL where it is not known; uint8 [classes] of zeros and ones in a multi-label source.
+        label: Class index, or NO_LABEL where it is unknown; uint8 [C] of zeros and ones in a multi-label source.
         instances: Object index per pixel, uint8 [S, S], 0 = background; None where a source has no masks.
-        height: Pixels of what the square shows, upright and before it was squeezed: crops have its proportions.
-        width: The same from left to right.
+        height: Height in pixels of the upright original before it was squeezed; crops have its proportions.
+        width: Width in pixels, likewise.
     """
 
     image: npt.NDArray[np.uint8]
@@ -44,9 +45,9 @@ class Source(Protocol):
 
     Attributes:
         classes: Class names; the label is an index into them.
-        multi_label: Whether an image carries any number of the classes.
-        has_instances: Whether samples come with instance maps.
-        resize: How an image becomes a square, as the manifest says it.
+        multi_label: Whether an image may have any number of the classes.
+        has_instances: Whether samples have instance maps.
+        resize: How an image becomes a square, in the wording of the manifest.
     """
 
     @property
@@ -62,14 +63,14 @@ class Source(Protocol):
     def resize(self) -> str: ...  # noqa: D102 - described above
 
     def listing(self) -> Mapping[str, Sequence[str]]:
-        """Item ids of each split, in an order that does not depend on the machine.
+        """Return the item ids of each split, in an order that does not depend on the machine.
 
-        Splits are train, val and test, UNLABELED, and any others that only an evaluation uses.
+        Splits are train, val, test, UNLABELED, and any others that only an evaluation uses.
         """
         ...
 
     def load(self, item: str, image_size: int) -> Sample:
-        """Decode one item, the whole picture in a square of ``image_size`` pixels a side.
+        """Decode one item: the whole picture squeezed into a square of ``image_size`` pixels a side.
 
         Raises:
             RefusedImageError: If the item cannot be used, with the reason.
@@ -79,15 +80,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSource:
-    """What the sources that read files have in common.
+    """Base of the sources that read files.
 
     Attributes:
         root: The folder of the files.
         classes: Class names.
-        items: Items of each split. Workers get the source without them: there may be millions.
-        multi_label: Whether an image carries any number of the classes.
-        has_instances: Whether samples come with instance maps.
-        resize: How an image becomes a square, as the manifest says it.
+        items: Items of each split; empty in a pickled copy, see ``__getstate__``.
+        multi_label: Whether an image may have any number of the classes.
+        has_instances: Whether samples have instance maps.
+        resize: How an image becomes a square, in the wording of the manifest.
     """
 
     root: Path
@@ -98,9 +99,9 @@ class ListedSource:
     resize: str = PHOTOGRAPH
 
     def listing(self) -> Mapping[str, Sequence[str]]:
-        """Items of each split."""
+        """Return the items of each split."""
         return self.items
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker needs to decode."""
+        """Pickle without the items: workers only decode, and a listing may have millions of entries."""
         return {**self.__dict__, "items": {}}

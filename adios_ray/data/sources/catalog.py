@@ -10,16 +10,16 @@ class Entry(NamedTuple):
     """One data set.
 
     Attributes:
-        reader: ``module:function`` in ``data.sources`` that makes a source out of a folder; in ``data.rendered``, of
-            a number of images and a seed.
-        images: How many there are, in words.
-        classes: How many there are, in words.
-        image_size: Pixels a side to store. Photographs are stored larger than the paper's views of them (96 pixels, of
-            imagenet100 224, of clevr 64), so that crops are not magnified; None where the user says.
-        origin: Where it comes from.
-        download: Class of ``torchvision.datasets`` that fetches it, and the versions to ask it for; None where it is
-            not free to fetch.
-        rendered: Whether the images are drawn on the spot.
+        reader: ``module:function`` that makes a source: in ``data.sources`` from a folder, in ``data.rendered`` from a
+            number of images and a seed.
+        images: Number of images, as text for the help.
+        classes: Number of classes, as text for the help.
+        image_size: Pixels a side to store. Photographs are stored larger than the paper's views (96 pixels; 224 for
+            imagenet100, 64 for clevr), so that crops are not magnified. None where the user must choose.
+        origin: Web site or layout of the data set.
+        download: Class of ``torchvision.datasets`` that downloads it, and the options of each call; None where
+            torchvision cannot.
+        rendered: Whether the images are rendered instead of read.
     """
 
     reader: str
@@ -31,17 +31,18 @@ class Entry(NamedTuple):
     rendered: bool = False
 
     def source(self, *arguments: Any, **options: Any) -> Any:
-        """The source; its module is imported only now.
+        """Make the source; its module is imported by this call, so that the command line starts quickly.
 
         Raises:
             DatasetError: If the files cannot be used.
+            ValueError: If a rendered source refuses its number of images or its seed.
         """
         module, _, function = self.reader.partition(":")
         package = "rendered" if self.rendered else "sources"
         return getattr(import_module(f"adios_ray.data.{package}.{module}"), function)(*arguments, **options)
 
     def fetch(self, folder: Path) -> None:
-        """Download the files into a folder, where torchvision finds what is already there.
+        """Download the files into a folder; torchvision skips those that are already there.
 
         Raises:
             DatasetError: If they cannot be fetched.
@@ -56,7 +57,7 @@ class Entry(NamedTuple):
         data_set = getattr(datasets, name)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            if hasattr(data_set, "tgz_md5"):  # its constructor would unpickle what it fetched
+            if hasattr(data_set, "tgz_md5"):  # CIFAR: the constructor would unpickle the downloaded files
                 download_and_extract_archive(data_set.url, folder, filename=data_set.filename, md5=data_set.tgz_md5)
             else:
                 for version in versions:
@@ -108,11 +109,12 @@ CATALOG: Mapping[str, Entry] = {
     "folder": Entry(
         "folder:source", "any number of", "any number", None, "SPLIT/CLASS/*.jpg, CLASS/*.jpg or just *.jpg"
     ),
-    "scenes": Entry("scenes:source", "as many as you like", "24 at once", 64, "rendered, with masks", rendered=True),
-    "objects": Entry("objects:source", "as many as you like", "10", 64, "rendered, with masks", rendered=True),
+    "scenes": Entry("scenes:source", "any number of", "24 at once", 64, "rendered, with masks", rendered=True),
+    "objects": Entry("objects:source", "any number of", "10", 64, "rendered, with masks", rendered=True),
 }
 
 
+# A Literal made from the catalog lets tyro list and check the names; mypy cannot read one that is computed.
 if TYPE_CHECKING:
     Name = str
 else:
@@ -120,7 +122,7 @@ else:
 
 
 def table() -> str:
-    """One line for each data set: size, classes, pixels a side and where it comes from."""
+    """Describe each data set in one line: number of images, pixels a side, classes and origin."""
     lines = []
     for name, entry in CATALOG.items():
         fetched = " (--download)" if entry.download else ""

@@ -17,32 +17,29 @@ _SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
 def source(root: Path) -> ImageFiles:
-    """Images below a folder: ``root/<split>/<class>/*``, ``root/<class>/*`` or ``root/*``.
+    """Read the images below a folder: ``root/<split>/<class>/*``, ``root/<class>/*`` or ``root/*``.
 
-    Split folders are train, val (or validation), test and unlabeled; without them everything is train. Below a class
-    folder the images may lie at any depth. Classes are sorted by name. Images without class folders share the one
-    class "unlabeled". Names that begin with a dot are passed over.
+    Split folders are train, val (or validation), test and unlabeled; without a folder train, all images are train.
+    Images may be at any depth below a class folder. Classes are sorted by name. Images without class folders share the
+    one class "unlabeled". Names that begin with a dot are ignored.
 
     Raises:
         DatasetError: If the splits differ in their classes, or the folder cannot be used.
     """
     if not root.is_dir():
         raise DatasetError(f"{root} is not a folder")
-    folders = _split_folders(root) if (root / "train").is_dir() else {"train": root}
+    has_splits = (root / "train").is_dir()
+    folders = _split_folders(root) if has_splits else {"train": root}
     tree = {split: by_class(folder, root) for split, folder in folders.items()}
     if empty := [str(folders[split]) for split, found in tree.items() if not found]:
         raise DatasetError(f"no images in {', '.join(empty)} (looked for {' '.join(EXTENSIONS)})")
-    return of_classes(root, tree, _all_images(root))
-
-
-def _all_images(root: Path) -> list[str]:
-    """Images of the folder ``unlabeled`` (or ``unlabelled``), where there is one beside ``train``."""
-    folders = [folder for name in (UNLABELED, "unlabelled") if (folder := root / name).is_dir()]
-    return sorted(chain.from_iterable(images(folder, root) for folder in folders)) if (root / "train").is_dir() else []
+    # Without split folders, a folder of this name is a class like any other.
+    unlabeled = [root / name for name in (UNLABELED, "unlabelled") if has_splits and (root / name).is_dir()]
+    return of_classes(root, tree, sorted(chain.from_iterable(images(folder, root) for folder in unlabeled)))
 
 
 def of_classes(root: Path, tree: Mapping[str, ByClass], unlabeled: Sequence[str] = ()) -> ImageFiles:
-    """A source out of the items of each class of each split, paths relative to ``root``.
+    """Make a source from the items of each class in each split, as paths relative to ``root``.
 
     Raises:
         DatasetError: If the splits differ in their classes.
@@ -57,7 +54,8 @@ def of_classes(root: Path, tree: Mapping[str, ByClass], unlabeled: Sequence[str]
 
 
 def _labels(tree: Mapping[str, ByClass], numbers: Mapping[str, int]) -> dict[str, int]:
-    """Label of each folder of images, or of each image where several classes share a folder."""
+    """Map each folder of images to its label, or each image where several classes share a folder."""
+    # By folder where possible: the mapping is sent to every worker, and there may be millions of images.
     pairs = [(item, numbers[name]) for found in tree.values() for name, items in found.items() for item in items]
     classes: dict[str, set[int]] = {}
     for item, label in pairs:
@@ -70,6 +68,7 @@ def _folder(item: str) -> str:
 
 
 def _common_classes(root: Path, tree: Mapping[str, ByClass]) -> tuple[str, ...]:
+    """Return the sorted classes, or raise a DatasetError if the splits differ in theirs."""
     splits = Counter(name for found in tree.values() for name in found)
     if odd := {name for name, count in splits.items() if count < len(tree)}:
         having = "; ".join(
@@ -90,7 +89,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def by_class(folder: Path, root: Path) -> dict[str, list[str]]:
-    """Images of each class folder; where there are no class folders, all of them as "unlabeled".
+    """List the images of each class folder; without class folders, list all images as the class "unlabeled".
 
     Raises:
         DatasetError: If there are images beside class folders, or a name is not UTF-8.
@@ -106,12 +105,13 @@ def by_class(folder: Path, root: Path) -> dict[str, list[str]]:
 
 
 def images(folder: Path, root: Path, depth: int | None = None) -> Iterator[str]:
-    """Paths relative to the root of the images in a folder and, unless ``depth`` is 0, below it.
+    """Yield the images in a folder and, unless ``depth`` is 0, below it, as paths relative to the root.
 
     Raises:
         DatasetError: If a name is not UTF-8.
     """
     for directory, folders, files in os.walk(folder):
+        # In place: os.walk descends only into the folders that are left in its own list.
         folders[:] = [] if depth == 0 else [name for name in folders if not name.startswith(".")]
         prefix = Path(directory).relative_to(root).as_posix()
         for name in files:

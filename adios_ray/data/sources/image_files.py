@@ -1,4 +1,4 @@
-"""Image files with their classes: what most sources are, and how an image file becomes pixels."""
+"""Decoding of image files to squares of pixels, and the source of image files with one class each."""
 
 import math
 import warnings
@@ -18,17 +18,17 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 SMALLEST_SIDE = 8
 SCALED_DECODING = 1.85
 
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")  # not all of Pillow's: EPS would start Ghostscript
 _ON_ITS_SIDE = (5, 6, 7, 8)
-"""EXIF orientations that turn a picture by a quarter."""
+"""EXIF orientations that turn a picture by a quarter turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles(ListedSource):
-    """Image files, each of one class. Items are paths relative to the root.
+    """Image files with one class each. Items are paths relative to the root.
 
     Attributes:
-        labels: Index of the class by item, or by the folder that holds the item.
+        labels: Class index by item, or by the folder that contains the item.
     """
 
     labels: Mapping[str, int] = field(repr=False)
@@ -70,17 +70,18 @@ def decode(path: Path, image_size: int) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # After the general filter, since the filter added last is matched first.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
                 return square(image, image_size)
     except RefusedImageError:
         raise
-    except Exception as error:  # decoders raise nearly anything on damaged files
+    except Exception as error:  # decoders raise almost any exception on damaged files
         raise RefusedImageError(_reason(path, error)) from error
 
 
 def square(image: Image.Image, image_size: int) -> Picture:
-    """Load and squeeze an opened image; see ``decode``.
+    """Load an opened image and squeeze it into a square; see ``decode``.
 
     Raises:
         RefusedImageError: If a side has fewer than 8 pixels, or the values have no fixed range.
@@ -89,14 +90,15 @@ def square(image: Image.Image, image_size: int) -> Picture:
         raise RefusedImageError(f"{image.width} x {image.height} pixels: a side is below {SMALLEST_SIDE}")
     enough = math.ceil(SCALED_DECODING * image_size)
     full_size = image.size
-    drafted = image.draft("RGB", (enough, enough))
+    drafted = image.draft("RGB", (enough, enough))  # reduces a JPEG while decoding; None for other formats
     image.load()
+    # After loading, which turns a TIFF upright and removes its orientation.
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    width, height = full_size if drafted else image.size  # loading turns a TIFF upright
-    # A reduced JPEG ends in a partly covered pixel: its extent is a fraction.
+    width, height = full_size if drafted else image.size
+    # The last pixel of a reduced JPEG may be partly covered: its extent is a fraction.
     extent = drafted[1] if drafted else (0.0, 0.0, width, height)
     small = as_rgb(image).resize((image_size, image_size), Image.Resampling.BICUBIC, box=extent)
-    if orientation != 1:
+    if orientation != 1:  # turned after shrinking, which is cheaper
         small.getexif()[ExifTags.Base.Orientation] = orientation
         ImageOps.exif_transpose(small, in_place=True)
     if orientation in _ON_ITS_SIDE:
@@ -105,15 +107,19 @@ def square(image: Image.Image, image_size: int) -> Picture:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Convert a loaded image of any mode to RGB: transparency goes on white, 16 bits are scaled to 8.
+    """Convert a loaded image of any mode to RGB: transparency is composited on white, 16 bits are scaled to 8.
 
     Raises:
-        RefusedImageError: If the values have no range that could be scaled to 8 bits.
+        RefusedImageError: If the values have no fixed range to scale to 8 bits.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        image = _from_16_bits(image)
+        values = np.asarray(image, dtype=np.int64)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise RefusedImageError("integer pixels outside the 16-bit range")
+        # Pillow's own conversion clips at 255; 257 = 65535 / 255 keeps the range.
+        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
     elif image.mode == "F":
         raise RefusedImageError("floating-point pixels have no fixed range")
     elif image.has_transparency_data:
@@ -122,15 +128,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.int64)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise RefusedImageError("integer pixels outside the 16-bit range")
-    return Image.fromarray(np.round(values / 257).astype(np.uint8))
-
-
 def _reason(path: Path, error: Exception) -> str:
-    """Why a file was refused, without its path."""
+    """Describe why a file was refused, without its path: the manifest lists the item beside the reason."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read: {error.strerror}"
     if path.stat().st_size == 0:
