@@ -1,4 +1,4 @@
-"""The command line, ``adios-ray``: one frozen dataclass a command, whose fields are its options."""
+"""The command line, ``adios-ray``: one frozen dataclass per command, whose fields are its options."""
 
 import sys
 from collections.abc import Sequence
@@ -28,17 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: The command line without the program's name; None takes that of the process.
+        arguments: The command line without the program's name; None takes ``sys.argv``.
 
     Returns:
         Exit status; see ``errors.exit_status``.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] == [TRAIN]:  # its defaults follow from its own arguments
+    # Before tyro reads the line: the options and defaults of ``train`` depend on its own arguments, such as --preset.
+    if arguments[:1] == [TRAIN]:
         return train(arguments[1:])
     command = tyro.cli(Command, args=arguments, prog="adios-ray")
     assert not isinstance(command, Train)  # handled above
-    resumes = {Prepare: "the same command goes on where it stopped", Replay: RESUMES}.get(type(command), "")
+    resumes = {Prepare: "run the same command again to resume", Replay: RESUMES}.get(type(command), "")
     return exit_status(command.run, resumes)
 
 

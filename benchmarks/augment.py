@@ -1,7 +1,7 @@
 """Speed of the batched views against torchvision's transforms, image by image, on one core.
 
-Usage: ``python benchmarks/augment.py``. Prints one JSON object: for each size of stored images and of views, how many
-views a second each way makes (medians of repeats taken in turns) and their ratio. Takes about twenty seconds.
+Usage: ``python benchmarks/augment.py``. Prints one JSON object: for each size of stored images and of views, the views
+per second of both (medians of interleaved repeats) and their ratio. Takes about twenty seconds.
 """
 
 import json
@@ -26,7 +26,7 @@ SIZES = ((32, 32), (96, 96), (160, 96))
 
 
 def torchvision_pipeline(config: AugmentConfig, size: int) -> Callable[[Tensor], Tensor]:
-    """The recipe of ``apply_view`` in torchvision's transforms, for one uint8 image [3, S, S]."""
+    """Compose the recipe of ``apply_view`` from torchvision's transforms, for one uint8 image [3, S, S]."""
     jitter = v2.ColorJitter(config.brightness, config.contrast, config.saturation, config.hue)
     scale = (config.min_crop_scale, 1.0)
     pipeline: Callable[[Tensor], Tensor] = v2.Compose(
@@ -45,14 +45,14 @@ def torchvision_pipeline(config: AugmentConfig, size: int) -> Callable[[Tensor],
 
 
 def views_per_second(make: Callable[[], Tensor]) -> float:
-    """Speed of one call that makes a batch of views."""
+    """Time one call that makes a batch of views."""
     began = time.perf_counter()
     views = make()
     return len(views) / (time.perf_counter() - began)
 
 
 def compare(stored: int, size: int) -> dict[str, float]:
-    """Median views of ``size`` pixels a second, ours and torchvision's, from images of ``stored`` pixels a side."""
+    """Measure median views per second, ours and torchvision's, of ``size`` pixels from images of ``stored`` pixels."""
     config = AugmentConfig()
     images = torch.randint(0, 256, (BATCH, stored, stored, 3), dtype=torch.uint8)
     samples, sides = np.arange(BATCH, dtype=np.int64), np.full(BATCH, stored, np.int32)
@@ -65,7 +65,8 @@ def compare(stored: int, size: int) -> dict[str, float]:
     def torchvisions() -> Tensor:
         return torch.stack([pipeline(image) for image in planes])
 
-    ours(), torchvisions()
+    ours(), torchvisions()  # warm-up
+    # Interleaved, so that drift of the machine's speed affects both alike.
     speeds = [(views_per_second(ours), views_per_second(torchvisions)) for _ in range(REPEATS)]
     own, other = (statistics.median(column) for column in zip(*speeds, strict=True))
     return {"adios_ray": round(own), "torchvision": round(other), "ratio": round(own / other, 1)}

@@ -1,9 +1,10 @@
 """Speed of two augmented views from shards against decoding JPEGs and transforming them one by one, on one core.
 
-Usage: ``python benchmarks/loader.py --source IMAGES [--image-size 96] [--stored-size 160]``, with a folder of photographs
-as ``adios-ray prepare --dataset folder`` takes it. Prints one JSON object: images a second, two views each, of the feed
-and of PIL and torchvision's transforms (the authors' way), their ratio, the ratio of reading shards alone, and the
-share of its time that a training of the small backbone waits for data. Medians of repeats in turns; about two minutes.
+Usage: ``python benchmarks/loader.py --source IMAGES [--image-size 96] [--stored-size 160]``, with a folder of
+photographs in the layout of ``adios-ray prepare --dataset folder``. Prints one JSON object: images per second, two
+views each, of the batch loader (``feed_images_per_s``) and of PIL with torchvision's transforms (the authors' way),
+their ratio, the ratio for reading shards alone, and the share of its time that a training of the small backbone waits
+for data. Medians of interleaved repeats; about two minutes.
 """
 
 import json
@@ -50,7 +51,7 @@ WAIT_EPOCHS = 4
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Data and sizes of the measurement."""
 
     source: Path
     """Folder of JPEGs."""
@@ -61,7 +62,7 @@ class Options:
 
 
 def make_shards(source: ImageFiles, directory: Path, stored_size: int) -> list[Path]:
-    """Store all images, once as train and once as val; returns their files."""
+    """Store all images, once as train and once as val; return their files."""
     items = [item for split in source.listing().values() for item in split]
     layout = Layout(stored_size, None, has_instances=False)
     samples = [(item, source.load(item, stored_size)) for item in items]
@@ -83,7 +84,7 @@ def make_shards(source: ImageFiles, directory: Path, stored_size: int) -> list[P
 
 
 def authors_transform(config: AugmentConfig, size: int) -> Callable[[Image.Image], torch.Tensor]:
-    """The recipe for one PIL image, as solo-learn and the authors' code compose it."""
+    """Compose the recipe for one PIL image as solo-learn and the authors' code do."""
     jitter = transforms.ColorJitter(config.brightness, config.contrast, config.saturation, config.hue)
     crop = transforms.RandomResizedCrop(
         size, scale=(config.min_crop_scale, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
@@ -107,7 +108,7 @@ def authors_transform(config: AugmentConfig, size: int) -> Callable[[Image.Image
 
 
 def authors_images_per_s(files: list[Path], config: AugmentConfig, size: int) -> float:
-    """Decode and make two views of one batch's images."""
+    """Time decoding the images of one batch and making two views of each."""
     transform = authors_transform(config, size)
     began = time.perf_counter()
     for file in files[:BATCH]:
@@ -118,7 +119,7 @@ def authors_images_per_s(files: list[Path], config: AugmentConfig, size: int) ->
 
 
 def feed_images_per_s(feed: BatchLoader, epoch: int) -> float:
-    """Two views of each image of a few batches."""
+    """Time a few batches, with two views of each image; a new epoch each time draws other images."""
     first = epoch * feed.steps_per_epoch
     began = time.perf_counter()
     count = sum(len(batch.a) for batch in feed.batches(0, first, first + 4))
@@ -126,7 +127,7 @@ def feed_images_per_s(feed: BatchLoader, epoch: int) -> float:
 
 
 def raw_images_per_s(split: Split) -> float:
-    """Images copied out of the shards in a random order."""
+    """Time copying images from the shards in a random order."""
     order = np.random.default_rng(0).permutation(len(split))
     began = time.perf_counter()
     for _ in range(20):
@@ -135,7 +136,7 @@ def raw_images_per_s(split: Split) -> float:
 
 
 def wait_fraction(data_dir: Path, image_size: int) -> float:
-    """Share of its time that a training of the small backbone waits for data."""
+    """Measure the share of its time that a training of the small backbone waits for data."""
     values = {
         "data_dir": data_dir,
         "image_size": image_size,
@@ -150,6 +151,7 @@ def wait_fraction(data_dir: Path, image_size: int) -> float:
 
 def main(options: Options) -> None:
     """Measure everything on one core."""
+    # The threads of the loader and of PIL inherit this: both ways are limited to the same core.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,9 +1,9 @@
 """Peak memory of a training step with eight masks over that with one.
 
-Usage: ``python benchmarks/memory.py``. Prints one JSON object with a row for each objective: MiB that three steps add
-at their peak to what the process holds with the networks built, for N = 1 and N = 8, and the ratio. Each figure comes
-from a fresh process: on CPUs its resident set, on CUDA the allocator's peak. Sizes as in ``benchmarks/step.py``. About
-three minutes on two cores.
+Usage: ``python benchmarks/memory.py``. Prints one JSON object with a row per objective: the MiB by which three steps at
+their peak exceed the memory of the built networks, for N = 1 and N = 8 masks, and the ratio. Each figure is from a
+fresh process: its resident set on CPUs, the allocator's peak on CUDA. Sizes as in ``benchmarks/step.py``. About three
+minutes on two cores.
 """
 
 import json
@@ -31,7 +31,7 @@ DEVICE = best_device()
 
 
 def held_mib() -> float:
-    """What this process holds now."""
+    """Return the memory of this process now, in MiB."""
     if DEVICE.type == "cuda":
         return torch.cuda.memory_allocated() / 2**20
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -39,20 +39,21 @@ def held_mib() -> float:
 
 
 def peak_mib() -> float:
-    """The most it ever held."""
+    """Return the highest memory of this process so far, in MiB."""
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
+    # In KiB on Linux; it never falls, which is why each figure needs a process of its own.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def growth_mib(objective: str, slots: int, masked_views: str) -> float:
-    """MiB that a few steps add at their peak; to be run in a fresh process."""
+    """Measure the MiB that a few steps add at their peak; must run in a fresh process."""
     torch.set_num_threads(2)
     if DEVICE.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(0)
     config = Row(objective, "adios", 2, "simultaneous", masked_views).config(channels_last=False)
-    # N = 1 is no game, and no valid configuration: it is here to be compared with.
+    # N = 1 is not a valid configuration, since there is no game with one mask; it bypasses validation as the baseline.
     config = config.model_copy(update={"masking": config.masking.model_copy(update={"slots": slots})})
     networks = Networks(config, SIZE, CLASSES).to(DEVICE).train()
     optimizers = build_optimizers(networks, config.optimizer)

@@ -1,13 +1,14 @@
-"""How the driver bears a large population: 64 and 256 toy trials that take turns on a simulated cluster.
+"""Scaling of the driver with the population: 64 and 256 toy trials that share a simulated cluster by pausing.
 
-The trials train nothing: a score in closed form, a checkpoint of a few bytes, no torch. Scheduler, channel, turns and
-records are those of real runs. Four nodes of four CPUs are simulated on this machine; each trial takes one.
+The trials do not train: a score in closed form, a checkpoint of a few bytes, no torch. Scheduler, channel, admission
+and records are those of real runs. Four nodes of four CPUs are simulated on this machine; each trial takes one CPU.
 
-Prints one JSON object. For each population: ``report_ms``, the median milliseconds of the scheduler for a report, and
-``report_cpu_ms``, those of them in which it computes (the rest it waits for the disk, the channel and a free core);
-``report_ms_late``, of the last quarter of the reports; ``driver_mib_per_trial``, what the driver's memory has grown by;
-``files_per_trial`` and ``kib_per_trial`` of the run directory; ``behind``, by how many epochs trials were ever apart;
-``left``, processes and placement groups that are left. ``growth`` compares the two.
+Prints one JSON object. For each population: ``report_ms``, the scheduler's median milliseconds per report, and
+``report_cpu_ms``, the CPU time in them (the rest is waiting for the disk, the channel and a free core);
+``report_ms_late``, the median over the last quarter of the reports; ``driver_mib_per_trial``, growth of the driver's
+memory; ``files_per_trial`` and ``kib_per_trial`` of the run directory; ``behind``, the largest difference between two
+trials in epochs; ``left``, the number of leaked processes and placement groups. ``growth`` is the ratio of the large
+population's figures to the small one's.
 """
 
 import json
@@ -59,10 +60,10 @@ SPACE = {
 
 @dataclass(frozen=True)
 class Options:
-    """How large."""
+    """Sizes of the measurement."""
 
     populations: tuple[int, int] = (64, 256)
-    """The two populations to compare."""
+    """Sizes of the two populations to compare."""
 
 
 class ToyTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type information
@@ -74,20 +75,17 @@ class ToyTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type infor
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Become another trial in the same process."""
+        """Become another trial in the same process, which ``reuse_actors`` asks for."""
         self._missed = True
         self._trial, self._directory = new_config["trial"], Path(new_config["run_dir"])
         return True
 
-    def _begin(self) -> None:
-        """Ask where to begin; not earlier, for Tune may hand a trial to two processes and have one of them train."""
-        config, self._checkpoint, self._position = ray.get(self._channel.start.remote(self._trial))
-        self._lr = config.optimizer.encoder_lr
-
     def step(self) -> dict[str, Any]:
-        """Take commands until the trial has reported or left its place."""
+        """Take commands until the trial has reported or was preempted."""
         if self._missed:
-            self._begin()
+            # Not in ``setup``: Tune may hand a trial to two processes, of which only one trains.
+            config, self._checkpoint, self._position = ray.get(self._channel.start.remote(self._trial))
+            self._lr = config.optimizer.encoder_lr
         reply = self._channel.request.remote(self._trial, self._missed)
         self._missed = False
         taken = self._channel.take.remote(self._trial, self._position)
@@ -108,7 +106,7 @@ class ToyTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type infor
         return {REPLY: reply, "done": reply.report is not None and reply.report.done}
 
     def _train(self) -> None:
-        """One epoch in closed form."""
+        """Compute one epoch in closed form, write its checkpoint, and report."""
         epochs, score = json.loads((self._checkpoint.path / "state").read_text()) if self._checkpoint else (0, 0.0)
         epoch, score = int(epochs) + 1, score + 1 / (1 + abs(self._lr - 0.1))
         directory = RunDirectory(self._directory).checkpoint(self._trial, epoch)
@@ -119,22 +117,22 @@ class ToyTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type infor
         ray.get(self._channel.answer.remote(self._trial, self._position - 1, report, self._checkpoint))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Tune wants a file; the population knows where a trial goes on."""
+        """Write an empty file, which Tune requires; the population knows the checkpoint that a trial resumes from."""
         Path(checkpoint_dir, "nothing").touch()
 
     def load_checkpoint(self, checkpoint: str | None) -> None:
-        """See ``save_checkpoint``."""
+        """Load nothing; see ``save_checkpoint``."""
 
 
 class TimedPopulation(PopulationBasedTraining):
-    """Measures each report."""
+    """Population based training that measures the time of each report."""
 
     seconds: list[float]
     cpu_seconds: list[float]
     behind: int
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide, and note how long that took."""
+        """Decide, and record the wall and CPU time of the decision."""
         began, began_cpu = time.perf_counter(), time.thread_time()
         decision = super().on_trial_result(tune_controller, trial, result)
         self.seconds.append(time.perf_counter() - began)
@@ -145,7 +143,7 @@ class TimedPopulation(PopulationBasedTraining):
 
 
 def evolve(population: int, directory: Path) -> dict[str, float]:
-    """Run a population to its end and measure."""
+    """Run a population to its end and return the measurements."""
     config = parse(TrialConfig, {"epochs": EPOCHS})
     space, state = parse(SearchSpace, SPACE), PopulationState(next_decision_epoch=INTERVAL)
     suggest = make_suggest(space, config, state)
@@ -188,7 +186,8 @@ def evolve(population: int, directory: Path) -> dict[str, float]:
 
 
 def left_behind() -> int:
-    """Processes of trials and placement groups, half a minute after the end."""
+    """Count the trial processes and placement groups that still exist half a minute after the end."""
+    # Ray removes both in the background; return as soon as they are gone.
     deadline = time.monotonic() + 30
     while True:
         lines = (process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"]))
@@ -207,7 +206,7 @@ def main(options: Options) -> None:
         cluster.add_node(num_cpus=CPUS)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory() as temporary:
-        evolve(8, Path(temporary) / "warm")  # what is imported and made once
+        evolve(8, Path(temporary) / "warm")  # warm-up: imports and allocations that happen once
         small, large = (evolve(population, Path(temporary) / str(population)) for population in options.populations)
     ray.shutdown()
     cluster.shutdown()

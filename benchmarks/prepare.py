@@ -1,9 +1,9 @@
 """Speed of preparing photographs against a plain PIL loop on every core.
 
 Usage: ``python benchmarks/prepare.py --source IMAGES [--images 20000] [--image-size 160]``, with a folder of JPEGs that
-are repeated until there are ``images``. Prints one JSON object: images a second of ``prepare`` (listing, decoding,
-checking, writing and the manifest; Ray is running already), of one process that decodes and resizes with PIL, times the
-cores, and the ratio. Medians of repeats in turns; about two minutes on two cores.
+are repeated to ``images`` files. Prints one JSON object: images per second of ``prepare`` (listing, decoding, checking,
+writing and the manifest; Ray is already running), of one process that decodes and resizes with PIL, and the ratio of
+the former to the latter times the cores. Medians of interleaved repeats; about two minutes on two cores.
 """
 
 import json
@@ -31,18 +31,18 @@ REFERENCE_IMAGES = 400
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Data and sizes of the measurement."""
 
     source: Path
     """Folder of JPEGs."""
     images: int = 20_000
-    """How many images to prepare."""
+    """Number of images to prepare."""
     image_size: int = 160
     """Side of the stored images."""
 
 
 def repeat_images(source: Path, images: int, folder: Path) -> list[Path]:
-    """Links to the images, again and again, in one class folder."""
+    """Make ``images`` links to the found images, repeated in turn, in one class folder; return them."""
     found = sorted(path for path in source.resolve().rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     (folder / "all").mkdir(parents=True)
     links = []
@@ -53,7 +53,7 @@ def repeat_images(source: Path, images: int, folder: Path) -> list[Path]:
 
 
 def plain_images_per_s(files: list[Path], size: int) -> float:
-    """One process: decode, squeeze into a square."""
+    """Time one process that decodes images and squeezes them into squares."""
     began = time.perf_counter()
     for file in files[:REFERENCE_IMAGES]:
         with Image.open(file) as opened:
@@ -62,7 +62,7 @@ def plain_images_per_s(files: list[Path], size: int) -> float:
 
 
 def prepare_images_per_s(folder: Path, output: Path, size: int) -> float:
-    """The whole of ``prepare``."""
+    """Time a whole call of ``prepare``."""
     summary = prepare(folder_source(folder), output, size, {"dataset": "folder"}, max_bad_fraction=0.05)
     return summary.decoded / summary.seconds
 
@@ -70,6 +70,7 @@ def prepare_images_per_s(folder: Path, output: Path, size: int) -> float:
 def main(options: Options) -> None:
     """Measure both in turns."""
     cores = len(os.sched_getaffinity(0))
+    # Started here, so that ``prepare`` does not start Ray within the measured time.
     ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "images"

@@ -1,10 +1,11 @@
-"""Resident memory of further trials that read the same data set on one machine.
+"""Resident memory of additional trials that read the same data set on one machine.
 
-Each trial is a process that reads every image once, in random order, in batches of 128, as the feed does, and then
-stays alive. Counted is the proportional set size, in which a page that several processes map counts once for all of
-them; what the processes take before they read (interpreter, libraries) is subtracted.
+Each trial is a process that reads every image once, in random order, in batches of 128, like the batch loader, and then
+stays alive. The measure is the proportional set size, in which a page mapped by several processes counts once in total;
+the memory before reading (interpreter, libraries) is subtracted.
 
-Prints one JSON object: ``growth_fraction`` is what each trial after the first adds, over the bytes of the data set.
+Prints one JSON object: ``growth_fraction`` is the memory that each trial after the first adds, over the size of the
+data set.
 """
 
 import json
@@ -28,16 +29,16 @@ SIZE, SHARD_ROWS, BATCH = 96, 1024, 128
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Size of the measurement."""
 
     images: int = 20_480
     """Images of 96 pixels in the data set, 27,648 bytes each."""
     trials: int = 4
-    """Processes at most."""
+    """Largest number of processes."""
 
 
 def make_data(directory: Path, images: int) -> int:
-    """Write a data set of noise; returns the bytes of its shards."""
+    """Write a data set of noise; return the bytes of its shards."""
     rng, layout = np.random.default_rng(0), Layout(SIZE, None, has_instances=False)
     entries = []
     for number in range(images // SHARD_ROWS):
@@ -59,7 +60,7 @@ def make_data(directory: Path, images: int) -> int:
 
 
 def trial(directory: Path, seed: int, connection: Connection) -> None:
-    """Open the data set, read it when told so, and live until told to end."""
+    """Open the data set, read it at the first message, and exit at the second."""
     split = open_shards(directory).split("train")
     connection.send("opened")
     connection.recv()
@@ -71,7 +72,7 @@ def trial(directory: Path, seed: int, connection: Connection) -> None:
 
 
 def resident_bytes(processes: list[multiprocessing.process.BaseProcess]) -> int:
-    """Proportional set size of all the processes."""
+    """Sum the proportional set size of all processes, in bytes."""
     total = 0
     for process in processes:
         lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
@@ -80,8 +81,8 @@ def resident_bytes(processes: list[multiprocessing.process.BaseProcess]) -> int:
 
 
 def grown(directory: Path, trials: int) -> int:
-    """Bytes that reading the data adds to so many processes."""
-    context = multiprocessing.get_context("spawn")
+    """Measure the bytes that reading the data adds to ``trials`` processes together."""
+    context = multiprocessing.get_context("spawn")  # forked processes would share this one's pages
     pipes = [context.Pipe() for _ in range(trials)]
     processes: list[multiprocessing.process.BaseProcess] = [
         context.Process(target=trial, args=(directory, seed, theirs)) for seed, (_, theirs) in enumerate(pipes)

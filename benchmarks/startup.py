@@ -1,9 +1,9 @@
-"""From launch to the first step: a population of four on this machine, split into its parts.
+"""Startup time of a population of four on this machine, from launch to the first step, by stage.
 
-Prints one JSON object of seconds since the launch at which each part was reached for the last of the four trials:
-``ray`` (imports of the driver, Ray itself and the checks), ``trials`` (their actors' processes), ``controllers`` (Ray
-Train's), ``workers`` (their processes), ``first_step``; and ``imports``, seconds that a process of each kind takes to
-import what it uses.
+Prints one JSON object of the seconds after the launch at which the last of the four trials reached each stage: ``ray``
+(imports of the driver, Ray itself and the checks), ``trials`` (the processes of their actors), ``controllers`` (those
+of Ray Train), ``workers`` (those of the workers), ``first_step``; and ``imports``, the seconds that a process of each
+kind takes for its imports.
 """
 
 import json
@@ -33,14 +33,14 @@ IMPORTS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What to start."""
+    """Size of the measurement."""
 
     population: int = 4
-    """Trials."""
+    """Number of trials."""
 
 
 def import_seconds(module: str) -> float:
-    """Wall seconds of a fresh interpreter that imports a module, less those of one that imports nothing."""
+    """Measure the wall seconds of a fresh interpreter that imports a module, less those of one that imports nothing."""
     seconds = []
     for code in ("pass", f"import {module}"):
         began = time.perf_counter()
@@ -50,7 +50,7 @@ def import_seconds(module: str) -> float:
 
 
 def watch(driver: "subprocess.Popen[bytes]", storage: Path, population: int) -> dict[str, float]:
-    """Moments at which the processes of each kind were all there, and of the last trial's first step."""
+    """Return the times at which the processes of each kind were complete, and of the last trial's first step."""
     seen: dict[str, dict[int, float]] = {kind: {} for kind in TITLES}
     moments: dict[str, float] = {}
     while driver.poll() is None:
@@ -66,12 +66,13 @@ def watch(driver: "subprocess.Popen[bytes]", storage: Path, population: int) -> 
     for kind, processes in seen.items():
         moments[kind] = sorted(processes.values())[min(population, len(processes)) - 1]
     rows = [row for row in read_results(next(storage.glob("*-*"))) if row.epoch == 1]
+    # The report comes at the end of the first epoch: 640 images earlier.
     moments["first_step"] = max(row.time.timestamp() - 640 / row.images_per_s for row in rows)
     return moments
 
 
 def main(options: Options) -> None:
-    """Start a population that trains one epoch, and print when what was reached."""
+    """Start a population that trains one epoch, and print when each stage was reached."""
     with tempfile.TemporaryDirectory() as temporary:
         data, storage = Path(temporary) / "objects", Path(temporary) / "runs"
         program = [str(Path(sys.executable).with_name("adios-ray")), "prepare", "--dataset", "objects"]

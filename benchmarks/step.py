@@ -1,9 +1,9 @@
-"""Cost of a training step in forwards of the backbone, beside the least that the mathematics needs.
+"""Cost of a training step in forward passes of the backbone, beside the minimum that the mathematics needs.
 
 Usage: ``python benchmarks/step.py [--rounds 9] [--channels-last] [--threads 2]``. Prints one JSON object: F, the time
-of one forward of the backbone over one batch (training mode, graph recorded), and for each row the seconds of a whole
-step (both views, both players, both optimizers, probe), its multiple of F, and the floor in F. Everything is measured
-in turns in one process, F before each row; figures are medians. About two minutes on two cores.
+of one forward pass of the backbone over one batch (training mode, graph recorded), and for each row the seconds of a
+whole step (both views, both players, both optimizers, probe), its multiple of F, and the floor in F. All measurements
+are interleaved in one process, F before each row; figures are medians. About two minutes on two cores.
 """
 
 import json
@@ -33,7 +33,7 @@ BATCH, SIZE, CLASSES = 32, 64, 10
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of step."""
+    """One kind of training step to measure."""
 
     objective: str
     masking: str
@@ -42,7 +42,7 @@ class Row:
     masked_views: str = "one"
 
     def config(self, channels_last: bool) -> TrialConfig:
-        """ResNet-18, U-Net of width 16, heads 512 wide with 128 outputs."""
+        """Build the configuration: ResNet-18, U-Net of width 16, heads 512 wide with 128 outputs."""
         values: dict[str, Any] = {
             "channels_last": channels_last,
             "objective": {
@@ -56,12 +56,13 @@ class Row:
         return parse(TrialConfig, values)
 
     def floor(self) -> int:
-        """Forwards' worth of backbone work that the mathematics needs; a backward is two forwards."""
+        """Count the backbone work that the mathematics needs, in forward passes; a backward pass counts as two."""
         slots = 1 if self.masking == "adios-s" else self.slots
         unmasked, masked = (2, 2 * slots) if self.masked_views == "both" else (1, slots)
         floor = 3 * (unmasked + masked)
-        if self.objective == "byol":
+        if self.objective == "byol":  # the target network: forward only
             floor += unmasked + masked
+        # The occlusion model's own step: forward on all views, and the gradient with respect to masked inputs only.
         if self.order == "alternating":
             floor += unmasked + 2 * masked
         return floor
@@ -81,10 +82,10 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure."""
+    """Options of the measurement."""
 
     rounds: int = 9
-    """Times that each row is measured."""
+    """Number of times that each row is measured."""
     channels_last: bool = False
     """Memory layout of the convolutions."""
     threads: int = 2
@@ -94,14 +95,14 @@ class Options:
 
 
 def make_batch(layout: torch.memory_format, device: torch.device) -> Batch:
-    """Two random views."""
+    """Make a batch of two random views."""
     views = [torch.randn(BATCH, 3, SIZE, SIZE, device=device).contiguous(memory_format=layout) for _ in range(2)]
     labels = torch.randint(CLASSES, (BATCH,), device=device)
     return Batch(views[0], views[1], labels, torch.rand(BATCH, device=device))
 
 
 def make_step(row: Row, options: Options, batch: Batch) -> tuple[Networks, Callable[[], object]]:
-    """The networks of a row, and a function that takes one of their steps."""
+    """Build the networks of a row, and a function that takes one training step."""
     torch.manual_seed(0)
     device, config = torch.device(options.device), row.config(options.channels_last)
     networks = Networks(config, SIZE, CLASSES).to(device).train()
@@ -112,16 +113,16 @@ def make_step(row: Row, options: Options, batch: Batch) -> tuple[Networks, Calla
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call."""
+    """Measure the seconds of one call."""
     began = time.perf_counter()
     work()
-    if device.type == "cuda":
+    if device.type == "cuda":  # the call only queues kernels
         torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
 def main(options: Options) -> None:
-    """Measure all rows in turns."""
+    """Measure all rows, interleaved."""
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     if device.type == "cpu":
@@ -134,7 +135,7 @@ def main(options: Options) -> None:
     def forward() -> object:
         return backbone(batch.a)
 
-    for work in (forward, *(step for _, step in steps)):
+    for work in (forward, *(step for _, step in steps)):  # warm-up
         work()
     forwards: list[float] = []
     seconds: list[list[float]] = [[] for _ in ROWS]

@@ -1,4 +1,4 @@
-"""A data set and configurations so small that whole trainings fit into a test."""
+"""A data set and configurations small enough for whole trainings in a test."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ COUNTS = {"train": 96, "val": 40, "test": 40}
 
 
 def make_objects(directory: Path, unlabeled: int = 0, size: int = SIZE, counts: Mapping[str, int] = COUNTS) -> Path:
-    """Rendered objects in three splits, written without Ray; perhaps also some without labels."""
+    """Write rendered objects in three splits, without Ray, and optionally unlabeled ones; return the directory."""
     directory.mkdir(parents=True)
     layout, splits, first = Layout(size, None, has_instances=True), {}, 0
     for name, count in {**counts, **({UNLABELED: unlabeled} if unlabeled else {})}.items():
@@ -41,7 +41,7 @@ def make_objects(directory: Path, unlabeled: int = 0, size: int = SIZE, counts: 
 
 
 def small_config(data_dir: Path, **changes: Any) -> TrialConfig:
-    """A trial of 3 steps an epoch; changes go by sections ("masking": {...}) or top-level keys."""
+    """Build a trial of 3 steps per epoch; ``changes`` update sections ("masking": {...}) or top-level keys."""
     values: dict[str, Any] = {
         "data_dir": data_dir,
         "epochs": 2,

@@ -41,11 +41,11 @@ MIXED = AugmentConfig(
     brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5, grayscale_probability=0.3, solarize_probability=0.3
 )
 MANY = 20_000
-SAFE_P = 1e-4  # a p-value below this, for one fixed seed, means another distribution
+SAFE_P = 1e-4  # with a fixed seed, a p-value below this means that the distributions differ
 
 
 def pictures(count: int, size: int) -> Tensor:
-    """Smooth colors, noise, and patches of black, white, gray and pure red: uint8 [count, size, size, 3]."""
+    """Make smooth colors, noise, and patches of black, white, gray and pure red: uint8 [count, size, size, 3]."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 4, 4, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear").permute(0, 2, 3, 1)
@@ -56,17 +56,17 @@ def pictures(count: int, size: int) -> Tensor:
 
 
 def planes(count: int, size: int = 32) -> Tensor:
-    """The pictures as float32 [3, count, size, size] in [0, 1]."""
+    """Convert ``pictures`` to float32 [3, count, size, size] in [0, 1]."""
     return pictures(count, size).permute(3, 0, 1, 2).float().contiguous() / 255
 
 
 def draw(config: AugmentConfig, count: int, size: int, epoch: int = 0, stream: str = "view_a") -> ViewParameters:
-    """Parameters of the first ``count`` samples."""
+    """Draw the parameters of the first ``count`` samples."""
     return draw_parameters(config, 7, stream, epoch, np.arange(count, dtype=np.int64), *square(count, size))
 
 
 def square(count: int, size: int) -> tuple[Sides, Sides]:
-    """Heights and widths of ``count`` images of one size."""
+    """Return heights and widths of ``count`` square images."""
     sides = np.full(count, size, np.int32)
     return sides, sides
 
@@ -84,7 +84,7 @@ def naive_crop(image: Tensor, parameters: ViewParameters, row: int, size: int, m
 
 
 def naive_view(image: Tensor, parameters: ViewParameters, row: int, size: int) -> Tensor:
-    """One view of one uint8 image [S, S, 3] by torchvision's functions alone."""
+    """Make one view of one uint8 image [S, S, 3] with torchvision's functions alone."""
     x = naive_crop(image.permute(2, 0, 1).float() / 255, parameters, row, size, InterpolationMode.BICUBIC).clamp(0, 1)
     operations: list[Callable[[Tensor, float], Tensor]] = [
         reference.adjust_brightness,
@@ -211,7 +211,7 @@ def test_view_is_decided_by_seed_stream_epoch_and_sample_alone() -> None:
 
 
 def as_features(boxes: Tensor, size: int) -> dict[str, Any]:
-    """Area, aspect ratio and position within the free room of boxes [N, 4], as arrays."""
+    """Compute area, log aspect ratio and relative position of boxes [n, 4], as arrays."""
     top, left, height, width = boxes.double().T
     return {
         "area": (height * width).numpy(),
@@ -284,7 +284,7 @@ def test_choices_and_strengths_are_uncorrelated() -> None:
 
 
 def centroid(weights: Tensor) -> Tensor:
-    """Centers of mass of maps [B, H, W] as rows and columns, [B, 2]."""
+    """Compute the centers of mass of maps [B, H, W] as rows and columns, [B, 2]."""
     total = weights.sum(dim=(1, 2))
     rows = (weights.sum(dim=2) * torch.arange(weights.shape[1])).sum(dim=1) / total
     columns = (weights.sum(dim=1) * torch.arange(weights.shape[2])).sum(dim=1) / total

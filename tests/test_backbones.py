@@ -1,4 +1,4 @@
-"""Backbones by name: their widths, the sizes they take, and what is said about those that do not fit."""
+"""Backbones by name: feature widths, accepted image sizes, and the errors for those that do not fit."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from adios_ray.models.backbones import build_backbone
         ("swin_tiny_patch4_window7_224", 96, 768),
     ],
 )
-def test_a_backbone_has_the_width_that_it_says(name: str, size: int, width: int) -> None:
+def test_a_backbone_has_its_stated_width(name: str, size: int, width: int) -> None:
     backbone, features = build_backbone(BackboneConfig(name=name), size)
     assert features == width and backbone.training
     assert backbone(torch.randn(2, 3, size, size)).shape == (2, width)
@@ -64,7 +64,7 @@ def test_networks_see_whole_images_or_are_refused(name: str, size: int, near: st
 
 
 @pytest.mark.parametrize(("name", "last"), [("resnet18", "bn2"), ("resnet50", "bn3")])
-def test_last_norms_begin_at_zero_or_as_in_torchvision(name: str, last: str) -> None:
+def test_last_norms_start_at_zero_or_as_in_torchvision(name: str, last: str) -> None:
     states = []
     for zero in (True, False):
         torch.manual_seed(0)

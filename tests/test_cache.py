@@ -1,4 +1,4 @@
-"""Data sets at a URI: written to and copied from a local S3 server, once for a machine, whatever goes wrong."""
+"""Data sets at a URI: written to a local S3 server, and copied from it once per machine despite failures."""
 
 import hashlib
 import logging
@@ -33,7 +33,7 @@ URI = f"s3://{BUCKET}/some/objects"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """Address of an S3 server, which the environment names."""
+    """Start an S3 server; the environment and the value are its address."""
     http = ThreadedMotoServer(port=0)
     http.start()
     host, port = http.get_host_and_port()
@@ -53,13 +53,14 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and no locks held from other tests."""
+    """Use an empty cache, without the locks of other tests."""
     monkeypatch.setenv(mirroring.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(mirroring, "_used", {})
     return tmp_path / "cache"
 
 
 def upload(directory: Path, uri: str) -> None:
+    """Copy all files of a directory to a URI."""
     store = Store(uri)
     for path in directory.iterdir():
         with store.writing(path.name) as target:
@@ -68,7 +69,7 @@ def upload(directory: Path, uri: str) -> None:
 
 @pytest.fixture
 def remote(server: str, cache: Path, objects_dir: Path) -> Iterator[Path]:
-    """The rendered objects at URI; gives the directory that they were copied from."""
+    """Upload the rendered objects to URI; the value is the directory that they were copied from."""
     upload(objects_dir, URI)
     yield objects_dir
     Store(f"s3://{BUCKET}").remove("some")
@@ -76,12 +77,12 @@ def remote(server: str, cache: Path, objects_dir: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def fetched(caplog: pytest.LogCaptureFixture) -> Iterator[Counter[str]]:
-    """How often each file was asked for with GET; filled when ``count`` is called."""
+    """Count the GET requests for each shard, from the server's log."""
     caplog.set_level(logging.INFO, "werkzeug")
     counts: Counter[str] = Counter()
 
     class Count(logging.Handler):
-        """Counts the requests that the server logs."""
+        """Counts the requests in the server's log."""
 
         def emit(self, record: logging.LogRecord) -> None:
             """Count one."""
@@ -95,7 +96,7 @@ def fetched(caplog: pytest.LogCaptureFixture) -> Iterator[Counter[str]]:
 
 
 def copies(cache: Path) -> list[Path]:
-    """Directories of the cache."""
+    """List the copies in the cache."""
     return sorted(path for path in cache.iterdir() if path.is_dir())
 
 
@@ -123,12 +124,12 @@ def test_many_processes_share_one_copy(remote: Path, cache: Path, fetched: Count
     assert len(copies(cache)) == 1 and not list(cache.rglob("*.tmp"))
 
 
-def test_an_interrupted_copy_goes_on(remote: Path, fetched: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_copy_is_resumed(remote: Path, fetched: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirroring, "PARALLEL_FETCHES", 1)
     fetch = Store.fetch
 
     def failing(self: Store, name: str, target: Path) -> None:
-        """The connection breaks in the middle of the second file."""
+        """Break the connection in the middle of the second file."""
         if len(fetched) == 1:
             target.write_bytes(b"half of it")
             raise ConnectionError("reset by peer")
@@ -152,9 +153,9 @@ def test_a_damaged_shard_is_refused_by_name(remote: Path, cache: Path) -> None:
     assert not list(cache.rglob(MANIFEST_NAME)) and not list(cache.rglob("val-*"))
 
 
-def test_a_data_set_made_anew_is_another_copy(remote: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_data_set_prepared_again_is_another_copy(remote: Path, cache: Path, tmp_path: Path) -> None:
     first = open_shards(URI)
-    upload(make_objects(tmp_path / "anew", unlabeled=3), URI)
+    upload(make_objects(tmp_path / "again", unlabeled=3), URI)
     second = open_shards(URI)
     assert first.directory != second.directory and "unlabeled" in second.manifest.splits
     assert len(copies(cache)) == 2 and first.split("train").images[0].any()
@@ -164,7 +165,7 @@ def test_a_data_set_made_anew_is_another_copy(remote: Path, cache: Path, tmp_pat
 def test_a_data_set_prepared_at_a_uri_has_the_bytes_of_a_local_one(
     server: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The jobs are done as workers do them, with what Ray would send to them; prepare finds them done."""
+    """Do the jobs in this process, after the pickling that Ray would do."""
 
     def run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]") -> None:
         for job in jobs:
@@ -190,12 +191,11 @@ def test_a_data_set_prepared_at_a_uri_has_the_bytes_of_a_local_one(
 
 
 def size_of(directory: Path) -> int:
+    """Sum the sizes of a directory's files in bytes."""
     return sum(path.stat().st_size for path in directory.iterdir())
 
 
-def test_what_nobody_uses_makes_room(
-    remote: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unused_copies_are_evicted(remote: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, unlabeled in (("second", 1), ("third", 2)):
         upload(make_objects(tmp_path / name, unlabeled=unlabeled), f"s3://{BUCKET}/some/{name}")
     first = open_shards(URI).directory
@@ -205,7 +205,7 @@ def test_what_nobody_uses_makes_room(
     third = open_shards(f"s3://{BUCKET}/some/third").directory
     assert copies(cache) == sorted([second, third])  # the first was not used
     with pytest.raises(
-        DatasetError, match=rf"{URI} needs [\d,]+ bytes in {cache}, which has room for [\d,]+: make room"
+        DatasetError, match=rf"{URI} needs [\d,]+ bytes in {cache}, which has room for [\d,]+: free space"
     ):
         open_shards(URI)
     assert second.exists() and third.exists()

@@ -1,4 +1,4 @@
-"""The command line: what it makes, what it says, and how it fails."""
+"""The command line: its outputs, its messages, and its failures."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from adios_ray.data.shards import open_shards
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Ten images without classes."""
+    """Write ten images without classes; return their folder."""
     (tmp_path / "images").mkdir()
     for number in range(10):
         Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
@@ -23,7 +23,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def options(**given: object) -> list[str]:
-    """Options of ``prepare`` that are right for a folder, but for those given; None leaves one out."""
+    """Return options of ``prepare`` that are valid for a folder, except for those given; None leaves one out."""
     right = {"dataset": "folder", "source": "images", "output": "out", "image_size": 32}
     merged = {**right, **given}
     pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in merged.items() if value is not None]
@@ -33,12 +33,12 @@ def options(**given: object) -> list[str]:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"image_size": 40}, "--image-size 40 must be a multiple of 16 from 32 on"),
+        ({"image_size": 40}, "--image-size 40 must be a multiple of 16, at least 32"),
         ({"image_size": 16}, "--image-size 16 must"),
         ({"image_size": 0}, "--image-size 0 must"),
         ({"image_size": -32}, "--image-size -32 must"),
-        ({"max_bad_fraction": 1.5}, "--max-bad-fraction 1.5 must lie in [0, 1]"),
-        ({"max_bad_fraction": "nan"}, "--max-bad-fraction nan must lie in [0, 1]"),
+        ({"max_bad_fraction": 1.5}, "--max-bad-fraction 1.5 must be in [0, 1]"),
+        ({"max_bad_fraction": "nan"}, "--max-bad-fraction nan must be in [0, 1]"),
         ({"source": None}, "--dataset folder needs --source"),
         ({"num_images": 5}, "--num-images and --seed are for rendered sets"),
         ({"seed": 0}, "--num-images and --seed are for rendered sets"),
@@ -86,7 +86,7 @@ def test_the_command_line_starts_without_ray_and_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_interruption_says_how_to_go_on(
+def test_interruption_prints_how_to_resume(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
@@ -94,7 +94,7 @@ def test_interruption_says_how_to_go_on(
 
     monkeypatch.setattr(preparation, "prepare", interrupted)
     assert main(options(source=images, output=tmp_path / "out")) == 130
-    assert "the same command goes on where it stopped" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
 
 
 @pytest.mark.ray

@@ -1,4 +1,4 @@
-"""Errors: one tree, as its docstring draws it, and one line for people."""
+"""Errors: one class tree, equal to the one drawn in its docstring, and one line for the user."""
 
 import inspect
 import re
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def raiser(error: BaseException) -> None:
-    """A program that ends in an error."""
+    """Raise an error, as a program that fails."""
     raise error
 
 
@@ -42,7 +42,7 @@ def test_success_is_silent_and_a_fault_of_the_program_keeps_its_traceback(capsys
         exit_status(lambda: 1 / 0)
 
 
-def test_the_tree_is_the_one_that_is_drawn() -> None:
+def test_the_tree_equals_its_drawing() -> None:
     assert errors.__doc__ is not None
     above: list[str] = []
     drawn = {}

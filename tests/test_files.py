@@ -1,4 +1,4 @@
-"""Files that are whole or not there, on storage that really refuses."""
+"""Atomic files, on storage that really refuses writes."""
 
 import resource
 from collections.abc import Iterator
@@ -14,7 +14,8 @@ from adios_ray.files import append_line, atomic_path, atomic_write, check_writab
 
 @contextmanager
 def files_end_at(size: int) -> Iterator[None]:
-    """The kernel lets no file of this process grow beyond so many bytes."""
+    """Let the kernel refuse to grow any file of this process beyond ``size`` bytes."""
+    # Unlike a mocked error, this leaves half a file, as a full disk does.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:

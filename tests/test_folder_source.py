@@ -18,7 +18,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def noise(height: int, width: int, channels: int = 3) -> Pixels:
-    """Random pixels, [height, width, channels]."""
+    """Draw random pixels, [height, width, channels]."""
     return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Training batches: what is in them depends on the seed and the number of the step, and on nothing else."""
+"""Training batches: a function of the seed and the step number alone."""
 
 import itertools
 from pathlib import Path
@@ -23,16 +23,18 @@ SEED = 3
 
 @pytest.fixture
 def feed(objects_dir: Path) -> BatchLoader:
-    """96 images in batches of 36: two a pass, 24 images left over; random masks, so that every stream is drawn."""
+    """Load 96 images in batches of 36: two per epoch, 24 left over; random masks draw every stream."""
     config = small_config(objects_dir, batch_size=36, masking={"scheme": "mae"})
     return BatchLoader(open_shards(objects_dir).split("train"), config, SIZE, torch.device("cpu"))
 
 
 def tensors(batches: list[Batch]) -> list[torch.Tensor]:
+    """List the tensors of all batches."""
     return [value for batch in batches for value in batch if isinstance(value, torch.Tensor)]
 
 
 def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    """Assert that two lists of batches are equal in every bit."""
     assert len(first) == len(second) > 0
     assert all(map(torch.equal, tensors(first), tensors(second)))
 
@@ -98,7 +100,7 @@ def test_workers_share_the_batch_of_one(feed: BatchLoader, workers: int, monkeyp
 
 
 def test_a_draw_that_rounds_to_one_keeps_its_slot() -> None:
-    """In single precision what is above 1 - 2^-25 becomes 1, and the slot N of 0 to N - 1."""
+    """Check draws above 1 - 2^-25, which round to 1 in single precision and would choose slot N of 0 to N - 1."""
     (draw,) = uniforms(0, "slot", 199, np.array([78309]), 1)[:, 0]  # of ImageNet100's 114,020 images, seed 0
     assert draw < 1 and np.float32(draw) == 1
     draws = np.concatenate([uniforms(0, "slot", 0, np.arange(100_000), 1)[:, 0], [draw, 1 - 2.0**-53, 0.0]])

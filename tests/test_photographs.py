@@ -1,4 +1,4 @@
-"""Views of whole photographs that are stored squeezed into squares, against crops of the originals."""
+"""Views of photographs stored squeezed into squares, against crops of the originals."""
 
 import math
 
@@ -32,12 +32,12 @@ Boxes = npt.NDArray[np.float32]
 
 
 def sides(count: int, size: tuple[int, int]) -> tuple[augment.Sides, augment.Sides]:
-    """Heights and widths of ``count`` photographs of one size."""
+    """Return heights and widths of ``count`` photographs of one size."""
     return np.full(count, size[0], np.int32), np.full(count, size[1], np.int32)
 
 
 def photograph(height: int, width: int) -> Image.Image:
-    """Smooth waves and a disc with a hard edge."""
+    """Draw smooth waves and a disc with a hard edge."""
     y, x = np.mgrid[:height, :width] / 30.0
     waves = [np.sin(x * a + b) * np.cos(y * a - b) for a, b in ((0.7, 0.0), (1.0, 1.0), (1.3, 2.0))]
     image = 120 + 90 * np.stack(waves, axis=-1)
@@ -46,12 +46,12 @@ def photograph(height: int, width: int) -> Image.Image:
 
 
 def squeezed(image: Image.Image, stored: int = STORED) -> Tensor:
-    """The photograph as it is stored, uint8 [1, stored, stored, 3]."""
+    """Squeeze a photograph as it is stored, uint8 [1, stored, stored, 3]."""
     return torch.from_numpy(square(image, stored).pixels.copy())[None]
 
 
 def as_pixels(view: Tensor) -> npt.NDArray[np.float64]:
-    """The one view of [1, 3, S, S] as pixels from 0 to 255, [S, S, 3]."""
+    """Convert one normalized view [1, 3, S, S] to pixels from 0 to 255, [S, S, 3]."""
     return denormalize(view)[0].double().numpy()
 
 
@@ -79,7 +79,7 @@ def test_boxes_are_those_of_torchvision_for_the_same_draws(min_scale: float) -> 
     expected = [naive_box(*row) for row in zip(draws, [min_scale] * len(draws), heights, widths, strict=True)]
     np.testing.assert_array_equal(augment._boxes(draws, min_scale, heights, widths), expected)
     central = [box[0] == (height - box[2]) // 2 > 0 for box, height in zip(expected, heights, strict=True)]
-    assert any(central[60 * 5 : 60 * 6])  # the last resort was needed
+    assert any(central[60 * 5 : 60 * 6])  # the fallback was needed
 
 
 def test_the_last_resort_is_torchvisions() -> None:
@@ -99,7 +99,7 @@ def test_crops_of_a_wide_photograph_are_distributed_as_torchvisions() -> None:
 
 
 def naive_matrix(start: float, length: float, stored: int, out: int, kernel: pixels.Kernel) -> npt.NDArray[np.float64]:
-    """Weights of the interpolation, one after the other: the kernel times the part of a pixel that the crop covers."""
+    """Compute interpolation weights in a loop: the kernel times the part of each pixel that the crop covers."""
     matrix, scale = np.zeros((out, stored)), length / out
     for row in range(out):
         center = start + (row + 0.5) * scale
@@ -141,7 +141,7 @@ def test_nothing_outside_a_crop_is_seen() -> None:
 
 @pytest.mark.parametrize("size", SIZES[:6])
 def test_a_view_shows_where_its_crop_is(size: tuple[int, int]) -> None:
-    """The pixels of a photograph whose red grows to the right and green downwards tell their own place."""
+    """Read positions from a photograph whose red grows to the right and green downwards."""
     axis = (torch.arange(STORED) + 0.5) * 255 / STORED
     ramps = torch.stack([axis.expand(STORED, -1), axis[:, None].expand(-1, STORED), torch.zeros(STORED, STORED)], -1)
     images = ramps.round().to(torch.uint8).expand(20, -1, -1, -1)
@@ -152,14 +152,14 @@ def test_a_view_shows_where_its_crop_is(size: tuple[int, int]) -> None:
     for row in range(20):
         top, left, height, width = parameters.boxes[row].tolist()
         across = left + (place.flip(0) if parameters.flip[row] else place) * width
-        inner = slice(VIEW // 4, -VIEW // 4)  # kernels are cut off at the edges of a crop
+        inner = slice(VIEW // 4, -VIEW // 4)  # kernels are cut off at the edges of a crop, which biases positions there
         assert (seen[row, inner, inner, 0] - across[inner] / size[1]).abs().max() < 1.5 / 255
         assert (seen[row, inner, inner, 1].T - (top + place[inner] * height) / size[0]).abs().max() < 1.5 / 255
 
 
 @pytest.mark.parametrize("size", [(120, 200), (200, 130), (128, 128)])
 def test_a_view_is_nearly_a_crop_of_the_original(size: tuple[int, int]) -> None:
-    """Squeezing loses detail: 2.5 of 255 on average is allowed, a crop that is off by 2 % differs by more than 4."""
+    """Allow 2.5 of 255 on average for lost detail; a crop that is off by 2 % differs by more than 4."""
     original = photograph(*size)
     differences: list[float] = []
     shifted: list[float] = []
@@ -176,7 +176,7 @@ def test_a_view_is_nearly_a_crop_of_the_original(size: tuple[int, int]) -> None:
 
 
 def test_masks_are_cropped_as_their_photographs() -> None:
-    """A mask that equals the image's red stays equal to it, for photographs of any shape in one batch."""
+    """Check that a mask equal to the image's red stays equal to it, for photographs of any shape in one batch."""
     heights, widths = np.array([120, 200, 90, 60]), np.array([200, 120, 90, 480])
     parameters = draw_parameters(PLAIN, 2, "view_b", 0, np.arange(4, dtype=np.int64), heights, widths)
     axis = torch.linspace(-1, 1, STORED)
@@ -188,7 +188,7 @@ def test_masks_are_cropped_as_their_photographs() -> None:
 
 
 def their_center(original: Image.Image, view: CentralView) -> npt.NDArray[np.float64]:
-    """The central view of an original by torchvision's functions."""
+    """Make the central view of an original with torchvision's functions."""
     if view == "square":
         cropped = reference.center_crop(original, [min(original.size)] * 2)
         return np.asarray(reference.resize(cropped, [VIEW, VIEW], InterpolationMode.BICUBIC), dtype=float)

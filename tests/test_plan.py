@@ -1,4 +1,4 @@
-"""Which images a shard holds: splits, subsets and order."""
+"""The plan of a data set: splits, subsets, shards and order."""
 
 from collections import Counter
 from pathlib import Path
@@ -30,7 +30,7 @@ ALL: dict[str, int | None] = {"train": None, "val": None, "test": None}
 
 
 def per_class(items: list[str]) -> dict[str, int]:
-    """Number of items in each class folder."""
+    """Count the items in each class folder."""
     return dict(Counter(item.split("/")[1] for item in items))
 
 
@@ -110,7 +110,7 @@ def test_blocks_are_kept_together_in_mixed_order() -> None:
 
 
 def jobs_for(layout: Layout, recipe: dict[str, int], items: list[str] = TRAIN) -> list[ShardJob]:
-    """Jobs of one split."""
+    """Plan the jobs of one split."""
     return plan_jobs({"train": items}, layout, recipe)
 
 

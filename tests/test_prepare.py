@@ -1,4 +1,4 @@
-"""From images to shards through Ray Data: what goes in comes out, whatever happens in between."""
+"""Preparation through Ray Data: shards equal a plain loop's, despite crashes, kills and refused images."""
 
 import subprocess
 import sys
@@ -34,13 +34,13 @@ NO_COUNTS = {"train": None, "val": None, "test": None}
 
 @dataclass(frozen=True)
 class Failing:
-    """A folder whose item ``broken`` cannot be loaded once some shards are there: a crash in mid-run.
+    """A folder whose item ``broken`` raises once some shards are finished: a crash in the middle of a run.
 
     Attributes:
         folder: The images.
-        output: Where the shards go.
+        output: Directory of the shards.
         broken: The item that fails.
-        after: How many shards to wait for.
+        after: Number of finished shards to wait for.
     """
 
     folder: ImageFiles
@@ -71,7 +71,7 @@ class Failing:
         return self.folder.checksum(name)
 
     def listing(self) -> Mapping[str, Sequence[str]]:
-        """The listing of the folder."""
+        """Return the listing of the folder."""
         return self.folder.listing()
 
     def load(self, item: str, image_size: int) -> Sample:
@@ -85,7 +85,7 @@ class Failing:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> ImageFiles:
-    """Sixty noise images in three classes, of several shapes, without val and test splits."""
+    """Write sixty noise images in three classes, of several shapes, without val and test splits."""
     rng = np.random.default_rng(0)
     for number in range(60):
         path = tmp_path / "images" / CLASSES[number % 3] / f"{number:02d}.png"
@@ -97,12 +97,12 @@ def folder(tmp_path: Path) -> ImageFiles:
 
 @pytest.fixture(autouse=True)
 def short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most seven rows a shard, so that sixty images fill ten."""
+    """Limit shards to seven rows, so that sixty images fill ten."""
     monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 7)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file of a data set, hidden ones included."""
+    """Read every file of a data set, including hidden ones."""
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
@@ -166,7 +166,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder: ImageFiles, tmp_path:
     prepare(folder, whole, SIZE, RECIPE)
     last = plan_splits(folder.listing(), NO_COUNTS)["test"][-1]
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
-    with pytest.raises(DatasetError, match=rf"\(RuntimeError: crashed at {last}\); the same command goes on"):
+    with pytest.raises(DatasetError, match=rf"\(RuntimeError: crashed at {last}\); run the same command again"):
         prepare(Failing(folder, broken, last), broken, SIZE, RECIPE)
     assert not (broken / "manifest.json").exists()
     lost, cut, kept = sorted((broken / ".parts").glob("*.json"))[:3]
@@ -251,7 +251,7 @@ def test_images_in_are_images_out_and_refused(folder: ImageFiles, tmp_path: Path
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_too_many_refused_images_make_no_data_set_until_they_are_mended(folder: ImageFiles, tmp_path: Path) -> None:
+def test_too_many_refused_images_make_no_data_set_until_they_are_repaired(folder: ImageFiles, tmp_path: Path) -> None:
     [item] = spoil(folder, 1)
     with pytest.raises(DatasetError, match=rf"1 of 60 images were refused, .*1\.00% \({item}: empty file\)"):
         prepare(folder, tmp_path / "out", SIZE, RECIPE)
@@ -266,7 +266,7 @@ def test_too_many_refused_images_make_no_data_set_until_they_are_mended(folder: 
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_first_bad_image_stops_where_that_is_asked_for(folder: ImageFiles, tmp_path: Path) -> None:
     [item] = spoil(folder, 1)
-    with pytest.raises(DatasetError, match=f"{item} was refused: empty file.*; the same command goes on from there"):
+    with pytest.raises(DatasetError, match=f"{item} was refused: empty file.*; run the same command again to resume"):
         prepare(folder, tmp_path / "out", SIZE, RECIPE, on_bad_image="fail")
     assert prepare(folder, tmp_path / "out", SIZE, RECIPE, max_bad_fraction=0.05).refused == 1
 

@@ -1,4 +1,4 @@
-"""The two rendered data sets: what is drawn is what the labels and instance maps say, at every size."""
+"""The two rendered data sets: pictures agree with their labels and instance maps at every size."""
 
 import math
 import pickle
@@ -21,18 +21,18 @@ both_sources = pytest.mark.parametrize("source", [scenes.source, objects.source]
 
 
 def solids_of(seed: int, index: int) -> list[scenes.Solid]:
-    """The solids behind a scene."""
+    """Return the solids of a scene."""
     return scenes.layout(np.random.default_rng((seed, index)))
 
 
 def instances_of(sample: Sample) -> npt.NDArray[np.uint8]:
-    """The instance map, which rendered samples always have."""
+    """Return the instance map, which rendered samples always have."""
     assert sample.instances is not None
     return sample.instances
 
 
 def grid(size: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Pixel centers in unit coordinates, x to the right and y up, [S, S] each."""
+    """Return pixel centers in unit coordinates, x to the right and y up, [S, S] each."""
     centers = (np.arange(size) + 0.5) / size * 2 - 1
     x, y = np.meshgrid(centers, -centers)
     return x, y
@@ -79,7 +79,7 @@ def test_scene_instances_and_labels_agree_with_the_layout(size: int) -> None:
 
 
 def test_scene_objects_are_painted_in_their_color() -> None:
-    """By direction in RGB, which light and shade hardly change, an object's pixels are nearest to its own color."""
+    """Compare colors by direction in RGB, which light and shade hardly change."""
     palette = np.array(list(scenes.COLORS.values()))
     palette /= np.linalg.norm(palette, axis=1, keepdims=True)
     right = []
@@ -94,7 +94,7 @@ def test_scene_objects_are_painted_in_their_color() -> None:
 @pytest.mark.parametrize("pitch", [0.3, 0.7])
 @pytest.mark.parametrize("yaw", [0.2, 0.8, 1.3])
 def test_solids_cover_the_area_of_their_projection(pitch: float, yaw: float) -> None:
-    """Seen along d, a convex solid covers the sum of its visible faces' areas times the cosine of each to d."""
+    """Compare with the projected area: the sum over visible faces of area times the cosine to the line of sight."""
     box = window(128, (0.0, 0.0), (1.0, 1.0))
     x, y = box.x * 1.6, box.y * 1.6
     sides = math.cos(pitch) * (math.cos(yaw) + math.sin(yaw))
@@ -115,7 +115,7 @@ def test_solids_cover_the_area_of_their_projection(pitch: float, yaw: float) -> 
 
 
 def test_nearer_objects_hide_farther_ones() -> None:
-    """Within a sphere's disc only the sphere or something that stands nearer (lower on the ground) shows."""
+    """Check that within a sphere's disc only the sphere or a nearer object (lower on the ground) is visible."""
     x, y = grid(64)
     hidden_shares = []
     for index in range(80):
@@ -144,7 +144,7 @@ def test_scenes_have_one_to_ten_objects() -> None:
 
 
 def lone_sphere_scene() -> tuple[scenes.Solid, Sample]:
-    """The first scene of a seed that shows a sphere and nothing else, well inside the picture."""
+    """Find the first scene of a seed that shows only a sphere, well inside the picture."""
     for index in range(400):
         solids = solids_of(11, index)
         if len(solids) == 1 and scenes.SHAPES[solids[0].shape] == "sphere" and abs(solids[0].x) < 0.4:
@@ -164,7 +164,7 @@ def test_light_and_shadow_lie_on_opposite_sides() -> None:
 
 
 def test_sphere_edge_is_smooth() -> None:
-    """The shares of the pixels that a disc covers add up to its area, whatever its place in the grid."""
+    """Check that the covered shares of pixels add up to a disc's area, at any offset from the grid."""
     for offset in (0.0, 0.013, 0.031):
         box = window(32, (offset, -offset), (0.5, 0.5))
         distance = sphere((box.x - offset) * 2, (box.y + offset) * 2).distance
@@ -196,7 +196,7 @@ def test_object_map_is_one_blob_of_ones() -> None:
 
 
 def mask_of(subject: objects.Subject, size: int) -> npt.NDArray[np.uint8]:
-    """Where a subject shows."""
+    """Return the instance map of a subject."""
     return objects.instance_map(objects.foreground(subject, size), size)
 
 
@@ -210,17 +210,17 @@ def test_object_classes_differ_in_outline() -> None:
 
 @pytest.mark.parametrize("label", range(10))
 def test_tilt_turns_the_outline_and_mirror_flips_it(label: int) -> None:
-    upright = objects.draw_subject(0, 0)._replace(label=label, x=0.0, y=0.0, tilt=0.0, cache_locally=1.0, size=0.6)
+    upright = objects.draw_subject(0, 0)._replace(label=label, x=0.0, y=0.0, tilt=0.0, mirror=1.0, size=0.6)
     mask = mask_of(upright, 64)
-    turned, flipped = mask_of(upright._replace(tilt=math.pi / 2), 64), mask_of(upright._replace(cache_locally=-1.0), 64)
+    turned, flipped = mask_of(upright._replace(tilt=math.pi / 2), 64), mask_of(upright._replace(mirror=-1.0), 64)
     assert (turned == np.rot90(mask)).mean() > 0.995
     assert (flipped == mask[:, ::-1]).mean() > 0.995
 
 
 def test_light_on_an_object_does_not_turn_with_it() -> None:
     ball = objects.draw_subject(0, 0)._replace(label=objects.CLASSES.index("ball"), x=0.0, y=0.0)
-    plain = objects.foreground(ball._replace(tilt=0.0, cache_locally=1.0), 48)
-    turned = objects.foreground(ball._replace(tilt=0.6, cache_locally=-1.0), 48)
+    plain = objects.foreground(ball._replace(tilt=0.0, mirror=1.0), 48)
+    turned = objects.foreground(ball._replace(tilt=0.6, mirror=-1.0), 48)
     inside = plain.alpha == 1.0
     assert np.allclose(plain.color[:, inside], turned.color[:, inside], atol=0.02)
     left = (plain.box.x < 0) & inside
@@ -228,7 +228,7 @@ def test_light_on_an_object_does_not_turn_with_it() -> None:
 
 
 def test_background_and_foreground_are_independent() -> None:
-    """Another background leaves the object's inner pixels alone, and the other pixels show it."""
+    """Check that another background changes no inner pixel of the object, and is visible everywhere outside it."""
     subject = objects.draw_subject(4, 0)
     front = objects.foreground(subject, 64)
     backs = [objects.background(4, 0, texture, 64) for texture in range(10)]
@@ -247,7 +247,7 @@ def test_background_and_foreground_are_independent() -> None:
 
 @pytest.mark.parametrize("name", ["stripes", "checker", "dots", "waves", "grid", "zigzag", "rings"])
 def test_patterned_backgrounds_are_crisp_and_vary(name: str) -> None:
-    """A pattern steps between its two colors from one pixel to the next, and is another one at another index."""
+    """Check that a pattern steps between its two colors from one pixel to the next, and differs between indices."""
     texture = list(TEXTURES).index(name)
     gray = [objects.background(6, index, texture, 64).mean(axis=0) for index in range(12)]
     steps = [np.abs(np.diff(plane, axis=1)).max() / np.ptp(plane) for plane in gray]

@@ -1,4 +1,4 @@
-"""Shards on disk: what is written is read back, without a copy, and damage is named."""
+"""Shards on disk: samples are read back without a copy, and damaged files are named."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ ROWS = (5, 0, 3, 4)
 
 
 def make_samples(count: int, seed: int, classes: int | None = None) -> list[tuple[str, Sample]]:
-    """Random samples; with ``classes`` they are multi-label and have instance maps."""
+    """Draw random samples; with ``classes`` they are multi-label and have instance maps."""
     rng = np.random.default_rng(seed)
     samples = []
     for number in range(count):
@@ -43,7 +43,7 @@ def make_samples(count: int, seed: int, classes: int | None = None) -> list[tupl
 
 
 def make_dataset(directory: Path, classes: int | None = None) -> list[tuple[str, Sample]]:
-    """Write a train split of four shards, one of them empty; returns its samples in order."""
+    """Write a train split of four shards, one of them empty; return its samples in order."""
     directory.mkdir()
     chunks = [make_samples(rows, seed, classes) for seed, rows in enumerate(ROWS)]
     layout = Layout(SIZE, classes, has_instances=classes is not None)
@@ -63,7 +63,7 @@ def make_dataset(directory: Path, classes: int | None = None) -> list[tuple[str,
 
 
 def make_version_1(directory: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Write a train split as schema version 1 did, without any of our code; returns its images and instance maps."""
+    """Write a train split in schema version 1 without the package's code; return its images and instance maps."""
     directory.mkdir()
     rng = np.random.default_rng(0)
     images, maps = (rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((7, SIZE, SIZE, 3), (7, SIZE, SIZE)))
@@ -103,7 +103,7 @@ def edit_manifest(directory: Path, **changes: Any) -> None:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A data set with one label an image."""
+    """Write a data set with one label per image."""
     make_dataset(tmp_path / "set")
     return tmp_path / "set"
 
@@ -150,7 +150,7 @@ def test_views_are_the_mapped_file_itself(tmp_path: Path, monkeypatch: pytest.Mo
     memory_map = pa.memory_map
 
     def remembering(path: str) -> pa.MemoryMappedFile:
-        """Map a file and note where it lies in memory."""
+        """Map a file and record its address range."""
         file = memory_map(path)
         whole = file.read_buffer()
         file.seek(0)
@@ -165,7 +165,7 @@ def test_views_are_the_mapped_file_itself(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def indices_of(kind: str) -> npt.NDArray[np.int64]:
-    """Indices in the orders that a reader may ask for."""
+    """Return indices in one of the orders that callers use."""
     rng = np.random.default_rng(3)
     kinds = {
         "shuffled": rng.permutation(sum(ROWS)),

@@ -1,4 +1,4 @@
-"""The named data sets: each is built here in the layout in which people have it, and read back."""
+"""The named data sets: each is built here in its published layout, and read back."""
 
 import json
 import pickle
@@ -34,7 +34,7 @@ SYNSETS = imagenet.synsets()
 
 
 def noise(*shape: int) -> Pixels:
-    """Random bytes."""
+    """Draw random bytes."""
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
@@ -45,7 +45,7 @@ def plant(path: Path, pixels: Pixels | None = None, value: int = 0) -> None:
 
 
 def labels_of(source: Any, split: str) -> dict[str, Any]:
-    """Label of each item of a split, as it comes out of ``load`` after the journey to a worker."""
+    """Load the label of each item of a split, with the source pickled as for a worker."""
     sent = pickle.loads(pickle.dumps(source))
     return {item: sent.load(item, 32).label for item in source.listing()[split]}
 
@@ -54,12 +54,13 @@ def labels_of(source: Any, split: str) -> dict[str, Any]:
 
 
 def plant_train(base: Path) -> None:
+    """Write one training image of each of the 100 classes, and one of another."""
     for synset in (*SYNSETS, "n99999999"):
         plant(base / "train" / synset / f"{synset}_1.JPEG")
 
 
 def plant_flat(folder: Path) -> None:
-    """102 validation images; the classes run backwards, and the first and the last are not among the 100."""
+    """Write 102 validation images; classes are in reverse order, and the first and the last are not among the 100."""
     for number in range(1, 103):
         plant(folder / f"ILSVRC2012_val_{number:08d}.JPEG", value=number)
 
@@ -68,7 +69,7 @@ ORDER = ("n00000001", *reversed(SYNSETS), "n99999999")
 
 
 def plant_devkit(root: Path) -> None:
-    """The development kit, whose numbers of classes are those of ORDER times seven."""
+    """Write the development kit, with class numbers that are seven times the positions in ORDER."""
     folder = root / "ILSVRC2012_devkit_t12" / "data"
     folder.mkdir(parents=True)
     fields = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object)]
@@ -78,6 +79,7 @@ def plant_devkit(root: Path) -> None:
 
 
 def in_folders(root: Path) -> Path:
+    """Write the validation images in folders of synsets."""
     plant_train(root)
     for number, synset in enumerate(ORDER, start=1):
         plant(root / "val" / synset / f"ILSVRC2012_val_{number:08d}.JPEG")
@@ -85,6 +87,7 @@ def in_folders(root: Path) -> Path:
 
 
 def flat_with_devkit(root: Path) -> Path:
+    """Write the validation images in one folder, with the development kit."""
     plant_train(root)
     plant_flat(root / "val")
     plant_devkit(root)
@@ -92,6 +95,7 @@ def flat_with_devkit(root: Path) -> Path:
 
 
 def from_kaggle(root: Path) -> Path:
+    """Write Kaggle's layout: the validation images in one folder, with a CSV file of solutions."""
     plant_train(root / "ILSVRC/Data/CLS-LOC")
     plant_flat(root / "ILSVRC/Data/CLS-LOC/val")
     lines = [f"ILSVRC2012_val_{n:08d},{synset} 1 2 30 40 {synset} 5 6 7 8 " for n, synset in enumerate(ORDER, start=1)]
@@ -109,7 +113,7 @@ def test_imagenet100_is_selected_and_labeled(tmp_path: Path, layout: Callable[[P
     assert numbers == {number: SYNSETS.index(name) for number, name in enumerate(ORDER, start=1) if name in SYNSETS}
 
 
-def test_imagenet_says_what_is_missing(tmp_path: Path) -> None:
+def test_imagenet_errors_name_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="train, .*val not found"):
         imagenet.source(tmp_path)
     plant_train(tmp_path)
@@ -129,7 +133,7 @@ NAMES = [b"cat", b"dog", b"sparrow"]
 
 
 def plant_cifar(folder: Path, label_key: bytes, names_key: bytes, files: tuple[str, ...], meta: str) -> Pixels:
-    """Four images a batch, labels 0 1 2 0, in pickles as Python 2 wrote them; returns the pixels of all batches."""
+    """Write four images per batch, labels 0 1 2 0, pickled as by Python 2; return the pixels of all batches."""
     folder.mkdir(parents=True)
     pixels = noise(len(files), 4, 3072)
     for name, content in zip(files, pixels, strict=True):
@@ -139,10 +143,10 @@ def plant_cifar(folder: Path, label_key: bytes, names_key: bytes, files: tuple[s
 
 
 class _Python2(pickle._Pickler):
-    """Writes text and bytes alike as Python 2's strings, which the published files hold."""
+    """Pickler that writes text and bytes as Python 2's strings, as in the published files."""
 
     def save_string(self, text: str | bytes) -> None:
-        """Write BINSTRING."""
+        """Write the opcode BINSTRING."""
         content = text.encode() if isinstance(text, str) else text
         self.write(b"T" + struct.pack("<i", len(content)) + content)  # type: ignore[attr-defined]
         self.memoize(text)  # type: ignore[attr-defined]
@@ -151,6 +155,7 @@ class _Python2(pickle._Pickler):
 
 
 def write_pickle(path: Path, content: object) -> None:
+    """Write a pickle as Python 2 did."""
     with path.open("wb") as file:
         _Python2(file, protocol=2).dump(content)
 
@@ -203,14 +208,14 @@ def test_torchvision_reads_the_same_cifar(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 class Attack:
-    """Unpickled by ``pickle``, it makes a file."""
+    """A hostile object: ``pickle`` creates a file when it loads it."""
 
     def __init__(self, path: Path) -> None:
-        """Name the file."""
+        """Choose the file."""
         self.path = path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What ``pickle`` would do."""
+        """Return the call that ``pickle`` would make."""
         return Path.touch, (self.path,)
 
 
@@ -227,11 +232,11 @@ def test_a_hostile_batch_executes_nothing(tmp_path: Path) -> None:
     assert not trap.exists()
 
 
-def test_cifar_says_what_is_wrong(tmp_path: Path) -> None:
+def test_cifar_errors_name_what_is_wrong(tmp_path: Path) -> None:
     read, folder, layout = VERSIONS["cifar10"]
     plant_cifar(tmp_path / folder, *layout)
     write_pickle(tmp_path / folder / "test_batch", {b"data": noise(4, 3072), b"labels": [0, 1, 2, 3]})
-    with pytest.raises(DatasetError, match="test_batch .*do not go together"):
+    with pytest.raises(DatasetError, match="test_batch .*do not match"):
         read(tmp_path)
     (tmp_path / folder / "test_batch").unlink()
     with pytest.raises(DatasetError, match="lacks test_batch: --source is the folder that holds cifar-10-batches-py"):
@@ -264,7 +269,7 @@ def test_cifar_as_folders_of_classes(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stl(tmp_path: Path) -> Path:
-    """Six labeled images, two for the test, five without labels, and two folds."""
+    """Write six labeled images, two test images, five without labels, and two folds."""
     folder = tmp_path / "stl10_binary"
     folder.mkdir()
     for part, count in (("train", 6), ("test", 2), ("unlabeled", 5)):
@@ -299,11 +304,11 @@ def test_a_fold_of_stl10_leaves_nothing_out(stl: Path) -> None:
         stl10.source(stl, fold=2)
 
 
-def test_stl10_says_what_is_wrong(stl: Path) -> None:
+def test_stl10_errors_name_what_is_wrong(stl: Path) -> None:
     folder = stl / "stl10_binary"
     with (folder / "unlabeled_X.bin").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(DatasetError, match="unlabeled_X.bin has 138241 bytes, which is no whole number of images"):
+    with pytest.raises(DatasetError, match="unlabeled_X.bin has 138241 bytes, which is not a whole number of images"):
         stl10.source(stl)
     np.array([1, 11], np.uint8).tofile(folder / "test_y.bin")
     with pytest.raises(DatasetError, match="test_y.bin does not hold one of 10 classes for each of 2 images"):
@@ -348,7 +353,7 @@ def test_a_damaged_mat_file_is_named(tmp_path: Path) -> None:
 
 
 def plant_inaturalist(root: Path, name: str, content: Mapping[str, int]) -> None:
-    """Annotations of a split out of (file name: category), with identifiers that are not positions."""
+    """Write the annotations of a split from {file name: category}, with identifiers that are not positions."""
     for number, file in enumerate(content):
         plant(root / file, value=number)
     annotations = {
@@ -384,7 +389,7 @@ def test_inaturalist_folders_of_torchvision(tmp_path: Path) -> None:
     assert list(labels_of(source, "test").values()) == [0, 1]
 
 
-def test_inaturalist_says_what_is_wrong(tmp_path: Path) -> None:
+def test_inaturalist_errors_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=re.escape("must hold one 2021_train*; it has none")):
         inaturalist.source(tmp_path)
     plant_inaturalist(tmp_path, "train", {"a/b.jpg": 5})
@@ -405,6 +410,7 @@ def test_inaturalist_says_what_is_wrong(tmp_path: Path) -> None:
 
 
 def scene(name: str, *things: tuple[str, str]) -> dict[str, Any]:
+    """Describe a scene in CLEVR's JSON, from the color and shape of each object."""
     return {"image_filename": name, "objects": [{"color": c, "shape": s, "size": "small"} for c, s in things]}
 
 
@@ -434,7 +440,7 @@ def test_clevr_scenes(tmp_path: Path) -> None:
 
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
-    """Ten pictures with up to three objects, of 8 colors and 3 shapes in all."""
+    """Write ten pictures with up to three objects, of 8 colors and 3 shapes in total, with masks."""
     folder = tmp_path / "clevr"
     colors, shapes = torch.zeros(10, 3), torch.zeros(10, 3)
     colors[0], shapes[0] = torch.tensor([8, 1, 8]), torch.tensor([3, 2, 3])
@@ -476,7 +482,7 @@ def test_clevr_with_the_authors_split(release: Path) -> None:
     assert listing == {"train": [f"images/{i}.png" for i in (1, 2, 9)], "test": ["images/0.png", "images/3.png"]}
 
 
-def test_clevr_says_what_is_wrong(release: Path, tmp_path: Path) -> None:
+def test_clevr_errors_name_what_is_wrong(release: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="holds neither CLEVR's scenes and images nor shape.pt"):
         clevr.source(tmp_path / "clevr" / "images")
     torch.save(torch.ones(10, 3), release / "clevr" / "shape.pt")
@@ -520,10 +526,10 @@ def test_every_name_has_an_entry_that_can_be_imported() -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """Address of a web server for the files of the temporary directory."""
+    """Serve the files of the temporary directory; the value is the server's address."""
 
     class Quiet(SimpleHTTPRequestHandler):
-        """Logs nothing."""
+        """Handler that does not log."""
 
         def log_message(self, format: str, *args: object) -> None:
             """Drop the message."""

@@ -1,4 +1,4 @@
-"""Commands that make and check data sets."""
+"""Commands that prepare and verify data sets."""
 
 import re
 from dataclasses import dataclass, replace
@@ -23,23 +23,23 @@ SMALLEST_SIZE = 32
 
 @dataclass(frozen=True)
 class Prepare:
-    """Turn images into a data set of memory-mapped shards; run again after an interruption to go on."""
+    """Convert images to a data set of memory-mapped shards; run again after an interruption to resume."""
 
-    dataset: Annotated[Name, tyro.conf.arg(help=f"What to read or to render.\n\n{table()}")]
+    dataset: Annotated[Name, tyro.conf.arg(help=f"Data set to read or to render.\n\n{table()}")]
     output: str
-    """Directory or URI (s3://, gs://, ...) of the data set to make."""
+    """Directory or URI (s3://, gs://, ...) of the data set to write."""
 
     source: str | None = None
     """Folder of the images as they come from their authors; docs/datasets.md has the layouts. parquet and webdataset
     take a URI (s3://, gs://, ...) too. Not for rendered ones."""
 
     image_size: int | None = None
-    """Pixels a side to store, a multiple of 16 from 32 on; the data set's own if not given. A whole photograph is
-    squeezed into a square of this size. Views (--image-size of a training) should be about 0.6 times as large: then
+    """Pixels a side to store, a multiple of 16, at least 32; the data set's own if not given. A whole photograph is
+    squeezed into a square of this size. Views (--image-size of a training) should be about 0.6 times as large, so that
     crops are not magnified."""
 
     download: bool = False
-    """Fetch what is missing in --source first, where torchvision can."""
+    """Download files that are missing in --source first, where torchvision can."""
 
     fold: int | None = None
     """STL-10 only: train has the 1,000 images of this fold (0 to 9); the other 4,000 join the unlabeled ones."""
@@ -51,13 +51,13 @@ class Prepare:
     """Parquet only: column of the labels; the class label of the schema, or label, class, ... if not given."""
 
     num_images: int | None = None
-    """Rendered sets only: images over all splits; 10,000 if not given."""
+    """Rendered sets only: number of images in all splits together; 10,000 if not given."""
 
     seed: int | None = None
     """Rendered sets only: seed of the images; 0 if not given."""
 
     train_images: int | None = None
-    """Images to take for the train split, from each class its share; all if not given."""
+    """Images to take for the train split, from each class in proportion to its size; all if not given."""
 
     val_images: int | None = None
     """Images to take for the val split, carved out of train where there is none; all (carved: 10 %) if not given."""
@@ -98,13 +98,13 @@ class Prepare:
     """Print the layout as it is understood, splits, classes and what is passed over; read no image."""
 
     on_bad_image: OnBadImage = "skip"
-    """Leave an image that cannot be used out and record why in the manifest, or stop at the first one."""
+    """Skip an unusable image and record the reason in the manifest, or fail at the first one."""
 
     max_bad_fraction: float = 0.01
-    """Share of images that may be refused as unusable before the whole data set is."""
+    """Highest share of unusable images, in [0, 1], with which the data set is still completed."""
 
     def run(self) -> None:
-        """Make the data set and say what it holds."""
+        """Prepare the data set and print a summary."""
         entry = CATALOG[self.dataset]
         image_size = self._image_size(entry)
         self._check(entry)
@@ -187,17 +187,18 @@ class Prepare:
             ) from None
 
     def _image_size(self, entry: Entry) -> int:
+        """Return the pixels a side to store, or raise a UsageError."""
         size = entry.image_size if self.image_size is None else self.image_size
         if size is None:
             raise UsageError(f"--dataset {self.dataset} needs --image-size, the pixels a side to store")
         if size < SMALLEST_SIZE or size % SIZE_MULTIPLE:
-            raise UsageError(f"--image-size {size} must be a multiple of {SIZE_MULTIPLE} from {SMALLEST_SIZE} on")
+            raise UsageError(f"--image-size {size} must be a multiple of {SIZE_MULTIPLE}, at least {SMALLEST_SIZE}")
         return size
 
     def _check(self, entry: Entry) -> None:
-        """Refuse options that the data set does not have."""
+        """Raise a UsageError for options that do not fit the data set."""
         if not 0 <= self.max_bad_fraction <= 1:
-            raise UsageError(f"--max-bad-fraction {self.max_bad_fraction} must lie in [0, 1]")
+            raise UsageError(f"--max-bad-fraction {self.max_bad_fraction} must be in [0, 1]")
         if not entry.rendered and self.source is None:
             raise UsageError(f"--dataset {self.dataset} needs --source, the folder of images")
         if not entry.rendered and (self.num_images is not None or self.seed is not None):
@@ -220,7 +221,7 @@ class Prepare:
             raise UsageError(f"--dataset {self.dataset} reads a folder, not a URI such as {self.source}: copy it first")
 
     def _read(self, entry: Entry) -> "tuple[Source, dict[str, Any]]":
-        """The source of a folder, and what names it in the recipe."""
+        """Make the source of a folder, and the values that identify it in the recipe."""
         from adios_ray.errors import DatasetError
 
         assert self.source is not None
@@ -237,7 +238,7 @@ class Prepare:
         made_from = {"source": str(root), **options}
         try:
             return entry.source(root, **options), made_from
-        except DatasetError:
+        except DatasetError:  # not downloaded yet, or not completely
             if not self.download:
                 raise
         assert isinstance(root, Path)  # what is downloaded is no URI
@@ -245,7 +246,7 @@ class Prepare:
         return entry.source(root, **options), made_from
 
     def _rendered(self, entry: Entry) -> "tuple[Source, dict[str, Any]]":
-        """The source of drawn images, and what names it in the recipe."""
+        """Make the source of rendered images, and the values that identify it in the recipe."""
         num_images = DEFAULT_NUM_IMAGES if self.num_images is None else self.num_images
         seed = self.seed or 0
         try:
@@ -284,7 +285,7 @@ class Verify:
     """Directory or URI of the data set."""
 
     def run(self) -> None:
-        """Read all shards and say how many there are."""
+        """Read all shards and print their number and size."""
         from adios_ray.data.shards import verify
 
         entries = verify(self.location).entries

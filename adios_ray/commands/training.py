@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from adios_ray.experiment.schedule import Schedule
 
 TRAIN = "train"
-RESUMES = "the same command goes on from its last report"
+RESUMES = "run the same command again to resume from the last report"
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a population that tunes itself; `adios-ray train --help` lists what can be set."""
+    """Train a population that tunes itself; `adios-ray train --help` lists the settings."""
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Train a population as ``experiments/pbt_in100.py`` does; ``--space`` and ``--scheduler`` choose another search.
+    """Train a population like ``experiments/pbt_in100.py``; ``--space`` and ``--scheduler`` choose another search.
 
     Args:
         arguments: The command line after ``adios-ray train``.
@@ -30,7 +30,7 @@ def train(arguments: Sequence[str]) -> int:
     Returns:
         Exit status; see ``errors.exit_status``.
     """
-    from adios_ray.experiment import command  # here: it imports what the other commands do not need
+    from adios_ray.experiment import command  # here, because it imports Ray, which other commands do not need
 
     return command.main(Train.__doc__ or "", "pbt_in100", "pbt_demo", arguments, f"adios-ray {TRAIN}")
 
@@ -40,15 +40,15 @@ class Replay:
     """Train with the schedule that a population found: alone, longer, or on other data."""
 
     output: Path
-    """Directory of checkpoints and reports: a new one, or one that the same replay, interrupted, has left."""
+    """Directory of checkpoints and reports: a new one, or that of the same replay, interrupted, to resume it."""
     schedule: Path | None = None
-    """File of the schedule."""
+    """Schedule file."""
     run_dir: Annotated[Path | None, tyro.conf.arg(name="run")] = None
     """Run directory, with --trial, in place of --schedule."""
     trial: str | None = None
-    """Trial of --run whose schedule to take."""
+    """Trial of --run whose schedule to replay."""
     epochs: int | None = None
-    """Epochs in all; the run's if not given."""
+    """Total epochs; the run's if not given."""
     data_dir: str | None = None
     """Directory or URI of shards; the run's if not given."""
     seed: int | None = None
@@ -57,7 +57,7 @@ class Replay:
     """CPU threads."""
 
     def run(self) -> None:
-        """Train and say where the weights are."""
+        """Train, then print the test fitness and the path of the checkpoints."""
         import torch
 
         from adios_ray.devices import best_device
@@ -75,7 +75,7 @@ class Replay:
         print(f"{fitness} on test; checkpoints: {self.output / 'checkpoints'}")
 
     def _schedule(self) -> "Schedule":
-        """The schedule that the options name."""
+        """Load the schedule that the options name, or raise a ConfigError."""
         from adios_ray.experiment.schedule import load_schedule, schedule_of
 
         if (self.schedule is None) == (self.run_dir is None):
@@ -83,5 +83,5 @@ class Replay:
         if self.schedule is not None:
             return load_schedule(self.schedule)
         if self.run_dir is None or self.trial is None:
-            raise ConfigError("--run needs --trial, the trial whose schedule to take")
+            raise ConfigError("--run needs --trial, the trial whose schedule to replay")
         return schedule_of(self.run_dir, self.trial)

@@ -1,4 +1,4 @@
-"""Commands that bring weights in and out, and look at what they do."""
+"""Commands that import, export, evaluate and visualize weights."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from adios_ray.errors import UsageError
 
 @dataclass(frozen=True)
 class ImportOfficial:
-    """Make a weights file of a checkpoint of the authors' release or of solo-learn; nothing in it is executed."""
+    """Convert a checkpoint of the authors' release or of solo-learn to a weights file; nothing in it is executed."""
 
     directory: tyro.conf.Positional[Path]
     """Folder with args.json and one *.ckpt."""
@@ -23,7 +23,7 @@ class ImportOfficial:
     """Weights file to write, *.safetensors."""
 
     def run(self) -> None:
-        """Write the file and say what it holds."""
+        """Write the file and print its contents, and what was not imported."""
         from adios_ray.models.official import import_official, unsupported
         from adios_ray.models.weights import save_weights
 
@@ -38,19 +38,19 @@ class ImportOfficial:
 
 @dataclass(frozen=True)
 class Export:
-    """Write the encoder alone, for timm or torchvision, with a JSON file that says how to use it."""
+    """Write the encoder alone, for timm or torchvision, with a JSON file that describes how to use it."""
 
     checkpoint: Path
     """Checkpoint directory of a run, or a weights file."""
 
     output: Path
-    """File of tensors to write, *.safetensors; the JSON lies beside it."""
+    """File of tensors to write, *.safetensors; the JSON file is written beside it."""
 
     naming: Naming = "timm"
     """The library whose model is to load the tensors."""
 
     def run(self) -> None:
-        """Write both files and say what they hold."""
+        """Write both files and print their contents."""
         from adios_ray.models.export import export_encoder
         from adios_ray.models.weights import load_weights
 
@@ -69,11 +69,11 @@ class Evaluate:
     """Directory or URI of a data set made by `adios-ray prepare`."""
 
     split: Literal["val", "test"] = "test"
-    """Whose images are classified."""
+    """Split whose images are classified."""
 
     view: CentralView | None = None
     """Part of each photograph: its central square, or the middle of the photograph resized to 256 pixels on its shorter
-    side, as published for ImageNet100-S; that of the checkpoint's configuration if not given."""
+    side, as published for ImageNet100-S. The view of the checkpoint's configuration if not given."""
 
     def run(self) -> None:
         """Print one JSON object."""
@@ -89,7 +89,7 @@ class Evaluate:
         config = weights.config.evaluation.model_copy(update={"fitness": "knn", "view": view})
         networks = build_networks(weights).to(best_device())
         value, collapse = evaluate(networks, train, held_out, weights.image_size, config)
-        if math.isnan(value):
+        if math.isnan(value):  # JSON has no NaN
             raise UsageError(f"{self.checkpoint}: the features of its encoder are {collapse or 'not finite'}")
         measure = "knn_macro_f1" if dataset.manifest.multi_label else "knn_accuracy"
         result = {
@@ -106,7 +106,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Masks:
-    """Draw images, their masks in color, and what each mask leaves of them."""
+    """Draw images, their masks in color, and the images with each mask applied."""
 
     checkpoint: Path
     """Checkpoint directory of a run, or a weights file, with an occlusion model."""
@@ -118,10 +118,10 @@ class Masks:
     """PNG file to write."""
 
     images: int = 8
-    """How many images."""
+    """Number of images."""
 
     def run(self) -> None:
-        """Write the picture and say what it shows."""
+        """Write the picture and print the numbers of images and masks."""
         import numpy as np
         import torch
 
@@ -147,13 +147,13 @@ class Masks:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Take a step that diverged again, and say which term is not finite."""
+    """Repeat a training step that diverged, and print which term is not finite."""
 
     directory: tyro.conf.Positional[Path]
-    """What the step left: runs/RUN/diverged/TRIAL/epoch_NNNNN."""
+    """Directory that was saved for the step: runs/RUN/diverged/TRIAL/epoch_NNNNN."""
 
     def run(self) -> None:
-        """Print the term."""
+        """Repeat the step and print the term."""
         from adios_ray.devices import best_device
         from adios_ray.training.reproduce import reproduce
 

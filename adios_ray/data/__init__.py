@@ -1,1 +1,1 @@
-"""Images to Arrow shards, shards to batches, batches to augmented views."""
+"""The data pipeline: images to Arrow shards, shards to batches, batches to augmented views."""

@@ -1,10 +1,10 @@
-"""Random views of image batches, and the central view that evaluations take, on the device of the images.
+"""Augmented views of image batches, and the central view for evaluation, on the device of the images.
 
 A stored image is a whole photograph squeezed into a square of S x S pixels. Crops are drawn in the photograph's own
 pixels and mapped onto the square; each axis is then resized by itself, so that a view has the photograph's proportions.
 
-What happens to an image is decided by (seed, stream, epoch, sample) alone and drawn on the CPU; the pixels are then
-changed in batches, without a synchronization with the device.
+The augmentation of an image is a function of (seed, stream, epoch, sample) alone. Its parameters are drawn on the CPU;
+the pixels are then changed in batches, without synchronizing with the device.
 """
 
 import math
@@ -25,27 +25,27 @@ CROP_ATTEMPTS = 10
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 BLUR_SIGMAS = (0.1, 2.0)
 Sides = npt.NDArray[np.integer]
-"""Pixels of the photographs of a batch, [B]."""
+"""Heights or widths of the photographs of a batch in pixels, [B]."""
 CPU_CHUNK_PIXELS = 400_000
-"""Pixels of the views that a CPU works on at once: so few that intermediate results stay in its caches."""
+"""Pixels of the views that a CPU processes at once: few enough for intermediate results to stay in its caches."""
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
-_DRAWS = 2 * CROP_ATTEMPTS + 16
+_DRAWS = 2 * CROP_ATTEMPTS + 16  # area and ratio of each attempt, two for the position, 14 for everything else
 
 
 class ViewParameters(NamedTuple):
-    """What is done to each image of a batch; tensors on the CPU.
+    """Augmentation parameters of each image of a batch; tensors on the CPU.
 
     Attributes:
         boxes: Crops as top, left, height, width in pixels of the photograph, float32 [B, 4].
         sizes: Height and width of the photograph, float32 [B, 2].
-        flip: Mirrored left to right, bool [B].
-        jitter: Colors changed, bool [B].
+        flip: Whether to mirror the image left to right, bool [B].
+        jitter: Whether to change its colors, bool [B].
         order: Order of brightness, contrast, saturation, hue (0-3), int64 [B, 4].
-        factors: Their factors, the last the hue's shift in turns, float32 [B, 4].
-        grayscale: Without color, bool [B].
-        blur: Blurred, bool [B].
+        factors: Their factors; the last is the hue's shift in turns. float32 [B, 4].
+        grayscale: Whether to remove color, bool [B].
+        blur: Whether to blur, bool [B].
         sigma: The blur's standard deviation in pixels, float32 [B].
-        solarize: Bright pixels inverted, bool [B].
+        solarize: Whether to invert bright pixels, bool [B].
     """
 
     boxes: Tensor
@@ -69,7 +69,10 @@ def draw_parameters(
     heights: Sides,
     widths: Sides,
 ) -> ViewParameters:
-    """Decide what happens to the images ``samples`` (int64 [B]) of these heights and widths in one view of an epoch."""
+    """Draw the parameters of one view of an epoch for the images ``samples`` (int64 [B]) with their heights and widths.
+
+    See ``counter_random.uniforms`` for ``seed``, ``stream`` and ``epoch``.
+    """
     draws = uniforms(seed, stream, epoch, samples, _DRAWS)
     crops, rest = draws[:, : 2 * CROP_ATTEMPTS + 2], draws[:, 2 * CROP_ATTEMPTS + 2 :]
     strengths = np.array([config.brightness, config.contrast, config.saturation, config.hue])
@@ -80,7 +83,7 @@ def draw_parameters(
         sizes=_sizes(heights, widths),
         flip=torch.from_numpy(rest[:, 0] < config.flip_probability),
         jitter=torch.from_numpy(rest[:, 1] < config.jitter_probability),
-        order=torch.from_numpy(np.argsort(rest[:, 2:6], axis=1)),
+        order=torch.from_numpy(np.argsort(rest[:, 2:6], axis=1)),  # a uniformly random permutation
         factors=torch.from_numpy((neutral + strengths * (2 * rest[:, 6:10] - 1)).astype(np.float32)),
         grayscale=torch.from_numpy(rest[:, 10] < config.grayscale_probability),
         blur=torch.from_numpy(rest[:, 11] < config.blur_probability),
@@ -94,16 +97,15 @@ def _sizes(heights: Sides, widths: Sides) -> Tensor:
 
 
 def _boxes(draws: npt.NDArray[np.float64], min_scale: float, heights: Sides, widths: Sides) -> npt.NDArray[np.float32]:
-    """Crops of random area and aspect ratio: the first of ten attempts that fits, else the central one of all.
+    """Choose crops as torchvision's RandomResizedCrop does: the first of ten attempts that fits, else the fallback.
 
-    The draws of torchvision's RandomResizedCrop. Its last resort is the whole image, or the largest central part of it
-    whose ratio is allowed.
+    The fallback is the whole image, or its largest central part whose aspect ratio is allowed.
 
     Args:
         draws: Uniform numbers, [B, 22]: area and ratio of each attempt, then the position.
-        min_scale: Smallest share of the image's area.
-        heights: Pixels of each image, [B].
-        widths: Pixels of each image, [B].
+        min_scale: Smallest share of the image's area, in (0, 1].
+        heights: Height of each image in pixels, [B].
+        widths: Width of each image in pixels, [B].
 
     Returns:
         Top, left, height, width as whole numbers, float32 [B, 4].
@@ -111,10 +113,11 @@ def _boxes(draws: npt.NDArray[np.float64], min_scale: float, heights: Sides, wid
     sides = np.stack([heights, widths]).astype(np.float64)
     area = (min_scale + (1 - min_scale) * draws[:, :CROP_ATTEMPTS]) * sides[0, :, None] * sides[1, :, None]
     low, high = (math.log(ratio) for ratio in ASPECT_RATIOS)
-    ratio = np.exp(low + (high - low) * draws[:, CROP_ATTEMPTS : 2 * CROP_ATTEMPTS])
+    ratio = np.exp(low + (high - low) * draws[:, CROP_ATTEMPTS : 2 * CROP_ATTEMPTS])  # log-uniform
+    # rint rounds halves to even, as Python's round does in torchvision.
     tried = np.rint(np.sqrt(np.stack([area / ratio, area * ratio])))
     fits = np.all((tried > 0) & (tried <= sides[:, :, None]), axis=0)
-    first, found = fits.argmax(axis=1), fits.any(axis=1)
+    first, found = fits.argmax(axis=1), fits.any(axis=1)  # argmax is the first True, or 0 if there is none
     narrowest, widest = ASPECT_RATIOS
     central = np.minimum(sides, np.rint(np.stack([sides[1] / narrowest, sides[0] * widest])))
     box = np.where(found, tried[:, np.arange(len(first)), first], central)
@@ -124,11 +127,11 @@ def _boxes(draws: npt.NDArray[np.float64], min_scale: float, heights: Sides, wid
 
 
 def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Tensor:
-    """Crop, flip, change colors, blur and normalize.
+    """Crop, flip, change colors, blur, solarize and normalize.
 
     Args:
         images: uint8 [B, S, S, 3].
-        parameters: Of the same B images.
+        parameters: Parameters of the same B images.
         out_size: Side of the view in pixels, at least 7.
 
     Returns:
@@ -144,12 +147,13 @@ def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Ten
 
 
 def _render(images: Tensor, parameters: ViewParameters, size: int) -> Tensor:
-    """The view before normalization, planar: float32 [3, B, size, size] in [0, 1]."""
+    """Make the views before normalization, planar: float32 [3, B, size, size] in [0, 1]."""
     hue_0, hue_1, hue_2, hue_3, gray, blur, solarize = _selections(parameters, images.device)
     own = torch.cat([parameters.factors[:, 3:], parameters.sigma[:, None], _blends(parameters)], dim=1)
     shift, sigma, *weights = _to_device(own, images.device).unbind(1)
     crops = parameters.boxes, parameters.sizes, parameters.flip
     rows, columns = _matrices(*crops, images.shape[1], size, images.device, pixels.BICUBIC)
+    # The scaling to [0, 1] is in the row matrices, which are smaller than the images; bicubic weights overshoot.
     x = pixels.transform_axes(_planes(images), rows / 255, columns).clamp_(0, 1)
     for position, chosen in enumerate((hue_0, hue_1, hue_2, hue_3)):
         pixels.blend_(x, *weights[position::4])
@@ -165,16 +169,21 @@ def _render(images: Tensor, parameters: ViewParameters, size: int) -> Tensor:
 
 
 def _selections(parameters: ViewParameters, device: torch.device) -> tuple[Tensor, ...]:
-    """Images whose hue is turned at each of the four positions, then gray, blurred, solarized ones: int64 indices."""
+    """Select the images whose hue is turned at each of the four positions, then those made gray, blurred, solarized.
+
+    Returns:
+        Seven tensors of int64 indices into the batch, on the device.
+    """
     hue = (parameters.jitter[:, None] & (parameters.order == _HUE)).T
     chosen = torch.cat([hue, torch.stack([parameters.grayscale, parameters.blur, parameters.solarize])])
+    # Counted on the CPU: selecting by a bool mask on the device would make the host wait for its size.
     counts: list[int] = chosen.sum(dim=1).tolist()
     indices: tuple[Tensor, ...] = _to_device(chosen.nonzero()[:, 1], device).split(counts)
     return indices
 
 
 def _blends(parameters: ViewParameters) -> Tensor:
-    """Weights of the image, of its gray image and of its mean gray at the four positions, float32 [B, 3 * 4]."""
+    """Compute the weights of the image, its gray image and its mean gray at the four positions, float32 [B, 3 * 4]."""
     order = parameters.order
     linear = parameters.jitter[:, None] & (order != _HUE)
     own = torch.where(linear, parameters.factors.gather(1, order), 1.0)
@@ -185,12 +194,12 @@ def apply_geometry(masks: Tensor, parameters: ViewParameters, out_size: int) -> 
     """Crop, resize (antialiased bilinear) and flip masks as their images were.
 
     Args:
-        masks: For example ground truth, [B, K, S, S] of any numeric type.
-        parameters: Of the same B images.
+        masks: Masks such as ground truth, [B, N, S, S] of any numeric type.
+        parameters: Parameters of the same B images.
         out_size: Side of the view in pixels.
 
     Returns:
-        float32 [B, K, out_size, out_size] in the range of each mask's values.
+        float32 [B, N, out_size, out_size] in the range of each mask's values.
     """
     crops = parameters.boxes, parameters.sizes, parameters.flip
     rows, columns = _matrices(*crops, masks.shape[-1], out_size, masks.device, pixels.BILINEAR)
@@ -198,14 +207,14 @@ def apply_geometry(masks: Tensor, parameters: ViewParameters, out_size: int) -> 
 
 
 def center_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, view: CentralView = "square") -> Tensor:
-    """The central square of photographs, without randomness, for evaluation.
+    """Show the central square of photographs, without randomness, for evaluation.
 
     Args:
         images: uint8 [B, S, S, 3].
-        heights: Pixels of each photograph, [B].
-        widths: Pixels of each photograph, [B].
+        heights: Height of each photograph in pixels, [B].
+        widths: Width of each photograph in pixels, [B].
         out_size: Side of the view in pixels.
-        view: "square" takes the whole central square; "resize-256" of it the central ``out_size`` / 256, which is the
+        view: "square" takes the whole central square. "resize-256" takes its central ``out_size`` / 256, which is the
             middle of the photograph resized to 256 pixels on its shorter side.
 
     Returns:
@@ -216,41 +225,36 @@ def center_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, vi
     side = sizes.amin(dim=1, keepdim=True) * (out_size / RESIZED_SIDE if view == "resize-256" else 1)
     boxes = torch.cat([(sizes - side) / 2, side, side], dim=1)
     whole = (sizes == side).all(dim=1)
-    # Squares that need no crop take torch's own resizing, whatever else is in the batch: their features stay the same.
+    # Squares that need no crop use torch's own resizing, whatever else is in the batch: their features stay the same.
     for chosen, cropped in ((whole, False), (~whole, True)):
         if chosen.any():
             indices = _to_device(chosen.nonzero()[:, 0], images.device)
             x = _planes(images[indices]).div_(255)
             if cropped:
-                x = _crop(x, boxes[chosen], sizes[chosen], out_size)
+                crops = boxes[chosen], sizes[chosen], torch.zeros(len(indices), dtype=torch.bool)
+                rows, columns = _matrices(*crops, x.shape[-1], out_size, x.device, pixels.BICUBIC)
+                x = pixels.transform_axes(x, rows, columns).clamp_(0, 1)
             elif x.shape[-1] != out_size:
                 x = pixels.resize_square(x, out_size)
             out[indices] = _normalize(x, out.new_empty(len(indices), 3, out_size, out_size))
     return out
 
 
-def _crop(x: Tensor, boxes: Tensor, sizes: Tensor, out_size: int) -> Tensor:
-    """Antialiased bicubic resizing of a part of each image of planes [3, B, S, S], clamped to [0, 1]."""
-    upright = torch.zeros(len(boxes), dtype=torch.bool)
-    rows, columns = _matrices(boxes, sizes, upright, x.shape[-1], out_size, x.device, pixels.BICUBIC)
-    return pixels.transform_axes(x, rows, columns).clamp_(0, 1)
-
-
 def denormalize(x: Tensor) -> Tensor:
-    """Pictures of normalized images [B, 3, H, W]: uint8 [B, H, W, 3]."""
+    """Convert normalized images [B, 3, H, W] back to pictures, uint8 [B, H, W, 3]."""
     planes = [plane * std + mean for plane, mean, std in zip(x.unbind(1), MEAN, STD, strict=True)]
     return torch.stack(planes, dim=-1).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _normalize(planes: Tensor, out: Tensor) -> Tensor:
-    """Write planes [3, B, H, W] in [0, 1], less ImageNet's mean color in its deviations, to ``out`` [B, 3, H, W]."""
+    """Normalize planes [3, B, H, W] in [0, 1] by ImageNet's mean and deviation, into ``out`` [B, 3, H, W]."""
     for plane, target, mean, std in zip(planes, out.unbind(1), MEAN, STD, strict=True):
         torch.sub(plane, mean, out=target).div_(std)
     return out
 
 
 def _planes(images: Tensor) -> Tensor:
-    """Float32 [3, B, S, S] in [0, 255] of uint8 [B, S, S, 3]."""
+    """Convert images uint8 [B, S, S, 3] to contiguous planes, float32 [3, B, S, S] in [0, 255]."""
     return images.permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
 
 
@@ -263,9 +267,13 @@ def _matrices(
     device: torch.device,
     kernel: pixels.Kernel,
 ) -> tuple[Tensor, Tensor]:
-    """Crop and resize, and for the columns flip, as one matrix an axis of the stored square."""
+    """Build one matrix per axis of the stored square that crops and resizes; that of the columns also flips.
+
+    Returns:
+        Matrices of the rows and of the columns, float32 [B, out_size, stored_size] each.
+    """
     stored = boxes * (stored_size / sizes).repeat(1, 2)
-    numbers = torch.cat([stored, flip[:, None]], dim=1)
+    numbers = torch.cat([stored, flip[:, None]], dim=1)  # as one tensor: one copy to the device
     top, left, height, width, flip = _to_device(numbers, device).unbind(1)
     never = torch.zeros_like(flip)
     rows = pixels.interpolation_matrix(top, height, never > 0, stored_size, out_size, kernel)
@@ -273,5 +281,5 @@ def _matrices(
 
 
 def _to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy without waiting for what the device still does."""
+    """Copy a tensor without waiting for the device's pending work."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

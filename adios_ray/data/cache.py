@@ -1,9 +1,9 @@
-"""Copies of remote data sets on this machine: memory maps need files.
+"""The local cache of remote data sets: memory maps need files.
 
 All processes of a machine share one copy, in the cache directory ``$ADIOS_RAY_CACHE`` (by default ``adios_ray`` in the
-user's cache). A copy is named after the checksum of its manifest and never changes: what is prepared anew under the
-same URI is another copy. Copies that nobody uses make room, the longest unused first, where the disk or
-``$ADIOS_RAY_CACHE_BYTES`` allows no more.
+user's cache). A copy is named after the checksum of its manifest and never changes: a data set prepared again under the
+same URI becomes another copy. When the disk or ``$ADIOS_RAY_CACHE_BYTES`` is exhausted, copies that no process uses are
+evicted, the least recently used first.
 """
 
 import fcntl
@@ -11,9 +11,8 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,11 +28,11 @@ BYTES_VARIABLE = "ADIOS_RAY_CACHE_BYTES"
 PARALLEL_FETCHES = 8
 
 _used: dict[Path, int] = {}
-"""Lock of each copy that this process uses, held until it ends."""
+"""Descriptor of the lock on each copy that this process uses, held until the process ends."""
 
 
 class RemoteFile(NamedTuple):
-    """One file of a data set: its name, its size and its SHA-256 in hexadecimal."""
+    """One file of a data set: its name, size in bytes, and SHA-256 in hexadecimal."""
 
     name: str
     bytes: int
@@ -41,12 +40,12 @@ class RemoteFile(NamedTuple):
 
 
 def cache_locally(store: Store, manifest: str, content: bytes, files: Sequence[RemoteFile]) -> Path:
-    """Copy a data set to this machine, unless that has been done, and keep it there while this process lives.
+    """Copy a data set to this machine unless it is cached, and protect the copy while this process lives.
 
-    Processes that ask at the same time wait for the first. What an interrupted copy left is used.
+    Concurrent callers wait for the first. An interrupted copy is resumed: files that arrived are kept.
 
     Args:
-        store: Where the data set lies.
+        store: Location of the data set.
         manifest: Name of its manifest.
         content: Content of the manifest.
         files: All other files.
@@ -55,42 +54,32 @@ def cache_locally(store: Store, manifest: str, content: bytes, files: Sequence[R
         Directory of the copy.
 
     Raises:
-        DatasetError: If a file cannot be fetched or is damaged, or there is no room.
+        DatasetError: If a file cannot be fetched or is damaged, or the cache has too little space.
     """
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     directory = cache / hashlib.sha256(content).hexdigest()[:32]
-    _use(directory)
+    if directory not in _used:
+        # Shared and taken before anything is checked, so that no other process evicts the copy in between. The lock
+        # file is beside the copy, because it must outlive the copy's removal.
+        descriptor = os.open(directory.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        _used[directory] = descriptor
     complete = directory / manifest
     if not complete.exists():
-        with _alone(cache / "fetching.lock"):
-            if not complete.exists():
+        with (cache / "fetching.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not complete.exists():  # another process may have fetched it while this one waited
                 _fetch_all(store, directory, files)
                 atomic_write(complete, content)
-    os.utime(directory)
+    os.utime(directory)  # eviction goes by the time of last use
     return directory
 
 
 def cache_directory() -> Path:
-    """Where copies lie."""
+    """Return the directory of the copies; it may not exist yet."""
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "adios_ray"
     return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser().absolute()
-
-
-def _use(directory: Path) -> None:
-    """Mark a copy as used by this process; several may."""
-    if directory not in _used:
-        descriptor = os.open(directory.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        _used[directory] = descriptor
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process is in this block."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch_all(store: Store, directory: Path, files: Sequence[RemoteFile]) -> None:
@@ -106,37 +95,37 @@ def _fetch_all(store: Store, directory: Path, files: Sequence[RemoteFile]) -> No
 
 
 def _fetch(store: Store, directory: Path, file: RemoteFile) -> None:
-    """Copy and check one file."""
-    with atomic_path(directory / file.name) as aside:
+    """Copy one file and verify its checksum."""
+    with atomic_path(directory / file.name) as draft:
         try:
-            store.fetch(file.name, aside)
+            store.fetch(file.name, draft)
         except Exception as error:  # each protocol has errors of its own
             raise DatasetError(
-                f"{store}/{file.name} could not be fetched ({type(error).__name__}: {error}); try again, what has "
-                "arrived is kept"
+                f"{store}/{file.name} could not be fetched ({type(error).__name__}: {error}); run again to resume, "
+                "fetched files are kept"
             ) from error
-        if sha256(aside) != file.sha256:
+        if sha256(draft) != file.sha256:
             raise DatasetError(f"{store}/{file.name} does not have the checksum of its manifest; prepare it again")
 
 
 def _make_room(cache: Path, needed: int, store: Store) -> None:
-    """Remove copies that nobody uses until ``needed`` bytes fit.
+    """Evict copies that no process uses until ``needed`` bytes fit.
 
     Raises:
-        DatasetError: If they do not.
+        DatasetError: If they still do not fit.
     """
     unused = sorted((path for path in cache.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
     while (free := _free_bytes(cache)) < needed:
         if not unused:
             raise DatasetError(
-                f"{store} needs {needed:,} bytes in {cache}, which has room for {max(0, free):,}: make room, raise "
-                f"{BYTES_VARIABLE}, or choose another directory by {CACHE_VARIABLE}"
+                f"{store} needs {needed:,} bytes in {cache}, which has room for {max(0, free):,}: free space, raise "
+                f"{BYTES_VARIABLE}, or set {CACHE_VARIABLE} to another directory"
             )
         _remove_unless_used(unused.pop(0))
 
 
 def _free_bytes(cache: Path) -> int:
-    """What may be added: no more than the disk has, nor than the limit leaves."""
+    """Return how many bytes may be added: the smaller of the disk's free space and what the limit leaves."""
     free = shutil.disk_usage(cache).free
     if limit := os.environ.get(BYTES_VARIABLE):
         if not limit.isdecimal():
@@ -146,9 +135,11 @@ def _free_bytes(cache: Path) -> int:
 
 
 def _remove_unless_used(directory: Path) -> None:
+    """Remove a copy, unless some process holds its shared lock."""
     with directory.with_suffix(".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-        shutil.rmtree(directory.rename(directory.with_suffix(".removed")))  # never a part of it under its name
+        # Renamed first: a removal that is interrupted must not leave a manifest beside half of the shards.
+        shutil.rmtree(directory.rename(directory.with_suffix(".removed")))

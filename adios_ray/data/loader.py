@@ -1,4 +1,4 @@
-"""From shards to training batches: sample order, prefetching, two augmented views."""
+"""Training batches from shards: sample order, prefetching, two augmented views, masks of schemes that do not learn."""
 
 import time
 from collections import deque
@@ -28,11 +28,11 @@ class Batch(NamedTuple):
     Attributes:
         a: First view, normalized, [B, 3, S, S].
         b: Second view, the one that is masked, [B, 3, S, S].
-        labels: Classes [B], or zeros and ones [B, C]; for the probe alone.
-        drawn_slots: ADIOS-s: uniform numbers in [0, 1) that draw each image's slot, [B].
-        masks: Masks of a scheme that is not learned, [B, K, S, S] of the second view (of both views, [2B, K, S, S],
-            where both are masked); None where masks are learned, or there are none.
-        module_seed: Seed of what modules draw themselves in this step, such as dropout.
+        labels: Class indices int64 [B], or zeros and ones uint8 [B, C]; only the probe uses them.
+        drawn_slots: ADIOS-s: uniform numbers in [0, 1) that choose each image's slot, [B].
+        masks: Masks of a scheme that is not learned: [B, N, S, S] for the second view, or [2B, N, S, S] for both views
+            where both are masked. None where masks are learned, or there are none.
+        module_seed: Seed for modules' own draws in this step, such as dropout.
     """
 
     a: Tensor
@@ -44,6 +44,8 @@ class Batch(NamedTuple):
 
 
 class _Loaded(NamedTuple):
+    """A batch as the loading thread leaves it: stored images on the CPU, and the parameters of their views."""
+
     images: Tensor
     labels: Tensor
     drawn_slots: Tensor
@@ -57,17 +59,17 @@ class _Loaded(NamedTuple):
 def central_views(
     split: Split, indices: npt.NDArray[np.int64], image_size: int, device: torch.device, view: CentralView = "square"
 ) -> Tensor:
-    """Images without augmentations, as evaluations take them; see ``center_view``.
+    """Load images without augmentation, for evaluation; see ``center_view``.
 
     Args:
-        split: Where they are.
-        indices: Which ones, int64 [B].
-        image_size: Side of the views in pixels.
-        device: Where they go.
-        view: Part of each photograph.
+        split: The split to read.
+        indices: Indices into the split, int64 [B].
+        image_size: Side S of the views in pixels.
+        device: Device of the result.
+        view: Part of each photograph to show.
 
     Returns:
-        Normalized float32 [B, 3, image_size, image_size].
+        Normalized float32 [B, 3, S, S].
     """
     images = torch.from_numpy(split.gather(indices)).to(device)
     return center_view(images, split.heights[indices], split.widths[indices], image_size, view)
@@ -75,23 +77,23 @@ def central_views(
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
-    """Order of the samples in one epoch, kept for the epoch's steps."""
+    """Return the order of the samples in one epoch, cached for the epoch's steps."""
     return permutation(seed, epoch, count)
 
 
 class BatchLoader:
-    """Batches of a split by the number of their step.
+    """Loads the batches of a split by step number.
 
     A step's batch is a function of (seed, step) alone. Every epoch drops the images that do not fill its last batch;
-    which ones changes with the order. Workers take every W-th image of the global batch.
+    which images are dropped changes with the order. Each of W workers takes every W-th image of the global batch.
 
     Attributes:
-        steps_per_epoch: Whole batches in one pass.
-        waited_s: Seconds that the consumer has waited for loading so far.
+        steps_per_epoch: Full batches in one pass.
+        waited_s: Total seconds that the consumer has waited for loading.
     """
 
     def __init__(self, split: Split, config: TrialConfig, image_size: int, device: torch.device) -> None:
-        """Feed a trial's batches with views of ``image_size`` pixels onto ``device``."""
+        """Prepare to load a trial's batches, with views of ``image_size`` pixels a side, onto ``device``."""
         self.split, self.augment, self.masking = split, config.augment, config.masking
         self.batch_size, self.image_size, self.device = config.batch_size, image_size, device
         self.both = config.objective.masked_views == "both"
@@ -99,7 +101,8 @@ class BatchLoader:
         self.waited_s = 0.0
 
     def batches(self, seed: int, first_step: int, last_step: int) -> Iterator[Batch]:
-        """Batches of the steps from ``first_step`` up to, not including, ``last_step``."""
+        """Yield the batches of the steps from ``first_step`` up to, but not including, ``last_step``."""
+        # The thread loads stored images and draws parameters; views are made here, by the consumer, on its device.
         with ThreadPoolExecutor(max_workers=1) as pool:
             pending: deque[Future[_Loaded]] = deque()
             for step in range(first_step, last_step):
@@ -123,6 +126,7 @@ class BatchLoader:
         images = torch.from_numpy(self.split.gather(samples))
         sides = self.split.heights[samples], self.split.widths[samples]
         return _Loaded(
+            # Only a copy from pinned memory is asynchronous; ``_augmented`` relies on it.
             images.pin_memory() if self.device.type == "cuda" else images,
             torch.from_numpy(self.split.labels[samples]),
             torch.from_numpy(single_precision(uniforms(seed, "slot", epoch, samples, 1)[:, 0])),
@@ -148,6 +152,7 @@ class BatchLoader:
         draws = uniforms(seed, "mask", epoch, samples, IDS + 1)
         owners = samples
         if scheme.of_another_image:
+            # An offset of 1 to n - 1: every other image is equally likely, and never the image itself.
             others = len(self.split) - 1
             owners = (samples + 1 + (draws[:, IDS] * others).astype(np.int64)) % len(self.split)
         return scheme.make(torch.from_numpy(self.split.gather_instances(owners)), self.masking.slots, draws[:, :IDS])

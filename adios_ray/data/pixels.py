@@ -1,7 +1,7 @@
-"""Batched pixel operations, each with its own parameters for every image; torchvision's definitions, exactly.
+"""Batched pixel operations with parameters per image, by torchvision's exact definitions.
 
 Images are planar: float32 [3, B, H, W] in [0, 1], so that a channel of the whole batch is one block of memory. No
-operation looks at another image of the batch, and none makes the host wait for the device.
+operation depends on the other images of the batch, and none makes the host wait for the device.
 """
 
 import math
@@ -14,23 +14,19 @@ from torch.nn import functional
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 BLUR_RADIUS = 6
-_TINY = 1e-30
+_TINY = 1e-30  # keeps the division finite for gray pixels, whose chroma is 0; it is then multiplied by that 0
 
 
 class Kernel(NamedTuple):
     """An interpolation kernel.
 
     Attributes:
-        support: Distance, in pixels of the coarser grid, from which on the weight is 0.
-        weight: Weight, not normalized, at distances >= 0.
+        support: Distance, in pixels of the coarser grid, at and beyond which the weight is 0.
+        weight: Function from distances >= 0 to weights that are not normalized.
     """
 
     support: int
     weight: Callable[[Tensor], Tensor]
-
-
-def _triangle(x: Tensor) -> Tensor:
-    return (1 - x).clamp_(min=0)
 
 
 def _cubic(x: Tensor) -> Tensor:
@@ -39,23 +35,23 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-BILINEAR = Kernel(1, _triangle)
-"""Never leaves the range of the pixels."""
+BILINEAR = Kernel(1, lambda x: (1 - x).clamp_(min=0))
+"""Triangle kernel: results stay in the range of the pixels."""
 BICUBIC = Kernel(2, _cubic)
-"""Keys' cubic convolution with a = -1/2."""
+"""Keys' cubic convolution with a = -1/2: sharper, but results overshoot the range of the pixels."""
 
 
 def interpolation_matrix(
     start: Tensor, length: Tensor, mirrored: Tensor, stored_size: int, out_size: int, kernel: Kernel
 ) -> Tensor:
-    """Weights that crop one axis and resize it, antialiased, with half-pixel centers.
+    """Compute weights that crop one axis and resize it, antialiased, with half-pixel centers.
 
-    A pixel that lies in a crop by a part of its extent weighs by that part.
+    A pixel that is partly inside a crop is weighted by the part of its extent that is inside.
 
     Args:
-        start: Where each crop begins, in pixels, may be fractions, float32 [B].
-        length: Pixels of each crop, may be fractions, > 0, float32 [B].
-        mirrored: Whether the result runs backwards, bool [B].
+        start: Start of each crop in pixels, possibly fractional, float32 [B].
+        length: Length of each crop in pixels, possibly fractional, > 0, float32 [B].
+        mirrored: Whether to reverse the result, bool [B].
         stored_size: Pixels of the axis.
         out_size: Pixels after resizing.
         kernel: BILINEAR or BICUBIC.
@@ -67,7 +63,8 @@ def interpolation_matrix(
     scale = length / out_size
     position = torch.arange(out_size, device=start.device)[None, :, None] + 0.5
     center = start + torch.where(mirrored[:, None, None], out_size - position, position) * scale
-    stretch = scale.clamp(min=1)
+    stretch = scale.clamp(min=1)  # antialiasing: the kernel widens when shrinking, never narrows when enlarging
+    # A bound from sizes that the host knows; the exact number depends on ``length``, which is on the device.
     taps = math.ceil(2 * kernel.support * max(stored_size / out_size, 1)) + 1
     pixel = (center - kernel.support * stretch).floor() + torch.arange(taps, device=start.device)
     weights = kernel.weight((pixel + 0.5 - center).abs() / stretch)
@@ -75,6 +72,7 @@ def interpolation_matrix(
     weights = weights * inside
     weights = weights / weights.sum(dim=2, keepdim=True)
     matrix = weights.new_zeros(len(start), out_size, stored_size)
+    # Taps beyond the image have weight 0, so clamping their indices adds nothing to the border pixels.
     return matrix.scatter_add_(2, pixel.clamp(0, stored_size - 1).long(), weights)
 
 
@@ -82,9 +80,9 @@ def transform_axes(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Apply each image's matrices to its rows and columns.
 
     Args:
-        planes: [C, B, S, S].
-        rows: Matrix of the vertical axis, [B, H, S].
-        columns: Matrix of the horizontal axis, [B, W, S].
+        planes: Images [C, B, S, S].
+        rows: Matrices of the vertical axis, [B, H, S].
+        columns: Matrices of the horizontal axis, [B, W, S].
 
     Returns:
         [C, B, H, W].
@@ -96,22 +94,25 @@ def transform_axes(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def grayscale(x: Tensor) -> Tensor:
-    """Luma (ITU-R 601-2), [B, H, W]."""
+    """Compute luma (ITU-R 601-2) of images [3, B, H, W], [B, H, W]."""
     red, green, blue = GRAY_WEIGHTS
     return (x[0] * red).add_(x[1], alpha=green).add_(x[2], alpha=blue)
 
 
 def blend_(x: Tensor, own: Tensor, gray: Tensor, mean: Tensor) -> Tensor:
-    """Mix each image, in place, with its gray image and with its mean gray: torchvision's three linear adjustments.
+    """Blend each image, in place, with its gray image and its mean gray: torchvision's three linear adjustments.
 
-    With a factor f, brightness is (f, 0, 0), saturation (f, 1 - f, 0) and contrast (f, 0, 1 - f); (1, 0, 0) leaves
-    the image.
+    With a factor f, the weights are (f, 0, 0) for brightness, (f, 1 - f, 0) for saturation and (f, 0, 1 - f) for
+    contrast; (1, 0, 0) changes no bit.
 
     Args:
         x: Images [3, B, H, W].
         own: Weight of the image, [B].
         gray: Weight of its gray image, [B].
-        mean: Weight of the mean over its gray image, [B].
+        mean: Weight of the mean of its gray image, [B].
+
+    Returns:
+        ``x``, clamped to [0, 1].
     """
     own, gray, mean = (weight[:, None, None] for weight in (own, gray, mean))
     luma = grayscale(x)
@@ -120,28 +121,30 @@ def blend_(x: Tensor, own: Tensor, gray: Tensor, mean: Tensor) -> Tensor:
 
 
 def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by ``shift`` [B] of the color circle, in [-1/2, 1/2]; HSV's value and saturation stay.
+    """Turn the hue of images [3, B, H, W] by ``shift`` [B] turns of the color circle, in [-1/2, 1/2].
 
-    HSV in closed form: the hue in sixths of a turn, in [-3, 3], lies (1 - r' + g' + b') from red, on the side of the
-    greater of green and blue; r' = (r - min) / (max - min). Back, each channel is a trapezoid of the hue.
+    Value and saturation of HSV are kept. HSV in closed form: the hue in sixths of a turn, in [-3, 3], is
+    1 - r' + g' + b' away from red, towards the greater of green and blue, where r' = (r - min) / (max - min). In the
+    inverse, each channel is a trapezoid of the hue.
     """
     red, green, blue = x.unbind(0)
     low = torch.minimum(red, green).minimum(blue)
     chroma = torch.maximum(red, green).maximum(blue).sub_(low)
     from_red = (green + blue).sub_(red).sub_(low).add_(chroma).div_(chroma.clamp(min=_TINY))
     hue = from_red.copysign_(green - blue).add_(6 * shift[:, None, None])
-    hue.sub_((hue / 6).round_(), alpha=6)
+    hue.sub_((hue / 6).round_(), alpha=6)  # wrapped back to [-3, 3]
     trapezoids = (2 - hue.abs(), (hue + 1).abs_().sub_(1), (hue - 1).abs_().sub_(1))
     return torch.stack([torch.addcmul(low, chroma, height.clamp_(0, 1)) for height in trapezoids])
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian of 13 taps with reflected borders; sigma [B] in pixels, > 0; H = W > 6."""
+    """Blur images [3, B, H, W] by a Gaussian of 13 taps with reflected borders; sigma [B] in pixels, > 0; H = W > 6."""
     size = x.shape[-1]
     taps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=x.device)
     weights = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
     weights = weights / weights.sum(dim=1, keepdim=True)
     reached = torch.arange(size, device=x.device)[:, None] + taps
+    # Reflected at both ends without repeating the border pixel, as torch's padding mode "reflect".
     reached = size - 1 - (size - 1 - reached.abs()).abs()
     spread = (len(sigma), size, len(taps))
     matrix = x.new_zeros(len(sigma), size, size)
@@ -150,11 +153,11 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def solarize(x: Tensor) -> Tensor:
-    """Invert what is at least one half."""
+    """Invert the values that are at least one half."""
     return torch.where(x >= 0.5, 1 - x, x)
 
 
 def resize_square(x: Tensor, out_size: int) -> Tensor:
-    """Antialiased bicubic resizing of [3, B, S, S] to [3, B, out_size, out_size], clamped to [0, 1]."""
+    """Resize [3, B, S, S] to [3, B, out_size, out_size], antialiased bicubic, clamped to [0, 1]."""
     resized = functional.interpolate(x, size=(out_size, out_size), mode="bicubic", antialias=True)
     return resized.clamp_(0, 1)

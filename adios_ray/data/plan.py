@@ -1,4 +1,4 @@
-"""Which images a shard holds: planned from the item names alone, before any image is opened."""
+"""Planning of splits and shards from the item names alone, before any image is opened."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ Key = Callable[[str], str]
 
 
 class ShardJob(Record):
-    """One shard to make: its file name, its split, the items in order, and a digest of all that decides its bytes."""
+    """One shard to write: its file name, split, ordered items, and a digest of everything that determines its bytes."""
 
     file: str
     split: str
@@ -173,9 +173,10 @@ def plan_splits(
             carved, and shares are then met as far as groups allow. None carves item by item.
 
     Raises:
-        DatasetError: If there are fewer items than a count asks for, or none is left for train.
+        DatasetError: If a count exceeds the items available, or no items are left for train.
     """
     splits = {split: mixed(items) for split, items in listing.items()}
+    # Taken from the whole train split before anything is carved, so that val and test are equally large.
     tenth = round(len(splits.get("train", ())) * HELD_OUT_FRACTION)
     missing = [split for split in CARVED if "train" in splits and split not in splits and counts[split] != 0]
     if missing:

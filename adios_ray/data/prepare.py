@@ -1,8 +1,8 @@
-"""From images to shards through Ray Data: each image is decoded, resized and checked once in its life.
+"""Preparation of data sets: images to shards through Ray Data, each image decoded, resized and checked once.
 
-One Ray Data task makes one shard. What a shard holds is planned beforehand from the item names alone, so that the
-bytes do not depend on the number of workers or on interruptions; a run that was killed goes on with the shards that
-it still lacks.
+One Ray Data task writes one shard. The contents of the shards are planned beforehand from the item names alone, so that
+the bytes do not depend on the number of workers or on interruptions. A run that was killed resumes with the missing
+shards.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PrepareSummary:
-    """What ``prepare`` did.
+    """Result of ``prepare``.
 
     Attributes:
         manifest: That of the data set.
@@ -135,8 +135,8 @@ def prepare(
     Args:
         source: The images.
         output: Directory or URI of the data set; new, empty, or left by an interrupted call.
-        image_size: Pixels a side.
-        recipe: What names the source in the manifest (JSON values); sizes, counts and the way of resizing are added.
+        image_size: Side of the stored squares in pixels.
+        recipe: JSON values that identify the source in the manifest; sizes, counts and the way of resizing are added.
         train_images: Images to take for train; None takes all.
         val_images: Images to take for val; 0 leaves the split out.
         test_images: Images to take for test; 0 leaves the split out.
@@ -158,6 +158,7 @@ def prepare(
     if drop_duplicates:
         settings["drop_duplicates"] = True
     asked = {**recipe, **settings, "image_size": image_size, "resize": source.resize}
+    # Through JSON, so that it equals a recipe read from a manifest: a tuple would not equal its list.
     full_recipe: dict[str, Any] = json.loads(json.dumps(asked))
     store, files = Store(output), source.files()
     _check_free(store)
@@ -227,7 +228,7 @@ def _finished_part(store: Store, job: ShardJob) -> _Part | None:
 def make_shard(
     row: Mapping[str, str], source: Source, store: Store, image_size: int, on_bad_image: OnBadImage
 ) -> dict[str, int]:
-    """Do one job: what a Ray Data task runs.
+    """Write one shard and its record; this is the body of a Ray Data task.
 
     Args:
         row: ``job``, a ShardJob as JSON.
@@ -237,7 +238,7 @@ def make_shard(
         on_bad_image: See ``prepare``.
 
     Returns:
-        Number of ``images`` decoded, and how many of them were ``refused``.
+        Number of ``images`` decoded, and the number of those ``refused``.
 
     Raises:
         DatasetError: If an image is refused and ``on_bad_image`` is "fail".
@@ -273,12 +274,20 @@ def _pixel_checksum(sample: Sample) -> str:
 
 
 def _run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]") -> None:
-    """Run the jobs as Ray Data tasks, one a core, and show how far they are."""
-    resumed = f", {planned - len(jobs)} of {planned} shards were there" if len(jobs) < planned else ""
+    """Run the jobs as Ray Data tasks, one per core, with a progress bar."""
+    resumed = f", {planned - len(jobs)} of {planned} shards already done" if len(jobs) < planned else ""
     images = sum(len(job.items) for job in jobs)
-    with _progress() as progress:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.0f} images/s, {task.fields[bad]} bad, left:"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as progress:
         bar = progress.add_task(f"preparing{resumed}", total=images, bad=0, rate=0.0)
         with _quiet_ray():
+            # Timed from here: the rate is that of decoding, without the seconds in which Ray starts.
             start, done, bad = time.perf_counter(), 0, 0
             for result in _results(jobs, task):
                 done, bad = done + result["images"], bad + result["refused"]
@@ -286,26 +295,33 @@ def _run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]"
 
 
 def _results(jobs: Sequence[ShardJob], task: "partial[dict[str, int]]") -> Iterator[dict[str, int]]:
+    """Yield the result of each job as it finishes.
+
+    Raises:
+        DatasetError: If a job fails, with the cause.
+    """
     rows = [{"job": job.model_dump_json()} for job in jobs]
+    # One block per row, since Ray Data runs one task per block: a failed or killed task loses one shard.
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     context = dataset.context  # this data set's own copy
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True
+    context.raise_original_map_exception = True  # otherwise a UserCodeException hides which image failed
     try:
         yield from dataset.map(task).iter_rows()
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", error)
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]  # Ray adds lines on retrying
-        raise DatasetError(f"a shard could not be made ({reason}); the same command goes on from there") from error
+        raise DatasetError(f"a shard could not be made ({reason}); run the same command again to resume") from error
 
 
 @contextmanager
 def _quiet_ray() -> Iterator[None]:
-    """Ray as it runs already, or one of our own for as long as it is needed; Ray Data's log goes to its file only."""
+    """Use the running Ray, or start one for the duration of the block; Ray Data logs to its file only."""
     started = not ray.is_initialized()
     if started:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    # Ray Data's console handler is the one at INFO; its lines would break up the progress bar.
     console = [handler for handler in logging.getLogger("ray.data").handlers if handler.level == logging.INFO]
     for handler in console:
         handler.setLevel(logging.CRITICAL)
@@ -427,7 +443,7 @@ def _check_refused(store: Store, parts: Sequence[tuple[ShardJob, _Part]], max_ba
     some = "; ".join(f"{refusal.item}: {refusal.reason}" for refusal in refused[:3])
     raise DatasetError(
         f"{len(refused)} of {planned} images were refused, more than {max_bad_fraction:.2%} ({some}); "
-        "mend or remove them, or allow more with --max-bad-fraction"
+        "repair or remove them, or raise --max-bad-fraction"
     )
 
 

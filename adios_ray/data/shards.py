@@ -1,11 +1,11 @@
-"""Data sets on disk: Arrow shards that are memory-mapped, and the manifest that vouches for them.
+"""The data set format: memory-mapped Arrow shards, and the manifest with their sizes and checksums.
 
 A data set is a directory with ``train-00000.arrow``, ``val-00000.arrow``, ... and ``manifest.json``. A shard is an
-Arrow IPC file with one record batch, whose image column is a fixed-shape tensor: mapped, it is a NumPy array that was
-never copied. The manifest is written last; a directory without one is not a data set.
+Arrow IPC file with one record batch, whose image column is a fixed-shape tensor: memory-mapped, it is a NumPy array
+that was never copied. The manifest is written last; a directory without one is not a data set.
 
-An image is the whole photograph squeezed into a square, beside its true height and width, so that crops can be taken of
-any part of it in its own proportions. In schema version 1 images are the middle squares of photographs.
+An image is a whole photograph squeezed into a square, with its true height and width, so that any part of it can be
+cropped in its own proportions. In schema version 1, images are the central squares of photographs.
 """
 
 import json
@@ -36,13 +36,13 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Record(BaseModel):
-    """What is written as JSON: immutable, and read back strictly."""
+    """Base of the models that are written as JSON: immutable, and strict when read back."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ShardEntry(Record):
-    """What the manifest knows of one shard: file name, number of rows, size in bytes, SHA-256 in hexadecimal."""
+    """A shard's entry in the manifest: file name, number of rows, size in bytes, SHA-256 in hexadecimal."""
 
     file: str = Field(pattern=r"^[a-z_]+-\d+\.arrow$")
     rows: int = Field(ge=0)
@@ -51,7 +51,7 @@ class ShardEntry(Record):
 
 
 class Refusal(Record):
-    """One image that was left out, and why."""
+    """An image that was left out, and the reason."""
 
     item: str
     split: str
@@ -114,12 +114,12 @@ class Manifest(Record):
 
     Attributes:
         schema_version: Version of this format: 2, or 1 without heights and widths.
-        image_size: Pixels a side of the stored squares.
-        multi_label: Whether a label is a row of zeros and ones, one for each class.
-        has_instances: Whether there is an object index for every pixel.
+        image_size: Side S of the stored squares in pixels.
+        multi_label: Whether a label is a row of zeros and ones, one per class.
+        has_instances: Whether each image has an instance map, an object index per pixel.
         classes: Class names; a label is an index into them.
         splits: Shards of each split, in order.
-        recipe: What the data set was made from and how; plain JSON values.
+        recipe: Origin of the data set and how it was prepared; plain JSON values.
         refused: The images that were left out.
         account: What became of everything else; None in data sets of earlier versions.
         source_files: What the source's files were; None where there are none, and in earlier versions.
@@ -166,20 +166,20 @@ class Manifest(Record):
 
 
 class _Version(BaseModel):
-    """Of a manifest whose other fields may be those of another version."""
+    """The version of a manifest, read alone: the other fields may be those of another version."""
 
     schema_version: int
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns that the shards of one data set have.
+    """The columns of the shards of one data set.
 
     Attributes:
-        image_size: Pixels a side, S.
+        image_size: Side S of the squares in pixels.
         label_size: Number of classes C of a multi-label set; None where a label is one class index.
-        has_instances: Whether there is an instance map for every image.
-        has_sizes: Whether there are the height and width of every photograph; not in schema version 1.
+        has_instances: Whether each image has an instance map.
+        has_sizes: Whether the height and width of each photograph are stored; not in schema version 1.
     """
 
     image_size: int
@@ -189,11 +189,15 @@ class Layout:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that the pixels of one row take."""
+        """Size of the pixels of one row in bytes."""
         return self.image_size**2 * (4 if self.has_instances else 3)
 
     def schema(self) -> pa.Schema:
-        """Arrow schema: image [S, S, 3], label (int64, or uint8 [C]), instances [S, S], height, width, source_id."""
+        """Return the Arrow schema.
+
+        Its columns are image (uint8 [S, S, 3]), label (int64, or uint8 [C]), instances (uint8 [S, S]), height, width
+        (int32) and source_id.
+        """
         size = self.image_size
         fields = [("image", _tensor(size, size, 3))]
         fields += [("label", pa.int64() if self.label_size is None else _tensor(self.label_size))]
@@ -207,13 +211,13 @@ def _tensor(*shape: int) -> pa.DataType:
 
 
 def write_shard(store: Store, file: str, layout: Layout, samples: Sequence[tuple[str, Sample]]) -> ShardEntry:
-    """Write one shard, which appears when it is whole.
+    """Write one shard atomically.
 
     Args:
-        store: Where it goes.
-        file: Its name, ``<split>-<number>.arrow``.
-        layout: The columns; the samples must fit them.
-        samples: Source id and sample of each row; there may be none.
+        store: Location of the data set.
+        file: Name of the shard, ``<split>-<number>.arrow``.
+        layout: The columns; the samples must match them.
+        samples: Source id and sample of each row; may be empty.
 
     Returns:
         The shard's entry in the manifest.
@@ -245,6 +249,7 @@ def _column(field: pa.Field, samples: Sequence[tuple[str, Sample]]) -> pa.Array:
     if pa.types.is_integer(field.type):
         return pa.array(values, field.type)
     shape = field.type.shape
+    # Not np.stack, which refuses an empty list: a shard whose images were all refused has no rows.
     stacked = np.empty((len(values), *shape), np.uint8)
     for row, value in zip(stacked, values, strict=True):
         row[...] = value
@@ -253,16 +258,16 @@ def _column(field: pa.Field, samples: Sequence[tuple[str, Sample]]) -> pa.Array:
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:
-    """Write ``manifest.json`` as a whole: from then on there is a data set."""
+    """Write ``manifest.json`` atomically; this completes the data set."""
     with store.writing(MANIFEST_NAME) as path:
         path.write_text(json.dumps(manifest.model_dump(), sort_keys=True, indent=1) + "\n")
 
 
 def read_manifest(location: Location) -> Manifest:
-    """Read and check ``manifest.json``.
+    """Read and validate ``manifest.json``.
 
     Raises:
-        DatasetError: If it is missing, of another schema version, or not a manifest.
+        DatasetError: If it is missing, of an unknown schema version, or not a manifest.
     """
     store = Store(location)
     return _parse_manifest(store, _manifest_bytes(store))
@@ -289,7 +294,7 @@ def _parse_manifest(store: Store, content: bytes) -> Manifest:
 
 
 def _on_this_machine(location: Location) -> tuple[Path, Manifest]:
-    """Directory of the shards, those of a remote data set copied here, and their manifest."""
+    """Return the local directory of the shards and their manifest; a remote data set is copied to the cache first."""
     store = Store(location)
     content = _manifest_bytes(store)
     manifest = _parse_manifest(store, content)
@@ -300,22 +305,25 @@ def _on_this_machine(location: Location) -> tuple[Path, Manifest]:
 
 
 class Split:
-    """One split of a data set, memory-mapped; its pixels are read from disk when they are first used.
+    """One memory-mapped split of a data set; pixels are read from disk when they are first accessed.
 
     Attributes:
         name: Name of the split.
-        images: RGB of every shard, read-only uint8 [rows, S, S, 3] views of the mapped files.
+        images: RGB images of each shard, read-only uint8 [rows, S, S, 3] views of the mapped files.
         labels: Class indices int64 [n], or zeros and ones uint8 [n, C] in a multi-label set.
-        heights: Pixels of each photograph, which is squeezed into its square, int32 [n]; S where squares are stored.
-        widths: The same from left to right.
-        instances: Object index per pixel of every shard, uint8 [rows, S, S] views, 0 = background; or None.
+        heights: Height in pixels of each photograph before it was squeezed, int32 [n]; S in schema version 1.
+        widths: Width in pixels of each photograph, likewise.
+        instances: Object index per pixel for each shard, uint8 [rows, S, S] views, 0 = background; or None.
     """
 
     def __init__(self, name: str, batches: Sequence[pa.RecordBatch]) -> None:
-        """Take the record batches of the split's shards, in order; there is at least one."""
+        """Take the record batches of the split's shards, in order, at least one."""
         self.name = name
         self.images: list[Bytes] = [batch["image"].to_numpy_ndarray() for batch in batches]
-        self.labels: npt.NDArray[Any] = np.concatenate([_labels(batch["label"]) for batch in batches])
+        labels = [batch["label"] for batch in batches]
+        self.labels: npt.NDArray[Any] = np.concatenate(
+            [column.to_numpy() if column.type == pa.int64() else column.to_numpy_ndarray() for column in labels]
+        )
         self.instances: list[Bytes] | None = None
         if "instances" in batches[0].schema.names:
             self.instances = [batch["instances"].to_numpy_ndarray() for batch in batches]
@@ -323,11 +331,11 @@ class Split:
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return int(self._starts[-1])
 
     def spread(self, most: int) -> npt.NDArray[np.int64]:
-        """Indices of at most ``most`` images, spread evenly over the split, ascending int64."""
+        """Return the indices of at most ``most`` images, spread evenly over the split, ascending int64."""
         return np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64))
 
     def gather(self, indices: npt.NDArray[np.int64]) -> Bytes:
@@ -351,9 +359,10 @@ class Split:
 
     def _gather(self, shards: Sequence[Bytes], indices: npt.NDArray[np.int64]) -> Bytes:
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
-            raise IndexError(f"indices must lie in [0, {len(self)}): {indices.min()} to {indices.max()}")
+            raise IndexError(f"indices must be in [0, {len(self)}): {indices.min()} to {indices.max()}")
         gathered = np.empty((len(indices), *shards[0].shape[1:]), np.uint8)
-        order = np.argsort(indices, kind="stable")
+        order = np.argsort(indices, kind="stable")  # ascending, so that a cold file is read front to back
+        # side="right" also skips empty shards, whose start equals that of the next one.
         numbers = np.searchsorted(self._starts, indices[order], side="right") - 1
         rows = indices[order] - self._starts[numbers]
         for position, shard, row in zip(order.tolist(), numbers.tolist(), rows.tolist(), strict=True):
@@ -361,12 +370,8 @@ class Split:
         return gathered
 
 
-def _labels(column: pa.Array) -> npt.NDArray[Any]:
-    return column.to_numpy() if column.type == pa.int64() else column.to_numpy_ndarray()  # type: ignore[no-any-return]
-
-
 def _sizes(batches: Sequence[pa.RecordBatch], side: str) -> npt.NDArray[np.int32]:
-    """Heights or widths of the photographs; those of the stored squares where none are stored."""
+    """Read the heights or widths of the photographs; the side of the stored squares where there are none."""
     schema = batches[0].schema
     if side in schema.names:
         return np.concatenate([batch[side].to_numpy() for batch in batches])
@@ -376,18 +381,18 @@ def _sizes(batches: Sequence[pa.RecordBatch], side: str) -> npt.NDArray[np.int32
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared data set whose files are all there; see ``open_shards``.
+    """A prepared data set whose files are all present; see ``open_shards``.
 
     Attributes:
-        directory: Where it lies.
-        manifest: What it holds and how it was made.
+        directory: Local directory of the shards.
+        manifest: Contents and origin of the data set.
     """
 
     directory: Path
     manifest: Manifest
 
     def split(self, *names: str) -> Split:
-        """Map the shards of one split, or of several one after the other.
+        """Memory-map the shards of one split, or of several splits concatenated.
 
         Raises:
             DatasetError: If there is no such split, or a shard cannot be read.
@@ -400,9 +405,9 @@ class Dataset:
 
 
 def open_shards(location: Location) -> Dataset:
-    """Open a data set after checking that its manifest can be read and every shard has its size.
+    """Open a data set after checking that its manifest is valid and every shard has its recorded size.
 
-    A remote one is copied to this machine first, and each shard checked against its checksum; see ``cache_locally``.
+    A remote data set is first copied to this machine, where each shard's checksum is verified; see ``cache_locally``.
 
     Raises:
         DatasetError: If the manifest or a shard is missing, truncated, damaged or of another schema version.
@@ -415,7 +420,7 @@ def open_shards(location: Location) -> Dataset:
 
 
 def _map_shard(path: Path, entry: ShardEntry, layout: Layout) -> pa.RecordBatch:
-    """Map one shard without reading its pixels."""
+    """Memory-map one shard without reading its pixels."""
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     except (pa.ArrowException, OSError) as error:
@@ -429,7 +434,7 @@ def verify(location: Location, on_shard: Callable[[ShardEntry], None] | None = N
     """Read every shard of a data set and compare it with the manifest: size, checksum, rows and columns.
 
     Args:
-        location: The data set; one at a URI is copied to this machine.
+        location: Directory or URI of the data set; a remote one is copied to this machine first.
         on_shard: Called after each shard, for a progress bar.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where files lie: in a directory, or at a place named by a URI (s3://, gs://, any that fsspec knows)."""
+"""One interface to files in a directory or at a URI (s3://, gs://, and any other protocol that fsspec knows)."""
 
 import errno
 import os
@@ -19,25 +19,26 @@ Location = Path | str
 
 
 class Store:
-    """Files below one place, by names that may have folders in them.
+    """Files below one directory or URI, by relative names that may contain folders.
 
-    What a file system refuses raises an OSError or, if it is remote, an error of its protocol's package.
+    A refused operation raises an OSError or, on a remote store, an error of the protocol's package.
 
     Attributes:
-        local: Absolute path of a directory, which need not be there yet; None for a remote place.
+        local: Absolute path of a directory, which need not exist yet; None for a remote location.
     """
 
     def __init__(self, location: Location) -> None:
-        """Take a directory, which ``file://`` may precede, or connect to a URI.
+        """Take a directory, optionally prefixed by ``file://``, or connect to a URI.
 
         Raises:
-            DatasetError: If no installed package knows the URI's protocol.
+            DatasetError: If no installed package supports the URI's protocol.
         """
         text = str(location).removeprefix("file://")
         self.local: Path | None = None
         if "://" in text:
             self._place = text.rstrip("/")
             try:
+                # Without the listings cache: other processes write to the same store, and must be seen.
                 self._files, self._root = url_to_fs(self._place, use_listings_cache=False)
             except (ImportError, ValueError) as error:
                 raise DatasetError(f"{location} cannot be reached: {error}") from None
@@ -47,14 +48,14 @@ class Store:
             self._files = LocalFileSystem()
 
     def __str__(self) -> str:
-        """Return the path of a directory; else the URI, without a slash at its end."""
+        """Return the directory's path, or the URI without a trailing slash."""
         return self._place
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """Read a file, or its bytes from ``start`` up to, not including, ``stop``.
 
         Raises:
-            FileNotFoundError: If there is none.
+            FileNotFoundError: If it does not exist.
         """
         content: bytes = self._files.cat_file(self._path(name), start=start, end=stop)
         return content
@@ -89,7 +90,7 @@ class Store:
         return {path.removeprefix(prefix): int(info["size"]) for path, info in found}
 
     def size(self, name: str) -> int | None:
-        """Return the number of bytes of a file; None if there is none."""
+        """Return the size of a file in bytes; None if it does not exist or is a folder."""
         try:
             info = self._files.info(self._path(name))
         except (FileNotFoundError, NotADirectoryError):
@@ -97,16 +98,16 @@ class Store:
         return int(info["size"]) if info["type"] == "file" else None
 
     def names(self) -> set[str]:
-        """Return the first parts of the names of all that is there.
+        """Return the names of the files and folders directly below the location; empty if it does not exist.
 
         Raises:
-            NotADirectoryError: If the place is itself a file.
+            NotADirectoryError: If the location is itself a file.
         """
         try:
             paths = self._files.ls(self._root, detail=False)
         except FileNotFoundError:
             return set()
-        if paths == [self._root]:  # fsspec lists a file as if it lay in itself
+        if paths == [self._root]:  # fsspec lists a file as its own only entry
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self))
         return {path.rstrip("/").rpartition("/")[2] for path in paths}
 
@@ -114,13 +115,13 @@ class Store:
         """Copy a file to a local path.
 
         Raises:
-            FileNotFoundError: If there is none.
+            FileNotFoundError: If it does not exist.
         """
         self._files.get_file(self._path(name), str(target))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Give a local path to write to; the file appears, whole, when the block ends well."""
+        """Yield a local path to write to; the file appears atomically when the block ends without an error."""
         if self.local is not None:
             path = self.local / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,10 +131,11 @@ class Store:
             with tempfile.TemporaryDirectory() as directory:
                 draft = Path(directory) / name.rpartition("/")[2]
                 yield draft
+                # Object stores show an object only once its upload is complete.
                 self._files.put_file(str(draft), self._path(name))
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all that is in it, if it is there."""
+        """Remove a file, or a folder with its contents, if it exists."""
         with suppress(FileNotFoundError):
             self._files.rm(self._path(name), recursive=True)
 

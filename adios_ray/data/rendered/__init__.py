@@ -1,1 +1,1 @@
-"""Image sets that are drawn instead of read."""
+"""Rendered data sets: images that are drawn instead of read."""

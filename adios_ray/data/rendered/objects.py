@@ -1,7 +1,7 @@
-"""One object in front of a texture that goes with its class more often than not: what is it?
+"""A rendered data set of one object each, in front of a texture that is spuriously correlated with its class.
 
 Foreground and background are drawn from separate random streams by separate functions, so that pictures with another
-background, or with none of the object, can be put together from the same parts.
+background, or without the object, can be composed from the same parts.
 """
 
 import colorsys
@@ -33,7 +33,7 @@ from adios_ray.data.rendered.rendering import (
 )
 from adios_ray.data.sources.base import Sample
 
-TEXTURE_AGREEMENT = 0.7  # how often the background is of the class's own family of textures
+TEXTURE_AGREEMENT = 0.7  # probability that the background is of the class's own family of textures
 
 _EXTENT = 1.25  # half the side of the box around any shape, in units of the object's size
 _SHADOW_SHIFT, _SHADOW_SOFTNESS, _SHADOW_DEPTH = 0.16, 0.30, 0.55
@@ -43,8 +43,9 @@ Outline = Callable[[Plane, Plane], Plane]
 
 
 def _bevelled(outline: Outline, width: float) -> Callable[[Plane, Plane, float], Surface]:
-    """A flat shape whose edge is rounded over ``width``, from the signed distance to its outline."""
+    """Make a flat shape whose edge is rounded over ``width``, from the signed distance to its outline."""
 
+    # Normals follow the gradient of the distance (forward differences) and lean outward within ``width`` of the edge.
     def surface(x: Plane, y: Plane, _yaw: float) -> Surface:
         step = 0.04
         distance = outline(x, y)
@@ -59,12 +60,11 @@ def _bevelled(outline: Outline, width: float) -> Callable[[Plane, Plane, float],
     return surface
 
 
-def _ring(x: Plane, y: Plane) -> Plane:
-    return np.abs(np.sqrt(x * x + y * y) - 0.70) - 0.27
+# Outlines: signed distances, negative inside; some are exact only near the edge, where coverage is decided.
 
 
 def _star(x: Plane, y: Plane) -> Plane:
-    """Five points, by folding the plane into half of one of them."""
+    """Return the distance to a star of five points, by folding the plane into half of one of them."""
     radius, sector = np.sqrt(x * x + y * y), 2.0 * math.pi / 5.0
     angle = np.arctan2(x, y) * (1.0 / sector)
     angle = (angle - np.round(angle)) * sector
@@ -76,7 +76,7 @@ def _star(x: Plane, y: Plane) -> Plane:
 
 
 def _heart(x: Plane, y: Plane) -> Plane:
-    """A square on its corner, with half a disc on each of its two upper sides."""
+    """Return the distance to a square on its corner with half a disc on each of its two upper sides."""
     scale = 1.72
     x, y = np.abs(x) * (1.0 / scale), y * (1.0 / scale) + 0.55
     lobe = np.sqrt((x - 0.25) ** 2 + (y - 0.75) ** 2) - math.sqrt(0.125)
@@ -98,12 +98,8 @@ def _moon(x: Plane, y: Plane) -> Plane:
     return np.maximum(full, bite)
 
 
-def _handle(x: Plane, y: Plane) -> Plane:
-    return np.abs(np.sqrt((x - 0.48) ** 2 + (y * 0.9) ** 2) - 0.42) - 0.12
-
-
 def _cone(x: Plane, y: Plane, _yaw: float) -> Surface:
-    """A cone on its base, seen a little from above."""
+    """Draw a cone on its base, seen slightly from above."""
     down = np.clip((1.05 - y) * (1.0 / 1.7), 0.02, 1.0)
     across = np.clip(x / (0.82 * down), -1.0, 1.0)
     front = np.sqrt(1.0 - across * across)
@@ -113,12 +109,12 @@ def _cone(x: Plane, y: Plane, _yaw: float) -> Surface:
 
 
 def _mug(x: Plane, y: Plane, yaw: float) -> Surface:
-    """An open cylinder with a handle; the hollow is a cap whose normals face the other way."""
+    """Draw an open cylinder with a handle; the hollow is a cap whose normals face the other way."""
     body = cylinder(x + 0.2, y, _PITCH, 0.66, 0.80)
     rim_y, tilt = 0.80 * math.cos(_PITCH), math.sin(_PITCH)
     radial = np.sqrt((x + 0.2) ** 2 + ((y - rim_y) * (1.0 / tilt)) ** 2)
     hollow = coverage(radial - 0.53, 0.06)
-    handle = _bevelled(_handle, 0.12)(x, y, yaw)
+    handle = _bevelled(lambda x, y: np.abs(np.sqrt((x - 0.48) ** 2 + (y * 0.9) ** 2) - 0.42) - 0.12, 0.12)(x, y, yaw)
     shown = (body.distance > 0.0) & (handle.distance < body.distance)
     inside = (-1.1 * (x + 0.2), -0.75 + 0.0 * x, 0.25 + 0.0 * x)
     normal = tuple(
@@ -132,28 +128,28 @@ _SHAPES: dict[str, Callable[[Plane, Plane, float], Surface]] = {
     "cube": lambda x, y, yaw: cube(x, y, _PITCH, yaw, 0.74),
     "cylinder": lambda x, y, yaw: cylinder(x, y, _PITCH, 0.64, 0.86),
     "cone": _cone,
-    "ring": _bevelled(_ring, 0.27),
+    "ring": _bevelled(lambda x, y: np.abs(np.sqrt(x * x + y * y) - 0.70) - 0.27, 0.27),
     "star": _bevelled(_star, 0.40),
     "heart": _bevelled(_heart, 0.45),
     "arrow": _bevelled(_arrow, 0.24),
     "mug": _mug,
     "moon": _bevelled(_moon, 0.40),
 }
-CLASSES = tuple(_SHAPES)  # class k goes with family k of TEXTURES
+CLASSES = tuple(_SHAPES)  # class k is correlated with family k of TEXTURES
 
 
 class Subject(NamedTuple):
-    """What one picture shows; lengths in picture units, angles in radians.
+    """The parameters of one picture; lengths in picture units, angles in radians.
 
     Attributes:
         label: Index into ``CLASSES``.
-        texture: Index into ``TEXTURES``: the background that was picked for it.
+        texture: Index into ``TEXTURES`` of the background that was drawn for it.
         x: Center, to the right.
         y: Center, up.
         size: About half the object's extent.
-        tilt: Turn in the picture plane, anticlockwise.
-        mirror: -1 where the shape is seen from behind, else 1.
-        yaw: Turn about the object's own vertical, 0..pi/2.
+        tilt: Rotation in the picture plane, counterclockwise.
+        mirror: -1 where the shape is mirrored left to right, else 1.
+        yaw: Rotation about the object's own vertical, 0..pi/2.
         color: RGB in 0..1.
         gloss: Strength of the highlight, 0..1.
         light: Unit vector towards the lamp.
@@ -165,7 +161,7 @@ class Subject(NamedTuple):
     y: float
     size: float
     tilt: float
-    cache_locally: float
+    mirror: float
     yaw: float
     color: Color
     gloss: float
@@ -173,14 +169,15 @@ class Subject(NamedTuple):
 
 
 def pick_texture(rng: np.random.Generator, label: int) -> int:
-    """Index of the background's family: the class's own with ``TEXTURE_AGREEMENT``, else any other alike."""
+    """Draw the background's family: the class's own with probability ``TEXTURE_AGREEMENT``, else uniformly another."""
     if rng.random() < TEXTURE_AGREEMENT:
         return label
     return (label + int(rng.integers(1, len(CLASSES)))) % len(CLASSES)
 
 
 def draw_subject(seed: int, index: int) -> Subject:
-    """The object of picture ``index`` of ``seed``."""
+    """Draw the parameters of picture ``index`` of ``seed``."""
+    # The order of the draws is part of the data set: another order gives other pictures for the same seed.
     rng = np.random.default_rng((seed, index, 0))
     label = int(rng.integers(len(CLASSES)))
     texture = pick_texture(rng, label)
@@ -192,7 +189,7 @@ def draw_subject(seed: int, index: int) -> Subject:
         y=0.6 * y - 0.3,
         size=0.42 + 0.24 * size,
         tilt=1.3 * tilt - 0.65,
-        cache_locally=1.0 if flip < 0.5 else -1.0,
+        mirror=1.0 if flip < 0.5 else -1.0,
         yaw=0.35 + 0.87 * yaw,
         color=colorsys.hsv_to_rgb(hue, 0.55 + 0.4 * rich, 0.6 + 0.4 * bright),
         gloss=0.15 + 0.6 * gloss,
@@ -201,13 +198,13 @@ def draw_subject(seed: int, index: int) -> Subject:
 
 
 class Foreground(NamedTuple):
-    """The object and its shadow, cut out.
+    """The object and its shadow on a transparent ground.
 
     Attributes:
-        box: Where in the picture, h x w pixels.
+        box: Window of the picture that both fit into, h x w pixels.
         alpha: Share of each pixel that the object covers, float32 [h, w] in 0..1.
         color: Color of the object, float32 [3, h, w].
-        shadow: Share of the light that the shadow takes, float32 [h, w] in 0..1.
+        shadow: Share of the light that the shadow removes, float32 [h, w] in 0..1.
     """
 
     box: Window
@@ -217,7 +214,7 @@ class Foreground(NamedTuple):
 
 
 def foreground(subject: Subject, image_size: int) -> Foreground:
-    """Draw the object on its own.
+    """Draw the object and its shadow without a background.
 
     Raises:
         ValueError: If ``image_size`` is below 16.
@@ -228,11 +225,12 @@ def foreground(subject: Subject, image_size: int) -> Foreground:
 
     def view(shift: float) -> Surface:
         right, up = box.x - (subject.x + shift), box.y - (subject.y - shift)
-        x, y = (right * cos + up * sin) * subject.cache_locally, up * cos - right * sin
+        x, y = (right * cos + up * sin) * subject.mirror, up * cos - right * sin
         return _SHAPES[CLASSES[subject.label]](x, y, subject.yaw)
 
     seen, behind = view(0.0), view(_SHADOW_SHIFT * subject.size)
-    nx, ny = seen.normal[0] * (subject.cache_locally * subject.size), seen.normal[1] * subject.size
+    nx, ny = seen.normal[0] * (subject.mirror * subject.size), seen.normal[1] * subject.size
+    # Back from the object's axes to the picture's: the light must not turn with the object.
     normal = (nx * cos - ny * sin, nx * sin + ny * cos, seen.normal[2])
     return Foreground(
         box,
@@ -251,7 +249,7 @@ def background(seed: int, index: int, texture: int, image_size: int) -> Plane:
         seed: Seed of the data set, 0 or more.
         index: Number of the picture.
         texture: Index into ``TEXTURES``.
-        image_size: Pixels a side.
+        image_size: Side S of the picture in pixels.
 
     Raises:
         ValueError: If ``image_size`` is below 16.
@@ -275,14 +273,14 @@ def background(seed: int, index: int, texture: int, image_size: int) -> Plane:
 
 
 def compose(front: Foreground, back: Plane) -> npt.NDArray[np.uint8]:
-    """The object with its shadow before a background [3, S, S], which is drawn on: RGB uint8 [S, S, 3]."""
+    """Draw the shadow and the object onto a background [3, S, S], in place; return RGB uint8 [S, S, 3]."""
     back[:, front.box.place[0], front.box.place[1]] *= 1.0 - front.shadow
     front.box.blend(back, front.color, front.alpha)
     return to_uint8(back)
 
 
 def instance_map(front: Foreground, image_size: int) -> npt.NDArray[np.uint8]:
-    """1 on the object, 0 elsewhere, uint8 [S, S]."""
+    """Return the instance map, uint8 [S, S]: 1 on the object, 0 elsewhere."""
     instances = np.zeros((image_size, image_size), dtype=np.uint8)
     instances[front.box.place] = front.alpha > 0.5
     return instances
@@ -302,7 +300,7 @@ def render(seed: int, index: int, image_size: int) -> Sample:
 
 
 def source(num_images: int, seed: int) -> RenderedSource:
-    """The first ``num_images`` pictures of ``seed``.
+    """Make a source of the first ``num_images`` pictures of ``seed``.
 
     Raises:
         ValueError: If ``num_images`` is below 10 or ``seed`` below 0.

@@ -1,8 +1,8 @@
-"""What the rendered data sets share: pixel windows, solids, light, textures and the source around a renderer.
+"""Primitives of the rendered data sets: pixel windows, solids, light, textures, and the source around a renderer.
 
-Pictures live in unit coordinates: x runs right and y up, both from -1 to 1, and z points at the viewer. Every random
-number is drawn in these units, so one (seed, index) is the same picture at every image size. Arrays are float32 with
-colors in 0..1; a picture in the making is [3, S, S] because numpy is fastest on whole planes.
+Pictures use unit coordinates: x runs right and y up, both from -1 to 1, and z points at the viewer. All random numbers
+are drawn in these units, so one (seed, index) is the same picture at every image size. Arrays are float32 with colors
+in 0..1; a picture is [3, S, S] until it is finished, because NumPy is fastest on whole planes.
 """
 
 import math
@@ -30,7 +30,7 @@ _BEVEL = 0.13  # width of a rounded edge, in units of the solid's size
 
 @lru_cache(maxsize=16)
 def axis(image_size: int) -> Plane:
-    """Centers of the pixel columns in -1..1, left to right, float32 [S].
+    """Return the centers of the pixel columns in -1..1, left to right, read-only float32 [S].
 
     Raises:
         ValueError: If ``image_size`` is below 16.
@@ -38,12 +38,12 @@ def axis(image_size: int) -> Plane:
     if image_size < MIN_IMAGE_SIZE:
         raise ValueError(f"image_size is {image_size}; it must be at least {MIN_IMAGE_SIZE}")
     centers = ((np.arange(image_size) + 0.5) * (2.0 / image_size) - 1.0).astype(np.float32)
-    centers.setflags(write=False)
+    centers.setflags(write=False)  # the cache hands the same array to every caller
     return centers
 
 
 class Window(NamedTuple):
-    """A rectangle of pixels: where it lies in the picture and the unit coordinates of its pixels.
+    """A rectangle of pixels: its position in the picture and the unit coordinates of its pixels.
 
     Attributes:
         place: Row and column slices into a [S, S] plane.
@@ -58,13 +58,13 @@ class Window(NamedTuple):
     pixel: float
 
     def blend(self, picture: Plane, color: Plane, alpha: Plane) -> None:
-        """Lay ``color`` [3, h, w] over ``picture`` [3, S, S] in place, as opaque as ``alpha`` [h, w] says."""
+        """Composite ``color`` [3, h, w] over ``picture`` [3, S, S] in place, with opacity ``alpha`` [h, w]."""
         below = picture[:, self.place[0], self.place[1]]
         below += alpha * (color - below)
 
 
 def window(image_size: int, center: tuple[float, float], half: tuple[float, float]) -> Window:
-    """The pixels within ``half`` (width, height) of ``center`` and one pixel around them, cut at the border.
+    """Select the pixels within ``half`` (width, height) of ``center`` and one pixel around them, cut at the border.
 
     Raises:
         ValueError: If ``image_size`` is below 16.
@@ -77,12 +77,12 @@ def window(image_size: int, center: tuple[float, float], half: tuple[float, floa
         last = math.ceil((middle + reach + 1.0) * scale) + 1
         return slice(max(first, 0), max(min(last, image_size), 0))
 
-    columns, rows = span(center[0], half[0]), span(-center[1], half[1])
+    columns, rows = span(center[0], half[0]), span(-center[1], half[1])  # y runs up, rows run down
     return Window((rows, columns), centers[None, columns], -centers[rows, None], 1.0 / scale)
 
 
 def coverage(distance: Plane, softness: float) -> Plane:
-    """Share of a pixel inside a shape, 0..1, from its signed distance (negative inside).
+    """Compute the share of a pixel inside a shape, 0..1, from its signed distance (negative inside).
 
     Args:
         distance: Signed distance to the outline, any units.
@@ -93,7 +93,7 @@ def coverage(distance: Plane, softness: float) -> Plane:
 
 
 class Surface(NamedTuple):
-    """What is seen of a solid of about unit radius.
+    """The visible surface of a solid of about unit radius.
 
     Attributes:
         distance: Signed distance to the outline in the solid's units, negative inside, float32 [h, w].
@@ -105,14 +105,14 @@ class Surface(NamedTuple):
 
 
 def _blend_faces(weights: Sequence[Plane], normals: Sequence[tuple[Plane | float, ...]]) -> tuple[Plane, ...]:
-    """Unit normals from face normals and their weights: round edges where two faces share a pixel."""
+    """Blend face normals by their weights to unit normals: edges are rounded where two faces share a pixel."""
     sums = [sum((w * n[k] for w, n in zip(weights, normals, strict=True)), np.float32(0)) for k in range(3)]
     length = np.sqrt(sums[0] * sums[0] + sums[1] * sums[1] + sums[2] * sums[2]) + 1e-6
     return tuple(part / length for part in sums)
 
 
 def sphere(x: Plane, y: Plane) -> Surface:
-    """A ball of radius 1 around the origin."""
+    """Draw a ball of radius 1 around the origin."""
     squared = x * x + y * y
     depth = np.sqrt(np.maximum(1.0 - squared, 0.0))
     zero = np.zeros_like(squared)
@@ -120,7 +120,7 @@ def sphere(x: Plane, y: Plane) -> Surface:
 
 
 def cylinder(x: Plane, y: Plane, pitch: float, radius: float, half_height: float) -> Surface:
-    """An upright cylinder around the origin, looked down on at ``pitch`` radians."""
+    """Draw an upright cylinder around the origin, seen from above at ``pitch`` radians."""
     up, tilt = math.cos(pitch), math.sin(pitch)
     across = x * (1.0 / radius)
     front = np.sqrt(np.maximum(1.0 - across * across, 0.0))
@@ -134,10 +134,10 @@ def cylinder(x: Plane, y: Plane, pitch: float, radius: float, half_height: float
 
 
 def cube(x: Plane, y: Plane, pitch: float, yaw: float, half_edge: float) -> Surface:
-    """A cube around the origin, turned by ``yaw`` (0..pi/2) about the vertical and looked down on at ``pitch``.
+    """Draw a cube around the origin, turned by ``yaw`` (0..pi/2) about the vertical, seen from above at ``pitch``.
 
-    The outline is the cut of three slabs, one along each direction of edges; the visible face is the one whose plane
-    lies nearest to the cube's center along the line of sight.
+    The outline is the intersection of three slabs, one along each direction of edges. The visible face is the one whose
+    plane is nearest to the cube's center along the line of sight.
     """
     up, tilt = math.cos(pitch), math.sin(pitch)
     sin, cos = math.sin(yaw), math.cos(yaw)
@@ -155,7 +155,7 @@ def cube(x: Plane, y: Plane, pitch: float, yaw: float, half_edge: float) -> Surf
 
 
 def light_direction(rng: np.random.Generator) -> Vector:
-    """Unit vector towards the lamp: from the upper left and the front, a little different each time."""
+    """Draw the unit vector towards the lamp: from the upper left and the front, with a small random variation."""
     swing, height = rng.uniform(-0.3, 0.3, 2).tolist()
     x, y, z = -0.72 + 0.4 * swing, 0.62 + 0.5 * height, 0.62
     length = math.hypot(x, y, z)
@@ -163,7 +163,7 @@ def light_direction(rng: np.random.Generator) -> Vector:
 
 
 def shade(normal: tuple[Plane, Plane, Plane], color: Color, light: Vector, gloss: float) -> Plane:
-    """Color of a lit surface, float32 [3, h, w]: ambient and diffuse light, a highlight and a faint rim.
+    """Compute the color of a lit surface, float32 [3, h, w]: ambient and diffuse light, a highlight and a faint rim.
 
     Args:
         normal: Components of the surface normal, [h, w] each.
@@ -176,7 +176,7 @@ def shade(normal: tuple[Plane, Plane, Plane], color: Color, light: Vector, gloss
     middle = math.hypot(light[0], light[1], light[2] + 1.0)
     glint = nx * (light[0] / middle) + ny * (light[1] / middle) + nz * ((light[2] + 1.0) / middle)
     glint = np.maximum(glint, 0.0)
-    for _ in range(5):  # Blinn's highlight with exponent 32
+    for _ in range(5):  # Blinn's highlight with exponent 32 = 2^5
         glint *= glint
     body = 0.36 + 0.14 * ny + 0.72 * lit
     edge = 1.0 - nz
@@ -187,7 +187,7 @@ def shade(normal: tuple[Plane, Plane, Plane], color: Color, light: Vector, gloss
 
 @lru_cache(maxsize=32)
 def _lattice_weights(image_size: int, points: int) -> Plane:
-    """Cubic B-spline weights of ``points`` lattice points at every pixel, float32 [S, points]."""
+    """Compute cubic B-spline weights of ``points`` lattice points at every pixel, float32 [S, points]."""
     where = 1.0 + (axis(image_size).astype(np.float64) + 1.0) / 2.0 * (points - 3)
     apart = np.abs(where[:, None] - np.arange(points)[None, :])
     near = 2.0 / 3.0 - apart**2 + apart**3 / 2.0
@@ -196,11 +196,11 @@ def _lattice_weights(image_size: int, points: int) -> Plane:
 
 
 def smooth_noise(rng: np.random.Generator, image_size: int, octaves: Mapping[int, float]) -> Plane:
-    """Clouds around 0, float32 [S, S].
+    """Draw clouds with values around 0, float32 [S, S].
 
     Args:
-        rng: Where the lattice values come from.
-        image_size: Pixels a side.
+        rng: Generator of the lattice values.
+        image_size: Side S of the picture in pixels.
         octaves: Amplitude by lattice points a side (4 or more): few points are wide clouds, many are grain.
     """
     total = np.zeros((image_size, image_size), dtype=np.float32)
@@ -212,7 +212,7 @@ def smooth_noise(rng: np.random.Generator, image_size: int, octaves: Mapping[int
 
 
 def _swing(phase: Plane) -> Plane:
-    """Triangle wave of period 1 between -0.25 and 0.25; its slope is 1, so it measures distance in periods."""
+    """Return a triangle wave of period 1 between -0.25 and 0.25; its slope is 1, so it measures distance in periods."""
     wave: Plane = np.abs(phase - np.floor(phase) - 0.5) - 0.25
     return wave
 
@@ -241,10 +241,6 @@ def _grid(u: Plane, v: Plane, soft: float, cloud: Plane) -> Plane:
     return coverage(np.minimum(np.abs(u - np.round(u)), np.abs(v - np.round(v))) - 0.09, soft)
 
 
-def _rings(u: Plane, v: Plane, soft: float, cloud: Plane) -> Plane:
-    return coverage(_swing(np.sqrt(u * u + v * v)), soft)
-
-
 # Families of textures. Each draws a pattern in 0..1 from its coordinates in periods (u, v), the width of a pixel in
 # periods, and clouds around 0; all arrays [S, S].
 TEXTURES: dict[str, Callable[[Plane, Plane, float, Plane], Plane]] = {
@@ -256,27 +252,27 @@ TEXTURES: dict[str, Callable[[Plane, Plane, float, Plane], Plane]] = {
     "clouds": lambda u, v, soft, cloud: np.clip(0.5 + 1.8 * cloud, 0.0, 1.0),
     "grid": _grid,
     "zigzag": lambda u, v, soft, cloud: coverage(_swing(u + 1.6 * _swing(0.8 * v)), soft * 1.6),
-    "rings": _rings,
+    "rings": lambda u, v, soft, cloud: coverage(_swing(np.sqrt(u * u + v * v)), soft),
     "gradient": lambda u, v, soft, cloud: np.clip(0.5 + 0.16 * u + 0.15 * cloud, 0.0, 1.0),
 }
 
 
 def to_uint8(picture: Plane) -> npt.NDArray[np.uint8]:
-    """RGB uint8 [S, S, 3] of a picture [3, S, S]; values outside 0..1 are cut."""
+    """Convert a picture [3, S, S] to RGB uint8 [S, S, 3]; values outside 0..1 are clipped."""
     levels = np.clip(picture * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8)
     return np.ascontiguousarray(levels.transpose(1, 2, 0))
 
 
 @dataclass(frozen=True)
 class RenderedSource:
-    """A data set drawn on the spot: item "12" is picture 12 of the seed.
+    """A source of rendered pictures: item "12" is picture 12 of the seed.
 
     Attributes:
-        render: Module-level function of (seed, index, image_size).
+        render: Function of (seed, index, image_size); at module level, so that the source can be pickled.
         classes: Class names; the label is an index into them.
-        multi_label: Whether an image carries any number of the classes.
-        num_images: How many pictures there are, 10 or more.
-        seed: Which pictures they are, 0 or more.
+        multi_label: Whether an image may have any number of the classes.
+        num_images: Number of pictures, 10 or more.
+        seed: Seed of the pictures, 0 or more.
     """
 
     render: Callable[[int, int, int], Sample]
@@ -298,16 +294,16 @@ class RenderedSource:
 
     @property
     def has_instances(self) -> bool:
-        """True: the renderer knows which object every pixel shows."""
+        """Always True: the renderer knows which object every pixel shows."""
         return True
 
     @property
     def resize(self) -> str:
-        """Nothing is resized."""
+        """The wording of the manifest: nothing is resized."""
         return "drawn at image_size"
 
     def listing(self) -> dict[str, list[str]]:
-        """Item ids of each split: the first 70 % train, the next 15 % val, the rest test."""
+        """Return the item ids of each split: the first 70 % are train, the next 15 % val, the rest test."""
         train = round(self.num_images * _TRAIN_SHARE)
         val = train + round(self.num_images * _VAL_SHARE)
         ids = [str(index) for index in range(self.num_images)]

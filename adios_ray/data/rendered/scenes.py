@@ -1,7 +1,7 @@
-"""Scenes of colored solids on a ground, after CLEVR (Johnson et al. 2017): which solids are there?
+"""A rendered multi-label data set: scenes of colored solids on a ground plane, after CLEVR (Johnson et al. 2017).
 
-Solids stand apart on a ground plane in perspective and hide each other in part. Every solid keeps a square in view
-that is wider than a pixel of the smallest image, so labels and instance maps agree at every image size.
+Solids stand apart on the ground in perspective and partly occlude each other. Of every solid, a square that is wider
+than a pixel of the smallest image stays visible, so that labels and instance maps agree at every image size.
 """
 
 import math
@@ -45,23 +45,25 @@ CLASSES = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
 MAX_OBJECTS = 10
 
 _PALETTE = tuple(COLORS.values())
-_CANDIDATES = 40  # places tried for the objects of one scene
+_CANDIDATES = 40  # positions tried for the objects of one scene
 # The ground in perspective: an object at depth Z is 1 / (1 + _RECEDE * Z) of its size and stands at
 # _HORIZON - _DROP * scale on the picture, so the camera looks down on it at asin(_DROP * _RECEDE * scale).
 _HORIZON, _DROP, _RECEDE, _FARTHEST = 2.18, 2.90, 0.2, 3.3
 _SIDE = 0.84  # how far an object's center may be from the middle of the picture, in picture units
-_GAP = 0.06  # least room between two objects on the ground
-_WITNESS = 1.01 / MIN_IMAGE_SIZE  # half the side of the square every object keeps in view
+_GAP = 0.06  # smallest distance between two objects on the ground
+_WITNESS = 1.01 / MIN_IMAGE_SIZE  # half the side of the square of every object that stays visible
 # By shape: half height, reach on the ground, and radius of a disc inside the outline, in units of the size.
 _CUBE_EDGE, _CYLINDER_RADIUS, _CYLINDER_HEIGHT = 0.84, 0.80, 0.86
 _HALF_HEIGHT = np.array([_CUBE_EDGE, 1.0, _CYLINDER_HEIGHT])
 _FOOTPRINT = np.array([_CUBE_EDGE * math.sqrt(2.0), 1.0, _CYLINDER_RADIUS])
 _INNER = np.array([_CUBE_EDGE, 1.0, _CYLINDER_RADIUS])
+# From an object's center to those of its five witness squares. The diagonals are shorter than 1, and ``reach`` leaves
+# room for a square's corners, so that all squares are inside the disc of radius _INNER.
 _DIRECTIONS = np.array([(0.0, 0.0), (-0.7, -0.7), (-0.7, 0.7), (0.7, -0.7), (0.7, 0.7)])
 
 
 class Solid(NamedTuple):
-    """One object as it stands in the picture; lengths in picture units.
+    """One object of a scene, in picture coordinates; lengths in picture units.
 
     Attributes:
         shape: Index into ``SHAPES``.
@@ -72,7 +74,7 @@ class Solid(NamedTuple):
         half_width: Half the width of the outline's box.
         half_height: Half the height of the outline's box.
         pitch: Angle at which the camera looks down on it, radians.
-        yaw: Turn about the vertical, radians in 0..pi/2.
+        yaw: Rotation about the vertical, radians in 0..pi/2.
         gloss: Strength of the highlight, 0..1.
     """
 
@@ -89,7 +91,14 @@ class Solid(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """Columns of ``Solid`` for all candidates, with what decides who can stand with whom; arrays of N rows."""
+    """Columns of ``Solid`` for all n candidates, and the quantities that decide which of them can share a scene.
+
+    Attributes:
+        solids: One row per candidate, [n, 10].
+        ground: Position on the ground plane, across and in depth, [n, 2].
+        footprint: Radius on the ground, [n].
+        reach: Distance of the outer witness squares from the center, in picture units, [n].
+    """
 
     solids: npt.NDArray[np.float64]
     ground: npt.NDArray[np.float64]
@@ -98,7 +107,7 @@ class _Candidates(NamedTuple):
 
 
 def _draw_candidates(rng: np.random.Generator) -> _Candidates:
-    """Random solids at random places, with no regard to each other."""
+    """Draw random solids at random positions, independently of each other."""
     draws = rng.random((8, _CANDIDATES))
     shape = (draws[0] * len(SHAPES)).astype(np.int64)
     color = np.floor(draws[1] * len(COLORS))
@@ -118,15 +127,8 @@ def _draw_candidates(rng: np.random.Generator) -> _Candidates:
     return _Candidates(np.stack(columns, axis=1), np.stack((x / scale, depth), axis=1), _FOOTPRINT[shape] * base, reach)
 
 
-def _collisions(them: _Candidates) -> npt.NDArray[np.bool_]:
-    """Whether two candidates stand too close on the ground, [N, N]."""
-    apart = them.ground[:, None] - them.ground[None, :]
-    room = them.footprint[:, None] + them.footprint[None, :] + _GAP
-    return np.asarray(apart[..., 0] ** 2 + apart[..., 1] ** 2 < room**2)
-
-
 def _hidden(them: _Candidates) -> npt.NDArray[np.bool_]:
-    """Whether candidate b hides witness square w of candidate a, at least in part, [a, b, w].
+    """Find whether candidate b hides witness square w of candidate a, at least in part, bool [n, n, 5] by [a, b, w].
 
     Each candidate has five witness squares within its outline. An occluder counts as its bounding box.
     """
@@ -141,10 +143,14 @@ def _hidden(them: _Candidates) -> npt.NDArray[np.bool_]:
 
 
 def layout(rng: np.random.Generator) -> list[Solid]:
-    """1 to 10 solids, farthest first, that do not touch and that all can be seen."""
+    """Draw 1 to 10 solids, farthest first, that do not touch and are all visible."""
     wanted = int(rng.integers(1, MAX_OBJECTS + 1))
     them = _draw_candidates(rng)
-    collisions, hidden = _collisions(them), _hidden(them)
+    apart = them.ground[:, None] - them.ground[None, :]
+    room = them.footprint[:, None] + them.footprint[None, :] + _GAP
+    collisions = apart[..., 0] ** 2 + apart[..., 1] ** 2 < room**2
+    hidden = _hidden(them)
+    # A candidate joins if it and every solid chosen before keep one witness square that none of them hides.
     lost = np.zeros(hidden.shape[::2], dtype=np.bool_)
     chosen: list[int] = []
     for candidate in range(_CANDIDATES):
@@ -161,7 +167,7 @@ def layout(rng: np.random.Generator) -> list[Solid]:
 
 
 def _surface(solid: Solid, x: Plane, y: Plane) -> Surface:
-    """What is seen of a solid, in its own units around its center."""
+    """Draw a solid, in its own units around its center."""
     if SHAPES[solid.shape] == "cube":
         return cube(x, y, solid.pitch, solid.yaw, _CUBE_EDGE)
     if SHAPES[solid.shape] == "sphere":
@@ -170,7 +176,7 @@ def _surface(solid: Solid, x: Plane, y: Plane) -> Surface:
 
 
 def _cast_shadow(brightness: Plane, solid: Solid, light: Vector) -> None:
-    """Darken the ground [S, S] in place from the solid's foot away from the lamp: a capsule with a soft edge."""
+    """Darken the ground [S, S] in place by a soft capsule from the solid's foot away from the lamp."""
     size, tilt = solid.size, math.sin(solid.pitch)
     tall, foot = 2.0 * float(_HALF_HEIGHT[solid.shape]), float(_INNER[solid.shape])
     run_x, run_z = -0.75 * tall * light[0] / light[1], 0.30 * tall
@@ -186,7 +192,7 @@ def _cast_shadow(brightness: Plane, solid: Solid, light: Vector) -> None:
 
 
 def _ground(rng: np.random.Generator, image_size: int, solids: list[Solid], light: Vector) -> Plane:
-    """The ground with its shadows, float32 [3, S, S]: brighter towards the lamp, darker at the corners, mottled."""
+    """Draw the mottled ground with its shadows, float32 [3, S, S]: brighter towards the lamp, darker at the corners."""
     tone, warm, fall = rng.random(3).tolist()
     x, y = axis(image_size)[None, :], -axis(image_size)[:, None]
     brightness = smooth_noise(rng, image_size, {6: 0.09, 14: 0.05, 36: 0.05})
@@ -210,7 +216,7 @@ def render(seed: int, index: int, image_size: int) -> Sample:
     picture = _ground(rng, image_size, solids, light)
     instances = np.zeros((image_size, image_size), dtype=np.uint8)
     label = np.zeros(len(CLASSES), dtype=np.uint8)
-    for number, solid in enumerate(solids, start=1):
+    for number, solid in enumerate(solids, start=1):  # farthest first: nearer ones are drawn over it
         box = window(image_size, (solid.x, solid.y), (solid.half_width, solid.half_height))
         surface = _surface(solid, (box.x - solid.x) / solid.size, (box.y - solid.y) / solid.size)
         alpha = coverage(surface.distance, box.pixel / solid.size)
@@ -221,7 +227,7 @@ def render(seed: int, index: int, image_size: int) -> Sample:
 
 
 def source(num_images: int, seed: int) -> RenderedSource:
-    """The first ``num_images`` scenes of ``seed``.
+    """Make a source of the first ``num_images`` scenes of ``seed``.
 
     Raises:
         ValueError: If ``num_images`` is below 10 or ``seed`` below 0.

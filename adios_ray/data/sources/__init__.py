@@ -1,1 +1,1 @@
-"""Where images come from: folders of files, or rendered on the spot."""
+"""Sources of images for ``prepare``: readers of published data sets and of folders."""

@@ -12,10 +12,10 @@ FOLDER = "bg_challenge"
 
 
 def source(root: Path) -> ImageFiles:
-    """The challenge's folders ``<variation>/val/<class>/*`` below ``root``, or below ``root/bg_challenge``.
+    """Read the challenge's folders ``<variation>/val/<class>/*`` below ``root``, or below ``root/bg_challenge``.
 
-    The original images are the test split, each variation is a split by its own name. If the training images are there
-    too (``original/train``), they are train.
+    The original images are the test split; each variation is a split of its own name. Training images
+    (``original/train``), if present, are the train split.
 
     Raises:
         DatasetError: If a variation is missing or lacks a class.

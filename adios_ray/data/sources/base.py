@@ -1,4 +1,4 @@
-"""What every source of images offers to ``prepare``."""
+"""The interface between sources of images and ``prepare``: samples, the protocol, and a base for sources of files."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,14 @@ import numpy.typing as npt
 from adios_ray.data.sources.passed_over import PassedOver
 
 UNLABELED = "unlabeled"
-"""Name of the split of images without labels, which only training uses; and of the class of a source without any."""
+"""Name of the split of images without labels, which only training uses; also of the one class of a flat folder."""
 NO_LABEL = -1
 """Label of an image of that split."""
 
 
+# These texts are part of the recipe in every manifest: another wording would make finished data sets another recipe's.
 SHORT_SIDE = "short side to image_size, bicubic, antialiased; center crop"
-"""How squares are resized; in these words, so that data sets made before sizes were stored count as the same."""
+"""How images that are already square are resized; the wording of schema version 1."""
 WHOLE = "whole picture squeezed into a square, bicubic, antialiased"
 PHOTOGRAPH = f"{WHOLE}; its height and width beside it"
 
@@ -30,11 +31,11 @@ def content_checksum(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded image with what is known about it.
+    """One decoded image with its label, instance map and original size.
 
     Attributes:
         image: RGB, uint8 [S, S, 3].
-        label: Class index, NO_LABEL where it is not known; uint8 [classes] of zeros and ones in a multi-label source.
+        label: Class index, or NO_LABEL where it is unknown; uint8 [C] of zeros and ones in a multi-label source.
         instances: Object index per pixel, uint8 [S, S], 0 = background; None where a source has no masks.
         height: Pixels of what the square shows, upright and before it was squeezed: crops have its proportions.
         width: The same from left to right.
@@ -76,9 +77,9 @@ class Source(Protocol):
     def resize(self) -> str: ...  # noqa: D102 - described above
 
     def listing(self) -> Mapping[str, Sequence[str]]:
-        """Item ids of each split, in an order that does not depend on the machine.
+        """Return the item ids of each split, in an order that does not depend on the machine.
 
-        Splits are train, val and test, UNLABELED, and any others that only an evaluation uses.
+        Splits are train, val, test, UNLABELED, and any others that only an evaluation uses.
         """
         ...
 
@@ -101,7 +102,7 @@ class Source(Protocol):
         ...
 
     def load(self, item: str, image_size: int) -> Sample:
-        """Decode one item, the whole picture in a square of ``image_size`` pixels a side.
+        """Decode one item: the whole picture squeezed into a square of ``image_size`` pixels a side.
 
         Raises:
             RefusedImageError: If the item cannot be used, with the reason.
@@ -120,7 +121,7 @@ class ReadInBlocks(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSource:
-    """What the sources that read files have in common.
+    """Base of the sources that read files.
 
     Attributes:
         root: The folder of the files.
@@ -143,7 +144,7 @@ class ListedSource:
     notes: tuple[str, ...] = ()
 
     def listing(self) -> Mapping[str, Sequence[str]]:
-        """Items of each split."""
+        """Return the items of each split."""
         return self.items
 
     def stratum(self, item: str) -> str:

@@ -33,17 +33,18 @@ class Entry(NamedTuple):
     remote: bool = False
 
     def source(self, *arguments: Any, **options: Any) -> Any:
-        """The source; its module is imported only now.
+        """Make the source; its module is imported by this call, so that the command line starts quickly.
 
         Raises:
             DatasetError: If the files cannot be used.
+            ValueError: If a rendered source refuses its number of images or its seed.
         """
         module, _, function = self.reader.partition(":")
         package = "rendered" if self.rendered else "sources"
         return getattr(import_module(f"adios_ray.data.{package}.{module}"), function)(*arguments, **options)
 
     def fetch(self, folder: Path) -> None:
-        """Download the files into a folder, where torchvision finds what is already there.
+        """Download the files into a folder; torchvision skips those that are already there.
 
         Raises:
             DatasetError: If they cannot be fetched.
@@ -58,7 +59,7 @@ class Entry(NamedTuple):
         data_set = getattr(datasets, name)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            if hasattr(data_set, "tgz_md5"):  # its constructor would unpickle what it fetched
+            if hasattr(data_set, "tgz_md5"):  # CIFAR: the constructor would unpickle the downloaded files
                 download_and_extract_archive(data_set.url, folder, filename=data_set.filename, md5=data_set.tgz_md5)
             else:
                 for version in versions:
@@ -126,11 +127,12 @@ CATALOG: Mapping[str, Entry] = {
         "*.tar of KEY.jpg and KEY.cls or KEY.json",
         remote=True,
     ),
-    "scenes": Entry("scenes:source", "as many as you like", "24 at once", 64, "rendered, with masks", rendered=True),
-    "objects": Entry("objects:source", "as many as you like", "10", 64, "rendered, with masks", rendered=True),
+    "scenes": Entry("scenes:source", "any number of", "24 at once", 64, "rendered, with masks", rendered=True),
+    "objects": Entry("objects:source", "any number of", "10", 64, "rendered, with masks", rendered=True),
 }
 
 
+# A Literal made from the catalog lets tyro list and check the names; mypy cannot read one that is computed.
 if TYPE_CHECKING:
     Name = str
 else:
@@ -138,7 +140,7 @@ else:
 
 
 def table() -> str:
-    """One line for each data set: size, classes, pixels a side and where it comes from."""
+    """Describe each data set in one line: number of images, pixels a side, classes and origin."""
     lines = []
     for name, entry in CATALOG.items():
         fetched = " (--download)" if entry.download else ""

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: the pickled batches that their authors ship, read without executing a pickle."""
+"""CIFAR-10 and CIFAR-100: the pickled batches of the release, read by a restricted unpickler that executes nothing."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -21,7 +21,7 @@ SIDE = 32
 
 
 class _Files(NamedTuple):
-    """Where a version of the data set keeps what."""
+    """Names of the folder, files and dictionary keys in one version of the data set."""
 
     folder: str
     train: tuple[str, ...]
@@ -46,7 +46,7 @@ class Batches(ListedSource):
     """Pickled batches. Items are ``<batch>/<class>/<row>``."""
 
     def load(self, item: str, image_size: int) -> Sample:
-        """One row of a batch, resized to ``image_size`` (bicubic).
+        """Load one row of a batch, resized to ``image_size`` (bicubic).
 
         Raises:
             RefusedImageError: If the batch has no such row.
@@ -61,7 +61,7 @@ class Batches(ListedSource):
 
 
 def cifar10(root: Path) -> Batches | ImageFiles:
-    """CIFAR-10 out of the folder that holds ``cifar-10-batches-py``, that folder itself, or a folder of classes.
+    """Read CIFAR-10 from the folder that holds ``cifar-10-batches-py``, that folder itself, or split and class folders.
 
     Raises:
         DatasetError: If files are missing or are not batches of CIFAR-10.
@@ -70,7 +70,7 @@ def cifar10(root: Path) -> Batches | ImageFiles:
 
 
 def cifar100(root: Path) -> Batches | ImageFiles:
-    """CIFAR-100 with its 100 fine classes, out of the folder that holds ``cifar-100-python``; else as ``cifar10``.
+    """Read CIFAR-100 with its 100 fine classes from the folder that holds ``cifar-100-python``; else as ``cifar10``.
 
     Raises:
         DatasetError: If files are missing or are not batches of CIFAR-100.
@@ -100,36 +100,36 @@ def _items(path: Path, files: _Files, classes: Sequence[str]) -> list[str]:
     labels, pixels = batch.get(files.labels), batch.get(b"data")
     known = isinstance(labels, list) and all(label in range(len(classes)) for label in labels)
     if labels is None or pixels is None or not known or len(labels) != len(pixels):
-        raise DatasetError(f"{path} is not a batch of {files.folder}: its images and labels do not go together")
+        raise DatasetError(f"{path} is not a batch of {files.folder}: its images and labels do not match")
     return [f"{path.name}/{classes[label]}/{row}" for row, label in enumerate(labels)]
 
 
 class _Array(Placeholder):
-    """Stands in for a NumPy array of bytes: keeps its shape and content."""
+    """Stand-in for a NumPy array of bytes: keeps its shape and content."""
 
     shape: tuple[int, ...] = ()
     content = b""
 
     def __setstate__(self, *state: Any) -> None:
-        """Take (version, shape, type, whether in Fortran's order, content)."""
+        """Take the pickled state: (version, shape, type, whether in Fortran order, content)."""
         _, self.shape, _, _, self.content = state[0]
 
 
-def _encoded(text: str, _: str) -> bytes:
-    """Stands in for ``_codecs.encode``, by which Python 3 writes bytes in a pickle for Python 2."""
-    return text.encode("latin1")
-
-
-_ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_STAND_INS = {("_codecs", "encode"): _encoded, **{(module, "_reconstruct"): _Array for module in _ARRAY_MODULES}}
+# The only globals that a batch may name. NumPy renamed its module in version 2; ``_codecs.encode`` is how Python 3
+# writes bytes in a pickle for Python 2.
+_STAND_INS = {
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
+}
 
 
 @lru_cache(maxsize=6)
 def read_batch(path: Path) -> dict[bytes, Any]:
-    """The dictionary of a pickled batch; ``b"data"`` becomes uint8 [images, 3072].
+    """Read the dictionary of a pickled batch; ``b"data"`` becomes uint8 [images, 3072].
 
     Raises:
-        DatasetError: If it is not such a file.
+        DatasetError: If the file is damaged or not a batch.
     """
     try:
         with path.open("rb") as file:
@@ -137,7 +137,7 @@ def read_batch(path: Path) -> dict[bytes, Any]:
         return {key: _pixels(value) if key == b"data" else value for key, value in content.items()}
     except OSError:
         raise
-    except Exception as error:  # a damaged or hostile pickle can go wrong in every way; nothing of it was executed
+    except Exception as error:  # a damaged or hostile pickle can fail in any way; nothing in it was executed
         raise DatasetError(f"{path} is damaged or not a batch of CIFAR: {type(error).__name__}: {error}") from error
 
 

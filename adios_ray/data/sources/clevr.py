@@ -1,6 +1,6 @@
-"""CLEVR: which of 24 combinations of color and shape a picture shows, and where its objects are.
+"""CLEVR: multi-label classification of 24 combinations of color and shape, with instance maps where masks are released.
 
-The whole picture is squeezed into a square, which from then on counts as the picture, as ADIOS' authors do: the central
+The whole picture is squeezed into a square, which then counts as the original, as in the authors' code: the central
 square of a wide picture would lose objects that the labels name. Masks are squeezed in the same way.
 """
 
@@ -30,12 +30,12 @@ FOLDER = "CLEVR_v1.0"
 
 @dataclass(frozen=True, kw_only=True)
 class Clevr(ListedSource):
-    """Pictures with the set of their objects' kinds. Items are paths relative to the root.
+    """CLEVR pictures with the classes of their objects. Items are paths relative to the root.
 
-    Masks are ``masks/<picture>_<object>.png``, object 0 being the background. A class is color + 8 x shape.
+    Masks are ``masks/<picture>_<object>.png``; object 0 is the background. A class is color + 8 x shape.
 
     Attributes:
-        kinds: The classes in each picture, one bit each.
+        kinds: Bit set of the classes in each picture.
     """
 
     kinds: Mapping[str, int] = field(repr=False)
@@ -43,7 +43,7 @@ class Clevr(ListedSource):
     resize: str = WHOLE
 
     def load(self, item: str, image_size: int) -> Sample:
-        """One picture squeezed to ``image_size`` pixels a side, with its kinds and, if there are any, its masks.
+        """Load one picture squeezed to ``image_size`` pixels a side, with its classes and its instance map, if any.
 
         Raises:
             RefusedImageError: If the picture or a mask cannot be decoded.
@@ -54,7 +54,7 @@ class Clevr(ListedSource):
         return Sample(pixels, kinds, instances, image_size, image_size)
 
     def _instances(self, item: str, image_size: int) -> Bytes:
-        """Index of the object that has the largest share of each pixel; 0 is the background."""
+        """Return the index of the object with the largest share of each pixel, uint8 [S, S]; 0 is the background."""
         name = Path(item).stem
         shares: list[Bytes] = []
         while (path := self.root / "masks" / f"{name}_{len(shares)}.png").is_file():
@@ -66,15 +66,15 @@ class Clevr(ListedSource):
 
 
 def source(root: Path) -> Clevr:
-    """CLEVR as its authors ship it, or as ADIOS' authors do, with masks.
+    """Read CLEVR as released by its authors, or with masks as released by ADIOS' authors.
 
     - ``images/train``, ``images/val`` and ``scenes/CLEVR_train_scenes.json``, ``scenes/CLEVR_val_scenes.json``, below
       ``root`` or ``root/CLEVR_v1.0`` or ``root/clevr/CLEVR_v1.0``: 70,000 pictures for train, 15,000 for test.
     - ``images/<i>.png``, ``masks/<i>_<k>.png``, ``shape.pt`` and ``color.pt``, below ``root`` or ``root/clevr``: 70 %
-      for train, 30 % for test, as ``train_indices.pt`` and ``val_indices.pt`` say if they are there.
+      for train, 30 % for test, or by ``train_indices.pt`` and ``val_indices.pt`` if they exist.
 
     Raises:
-        DatasetError: If it is neither.
+        DatasetError: If neither layout is found, or its files are damaged.
     """
     for base in (root, root / FOLDER, root / "clevr" / FOLDER, root / "clevr"):
         if (base / "scenes").is_dir():
@@ -85,6 +85,7 @@ def source(root: Path) -> Clevr:
 
 
 def _of_scenes(base: Path) -> Clevr:
+    """Read the release of CLEVR's authors."""
     items: dict[str, list[str]] = {}
     kinds: dict[str, int] = {}
     for split, name in (("train", "train"), ("test", "val")):
@@ -102,7 +103,7 @@ def _of_scenes(base: Path) -> Clevr:
 
 
 def _bits(pairs: Iterable[tuple[int, int]], colors: int) -> int:
-    """The set of (color, shape) pairs, one bit each."""
+    """Encode (color, shape) pairs as a bit set of classes."""
     bits = 0
     for color, shape in pairs:
         bits |= 1 << (color + colors * shape)
@@ -110,7 +111,7 @@ def _bits(pairs: Iterable[tuple[int, int]], colors: int) -> int:
 
 
 def _of_release(base: Path) -> Clevr:
-    """Colors and shapes are numbers from 1 there, whose meaning is not said; 0 stands for no object."""
+    """Read the release of ADIOS' authors; its colors and shapes are undocumented numbers from 1, and 0 is no object."""
     shapes, colors = _tensor(base / "shape.pt"), _tensor(base / "color.pt")
     if shapes.ndim != 2 or shapes.shape != colors.shape or bool(((shapes == 0) != (colors == 0)).any()):
         raise DatasetError(f"{base}: shape.pt and color.pt do not describe the same objects")
@@ -135,7 +136,7 @@ def _release_splits(base: Path, pictures: Sequence[str]) -> dict[str, list[str]]
 
 
 def _tensor(path: Path) -> "Tensor":
-    """A stored tensor of whole numbers."""
+    """Load a stored tensor of integers; ``weights_only`` keeps a hostile file from executing code."""
     import torch
 
     try:

@@ -12,15 +12,15 @@ _KEYS = {"train": "trnid", "val": "valid", "test": "tstid"}
 
 
 def source(root: Path) -> ImageFiles:
-    """Flowers out of a folder with ``jpg/image_00001.jpg``, ..., ``imagelabels.mat`` and ``setid.mat``.
+    """Read Flowers-102 from a folder with ``jpg/image_00001.jpg``, ..., ``imagelabels.mat`` and ``setid.mat``.
 
     The splits are the authors': 1,020 images for train, 1,020 for val, 6,149 for test.
 
     Args:
-        root: That folder, or the one that holds it as ``flowers-102``.
+        root: That folder, or the one that contains it as ``flowers-102``.
 
     Raises:
-        DatasetError: If a file is missing, or the labels do not fit the splits.
+        DatasetError: If a file is missing, or the labels do not match the splits.
     """
     base = root / FOLDER if (root / FOLDER).is_dir() else root
     if missing := [name for name in ("jpg", "imagelabels.mat", "setid.mat") if not (base / name).exists()]:

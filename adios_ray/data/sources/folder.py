@@ -226,7 +226,8 @@ def of_classes(
 
 
 def _labels(tree: Mapping[str, ByClass], numbers: Mapping[str, int]) -> dict[str, int]:
-    """Label of each folder of images, or of each image where several classes share a folder."""
+    """Map each folder of images to its label, or each image where several classes share a folder."""
+    # By folder where possible: the mapping is sent to every worker, and there may be millions of images.
     pairs = [(item, numbers[name]) for found in tree.values() for name, items in found.items() for item in items]
     classes: dict[str, set[int]] = {}
     for item, label in pairs:

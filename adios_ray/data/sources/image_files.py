@@ -14,7 +14,7 @@ from adios_ray.errors import RefusedImageError
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles(ListedSource):
-    """Image files, each of one class. Items are paths relative to the root.
+    """Image files with one class each. Items are paths relative to the root.
 
     Attributes:
         labels: Index of the class by item, or by the folder that holds the item.

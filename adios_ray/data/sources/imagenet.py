@@ -1,4 +1,4 @@
-"""ImageNet100 and ImageNet100-S: 100 synsets of ILSVRC-2012 (the paper, section 4), which differ in size alone."""
+"""ImageNet100 and ImageNet100-S: 100 synsets of ILSVRC-2012 (ADIOS paper, section 4) at two image sizes."""
 
 import csv
 import re
@@ -18,15 +18,15 @@ _NUMBER = re.compile(r"ILSVRC2012_val_0*(\d+)\.JPEG$")
 
 
 def synsets() -> tuple[str, ...]:
-    """WordNet ids of the 100 classes, sorted: their order is that of the labels."""
+    """Return the WordNet ids of the 100 classes, sorted; a label is an index into them."""
     return tuple(resources.files(__package__).joinpath("imagenet100_synsets.txt").read_text().split())
 
 
 def source(root: Path) -> ImageFiles:
-    """The 100 classes out of a folder of ILSVRC-2012; other classes may be there.
+    """Read the 100 classes from a folder of ILSVRC-2012; other classes in it are ignored.
 
-    ``root`` (or ``root/ILSVRC/Data/CLS-LOC``, as Kaggle has it) holds ``train/<synset>/*.JPEG`` and ``val``, which has
-    folders of synsets too, or all images in one folder; their classes are then read from the development kit
+    ``root`` (or ``root/ILSVRC/Data/CLS-LOC``, in Kaggle's layout) contains ``train/<synset>/*.JPEG`` and ``val``. The
+    latter contains folders of synsets too, or all images directly; their classes are then read from the development kit
     (``ILSVRC2012_devkit_t12`` in ``root``) or from Kaggle's ``LOC_val_solution.csv``. The validation images become the
     test split.
 
@@ -51,7 +51,7 @@ def source(root: Path) -> ImageFiles:
 
 
 def _flat(root: Path, base: Path, val: Path) -> dict[str, list[str]]:
-    """Validation images of one folder by their class."""
+    """List the validation images of a folder without class folders by class."""
     solution = root / SOLUTION
     if solution.is_file():
         classes = _kaggle_classes(solution)
@@ -59,7 +59,7 @@ def _flat(root: Path, base: Path, val: Path) -> dict[str, list[str]]:
         classes = _devkit_classes(root / DEVKIT)
     else:
         raise DatasetError(
-            f"{val} has no folders of synsets, and neither {root / DEVKIT} nor {solution} is there to tell the classes"
+            f"{val} has no folders of synsets, and neither {root / DEVKIT} nor {solution} is there with the classes"
         )
     found: dict[str, list[str]] = {name: [] for name in synsets()}
     for item in sorted(images(val, base)):
@@ -70,14 +70,14 @@ def _flat(root: Path, base: Path, val: Path) -> dict[str, list[str]]:
 
 
 def _kaggle_classes(path: Path) -> Mapping[int, str]:
-    """Synset of each validation image by its number; the column of predictions begins with it."""
+    """Read the synset of each validation image by its number; the prediction column begins with the synset."""
     with path.open(newline="") as file:
         rows = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file)]
     return {int(name.rpartition("_")[2]): synset for name, synset in rows}
 
 
 def _devkit_classes(folder: Path) -> Mapping[int, str]:
-    """Synset of each validation image by its number: line n of the ground truth is the class of image n."""
+    """Read the synset of each validation image by its number; line n of the ground truth is the class of image n."""
     (synsets_of_kit,) = read_mat(folder / "meta.mat", "synsets")
     names = {int(row["ILSVRC2012_ID"].item()): str(row["WNID"].item()) for row in synsets_of_kit}
     lines = (folder / "ILSVRC2012_validation_ground_truth.txt").read_text().split()

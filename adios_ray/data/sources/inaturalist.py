@@ -10,13 +10,13 @@ from adios_ray.errors import DatasetError
 
 
 def source(root: Path) -> ImageFiles:
-    """Species out of a folder that holds ``train*.json``, ``val*.json`` and the image folders that they name.
+    """Read a folder that contains ``train*.json``, ``val*.json`` and the image folders that they name.
 
     Without annotations, the folders that torchvision makes are read: ``2021_train`` or ``2021_train_mini``, and
-    ``2021_valid``, with one folder a species. The validation images become the test split.
+    ``2021_valid``, with one folder per species. The validation images become the test split.
 
     Raises:
-        DatasetError: If neither is there, or the annotations do not fit together.
+        DatasetError: If neither layout is found, or the annotations are inconsistent.
     """
     if not root.is_dir():
         raise DatasetError(f"{root} is not a folder")
@@ -36,7 +36,7 @@ def _only(root: Path, pattern: str, found: list[Path]) -> Path:
 
 
 def _annotated(root: Path, files: dict[str, Path]) -> ImageFiles:
-    """Images by the name of their category. Species of different kingdoms share names, so its number goes before it."""
+    """Read the annotated images by category; its number precedes its name, as species of two kingdoms share names."""
     tree: dict[str, dict[str, list[str]]] = {}
     for split, path in files.items():
         content = _read(path)
@@ -49,6 +49,7 @@ def _annotated(root: Path, files: dict[str, Path]) -> ImageFiles:
             except KeyError as error:
                 raise DatasetError(f"{path} annotates {error.args[0]}, which it does not list") from None
             tree[split].setdefault(name, []).append(item)
+    # A category without images in one split still is a class of all of them.
     known = {name for found in tree.values() for name in found}
     return of_classes(root, {split: {name: found.get(name, []) for name in known} for split, found in tree.items()})
 

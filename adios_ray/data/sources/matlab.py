@@ -1,4 +1,4 @@
-"""Arrays out of .mat files."""
+"""Reading of MATLAB .mat files."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,10 @@ from adios_ray.errors import DatasetError
 
 
 def read_mat(path: Path, *names: str) -> list[Any]:
-    """The arrays of these names, as vectors.
+    """Read the named arrays from a .mat file, flattened to vectors.
 
     Raises:
-        DatasetError: If it is not such a file, or lacks one of them.
+        DatasetError: If the file is damaged, or lacks one of them.
     """
     from scipy.io import loadmat
 
@@ -19,5 +19,5 @@ def read_mat(path: Path, *names: str) -> list[Any]:
         return [content[name].ravel() for name in names]
     except OSError:
         raise
-    except Exception as error:  # scipy raises nearly anything on a damaged file
+    except Exception as error:  # scipy raises almost any exception on a damaged file
         raise DatasetError(f"{path} is damaged, or lacks one of {', '.join(names)} ({type(error).__name__})") from error

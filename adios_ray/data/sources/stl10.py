@@ -1,4 +1,4 @@
-"""STL-10: the binaries that its authors ship, with the unlabeled images and the folds."""
+"""STL-10: the binary files of the release, with the unlabeled images and the folds."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +19,10 @@ FOLDER = "stl10_binary"
 
 
 class Binaries(ListedSource):
-    """The files ``<part>_X.bin``. Items are ``<part>/<class>/<row>``, of the unlabeled part ``unlabeled/<row>``."""
+    """The files ``<part>_X.bin``. Items are ``<part>/<class>/<row>``, or ``<part>/<row>`` where there is no label."""
 
     def load(self, item: str, image_size: int) -> Sample:
-        """One image, resized to ``image_size`` (bicubic).
+        """Load one image, resized to ``image_size`` (bicubic).
 
         Raises:
             RefusedImageError: If the file has no such row.
@@ -38,17 +38,17 @@ class Binaries(ListedSource):
 
 @lru_cache(maxsize=3)
 def _pixels(path: Path) -> Bytes:
-    """Mapped uint8 [images, 3, column, row]: planes of color, each stored by columns."""
+    """Memory-map a file as uint8 [images, 3, column, row]: color planes, each stored by columns."""
     return np.memmap(path, np.uint8, "r").reshape(-1, 3, SIDE, SIDE)
 
 
 def source(root: Path, fold: int | None = None) -> Binaries:
-    """STL-10 out of the folder that holds ``stl10_binary``, or that folder itself.
+    """Read STL-10 from the folder that contains ``stl10_binary``, or from that folder itself.
 
     Args:
         root: The folder.
-        fold: With one of the ten folds, train has its 1,000 images, and the other labeled images join the unlabeled
-            ones; without, train has all 5,000.
+        fold: Index of one of the ten folds: train has its 1,000 images, and the other labeled images join the unlabeled
+            ones. None gives train all 5,000.
 
     Raises:
         DatasetError: If files are missing or damaged, or there is no such fold.
@@ -66,6 +66,7 @@ def source(root: Path, fold: int | None = None) -> Binaries:
     unlabeled = [f"unlabeled/{row}" for row in range(_count(base / "unlabeled_X.bin"))]
     if fold is not None:
         chosen = _fold(base / "fold_indices.txt", fold, len(train))
+        # Without a class in their names, these items are loaded as unlabeled.
         unlabeled += [f"train/{row}" for row in range(len(train)) if row not in chosen]
         train = [train[row] for row in sorted(chosen)]
     items = {"train": train, "test": test, UNLABELED: unlabeled}
@@ -75,7 +76,7 @@ def source(root: Path, fold: int | None = None) -> Binaries:
 def _count(path: Path) -> int:
     images, rest = divmod(path.stat().st_size, 3 * SIDE * SIDE)
     if rest or not images:
-        raise DatasetError(f"{path} has {path.stat().st_size} bytes, which is no whole number of images")
+        raise DatasetError(f"{path} has {path.stat().st_size} bytes, which is not a whole number of images")
     return images
 
 
@@ -88,6 +89,7 @@ def _labels(base: Path, part: str, classes: int) -> npt.NDArray[np.int64]:
 
 
 def _fold(path: Path, fold: int, images: int) -> frozenset[int]:
+    """Read the rows of the training images in one fold."""
     lines = path.read_text().splitlines()
     if not 0 <= fold < len(lines):
         raise DatasetError(f"there is no fold {fold}: {path} has {len(lines)}, the first is 0")
