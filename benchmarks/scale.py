@@ -3,7 +3,7 @@
 Usage: ``python benchmarks/scale.py [--classes 10000]``. No image is drawn: names, labels, checksums and features stand
 in for them. Each figure is measured in a process of its own. Prints one JSON object: seconds, and MiB of resident
 memory above what the process had before, of planning (splits carved out of train, shards), of finding copies, of
-writing and reading the manifest and the table of source files, and of k-NN with all images as neighbors of 2,048 others.
+writing and reading the manifest and the table of source files, and of k-NN with all images as neighbors of 2,048.
 """
 
 import json
