@@ -13,16 +13,16 @@ demo: $(READY) ## Train the demo population on rendered images
 test: $(READY) ## Run all tests
 	$(VENV)/bin/pytest
 
-soak: $(READY) ## Kill every part of running populations, and break their storage
+soak: $(READY) ## Inject faults: kill every part of running populations, break their storage
 	$(VENV)/bin/python tests/soak.py
 
-check: $(READY) ## Lint, type-check, and check which room imports which
+check: $(READY) ## Lint, type-check, and check the import contracts
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-format: $(READY) ## Format and fix what ruff can
+format: $(READY) ## Format, and apply ruff's automatic fixes
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
