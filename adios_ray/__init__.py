@@ -1,4 +1,4 @@
-"""ADIOS (adversarial masking for self-supervised learning) trained by a population that tunes itself."""
+"""ADIOS (adversarial masking for self-supervised learning) with population based training on Ray."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,36 +33,36 @@ __all__ = [
 
 
 def load_encoder(path: str | Path) -> "nn.Module":
-    """The encoder that a training made, to be used without the rest of this package.
+    """Load a trained encoder, for use without the rest of this package.
 
     Args:
         path: A weights file, a checkpoint directory of a run, or an exported encoder with its JSON beside it.
 
     Returns:
-        A module in evaluation mode from images [B, 3, S, S], normalized with ImageNet's mean and deviation, to features
-        [B, F].
+        A module in evaluation mode from images [B, 3, S, S], normalized with ImageNet's mean and standard deviation, to
+        features [B, F].
 
     Raises:
-        ConfigError: If the file is missing or something else.
+        ConfigError: If the file is missing or of another kind.
         CheckpointError: If it is damaged.
     """
-    from adios_ray.models import export  # here, because it imports torch
+    from adios_ray.models import export  # here, since it imports torch: "import adios_ray" alone stays fast
 
     return export.load_encoder(Path(path))
 
 
 def load_occlusion_model(path: str | Path) -> "nn.Module":
-    """The occlusion model that a training made.
+    """Load a trained occlusion model.
 
     Args:
         path: A weights file or a checkpoint directory of a run.
 
     Returns:
-        A module in evaluation mode from images [B, 3, S, S] of the side it was trained for, normalized as for
-        ``load_encoder``, to masks [B, N, S, S] in [0, 1] that sum to one at every pixel.
+        A module in evaluation mode from images [B, 3, S, S] of the side S that it was trained on, normalized as for
+        ``load_encoder``, to masks [B, N, S, S] in [0, 1] that sum to one at every pixel; 1 removes the pixel.
 
     Raises:
-        ConfigError: If the file is missing or something else, or has no occlusion model.
+        ConfigError: If the file is missing or of another kind, or has no occlusion model.
         CheckpointError: If it is damaged.
     """
     from adios_ray.models import export

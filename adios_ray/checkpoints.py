@@ -1,4 +1,4 @@
-"""Checkpoints: written aside and renamed, checksummed, read without executing anything they contain."""
+"""Checkpoints: written atomically, checksummed, and read without executing anything that they contain."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ from adios_ray.files import atomic_path, sha256
 from adios_ray.run_directory import newest_epochs
 from adios_ray.validation import read_json
 
-if TYPE_CHECKING:  # imported where it is used: processes that only pass pointers on, such as trials' actors, do without
+if TYPE_CHECKING:  # imported in functions: processes that only pass pointers on, such as trials' actors, need no torch
     import torch
 
 STATE_FILE = "state.pt"
@@ -21,7 +21,7 @@ META_FILE = "meta.json"
 
 
 class Pointer(BaseModel, frozen=True):
-    """Where a checkpoint lies and what its bytes must be."""
+    """Where a checkpoint is stored, and the checksum of its content."""
 
     path: Path
     """Directory of the checkpoint."""
@@ -30,20 +30,20 @@ class Pointer(BaseModel, frozen=True):
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any], meta: dict[str, Any]) -> Pointer:
-    """Write a checkpoint that is either whole or not there.
+    """Write a checkpoint, atomically.
 
     Args:
-        directory: Where it is to lie; an older one of that name is replaced.
+        directory: Directory of the checkpoint; an older one of that name is replaced.
         state: Tensors, numbers and text, in nested dictionaries and lists.
         meta: JSON values for people and tools; the checksum is added.
 
     Raises:
-        OSError: If storage refuses it; nothing of it is left then.
+        OSError: If storage fails; no part of the checkpoint is left behind.
     """
     import torch
 
     content = io.BytesIO()
-    torch.save(state, content)  # into memory: writing to a full disk it would raise no OSError, but its own error
+    torch.save(state, content)  # into memory: on a full disk torch raises no OSError, but an error of its own
     checksum = hashlib.sha256(content.getbuffer()).hexdigest()
     with atomic_path(directory) as draft:
         draft.mkdir(parents=True)
@@ -68,7 +68,7 @@ def load_checkpoint(pointer: Pointer, device: "torch.device") -> dict[str, Any]:
 
 
 def damage(pointer: Pointer) -> str | None:
-    """What keeps a checkpoint from being read here, in words; None where it is as it was written."""
+    """Describe why a checkpoint cannot be read; None if it is intact."""
     file = pointer.path / STATE_FILE
     if not file.is_file():
         return f"checkpoint {file} does not exist"
@@ -78,12 +78,12 @@ def damage(pointer: Pointer) -> str | None:
 
 
 def newest_intact(folder: Path, before: str | None = None) -> Pointer | None:
-    """The newest undamaged ``epoch_*`` of a folder, older than ``before`` if given; None if there is none."""
+    """Find the newest undamaged ``epoch_*`` of a folder, older than ``before`` if given; None if there is none."""
     for directory in newest_epochs(folder):
         if before is None or directory.name < before:
             try:
                 pointer = _recorded(directory)
-            except (OSError, CheckpointError):
+            except (OSError, CheckpointError):  # an older one will do
                 continue
             if damage(pointer) is None:
                 return pointer
@@ -91,22 +91,22 @@ def newest_intact(folder: Path, before: str | None = None) -> Pointer | None:
 
 
 class _Meta(BaseModel):
-    """What ``meta.json`` must hold; the rest is for people and tools."""
+    """The part of ``meta.json`` that is read; the rest is for people and tools."""
 
     sha256: str
 
 
 def _recorded(directory: Path) -> Pointer:
-    """Point at a checkpoint, with the checksum that is stored beside it.
+    """Make a pointer to a checkpoint, with the checksum that is stored beside it.
 
     Raises:
-        CheckpointError: If that cannot be read.
+        CheckpointError: If the checksum cannot be read.
     """
     return Pointer(path=directory, sha256=read_json(_Meta, directory / META_FILE, CheckpointError).sha256)
 
 
 def open_checkpoint(directory: Path, device: "torch.device") -> dict[str, Any]:
-    """Read the state of a checkpoint by its directory alone, against the checksum that lies beside it.
+    """Read the state of a checkpoint by its directory alone, with the checksum that is stored beside it.
 
     Raises:
         CheckpointError: If it is missing or damaged.
@@ -114,5 +114,5 @@ def open_checkpoint(directory: Path, device: "torch.device") -> dict[str, Any]:
     try:
         pointer = _recorded(directory)
     except (OSError, CheckpointError) as error:
-        raise CheckpointError(f"{directory} is no checkpoint: {META_FILE} cannot be read ({error})") from error
+        raise CheckpointError(f"{directory} is not a checkpoint: {META_FILE} cannot be read ({error})") from error
     return load_checkpoint(pointer, device)

@@ -1,6 +1,6 @@
-"""Configuration of a trial: typed, strict, checked at the door.
+"""Configuration of a trial: typed, strict, and validated before anything else uses it.
 
-Units stand in the names. An unknown key or a value out of range is one ``ConfigError`` that names the path.
+Units are part of the names. An unknown key or a value out of range raises a ``ConfigError`` that names its path.
 """
 
 import os
@@ -24,8 +24,8 @@ OBJECTIVES: Mapping[str, str] = {
     "dino": "dino:DINO",
     "pixel": "pixel:PixelInpainting",
 }
-"""Objectives by name: module below ``adios_ray.objectives`` and class. They are here since configurations are read
-without torch."""
+"""Objectives by name: module below ``adios_ray.objectives``, and class. The table is here because configurations are
+read without torch."""
 SCHEMES: Mapping[str, Literal["learned", "none", "pattern", "object"]] = {
     "adios": "learned",
     "adios-s": "learned",
@@ -37,8 +37,9 @@ SCHEMES: Mapping[str, Literal["learned", "none", "pattern", "object"]] = {
     "box": "object",
     "shuffle": "object",
 }
-"""Masking schemes by name: masks by an occlusion model, none, fixed random patterns, or a data set's object masks.
-``adios_ray.masking.schemes`` makes those that are not learned."""
+"""Masking schemes by name: masks of an occlusion model, none, random patterns, or a data set's object masks.
+``adios_ray.masking.schemes`` implements those that are not learned."""
+# At run time the names come from the tables; type checkers cannot evaluate such a Literal.
 if TYPE_CHECKING:
     ObjectiveName = str
     SchemeName = str
@@ -54,11 +55,13 @@ LARS_TRUST = 0.02
 """Trust coefficient of LARS."""
 
 Norm = Literal["group", "instance", "none"]
+"""Normalization of the U-Net."""
 Naming = Literal["timm", "torchvision"]
 OnBadImage = Literal["skip", "fail"]
 FolderLayout = Literal["splits", "classes", "flat"]
 CentralView = Literal["square", "resize-256"]
 RESIZED_SIDE = 256
+"""Shorter side in pixels that the view "resize-256" resizes photographs to."""
 
 
 class Strict(BaseModel):
@@ -79,7 +82,7 @@ _RENAMED = {
     "solarise_probability": "solarize_probability",
     "neighbours": "neighbors",
 }
-"""Keys as earlier versions wrote them, with British spelling."""
+"""Keys of earlier versions, with British spelling, and their current names."""
 
 
 def current_path(path: str) -> str:
@@ -88,11 +91,12 @@ def current_path(path: str) -> str:
     return f"{section}{dot}{_RENAMED.get(name, name)}"
 
 
-def _current_paths(values: Any) -> Any:
-    return {current_path(path): value for path, value in values.items()} if isinstance(values, dict) else values
-
-
-SearchedValues = Annotated[dict[str, Any], BeforeValidator(_current_paths)]
+SearchedValues = Annotated[
+    dict[str, Any],
+    BeforeValidator(
+        lambda values: {current_path(p): v for p, v in values.items()} if isinstance(values, dict) else values
+    ),
+]
 """Values by configuration path; paths of earlier versions are translated."""
 
 
@@ -100,52 +104,52 @@ class BackboneConfig(Strict):
     """The image encoder f."""
 
     name: str = "resnet18"
-    """A timm model name, or "resnet_small" (one residual block a stage of 16-32-64-128 channels, for CPUs)."""
+    """A timm model name, or "resnet_small" (one residual block for each stage, of 16-32-64-128 channels, for CPUs)."""
     cifar_stem: bool = False
     """ResNets only: 3x3 stem of stride 1 without max-pooling, for images of 32 pixels."""
     stem_padding: int = Field(1, ge=1, le=2)
     """Padding of the CIFAR stem; 2 as in solo-learn and the authors' code."""
     zero_init_last: bool = True
-    """timm's ResNets only: start the last norm of each residual block at 0; False starts it at 1, as in torchvision and
-    the authors' code."""
+    """timm's ResNets only: initialize the last norm of each residual block to 0; False initializes it to 1, as in
+    torchvision and the authors' code."""
 
 
 Term = Literal["masked-unmasked", "unmasked-masked", "unmasked-unmasked", "masked-masked"]
-"""A prediction and its target, by what is masked: PREDICTION-TARGET."""
+"""A pair of prediction and target, by whether their views are masked: PREDICTION-TARGET."""
 ALL_TERMS: tuple[Term, ...] = ("masked-unmasked", "unmasked-masked", "unmasked-unmasked", "masked-masked")
 
 
 class ObjectiveConfig(Strict):
-    """The distance between two views (paper, Section 2.1 and Appendix A)."""
+    """The self-supervised loss between two views (paper, Section 2.1 and Appendix A)."""
 
     name: ObjectiveName = "simclr"
     """Self-supervised objective; pixel is inpainting."""
     temperature: float = Field(0.2, gt=0)
-    """SimCLR, MoCo v3: temperature of the contrast."""
+    """SimCLR, MoCo v3: temperature of the contrastive loss."""
     hidden_dim: int | None = Field(None, ge=1)
-    """Hidden width of projector and predictor; None takes the method's own (SimCLR 2048, BYOL 4096 and 8192)."""
+    """Hidden width of projector and predictor; None takes the method's default (SimCLR 2048, BYOL 4096 and 8192)."""
     predictor_dim: int | None = Field(None, ge=1)
     """SimSiam, BYOL, MoCo v3: hidden width of the predictor; None takes a quarter of the output for SimSiam, else
-    hidden_dim or the method's own."""
+    hidden_dim or the method's default."""
     output_dim: int | None = Field(None, ge=2)
-    """Width of the projection; None takes the method's own (SimCLR 128, SimSiam 2048, BYOL 256)."""
+    """Width of the projection; None takes the method's default (SimCLR 128, SimSiam 2048, BYOL 256)."""
     masked_views: Literal["one", "both"] = "one"
-    """Which views are masked: the paper's one, or both by their own masks (authors' SimSiam: up to eight terms)."""
+    """Views that are masked: one as in the paper, or both, each by its own (authors' SimSiam: up to eight terms)."""
     terms: tuple[Term, ...] = ALL_TERMS
-    """SimSiam with both views masked: which pairs of prediction and target enter the mean, each in both directions.
-    masked-unmasked is always one of them; the authors' scripts leave out others."""
+    """SimSiam with both views masked: pairs of prediction and target, whose losses are averaged in both directions.
+    masked-unmasked is required; the authors' scripts omit some of the others."""
     momentum_start: float = Field(0.99, ge=0, le=1)
-    """BYOL, MoCo v3, DINO: momentum of the averaged networks at the start; rises to 1 on a cosine."""
+    """BYOL, MoCo v3, DINO: initial momentum of the momentum networks; rises to 1 on a cosine."""
 
     @model_validator(mode="after")
     def _check_masked_views(self) -> Self:
         if self.name == "pixel" and self.masked_views == "both":
             raise ValueError("objective pixel inpaints one view: masked_views must be one")
         if len(set(self.terms)) < len(self.terms) or "masked-unmasked" not in self.terms:
-            raise ValueError(f"terms {', '.join(self.terms)} must be different and have masked-unmasked among them")
+            raise ValueError(f"terms {', '.join(self.terms)} must be different and include masked-unmasked")
         if set(self.terms) != set(ALL_TERMS) and (self.name, self.masked_views) != ("simsiam", "both"):
             raise ValueError(
-                f"terms are those of simsiam with masked_views both, not of {self.name} with {self.masked_views}"
+                f"terms need simsiam with masked_views both, not {self.name} with {self.masked_views}; leave terms out"
             )
         return self
 
@@ -160,29 +164,30 @@ class MaskingConfig(Strict):
     """The occlusion model and its game (paper, Section 2.2, Equations 6-9)."""
 
     scheme: SchemeName = "adios"
-    """adios: every slot in each step; adios-s: one drawn slot an image; none: the objective without masks. Not learned:
-    mae, beit (random patches or blocks), ground-truth, fg-bg, box, shuffle (from a data set with object masks)."""
+    """adios: all masks in each step; adios-s: one random mask of each image; none: the objective without masks. Not
+    learned: mae, beit (random patches or blocks), ground-truth, fg-bg, box, shuffle (need object masks in the data)."""
     slots: int = Field(4, ge=2, le=64)
-    """Number of masks N that share each pixel; for ground-truth, box and shuffle of objects drawn from an image."""
+    """Number of masks N, which sum to one at every pixel; ground-truth, box and shuffle: N - 1 objects and the rest."""
     sparsity_weight: float = Field(0.5, ge=0, le=100)
-    """Lambda: weight of the penalty on masks that take nothing or everything (Equation 7); 0 leaves it out."""
+    """Lambda: weight of the penalty on masks that remove nothing or everything (Equation 7); 0 disables it."""
     entropy_weight: float = Field(0.0, ge=0, le=100)
-    """Alpha: weight of the negative entropy of an image's mask sizes, which the occlusion model maximizes too (two of
-    the authors' scripts)."""
+    """Alpha: weight of the negative entropy of an image's mask sizes, which the occlusion model maximizes too (used in
+    two of the authors' scripts)."""
     width: int = Field(32, ge=8, multiple_of=8)
     """Channels c of the U-Net at full resolution."""
     norm: Norm = "group"
     """Normalization inside the U-Net."""
     levels: int | None = Field(None, ge=4, le=9)
-    """Resolutions of the U-Net; None takes log2(image size) - 1 of them (the authors' SimSiam: 4 at any size)."""
+    """Number of resolutions of the U-Net; None takes log2(image size) - 1 (the authors' SimSiam: 4 at any size)."""
     order: Literal["simultaneous", "alternating"] = "simultaneous"
-    """Both players from one backward pass, or the encoder first and then the masks against the updated encoder."""
+    """simultaneous: one backward pass updates both players; alternating: the encoder first, then the occlusion model
+    against the updated encoder."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Over slots: the paper's mean, or the authors' code's sum."""
+    """Reduction over slots: mean as in the paper, or sum as in the authors' code."""
 
     @property
     def learned(self) -> bool:
-        """Whether an occlusion model makes the masks."""
+        """Whether masks are made by an occlusion model."""
         return SCHEMES[self.scheme] == "learned"
 
     @property
@@ -195,7 +200,8 @@ class OptimizerConfig(Strict):
     """The optimizer of both players, with linear warm-up and cosine decay to zero."""
 
     name: Literal["sgd", "lars", "adamw"] = "sgd"
-    """sgd: the paper's; lars: SGD with layer-wise rates as in the authors' code; adamw: for vision transformers."""
+    """sgd: as in the paper; lars: SGD with layer-wise learning rates, as in the authors' code; adamw: for vision
+    transformers."""
     encoder_lr: float = Field(0.13, gt=0, le=100)
     """Peak learning rate of backbone, projector and predictor."""
     occlusion_lr: float = Field(0.02, gt=0, le=100)
@@ -203,7 +209,7 @@ class OptimizerConfig(Strict):
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd and lars; the first decay rate of adamw."""
     weight_decay: float = Field(1e-5, ge=0, le=1)
-    """Weight decay of both; none on norms and biases."""
+    """Weight decay of both players; not applied to norms and biases."""
     warmup_epochs: float = Field(10.0, ge=0)
     """Epochs of linear warm-up."""
     warmup_start_lr: float = Field(0.003, ge=0)
@@ -214,10 +220,10 @@ class OptimizerConfig(Strict):
 
 
 class AugmentConfig(Strict):
-    """Random changes that make the two views."""
+    """Random augmentations that make the two views."""
 
     min_crop_scale: float = Field(0.08, gt=0, le=1)
-    """Smallest share of the image's area that a crop takes."""
+    """Smallest area of a crop, as a share of the image's area."""
     brightness: float = Field(0.4, ge=0, le=1)
     """Strength of the brightness jitter."""
     contrast: float = Field(0.4, ge=0, le=1)
@@ -225,7 +231,7 @@ class AugmentConfig(Strict):
     saturation: float = Field(0.2, ge=0, le=1)
     """Strength of the saturation jitter."""
     hue: float = Field(0.1, ge=0, le=0.5)
-    """Strength of the hue jitter, in turns of the color circle."""
+    """Strength of the hue jitter, in turns of the color wheel."""
     jitter_probability: float = Field(0.8, ge=0, le=1)
     """Share of views with color jitter."""
     grayscale_probability: float = Field(0.2, ge=0, le=1)
@@ -245,7 +251,7 @@ class EvaluationConfig(Strict):
     """knn: weighted k-nearest-neighbor accuracy; probe: accuracy of the online probe. Without labels: rankme, lidar
     (effective ranks), alpha-req (decay of the spectrum)."""
     min_feature_std: float = Field(0.01, ge=0)
-    """Spread of the features (1: even, 0: all the same) below which a trial counts as collapsed."""
+    """Spread of the features (1: uniform directions, 0: all the same) below which a trial counts as collapsed."""
     min_effective_rank: float = Field(1.5, ge=0)
     """Effective rank of the centered features below which a trial counts as collapsed."""
     neighbors: int = Field(20, ge=1)
@@ -255,41 +261,41 @@ class EvaluationConfig(Strict):
     interval_epochs: int = Field(1, ge=1)
     """Epochs between two reports of a trial."""
     train_images: int = Field(50_000, ge=1)
-    """At most this many training images serve as neighbors."""
+    """Largest number of training images that serve as neighbors."""
     smoothing: float = Field(0.0, ge=0, lt=1)
-    """Weight of the score before in a trial's score; 0 takes each report by itself."""
+    """Weight of the previous score in a trial's score (exponential smoothing); 0 takes each report by itself."""
     view: CentralView = "square"
-    """Part of a photograph that is evaluated: its central square, or as in the authors' evaluation of ImageNet100-S the
-    middle of the photograph resized to 256 pixels on its shorter side (at 96 pixels 14 % of that square)."""
+    """Part of a photograph that is evaluated. square: its central square. resize-256: its center after a resize to 256
+    pixels on the shorter side, as in the authors' evaluation of ImageNet100-S (at 96 pixels 14 % of the square)."""
     fresh_statistics: bool = False
-    """Take BatchNorm's statistics from unmasked training images before each evaluation, in place of those of all views
-    that training passes, most of them masked."""
+    """Compute BatchNorm's statistics from unmasked training images before each evaluation, instead of using those of
+    training, where most views are masked."""
 
 
 class TrialConfig(Strict):
-    """All that one training needs."""
+    """The complete configuration of one training."""
 
     data_dir: Annotated[str, BeforeValidator(os.fspath)] | None = None
     """Directory or URI (s3://, gs://, ...) of Arrow shards made by `adios-ray prepare`."""
     image_size: int | None = Field(None, ge=32, le=1024)
-    """Side of the views in pixels; None takes the stored size, of which crops are magnified."""
+    """Side of the views in pixels; None takes the size of the stored images, whose crops are then magnified."""
     epochs: int = Field(400, ge=1)
     """Passes over the training split."""
     batch_size: int = Field(128, ge=2)
-    """Images a step, over all workers of the trial."""
+    """Images in a step, over all workers of the trial."""
     micro_batch_size: int | None = Field(None, ge=2)
-    """Images of a worker that are in memory with their activations at once; None takes all. Costs one more forward
-    pass and changes no number, but for BatchNorm, which sees these images together."""
+    """Images whose activations a worker keeps in memory at once; None takes all. Costs one more forward pass. Results
+    are the same, except that BatchNorm normalizes over these images instead of the batch."""
     seed: int = Field(0, ge=0)
-    """Decides initial weights, sample order, augmentations and drawn slots."""
+    """Seed of initial weights, sample order, augmentations and drawn slots."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs the forward passes under autocast."""
     channels_last: bool = False
-    """Memory layout of convolutions."""
+    """Use the channels-last memory layout for convolutions."""
     compile: bool = False
     """Compile the backbones and the occlusion model's U-Net with torch.compile."""
     initial_weights: Path | None = None
-    """Weights to begin with: a checkpoint of a run, or a file made by `adios-ray import-official`."""
+    """Initial weights: a checkpoint of a run, or a file made by `adios-ray import-official`."""
     backbone: BackboneConfig = BackboneConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     masking: MaskingConfig = MaskingConfig()
@@ -298,13 +304,13 @@ class TrialConfig(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def next_report(self, epoch: int) -> int:
-        """Epoch of the first report after ``epoch``, at most the last one."""
+        """Compute the epoch of the first report after ``epoch``, at most the last epoch."""
         interval = self.evaluation.interval_epochs
         return min((epoch // interval + 1) * interval, self.epochs)
 
     @property
     def constant_predictor_lr(self) -> bool:
-        """Whether the predictor trains at the encoder's peak learning rate from the first step to the last."""
+        """Whether the predictor's learning rate is the encoder's peak learning rate throughout."""
         schedule = self.optimizer.predictor_schedule or ("constant" if self.objective.name == "simsiam" else "cosine")
         return schedule == "constant"
 
@@ -326,10 +332,10 @@ def _halvings(size: int) -> int:
 
 
 def check_view(view: CentralView, image_size: int) -> None:
-    """Refuse to cut views of ``image_size`` pixels out of pictures that are no larger.
+    """Check that views of ``image_size`` pixels are smaller than the resized photographs they are cut from.
 
     Raises:
-        ConfigError: With what is allowed.
+        ConfigError: If they are not; names the view to choose.
     """
     if view == "resize-256" and image_size >= RESIZED_SIDE:
         raise ConfigError(
@@ -338,10 +344,10 @@ def check_view(view: CentralView, image_size: int) -> None:
 
 
 def check_image_size(size: int) -> None:
-    """Refuse an image size that the U-Net cannot halve at each of its levels.
+    """Check that the U-Net can halve an image size at each of its levels.
 
     Raises:
-        ValueError: With the sizes that are allowed.
+        ValueError: If it cannot; names sizes that are allowed.
     """
     if not image_size_fits(size):
         halvings = _halvings(size)
@@ -362,12 +368,12 @@ _ADAPTABLE = (
 
 
 def adaptable(path: str) -> bool:
-    """Whether a value of a trial's configuration may change while the trial trains; others shape networks or data."""
+    """Tell whether a value may change while a trial trains; the others determine the shapes of networks or data."""
     return path in _ADAPTABLE or path.startswith("augment.")
 
 
 def replaced(config: Model, changes: Mapping[str, Any], origin: str = "configuration") -> Model:
-    """A checked copy with some values changed, each named by its dotted path ("masking.slots").
+    """Copy a configuration with some values replaced, by their dotted paths ("masking.slots"), and validate it.
 
     Raises:
         ConfigError: If a path is unknown or a value out of range.
@@ -383,7 +389,7 @@ def replaced(config: Model, changes: Mapping[str, Any], origin: str = "configura
 
 
 def value_at(config: BaseModel, path: str) -> Any:
-    """The value at a dotted path.
+    """Return the value at a dotted path.
 
     Raises:
         ConfigError: If there is no such path.

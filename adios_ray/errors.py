@@ -1,21 +1,21 @@
-"""Every error that this package raises on purpose, and how a program ends with one.
+"""All errors that this package raises on purpose, and the exit status of a program that ends with one.
 
 ::
 
     AdiosRayError
-    ├── InputError (ValueError)     something that was given cannot be used; exit status 2
+    ├── InputError (ValueError)     an input cannot be used; exit status 2
     │   ├── ConfigError             a configuration, a search space, a schedule or a run directory
-    │   ├── UsageError              options of a command that do not go together, or are out of range
+    │   ├── UsageError              options of a command that are out of range, or exclude each other
     │   ├── DatasetError            a data set, its manifest or its shards
     │   ├── RefusedImageError       one image that cannot be used
     │   ├── CheckpointError         a checkpoint or a file of weights that is missing, damaged or does not fit
-    │   └── RecordError             a file of a run directory that does not hold what it should
-    └── RunError (RuntimeError)     a run that could not come to its end; exit status 1
-        ├── StorageError            storage that did not come back
+    │   └── RecordError             a file of a run directory that is damaged or has other content than expected
+    └── RunError (RuntimeError)     a run that could not finish; exit status 1
+        ├── StorageError            storage that failed for too long
         ├── ReplicaError            workers of one trial that hold different parameters
-        └── NonFiniteError          a term of the game that is not finite
+        └── NonFiniteError          a loss or penalty that is not finite
 
-Each message names the thing, says what is wrong with it, and what to do where that is known.
+Each message names the object and its value, and what to do where that is known.
 """
 
 import sys
@@ -27,63 +27,63 @@ class AdiosRayError(Exception):
 
 
 class InputError(AdiosRayError, ValueError):
-    """Something that was given cannot be used."""
+    """An input cannot be used."""
 
 
 class ConfigError(InputError):
-    """A configuration that cannot be used; the message names the value and what is allowed."""
+    """A configuration cannot be used; the message names the value and what is allowed."""
 
 
 class UsageError(InputError):
-    """Options that do not go together or are out of range."""
+    """Options are out of range or exclude each other."""
 
 
 class DatasetError(InputError):
-    """A data set that cannot be used; the message names the file."""
+    """A data set cannot be used; the message names the file."""
 
 
 class RefusedImageError(InputError):
-    """An image that cannot be used; the message says why."""
+    """An image cannot be used; the message gives the reason."""
 
 
 class CheckpointError(InputError):
-    """A checkpoint or a file of weights that is missing, damaged or does not fit; the message names the file."""
+    """A checkpoint or weights file is missing, damaged or does not fit; the message names the file."""
 
 
 class RecordError(InputError):
-    """A file of a run directory does not hold what it should; the message names the file."""
+    """A file of a run directory is damaged or has other content than expected; the message names the file."""
 
 
 class RunError(AdiosRayError, RuntimeError):
-    """A run that could not come to its end; the message says why, and how to resume it."""
+    """A run could not finish; the message gives the reason, and how to resume."""
 
 
 class StorageError(RunError):
-    """Storage that did not come back; the message says what was wrong and how to resume."""
+    """Storage failed for too long; the message gives the reason, and how to resume."""
 
 
 class ReplicaError(RunError):
-    """Workers of one trial that hold different parameters; the message names them."""
+    """Workers of one trial hold different parameters; the message names the workers."""
 
 
 class NonFiniteError(RunError, ArithmeticError):
-    """A term of the game that is not finite; the message names it, its slot and its value."""
+    """A loss or penalty is not finite; the message names it, its slot and its value."""
 
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, by the shells' convention: 128 and the signal's number."""
+"""Exit status after Ctrl-C, by the convention of shells: 128 plus the signal's number."""
 
 
 def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
-    """Run a program; print an expected error as one line on standard error.
+    """Run a program, and print an expected error as one line on standard error.
 
     Args:
         program: The program's body.
-        on_interrupt: How to continue after Ctrl-C, added to the line that it prints.
+        on_interrupt: How to continue after Ctrl-C, added to the line that is printed.
 
     Returns:
-        0; 2 for input that cannot be used, and for what the system refuses; 1 for a run that could not come to its end;
-        130 after Ctrl-C. Other exceptions are faults of this package and keep their traceback.
+        0 for success, 2 for an InputError or OSError, 1 for a RunError, 130 after Ctrl-C. Other exceptions are bugs of
+        this package: they propagate with their traceback.
     """
     try:
         program()

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever stops the process that writes them."""
+"""Atomic writes, and files of lines that survive a crash of the process that appends to them."""
 
 import hashlib
 import os
@@ -11,17 +11,22 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Name of a draft beside ``path``, for a file or a directory; renamed when the block ends well, else removed.
+    """Yield a temporary path beside ``path``, for a file or a directory; renamed at the end of the block.
 
-    What lies at ``path`` is replaced. A draft that a killed process left is hidden, and ends in ``.tmp``.
+    A file or directory at ``path`` is replaced. After an exception, the draft is removed. A draft that a killed process
+    leaves behind is a hidden file that ends in ``.tmp``.
 
     Raises:
-        OSError: If storage refuses it.
+        OSError: If storage fails.
     """
+    # In the same directory, since renaming is atomic only within one file system; with the process ID, since another
+    # process may be writing the same path.
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _remove(draft)
     try:
         yield draft
+        # A directory can only be renamed onto an empty one: the old one is removed first, and for that moment there is
+        # none.
         if draft.is_dir():
             _remove(path)
         os.replace(draft, path)
@@ -30,35 +35,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` in one step, so that no reader ever sees half of it; folders are made."""
+    """Write ``content`` to ``path`` atomically: readers see all of it or nothing. Parent folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as draft:
         draft.write_bytes(content)
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what killed processes were writing into a folder."""
+    """Remove the drafts that killed processes left in a folder."""
     for draft in folder.glob(".*.tmp"):
         _remove(draft)
 
 
 def check_writable(folder: Path) -> None:
-    """Write a mebibyte into a folder, and take it away again.
+    """Check that a folder can be written to, with a temporary file of one mebibyte.
 
     Raises:
-        OSError: If that cannot be done.
+        OSError: If it cannot.
     """
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(2**20))
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a file that only grows; if its last line was cut off by a crash, that is dropped first.
+    """Append one line to an existing file; a last line that a crash left incomplete is dropped first.
 
     Raises:
-        OSError: If storage refuses it, or the file is not there: where storage has gone away and left an empty folder,
-            a new file would be lost.
+        OSError: If storage fails, or the file does not exist.
     """
+    # "rb+" never creates the file: unmounted storage leaves an empty folder, and a new file in it would be lost when
+    # storage is mounted again.
     with path.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
         if end:
@@ -70,13 +76,13 @@ def append_line(path: Path, line: str) -> None:
 
 
 def complete_lines(path: Path) -> bytes:
-    """Content of a file of lines up to its last newline; empty where there is no file."""
+    """Read a file of lines up to its last newline; empty if there is no file."""
     content = path.read_bytes() if path.exists() else b""
     return content[: content.rfind(b"\n") + 1]
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal.
+    """Compute the SHA-256 checksum of a file, in hexadecimal.
 
     Raises:
         OSError: If it cannot be read.

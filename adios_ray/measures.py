@@ -1,4 +1,4 @@
-"""Measures of fitness by name, and how they are written; read without torch."""
+"""Measures of fitness by name, and their display format; readable without torch."""
 
 import math
 from collections.abc import Mapping
@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 
 class Measure(NamedTuple):
-    """What a fitness is.
+    """A measure of fitness.
 
     Attributes:
-        label: What people call it.
-        is_share: Whether it is an accuracy, 0 to 1: it needs labels, and is written in percent.
+        label: Name for people.
+        is_share: Whether it is an accuracy, 0 to 1: it needs labels, and is displayed in percent.
     """
 
     label: str
     is_share: bool
 
     def text(self, value: float) -> str:
-        """Write a value for people; a dash for nan."""
+        """Format a value for people; a dash for nan."""
         if math.isnan(value):
             return "–"
         return f"{100 * value:.1f} %" if self.is_share else f"{value:.3g}"
@@ -30,4 +30,4 @@ MEASURES: Mapping[str, Measure] = {
     "alpha-req": Measure("α-ReQ", False),
     "lidar": Measure("LiDAR", False),
 }
-"""By the names of ``evaluation.fitness``; ``evaluation.fitness`` has the function of each."""
+"""Measures by the names of the option ``evaluation.fitness``; functions are in ``adios_ray/evaluation/fitness.py``."""

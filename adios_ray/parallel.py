@@ -1,4 +1,7 @@
-"""The few collective operations that a step needs; each is a no-op in a single process."""
+"""The collective operations of a training step; each is a no-op in a single process.
+
+Every worker of a trial must call them in the same order.
+"""
 
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -10,16 +13,18 @@ Value = TypeVar("Value")
 
 
 def world_size() -> int:
-    """Workers that train together; 1 without a process group."""
+    """Count the workers of the trial; 1 without a process group."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """This worker's number, from 0."""
+    """Return this worker's number, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 class _Gather(torch.autograd.Function):
+    """Gathers rows, and sums their gradients; torch's own all_gather has no gradient."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: D102 - see gather_with_gradient
         gathered = [torch.empty_like(values) for _ in range(world_size())]
@@ -34,9 +39,9 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_with_gradient(values: Tensor) -> Tensor:
-    """Rows of all workers in the order of their ranks, [B, ...] to [workers * B, ...].
+    """Gather the rows of all workers in the order of their ranks, [B, ...] to [workers * B, ...].
 
-    Each worker's rows receive the sum of the gradients that all workers send to them.
+    In the backward pass, each worker's rows receive the sum of all workers' gradients with respect to them.
     """
     if world_size() == 1:
         return values
@@ -45,9 +50,11 @@ def gather_with_gradient(values: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the workers, in one exchange."""
+    """Replace each gradient by its mean over the workers, in place, with one all-reduce."""
     if world_size() == 1:
         return
+    # By hand and not by DistributedDataParallel, which reduces during backward(): a step has several backward passes,
+    # some of them with a frozen encoder.
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     distributed.all_reduce(flat)
@@ -58,7 +65,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def average(values: Tensor) -> Tensor:
-    """Mean of a tensor over the workers, in place."""
+    """Average a tensor over the workers, in place."""
     if world_size() > 1:
         distributed.all_reduce(values)
         values /= world_size()
@@ -66,17 +73,18 @@ def average(values: Tensor) -> Tensor:
 
 
 def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
-    """Give every worker the first worker's values, in place."""
+    """Copy the first worker's values to every worker, in place."""
     if world_size() > 1:
         for tensor in tensors:
             distributed.broadcast(tensor, src=0)
 
 
 def from_first(value: Value) -> Value:
-    """Give every worker the first worker's value, a plain Python object.
+    """Return the first worker's value, a plain Python object, on every worker.
 
-    What follows from rounded numbers (which mask is split, whether features have collapsed) is decided once: workers
-    round differently where kernels add in changing order, and would part for good.
+    For decisions that follow from floating point sums (which mask is split, whether features have collapsed): kernels
+    that add in changing order round differently on each worker, and one different decision would separate the workers
+    for good.
     """
     if world_size() == 1:
         return value

@@ -1,7 +1,7 @@
-"""Foreign pickles, read without executing anything that they contain.
+"""Reading of foreign pickles without executing anything that they contain.
 
-A pickle is a program that may import any function and call it. Here it gets stand-ins for what its reader knows;
-whatever else it names is a placeholder, on which every operation of a pickle is without effect.
+A pickle is a program that can import any function and call it. Here it gets stand-ins for the globals that its reader
+expects; any other global is a placeholder, on which the operations of a pickle have no effect.
 """
 
 import pickle
@@ -10,7 +10,7 @@ from typing import IO, Any, Self
 
 
 class Placeholder:
-    """What a pickle gets instead of an object of foreign code: it can be called, filled and changed, to no effect."""
+    """Stands in for an object of foreign code: it can be called, filled and changed, without effect."""
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         """Ignore the arguments of a foreign constructor."""
@@ -36,21 +36,21 @@ class Placeholder:
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """Unpickles without importing or calling anything foreign."""
+    """An unpickler that imports and calls nothing but its stand-ins."""
 
     def __init__(self, file: IO[bytes], stand_ins: Mapping[tuple[str, str], Any], **options: Any) -> None:
         """Read a pickle.
 
         Args:
-            file: Where the pickle comes from.
-            stand_ins: What it gets for a (module, name); a placeholder for all others.
-            options: ``encoding`` and the like of ``pickle.Unpickler``.
+            file: Stream of the pickle.
+            stand_ins: Objects by (module, name); all other globals become placeholders.
+            options: Options of ``pickle.Unpickler``, such as ``encoding``.
         """
         super().__init__(file, **options)
         self._stand_ins = stand_ins
 
     def find_class(self, module: str, name: str) -> Any:
-        """What the pickle gets for a global; never the named object, unless it is among the stand-ins."""
+        """Return the stand-in for a global, else a placeholder; never import the named object."""
         if (module, name) in self._stand_ins:
             return self._stand_ins[module, name]
-        return type("Foreign", (Placeholder,), {})  # a class, as some operations of a pickle take nothing else
+        return type("Foreign", (Placeholder,), {})  # a class: the opcode NEWOBJ accepts nothing else

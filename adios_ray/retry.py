@@ -1,4 +1,4 @@
-"""Waiting for storage that is full or has gone away, instead of losing what is to be written."""
+"""Retries of writes while storage is full or unavailable."""
 
 import time
 from collections.abc import Callable
@@ -9,21 +9,26 @@ from adios_ray.errors import StorageError
 from adios_ray.run_directory import RunDirectory
 
 TIMEOUT_S = 300.0
+"""Seconds after which a write is given up."""
 PAUSE_S = 1.0
+"""Seconds between two attempts."""
 
 Result = TypeVar("Result")
 
 
 def retry(action: Callable[[], Result], say: Callable[[str], None]) -> Result:
-    """Do something that writes, again and again while storage refuses it.
+    """Retry a write for up to five minutes while storage fails.
 
     Args:
-        action: What may be done more than once.
-        say: Told once that storage refuses, and once that it is back.
+        action: The write; it must be safe to repeat.
+        say: Prints a line once when storage fails first, and once when it is back.
+
+    Returns:
+        What ``action`` returns.
 
     Raises:
-        StorageError: If it refuses for longer than five minutes.
-        OSError: At once, if something else lies in the way: no waiting takes that away.
+        StorageError: If storage fails for longer than five minutes.
+        OSError: Immediately, if a file or directory of the wrong kind is in the way.
     """
     began, told = time.monotonic(), False
     while True:
@@ -31,14 +36,15 @@ def retry(action: Callable[[], Result], say: Callable[[str], None]) -> Result:
             result = action()
         except (FileExistsError, IsADirectoryError, NotADirectoryError):
             raise
+        # Any other OSError may pass: a full disk, a quota, a network file system that is remounted.
         except OSError as error:
             if time.monotonic() - began > TIMEOUT_S:
                 raise StorageError(
-                    f"storage has refused for {TIMEOUT_S:.0f} s ({error}); nothing is lost: mend it and go on with "
-                    "--resume and the run directory"
+                    f"storage has failed for {TIMEOUT_S:.0f} s ({error}); no results are lost. Fix the storage, then "
+                    "run again with --resume RUN_DIR"
                 ) from error
             if not told:
-                say(f"storage refuses ({error}); waiting up to {TIMEOUT_S:.0f} s for it")
+                say(f"storage refuses ({error}); retrying for up to {TIMEOUT_S:.0f} s")
                 told = True
             time.sleep(PAUSE_S)
         else:
@@ -48,10 +54,12 @@ def retry(action: Callable[[], Result], say: Callable[[str], None]) -> Result:
 
 
 def retry_in_run(run_dir: Path, action: Callable[[], Result], say: Callable[[str], None]) -> Result:
-    """``retry``, and only while the run's files are there: storage may leave an empty folder when it goes away."""
+    """Retry a write as ``retry`` does; an attempt fails where the run's own files are missing."""
 
     def attempt() -> Result:
-        RunDirectory(run_dir).config.stat()  # every run has one: without it, the run's storage has gone away
+        # Unmounted storage may leave an empty folder, into which a write would succeed and be lost. Every run has a
+        # configuration: where it is missing, stat() raises the OSError that makes retry() wait.
+        RunDirectory(run_dir).config.stat()
         return action()
 
     return retry(attempt, say)

@@ -11,7 +11,7 @@
       diverged/TRIAL/epoch_NNNNN/         what reproduces a step that became non-finite
       controllers/ACTOR_ID                Ray Train controllers whose placement groups may be left behind
       tune/                               Ray Tune's own files
-      report.html  summary.json  schedule.json   for people; the last two exist once the run has finished
+      report.html  summary.json  schedule.json   for people; the last two are written when the run has finished
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from adios_ray.errors import RecordError
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths of everything in a run directory; nothing is read or created.
+    """Paths of all files in a run directory; none is read or created here.
 
     Attributes:
         path: The directory.
@@ -33,7 +33,7 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration. Where it is missing, the run's storage is."""
+        """The resolved configuration. Every run has one: if it is missing, the run's storage is unavailable."""
         return self.path / "config.json"
 
     @property
@@ -96,25 +96,26 @@ class RunDirectory:
         return tuple(folder / trial for folder in (self.checkpoints, self._masks, self.diverged))
 
     def checkpoint(self, trial: str, epoch: int) -> Path:
-        """Name the checkpoint that a trial writes after an epoch."""
+        """Return the path of the checkpoint that a trial writes after an epoch."""
         return self.checkpoints / trial / epoch_name(epoch)
 
     def diverged_step(self, trial: str, epoch: int) -> Path:
-        """Name the folder of the step at which a trial diverged before an epoch's end."""
+        """Return the folder of the step at which a trial diverged, by the epoch of its report."""
         return self.diverged / trial / epoch_name(epoch)
 
     def masks(self, trial: str, epoch: int) -> Path:
-        """Name the file of the masks that a trial writes after an epoch.
+        """Return the path of the masks that a trial writes after an epoch.
 
         Raises:
-            RecordError: For a name that would lead out of the run directory.
+            RecordError: If the trial's name would lead out of the run directory.
         """
+        # Names come from files of the run, which may be damaged or manipulated.
         if trial in ("", ".", "..") or set(trial) & set("/\\\0"):
             raise RecordError(f"the trial name {trial!r} cannot name a folder")
         return self._masks / trial / f"{epoch_name(epoch)}.npz"
 
     def stored_masks(self, trial: str) -> dict[int, Path]:
-        """Find a trial's files of masks, by epoch, ascending; earlier versions padded epochs to four digits."""
+        """Find a trial's files of masks by epoch, ascending; earlier versions padded epochs to four digits."""
         files = {int(path.stem.removeprefix(_EPOCH)): path for path in self.masks(trial, 0).parent.glob("*.npz")}
         return dict(sorted(files.items()))
 
@@ -127,10 +128,10 @@ _EPOCH = "epoch_"
 
 
 def epoch_name(epoch: int) -> str:
-    """Name what was written after an epoch; names sort by epoch."""
+    """Return the name of what is written after an epoch; names sort by epoch."""
     return f"{_EPOCH}{epoch:05d}"
 
 
 def newest_epochs(folder: Path) -> Iterator[Path]:
-    """Find what was written into a folder after each epoch, the newest first."""
+    """Iterate over what was written into a folder after each epoch, newest first."""
     return iter(sorted(folder.glob(f"{_EPOCH}*"), reverse=True))

@@ -1,4 +1,4 @@
-"""A trial's report: made by its trainer, and the same object on its way to the population and the run's files."""
+"""A trial's report: made by its trainer, and passed on unchanged to the population and the run's files."""
 
 import math
 from typing import Self
@@ -7,14 +7,14 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Measured(BaseModel):
-    """What a report says of the epochs since the one before."""
+    """Measurements of the epochs since the previous report."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants", use_attribute_docstrings=True)
 
     epoch: int
     """Epochs completed."""
     fitness: float = math.nan
-    """What ``evaluation.fitness`` names, on the validation images; nan where the trial diverged or collapsed."""
+    """The measure that ``evaluation.fitness`` names, on validation images; nan if the trial diverged or collapsed."""
     loss: float = math.nan
     penalty: float = math.nan
     """Mean sparsity term."""
@@ -29,19 +29,19 @@ class Measured(BaseModel):
     data_wait_fraction: float = 0.0
     """Share of the epoch spent waiting for data, 0 to 1."""
     idle_s: float = 0.0
-    """Seconds between the report before and the first step after it: decisions, waiting for others, loading."""
+    """Seconds between the previous report and the next step: decisions, waiting for other trials, loading."""
     worker_pid: int = 0
 
 
 class TrialReport(Measured):
-    """A report as the trainer makes it."""
+    """A trainer's report: measurements, and whether the trial diverged or is done."""
 
     divergence: str | None = None
-    """How the trial diverged or collapsed; None where it did not."""
+    """How the trial diverged or collapsed; None if it did not."""
     done: bool = False
     """Whether this was the last epoch."""
 
     @classmethod
     def failed(cls, epoch: int, reason: str) -> Self:
-        """Report for workers that failed again and again: nothing was measured, and the trial needs a donor."""
+        """Build the report of a trial whose workers failed repeatedly: nothing was measured, and it needs a donor."""
         return cls(epoch=epoch, divergence=reason)

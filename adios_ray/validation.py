@@ -1,4 +1,4 @@
-"""Turning plain values and JSON into models, with errors in one line."""
+"""Validation of plain values and JSON by pydantic models, with errors in one line."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ def parse(model: type[Model], values: Mapping[str, Any], origin: str = "configur
     """Validate plain values.
 
     Raises:
-        ConfigError: One line for each unknown key and each value out of range, with its path.
+        ConfigError: If a key is unknown or a value out of range; names all of them in one line, with their paths.
     """
     try:
         return model.model_validate(values)
@@ -30,13 +30,13 @@ def parse_json(
     """Validate JSON.
 
     Args:
-        kind: A model, or any other type that pydantic knows, such as ``dict[str, Any]``.
+        kind: A model, or any other type that pydantic supports, such as ``dict[str, Any]``.
         content: The JSON text.
-        origin: Where it is from; begins the message of an error.
-        error_type: What is raised.
+        origin: Source of the text; the error message begins with it.
+        error_type: Type of the error.
 
     Raises:
-        InputError: Of ``error_type``, if it is not JSON or something else than ``kind``.
+        InputError: Of ``error_type``, if the text is not JSON or not of type ``kind``.
     """
     try:
         return TypeAdapter(kind).validate_json(content)
@@ -48,7 +48,7 @@ def read_json(kind: type[Value], path: Path, error_type: type[InputError] = Conf
     """Validate a JSON file; see ``parse_json``.
 
     Raises:
-        InputError: Of ``error_type``, if the file is missing or holds something else.
+        InputError: Of ``error_type``, if the file is missing or has other content.
     """
     try:
         content = path.read_bytes()
@@ -58,7 +58,7 @@ def read_json(kind: type[Value], path: Path, error_type: type[InputError] = Conf
 
 
 def explain(error: ValidationError) -> str:
-    """Join all complaints of a validation by "; ", each with its path."""
+    """Join all errors of a validation by "; ", each with its path."""
     complaints = []
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"]) or "value"

@@ -1,4 +1,7 @@
-"""ADIOS written down literally: N full forwards in one graph, gradients by definition. The oracle of the step."""
+"""The oracle of the training step: ADIOS written literally, N full forward passes in one graph.
+
+Shape letters are those of ``adios_ray/objectives/base.py``.
+"""
 
 import copy
 
@@ -13,12 +16,12 @@ from adios_ray.training.optimizers import Optimizers
 
 
 def naive_masks(networks: Networks, batch: Batch, both: bool) -> tuple[Tensor | None, Tensor]:
-    """Masks of the first view (None unless both views are masked) and of the second, [B, N, S, S] each."""
+    """Return the masks of the first view (None unless both views are masked) and of the second, [B, N, S, S] each."""
     return (networks.occlude(batch.a) if both else None), networks.occlude(batch.b)
 
 
 def hide(networks: Networks, x: Tensor, mask: Tensor) -> Embedding:
-    """A masked view, whose target may be the images before they were masked."""
+    """Embed a masked view; its target may be the images before they were masked."""
     view = networks.embed(x * (1 - mask))[0]
     return Embedding(view.online, networks.objective.target(view.target, x))
 
@@ -26,7 +29,7 @@ def hide(networks: Networks, x: Tensor, mask: Tensor) -> Embedding:
 def naive_objective(
     networks: Networks, batch: Batch, masks_a: Tensor | None, masks_b: Tensor, config: TrialConfig
 ) -> Tensor:
-    """Equation 6 (Equation 9 for adios-s) without its penalty: the distance summed or averaged over slots."""
+    """Compute Equation 6 (Equation 9 for adios-s) without its penalty: the distance summed or averaged over slots."""
     loss_between = networks.objective.loss_between
     distance = authors_terms if config.objective.name == "simsiam" else four_pairs
     view_a = networks.embed(batch.a)[0]
@@ -48,7 +51,7 @@ def naive_objective(
 def four_pairs(
     networks: Networks, a: Embedding, b: Embedding, hidden_a: Embedding, hidden_b: Embedding, config: TrialConfig
 ) -> Tensor:
-    """Mean over the pairs of a first and a second view, each as it is or masked."""
+    """Average over the four pairs of a first and a second view, each unmasked or masked."""
     loss_between = networks.objective.loss_between
     return (
         loss_between(a, b) + loss_between(a, hidden_b) + loss_between(hidden_a, b) + loss_between(hidden_a, hidden_b)
@@ -58,7 +61,7 @@ def four_pairs(
 def authors_terms(
     networks: Networks, a: Embedding, b: Embedding, hidden_a: Embedding, hidden_b: Embedding, config: TrialConfig
 ) -> Tensor:
-    """The authors' SimSiam: two terms always and two for each option, all averaged; targets carry no gradient."""
+    """Compute the authors' SimSiam: two terms always and two for each option, averaged; targets without gradient."""
 
     def negative(prediction: Embedding, target: Embedding) -> Tensor:
         p, z = prediction.online, target.target
@@ -76,7 +79,7 @@ def authors_terms(
 
 
 def naive_price(masks_a: Tensor | None, masks_b: Tensor, config: TrialConfig) -> Tensor:
-    """What is taken off the occlusion model's objective: each masked view's penalty, less the entropy term."""
+    """Compute what is subtracted from the occlusion model's objective: each masked view's penalty less the entropy."""
     price = config.masking.sparsity_weight * naive_penalty(masks_b, config)
     if masks_a is not None:
         price = price + config.masking.sparsity_weight * naive_penalty(masks_a, config)
@@ -92,7 +95,7 @@ def naive_price(masks_a: Tensor | None, masks_b: Tensor, config: TrialConfig) ->
 
 
 def naive_penalty(masks: Tensor, config: TrialConfig) -> Tensor:
-    """Equation 7 of one view, averaged over images, summed or averaged over slots."""
+    """Compute Equation 7 for one view, averaged over images, summed or averaged over slots."""
     total = masks.new_zeros(())
     for image in masks:
         for mask in image:
@@ -102,7 +105,7 @@ def naive_penalty(masks: Tensor, config: TrialConfig) -> Tensor:
 
 
 def pick_slot(masks: Tensor, drawn: Tensor) -> Tensor:
-    """ADIOS-s: each image's drawn slot, [B, 1, S, S]."""
+    """Select each image's drawn slot for ADIOS-s, [B, 1, S, S]."""
     slots = masks.shape[1]
     return torch.stack([image[int(number * slots)][None] for image, number in zip(masks, drawn, strict=True)])
 
@@ -110,7 +113,7 @@ def pick_slot(masks: Tensor, drawn: Tensor) -> Tensor:
 def naive_step(
     networks: Networks, optimizers: Optimizers, batch: Batch, config: TrialConfig, progress: float
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """One step of both players; returns the gradients of encoder and occlusion model."""
+    """Update both players once; return the gradients of encoder and occlusion model."""
     both = config.objective.masked_views == "both"
     first_view = copy.deepcopy(networks).embed(batch.a)[0]
     masks_a, masks_b = naive_masks(networks, batch, both)
@@ -126,7 +129,7 @@ def naive_step(
     encoder_gradients = torch.autograd.grad(objective, encoder, retain_graph=True)
     _apply(optimizers.encoder, encoder, encoder_gradients) if alternating else None
     if alternating:
-        # Targets are made once a step: the second play leaves no trace in the momentum networks' batch statistics.
+        # Targets are computed once a step: the second pass must not update the momentum networks' batch statistics.
         momentum, networks.momentum = networks.momentum, copy.deepcopy(networks.momentum)
         objective = naive_objective(networks, batch, masks_a, masks_b, config)
         networks.momentum = momentum

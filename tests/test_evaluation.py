@@ -1,4 +1,4 @@
-"""k-NN against pinned numbers and a loop, and the memory that it takes."""
+"""k-NN against pinned numbers and a loop, and its memory."""
 
 import math
 from typing import Any
@@ -15,15 +15,15 @@ from adios_ray.evaluation.knn import knn_accuracy, knn_macro_f1
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers how many elements the largest tensor has that any operation makes; views of others do not count."""
+    """Records the number of elements of the largest tensor that any operation allocates; views do not count."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start from zero."""
         TorchDispatchMode.__init__(self)
         self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and look at its outputs."""
+        """Run an operation and measure its outputs."""
         outputs = func(*args, **(kwargs or {}))
         if not func.is_view:
             sizes = [output.numel() for output in tree_iter(outputs) if isinstance(output, Tensor)]
@@ -32,7 +32,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def naive_votes(bank: Tensor, labels: Tensor, queries: Tensor, neighbors: int, temperature: float) -> list[list[float]]:
-    """Shares of the votes for each query and class, one neighbor after the other; labels are zeros and ones."""
+    """Count shares of the votes for each query and class, neighbor by neighbor; labels are zeros and ones."""
     votes = []
     for query in queries.double():
         cosine = [float(query @ b / (query.norm() * b.norm())) for b in bank.double()]

@@ -1,4 +1,4 @@
-"""Scores without labels against closed forms and loops written from the papers; fitness by name, and its gate."""
+"""Scores without labels against closed forms and loops written from the papers; fitness by name; collapse."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ from adios_ray.training.trainer import Trainer
 
 
 def with_spectrum(values: Tensor, rows: int = 64) -> Tensor:
-    """Centered features [rows, len(values)] with these singular values."""
+    """Build centered features [rows, len(values)] with these singular values."""
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(rows, len(values), generator=generator, dtype=torch.float64)
     left, _ = torch.linalg.qr(left - left.mean(dim=0))
@@ -72,7 +72,7 @@ def test_a_power_law_is_found(alpha: float) -> None:
 
 
 def naive_lidar(views: np.ndarray) -> float:
-    """LiDAR from the matrices of its paper, one image after the other."""
+    """Compute LiDAR from the matrices of its paper, image by image."""
     n, q, size = views.shape
     overall = views.reshape(-1, size).mean(axis=0)
     between, within = np.zeros((size, size)), LIDAR_DELTA * np.eye(size)

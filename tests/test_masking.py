@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def golden(name: str) -> dict[str, Tensor]:
-    """Arrays of a golden file as tensors; tests/golden/README.md says where they come from."""
+    """Read the arrays of a golden file as tensors; tests/golden/README.md gives their source."""
     with np.load(GOLDEN / name) as arrays:
         return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
 
@@ -85,7 +85,7 @@ def test_sparsity_is_finite_at_its_poles_and_pushes_away_from_them(level: float,
 
 
 def make_model(slots: int, optimizer_name: str = "sgd") -> tuple[OcclusionModel, torch.optim.Optimizer, Tensor]:
-    """A model that has taken one step, and images."""
+    """Build a model whose optimizer has taken one step, and images."""
     torch.manual_seed(1)
     model = OcclusionModel(32, slots, width=8).double()
     optimizer = build_optimizer(

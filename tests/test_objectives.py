@@ -1,4 +1,4 @@
-"""The distances against pinned numbers and naive loops; the heads; what is compared with what."""
+"""Losses against pinned numbers and naive loops; the layers of the heads; which views are compared."""
 
 import copy
 import importlib
@@ -74,7 +74,7 @@ def test_comparison_is_symmetric_and_smallest_for_equal_views(name: str) -> None
 
 
 def outline(head: nn.Module) -> str:
-    """Widths and kinds of a head's layers in their order."""
+    """Describe a head by the widths and kinds of its layers, in order."""
     words = []
     for module in head.modules():
         match module:
@@ -112,7 +112,7 @@ def test_the_methods_with_momentum_targets() -> None:
 
 
 def random_pair(seed: int = 2) -> tuple[Tensor, Tensor]:
-    """Two views' embeddings [6, 5] in double precision."""
+    """Draw two views' embeddings [6, 5] in double precision."""
     torch.manual_seed(seed)
     z1, z2 = torch.randn(2, 6, 5, dtype=torch.float64)
     return z1, z2
@@ -189,7 +189,7 @@ def test_distillation_equals_a_loop_over_prototypes() -> None:
 
 
 def small_dino() -> Objective:
-    """DINO with five prototypes, in double precision."""
+    """Build DINO with five prototypes, in double precision."""
     return build_objective(ObjectiveConfig(name="dino", hidden_dim=24, output_dim=5), 32, 32).double()
 
 

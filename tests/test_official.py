@@ -1,4 +1,4 @@
-"""Importing the authors' release and solo-learn: what the source computes, the imported networks compute.
+"""Import of the authors' release and of solo-learn: the imported networks compute the same as their source.
 
 The sources here are built independently: torchvision's ResNet-18, timm's vision transformer, and heads in the
 arrangement of solo-learn, with its biases; the occlusion model's numbers are pinned from the published implementation.
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Source:
-    """A model in the source's own arrangement."""
+    """A model with the layers and names of the source."""
 
     parts: nn.ModuleDict
     """Encoder, heads and their momentum copies by the names that the authors give them."""
@@ -61,14 +61,14 @@ class Source:
     """Tensors of the occlusion model under the authors' names."""
 
     def state(self, prefix: str) -> "OrderedDict[str, Tensor]":
-        """A state dict with the encoder called "encoder" or "backbone", and things that nobody needs."""
+        """Build a state dict with the encoder named ``prefix``, "encoder" or "backbone", and spare tensors."""
         renamed = {name.replace("encoder.", f"{prefix}."): value for name, value in self.parts.state_dict().items()}
         spare = {"momentum_classifier.weight": torch.ones(2, 3), "queue": torch.ones(4), "knn.k": torch.tensor(20)}
         return OrderedDict({**renamed, **self.masks, **spare})
 
 
 def shaken(module: nn.Module) -> nn.Module:
-    """A module with random biases and normalizations instead of zeros and ones."""
+    """Fill a module with random biases and normalizations instead of zeros and ones."""
     for name, values in module.state_dict().items():
         if name.endswith(("bias", "running_mean")):
             values.normal_(std=0.3)
@@ -78,7 +78,7 @@ def shaken(module: nn.Module) -> nn.Module:
 
 
 def solo_heads(objective: str, features: int) -> dict[str, nn.Module]:
-    """Projector and predictor as in solo-learn/methods and the authors' src/methods."""
+    """Build projector and predictor as in solo-learn/methods and the authors' src/methods."""
     if objective == "simclr":
         return {"projector": nn.Sequential(nn.Linear(features, 24), nn.ReLU(), nn.Linear(24, 16))}
     if objective == "byol":
@@ -97,7 +97,7 @@ def solo_heads(objective: str, features: int) -> dict[str, nn.Module]:
 
 
 def make_source(encoder: nn.Module, features: int, method: str) -> Source:
-    """A model of one of the nine methods around an encoder."""
+    """Build a model of one of the nine methods around an encoder."""
     torch.manual_seed(1)
     objective, _, masked = method.partition("_")
     parts = {"encoder": encoder, **solo_heads(objective, features), "classifier": nn.Linear(features, CLASSES)}
@@ -113,7 +113,7 @@ def make_source(encoder: nn.Module, features: int, method: str) -> Source:
 
 @pytest.fixture(scope="module")
 def resnet() -> nn.Module:
-    """The ResNet-18 of torchvision without its classifier."""
+    """Build the ResNet-18 of torchvision without its classifier."""
     torch.manual_seed(0)
     encoder: nn.Module = torchvision.models.resnet18()
     encoder.fc = nn.Identity()
@@ -121,7 +121,7 @@ def resnet() -> nn.Module:
 
 
 def write(folder: Path, state: object, arguments: dict[str, Any]) -> Path:
-    """A folder of the release: Lightning's dictionary with objects of classes that are gone when it is read."""
+    """Write a folder of the release: Lightning's dictionary, with objects of classes that no longer exist when read."""
     folder.mkdir()
     gone = ModuleType("gone")
     kind = type("Checkpointer", (dict,), {"__module__": "gone"})
@@ -137,7 +137,7 @@ def write(folder: Path, state: object, arguments: dict[str, Any]) -> Path:
 
 
 def assert_equal_outputs(folder: Path, source: Source, size: int = SIZE) -> None:
-    """Features, projections, predictions, targets, logits and masks, in evaluation and in training mode."""
+    """Compare features, projections, predictions, targets, logits and masks, in evaluation and in training mode."""
     networks = build_networks(import_official(folder))
     theirs, x = source.parts, torch.randn(4, 3, size, size)
     pairs: list[tuple[str, nn.Module, nn.Module]] = [("projector", networks.objective.projector, theirs["projector"])]
@@ -304,7 +304,7 @@ def test_arguments_in_sections(resnet: nn.Module, tmp_path: Path) -> None:
         ("simclr_gt", {}, {}, "method simclr_gt cannot be imported"),
         ("simclr", {"encoder": "swin_tiny"}, {}, "backbone swin_tiny cannot be imported, but resnet18, vit_tiny can"),
         ("simclr", {"lr": -1}, {}, "args.json: optimizer.encoder_lr = -1"),
-        ("simclr", {"img_size": None, "dataset": "custom"}, {}, "args.json says no image size"),
+        ("simclr", {"img_size": None, "dataset": "custom"}, {}, "args.json has no image size"),
         ("simclr", {}, {"projector.2.weight": None}, "no tensor for objective.projector.2.weight"),
         ("simclr", {}, {}, "does not fit its own configuration: backbone.bn1.bias is missing"),
         ("simclr_adios", {"unet_norm": "bn"}, {}, "unet_norm bn in args.json must be one of gn, in, no"),
@@ -341,7 +341,7 @@ def test_incomplete_folders_are_refused(tmp_path: Path, capsys: pytest.CaptureFi
     assert refusal() == f"error: {folder} must hold one checkpoint, *.ckpt, and holds none\n"
     checkpoint = folder / "a.ckpt"
     torch.save({"state_dict": {}}, checkpoint, _use_new_zipfile_serialization=False)
-    assert "is not a whole zip archive, as torch writes it since version 1.6" in refusal()
+    assert "is not a complete zip archive, as torch writes it since version 1.6" in refusal()
     torch.save({"weights": {}}, checkpoint)
     assert "has no state_dict: it is not a checkpoint of Lightning" in refusal()
     with zipfile.ZipFile(checkpoint, "w") as archive:

@@ -1,4 +1,4 @@
-"""Storage that refuses for a while, for good, or in the middle of a line."""
+"""Retries on storage that fails for a while, for good, or in the middle of a line."""
 
 import errno
 import os
@@ -17,13 +17,13 @@ from adios_ray.tracking import records
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses of a hundredth of a second, and patience for a quarter."""
+    """Shorten pauses to a hundredth of a second, and the timeout to a quarter."""
     monkeypatch.setattr(retrying, "PAUSE_S", 0.01)
     monkeypatch.setattr(retrying, "TIMEOUT_S", 0.25)
 
 
 def refusing(times: int) -> Callable[[], str]:
-    """Works after so many attempts on a full disk."""
+    """Build a write that fails ``times`` times, as on a full disk, and then succeeds."""
     attempts = iter(range(times))
 
     def action() -> str:
@@ -38,7 +38,7 @@ def test_it_waits_says_so_once_and_says_when_it_goes_on() -> None:
     said: list[str] = []
     assert retry(refusing(5), said.append) == "written"
     assert len(said) == 2
-    assert said[0] == "storage refuses ([Errno 28] No space left on device); waiting up to 0 s for it"
+    assert said[0] == "storage refuses ([Errno 28] No space left on device); retrying for up to 0 s"
     assert said[1].startswith("storage is back after")
 
 
@@ -48,7 +48,7 @@ def test_it_says_nothing_where_nothing_is_wrong() -> None:
 
 
 def test_it_gives_up_with_what_to_do() -> None:
-    with pytest.raises(StorageError, match="No space left on device.*mend it and go on with --resume"):
+    with pytest.raises(StorageError, match="No space left on device.*Fix the storage, then run again with --resume"):
         retry(refusing(10**9), lambda text: None)
 
 
@@ -91,7 +91,7 @@ def test_a_directory_that_is_away_is_not_made_anew(tmp_path: Path, monkeypatch: 
     def go_away() -> None:
         said.clear()
         run.rename(tmp_path / "away")
-        run.mkdir()  # as a mount point stays, and somebody may make the run's folder in it
+        run.mkdir()  # a mount point remains, and another process may create the run's folder in it
 
     go_away()
     retry(lambda: records.append_result(run, make_row(epoch=1)), say)

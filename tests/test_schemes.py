@@ -1,4 +1,4 @@
-"""Masks that are not learned: against loops over images, and aligned with their images in the feed."""
+"""Masks that are not learned: against loops over images, and aligned with their images in the batch loader."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ SIZES = (32, 64, 96, 224)
 
 
 def uniform(rows: int, columns: int, seed: int = 0) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Uniform numbers [rows, columns]."""
+    """Draw uniform numbers [rows, columns]."""
     return np.random.default_rng(seed).random((rows, columns))
 
 
@@ -76,7 +76,7 @@ def test_the_smallest_block_has_64_pixels_of_96_and_ratios_end_at_three_tenths(
     size = 5 * 96  # 64 pixels become 40 x 40: 22 x 73 has their area and a ratio of 0.3
     draws = np.zeros((1, 64, 4))
     draws[0, 0, 1] = ratio
-    draws[0, 1:, 2:] = 0.999  # all the other blocks lie in the opposite corner
+    draws[0, 1:, 2:] = 0.999  # all other blocks are in the opposite corner
     mask = block_masks(draws.reshape(1, 256), size)[0, 0]
     expected = torch.zeros(240, 240)
     expected[:height, :width] = 1
@@ -96,7 +96,7 @@ def test_an_images_pattern_depends_on_its_own_numbers_alone(name: str) -> None:
 
 
 def instance_maps() -> Tensor:
-    """Four maps: objects 1, 2 and 7; object 255 alone; nothing; the first with object 3 behind object 2."""
+    """Build four maps: objects 1, 2 and 7; object 255 alone; nothing; the first with object 3 behind object 2."""
     maps = torch.zeros(4, 10, 10, dtype=torch.uint8)
     maps[0, 1:3, 1:4], maps[0, 5:9, 5], maps[0, 6, 4:8], maps[0, 0, 9] = 1, 2, 2, 7
     maps[1, 4:, :5] = 255
@@ -152,7 +152,7 @@ def test_foreground_and_background_share_the_image() -> None:
 
 
 def first_batch(split: Split, data_dir: Path, scheme: str, masked_views: str = "one", whole: bool = True) -> Batch:
-    """The feed's first batch; ``whole`` views are the stored images, unchanged."""
+    """Load the first batch; ``whole`` views are the stored images, unchanged."""
     augment = {"min_crop_scale": 1.0, "flip_probability": 0.0} if whole else {}
     config = small_config(
         data_dir, masking={"scheme": scheme}, objective={"masked_views": masked_views}, augment=augment
@@ -185,7 +185,7 @@ def test_object_masks_follow_their_images(objects_dir: Path) -> None:
     whole = first_batch(split, objects_dir, "fg-bg")
     assert whole.masks is not None
     assert all((mask > 0.5).numpy().tobytes() in foreground for mask in whole.masks[:, 0])
-    # A view whose object is painted white shows where the object is: the mask must lie there, to half a pixel.
+    # A view whose object is painted white shows where the object is: the mask must be there, to half a pixel.
     cropped = first_batch(split, objects_dir, "fg-bg", whole=False)
     painted = split.images[0].copy()
     painted[:] = np.where(maps.numpy()[..., None] > 0, 255, 0)

@@ -1,4 +1,4 @@
-"""Statistics of unmasked images: their closed form, and that training is left as it was."""
+"""BatchNorm statistics of unmasked images: their closed form, and that training is not affected."""
 
 import copy
 from pathlib import Path

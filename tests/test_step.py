@@ -1,4 +1,4 @@
-"""The step against ADIOS written down literally, and the sign of its game."""
+"""The training step against the literal implementation of ``naive.py``, and the sign of the game."""
 
 import copy
 import itertools
@@ -33,10 +33,10 @@ def make_config(
     masked_views: str = "one",
     **masking: Any,
 ) -> TrialConfig:
-    """A trial small enough to be followed by a literal implementation."""
+    """Build the configuration of a trial small enough for the literal implementation."""
     heads = {"name": objective, "hidden_dim": 24, "output_dim": 16, "masked_views": masked_views}
     game = {"scheme": scheme, "order": order, "reduction": reduction, "slots": 3, "width": 8, **masking}
-    # The losses of these two are larger by far: at the others' rates they leap, and rounding errors with them.
+    # These two have far larger losses: at the others' learning rates they jump, and rounding errors grow with them.
     scale = 0.01 if objective in ("barlow", "vicreg") else 1.0
     optimizer = {"encoder_lr": 0.1 * scale, "occlusion_lr": 0.2 * scale, "weight_decay": 1e-3}
     values = {"objective": heads, "masking": game, "optimizer": optimizer, "backbone": {"name": "resnet_small"}}
@@ -44,7 +44,7 @@ def make_config(
 
 
 def make_players(config: TrialConfig) -> tuple[Networks, Optimizers]:
-    """Seeded networks in double precision with their optimizers."""
+    """Build seeded networks in double precision, with their optimizers."""
     torch.manual_seed(0)
     networks = Networks(config, SIZE, CLASSES).double().train()
     optimizers = build_optimizers(networks, config.optimizer)
@@ -53,7 +53,7 @@ def make_players(config: TrialConfig) -> tuple[Networks, Optimizers]:
 
 
 def make_batch(seed: int) -> Batch:
-    """Random views in double precision."""
+    """Draw random views in double precision."""
     generator = torch.Generator().manual_seed(seed)
     views = torch.randn(2, IMAGES, 3, SIZE, SIZE, dtype=torch.float64, generator=generator)
     labels = torch.randint(CLASSES, (IMAGES,), generator=generator)
@@ -61,13 +61,13 @@ def make_batch(seed: int) -> Batch:
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal to 1e-9 of the largest value; gradients that vanish but for rounding count as 1e-6."""
+    """Assert equality to 1e-9 of the largest value, or of 1e-6 where that is larger (gradients that should be 0)."""
     scale = max(float(expected.abs().max()), 1e-6)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9 * scale)
 
 
 def slow_cases(*parts: Iterable[Any]) -> Iterator[Any]:
-    """All combinations, left out of the fast tests."""
+    """Yield all combinations, marked slow."""
     return (pytest.param(*case, marks=pytest.mark.slow) for case in itertools.product(*parts))
 
 
@@ -102,7 +102,7 @@ def test_three_steps_equal_the_literal_game(
     [(("no", "both"), "adios"), *slow_cases([(), ("both",), ("symmetry",), ("no",)], SCHEMES)],
 )
 def test_the_authors_two_view_game_is_theirs(options: tuple[str, ...], scheme: str) -> None:
-    """The combinations of terms in the authors' scripts, with both views' penalties and the entropy term."""
+    """Check the combinations of terms in the authors' scripts, with both views' penalties and the entropy term."""
     flags: dict[str, Term] = {"symmetry": "unmasked-masked", "no": "unmasked-unmasked", "both": "masked-masked"}
     terms = ["masked-unmasked", *(flags[option] for option in options)]
     config = replaced(
@@ -122,7 +122,7 @@ def test_the_authors_two_view_game_is_theirs(options: tuple[str, ...], scheme: s
 
 
 def test_the_entropy_term_enters_with_its_weight() -> None:
-    """Against the same step without it: the occlusion model's gradients differ by alpha times the entropy's."""
+    """Compare with the same step without it: the occlusion model's gradients differ by alpha times the entropy's."""
     gradients = []
     for weight in (0.0, 0.7):
         config = make_config(entropy_weight=weight)
@@ -179,7 +179,7 @@ def test_without_masks_the_step_is_the_plain_objective(objective: str) -> None:
 
 
 def game_value(networks: Networks, batch: Batch, config: TrialConfig) -> float:
-    """L - lambda p on a batch."""
+    """Compute L - lambda p on a batch (paper, Equation 8)."""
     masks_a, masks_b = naive_masks(networks, batch, both=False)
     with torch.no_grad():
         objective = naive_objective(networks, batch, masks_a, masks_b, config)

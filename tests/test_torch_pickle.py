@@ -1,4 +1,4 @@
-"""The reader of foreign checkpoints: whole tensors come out, and nothing is executed."""
+"""The reader of foreign checkpoints: tensors are complete, and nothing is executed."""
 
 import builtins
 import operator
@@ -21,22 +21,22 @@ from adios_ray.models.torch_pickle import read_state_dict
 
 
 class Attack:
-    """Pickled, it is the call of a function; so are its arguments."""
+    """An object that is pickled as the call of a function; arguments may be attacks too."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Call ``function`` with ``arguments`` when unpickled."""
         self.call = function, arguments
 
     def __call__(self) -> None:
-        """Make pickle take an attack for a function, too."""
+        """Let pickle accept an attack as a function."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """The function and its arguments."""
+        """Return the function and its arguments."""
         return self.call
 
 
 def attacks(marker: Path) -> dict[str, object]:
-    """Objects that create ``marker`` when an ordinary unpickler meets them."""
+    """Build objects that create ``marker`` when an ordinary unpickler reads them."""
     command, code = f"touch {marker}", f"open({str(marker)!r}, 'w').close()"
     system = Attack(getattr, Attack(__import__, "os"), "system")
     return {
@@ -65,7 +65,7 @@ def test_nothing_in_a_checkpoint_is_executed(name: str, place: str, tmp_path: Pa
 
 
 def forge(path: Path, program: bytes, storage: bytes = b"", compression: int = zipfile.ZIP_STORED) -> Path:
-    """A checkpoint of this pickle and one storage of this content."""
+    """Write a checkpoint of this pickle and one storage of this content."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", program)
         archive.writestr("archive/data/0", storage)
@@ -97,31 +97,31 @@ def test_methods_cannot_be_replaced(tmp_path: Path) -> None:
 
 
 class Forged:
-    """Pickled, it is torch's call that puts a tensor together from storage 0."""
+    """An object that is pickled as torch's call that rebuilds a tensor from storage 0."""
 
     def __init__(self, *arguments: Any) -> None:
-        """Offset, size and stride."""
+        """Take offset, size and stride."""
         self.arguments = arguments
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """The call as torch writes it."""
+        """Return the call as torch writes it."""
         return torch._utils._rebuild_tensor_v2, (Storage(), *self.arguments, False, OrderedDict())
 
 
 class Storage:
-    """Pickled as a persistent reference."""
+    """An object that is pickled as a persistent reference."""
 
 
 class Pickler(pickle.Pickler):
     """Writes a ``Storage`` as torch writes its own."""
 
     def persistent_id(self, obj: Any) -> Any:
-        """Floats on the CPU in file 0."""
+        """Refer to floats on the CPU in file 0."""
         return ("storage", torch.FloatStorage, "0", "cpu", 6) if isinstance(obj, Storage) else None
 
 
 def forged_tensor(path: Path, *arguments: Any, compression: int = zipfile.ZIP_STORED) -> Path:
-    """A checkpoint with one tensor of offset, size and stride in a storage of 0, 1, 2, 3, 4, 5."""
+    """Write a checkpoint with one tensor of offset, size and stride in a storage of 0, 1, 2, 3, 4, 5."""
     stream = BytesIO()
     Pickler(stream, protocol=2).dump({"state_dict": {"x": Forged(*arguments)}})
     return forge(path, stream.getvalue(), np.arange(6, dtype=np.float32).tobytes(), compression)

@@ -1,4 +1,4 @@
-"""One trial's training: exact resumption, taking over a donor, changing N, and what a report says."""
+"""One trial's training: exact resumption, loading a donor, changing N, divergence, and reports."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def flattened(values: Any, path: str = "") -> dict[str, Any]:
-    """Leaves of nested dictionaries and lists by their path."""
+    """Map the leaves of nested dictionaries and lists by their path."""
     if isinstance(values, dict):
         items = list(values.items())
     elif isinstance(values, list):
@@ -43,7 +43,7 @@ def flattened(values: Any, path: str = "") -> dict[str, Any]:
 
 
 def assert_identical(first: dict[str, Any], second: dict[str, Any]) -> None:
-    """Every tensor and number of two states is the same, bit for bit."""
+    """Assert that every tensor and number of two states is the same, bit for bit."""
     left, right = flattened(first), flattened(second)
     assert left.keys() == right.keys()
     for path, value in left.items():
@@ -52,12 +52,12 @@ def assert_identical(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 
 def saved(trainer: Trainer, directory: Path) -> dict[str, Any]:
-    """The state that a checkpoint of this trainer holds."""
+    """Save a trainer and return the state that the checkpoint holds."""
     return load_checkpoint(trainer.save(directory), CPU)
 
 
 def trained(config: TrialConfig, steps: int) -> Trainer:
-    """A fresh trainer after some steps."""
+    """Train a new trainer for some steps."""
     trainer = Trainer(config, CPU)
     trainer.train_until(steps)
     return trainer
@@ -134,12 +134,12 @@ def test_views_may_be_larger_than_the_stored_images(objects_dir: Path) -> None:
 
 @pytest.mark.slow
 def test_networks_that_draw_resume_bit_for_bit(objects_dir: Path, tmp_path: Path) -> None:
-    """Stochastic depth: what is dropped follows from seed and step, not from what was drawn before."""
+    """Check stochastic depth: what is dropped follows from seed and step, not from the generator's state."""
     name = "swin_tiny_patch4_window7_224"
     config = small_config(objects_dir, backbone={"name": name}, batch_size=8, masking={"order": "alternating"})
     whole = trained(config, 3)
     pointer = trained(config, 2).save(tmp_path / "middle")
-    torch.rand(7)  # somebody else draws
+    torch.rand(7)  # moves the global generator
     resumed = Trainer(config, CPU)
     resumed.load(pointer, config)
     resumed.train_until(3)
@@ -170,7 +170,7 @@ def test_the_predictor_keeps_its_rate_where_it_is_constant(
 
 
 def as_version_1(directory: Path, data_set: Path) -> Path:
-    """The same squares as a data set that was made before sizes were stored."""
+    """Write the same square images as a data set of schema version 1, without stored sizes."""
     directory.mkdir()
     manifest = json.loads((data_set / "manifest.json").read_text())
     for entry in chain.from_iterable(manifest["splits"].values()):
@@ -235,7 +235,7 @@ def test_a_checkpoint_of_other_optimizer_groups_is_refused_by_name(objects_dir: 
 
 
 def poisoned(config: TrialConfig) -> Trainer:
-    """A trainer that diverges at its third step."""
+    """Train for two steps, then break a weight so that the third step diverges."""
     trainer = trained(config, 2)
     with torch.no_grad():
         next(trainer.networks.backbone.parameters()).fill_(torch.inf)
@@ -397,7 +397,7 @@ def test_a_split_that_is_merged_again_leaves_the_loss(objects_dir: Path) -> None
 
 @pytest.mark.slow
 def test_a_grown_trial_keeps_learning(objects_dir: Path, tmp_path: Path) -> None:
-    """One more mask changes an epoch's loss no more than another order of the images does."""
+    """Check that one more mask changes an epoch's loss no more than another order of the images does."""
     config = small_config(objects_dir, epochs=6)
     start = trained(config, 12)
     pointer = start.save(tmp_path / "start")

@@ -1,4 +1,4 @@
-"""The weights file, what begins from one, the exported encoder, and the commands around them."""
+"""Weights files, initialization from them, the exported encoder, and their commands."""
 
 import dataclasses
 import hashlib
@@ -37,7 +37,7 @@ VIT = {"name": "vit_tiny_patch16_224"}
 
 
 def make(size: int = SIZE, seed: int = 0, **changes: Any) -> Networks:
-    """Networks of a small trial whose normalizations have seen something."""
+    """Build the networks of a small trial, with running statistics of random images."""
     torch.manual_seed(seed)
     networks = Networks(small_config(Path("data"), **changes), size, CLASSES)
     with torch.no_grad():
@@ -46,42 +46,42 @@ def make(size: int = SIZE, seed: int = 0, **changes: Any) -> Networks:
 
 
 def weights_of(networks: Networks, size: int = SIZE) -> Weights:
-    """What a weights file holds of networks."""
+    """Collect the content of a weights file of networks."""
     return Weights(networks.config, size, CLASSES, "made for a test", networks.state_dict())
 
 
 def saved(path: Path, networks: Networks, size: int = SIZE) -> Path:
-    """A weights file of networks."""
+    """Write a weights file of networks."""
     save_weights(path, weights_of(networks, size))
     return path
 
 
 def begin(networks: Networks, path: Path) -> None:
-    """Begin with the weights of a file."""
+    """Initialize networks with the weights of a file."""
     load_initial(networks, load_weights(path), path)
 
 
 def same_state(ours: nn.Module, theirs: nn.Module) -> bool:
-    """Whether two modules have equal tensors."""
+    """Tell whether two modules have equal tensors."""
     pairs = zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True)
     return all(name == other and torch.equal(a, b) for (name, a), (other, b) in pairs)
 
 
 @pytest.fixture(scope="module")
 def byol() -> Networks:
-    """A small trial with every part: momentum, occlusion model, probe."""
+    """Build the networks of a small trial with every part: momentum, occlusion model, probe."""
     return make(objective={"name": "byol"})
 
 
 @pytest.fixture(scope="module")
 def trainer(objects_dir: Path) -> Trainer:
-    """A trainer that has not begun."""
+    """Build a trainer before its first step."""
     return Trainer(small_config(objects_dir, objective={"name": "byol"}), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def vit() -> Networks:
-    """A vision transformer for 64 pixels with an occlusion model."""
+    """Build a vision transformer for 64 pixels with an occlusion model."""
     return make(64, backbone=VIT)
 
 

@@ -1,4 +1,4 @@
-"""Fitness of a trial: what its frozen features are worth on held-out images, never the training loss."""
+"""Fitness of a trial: a score of its frozen features on held-out images, never the training loss."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -21,6 +21,7 @@ from adios_ray.evaluation.statistics import BATCH, fresh_statistics
 from adios_ray.models.networks import Networks
 
 GATE_IMAGES = 2048
+"""Held-out images by which a collapse is detected."""
 LIDAR_IMAGES = 512
 LIDAR_VIEWS = 10
 
@@ -33,12 +34,13 @@ def extract_features(
     image_size: int,
     view: CentralView = "square",
 ) -> Tensor:
-    """Features of un-augmented images, [len(indices), F] on the backbone's device; see ``center_view``.
+    """Extract features of un-augmented images, float32 [M, F] on the backbone's device; see ``center_view``.
 
-    The workers of a trial share the images; each receives all features.
+    The M images are distributed over the workers of the trial; each worker receives all features.
     """
     device = next(backbone.parameters()).device
     share = -(-len(indices) // parallel.world_size())
+    # np.resize repeats the indices, so that all workers have equal shares for the gathering.
     padded = np.resize(indices, share * parallel.world_size())
     own = padded[parallel.rank() * share :][:share]
     training = backbone.training
@@ -52,11 +54,11 @@ def extract_features(
 
 
 class Fitness(NamedTuple):
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
-        value: The configured measure, the higher the better; nan where features are not finite or have collapsed.
-        collapse: What shows the collapse, in words; None where there is none.
+        value: The configured measure, higher is better; nan where features are not finite or have collapsed.
+        collapse: Which statistic shows the collapse, and its value; None where there is none.
     """
 
     value: float
@@ -64,32 +66,31 @@ class Fitness(NamedTuple):
 
 
 def evaluate(networks: Networks, train: Split, held_out: Split, image_size: int, config: EvaluationConfig) -> Fitness:
-    """Measure a backbone on held-out images, and whether its features have collapsed.
+    """Compute the fitness on held-out images, after a check that the features have not collapsed.
 
     Args:
         networks: Backbone and probe.
-        train: Neighbors of ``knn``.
-        held_out: What is classified or described.
-        image_size: Side of the views in pixels.
-        config: Which measure, and what counts as a collapse.
+        train: Split of the neighbors of ``knn``.
+        held_out: Split that is classified or scored.
+        image_size: Side S of the views in pixels.
+        config: The measure, and the thresholds of a collapse.
     """
     fresh = fresh_statistics(networks.backbone, train, image_size, config.view)
     with fresh if config.fresh_statistics else nullcontext():
-        return parallel.from_first(_evaluate(networks, train, held_out, image_size, config))
-
-
-def _evaluate(networks: Networks, train: Split, held_out: Split, image_size: int, config: EvaluationConfig) -> Fitness:
-    features = extract_features(networks.backbone, held_out, np.arange(len(held_out)), image_size, config.view)
-    if not features.isfinite().all():
-        return Fitness(math.nan, None)
-    # Decided once: the workers extract further features together, or none does.
-    if collapse := parallel.from_first(_collapse(features, config)):
-        return Fitness(math.nan, collapse)
-    return Fitness(_MEASURES[config.fitness](networks, train, held_out, features, image_size, config), None)
+        features = extract_features(networks.backbone, held_out, np.arange(len(held_out)), image_size, config.view)
+        if not features.isfinite().all():
+            found = Fitness(math.nan, None)
+        # The first worker decides: measures extract further features, which all workers must do together.
+        elif collapse := parallel.from_first(_collapse(features, config)):
+            found = Fitness(math.nan, collapse)
+        else:
+            value = _MEASURES[config.fitness](networks, train, held_out, features, image_size, config)
+            found = Fitness(value, None)
+        return parallel.from_first(found)
 
 
 def _collapse(features: Tensor, config: EvaluationConfig) -> str | None:
-    """What shows that features say the same of every image, or nearly nothing."""
+    """Describe the collapse of features [M, F], if there is one; None otherwise."""
     some = features[:GATE_IMAGES]
     std, rank = feature_std(some), effective_rank(some)
     if std < config.min_feature_std:
@@ -102,7 +103,7 @@ def _collapse(features: Tensor, config: EvaluationConfig) -> str | None:
 def _knn(
     networks: Networks, train: Split, held_out: Split, features: Tensor, image_size: int, config: EvaluationConfig
 ) -> float:
-    """Weighted k-NN accuracy (multi-label: macro F1), 0 to 1; nan where the neighbors' features are not finite."""
+    """Compute weighted k-NN accuracy (multi-label: macro F1), 0 to 1; nan if the neighbors' features are not finite."""
     bank = train.spread(config.train_images)
     train_features = extract_features(networks.backbone, train, bank, image_size, config.view)
     if not train_features.isfinite().all():
@@ -116,7 +117,7 @@ def _knn(
 def _probe(
     networks: Networks, train: Split, held_out: Split, features: Tensor, image_size: int, config: EvaluationConfig
 ) -> float:
-    """Accuracy of the online probe, 0 to 1; multi-label: over all labels of all images."""
+    """Compute the accuracy of the online probe, 0 to 1; multi-label: over all labels of all images."""
     labels = torch.from_numpy(held_out.labels).to(features.device)
     with torch.no_grad():
         logits = networks.probe(features)
@@ -124,15 +125,11 @@ def _probe(
     return float(right.float().mean())
 
 
-def _lidar(
-    networks: Networks, train: Split, held_out: Split, features: Tensor, image_size: int, config: EvaluationConfig
-) -> float:
-    """LiDAR of features of random views."""
-    return lidar(_features_of_views(networks.backbone, held_out, image_size))
-
-
 def _features_of_views(backbone: nn.Module, split: Split, image_size: int) -> Tensor:
-    """Features of random views with the default augmentations, the same ones at each call, [n, views, F]."""
+    """Extract features of K random views, the same ones at each call, [M, K, F].
+
+    Views are made by the default augmentations, not the trial's: a search over augmentations must not change the score.
+    """
     indices = np.arange(min(LIDAR_IMAGES, len(split)))
     device, training = next(backbone.parameters()).device, backbone.training
     backbone.eval()
@@ -156,6 +153,9 @@ _MEASURES: Mapping[str, Callable[[Networks, Split, Split, Tensor, int, Evaluatio
     "probe": _probe,
     "rankme": lambda networks, train, held_out, features, image_size, config: rankme(features),
     "alpha-req": lambda networks, train, held_out, features, image_size, config: alpha_req(features),
-    "lidar": _lidar,
+    "lidar": lambda networks, train, held_out, features, image_size, config: lidar(
+        _features_of_views(networks.backbone, held_out, image_size)
+    ),
 }
-"""Of networks, the split of the neighbors, the held-out split and its features [n, F], and the views' side."""
+"""Measures by name, of networks, the split of the neighbors, the held-out split, its features [M, F], the side of the
+views and the configuration."""

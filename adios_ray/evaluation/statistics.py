@@ -1,4 +1,4 @@
-"""BatchNorm's statistics for an evaluation, taken from images as the evaluation sees them."""
+"""BatchNorm statistics for an evaluation, computed from images as the evaluation sees them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from adios_ray.data.loader import central_views
 from adios_ray.data.shards import Split
 
 IMAGES = 2048
-"""So many that a channel's mean is known to 2 % of its deviation; more would cost as much as the evaluation itself."""
+"""Enough to know a channel's mean to 2 % of its standard deviation; more would cost as much as the evaluation."""
 BATCH = 256
 
 
@@ -22,17 +22,17 @@ BATCH = 256
 def fresh_statistics(
     backbone: nn.Module, train: Split, image_size: int, view: CentralView = "square"
 ) -> Iterator[None]:
-    """Let a backbone normalize by statistics of unmasked images for the time of the block.
+    """Make a backbone's BatchNorm use statistics of unmasked images inside the block.
 
-    In training the running statistics come from all views that pass, of which 1 in N + 1 is unmasked. Here they are the
-    averages over batches of central views of training images. What training goes by comes back afterwards, bit for bit.
-    Without effect on networks without BatchNorm.
+    In training, running statistics average over all views, of which 1 in N + 1 is unmasked. Here they are the averages
+    over batches of central views of training images. The statistics of training are restored afterwards, bit for bit. A
+    no-op for networks without BatchNorm.
 
     Args:
-        backbone: Images [B, 3, S, S] to features [B, F].
-        train: Where the images are; at most ``IMAGES`` of them, spread evenly, are used.
+        backbone: Maps images [B, 3, S, S] to features [B, F].
+        train: Split of the images; at most ``IMAGES`` of them, evenly spaced, are used.
         image_size: Side S in pixels.
-        view: Part of each photograph.
+        view: Part of each photograph that is used.
     """
     norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
@@ -40,7 +40,7 @@ def fresh_statistics(
         return
     kept = [({name: values.clone() for name, values in norm.named_buffers()}, norm.momentum) for norm in norms]
     training = backbone.training
-    backbone.eval()  # nothing but the norms may behave as in training: dropout would draw
+    backbone.eval()  # only the norms may behave as in training: dropout would draw random numbers
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the average of all batches, each with the same weight
@@ -51,7 +51,7 @@ def fresh_statistics(
         with torch.no_grad():
             for batch in np.array_split(indices, -(-len(indices) // BATCH)):
                 backbone(central_views(train, batch, image_size, device, view))
-        # Workers saw the same images, and may have rounded differently.
+        # Workers computed these from the same images, and may have rounded differently.
         parallel.broadcast_from_first(buffer for norm in norms for buffer in norm.buffers())
         backbone.eval()
         yield

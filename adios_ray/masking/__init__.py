@@ -1,1 +1,1 @@
-"""The occlusion model, the price of its masks, and changes of their number."""
+"""Masks: the occlusion model and its penalties, changes of the number of slots, and schemes that are not learned."""

@@ -1,4 +1,4 @@
-"""The occlusion model: a U-Net that shares every pixel among N slots (paper, Section 2.2, Table 8)."""
+"""The occlusion model: a U-Net whose N masks are a softmax over slots at every pixel (paper, Section 2.2, Table 8)."""
 
 import math
 
@@ -9,11 +9,13 @@ from torch.nn import functional
 from adios_ray.config import Norm, check_image_size
 
 BOTTLENECK = 128
+"""Width of the hidden layers of the MLP."""
 GROUPS = 8
+"""Groups of GroupNorm; widths are multiples of it."""
 
 
 def _block(channels_in: int, channels_out: int, norm: Norm) -> nn.Sequential:
-    """3x3 convolution, normalization, ReLU; the resolution stays."""
+    """Build a 3x3 convolution that keeps the resolution, normalization and ReLU."""
     norms: dict[str, nn.Module] = {
         "group": nn.GroupNorm(GROUPS, channels_out),
         "instance": nn.InstanceNorm2d(channels_out, affine=True),
@@ -24,14 +26,13 @@ def _block(channels_in: int, channels_out: int, norm: Norm) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """U-Net with skip connections, nearest-neighbor resampling and an MLP at its bottom.
+    """U-Net with skip connections, nearest-neighbor resampling and an MLP at the lowest resolution.
 
-    Parameter names are those of the published implementation. Halving takes every other pixel, which is what
-    nearest-neighbor interpolation does, and faster. Kernels lie channels-last, as its few channels are fastest.
+    Parameter names are those of the published implementation.
     """
 
     def __init__(self, image_size: int, width: int, norm: Norm, levels: int | None = None) -> None:
-        """Build the levels, log2(image_size) - 1 if not given, of which the last three are 2 ``width`` wide."""
+        """Build ``levels`` resolutions, log2(image_size) - 1 if not given; the last three have 2 ``width`` channels."""
         super().__init__()
         levels = levels or int(math.log2(image_size) - 1)
         self.bottom_size = image_size // 2 ** (levels - 1)
@@ -52,9 +53,10 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(_block(2 * skip, o, norm) for skip, o in zip(reversed(widths), outputs, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B, 3, S, S] to features [B, width, S, S]."""
+        """Map images [B, 3, S, S] to features [B, width, S, S]."""
         skips = []
         for level, block in enumerate(self.down):
+            # Every other pixel: the values of nearest-neighbor interpolation by one half, without its cost.
             x = block(x if level == 0 else x[:, :, ::2, ::2])
             skips.append(x)
         x = self.mlp(x).view_as(x)
@@ -66,7 +68,7 @@ class UNet(nn.Module):
 
 
 class OcclusionModel(nn.Module):
-    """Images to N masks that sum to one at every pixel; 1 removes the pixel."""
+    """Maps images to N masks that sum to one at every pixel; 1 removes the pixel."""
 
     def __init__(
         self, image_size: int, slots: int, width: int, norm: Norm = "group", levels: int | None = None
@@ -82,6 +84,7 @@ class OcclusionModel(nn.Module):
             raise ValueError(f"masking.levels {levels}: image size {image_size} cannot be halved {levels - 1} times")
         self.mask_encoder = UNet(image_size, width, norm, levels)
         self.mask_head = nn.Sequential(nn.Conv2d(width, slots, 1))
+        # Whatever config.channels_last says: with so few channels this layout is the fastest.
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -97,12 +100,14 @@ class OcclusionModel(nn.Module):
         return self.head.out_channels
 
     def use_blank_head(self, slots: int) -> None:
-        """Take a head of ``slots`` outputs whose values are about to be loaded; a no-op where it has as many."""
+        """Replace the head by one of ``slots`` outputs whose values are about to be loaded; a no-op if it fits."""
         if slots != self.slots:
             self.mask_head[0] = nn.Conv2d(self.head.in_channels, slots, 1).to(self.head.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalized images [B, 3, S, S] to masks [B, N, S, S] in [0, 1]."""
+        """Map normalized images [B, 3, S, S] to masks [B, N, S, S] in [0, 1] that sum to 1 over N."""
         logits: Tensor = self.mask_head(self.mask_encoder(x))
+        # Single precision even under autocast: bfloat16 resolves a mask's mean to 3 digits, too few for the penalty
+        # near its poles. No longer channels-last, since masks are split by slot.
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         return logits.contiguous().softmax(dim=1)

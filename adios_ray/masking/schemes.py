@@ -1,7 +1,7 @@
-"""Masks that are not learned, to be compared with those that are (paper, Section 4.2, Figure 9).
+"""Masking schemes that are not learned, as baselines (paper, Section 4.2, Figure 9).
 
-A mask of 1 removes the pixel. Nothing here draws: uniform numbers come in, one row an image, so that an image's masks
-depend on its own row alone.
+A mask of 1 removes the pixel. Functions take uniform random numbers, one row for each image, instead of drawing them,
+so that an image's masks depend on its own row alone.
 """
 
 import math
@@ -29,11 +29,11 @@ IDS = 255
 
 
 class PatternScheme(NamedTuple):
-    """Masks that look at no image.
+    """A scheme whose masks do not depend on the image.
 
     Attributes:
-        draws: Uniform numbers that an image needs.
-        make: Those numbers [B, draws] and the image's side S to masks [B, 1, S, S].
+        draws: Uniform numbers needed for each image.
+        make: Maps these numbers, [B, draws], and the image's side S to masks [B, 1, S, S].
     """
 
     draws: int
@@ -41,12 +41,14 @@ class PatternScheme(NamedTuple):
 
 
 class ObjectScheme(NamedTuple):
-    """Masks out of instance maps, at the stored resolution: they follow their image through crop, resize and flip.
+    """A scheme whose masks are made from instance maps.
+
+    Masks are made at the stored resolution, since they are cropped, resized and flipped together with their image.
 
     Attributes:
-        make: Instance maps, uint8 [B, S, S] with 0 for the background, number of slots, and uniform numbers
-            [B, ``IDS``] to masks, bool [B, K, S, S].
-        of_another_image: Whether the maps are those of other images.
+        make: Maps instance maps, uint8 [B, S, S] with 0 for the background, the number of slots, and uniform numbers
+            [B, ``IDS``] to masks, bool [B, N, S, S].
+        of_another_image: Whether the maps are taken from other images.
     """
 
     make: Callable[[Tensor, int, Draws], Tensor]
@@ -54,14 +56,14 @@ class ObjectScheme(NamedTuple):
 
 
 def patch_masks(draws: Draws, image_size: int) -> Tensor:
-    """Square patches on a grid, three quarters of them removed (He et al. 2021).
+    """Remove three quarters of the square patches on a grid (He et al. 2021).
 
     Args:
         draws: [B, 36]; the patches with the smallest numbers are removed.
         image_size: Side S in pixels.
 
     Returns:
-        Float32 [B, 1, S, S].
+        Zeros and ones, float32 [B, 1, S, S].
     """
     count = PATCHES_A_SIDE**2
     removed = np.zeros((len(draws), count), np.float32)
@@ -71,22 +73,23 @@ def patch_masks(draws: Draws, image_size: int) -> Tensor:
 
 
 def block_masks(draws: Draws, image_size: int) -> Tensor:
-    """Rectangles until three tenths of the image are removed (Bao et al. 2021, Algorithm 1).
+    """Remove rectangles until three tenths of the image are removed (Bao et al. 2021, Algorithm 1).
 
-    A block's area lies between 64 pixels of 96 x 96 and what is still to be removed, so that the last one overshoots by
-    hardly more than the smallest block; its aspect ratio lies between 0.3 and 3.3, evenly in the logarithm as in the
-    code of that paper. At most 64 blocks are tried, which sufficed for each of 100,000 images.
+    A block's area is between 64 pixels of 96 x 96 and what remains to be removed, so that the last block overshoots by
+    hardly more than the smallest one. Its aspect ratio is log-uniform between 0.3 and 3.3, as in that paper's code. At
+    most 64 blocks are tried, which sufficed for each of 100,000 images.
 
     Args:
         draws: [B, 256]: area, ratio, top and left of each block.
         image_size: Side S in pixels.
 
     Returns:
-        Float32 [B, 1, S, S].
+        Zeros and ones, float32 [B, 1, S, S].
     """
     size, pixels = np.arange(image_size), image_size**2
     low, high = (math.log(ratio) for ratio in BLOCK_RATIOS)
     mask = np.zeros((len(draws), image_size, image_size), bool)
+    # One block of all images at a time; images that have enough removed take no further ones.
     for area, ratio, top, left in draws.T.reshape(BLOCKS, 4, -1):
         missing = BLOCKS_REMOVED - mask.mean(axis=(1, 2))
         if not (missing > 0).any():
@@ -104,31 +107,40 @@ def block_masks(draws: Draws, image_size: int) -> Tensor:
 
 
 def object_masks(instances: Tensor, slots: int, draws: Draws) -> Tensor:
-    """One object a slot, and all the rest in the last slot, as in the authors' code.
+    """Put one object into each slot and everything else into the last slot, as in the authors' code.
 
-    Of more objects than slots, some are drawn; slots without an object are empty.
+    If there are more objects than slots, a random subset is chosen; slots without an object are empty.
+
+    Args:
+        instances: Instance maps, uint8 [B, S, S]; 0 is the background.
+        slots: Number of masks N, at least 2.
+        draws: Uniform numbers [B, ``IDS``], one for each possible object; the smallest are chosen.
+
+    Returns:
+        Bool [B, N, S, S].
     """
     objects = _drawn_objects(instances, slots - 1, draws)
     return torch.cat([objects, ~objects.any(dim=1, keepdim=True)], dim=1)
 
 
 def box_masks(instances: Tensor, slots: int, draws: Draws) -> Tensor:
-    """Like ``object_masks`` with the bounding box of each object."""
+    """Put the bounding box of one object into each slot; otherwise like ``object_masks``."""
     objects = _drawn_objects(instances, slots - 1, draws)
     boxes = _span(objects.any(dim=3))[:, :, :, None] & _span(objects.any(dim=2))[:, :, None, :]
     return torch.cat([boxes, ~boxes.any(dim=1, keepdim=True)], dim=1)
 
 
 def foreground_masks(instances: Tensor, slots: int, draws: Draws) -> Tensor:
-    """All objects in one slot and the background in another, whatever ``slots`` says."""
+    """Put all objects into one slot and the background into another, bool [B, 2, S, S]; ``slots`` is ignored."""
     foreground = instances > 0
     return torch.stack([foreground, ~foreground], dim=1)
 
 
 def _drawn_objects(instances: Tensor, count: int, draws: Draws) -> Tensor:
-    """Bool [B, count, S, S]: at most ``IDS`` objects in a random order; empty where there are no more."""
+    """Choose ``count`` objects in a random order, bool [B, count, S, S]; empty masks where there are fewer."""
     present = torch.zeros(len(instances), IDS + 1, dtype=torch.bool)
     present.scatter_(1, instances.flatten(1).long(), True)
+    # One number for each possible object: the order of two objects does not depend on which others are present.
     keys = torch.from_numpy(draws).masked_fill(~present[:, 1:], math.inf)
     order = keys.argsort(dim=1)[:, :count]
     chosen = torch.where(keys.gather(1, order) < math.inf, order + 1, -1)
@@ -136,7 +148,7 @@ def _drawn_objects(instances: Tensor, count: int, draws: Draws) -> Tensor:
 
 
 def _span(occupied: Tensor) -> Tensor:
-    """Fill between the first and the last True of bool [B, K, S]."""
+    """Fill between the first and the last True of bool [B, N, S]."""
     forward, backward = occupied.cummax(dim=2).values, occupied.flip(2).cummax(dim=2).values.flip(2)
     return forward & backward
 

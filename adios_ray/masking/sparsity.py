@@ -1,4 +1,4 @@
-"""The price of a mask that takes nothing or everything (paper, Equation 7), and of masks of equal size."""
+"""Penalties on masks: on those that remove nothing or everything (paper, Equation 7), and on unequal sizes."""
 
 import math
 
@@ -6,21 +6,23 @@ import torch
 from torch import Tensor
 
 POLE_MARGIN = 1e-4
+"""Smallest distance of a mask's mean from 0 and 1; the penalty is then at most 3,183."""
 
 
 def sparsity(masks: Tensor) -> Tensor:
-    """p(m) = 1 / sin(pi * mean of m) for each mask, at least 1 (paper, Equation 7).
+    """Compute p(m) = 1 / sin(pi * mean of m) for each mask (paper, Equation 7).
 
-    The mean is kept ``POLE_MARGIN`` away from the poles at 0 and 1, where value and slope would be infinite; the
-    gradient still passes, so that a mask at a pole is pushed away from it.
+    The mean is kept ``POLE_MARGIN`` away from the poles at 0 and 1, where value and slope would be infinite.
 
     Args:
-        masks: [B, N, H, W] in [0, 1].
+        masks: [B, N, S, S] in [0, 1].
 
     Returns:
-        [B, N], finite.
+        [B, N], at least 1 and finite.
     """
     mean = masks.mean(dim=(2, 3))
+    # A straight-through clamp: its value is clamped, its gradient is 1. Plain clamp() has gradient 0 outside, and would
+    # leave a mask at a pole where it is.
     inside = mean + (mean.clamp(POLE_MARGIN, 1 - POLE_MARGIN) - mean).detach()
     return 1 / torch.sin(math.pi * inside)
 
@@ -28,11 +30,11 @@ def sparsity(masks: Tensor) -> Tensor:
 def size_entropy(masks: Tensor, views: int = 1) -> Tensor:
     """Sum the negative entropies of the images' mask sizes: E = sum of softmax(s) log softmax(s).
 
-    A term of the authors' code that the paper does not have. s are the mean values of an image's masks, those of both
-    views in one softmax where both are masked.
+    A term of the authors' code, not in the paper. s are the mean values of an image's masks; where both views are
+    masked, one softmax is over the masks of both.
 
     Args:
-        masks: [views * B, N, H, W] in [0, 1], one view after the other.
+        masks: [views * B, N, S, S] in [0, 1], one view after the other.
         views: Masked views of each image, 1 or 2.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Backbones, heads, and the networks that one trial trains."""
+"""Backbones, the networks that one trial trains, and their weights in files: own, exported, and the authors'."""

@@ -1,4 +1,4 @@
-"""Image encoders: any of timm by name, and one small residual network for CPUs."""
+"""Image encoders: any timm model by name, and one small residual network for CPUs."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut (He et al. 2016)."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        """Halve the resolution where ``stride`` is 2."""
+        """Build the block; a ``stride`` of 2 halves the resolution."""
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels_out)
@@ -26,16 +26,16 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(channels_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C_in, H, W] to [B, C_out, H / stride, W / stride]."""
+        """Map [B, C_in, S, S] to [B, C_out, S / stride, S / stride]."""
         y = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
 class SmallResNet(nn.Module):
-    """A residual network that two CPU cores can train: stem of stride 2, one block a stage."""
+    """A residual network that two CPU cores can train: stem of stride 2, one block for each stage."""
 
     def __init__(self) -> None:
-        """Build with the standard initialization of residual networks."""
+        """Build with the standard initialization of residual networks (He et al. 2015, fan-out)."""
         super().__init__()
         first = SMALL_WIDTHS[0]
         self.stem = nn.Sequential(nn.Conv2d(3, first, 3, 2, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
@@ -49,26 +49,28 @@ class SmallResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] to pooled features [B, 128]."""
+        """Map images [B, 3, S, S] to pooled features [B, 128]."""
         features: Tensor = self.stages(self.stem(x))
         return features.mean(dim=(2, 3))
 
 
 def build_backbone(config: BackboneConfig, image_size: int) -> tuple[nn.Module, int]:
-    """A freshly initialized backbone and the width of its features.
+    """Build a backbone with initial weights from torch's global generator.
 
     Returns:
         A module from images [B, 3, S, S] to features [B, F], and F.
 
     Raises:
-        ConfigError: If timm has no such model, it does not take images of this size or would not see all of them, or
-            it is not a ResNet whose stem or norms can be changed.
+        ConfigError: If timm has no such model; if it does not take images of this size or would ignore a part of them;
+            or if its stem or norms are to be changed and it is not a ResNet.
     """
     backbone = SmallResNet() if config.name == "resnet_small" else _build_from_timm(config, image_size)
     if not config.zero_init_last:
         _start_last_norms_at_one(backbone, config.name)
     _check_patches(backbone, config.name, image_size)
     use_fast_stem(backbone)
+    # A forward pass gives the width of the features; num_features of some timm models (MobileNetV3) is another one. In
+    # evaluation mode it draws no random numbers and moves no running statistics.
     try:
         with torch.no_grad():
             features = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
@@ -80,11 +82,12 @@ def build_backbone(config: BackboneConfig, image_size: int) -> tuple[nn.Module, 
 
 
 def _build_from_timm(config: BackboneConfig, image_size: int) -> nn.Module:
-    from adios_ray.models.timm_alone import timm  # here: it costs a second that the small network does not need
+    from adios_ray.models.timm_alone import timm  # here: it takes a second that the small network need not wait
 
     if not timm.is_model(config.name):
         near = ", ".join(timm.list_models(f"*{config.name[:6]}*")[:5]) or "timm.list_models()"
         raise ConfigError(f"backbone.name: timm has no model {config.name!r} (near: {near}; or resnet_small)")
+    # Only models of a fixed input size, such as vision transformers, accept img_size; others fail on the argument.
     pretrained = timm.get_pretrained_cfg(config.name)
     sized = {"img_size": image_size} if pretrained is not None and pretrained.fixed_input_size else {}
     try:
@@ -94,23 +97,29 @@ def _build_from_timm(config: BackboneConfig, image_size: int) -> nn.Module:
             f"backbone.name: {config.name} cannot take images of {image_size} pixels ({error})"
         ) from error
     if config.cifar_stem:
-        _use_cifar_stem(backbone, config)
+        stem = getattr(backbone, "conv1", None)
+        if not isinstance(stem, nn.Conv2d) or not hasattr(backbone, "maxpool"):
+            raise ConfigError(
+                f"backbone.cifar_stem: {config.name} has no ResNet stem to replace; leave it out, or choose a ResNet"
+            )
+        backbone.conv1 = nn.Conv2d(3, stem.out_channels, 3, 1, config.stem_padding, bias=False)
+        backbone.maxpool = nn.Identity()
     return backbone
 
 
 def _start_last_norms_at_one(backbone: nn.Module, name: str) -> None:
-    """Give residual blocks the scale that torchvision's begin with; timm's begin as the identity."""
+    """Initialize the last norm of each residual block to 1, as torchvision does; timm initializes it to 0."""
     from timm.models.resnet import BasicBlock, Bottleneck
 
     blocks = [module for module in backbone.modules() if isinstance(module, BasicBlock | Bottleneck)]
     if not blocks:
-        raise ConfigError(f"backbone.zero_init_last: {name} is no ResNet of timm; leave it out")
+        raise ConfigError(f"backbone.zero_init_last: {name} is no ResNet of timm; leave zero_init_last out")
     for block in blocks:
         nn.init.ones_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight)
 
 
 def _check_patches(backbone: nn.Module, name: str, image_size: int) -> None:
-    """Refuse a network that would cut off what does not fill a patch: 14-pixel patches see 56 of 64 pixels."""
+    """Refuse a network that would ignore pixels that fill no whole patch: with patches of 14 pixels, 8 of 64."""
     patch = _patch_size(backbone)
     if image_size % patch == 0:
         return
@@ -123,7 +132,7 @@ def _check_patches(backbone: nn.Module, name: str, image_size: int) -> None:
 
 
 def _patch_size(backbone: nn.Module) -> int:
-    """Side of the patches that the first layer cuts images into; 1 where it overlaps or pads."""
+    """Return the side of the patches that the first layer cuts images into; 1 if it overlaps or pads them."""
     embedding = getattr(backbone, "patch_embed", None)
     if getattr(embedding, "dynamic_img_pad", False):
         return 1
@@ -131,11 +140,3 @@ def _patch_size(backbone: nn.Module) -> int:
     if first is None or first.kernel_size != first.stride or first.padding not in ((0, 0), "valid"):
         return 1
     return first.kernel_size[0]
-
-
-def _use_cifar_stem(backbone: nn.Module, config: BackboneConfig) -> None:
-    stem = getattr(backbone, "conv1", None)
-    if not isinstance(stem, nn.Conv2d) or not hasattr(backbone, "maxpool"):
-        raise ConfigError(f"backbone.cifar_stem: {config.name} has no ResNet stem to replace")
-    backbone.conv1 = nn.Conv2d(3, stem.out_channels, 3, 1, config.stem_padding, bias=False)
-    backbone.maxpool = nn.Identity()

@@ -1,4 +1,4 @@
-"""The encoder alone: for timm and torchvision as plain files, and for a few lines of Python."""
+"""Export of the encoder to timm and torchvision, and loading of encoder and occlusion model for use elsewhere."""
 
 import hashlib
 from pathlib import Path
@@ -29,45 +29,45 @@ SUFFIX = ".safetensors"
 
 
 class EncoderInfo(Strict):
-    """What lies beside an exported encoder, as JSON."""
+    """The description stored beside an exported encoder, as JSON."""
 
     schema_version: Literal[1] = 1
-    """Of this object."""
+    """Version of this description."""
     naming: Naming
-    """Whose model the tensors load into, strictly."""
+    """Library whose model loads the tensors, strictly."""
     name: str
-    """The model's name there."""
+    """The model's name in that library."""
     arguments: dict[str, int]
-    """Keyword arguments of ``timm.create_model``; of torchvision none (its ``fc`` is to be ``nn.Identity()``)."""
+    """Keyword arguments of ``timm.create_model``; empty for torchvision, whose ``fc`` must become ``nn.Identity()``."""
     cifar_stem: bool
-    """Whether ``conv1`` is to be a 3x3 convolution of stride 1 (its padding is ``config.backbone.stem_padding``) and
-    ``maxpool`` to be ``nn.Identity()``."""
+    """Whether ``conv1`` must become a 3x3 convolution of stride 1 (with padding ``config.backbone.stem_padding``) and
+    ``maxpool`` an ``nn.Identity()``."""
     image_size: int
-    """Side in pixels of the images that it was trained on."""
+    """Side S in pixels of the images that it was trained on."""
     features: int
     """Width F of its output [B, F]."""
     mean: tuple[float, float, float]
-    """Of red, green and blue in [0, 1], subtracted from images."""
+    """Means of red, green and blue in [0, 1], subtracted from images."""
     std: tuple[float, float, float]
-    """Deviations that images are then divided by."""
+    """Standard deviations by which images are then divided."""
     origin: str
-    """Where the weights come from."""
+    """Source of the weights."""
     config: TrialConfig
-    """What it was trained under."""
+    """Configuration that it was trained under."""
     sha256: str
     """Checksum of the file of tensors."""
 
 
 def export_encoder(weights: Weights, output: Path, naming: Naming) -> EncoderInfo:
-    """Write the backbone's tensors, and last the JSON that describes them.
+    """Write the backbone's tensors, then the JSON that describes them.
 
     Args:
-        weights: Of all networks.
-        output: File of tensors, ``*.safetensors``; the description lies beside it as ``*.json``.
-        naming: The library that is to load it: ``timm.create_model``, or the functions of ``torchvision.models``.
+        weights: Weights of all networks.
+        output: File of tensors, ``*.safetensors``; the description is written beside it as ``*.json``.
+        naming: The library that will load it: ``timm.create_model``, or the functions of ``torchvision.models``.
 
     Raises:
-        ConfigError: If the library has no such model.
+        ConfigError: If the library has no such model, or ``output`` has another suffix.
         CheckpointError: If the weights do not fit their configuration.
     """
     if output.suffix != SUFFIX:
@@ -78,8 +78,14 @@ def export_encoder(weights: Weights, output: Path, naming: Naming) -> EncoderInf
             f"resnet_small is adios_ray's own and not in {naming}; adios_ray.load_encoder reads it as it is"
         )
     networks = build_networks(weights)
-    name = config.name if naming == "timm" else _torchvision_name(config, networks.backbone)
-    arguments = _timm_arguments(networks.backbone, weights.image_size) if naming == "timm" else {}
+    name = config.name
+    arguments: dict[str, int] = {}
+    if naming == "torchvision":
+        name = _torchvision_name(config, networks.backbone)
+    else:
+        pretrained: Any = networks.backbone.pretrained_cfg
+        sized = {"img_size": weights.image_size} if pretrained["fixed_input_size"] else {}
+        arguments = {"num_classes": 0, **sized}
     content = safetensors.torch.save(plain(networks.backbone.state_dict()), {"format": "pt"})
     info = EncoderInfo(
         naming=naming,
@@ -94,21 +100,17 @@ def export_encoder(weights: Weights, output: Path, naming: Naming) -> EncoderInf
         config=weights.config,
         sha256=hashlib.sha256(content).hexdigest(),
     )
+    # The description last: its checksum refuses the tensors of an earlier export if this one is interrupted in between.
     atomic_write(output, content)
     atomic_write(output.with_suffix(".json"), info.model_dump_json(indent=1).encode())
     return info
 
 
-def _timm_arguments(backbone: Any, image_size: int) -> dict[str, int]:
-    sized = {"img_size": image_size} if backbone.pretrained_cfg["fixed_input_size"] else {}
-    return {"num_classes": 0, **sized}
-
-
 def _torchvision_name(config: BackboneConfig, backbone: nn.Module) -> str:
-    """The name of torchvision's ResNet that has the same tensors."""
+    """Find torchvision's ResNet with the same tensors, by name."""
     import torchvision
 
-    name = config.name.partition(".")[0]  # timm's names may go on with the origin of their weights
+    name = config.name.partition(".")[0]  # timm's names may end in a tag of their weights
     try:
         theirs: Any = torchvision.models.get_model(name, weights=None)
     except ValueError:
@@ -119,17 +121,17 @@ def _torchvision_name(config: BackboneConfig, backbone: nn.Module) -> str:
             theirs.conv1 = backbone.conv1
         if misfit(theirs.state_dict(), backbone.state_dict()) is None:
             return name
-    raise ConfigError(f"torchvision has no ResNet with the tensors of {config.name}; use the naming of timm")
+    raise ConfigError(f"torchvision has no ResNet with the tensors of {config.name}; use --naming timm")
 
 
 def load_encoder(path: Path) -> nn.Module:
-    """The encoder of a weights file, a checkpoint of a run, or an exported encoder with its JSON beside it.
+    """Load the encoder of a weights file, a checkpoint of a run, or an exported encoder with its JSON beside it.
 
     Returns:
-        Normalized images [B, 3, S, S] to features [B, F], in evaluation mode.
+        A module from normalized images [B, 3, S, S] to features [B, F], in evaluation mode.
 
     Raises:
-        ConfigError: If the file is missing or something else.
+        ConfigError: If the file is missing or of another kind.
         CheckpointError: If it is damaged.
     """
     if path.is_file() and path.name != STATE_FILE and METADATA_KEY not in file_metadata(path):
@@ -144,20 +146,22 @@ def _load_exported(path: Path) -> nn.Module:
     info = read_json(EncoderInfo, description)
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != info.sha256:
-        raise CheckpointError(f"{path} is damaged or not described by {description}: its checksum is another one")
+        raise CheckpointError(
+            f"{path} is damaged or not described by {description}: its checksum is another one; export it again"
+        )
     backbone, _ = build_backbone(info.config.backbone, info.image_size)
     backbone.load_state_dict(safetensors.torch.load(content))
     return backbone.eval()
 
 
 def load_occlusion_model(path: Path) -> OcclusionModel:
-    """The occlusion model of a weights file or a checkpoint of a run.
+    """Load the occlusion model of a weights file or a checkpoint of a run.
 
     Returns:
-        Normalized images [B, 3, S, S] to masks [B, N, S, S], in evaluation mode.
+        A module from normalized images [B, 3, S, S] to masks [B, N, S, S] in [0, 1], in evaluation mode.
 
     Raises:
-        ConfigError: If the file is missing or something else, or has no occlusion model.
+        ConfigError: If the file is missing or of another kind, or has no occlusion model.
         CheckpointError: If it is damaged.
     """
     weights = load_weights(path)

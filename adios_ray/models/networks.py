@@ -1,4 +1,4 @@
-"""All networks that one trial trains, and how a view is embedded."""
+"""All networks of one trial, and the forward passes through them."""
 
 import copy
 import math
@@ -24,7 +24,7 @@ class Networks(nn.Module):
         objective: Projector g and predictor q with the comparison of views.
         momentum: Averaged copies of backbone and projector, or None.
         occlusion: The occlusion model M, or None without masks.
-        probe: Linear classifier on detached features; it measures, and teaches nobody.
+        probe: Linear classifier on detached features: a measurement, from which no gradient reaches the backbone.
     """
 
     def __init__(self, config: TrialConfig, image_size: int, classes: int) -> None:
@@ -44,12 +44,13 @@ class Networks(nn.Module):
         self.probe = nn.Linear(self.features, classes)
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """What the encoder's player owns: backbone, projector, predictor."""
+        """Yield the parameters of the encoder's player: backbone, projector, predictor."""
         yield from self.backbone.parameters()
         yield from self.objective.parameters()
 
     def compile_parts(self) -> None:
-        """Compile the backbones and the U-Net; its head stays as it is, since N may change while a trial trains."""
+        """Compile the backbones and the U-Net, in place: names in the state stay the same."""
+        # Not the occlusion model's head: N may change while a trial trains, and each N would be compiled again.
         parts: list[nn.Module] = [self.backbone]
         if self.momentum is not None:
             parts.append(self.momentum["backbone"])
@@ -63,32 +64,29 @@ class Networks(nn.Module):
 
         Args:
             x: Normalized images [B, 3, S, S].
-            mask: What is hidden of them, [B, 1, S, S] in [0, 1]; 1 removes the pixel.
-            target: The view's target, [B, D], where it is known already.
+            mask: Mask [B, 1, S, S] in [0, 1]; 1 removes the pixel.
+            target: The view's target, [B, D], if already known; computed if None.
 
         Returns:
-            The view (online and target, [B, D], at least single precision) and detached features [B, F].
+            The embedding (online and target, [B, D], at least single precision) and detached features [B, F].
         """
-        seen = x if mask is None else x * (1 - mask)
+        seen = x if mask is None else x * (1 - mask)  # removed pixels become 0, the mean color of normalized images
         with self.autocast(x.device):
             features = self._in_parts(self.backbone, seen)
             projection = self.objective.projector(features)
             online = self.objective.predictor(projection)
             if target is None:
-                projected = projection.detach() if self.momentum is None else self._momentum_projection(seen)
+                projected = projection.detach()
+                if self.momentum is not None:
+                    with torch.no_grad():
+                        projected = self.momentum["projector"](self._in_parts(self.momentum["backbone"], seen))
                 target = self.objective.target(_full(projected), x)
         return Embedding(_full(online), target), _full(features.detach())
 
-    @torch.no_grad()
-    def _momentum_projection(self, x: Tensor) -> Tensor:
-        assert self.momentum is not None
-        projection: Tensor = self.momentum["projector"](self._in_parts(self.momentum["backbone"], x))
-        return projection
-
     def _in_parts(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Output of a module for a batch, worked on a part at a time where the configuration asks for it.
+        """Apply a module to a batch, in micro-batches if configured.
 
-        Of each part only the output is kept; what its backward pass needs is computed again when its turn comes.
+        Only the output of a micro-batch is kept; its activations are computed again in the backward pass.
         """
         part = self.config.micro_batch_size or len(x)
         if len(x) <= part:
@@ -98,24 +96,27 @@ class Networks(nn.Module):
         if not torch.is_grad_enabled():
             return torch.cat([module(images) for images in parts])
 
+        # Checkpointing instead of one backward pass for each micro-batch: objectives compare all images of a batch, so
+        # that no gradient is known before all of them are embedded. The forward pass counts into BatchNorm's running
+        # statistics, the recomputation must not. Its random numbers are restored by checkpoint() itself.
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _statistics_kept(module)
 
         return torch.cat([checkpoint(module, images, use_reentrant=False, context_fn=contexts) for images in parts])
 
     def occlude(self, x: Tensor) -> Tensor:
-        """Masks [B, N, S, S] for images [B, 3, S, S]."""
+        """Compute masks [B, N, S, S] in [0, 1] for normalized images [B, 3, S, S]."""
         assert self.occlusion is not None
         with self.autocast(x.device):
             return self._in_parts(self.occlusion, x)
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The configured precision of forward passes."""
+        """Return the context of the configured precision for forward passes."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     @torch.no_grad()
     def update_momentum(self, progress: float) -> None:
-        """Average the encoder into its copy: m rises from its start to 1 on a cosine (paper, Appendix A).
+        """Average the encoder into its momentum copy: m rises from its start to 1 on a cosine (paper, Appendix A).
 
         Args:
             progress: Share of the training that is done, 0 to 1.
@@ -126,6 +127,7 @@ class Networks(nn.Module):
         momentum = 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
         online: list[Tensor] = [*self.backbone.parameters(), *self.objective.projector.parameters()]
         averaged: list[Tensor] = list(self.momentum.parameters())
+        # Parameters only: the copies' BatchNorm keeps its own running statistics. One call for all tensors.
         torch._foreach_lerp_(averaged, online, 1 - momentum)
 
 
@@ -135,9 +137,10 @@ def _full(values: Tensor) -> Tensor:
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm use a batch's statistics without counting the batch a second time."""
+    """Keep BatchNorm's running statistics as they are inside the block, while it normalizes by the batch's."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    # In training mode: a momentum of 0 adds nothing to the averages, and without a counter none is incremented.
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:

@@ -1,13 +1,12 @@
-"""Weights of the authors' release (https://github.com/YugeTen/adios), and of solo-learn, on which it is built.
+"""Import of weights from the authors' release (https://github.com/YugeTen/adios), and from solo-learn, its base.
 
 A folder of either holds ``args.json`` and one Lightning checkpoint, which is read without executing anything in it.
-Widths and sizes are taken from the tensors, the rest from ``args.json``. What a ``TrialConfig`` cannot express, such as
-different augmentations of the two views, ``unsupported`` lists line by line.
+Widths and sizes are taken from the tensors, the rest from ``args.json``. ``unsupported`` lists what a ``TrialConfig``
+cannot express, such as different augmentations of the two views.
 
-Two differences are the same for all: the authors change learning rates at each epoch's end, this project at each step,
-and their weight decay includes norms and biases.
-
-Images were normalized there with the red deviation 0.228 (ImageNet), or with means of their own (CIFAR, STL-10).
+Three differences hold for all weights: the authors change learning rates after each epoch, we do after each step; their
+weight decay includes norms and biases; and they normalize images with a standard deviation of 0.228 for red
+(ImageNet), or with means and deviations of the data set (CIFAR, STL-10).
 """
 
 import math
@@ -35,26 +34,28 @@ _PARTS = {
     "mask_head.": "occlusion.mask_head.",
     "classifier.": "probe.",
 }
+"""Prefixes of tensor names, theirs and ours. Older versions say encoder, newer ones backbone."""
 _OBJECTIVES = ("simclr", "simsiam", "byol")
 _SCHEMES = {"": "none", "_adios": "adios", "_adios_s": "adios-s"}
 _BACKBONES = {"resnet18": "resnet18", "vit_tiny": "vit_tiny_patch16_224"}
-"""Those with equal layers in timm: the ViT has 3 heads, a class token and LayerNorm's epsilon 1e-6 on both sides."""
+"""Backbones that timm has with the same layers: both ViTs have 3 heads, a class token and LayerNorm epsilon 1e-6."""
 _PATCH = 16
 _NORMS = {"gn": "group", "in": "instance", "no": "none"}
 _OPTIMIZERS = ("sgd", "lars", "adamw")
 _FIXED_SIZES = {"cifar10": 32, "cifar100": 32, "stl10": 96}
-"""Data sets for which older versions ignore the sizes in ``args.json``."""
+"""Image sizes of data sets for which older versions ignore those in ``args.json``."""
 _BACKBONE = ("backbone.name", "backbone", "encoder")
 _DATASET = ("dataset", "data.dataset")
 _CIFAR_KERNEL, _CIFAR_PADDING = 3, 2
-"""Of the first convolution for CIFAR; they pad by one pixel more than keeps the size."""
+"""Kernel and padding of their first convolution for CIFAR; it pads by one pixel more than needed to keep the size."""
 _LAST_LAYER = {"simclr": 2, "simsiam": 6, "byol": 3}
+"""Index of the projector's last linear layer."""
 _TERMS: Mapping[str, Term] = {
     "use_symmetry_mask": "unmasked-masked",
     "use_no_mask": "unmasked-unmasked",
     "use_both_mask": "masked-masked",
 }
-"""Options of the authors' SimSiam, on unless given; masked-unmasked has none."""
+"""Terms by the options of the authors' SimSiam, which are on by default; masked-unmasked has no option."""
 _HEADS = ("objective.projector", "objective.predictor", "momentum.projector")
 _UNET = "occlusion.mask_encoder"
 _TRANSLATED = {
@@ -77,7 +78,7 @@ _TRANSLATED = {
     "augment.blur_probability": ("gaussian_prob", "augmentations.gaussian_blur.prob"),
     "augment.solarize_probability": ("solarization_prob", "augmentations.solarization.prob"),
 }
-"""Options of a trial and where ``args.json`` has them: flat before 2023, in sections since."""
+"""Paths in a ``TrialConfig``, and in ``args.json``: flat before 2023, in sections since."""
 _FIXED: Mapping[tuple[str, ...], tuple[Any, ...]] = {
     ("scheduler.name", "scheduler"): ("warmup_cosine",),
     ("optimizer.name", "optimizer"): _OPTIMIZERS,
@@ -95,28 +96,32 @@ _FIXED: Mapping[tuple[str, ...], tuple[Any, ...]] = {
     ("augmentations.horizontal_flip.prob",): (0.5,),
     ("augmentations.equalization.prob",): (0,),
 }
-"""Options that are fixed here, where ``args.json`` has them, and the values that mean the same."""
+"""Options that are fixed in this project: their paths in ``args.json``, and the values equal to ours."""
 _LARS: Mapping[tuple[str, ...], tuple[Any, ...]] = {
     ("eta_lars", "optimizer.kwargs.eta"): (LARS_TRUST,),
     ("grad_clip_lars", "optimizer.kwargs.clip_lr"): (True,),
     ("exclude_bias_n_norm", "optimizer.kwargs.exclude_bias_n_norm"): (True,),
 }
-"""The same for LARS."""
+"""Further ones for LARS."""
 
 
 def import_official(folder: Path) -> Weights:
-    """Read a folder of the release or of solo-learn.
+    """Import the weights of a folder of the release or of solo-learn.
 
     Args:
-        folder: With ``args.json`` and one ``*.ckpt``, of SimCLR, SimSiam or BYOL, as they are or with ADIOS(-s), with
+        folder: Holds ``args.json`` and one ``*.ckpt``, of SimCLR, SimSiam or BYOL, plain or with ADIOS or ADIOS-s, with
             a ResNet-18 or ViT-Tiny.
 
     Raises:
-        ConfigError: If a file is missing, or the model is one that no ``TrialConfig`` describes.
+        ConfigError: If a file is missing, or no ``TrialConfig`` describes the model.
         CheckpointError: If the checkpoint is damaged.
     """
     arguments = read_json(dict[str, Any], folder / "args.json")
-    checkpoint = _only_checkpoint(folder)
+    checkpoints = sorted(folder.glob("*.ckpt"))
+    if len(checkpoints) != 1:
+        names = ", ".join(path.name for path in checkpoints) or "none"
+        raise ConfigError(f"{folder} must hold one checkpoint, *.ckpt, and holds {names}")
+    (checkpoint,) = checkpoints
     tensors = _renamed(unwrapped(read_state_dict(checkpoint)))
     _fold_biases(tensors)
     try:
@@ -127,12 +132,12 @@ def import_official(folder: Path) -> Weights:
     origin = f"{checkpoint.resolve()} ({described})"
     assert config.image_size is not None
     weights = Weights(config, config.image_size, classes, origin, tensors)
-    build_networks(weights)  # refuses what does not fit
+    build_networks(weights)  # raises where tensors do not fit the configuration
     return weights
 
 
 def unsupported(folder: Path) -> list[str]:
-    """List the options of a folder of the release that an imported configuration does not have, one line each.
+    """List the options of a folder of the release that an imported configuration lacks, one line each.
 
     Raises:
         ConfigError: If ``args.json`` is missing or not a JSON object.
@@ -141,7 +146,7 @@ def unsupported(folder: Path) -> list[str]:
     lines = []
     for path, theirs in _TRANSLATED.items():
         if _agreed(arguments, *theirs) is None and len(values := _values(arguments, *theirs)) > 1:
-            lines.append(f"{theirs[0]} {values}: the views share one value here, {path} keeps its default")
+            lines.append(f"{theirs[0]} {values}: both views share one value here, {path} keeps its default")
     fixed = {**_FIXED, **_LARS} if _optimizer(arguments) == "lars" else _FIXED
     for paths, same in fixed.items():
         found = [value for value in _values(arguments, *paths) if not isinstance(value, Mapping)]
@@ -150,20 +155,12 @@ def unsupported(folder: Path) -> list[str]:
             lines.append(f"{name} {odd[0]}: fixed here, {same[0]}")
     gpus = arguments.get("gpus", arguments.get("devices"))
     if isinstance(gpus, list) and len(gpus) > 1:
-        lines.append(f"gpus {gpus}: batch_size is that of one of them")
+        lines.append(f"gpus {gpus}: the imported batch_size is that of one GPU")
     return lines
 
 
-def _only_checkpoint(folder: Path) -> Path:
-    found = sorted(folder.glob("*.ckpt"))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise ConfigError(f"{folder} must hold one checkpoint, *.ckpt, and holds {names}")
-    return found[0]
-
-
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under our names; those that have none (a second classifier, queues, k-NN banks) are left out."""
+    """Rename tensors to our names; drop those that have none (a second classifier, queues, k-NN banks)."""
     return {
         ours + name.removeprefix(theirs): tensor
         for name, tensor in tensors.items()
@@ -175,7 +172,8 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _fold_biases(tensors: dict[str, Tensor]) -> None:
     """Move the bias of a linear layer before a BatchNorm into the latter's running mean, in place.
 
-    BatchNorm subtracts the mean of what it sees, and with it the bias: the outputs stay equal, in training too.
+    Our heads have no such bias. BatchNorm subtracts the mean of its inputs, and with it the bias: outputs are the same
+    in evaluation, with the running mean lowered by the bias, and in training.
     """
     for name in list(tensors):
         layer, _, kind = name.rpartition(".")
@@ -195,7 +193,11 @@ def _config(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tria
         raise ConfigError(f"method {method} cannot be imported, but {known} can")
     size = _image_size(arguments, tensors)
     changes = {"image_size": size, "objective.name": objective, "masking.scheme": scheme}
-    changes |= _backbone(arguments, tensors) | _heads(objective, tensors) | _training(arguments)
+    changes |= _backbone(arguments, tensors) | _heads(objective, tensors)
+    found = {ours: _agreed(arguments, *theirs) for ours, theirs in _TRANSLATED.items()}
+    if (optimizer := _optimizer(arguments)) in _OPTIMIZERS:
+        found["optimizer.name"] = optimizer
+    changes |= {path: value for path, value in found.items() if value is not None}
     if scheme != "none":
         changes |= _masking(arguments, tensors, size)
         if objective == "simsiam":
@@ -209,6 +211,7 @@ def _backbone(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> di
     if name not in _BACKBONES:
         raise ConfigError(f"backbone {name} cannot be imported, but {', '.join(_BACKBONES)} can")
     stem = tensors.get("backbone.conv1.weight")
+    # Their ResNets are torchvision's, whose last norms start at 1; a ViT has no such convolution and no such norms.
     changes: dict[str, Any] = {"backbone.name": _BACKBONES[name], "backbone.zero_init_last": stem is None}
     if stem is not None and stem.shape[-1] == _CIFAR_KERNEL:
         changes |= {"backbone.cifar_stem": True, "backbone.stem_padding": _CIFAR_PADDING}
@@ -216,7 +219,7 @@ def _backbone(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> di
 
 
 def _heads(objective: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Widths of projector and predictor."""
+    """Read the widths of projector and predictor from the tensors."""
     widths = {
         "objective.hidden_dim": _rows(tensors, "objective.projector.0.weight"),
         "objective.output_dim": _rows(tensors, f"objective.projector.{_LAST_LAYER[objective]}.weight"),
@@ -227,7 +230,7 @@ def _heads(objective: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _masking(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], size: int) -> dict[str, Any]:
-    """The occlusion model, and the game as the authors' code plays it."""
+    """Describe the occlusion model, and the authors' game: alternating updates, sums over slots."""
     norm = str(_agreed(arguments, "unet_norm"))
     if norm not in _NORMS:
         raise ConfigError(f"unet_norm {norm} in args.json must be one of {', '.join(_NORMS)}")
@@ -239,16 +242,9 @@ def _masking(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], size: 
         "masking.reduction": "sum",
     }
     levels = _levels(tensors)
-    if levels != int(math.log2(size) - 1):  # their SimSiam sets it by hand
+    if levels != int(math.log2(size) - 1):  # only their SimSiam sets it
         changes["masking.levels"] = levels
     return changes
-
-
-def _training(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    found = {ours: _agreed(arguments, *theirs) for ours, theirs in _TRANSLATED.items()}
-    if (optimizer := _optimizer(arguments)) in _OPTIMIZERS:
-        found["optimizer.name"] = optimizer
-    return {path: value for path, value in found.items() if value is not None}
 
 
 def _optimizer(arguments: Mapping[str, Any]) -> Any:
@@ -256,9 +252,11 @@ def _optimizer(arguments: Mapping[str, Any]) -> Any:
 
 
 def _image_size(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
-    """Side in pixels: as the tensors have it, else as ``args.json`` says."""
+    """Determine the side of the images in pixels: from the tensors if possible, else from ``args.json``."""
+    # The position embeddings are [1, 1 + G * G, F], one for the class token and one for each of G x G patches.
     if "backbone.pos_embed" in tensors:
         return _PATCH * math.isqrt(tensors["backbone.pos_embed"].shape[1] - 1)
+    # The first layer of the U-Net's MLP has an input for each channel and pixel of the lowest resolution.
     if f"{_UNET}.mlp.1.weight" in tensors:
         channels = _rows(tensors, f"{_UNET}.down.{_levels(tensors) - 1}.0.weight")
         bottom = math.isqrt(tensors[f"{_UNET}.mlp.1.weight"].shape[1] // channels)
@@ -268,7 +266,7 @@ def _image_size(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     size = said or _agreed(arguments, "augmentations.crop_size", "crop_size", "size")
     if isinstance(size, int):
         return size
-    raise ConfigError("args.json says no image size: it has neither img_size nor one crop_size for all views")
+    raise ConfigError("args.json has no image size: it has neither img_size nor one crop_size for all views")
 
 
 def _classes(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
@@ -276,7 +274,9 @@ def _classes(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int
         return len(tensors["probe.weight"])
     classes = _agreed(arguments, "num_classes", "n_classes", "data.num_classes")
     if not isinstance(classes, int):
-        raise ConfigError("neither a classifier in the checkpoint nor num_classes in args.json says how many classes")
+        raise ConfigError(
+            "the number of classes is unknown: no classifier in the checkpoint, no num_classes in args.json"
+        )
     return classes
 
 
@@ -291,13 +291,13 @@ def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
 
 
 def _agreed(arguments: Mapping[str, Any], *paths: str) -> Any:
-    """The value at the first dotted path that exists, if it is the same for all views; else None."""
+    """Return the value at the first dotted path that exists, if it is the same for all views; else None."""
     values = _values(arguments, *paths)
     return values[0] if values and all(value == values[0] for value in values) else None
 
 
 def _values(arguments: Mapping[str, Any], *paths: str) -> list[Any]:
-    """The values at the first dotted path that exists, one for each view where they have some of their own."""
+    """Collect the values at the first dotted path that exists, one for each view if it is set by view."""
     for path in paths:
         nodes: list[Any] = [arguments]
         for key in path.split("."):

@@ -1,6 +1,7 @@
-"""The first convolution of a ResNet, with a fast gradient towards the image.
+"""A fast gradient with respect to the image for the first convolution of a ResNet.
 
-Only masks need that gradient, and libraries are slow at it: few channels, a large kernel, a stride.
+Usual training never needs that gradient, but masks do. Libraries are slow at it: few channels, a large kernel and a
+stride.
 """
 
 from typing import Any
@@ -12,22 +13,23 @@ from torch.nn.grad import conv2d_weight
 
 
 class StemConv2d(nn.Conv2d):
-    """A convolution of stride 2 whose output is half as large as its input; parameters and results as ``nn.Conv2d``.
+    """A convolution of stride 2 that halves the resolution; parameters and results are those of ``nn.Conv2d``.
 
-    The gradient towards the input is taken for its four phases (even and odd rows and columns) at once, as one dense
-    convolution at the resolution of the output: on CPUs three times as fast as the library's strided one.
+    The gradient with respect to the input is computed for its four phases (even and odd rows and columns) at once, as
+    one dense convolution at the resolution of the output: three times as fast on CPUs as torch's strided one.
     """
 
     @classmethod
     def of(cls, convolution: nn.Conv2d) -> "StemConv2d":
-        """The same convolution with the same parameters."""
+        """Convert a convolution; the result shares its parameters and hooks."""
+        # Without __init__, which would draw initial weights and change the random state.
         same = cls.__new__(cls)
         same.__dict__ = convolution.__dict__
         return same
 
     @staticmethod
     def suits(module: nn.Module | None) -> bool:
-        """Whether a module is a convolution that can be replaced."""
+        """Tell whether a module is a convolution that can be replaced."""
         if type(module) is not nn.Conv2d or module.bias is not None or module.padding_mode != "zeros":
             return False
         size = module.kernel_size[0]
@@ -41,7 +43,7 @@ class StemConv2d(nn.Conv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, D, H / 2, W / 2], for odd H and W rounded up."""
+        """Map [B, C_in, H, W] to [B, C_out, H / 2, W / 2]; odd H and W are rounded up."""
         if not x.requires_grad or x.device.type != "cpu" or x.shape[-2] % 2 or x.shape[-1] % 2:
             return super().forward(x)
         result: Tensor = _HalvingConvolution.apply(x, self.weight)
@@ -57,6 +59,7 @@ class _HalvingConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:  # noqa: D102 - see StemConv2d
         (gradient,) = gradients
+        # Under autocast the saved tensors are in single precision and the gradient in bfloat16.
         x, weight = (saved.to(gradient.dtype) for saved in ctx.saved_tensors)
         to_weight = None
         if ctx.needs_input_grad[1]:
@@ -65,33 +68,35 @@ class _HalvingConvolution(torch.autograd.Function):
 
 
 def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
-    """Gradient towards the input of a convolution of stride 2 and padding K // 2.
+    """Compute the gradient with respect to the input of a convolution of stride 2 and padding k // 2.
 
-    Input row 2 j + r receives output row j + o through kernel row r + K // 2 - 2 o.
+    Input row 2 j + r receives the gradient of output row j + o through kernel row r + k // 2 - 2 o.
 
     Args:
-        gradient: Towards the output, [B, D, H / 2, W / 2].
-        weight: [D, C, K, K], K odd.
+        gradient: Gradient with respect to the output, [B, C_out, H / 2, W / 2].
+        weight: [C_out, C_in, k, k], k odd.
 
     Returns:
-        [B, C, H, W].
+        [B, C_in, H, W].
     """
     size, (height, width) = weight.shape[-1], gradient.shape[-2:]
     padding = size // 2
     first, last = -(padding // 2), (padding + 1) // 2
     offsets = torch.arange(first, last + 1)
     rows = torch.arange(2)[:, None] + padding - 2 * offsets
+    # Rows outside of the kernel are taken from the row of zeros that is appended to it.
     rows = torch.where((rows < 0) | (rows >= size), size, rows)
     padded = functional.pad(weight, (0, 1, 0, 1))
     phases = padded[:, :, rows[:, :, None, None], rows[None, None]]
     kernel = phases.permute(1, 2, 4, 0, 3, 5).reshape(-1, len(weight), len(offsets), len(offsets))
+    # Four times the channels at half the resolution: pixel_shuffle interleaves the phases.
     dense = functional.conv2d(gradient, kernel, padding=last)
     begin = first + last
     return functional.pixel_shuffle(dense[:, :, begin : begin + height, begin : begin + width], 2)
 
 
 def use_fast_stem(backbone: nn.Module) -> None:
-    """Replace a backbone's first convolution, where it is one of stride 2, in place."""
+    """Replace a backbone's first convolution in place, if it has stride 2."""
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d):
             if StemConv2d.suits(module):

@@ -1,14 +1,14 @@
-"""timm, imported without wandb.
+"""Import of timm without wandb.
 
-Where wandb is installed timm imports it, for a helper of its own training script. That costs a worker a second, and two
-empty temporary directories that stay behind when the worker is killed.
+If wandb is installed, timm imports it for a helper of its own training script. That costs each worker a second, and
+leaves two empty temporary directories behind when the worker is killed.
 """
 
 import sys
 
 _hidden = "wandb" not in sys.modules
 if _hidden:
-    sys.modules["wandb"] = None  # type: ignore[assignment]  # Python's way to say that there is no such module
+    sys.modules["wandb"] = None  # type: ignore[assignment]  # makes "import wandb" raise ImportError
 try:
     import timm
     import timm.optim

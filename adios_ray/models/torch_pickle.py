@@ -1,7 +1,8 @@
-"""Tensors out of a foreign torch checkpoint, without executing anything that it contains.
+"""Reading of tensors from a foreign torch checkpoint, without executing anything that it contains.
 
-The pickle within it gets stand-ins for torch's storage types and for the functions that put tensors together. Tensors
-are read from the raw storages of the zip archive.
+The checkpoint's pickle gets stand-ins for torch's storage types and for the functions that rebuild tensors. These only
+describe tensors; numbers are read from the raw storages of the zip archive. ``torch.load(weights_only=True)`` would not
+do: it refuses any pickle that names other classes, and Lightning's checkpoints do.
 """
 
 import zipfile
@@ -32,14 +33,14 @@ _DTYPES = {
 
 
 class StoredValues(NamedTuple):
-    """A storage of the archive: numbers of type ``dtype`` in the file ``data/<key>``."""
+    """A storage: numbers of type ``dtype`` in the archive's file ``data/<key>``."""
 
     dtype: torch.dtype
     key: str
 
 
 class StoredTensor(NamedTuple):
-    """A view of a storage, as ``torch.as_strided`` takes it; unchecked."""
+    """A view of a storage, by the arguments of ``torch.as_strided``; not yet checked."""
 
     values: StoredValues
     offset: int
@@ -51,7 +52,7 @@ class _TensorView(Placeholder):
     """Stands in for ``torch._utils._rebuild_tensor`` and its second version."""
 
     def __call__(self, values: Any, offset: Any, size: Any, stride: Any, *_: Any) -> StoredTensor:
-        """The tensor's description; its numbers are read later, where they are wanted."""
+        """Describe the tensor; its numbers are read later, if it is part of the state."""
         return StoredTensor(values, offset, size, stride)
 
 
@@ -59,15 +60,15 @@ class _Parameter(Placeholder):
     """Stands in for ``torch._utils._rebuild_parameter`` and its variant with state."""
 
     def __call__(self, tensor: Any, *_: Any) -> Any:
-        """The parameter's tensor."""
+        """Return the parameter's tensor."""
         return tensor
 
 
 class _TensorUnpickler(RestrictedUnpickler):
-    """Unpickles what torch wrote, with descriptions in place of tensors."""
+    """Unpickles torch's pickle, with descriptions in place of tensors."""
 
     def persistent_load(self, pid: Any) -> StoredValues:
-        """The storage that torch wrote as ("storage", type, key, location, number of elements)."""
+        """Describe the storage that torch wrote as ("storage", type, key, location, number of elements)."""
         _, dtype, key, *_ = pid
         return StoredValues(dtype, key)
 
@@ -81,10 +82,10 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a Lightning checkpoint's ``state_dict``, contiguous, on the CPU, with their types.
+    """Read the tensors of a Lightning checkpoint's ``state_dict``, contiguous, on the CPU, with their types.
 
     Args:
-        path: File written by ``torch.save`` since torch 1.6.
+        path: File written by ``torch.save`` of torch 1.6 or later.
 
     Raises:
         ConfigError: If it is not such a file or has no ``state_dict``.
@@ -94,59 +95,55 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ConfigError(f"checkpoint {path} does not exist")
     if not zipfile.is_zipfile(path):
         raise ConfigError(
-            f"checkpoint {path} is not a whole zip archive, as torch writes it since version 1.6: it is cut off, or of "
-            "an older torch and to be saved again with a newer one"
+            f"checkpoint {path} is not a complete zip archive, as torch writes it since version 1.6: it is "
+            "truncated, or was written by an older torch; download it again, or save it again with a newer torch"
         )
     with zipfile.ZipFile(path) as archive:
         root = next((name[: -len(_PICKLE)] for name in archive.namelist() if name.endswith(f"/{_PICKLE}")), None)
         if root is None:
             raise ConfigError(f"checkpoint {path} is a zip archive, but not one of torch: it has no {_PICKLE}")
         try:
-            content = _unpickle(archive, root)
+            with archive.open(root + _PICKLE) as stream:
+                content = _TensorUnpickler(stream, _STAND_INS).load()
+            # The methods of dict itself, here and below: a pickle can set attributes of an ordered dictionary.
             state = dict.get(content, STATE_DICT) if isinstance(content, dict) else None
             if not isinstance(state, dict):
                 raise ConfigError(f"checkpoint {path} has no {STATE_DICT}: it is not a checkpoint of Lightning")
             return _read_tensors(archive, root, state)
         except ConfigError:
             raise
-        except Exception as error:  # a damaged or hostile pickle can go wrong in every way; nothing of it was executed
+        except Exception as error:  # a damaged or hostile pickle can raise anything; nothing of it was executed
             raise CheckpointError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
 
 
-def _unpickle(archive: zipfile.ZipFile, root: str) -> Any:
-    with archive.open(root + _PICKLE) as stream:
-        return _TensorUnpickler(stream, _STAND_INS).load()
-
-
 def _read_tensors(archive: zipfile.ZipFile, root: str, state: dict[Any, Any]) -> dict[str, Tensor]:
-    """Every stored tensor among the values of ``state``; a storage that several share is read once."""
+    """Read every stored tensor among the values of ``state``; a shared storage is read once."""
     storages: dict[StoredValues, Tensor] = {}
     tensors = {}
-    for name, stored in dict.items(state):  # the class's own: a pickle can put attributes on an ordered dictionary
+    for name, stored in dict.items(state):
         if not isinstance(stored, StoredTensor):
             continue
-        if stored.values not in storages:
-            storages[stored.values] = _read_storage(archive, root, stored.values)
-        tensors[str(name)] = _view(storages[stored.values], stored)
+        if (values := stored.values) not in storages:
+            entry = archive.getinfo(f"{root}data/{values.key}")
+            # Refused before it is read: a compressed entry of some kilobytes can expand to fill the memory.
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"storage {values.key} is compressed, which torch never does")
+            content = bytearray(archive.read(entry))
+            flat = torch.frombuffer(content, dtype=values.dtype) if content else torch.empty(0, dtype=values.dtype)
+            storages[values] = flat
+        tensors[str(name)] = _view(storages[values], stored)
     return tensors
 
 
-def _read_storage(archive: zipfile.ZipFile, root: str, values: StoredValues) -> Tensor:
-    entry = archive.getinfo(f"{root}data/{values.key}")
-    if entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"storage {values.key} is compressed, which torch never does")
-    content = bytearray(archive.read(entry))
-    return torch.frombuffer(content, dtype=values.dtype) if content else torch.empty(0, dtype=values.dtype)
-
-
 def _view(flat: Tensor, stored: StoredTensor) -> Tensor:
-    """Copy a tensor out of its storage, within the storage's bounds."""
+    """Copy a tensor out of its storage; raise ValueError if it exceeds the storage's bounds."""
+    # Checked by hand, since the numbers come from the file; bool is excluded by its type, as an int that it is.
     whole = (stored.offset, *stored.size, *stored.stride)
     if len(stored.size) != len(stored.stride) or not all(type(number) is int and number >= 0 for number in whole):
-        raise ValueError(f"a tensor of size {stored.size}, stride {stored.stride} and offset {stored.offset}")
+        raise ValueError(f"a tensor has size {stored.size}, stride {stored.stride} and offset {stored.offset}")
     if 0 in stored.size:
         return torch.empty(stored.size, dtype=flat.dtype)
     last = stored.offset + sum((n - 1) * step for n, step in zip(stored.size, stored.stride, strict=True))
     if last >= len(flat):
-        raise ValueError(f"a tensor that ends at element {last} of a storage of {len(flat)}")
+        raise ValueError(f"a tensor ends at element {last} of a storage of {len(flat)}")
     return flat.as_strided(stored.size, stored.stride, stored.offset).clone(memory_format=torch.contiguous_format)

@@ -1,8 +1,8 @@
-"""Weights of all networks of a trial in one file, and what can be begun with them.
+"""Weights files: all networks of a trial in one file, and initialization of a training from one.
 
 A weights file is a ``.safetensors`` of ``Networks.state_dict()`` whose metadata holds, as JSON under ``adios_ray``, the
-configuration, the image size, the number of classes and where the weights come from. Wherever one is read, a
-checkpoint of a run will do as well.
+configuration, the image size, the number of classes and the source of the weights. Wherever one is read, a checkpoint
+of a run is accepted too.
 """
 
 from collections.abc import Iterable, Mapping
@@ -41,14 +41,14 @@ class _Header(Strict):
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors of a trial's networks and what is needed to build these.
+    """Tensors of a trial's networks, and what is needed to build the networks.
 
     Attributes:
-        config: What they were trained under.
-        image_size: Side of the images in pixels.
-        classes: Classes of the probe.
-        origin: Where they come from, in words.
-        tensors: By their names in ``Networks``; those of the probe may be missing.
+        config: Configuration of the training.
+        image_size: Side S of the images in pixels.
+        classes: Number of classes C of the probe.
+        origin: Source of the weights, for people.
+        tensors: Tensors by their names in ``Networks``; those of the probe may be missing.
     """
 
     config: TrialConfig
@@ -58,23 +58,25 @@ class Weights:
     tensors: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
-        """Refuse tensors that are not finite.
+        """Refuse non-finite tensors.
 
         Raises:
-            CheckpointError: Naming the first one.
+            CheckpointError: If a tensor is not finite; names the first one.
         """
         for name, tensor in self.tensors.items():
             if not tensor.isfinite().all():
-                raise CheckpointError(f"{self.origin}: {name} is not finite; these weights cannot be used")
+                raise CheckpointError(
+                    f"{self.origin}: {name} is not finite; use other weights, such as those of an earlier epoch"
+                )
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """Tensors of one part ("backbone", "momentum.projector") by their names in it; none where it has none."""
+        """Return the tensors of one part ("backbone", "momentum.projector") by their names in it; empty if none."""
         prefix = f"{name}."
         return {key[len(prefix) :]: tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
 
 
 def save_weights(path: Path, weights: Weights) -> None:
-    """Write a weights file that is either whole or not there."""
+    """Write a weights file, atomically."""
     header = _Header(
         schema_version=SCHEMA_VERSION,
         origin=weights.origin,
@@ -86,20 +88,21 @@ def save_weights(path: Path, weights: Weights) -> None:
 
 
 WRAPPERS = ("module", "_orig_mod")
-"""What DistributedDataParallel and torch.compile put into names."""
+"""Parts of names that DistributedDataParallel and torch.compile insert."""
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename tensors as they are called outside wrappers: ``module.conv1.weight`` becomes ``conv1.weight``.
+    """Remove wrappers from names: ``module.conv1.weight`` becomes ``conv1.weight``.
 
-    DINO's center is called as it is now; earlier versions spelled it otherwise.
+    The center of DINO is renamed from the British spelling of earlier versions.
     """
     names = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in tensors}
     return {names[name].replace("objective.centre", "objective.center"): t for name, t in tensors.items()}
 
 
 def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies as safetensors takes them: on the CPU, contiguous, each with memory of its own."""
+    """Copy tensors into the form that safetensors accepts: on the CPU, contiguous, none sharing memory."""
+    # clone() after cpu(), which returns the same tensor where it is there already; channels-last is not contiguous.
     copies = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     return {name: copy.clone(memory_format=torch.contiguous_format) for name, copy in copies.items()}
 
@@ -108,7 +111,7 @@ def load_weights(path: Path) -> Weights:
     """Read a weights file, a checkpoint directory of a run, or the ``state.pt`` of one.
 
     Raises:
-        ConfigError: If there is no such file, or it holds something else.
+        ConfigError: If there is no such file, or it is of another kind.
         CheckpointError: If it is damaged.
     """
     if path.is_dir() or path.name == STATE_FILE:
@@ -123,11 +126,11 @@ def load_weights(path: Path) -> Weights:
 
 
 def file_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, empty where it has none.
+    """Read the metadata of a safetensors file; empty if it has none.
 
     Raises:
         ConfigError: If there is no such file.
-        CheckpointError: If it is damaged or something else.
+        CheckpointError: If it is damaged or of another kind.
     """
     if not path.is_file():
         raise ConfigError(f"weights {path} do not exist")
@@ -141,23 +144,25 @@ def file_metadata(path: Path) -> dict[str, str]:
 def _from_checkpoint(directory: Path) -> Weights:
     if not (directory / META_FILE).is_file():
         raise ConfigError(
-            f"{directory} is not a checkpoint of a run, as it has no {META_FILE} (a folder of the authors' release is "
-            "made a weights file by adios-ray import-official)"
+            f"{directory} is not a checkpoint of a run, as it has no {META_FILE} (convert a folder of the authors' "
+            "release into a weights file by adios-ray import-official)"
         )
     state = open_checkpoint(directory, torch.device("cpu"))
     missing = {"config", "image_size", "networks", "step"} - state.keys()
     if missing:
-        raise CheckpointError(f"checkpoint {directory} has no {', '.join(sorted(missing))}: it is of another version")
+        raise CheckpointError(
+            f"checkpoint {directory} has no {', '.join(sorted(missing))}: it is of another version of adios_ray"
+        )
     config, networks = parse(TrialConfig, state["config"], str(directory)), unwrapped(state["networks"])
     origin = f"checkpoint {directory}, step {state['step']}"
     return Weights(config, state["image_size"], len(networks["probe.weight"]), origin, networks)
 
 
 def build_networks(weights: Weights) -> Networks:
-    """The networks with these weights, in evaluation mode; a probe that the weights lack is freshly initialized.
+    """Build the networks with these weights, in evaluation mode; if the weights lack a probe, it is initialized.
 
     Raises:
-        CheckpointError: If the tensors are not those of the configured networks.
+        CheckpointError: If the tensors do not fit the configured networks.
     """
     networks = Networks(weights.config, weights.image_size, weights.classes)
     probe = {f"probe.{name}": tensor for name, tensor in networks.probe.state_dict().items()}
@@ -166,38 +171,39 @@ def build_networks(weights: Weights) -> Networks:
 
 
 def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
-    """The first difference of two sets of tensors in names and shapes, in words; None where they fit."""
+    """Describe the first difference of two sets of tensors in names and shapes; None if there is none."""
     for name in sorted(expected.keys() | given.keys()):
         if name not in given:
             return f"{name} is missing"
         if name not in expected:
-            return f"{name} has no place"
+            return f"{name} is not expected"
         if expected[name].shape != given[name].shape:
             return f"{name} is {list(given[name].shape)}, and {list(expected[name].shape)} is needed"
     return None
 
 
 def load_initial(networks: Networks, weights: Weights, path: Path) -> None:
-    """Begin a training with the weights of a file, in place.
+    """Initialize networks with the weights of a file, in place.
 
-    The backbone must fit, but for its resolution: position embeddings are resampled. Heads (with their momentum
-    copies) are taken if the file's objective is the configured one, the occlusion model if both have one; its number of
-    slots becomes the file's. What is not taken, the probe among it, stays as initialized; averaged copies that the file
-    lacks begin as copies.
+    The backbone must fit except for its resolution: position embeddings are resampled. Heads (with their momentum
+    copies) are loaded if the file's objective is the configured one, the occlusion model if both have one; its number
+    of slots becomes that of the file. Everything else keeps its initialization, the probe always. Momentum copies that
+    the file lacks become copies of the loaded networks.
 
     Args:
-        networks: What is to be trained.
-        weights: Read from the file.
+        networks: Networks to be trained.
+        weights: Weights read from the file.
         path: The file, for messages.
 
     Raises:
-        ConfigError: If something to be taken does not fit; the message names the option to set.
+        ConfigError: If a part to be loaded does not fit; the message names the option to set.
         CheckpointError: If the file is damaged.
     """
     _take_backbone(networks, weights, path)
     same_objective = weights.config.objective.name == networks.config.objective.name
     if same_objective and weights.part("objective"):
         _take_heads(networks, weights, path)
+    # After backbone and heads, whose values they copy where the file has no averages.
     if networks.momentum is not None:
         online = {"backbone": networks.backbone, "projector": networks.objective.projector}
         for name, module in online.items():
@@ -210,6 +216,7 @@ def load_initial(networks: Networks, weights: Weights, path: Path) -> None:
 def _take_backbone(networks: Networks, weights: Weights, path: Path) -> None:
     theirs, ours = weights.config.backbone, networks.config.backbone
     given = _resampled(weights.part("backbone"), networks.backbone)
+    # Names may differ where the tensors are the same: timm has one architecture under several names.
     same_options = theirs.model_copy(update={"name": ours.name}) == ours
     if not same_options or misfit(networks.backbone.state_dict(), given):
         raise ConfigError(f"{path}: its backbone ({theirs}) is not the configured one ({ours}); set backbone to it")
@@ -236,19 +243,20 @@ def _take_occlusion(occlusion: OcclusionModel, ours: MaskingConfig, weights: Wei
         wanted["masking.levels"] = levels
     if wanted:
         raise ConfigError(f"{path}: its occlusion model does not fit the configured one; set {_assignments(wanted)}")
+    # The file's number of slots first: the trainer then splits or merges to the configured one.
     occlusion.use_blank_head(weights.config.masking.slots)
     _put(occlusion, given, path)
 
 
 def occlusion_image_size(occlusion: OcclusionModel) -> int:
-    """Side in pixels of the images that an occlusion model takes."""
+    """Compute the side in pixels of the images that an occlusion model accepts."""
     unet = occlusion.mask_encoder
     size: int = unet.bottom_size << (len(unet.down) - 1)
     return size
 
 
 def _resampled(tensors: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """Tensors with the position embeddings [1, P + G * G, D] of a vision transformer brought to its own grid."""
+    """Resample the position embeddings [1, P + G * G, F] (P prefix tokens, grid of G x G) to a backbone's own grid."""
     if "pos_embed" not in tensors:
         return dict(tensors)
     from timm.layers import resample_abs_pos_embed
@@ -269,7 +277,7 @@ def _put(module: nn.Module, tensors: Mapping[str, Tensor], origin: object) -> No
 
 
 def _differing(section: str, names: Iterable[str], theirs: Strict, ours: Strict) -> dict[str, object]:
-    """Values of the file by their dotted paths, for the options ``names`` that are configured otherwise."""
+    """Find the options among ``names`` that differ from the file; return the file's values by dotted path."""
     pairs = {f"{section}.{name}": (getattr(theirs, name), getattr(ours, name)) for name in names}
     return {path: value for path, (value, configured) in pairs.items() if value != configured}
 

@@ -1,4 +1,4 @@
-"""The distances that encoder and occlusion model fight over, one file each."""
+"""Self-supervised objectives, one a file: the loss that the encoder minimizes and the occlusion model maximizes."""
 
 import importlib
 
@@ -10,11 +10,18 @@ __all__ = ["Embedding", "Objective", "build_objective", "objective_class"]
 
 def objective_class(name: str) -> type[Objective]:
     """Import the class of an objective, by a name of ``config.OBJECTIVES``."""
+    # By name, since the table is in config, which is read without torch; and only the configured file is imported.
     module, _, defined = OBJECTIVES[name].partition(":")
     found: type[Objective] = getattr(importlib.import_module(f"{__name__}.{module}"), defined)
     return found
 
 
 def build_objective(config: ObjectiveConfig, features: int, image_size: int) -> Objective:
-    """The configured objective with its heads on ``features``-wide outputs of a backbone for ``image_size`` pixels."""
+    """Build the configured objective.
+
+    Args:
+        config: Name and hyperparameters.
+        features: Width F of the backbone's features.
+        image_size: Side S of the images in pixels.
+    """
     return objective_class(config.name)(config, features, image_size)

@@ -1,4 +1,16 @@
-"""What an objective is: heads, and a comparison of two views."""
+"""The interface of an objective: heads on the backbone's features, and a loss between two views.
+
+Shape letters of all tensor code in this package::
+
+    B     images in a batch, of this worker unless a docstring says "global"
+    N     masks of an image, also called slots
+    S     side of a square image or mask in pixels; H and W where the sides differ
+    F     width of the backbone's features
+    D     width of projections and predictions (for DINO the number of prototypes)
+    K     views, images or candidates shown; in the training step the slots whose loss is computed, N or 1
+    C     classes of labels, or channels
+    M, Q  images of a whole split or k-NN bank, and queries
+"""
 
 from typing import ClassVar, NamedTuple
 
@@ -9,12 +21,12 @@ from adios_ray.config import ObjectiveConfig
 
 
 class Embedding(NamedTuple):
-    """Embeddings of one view of a batch.
+    """The embedding of one view of a batch.
 
     Attributes:
         online: Output of the predictor (of the projector, where there is none), [B, D], with gradient.
-        target: What is to be predicted, [B, D], without gradient: the projection itself, or the one of the momentum
-            networks; the unmasked images where an objective compares pixels.
+        target: What the other view predicts, [B, D], without gradient: the projection, that of the momentum networks
+            where there are some, or the unmasked images [B, 3, S, S] where an objective compares pixels.
     """
 
     online: Tensor
@@ -22,12 +34,14 @@ class Embedding(NamedTuple):
 
 
 class Objective(nn.Module):
-    """A self-supervised objective that compares two views; docs/add_an_objective.md walks through one.
+    """A self-supervised loss between two views with its projector and predictor.
+
+    ``docs/add_an_objective.md`` walks through one.
 
     Attributes:
-        uses_momentum: Whether targets come from averaged copies of backbone and projector.
-        projector: Backbone features [B, F] to projections [B, D].
-        predictor: Projections to predictions [B, D]; the identity where the objective has none.
+        uses_momentum: Whether targets come from momentum copies of backbone and projector.
+        projector: Maps backbone features [B, F] to projections [B, D].
+        predictor: Maps projections to predictions [B, D]; the identity where the objective has none.
     """
 
     uses_momentum: ClassVar[bool] = False
@@ -35,38 +49,38 @@ class Objective(nn.Module):
     predictor: nn.Module
 
     def __init__(self, config: ObjectiveConfig, features: int, image_size: int) -> None:
-        """Build the heads for backbone features of width ``features`` of images of side ``image_size``."""
+        """Store the configuration; subclasses build heads for F = ``features`` and S = ``image_size``."""
         super().__init__()
         self.config = config
         self.predictor = nn.Identity()
 
     def target(self, projection: Tensor, images: Tensor) -> Tensor:
-        """What a view is to be predicted as.
+        """Return the target of a view: its projection, unless an objective predicts something else.
 
         Args:
-            projection: Of the view, without gradient, [B, D]; of the momentum networks where there are some.
+            projection: Projection of the view, by the momentum networks where there are some, [B, D], without gradient.
             images: The view before it was masked, [B, 3, S, S].
         """
         return projection
 
     def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
-        """Distance of two views of the same images, a scalar.
+        """Compute the loss between two views of the same images, a scalar.
 
         Args:
-            u: The unmasked view (where both views are masked, also the masked first one).
-            v: The masked view (likewise of the second).
+            u: The unmasked first view; where both views are masked, also the masked first view.
+            v: The masked second view; where both views are masked, also the unmasked second view.
         """
         raise NotImplementedError
 
     def loss_of_both(self, unmasked: tuple[Embedding, Embedding], masked: tuple[Embedding, Embedding]) -> Tensor:
-        """Distance where both views are masked, a scalar: the mean over their four pairs.
+        """Compute the loss where both views are masked, a scalar: the mean over the four pairs of views.
 
         Args:
-            unmasked: First and second view as they are.
-            masked: Both, each under a mask of its own.
+            unmasked: First and second view.
+            masked: First and second view, each under its own mask.
         """
         pairs = [(u, v) for u in (unmasked[0], masked[0]) for v in (unmasked[1], masked[1])]
         return torch.stack([self.loss_between(u, v) for u, v in pairs]).mean()
 
     def update_statistics(self, view: Embedding) -> None:
-        """Hear of the first, unmasked view after each step; for objectives that keep running statistics."""
+        """Update running statistics, if the objective has some, from the first, unmasked view after each step."""

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def mlp(widths: Sequence[int], batch_norm: bool = False, final_norm: bool = False) -> nn.Sequential:
-    """Linear layers with ReLU between them, [B, widths[0]] to [B, widths[-1]].
+    """Build linear layers with ReLU between them, [B, widths[0]] to [B, widths[-1]].
 
     Args:
         widths: Input, hidden and output widths.
@@ -15,6 +15,7 @@ def mlp(widths: Sequence[int], batch_norm: bool = False, final_norm: bool = Fals
     """
     layers: list[nn.Module] = []
     for width_in, width_out in zip(widths[:-2], widths[1:-1], strict=True):
+        # No bias before a BatchNorm, which would subtract it.
         layers.append(nn.Linear(width_in, width_out, bias=not batch_norm))
         if batch_norm:
             layers.append(nn.BatchNorm1d(width_out))

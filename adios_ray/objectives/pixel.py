@@ -7,14 +7,16 @@ from adios_ray.config import ObjectiveConfig
 from adios_ray.objectives.base import Embedding, Objective
 
 SMALLEST = 4
+"""Side in pixels below which the decoder's first resolution is not halved further."""
 GROUPS = 8
+"""Groups of the decoder's GroupNorm; widths are multiples of it."""
 
 
 class PixelInpainting(Objective):
     """Mean squared error between the decoded features of the masked image and the image before it was masked."""
 
     def __init__(self, config: ObjectiveConfig, features: int, image_size: int) -> None:
-        """Decoder: a linear layer to a few pixels, then blocks that double the resolution and halve the width."""
+        """Build the decoder: a linear layer to a few pixels, then blocks that double the side and halve the width."""
         super().__init__(config, features, image_size)
         doublings, size = 0, image_size
         while size % 2 == 0 and size > SMALLEST:
@@ -29,9 +31,9 @@ class PixelInpainting(Objective):
         self.projector = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1))
 
     def target(self, projection: Tensor, images: Tensor) -> Tensor:
-        """The images before they were masked, [B, 3, S, S]."""
+        """Return the images before they were masked, [B, 3, S, S]."""
         return images
 
     def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
-        """Mean squared error of the masked view's reconstruction, over all pixels; the other view takes no part."""
+        """Compute the mean squared error of the masked view's reconstruction, over all pixels; ``u`` is not used."""
         return functional.mse_loss(v.online, v.target)

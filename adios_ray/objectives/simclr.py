@@ -11,22 +11,22 @@ from adios_ray.parallel import gather_with_gradient, rank
 
 
 class SimCLR(Objective):
-    """Contrast of two views by NT-Xent."""
+    """Contrastive loss NT-Xent between two views."""
 
     def __init__(self, config: ObjectiveConfig, features: int, image_size: int) -> None:
-        """Projector of one hidden ReLU layer, 2048 to 128 unless configured."""
+        """Build a projector with one hidden ReLU layer, 2048 to 128 unless configured."""
         super().__init__(config, features, image_size)
         self.projector = mlp([features, config.hidden_dim or 2048, config.output_dim or 128])
 
     def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
-        """NT-Xent over the samples of all workers."""
+        """Compute NT-Xent over the global batch."""
         return nt_xent(u.online, v.online, self.config.temperature)
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """Normalized temperature-scaled cross entropy (paper, Equation 5).
+    """Compute NT-Xent, the normalized temperature-scaled cross entropy (paper, Equation 5).
 
-    Every sample's positive is its other view; all other samples of both views and of all workers are negatives.
+    The positive of a sample is its other view. All other samples, of both views and all workers, are its negatives.
 
     Args:
         z1: Projections of one view, [B, D].
@@ -34,14 +34,13 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
         temperature: Softmax temperature, > 0.
 
     Returns:
-        Mean over this worker's 2B anchors; averaged over workers it is the loss of the global batch.
+        Mean over this worker's 2B anchors, at least 0; its average over workers is the loss of the global batch.
     """
     batch = len(z1)
     anchors = functional.normalize(torch.cat([z1, z2]), dim=1)
-    everyone = gather_with_gradient(anchors)
-    similarity = anchors @ everyone.T / temperature
+    similarity = anchors @ gather_with_gradient(anchors).T / temperature
     own = torch.arange(2 * batch, device=z1.device)
-    offset = 2 * batch * rank()
+    offset = 2 * batch * rank()  # gathered rows are in the order of ranks, with both views of one worker together
     itself = torch.zeros_like(similarity, dtype=torch.bool)
     itself[own, own + offset] = True
     positives = (own + batch) % (2 * batch) + offset

@@ -1,1 +1,1 @@
-"""One trial's training: the adversarial step, its optimizers, checkpoints, and the loop of a Ray Train worker."""
+"""One trial's training, without Ray: the adversarial step, the optimizers, and the trainer that resumes exactly."""

@@ -1,4 +1,4 @@
-"""Stopping at the first number that is not finite, with what is needed to see it again."""
+"""Detection of the first non-finite loss or penalty, and the batch that reproduces it."""
 
 import math
 from typing import Any
@@ -12,15 +12,17 @@ from adios_ray.errors import NonFiniteError
 
 
 def check_finite(losses: Tensor, penalties: Tensor) -> None:
-    """Make sure that a step's terms are finite on every worker, before anybody moves by them.
+    """Raise if any loss or penalty is non-finite on any worker; call before an optimizer steps.
 
     Args:
-        losses: Objective of each slot, [K].
+        losses: Objective of each slot that was embedded, [K].
         penalties: Sparsity term of each slot, [N], or a scalar.
 
     Raises:
-        NonFiniteError: Naming the first term that is not, on all workers alike.
+        NonFiniteError: Naming the first non-finite term; the same on all workers.
     """
+    # One all-reduce and one copy to the host for all terms. The mean over workers is non-finite wherever one worker's
+    # term is, so that all of them raise together and none waits for another in a later collective.
     terms = torch.cat([losses.detach(), penalties.detach().reshape(-1)])
     for position, value in enumerate(parallel.average(terms).tolist()):
         if not math.isfinite(value):
@@ -29,7 +31,7 @@ def check_finite(losses: Tensor, penalties: Tensor) -> None:
 
 
 def batch_state(batch: Batch) -> dict[str, Any]:
-    """Collect the batch of all workers, to be saved with a trainer's state; the module seed is this worker's own."""
+    """Gather the global batch, to be saved with a trainer's state; the module seed is this worker's own."""
     return {
         name: parallel.gather_with_gradient(values) if isinstance(values, Tensor) else values
         for name, values in batch._asdict().items()

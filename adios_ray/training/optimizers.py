@@ -1,4 +1,4 @@
-"""Optimizers of both players and their schedules."""
+"""Optimizers of both players and the probe, and their learning rate schedule."""
 
 import math
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ class LearningRateSchedule:
     start_lr: float
 
     def lr(self, peak: float, step: int) -> float:
-        """Learning rate of ``step`` (from 0) for a peak learning rate."""
+        """Compute the learning rate of ``step`` (from 0) for a peak learning rate."""
         if step < self.warmup_steps:
             start = min(self.start_lr, peak)
             return start + (peak - start) * step / self.warmup_steps
@@ -38,7 +38,7 @@ class LearningRateSchedule:
 
 
 def make_schedule(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> LearningRateSchedule:
-    """The configured schedule in steps; the warm-up takes at most half of the training."""
+    """Convert the configured schedule from epochs to steps; the warm-up takes at most half of the training."""
     total = epochs * steps_per_epoch
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total // 2)
     return LearningRateSchedule(total, warmup, config.warmup_start_lr)
@@ -46,11 +46,11 @@ def make_schedule(config: OptimizerConfig, epochs: int, steps_per_epoch: int) ->
 
 @dataclass
 class Optimizers:
-    """One optimizer a player, and one for the probe.
+    """One optimizer for each player, and one for the probe.
 
     Attributes:
-        encoder: Backbone, projector and predictor; two groups, decayed parameters and others, and two more for a
-            predictor with a schedule of its own.
+        encoder: Backbone, projector and predictor; two parameter groups, with and without weight decay, and two more
+            for a predictor with its own schedule.
         occlusion: The occlusion model; None without masks.
         probe: The online probe.
     """
@@ -60,7 +60,7 @@ class Optimizers:
     probe: Optimizer
 
     def set_learning_rates(self, encoder_lr: float, occlusion_lr: float, predictor_lr: float | None = None) -> None:
-        """Use these learning rates from the next step on; None gives the predictor the encoder's."""
+        """Set the learning rates of the next step; None gives the predictor the encoder's."""
         networks, predictor = self.encoder.param_groups[:2], self.encoder.param_groups[2:]
         masks = self.occlusion.param_groups if self.occlusion else []
         own_lr = encoder_lr if predictor_lr is None else predictor_lr
@@ -69,24 +69,25 @@ class Optimizers:
                 group["lr"] = lr
 
     def set_weight_decay(self, weight_decay: float) -> None:
-        """Decay the weights of both players by this from the next step on, norms and biases still not."""
+        """Set the weight decay of both players from the next step on; norms and biases still have none."""
         for optimizer in (self.encoder, self.occlusion):
+            # build_optimizer makes groups in pairs: those at even positions are decayed.
             for group in optimizer.param_groups[::2] if optimizer else []:
                 group["weight_decay"] = weight_decay
 
     def all(self) -> dict[str, Optimizer]:
-        """The optimizers that exist, by name."""
+        """Return the optimizers that exist, by name."""
         named = {"encoder": self.encoder, "occlusion": self.occlusion, "probe": self.probe}
         return {name: optimizer for name, optimizer in named.items() if optimizer is not None}
 
 
 def build_optimizers(networks: Networks, config: OptimizerConfig) -> Optimizers:
-    """The configured optimizer for each player; SGD at a fixed learning rate for the probe."""
+    """Build the configured optimizer for each player, and SGD with a fixed learning rate for the probe."""
     occlusion = networks.occlusion
     encoder = [list(networks.encoder_parameters())]
     if networks.config.constant_predictor_lr:
         predictor = list(networks.objective.predictor.parameters())
-        own = {id(parameter) for parameter in predictor}
+        own = {id(parameter) for parameter in predictor}  # by identity: "in" would compare tensors by value
         encoder = [[p for p in networks.encoder_parameters() if id(p) not in own], predictor]
     return Optimizers(
         encoder=build_optimizer(encoder, config),
@@ -96,14 +97,14 @@ def build_optimizers(networks: Networks, config: OptimizerConfig) -> Optimizers:
 
 
 def build_optimizer(parts: Iterable[Iterable[nn.Parameter]], config: OptimizerConfig) -> Optimizer:
-    """SGD, LARS or AdamW, with weight decay on matrices and kernels alone, not on norms and biases.
+    """Build SGD, LARS or AdamW, with weight decay on matrices and kernels but not on norms and biases.
 
-    LARS (You et al. 2017) as the authors' code uses it for both players: trust coefficient 0.02, the layer-wise rate
-    clipped to the learning rate, norms and biases as in SGD.
+    LARS (You et al. 2017) is configured as in the authors' code, for both players: trust coefficient 0.02, the
+    layer-wise learning rate clipped to the learning rate, norms and biases updated as in SGD.
 
     Args:
-        parts: Parameters that share a learning rate; each part becomes two groups, decayed parameters and others.
-        config: Which optimizer.
+        parts: Parameters that share a learning rate; each part becomes two groups, with and without weight decay.
+        config: Optimizer and hyperparameters.
     """
     groups: list[dict[str, Any]] = []
     for parameters in map(list, parts):
@@ -113,9 +114,10 @@ def build_optimizer(parts: Iterable[Iterable[nn.Parameter]], config: OptimizerCo
         return AdamW(groups, lr=config.encoder_lr, betas=(config.momentum, ADAM_BETA2), fused=True)
     if config.name == "sgd":
         return SGD(groups, lr=config.encoder_lr, momentum=config.momentum, fused=True)
-    from adios_ray.models.timm_alone import timm  # here: it costs a second that the other optimizers do not need
+    from adios_ray.models.timm_alone import timm  # here: importing it takes a second, which the others need not pay
 
     for group in groups[::2]:
+        # timm adapts only groups with weight decay unless told otherwise; a search may set the decay to 0.
         group["always_adapt"] = True
     lars: Optimizer = timm.optim.Lars(
         groups, lr=config.encoder_lr, momentum=config.momentum, trust_coeff=LARS_TRUST, trust_clip=True

@@ -1,4 +1,4 @@
-"""Taking a step that diverged once more, from the dump that it left."""
+"""Reproduction of a diverged step from its dump."""
 
 from pathlib import Path
 
@@ -15,22 +15,24 @@ from adios_ray.validation import parse
 
 
 def reproduce(directory: Path, device: torch.device) -> str:
-    """Take the step again, in one process.
+    """Repeat a diverged step in one process, whatever number of workers the trial had.
 
     Args:
         directory: ``diverged/TRIAL/epoch_NNNNN`` of a run.
-        device: Where to compute.
+        device: Device to compute on.
 
     Returns:
-        The term that is not finite.
+        The non-finite term, by name and value.
 
     Raises:
-        CheckpointError: If there is no dump, or it is damaged.
+        CheckpointError: If the directory holds no dump, or a damaged one.
         InputError: If the step is finite here, for example because the device rounds differently.
     """
     state = open_checkpoint(directory, device)
     if "batch" not in state:
-        raise CheckpointError(f"{directory} is a checkpoint, not the dump of a step that diverged")
+        raise CheckpointError(
+            f"{directory} is a checkpoint, not the dump of a step that diverged: give a folder of RUN/diverged"
+        )
     config = parse(TrialConfig, state["config"], str(directory))
     classes = len(state["networks"]["probe.bias"])
     networks = Networks(config, state["image_size"], classes).to(device).train()
@@ -39,7 +41,10 @@ def reproduce(directory: Path, device: torch.device) -> str:
     for name, optimizer in optimizers.all().items():
         optimizer.load_state_dict(state["optimizers"][name])
     try:
+        # The progress sets only the momentum update, which follows the check that must fail here.
         train_step(networks, optimizers, Batch(**state["batch"]), config, 0.0)
     except NonFiniteError as error:
         return str(error)
-    raise InputError(f"{directory}: step {state['step']} is finite on {device}")
+    raise InputError(
+        f"{directory}: step {state['step']} is finite on {device}, which may round differently from where it diverged"
+    )

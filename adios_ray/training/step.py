@@ -1,10 +1,12 @@
 """One step of the game between encoder and occlusion model (paper, Equations 6-9).
 
-Three files tell the whole step: this one, the objective (``objectives/``) and the masker (``masking/``).
+The whole step is three files: this one, the objective (``objectives/``) and the occlusion model (``masking/``).
 
-The unmasked view does not depend on the slot: it is embedded once, its embedding becomes a leaf that collects every
-slot's gradient, and the sum goes back once. Each slot is played forward and backward against a leaf of its own, so
-that memory does not grow with N and the gradient is that of all slots in one graph.
+The loss is a sum over slots, and its gradient is accumulated slot by slot, so that memory does not grow with N. The
+unmasked view, which all slots share, is embedded once: its embedding is detached into a leaf that accumulates the
+gradients of all slots, and one backward pass takes their sum into the encoder. Likewise each slot's mask is a leaf, and
+one backward pass takes the gradients of all masks into the occlusion model. Up to rounding the result is the gradient
+of all slots in one graph (``tests/naive.py``).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,8 +34,8 @@ class Measurements(NamedTuple):
     Attributes:
         loss: The objective, mean over slots and images.
         penalty: The sparsity term, mean over slots and images.
-        probe_correct: Share of the images whose labels are known and that the probe classifies rightly.
-        labeled: Share of the images whose labels are known.
+        probe_correct: Share of all images that have a known label and are classified correctly by the probe, 0 to 1.
+        labeled: Share of the images whose labels are known, 0 to 1.
     """
 
     loss: Tensor
@@ -43,13 +45,13 @@ class Measurements(NamedTuple):
 
 
 class SlotLosses(NamedTuple):
-    """What is known once the slots have been played.
+    """Losses and by-products of ``accumulate_gradients``.
 
     Attributes:
-        losses: The objective of each slot, [K].
+        losses: The objective of each slot, [K], detached.
         view: The first view, unmasked.
         features: Its backbone features, [B, F].
-        targets: Targets of all views in the order of their embedding, each [B, D].
+        targets: Targets of all embedded views, unmasked and masked, in the order of embedding; each [B, D].
     """
 
     losses: Tensor
@@ -65,59 +67,70 @@ def train_step(
 
     Args:
         networks: What is trained, in training mode.
-        optimizers: Their optimizers, learning rates set.
+        optimizers: Their optimizers, with the learning rates of this step.
         batch: Two views of B images.
         config: The trial's configuration.
-        progress: Share of the training that is done, 0 to 1, for the momentum.
+        progress: Share of the training that is done, 0 to 1, which sets the momentum.
 
     Raises:
-        NonFiniteError: If the objective or the penalty is not finite; the player that it would move has not moved.
+        NonFiniteError: If a loss or a penalty is not finite; raised before the player that it would update is updated.
     """
+    # loss -> gradient -> update of the players
     if config.masking.learned:
-        played, penalty = _play_adversarially(networks, optimizers, batch, config)
+        found, penalty = _adversarial_update(networks, optimizers, batch, config)
     else:
         fixed = [None] if batch.masks is None else batch.masks.split(1, dim=1)
-        played, penalty = accumulate_gradients(networks, batch, fixed, config), torch.zeros((), device=batch.a.device)
-        check_finite(played.losses, penalty)
+        found, penalty = accumulate_gradients(networks, batch, fixed, config), torch.zeros((), device=batch.a.device)
+        check_finite(found.losses, penalty)
         _update(optimizers.encoder)
+    # What follows the encoder: its average after the update, running statistics, and the probe, on detached features.
     networks.update_momentum(progress)
-    networks.objective.update_statistics(played.view)
-    correct, labeled = probe_step(networks, optimizers, played.features, batch.labels)
-    return Measurements(played.losses.mean(), penalty, correct, labeled)
+    networks.objective.update_statistics(found.view)
+    correct, labeled = probe_step(networks, optimizers, found.features, batch.labels)
+    # measurements
+    return Measurements(found.losses.mean(), penalty, correct, labeled)
 
 
-def _play_adversarially(
+def _adversarial_update(
     networks: Networks, optimizers: Optimizers, batch: Batch, config: TrialConfig
 ) -> tuple[SlotLosses, Tensor]:
-    """Encoder and occlusion model play the objective against each other; returns also the mean sparsity term."""
+    """Move the encoder down and the occlusion model up the objective; return also the mean sparsity term."""
     masking, views = config.masking, 2 if config.objective.masked_views == "both" else 1
     masks = networks.occlude(torch.cat([batch.a, batch.b]) if views == 2 else batch.b)
     slots = choose_slots(masks, batch.drawn_slots) if masking.scheme == "adios-s" else masks
+    # Detached: the occlusion model's graph waits for its one backward pass below, while each slot's graph through the
+    # encoder is freed after its own backward pass.
     leaves = [slot.detach().requires_grad_() for slot in slots.split(1, dim=1)]
+    # From all N masks, also where adios-s drew one of them: the others must not become empty or full unseen.
     penalties = sparsity(masks).mean(dim=0)
     if masking.order == "simultaneous":
-        played = accumulate_gradients(networks, batch, leaves, config)
-        check_finite(played.losses, penalties)
+        # Both players' gradients are of the same loss, with opposite signs: one backward pass fills the encoder's
+        # .grad and the leaves', and only the latter are negated below.
+        found = accumulate_gradients(networks, batch, leaves, config)
+        check_finite(found.losses, penalties)
     else:
-        played = accumulate_gradients(networks, batch, [leaf.detach() for leaf in leaves], config)
-        check_finite(played.losses, penalties)
+        found = accumulate_gradients(networks, batch, [leaf.detach() for leaf in leaves], config)
+        check_finite(found.losses, penalties)
         _update(optimizers.encoder)
-        # The momentum networks have not moved: what they said of each view still holds.
-        targets = played.targets if networks.momentum is not None else ()
+        # The momentum networks move at the end of the step: the targets they gave are still valid.
+        targets = found.targets if networks.momentum is not None else ()
         with frozen(networks):
             check_finite(accumulate_gradients(networks, batch, leaves, config, targets).losses, penalties)
     # Each masked view pays for its own masks: the penalty is the sum of the views' means, not their mean.
     price = masking.sparsity_weight * views * (penalties.mean() if masking.reduction == "mean" else penalties.sum())
     if masking.entropy_weight:
-        # A sum over the global batch, whose gradient the workers average.
+        # A sum over the global batch, as in the authors' code: _update averages gradients over workers, so each worker
+        # multiplies its share by their number.
         price = price - masking.entropy_weight * parallel.world_size() * size_entropy(masks, views)
     gradients = torch.cat([leaf.grad for leaf in leaves if leaf.grad is not None], dim=1)
+    # Gradient descent on price - objective is ascent on L - lambda p (paper, Equation 8).
     torch.autograd.backward([slots, price], [-gradients, None])
+    # Simultaneous: neither player moves before both gradients are taken.
     if masking.order == "simultaneous":
         _update(optimizers.encoder)
     assert optimizers.occlusion is not None
     _update(optimizers.occlusion)
-    return played, penalties.detach().mean()
+    return found, penalties.detach().mean()
 
 
 def accumulate_gradients(
@@ -130,17 +143,21 @@ def accumulate_gradients(
     """Accumulate the objective's gradients into the encoder and into the slots' leaves, slot by slot.
 
     Args:
-        networks: The players; the encoder may be frozen.
+        networks: The networks; the encoder may be frozen.
         batch: Two views of B images.
-        slots: Masks [B, 1, S, S] (of both views, [2B, 1, S, S], where both are masked); None masks nothing.
+        slots: K masks [B, 1, S, S] in [0, 1] (of both views, [2B, 1, S, S], where both are masked); None masks nothing.
         config: The trial's configuration.
-        targets: Of an earlier play with the same slots, where they still hold; none computes them.
+        targets: ``SlotLosses.targets`` of an earlier call with the same slots, if still valid; computed if empty.
+
+    Returns:
+        The losses of the slots, without the weight of the reduction, and what was computed beside them.
     """
     known = iter(targets)
     seen: list[Tensor] = []
 
     def embed(x: Tensor, mask: Tensor | None = None) -> tuple[Embedding, Tensor]:
-        # Dropout and stochastic depth draw the same in both plays of an alternating step, and after a resumption.
+        # Seeded for each embedding, so that dropout and stochastic depth draw the same numbers in both passes of an
+        # alternating step, and after a resumption.
         torch.manual_seed(batch.module_seed + len(seen))
         view, features = networks.embed(x, mask, next(known, None))
         seen.append(view.target)
@@ -149,6 +166,7 @@ def accumulate_gradients(
     both = config.objective.masked_views == "both" and slots[0] is not None
     view_a, features = embed(batch.a)
     unmasked = [view_a, embed(batch.b)[0]] if both else [view_a]
+    # Only the online embeddings carry gradients; targets come without (``Networks.embed``).
     leaves = [Embedding(view.online.detach().requires_grad_(), view.target) for view in unmasked]
     weight = 1 / len(slots) if config.masking.reduction == "mean" else 1.0
     losses = []
@@ -160,8 +178,9 @@ def accumulate_gradients(
             loss = networks.objective.loss_of_both((leaves[0], leaves[1]), masked)
         else:
             loss = networks.objective.loss_between(leaves[0], embed(batch.b, slot)[0])
-        (weight * loss).backward()
+        (weight * loss).backward()  # at once: it frees this slot's graph before the next one is built
         losses.append(loss.detach())
+    # No gradient where the encoder is frozen, or where the objective ignores the unmasked view (pixel).
     for view, leaf in zip(unmasked, leaves, strict=True):
         if view.online.requires_grad and leaf.online.grad is not None:
             view.online.backward(leaf.online.grad)
@@ -169,23 +188,24 @@ def accumulate_gradients(
 
 
 def choose_slots(masks: Tensor, drawn: Tensor) -> Tensor:
-    """One slot an image, drawn uniformly (ADIOS-s; paper, Equation 9).
+    """Select one mask of each image, uniformly at random (ADIOS-s; paper, Equation 9).
 
     Args:
         masks: [B, N, S, S], or [2B, N, S, S] for both views of B images.
         drawn: Uniform numbers in [0, 1), [B].
 
     Returns:
-        [B, 1, S, S] or [2B, 1, S, S], both views with the same slot.
+        [B, 1, S, S] or [2B, 1, S, S], the same slot in both views.
     """
     slots = masks.shape[1]
+    # The clamp is for a number that was rounded to 1 on its way here; the batch loader prevents that.
     slot = (drawn.repeat(len(masks) // len(drawn)) * slots).long().clamp(max=slots - 1)
     return masks[torch.arange(len(masks), device=masks.device), slot][:, None]
 
 
 @contextmanager
 def frozen(networks: Networks) -> Iterator[None]:
-    """Let no gradient into the encoder, so that a backward pass reaches the masks alone."""
+    """Stop gradients to the encoder's parameters inside the block, so that a backward pass reaches only the masks."""
     parameters = list(networks.encoder_parameters())
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -197,23 +217,24 @@ def frozen(networks: Networks) -> Iterator[None]:
 
 
 def _update(optimizer: torch.optim.Optimizer) -> None:
-    """Average the gradients over the workers, step, and clear them."""
+    """Average the gradients over the workers, take a step, and clear them."""
     parallel.average_gradients(p for group in optimizer.param_groups for p in group["params"])
     optimizer.step()
     optimizer.zero_grad()
 
 
 def probe_step(networks: Networks, optimizers: Optimizers, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Train the online probe on features that exist already.
+    """Train the online probe on features that the step has computed anyway.
 
     Args:
         networks: Holds the probe.
         optimizers: Holds its optimizer.
-        features: [B, F].
-        labels: Classes [B], NO_LABEL where they are not known; or zeros and ones [B, C].
+        features: Detached backbone features, [B, F].
+        labels: Classes int64 [B], NO_LABEL where unknown; or zeros and ones [B, C] (multi-label).
 
     Returns:
-        The share of images that the probe classified rightly before the update, and the share with known labels.
+        The share of all images that the probe classified correctly before the update, 0 to 1, and the share with
+        known labels, 0 to 1.
     """
     logits: Tensor = networks.probe(features)
     if labels.ndim == 2:
@@ -221,6 +242,7 @@ def probe_step(networks: Networks, optimizers: Optimizers, features: Tensor, lab
         correct, labeled = ((logits > 0) == (labels > 0)).float().mean(), logits.new_ones(())
     else:
         known = labels != NO_LABEL
+        # The mean over known labels by hand: torch's would be nan in a batch without any.
         total = functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum")
         loss = total / known.sum().clamp(min=1)
         correct, labeled = (logits.argmax(dim=1) == labels).float().mean(), known.float().mean()

@@ -1,4 +1,4 @@
-"""One trial's training in one process: weights, optimizers, data and the position in the schedule."""
+"""One trial's training in one worker process: networks, optimizers, batches, and the position in the schedule."""
 
 import hashlib
 import math
@@ -31,27 +31,29 @@ from adios_ray.trial_report import TrialReport
 from adios_ray.validation import parse
 
 STATISTICS_IMAGES = 64
+"""Validation images whose masks are measured for reports, and by which slots to split or merge are chosen."""
 
 
 class Trainer:
-    """Everything that changes while one trial trains, with saving, loading and exact resumption.
+    """All state that changes while one trial trains; it can be saved, loaded and resumed exactly.
 
     Attributes:
-        config: The trial's configuration; sparsity weight, learning rates and N change through ``load``.
-        networks: What is trained.
+        config: The trial's configuration; ``load`` replaces it, and with it values such as the sparsity weight,
+            learning rates and N.
+        networks: The encoder, its momentum copy, the occlusion model and the probe.
         step: Optimizer steps done.
-        seed: Decides order, augmentations and drawn slots; travels with the weights.
-        divergence: The step and the term at which training stopped to be finite, in words; it does not go on until
-            another checkpoint is loaded.
+        seed: Determines sample order, augmentations and drawn slots; saved and loaded with the weights.
+        divergence: Which term became non-finite, and at which step; None while training is finite. No step is taken
+            until another checkpoint is loaded.
     """
 
     def __init__(self, config: TrialConfig, device: torch.device) -> None:
-        """Initialize weights from the configured seed and map the data.
+        """Open the data set, initialize the networks from the configured seed, and build the optimizers.
 
         Raises:
-            ConfigError: If data set and configuration do not go together.
+            ConfigError: If data set and configuration do not fit together.
             DatasetError: If the data set cannot be used.
-            ReplicaError: If the workers of the trial begin with different parameters.
+            ReplicaError: If the workers of the trial start with different parameters.
         """
         assert config.data_dir is not None
         self.config, self.device, self.seed, self.step = config, device, config.seed, 0
@@ -62,18 +64,29 @@ class Trainer:
         check_view(config.evaluation.view, self.image_size)
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
         self.feed = BatchLoader(dataset.split(*dataset.manifest.training_splits), config, self.image_size, device)
-        _check_batch(config.batch_size, len(self.feed.split))
+        if config.batch_size > len(self.feed.split):
+            raise ConfigError(f"batch_size {config.batch_size} is more than the {len(self.feed.split)} training images")
+        if config.batch_size % parallel.world_size():
+            raise ConfigError(
+                f"batch_size {config.batch_size} is not a multiple of the trial's {parallel.world_size()} workers"
+            )
         if device.type == "cpu":
             keep_freed_memory()
+        # The order of the lines below matters. First the seed: every worker draws the same initial weights, since
+        # nothing else draws in between, and no broadcast is needed.
         torch.manual_seed(config.seed)
         self.networks = Networks(config, self.image_size, self.classes).to(device)
         if config.channels_last:
             self.networks.to(memory_format=torch.channels_last)
+        # Loaded before the optimizers are built: where the file has another number of slots, the occlusion model gets a
+        # new head, whose parameters the optimizer must hold.
         if config.initial_weights:
             load_initial(self.networks, load_weights(config.initial_weights), config.initial_weights)
         if config.compile:
-            self.networks.compile_parts()
+            self.networks.compile_parts()  # after the change of layout: compiled code is specialized to strides
         self.optimizers = build_optimizers(self.networks, config.optimizer)
+        # Compared before masks are resized, which is collective: workers that read different files of initial weights
+        # could disagree on whether to resize, and would wait for each other forever.
         self._check_replicas("at the start")
         self._resize_masks(config.masking.slots)
         self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
@@ -83,7 +96,7 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """Whole epochs done."""
+        """Number of complete epochs."""
         return self.step // self.feed.steps_per_epoch
 
     @property
@@ -92,50 +105,52 @@ class Trainer:
         return self.epoch >= self.config.epochs
 
     def train_until(self, step: int) -> dict[str, float]:
-        """Train up to ``step`` and measure; where training diverges, only the position moves on.
+        """Train up to ``step``; after a divergence, only advance the position in the schedule.
 
         Returns:
-            Speed, and the means of the measurements since the last epoch that ended on a report.
+            Images per second over all workers, and the share of the time spent waiting for data; 0 without a step.
         """
         began, first, waited_before = time.perf_counter(), self.step, self.feed.waited_s
+        peak = self.config.optimizer
         self.networks.train()
         try:
             for batch in self.feed.batches(self.seed, self.step, step if self.divergence is None else self.step):
-                self._train_on(batch)
+                self.optimizers.set_learning_rates(
+                    encoder_lr=self.schedule.lr(peak.encoder_lr, self.step),
+                    occlusion_lr=self.schedule.lr(peak.occlusion_lr, self.step),
+                    predictor_lr=peak.encoder_lr if self.config.constant_predictor_lr else None,
+                )
+                progress = self.step / self.schedule.total_steps
+                # Summed on the device and read once a report: reading here would wait for the update to finish.
+                self._sums += torch.stack(train_step(self.networks, self.optimizers, batch, self.config, progress))
+                self.step += 1
         except NonFiniteError as error:
             self.divergence, self._failed_batch = f"step {self.step}: {error}", batch
         seconds = time.perf_counter() - began
+        # A diverged trial reports at the same epochs as the others, so that it takes part in their decisions and can
+        # copy a donor.
         steps, self.step = self.step - first, step
         return {
             "images_per_s": steps * self.config.batch_size / seconds if steps else 0.0,
             "data_wait_fraction": (self.feed.waited_s - waited_before) / seconds if steps else 0.0,
         }
 
-    def _train_on(self, batch: Batch) -> None:
-        peak = self.config.optimizer
-        self.optimizers.set_learning_rates(
-            encoder_lr=self.schedule.lr(peak.encoder_lr, self.step),
-            occlusion_lr=self.schedule.lr(peak.occlusion_lr, self.step),
-            predictor_lr=peak.encoder_lr if self.config.constant_predictor_lr else None,
-        )
-        progress = self.step / self.schedule.total_steps
-        self._sums += torch.stack(train_step(self.networks, self.optimizers, batch, self.config, progress))
-        self.step += 1
-
     def train_to_report(self, idle_s: float = 0.0) -> TrialReport:
         """Train to the next report and evaluate.
 
         Args:
-            idle_s: Seconds since the report before, as the caller has measured them.
+            idle_s: Seconds since the previous report, measured by the caller.
 
         Returns:
-            The report; its measurements are means over the epochs since the last one.
+            The report; its measurements are means over the epochs since the previous one.
         """
         goal, interval = self.config.next_report(self.epoch), self.config.evaluation.interval_epochs
         epochs = goal - (goal - 1) // interval * interval
         speed = self.train_until(goal * self.feed.steps_per_epoch)
         means = parallel.average(self._sums / (epochs * self.feed.steps_per_epoch)).tolist()
         self._sums.zero_()
+        # BatchNorm's running statistics follow each worker's own images. They are equalized here, because the
+        # evaluation uses them and checkpoints are written by the first worker.
         parallel.broadcast_from_first(self.networks.buffers())
         sums = Measurements(*means)
         accuracy = sums.probe_correct / sums.labeled if sums.labeled else math.nan
@@ -158,7 +173,7 @@ class Trainer:
         )
 
     def evaluate(self, split: str) -> float:
-        """Fitness on one split, with the training split's images as neighbors; nan for a collapsed encoder."""
+        """Compute the fitness on one split, with training images as neighbors; nan for a collapsed encoder."""
         return self._measure(split).value
 
     def _measure(self, split: str) -> Fitness:
@@ -166,7 +181,15 @@ class Trainer:
         return evaluate(self.networks, self.train_split, held_out, self.image_size, self.config.evaluation)
 
     def masks(self, images: int) -> tuple[Tensor, Tensor]:
-        """The first validation images as seen, uint8 [K, S, S, 3], and their masks [K, N, S, S] (N = 0 without)."""
+        """Mask the first validation images.
+
+        Args:
+            images: How many, K; fewer where the split has fewer.
+
+        Returns:
+            The images as they are displayed, uint8 [K, S, S, 3], and their masks [K, N, S, S] in [0, 1]; N is 0
+            without an occlusion model.
+        """
         first = np.arange(min(images, len(self.val_split)))
         x = central_views(self.val_split, first, self.image_size, self.device)
         if self.networks.occlusion is None:
@@ -185,17 +208,17 @@ class Trainer:
         }
 
     def save(self, directory: Path) -> Pointer:
-        """Write a checkpoint from which training goes on bit for bit."""
+        """Write a checkpoint from which training resumes bit for bit."""
         return self._save(directory, {})
 
     def dump_divergence(self, directory: Path) -> None:
-        """Write what reproduces the step that diverged, once; each worker of the trial must call this.
+        """Save the state and the batch that reproduce the diverged step; every worker of the trial must call this.
 
-        A no-op where nothing diverged since the last call.
+        A no-op where nothing has diverged since the last call.
         """
         if self._failed_batch is None:
             return
-        batch, self._failed_batch = batch_state(self._failed_batch), None
+        batch, self._failed_batch = batch_state(self._failed_batch), None  # collective, hence before the rank is asked
         if parallel.rank() == 0:
             self._save(directory, {"batch": batch})
 
@@ -215,25 +238,25 @@ class Trainer:
         return save_checkpoint(directory, state, {"epoch": self.epoch, **meta})
 
     def load(self, pointer: Pointer, config: TrialConfig) -> None:
-        """Take over all of a checkpoint's state, then go on under ``config``.
+        """Load all state of a checkpoint, then continue under ``config``.
 
-        The number of slots may differ from the checkpoint's: its masks are split or merged.
+        Where ``config`` has another number of slots than the checkpoint, slots are split or merged.
 
         Raises:
-            CheckpointError: If the checkpoint is missing or damaged.
+            CheckpointError: If the checkpoint is missing or damaged, or was made under other optimizer settings.
             ReplicaError: If the workers of the trial hold different parameters afterwards.
         """
         state = load_checkpoint(pointer, self.device)
         saved = parse(TrialConfig, state["config"], str(pointer.path))
-        self._use_slots(saved.masking.slots)
+        self._use_slots(saved.masking.slots)  # load_state_dict() copies into a head of the saved number of slots
         self.networks.load_state_dict(state["networks"])
         for name, optimizer in self.optimizers.all().items():
             try:
                 optimizer.load_state_dict(state["optimizers"][name])
             except ValueError as error:
                 raise CheckpointError(
-                    f"checkpoint {pointer.path}: the state of its {name} optimizer does not fit ({error}); was it made "
-                    "under another optimizer.name or optimizer.predictor_schedule?"
+                    f"checkpoint {pointer.path}: the state of its {name} optimizer does not fit ({error}); set "
+                    "optimizer.name and optimizer.predictor_schedule to the values that it was made with"
                 ) from error
             optimizer.zero_grad()
         self.divergence = state["divergence"]
@@ -241,23 +264,23 @@ class Trainer:
         self.config = self.networks.config = config
         self.networks.objective.config, self.feed.augment = config.objective, config.augment
         self.optimizers.set_weight_decay(config.optimizer.weight_decay)
-        # First the comparison: of workers that read different checkpoints, perhaps only some have masks to resize, and
-        # these would wait for the others' part in it.
+        # Compared before masks are resized, as in __init__: workers may have read different checkpoints.
         self._check_replicas(f"after loading {pointer.path}")
         self._resize_masks(config.masking.slots)
 
     def _resize_masks(self, slots: int) -> None:
-        """Split or merge masks until the occlusion model has ``slots``."""
+        """Split or merge slots until the occlusion model has ``slots`` of them; every worker must call this."""
         occlusion, optimizer = self.networks.occlusion, self.optimizers.occlusion
         if occlusion is None or optimizer is None or occlusion.slots == slots:
             return
         resized = resize_head(read_head(occlusion, optimizer), self.masks(STATISTICS_IMAGES)[1], slots)
-        # Which masks are split or merged follows from rounded numbers: the first worker's head is everyone's.
+        # Which slots are split or merged follows from floating point sums, in which workers may differ by rounding:
+        # all of them take the first worker's head.
         parallel.broadcast_from_first([resized.weight, resized.bias, *chain(*resized.moments.values())])
         replace_head(occlusion, optimizer, resized)
 
     def _check_replicas(self, when: str) -> None:
-        """Compare parameters and buffers over the workers of the trial, by checksum."""
+        """Raise ReplicaError unless all workers of the trial have equal parameters and buffers, by checksum."""
         if parallel.world_size() == 1:
             return
         checksum = hashlib.sha256()
@@ -267,22 +290,14 @@ class Trainer:
         if odd := [str(rank) for rank, other in enumerate(others, start=1) if other != first]:
             raise ReplicaError(
                 f"{when}, worker {', '.join(odd)} of {parallel.world_size()} holds other parameters than worker 0: "
-                "their nodes read different files, or one has faulty memory"
+                "their nodes read different files, or one has faulty memory; check that all nodes see the same storage"
             )
 
     def _use_slots(self, slots: int) -> None:
-        """Give the occlusion model a head of ``slots`` whose values are about to be loaded."""
+        """Give the occlusion model a blank head of ``slots``, whose values are about to be loaded."""
         occlusion, optimizer = self.networks.occlusion, self.optimizers.occlusion
         if occlusion is None or optimizer is None or occlusion.slots == slots:
             return
         weight = occlusion.head.weight
         blank = Head(weight.new_zeros(slots, *weight.shape[1:]), weight.new_zeros(slots), {}, None)
         replace_head(occlusion, optimizer, blank)
-
-
-def _check_batch(batch_size: int, images: int) -> None:
-    workers = parallel.world_size()
-    if batch_size > images:
-        raise ConfigError(f"batch_size {batch_size} is more than the {images} training images")
-    if batch_size % workers:
-        raise ConfigError(f"batch_size {batch_size} cannot be shared by {workers} workers")
