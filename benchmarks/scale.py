@@ -35,7 +35,7 @@ class Options:
 
 
 def source(images: int, classes: int) -> Any:
-    """A source of names."""
+    """Make a source of names."""
     from adios_ray.data.sources.image_files import ImageFiles
 
     names = tuple(f"class{number:05d}" for number in range(classes))

@@ -20,7 +20,7 @@ BUCKET = "images"
 
 
 def picture(seed: int, height: int = 12, width: int = 20) -> bytes:
-    """A PNG of random pixels."""
+    """Make a PNG of random pixels."""
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()

@@ -26,7 +26,7 @@ class Unlocked:
 
 @pytest.fixture(params=["locks", "beats"])
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Store:
-    """A place on storage with and without locks."""
+    """Offer a place on storage with and without locks."""
     monkeypatch.setattr(claim, "BEAT_S", 0.05)
     monkeypatch.setattr(claim, "STALE_S", 0.5)
     monkeypatch.setattr(claim, "SETTLING_S", 0.02)

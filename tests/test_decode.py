@@ -35,14 +35,14 @@ def noise(height: int, width: int, channels: int = 3) -> Pixels:
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The bytes of an image file."""
+    """Write an image file, as bytes."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def opened(content: bytes) -> Image.Image:
-    """The image as Pillow reads it."""
+    """Read the image with Pillow."""
     return Image.open(io.BytesIO(content))
 
 
@@ -66,7 +66,7 @@ def shapes(height: int, width: int) -> Pixels:
 
 
 def halves(left: tuple[int, ...], right: tuple[int, ...], mode: str = "RGB") -> Image.Image:
-    """A 32 x 32 picture of two colors."""
+    """Draw a 32 x 32 picture of two colors."""
     image = Image.new(mode, (32, 32), left)
     image.paste(right, (16, 0, 32, 32))
     return image
@@ -124,7 +124,7 @@ def palette_with_transparency() -> Image.Image:
 
 
 def rgb_with_transparent_red() -> Image.Image:
-    """An RGB picture in which the color red stands for transparent."""
+    """Draw an RGB picture in which the color red stands for transparent."""
     image = halves(RED, BLUE)
     image.info["transparency"] = RED
     return image
@@ -296,7 +296,7 @@ def test_garbled_exif_of_a_tiff(tag: int, compression: str | None) -> None:
 
 
 def chunks(png: bytes) -> list[bytes]:
-    """The chunks of a PNG."""
+    """List the chunks of a PNG."""
     found, at = [], 8
     while at < len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
@@ -311,7 +311,7 @@ def chunk(kind: bytes, data: bytes, checksum: int = 0) -> bytes:
 
 
 def png_with(*extra: bytes) -> bytes:
-    """The photograph with chunks after its header."""
+    """Insert chunks after the header of the photograph."""
     png = encoded(PHOTO, "PNG")
     header, *rest = chunks(png)
     return png[:8] + header + b"".join(extra) + b"".join(rest)
@@ -374,7 +374,7 @@ def test_a_valid_exif_chunk_and_a_long_text_go_together() -> None:
 
 
 def claiming(width: int, height: int, kind: str, **options: Any) -> bytes:
-    """A small file whose header claims a size."""
+    """Make a small file whose header claims a size."""
     content = bytearray(encoded(Image.new("RGB", (64, 64)), kind, **options))
     if kind == "PNG":
         header = chunk(b"IHDR", struct.pack(">II", width, height) + content[24:29])
@@ -491,7 +491,7 @@ def ramp(largest: int) -> npt.NDArray[np.uint16]:
 
 
 def gray(largest: int, kind: str = "PNG", **options: Any) -> Picture:
-    """A ramp, decoded."""
+    """Decode a ramp."""
     return decode(encoded(Image.fromarray(ramp(largest)), kind), 64, DecodeOptions(**options))
 
 

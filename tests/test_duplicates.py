@@ -26,7 +26,7 @@ def draw(path: Path, seed: int) -> None:
 
 
 def image(split: str, item: str, pixels: int, stratum: str = "cat") -> Pixels:
-    """An image of the given content."""
+    """Make an image of the given content."""
     return Pixels(split, item, stratum, bytes([pixels]))
 
 

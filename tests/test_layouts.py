@@ -27,7 +27,7 @@ def plant(root: Path, *items: str) -> Path:
 
 
 def counted(root: Path) -> dict[str, int]:
-    """What a walk passes over, by reason."""
+    """Count what a walk passes over, by reason."""
     return {reason: number for reason, (number, _) in walk(root).passed_over.items()}
 
 

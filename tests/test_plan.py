@@ -146,7 +146,7 @@ def tree(random: Random) -> list[str]:
 
 
 def class_of(item: str) -> str:
-    """The first folder of an item."""
+    """Name the first folder of an item."""
     return item.partition("/")[0]
 
 

@@ -168,7 +168,7 @@ class Prepare:
             )
 
     def _group(self) -> "Key | None":
-        """What an image belongs to, by its path.
+        """Make the function that names what an image belongs to, by its path.
 
         Raises:
             UsageError: If the expression is not one.

@@ -55,7 +55,7 @@ def find_duplicates(images: Iterable[Pixels]) -> tuple[Duplicates, set[str]]:
 
 
 def _order(split: str) -> int:
-    """Evaluated splits come first, then train."""
+    """Rank a split: evaluated splits come first, then train."""
     order: Sequence[str] = ("test", "val")
     return order.index(split) if split in order else {"train": 3, UNLABELED: 4}.get(split, 2)
 

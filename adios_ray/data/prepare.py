@@ -192,7 +192,7 @@ def _layout(source: Source, image_size: int) -> Layout:
 
 
 def _made_by(store: Store, recipe: Mapping[str, Any]) -> Manifest:
-    """The manifest that is there already, if the same recipe made it; where the source is stored does not matter."""
+    """Read the manifest that is there already, if the same recipe made it, wherever the source was stored."""
     manifest = read_manifest(str(store))
     keys = sorted((recipe.keys() | manifest.recipe.keys()) - {"source"})
     if odd := [key for key in keys if recipe.get(key) != manifest.recipe.get(key)]:

@@ -160,5 +160,5 @@ class ListedSource:
         return content_checksum((self.root / name).read_bytes())
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker needs to decode."""
+        """Keep what a worker needs to decode."""
         return {**self.__dict__, "items": {}, "passed_over": PassedOver()}
