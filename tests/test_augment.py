@@ -222,6 +222,7 @@ def as_features(boxes: Tensor, size: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("min_scale", [0.08, 0.9])
+@pytest.mark.slow
 def test_crops_are_distributed_as_torchvisions(min_scale: float) -> None:
     torch.manual_seed(0)
     image = torch.empty(3, 96, 96)

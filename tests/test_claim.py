@@ -49,6 +49,7 @@ class Second(threading.Thread):
             pass
 
 
+@pytest.mark.slow
 def test_the_second_waits_for_the_first_and_says_for_which(place: Store) -> None:
     with claimed(place, print):
         second = Second(place)

@@ -145,6 +145,7 @@ def test_a_folder_of_one_class_is_a_class(tmp_path: Path, make: Callable[[Path],
     assert len(folder_source(make(tmp_path)).listing()["train"]) == 2
 
 
+@pytest.mark.slow
 def test_a_folder_at_a_uri_is_read_as_one_on_disk(tmp_path: Path) -> None:
     plant(tmp_path, "train/cat/1.png", "train/cat/photo", "val/cat/2.png", "test/cat/3.png", "train/@eaDir/1.png")
     (tmp_path / "train" / "cat" / "notes.txt").write_text("none")

@@ -284,6 +284,7 @@ def test_items_are_read_back() -> None:
         assert place.item().count("/") == place.file.count("/") + 1
 
 
+@pytest.mark.slow
 def test_at_a_uri(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with s3_server() as bucket:
         upload(hub, f"{bucket}/some/set")

@@ -37,6 +37,7 @@ def test_statistics_are_the_averages_over_batches(objects_dir: Path, monkeypatch
     assert bool((norm.running_mean == 3).all()) and norm.momentum == 0.1 and norm.num_batches_tracked == 0
 
 
+@pytest.mark.slow
 def test_training_is_the_same_bit_for_bit_and_the_fitness_another(objects_dir: Path) -> None:
     trainers, values = [], []
     for fresh in (False, True):

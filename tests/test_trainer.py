@@ -79,6 +79,7 @@ def test_a_resumed_training_is_bit_identical(objective: str, optimizer: str, obj
         assert_identical(whole, saved(resumed, tmp_path / f"resumed_{stop}"))
 
 
+@pytest.mark.slow
 def test_seeds_decide_everything(objects_dir: Path, tmp_path: Path) -> None:
     config = small_config(objects_dir)
     first, second = (saved(trained(config, 2), tmp_path / name) for name in ("first", "second"))
@@ -115,6 +116,7 @@ def test_n_changes_with_the_exploit_and_training_goes_on(old: int, new: int, obj
     assert torch.equal(again.masks(2)[1], trial.masks(2)[1])
 
 
+@pytest.mark.slow
 def test_reports_come_at_the_interval_and_at_the_end(objects_dir: Path) -> None:
     trainer = Trainer(small_config(objects_dir, epochs=3, evaluation={"interval_epochs": 2}), CPU)
     first, last = trainer.train_to_report(), trainer.train_to_report()
@@ -151,6 +153,7 @@ def test_networks_that_draw_resume_bit_for_bit(objects_dir: Path, tmp_path: Path
     ("objective", "schedule", "constant"),
     [("simsiam", None, True), ("simsiam", "cosine", False), ("byol", None, False), ("byol", "constant", True)],
 )
+@pytest.mark.slow
 def test_the_predictor_keeps_its_rate_where_it_is_constant(
     objective: str, schedule: str | None, constant: bool, objects_dir: Path, tmp_path: Path
 ) -> None:
@@ -343,6 +346,7 @@ def test_masks_to_begin_with_are_split_or_merged_to_the_configured_number(object
     torch.testing.assert_close(merged, before, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_images_without_labels_are_trained_on_but_not_asked_about(tmp_path: Path) -> None:
     trainer = Trainer(small_config(make_objects(tmp_path / "some", unlabeled=64), epochs=1), CPU)
     assert len(trainer.feed.split) == 96 + 64 and trainer.feed.steps_per_epoch == 5

@@ -210,6 +210,7 @@ def test_damaged_images_are_refused(tmp_path: Path) -> None:
             read.load(item, 16)
 
 
+@pytest.mark.slow
 def test_at_a_uri_exactly_the_bytes_are_read(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_server() as bucket:
         upload(shards, f"{bucket}/some/set")

@@ -204,6 +204,7 @@ def test_position_embeddings_are_resampled(vit: Networks, tmp_path: Path) -> Non
     assert all(torch.equal(taken[name], given[name]) for name in given.keys() - {"pos_embed"})
 
 
+@pytest.mark.slow
 def test_an_exported_resnet_loads_into_timm_and_torchvision(tmp_path: Path) -> None:
     networks, x = make(backbone={"name": "resnet18"}), torch.randn(2, 3, SIZE, SIZE)
     features = networks.backbone(x)
@@ -253,6 +254,7 @@ def test_importing_the_package_is_cheap() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_commands(byol: Networks, objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "encoder.safetensors"
     inputs = ["--checkpoint", str(saved(tmp_path / "w.safetensors", byol)), "--data-dir", str(objects_dir)]
