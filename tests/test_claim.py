@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from encoded_images import s3_server
 
 from adios_ray.data import claim
 from adios_ray.data.claim import HOLDER_FILE, claimed
@@ -24,15 +26,19 @@ class Unlocked:
         raise OSError("No locks available")
 
 
-@pytest.fixture(params=["locks", "beats"])
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Store:
-    """Offer a place on storage with and without locks."""
+@pytest.fixture(params=["locks", "beats", "s3"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
+    """Offer a place on storage with and without locks, and on an object store."""
     monkeypatch.setattr(claim, "BEAT_S", 0.05)
     monkeypatch.setattr(claim, "STALE_S", 0.5)
     monkeypatch.setattr(claim, "SETTLING_S", 0.02)
+    if request.param == "s3":
+        with s3_server() as bucket:
+            yield Store(f"{bucket}/set")
+        return
     if request.param == "beats":
         monkeypatch.setattr(claim, "FileLock", Unlocked)
-    return Store(tmp_path / "set")
+    yield Store(tmp_path / "set")
 
 
 class Second(threading.Thread):
@@ -41,12 +47,12 @@ class Second(threading.Thread):
     def __init__(self, place: Store) -> None:
         """Claim a place."""
         super().__init__(daemon=True)
-        self.place, self.said = place, list[str]()
+        self.place, self.said, self.held = place, list[str](), False
 
     def run(self) -> None:
         """Wait for the place and leave it."""
         with claimed(self.place, self.said.append):
-            pass
+            self.held = True
 
 
 @pytest.mark.slow
@@ -57,7 +63,7 @@ def test_the_second_waits_for_the_first_and_says_for_which(place: Store) -> None
         second.join(timeout=1.0)  # longer than a holder that has died would be waited for
         assert second.is_alive()
     second.join(timeout=10)
-    assert not second.is_alive()
+    assert second.held and not second.is_alive()
     (line,) = second.said
     assert line.startswith(f"{place} is being prepared by process {os.getpid()} on ")
     assert place.size(HOLDER_FILE) is None
@@ -79,5 +85,5 @@ def test_the_place_of_a_process_that_was_killed_is_taken_over(place: Store, requ
     second = Second(place)
     second.start()
     second.join(timeout=10)
-    assert not second.is_alive()
+    assert second.held and not second.is_alive()
     assert locks or "taking over" in second.said[-1]

@@ -36,12 +36,18 @@ def test_every_file_is_an_image_or_passed_over_for_a_reason(tmp_path: Path) -> N
     plant(tmp_path, "cat/@eaDir/1.png/THUMB.jpg", "$RECYCLE.BIN/x.png", "__MACOSX/cat/._1.png", "lost+found/#12.png")
     for name in ("cat/Thumbs.db", "notes.txt", "cat/._1.png"):
         (tmp_path / name).write_bytes(b"\0\5\26\7")
+    (tmp_path / "dog").mkdir()
     (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere")
     found = walk(tmp_path)
-    assert sorted(found.images) == ["cat/1.png", "cat/no_ending", "cat/photo.JFIF"]
+    assert sorted(found.images) == ["cat/1.png", "cat/no_ending", "cat/photo.JFIF"] and found.empty == ["dog"]
     assert counted(tmp_path) == {HIDDEN: 3, TOOLS: 4, NO_IMAGE: 2, BROKEN_LINK: 1}
     assert found.found == 13 == len(found.images) + found.passed_over.total
     assert "notes.txt" in found.passed_over[NO_IMAGE].examples
+
+
+def test_empty_folders_are_named(tmp_path: Path) -> None:
+    (plant(tmp_path, "cat/1.png", "fox/1.png") / "dog").mkdir()
+    assert folder_source(tmp_path).notes == ("empty folders: dog",)
 
 
 def test_links_are_followed_and_loops_do_no_harm(tmp_path: Path) -> None:

@@ -67,9 +67,7 @@ def _acquire(lock: FileLock, directory: Path, say: Say) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        holder = directory / HOLDER_FILE
-        said = holder.read_text() if holder.exists() else "{}"
-        say(f"{directory} is being prepared by {_described(said)}; waiting for it")
+        say(f"{directory} is being prepared by {_described(_holder(Store(directory)) or '')}; waiting for it")
         lock.acquire()
 
 
@@ -91,7 +89,10 @@ _STARTED = time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _holder(store: Store) -> str | None:
-    return store.read(HOLDER_FILE).decode() if store.size(HOLDER_FILE) is not None else None
+    try:
+        return store.read(HOLDER_FILE).decode()
+    except FileNotFoundError:
+        return None
 
 
 def _forget(store: Store) -> None:

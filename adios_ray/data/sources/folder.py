@@ -220,6 +220,8 @@ def of_classes(
     if len(items) + found.passed_over.total != found.found:
         raise AssertionError(f"{root}: {found.found} files, {len(items)} images, {found.passed_over.total} passed over")
     parts: dict[str, Any] = {"classes": classes, "items": splits, "labels": labels, "passed_over": found.passed_over}
+    if found.empty:
+        parts["notes"] = (f"empty folders: {first_of(sorted(found.empty))}",)
     if isinstance(root, Path):
         return ImageFiles(root=root.absolute(), **parts)
     return ImageFiles(root=Path(), uri=root, **parts)

@@ -33,11 +33,13 @@ class Walk:
         images: Paths of image files relative to the folder, with "/", in no particular order.
         passed_over: All other files.
         found: Number of all files.
+        empty: Folders without any entry.
     """
 
     images: list[str] = field(default_factory=list)
     passed_over: PassedOver = field(default_factory=PassedOver)
     found: int = 0
+    empty: list[str] = field(default_factory=list)
 
 
 def walk(root: Path | str) -> Walk:
@@ -88,6 +90,8 @@ def _descend(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], reas
         if reason is not None:
             return  # such as lost+found, which belongs to root: nothing in it is anybody's image
         raise DatasetError(f"{folder} cannot be read: {error.strerror or error}") from error
+    if not entries and reason is None:
+        found.empty.append(prefix.rstrip("/"))
     above = (*above, (status.st_dev, status.st_ino))
     for name, is_folder, is_file in entries:
         item = _as_text(f"{prefix}{name}")
