@@ -195,6 +195,17 @@ def size_of(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir())
 
 
+def test_the_rest_of_an_interrupted_removal_is_removed(
+    remote: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_use = open_shards(URI).directory
+    (cache / f".{in_use.name}").mkdir()
+    (cache / f".{in_use.name}" / "train-00000.arrow").write_bytes(bytes(1000))
+    monkeypatch.setenv(mirroring.BYTES_VARIABLE, str(size_of(in_use) + 500))
+    mirroring._make_room(cache, 400, Store(URI))
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == [in_use.name]
+
+
 def test_unused_copies_are_evicted(remote: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, unlabeled in (("second", 1), ("third", 2)):
         upload(make_objects(tmp_path / name, unlabeled=unlabeled), f"s3://{BUCKET}/some/{name}")

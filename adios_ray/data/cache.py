@@ -142,4 +142,5 @@ def _remove_unless_used(directory: Path) -> None:
         except BlockingIOError:
             return
         # Renamed first: a removal that is interrupted must not leave a manifest beside half of the shards.
-        shutil.rmtree(directory.rename(directory.with_suffix(".removed")))
+        # The new name has a lock of its own: what is left is removed later, whichever process uses a new copy.
+        shutil.rmtree(directory.rename(directory.with_name(f".{directory.name}")))
