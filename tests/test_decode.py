@@ -30,36 +30,36 @@ GARBLED = {
 
 
 def noise(height: int, width: int, channels: int = 3) -> Pixels:
-    """Random pixels, [height, width, channels]."""
+    """Draw random pixels, [height, width, channels]."""
     return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """Write an image file, as bytes."""
+    """Encode an image."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def opened(content: bytes) -> Image.Image:
-    """Read the image with Pillow."""
+    """Open the image with Pillow."""
     return Image.open(io.BytesIO(content))
 
 
 def difference(a: Pixels, b: Pixels) -> float:
-    """Mean absolute difference."""
+    """Return the mean absolute difference."""
     return float(np.abs(a.astype(int) - b).mean())
 
 
 def refusal(content: bytes, **options: Any) -> str:
-    """Why an image is refused."""
+    """Return why an image is refused."""
     with pytest.raises(RefusedImageError) as caught:
         decode(content, 32, DecodeOptions(**options))
     return str(caught.value)
 
 
 def shapes(height: int, width: int) -> Pixels:
-    """Coarse and fine shapes with hard edges, the finer the fainter as in a photograph, uint8 [height, width, 3]."""
+    """Draw coarse and fine shapes with hard edges, the finer the fainter as in a photograph, uint8 [height, width, 3]."""
     y, x = np.mgrid[:height, :width] / 40
     layers = [sum(np.sign(np.sin(x * f + i) + np.cos(y * f * 0.7)) / f for f in (1, 2.3, 5, 11)) for i in range(3)]
     return (127.5 + 60 * np.stack(layers, axis=-1)).clip(0, 255).astype(np.uint8)
@@ -115,7 +115,7 @@ def test_cmyk_jpeg() -> None:
 
 
 def palette_with_transparency() -> Image.Image:
-    """Left half palette color 0, which is transparent; right half palette color 1, blue."""
+    """Draw a left half in palette color 0, which is transparent, and a right half in color 1, blue."""
     image = Image.new("P", (32, 32), 0)
     image.putpalette([*RED, *BLUE])
     image.paste(1, (16, 0, 32, 32))
@@ -306,12 +306,12 @@ def chunks(png: bytes) -> list[bytes]:
 
 
 def chunk(kind: bytes, data: bytes, checksum: int = 0) -> bytes:
-    """One chunk, with a wrong checksum unless that is 0."""
+    """Make one chunk, with a wrong checksum unless that is 0."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) ^ checksum)
 
 
 def png_with(*extra: bytes) -> bytes:
-    """Insert chunks after the header of the photograph."""
+    """Put chunks into the photograph after its header."""
     png = encoded(PHOTO, "PNG")
     header, *rest = chunks(png)
     return png[:8] + header + b"".join(extra) + b"".join(rest)
@@ -486,7 +486,7 @@ def test_a_photograph_of_200_megapixels_is_decoded() -> None:
 
 
 def ramp(largest: int) -> npt.NDArray[np.uint16]:
-    """Values from 0 to the largest, uint16 [64, 64]."""
+    """Return values from 0 to the largest, uint16 [64, 64]."""
     return np.linspace(0, largest, 64 * 64).round().astype(np.uint16).reshape(64, 64)
 
 

@@ -311,7 +311,7 @@ def _jpeg_header(content: bytes) -> _JpegHeader:
 
 
 def _orientation(exif: bytes) -> int:
-    """Orientation that an EXIF block gives, from 1 to 8; 1 where the block is malformed."""
+    """Read the orientation that an EXIF block gives, from 1 to 8; 1 where the block is malformed."""
     block = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None:
@@ -343,7 +343,7 @@ def _decode_other(kind: str, content: bytes, image_size: int, options: DecodeOpt
         _mend_tiff(image, options)
         orientation = 1  # loading turns a TIFF upright
     else:
-        orientation = _orientation(image.info.get("exif", b""))
+        orientation = _orientation(image.info.get("exif") or b"")
     image.load()
     pixels, note = _squeeze(image, image_size, None, orientation, options.stretch)
     return _picture(pixels, image.size, orientation, note or _note_on_colors(kind, content, image))
@@ -369,7 +369,7 @@ def _open(kind: str, content: bytes) -> ImageFile.ImageFile:
 
 
 def _claimed_size(kind: str, content: bytes) -> tuple[int, int] | None:
-    """Width and height by the header, of the formats whose decoders allocate on opening."""
+    """Read width and height from the headers of the formats whose decoders allocate on opening."""
     head = content[:30].ljust(30, b"\0")
     if kind == "GIF":
         return int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
@@ -404,7 +404,7 @@ _PNG_END = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"
 
 
 def _png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
-    """Kind, bytes and whether they are intact, of each chunk before IEND."""
+    """Yield kind, bytes and whether they are intact, of each chunk before IEND."""
     at, view = 8, memoryview(content)
     while at + 8 <= len(content):
         kind, end = content[at + 4 : at + 8], at + 12 + int.from_bytes(content[at : at + 4], "big")
