@@ -59,7 +59,7 @@ def refusal(content: bytes, **options: Any) -> str:
 
 
 def shapes(height: int, width: int) -> Pixels:
-    """Draw coarse and fine shapes with hard edges, the finer the fainter as in a photograph, uint8 [height, width, 3]."""
+    """Draw coarse and fine shapes with hard edges, fainter the finer, as in photographs, uint8 [height, width, 3]."""
     y, x = np.mgrid[:height, :width] / 40
     layers = [sum(np.sign(np.sin(x * f + i) + np.cos(y * f * 0.7)) / f for f in (1, 2.3, 5, 11)) for i in range(3)]
     return (127.5 + 60 * np.stack(layers, axis=-1)).clip(0, 255).astype(np.uint8)
