@@ -101,7 +101,7 @@ def _forget(store: Store) -> None:
 
 @contextmanager
 def _beating(store: Store, say: Say) -> Iterator[None]:
-    """Hold a place that knows no locks."""
+    """Hold a place without locks, by beats."""
     token = uuid.uuid4().hex
     _wait_for_silence(store, say)
     while True:
@@ -122,7 +122,7 @@ def _beating(store: Store, say: Say) -> Iterator[None]:
 
 
 def _wait_for_silence(store: Store, say: Say) -> None:
-    """Return once nobody holds the place: no holder is written there, or it has not beaten for a minute."""
+    """Return once the place is free: it has no holder, or its holder has sent no beat for a minute."""
     seen, since, said = None, time.monotonic(), False
     while (holder := _holder(store)) is not None:
         if holder != seen:

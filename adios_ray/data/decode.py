@@ -194,7 +194,7 @@ def _squeeze(
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Convert a loaded image of 8 bits a channel to RGB: transparency goes on white.
+    """Convert a loaded image of 8 bits a channel to RGB: transparent pixels are shown on white.
 
     Raises:
         RefusedImageError: If the values have no range that could be scaled to 8 bits.
