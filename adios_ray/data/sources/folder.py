@@ -199,7 +199,7 @@ def of_classes(
         tree: Items of each class of each split.
         found: All files below ``root``, those outside the layout already passed over; None looks for them.
         unlabeled: Items of the unlabeled split.
-        allow_missing_classes: Whether val and test may lack classes that train has; None where there is no option to allow it.
+        allow_missing_classes: Whether val and test may lack classes that train has; None if no option allows it.
 
     Raises:
         DatasetError: If the splits differ in their classes.
