@@ -103,7 +103,9 @@ def test_prepare_and_verify(images: Path, tmp_path: Path, capsys: pytest.Capture
     arguments = options(source=images, output=tmp_path / "out", val_images=2, test_images=1)
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert "out: test 1, train 7, val 2 images, 0 refused" in said and said.count("\n") == 1
+    assert said.startswith("3 splits, 1 class: train 7, test 1, val 2 (val and test carved out of train)\n")
+    assert "10 found = 10 read + 0 refused + 0 passed over\n" in said
+    assert "out: test 1, train 7, val 2 images, 0 refused" in said and said.count("\n") == 3
     assert main(arguments) == 0 and "is already there: test 1, train 7" in capsys.readouterr().out
     dataset = open_shards(tmp_path / "out")
     assert dataset.manifest.recipe["source"] == str(images.resolve())

@@ -162,12 +162,11 @@ def prepare(
     full_recipe: dict[str, Any] = json.loads(json.dumps(asked))
     store, files = Store(output), source.files()
     _check_free(store)
+    find_finished = partial(_find_finished, store, full_recipe, source, files, check_content)
+    if manifest := find_finished():
+        return PrepareSummary(manifest, time.perf_counter() - start, decoded=0, complete_before=True)
     with claimed(store, say):
-        if MANIFEST_NAME in store.names():
-            manifest = _made_by(store, full_recipe)
-            moved = manifest.recipe.get("source") != full_recipe.get("source")
-            check_unchanged(store, manifest, source, files, moved, check_content)
-            store.remove(_PARTS)
+        if manifest := find_finished():  # made by the preparation that this one has waited for
             return PrepareSummary(manifest, time.perf_counter() - start, decoded=0, complete_before=True)
         plan = make_plan(source, counts, group)
         say(plan.text())
@@ -185,6 +184,27 @@ def prepare(
         manifest = _finish(store, source, plan, parts, full_recipe, files, drop_duplicates)
     decoded = sum(len(job.items) for job in pending)
     return PrepareSummary(manifest, time.perf_counter() - start, decoded, complete_before=False)
+
+
+def _find_finished(
+    store: Store,
+    recipe: Mapping[str, Any],
+    source: Source,
+    files: Mapping[str, tuple[int, int]],
+    check_content: bool,
+) -> Manifest | None:
+    """Read the manifest of a data set that is there already, of the same recipe and unchanged files.
+
+    Raises:
+        DatasetError: If it was made by another recipe, or the source has changed since.
+    """
+    if MANIFEST_NAME not in store.names():
+        return None
+    manifest = _made_by(store, recipe)
+    moved = manifest.recipe.get("source") != recipe.get("source")
+    check_unchanged(store, manifest, source, files, moved, check_content)
+    store.remove(_PARTS)  # which a process that was killed after it wrote the manifest has left
+    return manifest
 
 
 def _layout(source: Source, image_size: int) -> Layout:
