@@ -30,7 +30,7 @@ def retry(action: Callable[[], Result], say: Callable[[str], None]) -> Result:
         StorageError: If storage fails for longer than five minutes.
         OSError: Immediately, if a file or directory of the wrong kind is in the way.
     """
-    began, told = time.monotonic(), False
+    began, reported = time.monotonic(), False
     while True:
         try:
             result = action()
@@ -43,12 +43,12 @@ def retry(action: Callable[[], Result], say: Callable[[str], None]) -> Result:
                     f"storage has failed for {TIMEOUT_S:.0f} s ({error}); no results are lost. Fix the storage, then "
                     "run again with --resume RUN_DIR"
                 ) from error
-            if not told:
+            if not reported:
                 say(f"storage refuses ({error}); retrying for up to {TIMEOUT_S:.0f} s")
-                told = True
+                reported = True
             time.sleep(PAUSE_S)
         else:
-            if told:
+            if reported:
                 say(f"storage is back after {time.monotonic() - began:.0f} s")
             return result
 

@@ -117,7 +117,7 @@ def build_optimizer(parts: Iterable[Iterable[nn.Parameter]], config: OptimizerCo
     from adios_ray.models.timm_alone import timm  # here: importing it takes a second, which the others need not pay
 
     for group in groups[::2]:
-        # timm adapts only groups with weight decay unless told otherwise; a search may set the decay to 0.
+        # timm adapts only groups with weight decay by default; a search may set the decay to 0.
         group["always_adapt"] = True
     lars: Optimizer = timm.optim.Lars(
         groups, lr=config.encoder_lr, momentum=config.momentum, trust_coeff=LARS_TRUST, trust_clip=True
