@@ -24,6 +24,7 @@ STD = (0.229, 0.224, 0.225)
 CROP_ATTEMPTS = 10
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 BLUR_SIGMAS = (0.1, 2.0)
+Bytes = npt.NDArray[np.uint8]
 Sides = npt.NDArray[np.integer]
 """Heights or widths of the photographs of a batch in pixels, [B]."""
 CPU_CHUNK_PIXELS = 400_000
@@ -221,10 +222,8 @@ def center_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, vi
         Normalized float32 [B, 3, out_size, out_size].
     """
     out = torch.empty(len(images), 3, out_size, out_size, device=images.device)
-    sizes = _sizes(heights, widths)
-    side = sizes.amin(dim=1, keepdim=True) * (out_size / RESIZED_SIDE if view == "resize-256" else 1)
-    boxes = torch.cat([(sizes - side) / 2, side, side], dim=1)
-    whole = (sizes == side).all(dim=1)
+    boxes, sizes = _central_boxes(heights, widths, out_size, view)
+    whole = (sizes == boxes[:, 2:]).all(dim=1)
     # Squares that need no crop use torch's own resizing, whatever else is in the batch: their features stay the same.
     for chosen, cropped in ((whole, False), (~whole, True)):
         if chosen.any():
@@ -238,6 +237,35 @@ def center_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, vi
                 x = pixels.resize_square(x, out_size)
             out[indices] = _normalize(x, out.new_empty(len(indices), 3, out_size, out_size))
     return out
+
+
+def center_maps(maps: Bytes, heights: Sides, widths: Sides, out_size: int, view: CentralView = "square") -> Bytes:
+    """Cut instance maps as ``center_view`` cuts their images; each pixel has the number at its center.
+
+    Args:
+        maps: Object index per pixel, uint8 [B, S, S].
+        heights: Height of each photograph in pixels, [B].
+        widths: Width of each photograph in pixels, [B].
+        out_size: Side of the view in pixels.
+        view: Part of each photograph to show.
+
+    Returns:
+        uint8 [B, out_size, out_size].
+    """
+    boxes, sizes = (values.double().numpy() for values in _central_boxes(heights, widths, out_size, view))
+    stored = maps.shape[-1]
+    centers = boxes[:, :2, None] + boxes[:, 2:, None] * (np.arange(out_size) + 0.5) / out_size  # [B, 2, out_size]
+    # A product before the quotient: a whole square of the stored size must be copied without rounding.
+    places = np.floor(centers * stored / sizes[:, :, None]).astype(np.int64).clip(0, stored - 1)
+    seen: Bytes = maps[np.arange(len(maps))[:, None, None], places[:, 0, :, None], places[:, 1, None, :]]
+    return seen
+
+
+def _central_boxes(heights: Sides, widths: Sides, out_size: int, view: CentralView) -> tuple[Tensor, Tensor]:
+    """Compute the crops of central views as top, left, height, width, [B, 4], and the photographs' sizes, [B, 2]."""
+    sizes = _sizes(heights, widths)
+    side = sizes.amin(dim=1, keepdim=True) * (out_size / RESIZED_SIDE if view == "resize-256" else 1)
+    return torch.cat([(sizes - side) / 2, side, side], dim=1), sizes
 
 
 def denormalize(x: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from adios_ray import parallel
 from adios_ray.config import CentralView, TrialConfig
-from adios_ray.data.augment import ViewParameters, apply_geometry, apply_view, center_view, draw_parameters
+from adios_ray.data.augment import ViewParameters, apply_geometry, apply_view, center_maps, center_view, draw_parameters
 from adios_ray.data.counter_random import module_seed, permutation, single_precision, uniforms
-from adios_ray.data.shards import Split
+from adios_ray.data.shards import Bytes, Split
 from adios_ray.masking.schemes import IDS, OBJECT_SCHEMES, PATTERN_SCHEMES
 
 PREFETCHED_BATCHES = 2
@@ -73,6 +73,18 @@ def central_views(
     """
     images = torch.from_numpy(split.gather(indices)).to(device)
     return center_view(images, split.heights[indices], split.widths[indices], image_size, view)
+
+
+def central_instances(
+    split: Split, indices: npt.NDArray[np.int64], image_size: int, view: CentralView = "square"
+) -> Bytes:
+    """Load the instance maps of ``central_views``, uint8 [B, S, S]; see ``center_maps``.
+
+    Raises:
+        DatasetError: If the data set has no instance maps.
+    """
+    maps = split.gather_instances(indices)
+    return center_maps(maps, split.heights[indices], split.widths[indices], image_size, view)
 
 
 @lru_cache(maxsize=2)

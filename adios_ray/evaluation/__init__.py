@@ -1,1 +1,1 @@
-"""Evaluation of frozen features: fitness, k-NN, and scores without labels."""
+"""Evaluation of frozen features (fitness, k-NN, scores without labels) and of masks against instance maps."""
