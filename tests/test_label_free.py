@@ -9,15 +9,18 @@ import torch
 from small import small_config
 from torch import Tensor
 
+from adios_ray.errors import UsageError
 from adios_ray.evaluation.label_free import (
     EPSILON,
     LIDAR_DELTA,
+    alignment,
     alpha_req,
     effective_rank,
     feature_std,
     lidar,
     power_law_exponent,
     rankme,
+    uniformity,
 )
 from adios_ray.training.trainer import Trainer
 
@@ -153,3 +156,22 @@ def test_one_direction_is_a_collapse_too(objects_dir: Path) -> None:
     report = Trainer(config, torch.device("cpu")).train_to_report()
     assert report.divergence is not None
     assert "effective rank" in report.divergence and "is below 60" in report.divergence
+
+
+def test_uniformity_and_alignment_equal_the_loops_over_pairs() -> None:
+    views = torch.randn(12, 4, 6, generator=torch.Generator().manual_seed(0)).double()
+    unit = views / views.norm(dim=2, keepdim=True)
+    pairs = [(a, b) for a in range(12) for b in range(a)]
+    gaps = [math.exp(-2 * float((unit[a, 0] - unit[b, 0]).square().sum())) for a, b in pairs]
+    assert uniformity(views[:, 0]) == pytest.approx(math.log(sum(gaps) / len(gaps)), abs=1e-12)
+    near = [float((unit[i, a] - unit[i, b]).square().sum()) for i in range(12) for a in range(4) for b in range(a)]
+    assert alignment(views) == pytest.approx(sum(near) / len(near), abs=1e-12)
+    assert alignment(views[:, :1].expand(-1, 3, -1)) == pytest.approx(0, abs=1e-12)
+    assert uniformity(views[:1, 0].expand(5, -1)) == pytest.approx(0, abs=1e-12)
+
+
+def test_pairs_need_two() -> None:
+    with pytest.raises(UsageError, match="uniformity needs two images or more, not 1"):
+        uniformity(torch.ones(1, 3))
+    with pytest.raises(UsageError, match="alignment needs two views of each image or more, not 1"):
+        alignment(torch.ones(4, 1, 3))

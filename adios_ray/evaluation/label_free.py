@@ -4,6 +4,12 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from adios_ray.errors import UsageError
+
+PAIRED_IMAGES = 2048
+"""Images of which all pairs are compared at most."""
 
 EPSILON = 1e-7
 """Added to normalized singular values (Garrido et al. 2023), and smallest divisor."""
@@ -134,3 +140,41 @@ def _entropy_rank(values: Tensor) -> float:
     """Compute the exponential of the entropy of values >= 0, normalized to a sum of 1; 1 where all are 0."""
     shares = values / values.sum().clamp(min=EPSILON) + EPSILON
     return max(float(torch.exp(-(shares * shares.log()).sum())), 1.0)
+
+
+def uniformity(features: Tensor) -> float:
+    """Compute how evenly features cover the sphere (Wang & Isola 2020, Equation 2), at most 0; lower is more even.
+
+    The logarithm of the mean of exp(-2 d^2) over all pairs of different images, d their distance on the unit sphere.
+
+    Args:
+        features: [M, F] with M >= 2; at most 2,048 images, spread evenly, are compared.
+
+    Raises:
+        UsageError: If there are fewer than two images.
+    """
+    if len(features) < 2:
+        raise UsageError(f"uniformity needs two images or more, not {len(features)}")
+    some = features[:: -(-len(features) // PAIRED_IMAGES)]
+    squared = torch.pdist(functional.normalize(some.double(), dim=1)).square()
+    return float(squared.mul(-2).exp().mean().log())
+
+
+def alignment(features: Tensor) -> float:
+    """Compute how far apart views of one image are (Wang & Isola 2020, Equation 1), 0 to 4; lower is closer.
+
+    The mean squared distance on the unit sphere over all pairs of different views of an image.
+
+    Args:
+        features: Features of the views of each image, [M, V, F] with V >= 2.
+
+    Raises:
+        UsageError: If there are fewer than two views.
+    """
+    images, views, _ = features.shape
+    if views < 2:
+        raise UsageError(f"alignment needs two views of each image or more, not {views}")
+    unit = functional.normalize(features.double(), dim=2)
+    # The sum over pairs of |u - v|^2 follows from the sum of the views: V^2 - |sum u|^2, over V (V - 1) / 2 pairs.
+    total = views**2 - unit.sum(dim=1).square().sum(dim=1)
+    return float(total.mean() / (views * (views - 1) / 2))

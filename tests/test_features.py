@@ -1,0 +1,53 @@
+"""Frozen features: extracted once, and found again by what they follow from."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import small_config
+
+from adios_ray.config import TrialConfig
+from adios_ray.data.shards import open_shards
+from adios_ray.evaluation import features
+from adios_ray.evaluation.features import features_of
+from adios_ray.evaluation.fitness import extract_features
+from adios_ray.models.networks import Networks
+
+
+@pytest.fixture
+def config(objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialConfig:
+    """Configure a small trial, and an empty cache."""
+    monkeypatch.setenv("ADIOS_RAY_CACHE", str(tmp_path / "cache"))
+    return small_config(objects_dir)
+
+
+def test_features_are_extracted_once_and_depend_on_weights_data_and_view(
+    config: TrialConfig, objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    dataset, networks = open_shards(objects_dir), Networks(config, 32, 10)
+    val = dataset.split("val")
+    expected = extract_features(networks.backbone, val, np.arange(len(val)), 32)
+    monkeypatch.setattr(features, "PART", 16)
+    found = features_of(networks, dataset, "val", 32, "square")
+    torch.testing.assert_close(found.features, expected, rtol=1e-5, atol=1e-5)
+    assert found.labels.tolist() == val.labels.tolist()
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("extracted again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "_extract", never)
+        again = features_of(networks, dataset, "val", 32, "square")
+        assert torch.equal(again.features, found.features)
+        for split, most in (("test", None), ("val", 10)):
+            with pytest.raises(AssertionError, match="extracted again"):
+                features_of(networks, dataset, split, 32, "square", most)
+        with torch.no_grad():
+            next(networks.backbone.parameters()).add_(1)
+        with pytest.raises(AssertionError, match="extracted again"):
+            features_of(networks, dataset, "val", 32, "square")
+    fewer = features_of(networks, dataset, "val", 32, "square", most=10)
+    assert len(fewer.features) == len(fewer.labels) == 10
+    assert len(list((tmp_path / "cache" / "features").glob("*.safetensors"))) == 2
