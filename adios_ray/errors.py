@@ -9,7 +9,8 @@
     │   ├── DatasetError            a data set, its manifest or its shards
     │   ├── RefusedImageError       one image that cannot be used
     │   ├── CheckpointError         a checkpoint or a file of weights that is missing, damaged or does not fit
-    │   └── RecordError             a file of a run directory that is damaged or has other content than expected
+    │   ├── RecordError             a file of a run directory that is damaged or has other content than expected
+    │   └── EvaluationError         features, labels or a setting that a measure cannot use
     └── RunError (RuntimeError)     a run that could not finish; exit status 1
         ├── StorageError            storage that failed for too long
         ├── ReplicaError            workers of one trial that hold different parameters
@@ -52,6 +53,10 @@ class CheckpointError(InputError):
 
 class RecordError(InputError):
     """A file of a run directory is damaged or has other content than expected; the message names the file."""
+
+
+class EvaluationError(InputError):
+    """Features, labels or a setting cannot be used by a measure; the message names it and what the measure needs."""
 
 
 class RunError(AdiosRayError, RuntimeError):
