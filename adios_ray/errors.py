@@ -9,7 +9,7 @@
     │   ├── DatasetError            a data set, its manifest or its shards
     │   ├── RefusedImageError       one image that cannot be used
     │   ├── CheckpointError         a checkpoint or a file of weights that is missing, damaged or does not fit
-    │   ├── EvaluationError         data that a measure cannot be computed from
+    │   ├── EvaluationError         features, labels, masks or a setting that a measure cannot use
     │   └── RecordError             a file of a run directory that is damaged or has other content than expected
     └── RunError (RuntimeError)     a run that could not finish; exit status 1
         ├── StorageError            storage that failed for too long

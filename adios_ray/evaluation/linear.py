@@ -1,0 +1,431 @@
+"""Linear evaluation of frozen features by the paper's protocol, or by logistic regression (paper, Section 4.1).
+
+The protocol (Zhou et al. 2021): SGD with momentum and without weight decay for 100 epochs, at several learning rates,
+each times 0.1 after epochs 60 and 80. The rate with the highest top-1 accuracy on the validation split is reported on
+the test split. The classifiers of all rates see the same batches, so that they are trained as one: one matrix product
+for the logits of all rates and one for their gradients, which have a closed form.
+
+A classifier is a matrix [C, F + 1] whose last column is the bias. Shapes: M images, B of them in a batch, F features,
+C classes, R rates. Classes are the first dimension of everything, since a softmax over a short last one takes 20 times
+as long on a CPU.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adios_ray.errors import EvaluationError
+
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Learning rates of the protocol for batches of 256, with the next one on either side."""
+DECAY = 0.1
+"""Factor of the learning rate at each milestone."""
+PENALTY = 1e-4
+"""Default factor of half the squared weights in logistic regression."""
+SMALLEST_LOGARITHM = -60.0
+"""Of a probability relative to the largest: 1e-26 changes no sum, and denormal numbers double the time on a CPU."""
+ITERATIONS = 1000
+"""Most iterations of L-BFGS."""
+GRADIENT_TOLERANCE = 1e-6
+"""Largest gradient at which L-BFGS has converged."""
+VALUES = 2**25
+"""Most elements of any tensor that is allocated (128 MiB in single precision), if one classifier and a batch fit."""
+
+
+class Accuracy(NamedTuple):
+    """Shares of images whose class has the highest logit, or one of the five highest; each 0 to 1.
+
+    An equal logit counts as higher, so that a classifier that tells nothing apart is never right. ``top5`` is 1 where
+    there are at most five classes.
+
+    Attributes:
+        top1: Top-1 accuracy.
+        top5: Top-5 accuracy.
+        top1_error: Standard error of ``top1`` over images, sqrt(p (1 - p) / M).
+        top5_error: Standard error of ``top5``.
+    """
+
+    top1: float
+    top5: float
+    top1_error: float
+    top5_error: float
+
+
+class RateAccuracy(NamedTuple):
+    """A learning rate for batches of 256, and the accuracy on the validation split with it."""
+
+    rate: float
+    accuracy: Accuracy
+
+
+class Sweep(NamedTuple):
+    """The result of a sweep over learning rates.
+
+    Attributes:
+        rates: All rates, in the order given.
+        best: The rate with the highest top-1 accuracy, the first of equal ones.
+        classifier: Its classifier, [C, F + 1].
+    """
+
+    rates: tuple[RateAccuracy, ...]
+    best: RateAccuracy
+    classifier: Tensor
+
+
+class LinearEvaluation(NamedTuple):
+    """The result of a linear evaluation.
+
+    Attributes:
+        test: Accuracy on the test split.
+        val: Accuracy on the validation split.
+        rate: The rate that was best there, for batches of 256; None for L-BFGS, which has none.
+    """
+
+    test: Accuracy
+    val: Accuracy
+    rate: float | None
+
+
+def evaluate_linear(
+    train_features: Tensor,
+    train_labels: Tensor,
+    val_features: Tensor,
+    val_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    solver: Literal["sgd", "lbfgs"] = "sgd",
+    rates: Sequence[float] = RATES,
+    penalty: float = PENALTY,
+    epochs: int = 100,
+    batch_size: int = 256,
+    milestones: Sequence[int] = (60, 80),
+    momentum: float = 0.9,
+    seed: int = 0,
+    standardize: bool = False,
+    device: torch.device | None = None,
+) -> LinearEvaluation:
+    """Train a linear classifier, and report its accuracy on the test split.
+
+    Args:
+        train_features: Features of the training images, [M, F].
+        train_labels: Their classes, integers [M], 0 to C - 1.
+        val_features: Features of the images by which the rate is chosen, [V, F].
+        val_labels: Their classes, integers [V], 0 to C - 1.
+        test_features: Features of the images of the result, [T, F].
+        test_labels: Their classes, integers [T], 0 to C - 1.
+        solver: ``sgd``, the protocol (see ``linear_sweep``), or ``lbfgs``, logistic regression (see
+            ``logistic_regression``), which reports the validation split and chooses nothing by it.
+        rates: Of ``sgd``.
+        penalty: Of ``lbfgs``.
+        epochs: Of ``sgd``.
+        batch_size: Of ``sgd``.
+        milestones: Of ``sgd``.
+        momentum: Of ``sgd``.
+        seed: Of ``sgd``.
+        standardize: Normalize by mean and standard deviation of the training features; the authors do not.
+        device: Where to compute; None: where the training features are.
+
+    Raises:
+        EvaluationError: If features, labels or a setting cannot be used.
+    """
+    device = device or train_features.device
+    classes = _check_training(train_features, train_labels)
+    for name, features, labels in (("val", val_features, val_labels), ("test", test_features, test_labels)):
+        _check(name, features, labels, train_features.shape[1], classes)
+    rate = None
+    if solver == "sgd":
+        sweep = linear_sweep(
+            train_features,
+            train_labels,
+            val_features,
+            val_labels,
+            rates,
+            epochs,
+            batch_size,
+            milestones,
+            momentum,
+            seed,
+            standardize,
+            device,
+        )
+        rate, val = sweep.best
+        classifier = sweep.classifier
+    else:
+        classifier = logistic_regression(train_features, train_labels, penalty, standardize, device)
+        (val,) = _accuracies(classifier[:, None], val_features, val_labels)
+    (test,) = _accuracies(classifier[:, None], test_features, test_labels)
+    return LinearEvaluation(test, val, rate)
+
+
+def linear_sweep(
+    train_features: Tensor,
+    train_labels: Tensor,
+    val_features: Tensor,
+    val_labels: Tensor,
+    rates: Sequence[float] = RATES,
+    epochs: int = 100,
+    batch_size: int = 256,
+    milestones: Sequence[int] = (60, 80),
+    momentum: float = 0.9,
+    seed: int = 0,
+    standardize: bool = False,
+    device: torch.device | None = None,
+) -> Sweep:
+    """Train a linear classifier at each learning rate by SGD, and compare them on the validation split.
+
+    Args:
+        train_features: Features of the training images, [M, F].
+        train_labels: Their classes, integers [M], 0 to C - 1.
+        val_features: Features of the validation images, [V, F].
+        val_labels: Their classes, integers [V], 0 to C - 1.
+        rates: Learning rates > 0 for batches of 256; they are multiplied by ``batch_size`` / 256.
+        epochs: >= 1.
+        batch_size: >= 1; the last batch of an epoch may be smaller.
+        milestones: After how many epochs the rate is multiplied by 0.1.
+        momentum: Of SGD, as in ``torch.optim.SGD``.
+        seed: Of the order of the images.
+        standardize: Normalize by mean and standard deviation of the training features; the authors do not.
+        device: Where to compute; None: where the training features are.
+
+    Raises:
+        EvaluationError: If features, labels or a setting cannot be used.
+    """
+    classes = _check_training(train_features, train_labels)
+    _check("val", val_features, val_labels, train_features.shape[1], classes)
+    if not rates or min(rates) <= 0 or epochs < 1 or batch_size < 1:
+        raise EvaluationError(
+            f"rates {list(rates)}, {epochs} epochs, batches of {batch_size}; "
+            "linear evaluation needs at least one rate, rates above 0, one epoch and one image in a batch"
+        )
+    device = device or train_features.device
+    # Rates are independent of each other: where their classifiers do not fit together, groups are trained in turn.
+    group = max(VALUES // (classes * max(train_features.shape[1] + 1, batch_size)), 1)
+    found: list[RateAccuracy] = []
+    for first in range(0, len(rates), group):
+        some = rates[first : first + group]
+        classifiers = train_rates(
+            train_features,
+            train_labels,
+            [rate * batch_size / 256 for rate in some],
+            epochs,
+            batch_size,
+            milestones,
+            momentum,
+            seed,
+            standardize,
+            device,
+        )
+        accuracies = _accuracies(classifiers, val_features, val_labels)
+        found += map(RateAccuracy, some, accuracies)
+        number = max(range(len(found)), key=lambda index: found[index].accuracy.top1)
+        if number >= first:
+            classifier = classifiers[:, number - first].clone()  # a view would keep those of all rates
+    return Sweep(tuple(found), found[number], classifier)
+
+
+@torch.no_grad()
+def train_rates(
+    features: Tensor,
+    labels: Tensor,
+    rates: Sequence[float],
+    epochs: int,
+    batch_size: int,
+    milestones: Sequence[int],
+    momentum: float,
+    seed: int,
+    standardize: bool,
+    device: torch.device,
+) -> Tensor:
+    """Train one classifier for each learning rate by SGD on the cross entropy, from zero.
+
+    Each epoch takes the images in the order of the next ``torch.randperm`` of a CPU generator with this seed.
+
+    Args:
+        features: [M, F].
+        labels: Integers [M], 0 to C - 1.
+        rates: R learning rates, as they are.
+        epochs: >= 1.
+        batch_size: >= 1.
+        milestones: After how many epochs the rates are multiplied by 0.1.
+        momentum: As in ``torch.optim.SGD``.
+        seed: Of the order of the images.
+        standardize: Train on features normalized by their mean and standard deviation.
+        device: Where to compute.
+
+    Returns:
+        Classifiers for features that are not normalized, [C, R, F + 1], at least in single precision.
+    """
+    inputs = _Inputs(features, standardize, device)
+    labels = labels.to(device, torch.int64)
+    classes = int(labels.max()) + 1
+    weights = torch.zeros(classes * len(rates), features.shape[1] + 1, dtype=inputs.dtype, device=device)
+    # The learning rate is part of the velocity, v = momentum v - rate gradient: this saves a pass over all weights.
+    velocity = torch.zeros_like(weights)
+    steps = -torch.tensor(rates, dtype=inputs.dtype, device=device)[:, None]
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(epochs):
+        if epoch in milestones:
+            steps *= DECAY
+            velocity *= DECAY
+        for batch in torch.randperm(len(features), generator=generator).split(batch_size):
+            x = inputs.rows(features[batch.to(features.device)])
+            logits = (weights @ x.T).view(classes, len(rates), len(x))
+            gradient = _gradient(logits, labels[batch.to(device)], steps / len(x))
+            velocity.addmm_(gradient.flatten(0, 1), x, beta=momentum)
+            weights += velocity
+    return inputs.unscaled(weights).view(classes, len(rates), -1)
+
+
+@torch.no_grad()
+def logistic_regression(
+    features: Tensor,
+    labels: Tensor,
+    penalty: float = PENALTY,
+    standardize: bool = False,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Minimize the mean cross entropy + penalty / 2 * the sum of squared weights, without the bias, by L-BFGS.
+
+    The same as ``sklearn.linear_model.LogisticRegression(C=1 / (penalty * M))`` for three classes or more. For two,
+    scikit-learn has one vector of weights, the difference of these two: there, C is 2 / (penalty * M).
+
+    Args:
+        features: [M, F].
+        labels: Integers [M], 0 to C - 1.
+        penalty: > 0.
+        standardize: Normalize by mean and standard deviation of the features; the penalty is on the weights of these.
+        device: Where to compute; None: where the features are.
+
+    Returns:
+        A classifier for features that are not normalized, [C, F + 1], at least in single precision.
+
+    Raises:
+        EvaluationError: If features, labels or the penalty cannot be used.
+    """
+    classes = _check_training(features, labels)
+    if penalty <= 0:
+        raise EvaluationError(f"penalty {penalty:g}; logistic regression needs one above 0")
+    device = device or features.device
+    inputs = _Inputs(features, standardize, device)
+    labels = labels.to(device, torch.int64)
+    weights = torch.zeros(classes, features.shape[1] + 1, dtype=inputs.dtype, device=device)
+    share = weights.new_full((1, 1), 1 / len(features))
+    block = max(VALUES // max(weights.shape), 1)
+
+    def loss_and_gradient() -> float:
+        loss = penalty / 2 * float(weights[:, :-1].square().sum())
+        gradient = penalty * weights
+        gradient[:, -1] = 0
+        for part, truth in zip(features.split(block), labels.split(block), strict=True):
+            x = inputs.rows(part)
+            logits = weights @ x.T
+            loss += float((logits.logsumexp(dim=0) - logits.gather(0, truth[None])).sum()) / len(features)
+            gradient.addmm_(_gradient(logits[:, None], truth, share).flatten(0, 1), x)
+        weights.grad = gradient
+        return loss
+
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=ITERATIONS, tolerance_grad=GRADIENT_TOLERANCE, line_search_fn="strong_wolfe"
+    )
+    optimizer.step(loss_and_gradient)
+    return inputs.unscaled(weights)
+
+
+class _Inputs:
+    """Inputs of a classifier, made of features batch by batch: a converted copy of all would double the memory."""
+
+    def __init__(self, features: Tensor, standardize: bool, device: torch.device) -> None:
+        """Compute mean and standard deviation of features [M, F]; without ``standardize`` they are 0 and 1."""
+        self.device = device
+        self.dtype = torch.promote_types(features.dtype, torch.float32)
+        size = features.shape[1]
+        self._mean = torch.zeros(size, dtype=self.dtype, device=device)
+        self._std = torch.ones(size, dtype=self.dtype, device=device)
+        if standardize:
+            std, mean = torch.std_mean(features, dim=0, correction=0)
+            self._mean += mean.to(device)
+            self._std = torch.where(std > 0, std, 1).to(device, self.dtype)
+
+    def rows(self, features: Tensor) -> Tensor:
+        """Convert and normalize features [B, F], and append a one for the bias, [B, F + 1]."""
+        return functional.pad((features.to(self.device, self.dtype) - self._mean) / self._std, (0, 1), value=1.0)
+
+    def unscaled(self, weights: Tensor) -> Tensor:
+        """Convert weights [K, F + 1] of normalized features to those of the features themselves."""
+        scaled = weights[:, :-1] / self._std
+        return torch.cat([scaled, weights[:, -1:] - (scaled @ self._mean)[:, None]], dim=1)
+
+
+def _gradient(logits: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+    """Compute scale * (softmax(logits) - truth), the scaled gradient of the cross entropy with respect to logits.
+
+    Args:
+        logits: [C, R, B]; overwritten by the result.
+        labels: int64 [B].
+        scale: [R, 1].
+    """
+    # By hand: in place and with the scale in the denominator it takes half the time of softmax() and a product.
+    logits = logits.sub_(logits.amax(dim=0)).clamp_(min=SMALLEST_LOGARITHM)
+    logits.exp_()
+    logits *= scale / logits.sum(dim=0)
+    shape = 1, *logits.shape[1:]
+    return logits.scatter_add_(0, labels.expand(shape), (-scale).expand(shape))
+
+
+@torch.no_grad()
+def _accuracies(classifiers: Tensor, features: Tensor, labels: Tensor) -> list[Accuracy]:
+    """Compute the accuracy of each of R classifiers [C, R, F + 1] on features [M, F] with labels [M]."""
+    inputs = _Inputs(features[:0].to(classifiers.dtype), False, classifiers.device)
+    classes, count, size = classifiers.shape
+    hits = torch.zeros(2, count, dtype=torch.int64, device=classifiers.device)
+    block = max(VALUES // max(size, count * classes), 1)
+    for part, truth in zip(features.split(block), labels.to(classifiers.device).split(block), strict=True):
+        logits = (classifiers.flatten(0, 1) @ inputs.rows(part).T).view(classes, count, len(part))
+        own = logits.gather(0, truth.long().expand(1, count, -1))
+        # Not the number of higher logits: nan, which is not lower than any, would be right.
+        lower = (logits < own).sum(dim=0)
+        hits += torch.stack([lower >= classes - 1, lower >= classes - 5]).sum(dim=2)
+    shares = [(top1 / len(labels), top5 / len(labels)) for top1, top5 in hits.T.tolist()]
+    return [Accuracy(top1, top5, _error(top1, len(labels)), _error(top5, len(labels))) for top1, top5 in shares]
+
+
+def _error(share: float, images: int) -> float:
+    """Compute the standard error of a share of images."""
+    return math.sqrt(share * (1 - share) / images)
+
+
+def _check_training(features: Tensor, labels: Tensor) -> int:
+    """Check the training split, and return the number of classes C."""
+    _check("train", features, labels, features.shape[-1])
+    if len(labels.unique()) < 2:
+        raise EvaluationError(f"train: all {len(labels)} images are of one class; linear evaluation needs at least two")
+    classes = int(labels.max()) + 1
+    if len(labels) < classes:
+        raise EvaluationError(
+            f"train: {len(labels)} images of {classes} classes; linear evaluation needs at least as many images"
+        )
+    return classes
+
+
+def _check(name: str, features: Tensor, labels: Tensor, size: int, classes: int | None = None) -> None:
+    """Check a split: features [M, size] that are finite, labels [M] from 0 to classes - 1 (any number if None)."""
+    if features.ndim != 2 or not len(features) or features.shape[1] != size or not features.is_floating_point():
+        raise EvaluationError(
+            f"{name}: {features.dtype} features of shape {list(features.shape)}; "
+            f"linear evaluation needs floating-point features [images, {size}]"
+        )
+    if labels.shape != features.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise EvaluationError(
+            f"{name}: {labels.dtype} labels of shape {list(labels.shape)} of {len(features)} images; "
+            "linear evaluation needs one integer for each image"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (classes is not None and high >= classes):
+        upper = "" if classes is None else f" to {classes - 1}, the highest of the training images"
+        raise EvaluationError(f"{name}: labels from {low} to {high}; linear evaluation needs labels from 0{upper}")
+    if not all(part.isfinite().all() for part in features.split(max(VALUES // size, 1))):
+        raise EvaluationError(f"{name}: features are not finite; linear evaluation needs finite ones")
