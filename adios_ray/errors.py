@@ -9,6 +9,7 @@
     │   ├── DatasetError            a data set, its manifest or its shards
     │   ├── RefusedImageError       one image that cannot be used
     │   ├── CheckpointError         a checkpoint or a file of weights that is missing, damaged or does not fit
+    │   ├── EvaluationError         data that a measure cannot be computed from
     │   └── RecordError             a file of a run directory that is damaged or has other content than expected
     └── RunError (RuntimeError)     a run that could not finish; exit status 1
         ├── StorageError            storage that failed for too long
@@ -48,6 +49,10 @@ class RefusedImageError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint or weights file is missing, damaged or does not fit; the message names the file."""
+
+
+class EvaluationError(InputError):
+    """A measure cannot be computed from the given data; the message names them and what the measure needs."""
 
 
 class RecordError(InputError):

@@ -1,1 +1,1 @@
-"""Evaluation of frozen features: fitness, k-NN, and scores without labels."""
+"""Evaluation of frozen features: fitness, k-NN, clustering, multi-label probe, and scores without labels."""
