@@ -1,1 +1,1 @@
-"""Evaluation of frozen features (fitness, k-NN, scores without labels) and of masks against instance maps."""
+"""Evaluation of frozen features (fitness, k-NN, probes, clustering, scores without labels) and of masks."""
