@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects
@@ -272,6 +273,34 @@ def test_steps_span_the_epochs_before_their_report() -> None:
     rows = {"a": [make_row("a", epoch, values={"masking.slots": slots}) for epoch, slots in ((1, 4), (2, 6))]}
     trace = charts.value_charts(charts.ChartData(rows, [], [], {"a": "#000000"}, None))["masking.slots"]["data"][0]
     assert (trace["x"], trace["customdata"], trace["line"]["shape"]) == ([0, 1, 2], [4, 4, 6], "vh")
+
+
+def test_searched_values_of_every_kind_have_a_chart() -> None:
+    kinds: dict[str, list[Any]] = {
+        "optimizer.name": ["sgd", "<b>"],
+        "augment.hue": [0.0, 0.1],
+        "optimizer.encoder_lr": [0.1, 0.2],
+    }
+    kinds |= {"masking.slots": [3, 4], "channels_last": [True, False]}
+    rows = [make_row("a", epoch + 1, values={path: of[epoch] for path, of in kinds.items()}) for epoch in (0, 1)]
+    drawn = charts.value_charts(charts.ChartData({"a": rows}, [], [], {"a": "#000000"}, None))
+    types = {path: figure["layout"]["yaxis"].get("type") for path, figure in drawn.items()}
+    assert types == {
+        **{"optimizer.name": "category", "augment.hue": None, "optimizer.encoder_lr": "log"},
+        **{"masking.slots": None, "channels_last": "category"},
+    }
+    assert drawn["optimizer.name"]["data"][0]["y"] == ["sgd", "sgd", "&lt;b&gt;"]
+    for figure in drawn.values():
+        plotly.graph_objects.Figure(figure)
+
+
+def test_narrow_terminals_name_the_values_that_they_leave_out() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, record=True)
+    values = {"masking.slots": 4, **{f"augment.{name}": 0.5 for name in ("brightness", "contrast", "saturation")}}
+    with LiveView(10, 2, "population", console=console) as view:
+        view.report(make_row("trial_00", 5, values=values))
+    text = console.export_text()
+    assert "augment.brightness" in text and "augment.contrast, augment.saturation" in text and "results.csv" in text
 
 
 def test_spread_keeps_the_ends() -> None:

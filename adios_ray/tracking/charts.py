@@ -64,6 +64,13 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _drawn(value: Any) -> Any:
+    """Prepare a value for plotly: non-finite numbers become gaps, and text is escaped."""
+    if isinstance(value, float):
+        return _number(value)
+    return _label(value) if isinstance(value, str) else value
+
+
 def _layout(height: int, **more: Any) -> Figure:
     margin = {"l": 8, "r": 14, "t": 10, "b": 8}
     return {"height": height, "margin": margin, "showlegend": False, "hovermode": "closest", **more}
@@ -109,7 +116,7 @@ def _line(population: ChartData, trial: str, width: float) -> Figure:
 def _trace(population: ChartData, trial: str, read: Callable[[Row], Any], what: str) -> Figure:
     """Draw one trial's curve; ``what`` is plotly's format of a value, a d3 format after a colon or nothing."""
     rows = population.rows[trial]
-    values = [_number(value) if isinstance(value := read(row), float) else value for row in rows]
+    values = [_drawn(read(row)) for row in rows]
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(rows) <= _MARKED_REPORTS else "lines",
