@@ -118,3 +118,15 @@ def test_prepare_and_verify(images: Path, tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "out" / "val-00000.arrow").unlink()
     assert main(["verify", str(tmp_path / "out")]) == 2
     assert "val-00000.arrow is missing" in capsys.readouterr().err
+
+
+def test_a_uri_that_cannot_be_read_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(root: str) -> None:
+        raise ConnectionRefusedError("no answer")
+
+    monkeypatch.setattr("adios_ray.data.sources.folder.source", fail)
+    command = ["prepare", "--dataset", "folder", "--source", "s3://x/y", "--image-size", "32", "--output", "out"]
+    assert main(command) == 2
+    assert capsys.readouterr().err == "error: s3://x/y cannot be read: ConnectionRefusedError: no answer\n"

@@ -30,8 +30,8 @@ class Prepare:
     """Directory or URI (s3://, gs://, ...) of the data set to write."""
 
     source: str | None = None
-    """Folder of the images as they come from their authors; docs/datasets.md has the layouts. parquet and webdataset
-    take a URI (s3://, gs://, ...) too. Not for rendered ones."""
+    """Folder of the images as they come from their authors; docs/datasets.md has the layouts. folder,
+    parquet and webdataset take a URI (s3://, gs://, ...) too. Not for rendered ones."""
 
     image_size: int | None = None
     """Pixels a side to store, a multiple of 16, at least 32; the data set's own if not given. A whole photograph is
@@ -241,6 +241,10 @@ class Prepare:
         except DatasetError:  # not downloaded yet, or not completely
             if not self.download:
                 raise
+        except Exception as error:  # each protocol has errors of its own
+            if isinstance(root, Path):
+                raise
+            raise DatasetError(f"{root} cannot be read: {type(error).__name__}: {error}") from error
         assert isinstance(root, Path)  # what is downloaded is no URI
         entry.fetch(root)
         return entry.source(root, **options), made_from
