@@ -152,9 +152,12 @@ def test_the_hooks_of_the_callback_are_those_of_ray_train() -> None:
 
 
 def test_the_callback_travels_to_the_controller() -> None:
-    started = ray.cloudpickle.loads(ray.cloudpickle.dumps(controller_callback(sys.exit, print)))
-    with pytest.raises(SystemExit):
-        started.after_controller_start(None)
+    def start() -> None:
+        raise ArithmeticError("started")
+
+    received = ray.cloudpickle.loads(ray.cloudpickle.dumps(controller_callback(start, print)))
+    with pytest.raises(ArithmeticError, match="started"):
+        received.after_controller_start(None)
 
 
 def trainer(trainer_class: Any, callbacks: list[Any] | None = None) -> Any:
