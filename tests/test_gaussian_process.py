@@ -34,6 +34,7 @@ def test_the_kernel_matches_its_formula_and_its_gradient_finite_differences() ->
         np.testing.assert_allclose(gradient[:, :, position], (above(rows) - below(rows)) / 2e-6, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_choice_is_near_the_optimum_and_repeats() -> None:
     rows, gains = observations(60, seed=1)
     chosen = [
@@ -45,6 +46,7 @@ def test_the_choice_is_near_the_optimum_and_repeats() -> None:
         assert abs(values[0] - 0.7) < 0.2 and abs(values[1] - 1) < 1.2
 
 
+@pytest.mark.slow
 def test_trials_of_one_decision_get_distinct_values() -> None:
     rows, gains = observations(8, seed=2)
     point, given = np.array([8, 0.5]), np.empty((0, 2))

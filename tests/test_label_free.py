@@ -140,6 +140,7 @@ def test_fitness_by_name(objects_dir: Path, name: str, low: float, high: float) 
     assert low <= value <= high and trainer.evaluate("val") == value
 
 
+@pytest.mark.slow
 def test_a_collapsed_encoder_has_no_fitness_and_says_why(objects_dir: Path) -> None:
     trainer = Trainer(small_config(objects_dir), torch.device("cpu"))
     trainer.train_until(2)
@@ -151,6 +152,7 @@ def test_a_collapsed_encoder_has_no_fitness_and_says_why(objects_dir: Path) -> N
     assert math.isnan(report.fitness) and report.divergence == "epoch 1: collapsed: feature std 0 is below 0.01"
 
 
+@pytest.mark.slow
 def test_one_direction_is_a_collapse_too(objects_dir: Path) -> None:
     config = small_config(objects_dir, evaluation={"min_effective_rank": 60.0})
     report = Trainer(config, torch.device("cpu")).train_to_report()

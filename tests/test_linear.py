@@ -112,6 +112,7 @@ def test_equal_and_undefined_logits_are_wrong() -> None:
 
 @pytest.mark.parametrize("elements", [linear.VALUES, 500])
 @pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.slow
 def test_logistic_regression_equals_scikit_learn(classes: int, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "VALUES", elements)
     (features, labels), (others, truth) = (clusters(n, classes, seed=seed) for n, seed in ((300, 1), (1000, 2)))
@@ -165,6 +166,7 @@ def test_half_precision_is_computed_in_single_precision() -> None:
     assert found == evaluate_linear(*thrice(half.float(), labels), epochs=5)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "VALUES", 2**16)
     for images, classes in ((9000, 10), (1000, 1000)):  # more than 2**16 features, logits and weights of all rates

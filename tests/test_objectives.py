@@ -90,6 +90,7 @@ def outline(head: nn.Module) -> str:
 
 
 @pytest.mark.parametrize(("name", "hidden", "output", "projector", "predictor"), HEADS, ids=NAMES)
+@pytest.mark.slow
 def test_heads_are_the_papers(name: str, hidden: int, output: int, projector: str, predictor: str) -> None:
     objective = build_objective(ObjectiveConfig(name=name), 64, 32).eval()
     for head, expected in ((objective.projector, projector), (objective.predictor, predictor)):

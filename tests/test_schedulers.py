@@ -136,6 +136,7 @@ def test_a_change_that_was_cut_off_never_happened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("capacity", [1, 3, 99])
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
 def test_actors_that_die_change_no_decision_and_lose_no_report(tmp_path: Path, capacity: int, seed: int) -> None:
     whole = simulation(tmp_path / "whole", interval_epochs=2)
     expected, random = whole.drive(), Random(seed)
@@ -291,6 +292,7 @@ def final_score(state: PopulationState) -> float:
 
 
 @pytest.mark.parametrize(("scheduler", "epochs"), [("pbt", 20), pytest.param("pb2", 8, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_evolving_beats_training_the_same_trials_unchanged(tmp_path: Path, scheduler: str, epochs: int) -> None:
     gains = []
     for seed in range(3):

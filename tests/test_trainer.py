@@ -67,6 +67,7 @@ def trained(config: TrialConfig, steps: int) -> Trainer:
     ("objective", "optimizer"),
     [("simclr", "sgd"), ("byol", "lars"), pytest.param("dino", "adamw", marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_a_resumed_training_is_bit_identical(objective: str, optimizer: str, objects_dir: Path, tmp_path: Path) -> None:
     changes = {"objective": {"name": objective}, "optimizer": {"name": optimizer}}
     config = small_config(objects_dir, masking={"scheme": "adios-s"}, **changes)
@@ -88,6 +89,7 @@ def test_seeds_decide_everything(objects_dir: Path, tmp_path: Path) -> None:
     assert not torch.equal(first["networks"]["probe.weight"], other["networks"]["probe.weight"])
 
 
+@pytest.mark.slow
 def test_an_exploit_takes_over_the_donor_and_its_own_new_values(objects_dir: Path, tmp_path: Path) -> None:
     donor = trained(small_config(objects_dir, seed=7), 3)
     pointer = donor.save(tmp_path / "donor")
@@ -104,6 +106,7 @@ def test_an_exploit_takes_over_the_donor_and_its_own_new_values(objects_dir: Pat
 
 
 @pytest.mark.parametrize(("old", "new"), [(3, 5), (5, 2)])
+@pytest.mark.slow
 def test_n_changes_with_the_exploit_and_training_goes_on(old: int, new: int, objects_dir: Path, tmp_path: Path) -> None:
     pointer = trained(small_config(objects_dir, masking={"slots": old}), 3).save(tmp_path / "donor")
     trial = trained(small_config(objects_dir, masking={"slots": 4}), 1)
@@ -126,6 +129,7 @@ def test_reports_come_at_the_interval_and_at_the_end(objects_dir: Path) -> None:
         assert report.penalty >= 1 and 0 < report.mask_mean_min <= 1 / 3 <= report.mask_mean_max < 1
 
 
+@pytest.mark.slow
 def test_views_may_be_larger_than_the_stored_images(objects_dir: Path) -> None:
     trainer = Trainer(small_config(objects_dir, image_size=48, epochs=1), CPU)
     report = trainer.train_to_report()
@@ -246,6 +250,7 @@ def poisoned(config: TrialConfig) -> Trainer:
 
 
 @pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+@pytest.mark.slow
 def test_a_diverged_training_stops_before_anybody_moves_and_can_be_reproduced(
     order: str, objects_dir: Path, tmp_path: Path
 ) -> None:
@@ -270,6 +275,7 @@ def test_a_penalty_that_is_not_finite_is_named(objects_dir: Path) -> None:
         check_finite(torch.ones(3), torch.tensor([1.0, torch.inf]))
 
 
+@pytest.mark.slow
 def test_a_diverged_training_waits_for_a_donor_and_goes_on_from_it(objects_dir: Path, tmp_path: Path) -> None:
     config = small_config(objects_dir, epochs=3)
     pointer = trained(config, 3).save(tmp_path / "donor")
@@ -324,6 +330,7 @@ def test_an_unknown_backbone_is_named_with_its_neighbors(objects_dir: Path) -> N
         Trainer(small_config(objects_dir, backbone={"name": "resnet19"}), CPU)
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_the_weights_of_another(objects_dir: Path, tmp_path: Path) -> None:
     first = trained(small_config(objects_dir, objective={"name": "byol"}), 2)
     first.save(tmp_path / "first")
