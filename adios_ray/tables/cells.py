@@ -1,0 +1,112 @@
+"""One cell of a table: a training and its evaluations, resumed where an earlier run of any table has left them."""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from adios_ray.config import Strict, TrialConfig
+from adios_ray.data.shards import open_shards
+from adios_ray.experiment.replay import replay
+from adios_ray.experiment.schedule import Schedule, Stage
+from adios_ray.files import atomic_write
+from adios_ray.run_directory import epoch_name
+from adios_ray.tables.grid import Cell, Evaluation
+from adios_ray.validation import read_json
+
+TRAINING = "training"
+"""Folder of a cell that holds its training."""
+EVALUATIONS = "evaluations"
+"""Folder of a cell that holds a JSON file for each evaluation."""
+REPORTS = 4
+"""Reports of a training, at least; a cell that is interrupted repeats what follows the last one."""
+
+Evaluate = Callable[[str, Path, Mapping[str, str], Mapping[str, Any]], dict[str, float]]
+"""Evaluates: kind, checkpoint, places of the data sets by name, and options to scores by name."""
+
+
+class Measured(Strict):
+    """What an evaluation of a cell found."""
+
+    scores: dict[str, float]
+    """Scores by name."""
+    seconds: float = Field(ge=0)
+    """How long it took."""
+
+
+def cell_name(cell: Cell) -> str:
+    """Name the folder of a cell by what it trains on which images, so that tables share trainings.
+
+    Raises:
+        DatasetError: If the data set cannot be read.
+    """
+    config = cell.config
+    assert config.data_dir is not None
+    splits = open_shards(config.data_dir).manifest.splits
+    images = {name: [entry.sha256 for entry in entries] for name, entries in splits.items()}
+    # Without defaults, so that a setting that a later version adds leaves the names as they are.
+    digest = _checksum([config.model_dump(mode="json", exclude={"data_dir"}, exclude_defaults=True), images])
+    parts = (cell.group, config.backbone.name, config.objective.name, config.masking.scheme, f"seed{cell.seed}")
+    return "-".join([*(re.sub(r"[^a-z0-9]+", "", part.lower()) for part in parts), digest])
+
+
+def measured(folder: Path, evaluation: Evaluation) -> dict[str, float] | None:
+    """Read the scores of an evaluation of a cell; None if it is still to be done."""
+    path = _result_file(folder, evaluation)
+    return read_json(Measured, path).scores if path.is_file() else None
+
+
+def finished(folder: Path, cell: Cell) -> bool:
+    """Tell whether all evaluations of a cell are there."""
+    return all(_result_file(folder, evaluation).is_file() for evaluation in cell.evaluations)
+
+
+def run_cell(cell: Cell, folder: Path, places: Mapping[str, str], device: torch.device, evaluate: Evaluate) -> None:
+    """Train a cell and evaluate it; continue what is there already.
+
+    Args:
+        cell: The cell.
+        folder: Its directory, which only this call uses.
+        places: Directory or URI of each data set by name.
+        device: Where to train.
+        evaluate: Evaluates the trained encoder.
+
+    Raises:
+        AdiosError: If the training diverges, or the data does not allow an evaluation.
+    """
+    config = _reporting(cell.config)
+    schedule = Schedule(
+        config=config.model_dump(mode="json"), stages=[Stage(from_epoch=0, trial=cell_name(cell), values={})]
+    )
+    last = folder / TRAINING / "checkpoints" / epoch_name(config.epochs)
+    if not last.is_dir():
+        replay(schedule, config, folder / TRAINING, device)
+    for evaluation in cell.evaluations:
+        path = _result_file(folder, evaluation)
+        if path.is_file():
+            continue
+        began = time.perf_counter()
+        data = {name: places[name] for name in evaluation.data}
+        scores = evaluate(evaluation.kind, last, data, dict(evaluation.options))
+        found = Measured(scores=scores, seconds=time.perf_counter() - began)
+        atomic_write(path, found.model_dump_json(indent=1).encode())
+
+
+def _reporting(config: TrialConfig) -> TrialConfig:
+    """Report at a few epochs alone: a table needs the end of a training, and what comes before only to resume."""
+    interval = max(1, config.epochs // REPORTS)
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"interval_epochs": interval})})
+
+
+def _result_file(folder: Path, evaluation: Evaluation) -> Path:
+    return folder / EVALUATIONS / f"{evaluation.kind}-{_checksum(evaluation)}.json"
+
+
+def _checksum(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,146 @@
+"""The command line of a table's script."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from adios_ray.commands.data import Prepare
+from adios_ray.data.shards import verify
+from adios_ray.errors import ConfigError, RunError, exit_status
+from adios_ray.experiment.checks import check_storage
+from adios_ray.tables.grid import Cell, Column, Table, evaluation_of
+from adios_ray.tables.summary import entries
+
+if TYPE_CHECKING:
+    import torch
+
+RESUMES = "run the same command again to resume"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a table."""
+
+    preset: str = "small"
+    """paper: the paper's setting. small: what two CPU cores train in the time that the script's header says."""
+    data: dict[str, str] = field(default_factory=dict)
+    """Data sets made by `adios-ray prepare`: NAME PLACE, once for each data set of the table; --dry-run lists them."""
+    storage: Path = Path("runs/tables")
+    """Directory of trainings, which tables share, and of the tables themselves; shared by all nodes of a cluster."""
+    seeds: int = 3
+    """Trainings of each configuration."""
+    gpus_per_cell: float | None = None
+    """GPUs of each training, may be a fraction; 1 if not given and the cluster has GPUs."""
+    dry_run: bool = False
+    """Print the trainings, their hours from a measured step, and the disk they need; train nothing."""
+
+
+def main(name: str, description: str, presets: Mapping[str, Callable[[], Table]]) -> int:
+    """Read the command line, run the table's cells, and write it.
+
+    Args:
+        name: Name of the table's folder.
+        description: First paragraph of ``--help``.
+        presets: Makes the table of each preset.
+
+    Returns:
+        Exit status; see ``errors.exit_status``.
+    """
+    options = tyro.cli(Options, description=description)
+    return exit_status(lambda: run_table(name, presets, options), RESUMES)
+
+
+def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Options) -> None:
+    """Run what is not finished of a table, and write it as far as it goes.
+
+    Raises:
+        ConfigError: If an option is not valid or a data set is missing.
+        DatasetError: If a data set is damaged.
+        RunError: If cells have failed; the table is written without them.
+    """
+    if options.preset not in presets:
+        raise ConfigError(f"--preset {options.preset}: choose one of {', '.join(presets)}")
+    if options.seeds < 1:
+        raise ConfigError(f"--seeds {options.seeds} must be at least 1")
+    table = presets[options.preset]()
+    if unknown := set(options.data) - set(table.data):
+        raise ConfigError(f"--data {', '.join(sorted(unknown))}: the table's data sets are {', '.join(table.data)}")
+    if options.dry_run:
+        _print_estimate(table, options)
+        return
+    storage = check_storage(options.storage)
+    places = _places(table, options.data, storage)
+    cells = list(table.cells(places, options.seeds))
+    from adios_ray.tables.cells import cell_name, measured
+    from adios_ray.tables.render import markdown, write_table
+    from adios_ray.tables.run import CELLS, run_cells
+
+    failed = run_cells(cells, places, storage, options.gpus_per_cell)
+    folders = {cell: storage / CELLS / cell_name(cell) for cell in cells}
+
+    def score(cell: Cell, column: Column) -> float | None:
+        scores = measured(folders[cell], evaluation_of(table.row(cell.row), column))
+        return None if scores is None else scores[column.score] * column.scale
+
+    found = entries(table, cells, score)
+    folder = storage / f"{name}-{options.preset}"
+    write_table(folder, table, found)
+    print(markdown(table, found))
+    print(f"written: {folder}/table.md, table.csv, table.html")
+    if failed:
+        reasons = "; ".join(f"{cell}: {reason}" for cell, reason in failed.items())
+        raise RunError(f"{len(failed)} cells failed and are missing from the table ({reasons}); {RESUMES}")
+
+
+def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, str]:
+    """Return where each data set is; render those that can be rendered, and check the others.
+
+    Raises:
+        ConfigError: If one is missing; says how to make it.
+        DatasetError: If one is damaged.
+    """
+    places = {}
+    for group, data in table.data.items():
+        if group in given:
+            verify(given[group])
+            places[group] = given[group]
+        elif data.rendered:
+            places[group] = str(storage / "data" / "-".join(data.prepare.replace("--", "").split()))
+            tyro.cli(Prepare, args=[*data.prepare.split(), "--output", places[group]]).run()
+        else:
+            raise ConfigError(
+                f"no data for {group}: make it with `adios-ray prepare {data.prepare} --output PLACE` and give "
+                f"--data {group} PLACE"
+            )
+    return places
+
+
+def _print_estimate(table: Table, options: Options) -> None:
+    from adios_ray.devices import best_device
+    from adios_ray.tables.estimate import estimate
+
+    device = best_device()
+    cells = list(table.cells({group: options.data.get(group, group) for group in table.data}, options.seeds))
+    costs = estimate(table, cells, device)
+    hours = defaultdict[tuple[str, str], list[float]](list)
+    for cell, cost in zip(cells, costs, strict=True):
+        hours[cell.row, cell.group].append(cost.hours)
+    for (row, group), own in hours.items():
+        print(f"{row}, {group}: {len(own)} trainings, {sum(own):.3g} h")
+    for group, data in table.data.items():
+        print(f"data {group}: adios-ray prepare {data.prepare}")
+    disk = sum(cost.disk_bytes for cost in costs) / 2**30
+    print(
+        f"{len(cells)} trainings, {sum(cost.hours for cost in costs):.3g} hours of one {_name(device)} by measured "
+        f"steps, {disk:.2g} GiB of checkpoints; cells that other tables share are counted again"
+    )
+
+
+def _name(device: "torch.device") -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU with {torch.get_num_threads()} threads"

@@ -1,0 +1,97 @@
+"""What a table will cost, from measured steps: hours and disk, before anything is trained."""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from adios_ray.config import SCHEMES, TrialConfig
+from adios_ray.data.loader import Batch
+from adios_ray.models.networks import Networks
+from adios_ray.tables.grid import Cell, Table
+from adios_ray.training.allocator import keep_freed_memory
+from adios_ray.training.optimizers import build_optimizers
+from adios_ray.training.step import train_step
+
+CPU_BATCH = 16
+"""Images of a measured step on a CPU, whose time is in proportion to them; a GPU takes the whole batch."""
+STEPS = 3
+CLASSES = 100
+KEPT_CHECKPOINTS = 2
+
+
+class Cost(NamedTuple):
+    """Cost of one cell.
+
+    Attributes:
+        hours: Training time on the device that was measured.
+        disk_bytes: Size of the checkpoints that stay.
+    """
+
+    hours: float
+    disk_bytes: float
+
+
+def estimate(table: Table, cells: Sequence[Cell], device: torch.device) -> list[Cost]:
+    """Estimate each cell from one measured step of its kind; evaluations, which are shorter, are not counted."""
+    keep_freed_memory()
+    sizes = [cell.config.image_size or table.data[cell.group].image_size for cell in cells]
+    kinds = {_kind(cell.config, size): (cell.config, size) for cell, size in zip(cells, sizes, strict=True)}
+    measured = {
+        kind: _measure(config, size, device)
+        for kind, (config, size) in track(kinds.items(), "measuring steps", console=Console(stderr=True))
+    }
+    costs = []
+    for cell, size in zip(cells, sizes, strict=True):
+        seconds_per_image, state_bytes = measured[_kind(cell.config, size)]
+        images = cell.config.epochs * table.data[cell.group].images
+        costs.append(Cost(images * seconds_per_image / 3600, KEPT_CHECKPOINTS * state_bytes))
+    return costs
+
+
+def _kind(config: TrialConfig, size: int) -> str:
+    """Return all settings that the time of a step depends on, as a key."""
+    ignored = {"masking": {"sparsity_weight", "entropy_weight"}, "objective": {"temperature", "momentum_start"}}
+    parts = config.model_dump(mode="json", include={"backbone", "objective", "masking", "batch_size", "precision"})
+    kept = {
+        name: {key: value for key, value in part.items() if key not in ignored.get(name, ())}
+        if isinstance(part, dict)
+        else part
+        for name, part in parts.items()
+    }
+    return json.dumps([kept, size], sort_keys=True)
+
+
+def _measure(config: TrialConfig, size: int, device: torch.device) -> tuple[float, int]:
+    """Return the seconds of a step for each image, and the bytes of a checkpoint."""
+    batch_size = config.batch_size if device.type == "cuda" else min(config.batch_size, CPU_BATCH)
+    networks = Networks(config, size, CLASSES).to(device).train()
+    optimizers = build_optimizers(networks, config.optimizer)
+    batch = _random_batch(config, batch_size, size, device)
+    seconds = []
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        train_step(networks, optimizers, batch, config, 0.5)
+        if device.type == "cuda":  # the call only queues kernels
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    moments = [value for o in optimizers.all().values() for state in o.state.values() for value in state.values()]
+    tensors = [*networks.state_dict().values(), *(value for value in moments if isinstance(value, torch.Tensor))]
+    # Without the first step, in which buffers are allocated.
+    return statistics.median(seconds[1:]) / batch_size, sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _random_batch(config: TrialConfig, batch_size: int, size: int, device: torch.device) -> Batch:
+    a, b = torch.randn(2, batch_size, 3, size, size, device=device)
+    labels = torch.randint(CLASSES, (batch_size,), device=device)
+    masks = None
+    if (kind := SCHEMES[config.masking.scheme]) in ("pattern", "object"):
+        slots = 1 if kind == "pattern" else 2 if config.masking.scheme == "fg-bg" else config.masking.slots
+        views = 2 if config.objective.masked_views == "both" else 1
+        masks = torch.randn(views * batch_size, slots, size, size, device=device).softmax(dim=1)
+    return Batch(a, b, labels, torch.rand(batch_size, device=device), masks)

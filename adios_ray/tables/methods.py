@@ -1,0 +1,120 @@
+"""The trainings of rows: published settings, and one small setting that two CPU cores train in minutes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from adios_ray.config import TrialConfig
+from adios_ray.experiment.presets import preset_config
+from adios_ray.tables.grid import Column, DataSet, Published, Row
+from adios_ray.validation import parse
+
+OBJECTIVES = {"simclr": "SimCLR", "simsiam": "SimSiam", "byol": "BYOL"}
+"""The paper's objectives, with their names."""
+
+CLASSIFICATION_DATA = {
+    "ImageNet100-S": DataSet("--dataset imagenet100s --source ILSVRC2012", images=126_689, image_size=96),
+    "ImageNet100": DataSet("--dataset imagenet100 --source ILSVRC2012", images=126_689, image_size=224),
+    "STL10": DataSet("--dataset stl10 --source STL10", images=105_000, image_size=96),
+    "CIFAR-10": DataSet(
+        "--dataset cifar10 --source CIFAR10 --train-images 10000 --val-images 2000 --test-images 5000",
+        images=10_000,
+        image_size=32,
+    ),
+}
+"""Data sets that the user prepares, by the name of their columns."""
+OBJECTS = DataSet("--dataset objects --num-images 3000 --image-size 32", images=2100, image_size=32, rendered=True)
+"""Images of the small setting that need no data: single objects in front of backgrounds."""
+SMALL_EPOCHS = 6
+
+
+def classification(group: str) -> tuple[Column, Column]:
+    """Return the columns of k-NN and linear evaluation, top-1 in percent."""
+    return Column(group, "k-NN", "knn", "top1"), Column(group, "linear", "linear", "top1")
+
+
+def published_training(data: str, backbone: str, objective: str, scheme: str) -> TrialConfig:
+    """Return a published setting; schemes that are not learned train under the values of ADIOS."""
+    return preset_config(data, None, objective, backbone, scheme).trial()
+
+
+def published_trainings(data: str, backbone: str, scheme: str) -> tuple[TrialConfig, ...]:
+    """Return a published setting of each of the paper's objectives, in the same order for each scheme."""
+    return tuple(published_training(data, backbone, objective, scheme) for objective in OBJECTIVES)
+
+
+Numbers = tuple[float, ...]
+"""Mean and, where it is published, standard deviation."""
+
+
+def published_pairs(
+    presets: Mapping[str, str],
+    backbone: str,
+    numbers: Mapping[tuple[str, str], Mapping[tuple[str, str], Numbers]],
+    scheme: str = "adios",
+    suffix: str = "",
+) -> tuple[Row, ...]:
+    """Return two rows for each of the paper's objectives: without masks, and with ADIOS.
+
+    Args:
+        presets: Name of the preset of each group.
+        backbone: timm's name.
+        numbers: Published numbers, by objective and scheme, then by group and column.
+        scheme: adios or adios-s.
+        suffix: Text behind the names, such as the backbone.
+    """
+    rows = []
+    for objective, name in OBJECTIVES.items():
+        for masking in ("none", scheme):
+            trainings = {
+                group: (published_training(preset, backbone, objective, masking),) for group, preset in presets.items()
+            }
+            published = {key: Published(*value) for key, value in numbers[objective, masking].items()}
+            rows.append(_paired(name, masking, suffix, trainings, published))
+    return tuple(rows)
+
+
+def small_pairs(group: str, epochs: int, scheme: str = "adios") -> tuple[Row, ...]:
+    """Return two rows for each of the paper's objectives in the small setting: without masks, and with ADIOS."""
+    return tuple(
+        _paired(name, masking, "", {group: (small_training(objective, masking, epochs),)}, {})
+        for objective, name in OBJECTIVES.items()
+        for masking in ("none", scheme)
+    )
+
+
+def _paired(
+    name: str,
+    scheme: str,
+    suffix: str,
+    trainings: Mapping[str, tuple[TrialConfig, ...]],
+    published: Mapping[tuple[str, str], Published],
+) -> Row:
+    without = f"{name}{suffix}"
+    if scheme == "none":
+        return Row(without, trainings, published=published)
+    return Row(f"{name} + {scheme.replace('adios', 'ADIOS')}{suffix}", trainings, without, published)
+
+
+SMALL_LR = {"simclr": 0.1, "simsiam": 0.1, "byol": 0.1}
+"""Encoder's rate by objective, chosen without masks."""
+
+
+def small_training(objective: str, scheme: str, epochs: int, **masking: Any) -> TrialConfig:
+    """Return the small setting: a ResNet of one block a stage, N = 4, the same values for each scheme.
+
+    Args:
+        objective: Name of the objective.
+        scheme: Masking scheme.
+        epochs: Passes over the training split.
+        **masking: Further settings of the masks.
+    """
+    values = {
+        "epochs": epochs,
+        "batch_size": 64,
+        "backbone": {"name": "resnet_small"},
+        "objective": {"name": objective, "hidden_dim": 512, "output_dim": 128},
+        "masking": {"scheme": scheme, "slots": 4, "sparsity_weight": 0.3, "width": 8, **masking},
+        "optimizer": {"encoder_lr": SMALL_LR[objective], "occlusion_lr": 0.05, "warmup_epochs": 1.0},
+        "augment": {"min_crop_scale": 0.2},
+    }
+    return parse(TrialConfig, values, "small setting")

@@ -1,0 +1,104 @@
+"""The cells of a table under Ray Tune: each one a trial, finished ones left alone, a failed one lost by itself."""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+import torch
+from filelock import FileLock
+from ray import tune
+from ray.tune.experiment import Trial
+
+from adios_ray.backend.cluster import connected
+from adios_ray.devices import best_device
+from adios_ray.experiment.resources import nodes
+from adios_ray.tables.cells import cell_name, finished, run_cell
+from adios_ray.tables.evaluate import evaluate
+from adios_ray.tables.grid import Cell
+from adios_ray.tracking.formatting import duration
+
+CELLS = "cells"
+"""Folder of the storage directory with one folder for each cell; all tables share it."""
+
+
+class Resources(NamedTuple):
+    """Resources of one cell; may be fractions."""
+
+    cpus: float
+    gpus: float
+
+
+def run_cells(cells: Sequence[Cell], places: Mapping[str, str], storage: Path, gpus: float | None) -> dict[str, str]:
+    """Train and evaluate the cells that are not finished.
+
+    Args:
+        cells: The cells; those with the same folder are run once.
+        places: Directory or URI of each data set by name.
+        storage: Directory that all nodes of the cluster see.
+        gpus: GPUs of each cell, may be a fraction; None takes one if the cluster has any.
+
+    Returns:
+        The first line of the error of each cell that failed, by the name of its folder.
+    """
+    pending: dict[str, Cell] = {}
+    for cell in cells:
+        name = cell_name(cell)
+        if name in pending:  # two rows of a table may share a training, and evaluate it differently
+            both = (*pending[name].evaluations, *cell.evaluations)
+            cell = cell._replace(evaluations=tuple(dict.fromkeys(both)))
+        if not finished(storage / CELLS / name, cell):
+            pending[name] = cell
+    print(f"{len(cells)} cells: {len(cells) - len(pending)} finished, {len(pending)} to run", flush=True)
+    if not pending:
+        return {}
+    with connected(), tempfile.TemporaryDirectory() as records:
+        progress = _Progress(len(pending))
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_trial, cells=pending, places=places), _tune_resources(gpus)),
+            param_space={"storage": str(storage), "name": tune.grid_search(list(pending))},
+            run_config=tune.RunConfig(name="table", storage_path=records, verbose=0, callbacks=[progress]),
+        )
+        tuner.fit()
+    return progress.failed
+
+
+def _tune_resources(gpus: float | None) -> dict[str, float]:
+    each = float(any(node.gpus for node in nodes())) if gpus is None else gpus
+    return {"cpu": 1, "gpu": each} if each else {"cpu": 1}
+
+
+def _trial(settings: Mapping[str, Any], cells: Mapping[str, Cell], places: Mapping[str, str]) -> None:
+    """Run one cell; the body of a Tune trial."""
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    folder = Path(settings["storage"]) / CELLS / settings["name"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # two tables that run at the same time may share the cell
+        run_cell(cells[settings["name"]], folder, places, best_device(), evaluate)
+
+
+class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
+    """Prints a line for each cell that ends, and keeps the reasons of those that failed."""
+
+    def __init__(self, cells: int) -> None:
+        self.failed: dict[str, str] = {}
+        self._cells, self._ended, self._began = cells, 0, time.monotonic()
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Say that a cell is finished."""
+        self._say(trial, "finished")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Say that a cell has failed, and why."""
+        lines = [line for line in str(trial.get_error() or "unknown error").splitlines() if line.strip()]
+        self.failed[trial.config["name"]] = lines[-1]
+        self._say(trial, f"failed: {lines[-1]}")
+
+    def _say(self, trial: Trial, what: str) -> None:
+        self._ended += 1
+        elapsed = time.monotonic() - self._began
+        left = elapsed / self._ended * (self._cells - self._ended)
+        count, times = f"[{self._ended}/{self._cells}]", f"{duration(elapsed)}, about {duration(left)} left"
+        print(f"{count} {trial.config['name']} {what}; {times}", flush=True)

@@ -1,0 +1,86 @@
+"""From the scores of cells to the entries of a table: means, spreads over seeds, and gains with their intervals."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from scipy import stats
+
+from adios_ray.tables.grid import Cell, Column, Published, Row, Table
+
+CONFIDENCE = 0.95
+
+Score = Callable[[Cell, Column], float | None]
+"""A column's score of a cell, in the column's unit; None where the cell is not finished."""
+_Training = tuple[int, int]
+"""Variant and seed of a training, by which it corresponds to one of the baseline."""
+
+
+class Gain(NamedTuple):
+    """Difference to a baseline.
+
+    Attributes:
+        mean: Mean difference between trainings of the same variant and seed, in the column's unit.
+        half_width: Half the width of its 95 % interval, by Student's t; None for a single pair.
+        pairs: Number of pairs.
+    """
+
+    mean: float
+    half_width: float | None
+    pairs: int
+
+
+class Entry(NamedTuple):
+    """What stands in a table for one row and column.
+
+    Attributes:
+        mean: Mean over the finished trainings in the column's unit; None without one.
+        std: Standard deviation over the finished trainings; None for fewer than two.
+        trainings: Number of finished trainings.
+        planned: Number of trainings that the entry is the mean of once all are finished.
+        published: The published number, if there is one.
+        gain: Difference to the row's baseline, if it has one.
+    """
+
+    mean: float | None
+    std: float | None
+    trainings: int
+    planned: int
+    published: Published | None
+    gain: Gain | None
+
+
+def entries(table: Table, cells: Sequence[Cell], score: Score) -> dict[tuple[str, Column], Entry]:
+    """Compute the entries of a table, by row and column."""
+    return {(row.name, column): _entry(row, column, cells, score) for row in table.rows for column in table.columns}
+
+
+def _entry(row: Row, column: Column, cells: Sequence[Cell], score: Score) -> Entry:
+    own = _scores(row.name, column, cells, score)
+    values = [value for value in own.values() if value is not None]
+    return Entry(
+        mean=statistics.mean(values) if values else None,
+        std=statistics.stdev(values) if len(values) > 1 else None,
+        trainings=len(values),
+        planned=len(own),
+        published=row.published.get((column.group, column.name)),
+        gain=gain(own, _scores(row.baseline, column, cells, score)) if row.baseline else None,
+    )
+
+
+def _scores(row: str, column: Column, cells: Sequence[Cell], score: Score) -> dict[_Training, float | None]:
+    own = [cell for cell in cells if (cell.row, cell.group) == (row, column.group)]
+    return {(cell.variant, cell.seed): score(cell, column) for cell in own}
+
+
+def gain(own: Mapping[_Training, float | None], baseline: Mapping[_Training, float | None]) -> Gain | None:
+    """Compute the mean paired difference and its interval; None without a pair of finished trainings."""
+    pairs = [(value, baseline.get(training)) for training, value in own.items()]
+    differences = [value - other for value, other in pairs if value is not None and other is not None]
+    if not differences:
+        return None
+    mean, count = statistics.mean(differences), len(differences)
+    if count == 1:
+        return Gain(mean, None, count)
+    error = statistics.stdev(differences) / count**0.5
+    return Gain(mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error, count)
