@@ -184,6 +184,16 @@ class MaskingConfig(Strict):
     against the updated encoder."""
     reduction: Literal["mean", "sum"] = "mean"
     """Reduction over slots: mean as in the paper, or sum as in the authors' code."""
+    fill: Literal["zero", "blur", "highpass", "noise", "mix"] = "zero"
+    """What hidden pixels become. zero: the mean color, as in the paper; blur: the image blurred by a Gaussian of 4.5 %
+    of its side; highpass: the image minus a blur of half that width; noise: normal noise; mix: another image of the
+    worker's batch."""
+
+    @model_validator(mode="after")
+    def _check_fill(self) -> Self:
+        if self.scheme == "none" and self.fill != "zero":
+            raise ValueError(f"scheme none hides nothing that fill {self.fill} could replace: leave fill out")
+        return self
 
     @property
     def learned(self) -> bool:

@@ -20,9 +20,9 @@ def naive_masks(networks: Networks, batch: Batch, both: bool) -> tuple[Tensor | 
     return (networks.occlude(batch.a) if both else None), networks.occlude(batch.b)
 
 
-def hide(networks: Networks, x: Tensor, mask: Tensor) -> Embedding:
+def hide(networks: Networks, x: Tensor, mask: Tensor, fill: Tensor | None) -> Embedding:
     """Embed a masked view; its target may be the images before they were masked."""
-    view = networks.embed(x * (1 - mask))[0]
+    view = networks.embed(x * (1 - mask) + mask * (0 if fill is None else fill))[0]
     return Embedding(view.online, networks.objective.target(view.target, x))
 
 
@@ -38,8 +38,8 @@ def naive_objective(
     for k in range(masks_b.shape[1]):
         hidden_a = None
         if masks_a is not None:
-            hidden_a = hide(networks, batch.a, masks_a[:, k : k + 1])
-        hidden_b = hide(networks, batch.b, masks_b[:, k : k + 1])
+            hidden_a = hide(networks, batch.a, masks_a[:, k : k + 1], batch.fill_a)
+        hidden_b = hide(networks, batch.b, masks_b[:, k : k + 1], batch.fill_b)
         if hidden_a is None or view_b is None:
             terms.append(loss_between(view_a, hidden_b))
         else:

@@ -23,7 +23,7 @@ from adios_ray.validation import parse
 def after_steps(config: TrialConfig, networks: Networks, optimizers: Optimizers, steps: int = 2) -> Networks:
     """Return the networks after some steps on random views."""
     for step in range(steps):
-        train_step(networks, optimizers, make_batch(step), config, step / steps)
+        train_step(networks, optimizers, make_batch(step, config.masking.fill), config, step / steps)
     return networks
 
 
@@ -35,16 +35,16 @@ def assert_same_networks(actual: Networks, expected: Networks) -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "order"),
+    ("objective", "order", "fill"),
     [
-        ("simclr", "simultaneous"),
-        ("byol", "alternating"),
-        pytest.param("simclr", "alternating", marks=pytest.mark.slow),
-        pytest.param("byol", "simultaneous", marks=pytest.mark.slow),
+        ("simclr", "simultaneous", "mix"),
+        ("byol", "alternating", "zero"),
+        pytest.param("simclr", "alternating", "noise", marks=pytest.mark.slow),
+        pytest.param("byol", "simultaneous", "zero", marks=pytest.mark.slow),
     ],
 )
-def test_parts_of_a_batch_keep_the_numbers(objective: str, order: str) -> None:
-    config = replaced(make_config(objective, order=order), {"backbone.name": "test_vit"})
+def test_parts_of_a_batch_keep_the_numbers(objective: str, order: str, fill: str) -> None:
+    config = replaced(make_config(objective, order=order, fill=fill), {"backbone.name": "test_vit"})
     parts = replaced(config, {"micro_batch_size": 3})
     assert_same_networks(after_steps(parts, *make_players(parts)), after_steps(config, *make_players(config)))
 

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from adios_ray.config import TrialConfig
+from adios_ray.masking.fill import hide
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.backbones import build_backbone
 from adios_ray.objectives import Embedding, build_objective
@@ -59,18 +60,21 @@ class Networks(nn.Module):
         for part in parts:
             part.compile()
 
-    def embed(self, x: Tensor, mask: Tensor | None = None, target: Tensor | None = None) -> tuple[Embedding, Tensor]:
+    def embed(
+        self, x: Tensor, mask: Tensor | None = None, target: Tensor | None = None, fill: Tensor | None = None
+    ) -> tuple[Embedding, Tensor]:
         """Embed one view, with gradient.
 
         Args:
             x: Normalized images [B, 3, S, S].
             mask: Mask [B, 1, S, S] in [0, 1]; 1 removes the pixel.
             target: The view's target, [B, D], if already known; computed if None.
+            fill: What removed pixels become, [B, 3, S, S]; None makes them 0.
 
         Returns:
             The embedding (online and target, [B, D], at least single precision) and detached features [B, F].
         """
-        seen = x if mask is None else x * (1 - mask)  # removed pixels become 0, the mean color of normalized images
+        seen = x if mask is None else hide(x, mask, fill)
         with self.autocast(x.device):
             features = self._in_parts(self.backbone, seen)
             projection = self.objective.projector(features)
