@@ -61,6 +61,29 @@ def test_parts_of_a_batch_count_once_in_batch_norms_statistics() -> None:
         assert_close(actual.double(), expected.double())
 
 
+def test_moco_v2s_keys_are_normalized_with_other_images_than_queries() -> None:
+    """Check the shuffle on one worker, where each micro-batch has BatchNorm statistics of its own."""
+    networks, _ = make_players(replaced(make_config("mocov2"), {"micro_batch_size": 2}))
+    batch = make_batch(0)
+    assert networks.momentum is not None
+    for seed in range(3):
+        torch.manual_seed(seed)
+        keys = networks.embed(batch.a)[0].target
+        torch.manual_seed(seed)
+        order, expected = torch.randperm(4), torch.empty_like(keys)
+        for part in order.split(2):
+            expected[part] = networks.momentum["projector"](networks.momentum["backbone"](batch.a[part]))
+        assert_close(keys, expected)
+
+
+def test_moco_v2_computes_no_keys_of_masked_views() -> None:
+    networks, _ = make_players(make_config("mocov2"))
+    assert networks.momentum is not None
+    networks.momentum["backbone"].register_forward_hook(lambda *_: pytest.fail("a key of a masked view"))
+    batch = make_batch(0)
+    networks.embed(batch.b, batch.b[:, :1].sigmoid())
+
+
 def test_channels_last_keeps_the_numbers() -> None:
     config = make_config("simclr")
     networks, optimizers = make_players(config)

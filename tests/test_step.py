@@ -20,7 +20,7 @@ from adios_ray.validation import parse
 SIZE, IMAGES, CLASSES = 32, 4, 5
 
 OBJECTIVES = ("simclr", "simsiam", "byol")
-OTHERS = ("barlow", "vicreg", "mocov3", "dino", "pixel")
+OTHERS = ("barlow", "vicreg", "mocov2", "mocov3", "dino", "pixel")
 SCHEMES = ("adios", "adios-s")
 ORDERS = ("simultaneous", "alternating")
 PAPER, AUTHORS = ("mean", "one"), ("sum", "both")
@@ -35,7 +35,9 @@ def make_config(
     **masking: Any,
 ) -> TrialConfig:
     """Build the configuration of a trial small enough for the literal implementation."""
-    heads = {"name": objective, "hidden_dim": 24, "output_dim": 16, "masked_views": masked_views}
+    heads: dict[str, Any] = {"name": objective, "hidden_dim": 24, "output_dim": 16, "masked_views": masked_views}
+    if objective == "mocov2":
+        heads["queue"] = 10  # which the third batch of four overruns
     game = {"scheme": scheme, "order": order, "reduction": reduction, "slots": 3, "width": 8, **masking}
     # These two have far larger losses: at the others' learning rates they jump, and rounding errors grow with them.
     scale = 0.01 if objective in ("barlow", "vicreg") else 1.0
@@ -82,6 +84,7 @@ def slow_cases(*parts: Iterable[Any]) -> Iterator[Any]:
         *slow_cases(OBJECTIVES, ["adios-s"], ORDERS, [PAPER]),
         *slow_cases(OBJECTIVES, SCHEMES, ORDERS, [AUTHORS]),
         *slow_cases(OTHERS, SCHEMES, ORDERS, [PAPER]),
+        *slow_cases(["mocov2"], ["adios"], ORDERS, [AUTHORS]),
     ],
 )
 def test_three_steps_equal_the_literal_game(
