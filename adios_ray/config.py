@@ -33,6 +33,8 @@ SCHEMES: Mapping[str, Literal["learned", "none", "pattern", "object"]] = {
     "none": "none",
     "mae": "pattern",
     "beit": "pattern",
+    "grid": "pattern",
+    "colormae": "pattern",
     "ground-truth": "object",
     "fg-bg": "object",
     "box": "object",
@@ -179,7 +181,8 @@ class MaskingConfig(Strict):
 
     scheme: SchemeName = "adios"
     """adios: all masks in each step; adios-s: one random mask of each image; none: the objective without masks. Not
-    learned: mae, beit (random patches or blocks), ground-truth, fg-bg, box, shuffle (need object masks in the data)."""
+    learned: mae, beit, grid, colormae (random patches, blocks, cells, filtered noise), ground-truth, fg-bg, box,
+    shuffle (need object masks in the data)."""
     slots: int = Field(4, ge=2, le=64)
     """Number of masks N, which sum to one at every pixel; ground-truth, box and shuffle: N - 1 objects and the rest."""
     sparsity_weight: float = Field(0.5, ge=0, le=100)
