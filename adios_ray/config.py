@@ -20,6 +20,7 @@ OBJECTIVES: Mapping[str, str] = {
     "byol": "byol:BYOL",
     "barlow": "barlow:BarlowTwins",
     "vicreg": "vicreg:VICReg",
+    "mocov2": "mocov2:MoCoV2",
     "mocov3": "mocov3:MoCoV3",
     "dino": "dino:DINO",
     "pixel": "pixel:PixelInpainting",
@@ -32,6 +33,8 @@ SCHEMES: Mapping[str, Literal["learned", "none", "pattern", "object"]] = {
     "none": "none",
     "mae": "pattern",
     "beit": "pattern",
+    "grid": "pattern",
+    "colormae": "pattern",
     "ground-truth": "object",
     "fg-bg": "object",
     "box": "object",
@@ -53,6 +56,9 @@ PROBE_LR = 0.1
 """Learning rate of the online probe."""
 LARS_TRUST = 0.02
 """Trust coefficient of LARS."""
+
+QUEUE = 65536
+"""Keys in the queue of MoCo v2."""
 
 Norm = Literal["group", "instance", "none"]
 """Normalization of the U-Net."""
@@ -125,7 +131,7 @@ class ObjectiveConfig(Strict):
     name: ObjectiveName = "simclr"
     """Self-supervised objective; pixel is inpainting."""
     temperature: float = Field(0.2, gt=0)
-    """SimCLR, MoCo v3: temperature of the contrastive loss."""
+    """SimCLR, MoCo v2 and v3: temperature of the contrastive loss."""
     hidden_dim: int | None = Field(None, ge=1)
     """Hidden width of projector and predictor; None takes the method's default (SimCLR 2048, BYOL 4096 and 8192)."""
     predictor_dim: int | None = Field(None, ge=1)
@@ -133,13 +139,17 @@ class ObjectiveConfig(Strict):
     hidden_dim or the method's default."""
     output_dim: int | None = Field(None, ge=2)
     """Width of the projection; None takes the method's default (SimCLR 128, SimSiam 2048, BYOL 256)."""
+    queue: int = Field(QUEUE, ge=1)
+    """MoCo v2: keys of earlier batches that serve as negatives (about 4096 for CIFAR-10); more than the training
+    images include earlier keys of the same image."""
     masked_views: Literal["one", "both"] = "one"
     """Views that are masked: one as in the paper, or both, each by its own (authors' SimSiam: up to eight terms)."""
     terms: tuple[Term, ...] = ALL_TERMS
     """SimSiam with both views masked: pairs of prediction and target, whose losses are averaged in both directions.
     masked-unmasked is required; the authors' scripts omit some of the others."""
-    momentum_start: float = Field(0.99, ge=0, le=1)
-    """BYOL, MoCo v3, DINO: initial momentum of the momentum networks; rises to 1 on a cosine."""
+    momentum_start: float | None = Field(None, ge=0, le=1)
+    """BYOL, MoCo v3, DINO: initial momentum of the momentum networks, which rises to 1 on a cosine; None takes 0.99.
+    MoCo v2: their momentum throughout; None takes 0.999."""
 
     @model_validator(mode="after")
     def _check_masked_views(self) -> Self:
@@ -154,6 +164,12 @@ class ObjectiveConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _check_queue(self) -> Self:
+        if self.queue != QUEUE and self.name != "mocov2":
+            raise ValueError(f"objective {self.name} has no queue: leave queue out")
+        return self
+
+    @model_validator(mode="after")
     def _check_predictor(self) -> Self:
         if self.predictor_dim is not None and self.name not in ("simsiam", "byol", "mocov3"):
             raise ValueError(f"objective {self.name} has no predictor: leave predictor_dim out")
@@ -165,7 +181,8 @@ class MaskingConfig(Strict):
 
     scheme: SchemeName = "adios"
     """adios: all masks in each step; adios-s: one random mask of each image; none: the objective without masks. Not
-    learned: mae, beit (random patches or blocks), ground-truth, fg-bg, box, shuffle (need object masks in the data)."""
+    learned: mae, beit, grid, colormae (random patches, blocks, cells, filtered noise), ground-truth, fg-bg, box,
+    shuffle (need object masks in the data)."""
     slots: int = Field(4, ge=2, le=64)
     """Number of masks N, which sum to one at every pixel; ground-truth, box and shuffle: N - 1 objects and the rest."""
     sparsity_weight: float = Field(0.5, ge=0, le=100)
@@ -184,6 +201,16 @@ class MaskingConfig(Strict):
     against the updated encoder."""
     reduction: Literal["mean", "sum"] = "mean"
     """Reduction over slots: mean as in the paper, or sum as in the authors' code."""
+    fill: Literal["zero", "blur", "highpass", "noise", "mix"] = "zero"
+    """What hidden pixels become. zero: the mean color, as in the paper; blur: the image blurred by a Gaussian of 4.5 %
+    of its side; highpass: the image minus a blur of half that width; noise: normal noise; mix: another image of the
+    worker's batch."""
+
+    @model_validator(mode="after")
+    def _check_fill(self) -> Self:
+        if self.scheme == "none" and self.fill != "zero":
+            raise ValueError(f"scheme none hides nothing that fill {self.fill} could replace: leave fill out")
+        return self
 
     @property
     def learned(self) -> bool:

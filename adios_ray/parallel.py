@@ -3,7 +3,7 @@
 Every worker of a trial must call them in the same order.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -47,6 +47,22 @@ def gather_with_gradient(values: Tensor) -> Tensor:
         return values
     result: Tensor = _Gather.apply(values)
     return result
+
+
+def shuffled(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Apply a function to the rows of all workers in a random order, each worker to its share; without gradient.
+
+    Args:
+        function: Maps rows [B, ...] to as many results.
+        rows: This worker's rows, [B, ...]; every worker has as many.
+
+    Returns:
+        The results of this worker's rows, in their order.
+    """
+    order = torch.randperm(len(rows) * world_size(), device=rows.device)
+    broadcast_from_first([order])
+    results = gather_with_gradient(function(gather_with_gradient(rows)[order.chunk(world_size())[rank()]]))
+    return results[order.argsort().chunk(world_size())[rank()]]
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

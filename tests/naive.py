@@ -20,9 +20,10 @@ def naive_masks(networks: Networks, batch: Batch, both: bool) -> tuple[Tensor | 
     return (networks.occlude(batch.a) if both else None), networks.occlude(batch.b)
 
 
-def hide(networks: Networks, x: Tensor, mask: Tensor) -> Embedding:
-    """Embed a masked view; its target may be the images before they were masked."""
-    view = networks.embed(x * (1 - mask))[0]
+def hide(networks: Networks, x: Tensor, mask: Tensor, fill: Tensor | None) -> Embedding:
+    """Embed a masked view; its target may be the images before they were masked, or anything where it is not used."""
+    unused = None if networks.objective.uses_masked_targets else x
+    view = networks.embed(x * (1 - mask) + mask * (0 if fill is None else fill), target=unused)[0]
     return Embedding(view.online, networks.objective.target(view.target, x))
 
 
@@ -31,15 +32,15 @@ def naive_objective(
 ) -> Tensor:
     """Compute Equation 6 (Equation 9 for adios-s) without its penalty: the distance summed or averaged over slots."""
     loss_between = networks.objective.loss_between
-    distance = authors_terms if config.objective.name == "simsiam" else four_pairs
+    distance = {"simsiam": authors_terms, "mocov2": unmasked_keys}.get(config.objective.name, four_pairs)
     view_a = networks.embed(batch.a)[0]
     view_b = networks.embed(batch.b)[0] if masks_a is not None else None
     terms = []
     for k in range(masks_b.shape[1]):
         hidden_a = None
         if masks_a is not None:
-            hidden_a = hide(networks, batch.a, masks_a[:, k : k + 1])
-        hidden_b = hide(networks, batch.b, masks_b[:, k : k + 1])
+            hidden_a = hide(networks, batch.a, masks_a[:, k : k + 1], batch.fill_a)
+        hidden_b = hide(networks, batch.b, masks_b[:, k : k + 1], batch.fill_b)
         if hidden_a is None or view_b is None:
             terms.append(loss_between(view_a, hidden_b))
         else:
@@ -56,6 +57,13 @@ def four_pairs(
     return (
         loss_between(a, b) + loss_between(a, hidden_b) + loss_between(hidden_a, b) + loss_between(hidden_a, hidden_b)
     ) / 4
+
+
+def unmasked_keys(
+    networks: Networks, a: Embedding, b: Embedding, hidden_a: Embedding, hidden_b: Embedding, config: TrialConfig
+) -> Tensor:
+    """Average over the masked views, each the query of the other view's unmasked key (MoCo v2)."""
+    return (networks.objective.loss_between(a, hidden_b) + networks.objective.loss_between(b, hidden_a)) / 2
 
 
 def authors_terms(

@@ -23,7 +23,7 @@ from adios_ray.validation import parse
 def after_steps(config: TrialConfig, networks: Networks, optimizers: Optimizers, steps: int = 2) -> Networks:
     """Return the networks after some steps on random views."""
     for step in range(steps):
-        train_step(networks, optimizers, make_batch(step), config, step / steps)
+        train_step(networks, optimizers, make_batch(step, config.masking.fill), config, step / steps)
     return networks
 
 
@@ -35,16 +35,16 @@ def assert_same_networks(actual: Networks, expected: Networks) -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "order"),
+    ("objective", "order", "fill"),
     [
-        ("simclr", "simultaneous"),
-        ("byol", "alternating"),
-        pytest.param("simclr", "alternating", marks=pytest.mark.slow),
-        pytest.param("byol", "simultaneous", marks=pytest.mark.slow),
+        ("simclr", "simultaneous", "mix"),
+        ("byol", "alternating", "zero"),
+        pytest.param("simclr", "alternating", "noise", marks=pytest.mark.slow),
+        pytest.param("byol", "simultaneous", "zero", marks=pytest.mark.slow),
     ],
 )
-def test_parts_of_a_batch_keep_the_numbers(objective: str, order: str) -> None:
-    config = replaced(make_config(objective, order=order), {"backbone.name": "test_vit"})
+def test_parts_of_a_batch_keep_the_numbers(objective: str, order: str, fill: str) -> None:
+    config = replaced(make_config(objective, order=order, fill=fill), {"backbone.name": "test_vit"})
     parts = replaced(config, {"micro_batch_size": 3})
     assert_same_networks(after_steps(parts, *make_players(parts)), after_steps(config, *make_players(config)))
 
@@ -59,6 +59,29 @@ def test_parts_of_a_batch_count_once_in_batch_norms_statistics() -> None:
         literal.backbone(images)
     for actual, expected in zip(networks.backbone.buffers(), literal.backbone.buffers(), strict=True):
         assert_close(actual.double(), expected.double())
+
+
+def test_moco_v2s_keys_are_normalized_with_other_images_than_queries() -> None:
+    """Check the shuffle on one worker, where each micro-batch has BatchNorm statistics of its own."""
+    networks, _ = make_players(replaced(make_config("mocov2"), {"micro_batch_size": 2}))
+    batch = make_batch(0)
+    assert networks.momentum is not None
+    for seed in range(3):
+        torch.manual_seed(seed)
+        keys = networks.embed(batch.a)[0].target
+        torch.manual_seed(seed)
+        order, expected = torch.randperm(4), torch.empty_like(keys)
+        for part in order.split(2):
+            expected[part] = networks.momentum["projector"](networks.momentum["backbone"](batch.a[part]))
+        assert_close(keys, expected)
+
+
+def test_moco_v2_computes_no_keys_of_masked_views() -> None:
+    networks, _ = make_players(make_config("mocov2"))
+    assert networks.momentum is not None
+    networks.momentum["backbone"].register_forward_hook(lambda *_: pytest.fail("a key of a masked view"))
+    batch = make_batch(0)
+    networks.embed(batch.b, batch.b[:, :1].sigmoid())
 
 
 def test_channels_last_keeps_the_numbers() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from small import SIZE, small_config
 from torch import Tensor
 
@@ -13,16 +14,12 @@ from adios_ray.data.augment import denormalize
 from adios_ray.data.loader import Batch, BatchLoader
 from adios_ray.data.shards import Split, open_shards
 from adios_ray.errors import DatasetError
-from adios_ray.masking.schemes import (
-    IDS,
-    OBJECT_SCHEMES,
-    PATTERN_SCHEMES,
-    block_masks,
-    box_masks,
-    foreground_masks,
-    object_masks,
-    patch_masks,
-)
+from adios_ray.masking.schemes import IDS, OBJECT_SCHEMES, PATTERN_SCHEMES
+from adios_ray.masking.schemes.beit import block_masks
+from adios_ray.masking.schemes.colormae import green_noise, green_noise_masks
+from adios_ray.masking.schemes.grid import grid_masks
+from adios_ray.masking.schemes.mae import patch_masks
+from adios_ray.masking.schemes.objects import box_masks, foreground_masks, object_masks
 from adios_ray.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -34,22 +31,75 @@ def uniform(rows: int, columns: int, seed: int = 0) -> np.ndarray[tuple[int, int
     return np.random.default_rng(seed).random((rows, columns))
 
 
+def cells(image: np.ndarray[tuple[int, int], np.dtype[np.float32]], side: int) -> list[float]:
+    """Read the value of each cell of a grid, row by row; every cell must have one value."""
+    edges = np.arange(len(image)) * side // len(image)
+    values = [np.unique(image[np.ix_(edges == row, edges == column)]) for row in range(side) for column in range(side)]
+    assert all(len(value) == 1 for value in values)
+    return [float(value[0]) for value in values]
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_patches_are_whole_and_three_quarters_of_them_are_removed(size: int) -> None:
     draws = uniform(5, 36)
     masks = patch_masks(draws, size)
     assert masks.shape == (5, 1, size, size)
-    edges = np.floor(np.arange(size) * 6 / size).astype(int)
     for image, row in zip(masks[:, 0].numpy(), draws, strict=True):
-        cells = {(r, c): image[np.ix_(edges == r, edges == c)] for r in range(6) for c in range(6)}
-        assert all(len(np.unique(cell)) == 1 for cell in cells.values())
-        removed = {6 * r + c for (r, c), cell in cells.items() if cell[0, 0] == 1}
+        removed = {index for index, value in enumerate(cells(image, 6)) if value == 1}
         assert removed == set(sorted(range(36), key=row.__getitem__)[:27])
 
 
 def test_every_patch_is_removed_equally_often() -> None:
     share = patch_masks(uniform(4000, 36), 6).mean(dim=0)
     torch.testing.assert_close(share, torch.full_like(share, 0.75), rtol=0, atol=4 * (0.75 * 0.25 / 4000) ** 0.5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_grids_lose_the_drawn_share_of_their_cells(size: int) -> None:
+    numbers = uniform(6, 50)
+    numbers[:, 0] = (0.0, 0.1, 0.3, 0.5, 0.9, 1 - 2**-53)
+    removed = [cells(mask.numpy(), 7) for mask in grid_masks(numbers, size)[:, 0]]
+    assert [sum(values) for values in removed] == [2, 3, 5, 7, 11, 12]  # floor(49 (0.05 + 0.2 share))
+    for values, row in zip(removed, numbers[:, 1:], strict=True):
+        smallest = sorted(range(49), key=row.__getitem__)[: int(sum(values))]
+        assert {index for index, value in enumerate(values) if value == 1} == set(smallest)
+
+
+def test_every_cell_of_a_grid_is_removed_equally_often() -> None:
+    share = grid_masks(uniform(4000, 50), 7).mean(dim=0)
+    expected = np.floor(49 * (0.05 + 0.2 * np.linspace(0, 1, 100_001))).mean() / 49
+    torch.testing.assert_close(share, torch.full_like(share, expected), rtol=0, atol=4 * (expected / 4000) ** 0.5)
+
+
+def test_green_noise_is_white_noise_less_its_low_and_high_frequencies() -> None:
+    white = uniform(3, 196)
+    for image, row in zip(green_noise(white), white, strict=True):
+        spectrum = np.fft.fft2(row.reshape(14, 14))
+        narrow, wide = (np.fft.ifft2(ndimage.fourier_gaussian(spectrum, sigma)).real for sigma in (0.75, 1.5))
+        np.testing.assert_allclose(image.reshape(14, 14), narrow - wide, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_colormae_removes_three_quarters_where_the_noise_is_lowest(size: int) -> None:
+    white = uniform(4, 196)
+    for mask, noise in zip(green_noise_masks(white, size)[:, 0], green_noise(white), strict=True):
+        removed = np.array(cells(mask.numpy(), 14)) == 1
+        assert removed.sum() == 147 and noise[removed].max() < noise[~removed].min()
+
+
+def test_the_energy_of_colormaes_masks_is_in_the_middle_band() -> None:
+    """Compare with masks of white noise, whose energy is the same at all frequencies."""
+    frequency = np.hypot(np.fft.fftfreq(14)[:, None], np.fft.fftfreq(14))
+    bands = [(frequency > 0) & (frequency < 0.1), (frequency > 0.1) & (frequency < 0.3), frequency > 0.4]
+    white = uniform(500, 196)
+    plain = np.argsort(np.argsort(white, axis=1), axis=1).reshape(-1, 14, 14) < 147
+    densities = []
+    for masks in (green_noise_masks(white, 14)[:, 0].numpy(), plain.astype(np.float64)):
+        energy = (np.abs(np.fft.fft2(masks - masks.mean(axis=(1, 2), keepdims=True))) ** 2).mean(axis=0)
+        densities.append([float(energy[band].mean() / energy.sum()) * 195 for band in bands])
+    (low, middle, high), flat = densities
+    assert flat == pytest.approx([1, 1, 1], abs=0.1)
+    assert middle > 1.8 and low < 0.9 and high < 0.6
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -83,7 +133,7 @@ def test_the_smallest_block_has_64_pixels_of_96_and_ratios_end_at_three_tenths(
     assert torch.equal(mask[:240, :240], expected)
 
 
-@pytest.mark.parametrize("name", ["mae", "beit"])
+@pytest.mark.parametrize("name", list(PATTERN_SCHEMES))
 def test_an_images_pattern_depends_on_its_own_numbers_alone(name: str) -> None:
     scheme = PATTERN_SCHEMES[name]
     draws = uniform(6, scheme.draws)

@@ -65,7 +65,7 @@ def trained(config: TrialConfig, steps: int) -> Trainer:
 
 @pytest.mark.parametrize(
     ("objective", "optimizer"),
-    [("simclr", "sgd"), ("byol", "lars"), pytest.param("dino", "adamw", marks=pytest.mark.slow)],
+    [("simclr", "sgd"), ("byol", "lars"), ("dino", "adamw"), ("mocov2", "sgd")],
 )
 @pytest.mark.slow
 def test_a_resumed_training_is_bit_identical(objective: str, optimizer: str, objects_dir: Path, tmp_path: Path) -> None:
@@ -103,6 +103,26 @@ def test_an_exploit_takes_over_the_donor_and_its_own_new_values(objects_dir: Pat
     trial.train_until(4)
     expected = trial.schedule.lr(0.01, 3)
     assert {group["lr"] for group in trial.optimizers.encoder.param_groups} == {expected}
+
+
+@pytest.mark.slow
+def test_an_exploit_copies_moco_v2s_queue(objects_dir: Path, tmp_path: Path) -> None:
+    config = small_config(objects_dir, objective={"name": "mocov2", "queue": 40}, masking={"order": "alternating"})
+    donor = trained(config, 3)
+    pointer = donor.save(tmp_path / "donor")
+    trial = trained(replaced(config, {"seed": 8}), 1)
+    theirs, mine = (dict(trainer.networks.objective.named_buffers()) for trainer in (donor, trial))
+    assert int(theirs["pointer"]) == 3 * 32 % 40 and int(mine["pointer"]) == 32
+    assert not torch.equal(mine["queue"], theirs["queue"])
+    trial.load(pointer, config)
+    assert torch.equal(mine["queue"], theirs["queue"]) and torch.equal(mine["pointer"], theirs["pointer"])
+    for trainer in (donor, trial):
+        trainer.train_until(6)
+    assert_identical(saved(donor, tmp_path / "donor_6"), saved(trial, tmp_path / "trial_6"))
+    with pytest.raises(
+        ConfigError, match=r"its heads of mocov2 do not fit the configured ones; set objective.queue = 40"
+    ):
+        Trainer(replaced(config, {"objective.queue": 41, "initial_weights": tmp_path / "donor"}), CPU)
 
 
 @pytest.mark.parametrize(("old", "new"), [(3, 5), (5, 2)])

@@ -20,7 +20,7 @@ from adios_ray.training.step import train_step
 
 pytestmark = pytest.mark.slow
 WORKERS, STEPS = 2, 2
-CONTRASTS = ("simclr", "barlow", "vicreg", "mocov3", "dino")
+CONTRASTS = ("simclr", "barlow", "vicreg", "mocov2", "mocov3", "dino")
 GAMES = list(itertools.product(("adios", "adios-s"), ("simultaneous", "alternating"), ("one", "both")))
 
 
@@ -56,7 +56,8 @@ def accumulate_gradients(config: TrialConfig, rank: int, workers: int) -> dict[s
 def loss_between(name: str, rank: int, workers: int) -> dict[str, Tensor]:
     """Compute an objective's loss between random embeddings, its gradients, and its buffers after one update."""
     torch.manual_seed(0)
-    objective = build_objective(ObjectiveConfig(name=name, output_dim=6), 4, SIZE).double()
+    queue = {"queue": 10} if name == "mocov2" else {}
+    objective = build_objective(ObjectiveConfig(name=name, output_dim=6, **queue), 4, SIZE).double()
     embeddings = torch.randn(4, 2 * IMAGES, 6, dtype=torch.float64).chunk(workers, dim=1)[rank]
     online_u, target_u, online_v, target_v = (part.clone() for part in embeddings)
     online_u.requires_grad_()
@@ -64,11 +65,20 @@ def loss_between(name: str, rank: int, workers: int) -> dict[str, Tensor]:
     loss = objective.loss_between(Embedding(online_u, target_u), Embedding(online_v, target_v))
     loss.backward()
     objective.update_statistics(Embedding(online_u.detach(), target_u))
-    assert online_u.grad is not None and online_v.grad is not None
+    assert online_v.grad is not None
+    if online_u.grad is None:  # MoCo v2 compares in one direction
+        online_u.grad = torch.zeros_like(online_u)
     # train_step averages gradients over the workers, so each worker's gradient of its own rows is ``workers`` times
     # the global one.
     gradients = {"u": online_u.grad / workers, "v": online_v.grad / workers}
     return {"loss": parallel.average(loss.detach()), **gradients, **dict(objective.named_buffers())}
+
+
+def shuffled_shares(rank: int) -> Tensor:
+    """Subtract the mean of each worker's share of shuffled rows, as BatchNorm does; worker 0 draws the order."""
+    torch.manual_seed(rank)
+    rows = torch.arange(8, dtype=torch.float64).square().chunk(WORKERS)[rank]
+    return parallel.shuffled(lambda share: share - share.mean(), rows)
 
 
 def work(rank: int, meeting_point: str, directory: str) -> None:
@@ -77,6 +87,7 @@ def work(rank: int, meeting_point: str, directory: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=WORKERS)
     results: list[Any] = [accumulate_gradients(game_config(*game), rank, WORKERS) for game in GAMES]
     results += [loss_between(name, rank, WORKERS) for name in CONTRASTS]
+    results.append({"shuffled": shuffled_shares(rank)})
     losses = torch.tensor([1.0, torch.nan if rank == 1 else 2.0])
     with pytest.raises(NonFiniteError, match="objective of slot 1"):
         check_finite(losses, torch.ones(2))
@@ -113,3 +124,12 @@ def test_a_distance_over_two_workers_equals_that_of_the_global_batch(
         assert own.keys() == alone.keys()
         for name, expected in alone.items():
             assert_close(own[name].double(), expected.double())
+
+
+def test_shuffled_rows_are_normalized_with_others_and_come_back(shared: list[list[dict[str, Tensor]]]) -> None:
+    torch.manual_seed(0)
+    rows, order, expected = torch.arange(8, dtype=torch.float64).square(), torch.randperm(8), torch.empty(8).double()
+    for share in order.chunk(WORKERS):
+        expected[share] = rows[share] - rows[share].mean()
+    assert_close(torch.cat([own[-1]["shuffled"] for own in shared]), expected)
+    assert set(order[:4].tolist()) != set(range(4))

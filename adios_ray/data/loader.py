@@ -17,6 +17,7 @@ from adios_ray.config import CentralView, TrialConfig
 from adios_ray.data.augment import ViewParameters, apply_geometry, apply_view, center_maps, center_view, draw_parameters
 from adios_ray.data.counter_random import module_seed, permutation, single_precision, uniforms
 from adios_ray.data.shards import Bytes, Split
+from adios_ray.masking.fill import make_fill
 from adios_ray.masking.schemes import IDS, OBJECT_SCHEMES, PATTERN_SCHEMES
 
 PREFETCHED_BATCHES = 2
@@ -33,6 +34,8 @@ class Batch(NamedTuple):
         masks: Masks of a scheme that is not learned: [B, N, S, S] for the second view, or [2B, N, S, S] for both views
             where both are masked. None where masks are learned, or there are none.
         module_seed: Seed for modules' own draws in this step, such as dropout.
+        fill_a: What hidden pixels of the first view become, [B, 3, S, S]; None where they become 0 or it is not masked.
+        fill_b: The same of the second view.
     """
 
     a: Tensor
@@ -41,6 +44,8 @@ class Batch(NamedTuple):
     drawn_slots: Tensor
     masks: Tensor | None = None
     module_seed: int = 0
+    fill_a: Tensor | None = None
+    fill_b: Tensor | None = None
 
 
 class _Loaded(NamedTuple):
@@ -54,6 +59,7 @@ class _Loaded(NamedTuple):
     patterns: Tensor | None
     objects: Tensor | None
     module_seed: int
+    fill_draws: npt.NDArray[np.float64]
 
 
 def central_views(
@@ -147,6 +153,7 @@ class BatchLoader:
             self._patterns(seed, epoch, samples),
             self._objects(seed, epoch, samples),
             module_seed(seed, step, parallel.rank()),
+            uniforms(seed, "fill", epoch, samples, 2),
         )
 
     def _patterns(self, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> Tensor | None:
@@ -171,13 +178,18 @@ class BatchLoader:
 
     def _augmented(self, loaded: _Loaded) -> Batch:
         images = loaded.images.to(self.device, non_blocking=True)
+        a = apply_view(images, loaded.view_a, self.image_size)
+        b = apply_view(images, loaded.view_b, self.image_size)
+        fill, draws = self.masking.fill, loaded.fill_draws
         return Batch(
-            apply_view(images, loaded.view_a, self.image_size),
-            apply_view(images, loaded.view_b, self.image_size),
+            a,
+            b,
             loaded.labels.to(self.device, non_blocking=True),
             loaded.drawn_slots.to(self.device, non_blocking=True),
             self._masks(loaded),
             loaded.module_seed,
+            make_fill(fill, a, draws[:, 0]) if self.both else None,
+            make_fill(fill, b, draws[:, 1]),
         )
 
     def _masks(self, loaded: _Loaded) -> Tensor | None:

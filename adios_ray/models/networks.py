@@ -1,7 +1,6 @@
 """All networks of one trial, and the forward passes through them."""
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -10,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from adios_ray import parallel
 from adios_ray.config import TrialConfig
+from adios_ray.masking.fill import hide
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.backbones import build_backbone
 from adios_ray.objectives import Embedding, build_objective
@@ -59,29 +60,39 @@ class Networks(nn.Module):
         for part in parts:
             part.compile()
 
-    def embed(self, x: Tensor, mask: Tensor | None = None, target: Tensor | None = None) -> tuple[Embedding, Tensor]:
+    def embed(
+        self, x: Tensor, mask: Tensor | None = None, target: Tensor | None = None, fill: Tensor | None = None
+    ) -> tuple[Embedding, Tensor]:
         """Embed one view, with gradient.
 
         Args:
             x: Normalized images [B, 3, S, S].
             mask: Mask [B, 1, S, S] in [0, 1]; 1 removes the pixel.
             target: The view's target, [B, D], if already known; computed if None.
+            fill: What removed pixels become, [B, 3, S, S]; None makes them 0.
 
         Returns:
             The embedding (online and target, [B, D], at least single precision) and detached features [B, F].
         """
-        seen = x if mask is None else x * (1 - mask)  # removed pixels become 0, the mean color of normalized images
+        seen = x if mask is None else hide(x, mask, fill)
         with self.autocast(x.device):
             features = self._in_parts(self.backbone, seen)
             projection = self.objective.projector(features)
             online = self.objective.predictor(projection)
             if target is None:
                 projected = projection.detach()
-                if self.momentum is not None:
+                if self.momentum is not None and (mask is None or self.objective.uses_masked_targets):
                     with torch.no_grad():
-                        projected = self.momentum["projector"](self._in_parts(self.momentum["backbone"], seen))
+                        shuffles = self.objective.shuffles_targets
+                        projected = parallel.shuffled(self._project, seen) if shuffles else self._project(seen)
                 target = self.objective.target(_full(projected), x)
         return Embedding(_full(online), target), _full(features.detach())
+
+    def _project(self, x: Tensor) -> Tensor:
+        """Project images by the momentum networks, [B, 3, S, S] to [B, D]."""
+        assert self.momentum is not None
+        projection: Tensor = self.momentum["projector"](self._in_parts(self.momentum["backbone"], x))
+        return projection
 
     def _in_parts(self, module: nn.Module, x: Tensor) -> Tensor:
         """Apply a module to a batch, in micro-batches if configured.
@@ -116,19 +127,17 @@ class Networks(nn.Module):
 
     @torch.no_grad()
     def update_momentum(self, progress: float) -> None:
-        """Average the encoder into its momentum copy: m rises from its start to 1 on a cosine (paper, Appendix A).
+        """Average the encoder into its momentum copy, with the objective's momentum.
 
         Args:
             progress: Share of the training that is done, 0 to 1.
         """
         if self.momentum is None:
             return
-        start = self.config.objective.momentum_start
-        momentum = 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
         online: list[Tensor] = [*self.backbone.parameters(), *self.objective.projector.parameters()]
         averaged: list[Tensor] = list(self.momentum.parameters())
         # Parameters only: the copies' BatchNorm keeps its own running statistics. One call for all tensors.
-        torch._foreach_lerp_(averaged, online, 1 - momentum)
+        torch._foreach_lerp_(averaged, online, 1 - self.objective.momentum_at(progress))
 
 
 def _full(values: Tensor) -> Tensor:

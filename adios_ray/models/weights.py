@@ -227,7 +227,7 @@ def _take_heads(networks: Networks, weights: Weights, path: Path) -> None:
     given = weights.part("objective")
     if misfit(networks.objective.state_dict(), given):
         theirs, ours = weights.config.objective, networks.config.objective
-        wanted = _differing("objective", ("hidden_dim", "output_dim", "predictor_dim"), theirs, ours)
+        wanted = _differing("objective", ("hidden_dim", "output_dim", "predictor_dim", "queue"), theirs, ours)
         needed = _assignments(wanted or {"image_size": weights.image_size})
         raise ConfigError(f"{path}: its heads of {theirs.name} do not fit the configured ones; set {needed}")
     _put(networks.objective, given, path)

@@ -12,6 +12,7 @@ Shape letters of all tensor code in this package::
     M, Q  images of a whole split or k-NN bank, and queries
 """
 
+import math
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -40,11 +41,16 @@ class Objective(nn.Module):
 
     Attributes:
         uses_momentum: Whether targets come from momentum copies of backbone and projector.
+        uses_masked_targets: Whether the loss reads targets of masked views; if not, momentum networks skip them.
+        shuffles_targets: Whether momentum networks see the images in another order, and on other workers, so that
+            BatchNorm's statistics do not tell which views belong together (He et al. 2020, Section 3.3).
         projector: Maps backbone features [B, F] to projections [B, D].
         predictor: Maps projections to predictions [B, D]; the identity where the objective has none.
     """
 
     uses_momentum: ClassVar[bool] = False
+    uses_masked_targets: ClassVar[bool] = True
+    shuffles_targets: ClassVar[bool] = False
     projector: nn.Module
     predictor: nn.Module
 
@@ -53,6 +59,15 @@ class Objective(nn.Module):
         super().__init__()
         self.config = config
         self.predictor = nn.Identity()
+
+    def momentum_at(self, progress: float) -> float:
+        """Return the momentum of the momentum networks: it rises from its start to 1 on a cosine (paper, Appendix A).
+
+        Args:
+            progress: Share of the training that is done, 0 to 1.
+        """
+        start = 0.99 if self.config.momentum_start is None else self.config.momentum_start
+        return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
 
     def target(self, projection: Tensor, images: Tensor) -> Tensor:
         """Return the target of a view: its projection, unless an objective predicts something else.

@@ -254,11 +254,12 @@ class SearchSpace(Strict):
             for value in parameter.extremes:
                 replaced(config, {path: value}, origin)
             logarithmic = isinstance(parameter, Continuous) and parameter.scale == "log"
-            if (logarithmic or path in _KEPT_POSITIVE) and min(configured, *parameter.extremes) <= 0:
+            values = [value for value in (configured, *parameter.extremes) if value is not None]
+            if (logarithmic or path in _KEPT_POSITIVE) and min(values) <= 0:
                 reason = "a factor cannot perturb 0" if logarithmic else "at 0, masks collapse"
                 raise ConfigError(
                     f"{origin}: {path} must stay above 0 ({reason}): raise "
-                    f"{'its configured value' if configured <= 0 else 'the lowest value'}, or do not search it"
+                    f"{'its configured value' if values[0] <= 0 else 'the lowest value'}, or do not search it"
                 )
 
 

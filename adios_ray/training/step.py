@@ -155,11 +155,11 @@ def accumulate_gradients(
     known = iter(targets)
     seen: list[Tensor] = []
 
-    def embed(x: Tensor, mask: Tensor | None = None) -> tuple[Embedding, Tensor]:
+    def embed(x: Tensor, mask: Tensor | None = None, fill: Tensor | None = None) -> tuple[Embedding, Tensor]:
         # Seeded for each embedding, so that dropout and stochastic depth draw the same numbers in both passes of an
         # alternating step, and after a resumption.
         torch.manual_seed(batch.module_seed + len(seen))
-        view, features = networks.embed(x, mask, next(known, None))
+        view, features = networks.embed(x, mask, next(known, None), fill)
         seen.append(view.target)
         return view, features
 
@@ -174,10 +174,10 @@ def accumulate_gradients(
         if both:
             assert slot is not None
             mask_a, mask_b = slot.chunk(2)
-            masked = embed(batch.a, mask_a)[0], embed(batch.b, mask_b)[0]
+            masked = embed(batch.a, mask_a, batch.fill_a)[0], embed(batch.b, mask_b, batch.fill_b)[0]
             loss = networks.objective.loss_of_both((leaves[0], leaves[1]), masked)
         else:
-            loss = networks.objective.loss_between(leaves[0], embed(batch.b, slot)[0])
+            loss = networks.objective.loss_between(leaves[0], embed(batch.b, slot, batch.fill_b)[0])
         (weight * loss).backward()  # at once: it frees this slot's graph before the next one is built
         losses.append(loss.detach())
     # No gradient where the encoder is frozen, or where the objective ignores the unmasked view (pixel).

@@ -70,6 +70,10 @@ class Trainer:
             raise ConfigError(
                 f"batch_size {config.batch_size} is not a multiple of the trial's {parallel.world_size()} workers"
             )
+        if config.masking.fill == "mix" and config.batch_size == parallel.world_size():
+            raise ConfigError(
+                f"masking.fill mix needs another image on each worker: raise batch_size above {config.batch_size}"
+            )
         if device.type == "cpu":
             keep_freed_memory()
         # The order of the lines below matters. First the seed: every worker draws the same initial weights, since

@@ -1,0 +1,94 @@
+"""What hidden pixels become: x (1 - m) + m fill(x). The paper leaves zeros, the mean color of normalized images.
+
+A fill is a function of the view and of one random number for each image, never of the mask. It is made once for a view
+and serves all N masks, both passes of an alternating step, and micro-batches, which split the images only after they
+are filled.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adios_ray.masking.schemes import Draws
+
+BLUR_SIGMA = 10 / 224
+"""Standard deviation of the blur as a share of the image's side: 10 of 224 pixels in the code of Chin et al. 2024."""
+HIGHPASS_SIGMA = 5 / 224
+"""That of the blur which a high-pass subtracts: 5 of 224 pixels in the same code."""
+SUPPORT = 3
+"""Reach of the Gaussian in standard deviations; 0.3 % of its weight is beyond."""
+
+
+def hide(x: Tensor, mask: Tensor, fill: Tensor | None = None) -> Tensor:
+    """Replace hidden pixels, with gradient to the mask.
+
+    Args:
+        x: Normalized images [B, 3, S, S].
+        mask: [B, 1, S, S] in [0, 1]; 1 hides the pixel.
+        fill: What hidden pixels become, [B, 3, S, S]; None makes them 0.
+
+    Returns:
+        x (1 - m) + m fill, [B, 3, S, S].
+    """
+    visible = x * (1 - mask)
+    return visible if fill is None else torch.addcmul(visible, mask, fill)
+
+
+def make_fill(name: str, x: Tensor, draws: Draws) -> Tensor | None:
+    """Make what hidden pixels of a view become.
+
+    Args:
+        name: A value of ``masking.fill``.
+        x: Normalized images [B, 3, S, S].
+        draws: One uniform number in [0, 1) for each image, [B]; noise and mix use it.
+
+    Returns:
+        [B, 3, S, S], or None for "zero".
+    """
+    return None if name == "zero" else FILLS[name](x, draws)
+
+
+def blur(x: Tensor, sigma: float) -> Tensor:
+    """Blur by a Gaussian with reflected borders.
+
+    Args:
+        x: Images [B, 3, S, S].
+        sigma: Standard deviation as a share of the side S, below 1/3.
+    """
+    size = x.shape[-1]
+    radius = round(SUPPORT * sigma * size)
+    taps = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
+    weights = (-0.5 * (taps / (sigma * size)) ** 2).softmax(dim=0)  # a Gaussian that sums to 1
+    # Reflected unit vectors: column i of the matrix has the weights of all pixels in pixel i of the result. A product
+    # with it costs the same for every sigma.
+    units = functional.pad(torch.eye(size, dtype=x.dtype, device=x.device), (radius, radius), mode="reflect")
+    matrix = units.unfold(1, len(taps), 1) @ weights
+    return matrix.T @ x @ matrix
+
+
+def noise(x: Tensor, draws: Draws) -> Tensor:
+    """Draw independent normal values with the mean and deviation of normalized pixels, 0 and 1."""
+    out, generator = torch.empty_like(x), torch.Generator(x.device)
+    # Image by image: an image's noise follows from its own draw, whatever worker it is on.
+    for image, draw in zip(out, draws, strict=True):
+        image.normal_(generator=generator.manual_seed(int(draw * 2**53)))
+    return out
+
+
+def mix(x: Tensor, draws: Draws) -> Tensor:
+    """Choose another image of the worker's batch for each image, each of the others equally likely."""
+    others = len(x) - 1
+    partners = (np.arange(len(x)) + 1 + (draws * others).astype(np.int64)) % len(x)
+    return x[torch.from_numpy(partners).to(x.device, non_blocking=True)]
+
+
+FILLS: Mapping[str, Callable[[Tensor, Draws], Tensor]] = {
+    "blur": lambda x, draws: blur(x, BLUR_SIGMA),
+    "highpass": lambda x, draws: x - blur(x, HIGHPASS_SIGMA),
+    "noise": noise,
+    "mix": mix,
+}
+"""Fills by name; "zero" needs none."""
