@@ -60,6 +60,7 @@ LARS_TRUST = 0.02
 QUEUE = 65536
 """Keys in the queue of MoCo v2."""
 
+Fill = Literal["zero", "blur", "highpass", "noise", "mix"]
 Norm = Literal["group", "instance", "none"]
 """Normalization of the U-Net."""
 Naming = Literal["timm", "torchvision"]
@@ -201,7 +202,7 @@ class MaskingConfig(Strict):
     against the updated encoder."""
     reduction: Literal["mean", "sum"] = "mean"
     """Reduction over slots: mean as in the paper, or sum as in the authors' code."""
-    fill: Literal["zero", "blur", "highpass", "noise", "mix"] = "zero"
+    fill: Fill = "zero"
     """What hidden pixels become. zero: the mean color, as in the paper; blur: the image blurred by a Gaussian of 4.5 %
     of its side; highpass: the image minus a blur of half that width; noise: normal noise; mix: another image of the
     worker's batch."""

@@ -62,6 +62,33 @@ def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Op
         DatasetError: If a data set is damaged.
         RunError: If cells have failed; the table is written without them.
     """
+    table = choose_table(presets, options)
+    if options.dry_run:
+        _print_estimate(table, options)
+        return
+    from adios_ray.tables.cells import measured
+    from adios_ray.tables.render import markdown, write_table
+
+    folders, failed = run_all(table, options)
+
+    def score(cell: Cell, column: Column) -> float | None:
+        scores = measured(folders[cell], evaluation_of(table.row(cell.row), column))
+        return None if scores is None else scores[column.score] * column.scale
+
+    found = entries(table, list(folders), score)
+    folder = options.storage / f"{name}-{options.preset}"
+    write_table(folder, table, found)
+    print(markdown(table, found))
+    print(f"written: {folder}/table.md, table.csv, table.html")
+    check_complete(failed)
+
+
+def choose_table(presets: Mapping[str, Callable[[], Table]], options: Options) -> Table:
+    """Make the table of the chosen preset.
+
+    Raises:
+        ConfigError: If an option is not valid.
+    """
     if options.preset not in presets:
         raise ConfigError(f"--preset {options.preset}: choose one of {', '.join(presets)}")
     if options.seeds < 1:
@@ -69,31 +96,34 @@ def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Op
     table = presets[options.preset]()
     if unknown := set(options.data) - set(table.data):
         raise ConfigError(f"--data {', '.join(sorted(unknown))}: the table's data sets are {', '.join(table.data)}")
-    if options.dry_run:
-        _print_estimate(table, options)
-        return
+    return table
+
+
+def run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str, str]]:
+    """Train and evaluate the cells of a table that are not finished.
+
+    Returns:
+        The folder of each cell, and the reasons of those that failed.
+
+    Raises:
+        ConfigError: If a data set is missing.
+        DatasetError: If a data set is damaged.
+    """
+    from adios_ray.tables.cells import cell_name
+    from adios_ray.tables.run import CELLS, run_cells
+
     storage = check_storage(options.storage)
     places = _places(table, options.data, storage)
     cells = list(table.cells(places, options.seeds))
-    from adios_ray.tables.cells import cell_name, measured
-    from adios_ray.tables.render import markdown, write_table
-    from adios_ray.tables.run import CELLS, run_cells
-
     failed = run_cells(cells, places, storage, options.gpus_per_cell)
-    folders = {cell: storage / CELLS / cell_name(cell) for cell in cells}
+    return {cell: storage / CELLS / cell_name(cell) for cell in cells}, failed
 
-    def score(cell: Cell, column: Column) -> float | None:
-        scores = measured(folders[cell], evaluation_of(table.row(cell.row), column))
-        return None if scores is None else scores[column.score] * column.scale
 
-    found = entries(table, cells, score)
-    folder = storage / f"{name}-{options.preset}"
-    write_table(folder, table, found)
-    print(markdown(table, found))
-    print(f"written: {folder}/table.md, table.csv, table.html")
+def check_complete(failed: Mapping[str, str]) -> None:
+    """Raise a RunError that names the cells that have failed, if there are any."""
     if failed:
         reasons = "; ".join(f"{cell}: {reason}" for cell, reason in failed.items())
-        raise RunError(f"{len(failed)} cells failed and are missing from the table ({reasons}); {RESUMES}")
+        raise RunError(f"{len(failed)} cells failed and are missing ({reasons}); {RESUMES}")
 
 
 def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, str]:

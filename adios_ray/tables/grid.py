@@ -30,6 +30,7 @@ class Column:
         score: Name of the score in its result.
         options: Options of the evaluation that differ from its defaults.
         data: Names of the data sets that are evaluated; none stands for the group's own.
+        of_masks: Whether it measures masks; it is empty for trainings without an occlusion model.
         scale: What the score is multiplied by: 100 for percent.
         digits: Digits after the point.
     """
@@ -40,8 +41,13 @@ class Column:
     score: str
     options: Mapping[str, Any] = field(default_factory=dict)
     data: tuple[str, ...] = ()
+    of_masks: bool = False
     scale: float = 100.0
     digits: int = 1
+
+    def applies(self, group: str, config: TrialConfig) -> bool:
+        """Tell whether the column has an entry for trainings of a group under a configuration."""
+        return self.group == group and (config.masking.learned or not self.of_masks)
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ class Table:
                 for group, configs in row.trainings.items():
                     for variant, config in enumerate(configs):
                         own = replaced(config, {"data_dir": places[group], "seed": seed})
-                        columns = [column for column in self.columns if column.group == group]
+                        columns = [column for column in self.columns if column.applies(group, config)]
                         kinds = dict.fromkeys(evaluation_of(row, column) for column in columns)
                         yield Cell(row.name, group, variant, seed, own, tuple(kinds))
 

@@ -25,11 +25,20 @@ CLASSIFICATION_DATA = {
 OBJECTS = DataSet("--dataset objects --num-images 3000 --image-size 32", images=2100, image_size=32, rendered=True)
 """Images of the small setting that need no data: single objects in front of backgrounds."""
 SMALL_EPOCHS = 6
+SCENES = DataSet("--dataset scenes --num-images 2000 --image-size 64", images=1400, image_size=64, rendered=True)
+"""Images of the small setting with several objects, labels and object masks."""
+SCENES_EPOCHS = 12
+F1_SCORES = ("macro", "micro", "weighted")
 
 
 def classification(group: str) -> tuple[Column, Column]:
     """Return the columns of k-NN and linear evaluation, top-1 in percent."""
     return Column(group, "k-NN", "knn", "top1"), Column(group, "linear", "linear", "top1")
+
+
+def multilabel(group: str) -> tuple[Column, ...]:
+    """Return the columns of the multi-label probe."""
+    return tuple(Column(group, f"F1 {name}", "multilabel", f"f1_{name}", scale=1.0, digits=3) for name in F1_SCORES)
 
 
 def published_training(data: str, backbone: str, objective: str, scheme: str) -> TrialConfig:
@@ -95,8 +104,10 @@ def _paired(
     return Row(f"{name} + {scheme.replace('adios', 'ADIOS')}{suffix}", trainings, without, published)
 
 
-SMALL_LR = {"simclr": 0.1, "simsiam": 0.1, "byol": 0.1}
-"""Encoder's rate by objective, chosen without masks."""
+SMALL_LR = 0.1
+"""Encoder's rate of the small setting."""
+SMALL_OBJECTIVES: Mapping[str, Mapping[str, Any]] = {"mocov2": {"queue": 4096, "momentum_start": 0.99}}
+"""Settings of objectives in the small setting: a queue of less than half an epoch, and a momentum for short runs."""
 
 
 def small_training(objective: str, scheme: str, epochs: int, **masking: Any) -> TrialConfig:
@@ -112,9 +123,9 @@ def small_training(objective: str, scheme: str, epochs: int, **masking: Any) -> 
         "epochs": epochs,
         "batch_size": 64,
         "backbone": {"name": "resnet_small"},
-        "objective": {"name": objective, "hidden_dim": 512, "output_dim": 128},
+        "objective": {"name": objective, "hidden_dim": 512, "output_dim": 128, **SMALL_OBJECTIVES.get(objective, {})},
         "masking": {"scheme": scheme, "slots": 4, "sparsity_weight": 0.3, "width": 8, **masking},
-        "optimizer": {"encoder_lr": SMALL_LR[objective], "occlusion_lr": 0.05, "warmup_epochs": 1.0},
+        "optimizer": {"encoder_lr": SMALL_LR, "occlusion_lr": 0.05, "warmup_epochs": 1.0},
         "augment": {"min_crop_scale": 0.2},
     }
     return parse(TrialConfig, values, "small setting")

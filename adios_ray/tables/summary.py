@@ -69,7 +69,7 @@ def _entry(row: Row, column: Column, cells: Sequence[Cell], score: Score) -> Ent
 
 
 def _scores(row: str, column: Column, cells: Sequence[Cell], score: Score) -> dict[_Training, float | None]:
-    own = [cell for cell in cells if (cell.row, cell.group) == (row, column.group)]
+    own = [cell for cell in cells if cell.row == row and column.applies(cell.group, cell.config)]
     return {(cell.variant, cell.seed): score(cell, column) for cell in own}
 
 
