@@ -1,7 +1,7 @@
 """The kinds of evaluations of a frozen encoder: each checks the data, extracts features once, and returns a result.
 
 Settings such as k or a learning rate are chosen on the validation split and reported on another one. Splits that are
-too small for a measure are refused before features are extracted; docs/evaluation.md has the protocols and their sources.
+too small for a measure are refused before features are extracted. docs/evaluation.md has the protocols and sources.
 """
 
 import math
