@@ -5,6 +5,7 @@ configuration, the image size, the number of classes and the source of the weigh
 of a run is accepted too.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,15 @@ def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # clone() after cpu(), which returns the same tensor where it is there already; channels-last is not contiguous.
     copies = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     return {name: copy.clone(memory_format=torch.contiguous_format) for name, copy in copies.items()}
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256 checksum of named tensors, in hexadecimal; their order and device do not matter."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_weights(path: Path) -> Weights:

@@ -1,17 +1,40 @@
-"""The evaluations that tables use, by name."""
+"""Evaluation of a cell: the kinds of ``adios-ray evaluate``, and what the training reported of its masks."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adios_ray.data.shards import open_shards
+from adios_ray.evaluation import kinds
+from adios_ray.evaluation.subject import opened
+from adios_ray.experiment.replay import REPORTS_FILE
+from adios_ray.models.weights import load_weights
 
-def evaluate(kind: str, checkpoint: Path, data: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, float]:
-    """Evaluate a checkpoint and return its scores by name."""
-    return _KINDS[kind](checkpoint, data, **options)
+SLOTS = "slots"
+"""Kind that returns sizes and overlap of the masks from the training's last report."""
 
 
-def _nothing(checkpoint: Path, data: Mapping[str, str]) -> dict[str, float]:
-    return {}
+def evaluate(kind: str, checkpoint: Path, places: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, float]:
+    """Evaluate the last checkpoint of a cell.
 
+    Args:
+        kind: Name of the evaluation.
+        checkpoint: Directory of the checkpoint.
+        places: Directories or URIs of the data sets by name; the first one is that of the encoder.
+        options: Options of the evaluation.
 
-_KINDS: Mapping[str, Callable[..., dict[str, float]]] = {"nothing": _nothing}
+    Returns:
+        Scores by name.
+
+    Raises:
+        EvaluationError: If the data do not allow this evaluation.
+    """
+    if kind == SLOTS:
+        *_, last = (checkpoint.parents[1] / REPORTS_FILE).read_text().splitlines()
+        report = json.loads(last)
+        return {name: report[name] for name in ("mask_mean_min", "mask_mean_max", "slot_overlap")}
+    first, *_ = places.values()
+    with opened(load_weights(checkpoint), open_shards(first)) as subject:
+        result = getattr(kinds, kind)(subject, **options)
+    return {name: score.value for name, score in result.scores.items()}
