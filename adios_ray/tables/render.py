@@ -2,16 +2,14 @@
 
 import csv
 import io
-from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
 
 from adios_ray.files import atomic_write
 from adios_ray.tables.grid import Column, Published, Table
-from adios_ray.tables.summary import Entry, Gain
+from adios_ray.tables.summary import Entries, Entry, Gain
 
-Entries = Mapping[tuple[str, Column], Entry]
 NAMES = ("table.md", "table.csv", "table.html")
 LEGEND = (
     "ours: mean (standard deviation) over seeds; paper: the published number; gain: mean difference to the baseline "
@@ -46,10 +44,10 @@ def as_csv(table: Table, entries: Entries) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_FIELDS)
-    for (row, column), entry in entries.items():
+    for (row, group, name), entry in entries.items():
         published, gain = entry.published or Published(float("nan")), entry.gain or Gain(float("nan"), None, 0)
         numbers = (entry.mean, entry.std, entry.trainings, entry.planned, *published, *gain)
-        writer.writerow([row, column.group, column.name, *("" if n is None or n != n else n for n in numbers)])
+        writer.writerow([row, group, name, *("" if n is None or n != n else n for n in numbers)])
     return text.getvalue()
 
 
@@ -63,7 +61,7 @@ def _grid(table: Table, entries: Entries) -> list[list[str]]:
     """Write all entries as text; the first line is the head. Columns that would stay empty are left out."""
     head, body = ["Method"], [[row.name] for row in table.rows]
     for column in table.columns:
-        own = [entries[row.name, column] for row in table.rows]
+        own = [entries[row.name, column.group, column.name] for row in table.rows]
         parts = {
             "": [_ours(entry, column) for entry in own],
             "paper": [_paper(entry, column) for entry in own],

@@ -2,9 +2,10 @@
 
 import tempfile
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 import torch
@@ -15,6 +16,7 @@ from ray.tune.experiment import Trial
 from adios_ray.backend.cluster import connected
 from adios_ray.devices import best_device
 from adios_ray.experiment.resources import nodes
+from adios_ray.files import atomic_write
 from adios_ray.tables.cells import cell_name, finished, run_cell
 from adios_ray.tables.evaluate import evaluate
 from adios_ray.tables.grid import Cell
@@ -22,13 +24,8 @@ from adios_ray.tracking.formatting import duration
 
 CELLS = "cells"
 """Folder of the storage directory with one folder for each cell; all tables share it."""
-
-
-class Resources(NamedTuple):
-    """Resources of one cell; may be fractions."""
-
-    cpus: float
-    gpus: float
+ERROR = "error.txt"
+"""File of a cell's folder with the traceback of its last run, if that failed."""
 
 
 def run_cells(cells: Sequence[Cell], places: Mapping[str, str], storage: Path, gpus: float | None) -> dict[str, str]:
@@ -41,7 +38,7 @@ def run_cells(cells: Sequence[Cell], places: Mapping[str, str], storage: Path, g
         gpus: GPUs of each cell, may be a fraction; None takes one if the cluster has any.
 
     Returns:
-        The first line of the error of each cell that failed, by the name of its folder.
+        The last line of the error of each cell that failed, by the name of its folder, which holds the whole error.
     """
     pending: dict[str, Cell] = {}
     for cell in cells:
@@ -55,7 +52,7 @@ def run_cells(cells: Sequence[Cell], places: Mapping[str, str], storage: Path, g
     if not pending:
         return {}
     with connected(), tempfile.TemporaryDirectory() as records:
-        progress = _Progress(len(pending))
+        progress = _Progress(len(pending), storage / CELLS)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trial, cells=pending, places=places), _tune_resources(gpus)),
             param_space={"storage": str(storage), "name": tune.grid_search(list(pending))},
@@ -76,14 +73,20 @@ def _trial(settings: Mapping[str, Any], cells: Mapping[str, Cell], places: Mappi
     folder = Path(settings["storage"]) / CELLS / settings["name"]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # two tables that run at the same time may share the cell
-        run_cell(cells[settings["name"]], folder, places, best_device(), evaluate)
+        (folder / ERROR).unlink(missing_ok=True)
+        try:
+            run_cell(cells[settings["name"]], folder, places, best_device(), evaluate)
+        except Exception:
+            atomic_write(folder / ERROR, traceback.format_exc().encode())
+            raise
 
 
 class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
     """Prints a line for each cell that ends, and keeps the reasons of those that failed."""
 
-    def __init__(self, cells: int) -> None:
+    def __init__(self, cells: int, folder: Path) -> None:
         self.failed: dict[str, str] = {}
+        self._folder = folder
         self._cells, self._ended, self._began = cells, 0, time.monotonic()
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -92,9 +95,10 @@ class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no type infor
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Say that a cell has failed, and why."""
-        lines = [line for line in str(trial.get_error() or "unknown error").splitlines() if line.strip()]
-        self.failed[trial.config["name"]] = lines[-1]
-        self._say(trial, f"failed: {lines[-1]}")
+        file = self._folder / trial.config["name"] / ERROR
+        reason = file.read_text().splitlines()[-1] if file.is_file() else "its process died"
+        self.failed[trial.config["name"]] = reason
+        self._say(trial, f"failed: {reason}; {file}")
 
     def _say(self, trial: Trial, what: str) -> None:
         self._ended += 1

@@ -50,9 +50,17 @@ class Entry(NamedTuple):
     gain: Gain | None
 
 
-def entries(table: Table, cells: Sequence[Cell], score: Score) -> dict[tuple[str, Column], Entry]:
-    """Compute the entries of a table, by row and column."""
-    return {(row.name, column): _entry(row, column, cells, score) for row in table.rows for column in table.columns}
+Entries = Mapping[tuple[str, str, str], Entry]
+"""Entries by row, group and name of the column."""
+
+
+def entries(table: Table, cells: Sequence[Cell], score: Score) -> Entries:
+    """Compute the entries of a table."""
+    return {
+        (row.name, column.group, column.name): _entry(row, column, cells, score)
+        for row in table.rows
+        for column in table.columns
+    }
 
 
 def _entry(row: Row, column: Column, cells: Sequence[Cell], score: Score) -> Entry:

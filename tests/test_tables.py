@@ -1,0 +1,210 @@
+"""Tables: cells, entries and their formats, and runs of a small table that are resumed and that lose a cell."""
+
+import csv
+import importlib.util
+import io
+import statistics
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from small import make_objects, small_config
+
+from adios_ray.config import TrialConfig, replaced
+from adios_ray.errors import ConfigError, RunError
+from adios_ray.tables import cells as cells_module
+from adios_ray.tables import estimate as estimate_module
+from adios_ray.tables.cells import cell_name, finished, measured, run_cell
+from adios_ray.tables.command import Options, run_table
+from adios_ray.tables.estimate import estimate
+from adios_ray.tables.grid import Cell, Column, DataSet, Published, Row, Table, evaluation_of
+from adios_ray.tables.render import as_csv, html, markdown
+from adios_ray.tables.summary import entries, gain
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+KNN = Column("objects", "k-NN", "knn", "knn_accuracy")
+SLOTS = Column("objects", "largest slot", "slots", "mask_mean_max", of_masks=True, scale=1.0, digits=3)
+
+
+def config(scheme: str, **changes: object) -> TrialConfig:
+    return replaced(small_config(Path("unused"), masking={"scheme": scheme}), {"data_dir": None, **changes})
+
+
+def small_table(**changes: object) -> Table:
+    """Two rows on the objects of the tests' data set; ``changes`` are for the second one."""
+    rows = (
+        Row("none", {"objects": (config("none"),)}, published={("objects", "k-NN"): Published(54.1, 0.09)}),
+        Row("<adios>", {"objects": (config("adios", **changes),)}, baseline="none"),
+    )
+    return Table("A & B", rows, (KNN, SLOTS), {"objects": DataSet("--dataset objects", 96, 32)}, ("A note.",))
+
+
+def scripts() -> list[ModuleType]:
+    modules = []
+    for path in sorted(EXPERIMENTS.glob("*.py")):
+        if "adios_ray.tables" in path.read_text():
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            assert spec is not None and spec.loader is not None
+            modules.append(importlib.util.module_from_spec(spec))
+            spec.loader.exec_module(modules[-1])
+    return modules
+
+
+def test_seeds_are_the_outer_loop_and_masks_are_measured_where_there_are_some() -> None:
+    found = list(small_table().cells({"objects": "PLACE"}, seeds=2))
+    assert [(cell.seed, cell.row) for cell in found] == [(0, "none"), (0, "<adios>"), (1, "none"), (1, "<adios>")]
+    assert [[evaluation.kind for evaluation in cell.evaluations] for cell in found[:2]] == [["knn"], ["knn", "slots"]]
+    assert all((cell.config.seed, cell.config.data_dir) == (cell.seed, "PLACE") for cell in found)
+
+
+def test_the_gain_and_its_interval_are_those_of_a_paired_t_test() -> None:
+    rng = np.random.default_rng(0)
+    own, baseline = rng.normal(size=5), rng.normal(size=5)
+    found = gain({(0, i): v for i, v in enumerate(own)}, {(0, i): v for i, v in enumerate(baseline)})
+    interval = stats.ttest_rel(own, baseline).confidence_interval(0.95)
+    assert found is not None and found.half_width is not None
+    assert found.mean == pytest.approx((own - baseline).mean(), abs=1e-12)
+    assert found.mean - found.half_width == pytest.approx(interval.low, abs=1e-12)
+    assert found.mean + found.half_width == pytest.approx(interval.high, abs=1e-12)
+
+
+def test_the_gain_pairs_finished_trainings_alone() -> None:
+    assert gain({(0, 0): 3.0, (0, 1): None}, {(0, 0): 1.0, (0, 1): 7.0, (0, 2): 8.0}) == (2.0, None, 1)
+    assert gain({(0, 0): None}, {(0, 0): 1.0}) is None
+
+
+def test_entries_are_means_and_deviations_of_finished_trainings() -> None:
+    table = small_table()
+    found = list(table.cells({"objects": "PLACE"}, seeds=3))
+    values = {(cell.row, cell.seed): 10.0 * cell.seed**2 + len(cell.row) for cell in found}
+
+    def score(cell: Cell, column: Column) -> float | None:
+        return None if (cell.row, cell.seed) == ("<adios>", 1) else values[cell.row, cell.seed]
+
+    computed = entries(table, found, score)
+    none, adios = (computed[name, "objects", "k-NN"] for name in ("none", "<adios>"))
+    own = [values["none", seed] for seed in range(3)]
+    assert (none.mean, none.std) == (statistics.mean(own), statistics.stdev(own))
+    assert (none.trainings, none.planned, none.published, none.gain) == (3, 3, Published(54.1, 0.09), None)
+    assert (adios.trainings, adios.planned) == (2, 3)
+    assert adios.gain is not None and (adios.gain.mean, adios.gain.pairs) == (len("<adios>") - len("none"), 2)
+    assert computed["none", "objects", "largest slot"].planned == 0
+
+
+def test_the_formats_hold_the_same_numbers() -> None:
+    table = small_table()
+    found = list(table.cells({"objects": "PLACE"}, seeds=2))
+    computed = entries(table, found, lambda cell, column: 50 + cell.seed + (cell.row != "none"))
+    text = markdown(table, computed)
+    assert "| none | 50.5 (0.7) | 54.1 (0.09) |  |  |" in text
+    assert "| <adios> | 51.5 (0.7) |  | +1.0 ± 0.0 | 51.500 (0.707) |" in text
+    head, *lines = csv.reader(io.StringIO(as_csv(table, computed)))
+    first = dict(zip(head, lines[0], strict=True))
+    assert (float(first["mean"]), float(first["published_mean"]), first["gain"]) == (50.5, 54.1, "")
+    page = html(table, computed)
+    assert "<title>A &amp; B</title>" in page and "&lt;adios&gt;" in page and "<adios>" not in page
+
+
+def test_hours_are_in_proportion_to_epochs_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate_module, "_measure", lambda config, size, device: (0.5, 100))
+    table = small_table(epochs=20)
+    costs = estimate(table, list(table.cells({"objects": "PLACE"}, 1)), torch.device("cpu"))
+    assert [cost.hours for cost in costs] == pytest.approx([2 * 96 * 0.5 / 3600, 20 * 96 * 0.5 / 3600])
+    assert [cost.disk_bytes for cost in costs] == [200, 200]
+
+
+def test_names_follow_the_training_and_the_images(tmp_path: Path) -> None:
+    counts = {"train": 8, "val": 4, "test": 4}
+    first, same = make_objects(tmp_path / "a", counts=counts), make_objects(tmp_path / "b", counts=counts)
+    other = make_objects(tmp_path / "c", counts={**counts, "test": 5})
+    names = [cell_name(next(small_table().cells({"objects": str(place)}, 1))) for place in (first, same, other)]
+    assert names[0] == names[1] != names[2]
+    cell = next(small_table().cells({"objects": str(first)}, 1))
+    assert cell_name(cell._replace(row="other", evaluations=())) == names[0]
+    assert cell_name(cell._replace(config=replaced(cell.config, {"epochs": 3}))) != names[0]
+
+
+def test_a_cell_is_trained_once_and_evaluated_as_often_as_needed(
+    tmp_path: Path, objects_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings, asked = [], []
+
+    def train(schedule: object, config: TrialConfig, output: Path, device: torch.device) -> None:
+        trainings.append(config.epochs)
+        (output / "checkpoints" / "epoch_00002").mkdir(parents=True)
+
+    def evaluate(kind: str, checkpoint: Path, places: object, options: object) -> dict[str, float]:
+        asked.append((kind, checkpoint.name, places, options))
+        return {"knn_accuracy": 0.5}
+
+    monkeypatch.setattr(cells_module, "replay", train)
+    places = {"objects": str(objects_dir), "other": "OTHER"}
+    cell = next(small_table().cells(places, 1))
+    for _ in range(2):
+        run_cell(cell, tmp_path, places, torch.device("cpu"), evaluate)
+    row = small_table().rows[0]
+    more = Column("objects", "linear", "linear", "top1", {"epochs": 5}, data=("other",))
+    both = cell._replace(evaluations=(*cell.evaluations, evaluation_of(row, more)))
+    assert finished(tmp_path, cell) and not finished(tmp_path, both)
+    run_cell(both, tmp_path, places, torch.device("cpu"), evaluate)
+    assert trainings == [2]
+    assert asked == [
+        ("knn", "epoch_00002", {"objects": str(objects_dir)}, {}),
+        ("linear", "epoch_00002", {"other": "OTHER"}, {"epochs": 5}),
+    ]
+    assert measured(tmp_path, evaluation_of(row, KNN)) == {"knn_accuracy": 0.5}
+
+
+@pytest.mark.parametrize("module", scripts(), ids=lambda module: module.__name__)
+def test_rows_of_a_script_differ_from_their_baselines_in_the_masks_alone(module: ModuleType) -> None:
+    for make in (getattr(module, name) for name in ("paper", "small") if hasattr(module, name)):
+        table = make()
+        names = [row.name for row in table.rows]
+        assert len(set(names)) == len(names)
+        groups = {column.group for column in table.columns}
+        assert {group for row in table.rows for group in row.trainings} == groups <= set(table.data)
+        for row in table.rows:
+            assert {key[0] for key in row.published} <= groups
+            assert {key[1] for key in row.published} <= {column.name for column in table.columns}
+            if row.baseline:
+                for group, configs in table.row(row.baseline).trainings.items():
+                    for own, other in zip(row.trainings[group], configs, strict=True):
+                        same = ("backbone", "epochs", "batch_size", "image_size")
+                        assert all(getattr(own, name) == getattr(other, name) for name in same)
+                        assert own.objective.name == other.objective.name
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_table_is_resumed_and_a_failed_cell_does_not_lose_the_others(
+    tmp_path: Path, objects_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = Options(preset="small", data={"objects": str(objects_dir)}, storage=tmp_path, seeds=1)
+    with pytest.raises(RunError, match=r"1 cells failed.*batch_size 97"):
+        run_table("table", {"small": lambda: small_table(batch_size=97)}, options)
+    assert "2 cells: 0 finished, 2 to run" in capsys.readouterr().out
+    run_table("table", {"small": small_table}, options)
+    assert "2 cells: 1 finished, 1 to run" in capsys.readouterr().out
+    written = (tmp_path / "table-small" / "table.csv").read_text()
+    run_table("table", {"small": small_table}, options)
+    assert "2 cells: 2 finished, 0 to run" in capsys.readouterr().out
+    assert (tmp_path / "table-small" / "table.csv").read_text() == written
+    head, *lines = csv.reader(io.StringIO(written))
+    for line in lines:
+        entry = dict(zip(head, line, strict=True))
+        assert entry["trainings"] == entry["planned"] or entry["planned"] == "0"
+
+
+def test_what_a_table_lacks_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    presets = {"small": small_table}
+    with pytest.raises(ConfigError, match="no data for objects: make it with `adios-ray prepare --dataset objects"):
+        run_table("table", presets, Options(storage=tmp_path))
+    with pytest.raises(ConfigError, match="--preset big: choose one of small"):
+        run_table("table", presets, Options(preset="big"))
+    with pytest.raises(ConfigError, match="--data scenes: the table's data sets are objects"):
+        run_table("table", presets, Options(data={"scenes": "PLACE"}))
+    with pytest.raises(ConfigError, match="--seeds 0 must be at least 1"):
+        run_table("table", presets, Options(seeds=0))
