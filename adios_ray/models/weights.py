@@ -5,6 +5,7 @@ configuration, the image size, the number of classes and the source of the weigh
 of a run is accepted too.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from adios_ray.config import MaskingConfig, Strict, TrialConfig
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.files import atomic_write
 from adios_ray.masking.occlusion import OcclusionModel
+from adios_ray.models.backbones import build_backbone
 from adios_ray.models.networks import Networks
 from adios_ray.validation import parse, parse_json
 
@@ -107,6 +109,15 @@ def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: copy.clone(memory_format=torch.contiguous_format) for name, copy in copies.items()}
 
 
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256 checksum of named tensors, in hexadecimal; their order and device do not matter."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def load_weights(path: Path) -> Weights:
     """Read a weights file, a checkpoint directory of a run, or the ``state.pt`` of one.
 
@@ -168,6 +179,37 @@ def build_networks(weights: Weights) -> Networks:
     probe = {f"probe.{name}": tensor for name, tensor in networks.probe.state_dict().items()}
     _put(networks, {**probe, **weights.tensors}, weights.origin)
     return networks.eval()
+
+
+def build_initial_backbone(weights: Weights, image_size: int, cifar_stem: bool, scratch: bool) -> tuple[nn.Module, int]:
+    """Build the backbone of a weights file for another data set, in training mode.
+
+    Args:
+        weights: Weights with a backbone.
+        image_size: Side S of the images in pixels; position embeddings are resampled to it.
+        cifar_stem: Replace the stem by a 3x3 convolution of stride 1 without max-pooling, for images of 32 pixels. Its
+            weights are drawn from torch's global generator; all others are those of the file.
+        scratch: Draw all weights.
+
+    Returns:
+        A module from images [B, 3, S, S] to features [B, F], and F.
+
+    Raises:
+        ConfigError: If the backbone has no such stem, or does not take images of this size.
+        CheckpointError: If the tensors do not fit the configured backbone.
+    """
+    config = weights.config.backbone
+    new_stem = cifar_stem and not config.cifar_stem
+    if new_stem:
+        config = config.model_copy(update={"cifar_stem": True})
+        if config.name == "resnet_small":
+            raise ConfigError("the CIFAR stem is for ResNets of timm; resnet_small has one of 3x3 pixels, of stride 2")
+    backbone, features = build_backbone(config, image_size)
+    if not scratch:
+        given = _resampled(weights.part("backbone"), backbone)
+        drawn = {"conv1.weight": backbone.state_dict()["conv1.weight"]} if new_stem else {}
+        _put(backbone, given | drawn, weights.origin)
+    return backbone, features
 
 
 def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
