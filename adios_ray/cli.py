@@ -7,8 +7,9 @@ from typing import Annotated
 import tyro
 
 from adios_ray.commands.data import Prepare, Verify
+from adios_ray.commands.evaluate import Evaluate
 from adios_ray.commands.training import RESUMES, TRAIN, Replay, Train, train
-from adios_ray.commands.weights import Evaluate, Export, ImportOfficial, Masks, Reproduce
+from adios_ray.commands.weights import Export, ImportOfficial, Masks, Reproduce
 from adios_ray.errors import exit_status
 
 Command = (
@@ -18,7 +19,7 @@ Command = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[ImportOfficial, tyro.conf.subcommand("import-official")]
     | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate"), tyro.conf.CascadeSubcommandArgs]
     | Annotated[Masks, tyro.conf.subcommand("masks")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
 )

@@ -38,7 +38,7 @@ def test_features_are_extracted_once_and_depend_on_weights_data_and_view(
         raise AssertionError("extracted again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(features, "_extract", never)
+        patch.setattr(features, "_Extractor", never)
         again = features_of(networks, dataset, "val", 32, "square")
         assert torch.equal(again.features, found.features)
         for split, most in (("test", None), ("val", 10)):

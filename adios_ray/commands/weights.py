@@ -1,14 +1,11 @@
-"""Commands that import, export, evaluate and visualize weights."""
+"""Commands that import, export and visualize weights."""
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
-from adios_ray.config import CentralView, Naming, check_view
+from adios_ray.config import Naming
 from adios_ray.errors import UsageError
 
 
@@ -56,52 +53,6 @@ class Export:
 
         info = export_encoder(load_weights(self.checkpoint), self.output, self.naming)
         print(f"{self.output}: {info.naming} {info.name}, {info.features} features, {info.image_size} pixels")
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Print the weighted k-NN accuracy of an encoder, with the training split's images as neighbors."""
-
-    checkpoint: Path
-    """Checkpoint directory of a run, or a weights file."""
-
-    data_dir: str
-    """Directory or URI of a data set made by `adios-ray prepare`."""
-
-    split: Literal["val", "test"] = "test"
-    """Split whose images are classified."""
-
-    view: CentralView | None = None
-    """Part of each photograph: its central square, or the middle of the photograph resized to 256 pixels on its shorter
-    side, as published for ImageNet100-S. The view of the checkpoint's configuration if not given."""
-
-    def run(self) -> None:
-        """Print one JSON object."""
-        from adios_ray.data.shards import open_shards
-        from adios_ray.devices import best_device
-        from adios_ray.evaluation.fitness import evaluate
-        from adios_ray.models.weights import build_networks, load_weights
-
-        weights, dataset = load_weights(self.checkpoint), open_shards(self.data_dir)
-        train, held_out = dataset.split("train"), dataset.split(self.split)
-        view = self.view or weights.config.evaluation.view
-        check_view(view, weights.image_size)
-        config = weights.config.evaluation.model_copy(update={"fitness": "knn", "view": view})
-        networks = build_networks(weights).to(best_device())
-        value, collapse = evaluate(networks, train, held_out, weights.image_size, config)
-        if math.isnan(value):  # JSON has no NaN
-            raise UsageError(f"{self.checkpoint}: the features of its encoder are {collapse or 'not finite'}")
-        measure = "knn_macro_f1" if dataset.manifest.multi_label else "knn_accuracy"
-        result = {
-            "backbone": weights.config.backbone.name,
-            "image_size": weights.image_size,
-            "view": view,
-            "split": self.split,
-            "images": len(held_out),
-            "neighbors": weights.config.evaluation.neighbors,
-            measure: value,
-        }
-        print(json.dumps(result))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 # SplitMix64's increment, 2^64 / golden ratio, odd: consecutive counters are far apart before they are mixed.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_STREAMS = {"order": 1, "view_a": 2, "view_b": 3, "slot": 4, "mask": 5, "modules": 6}
+_STREAMS = {"order": 1, "view_a": 2, "view_b": 3, "slot": 4, "mask": 5, "modules": 6, "evaluation": 7}
 _LARGEST_FLOAT32 = np.nextafter(np.float32(1), np.float32(0))
 
 
@@ -25,7 +25,7 @@ def uniforms(seed: int, stream: str, epoch: int, samples: npt.NDArray[np.int64],
 
     Args:
         seed: The run's seed.
-        stream: Purpose of the numbers: "order", "view_a", "view_b", "slot", "mask" or "modules".
+        stream: Purpose of the numbers: "order", "view_a", "view_b", "slot", "mask", "modules" or "evaluation".
         epoch: Epoch, from 0 (for "modules" the step).
         samples: Indices of the samples, int64 [B].
         draws: Numbers per sample.

@@ -386,10 +386,12 @@ class Dataset:
     Attributes:
         directory: Local directory of the shards.
         manifest: Contents and origin of the data set.
+        location: Where it was opened, an absolute path or a URI.
     """
 
     directory: Path
     manifest: Manifest
+    location: str
 
     def split(self, *names: str) -> Split:
         """Memory-map the shards of one split, or of several splits concatenated.
@@ -416,7 +418,7 @@ def open_shards(location: Location) -> Dataset:
     for entry in manifest.entries:
         if damage := _size_damage(directory / entry.file, entry):
             raise DatasetError(f"{directory / entry.file} {damage}. {_MAKE_AGAIN}")
-    return Dataset(directory, manifest)
+    return Dataset(directory, manifest, str(Store(location)))
 
 
 def _map_shard(path: Path, entry: ShardEntry, layout: Layout) -> pa.RecordBatch:

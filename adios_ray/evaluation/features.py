@@ -1,31 +1,49 @@
 """Frozen features of a whole split, extracted once and kept on this machine by what they follow from."""
 
+import copy
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adios_ray.config import CentralView
 from adios_ray.data.cache import cache_directory
-from adios_ray.data.shards import Dataset, ShardEntry, Split
+from adios_ray.data.shards import Dataset, ShardEntry, Split, open_shards
+from adios_ray.devices import best_device
 from adios_ray.evaluation.fitness import extract_features
 from adios_ray.files import atomic_path
 from adios_ray.models.networks import Networks
+from adios_ray.models.weights import checksum
 
 FOLDER = "features"
 """Folder in the cache directory."""
-PART = 2**16
-"""Images whose features are on the device at a time."""
-VERSION = 1
+PART = 2**12
+"""Images whose features are on the device at a time; on a cluster, the images of a task."""
+VERSION = 2
 """Raised when features change without their inputs: kept ones are not found then."""
+
+Indices = npt.NDArray[np.int64]
+MapParts = Callable[[Callable[[Indices], Tensor], Sequence[Indices]], Iterable[Tensor]]
+"""Applies a function to parts of a split and returns the results in order, as ``map`` does; the function can be sent to
+other processes."""
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+"""Shows the progress of work that has a description and a number of images, in a block that reports images done."""
+
+
+@contextmanager
+def no_progress(description: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show nothing."""
+    yield lambda done: None
 
 
 class Features(NamedTuple):
@@ -41,7 +59,14 @@ class Features(NamedTuple):
 
 
 def features_of(
-    networks: Networks, dataset: Dataset, split: str, image_size: int, view: CentralView, most: int | None = None
+    networks: Networks,
+    dataset: Dataset,
+    split: str,
+    image_size: int,
+    view: CentralView,
+    most: int | None = None,
+    map_parts: MapParts = map,
+    progress: Progress = no_progress,
 ) -> Features:
     """Extract the features of a split, or read those that were extracted before.
 
@@ -55,6 +80,8 @@ def features_of(
         image_size: Side S of the views in pixels.
         view: Part of each photograph.
         most: At most this many images, spread evenly; None takes all.
+        map_parts: Where the parts of the split are extracted; ``map``: in this process.
+        progress: Shows the images done.
     """
     images = dataset.split(split)
     indices = np.arange(len(images)) if most is None else images.spread(most)
@@ -64,26 +91,46 @@ def features_of(
     if path.is_file():
         os.utime(path)
         return Features(safetensors.torch.load_file(path)["features"], labels)
-    features = _extract(networks, images, indices, image_size, view)
+    extractor = _Extractor(networks.backbone, dataset, split, image_size, view)
+    extracted = []
+    with progress(f"features of {split}", len(indices)) as advance:
+        for part in map_parts(extractor, [indices[first : first + PART] for first in range(0, len(indices), PART)]):
+            extracted.append(part)
+            advance(len(part))
+    features = torch.cat(extracted)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as draft:
         safetensors.torch.save_file({"features": features}, draft)
     return Features(features, labels)
 
 
-def _extract(
-    networks: Networks, images: Split, indices: npt.NDArray[np.int64], image_size: int, view: CentralView
-) -> Tensor:
-    """Extract in parts, so that the device holds the features of one part at a time."""
-    parts = [indices[first : first + PART] for first in range(0, len(indices), PART)]
-    extracted = [extract_features(networks.backbone, images, part, image_size, view).cpu() for part in parts]
-    return torch.cat(extracted)
+class _Extractor:
+    """Extracts the features of some images of a split, float32 [M, F] on the CPU."""
+
+    def __init__(self, backbone: nn.Module, dataset: Dataset, split: str, image_size: int, view: CentralView) -> None:
+        """Take what ``features_of`` takes."""
+        self._backbone, self._dataset = backbone, dataset
+        self._split, self._image_size, self._view = split, image_size, view
+
+    def __call__(self, indices: Indices) -> Tensor:
+        return extract_features(self._backbone, self._images, indices, self._image_size, self._view).cpu()
+
+    @cached_property
+    def _images(self) -> Split:
+        return self._dataset.split(self._split)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle for a process that may be on another machine, with another device and a copy of the shards."""
+        backbone = copy.deepcopy(self._backbone).cpu()
+        return _unpickled, (backbone, self._dataset.location, self._split, self._image_size, self._view)
+
+
+def _unpickled(backbone: nn.Module, location: str, split: str, image_size: int, view: CentralView) -> _Extractor:
+    return _Extractor(backbone.to(best_device()), open_shards(location), split, image_size, view)
 
 
 def _checksum(networks: Networks, shards: Sequence[ShardEntry], settings: Sequence[object]) -> str:
     """Compute the checksum of all that features depend on."""
-    checksum = hashlib.sha256(json.dumps([VERSION, [entry.sha256 for entry in shards], list(settings)]).encode())
-    for name, tensor in sorted(networks.backbone.state_dict().items()):
-        checksum.update(name.encode())
-        checksum.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return checksum.hexdigest()[:32]
+    backbone = checksum(networks.backbone.state_dict())
+    inputs = [VERSION, backbone, [entry.sha256 for entry in shards], list(settings)]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]

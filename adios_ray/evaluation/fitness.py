@@ -125,26 +125,43 @@ def _probe(
     return float(right.float().mean())
 
 
-def _features_of_views(backbone: nn.Module, split: Split, image_size: int) -> Tensor:
+@torch.no_grad()
+def extract_view_features(
+    backbone: nn.Module,
+    split: Split,
+    indices: npt.NDArray[np.int64],
+    image_size: int,
+    config: AugmentConfig,
+    seed: int,
+    stream: str,
+    epoch: int,
+) -> Tensor:
+    """Extract features of one augmented view of each image, float32 [M, F] on the backbone's device.
+
+    See ``draw_parameters`` for what the views follow from.
+    """
+    device, training = next(backbone.parameters()).device, backbone.training
+    backbone.eval()
+    parts = []
+    for first in range(0, len(indices), BATCH):
+        chosen = indices[first : first + BATCH]
+        images = torch.from_numpy(split.gather(chosen)).to(device)
+        drawn = draw_parameters(config, seed, stream, epoch, chosen, split.heights[chosen], split.widths[chosen])
+        parts.append(backbone(apply_view(images, drawn, image_size)).float())
+    backbone.train(training)
+    return torch.cat(parts)
+
+
+def features_of_views(backbone: nn.Module, split: Split, image_size: int) -> Tensor:
     """Extract features of K random views, the same ones at each call, [M, K, F].
 
     Views are made by the default augmentations, not the trial's: a search over augmentations must not change the score.
     """
     indices = split.spread(LIDAR_IMAGES)  # not the first: shards of some sources hold few classes each
-    device, training = next(backbone.parameters()).device, backbone.training
-    backbone.eval()
-    views = []
-    with torch.no_grad():
-        for number in range(LIDAR_VIEWS):
-            parts = []
-            for first in range(0, len(indices), BATCH):
-                chosen = indices[first : first + BATCH]
-                images = torch.from_numpy(split.gather(chosen)).to(device)
-                sides = split.heights[chosen], split.widths[chosen]
-                drawn = draw_parameters(AugmentConfig(), 0, "view_a", number, chosen, *sides)
-                parts.append(backbone(apply_view(images, drawn, image_size)).float())
-            views.append(torch.cat(parts))
-    backbone.train(training)
+    views = [
+        extract_view_features(backbone, split, indices, image_size, AugmentConfig(), 0, "view_a", number)
+        for number in range(LIDAR_VIEWS)
+    ]
     return torch.stack(views, dim=1)
 
 
@@ -154,7 +171,7 @@ _MEASURES: Mapping[str, Callable[[Networks, Split, Split, Tensor, int, Evaluatio
     "rankme": lambda networks, train, held_out, features, image_size, config: rankme(features),
     "alpha-req": lambda networks, train, held_out, features, image_size, config: alpha_req(features),
     "lidar": lambda networks, train, held_out, features, image_size, config: lidar(
-        _features_of_views(networks.backbone, held_out, image_size)
+        features_of_views(networks.backbone, held_out, image_size)
     ),
 }
 """Measures by name, of networks, the split of the neighbors, the held-out split, its features [M, F], the side of the

@@ -11,7 +11,7 @@ as long on a CPU.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -83,11 +83,17 @@ class LinearEvaluation(NamedTuple):
         test: Accuracy on the test split.
         val: Accuracy on the validation split.
         rate: The rate that was best there, for batches of 256; None for L-BFGS, which has none.
+        rates: All rates, with their accuracies on the validation split.
     """
 
     test: Accuracy
     val: Accuracy
     rate: float | None
+    rates: tuple[RateAccuracy, ...] = ()
+
+
+Batches = Callable[[int, Tensor], Tensor]
+"""Features [B, F] of training images, given the epoch and their indices int64 [B] on the CPU."""
 
 
 def evaluate_linear(
@@ -107,6 +113,7 @@ def evaluate_linear(
     seed: int = 0,
     standardize: bool = False,
     device: torch.device | None = None,
+    batches: Batches | None = None,
 ) -> LinearEvaluation:
     """Train a linear classifier, and report its accuracy on the test split.
 
@@ -128,6 +135,7 @@ def evaluate_linear(
         seed: Of ``sgd``.
         standardize: Normalize by mean and standard deviation of the training features; the authors do not.
         device: Where to compute; None: where the training features are.
+        batches: Of ``sgd``; see ``train_rates``.
 
     Raises:
         EvaluationError: If features, labels or a setting cannot be used.
@@ -136,7 +144,8 @@ def evaluate_linear(
     classes = _check_training(train_features, train_labels)
     for name, features, labels in (("val", val_features, val_labels), ("test", test_features, test_labels)):
         check_split(name, features, labels, train_features.shape[1], classes)
-    rate = None
+    rate: float | None = None
+    found: tuple[RateAccuracy, ...] = ()
     if solver == "sgd":
         sweep = linear_sweep(
             train_features,
@@ -151,14 +160,15 @@ def evaluate_linear(
             seed,
             standardize,
             device,
+            batches,
         )
         rate, val = sweep.best
-        classifier = sweep.classifier
+        found, classifier = sweep.rates, sweep.classifier
     else:
         classifier = logistic_regression(train_features, train_labels, penalty, standardize, device)
         val = accuracy(classifier, val_features, val_labels)
     test = accuracy(classifier, test_features, test_labels)
-    return LinearEvaluation(test, val, rate)
+    return LinearEvaluation(test, val, rate, found)
 
 
 def linear_sweep(
@@ -174,6 +184,7 @@ def linear_sweep(
     seed: int = 0,
     standardize: bool = False,
     device: torch.device | None = None,
+    batches: Batches | None = None,
 ) -> Sweep:
     """Train a linear classifier at each learning rate by SGD, and compare them on the validation split.
 
@@ -190,6 +201,8 @@ def linear_sweep(
         seed: Of the order of the images.
         standardize: Normalize by mean and standard deviation of the training features; the authors do not.
         device: Where to compute; None: where the training features are.
+        batches: See ``train_rates``. Where the classifiers of all rates do not fit together, groups of rates take them
+            in turn.
 
     Raises:
         EvaluationError: If features, labels or a setting cannot be used.
@@ -218,6 +231,7 @@ def linear_sweep(
             seed,
             standardize,
             device,
+            batches,
         )
         accuracies = _accuracies(classifiers, val_features, val_labels)
         found += map(RateAccuracy, some, accuracies)
@@ -239,6 +253,7 @@ def train_rates(
     seed: int,
     standardize: bool,
     device: torch.device,
+    batches: Batches | None = None,
 ) -> Tensor:
     """Train one classifier for each learning rate by SGD on the cross entropy, from zero.
 
@@ -255,6 +270,7 @@ def train_rates(
         seed: Of the order of the images.
         standardize: Train on features normalized by their mean and standard deviation.
         device: Where to compute.
+        batches: What to train on in place of the features, such as features of other augmented views in each epoch.
 
     Returns:
         Classifiers for features that are not normalized, [C, R, F + 1], at least in single precision.
@@ -272,7 +288,7 @@ def train_rates(
             steps *= DECAY
             velocity *= DECAY
         for batch in torch.randperm(len(features), generator=generator).split(batch_size):
-            x = inputs.rows(features[batch.to(features.device)])
+            x = inputs.rows(features[batch.to(features.device)] if batches is None else batches(epoch, batch))
             logits = (weights @ x.T).view(classes, len(rates), len(x))
             gradient = _gradient(logits, labels[batch.to(device)], steps / len(x))
             velocity.addmm_(gradient.flatten(0, 1), x, beta=momentum)

@@ -19,6 +19,8 @@ from adios_ray.validation import read_json
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
 """A row of a table, by column; a column may be missing."""
+PRINTED_ROWS = 24
+"""Most rows of details that are printed."""
 
 
 @dataclass(frozen=True)
@@ -83,21 +85,22 @@ class EvaluationResult:
         return dataclasses.asdict(self)
 
     def print(self, console: Console) -> None:
-        """Print a table of the scores, and one of the details if there are any."""
-        table = Table("score", title=f"{self.kind}, {self._images()}")
+        """Print a table of the scores, and one of the details if they are few."""
+        images = ", ".join(f"{count:,} images of {split}" for split, count in self.images_per_split.items())
+        console.print(f"{self.kind}: {images}; {self.seconds:.1f} s")
+        table = Table("score")
         table.add_column("value ± standard error", justify="right")
         for name, score in self.scores.items():
             table.add_row(name, score.text)
         console.print(table)
-        if self.details:
+        if len(self.details) > PRINTED_ROWS:
+            console.print(f"the JSON object has {len(self.details)} rows of details")
+        elif self.details:
             columns = list(dict.fromkeys(column for row in self.details for column in row))
             details = Table(*columns)
             for row in self.details:
                 details.add_row(*(_cell(row.get(column)) for column in columns))
             console.print(details)
-
-    def _images(self) -> str:
-        return ", ".join(f"{count:,} images of {split}" for split, count in self.images_per_split.items())
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -1,0 +1,270 @@
+"""The command that evaluates frozen encoders: one dataclass for each kind, whose fields are its options."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+import tyro
+
+from adios_ray.config import CentralView
+from adios_ray.errors import EvaluationError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from adios_ray.evaluation.result import EvaluationResult
+    from adios_ray.evaluation.subject import Subject
+
+
+class Kind(Protocol):
+    """An evaluation with its options."""
+
+    def evaluate(self, subject: "Subject") -> "EvaluationResult":
+        """Evaluate a frozen encoder.
+
+        Raises:
+            EvaluationError: If the data do not allow this evaluation.
+        """
+
+
+@dataclass(frozen=True)
+class Knn:
+    """Weighted k-nearest-neighbor accuracy at the checkpoint's own k and temperature, and at the best of a sweep."""
+
+    neighbors: tuple[int, ...] = ()
+    """Numbers of neighbors of the sweep; 1, 2, 5, 10, 20, 50, 100 and 200, where train has that many images, if not
+    given."""
+
+    temperatures: tuple[float, ...] = ()
+    """Temperatures of the sweep; 0.01, 0.02, 0.05, 0.07, 0.1, 0.2, 0.5 and 1 if not given."""
+
+    def evaluate(self, subject: "Subject") -> "EvaluationResult":
+        """Evaluate; see ``kinds.knn``."""
+        from adios_ray.evaluation import kinds
+
+        return kinds.knn(subject, self.neighbors, self.temperatures)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Accuracy of a linear classifier on frozen features; its learning rate is chosen on val."""
+
+    solver: Literal["sgd", "lbfgs"] = "sgd"
+    """sgd: the paper's protocol; lbfgs: logistic regression, in a fraction of the time."""
+
+    augment: bool = False
+    """Train on random crops and flips, another of each image in each epoch, instead of on the central views. Each epoch
+    is a forward pass over train, in this process."""
+
+    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    """Learning rates of sgd for batches of 256."""
+
+    epochs: int = 100
+    """Epochs of sgd; the rate is multiplied by 0.1 after 60 % and 80 % of them."""
+
+    batch_size: int = 256
+    """Images in a batch of sgd; rates are multiplied by this / 256."""
+
+    standardize: bool = False
+    """Normalize features by mean and standard deviation of the training features."""
+
+    def evaluate(self, subject: "Subject") -> "EvaluationResult":
+        """Evaluate; see ``kinds.linear``."""
+        from adios_ray.evaluation import kinds
+
+        return kinds.linear(
+            subject, self.solver, self.augment, self.rates, self.epochs, self.batch_size, self.standardize
+        )
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Agreement of k-means clusters with classes: Fowlkes-Mallows index, adjusted Rand index, mutual information."""
+
+    def evaluate(self, subject: "Subject") -> "EvaluationResult":
+        """Evaluate; see ``kinds.clustering``."""
+        from adios_ray.evaluation import kinds
+
+        return kinds.clustering(subject)
+
+
+@dataclass(frozen=True)
+class Multilabel:
+    """F1 (micro, macro, weighted) of one logistic regression for each label, on frozen features."""
+
+    def evaluate(self, subject: "Subject") -> "EvaluationResult":
+        """Evaluate; see ``kinds.multilabel``."""
+        from adios_ray.evaluation import kinds
+
+        return kinds.multilabel(subject)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Agreement of the occlusion model's masks with the images' objects, beside color k-means and random partitions."""
+
+    def evaluate(self, subject: "Subject") -> "EvaluationResult":
+        """Evaluate; see ``kinds.segmentation``."""
+        from adios_ray.evaluation import kinds
+
+        return kinds.segmentation(subject)
+
+
+@dataclass(frozen=True)
+class Labelfree:
+    """Scores without labels: RankMe, alpha-ReQ, LiDAR, feature spread, uniformity and alignment."""
+
+    def evaluate(self, subject: "Subject") -> "EvaluationResult":
+        """Evaluate; see ``kinds.labelfree``."""
+        from adios_ray.evaluation import kinds
+
+        return kinds.labelfree(subject)
+
+
+PARTS: Mapping[str, Kind] = {
+    "knn": Knn(),
+    "linear": Linear(),
+    "clustering": Clustering(),
+    "multilabel": Multilabel(),
+    "segmentation": Segmentation(),
+    "labelfree": Labelfree(),
+}
+"""What ``all`` consists of."""
+
+
+@dataclass(frozen=True)
+class All:
+    """All evaluations of frozen features and masks that the data set allows, and why the others are left out."""
+
+    def evaluate(self, subject: "Subject") -> "EvaluationResult":
+        """Evaluate with the default options of each kind; scores are named ``knn.top1``.
+
+        Raises:
+            EvaluationError: If the data allow none.
+        """
+        results: dict[str, EvaluationResult] = {}
+        left_out: dict[str, str] = {}
+        for name, kind in PARTS.items():
+            try:
+                results[name] = kind.evaluate(subject)
+            except EvaluationError as error:
+                left_out[name] = str(error)
+                print(f"{name} is left out: {error}", file=sys.stderr)
+        if not results:
+            raise EvaluationError(f"no evaluation is possible: {'; '.join(left_out.values())}")
+        scores = {f"{name}.{score}": own for name, of in results.items() for score, own in of.scores.items()}
+        configuration = {name: of.configuration for name, of in results.items()} | {"left_out": left_out}
+        splits = dict.fromkeys(split for of in results.values() for split in of.images_per_split)
+        return subject.result("all", scores, configuration, list(splits))
+
+
+Kinds = (
+    Annotated[Knn, tyro.conf.subcommand("knn")]
+    | Annotated[Linear, tyro.conf.subcommand("linear")]
+    | Annotated[Clustering, tyro.conf.subcommand("clustering")]
+    | Annotated[Multilabel, tyro.conf.subcommand("multilabel")]
+    | Annotated[Segmentation, tyro.conf.subcommand("segmentation")]
+    | Annotated[Labelfree, tyro.conf.subcommand("labelfree")]
+    | Annotated[All, tyro.conf.subcommand("all")]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluate a frozen encoder and print the result as one JSON object; docs/evaluation.md has the protocols."""
+
+    kind: Annotated[Kinds, tyro.conf.arg(name="")] = Knn()
+    """Evaluation; `adios-ray evaluate KIND --help` lists its options."""
+
+    checkpoint: tuple[Path, ...]
+    """Checkpoint directory of a run, or a weights file. Of several, such as those of several seeds, the mean is
+    printed, with its standard error over them."""
+
+    data_dir: str
+    """Directory or URI of a data set made by `adios-ray prepare`."""
+
+    output: Path | None = None
+    """File to write the JSON object to as well."""
+
+    split: Literal["val", "test"] = "test"
+    """Split whose images are evaluated; settings are chosen on val, and reported on test."""
+
+    view: CentralView | None = None
+    """Part of each photograph: its central square, or the middle of the photograph resized to 256 pixels on its shorter
+    side, as published for ImageNet100-S. The view of the checkpoint's configuration if not given."""
+
+    seed: int = 0
+    """Seed of the order of images, crops, and starts of k-means."""
+
+    ray: bool = False
+    """Extract features on a Ray cluster: that of RAY_ADDRESS or of `ray start`, else one that is started here."""
+
+    def run(self) -> None:
+        """Print the JSON object on standard output; a table, and progress, on standard error."""
+        from rich.console import Console
+
+        from adios_ray.data.shards import open_shards
+        from adios_ray.evaluation.features import MapParts
+        from adios_ray.evaluation.result import mean_over_seeds, write_json
+        from adios_ray.evaluation.subject import opened
+        from adios_ray.files import check_writable
+        from adios_ray.models.weights import load_weights
+
+        if not self.checkpoint or self.seed < 0:
+            raise UsageError("--checkpoint needs at least one file" if self.checkpoint == () else "--seed must be >= 0")
+        weights, dataset = [load_weights(path) for path in self.checkpoint], open_shards(self.data_dir)
+        if self.output is not None:
+            if self.output.is_dir():
+                raise UsageError(f"--output {self.output} is a directory; name a file")
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            check_writable(self.output.parent)
+        console = Console(stderr=True)
+        # Whatever else is printed, such as the address of Ray's dashboard, must not precede the JSON object.
+        with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
+            map_parts: MapParts = map
+            if self.ray:
+                from adios_ray.backend.cluster import connected
+                from adios_ray.backend.extraction import map_on_cluster
+
+                stack.enter_context(connected())
+                map_parts = map_on_cluster
+            results = []
+            for each in weights:
+                with opened(each, dataset, self.split, self.view, self.seed, map_parts, _progress(console)) as subject:
+                    results.append(self.kind.evaluate(subject))
+            result = mean_over_seeds(results)
+            result.print(console)
+        values = {**(_earlier_names(result) if result.kind == "knn" else {}), **result.to_json()}
+        if self.output is not None:
+            write_json(self.output, values)
+        print(json.dumps(values, allow_nan=False))
+
+
+def _progress(
+    console: "Console",
+) -> Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], object]]]:
+    """Return bars on standard error; they are shown in terminals only."""
+    from rich.progress import MofNCompleteColumn, Progress
+
+    @contextlib.contextmanager
+    def shown(description: str, total: int) -> Iterator[Callable[[int], object]]:
+        columns = *Progress.get_default_columns(), MofNCompleteColumn()
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task(description, total=total)
+            yield lambda done: progress.advance(bar, done)
+
+    return shown
+
+
+def _earlier_names(result: "EvaluationResult") -> dict[str, Any]:
+    """Return the object that earlier versions printed, which scripts read."""
+    configuration, measure = result.configuration, next(iter(result.scores))
+    return {
+        **{name: configuration[name] for name in ("backbone", "image_size", "view", "split", "neighbors")},
+        "images": result.images_per_split[configuration["split"]],
+        measure: result.scores[measure].value,
+    }

@@ -1,0 +1,335 @@
+"""The kinds of evaluations of a frozen encoder: each checks the data, extracts features once, and returns a result.
+
+Settings such as k or a learning rate are chosen on the validation split and reported on another one. Splits that are
+too small for a measure are refused before features are extracted; docs/evaluation.md has the protocols and their sources.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from adios_ray.config import AugmentConfig
+from adios_ray.data.augment import denormalize
+from adios_ray.data.sources.base import NO_LABEL
+from adios_ray.errors import EvaluationError
+from adios_ray.evaluation import label_free
+from adios_ray.evaluation.clustering import clustering_scores
+from adios_ray.evaluation.fitness import LIDAR_IMAGES, LIDAR_VIEWS, extract_view_features, features_of_views
+from adios_ray.evaluation.knn import NEIGHBORS, TEMPERATURES, knn_macro_f1, knn_sweep
+from adios_ray.evaluation.linear import RATES, Accuracy, evaluate_linear
+from adios_ray.evaluation.multilabel import multilabel_probe
+from adios_ray.evaluation.result import EvaluationResult, Row, Score
+from adios_ray.evaluation.segmentation import Masks, color_kmeans, random_partition, segment
+from adios_ray.evaluation.subject import Subject
+
+CROPS_AND_FLIPS = AugmentConfig(
+    jitter_probability=0, grayscale_probability=0, blur_probability=0, solarize_probability=0
+)
+"""Augmentation of linear evaluation: random resized crops and flips."""
+STREAM = "evaluation"
+"""Stream of the random numbers of augmented views."""
+
+
+def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[float] = ()) -> EvaluationResult:
+    """Classify by the nearest training images: at the checkpoint's own k and temperature, and at the best of a sweep.
+
+    The distance, k and temperature with the highest accuracy on val are reported. Multi-label data are scored by the
+    macro F1 at the checkpoint's setting alone.
+
+    Args:
+        subject: What to evaluate.
+        neighbors: Numbers of neighbors k of the sweep, each >= 1; empty: those of the paper for which train has enough
+            images.
+        temperatures: Of the sweep, each > 0; empty: those of the paper.
+
+    Raises:
+        EvaluationError: If the data have no classes, train has fewer images than k, or lacks a class of the others.
+    """
+    own, manifest = subject.networks.config.evaluation, subject.dataset.manifest
+    splits = ("train", "val", subject.split) if subject.has_val else ("train", subject.split)
+    _check_labels(subject, "k-NN", splits, manifest.multi_label)
+    images = len(subject.dataset.split("train"))
+    if images < (most := max([own.neighbors, *neighbors])):
+        raise EvaluationError(f"k-NN: train has {images} images; {most} neighbors need at least {most}")
+    configuration: dict[str, Any] = {"neighbors": own.neighbors, "temperature": own.temperature}
+    bank = _on_device(subject, "train")
+    if manifest.multi_label:
+        f1 = knn_macro_f1(*bank, *_on_device(subject, subject.split), own.neighbors, own.temperature)
+        return subject.result("knn", {"knn_macro_f1": Score(f1)}, configuration, ("train", subject.split))
+    counts = neighbors or [count for count in NEIGHBORS if count <= images]
+    # Without repetitions, in this order: among equally good settings, the first one is chosen.
+    swept_counts = tuple(dict.fromkeys((*counts, own.neighbors)))
+    swept_temperatures = tuple(dict.fromkeys((*(temperatures or TEMPERATURES), own.temperature)))
+    sweeps = {
+        split: knn_sweep(*bank, *_on_device(subject, split), swept_counts, swept_temperatures) for split in splits[1:]
+    }
+    configuration |= {"swept_neighbors": swept_counts, "swept_temperatures": swept_temperatures, "selected_on": None}
+    reported, queries = {score[:3]: score for score in sweeps[subject.split]}, len(subject.held_out)
+    scores = {"knn_accuracy": _share(reported["cosine", own.neighbors, own.temperature].top1, queries)}
+    if subject.has_val:
+        best = max(sweeps["val"], key=lambda score: score.top1)
+        chosen = reported[best[:3]]
+        scores |= {"top1": _share(chosen.top1, queries), "top5": _share(chosen.top5, queries)}
+        selected = {"distance": best.distance, "neighbors": best.neighbors, "temperature": best.temperature}
+        configuration |= {"selected_on": "val", "selected": selected}
+    details = []
+    for settings in zip(*sweeps.values(), strict=True):
+        distance, count, temperature = settings[0][:3]
+        row: Row = {"distance": distance, "neighbors": count, "temperature": temperature}
+        for split, score in zip(sweeps, settings, strict=True):
+            row |= {f"{split} top1": score.top1, f"{split} top5": score.top5}
+        details.append(row)
+    return subject.result("knn", scores, configuration, splits, details)
+
+
+def linear(
+    subject: Subject,
+    solver: Literal["sgd", "lbfgs"] = "sgd",
+    augment: bool = False,
+    rates: Sequence[float] = RATES,
+    epochs: int = 100,
+    batch_size: int = 256,
+    standardize: bool = False,
+) -> EvaluationResult:
+    """Train a linear classifier on frozen features; the learning rate is chosen on val.
+
+    Args:
+        subject: What to evaluate.
+        solver: See ``evaluate_linear``.
+        augment: Train on features of another random crop, flipped or not, of each image in each epoch, instead of on
+            those of the central views. Each epoch is one forward pass over train, for all rates together.
+        rates: Learning rates of SGD for batches of 256.
+        epochs: Of SGD; the rate is multiplied by 0.1 after 60 % and 80 % of them.
+        batch_size: Of SGD.
+        standardize: Normalize features by the mean and standard deviation of the training features.
+
+    Raises:
+        EvaluationError: If the data have no classes, there are several rates and no val split to choose one on, train
+            lacks a class of the others, or a setting is out of range.
+    """
+    if augment and solver != "sgd":
+        raise EvaluationError(f"linear evaluation: augmented views need the solver sgd, not {solver}")
+    chooses = solver == "sgd" and len(rates) > 1
+    if chooses and not subject.has_val:
+        has = ", ".join(sorted(subject.dataset.manifest.splits))
+        raise EvaluationError(
+            f"linear evaluation chooses one of {len(rates)} rates on val and reports another split, not {subject.split}"
+            f"; {subject.dataset.location} has {has}. Without a choice: one rate, or the solver lbfgs"
+        )
+    splits = ("train", "val", subject.split) if subject.has_val else ("train", subject.split)
+    _check_labels(subject, "linear evaluation", splits)
+    features = {split: subject.features(split) for split in splits}
+    train, held_out = features["train"], features[subject.split]
+    milestones = tuple(round(share * epochs) for share in (0.6, 0.8))
+    images = subject.dataset.split("train")
+    steps = epochs * len(images) if solver == "sgd" else 0
+    with subject.progress("linear classifiers", steps) as advance:
+
+        def batch_features(epoch: int, batch: Tensor) -> Tensor:
+            """Return the features of a batch, or extract those of its augmented views."""
+            advance(len(batch))
+            if not augment:
+                return train.features[batch]
+            backbone, size = subject.networks.backbone, subject.image_size
+            return extract_view_features(
+                backbone, images, batch.numpy(), size, CROPS_AND_FLIPS, subject.seed, STREAM, epoch
+            )
+
+        found = evaluate_linear(
+            *train,
+            *features.get("val", held_out),
+            *held_out,
+            solver=solver,
+            rates=rates,
+            epochs=epochs,
+            batch_size=batch_size,
+            milestones=milestones,
+            seed=subject.seed,
+            standardize=standardize,
+            device=subject.device,
+            batches=batch_features,
+        )
+    configuration: dict[str, Any] = {"solver": solver, "standardize": standardize}
+    if solver == "sgd":
+        configuration |= {
+            "augment": augment,
+            "rates": tuple(rates),
+            "selected_rate": found.rate,
+            "selected_on": "val" if chooses else None,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "milestones": milestones,
+        }
+    details: list[Row] = [
+        {"rate": rate, "val top1": accuracy.top1, "val top5": accuracy.top5} for rate, accuracy in found.rates
+    ]
+    scores = _accuracies("", found.test) | (_accuracies("val_", found.val) if subject.has_val else {})
+    return subject.result("linear", scores, configuration, splits, details)
+
+
+def clustering(subject: Subject) -> EvaluationResult:
+    """Compare k-means clusters of the reported split's features with its classes: FMI, ARI and NMI.
+
+    Raises:
+        EvaluationError: If the data have no classes, several labels an image, or fewer than two images for each class.
+    """
+    _check_labels(subject, "clustering", (subject.split,))
+    labels = subject.held_out.labels
+    classes = len(np.unique(labels))
+    if len(labels) < 2 * classes:
+        raise EvaluationError(
+            f"clustering: {subject.split} has {len(labels)} images of {classes} classes; "
+            f"it needs at least two for each class, {2 * classes}"
+        )
+    found = clustering_scores(*subject.features(subject.split), subject.seed)
+    scores = {name: Score(value) for name, value in found._asdict().items()}
+    return subject.result("clustering", scores, {"clusters": classes}, (subject.split,))
+
+
+def multilabel(subject: Subject) -> EvaluationResult:
+    """Fit a logistic regression for each label, and report F1: micro, macro, weighted.
+
+    Raises:
+        EvaluationError: If images have one class each, or train has no image with a label of the others.
+    """
+    _check_labels(subject, "multi-label probe", ("train", subject.split), multi_label=True)
+    found = multilabel_probe(*subject.features("train"), *subject.features(subject.split))
+    names = subject.dataset.manifest.classes
+    configuration = {"labels": len(names), "constant_labels": tuple(names[number] for number in found.constant)}
+    scores = {name: Score(getattr(found, name)) for name in ("f1_micro", "f1_macro", "f1_weighted")}
+    return subject.result("multilabel", scores, configuration, ("train", subject.split))
+
+
+def segmentation(subject: Subject) -> EvaluationResult:
+    """Compare the occlusion model's masks with the objects of the images; floors are computed on the same images.
+
+    The floors are k-means clusters of each image's colors and positions, and random partitions, with as many slots.
+
+    Raises:
+        EvaluationError: If the checkpoint has no occlusion model, the data have no object masks, or fewer than two
+            images have objects.
+    """
+    occlusion = subject.networks.occlusion
+    if occlusion is None:
+        scheme = subject.networks.config.masking.scheme
+        raise EvaluationError(
+            f"segmentation: {subject.origin} has no occlusion model, as masking.scheme was {scheme}; "
+            "it needs a checkpoint whose masks are learned"
+        )
+    if not subject.dataset.manifest.has_instances:
+        raise EvaluationError(f"segmentation: {subject.dataset.location} has no object masks, which it needs")
+    slots, rng = occlusion.slots, np.random.default_rng(subject.seed)
+    partitions: dict[str, Callable[[Tensor], Masks]] = {
+        "": occlusion,
+        "color_kmeans_": lambda x: color_kmeans(denormalize(x).cpu().numpy(), slots, subject.seed),
+        "random_partition_": lambda x: random_partition(denormalize(x).cpu().numpy(), slots, rng),
+    }
+    images = subject.held_out
+    indices = np.arange(len(images))
+    found = {}
+    with subject.progress("masks", len(partitions) * len(images)) as advance:
+
+        def counted(masks_of: Callable[[Tensor], Masks]) -> Callable[[Tensor], Masks]:
+            """Report the images that were segmented."""
+
+            def masks(x: Tensor) -> Masks:
+                advance(len(x))
+                return masks_of(x)
+
+            return masks
+
+        for name, masks_of in partitions.items():
+            found[name] = segment(counted(masks_of), images, indices, subject.image_size, subject.device, subject.view)
+    measures = found[""].scores._fields
+    scores = {
+        f"{name}{measure}": Score(getattr(own.scores, measure), getattr(own.standard_errors, measure))
+        for measure in measures
+        for name, own in found.items()
+    }
+    configuration = {"slots": slots, "images_without_objects": found[""].without_objects}
+    return subject.result("segmentation", scores, configuration, (subject.split,))
+
+
+def labelfree(subject: Subject) -> EvaluationResult:
+    """Compute scores that need no labels: ranks, decay of the spectrum, spread, uniformity and alignment.
+
+    LiDAR and alignment compare augmented views of at most 512 images.
+
+    Raises:
+        EvaluationError: If the split has too few images for a rank, or the features are not finite.
+    """
+    images, width = len(subject.held_out), subject.networks.features
+    for measure, needed in (
+        ("RankMe and α-ReQ", width),
+        ("LiDAR", min(LIDAR_IMAGES, width + 1)),  # of M images, the rank between them is at most M - 1
+    ):
+        if images < needed:
+            raise EvaluationError(
+                f"{measure}: {subject.split} has {images} images; a rank of {width} features needs at least {needed}"
+            )
+    features = subject.features(subject.split).features.to(subject.device)
+    views = features_of_views(subject.networks.backbone, subject.held_out, subject.image_size)
+    scores = {
+        "rankme": label_free.rankme(features),
+        "alpha_req": label_free.alpha_req(features),
+        "lidar": label_free.lidar(views),
+        "feature_std": label_free.feature_std(features),
+        "uniformity": label_free.uniformity(features),
+        "alignment": label_free.alignment(views),
+    }
+    configuration = {"features": width, "view_images": len(views), "views": LIDAR_VIEWS}
+    named = {name: Score(value) for name, value in scores.items()}
+    return subject.result("labelfree", named, configuration, (subject.split,))
+
+
+def _check_labels(subject: Subject, measure: str, splits: Sequence[str], multi_label: bool = False) -> None:
+    """Check that images have labels of the needed kind, and that the first split has images of all classes.
+
+    Raises:
+        EvaluationError: If not; names the measure, what it has and what it needs.
+    """
+    manifest, location = subject.dataset.manifest, subject.dataset.location
+    if len(manifest.classes) < 2:
+        raise EvaluationError(
+            f"{measure}: {location} has no labels but {', '.join(manifest.classes)!r}; it needs two classes or more"
+        )
+    if manifest.multi_label != multi_label:
+        has, needs = ("several labels", "one class") if manifest.multi_label else ("one class", "several labels")
+        raise EvaluationError(f"{measure}: images of {location} have {has} each; it needs {needs} for each image")
+    known: set[int] | None = None
+    for split in splits:
+        labels = subject.dataset.split(split).labels
+        if not len(labels):
+            raise EvaluationError(f"{measure}: {split} of {location} has no images; it needs at least one")
+        if unlabeled := int((labels == NO_LABEL).sum()):
+            raise EvaluationError(
+                f"{measure}: {unlabeled} images of {split} have no label; it needs one for each image"
+            )
+        present = set(np.flatnonzero(labels.any(axis=0)).tolist() if multi_label else labels.tolist())
+        known = present if known is None else known
+        if missing := [manifest.classes[number] for number in sorted(present - known)]:
+            raise EvaluationError(
+                f"{measure}: {splits[0]} has no images of {len(missing)} classes of {split}, such as {missing[0]}; "
+                "it needs at least one image of each class"
+            )
+
+
+def _on_device(subject: Subject, split: str) -> tuple[Tensor, Tensor]:
+    """Return features and labels of a split on the device."""
+    features, labels = subject.features(split)
+    return features.to(subject.device), labels.to(subject.device)
+
+
+def _share(value: float, images: int) -> Score:
+    """Return a share of images with its standard error."""
+    return Score(value, math.sqrt(value * (1 - value) / images))
+
+
+def _accuracies(prefix: str, accuracy: Accuracy) -> dict[str, Score]:
+    return {
+        f"{prefix}top1": Score(accuracy.top1, accuracy.top1_error),
+        f"{prefix}top5": Score(accuracy.top5, accuracy.top5_error),
+    }

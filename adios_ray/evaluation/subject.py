@@ -1,0 +1,160 @@
+"""What an evaluation is given: a frozen encoder, and the data set on which it is evaluated."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from adios_ray.config import CentralView, check_view
+from adios_ray.data.shards import Dataset, Split
+from adios_ray.devices import best_device
+from adios_ray.evaluation.features import Features, MapParts, Progress, features_of, no_progress
+from adios_ray.evaluation.result import EvaluationResult, Row, Score
+from adios_ray.evaluation.statistics import fresh_statistics
+from adios_ray.models.networks import Networks
+from adios_ray.models.weights import Weights, build_networks, checksum
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A frozen encoder, and the data set on which it is evaluated; see ``opened``.
+
+    Attributes:
+        networks: All networks of the checkpoint, in evaluation mode, on ``device``.
+        origin: Source of the weights, for messages.
+        weights_sha256: Checksum of their tensors.
+        dataset: The data set.
+        image_size: Side S of the views in pixels.
+        view: Part of each photograph.
+        split: Name of the split that is reported.
+        seed: Seed of everything that is drawn, >= 0.
+        device: Where to compute.
+        map_parts: Where features are extracted.
+        progress: Shows the progress of long work.
+        began: When the evaluation began, in seconds of ``time.perf_counter``.
+    """
+
+    networks: Networks
+    origin: str
+    weights_sha256: str
+    dataset: Dataset
+    image_size: int
+    view: CentralView
+    split: str
+    seed: int
+    device: torch.device
+    map_parts: MapParts = map
+    progress: Progress = no_progress
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def held_out(self) -> Split:
+        """The split that is reported."""
+        return self.dataset.split(self.split)
+
+    @property
+    def has_val(self) -> bool:
+        """Whether settings can be chosen on a split that is not the reported one."""
+        return self.split != "val" and bool(self.dataset.manifest.splits.get("val"))
+
+    def features(self, split: str) -> Features:
+        """Extract the features of a split, or read kept ones, onto the CPU; see ``features_of``."""
+        view, mapping, progress = self.view, self.map_parts, self.progress
+        return features_of(self.networks, self.dataset, split, self.image_size, view, None, mapping, progress)
+
+    def result(
+        self,
+        kind: str,
+        scores: Mapping[str, Score],
+        configuration: Mapping[str, Any],
+        splits: Sequence[str],
+        details: Sequence[Row] = (),
+    ) -> EvaluationResult:
+        """Complete a result by what all kinds of evaluations have in common.
+
+        Args:
+            kind: Name of the evaluation.
+            scores: Scores by name.
+            configuration: Settings of this kind.
+            splits: Names of the splits of which all images were used.
+            details: See ``EvaluationResult``.
+        """
+        common = {
+            "backbone": self.networks.config.backbone.name,
+            "image_size": self.image_size,
+            "view": self.view,
+            "split": self.split,
+            "seed": self.seed,
+        }
+        return EvaluationResult(
+            kind,
+            dict(scores),
+            {**common, **configuration},
+            {split: len(self.dataset.split(split)) for split in splits},
+            (self.weights_sha256,),
+            data_checksum(self.dataset),
+            round(time.perf_counter() - self.began, 3),
+            tuple(details),
+        )
+
+
+@contextmanager
+def opened(
+    weights: Weights,
+    dataset: Dataset,
+    split: str = "test",
+    view: CentralView | None = None,
+    seed: int = 0,
+    map_parts: MapParts = map,
+    progress: Progress = no_progress,
+) -> Iterator[Subject]:
+    """Build the networks of a checkpoint for evaluations on a data set, inside the block.
+
+    BatchNorm's statistics are computed from training images if the checkpoint's ``evaluation.fresh_statistics`` says
+    so.
+
+    Args:
+        weights: The checkpoint.
+        dataset: The data set.
+        split: Name of the split that is reported.
+        view: Part of each photograph; that of the checkpoint's configuration if None.
+        seed: Seed of everything that is drawn, >= 0.
+        map_parts: Where features are extracted; see ``features_of``.
+        progress: Shows the progress of long work.
+
+    Raises:
+        CheckpointError: If the tensors do not fit the configured networks.
+        ConfigError: If the view does not fit the image size.
+        DatasetError: If there is no such split.
+    """
+    config, device = weights.config.evaluation, best_device()
+    view = view or config.view
+    check_view(view, weights.image_size)
+    dataset.split(split)
+    networks = build_networks(weights).to(device)
+    fresh = fresh_statistics(networks.backbone, dataset.split("train"), weights.image_size, view)
+    with fresh if config.fresh_statistics else nullcontext():
+        yield Subject(
+            networks,
+            weights.origin,
+            checksum(weights.tensors),
+            dataset,
+            weights.image_size,
+            view,
+            split,
+            seed,
+            device,
+            map_parts,
+            progress,
+        )
+
+
+def data_checksum(dataset: Dataset) -> str:
+    """Compute the SHA-256 checksum of a data set from those of its shards, in hexadecimal."""
+    shards = {split: [entry.sha256 for entry in entries] for split, entries in dataset.manifest.splits.items()}
+    return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
