@@ -2,7 +2,7 @@
 
 SGD with momentum 0.9 and without weight decay, a cosine from the learning rate to zero, batches of 512, random resized
 crops and flips. Each rate of a small grid is trained; the one with the highest top-1 accuracy on the validation split
-is reported on the test split.
+is reported on the test split. S is the side of a view in pixels, B the number of images of a batch, C of classes.
 """
 
 import hashlib
@@ -21,26 +21,23 @@ from torch.nn import functional
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from adios_ray.config import AugmentConfig, CentralView, Strict
+from adios_ray.config import CentralView, Strict
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.counter_random import permutation
-from adios_ray.data.shards import Dataset, Split
+from adios_ray.data.shards import Split
 from adios_ray.errors import EvaluationError, RecordError
-from adios_ray.evaluation.features import Progress, no_progress
 from adios_ray.evaluation.fitness import extract_features
+from adios_ray.evaluation.kinds import CROPS_AND_FLIPS, STREAM, accuracy_scores, check_selection
 from adios_ray.evaluation.linear import Accuracy, accuracy
-from adios_ray.evaluation.result import EvaluationResult, Score
-from adios_ray.evaluation.subject import data_checksum
+from adios_ray.evaluation.result import EvaluationResult, Row
+from adios_ray.evaluation.subject import Subject, data_checksum
 from adios_ray.files import atomic_write
-from adios_ray.models.weights import Weights, build_initial_backbone, checksum
+from adios_ray.models.weights import build_initial_backbone, checksum
 from adios_ray.validation import read_json
 
 VERSION = 1
 """Raised when results change without their inputs: kept ones are not found then."""
 MOMENTUM = 0.9
-AUGMENTATION = AugmentConfig(jitter_probability=0, grayscale_probability=0, blur_probability=0)
-"""Random resized crops and flips alone."""
-SPLITS = ("train", "val", "test")
 Mode = Literal["fine-tune", "linear", "scratch"]
 
 
@@ -57,13 +54,9 @@ class TransferConfig(Strict):
     """Most images in a step. An epoch is cut into batches of equal size, so that no image is dropped."""
     image_size: int | None = Field(None, ge=32, le=1024)
     """Side of the views in pixels; None takes the checkpoint's, or that of the stored images if it is smaller."""
-    view: CentralView = "square"
-    """Part of each photograph that is evaluated."""
     cifar_stem: bool = False
     """ResNets only: replace the stem by a new 3x3 convolution of stride 1 without max-pooling, for images of 32
     pixels (paper, Appendix F). Not for linear, which needs the trained weights of the stem."""
-    seed: int = Field(0, ge=0)
-    """Seed of new weights, the order of the images and their augmentations."""
 
     @model_validator(mode="after")
     def _check_stem(self) -> Self:
@@ -78,7 +71,7 @@ class RateResult(Strict):
     rate: float
     """The learning rate at the first step."""
     accuracies: tuple[Accuracy, Accuracy] | None
-    """Accuracy on the validation and on the test split; None where the training diverged."""
+    """Accuracy on the validation and on the reported split; None where the training diverged."""
     seconds: float
     """Wall time of training and evaluation."""
 
@@ -113,51 +106,40 @@ class Classifier(nn.Module):
         return accuracy(head, features, torch.from_numpy(split.labels))
 
 
-def evaluate_transfer(
-    weights: Weights,
-    dataset: Dataset,
-    config: TransferConfig,
-    folder: Path,
-    device: torch.device | None = None,
-    progress: Progress = no_progress,
-) -> EvaluationResult:
-    """Train a classifier on another data set at each rate, and report the best one on the test split.
+def transfer(subject: Subject, config: TransferConfig, folder: Path) -> EvaluationResult:
+    """Train a classifier of a data set's images at each rate, and report the one that is best on val.
 
     On a CPU the result follows from the seed bit for bit; on a GPU sums may be taken in another order.
 
     Args:
-        weights: Weights of the backbone; from scratch, only its configuration is used.
-        dataset: The data set, with splits train, val and test.
+        subject: The pretrained encoder and the data set; from scratch, only the encoder's configuration is used.
         config: Settings.
-        folder: Where the result of each rate is kept, named after the checksum of all that it follows from; a rate
+        folder: Where the result of each rate is kept, named after the checksum of all that it follows from. A rate
             whose result is there is not trained again.
-        device: Where to compute; None takes the CPU.
-        progress: Shows the images done at each rate.
 
     Returns:
-        Scores ``top1`` and ``top5`` on the test split; details have a row for each rate.
+        Scores ``top1`` and ``top5`` on the reported split, ``val_top1`` and ``val_top5``; a row of details for each
+        rate.
 
     Raises:
-        EvaluationError: If images have several labels, there are too few, or the training diverged at all rates.
-        DatasetError: If a split is missing.
+        EvaluationError: If there is no val split, images do not have one class each, or the training diverged at all
+            rates.
         ConfigError: If the backbone does not take such images, or has no stem to replace.
     """
-    start, device = time.perf_counter(), device or torch.device("cpu")
-    splits = _checked(dataset)
-    classes = len(dataset.manifest.classes)
-    side = config.image_size or min(weights.image_size, dataset.manifest.image_size)
+    check_selection(subject, "transfer")
+    splits = {name: subject.dataset.split(name) for name in ("train", "val", subject.split)}
+    side = config.image_size or min(subject.image_size, subject.dataset.manifest.image_size)
     config = config.model_copy(update={"image_size": side})
     results = []
     for rate in config.rates:
-        path = folder / f"{config.mode}-{rate:g}-{_checksum(weights, dataset, config, rate)}.json"
+        path = folder / f"{config.mode}-{rate:g}-{_checksum(subject, config, rate)}.json"
         if not path.is_file():
-            total = config.epochs * len(splits["train"])
-            with progress(f"{config.mode} at rate {rate:g}", total) as advance:
-                began = time.perf_counter()
-                model = train_classifier(weights, splits["train"], classes, config, side, rate, device, advance)
+            began = time.perf_counter()
+            with subject.progress(f"{config.mode} at rate {rate:g}", config.epochs * len(splits["train"])) as advance:
+                model = train_classifier(subject, config, side, rate, advance)
                 accuracies = None
                 if model is not None:
-                    val, test = (model.accuracy(splits[name], side, config.view) for name in ("val", "test"))
+                    val, test = (model.accuracy(splits[name], side, subject.view) for name in ("val", subject.split))
                     accuracies = val, test
             seconds = round(time.perf_counter() - began, 3)
             result = RateResult(rate=rate, accuracies=accuracies, seconds=seconds)
@@ -166,77 +148,59 @@ def evaluate_transfer(
     finished = [(result.rate, *result.accuracies) for result in results if result.accuracies is not None]
     if not finished:
         rates = ", ".join(f"{rate:g}" for rate in config.rates)
-        raise EvaluationError(f"transfer: the training diverged at all rates ({rates}): add smaller ones")
+        raise EvaluationError(f"transfer: the training diverged at all rates ({rates}); add smaller ones")
     rate, val, test = max(finished, key=lambda found: found[1].top1)
-    return EvaluationResult(
-        kind="transfer",
-        scores={
-            "top1": Score(test.top1, test.top1_error),
-            "top5": Score(test.top5, test.top5_error),
-            "val_top1": Score(val.top1, val.top1_error),
-            "val_top5": Score(val.top5, val.top5_error),
-        },
-        configuration={
-            "backbone": weights.config.backbone.name,
-            **config.model_dump(mode="json"),
-            "selected_on": "val",
-            "selected_rate": rate,
-        },
-        images_per_split={name: len(split) for name, split in splits.items()},
-        weights_sha256=(checksum(weights.tensors),),
-        data_sha256=data_checksum(dataset),
-        seconds=round(time.perf_counter() - start, 3),
-        details=tuple(
-            {
-                "rate": result.rate,
-                "val top1": result.accuracies[0].top1 if result.accuracies else "diverged",
-                "seconds": result.seconds,
-            }
-            for result in results
-        ),
-    )
+    configuration = {**config.model_dump(mode="json"), "selected_on": "val", "selected_rate": rate}
+    details: list[Row] = [
+        {
+            "rate": result.rate,
+            "val top1": result.accuracies[0].top1 if result.accuracies else "diverged",
+            "seconds": result.seconds,
+        }
+        for result in results
+    ]
+    scores = accuracy_scores("", test) | accuracy_scores("val_", val)
+    return subject.result("transfer", scores, configuration, tuple(splits), details)
 
 
 def train_classifier(
-    weights: Weights,
-    split: Split,
-    classes: int,
+    subject: Subject,
     config: TransferConfig,
     image_size: int,
     rate: float,
-    device: torch.device,
     advance: Callable[[int], object] = lambda done: None,
 ) -> Classifier | None:
     """Train a classifier at one learning rate.
 
     Args:
-        weights: Weights of the backbone.
-        split: Training images, with one class each.
-        classes: Number of classes C.
+        subject: The pretrained encoder and the data set.
         config: Settings, of which ``rates`` and ``image_size`` are not used.
         image_size: Side S of the views in pixels.
         rate: The learning rate at the first step.
-        device: Where to compute.
         advance: Called with the number of images after each step.
 
     Returns:
         The classifier, or None as soon as the losses of an epoch are not finite.
     """
+    images, device, pretrained = subject.dataset.split("train"), subject.device, subject.networks
+    tensors = None if config.mode == "scratch" else pretrained.backbone.state_dict()
     # The caller's random state stays as it was.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(config.seed)
-        backbone, features = build_initial_backbone(weights, image_size, config.cifar_stem, config.mode == "scratch")
+        torch.manual_seed(subject.seed)
+        own = pretrained.config.backbone
+        backbone, features = build_initial_backbone(own, tensors, image_size, config.cifar_stem)
+        classes = len(subject.dataset.manifest.classes)
         model = Classifier(backbone, features, classes, frozen=config.mode == "linear").to(device).train()
-        batches = math.ceil(len(split) / config.batch_size)
+        batches = math.ceil(len(images) / config.batch_size)
         trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
         optimizer, schedule = cosine_sgd(trained, rate, config.epochs * batches)
-        labels = torch.from_numpy(split.labels)
+        labels = torch.from_numpy(images.labels)
         for epoch in range(config.epochs):
             total = torch.zeros((), device=device)
-            for samples in np.array_split(permutation(config.seed, epoch, len(split)), batches):
-                sides = split.heights[samples], split.widths[samples]
-                crops = draw_parameters(AUGMENTATION, config.seed, "view_a", epoch, samples, *sides)
-                views = apply_view(torch.from_numpy(split.gather(samples)).to(device), crops, image_size)
+            for samples in np.array_split(permutation(subject.seed, epoch, len(images)), batches):
+                sides = images.heights[samples], images.widths[samples]
+                crops = draw_parameters(CROPS_AND_FLIPS, subject.seed, STREAM, epoch, samples, *sides)
+                views = apply_view(torch.from_numpy(images.gather(samples)).to(device), crops, image_size)
                 loss = functional.cross_entropy(model(views), labels[samples].to(device))
                 optimizer.zero_grad()
                 loss.backward()
@@ -255,23 +219,11 @@ def cosine_sgd(parameters: Iterable[nn.Parameter], rate: float, steps: int) -> t
     return optimizer, LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
 
 
-def _checked(dataset: Dataset) -> dict[str, Split]:
-    """Open the splits, or raise an EvaluationError if classes cannot be learned from them."""
-    if dataset.manifest.multi_label:
-        raise EvaluationError(f"{dataset.directory}: images have several labels; transfer needs one class for each")
-    splits = {name: dataset.split(name) for name in SPLITS}
-    images, classes = len(splits["train"]), len(dataset.manifest.classes)
-    if classes < 2 or images < classes:
-        raise EvaluationError(
-            f"{dataset.directory}: {images} training images of {classes} classes; transfer needs at least two classes "
-            "and as many images"
-        )
-    return splits
-
-
-def _checksum(weights: Weights, dataset: Dataset, config: TransferConfig, rate: float) -> str:
-    """Compute the checksum of all that the result of a rate follows from; of a model from scratch, not the weights."""
-    tensors = None if config.mode == "scratch" else checksum(weights.part("backbone"))
-    settings = [config.model_dump(mode="json", exclude={"rates"}), weights.config.backbone.model_dump(mode="json")]
-    inputs = [VERSION, rate, tensors, data_checksum(dataset), *settings]
+def _checksum(subject: Subject, config: TransferConfig, rate: float) -> str:
+    """Compute the checksum of all that the result of a rate follows from; from scratch, these are no weights."""
+    pretrained = subject.networks
+    tensors = None if config.mode == "scratch" else checksum(pretrained.backbone.state_dict())
+    models = config.model_dump(mode="json", exclude={"rates"}), pretrained.config.backbone.model_dump(mode="json")
+    data = data_checksum(subject.dataset), subject.split, subject.view
+    inputs = [VERSION, rate, subject.seed, tensors, *models, *data]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
