@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adios_ray.config import TrialConfig
-from adios_ray.data.rendered import objects
+from adios_ray.data.rendered import objects, scenes
 from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, write_manifest, write_shard
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED
 from adios_ray.data.store import Store
@@ -16,12 +16,23 @@ SIZE = 32
 COUNTS = {"train": 96, "val": 40, "test": 40}
 
 
-def make_objects(directory: Path, unlabeled: int = 0, size: int = SIZE, counts: Mapping[str, int] = COUNTS) -> Path:
-    """Write rendered objects in three splits, without Ray, and optionally unlabeled ones; return the directory."""
+def make_objects(
+    directory: Path,
+    unlabeled: int = 0,
+    size: int = SIZE,
+    counts: Mapping[str, int] = COUNTS,
+    multi_label: bool = False,
+) -> Path:
+    """Write rendered objects, or scenes if multi-label, in splits, without Ray; return the directory.
+
+    ``unlabeled`` images are added in a split of their own.
+    """
     directory.mkdir(parents=True)
-    layout, splits, first = Layout(size, None, has_instances=True), {}, 0
+    rendered = scenes if multi_label else objects
+    layout = Layout(size, len(scenes.CLASSES) if multi_label else None, has_instances=True)
+    splits, first = {}, 0
     for name, count in {**counts, **({UNLABELED: unlabeled} if unlabeled else {})}.items():
-        samples = [(str(i), objects.render(0, i, size)) for i in range(first, first + count)]
+        samples = [(str(i), rendered.render(0, i, size)) for i in range(first, first + count)]
         if name == UNLABELED:
             samples = [(item, replace(sample, label=NO_LABEL)) for item, sample in samples]
         splits[name] = (write_shard(Store(directory), f"{name}-00000.arrow", layout, samples),)
@@ -29,9 +40,9 @@ def make_objects(directory: Path, unlabeled: int = 0, size: int = SIZE, counts: 
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         image_size=size,
-        multi_label=False,
+        multi_label=multi_label,
         has_instances=True,
-        classes=objects.CLASSES,
+        classes=rendered.CLASSES,
         splits=splits,
         recipe={"dataset": "objects"},
         refused=(),

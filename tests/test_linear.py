@@ -33,19 +33,23 @@ def thrice(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def naive_sgd(features: Tensor, labels: Tensor, rate: float, epochs: int, batch_size: int, seed: int) -> Tensor:
-    """Train a layer by torch.optim.SGD, with milestones at epochs 3 and 5; return weights and bias, [C, F + 1]."""
-    layer = torch.nn.Linear(features.shape[1], int(labels.max()) + 1, dtype=features.dtype)
+    """Train a layer by torch.optim.SGD, with milestones at epochs 3 and 5; return weights and bias, [C, F + 1].
+
+    Features are [M, F], or those of each epoch, [epochs, M, F].
+    """
+    epoch_features = features.expand(epochs, -1, -1)
+    layer = torch.nn.Linear(features.shape[-1], int(labels.max()) + 1, dtype=features.dtype)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=0.9)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5], gamma=0.1)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        order = torch.randperm(len(features), generator=generator)
-        for first in range(0, len(features), batch_size):
+    for own in epoch_features:
+        order = torch.randperm(len(own), generator=generator)
+        for first in range(0, len(own), batch_size):
             rows = order[first : first + batch_size]
             optimizer.zero_grad()
-            torch.nn.CrossEntropyLoss()(layer(features[rows]), labels[rows]).backward()
+            torch.nn.CrossEntropyLoss()(layer(own[rows]), labels[rows]).backward()
             optimizer.step()
         schedule.step()
     return torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach()
@@ -67,6 +71,17 @@ def test_each_rate_equals_an_optimizer_of_its_own(classes: int, standardize: boo
         else:
             expected = naive_sgd(features, labels, rate, 7, 16, 4)
         torch.testing.assert_close(found[:, number], expected, rtol=0, atol=1e-10)
+
+
+def test_features_of_each_epoch_equal_an_optimizer_that_sees_them() -> None:
+    features, labels = clusters(50, 5)
+    views = features + torch.randn(7, 50, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rates = [0.01, 0.5]
+    found = train_rates(
+        features, labels, rates, 7, 16, (3, 5), 0.9, 4, False, CPU, lambda epoch, batch: views[epoch, batch]
+    )
+    for number, rate in enumerate(rates):
+        torch.testing.assert_close(found[:, number], naive_sgd(views, labels, rate, 7, 16, 4), rtol=0, atol=1e-10)
 
 
 def naive_accuracy(classifier: Tensor, features: Tensor, labels: Tensor, top: int) -> float:

@@ -255,7 +255,14 @@ def test_importing_the_package_is_cheap() -> None:
 
 
 @pytest.mark.slow
-def test_commands(byol: Networks, objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(
+    byol: Networks,
+    objects_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ADIOS_RAY_CACHE", str(tmp_path / "cache"))
     output = tmp_path / "encoder.safetensors"
     inputs = ["--checkpoint", str(saved(tmp_path / "w.safetensors", byol)), "--data-dir", str(objects_dir)]
     assert main(["evaluate", *inputs]) == 0

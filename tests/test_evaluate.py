@@ -1,0 +1,357 @@
+"""Evaluations of a frozen encoder by kind, against independent implementations, and their command."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import adjusted_rand_score, f1_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from small import SIZE, make_objects, small_config
+from torch import Tensor
+
+from adios_ray.cli import main
+from adios_ray.data.augment import apply_view, draw_parameters
+from adios_ray.data.loader import central_instances, central_views
+from adios_ray.data.shards import Manifest, open_shards
+from adios_ray.errors import EvaluationError
+from adios_ray.evaluation import features as features_module
+from adios_ray.evaluation import kinds
+from adios_ray.evaluation.features import MapParts, features_of
+from adios_ray.evaluation.fitness import extract_features
+from adios_ray.evaluation.linear import train_rates
+from adios_ray.evaluation.result import EvaluationResult
+from adios_ray.evaluation.statistics import fresh_statistics
+from adios_ray.evaluation.subject import Subject, opened
+from adios_ray.models.networks import Networks
+from adios_ray.models.weights import Weights, save_weights
+
+COUNTS = {"train": 96, "val": 40, "test": 140}
+Splits = dict[str, tuple[Tensor, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write objects, with more test images than the small network has features, 128."""
+    return make_objects(tmp_path_factory.mktemp("data") / "objects", counts=COUNTS)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write scenes, whose images have several labels each."""
+    return make_objects(tmp_path_factory.mktemp("data") / "scenes", multi_label=True)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep features in a folder of these tests."""
+    monkeypatch.setenv("ADIOS_RAY_CACHE", str(tmp_path_factory.getbasetemp() / "features"))
+
+
+def weights(classes: int = 8, seed: int = 0, **changes: Any) -> Weights:
+    """Make the weights of a small untrained network."""
+    torch.manual_seed(seed)
+    config = small_config(Path("data"), **changes)
+    return Weights(config, SIZE, classes, "made for a test", Networks(config, SIZE, classes).state_dict())
+
+
+def evaluated(
+    data: Path,
+    kind: Callable[..., EvaluationResult],
+    options: dict[str, Any] | None = None,
+    split: str = "test",
+    **changes: Any,
+) -> tuple[EvaluationResult, Subject, Splits]:
+    """Evaluate an untrained network; return its result, and the features with labels of all splits."""
+    with opened(weights(**changes), open_shards(data), split) as subject:
+        result = kind(subject, **(options or {}))
+        splits = {name: subject.features(name) for name in subject.dataset.manifest.splits}
+        return result, subject, {name: (own.features, own.labels.numpy()) for name, own in splits.items()}
+
+
+@pytest.mark.slow
+def test_knn_reports_the_setting_that_is_best_on_val(data: Path) -> None:
+    result, _, splits = evaluated(data, kinds.knn, {"neighbors": (1, 5, 50), "temperatures": (0.07, 0.5)})
+    (bank, numbers), expected = splits["train"], []
+    for row in result.details:
+        temperature = row["temperature"]
+
+        def votes(distance: np.ndarray, temperature: Any = temperature) -> np.ndarray:
+            return 1 / (distance + 1e-5) if temperature is None else np.exp((1 - distance) / temperature)
+
+        classifier = KNeighborsClassifier(
+            row["neighbors"], weights=votes, metric=row["distance"], algorithm="brute"
+        ).fit(bank, numbers)
+        expected.append({name: classifier.score(*splits[name]) for name in ("val", "test")})
+        # Distances near 0 of an untrained network's features are not exact: a tie may be broken otherwise.
+        for name in ("val", "test"):
+            assert row[f"{name} top1"] == pytest.approx(expected[-1][name], abs=1.01 / COUNTS[name])
+    assert len(expected) == 4 * 2 + 4  # the checkpoint's own k, 20, beside those three
+    best = max(result.details, key=lambda row: row["val top1"] or 0)
+    assert result.configuration["selected"] == {name: best[name] for name in ("distance", "neighbors", "temperature")}
+    top1 = result.scores["top1"]
+    assert top1.value == best["test top1"] and result.scores["top5"].value == best["test top5"]
+    assert top1.standard_error == pytest.approx(np.sqrt(top1.value * (1 - top1.value) / 140))
+    assert result.images_per_split == COUNTS
+
+
+def test_nothing_is_chosen_on_the_split_that_is_reported(data: Path) -> None:
+    result, _, _ = evaluated(data, kinds.knn, {"temperatures": (0.07,)}, split="val")
+    assert set(result.scores) == {"knn_accuracy"} and result.configuration["selected_on"] is None
+    assert result.configuration["swept_neighbors"] == (1, 2, 5, 10, 20, 50)  # train has 96 images
+    with pytest.raises(EvaluationError, match="chooses one of 7 rates on val and reports another split, not val"):
+        evaluated(data, kinds.linear, split="val")
+    result, _, _ = evaluated(data, kinds.linear, {"rates": (0.1,), "epochs": 2}, split="val")
+    assert result.configuration["selected_on"] is None and set(result.scores) == {"top1", "top5"}
+
+
+@pytest.mark.slow
+def test_linear_trains_on_another_view_of_each_image_in_each_epoch(data: Path) -> None:
+    options = {"augment": True, "rates": (0.5,), "epochs": 3, "batch_size": 32}
+    result, subject, splits = evaluated(data, kinds.linear, options)
+    train, backbone = subject.dataset.split("train"), subject.networks.backbone
+    every = np.arange(len(train))
+    views = []
+    for epoch in range(3):
+        drawn = draw_parameters(
+            kinds.CROPS_AND_FLIPS, 0, "evaluation", epoch, every, train.heights[every], train.widths[every]
+        )
+        assert not (drawn.jitter | drawn.grayscale | drawn.blur | drawn.solarize).any() and drawn.flip.any()
+        with torch.no_grad():
+            views.append(backbone(apply_view(torch.from_numpy(train.gather(every)), drawn, SIZE)))
+    labels = torch.from_numpy(train.labels)
+    (classifier,) = train_rates(
+        splits["train"][0],
+        labels,
+        [0.5 * 32 / 256],
+        3,
+        32,
+        (2, 2),
+        0.9,
+        0,
+        False,
+        torch.device("cpu"),
+        lambda epoch, batch: views[epoch][batch],
+    ).unbind(dim=1)
+    features, truth = splits["test"]
+    logits = features @ classifier[:, :-1].T + classifier[:, -1]
+    assert result.scores["top1"].value == pytest.approx(float((logits.argmax(dim=1).numpy() == truth).mean()), abs=0.01)
+    assert not torch.equal(views[0], views[1])
+
+
+@pytest.mark.slow
+def test_multilabel_equals_scikit_learn(scenes: Path) -> None:
+    result, _, splits = evaluated(scenes, kinds.multilabel, classes=24)
+    scaler = StandardScaler().fit(splits["train"][0])
+    known, unknown = (scaler.transform(splits[name][0]) for name in ("train", "test"))
+    predicted = np.stack(
+        [LogisticRegression(max_iter=1000).fit(known, target).predict(unknown) for target in splits["train"][1].T], 1
+    )
+    for average in ("micro", "macro", "weighted"):
+        expected = f1_score(splits["test"][1], predicted, average=average, zero_division=0)
+        assert result.scores[f"f1_{average}"].value == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.slow
+def test_segmentation_equals_a_loop_over_images(data: Path) -> None:
+    result, subject, _ = evaluated(data, kinds.segmentation)
+    indices, occlusion = np.arange(140), subject.networks.occlusion
+    assert occlusion is not None
+    with torch.no_grad():
+        slots = occlusion(central_views(subject.held_out, indices, SIZE, torch.device("cpu"))).argmax(dim=1)
+    truth = central_instances(subject.held_out, indices, SIZE)
+    each = [adjusted_rand_score(own.ravel(), found.ravel()) for own, found in zip(truth, slots.numpy(), strict=True)]
+    ari = result.scores["ari"]
+    assert ari.value == pytest.approx(np.mean(each), abs=1e-6)
+    assert ari.standard_error == pytest.approx(np.std(each, ddof=1) / np.sqrt(140), abs=1e-6)
+    floors = [result.scores[f"{floor}_ari"].value for floor in ("color_kmeans", "random_partition")]
+    assert floors[0] > 0.05 > abs(floors[1])
+
+
+@pytest.mark.slow
+def test_labelfree_needs_no_labels_and_as_many_images_as_features(data: Path, tmp_path: Path) -> None:
+    unlabeled = changed(data, tmp_path, lambda manifest: {"classes": ("unlabeled",)})
+    result, _, splits = evaluated(unlabeled, kinds.labelfree)
+    singular = np.linalg.svd(splits["test"][0].double().numpy(), compute_uv=False)
+    shares = singular / singular.sum() + 1e-7
+    assert result.scores["rankme"].value == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
+    assert result.configuration["view_images"] == 140 and result.scores["alignment"].value > 0
+    with pytest.raises(EvaluationError, match=r"α-ReQ: val has 40 images; a rank of 128 features needs at least 128"):
+        evaluated(unlabeled, kinds.labelfree, split="val")
+    with pytest.raises(EvaluationError, match="k-NN: .* has no labels but 'unlabeled'; it needs two classes or more"):
+        evaluated(unlabeled, kinds.knn)
+
+
+def changed(data: Path, tmp_path: Path, change: Callable[[Manifest], dict[str, Any]]) -> Path:
+    """Copy a data set, with other values in its manifest."""
+    copy = tmp_path / "changed"
+    shutil.copytree(data, copy)
+    manifest = open_shards(data).manifest
+    (copy / "manifest.json").write_text(manifest.model_copy(update=change(manifest)).model_dump_json())
+    return copy
+
+
+@pytest.mark.slow
+def test_data_that_do_not_allow_a_measure_are_refused(data: Path, scenes: Path, tmp_path: Path) -> None:
+    no_val = changed(
+        data, tmp_path, lambda manifest: {"splits": {k: v for k, v in manifest.splits.items() if k != "val"}}
+    )
+    tiny = make_objects(tmp_path / "tiny", counts={"train": 12, "val": 12, "test": 12})
+    learned: dict[str, Any] = {}
+    fixed = {"masking": {"scheme": "none"}}
+    for place, kind, options, changes, message in (
+        (data, kinds.knn, {"neighbors": (97,)}, learned, "k-NN: train has 96 images; 97 neighbors need at least 97"),
+        (tiny, kinds.knn, {}, learned, "k-NN: train has no images of .* classes of|20 neighbors need at least 20"),
+        (tiny, kinds.clustering, {}, learned, "clustering: test has 12 images of .* classes; it needs at least two"),
+        (scenes, kinds.clustering, {}, learned, "clustering: .* have several labels each; it needs one class"),
+        (data, kinds.multilabel, {}, learned, "multi-label probe: .* have one class each; it needs several labels"),
+        (no_val, kinds.linear, {}, learned, "linear evaluation chooses .* on val .* has test, train"),
+        (data, kinds.linear, {"augment": True, "solver": "lbfgs"}, learned, "augmented views need the solver sgd"),
+        (data, kinds.segmentation, {}, fixed, "made for a test has no occlusion model, as masking.scheme was none"),
+    ):
+        with pytest.raises(EvaluationError, match=message):
+            evaluated(place, kind, options, **changes)
+
+
+@pytest.mark.slow
+def test_features_are_extracted_elsewhere_by_what_can_be_sent_there(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_module, "PART", 32)
+    parts = []
+
+    def elsewhere(function: Any, indices: Any) -> Any:
+        for part in indices:
+            parts.append(len(part))
+            yield pickle.loads(pickle.dumps(function))(part)
+
+    remote = extracted(data, elsewhere)
+    assert parts == [32, 8]
+    monkeypatch.setattr(features_module, "VERSION", 0)  # what was kept is not found
+    assert torch.equal(extracted(data, map), remote)
+
+
+def extracted(data: Path, map_parts: MapParts) -> Tensor:
+    """Extract the features of val by a fixed network."""
+    with opened(weights(seed=5), open_shards(data)) as subject:
+        return features_of(subject.networks, subject.dataset, "val", SIZE, "square", map_parts=map_parts).features
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_extracts_the_same_features(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adios_ray.backend.extraction import map_on_cluster
+
+    monkeypatch.setattr(features_module, "PART", 8)
+    remote = extracted(data, map_on_cluster)
+    monkeypatch.setattr(features_module, "VERSION", 0)
+    torch.testing.assert_close(extracted(data, map), remote, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_statistics_of_unmasked_images_are_used_where_the_checkpoint_says_so(data: Path) -> None:
+    plain, _, _ = evaluated(data, kinds.clustering)
+    result, subject, splits = evaluated(data, kinds.clustering, evaluation={"fresh_statistics": True})
+    assert result.scores != plain.scores
+    backbone, train = subject.networks.backbone, subject.dataset.split("train")
+    with fresh_statistics(backbone, train, SIZE):
+        expected = extract_features(backbone, train, np.arange(len(train)), SIZE)
+    torch.testing.assert_close(splits["train"][0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    """Write a weights file."""
+    save_weights(tmp_path / "w.safetensors", weights())
+    return str(tmp_path / "w.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "score"),
+    [
+        ("knn", "knn_accuracy"),
+        ("linear --epochs 2", "top1"),
+        ("linear --solver lbfgs", "top1"),
+        ("linear --augment --epochs 1 --rates 0.1 1", "top5"),
+        ("clustering", "nmi"),
+        ("segmentation", "foreground_ari"),
+        ("labelfree", "lidar"),
+    ],
+)
+def test_each_kind_prints_one_object(
+    kind: str, score: str, checkpoint: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "deep" / "result.json"
+    inputs = ["--checkpoint", checkpoint, "--data-dir", str(data), "--output", str(output)]
+    assert main(["evaluate", *kind.split(), *inputs]) == 0
+    captured = capsys.readouterr()
+    printed = json.loads(captured.out)
+    assert printed["kind"] == kind.split()[0] and printed["scores"][score]["value"] is not None
+    assert json.loads(output.read_text()) == printed and len(list(output.parent.iterdir())) == 1
+    assert score in captured.err and printed["images_per_split"]["test"] == 140
+    assert len(printed["data_sha256"]) == 64 and len(printed["weights_sha256"]) == 1 and printed["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_all_says_what_is_left_out(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_weights(tmp_path / "w.safetensors", weights(24))
+    assert main(["evaluate", "all", "--checkpoint", str(tmp_path / "w.safetensors"), "--data-dir", str(scenes)]) == 0
+    captured = capsys.readouterr()
+    printed = json.loads(captured.out)
+    assert {"knn.knn_macro_f1", "multilabel.f1_macro", "segmentation.ari"} <= set(printed["scores"])
+    left_out = printed["configuration"]["left_out"]
+    assert set(left_out) == {"linear", "clustering", "labelfree"} and "several labels" in left_out["clustering"]
+    assert "clustering is left out: clustering: images of" in captured.err
+
+
+@pytest.mark.slow
+def test_several_checkpoints_have_a_mean(
+    checkpoint: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_weights(tmp_path / "second.safetensors", weights(seed=1))
+    own = []
+    for files in (
+        [checkpoint],
+        [str(tmp_path / "second.safetensors")],
+        [checkpoint, str(tmp_path / "second.safetensors")],
+    ):
+        assert main(["evaluate", "clustering", "--data-dir", str(data), "--checkpoint", *files]) == 0
+        own.append(json.loads(capsys.readouterr().out))
+    values = [printed["scores"]["nmi"]["value"] for printed in own]
+    assert values[2] == pytest.approx((values[0] + values[1]) / 2) and values[0] != values[1]
+    assert own[2]["scores"]["nmi"]["seeds_standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
+    assert own[2]["weights_sha256"] == own[0]["weights_sha256"] + own[1]["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("multilabel", "one class each; it needs several labels"),
+        ("clustering --seed -1", "--seed must be >= 0"),
+        ("knn --neighbors 0", "neighbors = "),
+        ("linear --rates 0", "rates above 0"),
+        ("clustering --output .", "--output . is a directory"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: str,
+    message: str,
+    checkpoint: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", *arguments.split(), "--checkpoint", checkpoint, "--data-dir", str(data)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and message in captured.err and captured.err.count("\n") == 1
+    assert not captured.out and [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
