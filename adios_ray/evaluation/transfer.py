@@ -35,6 +35,8 @@ from adios_ray.files import atomic_write
 from adios_ray.models.weights import build_initial_backbone, checksum
 from adios_ray.validation import read_json
 
+FOLDER = "transfer"
+"""Folder in the cache directory."""
 VERSION = 1
 """Raised when results change without their inputs: kept ones are not found then."""
 MOMENTUM = 0.9
