@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return train(arguments[1:])
     command = tyro.cli(Command, args=arguments, prog="adios-ray")
     assert not isinstance(command, Train)  # handled above
-    resumes = {Prepare: "run the same command again to resume", Replay: RESUMES}.get(type(command), "")
+    again = "run the same command again to resume"
+    resumes = {Prepare: again, Evaluate: again, Replay: RESUMES}.get(type(command), "")
     return exit_status(command.run, resumes)
 
 

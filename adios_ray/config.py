@@ -67,6 +67,8 @@ Naming = Literal["timm", "torchvision"]
 OnBadImage = Literal["skip", "fail"]
 FolderLayout = Literal["splits", "classes", "flat"]
 CentralView = Literal["square", "resize-256"]
+Variation = Literal["original", "only_bg_b", "only_bg_t", "no_fg", "only_fg", "mixed_same", "mixed_rand", "mixed_next"]
+"""The original images and the seven variations of the backgrounds challenge, by the names of its folders."""
 RESIZED_SIDE = 256
 """Shorter side in pixels that the view "resize-256" resizes photographs to."""
 

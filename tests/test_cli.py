@@ -44,6 +44,7 @@ def options(**given: object) -> list[str]:
         ({"seed": 0}, "--num-images and --seed are for rendered sets"),
         ({"dataset": "scenes"}, "--dataset scenes is rendered and takes no --source"),
         ({"dataset": "objects", "source": None, "num_images": 3}, "num_images"),
+        ({"variation": "no_fg"}, "--variation is for --dataset objects, not for folder"),
         ({"source": "nowhere"}, "nowhere is not a folder"),
         ({"output": "images"}, "is not empty and not an unfinished data set"),
         ({"output": "images/0.png"}, "Not a directory"),

@@ -284,6 +284,7 @@ def checkpoint(tmp_path: Path) -> str:
         ("clustering", "nmi"),
         ("segmentation", "foreground_ari"),
         ("labelfree", "lidar"),
+        ("transfer --epochs 1 --rates 0.1 --mode scratch", "val_top1"),
     ],
 )
 def test_each_kind_prints_one_object(
@@ -301,6 +302,18 @@ def test_each_kind_prints_one_object(
 
 
 @pytest.mark.slow
+def test_robustness_compares_two_checkpoints_on_data_sets_of_variations(
+    checkpoint: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_weights(tmp_path / "second.safetensors", weights(seed=1))
+    options = ["--variation", f"same={data}", f"again={data}", "--baseline", str(tmp_path / "second.safetensors")]
+    inputs = ["--checkpoint", checkpoint, "--data-dir", str(data), "--epochs", "2"]
+    assert main(["evaluate", "robustness", *inputs, *options]) == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert scores["same"] == scores["again"] == scores["original"] and scores["same_gain"] == scores["original_gain"]
+
+
+@pytest.mark.slow
 def test_all_says_what_is_left_out(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_weights(tmp_path / "w.safetensors", weights(24))
     assert main(["evaluate", "all", "--checkpoint", str(tmp_path / "w.safetensors"), "--data-dir", str(scenes)]) == 0
@@ -308,7 +321,10 @@ def test_all_says_what_is_left_out(scenes: Path, tmp_path: Path, capsys: pytest.
     printed = json.loads(captured.out)
     assert {"knn.knn_macro_f1", "multilabel.f1_macro", "segmentation.ari"} <= set(printed["scores"])
     left_out = printed["configuration"]["left_out"]
-    assert set(left_out) == {"linear", "clustering", "labelfree"} and "several labels" in left_out["clustering"]
+    assert (
+        set(left_out) == {"linear", "clustering", "labelfree", "robustness"}
+        and "several labels" in left_out["clustering"]
+    )
     assert "clustering is left out: clustering: images of" in captured.err
 
 
@@ -339,6 +355,12 @@ def test_several_checkpoints_have_a_mean(
         ("knn --neighbors 0", "neighbors = "),
         ("linear --rates 0", "rates above 0"),
         ("clustering --output .", "--output . is a directory"),
+        ("robustness", "has none of the splits only_bg_b"),
+        ("robustness --variation no_fg", "--variation no_fg must be NAME=DATA_DIR"),
+        ("robustness --variation original=data", "original is there already; give another name"),
+        ("robustness --variation a=b a=c", "a is there already; give another name"),
+        ("transfer --epochs 0", "transfer: epochs = 0"),
+        ("transfer --mode linear --cifar-stem", "mode linear keeps the stem"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -4,11 +4,13 @@ import math
 import pickle
 from collections import Counter
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from adios_ray.config import Variation
 from adios_ray.data.rendered import objects, scenes
 from adios_ray.data.rendered.rendering import TEXTURES, RenderedSource, cube, cylinder, sphere, window
 from adios_ray.data.sources.base import Sample, Source
@@ -243,6 +245,71 @@ def test_background_and_foreground_are_independent() -> None:
         assert np.abs(picture[~outer] - expected[~outer]).max() <= 0.51
     own = objects.render(4, 0, 64).image
     assert [np.array_equal(own, picture) for picture in pictures].index(True) == subject.texture
+
+
+def regions(index: int, size: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return where picture ``index`` of seed 4 is all object, where it is some object, and the bounding box of that."""
+    front = objects.foreground(objects.draw_subject(4, index), size)
+    inner, touched, box = np.zeros((3, size, size), dtype=bool)
+    inner[front.box.place], touched[front.box.place] = front.alpha == 1.0, front.alpha > 0.0
+    rows, columns = np.nonzero(touched)
+    box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    return inner, touched, box
+
+
+def background_of(index: int, size: int) -> npt.NDArray[np.uint8]:
+    """Return the background of picture ``index`` of seed 4, as the picture's pixels."""
+    texture = objects.draw_subject(4, index).texture
+    return np.rint(np.clip(objects.background(4, index, texture, size), 0, 1) * 255).transpose(1, 2, 0).astype(np.uint8)
+
+
+def close(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> bool:
+    """Tell whether pixels are equal to a level."""
+    return bool((np.abs(a.astype(int) - b) <= 1).all())
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_variations_keep_the_pixels_that_they_are_named_after(index: int) -> None:
+    size = 48
+    original, back = objects.render(4, index, size).image, background_of(index, size)
+    inner, touched, box = regions(index, size)
+    shown = {variation: objects.render(4, index, size, variation).image for variation in get_args(Variation)}
+    assert np.array_equal(shown["original"], original)
+    assert not shown["only_bg_b"][box].any() and close(shown["only_bg_b"][~box], back[~box])
+    assert close(shown["only_bg_t"], back)
+    assert not shown["no_fg"][inner].any() and np.array_equal(shown["no_fg"][~touched], original[~touched])
+    assert not shown["only_fg"][~touched].any() and np.array_equal(shown["only_fg"][inner], original[inner])
+    for variation in ("mixed_same", "mixed_rand", "mixed_next"):
+        assert np.array_equal(shown[variation][inner], original[inner])
+        assert np.abs(shown[variation][~touched].astype(int) - original[~touched]).mean() > 5
+
+
+def test_mixed_variations_show_the_background_of_a_picture_of_the_named_class() -> None:
+    labels: dict[Variation, list[int]] = {"mixed_same": [], "mixed_rand": [], "mixed_next": []}
+    for index in range(60):
+        front = objects.foreground(objects.draw_subject(4, index), 16)
+        unshaded = np.ones((16, 16), dtype=bool)
+        unshaded[front.box.place] = (front.alpha == 0.0) & (front.shadow == 0.0)
+        for variation, found in labels.items():
+            other = objects.donor(4, index, variation)
+            assert other != index
+            picture = objects.render(4, index, 16, variation).image
+            assert close(picture[unshaded], background_of(other, 16)[unshaded])
+            found.append((objects.draw_subject(4, other).label - objects.draw_subject(4, index).label) % 10)
+    assert set(labels["mixed_same"]) == {0} and set(labels["mixed_next"]) == {1}
+    assert set(labels["mixed_rand"]) == set(range(10))
+
+
+@pytest.mark.parametrize("variation", get_args(Variation))
+def test_variations_are_paired_with_the_originals(variation: Variation) -> None:
+    source, originals = objects.source(20, 5, variation), objects.source(20, 5)
+    assert source.listing() == originals.listing()
+    sent: Source = pickle.loads(pickle.dumps(source))
+    for item in ("0", "13"):
+        sample, original = sent.load(item, 32), originals.load(item, 32)
+        assert np.array_equal(sample.image, objects.render(5, int(item), 32, variation).image)
+        assert sample.label == original.label
+        assert np.array_equal(instances_of(sample), instances_of(original))
 
 
 @pytest.mark.parametrize("name", ["stripes", "checker", "dots", "waves", "grid", "zigzag", "rings"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from adios_ray.config import FolderLayout, OnBadImage
+from adios_ray.config import FolderLayout, OnBadImage, Variation
 from adios_ray.data.sources.catalog import CATALOG, Entry, Name, table
 from adios_ray.errors import UsageError
 
@@ -55,6 +55,11 @@ class Prepare:
 
     seed: int | None = None
     """Rendered sets only: seed of the images; 0 if not given."""
+
+    variation: Variation = "original"
+    """objects only: a variation of the backgrounds challenge, of the same objects for the same seed: background with
+    the object's box black (only_bg_b) or filled with the texture (only_bg_t), object black (no_fg), background black
+    (only_fg), background of another image of the same (mixed_same), any (mixed_rand) or the next class (mixed_next)."""
 
     train_images: int | None = None
     """Images to take for the train split, from each class in proportion to its size; all if not given."""
@@ -203,6 +208,8 @@ class Prepare:
             raise UsageError(f"--dataset {self.dataset} needs --source, the folder of images")
         if not entry.rendered and (self.num_images is not None or self.seed is not None):
             raise UsageError(f"--num-images and --seed are for rendered sets, not for --dataset {self.dataset}")
+        if self.variation != "original" and self.dataset != "objects":
+            raise UsageError(f"--variation is for --dataset objects, not for {self.dataset}")
         if entry.rendered and self.source is not None:
             raise UsageError(f"--dataset {self.dataset} is rendered and takes no --source")
         if self.download and entry.download is None:
@@ -253,8 +260,10 @@ class Prepare:
         """Make the source of rendered images, and the values that identify it in the recipe."""
         num_images = DEFAULT_NUM_IMAGES if self.num_images is None else self.num_images
         seed = self.seed or 0
+        # The original is no option: its recipe stays that of data sets from before there were variations.
+        options = {} if self.variation == "original" else {"variation": self.variation}
         try:
-            return entry.source(num_images, seed), {"num_images": num_images, "seed": seed}
+            return entry.source(num_images, seed, **options), {"num_images": num_images, "seed": seed, **options}
         except ValueError as error:
             raise UsageError(str(error)) from error
 

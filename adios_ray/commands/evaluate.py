@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -125,6 +125,91 @@ class Labelfree:
         return kinds.labelfree(subject)
 
 
+@dataclass(frozen=True)
+class Robustness:
+    """Accuracy of a linear probe of the original images on variations of them, and its gain over a baseline."""
+
+    variation: tuple[str, ...] = ()
+    """NAME=DATA_DIR for each variation: a data set of the same classes, of which the split that is evaluated is used.
+    Of a data set `--dataset backgrounds`, its variations if not given. The original is --data-dir."""
+
+    baseline: Path | None = None
+    """Checkpoint or weights file to compare with, image by image."""
+
+    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    """Learning rates of the probe for batches of 256, of which one is chosen on val."""
+
+    epochs: int = 100
+    """Epochs of the probe; the rate is multiplied by 0.1 after 60 % and 80 % of them."""
+
+    batch_size: int = 256
+    """Images in a batch; rates are multiplied by this / 256."""
+
+    def evaluate(self, subject: "Subject") -> "EvaluationResult":
+        """Evaluate; see ``robustness.robustness``.
+
+        Raises:
+            UsageError: If a variation is not NAME=DATA_DIR, or has the name of another one.
+        """
+        from adios_ray.data.shards import open_shards
+        from adios_ray.evaluation.robustness import robustness
+        from adios_ray.evaluation.subject import opened
+        from adios_ray.models.weights import load_weights
+
+        places: dict[str, str] = {}
+        for text in self.variation:
+            name, _, place = text.partition("=")
+            if not name or not place:
+                raise UsageError(f"--variation {text} must be NAME=DATA_DIR, such as no_fg=data/objects/no_fg")
+            if name in places or name == "original":
+                raise UsageError(f"--variation {text}: {name} is there already; give another name")
+            places[name] = place
+        variations = {name: (open_shards(place), subject.split) for name, place in places.items()}
+        with contextlib.ExitStack() as stack:
+            baseline = None
+            if self.baseline is not None:
+                weights, dataset, split = load_weights(self.baseline), subject.dataset, subject.split
+                shown = subject.view, subject.seed, subject.map_parts, subject.progress
+                baseline = stack.enter_context(opened(weights, dataset, split, *shown))
+            return robustness(subject, variations or None, baseline, self.rates, self.epochs, self.batch_size)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Accuracy on a data set that a classifier is trained on; its learning rate is chosen on val.
+
+    Each rate's result is kept in the cache directory ($ADIOS_RAY_CACHE): run again after an interruption to resume.
+    """
+
+    mode: Literal["fine-tune", "linear", "scratch"] = "fine-tune"
+    """fine-tune: train all weights; linear: train a classifier on the frozen encoder; scratch: begin with new weights
+    of the same architecture."""
+
+    rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
+    """Learning rates at the first step."""
+
+    epochs: int = 100
+    """Passes over the training images at each rate."""
+
+    batch_size: int = 512
+    """Most images in a step; an epoch is cut into equal batches."""
+
+    image_size: int | None = None
+    """Side of the views in pixels; the checkpoint's, or that of the stored images if it is smaller, if not given."""
+
+    cifar_stem: bool = False
+    """fine-tune and scratch of ResNets: a new stem of 3x3 pixels and stride 1 without max-pooling, as in the paper for
+    CIFAR."""
+
+    def evaluate(self, subject: "Subject") -> "EvaluationResult":
+        """Evaluate; see ``transfer.transfer``."""
+        from adios_ray.data.cache import cache_directory
+        from adios_ray.evaluation.transfer import FOLDER, TransferConfig, transfer
+        from adios_ray.validation import parse
+
+        return transfer(subject, parse(TransferConfig, asdict(self), "transfer"), cache_directory() / FOLDER)
+
+
 PARTS: Mapping[str, Kind] = {
     "knn": Knn(),
     "linear": Linear(),
@@ -132,6 +217,7 @@ PARTS: Mapping[str, Kind] = {
     "multilabel": Multilabel(),
     "segmentation": Segmentation(),
     "labelfree": Labelfree(),
+    "robustness": Robustness(),
 }
 """What ``all`` consists of."""
 
@@ -169,6 +255,8 @@ Kinds = (
     | Annotated[Multilabel, tyro.conf.subcommand("multilabel")]
     | Annotated[Segmentation, tyro.conf.subcommand("segmentation")]
     | Annotated[Labelfree, tyro.conf.subcommand("labelfree")]
+    | Annotated[Robustness, tyro.conf.subcommand("robustness")]
+    | Annotated[Transfer, tyro.conf.subcommand("transfer")]
     | Annotated[All, tyro.conf.subcommand("all")]
 )
 

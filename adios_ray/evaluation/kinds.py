@@ -50,7 +50,7 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
     """
     own, manifest = subject.networks.config.evaluation, subject.dataset.manifest
     splits = ("train", "val", subject.split) if subject.has_val else ("train", subject.split)
-    _check_labels(subject, "k-NN", splits, manifest.multi_label)
+    check_labels(subject, "k-NN", splits, manifest.multi_label)
     images = len(subject.dataset.split("train"))
     if images < (most := max([own.neighbors, *neighbors])):
         raise EvaluationError(f"k-NN: train has {images} images; {most} neighbors need at least {most}")
@@ -120,7 +120,7 @@ def linear(
             f"; {subject.dataset.location} has {has}. Without a choice: one rate, or the solver lbfgs"
         )
     splits = ("train", "val", subject.split) if subject.has_val else ("train", subject.split)
-    _check_labels(subject, "linear evaluation", splits)
+    check_labels(subject, "linear evaluation", splits)
     features = {split: subject.features(split) for split in splits}
     train, held_out = features["train"], features[subject.split]
     milestones = tuple(round(share * epochs) for share in (0.6, 0.8))
@@ -166,7 +166,7 @@ def linear(
     details: list[Row] = [
         {"rate": rate, "val top1": accuracy.top1, "val top5": accuracy.top5} for rate, accuracy in found.rates
     ]
-    scores = _accuracies("", found.test) | (_accuracies("val_", found.val) if subject.has_val else {})
+    scores = accuracy_scores("", found.test) | (accuracy_scores("val_", found.val) if subject.has_val else {})
     return subject.result("linear", scores, configuration, splits, details)
 
 
@@ -176,7 +176,7 @@ def clustering(subject: Subject) -> EvaluationResult:
     Raises:
         EvaluationError: If the data have no classes, several labels an image, or fewer than two images for each class.
     """
-    _check_labels(subject, "clustering", (subject.split,))
+    check_labels(subject, "clustering", (subject.split,))
     labels = subject.held_out.labels
     classes = len(np.unique(labels))
     if len(labels) < 2 * classes:
@@ -195,7 +195,7 @@ def multilabel(subject: Subject) -> EvaluationResult:
     Raises:
         EvaluationError: If images have one class each, or train has no image with a label of the others.
     """
-    _check_labels(subject, "multi-label probe", ("train", subject.split), multi_label=True)
+    check_labels(subject, "multi-label probe", ("train", subject.split), multi_label=True)
     found = multilabel_probe(*subject.features("train"), *subject.features(subject.split))
     names = subject.dataset.manifest.classes
     configuration = {"labels": len(names), "constant_labels": tuple(names[number] for number in found.constant)}
@@ -285,7 +285,7 @@ def labelfree(subject: Subject) -> EvaluationResult:
     return subject.result("labelfree", named, configuration, (subject.split,))
 
 
-def _check_labels(subject: Subject, measure: str, splits: Sequence[str], multi_label: bool = False) -> None:
+def check_labels(subject: Subject, measure: str, splits: Sequence[str], multi_label: bool = False) -> None:
     """Check that images have labels of the needed kind, and that the first split has images of all classes.
 
     Raises:
@@ -317,6 +317,21 @@ def _check_labels(subject: Subject, measure: str, splits: Sequence[str], multi_l
             )
 
 
+def check_selection(subject: Subject, measure: str) -> None:
+    """Check that settings can be chosen on val and reported on another split, all with labels of one class each.
+
+    Raises:
+        EvaluationError: If not; names the measure, what it has and what it needs.
+    """
+    if not subject.has_val:
+        has = ", ".join(sorted(subject.dataset.manifest.splits))
+        raise EvaluationError(
+            f"{measure} chooses its learning rate on val and reports another split, not {subject.split}; "
+            f"{subject.dataset.location} has {has}"
+        )
+    check_labels(subject, measure, ("train", "val", subject.split))
+
+
 def _on_device(subject: Subject, split: str) -> tuple[Tensor, Tensor]:
     """Return features and labels of a split on the device."""
     features, labels = subject.features(split)
@@ -328,7 +343,8 @@ def _share(value: float, images: int) -> Score:
     return Score(value, math.sqrt(value * (1 - value) / images))
 
 
-def _accuracies(prefix: str, accuracy: Accuracy) -> dict[str, Score]:
+def accuracy_scores(prefix: str, accuracy: Accuracy) -> dict[str, Score]:
+    """Return the scores ``top1`` and ``top5``, with a prefix."""
     return {
         f"{prefix}top1": Score(accuracy.top1, accuracy.top1_error),
         f"{prefix}top5": Score(accuracy.top5, accuracy.top5_error),

@@ -11,7 +11,7 @@ as long on a CPU.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -143,7 +143,7 @@ def evaluate_linear(
     device = device or train_features.device
     classes = _check_training(train_features, train_labels)
     for name, features, labels in (("val", val_features, val_labels), ("test", test_features, test_labels)):
-        _check(name, features, labels, train_features.shape[1], classes)
+        check_split(name, features, labels, train_features.shape[1], classes)
     rate: float | None = None
     found: tuple[RateAccuracy, ...] = ()
     if solver == "sgd":
@@ -166,8 +166,8 @@ def evaluate_linear(
         found, classifier = sweep.rates, sweep.classifier
     else:
         classifier = logistic_regression(train_features, train_labels, penalty, standardize, device)
-        (val,) = _accuracies(classifier[:, None], val_features, val_labels)
-    (test,) = _accuracies(classifier[:, None], test_features, test_labels)
+        val = accuracy(classifier, val_features, val_labels)
+    test = accuracy(classifier, test_features, test_labels)
     return LinearEvaluation(test, val, rate, found)
 
 
@@ -208,7 +208,7 @@ def linear_sweep(
         EvaluationError: If features, labels or a setting cannot be used.
     """
     classes = _check_training(train_features, train_labels)
-    _check("val", val_features, val_labels, train_features.shape[1], classes)
+    check_split("val", val_features, val_labels, train_features.shape[1], classes)
     if not rates or min(rates) <= 0 or epochs < 1 or batch_size < 1:
         raise EvaluationError(
             f"rates {list(rates)}, {epochs} epochs, batches of {batch_size}; "
@@ -351,6 +351,16 @@ def logistic_regression(
     return inputs.unscaled(weights)
 
 
+def accuracy(classifier: Tensor, features: Tensor, labels: Tensor) -> Accuracy:
+    """Compute the accuracy of a classifier [C, F + 1] on features [M, F] with labels [M], integers 0 to C - 1."""
+    return _accuracies(classifier[:, None], features, labels)[0]
+
+
+def correct(classifier: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+    """Tell which images count for ``Accuracy.top1``, bool [M] on the classifier's device; arguments as ``accuracy``."""
+    return torch.cat([lower[0] == len(classifier) - 1 for lower in _lower(classifier[:, None], features, labels)])
+
+
 class _Inputs:
     """Inputs of a classifier, made of features batch by batch: a converted copy of all would double the memory."""
 
@@ -392,21 +402,27 @@ def _gradient(logits: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
     return logits.scatter_add_(0, labels.expand(shape), (-scale).expand(shape))
 
 
-@torch.no_grad()
 def _accuracies(classifiers: Tensor, features: Tensor, labels: Tensor) -> list[Accuracy]:
     """Compute the accuracy of each of R classifiers [C, R, F + 1] on features [M, F] with labels [M]."""
+    classes, count, _ = classifiers.shape
+    hits = torch.zeros(2, count, dtype=torch.int64, device=classifiers.device)
+    for lower in _lower(classifiers, features, labels):
+        hits += torch.stack([lower >= classes - 1, lower >= classes - 5]).sum(dim=2)
+    shares = [(top1 / len(labels), top5 / len(labels)) for top1, top5 in hits.T.tolist()]
+    return [Accuracy(top1, top5, _error(top1, len(labels)), _error(top5, len(labels))) for top1, top5 in shares]
+
+
+@torch.no_grad()
+def _lower(classifiers: Tensor, features: Tensor, labels: Tensor) -> Iterator[Tensor]:
+    """Count the classes with a lower logit than the image's own, for blocks of B images, int64 [R, B]."""
     inputs = _Inputs(features[:0].to(classifiers.dtype), False, classifiers.device)
     classes, count, size = classifiers.shape
-    hits = torch.zeros(2, count, dtype=torch.int64, device=classifiers.device)
     block = max(VALUES // max(size, count * classes), 1)
     for part, truth in zip(features.split(block), labels.to(classifiers.device).split(block), strict=True):
         logits = (classifiers.flatten(0, 1) @ inputs.rows(part).T).view(classes, count, len(part))
         own = logits.gather(0, truth.long().expand(1, count, -1))
         # Not the number of higher logits: nan, which is not lower than any, would be right.
-        lower = (logits < own).sum(dim=0)
-        hits += torch.stack([lower >= classes - 1, lower >= classes - 5]).sum(dim=2)
-    shares = [(top1 / len(labels), top5 / len(labels)) for top1, top5 in hits.T.tolist()]
-    return [Accuracy(top1, top5, _error(top1, len(labels)), _error(top5, len(labels))) for top1, top5 in shares]
+        yield (logits < own).sum(dim=0)
 
 
 def _error(share: float, images: int) -> float:
@@ -416,7 +432,7 @@ def _error(share: float, images: int) -> float:
 
 def _check_training(features: Tensor, labels: Tensor) -> int:
     """Check the training split, and return the number of classes C."""
-    _check("train", features, labels, features.shape[-1])
+    check_split("train", features, labels, features.shape[-1])
     if len(labels.unique()) < 2:
         raise EvaluationError(f"train: all {len(labels)} images are of one class; linear evaluation needs at least two")
     classes = int(labels.max()) + 1
@@ -427,8 +443,12 @@ def _check_training(features: Tensor, labels: Tensor) -> int:
     return classes
 
 
-def _check(name: str, features: Tensor, labels: Tensor, size: int, classes: int | None = None) -> None:
-    """Check a split: features [M, size] that are finite, labels [M] from 0 to classes - 1 (any number if None)."""
+def check_split(name: str, features: Tensor, labels: Tensor, size: int, classes: int | None = None) -> None:
+    """Check a split: features [M, size] that are finite, labels [M] from 0 to classes - 1 (any number if None).
+
+    Raises:
+        EvaluationError: If they are not; names the split.
+    """
     if features.ndim != 2 or not len(features) or features.shape[1] != size or not features.is_floating_point():
         raise EvaluationError(
             f"{name}: {features.dtype} features of shape {list(features.shape)}; "

@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from adios_ray.checkpoints import META_FILE, STATE_FILE, open_checkpoint
-from adios_ray.config import MaskingConfig, Strict, TrialConfig
+from adios_ray.config import BackboneConfig, MaskingConfig, Strict, TrialConfig
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.files import atomic_write
 from adios_ray.masking.occlusion import OcclusionModel
+from adios_ray.models.backbones import build_backbone
 from adios_ray.models.networks import Networks
 from adios_ray.validation import parse, parse_json
 
@@ -178,6 +179,38 @@ def build_networks(weights: Weights) -> Networks:
     probe = {f"probe.{name}": tensor for name, tensor in networks.probe.state_dict().items()}
     _put(networks, {**probe, **weights.tensors}, weights.origin)
     return networks.eval()
+
+
+def build_initial_backbone(
+    config: BackboneConfig, tensors: Mapping[str, Tensor] | None, image_size: int, cifar_stem: bool = False
+) -> tuple[nn.Module, int]:
+    """Build a backbone for another data set, in training mode.
+
+    Args:
+        config: Configuration that the backbone was trained with.
+        tensors: Its tensors; position embeddings are resampled to ``image_size``. None draws all weights from torch's
+            global generator.
+        image_size: Side S of the images in pixels.
+        cifar_stem: Replace the stem by a 3x3 convolution of stride 1 without max-pooling, for images of 32 pixels. Its
+            weights are drawn, unless the backbone was trained with such a stem.
+
+    Returns:
+        A module from images [B, 3, S, S] to features [B, F], and F.
+
+    Raises:
+        ConfigError: If the backbone has no such stem, or does not take images of this size.
+        CheckpointError: If the tensors do not fit the configured backbone.
+    """
+    new_stem = cifar_stem and not config.cifar_stem
+    if new_stem:
+        config = config.model_copy(update={"cifar_stem": True})
+        if config.name == "resnet_small":
+            raise ConfigError("backbone.cifar_stem: resnet_small has no stem to replace; leave it out")
+    backbone, features = build_backbone(config, image_size)
+    if tensors is not None:
+        drawn = {"conv1.weight": backbone.state_dict()["conv1.weight"]} if new_stem else {}
+        _put(backbone, _resampled(tensors, backbone) | drawn, config.name)
+    return backbone, features
 
 
 def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:

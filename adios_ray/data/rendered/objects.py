@@ -6,12 +6,14 @@ background, or without the object, can be composed from the same parts.
 
 import colorsys
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from adios_ray.config import Variation
 from adios_ray.data.rendered.rendering import (
     TEXTURES,
     Color,
@@ -34,6 +36,10 @@ from adios_ray.data.rendered.rendering import (
 from adios_ray.data.sources.base import Sample
 
 TEXTURE_AGREEMENT = 0.7  # probability that the background is of the class's own family of textures
+DONORS = 2**31
+"""Pictures of a seed whose backgrounds the mixed variations take: more than any data set has."""
+_MIXED: Mapping[Variation, int | None] = {"mixed_same": 0, "mixed_rand": None, "mixed_next": 1}
+"""Number of the background's class minus that of the object's in each mixed variation; None for any."""
 
 _EXTENT = 1.25  # half the side of the box around any shape, in units of the object's size
 _SHADOW_SHIFT, _SHADOW_SOFTNESS, _SHADOW_DEPTH = 0.16, 0.30, 0.55
@@ -286,23 +292,65 @@ def instance_map(front: Foreground, image_size: int) -> npt.NDArray[np.uint8]:
     return instances
 
 
-def render(seed: int, index: int, image_size: int) -> Sample:
+def donor(seed: int, index: int, variation: Variation) -> int:
+    """Choose the picture whose background a mixed variation of picture ``index`` shows, never that picture itself.
+
+    Returns:
+        Number of a picture of the same class (``mixed_same``), of any class (``mixed_rand``), or of the next class
+        (``mixed_next``; the first after the last).
+    """
+    step, label = _MIXED[variation], draw_subject(seed, index).label
+    rng = np.random.default_rng((seed, index, 2))
+    while True:
+        other = int(rng.integers(DONORS))
+        if other != index and step in (None, (draw_subject(seed, other).label - label) % len(CLASSES)):
+            return other
+
+
+def _vary(
+    variation: Variation, seed: int, index: int, subject: Subject, front: Foreground, image_size: int
+) -> npt.NDArray[np.uint8]:
+    """Draw a variation of picture ``index``, RGB uint8 [S, S, 3]."""
+    if variation in _MIXED:
+        other = donor(seed, index, variation)
+        return compose(front, background(seed, other, draw_subject(seed, other).texture, image_size))
+    if variation == "only_fg":
+        return compose(front, np.zeros((3, image_size, image_size), dtype=np.float32))
+    back = background(seed, index, subject.texture, image_size)
+    if variation == "only_bg_b":
+        covered = front.alpha > 0.0
+        rows, columns = (np.flatnonzero(covered.any(axis=axis)) for axis in (1, 0))
+        below = back[:, front.box.place[0], front.box.place[1]]
+        below[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 0.0
+    # The shadow is left out where the object is: its outline would tell the class.
+    if variation in ("only_bg_b", "only_bg_t"):
+        return to_uint8(back)
+    if variation == "no_fg":
+        front = front._replace(color=np.zeros_like(front.color))
+    return compose(front, back)
+
+
+def render(seed: int, index: int, image_size: int, variation: Variation = "original") -> Sample:
     """Draw picture ``index`` of ``seed``; the same picture at every size.
+
+    The variations are those of the backgrounds challenge (Xiao et al. 2021). Object, pose, label and instance map are
+    those of the original picture. ``only_bg_b``: the background, black in the object's bounding box; ``only_bg_t``: the
+    background alone, drawn where the object was too; ``no_fg``: the original with the object in black; ``only_fg``: the
+    object on black; ``mixed_*``: the object in front of another picture's background, see ``donor``.
 
     Raises:
         ValueError: If ``image_size`` is below 16.
     """
     subject = draw_subject(seed, index)
     front = foreground(subject, image_size)
-    back = background(seed, index, subject.texture, image_size)
-    picture, instances = compose(front, back), instance_map(front, image_size)
-    return Sample(picture, subject.label, instances, image_size, image_size)
+    picture = _vary(variation, seed, index, subject, front, image_size)
+    return Sample(picture, subject.label, instance_map(front, image_size), image_size, image_size)
 
 
-def source(num_images: int, seed: int) -> RenderedSource:
-    """Make a source of the first ``num_images`` pictures of ``seed``.
+def source(num_images: int, seed: int, variation: Variation = "original") -> RenderedSource:
+    """Make a source of the first ``num_images`` pictures of ``seed``, or of a variation of each.
 
     Raises:
         ValueError: If ``num_images`` is below 10 or ``seed`` below 0.
     """
-    return RenderedSource(render, CLASSES, False, num_images, seed)
+    return RenderedSource(partial(render, variation=variation), CLASSES, False, num_images, seed)

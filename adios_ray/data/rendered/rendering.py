@@ -268,7 +268,7 @@ class RenderedSource:
     """A source of rendered pictures: item "12" is picture 12 of the seed.
 
     Attributes:
-        render: Function of (seed, index, image_size); at module level, so that the source can be pickled.
+        render: Function of (seed, index, image_size); one that can be pickled.
         classes: Class names; the label is an index into them.
         multi_label: Whether an image may have any number of the classes.
         num_images: Number of pictures, 10 or more.

@@ -1,13 +1,15 @@
 """The backgrounds challenge (Xiao et al. 2021): ImageNet-9 and its seven variations."""
 
 from pathlib import Path
+from typing import get_args
 
+from adios_ray.config import Variation
 from adios_ray.data.sources.folder import by_class, of_classes
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.errors import DatasetError
 
 ORIGINAL = "original"
-VARIATIONS = ("only_bg_b", "only_bg_t", "no_fg", "only_fg", "mixed_same", "mixed_rand", "mixed_next")
+VARIATIONS: tuple[Variation, ...] = tuple(name for name in get_args(Variation) if name != ORIGINAL)
 FOLDER = "bg_challenge"
 
 

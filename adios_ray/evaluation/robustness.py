@@ -1,0 +1,171 @@
+"""Robustness to changed backgrounds: a probe of the original images, tested on variations (paper, Section 3.3).
+
+The variations are those of the backgrounds challenge (Xiao et al. 2021). M is the number of images of a variation.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adios_ray.data.shards import Dataset
+from adios_ray.data.sources.backgrounds import ORIGINAL, VARIATIONS
+from adios_ray.errors import EvaluationError
+from adios_ray.evaluation.features import Features
+from adios_ray.evaluation.kinds import check_selection
+from adios_ray.evaluation.linear import RATES, check_split, correct, linear_sweep
+from adios_ray.evaluation.result import EvaluationResult, Row, Score
+from adios_ray.evaluation.subject import Subject, data_checksum
+
+
+class ProbedVariations(NamedTuple):
+    """The result of a probe that was trained on original images.
+
+    Attributes:
+        rate: Its learning rate, which was best on the validation images.
+        val: Top-1 accuracy on these, 0 to 1.
+        correct: Which images of each variation are classified correctly, bool [M] on the CPU.
+    """
+
+    rate: float
+    val: float
+    correct: dict[str, Tensor]
+
+
+def robustness(
+    subject: Subject,
+    variations: Mapping[str, tuple[Dataset, str]] | None = None,
+    baseline: Subject | None = None,
+    rates: Sequence[float] = RATES,
+    epochs: int = 100,
+    batch_size: int = 256,
+) -> EvaluationResult:
+    """Train a linear probe on the original images, and test it on variations of them.
+
+    Args:
+        subject: What to evaluate, on the data set of the original images, whose reported split is tested too.
+        variations: Data set and split of each variation, by its name. None takes the splits of the data set that are
+            named like a variation of the backgrounds challenge.
+        baseline: Another encoder, to be compared image by image.
+        rates: Learning rates for batches of 256; see ``linear_sweep``.
+        epochs: Of SGD; the rate is multiplied by 0.1 after 60 % and 80 % of them.
+        batch_size: Images in a step.
+
+    Returns:
+        Top-1 accuracy of each variation as a score of its name, and the gain over the baseline as ``NAME_gain``; a row
+        of details for each variation.
+
+    Raises:
+        EvaluationError: If there is no variation, one has other classes than the original, the original has no val
+            split, or labels or features cannot be used.
+        DatasetError: If a split is missing.
+    """
+    check_selection(subject, "robustness")
+    own = subject.dataset
+    if variations is None:
+        variations = {name: (own, name) for name in VARIATIONS if own.manifest.splits.get(name)}
+    if not variations:
+        raise EvaluationError(
+            f"robustness: {own.location} has none of the splits {', '.join(VARIATIONS)}; name data sets of variations"
+        )
+    for name, (dataset, split) in variations.items():
+        if dataset.manifest.classes != own.manifest.classes:
+            raise EvaluationError(f"robustness: {name} ({dataset.location}) has other classes than {own.location}")
+        dataset.split(split)
+    tested = {ORIGINAL: (own, subject.split), **variations}
+    probed = _probe(subject, tested, rates, epochs, batch_size)
+    scores = {name: share(hits) for name, hits in probed.correct.items()}
+    details: list[Row] = [
+        {"variation": name, "images": len(hits), "accuracy": scores[name].value, "error": scores[name].standard_error}
+        for name, hits in probed.correct.items()
+    ]
+    configuration: dict[str, Any] = {
+        "rates": tuple(rates),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "selected_on": "val",
+        "selected_rate": probed.rate,
+        "variations": {
+            name: {"data": dataset.location, "split": split, "sha256": data_checksum(dataset)}
+            for name, (dataset, split) in variations.items()
+        },
+    }
+    if baseline is not None:
+        compared = _probe(baseline, tested, rates, epochs, batch_size)
+        for row, (name, hits) in zip(details, compared.correct.items(), strict=True):
+            scores[f"{name}_gain"] = gained = gain(probed.correct[name], hits)
+            row |= {"baseline": share(hits).value, "gain": gained.value, "gain error": gained.standard_error}
+        configuration["baseline"] = {
+            "origin": baseline.origin,
+            "sha256": baseline.weights_sha256,
+            "selected_rate": compared.rate,
+        }
+    return subject.result("robustness", scores, configuration, ("train", "val", subject.split), details)
+
+
+def probe_variations(
+    train: Features,
+    val: Features,
+    variations: Mapping[str, Features],
+    rates: Sequence[float] = RATES,
+    epochs: int = 100,
+    batch_size: int = 256,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> ProbedVariations:
+    """Train a linear probe on original images and test it on each variation; see ``linear_sweep``.
+
+    Args:
+        train: Features and classes of the original's training images.
+        val: Those of its validation images, by which the rate is chosen.
+        variations: Those of the images of each variation, by its name.
+        rates: Learning rates for batches of 256.
+        epochs: Of SGD; the rate is multiplied by 0.1 after 60 % and 80 % of them.
+        batch_size: Images in a step.
+        seed: Of the order of the images.
+        device: Where to compute; None: where the features are.
+
+    Raises:
+        EvaluationError: If features, labels or a setting cannot be used; names the variation.
+    """
+    # Before the training, which would be lost if a variation did not fit.
+    for name, (features, labels) in variations.items():
+        check_split(name, features, labels, train.features.shape[-1], int(train.labels.max()) + 1)
+    milestones = tuple(round(part * epochs) for part in (0.6, 0.8))
+    sweep = linear_sweep(*train, *val, rates, epochs, batch_size, milestones, seed=seed, device=device)
+    found = {name: correct(sweep.classifier, *images).cpu() for name, images in variations.items()}
+    return ProbedVariations(sweep.best.rate, sweep.best.accuracy.top1, found)
+
+
+def share(correct: Tensor) -> Score:
+    """Compute the share p of bool [M] that is true, with its standard error over images, sqrt(p (1 - p) / M)."""
+    return _mean(correct.double())
+
+
+def gain(correct: Tensor, baseline: Tensor) -> Score:
+    """Compute the gain in accuracy over a baseline on the same images, with its paired standard error.
+
+    That is the error of the mean of M differences of -1, 0 or 1: images that are easy or hard for both do not add to
+    it.
+
+    Args:
+        correct: Which images are classified correctly, bool [M].
+        baseline: The same of the baseline, bool [M].
+    """
+    return _mean(correct.double() - baseline.double())
+
+
+def _mean(values: Tensor) -> Score:
+    """Compute the mean of [M] and its standard error, from the uncorrected standard deviation."""
+    return Score(float(values.mean()), float(values.std(correction=0)) / math.sqrt(len(values)))
+
+
+def _probe(
+    subject: Subject, tested: Mapping[str, tuple[Dataset, str]], rates: Sequence[float], epochs: int, batch_size: int
+) -> ProbedVariations:
+    train, val = subject.features("train"), subject.features("val")
+    features = {name: replace(subject, dataset=dataset).features(split) for name, (dataset, split) in tested.items()}
+    return probe_variations(train, val, features, rates, epochs, batch_size, subject.seed, subject.device)
