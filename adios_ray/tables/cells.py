@@ -67,6 +67,11 @@ def finished(folder: Path, cell: Cell) -> bool:
     return all(_result_file(folder, evaluation).is_file() for evaluation in cell.evaluations)
 
 
+def last_checkpoint(folder: Path, cell: Cell) -> Path:
+    """Return the directory of the checkpoint with which the training of a cell ends."""
+    return folder / TRAINING / "checkpoints" / epoch_name(cell.config.epochs)
+
+
 def run_cell(cell: Cell, folder: Path, places: Mapping[str, str], device: torch.device, evaluate: Evaluate) -> None:
     """Train a cell and evaluate it; continue what is there already.
 
@@ -84,7 +89,7 @@ def run_cell(cell: Cell, folder: Path, places: Mapping[str, str], device: torch.
     schedule = Schedule(
         config=config.model_dump(mode="json"), stages=[Stage(from_epoch=0, trial=cell_name(cell), values={})]
     )
-    last = folder / TRAINING / "checkpoints" / epoch_name(config.epochs)
+    last = last_checkpoint(folder, cell)
     if not last.is_dir():
         replay(schedule, config, folder / TRAINING, device)
     for evaluation in cell.evaluations:

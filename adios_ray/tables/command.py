@@ -64,7 +64,7 @@ def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Op
     """
     table = choose_table(presets, options)
     if options.dry_run:
-        _print_estimate(table, options)
+        print_estimate(table, options)
         return
     from adios_ray.tables.cells import measured
     from adios_ray.tables.render import markdown, write_table
@@ -149,7 +149,8 @@ def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, 
     return places
 
 
-def _print_estimate(table: Table, options: Options) -> None:
+def print_estimate(table: Table, options: Options) -> None:
+    """Print how many trainings a table has, their hours by measured steps, and the disk they need."""
     from adios_ray.devices import best_device
     from adios_ray.tables.estimate import estimate
 

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from adios_ray.commands.evaluate import PARTS, Robustness, Transfer
 from adios_ray.data.shards import open_shards
-from adios_ray.evaluation import kinds
 from adios_ray.evaluation.subject import opened
 from adios_ray.experiment.replay import REPORTS_FILE
 from adios_ray.models.weights import load_weights
@@ -21,7 +22,7 @@ def evaluate(kind: str, checkpoint: Path, places: Mapping[str, str], options: Ma
     Args:
         kind: Name of the evaluation.
         checkpoint: Directory of the checkpoint.
-        places: Directories or URIs of the data sets by name; the first one is that of the encoder.
+        places: Directories or URIs of the data sets by name: the one to evaluate, for ``robustness`` its variations too.
         options: Options of the evaluation.
 
     Returns:
@@ -34,7 +35,12 @@ def evaluate(kind: str, checkpoint: Path, places: Mapping[str, str], options: Ma
         *_, last = (checkpoint.parents[1] / REPORTS_FILE).read_text().splitlines()
         report = json.loads(last)
         return {name: report[name] for name in ("mask_mean_min", "mask_mean_max", "slot_overlap")}
-    first, *_ = places.values()
-    with opened(load_weights(checkpoint), open_shards(first)) as subject:
-        result = getattr(kinds, kind)(subject, **options)
+    place, *_ = places.values()
+    defaults: Mapping[str, Any] = {**PARTS, "transfer": Transfer()}
+    evaluation = replace(defaults[kind], **options)
+    if isinstance(evaluation, Robustness):
+        _, *variations = places.items()
+        evaluation = replace(evaluation, variation=tuple(f"{name}={of}" for name, of in variations))
+    with opened(load_weights(checkpoint), open_shards(place)) as subject:
+        result = evaluation.evaluate(subject)
     return {name: score.value for name, score in result.scores.items()}

@@ -1,0 +1,67 @@
+"""Figure 8: the masks that ADIOS learns, with each image below its masks in color.
+
+    python experiments/figure8_masks.py                             # rendered scenes, two CPU cores
+    python experiments/figure8_masks.py --preset paper --data STL10 data/stl10 CLEVR data/clevr ImageNet100-S in100s
+    python experiments/figure8_masks.py --preset paper --dry-run
+
+One picture for each data set, from SimCLR with ADIOS and ResNet-18, and from Table 7's encoder for CLEVR. Its trainings
+are those of Tables 1 and 7.
+"""
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from adios_ray.commands.weights import Masks
+from adios_ray.errors import exit_status
+from adios_ray.tables.cells import last_checkpoint
+from adios_ray.tables.command import RESUMES, Options, check_complete, choose_table, print_estimate, run_all
+from adios_ray.tables.grid import Column, DataSet, Row, Table
+from adios_ray.tables.methods import CLASSIFICATION_DATA, SCENES, SCENES_EPOCHS, published_training, small_training
+
+PRESETS = {"STL10": "stl10", "CLEVR": "clevr", "ImageNet100-S": "in100s"}
+IMAGES = 8
+
+
+def columns(groups: tuple[str, ...]) -> tuple[Column, ...]:
+    """Return the sizes of the slots, which tell whether a picture shows collapsed masks."""
+    return tuple(Column(group, "largest slot", "slots", "mask_mean_max", of_masks=True) for group in groups)
+
+
+def paper() -> Table:
+    """Return the paper's three trainings."""
+    trainings = {
+        group: (published_training(preset, "resnet18", "simclr", "adios"),) for group, preset in PRESETS.items()
+    }
+    clevr = DataSet("--dataset clevr --source CLEVR", images=63_000, image_size=96)
+    data = {group: CLASSIFICATION_DATA.get(group, clevr) for group in PRESETS}
+    return Table("Figure 8: masks", (Row("SimCLR + ADIOS", trainings),), columns(tuple(PRESETS)), data)
+
+
+def small() -> Table:
+    """Return one training on rendered scenes: that of Table 7's small setting."""
+    row = Row("SimCLR + ADIOS", {"scenes": (small_training("simclr", "adios", SCENES_EPOCHS),)})
+    return Table("Masks on rendered scenes", (row,), columns(("scenes",)), {"scenes": SCENES})
+
+
+def run(options: Options) -> None:
+    """Train what is missing, and draw one picture for each data set."""
+    table = choose_table({"paper": paper, "small": small}, options)
+    if options.dry_run:
+        print_estimate(table, options)
+        return
+    folders, failed = run_all(table, options)
+    folder = options.storage / f"{Path(__file__).stem}-{options.preset}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for cell, of_cell in folders.items():
+        if cell.seed == 0 and last_checkpoint(of_cell, cell).is_dir():
+            assert cell.config.data_dir is not None
+            picture = folder / f"{cell.group}.png"
+            Masks(last_checkpoint(of_cell, cell), cell.config.data_dir, picture, IMAGES).run()
+    check_complete(failed)
+
+
+if __name__ == "__main__":
+    options = tyro.cli(Options, description=(__doc__ or "").split("\n")[0])
+    sys.exit(exit_status(lambda: run(options), RESUMES))
