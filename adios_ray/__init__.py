@@ -17,6 +17,8 @@ from adios_ray.errors import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from adios_ray.masking.occlusion import OcclusionModel
+
 __version__ = "0.1.0"
 __all__ = [
     "AdiosRayError",
@@ -51,15 +53,16 @@ def load_encoder(path: str | Path) -> "nn.Module":
     return export.load_encoder(Path(path))
 
 
-def load_occlusion_model(path: str | Path) -> "nn.Module":
+def load_occlusion_model(path: str | Path) -> "OcclusionModel":
     """Load a trained occlusion model.
 
     Args:
-        path: A weights file or a checkpoint directory of a run.
+        path: A weights file, a checkpoint directory of a run, or an exported occlusion model with its JSON beside it.
 
     Returns:
         A module in evaluation mode from images [B, 3, S, S] of the side S that it was trained on, normalized as for
-        ``load_encoder``, to masks [B, N, S, S] in [0, 1] that sum to one at every pixel; 1 removes the pixel.
+        ``load_encoder``, to masks [B, N, S, S] in [0, 1] that sum to one at every pixel; 1 removes the pixel. Its
+        ``token_masks(x, patch)`` averages them over the patches of a vision transformer, [B, N, L].
 
     Raises:
         ConfigError: If the file is missing or of another kind, or has no occlusion model.

@@ -8,8 +8,9 @@ import tyro
 
 from adios_ray.commands.data import Prepare, Verify
 from adios_ray.commands.evaluate import Evaluate
+from adios_ray.commands.masks import Masks
 from adios_ray.commands.training import RESUMES, TRAIN, Replay, Train, train
-from adios_ray.commands.weights import Export, ImportOfficial, Masks, Reproduce
+from adios_ray.commands.weights import Export, ImportOfficial, Reproduce
 from adios_ray.errors import exit_status
 
 Command = (

@@ -64,6 +64,7 @@ Fill = Literal["zero", "blur", "highpass", "noise", "mix"]
 Norm = Literal["group", "instance", "none"]
 """Normalization of the U-Net."""
 Naming = Literal["timm", "torchvision"]
+MaskFormat = Literal["png", "npz"]
 OnBadImage = Literal["skip", "fail"]
 FolderLayout = Literal["splits", "classes", "flat"]
 CentralView = Literal["square", "resize-256"]

@@ -1,4 +1,4 @@
-"""Commands that import, export and visualize weights."""
+"""Commands that import and export weights, and repeat a step."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,65 +35,38 @@ class ImportOfficial:
 
 @dataclass(frozen=True)
 class Export:
-    """Write the encoder alone, for timm or torchvision, with a JSON file that describes how to use it."""
+    """Write the encoder or the occlusion model alone: tensors with a JSON file that describes their use, or ONNX."""
 
     checkpoint: Path
     """Checkpoint directory of a run, or a weights file."""
 
     output: Path
-    """File of tensors to write, *.safetensors; the JSON file is written beside it."""
+    """File to write: *.safetensors (the JSON file is written beside it), or *.onnx, which takes RGB in [0, 1]."""
 
-    naming: Naming = "timm"
-    """The library whose model is to load the tensors."""
+    occlusion: bool = False
+    """Export the occlusion model, not the encoder."""
+
+    naming: Naming | None = None
+    """Encoder as safetensors only: the library whose model is to load the tensors; timm if not given."""
 
     def run(self) -> None:
-        """Write both files and print their contents."""
-        from adios_ray.models.export import export_encoder
+        """Write the file and print its contents."""
+        from adios_ray.models import onnx
+        from adios_ray.models.export import export_encoder, export_occlusion_model
         from adios_ray.models.weights import load_weights
 
-        info = export_encoder(load_weights(self.checkpoint), self.output, self.naming)
-        print(f"{self.output}: {info.naming} {info.name}, {info.features} features, {info.image_size} pixels")
-
-
-@dataclass(frozen=True)
-class Masks:
-    """Draw images, their masks in color, and the images with each mask applied."""
-
-    checkpoint: Path
-    """Checkpoint directory of a run, or a weights file, with an occlusion model."""
-
-    data_dir: str
-    """Directory or URI of a data set made by `adios-ray prepare`; its first validation images are drawn."""
-
-    output: Path
-    """PNG file to write."""
-
-    images: int = 8
-    """Number of images."""
-
-    def run(self) -> None:
-        """Write the picture and print the numbers of images and masks."""
-        import numpy as np
-        import torch
-
-        from adios_ray.data.augment import denormalize
-        from adios_ray.data.loader import central_views
-        from adios_ray.data.shards import open_shards
-        from adios_ray.devices import best_device
-        from adios_ray.models.export import load_occlusion_model
-        from adios_ray.models.weights import occlusion_image_size
-        from adios_ray.tracking.pictures import save_mask_sheet
-
-        if self.images < 1:
-            raise UsageError(f"--images {self.images} must be at least 1")
-        device, split = best_device(), open_shards(self.data_dir).split("val")
-        occlusion = load_occlusion_model(self.checkpoint).to(device)
-        first = np.arange(min(self.images, len(split)))
-        x = central_views(split, first, occlusion_image_size(occlusion), device)
-        with torch.no_grad():
-            masks = occlusion(x).mul(255).round().to(torch.uint8)
-        save_mask_sheet(denormalize(x).cpu().numpy(), masks.cpu().numpy(), self.output)
-        print(f"{self.output}: {len(x)} images, {occlusion.slots} masks each")
+        to_onnx = self.output.suffix == onnx.SUFFIX
+        if self.naming is not None and (self.occlusion or to_onnx):
+            raise UsageError("--naming is for an encoder as safetensors, not for --occlusion or ONNX")
+        if to_onnx:
+            metadata = onnx.export_onnx(load_weights(self.checkpoint), self.output, occlusion=self.occlusion)
+            print(f"{self.output}: " + "; ".join(f"{name}: {value}" for name, value in metadata.items()))
+        elif self.occlusion:
+            model = export_occlusion_model(load_weights(self.checkpoint), self.output)
+            print(f"{self.output}: occlusion model, {model.slots} masks, {model.image_size} pixels")
+        else:
+            info = export_encoder(load_weights(self.checkpoint), self.output, self.naming or "timm")
+            print(f"{self.output}: {info.naming} {info.name}, {info.features} features, {info.image_size} pixels")
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class DecodeOptions:
             decoded may have more.
         stretch: Range of 16-bit values: "file" scales by each file's own maximum, a number from 9 to 16 is their bit
             depth, None stands for all 16 bits.
+        smallest_side: Images with a shorter side in pixels are refused.
 
     Raises:
         UsageError: If a value is out of range.
@@ -75,6 +76,7 @@ class DecodeOptions:
 
     max_pixels: int = _MAX_PIXELS
     stretch: _Stretch = None
+    smallest_side: int = SMALLEST_SIDE
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -112,7 +114,7 @@ def decode(content: bytes, image_size: int, options: DecodeOptions = DecodeOptio
         options: Limits and range of values.
 
     Raises:
-        RefusedImageError: If the image cannot be decoded, has too many pixels, or a side has fewer than 8.
+        RefusedImageError: If the image cannot be decoded, has too many pixels, or too short a side.
     """
     if not content:
         raise RefusedImageError("empty file")
@@ -224,9 +226,9 @@ def _from_16_bits(image: Image.Image, stretch: _Stretch) -> tuple[Image.Image, s
     return Image.fromarray(table[values]), note
 
 
-def _check_sides(size: tuple[int, int]) -> None:
-    if min(size) < SMALLEST_SIDE:
-        raise RefusedImageError(f"{size[0]} x {size[1]} pixels: a side is below {SMALLEST_SIDE}")
+def _check_sides(size: tuple[int, int], smallest: int = SMALLEST_SIDE) -> None:
+    if min(size) < smallest:
+        raise RefusedImageError(f"{size[0]} x {size[1]} pixels: a side is below {smallest}")
 
 
 def _check_pixels(size: tuple[int, int], options: DecodeOptions, what: str = "pixels") -> None:
@@ -260,7 +262,7 @@ class _JpegHeader(NamedTuple):
 
 def _decode_jpeg(kind: str, content: bytes, image_size: int, options: DecodeOptions) -> Picture:
     header = _jpeg_header(content)
-    _check_sides(header.size)
+    _check_sides(header.size, options.smallest_side)
     width, height = header.size
     # The inverse DCT makes blocks of 1, 2, 4 or 8 pixels a side, so that the decoder itself reduces the image.
     enough = SCALED_DECODING * image_size / min(header.size)
@@ -335,7 +337,7 @@ def _decode_other(kind: str, content: bytes, image_size: int, options: DecodeOpt
     if kind == "PNG":
         content = _bare_png(content)
     image = _open(kind, content)
-    _check_sides(image.size)
+    _check_sides(image.size, options.smallest_side)
     _check_pixels(image.size, options)
     if image.mode == "F":
         raise RefusedImageError("floating-point pixels have no fixed range")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adios_ray.config import Norm, check_image_size
+from adios_ray.errors import UsageError
 
 BOTTLENECK = 128
 """Width of the hidden layers of the MLP."""
@@ -111,3 +112,22 @@ class OcclusionModel(nn.Module):
         # near its poles. No longer channels-last, since masks are split by slot.
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         return logits.contiguous().softmax(dim=1)
+
+    def token_masks(self, x: Tensor, patch: int) -> Tensor:
+        """Average each mask over the patches of a vision transformer.
+
+        Args:
+            x: Normalized images [B, 3, S, S].
+            patch: Side P of a patch in pixels.
+
+        Returns:
+            Share of each patch that a mask removes, [B, N, L] in [0, 1], summing to 1 over N. The L = (S / P)^2 tokens
+            are in the order of a vision transformer: row by row, without a class token.
+
+        Raises:
+            UsageError: If the patch does not divide the images' side.
+        """
+        side = x.shape[-1]
+        if patch < 1 or side % patch:
+            raise UsageError(f"patch {patch} does not divide the images' side of {side} pixels")
+        return functional.avg_pool2d(self(x), patch).flatten(2)

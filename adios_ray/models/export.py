@@ -1,14 +1,17 @@
-"""Export of the encoder to timm and torchvision, and loading of encoder and occlusion model for use elsewhere."""
+"""Export of the encoder to timm and torchvision, and of the occlusion model; loading of both for use elsewhere.
+
+An exported network is a ``.safetensors`` of its tensors with a JSON file beside it that describes it.
+"""
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
 from adios_ray.checkpoints import STATE_FILE
-from adios_ray.config import BackboneConfig, Naming, Strict, TrialConfig
+from adios_ray.config import BackboneConfig, Naming, Norm, Strict, TrialConfig
 from adios_ray.data.augment import MEAN, STD
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.files import atomic_write
@@ -23,16 +26,34 @@ from adios_ray.models.weights import (
     misfit,
     plain,
 )
-from adios_ray.validation import read_json
+from adios_ray.validation import parse, read_json
 
 SUFFIX = ".safetensors"
 
 
-class EncoderInfo(Strict):
-    """The description stored beside an exported encoder, as JSON."""
+class _Info(Strict):
+    """The description stored beside an exported network, as JSON."""
 
     schema_version: Literal[1] = 1
     """Version of this description."""
+    image_size: int
+    """Side S in pixels of the images that it was trained on."""
+    mean: tuple[float, float, float] = MEAN
+    """Means of red, green and blue in [0, 1], subtracted from images."""
+    std: tuple[float, float, float] = STD
+    """Standard deviations by which images are then divided."""
+    origin: str
+    """Source of the weights."""
+    config: TrialConfig
+    """Configuration that it was trained under."""
+    sha256: str
+    """Checksum of the file of tensors."""
+
+
+class EncoderInfo(_Info):
+    """The description stored beside an exported encoder, as JSON."""
+
+    part: Literal["encoder"] = "encoder"
     naming: Naming
     """Library whose model loads the tensors, strictly."""
     name: str
@@ -42,20 +63,25 @@ class EncoderInfo(Strict):
     cifar_stem: bool
     """Whether ``conv1`` must become a 3x3 convolution of stride 1 (with padding ``config.backbone.stem_padding``) and
     ``maxpool`` an ``nn.Identity()``."""
-    image_size: int
-    """Side S in pixels of the images that it was trained on."""
     features: int
     """Width F of its output [B, F]."""
-    mean: tuple[float, float, float]
-    """Means of red, green and blue in [0, 1], subtracted from images."""
-    std: tuple[float, float, float]
-    """Standard deviations by which images are then divided."""
-    origin: str
-    """Source of the weights."""
-    config: TrialConfig
-    """Configuration that it was trained under."""
-    sha256: str
-    """Checksum of the file of tensors."""
+
+
+class OcclusionInfo(_Info):
+    """The description stored beside an exported occlusion model, as JSON."""
+
+    part: Literal["occlusion"] = "occlusion"
+    slots: int
+    """Number N of masks; its output is [B, N, S, S] in [0, 1], summing to 1 over N; 1 removes the pixel."""
+    width: int
+    """Channels of the U-Net's first level."""
+    norm: Norm
+    """Normalization of the U-Net."""
+    levels: int
+    """Number of resolutions of the U-Net."""
+
+
+Info = TypeVar("Info", EncoderInfo, OcclusionInfo)
 
 
 def export_encoder(weights: Weights, output: Path, naming: Naming) -> EncoderInfo:
@@ -70,8 +96,7 @@ def export_encoder(weights: Weights, output: Path, naming: Naming) -> EncoderInf
         ConfigError: If the library has no such model, or ``output`` has another suffix.
         CheckpointError: If the weights do not fit their configuration.
     """
-    if output.suffix != SUFFIX:
-        raise ConfigError(f"{output}: the name of an exported encoder must end in {SUFFIX}")
+    _check_suffix(output, "encoder")
     config = weights.config.backbone
     if config.name == "resnet_small":
         raise ConfigError(
@@ -86,7 +111,7 @@ def export_encoder(weights: Weights, output: Path, naming: Naming) -> EncoderInf
         pretrained: Any = networks.backbone.pretrained_cfg
         sized = {"img_size": weights.image_size} if pretrained["fixed_input_size"] else {}
         arguments = {"num_classes": 0, **sized}
-    content = safetensors.torch.save(plain(networks.backbone.state_dict()), {"format": "pt"})
+    content = _tensors(networks.backbone)
     info = EncoderInfo(
         naming=naming,
         name=name,
@@ -94,16 +119,55 @@ def export_encoder(weights: Weights, output: Path, naming: Naming) -> EncoderInf
         cifar_stem=config.cifar_stem,
         image_size=weights.image_size,
         features=networks.features,
-        mean=MEAN,
-        std=STD,
         origin=weights.origin,
         config=weights.config,
         sha256=hashlib.sha256(content).hexdigest(),
     )
+    _write(output, content, info)
+    return info
+
+
+def export_occlusion_model(weights: Weights, output: Path) -> OcclusionInfo:
+    """Write the occlusion model's tensors, then the JSON that describes them.
+
+    Args:
+        weights: Weights of all networks.
+        output: File of tensors, ``*.safetensors``; the description is written beside it as ``*.json``.
+
+    Raises:
+        ConfigError: If there is no occlusion model, or ``output`` has another suffix.
+        CheckpointError: If the weights do not fit their configuration.
+    """
+    _check_suffix(output, "occlusion model")
+    occlusion = occlusion_of(weights)
+    content = _tensors(occlusion)
+    info = OcclusionInfo(
+        image_size=weights.image_size,
+        slots=occlusion.slots,
+        width=weights.config.masking.width,
+        norm=weights.config.masking.norm,
+        levels=len(occlusion.mask_encoder.down),
+        origin=weights.origin,
+        config=weights.config,
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+    _write(output, content, info)
+    return info
+
+
+def _check_suffix(output: Path, part: str) -> None:
+    if output.suffix != SUFFIX:
+        raise ConfigError(f"{output}: the name of an exported {part} must end in {SUFFIX}, or in .onnx for ONNX")
+
+
+def _tensors(module: nn.Module) -> bytes:
+    return safetensors.torch.save(plain(module.state_dict()), {"format": "pt"})
+
+
+def _write(output: Path, content: bytes, info: _Info) -> None:
     # The description last: its checksum refuses the tensors of an earlier export if this one is interrupted in between.
     atomic_write(output, content)
     atomic_write(output.with_suffix(".json"), info.model_dump_json(indent=1).encode())
-    return info
 
 
 def _torchvision_name(config: BackboneConfig, backbone: nn.Module) -> str:
@@ -134,28 +198,16 @@ def load_encoder(path: Path) -> nn.Module:
         ConfigError: If the file is missing or of another kind.
         CheckpointError: If it is damaged.
     """
-    if path.is_file() and path.name != STATE_FILE and METADATA_KEY not in file_metadata(path):
-        return _load_exported(path)
-    return build_networks(load_weights(path)).backbone
-
-
-def _load_exported(path: Path) -> nn.Module:
-    description = path.with_suffix(".json")
-    if not description.is_file():
-        raise ConfigError(f"{path} is neither a weights file of adios_ray nor an exported encoder with {description}")
-    info = read_json(EncoderInfo, description)
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != info.sha256:
-        raise CheckpointError(
-            f"{path} is damaged or not described by {description}: its checksum is another one; export it again"
-        )
+    if not _is_exported(path):
+        return build_networks(load_weights(path)).backbone
+    info, tensors = _read(path, EncoderInfo, "encoder")
     backbone, _ = build_backbone(info.config.backbone, info.image_size)
-    backbone.load_state_dict(safetensors.torch.load(content))
+    backbone.load_state_dict(tensors)
     return backbone.eval()
 
 
 def load_occlusion_model(path: Path) -> OcclusionModel:
-    """Load the occlusion model of a weights file or a checkpoint of a run.
+    """Load the occlusion model of a weights file, a checkpoint of a run, or an exported one with its JSON beside it.
 
     Returns:
         A module from normalized images [B, 3, S, S] to masks [B, N, S, S] in [0, 1], in evaluation mode.
@@ -164,8 +216,45 @@ def load_occlusion_model(path: Path) -> OcclusionModel:
         ConfigError: If the file is missing or of another kind, or has no occlusion model.
         CheckpointError: If it is damaged.
     """
-    weights = load_weights(path)
+    if not _is_exported(path):
+        return occlusion_of(load_weights(path))
+    info, tensors = _read(path, OcclusionInfo, "occlusion")
+    occlusion = OcclusionModel(info.image_size, info.slots, info.width, info.norm, info.levels)
+    occlusion.load_state_dict(tensors)
+    return occlusion.eval()
+
+
+def occlusion_of(weights: Weights) -> OcclusionModel:
+    """Build the occlusion model of a trial, in evaluation mode.
+
+    Raises:
+        ConfigError: If there is none.
+        CheckpointError: If the weights do not fit their configuration.
+    """
     occlusion = build_networks(weights).occlusion
     if occlusion is None:
-        raise ConfigError(f"{path} has no occlusion model: masking.scheme was {weights.config.masking.scheme}")
+        raise ConfigError(
+            f"{weights.origin} has no occlusion model: masking.scheme was {weights.config.masking.scheme}"
+        )
     return occlusion
+
+
+def _is_exported(path: Path) -> bool:
+    return path.is_file() and path.name != STATE_FILE and METADATA_KEY not in file_metadata(path)
+
+
+def _read(path: Path, kind: type[Info], part: str) -> tuple[Info, dict[str, Tensor]]:
+    """Read the description and the tensors of an exported network."""
+    description = path.with_suffix(".json")
+    if not description.is_file():
+        raise ConfigError(f"{path} is neither a weights file of adios_ray nor an exported {part} with {description}")
+    values = read_json(dict[str, Any], description)
+    if (given := values.get("part", "encoder")) != part:  # earlier versions exported encoders only, without naming it
+        raise ConfigError(f"{path} is an exported {given}, where an exported {part} is needed")
+    info = parse(kind, values, str(description))
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != info.sha256:
+        raise CheckpointError(
+            f"{path} is damaged or not described by {description}: its checksum is another one; export it again"
+        )
+    return info, safetensors.torch.load(content)

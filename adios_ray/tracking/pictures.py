@@ -41,7 +41,7 @@ def _pixels(values: npt.NDArray[np.float64]) -> Pixels:
 
 
 def slot_map(masks: Pixels) -> Pixels:
-    """Blend the colors of the slots by mask value: uint8 [K, N, S, S] to uint8 [K, S, S, 3]."""
+    """Blend the colors of the slots by mask value: uint8 [K, N, H, W] to uint8 [K, H, W, 3]."""
     # Stored as uint8, the masks of a pixel sum to about 255, not exactly; equal shares where all are zero.
     total = masks.sum(axis=1, keepdims=True, dtype=np.float64)
     shares = np.where(total > 0, masks / np.maximum(total, 1), 1 / masks.shape[1])
@@ -52,7 +52,7 @@ def slot_map(masks: Pixels) -> Pixels:
 def overlay(images: Pixels, masks: Pixels) -> Pixels:
     """Lay the slot map over the image: 0.35 gray image + 0.65 slot map.
 
-    Takes uint8 [K, S, S, 3] and uint8 [K, N, S, S]; returns uint8 [K, S, S, 3].
+    Takes uint8 [K, H, W, 3] and uint8 [K, N, H, W]; returns uint8 [K, H, W, 3].
     """
     # In gray (mean of channels), so that every color in the result is a slot's.
     gray = images.mean(axis=-1, keepdims=True)
@@ -60,7 +60,7 @@ def overlay(images: Pixels, masks: Pixels) -> Pixels:
 
 
 def masked_inputs(images: Pixels, masks: Pixels) -> Pixels:
-    """Compute x * (1 - m_k) for each slot k: uint8 [K, S, S, 3] and uint8 [K, N, S, S] to uint8 [K, N, S, S, 3]."""
+    """Compute x * (1 - m_k) for each slot k: uint8 [K, H, W, 3] and uint8 [K, N, H, W] to uint8 [K, N, H, W, 3]."""
     visible = 1 - masks[..., None].astype(np.float64) / 255
     return _pixels(images[:, None] * visible)
 
@@ -77,26 +77,28 @@ def mask_sheet(images: Pixels, masks: Pixels) -> Image.Image:
     """Arrange a column for each image: the image, its slots in color, and the input that each of the N slots masks.
 
     Args:
-        images: uint8 [K, S, S, 3].
-        masks: uint8 [K, N, S, S], 0..255 for 0..1.
+        images: uint8 [K, H, W, 3].
+        masks: uint8 [K, N, H, W], 0..255 for 0..1.
 
     Returns:
-        RGB picture on white, K cells wide and 2 + N high; cells are enlarged by an integer factor to >= 96 pixels.
+        RGB picture on white, K cells wide and 2 + N high; the longer side of a cell is enlarged by an integer
+        factor to >= 96 pixels.
     """
     rows = [images, overlay(images, masks), *masked_inputs(images, masks).swapaxes(0, 1)]
-    scale = math.ceil(_CELL / images.shape[1])
-    side = scale * images.shape[1]
-    step = side + _GAP
-    sheet = np.full((len(rows) * step - _GAP, len(images) * step - _GAP, 3), 255, dtype=np.uint8)
+    height, width = images.shape[1:3]
+    scale = math.ceil(_CELL / max(height, width))
+    height, width = scale * height, scale * width
+    down, right = height + _GAP, width + _GAP
+    sheet = np.full((len(rows) * down - _GAP, len(images) * right - _GAP, 3), 255, dtype=np.uint8)
     for i, row in enumerate(rows):
         for j, cell in enumerate(row):
             enlarged = cell.repeat(scale, axis=0).repeat(scale, axis=1)
-            sheet[i * step : i * step + side, j * step : j * step + side] = enlarged
+            sheet[i * down : i * down + height, j * right : j * right + width] = enlarged
     return Image.fromarray(sheet)
 
 
 def save_mask_sheet(images: Pixels, masks: Pixels, path: Path) -> None:
-    """Write a ``mask_sheet`` of uint8 [K, S, S, 3] and uint8 [K, N, S, S] as PNG, atomically."""
+    """Write a ``mask_sheet`` of uint8 [K, H, W, 3] and uint8 [K, N, H, W] as PNG, atomically."""
     buffer = io.BytesIO()
     mask_sheet(images, masks).save(buffer, "PNG", optimize=True)
     atomic_write(path, buffer.getvalue())

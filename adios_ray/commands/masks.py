@@ -1,0 +1,110 @@
+"""The command that writes masks."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from adios_ray.config import MaskFormat
+from adios_ray.errors import UsageError
+
+DRAWN = 8
+"""Images of a data set that are drawn if no number is given."""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Write the masks of any images at their own size, or draw those of a data set's images on one sheet."""
+
+    checkpoint: Path
+    """Checkpoint directory of a run, a weights file, or an exported occlusion model."""
+
+    output: Path
+    """Folder to write; with --data-dir, PNG file to write."""
+
+    images: int | tuple[Path, ...] | None = None
+    """Image files, and folders of images at any depth. With --data-dir: number of images to draw, 8 if not given."""
+
+    data_dir: str | None = None
+    """Instead of image files: directory or URI of a data set made by `adios-ray prepare`. Its first validation images
+    are drawn with their masks in color, and with each mask applied."""
+
+    format: MaskFormat = "png"
+    """Files of each image: gray PNGs, one a mask (with --hard: one palette PNG), or an array in .npz."""
+
+    hard: bool = False
+    """Give each pixel to the slot of its largest mask."""
+
+    overlay: bool = False
+    """For each image, draw it with its masks in color, and with each mask applied, too."""
+
+    overwrite: bool = False
+    """Replace all masks that --output holds."""
+
+    max_pixels: int | None = None
+    """Largest number of pixels that are decoded at once (89 million if not given); larger JPEGs are reduced first,
+    other larger images are refused."""
+
+    stretch: Literal["file"] | int | None = None
+    """16-bit images: scale by each file's own largest value (file), or by the bit depth of the values (9 to 16) where
+    they leave most of the range empty."""
+
+    def run(self) -> None:
+        """Write the masks and print their number, and what was not used."""
+        if self.data_dir is not None:
+            self._draw(self.data_dir)
+        elif isinstance(self.images, tuple) and self.images:
+            self._write(self.images)
+        else:
+            raise UsageError("give --images, files or folders of images, or --data-dir, a prepared data set")
+
+    def _write(self, places: tuple[Path, ...]) -> None:
+        from adios_ray.data.decode import DecodeOptions
+        from adios_ray.data.sources.passed_over import first_of
+        from adios_ray.devices import best_device
+        from adios_ray.models.export import load_occlusion_model
+        from adios_ray.tracking.mask_files import SUMMARY, MaskSettings, claim_output, find_images, write_masks
+
+        options = DecodeOptions(stretch=self.stretch, smallest_side=1)
+        if self.max_pixels is not None:
+            options = replace(options, max_pixels=self.max_pixels)
+        occlusion = load_occlusion_model(self.checkpoint).to(best_device())
+        images = find_images(places)
+        claim_output(self.output, places, self.overwrite)
+        settings = MaskSettings(self.format, self.hard, self.overlay)
+        summary = write_masks(occlusion, str(self.checkpoint), images, self.output, settings, options)
+        for reason, (number, examples) in summary.passed_over.items():
+            print(f"passed over: {reason}: {number:,} files, {first_of(examples, number)}")
+        for note, (number, examples) in summary.notes.items():
+            print(f"{note}: {number:,} images, {first_of(examples, number)}")
+        refused = f", {len(summary.refused):,} refused: {SUMMARY} has the reasons" if summary.refused else ""
+        print(f"{self.output}: {summary.images:,} images, {summary.slots} masks each{refused}")
+
+    def _draw(self, data_dir: str) -> None:
+        import numpy as np
+        import torch
+
+        from adios_ray.data.augment import denormalize
+        from adios_ray.data.loader import central_views
+        from adios_ray.data.shards import open_shards
+        from adios_ray.devices import best_device
+        from adios_ray.models.export import load_occlusion_model
+        from adios_ray.models.weights import occlusion_image_size
+        from adios_ray.tracking.mask_files import one_hot, to_pixels
+        from adios_ray.tracking.pictures import save_mask_sheet
+
+        if isinstance(self.images, tuple):
+            raise UsageError("give either --images, files or folders of images, or --data-dir, not both")
+        if self.format == "npz":
+            raise UsageError("--format npz is for --images; --data-dir draws a PNG")
+        number = DRAWN if self.images is None else self.images
+        if number < 1:
+            raise UsageError(f"--images {number} must be at least 1")
+        device, split = best_device(), open_shards(data_dir).split("val")
+        occlusion = load_occlusion_model(self.checkpoint).to(device)
+        x = central_views(split, np.arange(min(number, len(split))), occlusion_image_size(occlusion), device)
+        with torch.no_grad():
+            masks = occlusion(x).cpu().numpy()
+        if self.hard:
+            masks = np.stack([one_hot(of_image) for of_image in masks])
+        save_mask_sheet(denormalize(x).cpu().numpy(), to_pixels(masks), self.output)
+        print(f"{self.output}: {len(x)} images, {occlusion.slots} masks each")
