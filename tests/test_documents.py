@@ -1,11 +1,18 @@
 """What the documents name exists."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from encoded_images import picture
+from small import small_config
 
+from adios_ray.cli import main
 from adios_ray.data.shards import open_shards, verify
+from adios_ray.models.networks import Networks
+from adios_ray.models.weights import Weights, save_weights
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "adios_ray"
@@ -42,3 +49,22 @@ def test_the_page_of_the_format_writes_a_data_set(tmp_path: Path, monkeypatch: p
     )
     split = open_shards("mine").split("val")
     assert split.labels.tolist() == [0, 1] * 10 and (split.heights == 480).all() and (split.widths == 640).all()
+
+
+@pytest.mark.slow
+def test_the_commands_and_the_code_of_the_page_on_masks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    networks = Networks(small_config(Path("data")), 64, 4)
+    save_weights(Path("byol.safetensors"), Weights(networks.config, 64, 4, "made for a test", networks.state_dict()))
+    (tmp_path / "photographs" / "sub").mkdir(parents=True)
+    (tmp_path / "photographs" / "sub" / "a.jpg").write_bytes(picture(0, 40, 56))
+    page = (ROOT / "docs" / "masks.md").read_text()
+    commands = re.findall(r"^    adios-ray (.*)$", page, re.MULTILINE)
+    assert [main(shlex.split(command)) for command in commands] == [0] * 5
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    results: list[dict[str, torch.Tensor]] = [{} for _ in blocks]
+    for block, names in zip(blocks, results, strict=True):
+        exec(block, names)
+    assert results[1]["hidden"].shape == (2, 3, 3, 64, 64) and results[2]["masks"].shape == (1, 3, 64, 64)
+    assert results[3]["encoded"].shape == (2, 5, 192)

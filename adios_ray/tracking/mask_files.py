@@ -314,7 +314,7 @@ def _save_npz(path: Path, masks: Masks | Pixels) -> None:
 
 def _save_png(path: Path, picture: Image.Image) -> None:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    picture.save(buffer, "PNG", compress_level=3)  # of soft masks: 2.5 times as fast as the default, 7 % larger
     atomic_write(path, buffer.getvalue())
 
 
