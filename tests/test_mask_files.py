@@ -209,7 +209,8 @@ def test_a_second_run_is_refused_or_replaces_all_masks(
         ("--images in --output in/masks", "--output in/masks is inside --images in"),
         ("--images in --output file", "--output file is a file"),
         ("--images in --stretch 3 --output o", "stretch is 3"),
-        ("--data-dir d --format npz --output o", "--format npz is for --images"),
+        ("--data-dir d --format npz --output o", "--format npz is for --images; --data-dir draws a PNG"),
+        ("--data-dir d --stretch 12 --overlay --output o", "--overlay, --stretch is for --images"),
     ],
 )
 def test_errors_are_one_line_before_anything_is_written(
@@ -248,7 +249,7 @@ def test_an_exported_occlusion_model_is_the_same(
     assert main([*export, "--occlusion"]) == 0
     assert "occlusion model, 3 masks, 32 pixels" in capsys.readouterr().out
     info = json.loads(output.with_suffix(".json").read_text())
-    assert (info["part"], info["slots"], info["levels"], info["image_size"]) == ("occlusion", SLOTS, 5, SIZE)
+    assert (info["part"], info["slots"], info["levels"], info["image_size"]) == ("occlusion model", SLOTS, 5, SIZE)
     assert (info["mean"], info["std"], info["origin"]) == (list(MEAN), list(STD), "made for a test")
     x = torch.randn(2, 3, SIZE, SIZE)
     ours, theirs = adios_ray.load_occlusion_model(output), adios_ray.load_occlusion_model(checkpoint)
@@ -257,7 +258,7 @@ def test_an_exported_occlusion_model_is_the_same(
     other.load_state_dict(safetensors.torch.load_file(output))
     assert torch.equal(other(x), theirs(x)), "the description is all that is needed"
     assert masks(output, drawn(tmp_path / "a.png", 20, 20), tmp_path / "out") == 0
-    with pytest.raises(ConfigError, match="is an exported occlusion, where an exported encoder is needed"):
+    with pytest.raises(ConfigError, match="is an exported occlusion model, where an exported encoder is needed"):
         adios_ray.load_encoder(output)
     assert main([*export, "--occlusion", "--naming", "timm"]) == 2
     assert "--naming is for an encoder as safetensors" in capsys.readouterr().err

@@ -70,7 +70,7 @@ class EncoderInfo(_Info):
 class OcclusionInfo(_Info):
     """The description stored beside an exported occlusion model, as JSON."""
 
-    part: Literal["occlusion"] = "occlusion"
+    part: Literal["occlusion model"] = "occlusion model"
     slots: int
     """Number N of masks; its output is [B, N, S, S] in [0, 1], summing to 1 over N; 1 removes the pixel."""
     width: int
@@ -218,7 +218,7 @@ def load_occlusion_model(path: Path) -> OcclusionModel:
     """
     if not _is_exported(path):
         return occlusion_of(load_weights(path))
-    info, tensors = _read(path, OcclusionInfo, "occlusion")
+    info, tensors = _read(path, OcclusionInfo, "occlusion model")
     occlusion = OcclusionModel(info.image_size, info.slots, info.width, info.norm, info.levels)
     occlusion.load_state_dict(tensors)
     return occlusion.eval()
