@@ -127,8 +127,8 @@ def test_at_the_models_own_size_arrays_are_exact(checkpoint: Path, tmp_path: Pat
 def test_pictures_are_the_masks_to_a_level(checkpoint: Path, tmp_path: Path) -> None:
     image = drawn(tmp_path / "in" / "a.png", 50, 70)
     expected = direct(checkpoint, image, 50, 70)
-    for output, options in (("soft", ()), ("hard", ("--hard",)), ("index", ("--hard", "--format", "npz"))):
-        assert masks(checkpoint, tmp_path / "in", tmp_path / output, "--overlay", *options) == 0
+    for output, options in (("soft", ()), ("hard", ("--hard", "--overlay")), ("index", ("--hard", "--format", "npz"))):
+        assert masks(checkpoint, tmp_path / "in", tmp_path / output, *options) == 0
     for slot in range(SLOTS):
         with Image.open(tmp_path / "soft" / f"a.png.mask{slot}.png") as picture:
             assert picture.mode == "L"
@@ -301,10 +301,9 @@ def test_masks_of_tokens_are_means_over_patches(checkpoint: Path) -> None:
     occlusion, x = adios_ray.load_occlusion_model(checkpoint), torch.randn(2, 3, SIZE, SIZE)
     whole, tokens = occlusion(x), occlusion.token_masks(x, patch=8)
     assert tokens.shape == (2, SLOTS, 16)
-    for row in range(4):
-        for column in range(4):
-            part = whole[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
-            torch.testing.assert_close(tokens[..., 4 * row + column], part.mean(dim=(2, 3)), rtol=0, atol=1e-6)
+    corners = [(row, column) for row in range(0, SIZE, 8) for column in range(0, SIZE, 8)]
+    parts = [whole[:, :, row : row + 8, column : column + 8].mean(dim=(2, 3)) for row, column in corners]
+    torch.testing.assert_close(tokens, torch.stack(parts, dim=-1), rtol=0, atol=1e-6)
     torch.testing.assert_close(tokens.sum(dim=1), torch.ones(2, 16), rtol=0, atol=1e-6)
     for patch in (0, -8, 7, 64):
         with pytest.raises(UsageError, match=f"patch {patch} does not divide the images' side of 32 pixels"):
