@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from adios_ray.commands.weights import Masks
+from adios_ray.commands.masks import Masks
 from adios_ray.errors import exit_status
 from adios_ray.tables.cells import last_checkpoint
 from adios_ray.tables.command import RESUMES, Options, check_complete, choose_table, print_estimate, run_all
@@ -58,7 +58,7 @@ def run(options: Options) -> None:
         if cell.seed == 0 and last_checkpoint(of_cell, cell).is_dir():
             assert cell.config.data_dir is not None
             picture = folder / f"{cell.group}.png"
-            Masks(last_checkpoint(of_cell, cell), cell.config.data_dir, picture, IMAGES).run()
+            Masks(last_checkpoint(of_cell, cell), picture, IMAGES, cell.config.data_dir).run()
     check_complete(failed)
 
 

@@ -22,7 +22,7 @@ def evaluate(kind: str, checkpoint: Path, places: Mapping[str, str], options: Ma
     Args:
         kind: Name of the evaluation.
         checkpoint: Directory of the checkpoint.
-        places: Directories or URIs of the data sets by name: the one to evaluate, for ``robustness`` its variations too.
+        places: Directories or URIs of the data sets by name: the one to evaluate, for robustness its variations too.
         options: Options of the evaluation.
 
     Returns:
