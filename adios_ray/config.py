@@ -153,7 +153,7 @@ class ObjectiveConfig(Strict):
     masked-unmasked is required; the authors' scripts omit some of the others."""
     momentum_start: float | None = Field(None, ge=0, le=1)
     """BYOL, MoCo v3, DINO: initial momentum of the momentum networks, which rises to 1 on a cosine; None takes 0.99.
-    MoCo v2: their momentum throughout; None takes 0.999."""
+    MoCo v2: their momentum throughout; None takes 0.999 (trainings of a few thousand steps need less, about 0.99)."""
 
     @model_validator(mode="after")
     def _check_masked_views(self) -> Self:
