@@ -4,9 +4,9 @@
     python experiments/table_wacv24.py --preset paper --data ImageNet100 data/in100
     python experiments/table_wacv24.py --preset paper --dry-run
 
-Their table has ADIOS below no mask with MoCo v2, and random grid masks with a high-pass fill far above it. This one
-varies what hidden pixels become (``masking.fill``) for learned and for grid masks, with SimCLR and with MoCo v2. Their
-masks of a saliency network are left out.
+Their table has ADIOS below no mask with MoCo v2, and their random masks far above it. This one varies what hidden
+pixels become (``masking.fill``) for learned and for grid masks, with SimCLR and with MoCo v2. Their own method adds
+focal masks and a high-pass of the whole image to grid masks, so that its numbers stand in a note.
 """
 
 import sys
@@ -24,10 +24,8 @@ FILLS: tuple[Fill, ...] = get_args(Fill)
 TOP1 = {
     ("simclr", "none", "zero"): 69.77,
     ("simclr", "adios", "zero"): 71.12,
-    ("simclr", "grid", "highpass"): 77.18,
     ("mocov2", "none", "zero"): 68.22,
     ("mocov2", "adios", "zero"): 62.76,
-    ("mocov2", "grid", "highpass"): 70.28,
 }
 """Linear top-1 in percent on ImageNet100 (ResNet-50, 200 epochs) by objective, scheme and fill, from their Table 1."""
 MASKS = (("none", "zero"), *(("adios", fill) for fill in FILLS), *(("grid", fill) for fill in FILLS))
@@ -72,7 +70,10 @@ def paper() -> Table:
     )
     columns = (classification("ImageNet100")[1],)
     data = {"ImageNet100": CLASSIFICATION_DATA["ImageNet100"]}
-    notes = ("The published column is Chin et al., WACV 2024; their learning rates are not known to us.",)
+    notes = (
+        "The published column is Chin et al., WACV 2024; their learning rates are not known to us. Their own masks have "
+        "77.2 with SimCLR and 70.3 with MoCo v2.",
+    )
     return Table("Masks and fills on ImageNet100", rows, columns, data, notes)
 
 

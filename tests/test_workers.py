@@ -15,7 +15,7 @@ from adios_ray.config import ObjectiveConfig, TrialConfig, replaced
 from adios_ray.data.loader import Batch
 from adios_ray.errors import NonFiniteError
 from adios_ray.objectives import Embedding, build_objective
-from adios_ray.training.divergence import check_finite
+from adios_ray.training.divergence import batch_state, check_finite
 from adios_ray.training.step import train_step
 
 pytestmark = pytest.mark.slow
@@ -133,3 +133,13 @@ def test_shuffled_rows_are_normalized_with_others_and_come_back(shared: list[lis
         expected[share] = rows[share] - rows[share].mean()
     assert_close(torch.cat([own[-1]["shuffled"] for own in shared]), expected)
     assert set(order[:4].tolist()) != set(range(4))
+
+
+def test_a_saved_batch_keeps_the_masks_of_both_views_with_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two workers of two images each: the other one's tensors are this one's plus 100.
+    monkeypatch.setattr(parallel, "gather_with_gradient", lambda values: torch.cat([values, values + 100]))
+    images = torch.arange(2.0)[:, None, None, None]
+    masks = torch.tensor([0.0, 1, 10, 11])[:, None, None, None]  # of the first view's images, then of the second's
+    saved = batch_state(Batch(images, images + 10, images.flatten().long(), images.flatten(), masks))
+    first, second = saved["masks"].flatten().split(4)
+    assert torch.equal(first, saved["a"].flatten()) and torch.equal(second, saved["b"].flatten())

@@ -33,6 +33,11 @@ def check_finite(losses: Tensor, penalties: Tensor) -> None:
 def batch_state(batch: Batch) -> dict[str, Any]:
     """Gather the global batch, to be saved with a trainer's state; the module seed is this worker's own."""
     return {
-        name: parallel.gather_with_gradient(values) if isinstance(values, Tensor) else values
+        name: _gathered(values, len(batch.a)) if isinstance(values, Tensor) else values
         for name, values in batch._asdict().items()
     }
+
+
+def _gathered(values: Tensor, images: int) -> Tensor:
+    """Gather the rows of all workers; masks of two views stay in the order of views first, then images."""
+    return torch.cat([parallel.gather_with_gradient(view) for view in values.split(images)])
