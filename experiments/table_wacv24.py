@@ -71,7 +71,7 @@ def paper() -> Table:
     columns = (classification("ImageNet100")[1],)
     data = {"ImageNet100": CLASSIFICATION_DATA["ImageNet100"]}
     notes = (
-        "The published column is Chin et al., WACV 2024; their learning rates are not known to us. Their own masks have "
+        "The published column is Chin et al., WACV 2024; their learning rates are not known. Their own masks have "
         "77.2 with SimCLR and 70.3 with MoCo v2.",
     )
     return Table("Masks and fills on ImageNet100", rows, columns, data, notes)
