@@ -208,11 +208,13 @@ def test_data_that_do_not_allow_a_measure_are_refused(data: Path, scenes: Path, 
         data, tmp_path, lambda manifest: {"splits": {k: v for k, v in manifest.splits.items() if k != "val"}}
     )
     tiny = make_objects(tmp_path / "tiny", counts={"train": 12, "val": 12, "test": 12})
+    single = make_objects(tmp_path / "single", counts={"train": 12, "test": 1})
     learned: dict[str, Any] = {}
     fixed = {"masking": {"scheme": "none"}}
     for place, kind, options, changes, message in (
         (data, kinds.knn, {"neighbors": (97,)}, learned, "k-NN: train has 96 images; 97 neighbors need at least 97"),
-        (tiny, kinds.knn, {}, learned, "k-NN: train has no images of .* classes of|20 neighbors need at least 20"),
+        (tiny, kinds.knn, {}, learned, r"train has no images of \d classes of \w+, such as \w+; it needs at least one"),
+        (single, kinds.clustering, {}, learned, "clustering: test of .* has 1 images; it needs at least two"),
         (tiny, kinds.clustering, {}, learned, "clustering: test has 12 images of .* classes; it needs at least two"),
         (scenes, kinds.clustering, {}, learned, "clustering: .* have several labels each; it needs one class"),
         (data, kinds.multilabel, {}, learned, "multi-label probe: .* have one class each; it needs several labels"),
@@ -253,10 +255,16 @@ def extracted(data: Path, map_parts: MapParts) -> Tensor:
 def test_a_cluster_extracts_the_same_features(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from adios_ray.backend.extraction import map_on_cluster
 
-    monkeypatch.setattr(features_module, "PART", 8)
+    monkeypatch.setattr(features_module, "PART", 20)
     remote = extracted(data, map_on_cluster)
     monkeypatch.setattr(features_module, "VERSION", 0)
     torch.testing.assert_close(extracted(data, map), remote, rtol=1e-5, atol=1e-5)
+
+    def fail(part: Any) -> Tensor:
+        raise EvaluationError("one line")
+
+    with pytest.raises(EvaluationError, match="^one line$"):
+        list(map_on_cluster(fail, [np.arange(2)]))
 
 
 @pytest.mark.slow

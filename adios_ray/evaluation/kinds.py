@@ -305,8 +305,8 @@ def check_labels(subject: Subject, measure: str, splits: Sequence[str], multi_la
     known: set[int] | None = None
     for split in splits:
         labels = subject.dataset.split(split).labels
-        if not len(labels):
-            raise EvaluationError(f"{measure}: {split} of {location} has no images; it needs at least one")
+        if len(labels) < 2:
+            raise EvaluationError(f"{measure}: {split} of {location} has {len(labels)} images; it needs at least two")
         if unlabeled := int((labels == NO_LABEL).sum()):
             raise EvaluationError(
                 f"{measure}: {unlabeled} images of {split} have no label; it needs one for each image"
