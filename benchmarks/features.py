@@ -42,19 +42,19 @@ class Options:
 
     rounds: int = 5
     """Number of times that each side of a pair is measured."""
-    images: int = 1024
+    images: int = 512
     """Images whose features are extracted, a multiple of 256."""
     image_size: int = 96
     """Side of the images in pixels."""
     backbone: str = "resnet18"
     """Backbone whose features are extracted."""
-    features: int = 20_000
+    features: int = 10_000
     """Random features in training split and bank; a tenth as many are classified."""
     width: int = 512
     """Width of the random features."""
     classes: int = 100
     """Classes of the random features."""
-    epochs: int = 2
+    epochs: int = 1
     """Epochs of linear evaluation."""
     threads: int = 2
     """CPU threads."""
