@@ -42,14 +42,14 @@ def naive_scores(truth: list[int], clusters: list[int]) -> tuple[float, float, f
 
 
 def test_separate_classes_are_found() -> None:
-    assert clustering_scores(*blobs(0.1), seed=0) == pytest.approx((1, 1, 1), abs=1e-9)
+    assert clustering_scores(*blobs(0.1), seed=0)[:3] == pytest.approx((1, 1, 1), abs=1e-9)
 
 
 def test_scores_equal_counts_of_pairs_and_entropies() -> None:
     features, labels = blobs(5.0)
     clusters = KMeans(5, n_init=10, random_state=3).fit_predict(features.numpy())
     expected = naive_scores(labels.tolist(), clusters.tolist())
-    assert clustering_scores(features, labels, seed=3) == pytest.approx(expected, abs=1e-9)
+    assert clustering_scores(features, labels, seed=3)[:3] == pytest.approx(expected, abs=1e-9)
     assert 0.1 < expected[1] < 0.9
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from encoded_images import picture
 from small import small_config
 
-from adios_ray.cli import main
+from adios_ray.cli import Command, main
+from adios_ray.commands.evaluate import PARTS, All, Evaluate, Transfer
 from adios_ray.data.shards import open_shards, verify
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
@@ -68,3 +70,15 @@ def test_the_commands_and_the_code_of_the_page_on_masks_run(tmp_path: Path, monk
         exec(block, names)
     assert results[1]["hidden"].shape == (2, 3, 3, 64, 64) and results[2]["masks"].shape == (1, 3, 64, 64)
     assert results[3]["encoded"].shape == (2, 5, 192)
+
+
+def test_the_commands_of_the_page_on_evaluation_can_be_read() -> None:
+    lines = re.findall(
+        r"^    adios-ray (evaluate (?!KIND).*)$", (ROOT / "docs" / "evaluation.md").read_text(), re.MULTILINE
+    )
+    kinds = set()
+    for line in lines:
+        command = tyro.cli(Command, args=line.split())
+        assert isinstance(command, Evaluate)
+        kinds.add(type(command.kind))
+    assert kinds == {All, Transfer, *map(type, PARTS.values())}

@@ -59,4 +59,4 @@ def test_the_table_shows_values_with_errors() -> None:
     mean_over_seeds([make(0.5), make(0.75, "b")]).print(console)
     assert isinstance(console.file, StringIO)
     text = console.file.getvalue()
-    assert "linear: 40 images of test; 3.0 s" in text and "0.625 ± 0.12" in text and "0.75" in text
+    assert "linear: 40 images of test; 3.0 s" in text and "0.625 ± 0.02 ± 0.12 over seeds" in text and "0.75" in text

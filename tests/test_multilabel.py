@@ -70,7 +70,7 @@ def test_labels_without_both_kinds_of_examples_are_predicted_constant_and_named(
     macro = (2 * present / (present + 100) + 2 * middle.f1_macro + 0) / 4
     assert found.f1_macro == pytest.approx(macro, abs=1e-9) and found.f1_macro != plain.f1_macro
     none = multilabel_probe(known, targets * 0, unknown, truth)
-    assert none == (0, 0, 0, (0, 1, 2, 3))
+    assert none[:4] == (0, 0, 0, (0, 1, 2, 3))
 
 
 def test_data_that_cannot_be_probed_are_refused() -> None:

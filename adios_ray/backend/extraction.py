@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import ray
+from ray.exceptions import RayTaskError
 from torch import Tensor
 
+from adios_ray.errors import AdiosRayError
 from adios_ray.evaluation.features import Indices
 
 AHEAD = 2
@@ -17,6 +19,9 @@ def map_on_cluster(function: Callable[[Indices], Tensor], parts: Sequence[Indice
     Args:
         function: Can be pickled; it is sent to each machine once.
         parts: Arguments of the tasks.
+
+    Raises:
+        AdiosRayError: If a task raises one.
     """
     gpus = ray.cluster_resources().get("GPU", 0)
     shared = ray.put(function)
@@ -24,7 +29,13 @@ def map_on_cluster(function: Callable[[Indices], Tensor], parts: Sequence[Indice
     ahead = AHEAD * max(int(gpus or ray.cluster_resources().get("CPU", 1)), 1)
     pending = [task.remote(shared, part) for part in parts[:ahead]]
     for part in [*parts[ahead:], *[None] * len(pending)]:
-        yield ray.get(pending.pop(0))
+        try:
+            yield ray.get(pending.pop(0))
+        except RayTaskError as error:
+            # Ray's error has the traceback in its message; ours is one line, such as a data set that is not there.
+            if isinstance(error.cause, AdiosRayError):
+                raise error.cause from None
+            raise
         if part is not None:
             pending.append(task.remote(shared, part))
 

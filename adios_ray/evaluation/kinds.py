@@ -5,6 +5,7 @@ too small for a measure are refused before features are extracted. docs/evaluati
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from adios_ray.errors import EvaluationError
 from adios_ray.evaluation import label_free
 from adios_ray.evaluation.clustering import clustering_scores
 from adios_ray.evaluation.fitness import LIDAR_IMAGES, LIDAR_VIEWS, extract_view_features, features_of_views
-from adios_ray.evaluation.knn import NEIGHBORS, TEMPERATURES, knn_macro_f1, knn_sweep
+from adios_ray.evaluation.knn import NEIGHBORS, TEMPERATURES, KnnScore, knn_macro_f1, knn_sweep
 from adios_ray.evaluation.linear import RATES, Accuracy, evaluate_linear
 from adios_ray.evaluation.multilabel import multilabel_probe
 from adios_ray.evaluation.result import EvaluationResult, Row, Score
@@ -36,8 +37,8 @@ STREAM = "evaluation"
 def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[float] = ()) -> EvaluationResult:
     """Classify by the nearest training images: at the checkpoint's own k and temperature, and at the best of a sweep.
 
-    The distance, k and temperature with the highest accuracy on val are reported. Multi-label data are scored by the
-    macro F1 at the checkpoint's setting alone.
+    Top-1 and top-5 accuracy are those of the distance, k and temperature that have the highest on val. Multi-label data
+    are scored by the macro F1 at the checkpoint's setting alone.
 
     Args:
         subject: What to evaluate.
@@ -70,11 +71,11 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
     reported, queries = {score[:3]: score for score in sweeps[subject.split]}, len(subject.held_out)
     scores = {"knn_accuracy": _share(reported["cosine", own.neighbors, own.temperature].top1, queries)}
     if subject.has_val:
-        best = max(sweeps["val"], key=lambda score: score.top1)
-        chosen = reported[best[:3]]
-        scores |= {"top1": _share(chosen.top1, queries), "top5": _share(chosen.top5, queries)}
-        selected = {"distance": best.distance, "neighbors": best.neighbors, "temperature": best.temperature}
-        configuration |= {"selected_on": "val", "selected": selected}
+        configuration["selected_on"] = "val"
+        for measure in ("top1", "top5"):
+            setting = max(sweeps["val"], key=operator.attrgetter(measure))[:3]
+            scores[measure] = _share(getattr(reported[setting], measure), queries)
+            configuration[f"selected_for_{measure}"] = dict(zip(KnnScore._fields, setting, strict=False))
     details = []
     for settings in zip(*sweeps.values(), strict=True):
         distance, count, temperature = settings[0][:3]
@@ -184,8 +185,9 @@ def clustering(subject: Subject) -> EvaluationResult:
             f"clustering: {subject.split} has {len(labels)} images of {classes} classes; "
             f"it needs at least two for each class, {2 * classes}"
         )
-    found = clustering_scores(*subject.features(subject.split), subject.seed)
-    scores = {name: Score(value) for name, value in found._asdict().items()}
+    found = clustering_scores(*subject.features(subject.split), subject.seed, errors=True)
+    names = "fmi", "ari", "nmi"
+    scores = {name: Score(getattr(found, name), error) for name, error in zip(names, found.errors, strict=True)}
     return subject.result("clustering", scores, {"clusters": classes}, (subject.split,))
 
 
@@ -196,10 +198,11 @@ def multilabel(subject: Subject) -> EvaluationResult:
         EvaluationError: If images have one class each, or train has no image with a label of the others.
     """
     check_labels(subject, "multi-label probe", ("train", subject.split), multi_label=True)
-    found = multilabel_probe(*subject.features("train"), *subject.features(subject.split))
+    found = multilabel_probe(*subject.features("train"), *subject.features(subject.split), errors=True)
     names = subject.dataset.manifest.classes
     configuration = {"labels": len(names), "constant_labels": tuple(names[number] for number in found.constant)}
-    scores = {name: Score(getattr(found, name)) for name in ("f1_micro", "f1_macro", "f1_weighted")}
+    measures = "f1_micro", "f1_macro", "f1_weighted"
+    scores = {name: Score(getattr(found, name), error) for name, error in zip(measures, found.errors, strict=True)}
     return subject.result("multilabel", scores, configuration, ("train", subject.split))
 
 
@@ -302,8 +305,8 @@ def check_labels(subject: Subject, measure: str, splits: Sequence[str], multi_la
     known: set[int] | None = None
     for split in splits:
         labels = subject.dataset.split(split).labels
-        if not len(labels):
-            raise EvaluationError(f"{measure}: {split} of {location} has no images; it needs at least one")
+        if len(labels) < 2:
+            raise EvaluationError(f"{measure}: {split} of {location} has {len(labels)} images; it needs at least two")
         if unlabeled := int((labels == NO_LABEL).sum()):
             raise EvaluationError(
                 f"{measure}: {unlabeled} images of {split} have no label; it needs one for each image"

@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from adios_ray.errors import EvaluationError
+from adios_ray.evaluation.jackknife import jackknife_errors
 
 ITERATIONS = 1000
 ROWS = 4096
@@ -25,16 +26,18 @@ class MultilabelScores(NamedTuple):
         f1_weighted: Mean of the labels' F1, weighted by the number of images with the label.
         constant: Columns of the labels that are predicted as always present or always absent, because all training
             images are so.
+        errors: Standard errors of the three F1 scores over the predicted images; empty if not asked for.
     """
 
     f1_micro: float
     f1_macro: float
     f1_weighted: float
     constant: tuple[int, ...]
+    errors: tuple[float, ...] = ()
 
 
 def multilabel_probe(
-    train_features: Tensor, train_labels: Tensor, features: Tensor, labels: Tensor
+    train_features: Tensor, train_labels: Tensor, features: Tensor, labels: Tensor, errors: bool = False
 ) -> MultilabelScores:
     """Fit a logistic regression for each label on frozen features, and score its predictions.
 
@@ -46,6 +49,7 @@ def multilabel_probe(
         train_labels: Zeros and ones, [M, C], C >= 2.
         features: Features of the images to predict, [Q, F].
         labels: Zeros and ones, [Q, C].
+        errors: Whether to estimate standard errors, by a jackknife.
 
     Raises:
         EvaluationError: Shapes do not fit or have no rows, there are fewer than two labels, or values are not finite or
@@ -68,11 +72,16 @@ def multilabel_probe(
         else:
             probe = LogisticRegression(max_iter=ITERATIONS).fit(known, target)
             predicted[:, number] = probe.predict(unknown)
-    micro, macro, weighted = (
-        float(f1_score(truth, predicted, average=average, zero_division=0))
-        for average in ("micro", "macro", "weighted")
-    )
-    return MultilabelScores(micro, macro, weighted, tuple(constant))
+
+    def scores(rows: slice | npt.NDArray[np.int64]) -> list[float]:
+        return [
+            float(f1_score(truth[rows], predicted[rows], average=average, zero_division=0))
+            for average in ("micro", "macro", "weighted")
+        ]
+
+    micro, macro, weighted = scores(slice(None))
+    found = jackknife_errors(scores, len(truth)) if errors else ()
+    return MultilabelScores(micro, macro, weighted, tuple(constant), found)
 
 
 def _check(name: str, features: Tensor, labels: Tensor) -> None:

@@ -40,9 +40,10 @@ class Score:
 
     @property
     def text(self) -> str:
-        """The value ± the larger of its standard errors, to four digits."""
-        errors = [error for error in (self.standard_error, self.seeds_standard_error) if error is not None]
-        return f"{self.value:.4g}" + (f" ± {max(errors):.2g}" if errors else "")
+        """The value to four digits, ± its standard errors."""
+        over_images = "" if self.standard_error is None else f" ± {self.standard_error:.2g}"
+        over_seeds = "" if self.seeds_standard_error is None else f" ± {self.seeds_standard_error:.2g} over seeds"
+        return f"{self.value:.4g}{over_images}{over_seeds}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,163 @@
+"""Cost of evaluations: feature extraction, the linear sweep over rates, and the k-NN sweep, as ratios to single runs.
+
+Extraction is compared with bare forward passes of the same backbone over images that are in memory already; ten rates
+of linear evaluation with one rate; eight k at four temperatures of k-NN with k = 200 at one temperature, both with the
+Euclidean distance beside. All pairs are measured side by side, alternating, and the ratio is that of the medians.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from adios_ray.config import BackboneConfig
+from adios_ray.data.rendered import objects
+from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, Split, open_shards, write_manifest, write_shard
+from adios_ray.data.store import Store
+from adios_ray.errors import exit_status
+from adios_ray.evaluation.fitness import extract_features
+from adios_ray.evaluation.knn import NEIGHBORS, knn_sweep
+from adios_ray.evaluation.linear import linear_sweep
+from adios_ray.evaluation.statistics import BATCH
+from adios_ray.models.backbones import build_backbone
+
+RATES = tuple(0.003 * 2**power for power in range(10))
+TEMPERATURES = (0.02, 0.07, 0.2, 1.0)
+TARGETS = {"extraction": 1.15, "linear": 3.0, "knn": 1.5}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the measurement."""
+
+    rounds: int = 5
+    """Number of times that each side of a pair is measured."""
+    images: int = 512
+    """Images whose features are extracted, a multiple of 256."""
+    image_size: int = 96
+    """Side of the images in pixels."""
+    backbone: str = "resnet18"
+    """Backbone whose features are extracted."""
+    features: int = 10_000
+    """Random features in training split and bank; a tenth as many are classified."""
+    width: int = 512
+    """Width of the random features."""
+    classes: int = 100
+    """Classes of the random features."""
+    epochs: int = 1
+    """Epochs of linear evaluation."""
+    threads: int = 2
+    """CPU threads."""
+    device: str = "cpu"
+    """Device, for example cuda."""
+
+
+def write_images(directory: Path, options: Options) -> Split:
+    """Write a split of rendered images; each of 64 images is repeated."""
+    layout = Layout(options.image_size, None, has_instances=True)
+    some = [objects.render(0, index, options.image_size) for index in range(64)]
+    samples = [(str(index), some[index % 64]) for index in range(options.images)]
+    entry = write_shard(Store(directory), "train-00000.arrow", layout, samples)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        image_size=options.image_size,
+        multi_label=False,
+        has_instances=True,
+        classes=objects.CLASSES,
+        splits={"train": (entry,)},
+        recipe={"dataset": "objects"},
+        refused=(),
+    )
+    write_manifest(Store(directory), manifest)
+    return open_shards(directory).split("train")
+
+
+def extraction_pair(split: Split, options: Options) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Return bare forward passes over as many images, and the extraction."""
+    torch.manual_seed(0)
+    device, size = torch.device(options.device), options.image_size
+    backbone = build_backbone(BackboneConfig(name=options.backbone), size)[0].to(device).eval()
+    batch = torch.randn(BATCH, 3, size, size, device=device)
+
+    @torch.no_grad()
+    def forward() -> object:
+        return [backbone(batch) for _ in range(options.images // BATCH)][-1].cpu()
+
+    return forward, lambda: extract_features(backbone, split, np.arange(options.images), size).cpu()
+
+
+def sweep_pairs(options: Options) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+    """Return one rate and ten, one setting of k-NN and 32, on random features with classes."""
+    generator, device = torch.Generator().manual_seed(0), torch.device(options.device)
+    labels = torch.randint(options.classes, (options.features * 11 // 10,), generator=generator)
+    centers = torch.randn(options.classes, options.width, generator=generator)
+    features = centers[labels] + 3 * torch.randn(len(labels), options.width, generator=generator)
+    features, labels = features.to(device), labels.to(device)
+    known, unknown = (
+        (features[: options.features], labels[: options.features]),
+        (
+            features[options.features :],
+            labels[options.features :],
+        ),
+    )
+
+    def linear(rates: tuple[float, ...]) -> object:
+        return linear_sweep(*known, *unknown, rates=rates, epochs=options.epochs, milestones=())
+
+    def knn(neighbors: tuple[int, ...], temperatures: tuple[float, ...]) -> object:
+        return knn_sweep(*known, *unknown, neighbors, temperatures)
+
+    return {
+        "linear": (lambda: linear(RATES[:1]), lambda: linear(RATES)),
+        "knn": (lambda: knn(NEIGHBORS[-1:], TEMPERATURES[:1]), lambda: knn(NEIGHBORS, TEMPERATURES)),
+    }
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Measure the seconds of one call."""
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":  # the call only queues kernels
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def main(options: Options) -> None:
+    """Measure all pairs, and print one JSON object."""
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    with tempfile.TemporaryDirectory() as directory:
+        pairs = {"extraction": extraction_pair(write_images(Path(directory), options), options), **sweep_pairs(options)}
+        for one, other in pairs.values():  # warm-up
+            one(), other()
+        seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in pairs}
+        for _ in track(range(options.rounds), "rounds", transient=True, console=Console(stderr=True)):
+            for name, pair in pairs.items():
+                for own, work in zip(seconds[name], pair, strict=True):
+                    own.append(timed(work, device))
+    medians = {name: [statistics.median(own) for own in both] for name, both in seconds.items()}
+    measured = {
+        name: {
+            "one_s": round(one, 4),
+            "all_s": round(every, 4),
+            "ratio": round(every / one, 2),
+            "target": TARGETS[name],
+        }
+        for name, (one, every) in medians.items()
+    }
+    print(json.dumps({"device": options.device, "threads": options.threads, **measured}))
+
+
+if __name__ == "__main__":
+    options = tyro.cli(Options, description=__doc__)
+    sys.exit(exit_status(lambda: main(options)))
