@@ -116,5 +116,8 @@ def test_what_cannot_be_compared_is_refused(dataset: Dataset) -> None:
     other = replace(dataset, manifest=manifest.model_copy(update={"classes": manifest.classes[::-1]}))
     with pytest.raises(EvaluationError, match=r"mine \(.*\) has other classes than"):
         robustness(subject, {"mine": (other, "test")})
+    other = replace(dataset, manifest=manifest.model_copy(update={"recipe": {**manifest.recipe, "num_images": 50}}))
+    with pytest.raises(EvaluationError, match="prepare both with the same --num-images and --seed"):
+        robustness(subject, {"mine": (other, "test")})
     with pytest.raises(EvaluationError, match="robustness chooses its learning rate on val"):
         robustness(replace(subject, split="val"))

@@ -115,11 +115,11 @@ def test_every_epoch_takes_all_images_in_equal_batches(dataset: Dataset) -> None
 @pytest.mark.slow
 def test_fine_tuning_fits_what_a_frozen_backbone_does_not(dataset: Dataset) -> None:
     tuned, frozen = (
-        trained(subject_of(dataset), mode=mode, epochs=60).accuracy(dataset.split("test"), 32, "square").top1
+        trained(subject_of(dataset), mode=mode, epochs=40).accuracy(dataset.split("test"), 32, "square").top1
         for mode in ("fine-tune", "linear")
     )
-    assert tuned > 0.9
-    assert frozen < 0.7
+    assert tuned > 0.7
+    assert frozen < 0.4
 
 
 def test_a_seed_decides_the_result_and_the_callers_random_state_stays(dataset: Dataset) -> None:

@@ -59,8 +59,8 @@ def robustness(
         of details for each variation.
 
     Raises:
-        EvaluationError: If there is no variation, one has other classes than the original, the original has no val
-            split, or labels or features cannot be used.
+        EvaluationError: If there is no variation, one has other classes or was rendered from other pictures than the
+            original, the original has no val split, or labels or features cannot be used.
         DatasetError: If a split is missing.
     """
     check_selection(subject, "robustness")
@@ -72,8 +72,7 @@ def robustness(
             f"robustness: {own.location} has none of the splits {', '.join(VARIATIONS)}; name data sets of variations"
         )
     for name, (dataset, split) in variations.items():
-        if dataset.manifest.classes != own.manifest.classes:
-            raise EvaluationError(f"robustness: {name} ({dataset.location}) has other classes than {own.location}")
+        _check_variation(name, dataset, own)
         dataset.split(split)
     tested = {ORIGINAL: (own, subject.split), **variations}
     probed = _probe(subject, tested, rates, epochs, batch_size)
@@ -156,6 +155,19 @@ def gain(correct: Tensor, baseline: Tensor) -> Score:
         baseline: The same of the baseline, bool [M].
     """
     return _mean(correct.double() - baseline.double())
+
+
+def _check_variation(name: str, dataset: Dataset, original: Dataset) -> None:
+    """Raise an EvaluationError if a data set cannot be a variation of the original."""
+    if dataset.manifest.classes != original.manifest.classes:
+        raise EvaluationError(f"robustness: {name} ({dataset.location}) has other classes than {original.location}")
+    # Splits of rendered sets are ranges of pictures: with another number, some that are tested were trained on.
+    rendered = [[of.manifest.recipe.get(option) for option in ("num_images", "seed")] for of in (dataset, original)]
+    if rendered[0] != rendered[1]:
+        raise EvaluationError(
+            f"robustness: {name} ({dataset.location}) does not show the pictures of {original.location}; prepare both "
+            "with the same --num-images and --seed"
+        )
 
 
 def _mean(values: Tensor) -> Score:
