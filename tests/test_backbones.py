@@ -19,7 +19,7 @@ from adios_ray.models.backbones import build_backbone
         ("test_vit", 96, 64),
         ("mobilenetv3_small_050", 64, 1024),
         ("convnext_atto", 64, 320),
-        ("swin_tiny_patch4_window7_224", 96, 768),
+        pytest.param("swin_tiny_patch4_window7_224", 96, 768, marks=pytest.mark.slow),
     ],
 )
 def test_a_backbone_has_its_stated_width(name: str, size: int, width: int) -> None:
@@ -63,7 +63,9 @@ def test_networks_see_whole_images_or_are_refused(name: str, size: int, near: st
             build_backbone(BackboneConfig(name=name), size)
 
 
-@pytest.mark.parametrize(("name", "last"), [("resnet18", "bn2"), ("resnet50", "bn3")])
+@pytest.mark.parametrize(
+    ("name", "last"), [("resnet18", "bn2"), pytest.param("resnet50", "bn3", marks=pytest.mark.slow)]
+)
 def test_last_norms_start_at_zero_or_as_in_torchvision(name: str, last: str) -> None:
     states = []
     for zero in (True, False):

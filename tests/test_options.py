@@ -38,7 +38,7 @@ def assert_same_networks(actual: Networks, expected: Networks) -> None:
     ("objective", "order", "fill"),
     [
         ("simclr", "simultaneous", "mix"),
-        ("byol", "alternating", "zero"),
+        pytest.param("byol", "alternating", "zero", marks=pytest.mark.slow),
         pytest.param("simclr", "alternating", "noise", marks=pytest.mark.slow),
         pytest.param("byol", "simultaneous", "zero", marks=pytest.mark.slow),
     ],

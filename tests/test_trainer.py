@@ -210,6 +210,7 @@ def as_version_1(directory: Path, data_set: Path) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_squares_without_stored_sizes_train_bit_for_bit_as_those_with(objects_dir: Path, tmp_path: Path) -> None:
     trainers = []
     for data_dir in (objects_dir, as_version_1(tmp_path / "old", objects_dir)):
@@ -339,7 +340,7 @@ def test_a_batch_larger_than_the_data_is_refused(objects_dir: Path) -> None:
         Trainer(small_config(objects_dir, batch_size=97), CPU)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", [pytest.param("resnet18", marks=pytest.mark.slow), "vit_tiny_patch16_224"])
 def test_timm_backbones_train_at_the_given_size(name: str, objects_dir: Path) -> None:
     trainer = trained(small_config(objects_dir, backbone={"name": name}, batch_size=8), 1)
     assert trainer.step == 1
