@@ -52,8 +52,8 @@ class Options:
     """Random features in training split and bank; a tenth as many are classified."""
     width: int = 512
     """Width of the random features."""
-    classes: int = 100
-    """Classes of the random features."""
+    classes: tuple[int, ...] = (10, 100)
+    """Numbers of classes of the random features; the more there are, the more of the sweep is arithmetic."""
     epochs: int = 1
     """Epochs of linear evaluation."""
     threads: int = 2
@@ -96,20 +96,15 @@ def extraction_pair(split: Split, options: Options) -> tuple[Callable[[], object
     return forward, lambda: extract_features(backbone, split, np.arange(options.images), size).cpu()
 
 
-def sweep_pairs(options: Options) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+def sweep_pairs(options: Options, classes: int) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
     """Return one rate and ten, one setting of k-NN and 32, on random features with classes."""
     generator, device = torch.Generator().manual_seed(0), torch.device(options.device)
-    labels = torch.randint(options.classes, (options.features * 11 // 10,), generator=generator)
-    centers = torch.randn(options.classes, options.width, generator=generator)
+    labels = torch.randint(classes, (options.features * 11 // 10,), generator=generator)
+    centers = torch.randn(classes, options.width, generator=generator)
     features = centers[labels] + 3 * torch.randn(len(labels), options.width, generator=generator)
     features, labels = features.to(device), labels.to(device)
-    known, unknown = (
-        (features[: options.features], labels[: options.features]),
-        (
-            features[options.features :],
-            labels[options.features :],
-        ),
-    )
+    known = features[: options.features], labels[: options.features]
+    unknown = features[options.features :], labels[options.features :]
 
     def linear(rates: tuple[float, ...]) -> object:
         return linear_sweep(*known, *unknown, rates=rates, epochs=options.epochs, milestones=())
@@ -118,8 +113,11 @@ def sweep_pairs(options: Options) -> dict[str, tuple[Callable[[], object], Calla
         return knn_sweep(*known, *unknown, neighbors, temperatures)
 
     return {
-        "linear": (lambda: linear(RATES[:1]), lambda: linear(RATES)),
-        "knn": (lambda: knn(NEIGHBORS[-1:], TEMPERATURES[:1]), lambda: knn(NEIGHBORS, TEMPERATURES)),
+        f"linear, {classes} classes": (lambda: linear(RATES[:1]), lambda: linear(RATES)),
+        f"knn, {classes} classes": (
+            lambda: knn(NEIGHBORS[-1:], TEMPERATURES[:1]),
+            lambda: knn(NEIGHBORS, TEMPERATURES),
+        ),
     }
 
 
@@ -137,7 +135,9 @@ def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     with tempfile.TemporaryDirectory() as directory:
-        pairs = {"extraction": extraction_pair(write_images(Path(directory), options), options), **sweep_pairs(options)}
+        pairs = {"extraction": extraction_pair(write_images(Path(directory), options), options)}
+        for classes in options.classes:
+            pairs |= sweep_pairs(options, classes)
         for one, other in pairs.values():  # warm-up
             one(), other()
         seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in pairs}
@@ -151,7 +151,7 @@ def main(options: Options) -> None:
             "one_s": round(one, 4),
             "all_s": round(every, 4),
             "ratio": round(every / one, 2),
-            "target": TARGETS[name],
+            "target": TARGETS[name.partition(",")[0]],
         }
         for name, (one, every) in medians.items()
     }
