@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 from adios_ray.tables.command import main
-from adios_ray.tables.grid import Row, Table
+from adios_ray.tables.grid import Table
 from adios_ray.tables.methods import (
     CLASSIFICATION_DATA,
     OBJECTS,
     SMALL_EPOCHS,
     classification,
-    published_pairs,
+    published_backbones,
     small_pairs,
 )
 
@@ -40,18 +40,14 @@ TOP1 = {
     },
 }
 """Table 1 of the paper: top-1 in percent, in the order of ``COLUMNS``."""
-BACKBONES = {"vit_tiny_patch16_224": ", ViT-Tiny", "resnet18": ", ResNet-18"}
 
 
 def paper() -> Table:
     """Return the paper's table: two backbones at 96 pixels."""
-    rows: list[Row] = []
-    for backbone, suffix in BACKBONES.items():
-        numbers = {key: dict(zip(COLUMNS, values, strict=True)) for key, values in TOP1[backbone].items()}
-        rows.extend(published_pairs(PRESETS, backbone, numbers, suffix=suffix))
+    rows = published_backbones(PRESETS, COLUMNS, TOP1)
     columns = tuple(column for group in PRESETS for column in classification(group))
     data = {group: CLASSIFICATION_DATA[group] for group in PRESETS}
-    return Table("Table 1: classification", tuple(rows), columns, data)
+    return Table("Table 1: classification", rows, columns, data)
 
 
 def small() -> Table:

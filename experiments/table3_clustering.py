@@ -11,13 +11,12 @@ import sys
 from pathlib import Path
 
 from adios_ray.tables.command import main
-from adios_ray.tables.grid import Column, Row, Table
-from adios_ray.tables.methods import CLASSIFICATION_DATA, OBJECTS, SMALL_EPOCHS, published_pairs, small_pairs
+from adios_ray.tables.grid import Column, Table
+from adios_ray.tables.methods import CLASSIFICATION_DATA, OBJECTS, SMALL_EPOCHS, published_backbones, small_pairs
 
 PRESETS = {"ImageNet100-S": "in100s", "STL10": "stl10"}
 SCORES = ("FMI", "ARI", "NMI")
 COLUMNS = tuple((group, score) for group in PRESETS for score in SCORES)
-BACKBONES = {"vit_tiny_patch16_224": ", ViT-Tiny", "resnet18": ", ResNet-18"}
 INDICES = {
     "vit_tiny_patch16_224": {
         ("simclr", "none"): (
@@ -70,12 +69,9 @@ def columns(group: str) -> tuple[Column, ...]:
 
 def paper() -> Table:
     """Return the paper's table: two backbones at 96 pixels."""
-    rows: list[Row] = []
-    for backbone, suffix in BACKBONES.items():
-        numbers = {key: dict(zip(COLUMNS, values, strict=True)) for key, values in INDICES[backbone].items()}
-        rows.extend(published_pairs(PRESETS, backbone, numbers, suffix=suffix))
+    rows = published_backbones(PRESETS, COLUMNS, INDICES)
     data = {group: CLASSIFICATION_DATA[group] for group in PRESETS}
-    return Table("Table 3: clustering", tuple(rows), tuple(c for group in PRESETS for c in columns(group)), data)
+    return Table("Table 3: clustering", rows, tuple(c for group in PRESETS for c in columns(group)), data)
 
 
 def small() -> Table:

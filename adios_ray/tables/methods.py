@@ -1,6 +1,6 @@
 """The trainings of rows: published settings, and one small setting that two CPU cores train in minutes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adios_ray.config import TrialConfig
@@ -79,6 +79,29 @@ def published_pairs(
             }
             published = {key: Published(*value) for key, value in numbers[objective, masking].items()}
             rows.append(_paired(name, masking, suffix, trainings, published))
+    return tuple(rows)
+
+
+BACKBONES = {"vit_tiny_patch16_224": ", ViT-Tiny", "resnet18": ", ResNet-18"}
+"""The paper's backbones, with what is put behind the names of their rows."""
+
+
+def published_backbones(
+    presets: Mapping[str, str],
+    columns: Sequence[tuple[str, str]],
+    numbers: Mapping[str, Mapping[tuple[str, str], Sequence[Numbers]]],
+) -> tuple[Row, ...]:
+    """Return the rows of ``published_pairs`` for each of the paper's backbones.
+
+    Args:
+        presets: Name of the preset of each group.
+        columns: Group and name of each column.
+        numbers: Published numbers by backbone, then by objective and scheme, in the order of the columns.
+    """
+    rows: list[Row] = []
+    for backbone, suffix in BACKBONES.items():
+        named = {method: dict(zip(columns, values, strict=True)) for method, values in numbers[backbone].items()}
+        rows.extend(published_pairs(presets, backbone, named, suffix=suffix))
     return tuple(rows)
 
 
