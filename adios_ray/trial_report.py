@@ -14,7 +14,16 @@ class Measured(BaseModel):
     epoch: int
     """Epochs completed."""
     fitness: float = math.nan
-    """The measure that ``evaluation.fitness`` names, on validation images; nan if the trial diverged or collapsed."""
+    """The measure that ``evaluation.fitness`` names, on validation images of selection; nan if the trial diverged or
+    collapsed."""
+    standard_error: float | None = None
+    """Standard error of ``fitness`` over images; None where it is unknown."""
+    accuracy: float = math.nan
+    """Accuracy on the same images, 0 to 1 (multi-label k-NN: macro F1); nan for measures without labels."""
+    holdout_fitness: float = math.nan
+    """The same measure on the validation images that take no part in decisions, for the final comparison of trials."""
+    holdout_standard_error: float | None = None
+    """Standard error of ``holdout_fitness`` over images; None where it is unknown."""
     loss: float = math.nan
     penalty: float = math.nan
     """Mean sparsity term."""
@@ -36,6 +45,9 @@ class Measured(BaseModel):
 class TrialReport(Measured):
     """A trainer's report: measurements, and whether the trial diverged or is done."""
 
+    outcomes: str | None = None
+    """Outcome of each validation image of selection, in the order of the split, for paired tests: one byte each, 255
+    times the outcome in [0, 1], rounded; in base64. None for measures without outcomes of single images."""
     divergence: str | None = None
     """How the trial diverged or collapsed; None if it did not."""
     done: bool = False

@@ -1,6 +1,7 @@
 """Files that earlier versions wrote are still read."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from small import small_config
 
 from adios_ray.config import TrialConfig, current_path
 from adios_ray.data.shards import open_shards
+from adios_ray.errors import RecordError
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import unwrapped
 from adios_ray.run_directory import RunDirectory
@@ -37,6 +39,25 @@ def test_results_are_read_and_continued_in_the_new_form(tmp_path: Path) -> None:
     first, second = records.read_results(tmp_path)
     assert first.values == {"masking.sparsity_weight": 0.3, "optimizer.encoder_lr": 0.1}
     assert second.values == {**first.values, "augment.hue": 0.1}
+
+
+def test_results_without_standard_errors_are_read_and_continued(tmp_path: Path) -> None:
+    later = {"standard_error", "accuracy", "holdout_fitness", "holdout_standard_error"}
+    old = [name for name in records.COLUMNS if name not in later]
+    row = "2026-01-01T00:00:00+00:00,trial_00,1,0.5,2.0,1.5,0.4,0.1,0.2,0.3,900,0.01,0.1,7,0.2"
+    (tmp_path / "results.csv").write_text(f"{','.join(old)},augment.hue\n{row}\n")
+    (first,) = records.read_results(tmp_path)
+    assert (first.fitness, first.standard_error) == (0.5, None) and math.isnan(first.accuracy)
+    with pytest.raises(RecordError, match="for this search space"):
+        records.begin_results(tmp_path, ["augment.saturation"])
+    records.begin_results(tmp_path, ["augment.hue"])
+    assert (tmp_path / "results.csv").read_text().splitlines()[0] == ",".join([*records.COLUMNS, "augment.hue"])
+    known = {"standard_error": 0.02, "accuracy": 0.6, "holdout_fitness": 0.4, "holdout_standard_error": 0.03}
+    second = first.model_copy(update={"epoch": 2, **known})
+    records.append_result(tmp_path, second)
+    assert [row.model_dump_json() for row in records.read_results(tmp_path)] == [
+        row.model_dump_json() for row in (first, second)
+    ]
 
 
 def test_exploits_and_the_outcome_are_read(tmp_path: Path) -> None:

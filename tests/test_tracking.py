@@ -40,7 +40,7 @@ def test_results_round_trip_and_continue(tmp_path: Path) -> None:
     records.begin_results(tmp_path, list(SETTINGS))
     records.append_result(tmp_path, rows[1])
     records.append_result(tmp_path, rows[2])
-    assert (tmp_path / "results.csv").read_text().count("fitness") == 1
+    assert (tmp_path / "results.csv").read_text().count("time,trial,") == 1
     read = records.read_results(tmp_path)
     assert [row.model_dump_json() for row in read] == [row.model_dump_json() for row in (rows[2], *rows[:2])]
 
@@ -48,8 +48,8 @@ def test_results_round_trip_and_continue(tmp_path: Path) -> None:
 def test_columns_are_the_contract(tmp_path: Path) -> None:
     records.begin_results(tmp_path, list(SETTINGS))
     assert (tmp_path / "results.csv").read_text() == (
-        "time,trial,epoch,fitness,loss,penalty,probe_accuracy,slot_overlap,mask_mean_min,mask_mean_max,images_per_s,"
-        "data_wait_fraction,idle_s,worker_pid,"
+        "time,trial,epoch,fitness,standard_error,accuracy,holdout_fitness,holdout_standard_error,loss,penalty,"
+        "probe_accuracy,slot_overlap,mask_mean_min,mask_mean_max,images_per_s,data_wait_fraction,idle_s,worker_pid,"
         "masking.sparsity_weight,optimizer.encoder_lr,optimizer.occlusion_lr,masking.slots\n"
     )
 

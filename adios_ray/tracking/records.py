@@ -132,6 +132,8 @@ class MaskFile:
 
 COLUMNS = ("time", "trial", *Measured.model_fields)
 """Columns of ``results.csv``; those of searched values follow, named by their paths."""
+_LATER_COLUMNS = {"standard_error", "accuracy", "holdout_fitness", "holdout_standard_error"}
+"""Columns that files of earlier versions lack."""
 
 
 def _header(path: Path, content: bytes) -> list[str]:
@@ -142,7 +144,8 @@ def _header(path: Path, content: bytes) -> list[str]:
     """
     header = next(csv.reader([content.split(b"\n", 1)[0].decode()]))
     searched = [name for name in header if name not in COLUMNS]
-    if not set(COLUMNS) <= set(header) or any("." not in name and name not in _EARLIER_NAMES for name in searched):
+    complete = set(COLUMNS) - _LATER_COLUMNS <= set(header)
+    if not complete or any("." not in name and name not in _EARLIER_NAMES for name in searched):
         raise RecordError(
             f"{path}: the header is {','.join(header)!r}, expected {','.join(COLUMNS)!r} and paths of searched values"
         )
@@ -152,7 +155,7 @@ def _header(path: Path, content: bytes) -> list[str]:
 def begin_results(run_dir: Path, searched: Sequence[str] = ()) -> None:
     """Write the header of ``results.csv``, or check that of a resumed run's file.
 
-    A file of an earlier version is rewritten with a column for each searched value.
+    A file of an earlier version is rewritten with today's columns and one for each searched value.
 
     Args:
         run_dir: The run directory.
@@ -164,7 +167,8 @@ def begin_results(run_dir: Path, searched: Sequence[str] = ()) -> None:
     path, header = RunDirectory(run_dir).results, [*COLUMNS, *searched]
     content = complete_lines(path)
     if content and (found := _header(path, content)) != header:
-        if not set(found) & set(_EARLIER_NAMES):
+        lacking = _LATER_COLUMNS - set(found)
+        if not set(found) & set(_EARLIER_NAMES) and found != [name for name in header if name not in lacking]:
             raise RecordError(
                 f"{path}: the header is {','.join(found)!r}, expected {','.join(header)!r} for this search space"
             )
@@ -253,8 +257,10 @@ def read_results(run_dir: Path) -> list[Row]:
 def _row(cells: Mapping[str, str], where: str) -> Row:
     searched = {_EARLIER_NAMES.get(name, name): cell for name, cell in cells.items() if name not in COLUMNS}
     values = {path: _value_of(cell) for path, cell in searched.items() if cell}
+    # A standard error that is unknown is an empty cell.
+    measured = {name: cells[name] for name in COLUMNS if name not in _LATER_COLUMNS or cells.get(name)}
     try:
-        return Row.model_validate({name: cells[name] for name in COLUMNS} | {"values": values})
+        return Row.model_validate(measured | {"values": values})
     except ValidationError as error:
         raise RecordError(f"{where}: {explain(error)}") from None
 
