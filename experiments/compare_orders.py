@@ -75,7 +75,7 @@ def train(options: Options, order: str, seed: int) -> dict[str, Any]:
     began = time.perf_counter()
     trainer.train_until(options.epochs * trainer.feed.steps_per_epoch)
     seconds = time.perf_counter() - began
-    knn = 100 * trainer.evaluate("test")
+    knn = 100 * trainer.evaluate("test").accuracy
     test = trainer.dataset.split("test")
     linear = 100 * linear_accuracy(trainer, test)
     return {

@@ -136,8 +136,11 @@ def test_wrong_shapes_are_refused() -> None:
 )
 def test_fitness_by_name(objects_dir: Path, name: str, low: float, high: float) -> None:
     trainer = Trainer(small_config(objects_dir, evaluation={"fitness": name}), torch.device("cpu"))
-    value = trainer.evaluate("val")
-    assert low <= value <= high and trainer.evaluate("val") == value
+    found = trainer.evaluate("val")
+    assert low <= found.value <= high and repr(trainer.evaluate("val")) == repr(found)
+    assert found.standard_error is not None and found.standard_error > 0
+    has_outcomes = name in ("knn", "probe")
+    assert (found.outcomes is not None) == has_outcomes == math.isfinite(found.accuracy)
 
 
 @pytest.mark.slow
@@ -147,7 +150,7 @@ def test_a_collapsed_encoder_has_no_fitness_and_says_why(objects_dir: Path) -> N
     with torch.no_grad():
         for parameter in trainer.networks.backbone.parameters():
             parameter.zero_()
-    assert math.isnan(trainer.evaluate("val"))
+    assert math.isnan(trainer.evaluate("val").value)
     report = trainer.train_to_report()
     assert math.isnan(report.fitness) and report.divergence == "epoch 1: collapsed: feature std 0 is below 0.01"
 

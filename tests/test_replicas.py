@@ -52,7 +52,7 @@ def work(rank: int, data: str, directory: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
             patch.setattr(fitness, "_collapse", lambda features, config: "collapsed on worker 1 alone")
-        results["fitness"] = trainer.evaluate("val")
+        results["fitness"] = trainer.evaluate("val").value
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
             patch.setattr(training, "load_checkpoint", lambda *arguments: _disturbed(load_checkpoint(*arguments)))

@@ -269,13 +269,13 @@ def test_commands(
     result, dataset = json.loads(capsys.readouterr().out), open_shards(objects_dir)
     assert (result["backbone"], result["split"], result["images"]) == ("resnet_small", "test", 40)
     splits = dataset.split("train"), dataset.split("test")
-    assert result["knn_accuracy"] == evaluate(byol, *splits, SIZE, byol.config.evaluation).value
+    assert result["knn_accuracy"] == evaluate(byol, *splits, SIZE, byol.config.evaluation).estimates[0].accuracy
     assert result["view"] == "square"
     assert main(["evaluate", *inputs, "--view", "resize-256"]) == 0
     result = json.loads(capsys.readouterr().out)
     part = byol.config.evaluation.model_copy(update={"view": "resize-256"})
     assert result["view"] == "resize-256"
-    assert result["knn_accuracy"] == evaluate(byol, *splits, SIZE, part).value
+    assert result["knn_accuracy"] == evaluate(byol, *splits, SIZE, part).estimates[0].accuracy
     assert main(["masks", *inputs, "--output", str(tmp_path / "masks.png"), "--images", "5"]) == 0
     assert "5 images, 3 masks each" in capsys.readouterr().out
     with Image.open(tmp_path / "masks.png") as sheet:

@@ -71,7 +71,7 @@ class Replay:
         torch.set_num_threads(self.threads)
         trainer = replay(schedule, config, self.output, best_device())
         measure = MEASURES[config.evaluation.fitness]
-        fitness = f"{measure.label} {measure.text(trainer.evaluate('test'))}"
+        fitness = f"{measure.label} {measure.text(trainer.evaluate('test').value)}"
         print(f"{fitness} on test; checkpoints: {self.output / 'checkpoints'}")
 
     def _schedule(self) -> "Schedule":

@@ -314,6 +314,7 @@ class Split:
         heights: Height in pixels of each photograph before it was squeezed, int32 [n]; S in schema version 1.
         widths: Width in pixels of each photograph, likewise.
         instances: Object index per pixel for each shard, uint8 [rows, S, S] views, 0 = background; or None.
+        source_ids: What the source calls each image, string [n].
     """
 
     def __init__(self, name: str, batches: Sequence[pa.RecordBatch]) -> None:
@@ -328,6 +329,7 @@ class Split:
         if "instances" in batches[0].schema.names:
             self.instances = [batch["instances"].to_numpy_ndarray() for batch in batches]
         self.heights, self.widths = (_sizes(batches, side) for side in ("height", "width"))
+        self.source_ids = pa.chunked_array([batch["source_id"] for batch in batches])
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
 
     def __len__(self) -> int:

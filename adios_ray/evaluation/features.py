@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
@@ -20,7 +19,7 @@ from adios_ray.config import CentralView
 from adios_ray.data.cache import cache_directory
 from adios_ray.data.shards import Dataset, ShardEntry, Split, open_shards
 from adios_ray.devices import best_device
-from adios_ray.evaluation.fitness import extract_features
+from adios_ray.evaluation.fitness import Indices, extract_features
 from adios_ray.files import atomic_path
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import checksum
@@ -32,7 +31,6 @@ PART = 2**12
 VERSION = 2
 """Raised when features change without their inputs: kept ones are not found then."""
 
-Indices = npt.NDArray[np.int64]
 MapParts = Callable[[Callable[[Indices], Tensor], Sequence[Indices]], Iterable[Tensor]]
 """Applies a function to parts of a split and returns the results in order, as ``map`` does; the function can be sent to
 other processes."""

@@ -1,8 +1,10 @@
 """Fitness of a trial: a score of its frozen features on held-out images, never the training loss."""
 
+import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +17,16 @@ from adios_ray.config import AugmentConfig, CentralView, EvaluationConfig
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import central_views
 from adios_ray.data.shards import Split
-from adios_ray.evaluation.knn import knn_accuracy, knn_macro_f1
+from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
 from adios_ray.evaluation.label_free import alpha_req, effective_rank, feature_std, lidar, rankme
 from adios_ray.evaluation.statistics import BATCH, fresh_statistics
+from adios_ray.evaluation.uncertainty import jackknife, standard_error
 from adios_ray.models.networks import Networks
 
+Indices = npt.NDArray[np.int64]
+
+SMALLEST_PARTED = 100
+"""Images from which on a split is parted in halves; fewer are used whole for both purposes."""
 GATE_IMAGES = 2048
 """Held-out images by which a collapse is detected."""
 LIDAR_IMAGES = 512
@@ -53,19 +60,83 @@ def extract_features(
     return parallel.gather_with_gradient(torch.cat(features).float())[: len(indices)]
 
 
+class Estimate(NamedTuple):
+    """A measure on some images, and how sure it is.
+
+    Attributes:
+        value: The configured measure, higher is better; nan where features are not finite or have collapsed.
+        standard_error: Its standard error over images; None where it is unknown.
+        accuracy: Share of images classified correctly, 0 to 1, multi-label: of all labels; nan without labels.
+        outcomes: Outcome of each image, a byte each: 255 times a number in [0, 1]; None without labels.
+    """
+
+    value: float
+    standard_error: float | None = None
+    accuracy: float = math.nan
+    outcomes: bytes | None = None
+
+
+UNKNOWN = Estimate(math.nan)
+
+
 class Fitness(NamedTuple):
     """The result of an evaluation.
 
     Attributes:
-        value: The configured measure, higher is better; nan where features are not finite or have collapsed.
+        estimates: The measure on each part of the held-out images.
         collapse: Which statistic shows the collapse, and its value; None where there is none.
     """
 
-    value: float
-    collapse: str | None
+    estimates: tuple[Estimate, ...]
+    collapse: str | None = None
 
 
-def evaluate(networks: Networks, train: Split, held_out: Split, image_size: int, config: EvaluationConfig) -> Fitness:
+def halves(split: Split) -> tuple[Indices, ...]:
+    """Part a split for selection and for the final comparison of what was selected (int64 indices, ascending).
+
+    The half of an image is a bit of a hash of its source id: it does not depend on a seed, nor on the other images.
+
+    Returns:
+        The two halves; the whole split alone if it has fewer than ``SMALLEST_PARTED`` images.
+    """
+    if len(split) < SMALLEST_PARTED:
+        return (np.arange(len(split)),)
+    hashes = (hashlib.blake2b(str(item).encode(), digest_size=1).digest() for item in split.source_ids)
+    second = np.array([digest[0] & 1 for digest in hashes], dtype=bool)
+    return np.flatnonzero(~second), np.flatnonzero(second)
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """What a measure is computed from."""
+
+    backbone: nn.Module
+    probe: nn.Module
+    train: Split
+    held_out: Split
+    features: Tensor
+    """Features of the held-out images, [M, F]."""
+    image_size: int
+    config: EvaluationConfig
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of the held-out images on the features' device, int64 [M], or zeros and ones [M, C]."""
+        return torch.from_numpy(self.held_out.labels).to(self.features.device)
+
+
+Score = Callable[[Tensor], Estimate]
+"""Estimates a measure on some held-out images, given by their indices, int64 [m]."""
+
+
+def evaluate(
+    networks: Networks,
+    train: Split,
+    held_out: Split,
+    image_size: int,
+    config: EvaluationConfig,
+    parts: Sequence[Indices] | None = None,
+) -> Fitness:
     """Compute the fitness on held-out images, after a check that the features have not collapsed.
 
     Args:
@@ -74,18 +145,21 @@ def evaluate(networks: Networks, train: Split, held_out: Split, image_size: int,
         held_out: Split that is classified or scored.
         image_size: Side S of the views in pixels.
         config: The measure, and the thresholds of a collapse.
+        parts: Parts of the held-out split, int64 indices, each of which is estimated by itself; None takes all as one.
     """
+    chosen = [torch.from_numpy(part) for part in parts or [np.arange(len(held_out))]]
     fresh = fresh_statistics(networks.backbone, train, image_size, config.view)
     with fresh if config.fresh_statistics else nullcontext():
         features = extract_features(networks.backbone, held_out, np.arange(len(held_out)), image_size, config.view)
         if not features.isfinite().all():
-            found = Fitness(math.nan, None)
+            found = Fitness((UNKNOWN,) * len(chosen))
         # The first worker decides: measures extract further features, which all workers must do together.
         elif collapse := parallel.from_first(_collapse(features, config)):
-            found = Fitness(math.nan, collapse)
+            found = Fitness((UNKNOWN,) * len(chosen), collapse)
         else:
-            value = _MEASURES[config.fitness](networks, train, held_out, features, image_size, config)
-            found = Fitness(value, None)
+            evaluated = _Evaluated(networks.backbone, networks.probe, train, held_out, features, image_size, config)
+            score = _MEASURES[config.fitness](evaluated)
+            found = Fitness(tuple(score(part.to(features.device)) for part in chosen))
         return parallel.from_first(found)
 
 
@@ -100,29 +174,84 @@ def _collapse(features: Tensor, config: EvaluationConfig) -> str | None:
     return None
 
 
-def _knn(
-    networks: Networks, train: Split, held_out: Split, features: Tensor, image_size: int, config: EvaluationConfig
-) -> float:
-    """Compute weighted k-NN accuracy (multi-label: macro F1), 0 to 1; nan if the neighbors' features are not finite."""
+def _knn(evaluated: _Evaluated) -> Score:
+    """Let neighbors vote: the share of the right class, multi-label: macro F1; nan if their features are not finite."""
+    train, config, features, labels = evaluated.train, evaluated.config, evaluated.features, evaluated.labels
     bank = train.spread(config.train_images)
-    train_features = extract_features(networks.backbone, train, bank, image_size, config.view)
+    train_features = extract_features(evaluated.backbone, train, bank, evaluated.image_size, config.view)
     if not train_features.isfinite().all():
-        return math.nan
+        return lambda chosen: UNKNOWN
     train_labels = torch.from_numpy(train.labels[bank]).to(features.device)
-    labels = torch.from_numpy(held_out.labels).to(features.device)
-    score = knn_macro_f1 if labels.ndim == 2 else knn_accuracy
-    return score(train_features, train_labels, features, labels, config.neighbors, config.temperature)
+    voters = train_features, train_labels, features, labels, config.neighbors, config.temperature
+    if labels.ndim == 1:
+        shares, correct = knn_votes(*voters)
+        return lambda chosen: _mean(shares[chosen], correct[chosen])
+    of_labels, present = knn_label_shares(*voters), labels > 0
+    predicted, outcomes = of_labels > 0.5, _of_right_answers(of_labels, present)
+
+    def score(chosen: Tensor) -> Estimate:
+        # F1 is no mean of outcomes of single images: these are for pairing only.
+        own, truth = predicted[chosen], present[chosen]
+        error = jackknife(lambda kept: macro_f1(own[kept], truth[kept]), len(chosen))
+        accuracy = float((own == truth).double().mean())
+        return Estimate(macro_f1(own, truth), error, accuracy, _bytes(outcomes[chosen]))
+
+    return score
 
 
-def _probe(
-    networks: Networks, train: Split, held_out: Split, features: Tensor, image_size: int, config: EvaluationConfig
-) -> float:
-    """Compute the accuracy of the online probe, 0 to 1; multi-label: over all labels of all images."""
-    labels = torch.from_numpy(held_out.labels).to(features.device)
+def _probe(evaluated: _Evaluated) -> Score:
+    """Average the probability that the online probe gives the right class; multi-label: the right answers."""
+    labels = evaluated.labels
     with torch.no_grad():
-        logits = networks.probe(features)
-    right = (logits > 0) == (labels > 0) if labels.ndim == 2 else logits.argmax(dim=1) == labels
-    return float(right.float().mean())
+        logits = evaluated.probe(evaluated.features).double()
+    if labels.ndim == 2:
+        outcomes, correct = _of_right_answers(logits.sigmoid(), labels > 0), (logits > 0) == (labels > 0)
+    else:
+        outcomes = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
+        correct = logits.argmax(dim=1) == labels
+    return lambda chosen: _mean(outcomes[chosen], correct[chosen])
+
+
+def _of_right_answers(shares: Tensor, present: Tensor) -> Tensor:
+    """Average the share of the right answer over labels, [M]; ``shares`` [M, C] are those of a yes."""
+    return shares.where(present, 1 - shares).mean(dim=1)
+
+
+def _mean(outcomes: Tensor, correct: Tensor) -> Estimate:
+    """Estimate the mean of outcomes [m]; ``correct``, [m] or [m, C], gives the accuracy."""
+    accuracy = float(correct.double().mean())
+    return Estimate(float(outcomes.double().mean()), standard_error(outcomes), accuracy, _bytes(outcomes))
+
+
+def _bytes(outcomes: Tensor) -> bytes:
+    return (255 * outcomes).round().byte().cpu().numpy().tobytes()
+
+
+def _label_free(measure: Callable[[Tensor], float], values: Tensor, indices: Tensor) -> Score:
+    """Score features ``values`` [K, ...] of the held-out images ``indices``, int64 [K], by a measure of features."""
+
+    def score(chosen: Tensor) -> Estimate:
+        own = values[torch.isin(indices, chosen)]
+        return Estimate(measure(own), jackknife(lambda kept: measure(own[kept]), len(own)))
+
+    return score
+
+
+def _of_features(measure: Callable[[Tensor], float]) -> Callable[[_Evaluated], Score]:
+    """Make a measure of the features of central views."""
+
+    def of(evaluated: _Evaluated) -> Score:
+        features = evaluated.features
+        return _label_free(measure, features, torch.arange(len(features), device=features.device))
+
+    return of
+
+
+def _lidar(evaluated: _Evaluated) -> Score:
+    """Compute LiDAR of random views of some held-out images."""
+    views = features_of_views(evaluated.backbone, evaluated.held_out, evaluated.image_size)
+    indices = torch.from_numpy(evaluated.held_out.spread(LIDAR_IMAGES)).to(views.device)
+    return _label_free(lidar, views, indices)
 
 
 @torch.no_grad()
@@ -165,14 +294,11 @@ def features_of_views(backbone: nn.Module, split: Split, image_size: int) -> Ten
     return torch.stack(views, dim=1)
 
 
-_MEASURES: Mapping[str, Callable[[Networks, Split, Split, Tensor, int, EvaluationConfig], float]] = {
+_MEASURES: Mapping[str, Callable[[_Evaluated], Score]] = {
     "knn": _knn,
     "probe": _probe,
-    "rankme": lambda networks, train, held_out, features, image_size, config: rankme(features),
-    "alpha-req": lambda networks, train, held_out, features, image_size, config: alpha_req(features),
-    "lidar": lambda networks, train, held_out, features, image_size, config: lidar(
-        features_of_views(networks.backbone, held_out, image_size)
-    ),
+    "rankme": _of_features(rankme),
+    "alpha-req": _of_features(alpha_req),
+    "lidar": _lidar,
 }
-"""Measures by name, of networks, the split of the neighbors, the held-out split, its features [M, F], the side of the
-views and the configuration."""
+"""Measures by name."""

@@ -51,10 +51,22 @@ class KnnScore(NamedTuple):
     top5: float
 
 
-def knn_accuracy(
+class Votes(NamedTuple):
+    """How the neighbors of Q queries vote on the queries' own classes.
+
+    Attributes:
+        shares: Share of the votes for the query's class, [Q] in [0, 1].
+        correct: Whether the query's class has most votes, bool [Q]; in a tie the lowest class wins.
+    """
+
+    shares: Tensor
+    correct: Tensor
+
+
+def knn_votes(
     bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperature: float
-) -> float:
-    """Compute the share of queries whose class has most votes, 0 to 1; in a tie the lowest class wins.
+) -> Votes:
+    """Let the neighbors of each query vote on its class.
 
     Args:
         bank: Features of the voting images, [M, F].
@@ -65,38 +77,59 @@ def knn_accuracy(
         temperature: > 0.
     """
     classes = int(bank_labels.max()) + 1
-    right = labels.new_zeros(())
-    for truth, share, nearest in _neighborhoods(bank, features, labels, neighbors, temperature, width=classes):
-        votes = share.new_zeros(len(share), classes)
+    shares, correct = [], []
+    for truth, weights, nearest in _neighborhoods(bank, features, labels, neighbors, temperature, width=classes):
+        voted = bank_labels[nearest]
+        votes = weights.new_zeros(len(weights), classes)
         # One neighbor at a time: a scatter-add of repeated indices has no fixed order on GPUs, which can turn a tie.
-        for number, weight in zip(bank_labels[nearest].T, share.T, strict=True):
+        for number, weight in zip(voted.T, weights.T, strict=True):
             votes.scatter_add_(1, number[:, None], weight[:, None])
-        right += (votes.argmax(dim=1) == truth).sum()
-    return float(right) / len(features)
+        correct.append(votes.argmax(dim=1) == truth)
+        shares.append((weights * (voted == truth[:, None])).sum(dim=1).clamp(max=1))  # rounding can exceed 1
+    return Votes(torch.cat(shares), torch.cat(correct))
 
 
-def knn_macro_f1(
+def knn_accuracy(
     bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperature: float
 ) -> float:
-    """Average the F1 score over classes for multi-label queries, 0 to 1; above half of the votes is a yes.
+    """Compute the share of queries whose class has most votes, 0 to 1; see ``knn_votes``."""
+    votes = knn_votes(bank, bank_labels, features, labels, neighbors, temperature)
+    return float(votes.correct.sum()) / len(features)
+
+
+def knn_label_shares(
+    bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperature: float
+) -> Tensor:
+    """Compute the share of a query's neighbors' votes that each label gets, [Q, C] in [0, 1] (multi-label).
 
     Args:
         bank: Features of the voting images, [M, F].
         bank_labels: Zeros and ones, [M, C].
         features: Queries, [Q, F].
-        labels: Zeros and ones, [Q, C].
+        labels: Zeros and ones, [Q, C], of which only the shape is used.
         neighbors: How many neighbors vote; all M where there are fewer.
         temperature: > 0.
     """
-    classes = labels.shape[1]
-    width = classes * min(neighbors, len(bank))
-    hits = named = torch.zeros(classes, dtype=torch.int64, device=labels.device)
-    for truth, share, nearest in _neighborhoods(bank, features, labels, neighbors, temperature, width):
-        votes = torch.einsum("qk,qkc->qc", share, bank_labels[nearest].to(share.dtype))
-        predicted, present = votes > 0.5, truth > 0
-        hits = hits + (predicted & present).sum(dim=0)
-        named = named + predicted.sum(dim=0) + present.sum(dim=0)
+    width = labels.shape[1] * min(neighbors, len(bank))
+    parts = [
+        torch.einsum("qk,qkc->qc", weights, bank_labels[nearest].to(weights.dtype))
+        for _, weights, nearest in _neighborhoods(bank, features, labels, neighbors, temperature, width)
+    ]
+    return torch.cat(parts).clamp(max=1)
+
+
+def macro_f1(predicted: Tensor, present: Tensor) -> float:
+    """Average the F1 score over classes, 0 to 1, for bool [Q, C]; 0 for a class neither present nor predicted."""
+    hits, named = (predicted & present).sum(dim=0), predicted.sum(dim=0) + present.sum(dim=0)
     return float((2 * hits / named.clamp(min=1)).mean())
+
+
+def knn_macro_f1(
+    bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperature: float
+) -> float:
+    """Compute the macro F1 of multi-label queries, 0 to 1; more than half of the votes, ``knn_label_shares``, is a yes."""
+    shares = knn_label_shares(bank, bank_labels, features, labels, neighbors, temperature)
+    return macro_f1(shares > 0.5, labels > 0)
 
 
 def knn_sweep(
@@ -192,7 +225,7 @@ def _right(
         agrees = classes == truth[:, None]
         lower = torch.arange(classes.shape[1], device=classes.device) < column.where(agrees, -1).amax(1, keepdim=True)
         total, own, last = torch.zeros_like(weights), weights.new_zeros(weights.shape[:2]), classes.shape[1]
-        # One neighbor at a time, as in knn_accuracy; after each number of neighbors that is asked for, ranks are taken.
+        # One neighbor at a time, as in knn_votes; after each number of neighbors that is asked for, ranks are taken.
         for number, (chosen, agreeing, weight) in enumerate(
             zip(column.T, agrees.T, weights.unbind(dim=2), strict=True), start=1
         ):

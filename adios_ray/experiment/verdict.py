@@ -92,4 +92,4 @@ def _test_fitness(config: TrialConfig, checkpoint: Pointer) -> float:
 
     trainer = Trainer(config, best_device())
     trainer.load(checkpoint, config)
-    return trainer.evaluate("test")
+    return trainer.evaluate("test").value

@@ -1,9 +1,11 @@
 """One trial's training in one worker process: networks, optimizers, batches, and the position in the schedule."""
 
+import base64
 import hashlib
 import math
 import os
 import time
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ from adios_ray.checkpoints import Pointer, load_checkpoint, save_checkpoint
 from adios_ray.config import TrialConfig, check_image_size, check_view
 from adios_ray.data.augment import denormalize
 from adios_ray.data.loader import Batch, BatchLoader, central_views
-from adios_ray.data.shards import open_shards
+from adios_ray.data.shards import Split, open_shards
 from adios_ray.errors import CheckpointError, ConfigError, NonFiniteError, ReplicaError
-from adios_ray.evaluation.fitness import Fitness, evaluate
+from adios_ray.evaluation.fitness import UNKNOWN, Estimate, Fitness, Indices, evaluate, halves
 from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
@@ -63,6 +65,7 @@ class Trainer:
         check_image_size(self.image_size)
         check_view(config.evaluation.view, self.image_size)
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
+        self._val_parts = halves(self.val_split)
         self.feed = BatchLoader(dataset.split(*dataset.manifest.training_splits), config, self.image_size, device)
         if config.batch_size > len(self.feed.split):
             raise ConfigError(f"batch_size {config.batch_size} is more than the {len(self.feed.split)} training images")
@@ -160,13 +163,20 @@ class Trainer:
         accuracy = sums.probe_correct / sums.labeled if sums.labeled else math.nan
         measured = {"loss": sums.loss, "penalty": sums.penalty, "probe_accuracy": accuracy}
         if self.divergence:
-            measured, found = dict.fromkeys(measured, math.nan), Fitness(math.nan, None)
+            measured, found = dict.fromkeys(measured, math.nan), Fitness((UNKNOWN,))
         else:
-            found = self._measure("val")
+            found = self._measure(self.val_split, self._val_parts)
+        selection, holdout = found.estimates[0], found.estimates[-1]  # the same one where val is not parted
+        outcomes = selection.outcomes
         collapse = found.collapse and f"epoch {self.epoch}: {found.collapse}"
         return TrialReport(
             epoch=self.epoch,
-            fitness=found.value,
+            fitness=selection.value,
+            standard_error=selection.standard_error,
+            accuracy=selection.accuracy,
+            holdout_fitness=holdout.value,
+            holdout_standard_error=holdout.standard_error,
+            outcomes=None if outcomes is None else base64.b64encode(outcomes).decode(),
             divergence=self.divergence or collapse,
             done=self.done,
             idle_s=idle_s,
@@ -176,13 +186,12 @@ class Trainer:
             **speed,
         )
 
-    def evaluate(self, split: str) -> float:
-        """Compute the fitness on one split, with training images as neighbors; nan for a collapsed encoder."""
-        return self._measure(split).value
+    def evaluate(self, split: str) -> Estimate:
+        """Estimate the fitness on one whole split, with training images as neighbors; nan for a collapsed encoder."""
+        return self._measure(self.dataset.split(split)).estimates[0]
 
-    def _measure(self, split: str) -> Fitness:
-        held_out = self.val_split if split == "val" else self.dataset.split(split)
-        return evaluate(self.networks, self.train_split, held_out, self.image_size, self.config.evaluation)
+    def _measure(self, held_out: Split, parts: Sequence[Indices] | None = None) -> Fitness:
+        return evaluate(self.networks, self.train_split, held_out, self.image_size, self.config.evaluation, parts)
 
     def masks(self, images: int) -> tuple[Tensor, Tensor]:
         """Mask the first validation images.

@@ -1,0 +1,182 @@
+"""Fitness and its standard error: vote shares, probabilities, jackknife, and the halves of a split."""
+
+import base64
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from small import SIZE, make_objects, small_config
+from test_evaluation import naive_votes
+from test_masking import golden
+
+from adios_ray.data.shards import Split
+from adios_ray.evaluation import fitness
+from adios_ray.evaluation.fitness import evaluate, extract_features, halves
+from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
+from adios_ray.evaluation.label_free import rankme
+from adios_ray.evaluation.uncertainty import BLOCKS, jackknife, standard_error
+from adios_ray.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+def split_of(*items: str) -> Split:
+    """Make a split of black images with these source ids."""
+    images = pa.ExtensionArray.from_storage(
+        pa.fixed_shape_tensor(pa.uint8(), (2, 2, 3)),
+        pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(12 * len(items), np.uint8)), 12),
+    )
+    columns = {"image": images, "label": pa.array([0] * len(items), pa.int64()), "source_id": pa.array(items)}
+    return Split("val", [pa.record_batch(columns)])
+
+
+def test_shares_of_the_votes_equal_a_loop_and_sum_to_one() -> None:
+    torch.manual_seed(0)
+    bank, queries, classes = torch.randn(60, 4), torch.randn(11, 4), 5
+    numbers = torch.randint(classes, (60,))
+    expected = torch.tensor(naive_votes(bank, torch.nn.functional.one_hot(numbers), queries, 7, 0.2))
+    found = [knn_votes(bank, numbers, queries, torch.full((11,), c), 7, 0.2) for c in range(classes + 1)]
+    shares = torch.stack([votes.shares for votes in found[:classes]], dim=1)
+    torch.testing.assert_close(shares, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(11), rtol=0, atol=1e-6)
+    assert torch.equal(torch.stack([votes.correct for votes in found], dim=1).sum(dim=1), torch.ones(11).long())
+    assert not found[classes].shares.any()  # a class that the bank does not have
+    labels = (torch.rand(60, classes) > 0.5).byte()
+    of_labels = knn_label_shares(bank, labels, queries, labels[:11], 7, 0.2)
+    torch.testing.assert_close(of_labels, torch.tensor(naive_votes(bank, labels, queries, 7, 0.2)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("key", "temperature"), [("k1_cosine_T0.07", 0.07), ("k20_cosine_T0.07", 0.07)])
+def test_votes_that_are_right_are_those_of_the_published_implementation(key: str, temperature: float) -> None:
+    values, neighbors = golden("knn.npz"), int(key[1:].partition("_")[0])
+    bank, queries = ((values[f"{part}_features"], values[f"{part}_labels"]) for part in ("train", "test"))
+    votes = knn_votes(*bank, *queries, neighbors, temperature)
+    assert 100 * float(votes.correct.double().mean()) == pytest.approx(float(values[f"acc1_{key}"]), abs=1e-4)
+    assert bool((votes.correct | (votes.shares <= 0.5)).all())
+    if neighbors == 1:
+        assert torch.equal(votes.shares, votes.correct.to(votes.shares))
+
+
+def test_the_standard_error_of_a_mean_is_numpys() -> None:
+    outcomes = torch.rand(37, generator=torch.Generator().manual_seed(0))
+    expected = np.std(outcomes.numpy().astype(float), ddof=1) / math.sqrt(37)
+    assert standard_error(outcomes) == pytest.approx(expected, rel=1e-12)
+    assert standard_error(outcomes[:1]) is None
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error_and_one_of_blocks_a_loop() -> None:
+    values = torch.rand(40, generator=torch.Generator().manual_seed(1)).double()
+    of_single = jackknife(lambda kept: float(values[kept].mean()), 40, blocks=40)
+    assert of_single == pytest.approx(standard_error(values), rel=1e-9)
+    blocks: list[set[int]] = []
+
+    def median(kept: torch.Tensor) -> float:
+        blocks.append(set(range(40)) - set(kept.tolist()))
+        return float(values[kept].median())
+
+    found = jackknife(median, 40)
+    assert sorted(i for block in blocks for i in block) == list(range(40)) and len(blocks) == BLOCKS
+    assert {len(block) for block in blocks} == {4}
+    left_out = [float(values[[i for i in range(40) if i not in block]].median()) for block in blocks]
+    mean = sum(left_out) / BLOCKS
+    squared = (BLOCKS - 1) / BLOCKS * sum((value - mean) ** 2 for value in left_out)
+    assert found == pytest.approx(math.sqrt(squared), rel=1e-12)
+    assert jackknife(lambda kept: math.nan, 40) is None and jackknife(lambda kept: 1.0, 1) is None
+
+
+def test_the_jackknife_knows_the_spread_of_rankme_over_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.linspace(0.2, 2, 6)
+    samples = [torch.randn(200, 6, generator=generator) * scales for _ in range(60)]
+    spread = np.std([rankme(sample) for sample in samples], ddof=1)
+
+    def error(sample: torch.Tensor) -> float:
+        found = jackknife(lambda kept: rankme(sample[kept]), len(sample))
+        assert found is not None
+        return found
+
+    assert math.sqrt(np.mean([error(sample) ** 2 for sample in samples])) == pytest.approx(spread, rel=0.35)
+
+
+def test_halves_are_disjoint_and_stay_when_other_images_are_added() -> None:
+    names = [f"class_{i % 7}/image {i}.png" for i in range(400)]
+    first, second = halves(split_of(*names))
+    assert sorted([*first, *second]) == list(range(400)) and 160 < len(first) < 240
+    more = [f"new {i}" for i in range(50)]
+    grown = split_of(*more, *names[::-1])
+    for half, grown_half in zip((first, second), halves(grown), strict=True):
+        ids = [str(item) for item in grown.source_ids]
+        assert {names[i] for i in half} == {ids[i] for i in grown_half} - set(more)
+    (whole,) = halves(split_of(*names[:99]))
+    assert whole.tolist() == list(range(99))
+
+
+@pytest.mark.parametrize("name", ["knn", "probe", "rankme", "lidar"])
+def test_parts_are_scored_as_if_they_were_alone(name: str, objects_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitness, "SMALLEST_PARTED", 10)
+    monkeypatch.setattr(fitness, "LIDAR_VIEWS", 2)
+    trainer = Trainer(small_config(objects_dir, evaluation={"fitness": name}), CPU)
+    torch.nn.init.normal_(trainer.networks.probe.weight, std=0.1)
+    val, parts = trainer.val_split, halves(trainer.val_split)
+    found = evaluate(trainer.networks, trainer.train_split, val, SIZE, trainer.config.evaluation, parts)
+    whole = trainer.evaluate("val")
+    assert len(found.estimates) == 2 and found.collapse is None
+    if whole.outcomes is not None:
+        for estimate, part in zip(found.estimates, parts, strict=True):
+            assert estimate.outcomes == bytes(whole.outcomes[i] for i in part)
+            exact = np.array([*estimate.outcomes]) / 255
+            assert estimate.value == pytest.approx(exact.mean(), abs=1 / 255)
+            assert estimate.standard_error == pytest.approx(exact.std(ddof=1) / math.sqrt(len(part)), abs=1 / 255)
+        sizes = [len(part) for part in parts]
+        assert whole.accuracy == pytest.approx(np.average([e.accuracy for e in found.estimates], weights=sizes))
+    elif name == "rankme":
+        features = extract_features(trainer.networks.backbone, val, np.arange(len(val)), SIZE)
+        expected = [rankme(features[part]) for part in parts]
+        assert [estimate.value for estimate in found.estimates] == pytest.approx(expected)
+
+
+def test_the_probe_scores_the_probability_of_the_right_class(objects_dir: Path) -> None:
+    trainer = Trainer(small_config(objects_dir, evaluation={"fitness": "probe"}), CPU)
+    torch.nn.init.normal_(trainer.networks.probe.weight, std=0.3)
+    val = trainer.val_split
+    features = extract_features(trainer.networks.backbone, val, np.arange(len(val)), SIZE)
+    with torch.no_grad():
+        chances = trainer.networks.probe(features).softmax(dim=1).numpy()
+    found = trainer.evaluate("val")
+    assert found.value == pytest.approx(np.mean([row[label] for row, label in zip(chances, val.labels, strict=True)]))
+    assert found.accuracy == pytest.approx(np.mean(chances.argmax(axis=1) == val.labels))
+
+
+@pytest.mark.slow
+def test_several_labels_have_outcomes_of_single_images(tmp_path: Path) -> None:
+    directory = make_objects(tmp_path / "scenes", multi_label=True)
+    trainer = Trainer(small_config(directory), CPU)
+    train, val, config = trainer.train_split, trainer.val_split, trainer.config.evaluation
+    bank, queries = (
+        extract_features(trainer.networks.backbone, split, np.arange(len(split)), SIZE) for split in (train, val)
+    )
+    votes = np.array(naive_votes(bank, torch.from_numpy(train.labels), queries, config.neighbors, config.temperature))
+    present = val.labels > 0
+    found = trainer.evaluate("val")
+    assert found.outcomes is not None and found.standard_error is not None
+    right = np.where(present, votes, 1 - votes).mean(axis=1)
+    np.testing.assert_allclose(np.array([*found.outcomes]) / 255, right, atol=0.003)
+    assert found.accuracy == pytest.approx(((votes > 0.5) == present).mean(), abs=1e-6)
+    assert found.value == pytest.approx(macro_f1(torch.tensor(votes > 0.5), torch.tensor(present)), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_reports_measure_selection_and_holdout(objects_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitness, "SMALLEST_PARTED", 10)
+    config = small_config(objects_dir, epochs=1, masking={"scheme": "none"})
+    parted = Trainer(config, CPU).train_to_report()
+    monkeypatch.undo()
+    trainer = Trainer(config, CPU)
+    whole = trainer.train_to_report()
+    assert parted.holdout_fitness != parted.fitness and whole.holdout_fitness == whole.fitness
+    images = [len(base64.b64decode(report.outcomes or "")) for report in (parted, whole)]
+    assert 10 < images[0] < images[1] == len(trainer.val_split)
+    assert whole.fitness == trainer.evaluate("val").value and whole.accuracy == trainer.evaluate("val").accuracy
