@@ -10,24 +10,33 @@ class Measure(NamedTuple):
 
     Attributes:
         label: Name for people.
-        is_share: Whether it is an accuracy, 0 to 1: it needs labels, and is displayed in percent.
+        is_share: Whether it is between 0 and 1, by labels: it is displayed in percent, with an accuracy beside it.
+        meaning: What its fitness is, for people.
     """
 
     label: str
     is_share: bool
+    meaning: str
 
-    def text(self, value: float) -> str:
-        """Format a value for people; a dash for nan."""
+    def text(self, value: float, standard_error: float | None = None) -> str:
+        """Format a value for people, with its standard error if known; a dash for nan."""
         if math.isnan(value):
             return "–"
-        return f"{100 * value:.1f} %" if self.is_share else f"{value:.3g}"
+        scale, digits, unit = (100, ".1f", " %") if self.is_share else (1, ".3g", "")
+        error = "" if standard_error is None else f" ± {scale * standard_error:{digits}}"
+        return f"{scale * value:{digits}}{error}{unit}"
+
+    def scores_text(self, fitness: float, standard_error: float | None, accuracy: float) -> str:
+        """Format a fitness by name with the accuracy, e.g. "k-NN fitness 51.2 ± 1.1 %, accuracy 53.0 %"."""
+        text = f"{self.label} fitness {self.text(fitness, standard_error)}"
+        return f"{text}, accuracy {self.text(accuracy)}" if self.is_share else text
 
 
 MEASURES: Mapping[str, Measure] = {
-    "knn": Measure("k-NN", True),
-    "probe": Measure("probe", True),
-    "rankme": Measure("RankMe", False),
-    "alpha-req": Measure("α-ReQ", False),
-    "lidar": Measure("LiDAR", False),
+    "knn": Measure("k-NN", True, "the right class's mean share of the neighbors' votes (multi-label: macro F1)"),
+    "probe": Measure("probe", True, "the mean probability that the probe gives the right class"),
+    "rankme": Measure("RankMe", False, "the effective rank of the features"),
+    "alpha-req": Measure("α-ReQ", False, "how near the decay of the features' spectrum is to 1, at most 0"),
+    "lidar": Measure("LiDAR", False, "the effective rank of the features' linear discriminant matrix"),
 }
 """Measures by the names of the option ``evaluation.fitness``; functions are in ``adios_ray/evaluation/fitness.py``."""

@@ -31,6 +31,7 @@ SETTINGS = make_settings(0.4, 0.13, 0.02, 4)
 def make_row(trial: str = "trial_00", epoch: int = 1, fitness: float = 0.5, **values: Any) -> Row:
     """Make a report with plausible values."""
     base = dict(
+        **{"standard_error": 0.011, "accuracy": 0.55, "holdout_fitness": fitness, "holdout_standard_error": 0.012},
         **{"loss": 2.0, "penalty": 1.5, "probe_accuracy": 0.5},
         **{"slot_overlap": 0.3, "mask_mean_min": 0.1, "mask_mean_max": 0.4},
         **{"images_per_s": 900.0, "data_wait_fraction": 0.03, "idle_s": 0.1, "worker_pid": 4711},
@@ -141,6 +142,7 @@ def make_summary(rows: list[Row]) -> RunSummary:
     assert best is not None
     return RunSummary(
         **{"best_trial": best.trial, "best_fitness": best.fitness, "best_epoch": best.epoch},
+        **{"best_standard_error": 0.015, "test_standard_error": 0.01, "test_accuracy": best.fitness + 0.02},
         first_best_fitness=max(row.fitness for row in rows if row.epoch == 1),
         **{"test_fitness": best.fitness - 0.008, "chance": 0.1, "seconds": 812.0, "exploits": len(COPIES)},
         **{"slot_changes": 4, "epochs": rows[-1].epoch, "population": len({row.trial for row in rows})},

@@ -78,7 +78,10 @@ def test_exploits_and_the_outcome_are_read(tmp_path: Path) -> None:
     }
     (tmp_path / "summary.json").write_text(json.dumps(outcome))
     summary = records.read_summary(tmp_path)
-    assert summary is not None and summary.test_fitness == 0.4
+    assert summary is not None and summary.test_fitness == 0.4 and math.isnan(summary.test_accuracy)
+    records.write_summary(tmp_path, summary.model_copy(update={"test_accuracy": 0.6}))
+    summary = records.read_summary(tmp_path)
+    assert summary is not None and (summary.test_fitness, summary.test_accuracy) == (0.4, 0.6)
 
 
 def test_masks_with_epochs_of_four_digits_are_found(tmp_path: Path) -> None:

@@ -211,7 +211,8 @@ def test_report_loads_nothing_and_shows_the_run(run_dir: Path) -> None:
     assert page.tags.count("script") == 2 and "link" not in page.tags
     summary = records.read_summary(run_dir)
     assert summary is not None
-    for shown in (MEASURES["knn"].text(summary.best_fitness), "13 min 32 s", "finished", summary.command):
+    best = MEASURES["knn"].text(summary.best_fitness, 0.015)
+    for shown in (best, "k-NN accuracy, test", "13 min 32 s", "finished", summary.command):
         assert shown in page.text
     assert page.text.count(" ← ") == len(COPIES) + 1  # the heading's and one for each exploit
 
@@ -295,7 +296,7 @@ def test_searched_values_of_every_kind_have_a_chart() -> None:
 
 
 def test_narrow_terminals_name_the_values_that_they_leave_out() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=80, record=True)
+    console = Console(file=io.StringIO(), force_terminal=True, width=84, record=True)
     values = {"masking.slots": 4, **{f"augment.{name}": 0.5 for name in ("brightness", "contrast", "saturation")}}
     with LiveView(10, 2, "population", console=console) as view:
         view.report(make_row("trial_00", 5, values=values))
@@ -316,15 +317,15 @@ def test_live_prints_plain_lines_without_a_terminal() -> None:
         view.exploit(make_exploit(6, "trial_02", "trial_00", slots=5))
         view.note("resumed from epoch 5")
     assert out.getvalue().splitlines() == [
-        "epoch 6/12: trial_[red] fitness 0.7500, loss 1.5, lambda 0.4, encoder lr 0.13, occlusion lr 0.02, N 4, "
-        "900 images/s",
+        "epoch 6/12: trial_[red] fitness 0.750 ± 0.011, accuracy 0.550, loss 1.5, lambda 0.4, encoder lr 0.13, "
+        "occlusion lr 0.02, N 4, 900 images/s",
         "epoch 6: trial_02 copied trial_00, N 4 -> 5, lambda 0.4 -> 0.5",
         "resumed from epoch 5",
     ]
 
 
 def test_live_table_shows_best_and_worst_of_many() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=140, record=True)
+    console = Console(file=io.StringIO(), force_terminal=True, width=150, record=True)
     with LiveView(10, 20, "population", console=console) as view:
         for i in range(20):
             view.report(make_row(f"trial_{i:02d}", 5, math.nan if i == 0 else i / 20))
@@ -333,7 +334,7 @@ def test_live_table_shows_best_and_worst_of_many() -> None:
     last = text[text.rindex("population") :]
     shown = [line.split()[0] for line in last.splitlines() if line.strip().startswith("trial_")]
     assert shown == [f"trial_{i:02d}" for i in (*range(19, 11, -1), 3, 2, 1, 0)]
-    assert "8 trials hidden" in last and "0.9500 ★" in last and "trial_18 (epoch 5)" in last
+    assert "8 trials hidden" in last and "0.950 ± 0.011 ★" in last and "trial_18 (epoch 5)" in last
 
 
 def test_live_takes_reports_from_many_threads() -> None:
@@ -361,6 +362,20 @@ def test_a_label_free_fitness_is_called_by_its_name_and_is_no_percentage(run_dir
     config = records.read_config(run_dir)
     records.write_config(run_dir, {**config, "evaluation": {"fitness": "rankme"}})
     page = report.write_report(run_dir).read_text()
-    assert "best RankMe, validation" in page and "k-NN" not in page and "RankMe over epochs" in page
+    assert "best RankMe fitness, validation" in page and "k-NN" not in page
+    assert "RankMe fitness over epochs" in page and "accuracy" not in page.partition("<script>")[0]
     assert ">chance<" not in page
     assert MEASURES["rankme"].text(41.26) == "41.3" and MEASURES["lidar"].text(math.nan) == "–"
+    assert MEASURES["knn"].scores_text(0.5123, 0.0113, 0.53) == "k-NN fitness 51.2 ± 1.1 %, accuracy 53.0 %"
+    assert MEASURES["rankme"].scores_text(41.26, 0.5, math.nan) == "RankMe fitness 41.3 ± 0.5"
+
+
+def test_the_last_reports_of_copied_weights_are_the_donors() -> None:
+    rows = [make_row(trial, epoch) for trial in "ab" for epoch in range(1, 6)]
+    exploits = [make_exploit(2, "b", "a"), make_exploit(4, "a", "b")]
+
+    def names(trial: str, epoch: int, most: int) -> list[str]:
+        return [f"{row.trial}{row.epoch}" for row in lineage.last_rows(rows, exploits, trial, epoch, most)]
+
+    assert names("a", 5, 3) == ["b3", "b4", "a5"] and names("b", 5, 9) == ["a1", "a2", "b3", "b4", "b5"]
+    assert lineage.last_rows(rows, [make_exploit(5, "a", "b")], "a", 5, 1) == rows[-1:]  # copied at the end

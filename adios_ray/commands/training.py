@@ -71,7 +71,8 @@ class Replay:
         torch.set_num_threads(self.threads)
         trainer = replay(schedule, config, self.output, best_device())
         measure = MEASURES[config.evaluation.fitness]
-        fitness = f"{measure.label} {measure.text(trainer.evaluate('test').value)}"
+        found = trainer.evaluate("test")
+        fitness = measure.scores_text(found.value, found.standard_error, found.accuracy)
         print(f"{fitness} on test; checkpoints: {self.output / 'checkpoints'}")
 
     def _schedule(self) -> "Schedule":

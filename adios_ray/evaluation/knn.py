@@ -127,7 +127,7 @@ def macro_f1(predicted: Tensor, present: Tensor) -> float:
 def knn_macro_f1(
     bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperature: float
 ) -> float:
-    """Compute the macro F1 of multi-label queries, 0 to 1; more than half of the votes, ``knn_label_shares``, is a yes."""
+    """Compute the macro F1 of multi-label queries, 0 to 1; more than half of the votes is a yes."""
     shares = knn_label_shares(bank, bank_labels, features, labels, neighbors, temperature)
     return macro_f1(shares > 0.5, labels > 0)
 

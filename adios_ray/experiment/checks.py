@@ -5,6 +5,7 @@ from pathlib import Path
 from adios_ray.config import check_image_size, check_view
 from adios_ray.data.shards import Manifest, verify
 from adios_ray.errors import ConfigError, DatasetError
+from adios_ray.evaluation.fitness import SMALLEST_PARTED
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.files import check_writable
 from adios_ray.measures import MEASURES
@@ -52,6 +53,12 @@ def check_data(config: ExperimentConfig) -> None:
             f"batch_size {config.batch_size} cannot be shared evenly by workers_per_trial {config.workers_per_trial}"
         )
     _check_networks(config, manifest)
+    if (rows := sum(entry.rows for entry in manifest.splits["val"])) < SMALLEST_PARTED:
+        print(
+            f"val has {rows} images, all of which decisions and the final comparison use; from {SMALLEST_PARTED} on, "
+            "each would use a half, and the best fitness would not be biased by its selection",
+            flush=True,
+        )
 
 
 def _check_networks(config: ExperimentConfig, manifest: Manifest) -> None:

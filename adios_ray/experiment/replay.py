@@ -99,5 +99,5 @@ def _write_report(path: Path, report: TrialReport, stage: Stage, measure: Measur
     written = {**report.model_dump(exclude={"outcomes"}), "trial": stage.trial, **stage.values}
     atomic_write(path, b"".join(line + b"\n" for line in [*lines, json.dumps(written).encode()]))
     values = "".join(f", {label(name)} {value_text(value)}" for name, value in stage.values.items())
-    fitness = f"{measure.label} {measure.text(report.fitness)}"
+    fitness = measure.scores_text(report.fitness, report.standard_error, report.accuracy)
     print(f"epoch {report.epoch}: {fitness}, loss {report.loss:.4g}{values}", flush=True)

@@ -3,7 +3,10 @@
 import math
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, NamedTuple
 
 import ray
 
@@ -17,13 +20,23 @@ from adios_ray.experiment.schedule import schedule_of
 from adios_ray.measures import MEASURES
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.population import WORST_SCORE
-from adios_ray.search.state import Member, PopulationState
-from adios_ray.tracking.records import RunSummary, read_lineage, read_results, write_summary
+from adios_ray.search.state import PopulationState
+from adios_ray.tracking.lineage import last_rows
+from adios_ray.tracking.records import Exploit, Row, RunSummary, read_lineage, read_results, write_summary
 from adios_ray.tracking.report import write_report
+
+if TYPE_CHECKING:  # the driver needs no torch for it
+    from adios_ray.evaluation.fitness import Estimate
+
+LAST_REPORTS = 3
+"""Reports over which the holdout fitness of a trial is averaged."""
 
 
 def conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, resources: WorkerResources) -> Path:
     """Evaluate the best trial on the test split, once, and write summary, schedule and report.
+
+    Trials are compared by the half of val that took no part in decisions: the best of many on the other half is so by
+    chance too.
 
     Args:
         config: The experiment's configuration.
@@ -37,28 +50,35 @@ def conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, re
     Raises:
         RunError: If every trial diverged.
     """
-    name, best = max(state.members.items(), key=lambda item: _comparable(item[1]))
-    if best.checkpoint is None or _comparable(best) == WORST_SCORE:
+    rows, lineage = read_results(run_dir), read_lineage(run_dir)
+    finals = final_fitness(state, rows, lineage)
+    if not finals:
         write_report(run_dir)
         raise RunError(
             f"every trial diverged; {RunDirectory(run_dir).diverged} holds the steps, lower learning rates may help"
         )
-    assert config.data_dir is not None and best.score is not None
+    name, final = max(finals.items(), key=lambda item: item[1].fitness)
+    best = state.members[name]
+    assert config.data_dir is not None and best.checkpoint is not None
     own = replaced(config.trial(), best.values)
     # As a Ray task: the driver's node may have no GPU. Only the trial that is best on validation sees the test split:
     # the maximum over the population would be biased upward.
-    judge = ray.remote(_test_fitness).options(num_cpus=resources.cpus, num_gpus=resources.gpus)
-    test_fitness = ray.get(judge.remote(own, best.checkpoint))
-    manifest, rows, lineage = read_manifest(config.data_dir), read_results(run_dir), read_lineage(run_dir)
+    judge = ray.remote(_on_test).options(num_cpus=resources.cpus, num_gpus=resources.gpus)
+    test: Estimate = ray.get(judge.remote(own, best.checkpoint))
+    manifest = read_manifest(config.data_dir)
     first_epoch = min(row.epoch for row in rows)
     summary = RunSummary(
         best_trial=name,
-        best_fitness=best.score,
+        best_fitness=final.fitness,
+        best_standard_error=final.standard_error,
         best_epoch=best.epoch,
         first_best_fitness=max(
-            (row.fitness for row in rows if row.epoch == first_epoch and math.isfinite(row.fitness)), default=0.0
+            (_final([row]).fitness for row in rows if row.epoch == first_epoch and math.isfinite(row.fitness)),
+            default=0.0,
         ),
-        test_fitness=test_fitness,
+        test_fitness=test.value,
+        test_standard_error=test.standard_error,
+        test_accuracy=test.accuracy,
         chance=1 / len(manifest.classes),
         seconds=state.seconds,
         exploits=len(lineage),
@@ -73,23 +93,56 @@ def conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, re
     measure = MEASURES[config.evaluation.fitness]
     chance = f" (chance {measure.text(summary.chance)})" if measure.is_share else ""
     print(
-        f"Best: {name}, {measure.label} {measure.text(best.score)} on validation, {measure.text(test_fitness)} on test"
-        f"{chance}; {summary.exploits} exploits, {summary.slot_changes} changes of N, "
-        f"{summary.seconds:.0f} s"
+        f"Best: {name}, {measure.label} fitness {measure.text(final.fitness, final.standard_error)} on validation, "
+        f"{measure.scores_text(test.value, test.standard_error, test.accuracy)} on test{chance}; "
+        f"{summary.exploits} exploits, {summary.slot_changes} changes of N, {summary.seconds:.0f} s"
     )
     print(f"Report: {write_report(run_dir)}", flush=True)
     return run_dir
 
 
-def _comparable(member: Member) -> float:
-    return WORST_SCORE if member.score is None else member.score
+class Final(NamedTuple):
+    """What trials are compared by at the end.
+
+    Attributes:
+        fitness: Mean holdout fitness of the last reports of the weights that the trial holds.
+        standard_error: Its standard error over images; None where it is unknown.
+    """
+
+    fitness: float
+    standard_error: float | None
 
 
-def _test_fitness(config: TrialConfig, checkpoint: Pointer) -> float:
-    """Measure the fitness of a checkpoint on the test split; runs as a Ray task."""
+def final_fitness(state: PopulationState, rows: Sequence[Row], lineage: Sequence[Exploit]) -> dict[str, Final]:
+    """Compute by what each trial enters the final comparison, without trials that diverged or collapsed.
+
+    Args:
+        state: The population.
+        rows: Reports of all trials, those of a trial by epoch.
+        lineage: Exploits in the order of their decisions.
+    """
+    return {
+        name: _final(last_rows(rows, lineage, name, member.epoch, LAST_REPORTS))
+        for name, member in state.members.items()
+        if member.checkpoint is not None and member.score not in (None, WORST_SCORE)
+    }
+
+
+def _final(rows: Sequence[Row]) -> Final:
+    """Average the holdout fitness of the last reports of a trial's weights."""
+    held = [(row.holdout_fitness, row.holdout_standard_error) for row in rows if math.isfinite(row.holdout_fitness)]
+    # Earlier versions had no holdout.
+    held = held or [(row.fitness, row.standard_error) for row in rows if math.isfinite(row.fitness)]
+    errors = [error for _, error in held if error is not None]
+    # The reports are of the same images, whose outcomes hardly change between them: no error averages out.
+    return Final(mean(value for value, _ in held), mean(errors) if errors else None)
+
+
+def _on_test(config: TrialConfig, checkpoint: Pointer) -> "Estimate":
+    """Estimate the fitness of a checkpoint on the test split; runs as a Ray task."""
     from adios_ray.devices import best_device
     from adios_ray.training.trainer import Trainer
 
     trainer = Trainer(config, best_device())
     trainer.load(checkpoint, config)
-    return trainer.evaluate("test").value
+    return trainer.evaluate("test")

@@ -130,6 +130,17 @@ def _trace(population: ChartData, trial: str, read: Callable[[Row], Any], what: 
     }
 
 
+def _fitness_trace(population: ChartData, trial: str) -> Figure:
+    """Draw one trial's fitness with its standard errors; shows the accuracy on hover."""
+    measure, rows = population.measure, population.rows[trial]
+    trace = _trace(population, trial, lambda row: row.fitness, "")
+    shown = [measure.scores_text(row.fitness, row.standard_error, row.accuracy) for row in rows]
+    errors = [row.standard_error for row in rows]
+    if len(rows) <= _MARKED_REPORTS and any(error is not None for error in errors):
+        trace["error_y"] = {"type": "data", "array": errors, "thickness": 1, "width": 0}
+    return {**trace, "customdata": shown}
+
+
 def _steps(population: ChartData, trial: str, path: str, what: str, shift: float = 0.0) -> Figure:
     """Draw one trial's searched value as steps, ``shift`` above its height.
 
@@ -220,11 +231,8 @@ def _chance_line(chance: float | None) -> Figure:
 
 
 def fitness_chart(population: ChartData) -> Figure:
-    """Draw fitness over epochs, with an arrow from the donor's curve to the trial's for each exploit."""
-    traces = [
-        _trace(population, t, lambda row: row.fitness, ":.1%" if population.measure.is_share else ":.3g")
-        for t in _back_to_front(population)
-    ]
+    """Draw fitness over epochs with its standard error, and an arrow from donor to trial for each exploit."""
+    traces = [_fitness_trace(population, trial) for trial in _back_to_front(population)]
     drawn = []
     for exploit in population.exploits:
         start = _fitness_at(population, exploit.donor, exploit.epoch)

@@ -52,6 +52,24 @@ def holder(path: Sequence[Ancestor], epoch: int) -> str | None:
     return next((ancestor.trial for ancestor in path if epoch <= ancestor.until), None)
 
 
+def last_rows(rows: Sequence[Row], exploits: Sequence[Exploit], trial: str, epoch: int, most: int) -> list[Row]:
+    """Return the newest reports, at most ``most``, of the weights that ``trial`` holds after ``epoch``, oldest first.
+
+    Reports of donors count where weights were copied, and not the trial's own before it copied them.
+
+    Args:
+        rows: Reports of all trials, those of a trial by epoch.
+        exploits: In the order of their decisions.
+        trial: Trial that holds the weights.
+        epoch: Epoch of its last report, or of its donor's at the last copy.
+        most: How many reports, >= 1.
+    """
+    # One further: at ``epoch`` itself, the trial's report is still of the weights before a copy.
+    path = ancestry(exploits, trial, epoch + 1)
+    held = [row for part in path for row in rows if row.trial == part.trial and part.after < row.epoch <= part.until]
+    return held[-most:]
+
+
 def best_row(rows: Sequence[Row]) -> Row | None:
     """Return the report of highest fitness, the earliest among equals; None if no report has a number."""
     valid = [row for row in rows if not math.isnan(row.fitness)]

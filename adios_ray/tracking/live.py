@@ -22,10 +22,13 @@ _ALL_SHOWN = 16
 _BEST_SHOWN = 8
 _WORST_SHOWN = 4
 _EVENTS_SHOWN = 6
-_COLUMNS = {"trial": 10, "epoch": 9, "": 14, "fitness": 10, "history": 14, "images/s": 10, "last copied from": 20}
+_COLUMNS = {
+    **{"trial": 10, "epoch": 9, "": 14, "fitness": 17, "accuracy": 10, "history": 14},
+    **{"images/s": 10, "last copied from": 20},
+}
 """Columns other than searched values, with their approximate widths in characters."""
 _WIDE_ONLY = ("", "history", "last copied from")
-_WIDE = 124
+_WIDE = 144
 """Terminal width in characters below which the table leaves out ``_WIDE_ONLY``."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -39,12 +42,18 @@ def sparkline(values: Sequence[float], width: int = 12) -> str:
     return "".join(_BLOCKS[round((v - low) * scale)] if math.isfinite(v) else "·" for v in recent)
 
 
+def fitness_text(row: Row) -> str:
+    """Write a report's fitness with its standard error if known, e.g. "0.512 ± 0.011"."""
+    return f"{row.fitness:.3f}" + ("" if row.standard_error is None else f" ± {row.standard_error:.3f}")
+
+
 def report_line(row: Row, total_epochs: int) -> str:
     """Write a report as one line of a log."""
     values = "".join(f"{label(path)} {value_text(value)}, " for path, value in row.values.items())
+    accuracy = f"accuracy {row.accuracy:.3f}, " if math.isfinite(row.accuracy) else ""
     return (
-        f"epoch {row.epoch}/{total_epochs}: {row.trial} fitness {row.fitness:.4f}, loss {row.loss:.4g}, {values}"
-        f"{row.images_per_s:.0f} images/s"
+        f"epoch {row.epoch}/{total_epochs}: {row.trial} fitness {fitness_text(row)}, {accuracy}loss {row.loss:.4g}, "
+        f"{values}{row.images_per_s:.0f} images/s"
     )
 
 
@@ -183,7 +192,8 @@ class LiveView:
             "trial": Text(trial, style=style),
             "epoch": Text(f"{row.epoch}/{self._total_epochs}"),
             "": ProgressBar(total=self._total_epochs, completed=row.epoch, width=12),
-            "fitness": Text(f"{row.fitness:.4f}{' ★' if best else ''}", style=style),
+            "fitness": Text(f"{fitness_text(row)}{' ★' if best else ''}", style=style),
+            "accuracy": Text(f"{row.accuracy:.3f}" if math.isfinite(row.accuracy) else "–"),
             "history": Text(sparkline([report.fitness for report in self._rows[trial]]), style="cyan"),
             **{path: Text(value_text(value)) for path, value in row.values.items()},
             "images/s": Text(f"{row.images_per_s:.0f}"),

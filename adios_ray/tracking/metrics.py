@@ -6,7 +6,9 @@ from adios_ray.tracking.formatting import label
 from adios_ray.tracking.records import Row
 
 GAUGES = {
-    "fitness": "evaluation.fitness on the validation images",
+    "fitness": "evaluation.fitness on the validation images of selection",
+    "standard_error": "standard error of the fitness over images",
+    "accuracy": "accuracy on the same images, 0 to 1",
     "images_per_s": "training images per second",
     "slot_overlap": "largest overlap of two slots, 0 to 1",
     "data_wait_fraction": "share of training time spent waiting for data",
@@ -34,7 +36,8 @@ class RayMetrics:
     def report(self, row: Row) -> None:
         """Publish a trial's report."""
         for name, gauge in self._gauges.items():
-            gauge.set(float(getattr(row, name)), tags={"trial": row.trial})
+            if (value := getattr(row, name)) is not None:
+                gauge.set(float(value), tags={"trial": row.trial})
         for path, value in row.values.items():
             if path not in self._values:
                 name = path.replace(".", "_")

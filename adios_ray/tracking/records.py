@@ -7,6 +7,7 @@ dropped. All other files are replaced atomically. Reading needs neither Ray nor 
 import csv
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,16 +98,25 @@ class RunSummary(_Record):
 
     best_trial: str
     best_fitness: float
+    """Mean holdout fitness of the best trial's last reports, by which it was chosen."""
+    best_standard_error: float | None = None
+    """Standard error of ``best_fitness`` over images; None where it is unknown."""
     best_epoch: int
     first_best_fitness: float
-    """Best fitness among the trials' first reports."""
+    """Best holdout fitness among the trials' first reports."""
     test_fitness: float
     """Fitness of the best trial on the test split."""
+    test_standard_error: float | None = None
+    """Standard error of ``test_fitness`` over images; None where it is unknown."""
+    test_accuracy: float = math.nan
+    """Accuracy of the best trial on the test split; nan for measures without labels, and in earlier versions."""
 
     @model_validator(mode="before")
     @classmethod
     def _read_earlier_version(cls, fields: dict[str, Any]) -> dict[str, Any]:
         """Translate earlier versions, which called the fitness on the test split an accuracy."""
+        if "test_fitness" in fields:
+            return fields
         return {"test_fitness" if name == "test_accuracy" else name: value for name, value in fields.items()}
 
     chance: float

@@ -116,16 +116,17 @@ def _mask_section(run_dir: Path, path: Sequence[Ancestor]) -> MaskSection | None
 
 def _tiles(best: Row | None, rows: Sequence[Row], exploits: Sequence[Exploit], measure: Measure) -> list[Tile]:
     """List the numbers so far of a run that has no summary yet."""
-    changes = sum(exploit.changes_slots for exploit in exploits)
+    changes, is_share = sum(exploit.changes_slots for exploit in exploits), measure.is_share
     times = [row.time for row in rows]
     elapsed = (max(times) - min(times)).total_seconds() if times else 0.0
     return [
         Tile(
-            f"best {measure.label} so far",
-            measure.text(best.fitness) if best else "–",
+            f"best {measure.label} fitness so far",
+            measure.text(best.fitness, best.standard_error) if best else "–",
             _where(best.trial, best.epoch) if best else "",
         ),
-        Tile(f"{measure.label}, test", "–", "at the end"),
+        *([Tile(f"its {measure.label} accuracy", measure.text(best.accuracy) if best else "–")] if is_share else []),
+        Tile(f"{measure.label} fitness, test", "–", "at the end"),
         Tile("trials", str(len({row.trial for row in rows}))),
         Tile("exploits", str(len(exploits))),
         Tile("changes of N", str(changes)),
@@ -138,12 +139,23 @@ def _where(trial: str, epoch: int) -> str:
 
 
 def _final_tiles(summary: RunSummary, measure: Measure) -> list[Tile]:
-    where = _where(summary.best_trial, summary.best_epoch)
+    where, label = _where(summary.best_trial, summary.best_epoch), measure.label
+    best, test = (
+        measure.text(value, error)
+        for value, error in (
+            (summary.best_fitness, summary.best_standard_error),
+            (summary.test_fitness, summary.test_standard_error),
+        )
+    )
+    of_labels = [
+        Tile(f"{label} accuracy, test", measure.text(summary.test_accuracy), "the best trial's weights"),
+        Tile("chance", measure.text(summary.chance)),
+    ]
     return [
-        Tile(f"best {measure.label}, validation", measure.text(summary.best_fitness), where),
-        Tile(f"{measure.label}, test", measure.text(summary.test_fitness), "the best trial's weights"),
-        Tile("first report's best", measure.text(summary.first_best_fitness), f"{measure.label}, validation"),
-        *([Tile("chance", measure.text(summary.chance))] if measure.is_share else []),
+        Tile(f"best {label} fitness, validation", best, where),
+        Tile(f"{label} fitness, test", test, "the best trial's weights"),
+        Tile("first report's best", measure.text(summary.first_best_fitness), f"{label} fitness, validation"),
+        *(of_labels if measure.is_share else []),
         Tile("trials", str(summary.population), f"{summary.epochs} epochs each"),
         Tile("exploits", str(summary.exploits)),
         Tile("changes of N", str(summary.slot_changes)),

@@ -33,7 +33,8 @@ class WandbLog:
         run = self._runs.get(row.trial) or self._start(row.trial, {**self._experiment, **own})
         run.config.update(own, allow_val_change=True)  # wandb refuses changes by default, and exploits make some
         measured = {**row.model_dump(exclude={"time", "trial", "values", "worker_pid"}), **row.values}
-        run.log({key: value for key, value in measured.items() if not isinstance(value, float) or math.isfinite(value)})
+        known = {key: value for key, value in measured.items() if value is not None}
+        run.log({key: value for key, value in known.items() if not isinstance(value, float) or math.isfinite(value)})
 
     def _start(self, trial: str, config: dict[str, Any]) -> Any:
         import wandb  # slow to import, and only runs that log to it need it
