@@ -302,6 +302,9 @@ class EvaluationConfig(Strict):
     fresh_statistics: bool = False
     """Compute BatchNorm's statistics from unmasked training images before each evaluation, instead of using those of
     training, where most views are masked."""
+    average_weights: bool = False
+    """Evaluate an exponential mean of the weights over about an epoch of steps, with BatchNorm statistics of unmasked
+    training images. Checkpoints keep it; `adios-ray export --averaged` writes it."""
 
 
 class TrialConfig(Strict):

@@ -46,6 +46,9 @@ class Export:
     occlusion: bool = False
     """Export the occlusion model, not the encoder."""
 
+    averaged: bool = False
+    """Export the encoder's averaged weights (evaluation.average_weights), not those of the last step."""
+
     naming: Naming | None = None
     """Encoder as safetensors only: the library whose model is to load the tensors; timm if not given."""
 
@@ -53,19 +56,24 @@ class Export:
         """Write the file and print its contents."""
         from adios_ray.models import onnx
         from adios_ray.models.export import export_encoder, export_occlusion_model
-        from adios_ray.models.weights import load_weights
+        from adios_ray.models.weights import averaged, load_weights
 
         to_onnx = self.output.suffix == onnx.SUFFIX
         if self.naming is not None and (self.occlusion or to_onnx):
             raise UsageError("--naming is for an encoder as safetensors, not for --occlusion or ONNX")
+        if self.averaged and self.occlusion:
+            raise UsageError("--averaged is for an encoder: the occlusion model's weights are not averaged")
+        weights = load_weights(self.checkpoint)
+        if self.averaged:
+            weights = averaged(weights)
         if to_onnx:
-            metadata = onnx.export_onnx(load_weights(self.checkpoint), self.output, occlusion=self.occlusion)
+            metadata = onnx.export_onnx(weights, self.output, occlusion=self.occlusion)
             print(f"{self.output}: " + "; ".join(f"{name}: {value}" for name, value in metadata.items()))
         elif self.occlusion:
-            model = export_occlusion_model(load_weights(self.checkpoint), self.output)
+            model = export_occlusion_model(weights, self.output)
             print(f"{self.output}: occlusion model, {model.slots} masks, {model.image_size} pixels")
         else:
-            info = export_encoder(load_weights(self.checkpoint), self.output, self.naming or "timm")
+            info = export_encoder(weights, self.output, self.naming or "timm")
             print(f"{self.output}: {info.naming} {info.name}, {info.features} features, {info.image_size} pixels")
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from adios_ray.data.loader import central_views
 from adios_ray.data.shards import Split
 from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
 from adios_ray.evaluation.label_free import alpha_req, effective_rank, feature_std, lidar, rankme
-from adios_ray.evaluation.statistics import BATCH, fresh_statistics
+from adios_ray.evaluation.statistics import BATCH, fresh_statistics, refresh_statistics
 from adios_ray.evaluation.uncertainty import jackknife, standard_error
 from adios_ray.models.networks import Networks
 
@@ -140,7 +140,7 @@ def evaluate(
     """Compute the fitness on held-out images, after a check that the features have not collapsed.
 
     Args:
-        networks: Backbone and probe.
+        networks: Backbone and probe, or their averages where there are any.
         train: Split of the neighbors of ``knn``.
         held_out: Split that is classified or scored.
         image_size: Side S of the views in pixels.
@@ -148,16 +148,22 @@ def evaluate(
         parts: Parts of the held-out split, int64 indices, each of which is estimated by itself; None takes all as one.
     """
     chosen = [torch.from_numpy(part) for part in parts or [np.arange(len(held_out))]]
-    fresh = fresh_statistics(networks.backbone, train, image_size, config.view)
-    with fresh if config.fresh_statistics else nullcontext():
-        features = extract_features(networks.backbone, held_out, np.arange(len(held_out)), image_size, config.view)
+    backbone, probe = networks.evaluated
+    fresh: AbstractContextManager[None] = nullcontext()
+    if networks.averaged is not None:
+        # Mean weights have no statistics of their own; these are kept, so that what is exported is what was evaluated.
+        refresh_statistics(backbone, train, image_size, config.view)
+    elif config.fresh_statistics:
+        fresh = fresh_statistics(backbone, train, image_size, config.view)
+    with fresh:
+        features = extract_features(backbone, held_out, np.arange(len(held_out)), image_size, config.view)
         if not features.isfinite().all():
             found = Fitness((UNKNOWN,) * len(chosen))
         # The first worker decides: measures extract further features, which all workers must do together.
         elif collapse := parallel.from_first(_collapse(features, config)):
             found = Fitness((UNKNOWN,) * len(chosen), collapse)
         else:
-            evaluated = _Evaluated(networks.backbone, networks.probe, train, held_out, features, image_size, config)
+            evaluated = _Evaluated(backbone, probe, train, held_out, features, image_size, config)
             score = _MEASURES[config.fitness](evaluated)
             found = Fitness(tuple(score(part.to(features.device)) for part in chosen))
         return parallel.from_first(found)

@@ -18,15 +18,10 @@ IMAGES = 2048
 BATCH = 256
 
 
-@contextmanager
-def fresh_statistics(
-    backbone: nn.Module, train: Split, image_size: int, view: CentralView = "square"
-) -> Iterator[None]:
-    """Make a backbone's BatchNorm use statistics of unmasked images inside the block.
+def refresh_statistics(backbone: nn.Module, train: Split, image_size: int, view: CentralView = "square") -> None:
+    """Replace a backbone's BatchNorm statistics by those of unmasked images: averages over batches of central views.
 
-    In training, running statistics average over all views, of which 1 in N + 1 is unmasked. Here they are the averages
-    over batches of central views of training images. The statistics of training are restored afterwards, bit for bit. A
-    no-op for networks without BatchNorm.
+    A no-op for networks without BatchNorm.
 
     Args:
         backbone: Maps images [B, 3, S, S] to features [B, F].
@@ -34,12 +29,10 @@ def fresh_statistics(
         image_size: Side S in pixels.
         view: Part of each photograph that is used.
     """
-    norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = _norms(backbone)
     if not norms:
-        yield
         return
-    kept = [({name: values.clone() for name, values in norm.named_buffers()}, norm.momentum) for norm in norms]
-    training = backbone.training
+    momenta, training = [norm.momentum for norm in norms], backbone.training
     backbone.eval()  # only the norms may behave as in training: dropout would draw random numbers
     for norm in norms:
         norm.reset_running_stats()
@@ -53,11 +46,33 @@ def fresh_statistics(
                 backbone(central_views(train, batch, image_size, device, view))
         # Workers computed these from the same images, and may have rounded differently.
         parallel.broadcast_from_first(buffer for norm in norms for buffer in norm.buffers())
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        backbone.train(training)
+
+
+@contextmanager
+def fresh_statistics(
+    backbone: nn.Module, train: Split, image_size: int, view: CentralView = "square"
+) -> Iterator[None]:
+    """Make a backbone's BatchNorm use statistics of unmasked images inside the block; see ``refresh_statistics``.
+
+    In training, running statistics average over all views, of which 1 in N + 1 is unmasked. The statistics of training
+    are restored afterwards, bit for bit.
+    """
+    norms, training = _norms(backbone), backbone.training
+    kept = [{name: values.clone() for name, values in norm.named_buffers()} for norm in norms]
+    try:
+        refresh_statistics(backbone, train, image_size, view)
         backbone.eval()
         yield
     finally:
-        for norm, (buffers, momentum) in zip(norms, kept, strict=True):
-            norm.momentum = momentum
+        for norm, buffers in zip(norms, kept, strict=True):
             for name, values in buffers.items():
                 norm.get_buffer(name).copy_(values)
         backbone.train(training)
+
+
+def _norms(backbone: nn.Module) -> list[_BatchNorm]:
+    return [module for module in backbone.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]

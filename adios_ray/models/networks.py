@@ -1,7 +1,7 @@
 """All networks of one trial, and the forward passes through them."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -26,6 +26,8 @@ class Networks(nn.Module):
         momentum: Averaged copies of backbone and projector, or None.
         occlusion: The occlusion model M, or None without masks.
         probe: Linear classifier on detached features: a measurement, from which no gradient reaches the backbone.
+        averaged: Means of the weights of backbone and probe over the last steps, for evaluations; or None. The BatchNorm
+            statistics of this backbone are those of the last evaluation.
     """
 
     def __init__(self, config: TrialConfig, image_size: int, classes: int) -> None:
@@ -43,6 +45,10 @@ class Networks(nn.Module):
         if masking.learned:
             self.occlusion = OcclusionModel(image_size, masking.slots, masking.width, masking.norm, masking.levels)
         self.probe = nn.Linear(self.features, classes)
+        self.averaged: nn.ModuleDict | None = None
+        if config.evaluation.average_weights:
+            averaged = {"backbone": self.backbone, "probe": self.probe}
+            self.averaged = nn.ModuleDict(copy.deepcopy(averaged)).requires_grad_(False)
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of the encoder's player: backbone, projector, predictor."""
@@ -57,6 +63,8 @@ class Networks(nn.Module):
             parts.append(self.momentum["backbone"])
         if self.occlusion is not None:
             parts.append(self.occlusion.mask_encoder)
+        if self.averaged is not None:
+            parts.append(self.averaged["backbone"])
         for part in parts:
             part.compile()
 
@@ -138,6 +146,37 @@ class Networks(nn.Module):
         averaged: list[Tensor] = list(self.momentum.parameters())
         # Parameters only: the copies' BatchNorm keeps its own running statistics. One call for all tensors.
         torch._foreach_lerp_(averaged, online, 1 - self.objective.momentum_at(progress))
+
+    @property
+    def evaluated(self) -> tuple[nn.Module, nn.Module]:
+        """The backbone and the probe that evaluations use: the averaged ones if there are any."""
+        if self.averaged is None:
+            return self.backbone, self.probe
+        return self.averaged["backbone"], self.averaged["probe"]
+
+    @torch.no_grad()
+    def update_average(self, weight: float) -> None:
+        """Move the averaged weights towards the current ones by the share ``weight``, (0, 1]; 1 copies them.
+
+        A no-op where no weights are averaged.
+        """
+        if self.averaged is None:
+            return
+        current: list[Tensor] = [*self.backbone.parameters(), *self.probe.parameters()]
+        # One call for all tensors. Not BatchNorm's statistics, which each evaluation computes for the mean weights.
+        torch._foreach_lerp_(list(self.averaged.parameters()), current, weight)
+
+
+def with_average(tensors: Mapping[str, Tensor], averages: bool) -> dict[str, Tensor]:
+    """Fit the tensors of ``Networks`` to networks that average their weights, or do not.
+
+    A mean that is missing starts from the weights; one that is not needed is dropped.
+    """
+    plain = {name: tensor for name, tensor in tensors.items() if not name.startswith("averaged.")}
+    if not averages:
+        return plain
+    copies = {f"averaged.{name}": plain[name] for name in plain if name.startswith(("backbone.", "probe."))}
+    return {**copies, **tensors}
 
 
 def _full(values: Tensor) -> Tensor:

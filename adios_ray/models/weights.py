@@ -7,7 +7,7 @@ of a run is accepted too.
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.files import atomic_write
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.backbones import build_backbone
-from adios_ray.models.networks import Networks
+from adios_ray.models.networks import Networks, with_average
 from adios_ray.validation import parse, parse_json
 
 METADATA_KEY = "adios_ray"
@@ -177,8 +177,20 @@ def build_networks(weights: Weights) -> Networks:
     """
     networks = Networks(weights.config, weights.image_size, weights.classes)
     probe = {f"probe.{name}": tensor for name, tensor in networks.probe.state_dict().items()}
-    _put(networks, {**probe, **weights.tensors}, weights.origin)
+    _put(networks, with_average({**probe, **weights.tensors}, networks.averaged is not None), weights.origin)
     return networks.eval()
+
+
+def averaged(weights: Weights) -> Weights:
+    """Replace backbone and probe by their means over the last steps (``evaluation.average_weights``).
+
+    Raises:
+        ConfigError: If the training kept no means.
+    """
+    means = weights.part("averaged")
+    if not means:
+        raise ConfigError(f"{weights.origin} has no averaged weights: evaluation.average_weights was off")
+    return replace(weights, tensors={**weights.tensors, **means}, origin=f"{weights.origin}, averaged weights")
 
 
 def build_initial_backbone(

@@ -23,7 +23,7 @@ from adios_ray.data.shards import Split, open_shards
 from adios_ray.errors import CheckpointError, ConfigError, NonFiniteError, ReplicaError
 from adios_ray.evaluation.fitness import UNKNOWN, Estimate, Fitness, Indices, evaluate, halves
 from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
-from adios_ray.models.networks import Networks
+from adios_ray.models.networks import Networks, with_average
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.divergence import batch_state
@@ -42,7 +42,7 @@ class Trainer:
     Attributes:
         config: The trial's configuration; ``load`` replaces it, and with it values such as the sparsity weight,
             learning rates and N.
-        networks: The encoder, its momentum copy, the occlusion model and the probe.
+        networks: The encoder, its momentum copy, the occlusion model, the probe, and averages for evaluations.
         step: Optimizer steps done.
         seed: Determines sample order, augmentations and drawn slots; saved and loaded with the weights.
         divergence: Which term became non-finite, and at which step; None while training is finite. No step is taken
@@ -131,6 +131,8 @@ class Trainer:
                 # Summed on the device and read once a report: reading here would wait for the update to finish.
                 self._sums += torch.stack(train_step(self.networks, self.optimizers, batch, self.config, progress))
                 self.step += 1
+                # A plain mean over the first epoch, so that the initial weights have no part in it.
+                self.networks.update_average(1 / min(self.step, self.feed.steps_per_epoch))
         except NonFiniteError as error:
             self.divergence, self._failed_batch = f"step {self.step}: {error}", batch
         seconds = time.perf_counter() - began
@@ -262,7 +264,7 @@ class Trainer:
         state = load_checkpoint(pointer, self.device)
         saved = parse(TrialConfig, state["config"], str(pointer.path))
         self._use_slots(saved.masking.slots)  # load_state_dict() copies into a head of the saved number of slots
-        self.networks.load_state_dict(state["networks"])
+        self.networks.load_state_dict(with_average(state["networks"], self.networks.averaged is not None))
         for name, optimizer in self.optimizers.all().items():
             try:
                 optimizer.load_state_dict(state["optimizers"][name])
