@@ -1,5 +1,6 @@
 """Averaged weights: their closed form, training without them, resumption, exploits and export."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,9 @@ def test_checkpoints_without_a_mean_start_it_and_those_with_one_fit_other_trials
 
 
 @pytest.mark.slow
-def test_the_mean_is_exported_as_it_was_evaluated(objects_dir: Path, tmp_path: Path) -> None:
+def test_the_mean_is_exported_as_it_was_evaluated(
+    objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = Trainer(averaging(objects_dir, backbone={"name": "resnet10t"}, epochs=1), CPU)
     trainer.train_to_report()
     trainer.save(tmp_path / "checkpoint")
@@ -123,6 +126,13 @@ def test_the_mean_is_exported_as_it_was_evaluated(objects_dir: Path, tmp_path: P
         expected, found = backbone.eval()(x), load_encoder(output)(x)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
         assert not torch.allclose(found, trainer.networks.backbone.eval()(x), atol=1e-3)
+    capsys.readouterr()
+    inputs = ["--checkpoint", str(tmp_path / "checkpoint"), "--data-dir", str(objects_dir), "--split", "val"]
+    accuracies = []
+    for flags in ([], ["--averaged"]):
+        assert main(["evaluate", "knn", *inputs, *flags]) == 0
+        accuracies.append(json.loads(capsys.readouterr().out)["scores"]["knn_accuracy"]["value"])
+    assert accuracies[1] == trainer.evaluate("val").accuracy != accuracies[0]
     rebuilt = build_networks(averaged(load_weights(tmp_path / "checkpoint")))
     assert torch.equal(rebuilt.probe.weight, means(trainer.networks)["probe.weight"])
     trained(plain(objects_dir), 1).save(tmp_path / "plain")

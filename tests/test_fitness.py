@@ -14,10 +14,10 @@ from test_masking import golden
 
 from adios_ray.data.shards import Split
 from adios_ray.evaluation import fitness
-from adios_ray.evaluation.fitness import evaluate, extract_features, halves
+from adios_ray.evaluation.fitness import LABEL_FREE_GROUPS, evaluate, extract_features, halves
+from adios_ray.evaluation.jackknife import jackknife_errors
 from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
 from adios_ray.evaluation.label_free import rankme
-from adios_ray.evaluation.uncertainty import BLOCKS, jackknife, standard_error
 from adios_ray.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -60,47 +60,6 @@ def test_votes_that_are_right_are_those_of_the_published_implementation(key: str
         assert torch.equal(votes.shares, votes.correct.to(votes.shares))
 
 
-def test_the_standard_error_of_a_mean_is_numpys() -> None:
-    outcomes = torch.rand(37, generator=torch.Generator().manual_seed(0))
-    expected = np.std(outcomes.numpy().astype(float), ddof=1) / math.sqrt(37)
-    assert standard_error(outcomes) == pytest.approx(expected, rel=1e-12)
-    assert standard_error(outcomes[:1]) is None
-
-
-def test_the_jackknife_of_a_mean_is_its_standard_error_and_one_of_blocks_a_loop() -> None:
-    values = torch.rand(40, generator=torch.Generator().manual_seed(1)).double()
-    of_single = jackknife(lambda kept: float(values[kept].mean()), 40, blocks=40)
-    assert of_single == pytest.approx(standard_error(values), rel=1e-9)
-    blocks: list[set[int]] = []
-
-    def median(kept: torch.Tensor) -> float:
-        blocks.append(set(range(40)) - set(kept.tolist()))
-        return float(values[kept].median())
-
-    found = jackknife(median, 40)
-    assert sorted(i for block in blocks for i in block) == list(range(40)) and len(blocks) == BLOCKS
-    assert {len(block) for block in blocks} == {4}
-    left_out = [float(values[[i for i in range(40) if i not in block]].median()) for block in blocks]
-    mean = sum(left_out) / BLOCKS
-    squared = (BLOCKS - 1) / BLOCKS * sum((value - mean) ** 2 for value in left_out)
-    assert found == pytest.approx(math.sqrt(squared), rel=1e-12)
-    assert jackknife(lambda kept: math.nan, 40) is None and jackknife(lambda kept: 1.0, 1) is None
-
-
-def test_the_jackknife_knows_the_spread_of_rankme_over_samples() -> None:
-    generator = torch.Generator().manual_seed(0)
-    scales = torch.linspace(0.2, 2, 6)
-    samples = [torch.randn(200, 6, generator=generator) * scales for _ in range(60)]
-    spread = np.std([rankme(sample) for sample in samples], ddof=1)
-
-    def error(sample: torch.Tensor) -> float:
-        found = jackknife(lambda kept: rankme(sample[kept]), len(sample))
-        assert found is not None
-        return found
-
-    assert math.sqrt(np.mean([error(sample) ** 2 for sample in samples])) == pytest.approx(spread, rel=0.35)
-
-
 def test_halves_are_disjoint_and_stay_when_other_images_are_added() -> None:
     names = [f"class_{i % 7}/image {i}.png" for i in range(400)]
     first, second = halves(split_of(*names))
@@ -112,6 +71,11 @@ def test_halves_are_disjoint_and_stay_when_other_images_are_added() -> None:
         assert {names[i] for i in half} == {ids[i] for i in grown_half} - set(more)
     (whole,) = halves(split_of(*names[:99]))
     assert whole.tolist() == list(range(99))
+
+
+def rankme_error(features: torch.Tensor) -> float:
+    """Estimate the error of RankMe by the jackknife."""
+    return jackknife_errors(lambda kept: [rankme(features[kept])], len(features), LABEL_FREE_GROUPS)[0]
 
 
 @pytest.mark.parametrize("name", ["knn", "probe", "rankme", "lidar"])
@@ -134,8 +98,10 @@ def test_parts_are_scored_as_if_they_were_alone(name: str, objects_dir: Path, mo
         assert whole.accuracy == pytest.approx(np.average([e.accuracy for e in found.estimates], weights=sizes))
     elif name == "rankme":
         features = extract_features(trainer.networks.backbone, val, np.arange(len(val)), SIZE)
-        expected = [rankme(features[part]) for part in parts]
-        assert [estimate.value for estimate in found.estimates] == pytest.approx(expected)
+        for estimate, part in zip(found.estimates, parts, strict=True):
+            assert estimate.value == pytest.approx(rankme(features[part]))
+            own = features[part]
+            assert estimate.standard_error == pytest.approx(rankme_error(own))
 
 
 def test_the_probe_scores_the_probability_of_the_right_class(objects_dir: Path) -> None:

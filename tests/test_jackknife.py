@@ -1,6 +1,7 @@
 """The jackknife against the closed form for means, and against new samples."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from sklearn.metrics import f1_score
 
@@ -11,6 +12,20 @@ def test_the_error_of_a_mean_has_a_closed_form() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, 40)  # fewer than groups: one image is left out at a time
     (error,) = jackknife_errors(lambda rows: [values[rows].mean()], 40)
     assert error == pytest.approx(values.std(ddof=1) / np.sqrt(40), rel=1e-12)
+
+
+def test_groups_are_left_out_as_in_a_loop() -> None:
+    values, groups = np.random.default_rng(2).random(40), []
+
+    def median(rows: npt.NDArray[np.int64]) -> list[float]:
+        groups.append(set(range(40)) - set(rows.tolist()))
+        return [float(np.median(values[rows]))]
+
+    (error,) = jackknife_errors(median, 40, groups=10)
+    assert sorted(row for group in groups for row in group) == list(range(40)) and {len(g) for g in groups} == {4}
+    left_out = [np.median([value for row, value in enumerate(values) if row not in group]) for group in groups]
+    assert error == pytest.approx(np.sqrt(0.9 * sum((value - np.mean(left_out)) ** 2 for value in left_out)), rel=1e-12)
+    assert np.isnan(jackknife_errors(lambda rows: [np.nan], 40)[0])
 
 
 @pytest.mark.slow

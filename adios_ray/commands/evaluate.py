@@ -285,6 +285,9 @@ class Evaluate:
     """Part of each photograph: its central square, or the middle of the photograph resized to 256 pixels on its shorter
     side, as published for ImageNet100-S. The view of the checkpoint's configuration if not given."""
 
+    averaged: bool = False
+    """Evaluate the checkpoints' averaged weights (evaluation.average_weights), not those of the last step."""
+
     seed: int = 0
     """Seed of the order of images, crops, and starts of k-means."""
 
@@ -300,11 +303,13 @@ class Evaluate:
         from adios_ray.evaluation.result import mean_over_seeds, write_json
         from adios_ray.evaluation.subject import opened
         from adios_ray.files import check_writable
-        from adios_ray.models.weights import load_weights
+        from adios_ray.models.weights import averaged, load_weights
 
         if not self.checkpoint or self.seed < 0:
             raise UsageError("--checkpoint needs at least one file" if self.checkpoint == () else "--seed must be >= 0")
         weights, dataset = [load_weights(path) for path in self.checkpoint], open_shards(self.data_dir)
+        if self.averaged:
+            weights = [averaged(own) for own in weights]
         if self.output is not None:
             if self.output.is_dir():
                 raise UsageError(f"--output {self.output} is a directory; name a file")

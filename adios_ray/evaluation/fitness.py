@@ -17,10 +17,10 @@ from adios_ray.config import AugmentConfig, CentralView, EvaluationConfig
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import central_views
 from adios_ray.data.shards import Split
+from adios_ray.evaluation.jackknife import GROUPS, jackknife_errors
 from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
 from adios_ray.evaluation.label_free import alpha_req, effective_rank, feature_std, lidar, rankme
 from adios_ray.evaluation.statistics import BATCH, fresh_statistics, refresh_statistics
-from adios_ray.evaluation.uncertainty import jackknife, standard_error
 from adios_ray.models.networks import Networks
 
 Indices = npt.NDArray[np.int64]
@@ -29,6 +29,8 @@ SMALLEST_PARTED = 100
 """Images from which on a split is parted in halves; fewer are used whole for both purposes."""
 GATE_IMAGES = 2048
 """Held-out images by which a collapse is detected."""
+LABEL_FREE_GROUPS = 10
+"""Groups of the jackknife of label-free measures, each of which costs the measure once more."""
 LIDAR_IMAGES = 512
 LIDAR_VIEWS = 10
 
@@ -198,7 +200,7 @@ def _knn(evaluated: _Evaluated) -> Score:
     def score(chosen: Tensor) -> Estimate:
         # F1 is no mean of outcomes of single images: these are for pairing only.
         own, truth = predicted[chosen], present[chosen]
-        error = jackknife(lambda kept: macro_f1(own[kept], truth[kept]), len(chosen))
+        error = _jackknife(lambda kept: macro_f1(own[kept], truth[kept]), len(chosen), GROUPS)
         accuracy = float((own == truth).double().mean())
         return Estimate(macro_f1(own, truth), error, accuracy, _bytes(outcomes[chosen]))
 
@@ -225,8 +227,15 @@ def _of_right_answers(shares: Tensor, present: Tensor) -> Tensor:
 
 def _mean(outcomes: Tensor, correct: Tensor) -> Estimate:
     """Estimate the mean of outcomes [m]; ``correct``, [m] or [m, C], gives the accuracy."""
-    accuracy = float(correct.double().mean())
-    return Estimate(float(outcomes.double().mean()), standard_error(outcomes), accuracy, _bytes(outcomes))
+    values, accuracy = outcomes.double(), float(correct.double().mean())
+    error = float(values.std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Estimate(float(values.mean()), error, accuracy, _bytes(outcomes))
+
+
+def _jackknife(measure: Callable[[Indices], float], images: int, groups: int) -> float | None:
+    """Estimate the standard error of a measure of some images; None where it is not finite without some of them."""
+    (error,) = jackknife_errors(lambda kept: [measure(kept)], images, groups)
+    return error if math.isfinite(error) else None
 
 
 def _bytes(outcomes: Tensor) -> bytes:
@@ -238,7 +247,7 @@ def _label_free(measure: Callable[[Tensor], float], values: Tensor, indices: Ten
 
     def score(chosen: Tensor) -> Estimate:
         own = values[torch.isin(indices, chosen)]
-        return Estimate(measure(own), jackknife(lambda kept: measure(own[kept]), len(own)))
+        return Estimate(measure(own), _jackknife(lambda kept: measure(own[kept]), len(own), LABEL_FREE_GROUPS))
 
     return score
 

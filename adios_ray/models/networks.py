@@ -26,7 +26,7 @@ class Networks(nn.Module):
         momentum: Averaged copies of backbone and projector, or None.
         occlusion: The occlusion model M, or None without masks.
         probe: Linear classifier on detached features: a measurement, from which no gradient reaches the backbone.
-        averaged: Means of the weights of backbone and probe over the last steps, for evaluations; or None. The BatchNorm
+        averaged: Means of the weights of backbone and probe over the last steps, for evaluations; or None. BatchNorm
             statistics of this backbone are those of the last evaluation.
     """
 
