@@ -18,6 +18,9 @@ from adios_ray.evaluation.fitness import LABEL_FREE_GROUPS, evaluate, extract_fe
 from adios_ray.evaluation.jackknife import jackknife_errors
 from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
 from adios_ray.evaluation.label_free import rankme
+from adios_ray.experiment import checks
+from adios_ray.experiment.checks import check_data
+from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -35,17 +38,17 @@ def split_of(*items: str) -> Split:
 
 def test_shares_of_the_votes_equal_a_loop_and_sum_to_one() -> None:
     torch.manual_seed(0)
-    bank, queries, classes = torch.randn(60, 4), torch.randn(11, 4), 5
-    numbers = torch.randint(classes, (60,))
+    bank, queries, classes = torch.randn(30, 4), torch.randn(6, 4), 5
+    numbers = torch.randint(classes, (30,))
     expected = torch.tensor(naive_votes(bank, torch.nn.functional.one_hot(numbers), queries, 7, 0.2))
-    found = [knn_votes(bank, numbers, queries, torch.full((11,), c), 7, 0.2) for c in range(classes + 1)]
+    found = [knn_votes(bank, numbers, queries, torch.full((6,), c), 7, 0.2) for c in range(classes + 1)]
     shares = torch.stack([votes.shares for votes in found[:classes]], dim=1)
     torch.testing.assert_close(shares, expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(shares.sum(dim=1), torch.ones(11), rtol=0, atol=1e-6)
-    assert torch.equal(torch.stack([votes.correct for votes in found], dim=1).sum(dim=1), torch.ones(11).long())
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(6), rtol=0, atol=1e-6)
+    assert torch.equal(torch.stack([votes.correct for votes in found], dim=1).sum(dim=1), torch.ones(6).long())
     assert not found[classes].shares.any()  # a class that the bank does not have
-    labels = (torch.rand(60, classes) > 0.5).byte()
-    of_labels = knn_label_shares(bank, labels, queries, labels[:11], 7, 0.2)
+    labels = (torch.rand(30, classes) > 0.5).byte()
+    of_labels = knn_label_shares(bank, labels, queries, labels[:6], 7, 0.2)
     torch.testing.assert_close(of_labels, torch.tensor(naive_votes(bank, labels, queries, 7, 0.2)), rtol=0, atol=1e-6)
 
 
@@ -73,12 +76,25 @@ def test_halves_are_disjoint_and_stay_when_other_images_are_added() -> None:
     assert whole.tolist() == list(range(99))
 
 
+def test_a_val_split_that_is_used_whole_is_named_before_the_run(
+    objects_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ExperimentConfig(**small_config(objects_dir).model_dump())
+    check_data(config)
+    assert capsys.readouterr().out.startswith("val has 40 images, all of which decisions and the final comparison use")
+    monkeypatch.setattr(checks, "SMALLEST_PARTED", 40)
+    check_data(config)
+    assert not capsys.readouterr().out
+
+
 def rankme_error(features: torch.Tensor) -> float:
     """Estimate the error of RankMe by the jackknife."""
     return jackknife_errors(lambda kept: [rankme(features[kept])], len(features), LABEL_FREE_GROUPS)[0]
 
 
-@pytest.mark.parametrize("name", ["knn", "probe", "rankme", "lidar"])
+@pytest.mark.parametrize(
+    "name", ["knn", "rankme", *(pytest.param(name, marks=pytest.mark.slow) for name in ("probe", "lidar"))]
+)
 def test_parts_are_scored_as_if_they_were_alone(name: str, objects_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitness, "SMALLEST_PARTED", 10)
     monkeypatch.setattr(fitness, "LIDAR_VIEWS", 2)

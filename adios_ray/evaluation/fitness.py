@@ -103,7 +103,7 @@ def halves(split: Split) -> tuple[Indices, ...]:
     """
     if len(split) < SMALLEST_PARTED:
         return (np.arange(len(split)),)
-    hashes = (hashlib.blake2b(str(item).encode(), digest_size=1).digest() for item in split.source_ids)
+    hashes = (hashlib.blake2b(item.encode(), digest_size=1).digest() for item in split.source_ids.to_pylist())
     second = np.array([digest[0] & 1 for digest in hashes], dtype=bool)
     return np.flatnonzero(~second), np.flatnonzero(second)
 
