@@ -1,5 +1,6 @@
 """The cells of a table under Ray Tune: each one a trial, finished ones left alone, a failed one lost by itself."""
 
+import logging
 import tempfile
 import time
 import traceback
@@ -53,6 +54,8 @@ def run_cells(cells: Sequence[Cell], places: Mapping[str, str], storage: Path, g
         return {}
     with connected(), tempfile.TemporaryDirectory() as records:
         progress = _Progress(len(pending), storage / CELLS)
+        # Tune logs the traceback of a failed cell, which is in the cell's folder, and the reason is printed.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trial, cells=pending, places=places), _tune_resources(gpus)),
             param_space={"storage": str(storage), "name": tune.grid_search(list(pending))},
@@ -79,6 +82,7 @@ def _trial(settings: Mapping[str, Any], cells: Mapping[str, Cell], places: Mappi
         except Exception:
             atomic_write(folder / ERROR, traceback.format_exc().encode())
             raise
+    tune.report({"finished": 1})  # of a trial without a result Tune prints a line of its own
 
 
 class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
