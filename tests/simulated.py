@@ -22,8 +22,8 @@ from adios_ray.search.population import Population
 from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
-from adios_ray.search.suggest import make_suggest
-from adios_ray.tracking.records import Exploit, append_exploit, begin_lineage, read_lineage
+from adios_ray.search.suggest import fill
+from adios_ray.tracking.records import Exploit, Refusal, append_exploit, begin_lineage, read_lineage
 from adios_ray.tracking.run import Run
 from adios_ray.trial_report import TrialReport
 
@@ -66,6 +66,10 @@ class SimulatedRun:
     def exploit(self, **fields: Any) -> None:
         """Append an exploit to the lineage, always with the same time."""
         append_exploit(self.directory, Exploit(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
+
+    def refusal(self, **fields: Any) -> None:
+        """Append a refused copy to the lineage, always with the same time."""
+        append_exploit(self.directory, Refusal(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
 
     def note(self, text: str) -> None:
         """Drop a note."""
@@ -141,16 +145,14 @@ class Simulation:
         (self.directory / "checkpoints").mkdir(parents=True)
         state = PopulationState(next_decision_epoch=self.space.interval_epochs)
         if self.space.search != "hyperopt":
-            suggest = make_suggest(self.space, self.config, state)
-            for number in range(self.population):
-                state.add(f"trial_{number:02d}", suggest(f"trial_{number:02d}"))
+            fill(state, self.space, self.config, [f"trial_{number:02d}" for number in range(self.population)])
         state.save(self.directory)
 
     def drive(self, make: Callable[[Population, Admission], LiveScheduler] | None = None) -> PopulationState:
         """Run as the driver until all trials have ended; may be called again after a crash."""
         state = PopulationState.load(self.directory)
         state.save(self.directory)
-        begin_lineage(self.directory, state.exploits)
+        begin_lineage(self.directory, state.lineage_lines)
         todo = state.unfinished(f"trial_{number:02d}" for number in range(self.population))
         self.channel, self.run = SimulatedChannel(), SimulatedRun(self.directory)
         self.members = Population(self.config, state, cast(Run, self.run), cast(ChannelCalls, self.channel))

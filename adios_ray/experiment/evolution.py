@@ -18,7 +18,7 @@ from adios_ray.search.scheduler import LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
-from adios_ray.search.suggest import make_suggest
+from adios_ray.search.suggest import fill, make_suggest
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import begin_lineage, read_results
@@ -34,11 +34,8 @@ def fresh_population(config: ExperimentConfig, space: SearchSpace) -> Population
     the trial starts.
     """
     state = PopulationState(next_decision_epoch=space.interval_epochs)
-    if space.search == "hyperopt":
-        return state
-    suggest = make_suggest(space, config.trial(), state)
-    for name in _names(config, space):
-        state.add(name, suggest(name))
+    if space.search != "hyperopt":
+        fill(state, space, config.trial(), _names(config, space))
     return state
 
 
@@ -74,7 +71,7 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
         # driver killed in between leaves an entry of a decision that is made again; begin_lineage drops it.
         remove_drafts(run_dir)
         state.save(run_dir)
-        begin_lineage(run_dir, state.exploits)
+        begin_lineage(run_dir, state.lineage_lines)
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
         capacity = ClusterCapacity(run_dir, lambda: count_capacity(config, resources, nodes()))

@@ -1,6 +1,6 @@
 """Initial values of trials: random draws, a grid, or hyperopt's tree-structured Parzen estimator (TPE)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -35,11 +35,18 @@ def make_suggest(space: SearchSpace, config: TrialConfig, state: PopulationState
     def draw(name: str) -> dict[str, Any]:
         number = len(state.members)
         # The configured values are tried first: the search then contains the plain training it is compared with.
-        if number == 0:
+        if number < max(1, space.controls or 0):
             return {path: value_at(config, path) for path in space.parameters}
         return space.sample(Random(f"{config.seed}/{number}"))
 
     return draw
+
+
+def fill(state: PopulationState, space: SearchSpace, config: TrialConfig, names: Sequence[str]) -> None:
+    """Add all trials of a new population, the controls first; ``names`` must be those of a search with known values."""
+    suggest, controls = make_suggest(space, config, state), space.controls_among(len(names))
+    for number, name in enumerate(names):
+        state.add(name, suggest(name), control=number < controls)
 
 
 class TreeParzen:
