@@ -150,19 +150,13 @@ class PopulationBasedTraining(LiveScheduler):
         replaceable = [other for other in ranked[: len(ranked) - count] if not members[other].control]
         if name not in replaceable[:count]:
             return []
-        return [
-            other
-            for other in ranked[len(ranked) - count :]
-            if margins[other] > 0 and self._can_give(members[other]) and not self._too_far_behind(other, member)
-        ]
+        # A donor may be behind in epochs: if such donors were left out, trials on slow nodes would copy those on fast ones
+        # and not the other way round. Training still ends: the least trained trial is never set back, and one that has
+        # copied it is compared with it again only by what both have trained since.
+        best = ranked[len(ranked) - count :]
+        return [other for other in best if margins[other] > 0 and self._can_give(members[other])]
 
     @staticmethod
     def _can_give(donor: Member) -> bool:
         """Return whether a trial has weights that have neither diverged nor collapsed."""
         return donor.checkpoint is not None and donor.score is not None and donor.score > WORST_SCORE
-
-    def _too_far_behind(self, donor: str, member: Member) -> bool:
-        """Return whether copying the donor would take the trial back by a whole interval or more."""
-        # Asynchronous trials differ in epochs. One that kept copying such donors would lose what it trains between two
-        # decisions and might never reach its last epoch.
-        return self.population[donor].epoch <= member.epoch - self._space.interval_epochs
