@@ -124,6 +124,7 @@ class Simulation:
         count_capacity: Returns how many trials fit into the cluster; called at each step.
         random: Chooses which trial reports next.
         fitness: Returns a trial's fitness from its name, epoch, configuration and the score of its weights before.
+        details: Returns further fields of a trial's report from its name, epoch and fitness.
         on_step: Called after each step.
         loses_actor: Returns whether a trial's actor dies; called at each step.
     """
@@ -137,6 +138,7 @@ class Simulation:
     fitness: Callable[[str, int, TrialConfig, float], float] = field(
         default=lambda trial, epoch, config, before: before + optimum(config)
     )
+    details: Callable[[str, int, float], dict[str, Any]] = field(default=lambda trial, epoch, fitness: {})
     on_step: Callable[["Simulation"], None] = field(default=lambda simulation: None)
     loses_actor: Callable[[], bool] = lambda: False
 
@@ -237,7 +239,8 @@ class Simulation:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "score").write_text(repr(fitness if math.isfinite(fitness) else before))
         assert line.training is not None
-        report = TrialReport(epoch=epoch, fitness=fitness, done=epoch >= self.config.epochs)
+        details = self.details(name, epoch, fitness)
+        report = TrialReport(epoch=epoch, fitness=fitness, done=epoch >= self.config.epochs, **details)
         line.answer(line.training, report, Pointer(path=directory, sha256=""))
 
     def _lose_actor(self) -> None:

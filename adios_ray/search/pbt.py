@@ -102,15 +102,13 @@ class PopulationBasedTraining(LiveScheduler):
             # exploit: continue from the weights of one of the best, if the test shows that it is better
             donor = random.choice(donors)
             difference = self.population.compare(donor, name)
-            p = None if difference.p is None else adjusted(difference.p, self._pairs())
-            refused = p is not None and p > (self._space.significance or 1)
-            if refused:
-                assert p is not None
+            z, p, source = difference.z, self._adjusted(difference.p), donor
+            if p is not None and p > (self._space.significance or 1):
                 self.population.refuse(name, donor, difference, p)
                 if not self._space.explore_without_copy:
                     continue
+                z, p, source = None, None, name
             # explore: with other values
-            source, z, p = (name, None, None) if refused else (donor, difference.z, p)
             self.population.copy(name, source, self._explore(name, self.population[source], random), z, p)
             changed.append(name)
         # Journal before any worker loads. If the driver dies in between, the next one starts the trials from the
@@ -128,9 +126,9 @@ class PopulationBasedTraining(LiveScheduler):
             if member.score is not None and not member.finished and name not in self._ended
         }
 
-    def _pairs(self) -> int:
-        """Count the pairs of trials from which a decision chooses."""
-        return math.comb(len(self._ranked()), 2)
+    def _adjusted(self, p: float | None) -> float | None:
+        """Adjust a pair's p-value for the choice of the pair among all: the best and the worst differ by chance too."""
+        return None if p is None else adjusted(p, math.comb(len(self._ranked()), 2))
 
     def _donors(self, name: str) -> list[str]:
         """List the best trials that are better than this one; none unless it is among the worst and may be replaced."""
@@ -150,13 +148,21 @@ class PopulationBasedTraining(LiveScheduler):
         replaceable = [other for other in ranked[: len(ranked) - count] if not members[other].control]
         if name not in replaceable[:count]:
             return []
-        # A donor may be behind in epochs: if such donors were left out, trials on slow nodes would copy those on fast ones
-        # and not the other way round. Training still ends: the least trained trial is never set back, and one that has
-        # copied it is compared with it again only by what both have trained since.
-        best = ranked[len(ranked) - count :]
-        return [other for other in best if margins[other] > 0 and self._can_give(members[other])]
+        return [
+            other
+            for other in ranked[len(ranked) - count :]
+            if margins[other] > 0 and self._can_give(members[other]) and not self._too_far_ahead(other, member)
+        ]
 
     @staticmethod
     def _can_give(donor: Member) -> bool:
         """Return whether a trial has weights that have neither diverged nor collapsed."""
         return donor.checkpoint is not None and donor.score is not None and donor.score > WORST_SCORE
+
+    def _too_far_ahead(self, donor: str, member: Member) -> bool:
+        """Return whether copying the donor would skip two intervals or more."""
+        # Trials on fast nodes are ahead. One that is copied far ahead of the copying trial spreads by its speed: the
+        # copy has fewer decisions left, at which it might be replaced. Donors may be behind, however: otherwise, slow
+        # trials would copy fast ones and not the other way round. Training still ends, since the least trained trial is
+        # never set back, and one that has copied it is compared with it only by what both have trained since.
+        return self.population[donor].epoch >= member.epoch + 2 * self._space.interval_epochs

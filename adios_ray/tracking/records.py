@@ -113,8 +113,8 @@ class Refusal(_Record):
     donor: str
     difference: float
     """Score of the donor minus the trial's, at the same epoch."""
-    z: float | None
-    """The same in standard errors."""
+    z: float
+    """The same in standard errors; of a paired test where outcomes of single images are known."""
     p: float
     """One-sided p-value, adjusted for the choice among the population."""
 
@@ -130,6 +130,12 @@ class RunSummary(_Record):
     best_epoch: int
     first_best_fitness: float
     """Best holdout fitness among the trials' first reports."""
+    control: str | None = None
+    """The best of the trials that kept the configured values; None without any."""
+    gain: float | None = None
+    """``best_fitness`` minus the same of the control."""
+    gain_standard_error: float | None = None
+    """Of ``gain``, over images, as if the trials erred independently; None where it is unknown."""
     test_fitness: float
     """Fitness of the best trial on the test split."""
     test_standard_error: float | None = None
@@ -149,11 +155,20 @@ class RunSummary(_Record):
     """Accuracy of guessing, 1 / number of classes."""
     seconds: float
     exploits: int
+    refusals: int = 0
+    """Copies that were refused because the donor was not better by enough."""
     slot_changes: int
     epochs: int
     population: int
     dataset: str
     command: str
+
+    @property
+    def compared(self) -> str:
+        """The trials behind ``gain``, for people."""
+        if self.control == self.best_trial:
+            return f"{self.best_trial} is itself the control"
+        return f"{self.best_trial} minus {self.control}"
 
 
 @dataclass(frozen=True)
