@@ -54,6 +54,7 @@ SPACE = {
     "scheduler": "pbt",
     "synchronous": False,
     "interval_epochs": INTERVAL,
+    "significance": 1,  # copies at every decision, however alike the trials are
     "parameters": {"optimizer.encoder_lr": {"low": 0.01, "high": 1.0, "scale": "log"}},
 }
 

@@ -160,9 +160,9 @@ class PopulationBasedTraining(LiveScheduler):
         return donor.checkpoint is not None and donor.score is not None and donor.score > WORST_SCORE
 
     def _too_far_ahead(self, donor: str, member: Member) -> bool:
-        """Return whether copying the donor would skip two intervals or more."""
+        """Return whether copying the donor would skip more than one interval."""
         # Trials on fast nodes are ahead. One that is copied far ahead of the copying trial spreads by its speed: the
         # copy has fewer decisions left, at which it might be replaced. Donors may be behind, however: otherwise, slow
         # trials would copy fast ones and not the other way round. Training still ends, since the least trained trial is
         # never set back, and one that has copied it is compared with it only by what both have trained since.
-        return self.population[donor].epoch >= member.epoch + 2 * self._space.interval_epochs
+        return self.population[donor].epoch > member.epoch + self._space.interval_epochs
