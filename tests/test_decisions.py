@@ -19,6 +19,7 @@ from adios_ray.experiment.verdict import Final, gain_over_control
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.comparison import History, Score, adjusted, extended, paired, score_at, unpaired
 from adios_ray.search.state import KEPT_OUTCOMES, Member, PopulationState
+from adios_ray.search.suggest import startup_trials
 from adios_ray.tracking.live import exploit_line, refusal_line
 from adios_ray.tracking.records import Refusal, begin_results, read_lineage, read_refusals
 from adios_ray.tracking.report import write_report
@@ -218,6 +219,10 @@ def test_controls_keep_values_and_weights_and_may_be_copied(tmp_path: Path) -> N
 def test_larger_populations_have_a_control_unless_told_otherwise() -> None:
     assert [space_of().controls_among(population) for population in (7, 8, 64)] == [0, 1, 1]
     assert space_of(controls=0).controls_among(64) == 0 and space_of(scheduler="none").controls_among(64) == 0
+
+
+def test_the_random_start_of_hyperopt_follows_the_number_of_trials() -> None:
+    assert [startup_trials(trials) for trials in (2, 8, 30, 1000)] == [1, 3, 10, 10]
 
 
 def test_the_verdict_compares_the_best_trial_with_the_control() -> None:

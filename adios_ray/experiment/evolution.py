@@ -18,7 +18,7 @@ from adios_ray.search.scheduler import LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
-from adios_ray.search.suggest import fill, make_suggest
+from adios_ray.search.suggest import fill, make_suggest, startup_trials
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import begin_lineage, read_results
@@ -64,6 +64,8 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
     state = PopulationState.load(run_dir)
     print(f"Run directory: {run_dir}", flush=True)
     names = _names(config, space)
+    if space.search == "hyperopt":
+        print(f"hyperopt: the first {startup_trials(len(names))} of {len(names)} trials are random draws", flush=True)
     unfinished = state.unfinished(names)
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
     if unfinished:
@@ -88,7 +90,7 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
                 cpus_per_worker=resources.cpus,
                 gpus_per_worker=resources.gpus,
             )
-            run_trials(unfinished, settings, _scheduler(space, population, admission), admission)
+            run_trials(unfinished, settings, _scheduler(space, population, admission, len(names)), admission)
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(run_dir)
     # From disk: the verdict rests on what was written down, exactly as after a resume.
@@ -99,11 +101,11 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
     return conclude(config, run_dir, state, resources)
 
 
-def _scheduler(space: SearchSpace, population: Population, admission: Admission) -> LiveScheduler:
+def _scheduler(space: SearchSpace, population: Population, admission: Admission, trials: int) -> LiveScheduler:
     """Build the scheduler that the search space names."""
     if space.evolving:
         return PopulationBasedTraining(population, admission, space, _explore(space, population.state))
-    suggest = make_suggest(space, population.config, population.state)
+    suggest = make_suggest(space, population.config, population.state, trials)
     return StoppingSearch(population, admission, make_rule(space, population.config.epochs), suggest)
 
 
