@@ -18,6 +18,7 @@ from adios_ray.experiment.schedule import schedule_of
 from adios_ray.experiment.verdict import Final, gain_over_control
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.comparison import History, Score, adjusted, extended, paired, score_at, unpaired
+from adios_ray.search.population import WORST_SCORE, scores_at_common_epoch
 from adios_ray.search.state import KEPT_OUTCOMES, Member, PopulationState
 from adios_ray.search.suggest import startup_trials
 from adios_ray.tracking.live import exploit_line, refusal_line
@@ -25,6 +26,27 @@ from adios_ray.tracking.records import Refusal, begin_results, read_lineage, rea
 from adios_ray.tracking.report import write_report
 
 IMAGES = 200
+
+
+def member(number: int, *values: float) -> Member:
+    """Make a trial that has reported these scores at epochs 2, 4, ..."""
+    history = tuple(Score(2 * (i + 1), value, None, f"trial_{number:02d}") for i, value in enumerate(values))
+    return Member(values={}, number=number, score=values[-1], epoch=2 * len(values), history=history)
+
+
+def test_trials_are_compared_at_the_last_epoch_of_both() -> None:
+    fast, slow = member(0, 0.1, 0.2, 0.3, 0.4), member(1, 0.15, 0.25)
+    assert [score.value for score in scores_at_common_epoch(fast, slow)] == [0.2, 0.25]
+    assert [score.value for score in scores_at_common_epoch(slow, fast)] == [0.25, 0.2]
+    copy = fast.model_copy(update={"replaced_history": slow.history, "epoch": 8})  # has not reported since
+    assert [score.value for score in scores_at_common_epoch(copy, fast)] == [0.25, 0.2]
+    failed = member(2, 0.5, 0.6, WORST_SCORE)
+    assert [score.value for score in scores_at_common_epoch(failed, slow)] == [WORST_SCORE, 0.25]
+
+
+def test_members_of_earlier_versions_have_a_history() -> None:
+    earlier = Member.model_validate_json('{"values": {}, "number": 0, "epoch": 6, "score": 0.4, "base_score": 0.5}')
+    assert earlier.reported == (Score(6, 0.4),)
 
 
 def test_the_paired_test_is_that_of_scipy() -> None:

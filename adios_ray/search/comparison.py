@@ -41,7 +41,9 @@ def extended(history: History, score: Score) -> History:
 
 def score_at(history: History, epoch: int) -> Score:
     """Return the score at an epoch, linear between the two reports around it; outside, that of the nearest report."""
-    after = next((score for score in history if score.epoch >= epoch), history[-1])
+    if epoch >= history[-1].epoch:  # nearly always: a synchronous decision asks each trial about each other
+        return history[-1]
+    after = next(score for score in history if score.epoch >= epoch)
     before = next((score for score in reversed(history) if score.epoch <= epoch), history[0])
     if before.epoch >= after.epoch:
         return after
