@@ -5,7 +5,8 @@
     RUN/
       config.json  space.yaml             the resolved configuration and search space; written first
       population.json  population.jsonl   the population: a snapshot and the journal of changes since
-      results.csv  lineage.jsonl          one line for each report, one for each exploit
+      results.csv  lineage.jsonl          one line for each report, one for each exploit or refused one
+      outcomes/TRIAL/epoch_NNNNN          one byte for each validation image, of each trial's last reports
       checkpoints/TRIAL/epoch_NNNNN/      weights
       masks/TRIAL/epoch_NNNNN.npz         masks of the first validation images
       diverged/TRIAL/epoch_NNNNN/         what reproduces a step that became non-finite
@@ -58,7 +59,7 @@ class RunDirectory:
 
     @property
     def lineage(self) -> Path:
-        """One line for each exploit."""
+        """One line for each exploit, and one for each that was refused."""
         return self.path / "lineage.jsonl"
 
     @property
@@ -98,6 +99,10 @@ class RunDirectory:
     def checkpoint(self, trial: str, epoch: int) -> Path:
         """Return the path of the checkpoint that a trial writes after an epoch."""
         return self.checkpoints / trial / epoch_name(epoch)
+
+    def outcomes(self, trial: str, epoch: int) -> Path:
+        """Return the path of the validation images' outcomes in a trial's report."""
+        return self.path / "outcomes" / trial / epoch_name(epoch)
 
     def diverged_step(self, trial: str, epoch: int) -> Path:
         """Return the folder of the step at which a trial diverged, by the epoch of its report."""

@@ -41,7 +41,7 @@ from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import Population
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
-from adios_ray.search.suggest import make_suggest
+from adios_ray.search.suggest import fill
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import begin_lineage
@@ -54,6 +54,7 @@ SPACE = {
     "scheduler": "pbt",
     "synchronous": False,
     "interval_epochs": INTERVAL,
+    "significance": 1,  # copies at every decision, however alike the trials are
     "parameters": {"optimizer.encoder_lr": {"low": 0.01, "high": 1.0, "scale": "log"}},
 }
 
@@ -146,10 +147,8 @@ def evolve(population: int, directory: Path) -> dict[str, float]:
     """Run a population to its end and return the measurements."""
     config = parse(TrialConfig, {"epochs": EPOCHS})
     space, state = parse(SearchSpace, SPACE), PopulationState(next_decision_epoch=INTERVAL)
-    suggest = make_suggest(space, config, state)
     names = [f"trial_{number:03d}" for number in range(population)]
-    for name in names:
-        state.add(name, suggest(name))
+    fill(state, space, config, names)
     directory.mkdir()
     state.save(directory)
     begin_lineage(directory)

@@ -22,8 +22,8 @@ from adios_ray.search.population import Population
 from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
-from adios_ray.search.suggest import make_suggest
-from adios_ray.tracking.records import Exploit, append_exploit, begin_lineage, read_lineage
+from adios_ray.search.suggest import fill
+from adios_ray.tracking.records import Exploit, Refusal, append_exploit, begin_lineage, read_lineage
 from adios_ray.tracking.run import Run
 from adios_ray.trial_report import TrialReport
 
@@ -66,6 +66,10 @@ class SimulatedRun:
     def exploit(self, **fields: Any) -> None:
         """Append an exploit to the lineage, always with the same time."""
         append_exploit(self.directory, Exploit(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
+
+    def refusal(self, **fields: Any) -> None:
+        """Append a refused copy to the lineage, always with the same time."""
+        append_exploit(self.directory, Refusal(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
 
     def note(self, text: str) -> None:
         """Drop a note."""
@@ -120,6 +124,7 @@ class Simulation:
         count_capacity: Returns how many trials fit into the cluster; called at each step.
         random: Chooses which trial reports next.
         fitness: Returns a trial's fitness from its name, epoch, configuration and the score of its weights before.
+        details: Returns further fields of a trial's report from its name, epoch and fitness.
         on_step: Called after each step.
         loses_actor: Returns whether a trial's actor dies; called at each step.
     """
@@ -133,6 +138,7 @@ class Simulation:
     fitness: Callable[[str, int, TrialConfig, float], float] = field(
         default=lambda trial, epoch, config, before: before + optimum(config)
     )
+    details: Callable[[str, int, float], dict[str, Any]] = field(default=lambda trial, epoch, fitness: {})
     on_step: Callable[["Simulation"], None] = field(default=lambda simulation: None)
     loses_actor: Callable[[], bool] = lambda: False
 
@@ -141,16 +147,14 @@ class Simulation:
         (self.directory / "checkpoints").mkdir(parents=True)
         state = PopulationState(next_decision_epoch=self.space.interval_epochs)
         if self.space.search != "hyperopt":
-            suggest = make_suggest(self.space, self.config, state)
-            for number in range(self.population):
-                state.add(f"trial_{number:02d}", suggest(f"trial_{number:02d}"))
+            fill(state, self.space, self.config, [f"trial_{number:02d}" for number in range(self.population)])
         state.save(self.directory)
 
     def drive(self, make: Callable[[Population, Admission], LiveScheduler] | None = None) -> PopulationState:
         """Run as the driver until all trials have ended; may be called again after a crash."""
         state = PopulationState.load(self.directory)
         state.save(self.directory)
-        begin_lineage(self.directory, state.exploits)
+        begin_lineage(self.directory, state.lineage_lines)
         todo = state.unfinished(f"trial_{number:02d}" for number in range(self.population))
         self.channel, self.run = SimulatedChannel(), SimulatedRun(self.directory)
         self.members = Population(self.config, state, cast(Run, self.run), cast(ChannelCalls, self.channel))
@@ -235,7 +239,8 @@ class Simulation:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "score").write_text(repr(fitness if math.isfinite(fitness) else before))
         assert line.training is not None
-        report = TrialReport(epoch=epoch, fitness=fitness, done=epoch >= self.config.epochs)
+        details = self.details(name, epoch, fitness)
+        report = TrialReport(epoch=epoch, fitness=fitness, done=epoch >= self.config.epochs, **details)
         line.answer(line.training, report, Pointer(path=directory, sha256=""))
 
     def _lose_actor(self) -> None:

@@ -59,6 +59,7 @@ SPACE = {
     "scheduler": "pbt",
     "interval_epochs": 2,
     "quantile_fraction": 0.5,
+    "significance": 1,  # copies at every decision, however alike the trials are
     "parameters": {
         "masking.sparsity_weight": {"low": 0.1, "high": 1.0, "scale": "linear"},
         "optimizer.encoder_lr": {"low": 0.01, "high": 0.1, "scale": "log"},

@@ -37,6 +37,7 @@ def write_space(path: Path) -> Path:
         "synchronous": True,
         "interval_epochs": 1,
         "quantile_fraction": 0.5,
+        "significance": 1,  # copies at every decision, however alike the trials are
         "resample_probability": 0.5,
         "parameters": {
             "masking.sparsity_weight": {"low": 0.1, "high": 1.0, "scale": "linear"},

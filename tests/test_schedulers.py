@@ -328,7 +328,7 @@ def searched(simulated: Simulation) -> PopulationState:
     """Run a search that stops trials, and return its population."""
 
     def make(members: Population, admission: Admission) -> StoppingSearch:
-        suggest = make_suggest(simulated.space, simulated.config, members.state)
+        suggest = make_suggest(simulated.space, simulated.config, members.state, simulated.population)
         return StoppingSearch(members, admission, make_rule(simulated.space, simulated.config.epochs), suggest)
 
     return simulated.drive(make)

@@ -73,7 +73,7 @@ def test_a_lineage_keeps_the_order_of_its_decisions(tmp_path: Path) -> None:
     for exploit in decided:
         records.append_exploit(tmp_path, exploit)
     assert records.read_lineage(tmp_path) == decided
-    records.begin_lineage(tmp_path, exploits=2)
+    records.begin_lineage(tmp_path, lines=2)
     assert records.read_lineage(tmp_path) == decided[:2]
 
 

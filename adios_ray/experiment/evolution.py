@@ -18,7 +18,7 @@ from adios_ray.search.scheduler import LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
-from adios_ray.search.suggest import make_suggest
+from adios_ray.search.suggest import fill, make_suggest, startup_trials
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import begin_lineage, read_results
@@ -34,11 +34,8 @@ def fresh_population(config: ExperimentConfig, space: SearchSpace) -> Population
     the trial starts.
     """
     state = PopulationState(next_decision_epoch=space.interval_epochs)
-    if space.search == "hyperopt":
-        return state
-    suggest = make_suggest(space, config.trial(), state)
-    for name in _names(config, space):
-        state.add(name, suggest(name))
+    if space.search != "hyperopt":
+        fill(state, space, config.trial(), _names(config, space))
     return state
 
 
@@ -67,6 +64,8 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
     state = PopulationState.load(run_dir)
     print(f"Run directory: {run_dir}", flush=True)
     names = _names(config, space)
+    if space.search == "hyperopt":
+        print(f"hyperopt: the first {startup_trials(len(names))} of {len(names)} trials are random draws", flush=True)
     unfinished = state.unfinished(names)
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
     if unfinished:
@@ -74,7 +73,7 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
         # driver killed in between leaves an entry of a decision that is made again; begin_lineage drops it.
         remove_drafts(run_dir)
         state.save(run_dir)
-        begin_lineage(run_dir, state.exploits)
+        begin_lineage(run_dir, state.lineage_lines)
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
         capacity = ClusterCapacity(run_dir, lambda: count_capacity(config, resources, nodes()))
@@ -91,7 +90,7 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
                 cpus_per_worker=resources.cpus,
                 gpus_per_worker=resources.gpus,
             )
-            run_trials(unfinished, settings, _scheduler(space, population, admission), admission)
+            run_trials(unfinished, settings, _scheduler(space, population, admission, len(names)), admission)
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(run_dir)
     # From disk: the verdict rests on what was written down, exactly as after a resume.
@@ -102,11 +101,11 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
     return conclude(config, run_dir, state, resources)
 
 
-def _scheduler(space: SearchSpace, population: Population, admission: Admission) -> LiveScheduler:
+def _scheduler(space: SearchSpace, population: Population, admission: Admission, trials: int) -> LiveScheduler:
     """Build the scheduler that the search space names."""
     if space.evolving:
         return PopulationBasedTraining(population, admission, space, _explore(space, population.state))
-    suggest = make_suggest(space, population.config, population.state)
+    suggest = make_suggest(space, population.config, population.state, trials)
     return StoppingSearch(population, admission, make_rule(space, population.config.epochs), suggest)
 
 

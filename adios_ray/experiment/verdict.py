@@ -3,10 +3,10 @@
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
@@ -22,7 +22,15 @@ from adios_ray.run_directory import RunDirectory
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.lineage import last_rows
-from adios_ray.tracking.records import Exploit, Row, RunSummary, read_lineage, read_results, write_summary
+from adios_ray.tracking.records import (
+    Exploit,
+    Row,
+    RunSummary,
+    read_lineage,
+    read_refusals,
+    read_results,
+    write_summary,
+)
 from adios_ray.tracking.report import write_report
 
 if TYPE_CHECKING:  # the driver needs no torch for it
@@ -79,9 +87,11 @@ def conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, re
         test_fitness=test.value,
         test_standard_error=test.standard_error,
         test_accuracy=test.accuracy,
+        **gain_over_control(state, finals, name),
         chance=1 / len(manifest.classes),
         seconds=state.seconds,
-        exploits=len(lineage),
+        exploits=sum(exploit.copies for exploit in lineage),
+        refusals=len(read_refusals(run_dir)),
         slot_changes=sum(exploit.changes_slots for exploit in lineage),
         epochs=config.epochs,
         population=config.population,
@@ -92,10 +102,14 @@ def conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, re
     schedule_of(run_dir, name).save(RunDirectory(run_dir).schedule)
     measure = MEASURES[config.evaluation.fitness]
     chance = f" (chance {measure.text(summary.chance)})" if measure.is_share else ""
+    if summary.gain is not None:
+        gain = measure.text(summary.gain, summary.gain_standard_error)
+        print(f"Best minus control: {gain} on validation ({summary.compared})")
     print(
         f"Best: {name}, {measure.label} fitness {measure.text(final.fitness, final.standard_error)} on validation, "
         f"{measure.scores_text(test.value, test.standard_error, test.accuracy)} on test{chance}; "
-        f"{summary.exploits} exploits, {summary.slot_changes} changes of N, {summary.seconds:.0f} s"
+        f"{summary.exploits} exploits, {summary.refusals} refused, {summary.slot_changes} changes of N, "
+        f"{summary.seconds:.0f} s"
     )
     print(f"Report: {write_report(run_dir)}", flush=True)
     return run_dir
@@ -111,6 +125,23 @@ class Final(NamedTuple):
 
     fitness: float
     standard_error: float | None
+
+
+def gain_over_control(state: PopulationState, finals: Mapping[str, Final], best: str) -> dict[str, Any]:
+    """Compute the fields of ``RunSummary`` that compare the best trial with the best control; none without controls."""
+    controls = [name for name in finals if state.members[name].control]
+    if not controls:
+        return {}
+    control = max(controls, key=lambda name: finals[name].fitness)
+    if control == best:
+        return {"control": control, "gain": 0.0}
+    errors = [finals[name].standard_error for name in (best, control)]
+    known = [error for error in errors if error is not None]
+    return {
+        "control": control,
+        "gain": finals[best].fitness - finals[control].fitness,
+        "gain_standard_error": math.hypot(*known) if len(known) == 2 else None,
+    }
 
 
 def final_fitness(state: PopulationState, rows: Sequence[Row], lineage: Sequence[Exploit]) -> dict[str, Final]:

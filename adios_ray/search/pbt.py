@@ -11,7 +11,8 @@ from random import Random
 from typing import Any
 
 from adios_ray.backend.admission import Admission
-from adios_ray.search.population import WORST_SCORE, Population
+from adios_ray.search.comparison import adjusted
+from adios_ray.search.population import WORST_SCORE, Population, scores_at_common_epoch
 from adios_ray.search.scheduler import CONTINUE, PAUSE, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Member
@@ -87,48 +88,81 @@ class PopulationBasedTraining(LiveScheduler):
         self.population.hold(waiting, False)
 
     def _evolve(self, names: Sequence[str]) -> None:
-        """Let each of ``names`` that scores in the lowest quantile copy a trial from the highest."""
-        lower, upper = self._quantiles()
-        exploits = []
+        """Let each of ``names`` that scores in the lowest quantile copy a better trial from the highest."""
+        changed = []
         for name in names:
             member = self.population[name]
             member.decided_epoch = member.epoch
-            donors = [donor for donor in upper if not self._too_far_behind(donor, member)]
-            if name in lower and donors:
-                # Seeded by (seed, trial, epoch) instead of drawn from one stream: a restarted driver repeats an
-                # interrupted decision exactly, and the order in which trials report has no influence.
-                random = self.population.random(name)
-                # exploit: continue from the weights of one of the best
-                donor = random.choice(donors)
-                # explore: with other values
-                values = self._explore(name, self.population[donor], random)
-                self.population.copy(name, donor, values)
-                exploits.append(name)
+            donors = self._donors(name)
+            if not donors:
+                continue
+            # Seeded by (seed, trial, epoch) instead of drawn from one stream: a restarted driver repeats an
+            # interrupted decision exactly, and the order in which trials report has no influence.
+            random = self.population.random(name)
+            # exploit: continue from the weights of one of the best, if the test shows that it is better
+            donor = random.choice(donors)
+            difference = self.population.compare(donor, name)
+            z, p, source = difference.z, self._adjusted(difference.p), donor
+            if p is not None and p > (self._space.significance or 1):
+                self.population.refuse(name, donor, difference, p)
+                if not self._space.explore_without_copy:
+                    continue
+                z, p, source = None, None, name
+            # explore: with other values
+            self.population.copy(name, source, self._explore(name, self.population[source], random), z, p)
+            changed.append(name)
         # Journal before any worker loads. If the driver dies in between, the next one starts the trials from the
         # journaled checkpoints and misses no load. In the other order, it would not know whose weights a trial trains.
         self.population.commit(*names)
-        for name in exploits:
+        for name in changed:
             self.population.push_checkpoint(name)
 
-    def _too_far_behind(self, donor: str, member: Member) -> bool:
-        """Return whether copying the donor would take the trial back by a whole interval or more."""
-        # Asynchronous trials differ in epochs. One that kept copying such donors would lose what it trains between two
-        # decisions and might never reach its last epoch.
-        return self.population[donor].epoch <= member.epoch - self._space.interval_epochs
-
-    def _quantiles(self) -> tuple[list[str], list[str]]:
-        """Return the worst and the best trials, each at most the configured share; the two never overlap."""
-        scores = {
-            name: member.score
-            for name, member in self.population.state.members.items()
+    def _ranked(self) -> dict[str, Member]:
+        """Select the trials that take part in decisions."""
+        members = self.population.state.members
+        return {
+            name: member
+            for name, member in members.items()
             if member.score is not None and not member.finished and name not in self._ended
         }
-        # Ties are broken by name, since the order of reports must not decide.
-        ranked = sorted(scores, key=lambda name: (scores[name], name))
+
+    def _adjusted(self, p: float | None) -> float | None:
+        """Adjust a pair's p-value for the choice of the pair among all: the best and the worst differ by chance too."""
+        return None if p is None else adjusted(p, math.comb(len(self._ranked()), 2))
+
+    def _donors(self, name: str) -> list[str]:
+        """List the best trials that are better than this one; none unless it is among the worst and may be replaced."""
+        member, members = self.population[name], self._ranked()
+        if member.control or name not in members:
+            return []
+        # By how much each scores better at the last epoch that both have reached.
+        margins = {}
+        for other, rival in members.items():
+            theirs, own = scores_at_common_epoch(rival, member)
+            margins[other] = theirs.value - own.value
+        # Ties in favor of the first, which has the published values: the order of reports must not decide.
+        ranked = sorted(members, key=lambda other: (margins[other], -members[other].number))
         # Rounded up so that small populations exploit too, but at most half: a trial in both quantiles could be
         # replaced and copied in one decision, whose outcome would then depend on the order of the trials.
         count = min(math.ceil(len(ranked) * self._space.quantile_fraction), len(ranked) // 2)
-        if not count:
-            return [], []
-        best = [name for name in ranked[-count:] if scores[name] > WORST_SCORE and self.population[name].checkpoint]
-        return ranked[:count], best
+        replaceable = [other for other in ranked[: len(ranked) - count] if not members[other].control]
+        if name not in replaceable[:count]:
+            return []
+        return [
+            other
+            for other in ranked[len(ranked) - count :]
+            if margins[other] > 0 and self._can_give(members[other]) and not self._too_far_ahead(other, member)
+        ]
+
+    @staticmethod
+    def _can_give(donor: Member) -> bool:
+        """Return whether a trial has weights that have neither diverged nor collapsed."""
+        return donor.checkpoint is not None and donor.score is not None and donor.score > WORST_SCORE
+
+    def _too_far_ahead(self, donor: str, member: Member) -> bool:
+        """Return whether copying the donor would skip more than one interval."""
+        # Trials on fast nodes are ahead. One that is copied far ahead of the copying trial spreads by its speed: the
+        # copy has fewer decisions left, at which it might be replaced. Donors may be behind, however: otherwise, slow
+        # trials would copy fast ones and not the other way round. Training still ends, since the least trained trial is
+        # never set back, and one that has copied it is compared with it only by what both have trained since.
+        return self.population[donor].epoch > member.epoch + self._space.interval_epochs

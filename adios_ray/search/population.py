@@ -1,15 +1,21 @@
 """The population by trial name: each change of its state is journaled before it takes effect on the trials."""
 
+import base64
 import math
 import time
 from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from adios_ray.backend.channel import ChannelCalls
 from adios_ray.backend.line import Reply
 from adios_ray.config import TrialConfig, replaced
+from adios_ray.files import atomic_write
 from adios_ray.retry import retry
+from adios_ray.run_directory import RunDirectory
+from adios_ray.search.comparison import Difference, Outcomes, Score, extended, paired, score_at, unpaired
 from adios_ray.search.state import Member, Observation, PopulationState
 from adios_ray.tracking.run import Run
 
@@ -73,7 +79,13 @@ class Population:
         self.state.observations[f"{name}/{epoch}"] = Observation(
             trial=name, values=member.values, epochs=(member.epoch, epoch), scores=(member.base_score, score)
         )
+        if report.outcomes is not None:
+            # Before the journal: a resumed driver finds what a decision about the journaled report needs.
+            path, content = RunDirectory(self.run.directory).outcomes(name, epoch), base64.b64decode(report.outcomes)
+            retry(lambda: atomic_write(path, content), self.run.note)
         member.score = member.base_score = score
+        member.history = extended(member.history, Score(epoch, score, report.standard_error, name))
+        member.replaced_history = None
         member.epoch = epoch
         if reply.checkpoint is not None:
             member.checkpoint = reply.checkpoint
@@ -89,12 +101,50 @@ class Population:
         before = member.base_score
         return fitness if before in (None, WORST_SCORE) else weight * float(before or 0) + (1 - weight) * fitness
 
-    def copy(self, name: str, donor: str, values: dict[str, Any]) -> None:
-        """Make a member a copy of its donor with other values, in memory and in the lineage."""
+    def compare(self, first: str, second: str) -> Difference:
+        """Compare two trials at the last epoch that both have reported, image by image where outcomes are stored."""
+        one, two = scores_at_common_epoch(self[first], self[second])
+        if (outcomes := self._outcomes(one)) is not None and (others := self._outcomes(two)) is not None:
+            return paired(outcomes, others)
+        return unpaired(one, two)
+
+    def _outcomes(self, score: Score) -> Outcomes | None:
+        """Read the validation images' outcomes in a report; None where there are none, or no longer."""
+        if score.trial is None:
+            return None
+        path = RunDirectory(self.run.directory).outcomes(score.trial, score.epoch)
+        return np.frombuffer(path.read_bytes(), np.uint8) / 255 if path.exists() else None
+
+    def refuse(self, name: str, donor: str, difference: Difference, p: float) -> None:
+        """Record that a member does not copy a donor, which is not better by enough."""
+        self.run.refusal(
+            epoch=self[name].epoch, trial=name, donor=donor, difference=difference.value, z=difference.z, p=p
+        )
+        self.state.lineage_lines += 1
+
+    def copy(
+        self, name: str, donor: str, values: dict[str, Any], z: float | None = None, p: float | None = None
+    ) -> None:
+        """Make a member a copy of its donor with other values, in memory and in the lineage.
+
+        Args:
+            name: The member.
+            donor: The donor; the member itself if it keeps its weights and takes other values.
+            values: Searched values by path.
+            z: Of the test whether the donor is better; None if there was none.
+            p: Of the same test.
+        """
         old, source = self[name], self[donor]
         # ``score`` stays the trial's own until it reports under the copied weights; until then others rank it by that.
         new = source.model_copy(
-            update={"values": values, "number": old.number, "score": old.score, "base_score": source.score}
+            update={
+                "values": values,
+                "number": old.number,
+                "score": old.score,
+                "base_score": source.score,
+                "replaced_history": old.reported,
+                "control": False,
+            }
         )
         scores = {member: self[member].score for member in (name, donor)}
         # The lineage is written before the journal, whose count of exploits then says which of its lines took effect; a
@@ -106,8 +156,10 @@ class Population:
             old=old.values,
             new=values,
             scores={member: score for member, score in scores.items() if score is not None and score > WORST_SCORE},
+            z=z,
+            p=p,
         )
-        self.state.exploits += 1
+        self.state.lineage_lines += 1
         self.state.members[name] = new
 
     def push_checkpoint(self, name: str) -> None:
@@ -133,7 +185,18 @@ class Population:
         retry(lambda: self.state.journal(self.run.directory, names, keys), self.run.note)
         # Only now: until the journal has the new pointers, a resumed driver would look for the old checkpoints.
         self.state.remove_unused_checkpoints(self.run.directory, names)
+        self.state.remove_old_outcomes(self.run.directory, names)
 
     def random(self, name: str) -> Random:
         """Seed the random numbers of a decision about a member by (seed, trial, epoch), so that it can be repeated."""
         return Random(f"{self.config.seed}/{name}/{self[name].epoch}")
+
+
+def scores_at_common_epoch(first: Member, second: Member) -> tuple[Score, Score]:
+    """Look up the scores of two members, both of which have reported, at the last epoch that both have reached."""
+    # A failure counts at once, whatever the trial scored before it.
+    if WORST_SCORE in (first.score, second.score):
+        return first.reported[-1], second.reported[-1]
+    # Trials on fast nodes are ahead: their last scores would win by the epochs alone.
+    epoch = min(first.reported[-1].epoch, second.reported[-1].epoch)
+    return score_at(first.reported, epoch), score_at(second.reported, epoch)

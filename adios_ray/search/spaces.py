@@ -150,11 +150,17 @@ _OPTIONS: Mapping[str, tuple[Scheduler, ...]] = {
     "interval_epochs": EVOLVING,
     "quantile_fraction": EVOLVING,
     "resample_probability": ("pbt",),
+    "significance": EVOLVING,
+    "explore_without_copy": EVOLVING,
+    "controls": EVOLVING,
     "grace_epochs": ("asha", "median"),
     "reduction_factor": ("asha",),
     "min_trials": ("median",),
 }
 """Schedulers that each option applies to."""
+
+CONTROLLED_POPULATION = 8
+"""Smallest population of which one trial is a control unless the search space says otherwise."""
 
 _KEPT_POSITIVE = ("masking.sparsity_weight",)
 """Values that may be 0 in a fixed training but not in a search: without the penalty, masks collapse."""
@@ -177,6 +183,14 @@ class SearchSpace(Strict):
     """pbt, pb2: fraction of the population that is replaced, and fraction that is copied."""
     resample_probability: float = Field(0.25, ge=0, le=1)
     """pbt: probability that a value is resampled instead of perturbed."""
+    significance: float | None = Field(0.1, gt=0, le=1)
+    """pbt, pb2: copy only a trial that is better at this level: the probability of a copy where all trials are alike.
+    1 copies whatever scores better; None stands for 1."""
+    explore_without_copy: bool = False
+    """pbt, pb2: a trial that the test keeps from copying explores other values with its own weights."""
+    controls: int | None = Field(None, ge=0)
+    """pbt, pb2: trials with the configured values that are never replaced but may be copied; None takes 1 from a
+    population of 8 on, else 0."""
     grace_epochs: int = Field(1, ge=1)
     """asha, median: epochs that every trial trains before it may be stopped."""
     reduction_factor: float = Field(4, gt=1)
@@ -211,6 +225,12 @@ class SearchSpace(Strict):
         if self.scheduler == "pb2" and (choices := [p for p, x in self.parameters.items() if isinstance(x, Choice)]):
             raise ValueError(f"pb2 needs numbers with low and high instead of values for {', '.join(choices)}")
         return self
+
+    def controls_among(self, population: int) -> int:
+        """Return how many of a population's trials are controls."""
+        if not self.evolving:
+            return 0
+        return self.controls if self.controls is not None else int(population >= CONTROLLED_POPULATION)
 
     @property
     def evolving(self) -> bool:

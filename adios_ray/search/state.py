@@ -7,17 +7,20 @@ does not grow with the population. A line without its newline was cut off by a c
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import SearchedValues
 from adios_ray.errors import ConfigError
 from adios_ray.files import append_line, atomic_write, complete_lines
 from adios_ray.run_directory import RunDirectory, newest_epochs
+from adios_ray.search.comparison import History, Score
 from adios_ray.validation import parse_json, read_json
 
+KEPT_OUTCOMES = 8
+"""Newest reports of each trial whose outcomes are kept for tests."""
 KEPT_CHECKPOINTS = 2
 """Newest checkpoints kept of each trial, used or not: workers fall back to the second if the first is damaged."""
 
@@ -37,10 +40,28 @@ class Member(BaseModel):
     """Score at the last report; never nan: a trial that diverged or collapsed has ``WORST_SCORE``."""
     base_score: float | None = None
     """Score of the weights in that checkpoint: a donor's after an exploit."""
+    history: History = ()
+    """Scores of the weights in that checkpoint since their first report, some of the older ones left out."""
+    replaced_history: History | None = None
+    """After an exploit, until the next report: the history of the replaced weights, which ranks the trial till then."""
+    control: bool = False
+    """Whether the trial keeps its values and its weights to the end, for comparison."""
     decided_epoch: int = 0
     """Epoch of the last decision about the trial."""
     finished: bool = False
     """Whether the trial has trained its last epoch or was stopped early."""
+
+    @model_validator(mode="after")
+    def _read_earlier_version(self) -> Self:
+        """Begin the history where an earlier version left none."""
+        if self.score is not None and not self.history:
+            self.history = (Score(self.epoch, self.score),)
+        return self
+
+    @property
+    def reported(self) -> History:
+        """The scores that rank the trial: those of the weights that it reported last."""
+        return self.history if self.replaced_history is None else self.replaced_history
 
 
 class Observation(BaseModel):
@@ -55,13 +76,17 @@ class Observation(BaseModel):
     """Scores at the two reports; the first is None where the trial had none yet."""
 
 
+_LINEAGE_LINES = AliasChoices("lineage_lines", "exploits")
+"""Earlier versions, whose lineage had no refusals, called their count ``exploits``."""
+
+
 class Change(BaseModel):
     """One line of the journal: changes that take effect together."""
 
     members: dict[str, Member]
     observations: dict[str, Observation]
     next_decision_epoch: int
-    exploits: int
+    lineage_lines: int = Field(validation_alias=_LINEAGE_LINES)
     seconds: float
 
 
@@ -76,14 +101,14 @@ class PopulationState(BaseModel):
     """All observations, by trial and epoch."""
     next_decision_epoch: int
     """Synchronous populations: epoch of the barrier, which all trials must reach before the next decision."""
-    exploits: int = 0
+    lineage_lines: int = Field(0, validation_alias=_LINEAGE_LINES)
     """Lines of the lineage that belong to this state; later ones are of a decision that a crash cut off."""
     seconds: float = 0.0
     """Wall time of this driver and all earlier ones."""
 
-    def add(self, name: str, values: dict[str, Any]) -> Member:
+    def add(self, name: str, values: dict[str, Any], control: bool = False) -> Member:
         """Add a trial that starts with these values."""
-        self.members[name] = Member(values=values, number=len(self.members))
+        self.members[name] = Member(values=values, number=len(self.members), control=control)
         self.initial[name] = values
         return self.members[name]
 
@@ -106,7 +131,7 @@ class PopulationState(BaseModel):
             members={name: self.members[name] for name in members},
             observations={key: self.observations[key] for key in observations},
             next_decision_epoch=self.next_decision_epoch,
-            exploits=self.exploits,
+            lineage_lines=self.lineage_lines,
             seconds=self.seconds,
         )
         append_line(RunDirectory(run_dir).journal, change.model_dump_json())
@@ -129,9 +154,15 @@ class PopulationState(BaseModel):
                 state.initial[name] = change.members[name].values
             state.members.update(change.members)
             state.observations.update(change.observations)
-            state.next_decision_epoch, state.exploits = change.next_decision_epoch, change.exploits
+            state.next_decision_epoch, state.lineage_lines = change.next_decision_epoch, change.lineage_lines
             state.seconds = change.seconds
         return state
+
+    def remove_old_outcomes(self, run_dir: Path, trials: Iterable[str]) -> None:
+        """Delete the outcomes of these trials except those of their newest reports."""
+        for trial in trials:
+            for path in list(newest_epochs(RunDirectory(run_dir).outcomes(trial, 0).parent))[KEPT_OUTCOMES:]:
+                path.unlink(missing_ok=True)
 
     def remove_unused_checkpoints(self, run_dir: Path, trials: Iterable[str]) -> None:
         """Delete the checkpoints of these trials that no member resumes from, except each trial's newest two."""

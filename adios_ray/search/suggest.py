@@ -1,6 +1,6 @@
 """Initial values of trials: random draws, a grid, or hyperopt's tree-structured Parzen estimator (TPE)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -11,23 +11,29 @@ from adios_ray.config import TrialConfig, value_at
 from adios_ray.search.spaces import Choice, Continuous, Integer, Parameter, SearchSpace
 from adios_ray.search.state import PopulationState
 
-STARTUP_TRIALS = 10
-"""Random draws before the estimator takes over."""
+MOST_STARTUP_TRIALS = 10
+"""Most random draws before the estimator takes over."""
 
 Suggest = Callable[[str], dict[str, Any]]
 """Makes the values of a new trial from its name."""
 
 
-def make_suggest(space: SearchSpace, config: TrialConfig, state: PopulationState) -> Suggest:
+def startup_trials(trials: int) -> int:
+    """Return how many of a search's trials are random draws before the estimator takes over: a third, at most 10."""
+    return min(MOST_STARTUP_TRIALS, -(-trials // 3))
+
+
+def make_suggest(space: SearchSpace, config: TrialConfig, state: PopulationState, trials: int) -> Suggest:
     """Build the source of new trials' values that a search space names.
 
     Args:
         space: What is searched, and how.
         config: What all trials have in common; of random draws, the first trial takes its values instead.
         state: The trials so far, read again for each new one.
+        trials: How many trials the search will have.
     """
     if space.search == "hyperopt":
-        return TreeParzen(space, config.seed, state)
+        return TreeParzen(space, config.seed, state, startup_trials(trials))
     if space.search == "grid":
         combinations = list(space.combinations())
         return lambda name: combinations[len(state.members)]
@@ -35,17 +41,24 @@ def make_suggest(space: SearchSpace, config: TrialConfig, state: PopulationState
     def draw(name: str) -> dict[str, Any]:
         number = len(state.members)
         # The configured values are tried first: the search then contains the plain training it is compared with.
-        if number == 0:
+        if number < max(1, space.controls or 0):
             return {path: value_at(config, path) for path in space.parameters}
         return space.sample(Random(f"{config.seed}/{number}"))
 
     return draw
 
 
-class TreeParzen:
-    """Draws values that resemble good earlier ones (TPE, Bergstra et al. 2011); the first trials are random draws."""
+def fill(state: PopulationState, space: SearchSpace, config: TrialConfig, names: Sequence[str]) -> None:
+    """Add all trials of a new population, the controls first; ``names`` must be those of a search with known values."""
+    suggest, controls = make_suggest(space, config, state, len(names)), space.controls_among(len(names))
+    for number, name in enumerate(names):
+        state.add(name, suggest(name), control=number < controls)
 
-    def __init__(self, space: SearchSpace, seed: int, state: PopulationState) -> None:
+
+class TreeParzen:
+    """Draws values that resemble good earlier ones (TPE, Bergstra et al. 2011); the first ``startup`` are random."""
+
+    def __init__(self, space: SearchSpace, seed: int, state: PopulationState, startup: int) -> None:
         """Continue after the trials of ``state``, whose values and scores are replayed to hyperopt."""
         self._space, self._state = space, state
         self._completed: set[str] = set()
@@ -55,7 +68,7 @@ class TreeParzen:
             metric="score",
             mode="max",
             points_to_evaluate=known or None,
-            n_initial_points=STARTUP_TRIALS,
+            n_initial_points=startup,
             random_state_seed=seed + len(known),  # the same seed would repeat the draws of the trials above
         )
         # hyperopt accepts scores only of trials that it suggested. It suggests the known points first, in their order.

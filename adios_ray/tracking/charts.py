@@ -191,7 +191,7 @@ def _arrow(population: ChartData, exploit: Exploit, start: float, end: float) ->
 
 def _exploit_hover(exploit: Exploit) -> str:
     changes = _label(exploit.changes.replace("->", "→")).replace(", ", "<br>")
-    names = f"{_label(exploit.trial)} ← {_label(exploit.donor)}"
+    names = f"{_label(exploit.trial)} ← {_label(exploit.donor) if exploit.copies else 'its own weights'}"
     return f"<b>{names}</b><br>after epoch {exploit.epoch}<br>{changes}<extra></extra>"
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from adios_ray.tracking.formatting import duration, label, value_text
 from adios_ray.tracking.lineage import best_row
-from adios_ray.tracking.records import Exploit, Row
+from adios_ray.tracking.records import Exploit, Refusal, Row
 
 _ALL_SHOWN = 16
 _BEST_SHOWN = 8
@@ -58,8 +58,19 @@ def report_line(row: Row, total_epochs: int) -> str:
 
 
 def exploit_line(exploit: Exploit) -> str:
-    """Write an exploit as one line, e.g. "epoch 6: trial_02 copied trial_00, N 4 -> 5, lambda 0.42 -> 0.5"."""
-    return f"epoch {exploit.epoch}: {exploit.trial} copied {exploit.donor}, {exploit.changes}"
+    """Write an exploit as one line, e.g. "epoch 6: trial_02 copied trial_00 (p 0.01), N 4 -> 5, lambda 0.42 -> 0.5"."""
+    if not exploit.copies:
+        return f"epoch {exploit.epoch}: {exploit.trial} kept its weights, {exploit.changes}"
+    test = "" if exploit.p is None else f" (p {exploit.p:.2g})"
+    return f"epoch {exploit.epoch}: {exploit.trial} copied {exploit.donor}{test}, {exploit.changes}"
+
+
+def refusal_line(refusal: Refusal) -> str:
+    """Write a refused copy as one line, e.g. "epoch 6: trial_02 did not copy trial_00, better by 0.012 (p 0.31)"."""
+    return (
+        f"epoch {refusal.epoch}: {refusal.trial} did not copy {refusal.donor}, "
+        f"better by {refusal.difference:.3g} (p {refusal.p:.2g})"
+    )
 
 
 class LiveView:
@@ -126,7 +137,8 @@ class LiveView:
     def exploit(self, exploit: Exploit) -> None:
         """Show a copy of a donor's weights."""
         with self._lock:
-            self._donors[exploit.trial] = f"{exploit.donor} (epoch {exploit.epoch})"
+            if exploit.copies:
+                self._donors[exploit.trial] = f"{exploit.donor} (epoch {exploit.epoch})"
             self.note(exploit_line(exploit))
 
     def note(self, text: str) -> None:

@@ -9,11 +9,11 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,10 @@ class Exploit(_Record):
     """The same after it."""
     scores: dict[str, float]
     """Scores of the trial and its donor at the decision."""
+    z: float | None = None
+    """How much better the donor was, in standard errors of the difference; None if nothing is known about those."""
+    p: float | None = None
+    """One-sided p-value of the same, adjusted for the choice among the population; None like ``z``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -78,6 +82,11 @@ class Exploit(_Record):
             fields["old"] = {path: value for path, value in fields["old"].items() if path in values}
             fields["new"] = values
         return fields
+
+    @property
+    def copies(self) -> bool:
+        """Whether weights were copied; else the trial kept its own and took other values."""
+        return self.donor != self.trial
 
     @property
     def changes(self) -> str:
@@ -93,6 +102,23 @@ class Exploit(_Record):
         return bool(self.old.get(SLOTS) != self.new.get(SLOTS))
 
 
+class Refusal(_Record):
+    """A copy that a decision refused, since the donor was not better by enough: a line of ``lineage.jsonl``."""
+
+    refused: Literal[True] = True
+    """Distinguishes the line from exploits, which alone changed anything."""
+    time: AwareDatetime
+    epoch: int
+    trial: str
+    donor: str
+    difference: float
+    """Score of the donor minus the trial's, at the same epoch."""
+    z: float
+    """The same in standard errors; of a paired test where outcomes of single images are known."""
+    p: float
+    """One-sided p-value, adjusted for the choice among the population."""
+
+
 class RunSummary(_Record):
     """The outcome of a finished run: ``summary.json``. Accuracies are 0 to 1; fitness is in its measure's units."""
 
@@ -104,6 +130,12 @@ class RunSummary(_Record):
     best_epoch: int
     first_best_fitness: float
     """Best holdout fitness among the trials' first reports."""
+    control: str | None = None
+    """The best of the trials that kept the configured values; None without any."""
+    gain: float | None = None
+    """``best_fitness`` minus the same of the control."""
+    gain_standard_error: float | None = None
+    """Of ``gain``, over images, as if the trials erred independently; None where it is unknown."""
     test_fitness: float
     """Fitness of the best trial on the test split."""
     test_standard_error: float | None = None
@@ -123,11 +155,20 @@ class RunSummary(_Record):
     """Accuracy of guessing, 1 / number of classes."""
     seconds: float
     exploits: int
+    refusals: int = 0
+    """Copies that were refused because the donor was not better by enough."""
     slot_changes: int
     epochs: int
     population: int
     dataset: str
     command: str
+
+    @property
+    def compared(self) -> str:
+        """The trials behind ``gain``, for people."""
+        if self.control == self.best_trial:
+            return f"{self.best_trial} is itself the control"
+        return f"{self.best_trial} minus {self.control}"
 
 
 @dataclass(frozen=True)
@@ -222,16 +263,15 @@ def _csv_line(values: Sequence[object]) -> str:
     return line.getvalue()
 
 
-def append_exploit(run_dir: Path, exploit: Exploit) -> None:
+def append_exploit(run_dir: Path, exploit: Exploit | Refusal) -> None:
     """Append one line to ``lineage.jsonl``."""
     append_line(RunDirectory(run_dir).lineage, exploit.model_dump_json())
 
 
-def begin_lineage(run_dir: Path, exploits: int = 0) -> None:
-    """Create ``lineage.jsonl``, or truncate it to ``exploits`` lines: a resumed run repeats later decisions."""
+def begin_lineage(run_dir: Path, lines: int = 0) -> None:
+    """Create ``lineage.jsonl``, or truncate it to so many lines: a resumed run repeats later decisions."""
     path = RunDirectory(run_dir).lineage
-    lines = complete_lines(path).splitlines(keepends=True)
-    atomic_write(path, b"".join(lines[:exploits]))
+    atomic_write(path, b"".join(complete_lines(path).splitlines(keepends=True)[:lines]))
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
@@ -281,9 +321,23 @@ def read_lineage(run_dir: Path) -> list[Exploit]:
     Raises:
         RecordError: If a complete line does not parse.
     """
+    return [entry for entry in _read_decisions(run_dir) if isinstance(entry, Exploit)]
+
+
+def read_refusals(run_dir: Path) -> list[Refusal]:
+    """Read all refused copies in the order of their decisions; empty if there is no file.
+
+    Raises:
+        RecordError: If a complete line does not parse.
+    """
+    return [entry for entry in _read_decisions(run_dir) if isinstance(entry, Refusal)]
+
+
+def _read_decisions(run_dir: Path) -> Iterator[Exploit | Refusal]:
     path = RunDirectory(run_dir).lineage
-    lines = enumerate(complete_lines(path).splitlines(), start=1)
-    return [parse_json(Exploit, line, f"{path}, line {number}", RecordError) for number, line in lines]
+    for number, line in enumerate(complete_lines(path).splitlines(), start=1):
+        kind: type[Exploit | Refusal] = Refusal if line.startswith(b'{"refused":') else Exploit
+        yield parse_json(kind, line, f"{path}, line {number}", RecordError)
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _tiles(best: Row | None, rows: Sequence[Row], exploits: Sequence[Exploit], m
         *([Tile(f"its {measure.label} accuracy", measure.text(best.accuracy) if best else "–")] if is_share else []),
         Tile(f"{measure.label} fitness, test", "–", "at the end"),
         Tile("trials", str(len({row.trial for row in rows}))),
-        Tile("exploits", str(len(exploits))),
+        Tile("exploits", str(sum(exploit.copies for exploit in exploits))),
         Tile("changes of N", str(changes)),
         Tile("time", duration(elapsed), "first to last report"),
     ]
@@ -151,13 +151,18 @@ def _final_tiles(summary: RunSummary, measure: Measure) -> list[Tile]:
         Tile(f"{label} accuracy, test", measure.text(summary.test_accuracy), "the best trial's weights"),
         Tile("chance", measure.text(summary.chance)),
     ]
+    gain = []
+    if summary.gain is not None:
+        value = measure.text(summary.gain, summary.gain_standard_error)
+        gain.append(Tile("best minus control, validation", value, summary.compared))
     return [
+        *gain,
         Tile(f"best {label} fitness, validation", best, where),
         Tile(f"{label} fitness, test", test, "the best trial's weights"),
         Tile("first report's best", measure.text(summary.first_best_fitness), f"{label} fitness, validation"),
         *(of_labels if measure.is_share else []),
         Tile("trials", str(summary.population), f"{summary.epochs} epochs each"),
-        Tile("exploits", str(summary.exploits)),
+        Tile("exploits", str(summary.exploits), f"{summary.refusals} refused"),
         Tile("changes of N", str(summary.slot_changes)),
         Tile("time", duration(summary.seconds)),
     ]
@@ -209,6 +214,7 @@ def _context(run_dir: Path) -> dict[str, Any]:
         "measure": measure,
         "tiles": _final_tiles(summary, measure) if summary else _tiles(lineage.best_row(rows), rows, exploits, measure),
         "population": population,
+        "refusals": records.read_refusals(run_dir),
         "charts": {**{name: draw(population) for name, draw in _CHARTS.items()}, **of_values} if rows else {},
         "searched": {path: _HEADINGS.get(path, path) for path in of_values},
         "masks": _mask_section(run_dir, path),

@@ -10,9 +10,9 @@ from typing import Any, Self
 
 from adios_ray.config import TrialConfig
 from adios_ray.retry import retry
-from adios_ray.tracking.live import LiveView
+from adios_ray.tracking.live import LiveView, refusal_line
 from adios_ray.tracking.metrics import RayMetrics
-from adios_ray.tracking.records import Exploit, Row, append_exploit, append_result, begin_results
+from adios_ray.tracking.records import Exploit, Refusal, Row, append_exploit, append_result, begin_results
 from adios_ray.tracking.report import write_report
 from adios_ray.tracking.wandb import WandbLog
 from adios_ray.trial_report import Measured, TrialReport
@@ -88,6 +88,12 @@ class Run(AbstractContextManager["Run"]):
         exploit = Exploit(time=datetime.now(UTC), **fields)
         retry(lambda: append_exploit(self.directory, exploit), self.note)
         self._view.exploit(exploit)
+
+    def refusal(self, **fields: Any) -> None:
+        """Record that a trial did not copy a donor; the fields are those of ``Refusal``."""
+        refusal = Refusal(time=datetime.now(UTC), **fields)
+        retry(lambda: append_exploit(self.directory, refusal), self.note)
+        self.note(refusal_line(refusal))
 
     def note(self, text: str) -> None:
         """Show a note to the user."""

@@ -1,0 +1,98 @@
+"""Comparisons of two trials: scores at one epoch, and a one-sided test whether one trial is better than the other."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Outcomes = npt.NDArray[np.float64]
+"""Outcome of each validation image in [0, 1], [n]; the same images in the same order for all trials of a run."""
+
+
+class Score(NamedTuple):
+    """A trial's score at one of its reports.
+
+    Attributes:
+        epoch: Epoch of the report.
+        value: The score.
+        standard_error: Of the score; None where it is not known.
+        trial: Trial that reported; None for a score between two reports.
+    """
+
+    epoch: int
+    value: float
+    standard_error: float | None = None
+    trial: str | None = None
+
+
+History = tuple[Score, ...]
+"""Scores at successive reports, oldest first."""
+
+_KEPT_EXACT = 16
+_LONGEST = 32
+
+
+def extended(history: History, score: Score) -> History:
+    """Append a score; beyond 32, every second one of the older half is dropped, since scores are interpolated."""
+    history = (*history, score)
+    return history if len(history) <= _LONGEST else (*history[:-_KEPT_EXACT:2], *history[-_KEPT_EXACT:])
+
+
+def score_at(history: History, epoch: int) -> Score:
+    """Return the score at an epoch, linear between the two reports around it; outside, that of the nearest report."""
+    if epoch >= history[-1].epoch:  # nearly always: a synchronous decision asks each trial about each other
+        return history[-1]
+    after = next(score for score in history if score.epoch >= epoch)
+    before = next((score for score in reversed(history) if score.epoch <= epoch), history[0])
+    if before.epoch >= after.epoch:
+        return after
+    share = (epoch - before.epoch) / (after.epoch - before.epoch)
+    # The errors of two reports of one trial are nearly the same images' errors: averaging does not shrink them.
+    errors = [score.standard_error for score in (before, after) if score.standard_error is not None]
+    value = (1 - share) * before.value + share * after.value
+    return Score(epoch, value, max(errors) if len(errors) == 2 else None)
+
+
+class Difference(NamedTuple):
+    """How much better the first of two trials is.
+
+    Attributes:
+        value: Difference of the scores.
+        standard_error: Of the difference, in the same units; None where the reports say nothing about theirs.
+        z: Difference over standard error; None without one.
+    """
+
+    value: float
+    standard_error: float | None = None
+    z: float | None = None
+
+    @property
+    def p(self) -> float | None:
+        """The one-sided p-value: how probable such a difference is if the first trial is no better."""
+        return None if self.z is None else 0.5 * math.erfc(self.z / math.sqrt(2))
+
+
+def paired(first: Outcomes, second: Outcomes) -> Difference:
+    """Compare two trials image by image: what makes an image hard for both cancels out."""
+    differences = first - second
+    mean, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    return Difference(mean, error, _ratio(mean, error))
+
+
+def unpaired(first: Score, second: Score) -> Difference:
+    """Compare two scores by their standard errors; without them, there is no test."""
+    difference = first.value - second.value
+    if first.standard_error is None or second.standard_error is None:
+        return Difference(difference)
+    error = math.hypot(first.standard_error, second.standard_error)
+    return Difference(difference, error, _ratio(difference, error))
+
+
+def adjusted(p: float, comparisons: int) -> float:
+    """Adjust a p-value for the choice of the most different among several pairs (Šidák 1967)."""
+    return -math.expm1(comparisons * math.log1p(-p)) if p < 1 else 1.0
+
+
+def _ratio(difference: float, error: float) -> float:
+    return difference / error if error else math.copysign(math.inf, difference) if difference else 0.0

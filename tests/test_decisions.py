@@ -1,0 +1,296 @@
+"""Decisions about populations: tests of differences, equal epochs, controls, and the toys of a benchmark."""
+
+import base64
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+from made_up_run import make_exploit
+from schedulers import Toy, naive_pbt, run_noisy, run_slow, run_toy
+from simulated import CrashedError, Simulation, optimum
+from test_schedulers import EPOCHS, simulation, space_of
+
+from adios_ray.config import replaced, value_at
+from adios_ray.experiment.schedule import schedule_of
+from adios_ray.experiment.verdict import Final, gain_over_control
+from adios_ray.run_directory import RunDirectory
+from adios_ray.search.comparison import History, Score, adjusted, extended, paired, score_at, unpaired
+from adios_ray.search.population import WORST_SCORE, scores_at_common_epoch
+from adios_ray.search.state import KEPT_OUTCOMES, Member, PopulationState
+from adios_ray.search.suggest import startup_trials
+from adios_ray.tracking.live import exploit_line, refusal_line
+from adios_ray.tracking.records import Refusal, begin_results, read_lineage, read_refusals
+from adios_ray.tracking.report import write_report
+
+IMAGES = 200
+
+
+def member(number: int, *values: float) -> Member:
+    """Make a trial that has reported these scores at epochs 2, 4, ..."""
+    history = tuple(Score(2 * (i + 1), value, None, f"trial_{number:02d}") for i, value in enumerate(values))
+    return Member(values={}, number=number, score=values[-1], epoch=2 * len(values), history=history)
+
+
+def test_trials_are_compared_at_the_last_epoch_of_both() -> None:
+    fast, slow = member(0, 0.1, 0.2, 0.3, 0.4), member(1, 0.15, 0.25)
+    assert [score.value for score in scores_at_common_epoch(fast, slow)] == [0.2, 0.25]
+    assert [score.value for score in scores_at_common_epoch(slow, fast)] == [0.25, 0.2]
+    copy = fast.model_copy(update={"replaced_history": slow.history, "epoch": 8})  # has not reported since
+    assert [score.value for score in scores_at_common_epoch(copy, fast)] == [0.25, 0.2]
+    failed = member(2, 0.5, 0.6, WORST_SCORE)
+    assert [score.value for score in scores_at_common_epoch(failed, slow)] == [WORST_SCORE, 0.25]
+
+
+def test_members_of_earlier_versions_have_a_history() -> None:
+    earlier = Member.model_validate_json('{"values": {}, "number": 0, "epoch": 6, "score": 0.4, "base_score": 0.5}')
+    assert earlier.reported == (Score(6, 0.4),)
+
+
+def test_the_paired_test_is_that_of_scipy() -> None:
+    random = np.random.default_rng(0)
+    first = random.random(300)
+    second = np.clip(first - 0.02 + 0.1 * random.standard_normal(300), 0, 1)
+    expected, found = scipy.stats.ttest_rel(first, second), paired(first, second)
+    assert found.z == pytest.approx(expected.statistic, rel=1e-12)
+    assert found.value == pytest.approx((first - second).mean(), rel=1e-12)
+    assert found.p == pytest.approx(scipy.stats.norm.sf(found.z), rel=1e-12)
+    assert paired(first, first).p == 0.5 and paired(first + 1, first).p == 0
+
+
+def test_scores_with_standard_errors_are_compared_unpaired() -> None:
+    found = unpaired(Score(3, 0.5, 0.03), Score(3, 0.4, 0.04))
+    assert found.z == pytest.approx(2) and found.standard_error == pytest.approx(0.05)
+    without = unpaired(Score(3, 0.5, 0.03), Score(3, 0.4))
+    assert without.value == pytest.approx(0.1) and without.z is None and without.p is None
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-20, 0.003, 0.5, 1.0])
+def test_p_values_are_adjusted_for_the_number_of_pairs(p: float) -> None:
+    assert adjusted(p, 28) == pytest.approx(28e-20 if p == 1e-20 else 1 - (1 - p) ** 28, rel=1e-9)
+
+
+def test_scores_between_reports_are_interpolated() -> None:
+    random = np.random.default_rng(0)
+    epochs = np.unique(random.integers(1, 60, 20))
+    history: History = tuple(Score(int(epoch), float(random.random()), 0.1, "a") for epoch in epochs)
+    values = [score.value for score in history]
+    for epoch in range(70):
+        assert score_at(history, epoch).value == pytest.approx(np.interp(epoch, epochs, values), abs=1e-12)
+        assert (score_at(history, epoch).trial == "a") == (epoch in epochs or not epochs[0] <= epoch <= epochs[-1])
+
+
+def test_a_history_is_bounded_and_exact_where_it_is_new() -> None:
+    history: History = ()
+    for epoch in range(1, 1001):
+        history = extended(history, Score(epoch, 2.0 * epoch))
+        assert len(history) <= 32 and history[0].epoch == 1
+    assert [score.epoch for score in history[-16:]] == list(range(985, 1001))
+    assert score_at(history, 500).value == pytest.approx(1000)
+
+
+def outcomes(skills: dict[str, float], noise: float = 0.1) -> Any:
+    """Report outcomes of images around a trial's skill: equally hard images for all, and noise by (trial, epoch)."""
+    hardness = np.random.default_rng(0).uniform(-0.2, 0.2, IMAGES)
+
+    def details(trial: str, epoch: int, fitness: float) -> dict[str, Any]:
+        drawn = np.random.default_rng([int(trial[-2:]), epoch]).standard_normal(IMAGES)
+        values = np.clip(skills.get(trial, 0.5) + hardness + noise * drawn, 0, 1)
+        return {"outcomes": base64.b64encode(np.rint(255 * values).astype(np.uint8).tobytes()).decode()}
+
+    return details
+
+
+def ranked_by_number(simulated: Simulation) -> Simulation:
+    """Let later trials score higher."""
+    simulated.fitness = lambda trial, epoch, config, before: int(trial[-2:]) / 100
+    return simulated
+
+
+def test_ties_replace_no_trial(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "alike")
+    simulated.fitness = lambda trial, epoch, config, before: 0.5
+    simulated.drive()
+    assert simulated.lineage() == []
+
+
+def test_of_equal_trials_the_first_is_kept(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", population=4)
+    simulated.fitness = lambda trial, epoch, config, before: 0.6 if trial == "trial_01" else 0.5
+    simulated.drive()
+    assert {(trial, donor) for _, trial, donor, _ in simulated.lineage()} == {("trial_03", "trial_01")}
+
+
+def test_a_donor_must_be_better_beyond_the_noise(tmp_path: Path) -> None:
+    simulated = ranked_by_number(simulation(tmp_path / "alike", population=4, interval_epochs=2))
+    simulated.details = outcomes({})
+    simulated.drive()
+    refusals = read_refusals(simulated.directory)
+    assert read_lineage(simulated.directory) == []
+    assert [(each.epoch, each.trial, each.donor) for each in refusals] == [
+        (epoch, "trial_00", "trial_03") for epoch in (2, 4, 6, 8)
+    ]
+    for refusal in refusals:
+        raw = [base64.b64decode(simulated.details(t, refusal.epoch, 0)["outcomes"]) for t in ("trial_03", "trial_00")]
+        better, worse = (np.frombuffer(content, np.uint8) / 255 for content in raw)
+        assert refusal.z == pytest.approx(scipy.stats.ttest_rel(better, worse).statistic, rel=1e-9)
+        assert refusal.p == pytest.approx(1 - (1 - scipy.stats.norm.sf(refusal.z)) ** 6, rel=1e-9)
+    kept = list(simulated.directory.glob("outcomes/*/*"))
+    assert len(kept) == 4 * KEPT_OUTCOMES < 4 * EPOCHS
+
+
+def test_a_better_donor_is_copied_and_the_lineage_says_how_sure_that_is(tmp_path: Path) -> None:
+    simulated = ranked_by_number(simulation(tmp_path / "run", population=4))
+    simulated.config = simulated.config.model_copy(update={"epochs": 2})
+    simulated.details = outcomes({"trial_00": 0.4})
+    simulated.drive()
+    (exploit,) = read_lineage(simulated.directory)
+    assert (exploit.trial, exploit.donor) == ("trial_00", "trial_03")
+    assert exploit.z is not None and exploit.z > 5 and exploit.p is not None and exploit.p < 1e-6
+
+
+def test_standard_errors_alone_gate_too(tmp_path: Path) -> None:
+    simulated = ranked_by_number(simulation(tmp_path / "run", population=4))
+    # Differences are 0.03: far beyond an error of 0.001, and within one of 0.1.
+    simulated.details = lambda trial, epoch, fitness: {"standard_error": 0.001 if epoch < 5 else 0.1}
+    simulated.drive()
+    assert [epoch for epoch, _, _, _ in simulated.lineage()] == [1, 2, 3, 4]
+    assert [refusal.epoch for refusal in read_refusals(simulated.directory)] == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("level", [1, None])
+def test_the_test_can_be_switched_off(tmp_path: Path, level: float | None) -> None:
+    simulated = ranked_by_number(simulation(tmp_path / "run", population=4, significance=level, interval_epochs=4))
+    simulated.details = outcomes({})
+    simulated.drive()
+    assert len(simulated.lineage()) == 2 and read_refusals(simulated.directory) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 3, 7])
+def test_a_killed_driver_refuses_the_same_copies(tmp_path: Path, every: int) -> None:
+    """Half of the trials differ beyond the noise; decisions need outcomes that an earlier driver received."""
+
+    def run(name: str) -> Simulation:
+        simulated = simulation(tmp_path / name, interval_epochs=2)
+        simulated.details = lambda trial, epoch, fitness: outcomes({trial: 0.3 + fitness / 20})(trial, epoch, fitness)
+        return simulated
+
+    whole, broken, steps = run("whole"), run("broken"), 0
+    whole.drive()
+
+    def crash(_: Simulation) -> None:
+        nonlocal steps
+        steps += 1
+        if steps % every == 0:
+            raise CrashedError
+
+    broken.on_step = crash
+    while True:
+        try:
+            broken.drive()
+            break
+        except CrashedError:
+            pass
+    lineages = [RunDirectory(simulated.directory).lineage.read_text() for simulated in (whole, broken)]
+    assert lineages[0] == lineages[1]
+    assert read_lineage(whole.directory) and read_refusals(whole.directory)
+
+
+def test_a_refused_trial_may_explore_with_its_own_weights(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", population=4, explore_without_copy=True)
+    simulated.details = outcomes({})
+    state = simulated.drive()
+    exploits = read_lineage(simulated.directory)
+    assert len(exploits) == len(read_refusals(simulated.directory)) == EPOCHS - 1
+    assert all(not exploit.copies and exploit.p is None and exploit.new != exploit.old for exploit in exploits)
+    (simulated.directory / "config.json").write_text(simulated.config.model_dump_json())
+    for name, member in state.members.items():
+        stages = list(schedule_of(simulated.directory, name).intervals())
+        assert {stage.trial for stage, _ in stages} == {name}
+        gains = [(end - s.from_epoch) * optimum(replaced(simulated.config, s.values)) for s, end in stages]
+        assert sum(gains) == pytest.approx(member.score, abs=1e-9)
+
+
+def test_decisions_are_readable(tmp_path: Path) -> None:
+    exploit = make_exploit(3, "a", "b").model_copy(update={"z": 2.5, "p": 0.042})
+    refusal = Refusal(time=exploit.time, epoch=4, trial="a", donor="b", difference=0.0123, z=0.5, p=0.876)
+    assert exploit_line(exploit).startswith("epoch 3: a copied b (p 0.042), ")
+    assert exploit_line(exploit.model_copy(update={"donor": "a"})).startswith("epoch 3: a kept its weights, ")
+    assert refusal_line(refusal) == "epoch 4: a did not copy b, better by 0.0123 (p 0.88)"
+    begin_results(tmp_path)
+    RunDirectory(tmp_path).lineage.write_text(f"{exploit.model_dump_json()}\n{refusal.model_dump_json()}\n")
+    assert "1 copies were refused" in write_report(tmp_path).read_text()
+
+
+def test_controls_keep_values_and_weights_and_may_be_copied(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", population=8, controls=2)
+    # The first control is the worst, the second the best.
+    simulated.fitness = lambda trial, epoch, config, before: {"trial_00": 0.0, "trial_01": 1.0}.get(trial, 0.5)
+    state = simulated.drive()
+    configured = {path: value_at(simulated.config, path) for path in simulated.space.parameters}
+    assert [name for name, member in state.members.items() if member.control] == ["trial_00", "trial_01"]
+    assert state.members["trial_00"].values == state.members["trial_01"].values == configured
+    copies = simulated.lineage()
+    assert copies and {donor for _, _, donor, _ in copies} == {"trial_01"}
+    assert not {trial for _, trial, _, _ in copies} & {"trial_00", "trial_01"}
+
+
+def test_larger_populations_have_a_control_unless_told_otherwise() -> None:
+    assert [space_of().controls_among(population) for population in (7, 8, 64)] == [0, 1, 1]
+    assert space_of(controls=0).controls_among(64) == 0 and space_of(scheduler="none").controls_among(64) == 0
+
+
+def test_the_random_start_of_hyperopt_follows_the_number_of_trials() -> None:
+    assert [startup_trials(trials) for trials in (2, 8, 30, 1000)] == [1, 3, 10, 10]
+
+
+def test_the_verdict_compares_the_best_trial_with_the_control() -> None:
+    members = {name: Member(values={}, number=i, control=i == 0) for i, name in enumerate("abc")}
+    state = PopulationState(members=members, next_decision_epoch=1)
+    finals = {"a": Final(0.5, 0.03), "b": Final(0.6, 0.04), "c": Final(0.4, None)}
+    assert gain_over_control(state, finals, "b") == {
+        "control": "a",
+        "gain": pytest.approx(0.1),
+        "gain_standard_error": pytest.approx(0.05),
+    }
+    assert gain_over_control(state, finals, "c")["gain_standard_error"] is None
+    assert gain_over_control(state, finals, "a") == {"control": "a", "gain": 0.0}
+    assert gain_over_control(state, {"b": finals["b"]}, "b") == {}
+
+
+def test_the_closed_forms_are_those_that_were_published() -> None:
+    """The optima and the best constant value of the two toys."""
+
+    def fitness(toy: Toy, schedule: list[float]) -> float:
+        weights = toy.start
+        for epoch, h in enumerate(schedule, start=1):
+            weights = toy.advance(weights, h, epoch)
+        return 1.2 - weights[0] ** 2
+
+    assert fitness(Toy(False), [1e-4] * 50) == pytest.approx(1.19973, abs=1e-5)
+    linked = Toy(True)
+    assert fitness(linked, [1e-4] * 50) == pytest.approx(0.827, abs=5e-4)
+    assert fitness(linked, [1 - 0.02 * i for i in range(50)]) == pytest.approx(1.198, abs=5e-4)
+    assert max(fitness(linked, [h / 200] * 50) for h in range(1, 221)) == pytest.approx(1.097, abs=1e-3)
+    assert fmean(naive_pbt(linked, seed) for seed in range(20)) == pytest.approx(0.910, abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pbt, interval 3", "pbt, asynchronous, interval 3"])
+def test_decisions_every_third_epoch_solve_both_toys(name: str) -> None:
+    assert run_toy(name, False, 0) >= 1.1995 and run_toy(name, True, 0) >= 1.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slow", [1.5, 3.0])
+def test_trials_on_slow_nodes_win_where_they_are_better(slow: float) -> None:
+    assert [run_slow(slow, seed) for seed in range(2)] == [8, 8]
+
+
+@pytest.mark.slow
+def test_exploits_of_noisy_populations_copy_better_donors() -> None:
+    found = [run_noisy("pbt", "plain", 8, 0.03, seed) for seed in range(8)]
+    assert sum(each.true for each in found) >= 0.9 * sum(each.exploits for each in found) > 0
