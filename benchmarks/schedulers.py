@@ -396,7 +396,8 @@ class Noisy:
         """Classify as many images as give the noise; some of them are hard for all trials."""
         if not self.noise:
             return {"fitness": truth}
-        hits = random.random(self._difficulty.shape) < _chances(truth, self._difficulty)
+        skill = float(np.interp(truth, self._accuracies, self._skills))
+        hits = random.random(len(self._hardness)) < chances(skill, self._hardness)
         error = float(hits.std(ddof=1)) / math.sqrt(len(hits))
         outcomes = base64.b64encode((255 * hits).astype(np.uint8).tobytes()).decode()
         return {"fitness": float(hits.mean()), "standard_error": error, "outcomes": outcomes}
@@ -404,27 +405,19 @@ class Noisy:
     def __post_init__(self) -> None:
         """Choose the images."""
         images = round(0.25 / self.noise**2) if self.noise else 1
-        self._difficulty = statistics_of_images(images)
+        share = (np.arange(images) + 0.5) / images
+        self._hardness = 2 * np.log(share / (1 - share))  # quantiles of a logistic distribution
+        self._skills = np.linspace(-15, 15, 151)
+        self._accuracies = [float(chances(skill, self._hardness).mean()) for skill in self._skills]
 
     def seconds(self, trial: str, config: TrialConfig) -> float:
         """Return one second."""
         return 1.0
 
 
-def statistics_of_images(images: int) -> npt.NDArray[np.float64]:
-    """Return how hard each image is: evenly spread quantiles of a logistic distribution."""
-    share = (np.arange(images) + 0.5) / images
-    return 2 * np.log(share / (1 - share))
-
-
-def _chances(truth: float, difficulty: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the probability of a hit on each image, whose mean is the truth."""
-    low, high = -20.0, 20.0
-    for _ in range(20):
-        skill = (low + high) / 2
-        chances = 1 / (1 + np.exp(difficulty - skill))
-        low, high = (skill, high) if chances.mean() < truth else (low, skill)
-    return chances
+def chances(skill: float, hardness: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the probability of a hit on each image."""
+    return 1 / (1 + np.exp(hardness - skill))
 
 
 NOISY_PARAMETERS = {
