@@ -29,6 +29,7 @@ def test_a_backbone_has_its_stated_width(name: str, size: int, width: int) -> No
 
 
 @pytest.mark.parametrize("name", ["inception_v3", "coat_tiny"])
+@pytest.mark.slow
 def test_a_size_that_a_backbone_does_not_take_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} cannot take images of 48 pixels"):
         build_backbone(BackboneConfig(name=name), 48)
@@ -55,6 +56,7 @@ def test_the_cifar_stem_keeps_the_resolution_and_needs_a_resnet() -> None:
         ("resnet18", 48, None),
     ],
 )
+@pytest.mark.slow
 def test_networks_see_whole_images_or_are_refused(name: str, size: int, near: str | None) -> None:
     if near is None:
         build_backbone(BackboneConfig(name=name), size)
@@ -66,6 +68,7 @@ def test_networks_see_whole_images_or_are_refused(name: str, size: int, near: st
 @pytest.mark.parametrize(
     ("name", "last"), [("resnet18", "bn2"), pytest.param("resnet50", "bn3", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_last_norms_start_at_zero_or_as_in_torchvision(name: str, last: str) -> None:
     states = []
     for zero in (True, False):
@@ -81,6 +84,7 @@ def test_last_norms_start_at_zero_or_as_in_torchvision(name: str, last: str) -> 
             build_backbone(BackboneConfig(name=other, zero_init_last=False), 32)
 
 
+@pytest.mark.slow
 def test_building_leaves_the_random_state_to_the_weights() -> None:
     states = []
     for _ in range(2):

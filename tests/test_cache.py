@@ -27,6 +27,8 @@ from adios_ray.data.shards import MANIFEST_NAME, open_shards, read_manifest, ver
 from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError
 
+pytestmark = pytest.mark.slow
+
 BUCKET = "images"
 URI = f"s3://{BUCKET}/some/objects"
 

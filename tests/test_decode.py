@@ -443,6 +443,7 @@ def test_the_limit_can_be_moved() -> None:
     assert f"64 x 48 pixels, 3,072 in all: more than --max-pixels {side - 1}" in refusal(png, max_pixels=side - 1)
 
 
+@pytest.mark.slow
 def test_the_limit_is_on_what_a_jpeg_is_reduced_to() -> None:
     large = Image.fromarray(shapes(800, 1000))
     baseline, progressive = (encoded(large, "JPEG", progressive=progressive) for progressive in (False, True))

@@ -105,6 +105,7 @@ def test_knn_reports_the_setting_that_is_best_on_val(data: Path) -> None:
     assert result.images_per_split == COUNTS
 
 
+@pytest.mark.slow
 def test_nothing_is_chosen_on_the_split_that_is_reported(data: Path) -> None:
     result, _, _ = evaluated(data, kinds.knn, {"temperatures": (0.07,)}, split="val")
     assert set(result.scores) == {"knn_accuracy"} and result.configuration["selected_on"] is None

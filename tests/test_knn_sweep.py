@@ -112,6 +112,7 @@ def test_copies_of_a_query_are_at_distance_zero_in_single_precision() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_memory_of_the_sweep_does_not_grow_with_images_or_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knn, "VALUES", 2**16)
     for images, classes in ((600, 10_000), (6000, 100)):  # more than 2**16 votes, or similarities, for 60 queries

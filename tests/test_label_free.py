@@ -134,6 +134,7 @@ def test_wrong_shapes_are_refused() -> None:
     ("name", "low", "high"),
     [("knn", 0, 1), ("probe", 0, 1), ("rankme", 1, 128), ("alpha-req", -9, 0), ("lidar", 1, 39)],
 )
+@pytest.mark.slow
 def test_fitness_by_name(objects_dir: Path, name: str, low: float, high: float) -> None:
     trainer = Trainer(small_config(objects_dir, evaluation={"fitness": name}), torch.device("cpu"))
     found = trainer.evaluate("val")

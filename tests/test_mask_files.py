@@ -24,6 +24,8 @@ from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
 from adios_ray.tracking.pictures import slot_colors
 
+pytestmark = pytest.mark.slow
+
 SLOTS = 3
 
 
@@ -267,7 +269,6 @@ def test_an_exported_occlusion_model_is_the_same(
         adios_ray.load_occlusion_model(output)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("occlusion", [True, False])
 def test_onnx_equals_torch(occlusion: bool, checkpoint: Path, tmp_path: Path) -> None:
     output, options = tmp_path / "m.onnx", ["--occlusion"] * occlusion

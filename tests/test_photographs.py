@@ -113,6 +113,7 @@ def naive_matrix(start: float, length: float, stored: int, out: int, kernel: pix
 
 @pytest.mark.parametrize("kernel", [pixels.BICUBIC, pixels.BILINEAR], ids=["bicubic", "bilinear"])
 @pytest.mark.parametrize("out", [7, 20])
+@pytest.mark.slow
 def test_fractional_crops_of_an_axis_against_a_loop(kernel: pixels.Kernel, out: int) -> None:
     crops = [(0.0, 24.0), (3.25, 11.5), (0.6, 3.1), (23.7, 0.3), (10.5, 1.0), (5.0, 0.2), (7.1, 16.9), (2.0, 9.0)]
     start, length = (torch.tensor(numbers) for numbers in zip(*crops, strict=True))

@@ -129,6 +129,7 @@ def chosen(*arguments: str) -> ExperimentConfig:
     return read_arguments("", arguments, "pbt_in100", "pbt_demo")
 
 
+@pytest.mark.slow
 def test_flags_choose_among_what_is_published() -> None:
     for flags in (["--objective", "byol"], ["--objective.name", "byol"], ["--objective=byol"]):
         config = chosen("--preset", "in100s", *flags)

@@ -16,6 +16,8 @@ from adios_ray.data.rendered.rendering import TEXTURES, RenderedSource, cube, cy
 from adios_ray.data.sources.base import Sample, Source
 from adios_ray.errors import RefusedImageError
 
+pytestmark = pytest.mark.slow
+
 Renderer = Callable[[int, int, int], Sample]
 Factory = Callable[[int, int], RenderedSource]
 both_renderers = pytest.mark.parametrize("render", [scenes.render, objects.render], ids=["scenes", "objects"])

@@ -261,6 +261,7 @@ def test_shuffled_masks_are_those_of_other_images(objects_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["mae", "box"])
+@pytest.mark.slow
 def test_a_training_with_fixed_masks_reports(scheme: str, objects_dir: Path) -> None:
     trainer = Trainer(small_config(objects_dir, epochs=1, masking={"scheme": scheme}), CPU)
     report = trainer.train_to_report()

@@ -541,6 +541,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         http.shutdown()
 
 
+@pytest.mark.slow
 def test_download_fetches_checks_and_reads(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -221,6 +221,7 @@ def game_value(networks: Networks, batch: Batch, config: TrialConfig) -> float:
 
 
 @pytest.mark.parametrize(("objective", "order"), [*itertools.product(OBJECTIVES, ORDERS), *slow_cases(OTHERS, ORDERS)])
+@pytest.mark.slow
 def test_the_encoder_lowers_and_the_masks_raise_the_objective(objective: str, order: str) -> None:
     config = make_config(objective, order=order)
     for player, sign in (("encoder", -1), ("occlusion", 1)):

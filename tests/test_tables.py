@@ -116,6 +116,7 @@ def test_hours_are_in_proportion_to_epochs_and_images(monkeypatch: pytest.Monkey
     assert [cost.disk_bytes for cost in costs] == [200, 200]
 
 
+@pytest.mark.slow
 def test_names_follow_the_training_and_the_images(tmp_path: Path) -> None:
     counts = {"train": 8, "val": 4, "test": 4}
     first, same = make_objects(tmp_path / "a", counts=counts), make_objects(tmp_path / "b", counts=counts)

@@ -222,6 +222,7 @@ def test_squares_without_stored_sizes_train_bit_for_bit_as_those_with(objects_di
     assert trainers[0].evaluate("val") == trainers[1].evaluate("val")
 
 
+@pytest.mark.slow
 def test_the_view_of_evaluations_is_configured(objects_dir: Path) -> None:
     trainer = Trainer(small_config(objects_dir), CPU)
     indices = np.arange(8)
@@ -254,6 +255,7 @@ def test_views_that_cannot_be_cut_out_of_256_pixels_are_refused(objects_dir: Pat
         check_data(parse(ExperimentConfig, {"data_dir": large, "batch_size": 2, "evaluation": view}))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_optimizer_groups_is_refused_by_name(objects_dir: Path, tmp_path: Path) -> None:
     config = small_config(objects_dir, objective={"name": "simsiam"}, optimizer={"predictor_schedule": "cosine"})
     pointer = trained(config, 1).save(tmp_path / "before")
@@ -312,6 +314,7 @@ def test_a_diverged_training_waits_for_a_donor_and_goes_on_from_it(objects_dir: 
     assert_identical(saved(trained(config, 5), tmp_path / "whole"), saved(trial, tmp_path / "rescued"))
 
 
+@pytest.mark.slow
 def test_a_healthy_dump_or_a_plain_checkpoint_reproduces_nothing(objects_dir: Path, tmp_path: Path) -> None:
     trainer = trained(small_config(objects_dir), 1)
     trainer.dump_divergence(tmp_path / "none")
@@ -363,6 +366,7 @@ def test_a_training_begins_with_the_weights_of_another(objects_dir: Path, tmp_pa
     assert second.step == 0 and math.isfinite(second.train_to_report().loss)
 
 
+@pytest.mark.slow
 def test_masks_to_begin_with_are_split_or_merged_to_the_configured_number(objects_dir: Path, tmp_path: Path) -> None:
     first = trained(small_config(objects_dir), 2)
     first.save(tmp_path / "first")

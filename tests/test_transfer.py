@@ -32,6 +32,8 @@ from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, build_initial_backbone
 from adios_ray.validation import parse
 
+pytestmark = pytest.mark.slow
+
 
 def weights_of(seed: int = 0, image_size: int = 32, **backbone: Any) -> Weights:
     """Make the weights of an untrained trial."""

@@ -191,6 +191,7 @@ def test_what_does_not_fit_is_named_with_its_option(
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.slow
 def test_position_embeddings_are_resampled(vit: Networks, tmp_path: Path) -> None:
     path = saved(tmp_path / "w.safetensors", vit, 64)
     same, smaller = make(64, seed=1, backbone=VIT), make(48, seed=1, backbone=VIT, masking={"scheme": "none"})
@@ -226,6 +227,7 @@ def test_an_exported_resnet_loads_into_timm_and_torchvision(tmp_path: Path) -> N
         assert info["sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_an_exported_vision_transformer_loads_into_timm(vit: Networks, tmp_path: Path) -> None:
     output = tmp_path / "encoder.safetensors"
     export_encoder(weights_of(vit, 64), output, "timm")
