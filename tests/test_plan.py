@@ -19,8 +19,10 @@ from adios_ray.data.plan import (
     shares,
     take,
 )
+from adios_ray.data.rendered import objects, scenes
 from adios_ray.data.shards import Layout
 from adios_ray.data.sources import folder
+from adios_ray.data.sources.base import Source
 from adios_ray.errors import DatasetError
 
 SIZES = {"ant": 400, "bee": 200, "cat": 101}
@@ -228,3 +230,11 @@ def test_a_plan_says_what_is_read_and_what_is_not(tmp_path: Path) -> None:
     fewer = make_plan(folder.source(tmp_path), {**ALL, "train": 20})
     assert fewer.passed_over["beyond the number of images asked for"].number == 29
     assert fewer.images + fewer.passed_over.total == 62
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [(objects.source(30, 0), "3 splits, 10 classes: "), (scenes.source(30, 0), "3 splits, 24 labels: ")],
+)
+def test_the_plan_of_rendered_images_names_their_classes_or_labels(source: Source, expected: str) -> None:
+    assert plan.make_plan(source, plan.image_counts()).text().startswith(expected)

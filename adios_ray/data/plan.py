@@ -40,6 +40,7 @@ class Plan:
     Attributes:
         splits: Items of each split, in the order of the shards.
         classes: Number of items of each class in each split.
+        labels: How many classes or labels there are, for people.
         carved: Splits that are carved out of train.
         only_in_train: Classes that are too small for every carved split.
         passed_over: What the source has, but will not be read.
@@ -48,6 +49,7 @@ class Plan:
 
     splits: Mapping[str, Sequence[str]]
     classes: Mapping[str, Mapping[str, int]]
+    labels: str
     carved: tuple[str, ...]
     only_in_train: tuple[str, ...]
     passed_over: PassedOver
@@ -60,10 +62,9 @@ class Plan:
 
     def text(self) -> str:
         """Describe the plan in lines for people."""
-        names = {name for counts in self.classes.values() for name in counts}
         splits = ", ".join(f"{split} {len(items):,}" for split, items in self.splits.items())
         carved = f" ({' and '.join(self.carved)} carved out of train)" if self.carved else ""
-        lines = [f"{_number(len(self.splits), 'split')}, {_number(len(names), 'class')}: {splits}{carved}"]
+        lines = [f"{_number(len(self.splits), 'split')}, {self.labels}: {splits}{carved}"]
         if self.only_in_train:
             few = f"{_number(len(self.only_in_train), 'class')} too small to be in {' and '.join(self.carved)}"
             lines.append(f"{few}, kept in train: {first_of(self.only_in_train)}")
@@ -103,7 +104,16 @@ def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | Non
     carved = tuple(s for s in reversed(CARVED) if "train" in listing and s not in listing and counts[s] != 0)
     trained = classes.get("train", {})
     small = sorted(name for name in trained if any(name not in classes.get(split, {}) for split in carved))
-    return Plan(splits, classes, carved, tuple(small), passed_over, source.notes)
+    return Plan(splits, classes, _labels(source, classes), carved, tuple(small), passed_over, source.notes)
+
+
+def _labels(source: Source, classes: Mapping[str, Mapping[str, int]]) -> str:
+    """Count the classes of a source's items, or its labels where an image has any number of them."""
+    if source.multi_label:
+        return _number(len(source.classes), "label")
+    # Rendered images have their class once they are rendered: all of the source's are expected.
+    names = {name for counts in classes.values() for name in counts if name} or source.classes
+    return _number(len(names), "class")
 
 
 def image_counts(
