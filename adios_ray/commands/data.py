@@ -167,7 +167,7 @@ class Prepare:
         counts = image_counts(self.train_images, self.val_images, self.test_images, self.unlabeled_images)
         plan = make_plan(source, counts, group)
         print(plan.text())
-        for name in sorted({name for found in plan.classes.values() for name in found}):
+        for name in sorted({name for found in plan.classes.values() for name in found if name}):  # rendered: none yet
             print(
                 f"  {name}: {', '.join(f'{split} {numbers.get(name, 0):,}' for split, numbers in plan.classes.items())}"
             )
