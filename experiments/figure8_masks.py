@@ -1,6 +1,6 @@
 """Figure 8: the masks that ADIOS learns, with each image below its masks in color.
 
-    python experiments/figure8_masks.py                             # rendered scenes, two CPU cores
+    python experiments/figure8_masks.py   # rendered scenes, two CPU cores, about 5 minutes
     python experiments/figure8_masks.py --preset paper --data STL10 data/stl10 CLEVR data/clevr ImageNet100-S in100s
     python experiments/figure8_masks.py --preset paper --dry-run
 

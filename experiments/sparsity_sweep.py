@@ -1,6 +1,6 @@
 """What the sparsity weight does to masks and features, from too small to too large.
 
-    python experiments/sparsity_sweep.py                            # rendered scenes, two CPU cores
+    python experiments/sparsity_sweep.py   # rendered scenes, two CPU cores, about 25 minutes
 
 Trains SimCLR with ADIOS at each weight, and draws the masks, so that a collapsed occlusion model can be recognized.
 """

@@ -1,6 +1,6 @@
 """Table 5: robustness to changed foregrounds and backgrounds, by a linear probe.
 
-    python experiments/table5_backgrounds.py                        # rendered objects, two CPU cores
+    python experiments/table5_backgrounds.py   # rendered objects, two CPU cores, 3 minutes after Table 1
     python experiments/table5_backgrounds.py --preset paper --data ImageNet100-S data/in100s Backgrounds data/bg
     python experiments/table5_backgrounds.py --preset paper --dry-run
 
