@@ -206,7 +206,7 @@ class MaskingConfig(Strict):
     reduction: Literal["mean", "sum"] = "mean"
     """Reduction over slots: mean as in the paper, or sum as in the authors' code."""
     fill: Fill = "zero"
-    """What hidden pixels become. zero: the mean color, as in the paper; blur: the image blurred by a Gaussian of 4.5 %
+    """Content of hidden pixels. zero: the mean color, as in the paper; blur: the image blurred by a Gaussian of 4.5 %
     of its side; highpass: the image minus a blur of half that width; noise: normal noise; mix: another image of the
     worker's batch."""
 

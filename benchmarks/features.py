@@ -9,7 +9,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from adios_ray.config import BackboneConfig
 from adios_ray.data.rendered import objects
 from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, Split, open_shards, write_manifest, write_shard
 from adios_ray.data.store import Store
+from adios_ray.devices import timed
 from adios_ray.errors import exit_status
 from adios_ray.evaluation.fitness import extract_features
 from adios_ray.evaluation.knn import NEIGHBORS, knn_sweep
@@ -119,15 +119,6 @@ def sweep_pairs(options: Options, classes: int) -> dict[str, tuple[Callable[[], 
             lambda: knn(NEIGHBORS, TEMPERATURES),
         ),
     }
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Measure the seconds of one call."""
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":  # the call only queues kernels
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def main(options: Options) -> None:

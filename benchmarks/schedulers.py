@@ -52,7 +52,7 @@ from adios_ray.trial_report import TrialReport
 from adios_ray.validation import parse
 
 MEMORY = Path("/dev/shm")
-"""Where Linux keeps files in memory: a population journals every report."""
+"""Directory that Linux keeps in memory, because a population journals every report."""
 WEIGHT, RATE, SLOTS = "masking.sparsity_weight", "optimizer.encoder_lr", "masking.slots"
 Weights = tuple[float, ...]
 Values = dict[str, Any]

@@ -9,7 +9,6 @@ are interleaved in one process, F before each row; figures are medians. About tw
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from rich.progress import track
 
 from adios_ray.config import TrialConfig
 from adios_ray.data.loader import Batch
+from adios_ray.devices import timed
 from adios_ray.errors import exit_status
 from adios_ray.models.networks import Networks
 from adios_ray.training.allocator import keep_freed_memory
@@ -110,15 +110,6 @@ def make_step(row: Row, options: Options, batch: Batch) -> tuple[Networks, Calla
         networks.to(memory_format=torch.channels_last)
     optimizers = build_optimizers(networks, config.optimizer)
     return networks, lambda: train_step(networks, optimizers, batch, config, 0.5)
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Measure the seconds of one call."""
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":  # the call only queues kernels
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def main(options: Options) -> None:

@@ -10,8 +10,8 @@ import pytest
 import scipy.stats
 from made_up_run import make_exploit
 from schedulers import Toy, naive_pbt, run_noisy, run_slow, run_toy
-from simulated import CrashedError, Simulation, optimum
-from test_schedulers import EPOCHS, simulation, space_of
+from simulated import Simulation, optimum
+from test_schedulers import EPOCHS, crashing, simulation, space_of
 
 from adios_ray.config import replaced, value_at
 from adios_ray.experiment.schedule import schedule_of
@@ -178,22 +178,9 @@ def test_a_killed_driver_refuses_the_same_copies(tmp_path: Path, every: int) -> 
         simulated.details = lambda trial, epoch, fitness: outcomes({trial: 0.3 + fitness / 20})(trial, epoch, fitness)
         return simulated
 
-    whole, broken, steps = run("whole"), run("broken"), 0
+    whole, broken = run("whole"), run("broken")
     whole.drive()
-
-    def crash(_: Simulation) -> None:
-        nonlocal steps
-        steps += 1
-        if steps % every == 0:
-            raise CrashedError
-
-    broken.on_step = crash
-    while True:
-        try:
-            broken.drive()
-            break
-        except CrashedError:
-            pass
+    assert list(crashing(broken, every))
     lineages = [RunDirectory(simulated.directory).lineage.read_text() for simulated in (whole, broken)]
     assert lineages[0] == lineages[1]
     assert read_lineage(whole.directory) and read_refusals(whole.directory)

@@ -219,7 +219,7 @@ PARTS: Mapping[str, Kind] = {
     "labelfree": Labelfree(),
     "robustness": Robustness(),
 }
-"""What ``all`` consists of."""
+"""Kinds of evaluation that ``all`` includes."""
 
 
 @dataclass(frozen=True)

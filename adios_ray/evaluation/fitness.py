@@ -110,7 +110,7 @@ def halves(split: Split) -> tuple[Indices, ...]:
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """What a measure is computed from."""
+    """Inputs of a measure."""
 
     backbone: nn.Module
     probe: nn.Module

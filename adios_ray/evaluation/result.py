@@ -1,4 +1,4 @@
-"""What an evaluation found: scores with standard errors, what they follow from, and how they are written and shown."""
+"""The result of an evaluation: scores with standard errors and provenance, as JSON and as a table."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What an evaluation is given: a frozen encoder, and the data set on which it is evaluated."""
+"""The subject of an evaluation: a frozen encoder, and the data set on which it is evaluated."""
 
 import hashlib
 import json

@@ -116,7 +116,7 @@ def conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, re
 
 
 class Final(NamedTuple):
-    """What trials are compared by at the end.
+    """A trial's fitness in the final comparison.
 
     Attributes:
         fitness: Mean holdout fitness of the last reports of the weights that the trial holds.

@@ -1,4 +1,4 @@
-"""What hidden pixels become: x (1 - m) + m fill(x). The paper leaves zeros, the mean color of normalized images.
+"""The content of hidden pixels: x (1 - m) + m fill(x). The paper leaves zeros, the mean color of normalized images.
 
 A fill is a function of the view and of one random number for each image, never of the mask. It is made once for a view
 and serves all N masks, both passes of an alternating step, and micro-batches, which split the images only after they
@@ -28,7 +28,7 @@ def hide(x: Tensor, mask: Tensor, fill: Tensor | None = None) -> Tensor:
     Args:
         x: Normalized images [B, 3, S, S].
         mask: [B, 1, S, S] in [0, 1]; 1 hides the pixel.
-        fill: What hidden pixels become, [B, 3, S, S]; None makes them 0.
+        fill: Content of hidden pixels, [B, 3, S, S]; None makes them 0.
 
     Returns:
         x (1 - m) + m fill, [B, 3, S, S].

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from adios_ray.config import Strict, TrialConfig
 from adios_ray.data.shards import open_shards
+from adios_ray.evaluation.subject import data_checksum
 from adios_ray.experiment.replay import replay
 from adios_ray.experiment.schedule import Schedule, Stage
 from adios_ray.files import atomic_write
@@ -32,7 +33,7 @@ Evaluate = Callable[[str, Path, Mapping[str, str], Mapping[str, Any]], dict[str,
 
 
 class Measured(Strict):
-    """What an evaluation of a cell found."""
+    """Result of one evaluation of a cell."""
 
     scores: dict[str, float]
     """Scores by name."""
@@ -48,8 +49,7 @@ def cell_name(cell: Cell) -> str:
     """
     config = cell.config
     assert config.data_dir is not None
-    splits = open_shards(config.data_dir).manifest.splits
-    images = {name: [entry.sha256 for entry in entries] for name, entries in splits.items()}
+    images = data_checksum(open_shards(config.data_dir))
     # Without defaults, so that a setting that a later version adds leaves the names as they are.
     digest = _checksum([config.model_dump(mode="json", exclude={"data_dir"}, exclude_defaults=True), images])
     parts = (cell.group, config.backbone.name, config.objective.name, config.masking.scheme, f"seed{cell.seed}")
@@ -87,7 +87,7 @@ def run_cell(cell: Cell, folder: Path, places: Mapping[str, str], device: torch.
     """
     config = _reporting(cell.config)
     schedule = Schedule(
-        config=config.model_dump(mode="json"), stages=[Stage(from_epoch=0, trial=cell_name(cell), values={})]
+        config=config.model_dump(mode="json"), stages=[Stage(from_epoch=0, trial=folder.name, values={})]
     )
     last = last_checkpoint(folder, cell)
     if not last.is_dir():

@@ -18,6 +18,8 @@ from adios_ray.tables.summary import entries
 if TYPE_CHECKING:
     import torch
 
+CELLS = "cells"
+"""Folder of the storage directory with one folder for each cell; all tables share it."""
 RESUMES = "run the same command again to resume"
 
 
@@ -110,13 +112,12 @@ def run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str,
         DatasetError: If a data set is damaged.
     """
     from adios_ray.tables.cells import cell_name
-    from adios_ray.tables.run import CELLS, run_cells
+    from adios_ray.tables.run import run_cells
 
     storage = check_storage(options.storage)
     places = _places(table, options.data, storage)
-    cells = list(table.cells(places, options.seeds))
-    failed = run_cells(cells, places, storage, options.gpus_per_cell)
-    return {cell: storage / CELLS / cell_name(cell) for cell in cells}, failed
+    folders = {cell: storage / CELLS / cell_name(cell) for cell in table.cells(places, options.seeds)}
+    return folders, run_cells(folders, places, options.gpus_per_cell)
 
 
 def check_complete(failed: Mapping[str, str]) -> None:

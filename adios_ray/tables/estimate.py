@@ -1,17 +1,21 @@
-"""What a table will cost, from measured steps: hours and disk, before anything is trained."""
+"""The cost of a table, from measured steps: hours and disk, before anything is trained."""
 
 import json
 import statistics
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 
-from adios_ray.config import SCHEMES, TrialConfig
+from adios_ray.config import TrialConfig
 from adios_ray.data.loader import Batch
+from adios_ray.devices import timed
+from adios_ray.experiment.replay import KEPT_CHECKPOINTS
+from adios_ray.masking.schemes import OBJECT_SCHEMES, PATTERN_SCHEMES
+from adios_ray.masking.schemes.base import IDS
 from adios_ray.models.networks import Networks
 from adios_ray.tables.grid import Cell, Table
 from adios_ray.training.allocator import keep_freed_memory
@@ -22,7 +26,6 @@ CPU_BATCH = 16
 """Images of a measured step on a CPU, whose time is in proportion to them; a GPU takes the whole batch."""
 STEPS = 3
 CLASSES = 100
-KEPT_CHECKPOINTS = 2
 
 
 class Cost(NamedTuple):
@@ -56,15 +59,12 @@ def estimate(table: Table, cells: Sequence[Cell], device: torch.device) -> list[
 
 def _kind(config: TrialConfig, size: int) -> str:
     """Return all settings that the time of a step depends on, as a key."""
-    ignored = {"masking": {"sparsity_weight", "entropy_weight"}, "objective": {"temperature", "momentum_start"}}
-    parts = config.model_dump(mode="json", include={"backbone", "objective", "masking", "batch_size", "precision"})
-    kept = {
-        name: {key: value for key, value in part.items() if key not in ignored.get(name, ())}
-        if isinstance(part, dict)
-        else part
-        for name, part in parts.items()
-    }
-    return json.dumps([kept, size], sort_keys=True)
+    deciding = config.model_dump(
+        mode="json",
+        include={"backbone", "objective", "masking", "batch_size", "precision"},
+        exclude={"masking": {"sparsity_weight", "entropy_weight"}, "objective": {"temperature", "momentum_start"}},
+    )
+    return json.dumps([deciding, size], sort_keys=True)
 
 
 def _measure(config: TrialConfig, size: int, device: torch.device) -> tuple[float, int]:
@@ -73,13 +73,7 @@ def _measure(config: TrialConfig, size: int, device: torch.device) -> tuple[floa
     networks = Networks(config, size, CLASSES).to(device).train()
     optimizers = build_optimizers(networks, config.optimizer)
     batch = _random_batch(config, batch_size, size, device)
-    seconds = []
-    for _ in range(STEPS):
-        began = time.perf_counter()
-        train_step(networks, optimizers, batch, config, 0.5)
-        if device.type == "cuda":  # the call only queues kernels
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
+    seconds = [timed(lambda: train_step(networks, optimizers, batch, config, 0.5), device) for _ in range(STEPS)]
     moments = [value for o in optimizers.all().values() for state in o.state.values() for value in state.values()]
     tensors = [*networks.state_dict().values(), *(value for value in moments if isinstance(value, torch.Tensor))]
     # Without the first step, in which buffers are allocated.
@@ -89,9 +83,11 @@ def _measure(config: TrialConfig, size: int, device: torch.device) -> tuple[floa
 def _random_batch(config: TrialConfig, batch_size: int, size: int, device: torch.device) -> Batch:
     a, b = torch.randn(2, batch_size, 3, size, size, device=device)
     labels = torch.randint(CLASSES, (batch_size,), device=device)
-    masks = None
-    if (kind := SCHEMES[config.masking.scheme]) in ("pattern", "object"):
-        slots = 1 if kind == "pattern" else 2 if config.masking.scheme == "fg-bg" else config.masking.slots
-        views = 2 if config.objective.masked_views == "both" else 1
-        masks = torch.randn(views * batch_size, slots, size, size, device=device).softmax(dim=1)
+    masking, masks, rng = config.masking, None, np.random.default_rng(0)
+    masked = 2 * batch_size if config.objective.masked_views == "both" else batch_size
+    if scheme := PATTERN_SCHEMES.get(masking.scheme):
+        masks = scheme.make(rng.random((masked, scheme.draws)), size).to(device)
+    elif objects := OBJECT_SCHEMES.get(masking.scheme):
+        instances = torch.randint(masking.slots, (masked, size, size), dtype=torch.uint8)
+        masks = objects.make(instances, masking.slots, rng.random((masked, IDS))).float().to(device)
     return Batch(a, b, labels, torch.rand(batch_size, device=device), masks)

@@ -72,7 +72,7 @@ class Row:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Where the images of a group come from.
+    """The source of a group's images.
 
     Attributes:
         prepare: Arguments of ``adios-ray prepare`` that make the data set, without ``--output``.

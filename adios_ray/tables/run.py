@@ -4,7 +4,7 @@ import logging
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,47 +18,43 @@ from adios_ray.backend.cluster import connected
 from adios_ray.devices import best_device
 from adios_ray.experiment.resources import nodes
 from adios_ray.files import atomic_write
-from adios_ray.tables.cells import cell_name, finished, run_cell
+from adios_ray.tables.cells import finished, run_cell
 from adios_ray.tables.evaluate import evaluate
 from adios_ray.tables.grid import Cell
 from adios_ray.tracking.formatting import duration
 
-CELLS = "cells"
-"""Folder of the storage directory with one folder for each cell; all tables share it."""
 ERROR = "error.txt"
 """File of a cell's folder with the traceback of its last run, if that failed."""
 
 
-def run_cells(cells: Sequence[Cell], places: Mapping[str, str], storage: Path, gpus: float | None) -> dict[str, str]:
+def run_cells(folders: Mapping[Cell, Path], places: Mapping[str, str], gpus: float | None) -> dict[str, str]:
     """Train and evaluate the cells that are not finished.
 
     Args:
-        cells: The cells; those with the same folder are run once.
+        folders: The directory of each cell, which all nodes of the cluster see; cells with the same one are run once.
         places: Directory or URI of each data set by name.
-        storage: Directory that all nodes of the cluster see.
         gpus: GPUs of each cell, may be a fraction; None takes one if the cluster has any.
 
     Returns:
-        The last line of the error of each cell that failed, by the name of its folder, which holds the whole error.
+        The last line of the error of each cell that failed, by the name of its directory, which holds the whole error.
     """
     pending: dict[str, Cell] = {}
-    for cell in cells:
-        name = cell_name(cell)
-        if name in pending:  # two rows of a table may share a training, and evaluate it differently
-            both = (*pending[name].evaluations, *cell.evaluations)
+    for cell, folder in folders.items():
+        if str(folder) in pending:  # two rows of a table may share a training, and evaluate it differently
+            both = (*pending[str(folder)].evaluations, *cell.evaluations)
             cell = cell._replace(evaluations=tuple(dict.fromkeys(both)))
-        if not finished(storage / CELLS / name, cell):
-            pending[name] = cell
-    print(f"{len(cells)} cells: {len(cells) - len(pending)} finished, {len(pending)} to run", flush=True)
+        if not finished(folder, cell):
+            pending[str(folder)] = cell
+    print(f"{len(folders)} cells: {len(folders) - len(pending)} finished, {len(pending)} to run", flush=True)
     if not pending:
         return {}
     with connected(), tempfile.TemporaryDirectory() as records:
-        progress = _Progress(len(pending), storage / CELLS)
+        progress = _Progress(len(pending))
         # Tune logs the traceback of a failed cell, which is in the cell's folder, and the reason is printed.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trial, cells=pending, places=places), _tune_resources(gpus)),
-            param_space={"storage": str(storage), "name": tune.grid_search(list(pending))},
+            param_space={"folder": tune.grid_search(list(pending))},
             run_config=tune.RunConfig(name="table", storage_path=records, verbose=0, callbacks=[progress]),
         )
         tuner.fit()
@@ -73,12 +69,12 @@ def _tune_resources(gpus: float | None) -> dict[str, float]:
 def _trial(settings: Mapping[str, Any], cells: Mapping[str, Cell], places: Mapping[str, str]) -> None:
     """Run one cell; the body of a Tune trial."""
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-    folder = Path(settings["storage"]) / CELLS / settings["name"]
+    folder = Path(settings["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # two tables that run at the same time may share the cell
         (folder / ERROR).unlink(missing_ok=True)
         try:
-            run_cell(cells[settings["name"]], folder, places, best_device(), evaluate)
+            run_cell(cells[settings["folder"]], folder, places, best_device(), evaluate)
         except Exception:
             atomic_write(folder / ERROR, traceback.format_exc().encode())
             raise
@@ -88,9 +84,8 @@ def _trial(settings: Mapping[str, Any], cells: Mapping[str, Cell], places: Mappi
 class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
     """Prints a line for each cell that ends, and keeps the reasons of those that failed."""
 
-    def __init__(self, cells: int, folder: Path) -> None:
+    def __init__(self, cells: int) -> None:
         self.failed: dict[str, str] = {}
-        self._folder = folder
         self._cells, self._ended, self._began = cells, 0, time.monotonic()
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -99,9 +94,9 @@ class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no type infor
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Say that a cell has failed, and why."""
-        file = self._folder / trial.config["name"] / ERROR
+        file = Path(trial.config["folder"]) / ERROR
         reason = file.read_text().splitlines()[-1] if file.is_file() else "its process died"
-        self.failed[trial.config["name"]] = reason
+        self.failed[file.parent.name] = reason
         self._say(trial, f"failed: {reason}; {file}")
 
     def _say(self, trial: Trial, what: str) -> None:
@@ -109,4 +104,4 @@ class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no type infor
         elapsed = time.monotonic() - self._began
         left = elapsed / self._ended * (self._cells - self._ended)
         count, times = f"[{self._ended}/{self._cells}]", f"{duration(elapsed)}, about {duration(left)} left"
-        print(f"{count} {trial.config['name']} {what}; {times}", flush=True)
+        print(f"{count} {Path(trial.config['folder']).name} {what}; {times}", flush=True)

@@ -31,7 +31,7 @@ class Gain(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What stands in a table for one row and column.
+    """The numbers of a table for one row and column.
 
     Attributes:
         mean: Mean over the finished trainings in the column's unit; None without one.

@@ -96,7 +96,7 @@ def find_images(places: Sequence[Path]) -> ImageList:
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """What is written.
+    """Format of the mask files.
 
     Attributes:
         format: Kind of the files.

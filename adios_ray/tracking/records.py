@@ -135,7 +135,7 @@ class RunSummary(_Record):
     gain: float | None = None
     """``best_fitness`` minus the same of the control."""
     gain_standard_error: float | None = None
-    """Of ``gain``, over images, as if the trials erred independently; None where it is unknown."""
+    """Standard error of ``gain`` over images, with the two errors taken as independent; None where it is unknown."""
     test_fitness: float
     """Fitness of the best trial on the test split."""
     test_standard_error: float | None = None

@@ -1,4 +1,4 @@
-"""What a masking scheme is that is not learned.
+"""Interfaces of masking schemes that are not learned.
 
 A mask of 1 removes the pixel. Functions take uniform random numbers, one row for each image, instead of drawing them,
 so that an image's masks depend on its own row alone.
