@@ -5,7 +5,7 @@
     python experiments/table6_masking_schemes.py --preset paper --dry-run
 
 The paper averages over SimCLR, SimSiam and BYOL and three seeds, and gives linear accuracy. ``--preset small`` shows
-the objectives apart, with ADIOS-s, on 10,000 images of CIFAR-10.
+the objectives apart, with ADIOS-s, on 10,000 images of CIFAR-10, and no masks for as long as ADIOS takes.
 """
 
 import sys
@@ -31,6 +31,8 @@ LINEAR = {
 """Table 6 of the paper: top-1 of the linear evaluation in percent."""
 SMALL_SCHEMES = ("none", "adios", "adios-s", "mae", "beit")
 SMALL_EPOCHS = 5
+EQUAL_TIME_EPOCHS = 14
+"""Epochs without masks that take as long as ``SMALL_EPOCHS`` of ADIOS with four slots, measured: 2.9 times as many."""
 
 
 def paper() -> Table:
@@ -52,18 +54,20 @@ def paper() -> Table:
 
 def small() -> Table:
     """Return each objective with each scheme on CIFAR-10."""
-    rows = tuple(
-        Row(
-            f"{name}, {scheme}",
-            {"CIFAR-10": (small_training(objective, scheme, SMALL_EPOCHS),)},
-            baseline=None if scheme == "none" else f"{name}, none",
-        )
-        for objective, name in OBJECTIVES.items()
-        for scheme in SMALL_SCHEMES
-    )
+    rows = []
+    for objective, name in OBJECTIVES.items():
+        none = f"{name}, none"
+        for scheme in SMALL_SCHEMES:
+            training = small_training(objective, scheme, SMALL_EPOCHS)
+            rows.append(Row(f"{name}, {scheme}", {"CIFAR-10": (training,)}, None if scheme == "none" else none))
+        longer = small_training(objective, "none", EQUAL_TIME_EPOCHS)
+        rows.append(Row(f"{none}, {EQUAL_TIME_EPOCHS} epochs", {"CIFAR-10": (longer,)}, f"{name}, adios"))
     data = {"CIFAR-10": CLASSIFICATION_DATA["CIFAR-10"]}
-    notes = (f"10,000 images of CIFAR-10, a small ResNet, {SMALL_EPOCHS} epochs: directions, not the paper's numbers.",)
-    return Table("Masking schemes on CIFAR-10", rows, classification("CIFAR-10"), data, notes)
+    notes = (
+        f"10,000 images of CIFAR-10, a small ResNet, {SMALL_EPOCHS} epochs: directions, not the paper's numbers.",
+        f"{EQUAL_TIME_EPOCHS} epochs without masks take as long as {SMALL_EPOCHS} of ADIOS: their gain is over ADIOS.",
+    )
+    return Table("Masking schemes on CIFAR-10", tuple(rows), classification("CIFAR-10"), data, notes)
 
 
 if __name__ == "__main__":

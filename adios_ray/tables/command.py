@@ -175,4 +175,4 @@ def print_estimate(table: Table, options: Options) -> None:
 def _name(device: "torch.device") -> str:
     import torch
 
-    return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU with {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name() if device.type == "cuda" else "CPU core"

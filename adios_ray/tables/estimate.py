@@ -2,7 +2,8 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,8 @@ from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.optimizers import build_optimizers
 from adios_ray.training.step import train_step
 
-CPU_BATCH = 16
-"""Images of a measured step on a CPU, whose time is in proportion to them; a GPU takes the whole batch."""
+CPU_PIXELS = 16 * 224**2
+"""Bound on the pixels of a measured step on a CPU, whose time is in proportion to them; a GPU takes the whole batch."""
 STEPS = 3
 CLASSES = 100
 
@@ -32,7 +33,7 @@ class Cost(NamedTuple):
     """Cost of one cell.
 
     Attributes:
-        hours: Training time on the device that was measured.
+        hours: Training time on the GPU that was measured, or on one core of the CPU.
         disk_bytes: Size of the checkpoints that stay.
     """
 
@@ -69,15 +70,30 @@ def _kind(config: TrialConfig, size: int) -> str:
 
 def _measure(config: TrialConfig, size: int, device: torch.device) -> tuple[float, int]:
     """Return the seconds of a step for each image, and the bytes of a checkpoint."""
-    batch_size = config.batch_size if device.type == "cuda" else min(config.batch_size, CPU_BATCH)
+    batch_size = config.batch_size if device.type == "cuda" else min(config.batch_size, CPU_PIXELS // size**2)
     networks = Networks(config, size, CLASSES).to(device).train()
     optimizers = build_optimizers(networks, config.optimizer)
     batch = _random_batch(config, batch_size, size, device)
-    seconds = [timed(lambda: train_step(networks, optimizers, batch, config, 0.5), device) for _ in range(STEPS)]
+
+    def step() -> None:
+        train_step(networks, optimizers, batch, config, 0.5)
+
+    seconds = [timed(step, device) if device.type == "cuda" else _core_seconds(step) for _ in range(STEPS)]
     moments = [value for o in optimizers.all().values() for state in o.state.values() for value in state.values()]
     tensors = [*networks.state_dict().values(), *(value for value in moments if isinstance(value, torch.Tensor))]
     # Without the first step, in which buffers are allocated.
     return statistics.median(seconds[1:]) / batch_size, sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _core_seconds(work: Callable[[], object]) -> float:
+    """Measure a call on one core, as cells train on CPUs, by the processor's time: other programs do not count."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    began = time.process_time()
+    work()
+    seconds = time.process_time() - began
+    torch.set_num_threads(threads)
+    return seconds
 
 
 def _random_batch(config: TrialConfig, batch_size: int, size: int, device: torch.device) -> Batch:
