@@ -11,6 +11,7 @@
       masks/TRIAL/epoch_NNNNN.npz         masks of the first validation images
       diverged/TRIAL/epoch_NNNNN/         what reproduces a step that became non-finite
       controllers/ACTOR_ID                Ray Train controllers whose placement groups may be left behind
+      logs/                               what trackers' processes printed
       tune/                               Ray Tune's own files
       report.html  summary.json  schedule.json   for people; the last two are written when the run has finished
 """
@@ -91,6 +92,10 @@ class RunDirectory:
     def diverged(self) -> Path:
         """A folder of diverged steps for each trial."""
         return self.path / "diverged"
+
+    def tracker_log(self, name: str) -> Path:
+        """Return the path of what a tracker's process printed."""
+        return self.path / "logs" / f"tracker_{name}.log"
 
     def trial_folders(self, trial: str) -> tuple[Path, ...]:
         """List the folders that a trial's workers write into."""

@@ -11,6 +11,7 @@ from adios_ray.files import check_writable
 from adios_ray.measures import MEASURES
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
+from adios_ray.tracking.trackers.wandb import check_login
 
 SPLITS = ("train", "val", "test")
 
@@ -59,6 +60,16 @@ def check_data(config: ExperimentConfig) -> None:
             "each would use a half, and the best fitness would not be biased by its selection",
             flush=True,
         )
+
+
+def check_trackers(config: ExperimentConfig) -> None:
+    """Check that trackers can be used, as far as that is possible without contacting a server.
+
+    Raises:
+        ConfigError: If one cannot.
+    """
+    if config.wandb == "online":
+        check_login()
 
 
 def _check_networks(config: ExperimentConfig, manifest: Manifest) -> None:

@@ -54,7 +54,11 @@ class ExperimentConfig(TrialConfig):
     cpus_per_worker: float | None = Field(None, gt=0)
     """CPUs of each worker, may be a fraction; None divides the cluster's CPUs evenly, at most 1 each."""
     wandb: Literal["off", "offline", "online"] = "off"
-    """Weights & Biases; online needs a login, offline keeps files that `wandb sync` uploads."""
+    """Weights & Biases; online needs a login, offline keeps files that `wandb sync` uploads. The project is
+    WANDB_PROJECT or adios_ray, the entity WANDB_ENTITY."""
+    trackers: tuple[Literal["tensorboard", "jsonl"], ...] = ()
+    """Further logs in the run directory: tensorboard (event files for each trial), jsonl (log.jsonl: a line of JSON for
+    each report, exploit and outcome)."""
     resume: Path | None = None
     """Run directory of a run to resume, under its own configuration."""
 

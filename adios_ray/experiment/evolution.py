@@ -21,10 +21,11 @@ from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import fill, make_suggest, startup_trials
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
-from adios_ray.tracking.records import begin_lineage, read_results
+from adios_ray.tracking.records import begin_lineage, read_results, read_summary
 from adios_ray.tracking.report import write_report
 from adios_ray.tracking.run import Run
-from adios_ray.tracking.wandb import WandbLog
+from adios_ray.tracking.trackers.base import TrackerName
+from adios_ray.tracking.trackers.isolation import Trackers
 
 
 def fresh_population(config: ExperimentConfig, space: SearchSpace) -> PopulationState:
@@ -61,8 +62,31 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
         RunError: If a trial did not finish, or every trial diverged.
         StorageError: If the run's storage stays away.
     """
-    state = PopulationState.load(run_dir)
     print(f"Run directory: {run_dir}", flush=True)
+    view = LiveView(config.epochs, config.population, run_dir.name, read_results(run_dir))
+    with Trackers(_trackers(config), run_dir, view.note) as trackers:
+        state = _train(config, space, run_dir, resources, view, trackers)
+        conclude(config, run_dir, state, resources)
+        if summary := read_summary(run_dir):
+            trackers.summary(summary)
+    return run_dir
+
+
+def _trackers(config: ExperimentConfig) -> list[TrackerName]:
+    wandb: dict[str, list[TrackerName]] = {"off": [], "offline": ["wandb-offline"], "online": ["wandb-online"]}
+    return [*wandb[config.wandb], *config.trackers]
+
+
+def _train(
+    config: ExperimentConfig,
+    space: SearchSpace,
+    run_dir: Path,
+    resources: WorkerResources,
+    view: LiveView,
+    trackers: Trackers,
+) -> PopulationState:
+    """Train the unfinished trials to the end, and return the population as it was written down."""
+    state = PopulationState.load(run_dir)
     names = _names(config, space)
     if space.search == "hyperopt":
         print(f"hyperopt: the first {startup_trials(len(names))} of {len(names)} trials are random draws", flush=True)
@@ -78,9 +102,7 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
         capacity = ClusterCapacity(run_dir, lambda: count_capacity(config, resources, nodes()))
         admission = Admission(len(unfinished), capacity.count)
-        view = LiveView(config.epochs, config.population, run_dir.name, read_results(run_dir))
-        wandb = None if config.wandb == "off" else WandbLog(run_dir, config.wandb, config.model_dump(mode="json"))
-        with Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), wandb) as run:
+        with Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), trackers) as run:
             population = Population(config.trial(), state, run, ChannelCalls(channel))
             settings = TrialSettings(
                 trial="",
@@ -98,7 +120,7 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
     if failed := state.unfinished(names):
         write_report(run_dir)
         raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {run_dir}")
-    return conclude(config, run_dir, state, resources)
+    return state
 
 
 def _scheduler(space: SearchSpace, population: Population, admission: Admission, trials: int) -> LiveScheduler:

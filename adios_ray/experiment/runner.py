@@ -9,7 +9,7 @@ from adios_ray.data.prepare import prepare
 from adios_ray.data.rendered import objects
 from adios_ray.data.store import Store
 from adios_ray.errors import ConfigError
-from adios_ray.experiment.checks import check_data, check_storage
+from adios_ray.experiment.checks import check_data, check_storage, check_trackers
 from adios_ray.experiment.config import (
     DEMO,
     DEMO_IMAGE_SIZE,
@@ -38,6 +38,7 @@ def start(config: ExperimentConfig) -> Path:
     renders = config.data_dir is None and config.preset == DEMO
     if not renders:
         check_data(config)
+    check_trackers(config)
     storage = check_storage(config.storage)  # last, because it creates the directory
     with connected():
         resources = worker_resources(config, nodes())
@@ -73,6 +74,7 @@ def resume(run_dir: Path) -> Path:
     PopulationState.load(run_dir)  # only to refuse a directory that is not a run's
     config, space = read_experiment(run_dir), load_space(RunDirectory(run_dir).space)
     check_data(config)
+    check_trackers(config)
     with connected():
         return evolve(config, space, run_dir, worker_resources(config, nodes()))
 

@@ -1,4 +1,4 @@
-"""The record of a run, written by its driver: files, terminal, Ray's metrics and wandb."""
+"""The record of a run, written by its driver: files, terminal, Ray's metrics and trackers."""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from adios_ray.tracking.live import LiveView, refusal_line
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import Exploit, Refusal, Row, append_exploit, append_result, begin_results
 from adios_ray.tracking.report import write_report
-from adios_ray.tracking.wandb import WandbLog
+from adios_ray.tracking.trackers.isolation import Trackers
 from adios_ray.trial_report import Measured, TrialReport
 
 REPORT_INTERVAL_S = 60.0
@@ -28,7 +28,7 @@ class Run(AbstractContextManager["Run"]):
     """
 
     def __init__(
-        self, directory: Path, searched: Sequence[str], view: LiveView, metrics: RayMetrics, wandb: WandbLog | None
+        self, directory: Path, searched: Sequence[str], view: LiveView, metrics: RayMetrics, trackers: Trackers
     ) -> None:
         """Record into an existing directory; files of a resumed run are continued.
 
@@ -37,10 +37,10 @@ class Run(AbstractContextManager["Run"]):
             searched: Configuration paths of the searched values.
             view: Shows progress.
             metrics: Publishes measurements on Ray's metrics endpoint.
-            wandb: Logs to Weights & Biases; None if it is off.
+            trackers: What else follows the run.
         """
         self.directory = directory
-        self._view, self._metrics, self._wandb = view, metrics, wandb
+        self._view, self._metrics, self._trackers = view, metrics, trackers
         begin_results(directory, searched)
         self._open = ExitStack()
         self._report_due = time.monotonic() + REPORT_INTERVAL_S
@@ -48,14 +48,12 @@ class Run(AbstractContextManager["Run"]):
     def __enter__(self) -> Self:
         """Show progress until the run ends."""
         self._open.enter_context(self._view)
-        if self._wandb:
-            self._open.callback(self._wandb.finish)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the view and all wandb runs."""
+        """Close the view."""
         self._open.close()
 
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
@@ -73,8 +71,7 @@ class Run(AbstractContextManager["Run"]):
         retry(lambda: append_result(self.directory, row), self.note)
         self._view.report(row)
         self._metrics.report(row)
-        if self._wandb:
-            self._wandb.report(row, config)
+        self._trackers.report(row, config)
         if time.monotonic() > self._report_due:
             # Not retried: the next refresh includes everything, and training should not wait for a page.
             try:
@@ -88,6 +85,7 @@ class Run(AbstractContextManager["Run"]):
         exploit = Exploit(time=datetime.now(UTC), **fields)
         retry(lambda: append_exploit(self.directory, exploit), self.note)
         self._view.exploit(exploit)
+        self._trackers.exploit(exploit)
 
     def refusal(self, **fields: Any) -> None:
         """Record that a trial did not copy a donor; the fields are those of ``Refusal``."""

@@ -1,0 +1,72 @@
+"""The process of one tracker: ``python -m adios_ray.tracking.trackers NAME RUN_DIR``.
+
+Reads a message a line from standard input, and answers each with a line of JSON: null, or the reason why the tracker
+failed, which may come once more when it is closed. It ends when its input ends, be it that the run has finished or that
+its driver was killed.
+"""
+
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+from adios_ray.tracking.trackers.base import Message, Tracker, TrackerName
+from adios_ray.tracking.trackers.isolation import CLOSE_S
+
+
+def make_tracker(name: TrackerName, run_dir: Path) -> Tracker:
+    """Make a tracker by its name; modules of others are not imported."""
+    if name == "tensorboard":
+        from adios_ray.tracking.trackers.tensorboard import TensorBoardLog
+
+        return TensorBoardLog(run_dir)
+    if name == "jsonl":
+        from adios_ray.tracking.trackers.jsonl import JsonLinesLog
+
+        return JsonLinesLog(run_dir)
+    from adios_ray.tracking.trackers.wandb import WandbLog
+
+    return WandbLog(run_dir, "online" if name == "wandb-online" else "offline")
+
+
+def give(tracker: Tracker, line: str) -> None:
+    """Call the tracker's method for a message."""
+    Message.model_validate_json(line).give(tracker)
+
+
+def failure(call: Callable[[], None]) -> str | None:
+    """Make a call, and return in one line why it failed; None if it did not."""
+    try:
+        call()
+    except Exception as error:  # whatever a service or its library raises, the run continues
+        traceback.print_exc()
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return None
+
+
+def serve(tracker: Tracker) -> None:
+    """Pass messages on to a tracker until there are no more."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not look like an answer
+
+    def answer(reason: str | None) -> None:
+        print(json.dumps(reason), file=answers, flush=True)
+
+    for line in sys.stdin:
+        answer(failure(partial(give, tracker, line)))
+    # The run waits no longer than this, and a killed driver's tracker must not stay for ever.
+    limit = threading.Timer(CLOSE_S, lambda: os._exit(1))
+    limit.daemon = True
+    limit.start()
+    if reason := failure(tracker.close):
+        answer(reason)
+
+
+if __name__ == "__main__":
+    serve(make_tracker(cast(TrackerName, sys.argv[1]), Path(sys.argv[2])))
+    sys.stderr.flush()
+    os._exit(0)  # libraries' exit handlers may wait for a server, and everything is closed

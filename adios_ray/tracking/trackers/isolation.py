@@ -1,0 +1,121 @@
+"""Trackers beside a run: each in a process of its own, which can neither stop nor slow the run."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from types import TracebackType
+
+import adios_ray
+from adios_ray.config import TrialConfig
+from adios_ray.run_directory import RunDirectory
+from adios_ray.tracking.records import Exploit, Row, RunSummary
+from adios_ray.tracking.trackers.base import Message, TrackerName
+
+CLOSE_S = 30.0
+"""Time that a tracker has at the end of a run to send what it has left."""
+
+Say = Callable[[str], object]
+"""Shows one line to the user."""
+
+
+class Trackers(AbstractContextManager["Trackers"]):
+    """All trackers of a run. Calls return at once; a tracker that fails is named once, and what it could not send."""
+
+    def __init__(self, names: Sequence[TrackerName], run_dir: Path, say: Say) -> None:
+        """Start a process for each tracker.
+
+        Args:
+            names: The trackers.
+            run_dir: The run directory.
+            say: Shows a line to the user; called from threads.
+        """
+        self._processes = [_Process(name, run_dir, say) for name in names]
+
+    def report(self, row: Row, config: TrialConfig) -> None:
+        """Pass on a trial's report."""
+        self._send(Message(row=row, config=config))
+
+    def exploit(self, exploit: Exploit) -> None:
+        """Pass on an exploit."""
+        self._send(Message(exploit=exploit))
+
+    def summary(self, summary: RunSummary) -> None:
+        """Pass on the outcome."""
+        self._send(Message(summary=summary))
+
+    def _send(self, message: Message) -> None:
+        for process in self._processes:
+            process.send(message)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait a bounded time until what is left is sent, and stop the trackers."""
+        for process in self._processes:
+            process.finish()
+
+
+class _Process:
+    """The process of one tracker, a thread that writes to it, and one that reads its answers."""
+
+    def __init__(self, name: TrackerName, run_dir: Path, say: Say) -> None:
+        self._name, self._say = name, say
+        self._given = self._sent = 0
+        self._messages = queue.SimpleQueue[Message | None]()
+        self._log = RunDirectory(run_dir).tracker_log(name)
+        self._log.parent.mkdir(exist_ok=True)
+        here = str(Path(adios_ray.__file__).parent.parent)  # a job's package may be on the driver's path alone
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", f"{__package__}", name, str(run_dir)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])},
+                start_new_session=True,  # Ctrl-C is for the run, which then ends the tracker's input
+            )
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._read)]
+        for thread in self._threads:
+            thread.start()
+
+    def send(self, message: Message) -> None:
+        self._given += 1
+        self._messages.put(message)
+
+    def finish(self) -> None:
+        """End the tracker's input, and stop it if it does not end by itself."""
+        self._messages.put(None)
+        try:
+            self._process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for thread in self._threads:
+            thread.join(1.0)
+        if lost := self._given - self._sent:
+            self._say(f"{self._name}: {lost} of {self._given} records were not sent; see {self._log}")
+
+    def _write(self) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError):  # the process has died; what it did not answer is counted at the end
+            while message := self._messages.get():
+                self._process.stdin.write(message.model_dump_json() + "\n")
+                self._process.stdin.flush()
+            self._process.stdin.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        failed = False
+        for answer in self._process.stdout:
+            if (reason := json.loads(answer)) is None:
+                self._sent += 1
+            elif not failed:
+                failed = True
+                self._say(f"{self._name} failed, and the run continues without it: {reason}")

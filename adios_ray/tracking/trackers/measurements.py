@@ -1,0 +1,36 @@
+"""What all trackers log of a report: its numbers, and pictures of its masks."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from adios_ray.tracking.pictures import mask_sheet
+from adios_ray.tracking.records import Row, mask_epochs, read_lineage, read_masks
+
+IMAGES = 8
+"""Validation images whose masks are logged."""
+
+
+def measurements(row: Row) -> dict[str, float]:
+    """Return the finite numbers of a report, and the searched values that are numbers, by name."""
+    measured = {**row.model_dump(exclude={"time", "trial", "epoch", "values", "worker_pid"}), **row.values}
+    return {key: value for key, value in measured.items() if isinstance(value, int | float) and math.isfinite(value)}
+
+
+def sheets(run_dir: Path, row: Row) -> Iterator[Image.Image]:
+    """Draw the masks that a trial stored with a report, a sheet for each of the first images; none without masks."""
+    if row.epoch in mask_epochs(run_dir, row.trial):
+        stored = read_masks(run_dir, row.trial, row.epoch)
+        for number in range(min(IMAGES, len(stored.images))):
+            yield mask_sheet(stored.images[number : number + 1], stored.masks[number : number + 1])
+
+
+def lineage_of(run_dir: Path, trial: str) -> list[str]:
+    """Describe all exploits of a trial so far, a line each."""
+    return [
+        f"epoch {exploit.epoch}: {f'copied {exploit.donor}, ' if exploit.copies else ''}{exploit.changes}"
+        for exploit in read_lineage(run_dir)
+        if exploit.trial == trial
+    ]

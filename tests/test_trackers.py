@@ -1,0 +1,163 @@
+"""Trackers: what wandb's, TensorBoard's and JSON files hold, and that none of them can harm a run."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from made_up_run import make_row, make_run
+
+from adios_ray.config import TrialConfig, replaced
+from adios_ray.errors import ConfigError
+from adios_ray.tracking.records import Exploit, Row, RunSummary, read_lineage, read_results, read_summary
+from adios_ray.tracking.trackers import isolation
+from adios_ray.tracking.trackers.isolation import Trackers
+from adios_ray.tracking.trackers.jsonl import JsonLinesLog
+from adios_ray.tracking.trackers.tensorboard import TensorBoardLog
+from adios_ray.tracking.trackers.wandb import WandbLog, check_login
+
+CONFIG = TrialConfig()
+
+
+@pytest.mark.slow
+def test_a_tracker_that_fails_is_named_once_and_the_others_get_everything(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    said = list[str]()
+    with Trackers(["jsonl", "tensorboard"], tmp_path, said.append) as trackers:
+        for epoch in (1, 2, 3):
+            trackers.report(make_row(epoch=epoch), CONFIG)
+    log = tmp_path / "logs" / "tracker_jsonl.log"
+    assert said[0].startswith("jsonl failed, and the run continues without it: IsADirectoryError: ")
+    assert said[1:] == [f"jsonl: 3 of 3 records were not sent; see {log}"] and "Traceback" in log.read_text()
+    (file,) = (tmp_path / "tensorboard" / "trial_00").iterdir()
+    assert [epoch for epoch, _ in scalars(file, "fitness")] == [1, 2, 3]
+
+
+def test_a_tracker_that_hangs_delays_the_end_by_its_limit_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "CLOSE_S", 0.05)
+    before, said = set(psutil.Process().children()), list[str]()
+    with Trackers(["jsonl"], tmp_path, said.append) as trackers:
+        (process,) = set(psutil.Process().children()) - before
+        process.suspend()
+        trackers.report(make_row(), CONFIG)
+    assert said == [f"jsonl: 1 of 1 records were not sent; see {tmp_path / 'logs' / 'tracker_jsonl.log'}"]
+    assert not process.is_running()
+
+
+def follow(tracker: Any, run_dir: Path) -> tuple[list[Row], Exploit, RunSummary]:
+    """Give a tracker all reports of the made-up run's best trial, its first exploit, and the outcome."""
+    summary = read_summary(run_dir)
+    assert summary
+    rows = [row for row in read_results(run_dir) if row.trial == summary.best_trial]
+    exploit = next(exploit for exploit in read_lineage(run_dir) if exploit.trial == summary.best_trial)
+    for row in rows:
+        tracker.report(row, replaced(CONFIG, row.values))
+        if row.epoch == exploit.epoch:
+            tracker.exploit(exploit)
+    tracker.summary(summary)
+    tracker.close()
+    return rows, exploit, summary
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """Read a .wandb file: LevelDB's log format, 32 KiB blocks of chunks, behind a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, parts = path.read_bytes(), 7, b""
+    while at < len(content):
+        if 32768 - at % 32768 < 7:  # the rest of a block that no chunk's header fits into
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        parts += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last chunk of one
+            record = Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+@pytest.mark.slow
+def test_an_offline_wandb_run_has_the_trials_epochs_masks_lineage_and_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "masks-of-mine")
+    monkeypatch.setenv("WANDB_ENTITY", "a-group")
+    make_run(tmp_path / "run")
+    rows, exploit, summary = follow(WandbLog(tmp_path / "run", "offline"), tmp_path / "run")
+    (file,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
+    config, outcome, history, image_captions = dict[str, Any](), dict[str, Any](), list[dict[str, Any]](), set[str]()
+    for record in wandb_records(file):
+        if record.HasField("run"):
+            assert (record.run.project, record.run.entity) == ("masks-of-mine", "a-group")
+            assert (record.run.run_group, record.run.display_name) == ("run", summary.best_trial)
+        for update in (*record.run.config.update, *record.config.update):
+            config[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
+        if record.HasField("history"):
+            names = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            history.append(names)
+            image_captions |= set(names.get("masks/captions", ()))
+        outcome |= {
+            item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.summary.update
+        }
+    assert config["seed"] == 0 and config["masking"]["slots"] == rows[-1].values["masking.slots"]
+    own = [exploit for exploit in read_lineage(tmp_path / "run") if exploit.trial == summary.best_trial]
+    assert len(config["lineage"]) == len(own)
+    line = config["lineage"][0]
+    assert line.startswith(f"epoch {exploit.epoch}: copied {exploit.donor}, ") and exploit.changes in line
+    assert [(step["epoch"], step["fitness"]) for step in history] == [(row.epoch, row.fitness) for row in rows]
+    assert "validation image 0, epoch 1: image, slots, masked inputs" in image_captions
+    assert outcome["test_fitness"] == summary.test_fitness and outcome["best"] is True
+
+
+def events(file: Path) -> Iterator[Any]:
+    """Read a file of events: TFRecords, each a length, its checksum, data, and their checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    content, at = file.read_bytes(), 0
+    while at < len(content):
+        (length,) = struct.unpack("<Q", content[at : at + 8])
+        yield Event.FromString(content[at + 12 : at + 12 + length])
+        at += 16 + length
+
+
+def scalars(file: Path, tag: str) -> list[tuple[int, float]]:
+    """Read the steps and values of one tag."""
+    values = ((event.step, value) for event in events(file) for value in event.summary.value)
+    return [(step, value.simple_value) for step, value in values if value.tag == tag]
+
+
+@pytest.mark.slow
+def test_event_files_hold_each_reports_numbers_and_masks(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    rows, _, summary = follow(TensorBoardLog(tmp_path), tmp_path)
+    (file,) = (tmp_path / "tensorboard" / summary.best_trial).iterdir()
+    assert dict(scalars(file, "fitness")) == pytest.approx({row.epoch: row.fitness for row in rows}, rel=1e-6)
+    tags = {value.tag for event in events(file) for value in event.summary.value}
+    assert {"masking.slots", "masks/0", "lineage/text_summary", "summary/text_summary"} <= tags
+
+
+def test_json_lines_hold_everything_and_no_nan(tmp_path: Path) -> None:
+    def refuse(constant: str) -> float:
+        raise AssertionError(constant)
+
+    make_run(tmp_path)
+    log = JsonLinesLog(tmp_path)
+    log.report(make_row(probe_accuracy=float("nan")), CONFIG)
+    follow(log, tmp_path)
+    lines = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines].count("exploit") == 1 and lines[-1]["kind"] == "summary"
+    assert lines[0]["probe_accuracy"] is None and lines[0]["config"]["masking"]["slots"] == CONFIG.masking.slots
+
+
+def test_online_logging_without_a_login_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="set WANDB_API_KEY"):
+        check_login()
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    check_login()
