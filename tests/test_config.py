@@ -212,8 +212,14 @@ def test_a_storage_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_workers_share_the_cpus_and_take_a_gpu_each() -> None:
     config = ExperimentConfig(population=4)
     assert worker_resources(config, [Node(2, 0)]) == (0.5, 0)
-    assert worker_resources(config, [Node(16, 4)]) == (1.0, 1.0)
-    assert worker_resources(config, [Node(16, 1)]) == (1.0, 1.0)  # the four take turns
+    assert worker_resources(config, [Node(64, 0)]) == (16, 0)
+    assert worker_resources(config, [Node(63, 0), Node(1, 0)]) == (15, 0)  # no trial fits into the small node
+    assert worker_resources(config, [Node(16, 4)]) == (4, 1)
+    assert worker_resources(config, [Node(16, 1)]) == (16, 1)  # the four take turns
+    head, node = Node(64, 0), Node(4, 8)
+    crowd = ExperimentConfig(population=16)
+    assert worker_resources(crowd, [head, node, node]) == (0.5, 1)
+    assert count_capacity(crowd, worker_resources(crowd, [head, node, node]), [head, node, node]) == 16
     assert worker_resources(ExperimentConfig(gpus_per_worker=0.25), [Node(16, 1)]).gpus == 0.25
 
 

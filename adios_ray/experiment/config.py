@@ -52,7 +52,8 @@ class ExperimentConfig(TrialConfig):
     gpus_per_worker: float | None = Field(None, ge=0)
     """GPUs of each worker, may be a fraction; None takes 1 if the cluster has GPUs."""
     cpus_per_worker: float | None = Field(None, gt=0)
-    """CPUs of each worker, may be a fraction; None divides the cluster's CPUs evenly, at most 1 each."""
+    """CPUs of each worker, may be a fraction; None shares the CPUs of the nodes that
+    can hold a worker."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Weights & Biases; online needs a login, offline keeps files that `wandb sync` uploads. The project is
     WANDB_PROJECT or adios_ray, the entity WANDB_ENTITY."""

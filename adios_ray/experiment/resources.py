@@ -31,31 +31,54 @@ def nodes() -> list[Node]:
 
 
 def worker_resources(config: ExperimentConfig, cluster: Sequence[Node]) -> WorkerResources:
-    """Choose CPUs and GPUs of each worker: as configured, else one GPU if there are any, and an even share of the CPUs.
+    """Choose CPUs and GPUs of each worker: as configured, else one GPU if there are any, and a share of the CPUs.
+
+    The share is the largest with which as many trials fit at once as with the smallest. A GPU's is at most an even one
+    of its node's CPUs. Nodes that cannot hold a worker do not count: a head without GPUs takes none from the others.
 
     Args:
-        config: The experiment; if CPUs are not configured, they are shared so that the whole population fits at once.
+        config: The experiment.
         cluster: The cluster's nodes.
 
     Raises:
         ConfigError: If not even one trial fits.
     """
     gpus = float(any(node.gpus for node in cluster)) if config.gpus_per_worker is None else config.gpus_per_worker
-    at_once = config.population * config.workers_per_trial
-    if gpus:
-        at_once = min(at_once, sum(_fit(node.gpus, gpus) for node in cluster) or 1)
-    # Rounded down to a thousandth: Ray counts ten-thousandths, and if it rounded up, the last worker would not fit.
-    share = min(sum(node.cpus for node in cluster) / at_once, 1.0)
-    cpus = config.cpus_per_worker or max(math.floor(1000 * share) / 1000, 0.001)
-    resources = WorkerResources(cpus, gpus)
+    resources = WorkerResources(config.cpus_per_worker or _cpu_share(config, gpus, cluster), gpus)
     if not count_capacity(config, resources, cluster):
         has = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in cluster)
         raise ConfigError(
-            f"a trial's {config.workers_per_trial} workers need {cpus:g} CPUs and {gpus:g} GPUs each, which the "
-            f"cluster can never give (its nodes have {has}): lower --workers-per-trial, --cpus-per-worker or "
+            f"a trial's {config.workers_per_trial} workers need {resources.cpus:g} CPUs and {gpus:g} GPUs each, which "
+            f"the cluster can never give (its nodes have {has}): lower --workers-per-trial, --cpus-per-worker or "
             "--gpus-per-worker"
         )
     return resources
+
+
+def _cpu_share(config: ExperimentConfig, gpus: float, cluster: Sequence[Node]) -> float:
+    def trials(cpus: float) -> int:
+        return min(count_capacity(config, WorkerResources(cpus, gpus), cluster), config.population)
+
+    workers = config.population * config.workers_per_trial
+    shares = {
+        _round_down(node.cpus / count)
+        for node in set(cluster)
+        for count in ([_fit(node.gpus, gpus)] if gpus else range(1, workers + 1))
+        if count
+    }
+    most = trials(_SMALLEST_SHARE)
+    return max(share for share in shares if trials(share) == most) if most else 1.0
+
+
+_SMALLEST_SHARE = 0.001
+
+
+def _round_down(cpus: float) -> float:
+    """Round to whole CPUs, which a worker uses as threads, or below one to thousandths.
+
+    Ray counts ten-thousandths: if it rounded up, the last worker would not fit.
+    """
+    return float(math.floor(cpus)) if cpus >= 1 else max(math.floor(1000 * cpus) / 1000, _SMALLEST_SHARE)
 
 
 def count_capacity(config: ExperimentConfig, resources: WorkerResources, cluster: Sequence[Node]) -> int:
