@@ -28,8 +28,8 @@ EVALUATIONS = "evaluations"
 REPORTS = 4
 """Reports of a training, at least; a cell that is interrupted repeats what follows the last one."""
 
-Evaluate = Callable[[str, Path, Mapping[str, str], Mapping[str, Any]], dict[str, float]]
-"""Evaluates: kind, checkpoint, places of the data sets by name, and options to scores by name."""
+Evaluate = Callable[[str, Path, Mapping[str, str], Mapping[str, Any], int], dict[str, float]]
+"""Evaluates: kind, checkpoint, places of the data sets by name, options and the seed to scores by name."""
 
 
 class Measured(Strict):
@@ -98,7 +98,7 @@ def run_cell(cell: Cell, folder: Path, places: Mapping[str, str], device: torch.
             continue
         began = time.perf_counter()
         data = {name: places[name] for name in evaluation.data}
-        scores = evaluate(evaluation.kind, last, data, dict(evaluation.options))
+        scores = evaluate(evaluation.kind, last, data, dict(evaluation.options), cell.seed)
         found = Measured(scores=scores, seconds=time.perf_counter() - began)
         atomic_write(path, found.model_dump_json(indent=1).encode())
 

@@ -16,7 +16,9 @@ SLOTS = "slots"
 """Kind that returns sizes and overlap of the masks from the training's last report."""
 
 
-def evaluate(kind: str, checkpoint: Path, places: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, float]:
+def evaluate(
+    kind: str, checkpoint: Path, places: Mapping[str, str], options: Mapping[str, Any], seed: int
+) -> dict[str, float]:
     """Evaluate the last checkpoint of a cell.
 
     Args:
@@ -24,6 +26,7 @@ def evaluate(kind: str, checkpoint: Path, places: Mapping[str, str], options: Ma
         checkpoint: Directory of the checkpoint.
         places: Directories or URIs of the data sets by name: the one to evaluate, for robustness its variations too.
         options: Options of the evaluation.
+        seed: Seed of the evaluation's own random numbers, such as those of a training from scratch.
 
     Returns:
         Scores by name.
@@ -41,6 +44,6 @@ def evaluate(kind: str, checkpoint: Path, places: Mapping[str, str], options: Ma
     if isinstance(evaluation, Robustness):
         _, *variations = places.items()
         evaluation = replace(evaluation, variation=tuple(f"{name}={of}" for name, of in variations))
-    with opened(load_weights(checkpoint), open_shards(place)) as subject:
+    with opened(load_weights(checkpoint), open_shards(place), seed=seed) as subject:
         result = evaluation.evaluate(subject)
     return {name: score.value for name, score in result.scores.items()}
