@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from adios_ray.config import Strict, TrialConfig, adaptable, current_path, replaced, value_at
+from adios_ray.config import ADAPTABLE, Strict, TrialConfig, current_path, replaced, value_at
 from adios_ray.errors import ConfigError
 from adios_ray.files import atomic_write
 from adios_ray.validation import parse
@@ -266,7 +266,7 @@ class SearchSpace(Strict):
         """
         for path, parameter in self.parameters.items():
             configured = value_at(config, path)
-            if self.evolving and not adaptable(path):
+            if self.evolving and path not in ADAPTABLE:
                 raise ConfigError(
                     f"{origin}: {path} cannot change while a trial trains, so {self.scheduler} cannot search it; "
                     "use asha, median or none"
