@@ -122,6 +122,21 @@ class Population:
         )
         self.state.lineage_lines += 1
 
+    def drop(self, name: str, rank: int, trials: int) -> None:
+        """End a member that ranks too low in the opening, in memory and in the lineage."""
+        member = self[name]
+        scored = member.score is not None and member.score > WORST_SCORE
+        self.run.drop(
+            epoch=member.epoch,
+            trial=name,
+            rank=rank,
+            trials=trials,
+            score=member.score if scored else None,
+            standard_error=member.reported[-1].standard_error if scored else None,
+        )
+        self.state.lineage_lines += 1
+        member.finished = True
+
     def copy(
         self, name: str, donor: str, values: dict[str, Any], z: float | None = None, p: float | None = None
     ) -> None:
@@ -176,6 +191,12 @@ class Population:
     def hold(self, names: Sequence[str], held: bool) -> None:
         """Hold trials at a barrier, or release them; trials that this driver has not started are skipped."""
         self.channel.hold([name for name in names if name in self._registered], held)
+
+    def preempt(self, names: Sequence[str]) -> None:
+        """End the trials' requests without a report; trials that this driver has not started are skipped."""
+        for name in names:
+            if name in self._registered:
+                self.channel.preempt(name)
 
     def commit(self, *names: str) -> None:
         """Journal these members in one atomic step, then delete the checkpoints that no member uses any more."""

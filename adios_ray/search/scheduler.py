@@ -31,6 +31,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         # The trial that is giving up its resources. Tune takes a while to stop its actor and lists it as running until
         # then; without this note, every call of choose_trial_to_run would preempt one more.
         self._preempting: str | None = None
+        self._stopping: list[Trial] = []
 
     @abstractmethod
     def decide(self, name: str) -> str:
@@ -48,12 +49,16 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         """Take in a new trial, or one whose actor Tune restarts."""
         self.admission.admit(trial)
         self.introduce(name_of(trial))
+        if self.population[name_of(trial)].finished:  # ended by a decision that was made before it started
+            self._stopping.append(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Record a report and decide."""
         name, reply = name_of(trial), result[REPLY]
         if reply.report is None:
             # The answer to ``channel.preempt``: the trial has nothing to report, and only Tune can free its resources.
+            if self.population[name].finished:
+                return str(STOP)
             self._preempting = name
             return str(PAUSE)
         if not self.population.observe(name, reply):
@@ -104,6 +109,11 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Return the least-trained paused trial if there is free capacity; else preempt a trial if others need it."""
+        # Trials without a request, which ``channel.preempt`` could end: Tune stops them only when it is told to.
+        ended = [trial for trial in self.admission.paused() if self.population[name_of(trial)].finished]
+        for trial in (*self._stopping, *ended):
+            tune_controller.stop_trial(trial)
+        self._stopping.clear()
         # Trials that have never started come first, by way of ``GatedSearch``: they have trained least.
         waiting = [trial for trial in self.admission.paused() if self.ready(name_of(trial))]
         waiting.sort(key=lambda trial: (self.population[name_of(trial)].epoch, name_of(trial)))

@@ -153,6 +153,7 @@ _OPTIONS: Mapping[str, tuple[Scheduler, ...]] = {
     "significance": EVOLVING,
     "explore_without_copy": EVOLVING,
     "controls": EVOLVING,
+    "opening": EVOLVING,
     "grace_epochs": ("asha", "median"),
     "reduction_factor": ("asha",),
     "min_trials": ("median",),
@@ -164,6 +165,16 @@ CONTROLLED_POPULATION = 8
 
 _KEPT_POSITIVE = ("masking.sparsity_weight",)
 """Values that may be 0 in a fixed training but not in a search: without the penalty, masks collapse."""
+
+
+class Opening(Strict):
+    """Many trials that train for a short time, before the best of them become the population."""
+
+    trials: int = Field(ge=2)
+    """Trials that begin, more than the population."""
+    epochs: int = Field(ge=1)
+    """Epochs until only the population is left. They are halved once or several times, the last time at this epoch,
+    each time before at half the epochs of the next."""
 
 
 class SearchSpace(Strict):
@@ -191,6 +202,9 @@ class SearchSpace(Strict):
     controls: int | None = Field(None, ge=0)
     """pbt, pb2: trials with the configured values that are never replaced but may be copied; None takes 1 from a
     population of 8 on, else 0."""
+    opening: Opening | None = None
+    """pbt, pb2: begin with more trials than the population, and halve them by their scores at equal epochs; the first
+    trial, which has the configured values, and controls stay."""
     grace_epochs: int = Field(1, ge=1)
     """asha, median: epochs that every trial trains before it may be stopped."""
     reduction_factor: float = Field(4, gt=1)
@@ -230,7 +244,7 @@ class SearchSpace(Strict):
         """Return how many of a population's trials are controls."""
         if not self.evolving:
             return 0
-        return self.controls if self.controls is not None else int(population >= CONTROLLED_POPULATION)
+        return min(population, int(population >= CONTROLLED_POPULATION) if self.controls is None else self.controls)
 
     @property
     def evolving(self) -> bool:
@@ -258,12 +272,28 @@ class SearchSpace(Strict):
         for combination in itertools.product(*values):
             yield dict(zip(self.parameters, combination, strict=True))
 
-    def bind(self, config: TrialConfig, origin: str = "search space") -> None:
+    def bind(self, config: TrialConfig, origin: str = "search space", population: int | None = None) -> None:
         """Check that every path exists, may change in training where it would, and accepts its extreme values.
 
+        Args:
+            config: What the trials have in common.
+            origin: Name of the search space in errors.
+            population: Number of trials, if known, which an opening must exceed.
+
         Raises:
-            ConfigError: If one does not; it names the path.
+            ConfigError: If one does not, or the opening is too small or too long; it names the path or the option.
         """
+        if self.opening is not None:
+            if population is not None and self.opening.trials <= population:
+                raise ConfigError(
+                    f"{origin}: opening.trials {self.opening.trials} must be more than the population of {population}: "
+                    "raise it, or lower --population"
+                )
+            if config.next_report(self.opening.epochs - 1) >= config.epochs:
+                raise ConfigError(
+                    f"{origin}: opening.epochs {self.opening.epochs} must end before the last of {config.epochs} "
+                    "epochs: lower it, or raise --epochs"
+                )
         for path, parameter in self.parameters.items():
             configured = value_at(config, path)
             if self.evolving and path not in ADAPTABLE:

@@ -48,9 +48,23 @@ def make_suggest(space: SearchSpace, config: TrialConfig, state: PopulationState
     return draw
 
 
-def fill(state: PopulationState, space: SearchSpace, config: TrialConfig, names: Sequence[str]) -> None:
-    """Add all trials of a new population, the controls first; ``names`` must be those of a search with known values."""
-    suggest, controls = make_suggest(space, config, state, len(names)), space.controls_among(len(names))
+def fill(
+    state: PopulationState,
+    space: SearchSpace,
+    config: TrialConfig,
+    names: Sequence[str],
+    population: int | None = None,
+) -> None:
+    """Add all trials of a new population, the controls first.
+
+    Args:
+        state: Where to add them.
+        space: A search space that knows the trials' values before they train: not hyperopt's.
+        config: What all trials have in common.
+        names: Their names.
+        population: How many remain after an opening; None: all.
+    """
+    suggest, controls = make_suggest(space, config, state, len(names)), space.controls_among(population or len(names))
     for number, name in enumerate(names):
         state.add(name, suggest(name), control=number < controls)
 
