@@ -53,12 +53,13 @@ class SimulatedChannel:
 
 
 class SimulatedRun:
-    """Records the lineage in files, as a run does, and the reports in memory."""
+    """Records the lineage in files, as a run does, and reports and notes in memory."""
 
     def __init__(self, directory: Path) -> None:
         """Record into an existing directory."""
         self.directory = directory
         self.reports: list[tuple[str, int, float]] = []
+        self.notes: list[str] = []
 
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
         """Keep a report."""
@@ -77,7 +78,8 @@ class SimulatedRun:
         append_exploit(self.directory, Drop(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
 
     def note(self, text: str) -> None:
-        """Drop a note."""
+        """Keep a note."""
+        self.notes.append(text)
 
 
 @dataclass(eq=False)

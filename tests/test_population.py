@@ -23,7 +23,7 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.replay import replay
 from adios_ray.experiment.schedule import load_schedule
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking.records import read_lineage, read_results, read_summary
+from adios_ray.tracking.records import read_drops, read_lineage, read_results, read_summary
 from adios_ray.training.reproduce import reproduce
 
 pytestmark = pytest.mark.ray
@@ -126,6 +126,24 @@ def test_trials_beyond_the_capacity_take_turns(ray_cluster: None, objects_dir: P
     reports = [(row.trial, row.epoch) for row in read_results(run_dir)]
     assert reports == [(f"trial_0{trial}", epoch) for trial in range(3) for epoch in (1, 2)]
     assert [exploit.epoch for exploit in read_lineage(run_dir)] == [1]
+
+
+def test_an_opening_leaves_a_population(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
+    from adios_ray.experiment.runner import start
+
+    config = experiment(objects_dir, tmp_path, epochs=2)
+    space = {**yaml.safe_load(config.space.read_text()), "opening": {"trials": 4, "epochs": 1}}
+    config.space.write_text(yaml.safe_dump(space))
+    # Three fit at once: of the trials that leave, some are held with their workers and some are paused.
+    run_dir = start(config.model_copy(update={"cpus_per_worker": 1.3}))
+    drops = {drop.trial: drop for drop in read_drops(run_dir)}
+    rows = {(row.trial, row.epoch): row.fitness for row in read_results(run_dir)}
+    assert len(drops) == 2 and "trial_00" not in drops
+    ranked = sorted((f"trial_0{number}" for number in range(4)), key=lambda name: -rows[name, 1])
+    assert all(drop.rank == ranked.index(name) + 1 and drop.score == rows[name, 1] for name, drop in drops.items())
+    assert rows.keys() == {(name, epoch) for name in ranked for epoch in (1, 2) if epoch == 1 or name not in drops}
+    summary = read_summary(run_dir)
+    assert summary is not None and summary.best_trial in ranked
 
 
 def in_background(config: ExperimentConfig) -> Future[Path]:

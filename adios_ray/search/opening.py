@@ -38,10 +38,13 @@ def rungs(opening: Opening | None, population: int) -> tuple[Rung, ...]:
     return tuple(Rung(epoch, size) for epoch, size in planned.items())
 
 
+def stays(member: Member) -> bool:
+    """Return whether a trial stays whatever it scores: controls, and the first, which has the configured values."""
+    return member.control or member.number == 0
+
+
 def leaving(members: Mapping[str, Member], survivors: int, lost: Collection[str]) -> dict[str, int]:
     """Choose the trials that leave the population at a rung.
-
-    Controls and the first trial, which has the configured values, stay whatever they score.
 
     Args:
         members: The trials that still take part, by name; those not in ``lost`` have reported the rung's epoch.
@@ -58,7 +61,7 @@ def leaving(members: Mapping[str, Member], survivors: int, lost: Collection[str]
         return name in lost or member.score is None, -(member.score or 0.0), member.number
 
     ranked = sorted(members, key=order)
-    safe = [name for name in ranked if members[name].control or members[name].number == 0]
+    safe = [name for name in ranked if stays(members[name])]
     others = [name for name in ranked if name not in safe]
     gone = others[max(0, survivors - len(safe)) :]
     return {name: ranked.index(name) + 1 for name in gone}

@@ -12,7 +12,7 @@ from typing import Any
 
 from adios_ray.backend.admission import Admission
 from adios_ray.search.comparison import adjusted
-from adios_ray.search.opening import Rung, leaving
+from adios_ray.search.opening import Rung, leaving, stays
 from adios_ray.search.population import WORST_SCORE, Population, scores_at_common_epoch
 from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
@@ -66,6 +66,12 @@ class PopulationBasedTraining(LiveScheduler):
         members = self.population.state.members.values()
         remaining = sum(not member.finished for member in members)
         return any(rung.survivors < remaining for rung in self._halvings)
+
+    def fate_of_diverged(self, name: str) -> str:
+        """Say that the trial waits for a donor, or ranks last in the opening."""
+        if self._opening and not stays(self.population[name]):
+            return "it ranks last in the opening"
+        return "it waits for a donor"
 
     def decide(self, name: str) -> str:
         """Exploit and explore where the interval is over, and return what the trial does next.

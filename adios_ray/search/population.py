@@ -72,8 +72,6 @@ class Population:
         epoch = report.epoch
         # If the driver dies before commit(), the next one asks again and writes a second row; readers keep the last.
         self.run.report(name, report, member.values, self._own_config(member))
-        if report.divergence:
-            self.run.note(f"{name} diverged at {report.divergence}; it waits for a donor")
         score = self._score(member, report.fitness)
         self._unwritten.setdefault(name, []).append(f"{name}/{epoch}")
         self.state.observations[f"{name}/{epoch}"] = Observation(

@@ -10,6 +10,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from adios_ray.backend.admission import Admission, name_of
+from adios_ray.backend.line import Reply
 from adios_ray.backend.trial import REPLY
 from adios_ray.search.population import Population
 
@@ -41,6 +42,10 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
     def ready(self, name: str) -> bool:
         """Return whether a trial could train now, that is, does not wait for others."""
 
+    @abstractmethod
+    def fate_of_diverged(self, name: str) -> str:
+        """Say what becomes of a trial that has diverged or failed before its last epoch."""
+
     def introduce(self, name: str) -> None:
         """Register a trial's starting point with the channel."""
         self.population.register(name)
@@ -61,7 +66,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
                 return str(STOP)
             self._preempting = name
             return str(PAUSE)
-        if not self.population.observe(name, reply):
+        if not self._observe(name, reply):
             return str(CONTINUE)
         decision = self.decide(name)
         if decision == STOP:
@@ -77,10 +82,18 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Record a trial's last report."""
         name = name_of(trial)
-        self.population.observe(name, result[REPLY])
+        self._observe(name, result[REPLY])
         self.population[name].finished = True
         self.population.commit(name)
         self._trial_ended(name)
+
+    def _observe(self, name: str, reply: Reply) -> bool:
+        """Record a report; returns whether it is new."""
+        new = self.population.observe(name, reply)
+        if new and reply.report is not None and reply.report.divergence:
+            fate = "it has trained its last epoch" if reply.report.done else self.fate_of_diverged(name)
+            self.population.run.note(f"{name} diverged at {reply.report.divergence}; {fate}")
+        return new
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Continue without a trial whose actor has failed for good; one that Tune restarts is added again."""

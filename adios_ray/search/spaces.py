@@ -61,6 +61,10 @@ class Continuous(_Bounded):
             return self.clipped(math.exp(random.uniform(math.log(self.low), math.log(self.high))))
         return random.uniform(self.low, self.high)
 
+    def contains(self, value: float | None) -> bool:
+        """Return whether a value is inside the bounds."""
+        return value is not None and self.low <= value <= self.high
+
     def perturb(self, value: float, random: Random) -> float:
         """Return a neighboring value inside the bounds."""
         return self.clipped(value * random.choice((self.factor, 1 / self.factor)))
@@ -92,6 +96,10 @@ class Integer(_Bounded):
         """Draw a value."""
         return random.choice(range(self.low, self.high + 1, self.step))
 
+    def contains(self, value: int | None) -> bool:
+        """Return whether a value is one of those that are drawn."""
+        return value is not None and value in range(self.low, self.high + 1, self.step)
+
     def perturb(self, value: int, random: Random) -> int:
         """Return a neighboring value inside the bounds."""
         return min(max(value + random.choice((self.step, -self.step)), self.low), self.high)
@@ -118,9 +126,13 @@ class Choice(_Parameter):
         """Draw a value."""
         return random.choice(self.values)
 
+    def contains(self, value: Any) -> bool:
+        """Return whether a value is in the list."""
+        return value in self.values
+
     def perturb(self, value: Any, random: Random) -> Any:
         """Return the next value or the one before; resample a value that is not in the list."""
-        if value not in self.values:
+        if not self.contains(value):
             return self.sample(random)
         position = self.values.index(value) + random.choice((1, -1))
         return self.values[min(max(position, 0), len(self.values) - 1)]
@@ -185,7 +197,8 @@ class SearchSpace(Strict):
     perturbations (Parker-Holder et al. 2020); asha: asynchronous successive halving (Li et al. 2020); median: stop
     trials below the median (Golovin et al. 2017); none: train every trial to its end."""
     search: Search = "random"
-    """Initial values of trials: random draws, hyperopt's tree-structured Parzen estimator, or every combination."""
+    """Initial values of trials: random draws, hyperopt's tree-structured Parzen estimator, or every combination. Of the
+    first two, the first trial has the configured values (with hyperopt, if they are inside the bounds)."""
     synchronous: bool = True
     """pbt, pb2: decide once all trials have reached the interval; else for each trial as it reaches it."""
     interval_epochs: int = Field(1, ge=1)
@@ -250,6 +263,14 @@ class SearchSpace(Strict):
     def evolving(self) -> bool:
         """Whether trials are changed while they train."""
         return self.scheduler in EVOLVING
+
+    def configured(self, config: TrialConfig) -> dict[str, Any]:
+        """Return the values of all parameters in a configuration, by path."""
+        return {path: value_at(config, path) for path in self.parameters}
+
+    def contains(self, values: Mapping[str, Any]) -> bool:
+        """Return whether these values, by path, could have been drawn."""
+        return all(parameter.contains(values[path]) for path, parameter in self.parameters.items())
 
     def sample(self, random: Random) -> dict[str, Any]:
         """Sample all parameters; values by path."""
