@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
 from simulated import Simulation
 from test_schedulers import EPOCHS, crashing, simulation
 
@@ -145,6 +146,30 @@ def test_a_trial_that_diverged_in_the_opening_leaves_first(tmp_path: Path) -> No
     # The configured values stay although they diverged, and get a donor at the first decision.
     assert [(e.epoch, e.trial) for e in read_lineage(simulated.directory)][0] == (4, "trial_00")
     assert state.members["trial_00"].epoch == EPOCHS
+
+
+@pytest.mark.parametrize("name", ["trial_00", "trial_03"])
+def test_a_trial_that_fails_for_good_leaves_last_or_is_resumed(tmp_path: Path, name: str) -> None:
+    simulated = opened(tmp_path / "run")
+
+    def fail(now: Simulation) -> None:
+        trial = now.trials.get(name)
+        if trial is not None and trial.status == Trial.RUNNING and now.members[name].epoch == 1:
+            trial.status, trial.should_recover = Trial.ERROR, lambda: False  # type: ignore[method-assign]
+            now.scheduler.on_trial_error(None, trial)
+            trial.status = Trial.TERMINATED
+
+    simulated.on_step = fail
+    state = simulated.drive()
+    drops = read_drops(simulated.directory)
+    assert len(drops) == 7
+    if name == "trial_03":
+        assert [(d.epoch, d.rank, d.score) for d in drops if d.trial == name] == [(1, 11, None)]
+        return
+    assert state.unfinished(state.members) == [name] and state.members[name].epoch == 1
+    simulated.on_step = lambda now: None
+    resumed = simulated.drive()
+    assert resumed.members[name].epoch == EPOCHS and read_drops(simulated.directory) == drops
 
 
 def test_of_equal_trials_the_first_stay(tmp_path: Path) -> None:

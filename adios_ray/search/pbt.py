@@ -127,7 +127,7 @@ class PopulationBasedTraining(LiveScheduler):
         remaining = {name: member for name, member in population.state.members.items() if not member.finished}
         ranks = leaving(remaining, survivors, self._ended)
         for name, rank in ranks.items():
-            population.drop(name, rank, len(remaining))
+            population.drop(name, rank, len(remaining), lost=name in self._ended)
         for name in waiting:
             population[name].decided_epoch = epoch
         following = (rung.epoch for rung in self._halvings if rung.epoch > epoch)

@@ -153,7 +153,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         waiting = (name for name in sorted(running) if not self.ready(name))
         self._preempting = next(waiting, None)
         if self._preempting:
-            self.population.channel.preempt(self._preempting)
+            self.population.preempt([self._preempting])
 
     def debug_string(self) -> str:
         """Return the text that Tune would print."""
