@@ -95,8 +95,9 @@ def _train(
     state = PopulationState.load(run_dir)
     names = _names(config, space)
     if space.search == "hyperopt":
-        first = ", the first the configured values" if space.contains(space.configured(config)) else ""
-        print(f"hyperopt: {startup_trials(len(names))} of {len(names)} trials are random draws{first}", flush=True)
+        first = ", except the very first: the configured values" if space.contains(space.configured(config)) else ""
+        startup = startup_trials(len(names))
+        print(f"hyperopt: the first {startup} of {len(names)} trials are random draws{first}", flush=True)
     halvings = rungs(space.opening, config.population)
     if halvings:
         kept = ", ".join(f"{rung.survivors} after epoch {rung.epoch}" for rung in halvings)
