@@ -23,7 +23,7 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.replay import replay
 from adios_ray.experiment.schedule import load_schedule
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking.records import read_lineage, read_results, read_summary
+from adios_ray.tracking.records import read_drops, read_lineage, read_results, read_summary
 from adios_ray.training.reproduce import reproduce
 
 pytestmark = pytest.mark.ray
@@ -126,6 +126,22 @@ def test_trials_beyond_the_capacity_take_turns(ray_cluster: None, objects_dir: P
     reports = [(row.trial, row.epoch) for row in read_results(run_dir)]
     assert reports == [(f"trial_0{trial}", epoch) for trial in range(3) for epoch in (1, 2)]
     assert [exploit.epoch for exploit in read_lineage(run_dir)] == [1]
+
+
+def test_an_opening_leaves_a_population(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
+    from adios_ray.experiment.runner import start
+
+    config = experiment(objects_dir, tmp_path, epochs=2)
+    space = {**yaml.safe_load(config.space.read_text()), "opening": {"trials": 3, "epochs": 1}}
+    config.space.write_text(yaml.safe_dump(space))
+    run_dir = start(config.model_copy(update={"cpus_per_worker": 2.0}))  # of four CPUs: one trial is paused
+    (drop,) = read_drops(run_dir)
+    rows = {(row.trial, row.epoch): row.fitness for row in read_results(run_dir)}
+    ranked = sorted((f"trial_0{number}" for number in range(3)), key=lambda name: -rows[name, 1])
+    assert drop.trial == next(name for name in reversed(ranked) if name != "trial_00")
+    assert drop.rank == ranked.index(drop.trial) + 1 and drop.score == rows[drop.trial, 1]
+    assert rows.keys() == {(name, epoch) for name in ranked for epoch in (1, 2) if epoch == 1 or name != drop.trial}
+    assert read_summary(run_dir) is not None
 
 
 def in_background(config: ExperimentConfig) -> Future[Path]:

@@ -1,7 +1,7 @@
 """Decisions about populations, in a simulation that can crash at every step and that loses and gains nodes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -13,12 +13,13 @@ from simulated import CrashedError, Simulation, StuckError, optimum
 from adios_ray.backend import line
 from adios_ray.backend.admission import Admission
 from adios_ray.backend.line import Line, Request
-from adios_ray.config import TrialConfig, replaced
+from adios_ray.config import TrialConfig, replaced, value_at
 from adios_ray.experiment.schedule import Schedule, Stage, schedule_of
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.pb2 import PB2
 from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import WORST_SCORE, Population
+from adios_ray.search.scheduler import STOP
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
@@ -370,6 +371,85 @@ def test_a_diverged_trial_of_a_search_is_stopped(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", scheduler="none")
     simulated.fitness = lambda trial, epoch, values, before: math.nan if trial == "trial_03" and epoch == 4 else 1.0
     assert [member.epoch for member in searched(simulated).members.values()] == [EPOCHS] * 3 + [4] + [EPOCHS] * 2
+
+
+@pytest.mark.parametrize("low", [0.2, 0.55])
+def test_a_search_by_hyperopt_begins_with_the_configured_values_if_it_may(tmp_path: Path, low: float) -> None:
+    parameters = {**PARAMETERS, "masking.sparsity_weight": {"low": low, "high": 1.0, "scale": "linear"}}
+    simulated = simulation(tmp_path / "run", 3, 1, scheduler="asha", search="hyperopt", parameters=parameters)
+    state = searched(simulated)
+    configured = {path: value_at(simulated.config, path) for path in parameters}
+    assert configured["masking.sparsity_weight"] == 0.5
+    assert (state.initial["trial_00"] == configured) == (low < 0.5)
+    assert all(simulated.space.contains(values) for values in state.initial.values())
+    assert len({str(values) for values in state.initial.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "diverged"),
+    [
+        ({"scheduler": "asha", "reduction_factor": 3}, ["trial_01/1", "trial_02/3", "trial_03/1", "trial_04/1"]),
+        ({"scheduler": "median", "min_trials": 2}, ["trial_02/3", "trial_03/1"]),
+    ],
+)
+def test_a_resumed_rule_decides_as_the_one_that_heard_every_report(
+    tmp_path: Path, options: dict[str, Any], diverged: Sequence[str]
+) -> None:
+    simulated = simulation(tmp_path / "run", 9, 3, **options)
+    simulated.fitness = lambda trial, epoch, config, before: (
+        math.nan if f"{trial}/{epoch}" in diverged else Random(f"{trial}{epoch}").random()
+    )
+    heard: list[tuple[str, int, float, str]] = []
+    decide = StoppingSearch.decide
+
+    def listen(search: StoppingSearch, name: str) -> str:
+        decision, member = decide(search, name), search.population[name]
+        assert member.score is not None
+        heard.append((name, member.epoch, member.score, decision))
+        return decision
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoppingSearch, "decide", listen)
+        searched(simulated)
+    assert any(decision == STOP and score > WORST_SCORE for _, _, score, decision in heard)
+    state = PopulationState.load(simulated.directory)  # as a driver finds it, which resumes after all reports
+    observations = list(state.observations.items())
+    assert len(observations) == len(heard)
+    for count in range(len(heard) + 1):
+        state.observations = dict(observations[:count])
+        members = Population(simulated.config, state, simulated.members.run, simulated.members.channel)
+        search = StoppingSearch(members, Admission(9, lambda: 3), make_rule(simulated.space, EPOCHS), lambda name: {})
+        for name, epoch, score, decision in heard[count:]:
+            state.members[name].epoch, state.members[name].score = epoch, score
+            assert search.decide(name) == decision, (count, name, epoch)
+
+
+@pytest.mark.parametrize(
+    ("options", "epoch", "fate"),
+    [
+        ({}, 4, "it waits for a donor"),
+        ({}, EPOCHS, "it has trained its last epoch"),
+        ({"opening": {"trials": 7, "epochs": 2}}, 1, "it ranks last in the opening"),
+        ({"opening": {"trials": 7, "epochs": 2}}, 4, "it waits for a donor"),
+        ({"scheduler": "asha"}, 1, "it is stopped"),
+        ({"scheduler": "none"}, 4, "it is stopped"),
+    ],
+)
+def test_users_are_told_what_becomes_of_a_diverged_trial(
+    tmp_path: Path, options: dict[str, Any], epoch: int, fate: str
+) -> None:
+    simulated = simulation(tmp_path / "run", 3, **options)
+    diverges: list[str] = []
+
+    def details(trial: str, now: int, fitness: float) -> dict[str, Any]:
+        if now != epoch or diverges or trial == "trial_00":
+            return {}
+        diverges.append(trial)
+        return {"divergence": "step 7: loss is nan"}
+
+    simulated.details = details
+    searched(simulated) if "scheduler" in options else simulated.drive()
+    assert f"{diverges[0]} diverged at step 7: loss is nan; {fate}" in simulated.run.notes
 
 
 def test_hyperopt_comes_closer_than_random_draws(tmp_path: Path) -> None:

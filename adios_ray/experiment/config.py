@@ -46,7 +46,8 @@ class ExperimentConfig(TrialConfig):
     storage: Path = Path("runs")
     """Directory in which each run creates its run directory; shared by all nodes of a cluster."""
     population: int = Field(4, ge=2)
-    """Number of trials; those that do not fit into the cluster at once take turns. A grid has one per combination."""
+    """Number of trials; those that do not fit into the cluster at once take turns. A grid has one per combination; an
+    opening begins with more."""
     workers_per_trial: int = Field(1, ge=1)
     """Ray Train workers that share a trial's batches."""
     gpus_per_worker: float | None = Field(None, ge=0)

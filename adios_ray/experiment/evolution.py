@@ -1,5 +1,6 @@
 """Training of a run's population to its end: channel, capacity, scheduler, records and trials put together."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from adios_ray.backend.admission import Admission
@@ -12,6 +13,7 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources, count_capacity, nodes
 from adios_ray.experiment.verdict import conclude
 from adios_ray.files import remove_drafts
+from adios_ray.search.opening import Rung, rungs
 from adios_ray.search.pbt import Explore, PopulationBasedTraining
 from adios_ray.search.population import Population
 from adios_ray.search.scheduler import LiveScheduler
@@ -34,15 +36,19 @@ def fresh_population(config: ExperimentConfig, space: SearchSpace) -> Population
     With hyperopt it is empty: each trial's values depend on the results of earlier trials, so they are suggested when
     the trial starts.
     """
-    state = PopulationState(next_decision_epoch=space.interval_epochs)
+    halvings = rungs(space.opening, config.population)
+    state = PopulationState(next_decision_epoch=halvings[0].epoch if halvings else space.interval_epochs)
     if space.search != "hyperopt":
-        fill(state, space, config.trial(), _names(config, space))
+        fill(state, space, config.trial(), _names(config, space), config.population)
     return state
 
 
 def _names(config: ExperimentConfig, space: SearchSpace) -> list[str]:
     """Name all trials of an experiment."""
-    count = sum(1 for _ in space.combinations()) if space.search == "grid" else config.population
+    if space.search == "grid":
+        count = sum(1 for _ in space.combinations())
+    else:
+        count = config.population if space.opening is None else space.opening.trials
     return [f"trial_{number:02d}" for number in range(count)]
 
 
@@ -89,7 +95,13 @@ def _train(
     state = PopulationState.load(run_dir)
     names = _names(config, space)
     if space.search == "hyperopt":
-        print(f"hyperopt: the first {startup_trials(len(names))} of {len(names)} trials are random draws", flush=True)
+        first = ", except the very first: the configured values" if space.contains(space.configured(config)) else ""
+        startup = startup_trials(len(names))
+        print(f"hyperopt: the first {startup} of {len(names)} trials are random draws{first}", flush=True)
+    halvings = rungs(space.opening, config.population)
+    if halvings:
+        kept = ", ".join(f"{rung.survivors} after epoch {rung.epoch}" for rung in halvings)
+        print(f"opening: {len(names)} trials begin; the best continue, {kept}", flush=True)
     unfinished = state.unfinished(names)
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
     if unfinished:
@@ -112,7 +124,8 @@ def _train(
                 cpus_per_worker=resources.cpus,
                 gpus_per_worker=resources.gpus,
             )
-            run_trials(unfinished, settings, _scheduler(space, population, admission, len(names)), admission)
+            scheduler = _scheduler(space, population, admission, len(names), halvings)
+            run_trials(unfinished, settings, scheduler, admission)
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(run_dir)
     # From disk: the verdict rests on what was written down, exactly as after a resume.
@@ -123,10 +136,12 @@ def _train(
     return state
 
 
-def _scheduler(space: SearchSpace, population: Population, admission: Admission, trials: int) -> LiveScheduler:
+def _scheduler(
+    space: SearchSpace, population: Population, admission: Admission, trials: int, halvings: Sequence[Rung]
+) -> LiveScheduler:
     """Build the scheduler that the search space names."""
     if space.evolving:
-        return PopulationBasedTraining(population, admission, space, _explore(space, population.state))
+        return PopulationBasedTraining(population, admission, space, _explore(space, population.state), halvings)
     suggest = make_suggest(space, population.config, population.state, trials)
     return StoppingSearch(population, admission, make_rule(space, population.config.epochs), suggest)
 

@@ -34,7 +34,7 @@ def start(config: ExperimentConfig) -> Path:
         DatasetError: If the data cannot be used.
     """
     space = load_space(config.space, config.scheduler, config.search)
-    space.bind(config.trial(), f"search space {config.space}")
+    space.bind(config.trial(), f"search space {config.space}", config.population)
     renders = config.data_dir is None and config.preset == DEMO
     if not renders:
         check_data(config)

@@ -50,6 +50,10 @@ class Networks(nn.Module):
             averaged = {"backbone": self.backbone, "probe": self.probe}
             self.averaged = nn.ModuleDict(copy.deepcopy(averaged)).requires_grad_(False)
 
+    def adapt(self, config: TrialConfig) -> None:
+        """Continue under a configuration that differs in ``ADAPTABLE`` values; masks are resized by the trainer."""
+        self.config, self.objective.config = config, config.objective
+
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of the encoder's player: backbone, projector, predictor."""
         yield from self.backbone.parameters()

@@ -72,8 +72,6 @@ class Population:
         epoch = report.epoch
         # If the driver dies before commit(), the next one asks again and writes a second row; readers keep the last.
         self.run.report(name, report, member.values, self._own_config(member))
-        if report.divergence:
-            self.run.note(f"{name} diverged at {report.divergence}; it waits for a donor")
         score = self._score(member, report.fitness)
         self._unwritten.setdefault(name, []).append(f"{name}/{epoch}")
         self.state.observations[f"{name}/{epoch}"] = Observation(
@@ -121,6 +119,28 @@ class Population:
             epoch=self[name].epoch, trial=name, donor=donor, difference=difference.value, z=difference.z, p=p
         )
         self.state.lineage_lines += 1
+
+    def drop(self, name: str, rank: int, trials: int, lost: bool) -> None:
+        """End a member that ranks too low in the opening, in memory and in the lineage.
+
+        Args:
+            name: The member.
+            rank: Its rank, from 1.
+            trials: Among how many.
+            lost: Whether its actor failed for good, so that its score is not the reason.
+        """
+        member = self[name]
+        scored = not lost and member.score is not None and member.score > WORST_SCORE
+        self.run.drop(
+            epoch=member.epoch,
+            trial=name,
+            rank=rank,
+            trials=trials,
+            score=member.score if scored else None,
+            standard_error=member.reported[-1].standard_error if scored else None,
+        )
+        self.state.lineage_lines += 1
+        member.finished = True
 
     def copy(
         self, name: str, donor: str, values: dict[str, Any], z: float | None = None, p: float | None = None
@@ -176,6 +196,12 @@ class Population:
     def hold(self, names: Sequence[str], held: bool) -> None:
         """Hold trials at a barrier, or release them; trials that this driver has not started are skipped."""
         self.channel.hold([name for name in names if name in self._registered], held)
+
+    def preempt(self, names: Sequence[str]) -> None:
+        """End the trials' requests without a report; trials that this driver has not started are skipped."""
+        for name in names:
+            if name in self._registered:
+                self.channel.preempt(name)
 
     def commit(self, *names: str) -> None:
         """Journal these members in one atomic step, then delete the checkpoints that no member uses any more."""

@@ -215,6 +215,7 @@ def _context(run_dir: Path) -> dict[str, Any]:
         "tiles": _final_tiles(summary, measure) if summary else _tiles(lineage.best_row(rows), rows, exploits, measure),
         "population": population,
         "refusals": records.read_refusals(run_dir),
+        "drops": records.read_drops(run_dir),
         "charts": {**{name: draw(population) for name, draw in _CHARTS.items()}, **of_values} if rows else {},
         "searched": {path: _HEADINGS.get(path, path) for path in of_values},
         "masks": _mask_section(run_dir, path),

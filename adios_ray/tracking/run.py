@@ -10,9 +10,9 @@ from typing import Any, Self
 
 from adios_ray.config import TrialConfig
 from adios_ray.retry import retry
-from adios_ray.tracking.live import LiveView, refusal_line
+from adios_ray.tracking.live import LiveView, drop_line, refusal_line
 from adios_ray.tracking.metrics import RayMetrics
-from adios_ray.tracking.records import Exploit, Refusal, Row, append_exploit, append_result, begin_results
+from adios_ray.tracking.records import Drop, Exploit, Refusal, Row, append_exploit, append_result, begin_results
 from adios_ray.tracking.report import write_report
 from adios_ray.tracking.trackers.isolation import Trackers
 from adios_ray.trial_report import Measured, TrialReport
@@ -92,6 +92,12 @@ class Run(AbstractContextManager["Run"]):
         refusal = Refusal(time=datetime.now(UTC), **fields)
         retry(lambda: append_exploit(self.directory, refusal), self.note)
         self.note(refusal_line(refusal))
+
+    def drop(self, **fields: Any) -> None:
+        """Record that a trial left in the opening; the fields are those of ``Drop``."""
+        drop = Drop(time=datetime.now(UTC), **fields)
+        retry(lambda: append_exploit(self.directory, drop), self.note)
+        self.note(drop_line(drop))
 
     def note(self, text: str) -> None:
         """Show a note to the user."""

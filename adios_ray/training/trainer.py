@@ -16,13 +16,13 @@ from torch import Tensor
 
 from adios_ray import parallel
 from adios_ray.checkpoints import Pointer, load_checkpoint, save_checkpoint
-from adios_ray.config import TrialConfig, check_image_size, check_view
+from adios_ray.config import TrialConfig, check_adapted, check_image_size, check_view
 from adios_ray.data.augment import denormalize
 from adios_ray.data.loader import Batch, BatchLoader, central_views
 from adios_ray.data.shards import Split, open_shards
 from adios_ray.errors import CheckpointError, ConfigError, NonFiniteError, ReplicaError
 from adios_ray.evaluation.fitness import UNKNOWN, Estimate, Fitness, Indices, evaluate, halves
-from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
+from adios_ray.masking.slots import read_head, replace_head, resize_head, slot_statistics, use_blank_head
 from adios_ray.models.networks import Networks, with_average
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.training.allocator import keep_freed_memory
@@ -40,8 +40,7 @@ class Trainer:
     """All state that changes while one trial trains; it can be saved, loaded and resumed exactly.
 
     Attributes:
-        config: The trial's configuration; ``load`` replaces it, and with it values such as the sparsity weight,
-            learning rates and N.
+        config: The trial's configuration; ``load`` replaces it, with other values of those that may change.
         networks: The encoder, its momentum copy, the occlusion model, the probe, and averages for evaluations.
         step: Optimizer steps done.
         seed: Determines sample order, augmentations and drawn slots; saved and loaded with the weights.
@@ -73,10 +72,7 @@ class Trainer:
             raise ConfigError(
                 f"batch_size {config.batch_size} is not a multiple of the trial's {parallel.world_size()} workers"
             )
-        if config.masking.fill == "mix" and config.batch_size == parallel.world_size():
-            raise ConfigError(
-                f"masking.fill mix needs another image on each worker: raise batch_size above {config.batch_size}"
-            )
+        _check_fill(config)
         if device.type == "cpu":
             keep_freed_memory()
         # The order of the lines below matters. First the seed: every worker draws the same initial weights, since
@@ -259,11 +255,15 @@ class Trainer:
 
         Raises:
             CheckpointError: If the checkpoint is missing or damaged, or was made under other optimizer settings.
+            ConfigError: If ``config`` differs from the trainer's in a value that cannot change while a trial trains.
             ReplicaError: If the workers of the trial hold different parameters afterwards.
         """
+        check_adapted(self.config, config)
+        _check_fill(config)
         state = load_checkpoint(pointer, self.device)
         saved = parse(TrialConfig, state["config"], str(pointer.path))
-        self._use_slots(saved.masking.slots)  # load_state_dict() copies into a head of the saved number of slots
+        if self.networks.occlusion is not None:  # load_state_dict() copies into a head of the saved number of slots
+            use_blank_head(self.networks.occlusion, saved.masking.slots, self.optimizers.occlusion)
         self.networks.load_state_dict(with_average(state["networks"], self.networks.averaged is not None))
         for name, optimizer in self.optimizers.all().items():
             try:
@@ -276,12 +276,19 @@ class Trainer:
             optimizer.zero_grad()
         self.divergence = state["divergence"]
         self.step, self.seed, self._sums = state["step"], state["seed"], state["sums"].clone()
-        self.config = self.networks.config = config
-        self.networks.objective.config, self.feed.augment = config.objective, config.augment
-        self.optimizers.set_weight_decay(config.optimizer.weight_decay)
+        self._adapt(config)
         # Compared before masks are resized, as in __init__: workers may have read different checkpoints.
         self._check_replicas(f"after loading {pointer.path}")
         self._resize_masks(config.masking.slots)
+
+    def _adapt(self, config: TrialConfig) -> None:
+        """Continue under another configuration; masks are resized by ``_resize_masks``."""
+        # Every part that keeps a configuration, or numbers made from it, is listed here: all other code reads values
+        # where they are used, so that one declared Adaptable needs nothing else.
+        self.config = self.feed.config = config
+        self.networks.adapt(config)
+        self.optimizers.adapt(config.optimizer)
+        self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
 
     def _resize_masks(self, slots: int) -> None:
         """Split or merge slots until the occlusion model has ``slots`` of them; every worker must call this."""
@@ -308,11 +315,9 @@ class Trainer:
                 "their nodes read different files, or one has faulty memory; check that all nodes see the same storage"
             )
 
-    def _use_slots(self, slots: int) -> None:
-        """Give the occlusion model a blank head of ``slots``, whose values are about to be loaded."""
-        occlusion, optimizer = self.networks.occlusion, self.optimizers.occlusion
-        if occlusion is None or optimizer is None or occlusion.slots == slots:
-            return
-        weight = occlusion.head.weight
-        blank = Head(weight.new_zeros(slots, *weight.shape[1:]), weight.new_zeros(slots), {}, None)
-        replace_head(occlusion, optimizer, blank)
+
+def _check_fill(config: TrialConfig) -> None:
+    if config.masking.fill == "mix" and config.batch_size == parallel.world_size():
+        raise ConfigError(
+            f"masking.fill mix needs another image on each worker: raise batch_size above {config.batch_size}"
+        )
