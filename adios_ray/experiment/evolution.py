@@ -112,7 +112,7 @@ def _train(
                 cpus_per_worker=resources.cpus,
                 gpus_per_worker=resources.gpus,
             )
-            run_trials(unfinished, settings, _scheduler(space, population, admission, len(names)), admission)
+            run_trials(unfinished, settings, make_scheduler(space, population, admission, len(names)), admission)
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(run_dir)
     # From disk: the verdict rests on what was written down, exactly as after a resume.
@@ -123,7 +123,7 @@ def _train(
     return state
 
 
-def _scheduler(space: SearchSpace, population: Population, admission: Admission, trials: int) -> LiveScheduler:
+def make_scheduler(space: SearchSpace, population: Population, admission: Admission, trials: int) -> LiveScheduler:
     """Build the scheduler that the search space names."""
     if space.evolving:
         return PopulationBasedTraining(population, admission, space, _explore(space, population.state))
