@@ -358,9 +358,9 @@ def train_row(
         The line of the output file.
     """
     began, rival, budget = time.perf_counter(), RIVALS[row], study.population * study.epochs
-    trials = 1 if rival.long else 10 * study.population if rival.scheduler == "asha" else study.population
+    count = 1 if rival.long else 10 * study.population if rival.scheduler == "asha" else study.population
     changes = {"data_dir": data_dir, "seed": 1000 * seed, "epochs": budget if rival.long else study.epochs}
-    config = replaced(study.config, {**changes, **rival.changes}).model_copy(update={"population": trials})
+    config = replaced(study.config, {**changes, **rival.changes}).model_copy(update={"population": count})
     watched = Watched(directory, config.trial(), rival, budget)
 
     def enough(state: PopulationState) -> bool:
