@@ -18,6 +18,7 @@ from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import Row, begin_lineage, read_results, write_config
 from adios_ray.tracking.run import Run
+from adios_ray.tracking.trackers.isolation import Trackers
 from adios_ray.training.trainer import Trainer
 from adios_ray.trial_report import TrialReport
 
@@ -95,7 +96,8 @@ def train_population(
     begin_lineage(directory, state.lineage_lines)
     names = state.unfinished(f"trial_{number:02d}" for number in range(config.population))
     view = LiveView(config.epochs, config.population, directory.name, read_results(directory), console)
-    with Run(directory, list(space.parameters), view, cast(RayMetrics, _NoMetrics()), None) as run:
+    trackers = Trackers([], directory, view.note)
+    with Run(directory, list(space.parameters), view, cast(RayMetrics, _NoMetrics()), trackers) as run:
         InProcess(config.trial(), state, run, trainers).drive(
             lambda members, admission: make_scheduler(space, members, admission, config.population),
             names,
