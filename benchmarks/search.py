@@ -89,9 +89,14 @@ class Study(NamedTuple):
     epochs: int
 
 
-def study_of(data: str) -> Study:
-    """Return the study of a data set."""
+Data = Literal["objects", "cifar10", "demo"]
+
+
+def study_of(data: Data) -> Study:
+    """Return the study of a data set; "demo" is that of objects at the size of ``make demo``."""
     demo = preset_config("demo")
+    if data == "demo":
+        return Study(demo, "pbt_demo", demo.population, demo.epochs)
     if data == "objects":
         return Study(demo, "pbt_demo", 8, 20)
     changes = {
@@ -409,13 +414,20 @@ def trial_record(
     return record
 
 
-def done(output: Path) -> set[tuple[str, int]]:
-    """Return the rows and seeds in an output file."""
-    return {(line["row"], line["seed"]) for line in map(json.loads, complete_lines(output).splitlines())}
+def read_records(output: Path, data: Data) -> list[dict[str, Any]]:
+    """Read the finished rows and seeds of an output file; none if it does not exist.
+
+    Raises:
+        ConfigError: If they are of another study.
+    """
+    records: list[dict[str, Any]] = [json.loads(line) for line in complete_lines(output).splitlines()]
+    if others := {record["data"] for record in records} - {data}:
+        raise ConfigError(f"{output} holds results of {', '.join(sorted(others))}, not of {data}: name another file")
+    return records
 
 
 def main(
-    data: Literal["objects", "cifar10"],
+    data: Data,
     output: Path,
     data_dir: Path | None = None,
     rows: tuple[str, ...] = tuple(RIVALS),
@@ -426,7 +438,8 @@ def main(
     """Train what is missing in the output file, or summarize it.
 
     Args:
-        data: The study: a population of 8 over 20 epochs of rendered objects, or of 4 over 36 epochs of CIFAR-10.
+        data: The study: a population of 8 over 20 epochs of rendered objects, of 4 over 36 epochs of CIFAR-10, or of 4
+            over the 10 epochs of ``make demo``, on the data of objects.
         output: File of one JSON object for each row and seed; run directories are made beside it.
         data_dir: The prepared data set.
         rows: Rows to train, in this order under each seed.
@@ -435,7 +448,7 @@ def main(
         plot: SVG file for the summary's plot.
     """
     if summarize:
-        print(json.dumps(summary([json.loads(line) for line in complete_lines(output).splitlines()], plot)))
+        print(json.dumps(summary(read_records(output, data), plot)))
         return
     if unknown := set(rows) - set(RIVALS):
         raise ConfigError(f"there is no row {', '.join(sorted(unknown))}; choose among {', '.join(RIVALS)}")
@@ -446,7 +459,7 @@ def main(
     output.touch()
     study, todo = study_of(data), [(row, seed) for seed in seeds for row in rows]
     for number, (row, seed) in enumerate(todo, start=1):
-        if (row, seed) in done(output):
+        if any((record["row"], record["seed"]) == (row, seed) for record in read_records(output, data)):
             continue
         print(f"{row}, seed {seed} ({number} of {len(todo)})", flush=True)
         directory = output.with_suffix("") / f"{row}-{seed}"

@@ -12,7 +12,7 @@ import torch
 from real_trainings import train_population
 from rich.console import Console
 from schedule_free import ScheduleFreeTrainer
-from search import RIVALS, space_of, study_of
+from search import RIVALS, read_records, space_of, study_of
 from search_summary import curve, draw, optimism, signal_over_noise, spearman, summary
 from small import small_config
 from test_trainer import assert_identical
@@ -20,6 +20,7 @@ from test_trainer import assert_identical
 from adios_ray.backend.line import Reply
 from adios_ray.checkpoints import Pointer, load_checkpoint
 from adios_ray.config import TrialConfig
+from adios_ray.errors import ConfigError
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.records import read_lineage, read_results
 from adios_ray.trial_report import TrialReport
@@ -118,6 +119,15 @@ def test_rows_are_summarized_over_seeds() -> None:
     assert rows["pbt"]["test_knn"] == "58.00 ± 2.00" and rows["pbt"]["gain_over_random"] == "6.00 ± 2.00"
     assert rows["random"]["test_knn"] == "52.00 ± 0.00"
     assert optimism(records[0], "plain") == pytest.approx(0.01)
+
+
+def test_results_of_two_studies_are_not_mixed(tmp_path: Path) -> None:
+    output = tmp_path / "results.jsonl"
+    assert read_records(output, "objects") == []
+    output.write_text('{"data": "objects", "row": "pbt", "seed": 1}\n{"data": "obj')  # the last line was cut off
+    assert [record["row"] for record in read_records(output, "objects")] == ["pbt"]
+    with pytest.raises(ConfigError, match="holds results of objects, not of cifar10"):
+        read_records(output, "cifar10")
 
 
 def test_rank_correlations_are_those_of_scipy() -> None:
