@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from real_trainings import Trainers, train_population
+from rich.console import Console
 from small import small_config
 from test_trainer import assert_identical
 
@@ -22,6 +24,7 @@ from adios_ray.checkpoints import load_checkpoint, open_checkpoint
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.replay import replay
 from adios_ray.experiment.schedule import load_schedule
+from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.records import read_drops, read_lineage, read_results, read_summary
 from adios_ray.training.reproduce import reproduce
@@ -78,10 +81,21 @@ def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_
     kept = list((run_dir / "checkpoints").glob("trial_*/epoch_*"))
     assert len(kept) <= 2 * 2 and all(member.finished for member in state.members.values())
     replayed_alone(run_dir, tmp_path / "replayed", summary.best_trial, state)
+    trained_in_one_process(config, run_dir, tmp_path / "in_process")
     config.space.unlink()  # a job's working directory is deleted with the job; the run has a copy
     modified = {path: path.stat().st_mtime_ns for path in kept}
     resume(run_dir)
     assert {path: path.stat().st_mtime_ns for path in kept} == modified
+
+
+def trained_in_one_process(config: ExperimentConfig, run_dir: Path, output: Path) -> None:
+    """Assert that the driver of benchmarks, without Ray, reports the same numbers and copies the same trials."""
+    train_population(config, load_space(config.space), output, Trainers(output), console=Console(quiet=True))
+    of_this_machine = {"time", "images_per_s", "data_wait_fraction", "idle_s", "worker_pid"}
+    for read in (read_results, read_lineage):
+        lines = ([line.model_dump_json(exclude=of_this_machine) for line in read(d)] for d in (run_dir, output))
+        expected, found = lines
+        assert found == expected and found
 
 
 def replayed_alone(run_dir: Path, output: Path, best: str, state: PopulationState) -> None:

@@ -39,11 +39,11 @@ def fresh_population(config: ExperimentConfig, space: SearchSpace) -> Population
     halvings = rungs(space.opening, config.population)
     state = PopulationState(next_decision_epoch=halvings[0].epoch if halvings else space.interval_epochs)
     if space.search != "hyperopt":
-        fill(state, space, config.trial(), _names(config, space), config.population)
+        fill(state, space, config.trial(), trial_names(config, space), config.population)
     return state
 
 
-def _names(config: ExperimentConfig, space: SearchSpace) -> list[str]:
+def trial_names(config: ExperimentConfig, space: SearchSpace) -> list[str]:
     """Name all trials of an experiment."""
     if space.search == "grid":
         count = sum(1 for _ in space.combinations())
@@ -93,7 +93,7 @@ def _train(
 ) -> PopulationState:
     """Train the unfinished trials to the end, and return the population as it was written down."""
     state = PopulationState.load(run_dir)
-    names = _names(config, space)
+    names = trial_names(config, space)
     if space.search == "hyperopt":
         first = ", except the very first: the configured values" if space.contains(space.configured(config)) else ""
         startup = startup_trials(len(names))
@@ -124,7 +124,7 @@ def _train(
                 cpus_per_worker=resources.cpus,
                 gpus_per_worker=resources.gpus,
             )
-            scheduler = _scheduler(space, population, admission, len(names), halvings)
+            scheduler = make_scheduler(space, population, admission, len(names), halvings)
             run_trials(unfinished, settings, scheduler, admission)
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(run_dir)
@@ -136,7 +136,7 @@ def _train(
     return state
 
 
-def _scheduler(
+def make_scheduler(
     space: SearchSpace, population: Population, admission: Admission, trials: int, halvings: Sequence[Rung]
 ) -> LiveScheduler:
     """Build the scheduler that the search space names."""
