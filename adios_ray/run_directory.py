@@ -4,6 +4,7 @@
 
     RUN/
       config.json  space.yaml             the resolved configuration and search space; written first
+      environment.json                    versions and machine at the start
       population.json  population.jsonl   the population: a snapshot and the journal of changes since
       results.csv  lineage.jsonl          one line for each report, one for each exploit or refused one
       outcomes/TRIAL/epoch_NNNNN          one byte for each validation image, of each trial's last reports
@@ -42,6 +43,11 @@ class RunDirectory:
     def space(self) -> Path:
         """The search space."""
         return self.path / "space.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and machine at the start of the run."""
+        return self.path / "environment.json"
 
     @property
     def population(self) -> Path:
