@@ -13,6 +13,7 @@
       diverged/TRIAL/epoch_NNNNN/         what reproduces a step that became non-finite
       controllers/ACTOR_ID                Ray Train controllers whose placement groups may be left behind
       logs/                               what trackers' processes printed
+      inspection.npz                      features of validation images, for the report
       tune/                               Ray Tune's own files
       report.html  summary.json  schedule.json   for people; the last two are written when the run has finished
 """
@@ -73,6 +74,11 @@ class RunDirectory:
     def report(self) -> Path:
         """The report, one HTML file."""
         return self.path / "report.html"
+
+    @property
+    def inspection(self) -> Path:
+        """Features of validation images, for the report."""
+        return self.path / "inspection.npz"
 
     @property
     def summary(self) -> Path:

@@ -288,7 +288,7 @@ def test_runs_are_compared(run_dir: Path, tmp_path: Path) -> None:
         (["report"], "name at least one run directory"),
         (["report", "{tmp}"], "is not a run directory: it has no config.json"),
         (["report", "{run}", "--output", "x.html"], "--output is for the comparison"),
-        (["report", "{run}", "--images", "-1"], "--images -1 must be at least 0"),
+        (["report", "{run}", "--images", "-1"], "--images -1 must be 0, or at least 2"),
     ],
 )
 def test_wrong_uses_of_the_command(

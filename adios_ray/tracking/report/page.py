@@ -23,7 +23,9 @@ from adios_ray.tracking.formatting import duration, value_text
 from adios_ray.tracking.live import exploit_line
 from adios_ray.tracking.report import charts, search_charts
 from adios_ray.tracking.report.charts import ChartData, Figure
+from adios_ray.tracking.report.features import feature_section
 from adios_ray.tracking.report.importance import importance_of
+from adios_ray.tracking.report.inspection import read_inspection
 from adios_ray.tracking.report.masks import MaskSection, mask_section
 from adios_ray.tracking.report.outcome import outcome_of
 from adios_ray.tracking.report.run_data import RunData, read_run
@@ -94,6 +96,8 @@ def _context(run: RunData) -> dict[str, Any]:
     path = [part for part in run.path_of_best if part.trial in run.by_trial]
     population = ChartData(run.by_trial, run.exploits, path, colors, chance, measure, run.refusals)
     masks, found = mask_section(run), verdicts(run)
+    inspection = read_inspection(run.path)
+    features = feature_section(inspection) if inspection else None
     of_values = charts.value_charts(population) if run.rows else {}
     importance = importance_of(run)
     shares = search_charts.time_shares(run)
@@ -117,13 +121,14 @@ def _context(run: RunData) -> dict[str, Any]:
         "refusals": run.refusals,
         "environment": environment_of(run.path),
         "has_evaluation_time": any(math.isfinite(row.evaluate_s) for row in run.rows),
-        "inspection": None,
+        "features": features,
         "config": json.dumps(run.config, indent=2, ensure_ascii=False),
         "charts": {
             **(_population_charts(run, population) if run.rows else {}),
             **{f"value-{number}": figure for number, figure in enumerate(of_values.values())},
             **({"importance": search_charts.importance_chart(importance)} if importance else {}),
             **({"slots": _slot_charts(masks)} if masks and len(masks.statistics) > 1 else {}),
+            **(features.charts if features else {}),
             **({"time": search_charts.time_chart(shares)} if timed else {}),
         },
     }
@@ -137,6 +142,8 @@ def _page_data(context: dict[str, Any]) -> dict[str, Any]:
     if masks:
         data["sheets"] = [sheet._asdict() for sheet in masks.sheets]
         data["sheet"] = {"cell": 80, "images": masks.images, "colors": masks.colors}
+    if context["features"]:
+        data["sprites"] = context["features"].sprites
     if "lineage" in context["charts"]:
         # In the order of the chart's markers, which the last trace draws.
         known = [e for e in context["run"].exploits if {e.trial, e.donor} <= context["run"].by_trial.keys()]
