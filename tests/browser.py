@@ -68,12 +68,17 @@ class Tab:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def open(self, path: Path, width: int, height: int = 900, dark: bool = False) -> None:
-        """Open a file in a window of this size, and wait until its script says that it is ready."""
+    def resize(self, width: int, height: int = 900, dark: bool = False) -> None:
+        """Give the window this size and theme, and wait until the page has taken note."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.run("new Promise(done => requestAnimationFrame(() => setTimeout(done, 300)))")
+
+    def open(self, path: Path, width: int, height: int = 900, dark: bool = False) -> None:
+        """Open a file in a window of this size, and wait until its script says that it is ready."""
+        self.resize(width, height, dark)
         self.call("Page.navigate", url=path.resolve().as_uri())
         deadline = time.monotonic() + _CALL_S
         while self.run("document.documentElement?.dataset.ready") != "true":

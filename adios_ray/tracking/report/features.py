@@ -160,7 +160,7 @@ def _map_chart(inspection: Inspection) -> Figure:
 
 
 def _spectrum_chart(inspection: Inspection) -> Figure:
-    """Draw the eigenvalues of the features' covariance over their rank, both logarithmic."""
+    """Draw the eigenvalues of the features' covariance by number, both logarithmic; dotted: the effective rank."""
     values = inspection.spectrum[inspection.spectrum > 1e-9 * inspection.spectrum[0]]
     trace = {
         "type": "scatter",
@@ -170,10 +170,9 @@ def _spectrum_chart(inspection: Inspection) -> Figure:
         "line": {"color": charts.PALETTE[0], "width": 2},
         "hovertemplate": "eigenvalue %{x}: %{y:.3g}<extra></extra>",
     }
-    rank = math.log10(max(inspection.info.rank, 1.0))
-    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 10**rank, "x1": 10**rank}
-    note = {"text": f"effective rank {inspection.info.rank:.1f}", "textposition": "end", "font": {"size": 11}}
-    shape = {**line, "line": {"color": charts.GRAY, "width": 1, "dash": "dot"}, "label": note}
+    rank = inspection.info.rank
+    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": rank, "x1": rank}
+    shape = {**line, "line": {"color": charts.GRAY, "width": 1, "dash": "dot"}}
     title = {"text": "number of the eigenvalue", "standoff": 6}
     return {
         "data": [trace],

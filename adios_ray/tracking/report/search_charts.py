@@ -217,6 +217,7 @@ def slot_charts(statistics: dict[int, SlotStatistics], agreements: dict[int, flo
             "title": {"text": "epoch", "standoff": 6},
             "range": [-0.01 * last, 1.025 * last],
             "tickformat": "d",
+            "zeroline": False,
             "automargin": True,
             "anchor": "y2",
         },
