@@ -2,7 +2,9 @@
 
 import math
 import shutil
+import sys
 import time
+import types
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from adios_ray.tracking.report import charts, search_charts, write_report
 from adios_ray.tracking.report.background import BackgroundReport
 from adios_ray.tracking.report.comparison import differences, verdict_between, write_comparison
 from adios_ray.tracking.report.importance import importance_of
+from adios_ray.tracking.report.inspection import _projected
 from adios_ray.tracking.report.mask_statistics import agreement, slot_overlaps, slot_statistics
 from adios_ray.tracking.report.masks import mask_section, spread
 from adios_ray.tracking.report.outcome import outcome_of
@@ -305,6 +308,33 @@ def test_the_environment_is_recorded_once(tmp_path: Path) -> None:
     path.write_text(before.replace('"machine":', '"machine" :'))
     record_environment(tmp_path)
     assert path.read_text() != before and "CPUs" in before
+
+
+def test_features_are_projected_by_pca_or_by_umap_where_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    plane = rng.normal(size=(20, 2)) @ rng.normal(size=(2, 5))
+    whole, several = plane.astype(np.float32), plane[:3, None].repeat(2, axis=1).astype(np.float32)
+    monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed
+    points, masked, name, explained = _projected(whole, several)
+    assert name == "PCA" and explained == pytest.approx(1.0, abs=1e-5) and masked.shape == (3, 2, 2)
+    np.testing.assert_allclose(masked[:, 1], points[:3], atol=1e-5)
+    # Distances in a plane are kept.
+    np.testing.assert_allclose(np.linalg.norm(points[0] - points[1]), np.linalg.norm(whole[0] - whole[1]), rtol=1e-4)
+
+    class Umap:
+        def __init__(self, random_state: int) -> None:
+            self.embedding_ = np.zeros((0, 2))
+
+        def fit(self, features: Any) -> "Umap":
+            self.embedding_ = features[:, :2]
+            return self
+
+        def transform(self, features: Any) -> Any:
+            return features[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
+    points, masked, name, explained = _projected(whole, several)
+    assert name == "UMAP" and explained == 0 and (points == whole[:, :2]).all() and (masked == several[..., :2]).all()
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def differences(runs: Sequence[RunData]) -> list[Comparison]:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")

@@ -29,9 +29,9 @@ class ClassScore(NamedTuple):
 
 
 class Harmed(NamedTuple):
-    """An image with its masks, and the mean harm that these do to its features."""
+    """An image by its number, with its masks, and the mean harm that these do to its features."""
 
-    index: int
+    image: int
     harm: float
     uri: str
     """The image, its slots in color, and each masked input, in a row."""

@@ -141,7 +141,7 @@ def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:
     if kept is not None and (kept.info.weights_sha256, kept.info.images) == (pointer.sha256, images):
         return None
     weights = load_weights(Path(pointer.path))
-    location = (run.config or {}).get("data_dir") or weights.config.data_dir
+    location = str((run.config or {}).get("data_dir") or weights.config.data_dir)
     try:
         dataset = open_shards(location)
         dataset.split("train", "val")
