@@ -207,7 +207,7 @@ def copied_slots(run: RunData) -> Iterator[Verdict]:
             yield Verdict(
                 "wrong",
                 f"Slots {', '.join(map(str, members[:-1]))} and {members[-1]} are copies",
-                f"their masks overlap by {min(shared):.0%} to {max(shared):.0%} (soft IoU over {len(masks)} images)",
+                f"their masks overlap by at least {min(shared):.0%} (soft IoU over {len(masks)} images)",
                 "fewer slots, a larger sparsity weight λ, or a smaller rate of the occlusion model",
             )
 
