@@ -4,6 +4,7 @@
 
     RUN/
       config.json  space.yaml             the resolved configuration and search space; written first
+      environment.json                    versions and machine at the start
       population.json  population.jsonl   the population: a snapshot and the journal of changes since
       results.csv  lineage.jsonl          one line for each report, one for each exploit or refused one
       outcomes/TRIAL/epoch_NNNNN          one byte for each validation image, of each trial's last reports
@@ -12,6 +13,7 @@
       diverged/TRIAL/epoch_NNNNN/         what reproduces a step that became non-finite
       controllers/ACTOR_ID                Ray Train controllers whose placement groups may be left behind
       logs/                               what trackers' processes printed
+      inspection.npz                      features of validation images, for the report
       tune/                               Ray Tune's own files
       report.html  summary.json  schedule.json   for people; the last two are written when the run has finished
 """
@@ -44,6 +46,11 @@ class RunDirectory:
         return self.path / "space.yaml"
 
     @property
+    def environment(self) -> Path:
+        """Versions and machine at the start of the run."""
+        return self.path / "environment.json"
+
+    @property
     def population(self) -> Path:
         """Snapshot of the population."""
         return self.path / "population.json"
@@ -67,6 +74,11 @@ class RunDirectory:
     def report(self) -> Path:
         """The report, one HTML file."""
         return self.path / "report.html"
+
+    @property
+    def inspection(self) -> Path:
+        """Features of validation images, for the report."""
+        return self.path / "inspection.npz"
 
     @property
     def summary(self) -> Path:

@@ -37,6 +37,10 @@ class Measured(BaseModel):
     images_per_s: float = 0.0
     data_wait_fraction: float = 0.0
     """Share of the epoch spent waiting for data, 0 to 1."""
+    train_s: float = math.nan
+    """Seconds of training since the previous report, waiting for data included."""
+    evaluate_s: float = math.nan
+    """Seconds of the evaluation behind this report."""
     idle_s: float = 0.0
     """Seconds between the previous report and the next step: decisions, waiting for other trials, loading."""
     worker_pid: int = 0

@@ -201,7 +201,10 @@ class MaskFile:
 
 COLUMNS = ("time", "trial", *Measured.model_fields)
 """Columns of ``results.csv``; those of searched values follow, named by their paths."""
-_LATER_COLUMNS = {"standard_error", "accuracy", "holdout_fitness", "holdout_standard_error"}
+_LATER_COLUMNS = {
+    *("standard_error", "accuracy", "holdout_fitness", "holdout_standard_error"),
+    *("train_s", "evaluate_s"),
+}
 """Columns that files of earlier versions lack."""
 
 

@@ -1,6 +1,5 @@
 """The record of a run, written by its driver: files, terminal, Ray's metrics and trackers."""
 
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
@@ -10,14 +9,13 @@ from typing import Any, Self
 
 from adios_ray.config import TrialConfig
 from adios_ray.retry import retry
+from adios_ray.tracking.environment import record_environment
 from adios_ray.tracking.live import LiveView, drop_line, refusal_line
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import Drop, Exploit, Refusal, Row, append_exploit, append_result, begin_results
-from adios_ray.tracking.report import write_report
+from adios_ray.tracking.report.background import BackgroundReport
 from adios_ray.tracking.trackers.isolation import Trackers
 from adios_ray.trial_report import Measured, TrialReport
-
-REPORT_INTERVAL_S = 60.0
 
 
 class Run(AbstractContextManager["Run"]):
@@ -42,18 +40,20 @@ class Run(AbstractContextManager["Run"]):
         self.directory = directory
         self._view, self._metrics, self._trackers = view, metrics, trackers
         begin_results(directory, searched)
+        record_environment(directory)
         self._open = ExitStack()
-        self._report_due = time.monotonic() + REPORT_INTERVAL_S
+        self._page = BackgroundReport(directory, self.note)
 
     def __enter__(self) -> Self:
         """Show progress until the run ends."""
         self._open.enter_context(self._view)
+        self._open.callback(self._page.close)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the view."""
+        """Close the view and end the refreshing of the report."""
         self._open.close()
 
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
@@ -72,13 +72,7 @@ class Run(AbstractContextManager["Run"]):
         self._view.report(row)
         self._metrics.report(row)
         self._trackers.report(row, config)
-        if time.monotonic() > self._report_due:
-            # Not retried: the next refresh includes everything, and training should not wait for a page.
-            try:
-                write_report(self.directory)
-            except OSError as error:
-                self.note(f"the report was not refreshed: {error}")
-            self._report_due = time.monotonic() + REPORT_INTERVAL_S
+        self._page.refresh()
 
     def exploit(self, **fields: Any) -> None:
         """Record a copy of a donor into a trial; the fields are those of ``Exploit``."""

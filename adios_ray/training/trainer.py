@@ -111,7 +111,8 @@ class Trainer:
         """Train up to ``step``; after a divergence, only advance the position in the schedule.
 
         Returns:
-            Images per second over all workers, and the share of the time spent waiting for data; 0 without a step.
+            Seconds; images per second over all workers, and the share of the time spent waiting for data; the last two
+            are 0 without a step.
         """
         began, first, waited_before = time.perf_counter(), self.step, self.feed.waited_s
         peak = self.config.optimizer
@@ -136,6 +137,7 @@ class Trainer:
         # copy a donor.
         steps, self.step = self.step - first, step
         return {
+            "train_s": seconds,
             "images_per_s": steps * self.config.batch_size / seconds if steps else 0.0,
             "data_wait_fraction": (self.feed.waited_s - waited_before) / seconds if steps else 0.0,
         }
@@ -160,6 +162,7 @@ class Trainer:
         sums = Measurements(*means)
         accuracy = sums.probe_correct / sums.labeled if sums.labeled else math.nan
         measured = {"loss": sums.loss, "penalty": sums.penalty, "probe_accuracy": accuracy}
+        began = time.perf_counter()
         if self.divergence:
             measured, found = dict.fromkeys(measured, math.nan), Fitness((UNKNOWN,))
         else:
@@ -177,6 +180,7 @@ class Trainer:
             outcomes=None if outcomes is None else base64.b64encode(outcomes).decode(),
             divergence=self.divergence or collapse,
             done=self.done,
+            evaluate_s=time.perf_counter() - began,
             idle_s=idle_s,
             worker_pid=os.getpid(),
             **measured,
