@@ -297,7 +297,7 @@ def test_the_closed_forms_are_those_that_were_published() -> None:
         weights = toy.start
         for epoch, h in enumerate(schedule, start=1):
             weights = toy.advance(weights, h, epoch)
-        return 1.2 - weights[0] ** 2
+        return 1.2 - float(weights[0]) ** 2
 
     assert fitness(Toy(False), [1e-4] * 50) == pytest.approx(1.19973, abs=1e-5)
     linked = Toy(True)
