@@ -1,7 +1,7 @@
 """Decisions about populations, in a simulation that can crash at every step and that loses and gains nodes."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -16,12 +16,13 @@ from adios_ray.backend.line import Line, Request
 from adios_ray.config import TrialConfig, replaced, value_at
 from adios_ray.experiment.schedule import Schedule, Stage, schedule_of
 from adios_ray.run_directory import RunDirectory
+from adios_ray.search.comparison import Score
 from adios_ray.search.pb2 import PB2
 from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import WORST_SCORE, Population
-from adios_ray.search.scheduler import STOP
+from adios_ray.search.scheduler import STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
-from adios_ray.search.state import PopulationState
+from adios_ray.search.state import Observation, PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import make_suggest
 from adios_ray.tracking.lineage import ancestry
@@ -49,7 +50,10 @@ def simulation(directory: Path, population: int = 6, capacity: int = 99, order: 
     return simulated
 
 
-def crashing(simulated: Simulation, every: int) -> Iterator[int]:
+Make = Callable[[Population, Admission], LiveScheduler]
+
+
+def crashing(simulated: Simulation, every: int, make: Make | None = None) -> Iterator[int]:
     """Kill the driver after every ``every`` steps and restart it until it finishes; yields the count of crashes."""
     steps = 0
 
@@ -63,7 +67,7 @@ def crashing(simulated: Simulation, every: int) -> Iterator[int]:
     crashes = 0
     while True:
         try:
-            simulated.drive()
+            simulated.drive(make)
             return
         except CrashedError:
             crashes += 1
@@ -319,10 +323,47 @@ def test_pb2_decisions_repeat_and_stays_inside_its_bounds(tmp_path: Path) -> Non
         simulated.config = simulated.config.model_copy(update={"epochs": 4})
         simulated.drive(bandit)
         lineages.append(simulated.lineage())
+    broken = simulation(tmp_path / "broken", scheduler="pb2")
+    broken.config = broken.config.model_copy(update={"epochs": 4})
+    assert list(crashing(broken, 5, bandit)) and broken.lineage() == lineages[0]
     assert lineages[0] == lineages[1] and len(lineages[0]) == 2 * 3
     for _, _, _, values in lineages[0]:
         assert 0.1 <= values["masking.sparsity_weight"] <= 1 and 0.01 <= values["optimizer.encoder_lr"] <= 1
         assert values["masking.slots"] in range(2, 7) and isinstance(values["masking.slots"], int)
+
+
+@pytest.mark.slow
+def test_pb2_keeps_apart_from_copies_that_an_earlier_driver_made(tmp_path: Path) -> None:
+    space, random = space_of(scheduler="pb2"), Random(0)
+    state = PopulationState(next_decision_epoch=3)
+    for number in range(6):
+        values, name = space.sample(random), f"trial_{number:02d}"
+        gain = 0.5 + 0.01 * number
+        history = tuple(Score(epoch, epoch * gain, 0.02, name) for epoch in (1, 2))
+        state.add(name, values)
+        state.members[name] = state.members[name].model_copy(
+            update={"epoch": 2, "score": 2 * gain, "base_score": 2 * gain, "history": history}
+        )
+        state.observations[f"{name}/2"] = Observation(
+            trial=name, values=values, epochs=(1, 2), scores=(gain, 2 * gain), standard_error=0.1
+        )
+
+    def choose(known: PopulationState) -> dict[str, Any]:
+        return PB2(space, known)("trial_00", known.members["trial_01"], Random(1))
+
+    alone = choose(state)
+    donor = state.members["trial_01"]
+    state.members["trial_02"] = donor.model_copy(update={"values": alone, "replaced_history": history})
+    state.save(tmp_path)
+    beside = choose(PopulationState.load(tmp_path))
+    assert beside == choose(state)
+    distances = [
+        abs(math.log(beside[path] / alone[path])) if scale == "log" else abs(beside[path] - alone[path])
+        for path, scale in (("masking.sparsity_weight", "linear"), ("optimizer.encoder_lr", "log"))
+    ]
+    assert max(distances) > 0.05
+    state.members["trial_02"].replaced_history = None  # has reported
+    assert choose(state) == alone
 
 
 def searched(simulated: Simulation) -> PopulationState:

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from adios_ray.backend.admission import Admission
-from adios_ray.search.comparison import adjusted
+from adios_ray.search.comparison import familywise
 from adios_ray.search.opening import Rung, leaving, stays
 from adios_ray.search.population import WORST_SCORE, Population, scores_at_common_epoch
 from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
@@ -153,7 +153,9 @@ class PopulationBasedTraining(LiveScheduler):
             # exploit: continue from the weights of one of the best, if the test shows that it is better
             donor = random.choice(donors)
             difference = self.population.compare(donor, name)
-            z, p, source = difference.z, self._adjusted(difference.p), donor
+            z, source = difference.z, donor
+            # Adjusted for the choice of the two among all trials: the best and the worst differ by chance too.
+            p = None if z is None else familywise(z, len(self._ranked()))
             if p is not None and p > (self._space.significance or 1):
                 self.population.refuse(name, donor, difference, p)
                 if not self._space.explore_without_copy:
@@ -176,10 +178,6 @@ class PopulationBasedTraining(LiveScheduler):
             for name, member in members.items()
             if member.score is not None and not member.finished and name not in self._ended
         }
-
-    def _adjusted(self, p: float | None) -> float | None:
-        """Adjust a pair's p-value for the choice of the pair among all: the best and the worst differ by chance too."""
-        return None if p is None else adjusted(p, math.comb(len(self._ranked()), 2))
 
     def _donors(self, name: str) -> list[str]:
         """List the best trials that are better than this one; none unless it is among the worst and may be replaced."""

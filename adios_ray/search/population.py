@@ -72,17 +72,23 @@ class Population:
         epoch = report.epoch
         # If the driver dies before commit(), the next one asks again and writes a second row; readers keep the last.
         self.run.report(name, report, member.values, self._own_config(member))
-        score = self._score(member, report.fitness)
-        self._unwritten.setdefault(name, []).append(f"{name}/{epoch}")
-        self.state.observations[f"{name}/{epoch}"] = Observation(
-            trial=name, values=member.values, epochs=(member.epoch, epoch), scores=(member.base_score, score)
-        )
+        value = self._score(member, report.fitness)
+        score = Score(epoch, value, report.standard_error, name)
         if report.outcomes is not None:
             # Before the journal: a resumed driver finds what a decision about the journaled report needs.
             path, content = RunDirectory(self.run.directory).outcomes(name, epoch), base64.b64decode(report.outcomes)
             retry(lambda: atomic_write(path, content), self.run.note)
-        member.score = member.base_score = score
-        member.history = extended(member.history, Score(epoch, score, report.standard_error, name))
+        self._unwritten.setdefault(name, []).append(f"{name}/{epoch}")
+        self.state.observations[f"{name}/{epoch}"] = Observation(
+            trial=name,
+            values=member.values,
+            epochs=(member.epoch, epoch),
+            scores=(member.base_score, value),
+            # After an exploit, against the donor's last report: the same weights.
+            standard_error=self._difference(score, member.history[-1]).standard_error if member.history else None,
+        )
+        member.score = member.base_score = value
+        member.history = extended(member.history, score)
         member.replaced_history = None
         member.epoch = epoch
         if reply.checkpoint is not None:
@@ -101,7 +107,9 @@ class Population:
 
     def compare(self, first: str, second: str) -> Difference:
         """Compare two trials at the last epoch that both have reported, image by image where outcomes are stored."""
-        one, two = scores_at_common_epoch(self[first], self[second])
+        return self._difference(*scores_at_common_epoch(self[first], self[second]))
+
+    def _difference(self, one: Score, two: Score) -> Difference:
         if (outcomes := self._outcomes(one)) is not None and (others := self._outcomes(two)) is not None:
             return paired(outcomes, others)
         return unpaired(one, two)

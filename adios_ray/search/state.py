@@ -74,6 +74,8 @@ class Observation(BaseModel):
     """Epochs of the two reports."""
     scores: tuple[float | None, float]
     """Scores at the two reports; the first is None where the trial had none yet."""
+    standard_error: float | None = None
+    """Standard error of the change; None where it is unknown."""
 
 
 _LINEAGE_LINES = AliasChoices("lineage_lines", "exploits")

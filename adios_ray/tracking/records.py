@@ -69,7 +69,7 @@ class Exploit(_Record):
     z: float | None = None
     """How much better the donor was, in standard errors of the difference; None if nothing is known about those."""
     p: float | None = None
-    """One-sided p-value of the same, adjusted for the choice among the population; None like ``z``."""
+    """P-value of the same, adjusted for the choice among the population; None like ``z``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -116,7 +116,7 @@ class Refusal(_Record):
     z: float
     """The same in standard errors; of a paired test where outcomes of single images are known."""
     p: float
-    """One-sided p-value, adjusted for the choice among the population."""
+    """P-value, adjusted for the choice among the population."""
 
 
 class Drop(_Record):
