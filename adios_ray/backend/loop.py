@@ -10,11 +10,12 @@ import torch
 from ray.train.torch import get_device
 
 from adios_ray import parallel
+from adios_ray.backend.channel import note
 from adios_ray.backend.line import Start
 from adios_ray.backend.loop_config import LoopConfig
 from adios_ray.checkpoints import Pointer, damage, newest_intact
 from adios_ray.config import TrialConfig
-from adios_ray.errors import CheckpointError, RunError
+from adios_ray.errors import CheckpointError, MemoryLimitError, RunError
 from adios_ray.files import remove_drafts
 from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
@@ -25,12 +26,17 @@ MASK_PICTURES = 8
 """Validation images whose masks are kept."""
 MASK_EPOCHS = 20
 """Number of epochs, about, for which masks are kept over a training."""
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""Occurs in torch's messages that memory for the CPU cannot be allocated."""
 
 
 def train_loop(config: LoopConfig) -> None:
     """Run commands until "stop": train to the next report, or load a checkpoint under a new configuration.
 
     Every worker of the trial takes every command, in order, since each one contains collective operations.
+
+    Raises:
+        MemoryLimitError: If this worker is out of memory.
     """
     torch.set_num_threads(config["threads"])
     channel, trial, run_dir = config["channel"], config["trial"], Path(config["run_dir"])
@@ -42,13 +48,23 @@ def train_loop(config: LoopConfig) -> None:
     # all but the last would wait at positions that no command has any more.
     first: Any = ray.get(channel.start.remote(trial)) if parallel.rank() == 0 else None
     start: Start = parallel.from_first(first)
+    try:
+        _follow(start, config)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise MemoryLimitError(memory_advice(error, start.config, parallel.world_size())) from error
+        raise
+
+
+def _follow(start: Start, config: LoopConfig) -> None:
+    """Build the trainer, and run the commands from where a worker group starts."""
     settings, checkpoint, position = start
     trainer = Trainer(settings, _device())
     if checkpoint:
         _load(trainer, checkpoint, settings, config)
     reported_at = None
     while True:
-        command = ray.get(channel.take.remote(trial, position))
+        command = ray.get(config["channel"].take.remote(config["trial"], position))
         if command.kind == "stop":
             return
         if command.kind == "load":
@@ -80,17 +96,19 @@ def _load(trainer: Trainer, pointer: Pointer, settings: TrialConfig, config: Loo
             raise
         trainer.load(older, settings)
         if parallel.rank() == 0:
-            _note(config, f"{error}; it resumes from {older.path.name}")
+            note(config["channel"], config["trial"], f"{error}; it resumes from {older.path.name}")
 
 
 def _train(trainer: Trainer, config: LoopConfig, position: int, idle_s: float) -> None:
     """Train to the next report, save, answer the command, and report to Ray Train."""
     report = trainer.train_to_report(idle_s)
-    checkpoint, trial, run_dir, say = None, config["trial"], Path(config["run_dir"]), partial(_note, config)
-    run = RunDirectory(run_dir)
-    # By every worker, not only the first: it gathers the batch from all of them.
-    trainer.dump_divergence(run.diverged_step(trial, report.epoch))
+    checkpoint, trial, run_dir = None, config["trial"], Path(config["run_dir"])
+    run, say = RunDirectory(run_dir), partial(note, config["channel"], trial)
+    failed_batch = trainer.take_failed_batch()
     if parallel.rank() == 0:
+        if failed_batch is not None:
+            dump = run.diverged_step(trial, report.epoch)
+            retry_in_run(run_dir, lambda: trainer.save(dump, failed_batch), say)
         checkpoint = retry_in_run(run_dir, lambda: trainer.save(run.checkpoint(trial, report.epoch)), say)
         retry_in_run(run_dir, lambda: _draw_masks(trainer, run_dir, trial), say)
         # Save, then answer: from the answer on, restarts begin at this checkpoint, so it must exist. After a crash in
@@ -105,10 +123,22 @@ def _train(trainer: Trainer, config: LoopConfig, position: int, idle_s: float) -
     )
 
 
-def _note(config: LoopConfig, text: str) -> None:
-    """Send a message for the run's notes, which arrives with the next report; print it to the worker's log at once."""
-    print(text, flush=True)
-    ray.get(config["channel"].note.remote(config["trial"], text))
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether torch or Python could not allocate memory, on a GPU or for the CPU."""
+    # Only torch's allocator for GPUs has an error class of its own.
+    texts = (_CPU_ALLOCATOR, "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
+
+
+def memory_advice(error: BaseException, config: TrialConfig, workers: int) -> str:
+    """Say which values to change after an error of memory, with those that the configuration has."""
+    cause = ". ".join(str(error).split(". ")[:2]) or type(error).__name__
+    limit = config.micro_batch_size or config.batch_size // workers
+    share = "cpus" if isinstance(error, MemoryError) or _CPU_ALLOCATOR in str(error) else "gpus"
+    return (
+        f"{cause.rstrip('.')}. A new run needs a --micro-batch-size below {limit}, the images that each of its workers "
+        f"embeds at once, or a higher --{share}-per-worker, so that fewer trials share the memory"
+    )
 
 
 def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> None:

@@ -66,6 +66,7 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
 
     Raises:
         RunError: If a trial did not finish, or every trial diverged.
+        FaultError: If a trial's workers fail again and again.
         StorageError: If the run's storage stays away.
     """
     print(f"Run directory: {run_dir}", flush=True)
@@ -115,7 +116,8 @@ def _train(
         capacity = ClusterCapacity(run_dir, lambda: count_capacity(config, resources, nodes()))
         admission = Admission(len(unfinished), capacity.count)
         with Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), trackers) as run:
-            population = Population(config.trial(), state, run, ChannelCalls(channel))
+            calls = ChannelCalls(channel)
+            population = Population(config.trial(), state, run, calls)
             settings = TrialSettings(
                 trial="",
                 run_dir=str(run_dir),
@@ -125,7 +127,7 @@ def _train(
                 gpus_per_worker=resources.gpus,
             )
             scheduler = make_scheduler(space, population, admission, len(names), halvings)
-            run_trials(unfinished, settings, scheduler, admission)
+            run_trials(unfinished, settings, scheduler, admission, calls, lambda note: run.trial_note(*note))
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(run_dir)
     # From disk: the verdict rests on what was written down, exactly as after a resume.

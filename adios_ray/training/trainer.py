@@ -16,11 +16,11 @@ from torch import Tensor
 
 from adios_ray import parallel
 from adios_ray.checkpoints import Pointer, load_checkpoint, save_checkpoint
-from adios_ray.config import TrialConfig, check_adapted, check_image_size, check_view
+from adios_ray.config import TrialConfig, check_adapted, check_batch, check_image_size, check_view
 from adios_ray.data.augment import denormalize
 from adios_ray.data.loader import Batch, BatchLoader, central_views
 from adios_ray.data.shards import Split, open_shards
-from adios_ray.errors import CheckpointError, ConfigError, NonFiniteError, ReplicaError
+from adios_ray.errors import CheckpointError, NonFiniteError, ReplicaError
 from adios_ray.evaluation.fitness import UNKNOWN, Estimate, Fitness, Indices, evaluate, halves
 from adios_ray.masking.slots import read_head, replace_head, resize_head, slot_statistics, use_blank_head
 from adios_ray.models.networks import Networks, with_average
@@ -66,19 +66,13 @@ class Trainer:
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
         self._val_parts = halves(self.val_split)
         self.feed = BatchLoader(dataset.split(*dataset.manifest.training_splits), config, self.image_size, device)
-        if config.batch_size > len(self.feed.split):
-            raise ConfigError(f"batch_size {config.batch_size} is more than the {len(self.feed.split)} training images")
-        if config.batch_size % parallel.world_size():
-            raise ConfigError(
-                f"batch_size {config.batch_size} is not a multiple of the trial's {parallel.world_size()} workers"
-            )
-        _check_fill(config)
         if device.type == "cpu":
             keep_freed_memory()
         # The order of the lines below matters. First the seed: every worker draws the same initial weights, since
         # nothing else draws in between, and no broadcast is needed.
         torch.manual_seed(config.seed)
         self.networks = Networks(config, self.image_size, self.classes).to(device)
+        check_batch(config, len(self.feed.split), parallel.world_size(), self.networks.batch_norm)
         if config.channels_last:
             self.networks.to(memory_format=torch.channels_last)
         # Loaded before the optimizers are built: where the file has another number of slots, the occlusion model gets a
@@ -222,22 +216,21 @@ class Trainer:
             "mask_mean_max": float(size.max()),
         }
 
-    def save(self, directory: Path) -> Pointer:
-        """Write a checkpoint from which training resumes bit for bit."""
-        return self._save(directory, {})
+    def take_failed_batch(self) -> dict[str, Any] | None:
+        """Return the batch at which training has diverged since the last call, None if it has not.
 
-    def dump_divergence(self, directory: Path) -> None:
-        """Save the state and the batch that reproduce the diverged step; every worker of the trial must call this.
-
-        A no-op where nothing has diverged since the last call.
+        Every worker of the trial must call this. ``save`` with this batch writes what reproduces the step.
         """
-        if self._failed_batch is None:
-            return
-        batch, self._failed_batch = batch_state(self._failed_batch), None  # collective, hence before the rank is asked
-        if parallel.rank() == 0:
-            self._save(directory, {"batch": batch})
+        batch, self._failed_batch = self._failed_batch, None
+        return None if batch is None else batch_state(batch)
 
-    def _save(self, directory: Path, more: dict[str, Any]) -> Pointer:
+    def save(self, directory: Path, failed_batch: dict[str, Any] | None = None) -> Pointer:
+        """Write a checkpoint from which training resumes bit for bit.
+
+        Args:
+            directory: Directory of the checkpoint.
+            failed_batch: The batch at which training diverged, to be saved with the state.
+        """
         state = {
             "config": self.config.model_dump(mode="json"),
             "image_size": self.image_size,
@@ -247,7 +240,7 @@ class Trainer:
             "divergence": self.divergence,
             "networks": self.networks.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.all().items()},
-            **more,
+            **({} if failed_batch is None else {"batch": failed_batch}),
         }
         meta = {key: state[key] for key in ("step", "config", "divergence")}
         return save_checkpoint(directory, state, {"epoch": self.epoch, **meta})
