@@ -1,6 +1,7 @@
 """The loop of a Ray Train worker, over the commands that its trial's channel sends."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from adios_ray import parallel
 from adios_ray.backend.channel import note
 from adios_ray.backend.line import Start
 from adios_ray.backend.loop_config import LoopConfig
-from adios_ray.checkpoints import Pointer, damage, newest_intact
+from adios_ray.checkpoints import Pointer, load_checkpoint, newest_intact
 from adios_ray.config import TrialConfig
 from adios_ray.errors import CheckpointError, MemoryLimitError, RunError
 from adios_ray.files import remove_drafts
@@ -59,16 +60,16 @@ def train_loop(config: LoopConfig) -> None:
 def _follow(start: Start, config: LoopConfig) -> None:
     """Build the trainer, and run the commands from where a worker group starts."""
     settings, checkpoint, position = start
-    trainer = Trainer(settings, _device())
+    trainer, say = Trainer(settings, _device()), partial(note, config["channel"], config["trial"])
     if checkpoint:
-        _load(trainer, checkpoint, settings, config)
+        load_intact(trainer, checkpoint, settings, say)
     reported_at = None
     while True:
         command = ray.get(config["channel"].take.remote(config["trial"], position))
         if command.kind == "stop":
             return
         if command.kind == "load":
-            _load(trainer, command.checkpoint, command.config, config)
+            load_intact(trainer, command.checkpoint, command.config, say)
         else:
             idle_s = time.monotonic() - reported_at if reported_at else 0.0
             _train(trainer, config, position, idle_s)
@@ -76,27 +77,43 @@ def _follow(start: Start, config: LoopConfig) -> None:
         position += 1
 
 
-def _load(trainer: Trainer, pointer: Pointer, settings: TrialConfig, config: LoopConfig) -> None:
-    """Load a checkpoint on all workers; if it is damaged for any of them, the newest intact one before it.
+def load_intact(trainer: Trainer, pointer: Pointer, settings: TrialConfig, say: Callable[[str], None]) -> None:
+    """Load a checkpoint on all workers; if any of them cannot read it, the newest one before it that all can read.
+
+    Args:
+        trainer: This worker's trainer.
+        pointer: The checkpoint.
+        settings: The configuration under which training continues.
+        say: Prints which checkpoint was loaded instead; called by the first worker.
 
     Raises:
-        CheckpointError: If there is no intact one.
+        CheckpointError: If there is none that all workers can read.
     """
-    try:
-        # Loading is collective. If one worker alone raised, the others would wait for it in vain, so the damage that
-        # any of them sees is shared before any of them loads.
-        if parallel.world_size() > 1 and (problems := [p for p in parallel.gather_values(damage(pointer)) if p]):
-            raise CheckpointError(problems[0])
-        trainer.load(pointer, settings)
-    except CheckpointError as error:
-        # Each trial keeps its newest two checkpoints for this case. The first worker chooses, because shared storage
-        # may show other nodes another list.
-        older = parallel.from_first(newest_intact(pointer.path.parent, before=pointer.path.name))
+    state, problem = _read(pointer, trainer.device)
+    first_problem = problem
+    # Each trial keeps its newest two checkpoints for this case. The first worker chooses, because shared storage may
+    # show other nodes another list; the others may not be able to read its choice either.
+    while problem:
+        before = pointer.path
+        older = parallel.from_first(newest_intact(before.parent, before.name) if parallel.rank() == 0 else None)
         if older is None:
-            raise
-        trainer.load(older, settings)
-        if parallel.rank() == 0:
-            note(config["channel"], config["trial"], f"{error}; it resumes from {older.path.name}")
+            raise CheckpointError(first_problem)
+        pointer = older
+        state, problem = _read(pointer, trainer.device)
+    trainer.restore(state, settings, pointer.path)
+    if first_problem and parallel.rank() == 0:
+        say(f"{first_problem}; it resumes from {pointer.path.name}")
+
+
+def _read(pointer: Pointer, device: torch.device) -> tuple[dict[str, Any], str | None]:
+    """Read a checkpoint; returns also the first worker's problem among all, None if all could read it."""
+    state, problem = {}, None
+    try:
+        state = load_checkpoint(pointer, device)
+    except CheckpointError as error:
+        problem = str(error)
+    # Shared before any worker continues: if one alone raised, the others would wait for it in the next collective.
+    return state, next((text for text in parallel.gather_values(problem) if text), None)
 
 
 def _train(trainer: Trainer, config: LoopConfig, position: int, idle_s: float) -> None:

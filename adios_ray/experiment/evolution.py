@@ -6,6 +6,7 @@ from pathlib import Path
 from adios_ray.backend.admission import Admission
 from adios_ray.backend.capacity import ClusterCapacity, remove_orphaned
 from adios_ray.backend.channel import ChannelCalls, start_channel
+from adios_ray.backend.preflight import check_nodes
 from adios_ray.backend.trial import TrialSettings
 from adios_ray.backend.tune_run import run_trials
 from adios_ray.errors import RunError
@@ -65,6 +66,7 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
         The run directory.
 
     Raises:
+        ConfigError: If a node of the cluster lacks the storage, the data or the packages.
         RunError: If a trial did not finish, or every trial diverged.
         FaultError: If a trial's workers fail again and again.
         StorageError: If the run's storage stays away.
@@ -106,6 +108,8 @@ def _train(
     unfinished = state.unfinished(names)
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
     if unfinished:
+        assert config.data_dir is not None
+        check_nodes(run_dir, config.data_dir)
         # The lineage follows the state. An exploit is appended to the lineage before its change is journaled, so a
         # driver killed in between leaves an entry of a decision that is made again; begin_lineage drops it.
         remove_drafts(run_dir)

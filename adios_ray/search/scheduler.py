@@ -114,13 +114,17 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         return new
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Continue without a trial whose actor has failed for good; one that Tune restarts is added again."""
+        """Note that Tune restarts a trial's actor, and will add the trial again; after too many restarts, stop the run.
+
+        Raises:
+            FaultError: If Tune gives the trial up.
+        """
         if trial.should_recover():
             self._forget_preemption(name_of(trial))
             self.population.run.note(f"{name_of(trial)} lost its actor; Tune restarts it")
             return
-        self.population.run.note(f"{name_of(trial)} failed and left the population; --resume RUN_DIR continues it")
-        self._trial_ended(name_of(trial))
+        lost = Fault(f"its actor failed {trial.num_failures} times", str(trial.get_error() or ""))
+        self._stop_run(name_of(trial), lost)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Continue without a trial that was removed."""

@@ -248,17 +248,31 @@ class Trainer:
     def load(self, pointer: Pointer, config: TrialConfig) -> None:
         """Load all state of a checkpoint, then continue under ``config``.
 
-        Where ``config`` has another number of slots than the checkpoint, slots are split or merged.
-
         Raises:
             CheckpointError: If the checkpoint is missing or damaged, or was made under other optimizer settings.
             ConfigError: If ``config`` differs from the trainer's in a value that cannot change while a trial trains.
             ReplicaError: If the workers of the trial hold different parameters afterwards.
         """
+        self.restore(load_checkpoint(pointer, self.device), config, pointer.path)
+
+    def restore(self, state: dict[str, Any], config: TrialConfig, origin: Path) -> None:
+        """Take over the state of a checkpoint, then continue under ``config``; every worker must call this.
+
+        Where ``config`` has another number of slots than the checkpoint, slots are split or merged.
+
+        Args:
+            state: The state that ``save`` wrote, on the trainer's device.
+            config: The configuration to continue under.
+            origin: Where the checkpoint was read from, for messages.
+
+        Raises:
+            CheckpointError: If the checkpoint was made under other optimizer settings.
+            ConfigError: If ``config`` differs from the trainer's in a value that cannot change while a trial trains.
+            ReplicaError: If the workers of the trial hold different parameters afterwards.
+        """
         check_adapted(self.config, config)
         _check_fill(config)
-        state = load_checkpoint(pointer, self.device)
-        saved = parse(TrialConfig, state["config"], str(pointer.path))
+        saved = parse(TrialConfig, state["config"], str(origin))
         if self.networks.occlusion is not None:  # load_state_dict() copies into a head of the saved number of slots
             use_blank_head(self.networks.occlusion, saved.masking.slots, self.optimizers.occlusion)
         self.networks.load_state_dict(with_average(state["networks"], self.networks.averaged is not None))
@@ -267,7 +281,7 @@ class Trainer:
                 optimizer.load_state_dict(state["optimizers"][name])
             except ValueError as error:
                 raise CheckpointError(
-                    f"checkpoint {pointer.path}: the state of its {name} optimizer does not fit ({error}); set "
+                    f"checkpoint {origin}: the state of its {name} optimizer does not fit ({error}); set "
                     "optimizer.name and optimizer.predictor_schedule to the values that it was made with"
                 ) from error
             optimizer.zero_grad()
@@ -275,7 +289,7 @@ class Trainer:
         self.step, self.seed, self._sums = state["step"], state["seed"], state["sums"].clone()
         self._adapt(config)
         # Compared before masks are resized, as in __init__: workers may have read different checkpoints.
-        self._check_replicas(f"after loading {pointer.path}")
+        self._check_replicas(f"after loading {origin}")
         self._resize_masks(config.masking.slots)
 
     def _adapt(self, config: TrialConfig) -> None:
