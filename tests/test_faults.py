@@ -142,6 +142,22 @@ def test_a_fault_stops_the_run_which_resumes_as_if_nothing_had_happened(tmp_path
     assert stopped.lineage() == whole.lineage()
 
 
+def test_an_actor_that_tune_gives_up_stops_the_run(tmp_path: Path) -> None:
+    def lose(now: Simulation) -> None:
+        lost = SimpleNamespace(
+            config={"trial": "trial_00"},
+            should_recover=lambda: False,
+            num_failures=21,
+            get_error=lambda: RuntimeError("no module named adios_ray"),
+        )
+        now.scheduler.on_trial_error(None, lost)
+
+    simulated = simulation(tmp_path / "run")
+    simulated.on_step = lose
+    with pytest.raises(FaultError, match="trial_00 cannot train: its actor failed 21 times"):
+        simulated.drive()
+
+
 def test_a_trials_note_is_shown_and_logged_with_its_details(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
