@@ -18,7 +18,7 @@ from adios_ray.backend.ray_private import checkpoint_list_file, controller_callb
 from adios_ray.checkpoints import Pointer
 from adios_ray.errors import StorageError
 from adios_ray.files import check_writable
-from adios_ray.retry import retry_in_run
+from adios_ray.retry import TIMEOUT_S, retry_in_run
 from adios_ray.run_directory import RunDirectory
 
 REPLY = "reply"
@@ -96,7 +96,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
             # Wait for storage before counting the failure: an outage would use up the attempts of every trial.
             retry_in_run(run_dir, lambda: check_writable(run_dir), partial(note, self._channel, self._trial))
         except StorageError as error:
-            return Fault(str(error.__cause__), fault.details)
+            return Fault(f"storage has failed for {TIMEOUT_S:.0f} s: {error.__cause__}", fault.details)
         self._failures += 1
         if self._failures == ATTEMPTS:
             return Fault(f"its workers failed {ATTEMPTS} times: {fault.reason}", fault.details)
