@@ -33,6 +33,7 @@ BROKEN_PIPE = "Traceback (most recent call last):\n  ...\nRuntimeError: Connecti
         ([BROKEN_PIPE], "RuntimeError: Connection closed by peer"),
         ([BROKEN_PIPE, IN_CHECKPOINT], "CheckpointError: checkpoint c does not exist"),
         ([ActorDiedError()], "The actor died unexpectedly before finishing this task."),
+        (["The actor is dead. End of file. Some common causes include: (1) memory"], "The actor is dead. End of file."),
         (
             [OutOfMemoryError("Task was killed due to the node running low on memory.\nTop 10:\n1 GB")],
             faults._NODE_MEMORY,

@@ -21,6 +21,8 @@ _NODE_MEMORY = (
 )
 _LOW_ON_MEMORY = "low on memory"
 """Occurs in the messages of Ray's memory monitor about processes that it has killed."""
+_GUESSES = " Some common causes include"
+"""Begins a long list of guesses in Ray's messages about processes that died; the details keep it."""
 _OWN_ERRORS = "adios_ray.errors."
 """Prefix of this package's errors at the end of a traceback."""
 
@@ -57,4 +59,4 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OutOfMemoryError) or _LOW_ON_MEMORY in text:
         return _NODE_MEMORY
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].partition(_GUESSES)[0] if lines else type(error).__name__
