@@ -231,7 +231,7 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path,
             raise WrongError("the run finished without its data")
         away.rename(stage.data)
         if kind == "fault":
-            return resumed_after(stage, "cannot train: its workers failed 6 times: DatasetError: no data set", run)
+            return resumed_after(stage, "cannot train: its workers failed 6 times: no data set", run)
     elif kind == "node":
         stage.replace_node(rng)
     elif kind == "driver":

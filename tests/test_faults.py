@@ -1,13 +1,15 @@
 """Faults of a trial's workers: what is said about them, how often workers are started again, and what then stops."""
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from simulated import Simulation
 from test_schedulers import simulation
 
@@ -16,35 +18,42 @@ from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Reply
 from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
 from adios_ray.config import TrialConfig
-from adios_ray.errors import FaultError, StorageError
+from adios_ray.errors import CheckpointError, FaultError, StorageError
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.run import Run
 from adios_ray.trial_report import TrialReport
 
-IN_CHECKPOINT = (
-    "Traceback (most recent call last):\n  ...\nadios_ray.errors.CheckpointError: checkpoint c does not exist"
-)
-BROKEN_PIPE = "Traceback (most recent call last):\n  ...\nRuntimeError: Connection closed by peer"
+MISSING, BROKEN_PIPE = CheckpointError("checkpoint c does not exist"), RuntimeError("Connection closed by peer\nat 1")
+GUESSED = WorkerHealthCheckFailedError("failed", RayError("It is dead. Some common causes include: (1) memory"))
+LOW = OutOfMemoryError("Task was killed due to the node running low on memory.\nTop 10:\n1 GB")
 
 
 @pytest.mark.parametrize(
     ("failures", "reason"),
     [
         ([BROKEN_PIPE], "RuntimeError: Connection closed by peer"),
-        ([BROKEN_PIPE, IN_CHECKPOINT], "CheckpointError: checkpoint c does not exist"),
+        ([BROKEN_PIPE, MISSING], "checkpoint c does not exist"),
         ([ActorDiedError()], "The actor died unexpectedly before finishing this task."),
-        (["The actor is dead. End of file. Some common causes include: (1) memory"], "The actor is dead. End of file."),
-        (
-            [OutOfMemoryError("Task was killed due to the node running low on memory.\nTop 10:\n1 GB")],
-            faults._NODE_MEMORY,
-        ),
+        ([GUESSED], "It is dead."),
+        ([BROKEN_PIPE, LOW], faults._NODE_MEMORY),
     ],
 )
-def test_a_fault_names_the_cause_among_all_workers_and_keeps_their_tracebacks(failures: list[Any], reason: str) -> None:
-    errors = {rank: each if isinstance(each, Exception) else Exception(each) for rank, each in enumerate(failures)}
-    fault = fault_of(WorkerGroupError("", errors))
+def test_a_fault_names_the_cause_among_all_workers(failures: list[Exception], reason: str) -> None:
+    fault = fault_of(WorkerGroupError("", dict(enumerate(failures))))
     assert fault.reason == reason
-    assert all(str(error) in fault.details for error in errors.values())
+    assert all(str(error) in fault.details for error in failures)
+
+
+def test_the_traceback_travels_from_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: Any) -> None:
+        raise OSError(17, "File exists", "masks")
+
+    monkeypatch.setattr("adios_ray.backend.loop.train_loop", fail)
+    with pytest.raises(OSError) as raised:
+        trial.run_worker({})
+    fault = fault_of(WorkerGroupError("", {0: pickle.loads(pickle.dumps(raised.value))}))
+    assert fault.reason == "FileExistsError: [Errno 17] File exists: 'masks'"
+    assert fault.details.startswith("worker 0:\nTraceback") and "in fail" in fault.details
 
 
 def test_a_fault_outside_of_the_workers_is_explained_too() -> None:
@@ -102,12 +111,14 @@ def test_workers_are_started_again_after_growing_waits_and_a_report_resets_them(
     stage.failures = 3
     stage.live.setup(stage.settings)
     assert stage.step().report is not None and stage.waits == list(WAITS_S[:3])
-    texts = [f"its workers failed (no data) and are started again{when}" for when in ("", " in 1 s", " in 5 s")]
+    texts = [
+        f"its workers failed (OSError: no data) and are started again{when}" for when in ("", " in 1 s", " in 5 s")
+    ]
     assert [text.rpartition(",")[0] for text, _ in stage.notes] == texts
     assert all("Traceback" in details for _, details in stage.notes)
     stage.failures = 99  # the Ray Train run has ended after its report, and no other one reports
     fault = stage.step().fault
-    assert fault is not None and fault.reason == f"its workers failed {ATTEMPTS} times: no data"
+    assert fault is not None and fault.reason == f"its workers failed {ATTEMPTS} times: OSError: no data"
     assert stage.waits == [*WAITS_S[:3], *WAITS_S]
 
 

@@ -8,7 +8,9 @@ its epoch, and its workers are started again after a growing wait; after the las
 import traceback
 from typing import NamedTuple
 
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, RayError
+
+from adios_ray.errors import AdiosRayError
 
 WAITS_S = (0.0, 1.0, 5.0, 15.0, 45.0)
 """Seconds before each new start of a trial's workers that have failed without a report in between."""
@@ -23,8 +25,6 @@ _LOW_ON_MEMORY = "low on memory"
 """Occurs in the messages of Ray's memory monitor about processes that it has killed."""
 _GUESSES = " Some common causes include"
 """Begins a long list of guesses in Ray's messages about processes that died; the details keep it."""
-_OWN_ERRORS = "adios_ray.errors."
-"""Prefix of this package's errors at the end of a traceback."""
 
 
 class Fault(NamedTuple):
@@ -46,17 +46,32 @@ def fault_of(error: BaseException | None) -> Fault:
     failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
     if not failures:
         return Fault(_reason(error), "".join(traceback.format_exception(error)).rstrip())
-    reasons = [_reason(failure) for _, failure in sorted(failures.items())]
+    ranked = [failures[rank] for rank in sorted(failures)]
     # One worker's failure breaks the connections of the others. An error of this package is never such a consequence.
-    reason = next((text for text in reasons if text.startswith(_OWN_ERRORS) or text == _NODE_MEMORY), reasons[0])
-    details = [f"worker {rank}:\n{failure}".rstrip() for rank, failure in sorted(failures.items())]
-    return Fault(reason.removeprefix(_OWN_ERRORS), "\n".join(details))
+    cause = next((each for each in ranked if isinstance(each, AdiosRayError) or _lacked_memory(each)), ranked[0])
+    details = ["\n".join([f"worker {rank}:", *_texts(failures[rank])]) for rank in sorted(failures)]
+    return Fault(_reason(cause), "\n".join(details))
+
+
+def _texts(error: BaseException) -> list[str]:
+    """Return an error's traceback, which the worker has added as a note, or its message."""
+    return list(getattr(error, "__notes__", ())) or [str(error)]
+
+
+def _lacked_memory(error: BaseException) -> bool:
+    return isinstance(error, OutOfMemoryError) or _LOW_ON_MEMORY in str(error)
 
 
 def _reason(error: BaseException) -> str:
-    """Shorten an error to the last line of its text, which in a worker's traceback names the exception."""
-    text = str(error)
-    if isinstance(error, OutOfMemoryError) or _LOW_ON_MEMORY in text:
+    """Shorten an error to one line."""
+    if _lacked_memory(error):
         return _NODE_MEMORY
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].partition(_GUESSES)[0] if lines else type(error).__name__
+    from ray.train import TrainingFailedError  # imported here because it takes a second
+
+    error = getattr(error, "health_check_failure", error)  # why Ray Train could not reach a worker
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if isinstance(error, RayError | TrainingFailedError):  # their last line says why a process died
+        return lines[-1].partition(_GUESSES)[0]
+    return lines[0] if isinstance(error, AdiosRayError) else f"{type(error).__name__}: {lines[0]}"

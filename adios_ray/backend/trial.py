@@ -2,6 +2,7 @@
 
 import threading
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -129,7 +130,11 @@ def run_worker(config: dict[str, Any]) -> None:
     """Run the worker loop. Torch is imported only here, in the worker's process."""
     from adios_ray.backend.loop import train_loop
 
-    train_loop(LoopConfig(**config))  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
+    try:
+        train_loop(LoopConfig(**config))  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
+    except Exception as error:
+        error.add_note(traceback.format_exc().rstrip())  # Ray Train passes on the error without its traceback
+        raise
 
 
 def build_trainer(config: TrialSettings, channel: Any) -> Any:
