@@ -271,7 +271,7 @@ class Trainer:
             ReplicaError: If the workers of the trial hold different parameters afterwards.
         """
         check_adapted(self.config, config)
-        _check_fill(config)
+        check_batch(config, len(self.feed.split), parallel.world_size(), self.networks.batch_norm)
         saved = parse(TrialConfig, state["config"], str(origin))
         if self.networks.occlusion is not None:  # load_state_dict() copies into a head of the saved number of slots
             use_blank_head(self.networks.occlusion, saved.masking.slots, self.optimizers.occlusion)
@@ -325,10 +325,3 @@ class Trainer:
                 f"{when}, worker {', '.join(odd)} of {parallel.world_size()} holds other parameters than worker 0: "
                 "their nodes read different files, or one has faulty memory; check that all nodes see the same storage"
             )
-
-
-def _check_fill(config: TrialConfig) -> None:
-    if config.masking.fill == "mix" and config.batch_size == parallel.world_size():
-        raise ConfigError(
-            f"masking.fill mix needs another image on each worker: raise batch_size above {config.batch_size}"
-        )
