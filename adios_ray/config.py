@@ -399,6 +399,33 @@ def check_image_size(size: int) -> None:
         )
 
 
+def check_batch(config: TrialConfig, images: int, workers: int, batch_norm: bool) -> None:
+    """Check that the workers of a trial can share its batches.
+
+    Args:
+        config: Batch size, micro-batch size and fill.
+        images: Training images of the data set.
+        workers: Workers of the trial.
+        batch_norm: Whether the networks normalize over the images that are embedded at once.
+
+    Raises:
+        ConfigError: If they cannot; names the values.
+    """
+    size, micro = config.batch_size, config.micro_batch_size
+    if size > images:
+        raise ConfigError(f"batch_size {size} is more than the {images} training images")
+    if size % workers:
+        raise ConfigError(f"batch_size {size} cannot be shared evenly by workers_per_trial {workers}")
+    share = size // workers
+    if batch_norm and share // -(-share // (micro or share)) < 2:
+        raise ConfigError(
+            f"batch_size {size}, workers_per_trial {workers} and micro_batch_size {micro} leave one image to embed at "
+            "once, and BatchNorm needs two: change one of the three"
+        )
+    if config.masking.fill == "mix" and share < 2:
+        raise ConfigError(f"masking.fill mix needs another image on each worker: raise batch_size above {size}")
+
+
 def _declared(model: type[BaseModel], inherited: bool = False) -> Iterator[str]:
     """Yield the paths of the fields of a configuration that are declared ``Adaptable``."""
     for name, field in model.model_fields.items():

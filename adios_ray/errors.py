@@ -13,6 +13,8 @@
     │   └── RecordError             a file of a run directory that is damaged or has other content than expected
     └── RunError (RuntimeError)     a run that could not finish; exit status 1
         ├── StorageError            storage that failed for too long
+        ├── FaultError              workers of one trial that failed too often, without a divergence
+        ├── MemoryLimitError        a worker out of memory
         ├── ReplicaError            workers of one trial that hold different parameters
         └── NonFiniteError          a loss or penalty that is not finite
 
@@ -65,6 +67,14 @@ class RunError(AdiosRayError, RuntimeError):
 
 class StorageError(RunError):
     """Storage failed for too long; the message gives the reason, and how to resume."""
+
+
+class FaultError(RunError):
+    """A trial's workers failed too often; the message names the trial and the reason, and how to resume."""
+
+
+class MemoryLimitError(RunError):
+    """A worker is out of memory; the message says what to lower."""
 
 
 class ReplicaError(RunError):

@@ -12,7 +12,8 @@
       masks/TRIAL/epoch_NNNNN.npz         masks of the first validation images
       diverged/TRIAL/epoch_NNNNN/         what reproduces a step that became non-finite
       controllers/ACTOR_ID                Ray Train controllers whose placement groups may be left behind
-      logs/                               what trackers' processes printed
+      logs/TRIAL.log                      what happened to each trial's processes, with tracebacks
+      logs/tracker_NAME.log               what each tracker's process printed
       inspection.npz                      features of validation images, for the report
       tune/                               Ray Tune's own files
       report.html  summary.json  schedule.json   for people; the last two are written when the run has finished
@@ -108,6 +109,10 @@ class RunDirectory:
     def tracker_log(self, name: str) -> Path:
         """Return the path of what a tracker's process printed."""
         return self.path / "logs" / f"tracker_{name}.log"
+
+    def log(self, trial: str) -> Path:
+        """Return the path of a trial's log."""
+        return self.path / "logs" / f"{trial}.log"
 
     def trial_folders(self, trial: str) -> tuple[Path, ...]:
         """List the folders that a trial's workers write into."""

@@ -1,7 +1,6 @@
 """A trial's report: made by its trainer, and passed on unchanged to the population and the run's files."""
 
 import math
-from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -56,8 +55,3 @@ class TrialReport(Measured):
     """How the trial diverged or collapsed; None if it did not."""
     done: bool = False
     """Whether this was the last epoch."""
-
-    @classmethod
-    def failed(cls, epoch: int, reason: str) -> Self:
-        """Build the report of a trial whose workers failed repeatedly: nothing was measured, and it needs a donor."""
-        return cls(epoch=epoch, divergence=reason)

@@ -81,6 +81,9 @@ class SimulatedRun:
         """Keep a note."""
         self.notes.append(text)
 
+    def trial_note(self, trial: str, text: str, details: str = "") -> None:
+        """Drop a note."""
+
 
 @dataclass(eq=False)
 class SimulatedTrial:

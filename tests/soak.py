@@ -7,10 +7,13 @@ Each round starts a population of two trials on a simulated cluster of three nod
 moment after the first report. Kills: a worker, a trial's actor, Ray Train's controller, the driver (restarted to resume
 the run), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs permission to mount a
 file system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and its workers
-killed. The round then waits for the end and checks that all trials are at their last epoch, that every report exists
-once, that lineage and numbers equal those of an undisturbed run bit for bit (except after ``checkpoint``, where a trial
-steps back), and that no process, placement group or temporary file is left. Prints a table, and one line for each
-failed round; the exit status is 1 if there was any.
+killed; ``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until the run
+stops, and then the run is resumed; ``stranger``, a node that does not see the storage (needs permission to mount, too)
+has joined, so that the run is refused, and resumed without that node. The round then waits for the end and checks that
+all trials are at their last epoch, that every report exists once, that lineage and numbers equal those of an
+undisturbed run bit for bit (except after ``checkpoint``, where a trial steps back), and that no process, placement
+group or temporary file is left. Prints a table, and one line for each failed round; the exit status is 1 if there was
+any.
 """
 
 import json
@@ -22,7 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +47,7 @@ from adios_ray.search.state import PopulationState
 from adios_ray.tracking.records import read_lineage, read_results
 
 KILLS = ("worker", "actor", "controller", "driver", "node")
-FAULTS = ("disk", "storage", "checkpoint")
+FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "stranger")
 DISK_BYTES, AWAY_S = 2**26, 10.0
 SERVICES = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 """Title prefixes of processes that Ray keeps while a cluster runs."""
@@ -84,7 +88,7 @@ class Options:
     """Options of the soak test."""
 
     kinds: tuple[str, ...] = KILLS + FAULTS
-    """Kills (worker, actor, controller, driver, node) and faults (disk, storage, checkpoint)."""
+    """Kills (worker, actor, controller, driver, node) and faults (disk, storage, checkpoint, data, fault, stranger)."""
     rounds: int = 20
     """Rounds of each kill; each fault has a quarter of them."""
     seed: int = 0
@@ -133,6 +137,20 @@ class Stage:
         time.sleep(rng.uniform(0, 4))
         self.nodes.append(self.cluster.add_node(num_cpus=1))
 
+    @contextmanager
+    def stranger(self) -> Iterator[None]:
+        """Let a node take part, for a while, that sees an empty directory in place of this stage's."""
+        script = f"mount -t tmpfs hidden {self.directory} && exec {sys.executable} -m ray.scripts.scripts start --block"
+        before = len(ray.nodes())
+        command = ["unshare", "--mount", "sh", "-c", f"{script} --address={self.cluster.address} --num-cpus=1"]
+        node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            wait_for(lambda: len(ray.nodes()) > before, "no node without the storage has joined")
+            yield
+        finally:
+            node.terminate()
+            node.wait()
+
     def discard(self, name: str) -> None:
         """Remove the storage of a round."""
         disk = self.directory / f"{name}.disk"
@@ -169,6 +187,15 @@ def strangers() -> list[str]:
     return [title for title in titles().values() if not title.startswith(tuple(f"ray::{name}" for name in SERVICES))]
 
 
+def wait_for(reached: Callable[[], bool], otherwise: str) -> None:
+    """Wait until something is reached."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not reached():
+        if time.monotonic() > deadline:
+            raise WrongError(otherwise)
+        time.sleep(0.2)
+
+
 def run_dir_of(storage: Path, driver: "subprocess.Popen[str]", reports: int) -> Path:
     """Wait until a driver's run has a number of reports; return its run directory."""
     deadline = time.monotonic() + TIMEOUT_S
@@ -194,6 +221,17 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path,
         os.truncate(newest / "state.pt", (newest / "state.pt").stat().st_size // 2)
         for worker in processes("worker"):
             worker.kill()
+    elif kind in ("data", "fault"):
+        away = stage.data.rename(stage.data.with_suffix(".away"))
+        for worker in processes("worker"):
+            worker.kill()
+        if kind == "data":
+            time.sleep(AWAY_S)
+        elif not driver.wait(timeout=TIMEOUT_S):
+            raise WrongError("the run finished without its data")
+        away.rename(stage.data)
+        if kind == "fault":
+            return resumed_after(stage, "cannot train: its workers failed 6 times: no data set", run)
     elif kind == "node":
         stage.replace_node(rng)
     elif kind == "driver":
@@ -203,6 +241,14 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path,
     else:
         rng.choice(processes(kind)).kill()
     return driver
+
+
+def resumed_after(stage: Stage, error: str, run: Path) -> "subprocess.Popen[str]":
+    """Check that a run's driver has ended with an error, and resume the run."""
+    name = run.parent.name
+    if error not in (stage.directory / f"{name}.log").read_text().splitlines()[-1]:
+        raise WrongError(f"the driver did not end with {error!r}")
+    return stage.drive(run, name)
 
 
 def take_away(disk: Path) -> None:
@@ -276,10 +322,19 @@ def undisturbed(stage: Stage) -> Outcome:
 def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> float:
     """Run one round; return its seconds."""
     rng, name, began = random.Random(f"{seed}/{kind}/{number}"), f"{kind}-{number}", time.monotonic()
-    driver, storage = stage.start(name)
+    if kind == "stranger":
+        with stage.stranger():
+            driver, storage = stage.start(name)
+            driver.wait(timeout=TIMEOUT_S)
+    else:
+        driver, storage = stage.start(name)
     try:
-        run = run_dir_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
-        driver = disturb(stage, kind, driver, run, rng)
+        if kind == "stranger":
+            (run,) = (path.parent for path in storage.glob("*-*/population.json"))
+            driver = resumed_after(stage, f"it does not see the run directory {storage.resolve()}", run)
+        else:
+            run = run_dir_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
+            driver = disturb(stage, kind, driver, run, rng)
         if driver.wait(timeout=TIMEOUT_S):
             raise WrongError(f"the driver ended with status {driver.returncode}")
         check(run, None if kind == "checkpoint" else expected)

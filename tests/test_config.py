@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from adios_ray.config import TrialConfig, check_image_size, replaced, value_at
+from adios_ray.config import (
+    EvaluationConfig,
+    MaskingConfig,
+    TrialConfig,
+    check_batch,
+    check_image_size,
+    replaced,
+    value_at,
+)
 from adios_ray.errors import ConfigError
 from adios_ray.experiment.checks import check_data, check_storage
 from adios_ray.experiment.command import main, read_arguments
@@ -253,3 +261,45 @@ def test_a_trial_that_can_never_be_placed_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         worker_resources(ExperimentConfig(population=4, **settings), cluster)
+
+
+@pytest.mark.parametrize("reports", [1, 2, 3, 6])
+def test_decisions_at_reports_are_accepted(reports: int) -> None:
+    space = parse(SearchSpace, {"scheduler": "pb2", "interval_epochs": 6, "parameters": {}})
+    space.bind(TrialConfig(evaluation=EvaluationConfig(interval_epochs=reports)))
+
+
+@pytest.mark.parametrize(("decisions", "reports"), [(2, 5), (3, 2), (1, 3)])
+@pytest.mark.parametrize(
+    "options", [{"scheduler": "pbt"}, {"scheduler": "pbt", "synchronous": False}, {"scheduler": "pb2"}]
+)
+def test_decisions_between_reports_are_refused(decisions: int, reports: int, options: dict[str, Any]) -> None:
+    space = parse(SearchSpace, {**options, "interval_epochs": decisions, "parameters": {}})
+    config = TrialConfig(evaluation=EvaluationConfig(interval_epochs=reports))
+    with pytest.raises(
+        ConfigError, match=f"every {reports} epochs .*cannot be {decisions} epochs .*multiple of {reports}"
+    ):
+        space.bind(config)
+    parse(SearchSpace, {"scheduler": "asha", "grace_epochs": decisions, "parameters": {}}).bind(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "workers", "message"),
+    [
+        ({"batch_size": 2}, 2, "batch_size 2, workers_per_trial 2 and micro_batch_size None leave one image"),
+        ({"batch_size": 10, "micro_batch_size": 2}, 2, "batch_size 10, workers_per_trial 2 and micro_batch_size 2 "),
+        ({"batch_size": 200}, 1, "batch_size 200 is more than the 100 training images"),
+        ({"batch_size": 10}, 4, "batch_size 10 cannot be shared evenly by workers_per_trial 4"),
+    ],
+)
+def test_batches_that_workers_cannot_share_are_refused(settings: dict[str, Any], workers: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_batch(TrialConfig(**settings), 100, workers, batch_norm=True)
+
+
+def test_single_images_are_for_networks_without_batch_norm() -> None:
+    check_batch(TrialConfig(batch_size=2), 100, workers=2, batch_norm=False)
+    check_batch(TrialConfig(batch_size=12, micro_batch_size=4), 100, workers=2, batch_norm=True)  # three and three
+    mixed = TrialConfig(batch_size=2, masking=MaskingConfig(fill="mix"))
+    with pytest.raises(ConfigError, match="fill mix .* above 2"):
+        check_batch(mixed, 100, workers=2, batch_norm=False)

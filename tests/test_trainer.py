@@ -285,7 +285,7 @@ def test_a_diverged_training_stops_before_anybody_moves_and_can_be_reproduced(
     assert math.isnan(report.fitness) and math.isnan(report.loss) and report.epoch == 1
     for name, values in trainer.networks.named_parameters():
         torch.testing.assert_close(values.detach(), weights[name], rtol=0, atol=0, equal_nan=True)
-    trainer.dump_divergence(tmp_path / "dump")
+    trainer.save(tmp_path / "dump", trainer.take_failed_batch())
     assert reproduce(tmp_path / "dump", CPU) == "objective of slot 0 is nan"
 
 
@@ -318,8 +318,7 @@ def test_a_diverged_training_waits_for_a_donor_and_goes_on_from_it(objects_dir: 
 @pytest.mark.slow
 def test_a_healthy_dump_or_a_plain_checkpoint_reproduces_nothing(objects_dir: Path, tmp_path: Path) -> None:
     trainer = trained(small_config(objects_dir), 1)
-    trainer.dump_divergence(tmp_path / "none")
-    assert not (tmp_path / "none").exists()
+    assert trainer.take_failed_batch() is None
     trainer.save(tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match="not the dump of a step that diverged"):
         reproduce(tmp_path / "checkpoint", CPU)

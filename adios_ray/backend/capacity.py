@@ -26,9 +26,9 @@ WAITING_S = 10.0
 class ControllerRecord:
     """Keeps a record of a Ray Train controller in the run directory while its placement group may exist."""
 
-    def __init__(self, run_dir: Path) -> None:
-        """Record into a run directory."""
-        self._run_dir = run_dir
+    def __init__(self, run_dir: Path, say: Callable[[str], None]) -> None:
+        """Record into a run directory; ``say`` tells the user of storage that refuses the record."""
+        self._run_dir, self._say = run_dir, say
 
     def started(self) -> None:
         """Record the controller before it creates its first group; a controller that cannot be recorded creates none.
@@ -38,7 +38,7 @@ class ControllerRecord:
         """
         # Record first: a crash in between leaves a record without a group, which is harmless. The other order could
         # leave a group that no driver recognizes; it would hold its resources until its job ends, or for ever.
-        retry_in_run(self._run_dir, lambda: record_controller(self._run_dir), print)
+        retry_in_run(self._run_dir, lambda: record_controller(self._run_dir), self._say)
 
     def finished(self, error: BaseException | None) -> None:
         """Delete the record of a controller that has removed its group; after an error it may not have."""

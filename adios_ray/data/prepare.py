@@ -75,7 +75,7 @@ class PrepareSummary:
     @property
     def images(self) -> Mapping[str, int]:
         """Number of images of each split, without those refused."""
-        return {split: sum(entry.rows for entry in entries) for split, entries in self.manifest.splits.items()}
+        return {split: self.manifest.images(split) for split in self.manifest.splits}
 
     @property
     def refused(self) -> int:

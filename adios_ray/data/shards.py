@@ -159,6 +159,10 @@ class Manifest(Record):
         """Splits that the networks train on: train, and the images without labels if there are any."""
         return ("train", UNLABELED) if UNLABELED in self.splits else ("train",)
 
+    def images(self, split: str) -> int:
+        """Count the images of a split."""
+        return sum(entry.rows for entry in self.splits[split])
+
     @property
     def entries(self) -> list[ShardEntry]:
         """The shards of all splits."""

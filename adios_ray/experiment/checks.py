@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from adios_ray.config import check_image_size, check_view
+from adios_ray.config import check_batch, check_image_size, check_view
 from adios_ray.data.shards import Manifest, verify
 from adios_ray.errors import ConfigError, DatasetError
-from adios_ray.evaluation.fitness import SMALLEST_PARTED
+from adios_ray.evaluation.fitness import SMALLEST_PARTED, check_measurable
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.files import check_writable
 from adios_ray.measures import MEASURES
@@ -13,7 +13,7 @@ from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.tracking.trackers.wandb import check_login
 
-SPLITS = ("train", "val", "test")
+HELD_OUT = ("val", "test")
 
 
 def check_data(config: ExperimentConfig) -> None:
@@ -22,6 +22,7 @@ def check_data(config: ExperimentConfig) -> None:
     Raises:
         ConfigError: If no data set is configured, or it does not fit the configuration.
         DatasetError: If shards are missing or damaged.
+        EvaluationError: If a split is too small for the measure.
     """
     if config.data_dir is None:
         raise ConfigError(
@@ -29,7 +30,7 @@ def check_data(config: ExperimentConfig) -> None:
             "`adios-ray prepare` (add --preset in100s or in100 for the paper's settings)"
         )
     manifest = verify(config.data_dir)
-    for split in SPLITS:
+    for split in ("train", *HELD_OUT):
         if not manifest.splits.get(split):
             present = ", ".join(sorted(manifest.splits))
             raise DatasetError(f"{config.data_dir} has no {split!r} split (it has {present}); prepare it with one")
@@ -46,15 +47,12 @@ def check_data(config: ExperimentConfig) -> None:
             f"evaluation.fitness {config.evaluation.fitness} needs labels, and {config.data_dir} has one class: "
             f"use one of {without}"
         )
-    images = sum(entry.rows for split in manifest.training_splits for entry in manifest.splits[split])
-    if config.batch_size > images:
-        raise ConfigError(f"batch_size {config.batch_size} is more than the {images} training images")
-    if config.batch_size % config.workers_per_trial:
-        raise ConfigError(
-            f"batch_size {config.batch_size} cannot be shared evenly by workers_per_trial {config.workers_per_trial}"
-        )
-    _check_networks(config, manifest)
-    if (rows := sum(entry.rows for entry in manifest.splits["val"])) < SMALLEST_PARTED:
+    networks = _check_networks(config, manifest)
+    images = sum(map(manifest.images, manifest.training_splits))
+    check_batch(config, images, config.workers_per_trial, networks.batch_norm)
+    for split in HELD_OUT:
+        check_measurable(manifest.images(split), networks.features, config.evaluation, f"{config.data_dir}: {split}")
+    if (rows := manifest.images("val")) < SMALLEST_PARTED:
         print(
             f"val has {rows} images, all of which decisions and the final comparison use; from {SMALLEST_PARTED} on, "
             "each would use a half, and the best fitness would not be biased by its selection",
@@ -72,8 +70,8 @@ def check_trackers(config: ExperimentConfig) -> None:
         check_login()
 
 
-def _check_networks(config: ExperimentConfig, manifest: Manifest) -> None:
-    """Build the networks that every trial will build, and load the configured initial weights into them."""
+def _check_networks(config: ExperimentConfig, manifest: Manifest) -> Networks:
+    """Build the networks that every trial will build, load the configured initial weights, and return them."""
     size, path = config.image_size or manifest.image_size, config.initial_weights
     try:
         networks = Networks(config.trial(), size, len(manifest.classes))
@@ -81,6 +79,7 @@ def _check_networks(config: ExperimentConfig, manifest: Manifest) -> None:
             load_initial(networks, load_weights(path.expanduser()), path)
     except ValueError as error:  # raised for configurations and for damaged weights
         raise ConfigError(str(error)) from None
+    return networks
 
 
 def check_storage(storage: Path) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from adios_ray.backend.admission import Admission
 from adios_ray.backend.capacity import ClusterCapacity, remove_orphaned
 from adios_ray.backend.channel import ChannelCalls, start_channel
+from adios_ray.backend.preflight import check_nodes
 from adios_ray.backend.trial import TrialSettings
 from adios_ray.backend.tune_run import run_trials
 from adios_ray.errors import RunError
@@ -65,7 +66,9 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
         The run directory.
 
     Raises:
+        ConfigError: If a node of the cluster lacks the storage, the data or the packages.
         RunError: If a trial did not finish, or every trial diverged.
+        FaultError: If a trial's workers fail again and again.
         StorageError: If the run's storage stays away.
     """
     print(f"Run directory: {run_dir}", flush=True)
@@ -105,6 +108,8 @@ def _train(
     unfinished = state.unfinished(names)
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
     if unfinished:
+        assert config.data_dir is not None
+        check_nodes(run_dir, config.data_dir)
         # The lineage follows the state. An exploit is appended to the lineage before its change is journaled, so a
         # driver killed in between leaves an entry of a decision that is made again; begin_lineage drops it.
         remove_drafts(run_dir)
@@ -115,7 +120,8 @@ def _train(
         capacity = ClusterCapacity(run_dir, lambda: count_capacity(config, resources, nodes()))
         admission = Admission(len(unfinished), capacity.count)
         with Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), trackers) as run:
-            population = Population(config.trial(), state, run, ChannelCalls(channel))
+            calls = ChannelCalls(channel)
+            population = Population(config.trial(), state, run, calls)
             settings = TrialSettings(
                 trial="",
                 run_dir=str(run_dir),
@@ -125,7 +131,7 @@ def _train(
                 gpus_per_worker=resources.gpus,
             )
             scheduler = make_scheduler(space, population, admission, len(names), halvings)
-            run_trials(unfinished, settings, scheduler, admission)
+            run_trials(unfinished, settings, scheduler, admission, calls, lambda note: run.trial_note(*note))
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(run_dir)
     # From disk: the verdict rests on what was written down, exactly as after a resume.

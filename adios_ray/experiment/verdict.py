@@ -56,15 +56,15 @@ def conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, re
         The run directory.
 
     Raises:
-        RunError: If every trial diverged.
+        RunError: If every trial diverged or collapsed.
     """
     rows, lineage = read_results(run_dir), read_lineage(run_dir)
     finals = final_fitness(state, rows, lineage)
     if not finals:
         write_report(run_dir)
-        raise RunError(
-            f"every trial diverged; {RunDirectory(run_dir).diverged} holds the steps, lower learning rates may help"
-        )
+        steps = RunDirectory(run_dir).diverged  # not there if all trials collapsed
+        held = f"; {steps} holds the steps that diverged" if steps.is_dir() else ""
+        raise RunError(f"every trial diverged or collapsed{held}; lower learning rates may help")
     name, final = max(finals.items(), key=lambda item: item[1].fitness)
     best = state.members[name]
     assert config.data_dir is not None and best.checkpoint is not None

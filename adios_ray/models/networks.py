@@ -106,6 +106,11 @@ class Networks(nn.Module):
         projection: Tensor = self.momentum["projector"](self._in_parts(self.momentum["backbone"], x))
         return projection
 
+    @property
+    def batch_norm(self) -> bool:
+        """Whether any part that is trained normalizes over the images that are embedded at once."""
+        return any(isinstance(module, _BatchNorm) for module in self.modules())
+
     def _in_parts(self, module: nn.Module, x: Tensor) -> Tensor:
         """Apply a module to a batch, in micro-batches if configured.
 

@@ -64,8 +64,6 @@ class Population:
         Returns:
             Whether the report is new. It is not if it repeats an epoch, after workers fell back to an older checkpoint.
         """
-        for note in reply.notes:
-            self.run.note(f"{name}: {note}")
         member, report = self[name], reply.report
         if report is None or report.epoch <= member.epoch:
             return False

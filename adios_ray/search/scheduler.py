@@ -4,14 +4,17 @@ Subclasses decide about one trial at a time (``decide``) and name the trials tha
 """
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, NoReturn
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from adios_ray.backend.admission import Admission, name_of
+from adios_ray.backend.faults import Fault
 from adios_ray.backend.line import Reply
 from adios_ray.backend.trial import REPLY
+from adios_ray.errors import FaultError
+from adios_ray.run_directory import RunDirectory
 from adios_ray.search.population import Population
 
 CONTINUE, PAUSE, STOP = TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP
@@ -60,6 +63,8 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Record a report and decide."""
         name, reply = name_of(trial), result[REPLY]
+        if reply.fault is not None:
+            self._stop_run(name, reply.fault)
         if reply.report is None:
             # The answer to ``channel.preempt``: the trial has nothing to report, and only Tune can free its resources.
             if self.population[name].finished:
@@ -79,6 +84,19 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         self.population.commit(name)
         return str(decision)
 
+    def _stop_run(self, name: str, fault: Fault) -> NoReturn:
+        """End the run because a trial cannot train; all that was reported is journaled.
+
+        Raises:
+            FaultError: Always.
+        """
+        run = self.population.run
+        run.trial_note(name, f"cannot train: {fault.reason}", fault.details)
+        raise FaultError(
+            f"the run stops because {name} cannot train: {fault.reason}. No report is lost; "
+            f"{RunDirectory(run.directory).log(name)} has the whole of it. Resume with --resume {run.directory}"
+        )
+
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Record a trial's last report."""
         name = name_of(trial)
@@ -96,13 +114,17 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         return new
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Continue without a trial whose actor has failed for good; one that Tune restarts is added again."""
+        """Note that Tune restarts a trial's actor, and will add the trial again; after too many restarts, stop the run.
+
+        Raises:
+            FaultError: If Tune gives the trial up.
+        """
         if trial.should_recover():
             self._forget_preemption(name_of(trial))
             self.population.run.note(f"{name_of(trial)} lost its actor; Tune restarts it")
             return
-        self.population.run.note(f"{name_of(trial)} failed and left the population; --resume RUN_DIR continues it")
-        self._trial_ended(name_of(trial))
+        lost = Fault(f"its actor failed {trial.num_failures} times", str(trial.get_error() or ""))
+        self._stop_run(name_of(trial), lost)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Continue without a trial that was removed."""

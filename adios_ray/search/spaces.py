@@ -302,7 +302,8 @@ class SearchSpace(Strict):
             population: Number of trials, if known, which an opening must exceed.
 
         Raises:
-            ConfigError: If one does not, or the opening is too small or too long; it names the path or the option.
+            ConfigError: If one does not, naming the path; if the opening is too small or too long; or if decisions
+                fall between two reports.
         """
         if self.opening is not None:
             if population is not None and self.opening.trials <= population:
@@ -315,6 +316,13 @@ class SearchSpace(Strict):
                     f"{origin}: opening.epochs {self.opening.epochs} must end before the last of {config.epochs} "
                     "epochs: lower it, or raise --epochs"
                 )
+        reports = config.evaluation.interval_epochs
+        if self.evolving and self.interval_epochs % reports:
+            raise ConfigError(
+                f"{origin}: trials report every {reports} epochs (evaluation.interval_epochs), so decisions cannot be "
+                f"{self.interval_epochs} epochs apart (interval_epochs): make this a multiple of {reports}, or "
+                f"evaluation.interval_epochs a divisor of {self.interval_epochs}"
+            )
         for path, parameter in self.parameters.items():
             configured = value_at(config, path)
             if self.evolving and path not in ADAPTABLE:

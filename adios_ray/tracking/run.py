@@ -11,6 +11,7 @@ from adios_ray.config import TrialConfig
 from adios_ray.retry import retry
 from adios_ray.tracking.environment import record_environment
 from adios_ray.tracking.live import LiveView, drop_line, refusal_line
+from adios_ray.tracking.log import append_log
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import Drop, Exploit, Refusal, Row, append_exploit, append_result, begin_results
 from adios_ray.tracking.report.background import BackgroundReport
@@ -96,3 +97,12 @@ class Run(AbstractContextManager["Run"]):
     def note(self, text: str) -> None:
         """Show a note to the user."""
         self._view.note(text)
+
+    def trial_note(self, trial: str, text: str, details: str = "") -> None:
+        """Show a note about a trial to the user, and append it to the trial's log with its details."""
+        self.note(f"{trial}: {text}")
+        # Not retried: the note may be about storage that fails, and the user has seen it.
+        try:
+            append_log(self.directory, trial, text, details)
+        except OSError as error:
+            self.note(f"{trial}: its log could not be written: {error}")
