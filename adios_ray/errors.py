@@ -13,6 +13,7 @@
     │   └── RecordError             a file of a run directory that is damaged or has other content than expected
     └── RunError (RuntimeError)     a run that could not finish; exit status 1
         ├── StorageError            storage that failed for too long
+        ├── ClaimError              a run or another place that another process holds, or has taken over
         ├── ReplicaError            workers of one trial that hold different parameters
         └── NonFiniteError          a loss or penalty that is not finite
 
@@ -65,6 +66,10 @@ class RunError(AdiosRayError, RuntimeError):
 
 class StorageError(RunError):
     """Storage failed for too long; the message gives the reason, and how to resume."""
+
+
+class ClaimError(RunError):
+    """Another process holds a place, or has taken it over; the message names both."""
 
 
 class ReplicaError(RunError):

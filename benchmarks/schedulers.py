@@ -142,6 +142,10 @@ class InProcess:
         """Hold trials at the barrier, or release them."""
         self._held = self._held | set(trials) if held else self._held - set(trials)
 
+    def write(self, action: Callable[[], None]) -> None:
+        """Write into the directory, which nothing disturbs."""
+        action()
+
     def report(self, *_: object) -> None:
         """Keep no rows."""
 
@@ -190,7 +194,7 @@ class InProcess:
         before = self._stored[checkpoint.path][0] if checkpoint else self.problem.start
         weights = self.problem.train(before, config, epoch + 1)
         ancestor = self._stored[checkpoint.path][1] if checkpoint else name
-        path = Path(name) / str(len(self._stored))
+        path = self.directory / name / str(len(self._stored))
         self._stored[path] = weights, ancestor, epoch + 1
         pointer = Pointer(path=path, sha256="")
         self._at[name] = pointer, config, epoch + 1

@@ -59,6 +59,10 @@ class SimulatedRun:
         self.directory = directory
         self.reports: list[tuple[str, int, float]] = []
 
+    def write(self, action: Callable[[], None]) -> None:
+        """Write into the directory, which nothing disturbs."""
+        action()
+
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
         """Keep a report."""
         self.reports.append((trial, report.epoch, report.fitness))

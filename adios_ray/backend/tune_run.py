@@ -13,7 +13,7 @@ from ray.tune.schedulers import TrialScheduler
 from adios_ray.backend.admission import Admission, GatedSearch
 from adios_ray.backend.capacity import remove_orphaned
 from adios_ray.backend.trial import LiveTrial, TrialSettings
-from adios_ray.errors import StorageError
+from adios_ray.errors import RunError
 
 TRIAL_RESOURCES = {"memory": 1}
 """One byte of memory: Tune requires some resource, and the CPUs and GPUs are for the workers."""
@@ -34,6 +34,7 @@ def run_trials(trials: Sequence[str], settings: TrialSettings, scheduler: TrialS
 
     Raises:
         StorageError: If the run's storage stays away.
+        ClaimError: If another driver has taken the run over.
     """
     run_dir = Path(settings["run_dir"])
     # Tune advises reuse_actors, but a trial's actor lives from its start to its end: there is none to reuse.
@@ -53,7 +54,7 @@ def run_trials(trials: Sequence[str], settings: TrialSettings, scheduler: TrialS
     try:
         tuner.fit()
     except Exception as error:  # Tune wraps what its scheduler raises, possibly more than once
-        raise _storage_error(error) or error from error
+        raise _own_error(error) or error from error
 
 
 class OrphanRemoval(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
@@ -70,8 +71,8 @@ class OrphanRemoval(tune.Callback):  # type: ignore[misc]  # Ray ships no type i
             self._due = time.monotonic() + ORPHAN_REMOVAL_S
 
 
-def _storage_error(error: BaseException | None) -> StorageError | None:
-    """Find the storage error among an exception's causes."""
-    while error is not None and not isinstance(error, StorageError):
+def _own_error(error: BaseException | None) -> RunError | None:
+    """Find this package's own error among an exception's causes."""
+    while error is not None and not isinstance(error, RunError):
         error = error.__cause__ or error.__context__
     return error
