@@ -13,7 +13,7 @@ from ray.tune.schedulers import TrialScheduler
 from adios_ray.backend.admission import Admission, GatedSearch
 from adios_ray.backend.capacity import remove_orphaned
 from adios_ray.backend.trial import LiveTrial, TrialSettings
-from adios_ray.errors import RunError
+from adios_ray.errors import RunError, check_stop
 
 TRIAL_RESOURCES = {"memory": 1}
 """One byte of memory: Tune requires some resource, and the CPUs and GPUs are for the workers."""
@@ -66,6 +66,7 @@ class OrphanRemoval(tune.Callback):  # type: ignore[misc]  # Ray ships no type i
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Remove orphaned groups, if the interval is over."""
+        check_stop()
         if time.monotonic() > self._due:
             remove_orphaned(self._run_dir)
             self._due = time.monotonic() + ORPHAN_REMOVAL_S

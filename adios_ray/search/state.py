@@ -105,6 +105,10 @@ class PopulationState(BaseModel):
     """Lines of the lineage that belong to this state; later ones are of a decision that a crash cut off."""
     seconds: float = 0.0
     """Wall time of this driver and all earlier ones."""
+    epochs: int | None = None
+    """Epochs at which trials have finished; None in earlier versions."""
+    dataset: str | None = None
+    """Checksum of the data set, by which it is recognized at another location; None in earlier versions."""
 
     def add(self, name: str, values: dict[str, Any], control: bool = False) -> Member:
         """Add a trial that starts with these values."""
@@ -117,6 +121,19 @@ class PopulationState(BaseModel):
         epochs = {name: member.epoch for name, member in self.members.items()}
         finished = {name for name, member in self.members.items() if member.finished}
         return sorted((name for name in names if name not in finished), key=lambda name: epochs.get(name, 0))
+
+    def extend(self, epochs: int, interval_epochs: int) -> None:
+        """Let trials that have trained to the end train on, to a later one; those that were stopped early stay so."""
+        assert self.epochs is not None
+        ended = [member for member in self.members.values() if member.finished and member.epoch >= self.epochs]
+        if epochs > self.epochs:
+            for member in ended:
+                member.finished = False
+            # No decision was made at what was the last epoch. If the barrier stands there, no report would pass it.
+            unfinished = [member.epoch for member in self.members.values() if not member.finished]
+            while ended and self.next_decision_epoch <= min(unfinished):
+                self.next_decision_epoch += interval_epochs
+        self.epochs = epochs
 
     def save(self, run_dir: Path) -> None:
         """Write a snapshot and empty the journal."""
