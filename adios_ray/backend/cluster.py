@@ -111,8 +111,8 @@ def address_to_join() -> str:
     if "://" in asked:
         raise ConfigError(
             f"RAY_ADDRESS {asked} names a server for Ray clients, which cannot drive a run: the driver must be on a "
-            "node of the cluster. Submit it as a job (ray job submit --address http://HEAD:8265 -- adios-ray train ...), "
-            "or start it on a node with RAY_ADDRESS=auto"
+            "node of the cluster. Submit it as a job (ray job submit --address http://HEAD:8265 -- adios-ray train "
+            "...), or start it on a node with RAY_ADDRESS=auto"
         )
     if asked not in ("", AUTO):
         if problem := _no_answer(asked):

@@ -98,9 +98,9 @@ def check_job_paths(config: ExperimentConfig, job: str | None) -> None:
         path = getattr(config, name)
         if path is not None and "://" not in str(path) and not Path(path).expanduser().is_absolute():
             raise ConfigError(
-                f"{name} {path} is relative, and job {job} works in a copy of the working directory, {Path.cwd()}, which "
-                f"other nodes lack and which is deleted after the job: give --{name.replace('_', '-')} an absolute path on "
-                "storage that all nodes share"
+                f"{name} {path} is relative, and job {job} works in a copy of the working directory, {Path.cwd()}, "
+                f"which other nodes lack and which is deleted after the job: give --{name.replace('_', '-')} an "
+                "absolute path on storage that all nodes share"
             )
 
 
