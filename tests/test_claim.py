@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,3 +135,18 @@ def test_a_driver_that_was_taken_over_stops_and_leaves_the_place_to_the_other(tm
             assert (tmp_path / TRAINING.file).exists()
         (tmp_path / TRAINING.file).unlink(missing_ok=True)
         first.check()  # deleted, or storage is away: nobody else is known
+
+
+def test_beats_go_on_while_storage_is_away_and_make_no_folder_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with claimed(Store(tmp_path / "run"), print, TRAINING, wait=False) as held:
+        away = (tmp_path / "run").rename(tmp_path / "away")
+        held.check()
+        time.sleep(0.2)  # four beats
+        assert not (tmp_path / "run").exists()
+        away.rename(tmp_path / "run")
+        before = (tmp_path / "run" / TRAINING.file).read_text()
+        deadline = time.monotonic() + 10
+        while (tmp_path / "run" / TRAINING.file).read_text() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

@@ -214,6 +214,19 @@ def test_a_second_driver_is_refused_and_another_folder_is_no_run(config: Experim
     assert [path.name for path in (config.storage / "photos").iterdir()] == ["me.png"]
 
 
+def test_a_run_that_does_not_fit_leaves_nothing(
+    config: ExperimentConfig, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("a trial needs more GPUs")
+
+    monkeypatch.setattr(runner, "worker_resources", refuse)
+    for name in ("one", None):
+        with pytest.raises(ConfigError, match="more GPUs"):
+            runner.start(config.model_copy(update={"name": name}))
+    assert not list(config.storage.iterdir()) and not trained
+
+
 def test_an_interruption_says_how_to_resume(
     config: ExperimentConfig, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:

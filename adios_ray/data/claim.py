@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from adios_ray.data.store import Store
 from adios_ray.errors import ClaimError
+from adios_ray.files import atomic_path
 
 BEAT_S = 5.0
 STALE_S = 60.0
@@ -176,8 +177,11 @@ class Claim:
             return None
 
     def _write(self) -> None:
-        with self._store.writing(self._activity.file) as path:
-            path.write_text(self._holder.model_dump_json())
+        local, file = self._store.local, self._activity.file
+        # On a directory not through the store, which makes missing folders: while storage is unmounted, a beat would
+        # make one in its place.
+        with self._store.writing(file) if local is None else atomic_path(local / file) as draft:
+            draft.write_text(self._holder.model_dump_json())
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):

@@ -1,7 +1,7 @@
 """Start and resumption of a run; everything is checked before the first worker starts."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -135,13 +135,16 @@ def _with_absolute_paths(config: ExperimentConfig, storage: Path, data_dir: Path
 def _claimed(run_dir: Path, config: ExperimentConfig) -> Iterator[Claim]:
     """Claim a run for this driver; if it is interrupted, say how to resume."""
     say = partial(print, flush=True)
-    with claimed(Store(run_dir), say, TRAINING, wait=False, take_over=config.take_over, job=queue_job()) as claim:
-        try:
+    try:
+        with claimed(Store(run_dir), say, TRAINING, wait=False, take_over=config.take_over, job=queue_job()) as claim:
             yield claim
-        except KeyboardInterrupt as stop:
-            if RunDirectory(run_dir).population.is_file():
-                stop.add_note(f"what was reported is kept: resume with --resume {run_dir}")
-            raise
+    except KeyboardInterrupt as stop:
+        if RunDirectory(run_dir).population.is_file():
+            stop.add_note(f"what was reported is kept: resume with --resume {run_dir}")
+        raise
+    finally:
+        with suppress(OSError):  # refused if it is not empty; else the run was refused before it began
+            run_dir.rmdir()
 
 
 def _check_unused(run_dir: Path) -> None:
