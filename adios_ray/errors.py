@@ -148,7 +148,9 @@ def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
         try:
             program()
         except KeyboardInterrupt as stop:
-            number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+            # By what the handler noted first: where it interrupts a call into Ray, Ray raises an exception of its own.
+            raised = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+            number = _asked[0] if _asked else raised
             cause = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
             advice = getattr(stop, "__notes__", [on_interrupt] if on_interrupt else [])
             print("; ".join([cause, *advice]), file=sys.stderr)

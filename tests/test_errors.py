@@ -70,6 +70,19 @@ def test_the_first_signal_is_raised_even_if_a_destructor_drops_it_and_handlers_a
     check_stop()  # nothing is left of it
 
 
+def test_a_signal_is_named_even_if_another_exception_took_the_place_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def program() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None  # as Ray does
+
+    assert exit_status(program) == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
+
+
 def test_the_second_signal_ends_a_process_that_does_not_come_to_its_end() -> None:
     script = (
         "import os, signal, sys\nfrom adios_ray.errors import exit_status\n"
