@@ -46,6 +46,7 @@ from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import begin_lineage
 from adios_ray.tracking.run import Run
+from adios_ray.tracking.trackers.isolation import Trackers
 from adios_ray.trial_report import TrialReport
 from adios_ray.validation import parse
 
@@ -154,7 +155,13 @@ def evolve(population: int, directory: Path) -> dict[str, float]:
     begin_lineage(directory)
     before = psutil.Process().memory_info().rss
     channel, admission = start_channel(directory.name, population, 1), Admission(population, lambda: NODES * CPUS)
-    with Run(directory, list(space.parameters), LiveView(EPOCHS, population, "toys"), RayMetrics("toys"), None) as run:
+    with Run(
+        directory,
+        list(space.parameters),
+        LiveView(EPOCHS, population, "toys"),
+        RayMetrics("toys"),
+        Trackers([], directory, print),
+    ) as run:
         members = Population(config, state, run, ChannelCalls(channel))
         scheduler = TimedPopulation(members, admission, space, lambda name, donor, r: space.explore(donor.values, r))
         scheduler.seconds, scheduler.cpu_seconds, scheduler.behind = [], [], 0
