@@ -6,6 +6,7 @@
       config.json  space.yaml             the resolved configuration and search space; written first
       environment.json                    versions and machine at the start
       population.json  population.jsonl   the population: a snapshot and the journal of changes since
+      driver.json                         the driver's process, while one is alive (data/claim.py)
       results.csv  lineage.jsonl          one line for each report, one for each exploit or refused one
       outcomes/TRIAL/epoch_NNNNN          one byte for each validation image, of each trial's last reports
       checkpoints/TRIAL/epoch_NNNNN/      weights
@@ -122,6 +123,17 @@ class RunDirectory:
         """Return the path of the checkpoint that a trial writes after an epoch."""
         return self.checkpoints / trial / epoch_name(epoch)
 
+    def relative(self, path: Path) -> Path:
+        """Return the path of something stored in the run, from the run on: a moved run finds it by that."""
+        return path.relative_to(self.path)
+
+    def located(self, path: Path) -> Path:
+        """Return where a checkpoint is now, by its path from the run on.
+
+        Earlier versions recorded whole paths, of the place where the run was then.
+        """
+        return self.path / (Path(*path.parts[-_CHECKPOINT_PARTS:]) if path.is_absolute() else path)
+
     def outcomes(self, trial: str, epoch: int) -> Path:
         """Return the path of the validation images' outcomes in a trial's report."""
         return self.path / "outcomes" / trial / epoch_name(epoch)
@@ -152,6 +164,8 @@ class RunDirectory:
 
 
 _EPOCH = "epoch_"
+_CHECKPOINT_PARTS = 3
+"""Parts of a checkpoint's path from the run on: checkpoints, trial, epoch."""
 
 
 def epoch_name(epoch: int) -> str:

@@ -9,6 +9,7 @@ from in_process import InProcess, Position
 from rich.console import Console
 
 from adios_ray.backend.line import Reply
+from adios_ray.data.shards import read_manifest
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.evolution import fresh_population, make_scheduler, trial_names
 from adios_ray.run_directory import RunDirectory
@@ -91,7 +92,8 @@ def train_population(
         directory.mkdir(parents=True, exist_ok=True)
         write_config(directory, config.model_dump(mode="json"))
         save_space(space, RunDirectory(directory).space)
-        fresh_population(config, space).save(directory)
+        assert config.data_dir is not None
+        fresh_population(config, space, read_manifest(config.data_dir).checksum).save(directory)
     state = PopulationState.load(directory)
     state.save(directory)
     begin_lineage(directory, state.lineage_lines)

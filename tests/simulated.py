@@ -61,6 +61,10 @@ class SimulatedRun:
         self.reports: list[tuple[str, int, float]] = []
         self.notes: list[str] = []
 
+    def write(self, action: Callable[[], None]) -> None:
+        """Write into the directory, which nothing disturbs."""
+        action()
+
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
         """Keep a report."""
         self.reports.append((trial, report.epoch, report.fitness))

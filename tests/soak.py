@@ -1,6 +1,6 @@
 """Disturb a running population repeatedly at random moments, and check that nothing is lost or left behind.
 
-    python tests/soak.py                      every kill 20 times, every fault 5 times (what `make soak` runs)
+    python tests/soak.py                      every kill 20 times, every end 10, every fault 5 (`make soak`)
     python tests/soak.py --kinds worker --rounds 1
 
 Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a random
@@ -9,11 +9,12 @@ the run), a node (another one joins later). Faults: ``disk``, storage is full fo
 file system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and its workers
 killed; ``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until the run
 stops, and then the run is resumed; ``stranger``, a node that does not see the storage (needs permission to mount, too)
-has joined, so that the run is refused, and resumed without that node. The round then waits for the end and checks that
-all trials are at their last epoch, that every report exists once, that lineage and numbers equal those of an
-undisturbed run bit for bit (except after ``checkpoint``, where a trial steps back), and that no process, placement
-group or temporary file is left. Prints a table, and one line for each failed round; the exit status is 1 if there was
-any.
+has joined, so that the run is refused, and resumed without that node. Ends: ``interrupt`` and ``terminate``, the driver
+gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is refused; ``moved``, the
+driver is killed, and the run is resumed in another place. The round then waits for the end and checks that all trials
+are at their last epoch, that every report exists once, that lineage and numbers equal those of an undisturbed run bit
+for bit (except after ``checkpoint``, where a trial steps back), and that no process, placement group or temporary file
+is left. Prints a table, and one line for each failed round; the exit status is 1 if there was any.
 """
 
 import json
@@ -21,6 +22,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,6 +50,8 @@ from adios_ray.tracking.records import read_lineage, read_results
 
 KILLS = ("worker", "actor", "controller", "driver", "node")
 FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "stranger")
+SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
+ENDS = (*SIGNALS, "second", "moved")
 DISK_BYTES, AWAY_S = 2**26, 10.0
 SERVICES = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 """Title prefixes of processes that Ray keeps while a cluster runs."""
@@ -55,9 +59,10 @@ TITLES = {"worker": "ray::RayTrainWorker", "actor": "ray::ResourceTrainable", "c
 EPOCHS, TRIALS, TIMEOUT_S = 8, 2, 240.0
 DRIVER = (
     "import sys; from pathlib import Path; from adios_ray.experiment.runner import resume, start;"
-    "from adios_ray.experiment.config import ExperimentConfig;"
+    "from adios_ray.experiment.config import ExperimentConfig; from adios_ray.errors import exit_status;"
     "path = Path(sys.argv[1]);"
-    "resume(path) if path.is_dir() else start(ExperimentConfig.model_validate_json(path.read_text()))"
+    "sys.exit(exit_status(lambda: resume(path) if path.is_dir() else "
+    "start(ExperimentConfig.model_validate_json(path.read_text()))))"
 )
 SPACE = {
     "scheduler": "pbt",
@@ -87,10 +92,11 @@ class Outcome(NamedTuple):
 class Options:
     """Options of the soak test."""
 
-    kinds: tuple[str, ...] = KILLS + FAULTS
-    """Kills (worker, actor, controller, driver, node) and faults (disk, storage, checkpoint, data, fault, stranger)."""
+    kinds: tuple[str, ...] = (*KILLS, *FAULTS, *ENDS)
+    """Kills (worker, actor, controller, driver, node), faults (disk, storage, checkpoint, data, fault, stranger), and
+    ends (interrupt, terminate, second, moved)."""
     rounds: int = 20
-    """Rounds of each kill; each fault has a quarter of them."""
+    """Rounds of each kill; each end has half of them, each fault a quarter."""
     seed: int = 0
     """Seed of the random moments."""
 
@@ -251,6 +257,46 @@ def resumed_after(stage: Stage, error: str, run: Path) -> "subprocess.Popen[str]
     return stage.drive(run, name)
 
 
+def end(
+    stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path, rng: random.Random
+) -> tuple["subprocess.Popen[str]", Path]:
+    """End a driver, or start another one; return the one that remains, and where its run is."""
+    time.sleep(rng.uniform(0, 3))
+    name = run.parent.name
+    if kind == "moved":
+        driver.kill()
+        driver.wait()
+        run = run.rename(run.parent / "elsewhere-moved")
+    elif kind == "second":
+        if stage.drive(run, f"{name}-second").wait(timeout=TIMEOUT_S) != 1:
+            raise WrongError("a second driver was not refused")
+        expect_line(stage, f"{name}-second", f"error: {run} is being trained by process {driver.pid} on ")
+        return driver, run
+    else:
+        number, before, began = SIGNALS[kind], epochs_of(run), time.monotonic()
+        driver.send_signal(number)
+        if (status := driver.wait(timeout=TIMEOUT_S)) != 128 + number:
+            raise WrongError(f"the driver ended with status {status} after {kind}")
+        print(f"{name}: ended after {time.monotonic() - began:.1f} s", flush=True)
+        expect_line(stage, name, f"resume with --resume {run}")
+        nothing_left(strangers)
+        if lost := [trial for trial, epoch in epochs_of(run).items() if epoch < before[trial]]:
+            raise WrongError(f"{lost} lost epochs")
+    return stage.drive(run, name), run
+
+
+def epochs_of(run: Path) -> dict[str, int]:
+    """Read the epoch of each trial."""
+    return {name: member.epoch for name, member in PopulationState.load(run).members.items()}
+
+
+def expect_line(stage: Stage, name: str, text: str) -> None:
+    """Check that the last line that a driver printed contains a text, and that it printed no stack."""
+    log = (stage.directory / f"{name}.log").read_text()
+    if text not in log.splitlines()[-1] or "Traceback" in log or "*** SIG" in log:
+        raise WrongError(f"the driver did not end with {text!r} alone")
+
+
 def take_away(disk: Path) -> None:
     """Replace a directory by an empty one for a while, as an unmounted file system does: writes are lost."""
     disk.rename(disk.with_suffix(".away"))
@@ -334,6 +380,9 @@ def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> 
             driver = resumed_after(stage, f"it does not see the run directory {storage.resolve()}", run)
         else:
             run = run_dir_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
+        if kind in ENDS:
+            driver, run = end(stage, kind, driver, run, rng)
+        elif kind != "stranger":
             driver = disturb(stage, kind, driver, run, rng)
         if driver.wait(timeout=TIMEOUT_S):
             raise WrongError(f"the driver ended with status {driver.returncode}")
@@ -354,7 +403,7 @@ def main(options: Options) -> int:
         stage = Stage(Path(directory))
         expected = undisturbed(stage)
         for kind in options.kinds:
-            seconds, rounds = [], options.rounds if kind in KILLS else math.ceil(options.rounds / 4)
+            seconds, rounds = [], math.ceil(options.rounds / (1 if kind in KILLS else 2 if kind in ENDS else 4))
             for number in range(rounds):
                 try:
                     seconds.append(play(stage, kind, number, options.seed, expected))

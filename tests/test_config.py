@@ -19,12 +19,13 @@ from adios_ray.config import (
     value_at,
 )
 from adios_ray.errors import ConfigError
-from adios_ray.experiment.checks import check_data, check_storage
+from adios_ray.experiment.checks import check_data, check_job_paths, check_storage
 from adios_ray.experiment.command import main, read_arguments
 from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.experiment.presets import preset_config
 from adios_ray.experiment.resources import Node, count_capacity, worker_resources
 from adios_ray.search.spaces import Choice, Continuous, Integer, SearchSpace, load_space, save_space
+from adios_ray.tracking.records import write_config
 from adios_ray.validation import parse
 
 
@@ -199,10 +200,32 @@ def test_wrong_flags_are_refused_by_name(flag: str, value: str, named: str, caps
     assert named in capsys.readouterr().err
 
 
-def test_resume_takes_no_other_settings() -> None:
-    assert read_arguments("", ["--resume", "runs/x"], *SPACE_NAMES).resume == Path("runs/x")
-    with pytest.raises(ConfigError, match="--resume"):
-        read_arguments("", ["--resume", "runs/x", "--epochs", "3"], *SPACE_NAMES)
+def test_resume_begins_with_the_configuration_of_the_run(tmp_path: Path) -> None:
+    own = preset_config("demo").model_copy(update={"seed": 5})
+    write_config(tmp_path, own.model_dump(mode="json"))
+    resume = ["--resume", str(tmp_path)]
+    config = read_arguments("", [*resume, "--epochs", "300", "--wandb", "offline"], *SPACE_NAMES)
+    assert config == own.model_copy(update={"resume": tmp_path, "epochs": 300, "wandb": "offline"})
+    with pytest.raises(ConfigError, match="leave out --name and --storage"):
+        read_arguments("", [*resume, "--name", "other"], *SPACE_NAMES)
+    with pytest.raises(ConfigError, match="nowhere is not a run directory"):
+        read_arguments("", ["--resume", "nowhere"], *SPACE_NAMES)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", "ä"])
+def test_a_name_that_is_no_safe_name_of_a_folder_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="name = "):
+        parse(ExperimentConfig, {"name": name})
+
+
+def test_relative_paths_are_refused_in_a_job(tmp_path: Path) -> None:
+    config = ExperimentConfig(storage=tmp_path, data_dir="data/objects")
+    check_job_paths(config, None)
+    with pytest.raises(ConfigError, match="data_dir data/objects is relative, and job 7 works in a copy .*--data-dir"):
+        check_job_paths(config, "7")
+    check_job_paths(config.model_copy(update={"data_dir": "s3://bucket/objects"}), "7")
+    with pytest.raises(ConfigError, match="storage runs is relative"):
+        check_job_paths(ExperimentConfig(), "7")
 
 
 def test_without_data_both_choices_are_named() -> None:

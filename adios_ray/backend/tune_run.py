@@ -15,7 +15,7 @@ from adios_ray.backend.capacity import remove_orphaned
 from adios_ray.backend.channel import ChannelCalls
 from adios_ray.backend.line import Note
 from adios_ray.backend.trial import LiveTrial, TrialSettings
-from adios_ray.errors import RunError
+from adios_ray.errors import RunError, check_stop
 
 TRIAL_RESOURCES = {"memory": 1}
 """One byte of memory: Tune requires some resource, and the CPUs and GPUs are for the workers."""
@@ -48,6 +48,7 @@ def run_trials(
     Raises:
         FaultError: If a trial's workers fail again and again.
         StorageError: If the run's storage stays away.
+        ClaimError: If another driver has taken the run over.
     """
     run_dir = Path(settings["run_dir"])
     # Tune advises reuse_actors, but a trial's actor lives from its start to its end: there is none to reuse.
@@ -67,7 +68,7 @@ def run_trials(
     try:
         tuner.fit()
     except Exception as error:  # Tune wraps what its scheduler raises, possibly more than once
-        raise _run_error(error) or error from error
+        raise _own_error(error) or error from error
 
 
 class OrphanRemoval(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
@@ -79,6 +80,7 @@ class OrphanRemoval(tune.Callback):  # type: ignore[misc]  # Ray ships no type i
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Remove orphaned groups, if the interval is over."""
+        check_stop()
         if time.monotonic() > self._due:
             remove_orphaned(self._run_dir)
             self._due = time.monotonic() + ORPHAN_REMOVAL_S
@@ -110,8 +112,8 @@ class Notes(tune.Callback):  # type: ignore[misc]  # Ray ships no type informati
             self._on_note(note)
 
 
-def _run_error(error: BaseException | None) -> RunError | None:
-    """Find the error of this package among an exception's causes."""
+def _own_error(error: BaseException | None) -> RunError | None:
+    """Find this package's own error among an exception's causes."""
     while error is not None and not isinstance(error, RunError):
         error = error.__cause__ or error.__context__
     return error

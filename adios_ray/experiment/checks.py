@@ -82,6 +82,27 @@ def _check_networks(config: ExperimentConfig, manifest: Manifest) -> Networks:
     return networks
 
 
+def check_job_paths(config: ExperimentConfig, job: str | None) -> None:
+    """Refuse relative paths in a Ray job, whose working directory is a copy on one node, deleted with the job.
+
+    Args:
+        config: The experiment as the command line gives it.
+        job: ID of the Ray job; None outside of one.
+
+    Raises:
+        ConfigError: If a path is relative.
+    """
+    names = ("data_dir", "initial_weights", "storage", "resume") if job else ()
+    for name in names:
+        path = getattr(config, name)
+        if path is not None and "://" not in str(path) and not Path(path).expanduser().is_absolute():
+            raise ConfigError(
+                f"{name} {path} is relative, and job {job} works in a copy of the working directory, {Path.cwd()}, "
+                f"which other nodes lack and which is deleted after the job: give --{name.replace('_', '-')} an "
+                "absolute path on storage that all nodes share"
+            )
+
+
 def check_storage(storage: Path) -> Path:
     """Create the storage directory, check that it is writable, and return its path without symbolic links.
 

@@ -9,6 +9,7 @@ from adios_ray.backend.channel import ChannelCalls, start_channel
 from adios_ray.backend.preflight import check_nodes
 from adios_ray.backend.trial import TrialSettings
 from adios_ray.backend.tune_run import run_trials
+from adios_ray.data.claim import Claim
 from adios_ray.errors import RunError
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources, count_capacity, nodes
@@ -31,14 +32,15 @@ from adios_ray.tracking.trackers.base import TrackerName
 from adios_ray.tracking.trackers.isolation import Trackers
 
 
-def fresh_population(config: ExperimentConfig, space: SearchSpace) -> PopulationState:
+def fresh_population(config: ExperimentConfig, space: SearchSpace, dataset: str) -> PopulationState:
     """Make a new population with the initial values of all trials.
 
     With hyperopt it is empty: each trial's values depend on the results of earlier trials, so they are suggested when
-    the trial starts.
+    the trial starts. ``dataset`` is the checksum of the data set.
     """
     halvings = rungs(space.opening, config.population)
-    state = PopulationState(next_decision_epoch=halvings[0].epoch if halvings else space.interval_epochs)
+    first = halvings[0].epoch if halvings else space.interval_epochs
+    state = PopulationState(next_decision_epoch=first, epochs=config.epochs, dataset=dataset)
     if space.search != "hyperopt":
         fill(state, space, config.trial(), trial_names(config, space), config.population)
     return state
@@ -53,7 +55,9 @@ def trial_names(config: ExperimentConfig, space: SearchSpace) -> list[str]:
     return [f"trial_{number:02d}" for number in range(count)]
 
 
-def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resources: WorkerResources) -> Path:
+def evolve(
+    config: ExperimentConfig, space: SearchSpace, run_dir: Path, resources: WorkerResources, claim: Claim
+) -> Path:
     """Train the unfinished trials of a run's population to the end, and evaluate the best one on the test split.
 
     Args:
@@ -61,6 +65,7 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
         space: The search space.
         run_dir: The run directory, with the population's state.
         resources: Resources of each worker.
+        claim: This driver's claim on the run.
 
     Returns:
         The run directory.
@@ -70,11 +75,13 @@ def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resource
         RunError: If a trial did not finish, or every trial diverged.
         FaultError: If a trial's workers fail again and again.
         StorageError: If the run's storage stays away.
+        ClaimError: If another driver takes the run over; this one writes no more.
     """
     print(f"Run directory: {run_dir}", flush=True)
     view = LiveView(config.epochs, config.population, run_dir.name, read_results(run_dir))
     with Trackers(_trackers(config), run_dir, view.note) as trackers:
-        state = _train(config, space, run_dir, resources, view, trackers)
+        state = _train(config, space, run_dir, resources, claim, view, trackers)
+        claim.check()
         conclude(config, run_dir, state, resources)
         if summary := read_summary(run_dir):
             trackers.summary(summary)
@@ -91,6 +98,7 @@ def _train(
     space: SearchSpace,
     run_dir: Path,
     resources: WorkerResources,
+    claim: Claim,
     view: LiveView,
     trackers: Trackers,
 ) -> PopulationState:
@@ -119,7 +127,7 @@ def _train(
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
         capacity = ClusterCapacity(run_dir, lambda: count_capacity(config, resources, nodes()))
         admission = Admission(len(unfinished), capacity.count)
-        with Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), trackers) as run:
+        with Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check) as run:
             calls = ChannelCalls(channel)
             population = Population(config.trial(), state, run, calls)
             settings = TrialSettings(

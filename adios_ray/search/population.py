@@ -13,7 +13,6 @@ from adios_ray.backend.channel import ChannelCalls
 from adios_ray.backend.line import Reply
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.files import atomic_write
-from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.comparison import Difference, Outcomes, Score, extended, paired, score_at, unpaired
 from adios_ray.search.state import Member, Observation, PopulationState
@@ -75,7 +74,7 @@ class Population:
         if report.outcomes is not None:
             # Before the journal: a resumed driver finds what a decision about the journaled report needs.
             path, content = RunDirectory(self.run.directory).outcomes(name, epoch), base64.b64decode(report.outcomes)
-            retry(lambda: atomic_write(path, content), self.run.note)
+            self.run.write(lambda: atomic_write(path, content))
         self._unwritten.setdefault(name, []).append(f"{name}/{epoch}")
         self.state.observations[f"{name}/{epoch}"] = Observation(
             trial=name,
@@ -214,7 +213,7 @@ class Population:
         self.state.seconds = self._seconds_before + time.monotonic() - self._began
         # Not by the members' epochs: a member that has become a copy is at its donor's, which may be another one.
         keys = [key for name in names for key in self._unwritten.pop(name, ())]
-        retry(lambda: self.state.journal(self.run.directory, names, keys), self.run.note)
+        self.run.write(lambda: self.state.journal(self.run.directory, names, keys))
         # Only now: until the journal has the new pointers, a resumed driver would look for the old checkpoints.
         self.state.remove_unused_checkpoints(self.run.directory, names)
         self.state.remove_old_outcomes(self.run.directory, names)

@@ -1,6 +1,6 @@
 """The record of a run, written by its driver: files, terminal, Ray's metrics and trackers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,13 @@ class Run(AbstractContextManager["Run"]):
     """
 
     def __init__(
-        self, directory: Path, searched: Sequence[str], view: LiveView, metrics: RayMetrics, trackers: Trackers
+        self,
+        directory: Path,
+        searched: Sequence[str],
+        view: LiveView,
+        metrics: RayMetrics,
+        trackers: Trackers,
+        check_claim: Callable[[], None] = lambda: None,
     ) -> None:
         """Record into an existing directory; files of a resumed run are continued.
 
@@ -37,9 +43,10 @@ class Run(AbstractContextManager["Run"]):
             view: Shows progress.
             metrics: Publishes measurements on Ray's metrics endpoint.
             trackers: What else follows the run.
+            check_claim: Raises a ClaimError once another driver has taken the run over.
         """
         self.directory = directory
-        self._view, self._metrics, self._trackers = view, metrics, trackers
+        self._view, self._metrics, self._trackers, self._check_claim = view, metrics, trackers, check_claim
         begin_results(directory, searched)
         record_environment(directory)
         self._open = ExitStack()
@@ -57,6 +64,21 @@ class Run(AbstractContextManager["Run"]):
         """Close the view and end the refreshing of the report."""
         self._open.close()
 
+    def write(self, action: Callable[[], None]) -> None:
+        """Write into the run directory as ``retry`` does, as long as the run is this driver's.
+
+        Raises:
+            ClaimError: If another driver has taken the run over; nothing is written then.
+            StorageError: If storage fails for too long.
+        """
+
+        def attempt() -> None:
+            # Before each attempt: while storage was away, another driver may have given this one up for dead.
+            self._check_claim()
+            action()
+
+        retry(attempt, self.note)
+
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
         """Record a trial's report.
 
@@ -69,7 +91,7 @@ class Run(AbstractContextManager["Run"]):
         measured = report.model_dump(include=set(Measured.model_fields))
         row = Row(time=datetime.now(UTC), trial=trial, values=values, **measured)
         # The file first, retried while storage refuses: everything else shows what is recorded.
-        retry(lambda: append_result(self.directory, row), self.note)
+        self.write(lambda: append_result(self.directory, row))
         self._view.report(row)
         self._metrics.report(row)
         self._trackers.report(row, config)
@@ -78,20 +100,20 @@ class Run(AbstractContextManager["Run"]):
     def exploit(self, **fields: Any) -> None:
         """Record a copy of a donor into a trial; the fields are those of ``Exploit``."""
         exploit = Exploit(time=datetime.now(UTC), **fields)
-        retry(lambda: append_exploit(self.directory, exploit), self.note)
+        self.write(lambda: append_exploit(self.directory, exploit))
         self._view.exploit(exploit)
         self._trackers.exploit(exploit)
 
     def refusal(self, **fields: Any) -> None:
         """Record that a trial did not copy a donor; the fields are those of ``Refusal``."""
         refusal = Refusal(time=datetime.now(UTC), **fields)
-        retry(lambda: append_exploit(self.directory, refusal), self.note)
+        self.write(lambda: append_exploit(self.directory, refusal))
         self.note(refusal_line(refusal))
 
     def drop(self, **fields: Any) -> None:
         """Record that a trial left in the opening; the fields are those of ``Drop``."""
         drop = Drop(time=datetime.now(UTC), **fields)
-        retry(lambda: append_exploit(self.directory, drop), self.note)
+        self.write(lambda: append_exploit(self.directory, drop))
         self.note(drop_line(drop))
 
     def note(self, text: str) -> None:

@@ -129,7 +129,7 @@ def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:
     from adios_ray.checkpoints import newest_intact
     from adios_ray.data.shards import open_shards
     from adios_ray.errors import DatasetError
-    from adios_ray.evaluation.subject import data_checksum, opened
+    from adios_ray.evaluation.subject import opened
     from adios_ray.models.weights import load_weights
 
     if run.best is None:
@@ -154,7 +154,7 @@ def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:
             "epoch": Path(pointer.path).name,
             "weights_sha256": pointer.sha256,
             "images": images,
-            "data_sha256": data_checksum(dataset),
+            "data_sha256": dataset.manifest.checksum,
         }
         _write(RunDirectory(run.path).inspection, *_inspect(subject, images), found)
     return None
