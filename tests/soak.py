@@ -270,7 +270,7 @@ def end(
     elif kind == "second":
         if stage.drive(run, f"{name}-second").wait(timeout=TIMEOUT_S) != 1:
             raise WrongError("a second driver was not refused")
-        expect_line(stage, f"{name}-second", f"error: {run} is being trained by process {driver.pid} on ")
+        expect_line(stage, f"{name}-second", f"error: {run.resolve()} is being trained by process {driver.pid} on ")
         return driver, run
     else:
         number, before, began = SIGNALS[kind], epochs_of(run), time.monotonic()
@@ -278,7 +278,7 @@ def end(
         if (status := driver.wait(timeout=TIMEOUT_S)) != 128 + number:
             raise WrongError(f"the driver ended with status {status} after {kind}")
         print(f"{name}: ended after {time.monotonic() - began:.1f} s", flush=True)
-        expect_line(stage, name, f"resume with --resume {run}")
+        expect_line(stage, name, f"resume with --resume {run.resolve()}")
         nothing_left(strangers)
         if lost := [trial for trial, epoch in epochs_of(run).items() if epoch < before[trial]]:
             raise WrongError(f"{lost} lost epochs")
