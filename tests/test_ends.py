@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import signal
 import sys
 import time
@@ -47,7 +48,8 @@ class Driver:
             pass
         status = os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
         os.close(self._terminal)
-        return status, printed.decode().replace("\r", "").splitlines(), processes
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", printed.decode())  # without colors; Ray resets them at its exit
+        return status, [line for line in text.splitlines() if line.strip()], processes
 
 
 def epochs(run: Path) -> dict[str, int]:
