@@ -417,13 +417,13 @@ def check_batch(config: TrialConfig, images: int, workers: int, batch_norm: bool
     if size % workers:
         raise ConfigError(f"batch_size {size} cannot be shared evenly by workers_per_trial {workers}")
     share = size // workers
+    if config.masking.fill == "mix" and share < 2:
+        raise ConfigError(f"masking.fill mix needs another image on each worker: raise batch_size above {size}")
     if batch_norm and share // -(-share // (micro or share)) < 2:
         raise ConfigError(
             f"batch_size {size}, workers_per_trial {workers} and micro_batch_size {micro} leave one image to embed at "
             "once, and BatchNorm needs two: change one of the three"
         )
-    if config.masking.fill == "mix" and share < 2:
-        raise ConfigError(f"masking.fill mix needs another image on each worker: raise batch_size above {size}")
 
 
 def _declared(model: type[BaseModel], inherited: bool = False) -> Iterator[str]:

@@ -92,8 +92,8 @@ def train_population(
         directory.mkdir(parents=True, exist_ok=True)
         write_config(directory, config.model_dump(mode="json"))
         save_space(space, RunDirectory(directory).space)
-        assert config.data_dir is not None
-        fresh_population(config, space, read_manifest(config.data_dir).checksum).save(directory)
+        images = read_manifest(config.data_dir).checksum if config.data_dir else ""  # toys have none
+        fresh_population(config, space, images).save(directory)
     state = PopulationState.load(directory)
     state.save(directory)
     begin_lineage(directory, state.lineage_lines)

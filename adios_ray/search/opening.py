@@ -4,7 +4,7 @@ At each rung all trials have trained equally long, and the better half continues
 based training begins with the checkpoints of those that remain after the last one.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from adios_ray.search.spaces import Opening
@@ -43,13 +43,12 @@ def stays(member: Member) -> bool:
     return member.control or member.number == 0
 
 
-def leaving(members: Mapping[str, Member], survivors: int, lost: Collection[str]) -> dict[str, int]:
+def leaving(members: Mapping[str, Member], survivors: int) -> dict[str, int]:
     """Choose the trials that leave the population at a rung.
 
     Args:
-        members: The trials that still take part, by name; those not in ``lost`` have reported the rung's epoch.
+        members: The trials that still take part, by name.
         survivors: How many continue.
-        lost: Trials whose actors failed for good; they rank last.
 
     Returns:
         The rank of each trial that leaves, from 1, by name.
@@ -58,7 +57,7 @@ def leaving(members: Mapping[str, Member], survivors: int, lost: Collection[str]
     def order(name: str) -> tuple[bool, float, int]:
         member = members[name]
         # Ties in favor of the first, as in later decisions: the order of reports must not decide.
-        return name in lost or member.score is None, -(member.score or 0.0), member.number
+        return member.score is None, -(member.score or 0.0), member.number
 
     ranked = sorted(members, key=order)
     safe = [name for name in ranked if stays(members[name])]

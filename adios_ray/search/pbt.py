@@ -125,9 +125,9 @@ class PopulationBasedTraining(LiveScheduler):
         epoch = min(population[name].epoch for name in waiting)
         survivors = min(rung.survivors for rung in self._halvings if rung.epoch <= epoch)
         remaining = {name: member for name, member in population.state.members.items() if not member.finished}
-        ranks = leaving(remaining, survivors, self._ended)
+        ranks = leaving(remaining, survivors)
         for name, rank in ranks.items():
-            population.drop(name, rank, len(remaining), lost=name in self._ended)
+            population.drop(name, rank, len(remaining))
         for name in waiting:
             population[name].decided_epoch = epoch
         following = (rung.epoch for rung in self._halvings if rung.epoch > epoch)

@@ -125,17 +125,16 @@ class Population:
         )
         self.state.lineage_lines += 1
 
-    def drop(self, name: str, rank: int, trials: int, lost: bool) -> None:
+    def drop(self, name: str, rank: int, trials: int) -> None:
         """End a member that ranks too low in the opening, in memory and in the lineage.
 
         Args:
             name: The member.
             rank: Its rank, from 1.
             trials: Among how many.
-            lost: Whether its actor failed for good, so that its score is not the reason.
         """
         member = self[name]
-        scored = not lost and member.score is not None and member.score > WORST_SCORE
+        scored = member.score is not None and member.score > WORST_SCORE
         self.run.drop(
             epoch=member.epoch,
             trial=name,
