@@ -5,7 +5,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
-from typing import Any, NoReturn, TypeVar
+from types import UnionType
+from typing import Any, NoReturn, TypeVar, overload
 
 import tyro
 from pydantic import ValidationError
@@ -29,6 +30,7 @@ _SENTENCE_END = re.compile(r"(?<=[^.])[.;:] ")
 """The end of the first sentence of a help text."""
 
 
+@overload
 def parse_arguments(
     kind: Callable[..., Value],
     arguments: Sequence[str] | None = None,
@@ -37,7 +39,26 @@ def parse_arguments(
     description: str | None = None,
     default: Any = tyro.MISSING_NONPROP,
     examples: Sequence[str] = (),
-) -> Value:
+) -> Value: ...
+@overload
+def parse_arguments(
+    kind: UnionType,
+    arguments: Sequence[str] | None = None,
+    *,
+    program: str | None = None,
+    description: str | None = None,
+    default: Any = tyro.MISSING_NONPROP,
+    examples: Sequence[str] = (),
+) -> Any: ...
+def parse_arguments(
+    kind: Any,
+    arguments: Sequence[str] | None = None,
+    *,
+    program: str | None = None,
+    description: str | None = None,
+    default: Any = tyro.MISSING_NONPROP,
+    examples: Sequence[str] = (),
+) -> Any:
     """Parse a command line.
 
     Args:
@@ -57,9 +78,8 @@ def parse_arguments(
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
 
-    def parse(line: Sequence[str]) -> Value:
-        parsed: Value = tyro.cli(kind, args=line, prog=program, description=description, default=default)
-        return parsed
+    def parse(line: Sequence[str]) -> Any:
+        return tyro.cli(kind, args=line, prog=program, description=description, default=default)
 
     def refuse(event: tyro_errors.ParseErrorEvent) -> None:
         _refuse(event, given, lambda words: _help(parse, words))

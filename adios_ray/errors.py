@@ -173,6 +173,7 @@ def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
 
 def _in_one_line(error: Exception) -> str:
     """Return an error's message; of an error of the system, the file before the reason and no number."""
-    named = isinstance(error, OSError) and error.filename is not None and error.strerror
-    text = f"{error.filename}: {error.strerror}" if named else str(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
     return " ".join(line.strip() for line in text.splitlines())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adios_ray.config import OBJECTIVES
+from adios_ray.masking.sparsity import sparsity
 from adios_ray.models.networks import Networks
 from adios_ray.objectives import Embedding, objective_class
 from adios_ray.objectives.byol import BYOL
@@ -24,7 +25,7 @@ class Similarity(BYOL):
 
     def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
         """Negate the loss."""
-        return -super().loss_between(u, v)
+        return torch.neg(super().loss_between(u, v))
 
 
 class DetachedView(SimCLR):
@@ -32,7 +33,8 @@ class DetachedView(SimCLR):
 
     def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
         """Detach the second view."""
-        return super().loss_between(u, Embedding(v.online.detach(), v.target))
+        loss: Tensor = super().loss_between(u, Embedding(v.online.detach(), v.target))
+        return loss
 
 
 class DividesByTheNorm(BYOL):
@@ -78,9 +80,11 @@ def occlusion_descends(patch: Patch) -> None:
                 parameter.grad.neg_()
 
         assert optimizers.occlusion is not None
-        hook = optimizers.occlusion.register_step_pre_hook(negate)
-        # Before the hooks that look at the gradients.
-        optimizers.occlusion._optimizer_step_pre_hooks.move_to_end(hook.id, last=False)
+        hooks = optimizers.occlusion._optimizer_step_pre_hooks
+        watching = dict(hooks)
+        hooks.clear()
+        optimizers.occlusion.register_step_pre_hook(negate)
+        hooks.update(watching)  # the hooks that look at the gradients come afterwards
         return literal(networks, optimizers, *others)
 
     patch.setattr(step, "train_step", negated)
@@ -103,7 +107,7 @@ def penalty_diverges(patch: Patch) -> None:
 
 def penalty_negated(patch: Patch) -> None:
     """Reward empty and full masks."""
-    literal = step.sparsity
+    literal = sparsity
     patch.setattr(step, "sparsity", lambda masks: -literal(masks))
 
 

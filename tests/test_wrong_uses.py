@@ -122,7 +122,7 @@ CASES = {
     f"{DEMO} --space spaces/key.yaml": "spaces/key.yaml: unknown key 'schedulr'; did you mean scheduler?",
     f"{DEMO} --space spaces/scheduler.yaml": "spaces/scheduler.yaml: scheduler = 'pbtt' must be 'pbt', 'pb2'",
     f"{DEMO} --space spaces/bounds.yaml": "parameters.optimizer.encoder_lr: low 2.0 must be below high 1.0",
-    f"{DEMO} --space spaces/scale.yaml": "parameters.optimizer.encoder_lr.scale = 'logarithmic' must be 'linear' or 'log'",
+    f"{DEMO} --space spaces/scale.yaml": "optimizer.encoder_lr.scale = 'logarithmic' must be 'linear' or 'log'",
     f"{DEMO} --space spaces/path.yaml": "unknown configuration path 'optimizer.encoder_rate'",
     f"{DEMO} --space spaces/range.yaml": "masking.slots = 1 must be greater than or equal to 2",
     f"{DEMO} --space spaces/option.yaml": "spaces/option.yaml: grace_epochs is for asha and median, not for pbt",
