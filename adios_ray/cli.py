@@ -35,7 +35,7 @@ class Completion:
 
         settings = Annotated[ExperimentConfig, tyro.conf.subcommand(TRAIN)]
         with suppress(SystemExit):
-            parse_arguments(settings | Others, [f"--tyro-print-completion={self.shell}"], program=PROGRAM)
+            parse_arguments(settings | Others, ["--tyro-print-completion", self.shell], program=PROGRAM)
 
 
 Others = (

@@ -12,7 +12,11 @@ from small import make_objects
 
 from adios_ray import cli
 from adios_ray.cli import EXAMPLES, FIRST_STEPS, main
+from adios_ray.experiment.config import ExperimentConfig
+from adios_ray.experiment.feasibility import needs
+from adios_ray.experiment.resources import Node
 from adios_ray.tracking import records
+from adios_ray.training.cost import StepCost
 
 SPACE = {
     "scheduler": "pbt",
@@ -221,3 +225,30 @@ def cli_without_login() -> None:
 def test_every_example_of_the_help_is_a_command(line: str) -> None:
     program, *words = line.partition(">")[0].split()
     assert program == cli.PROGRAM and words
+
+
+@pytest.mark.slow
+def test_completion_knows_commands_and_the_settings_of_train(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("--masking.slots", "import-official", "doctor", "in100s"))
+
+
+def test_runs_are_listed_with_state_and_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "done", trials=2, epochs=2)
+    make_run(tmp_path / "cut", trials=2, epochs=1)
+    (tmp_path / "cut" / "summary.json").unlink()
+    make_run(tmp_path / "broken", trials=2, epochs=1)
+    (tmp_path / "broken" / "results.csv").write_text("a,b\n1,2\n")
+    assert main(["runs", "--storage", str(tmp_path)]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["done"].startswith("finished, best trial_0") and " on test, 0 s ago" in lines["done"]
+    assert lines["cut"].startswith("interrupted, best trial_0") and " on val, " in lines["cut"]
+    assert lines["broken"].startswith("damaged, ") and "results.csv" in lines["broken"]
+
+
+def test_a_run_needs_the_cores_seconds_of_its_trials() -> None:
+    config = ExperimentConfig(epochs=10, population=4)
+    step = StepCost(seconds_per_image=0.36, state_bytes=5, memory_bytes=7)
+    assert needs(config, 100, step, [Node(2, 0)]) == pytest.approx((0.2, 28, 40, 4))
+    assert needs(config, 100, step, [Node(16, 2)]) == pytest.approx((0.2, 7, 40, 2))
