@@ -11,7 +11,9 @@ from made_up_run import make_run
 from small import make_objects
 
 from adios_ray import cli
-from adios_ray.cli import EXAMPLES, FIRST_STEPS, main
+from adios_ray.arguments import parse_arguments
+from adios_ray.cli import EXAMPLES, FIRST_STEPS, Command, main
+from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.feasibility import needs
 from adios_ray.experiment.resources import Node
@@ -222,9 +224,14 @@ def cli_without_login() -> None:
 
 
 @pytest.mark.parametrize("line", [example for lines in EXAMPLES.values() for example in lines] + list(FIRST_STEPS))
+@pytest.mark.slow
 def test_every_example_of_the_help_is_a_command(line: str) -> None:
-    program, *words = line.partition(">")[0].split()
-    assert program == cli.PROGRAM and words
+    program, command, *words = line.partition(">")[0].split()
+    assert program == cli.PROGRAM
+    if command != "train":
+        parse_arguments(Command, [command, *words])
+    elif "--resume" not in words:  # which needs the run
+        read_arguments("", words, "pbt_in100", "pbt_demo")
 
 
 @pytest.mark.slow
