@@ -33,8 +33,7 @@ class DetachedView(SimCLR):
 
     def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
         """Detach the second view."""
-        loss: Tensor = super().loss_between(u, Embedding(v.online.detach(), v.target))
-        return loss
+        return torch.as_tensor(super().loss_between(u, Embedding(v.online.detach(), v.target)))
 
 
 class DividesByTheNorm(BYOL):
