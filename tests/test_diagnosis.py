@@ -33,7 +33,7 @@ class DetachedView(SimCLR):
 
     def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
         """Detach the second view."""
-        return torch.as_tensor(super().loss_between(u, Embedding(v.online.detach(), v.target)))
+        return super().loss_between(u, Embedding(v.online.detach(), v.target))
 
 
 class DividesByTheNorm(BYOL):
@@ -43,7 +43,8 @@ class DividesByTheNorm(BYOL):
         """Compute cosines by the formula."""
         first, second = u.online / u.online.norm(dim=1, keepdim=True), v.target / v.target.norm(dim=1, keepdim=True)
         third, fourth = v.online / v.online.norm(dim=1, keepdim=True), u.target / u.target.norm(dim=1, keepdim=True)
-        return 4 - 2 * (first * second).sum(dim=1).mean() - 2 * (third * fourth).sum(dim=1).mean()
+        loss: Tensor = 4 - 2 * (first * second).sum(dim=1).mean() - 2 * (third * fourth).sum(dim=1).mean()
+        return loss
 
 
 class OwnNegatives(SimCLR):
