@@ -166,6 +166,14 @@ def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
             print("; ".join([cause, *advice]), file=sys.stderr)
             return 128 + number
         except (AdiosRayError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_in_one_line(error)}", file=sys.stderr)
             return 1 if isinstance(error, RunError) else 2
         return 0
+
+
+def _in_one_line(error: Exception) -> str:
+    """Return an error's message; of an error of the system, the file before the reason and no number."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    return " ".join(line.strip() for line in text.splitlines())

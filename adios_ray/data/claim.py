@@ -227,6 +227,24 @@ def claimed(
         claim.release()
 
 
+def holder_of(folder: Path, activity: Activity) -> Holder | None:
+    """Read which process holds a directory; None if none does, or only a dead one.
+
+    A process on another machine counts as alive while its last beat is recent, by this machine's clock.
+
+    Args:
+        folder: The directory.
+        activity: What it would be claimed for.
+    """
+    file = folder / activity.file
+    try:
+        holder, silent_s = _parse(file.read_text()), time.time() - file.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    alive = holder.alive()
+    return holder if alive or (alive is None and silent_s < STALE_S) else None
+
+
 def _parse(content: str) -> Holder:
     try:
         return Holder.model_validate_json(content)

@@ -14,7 +14,7 @@ from adios_ray.config import TrialConfig
 from adios_ray.masking.fill import hide
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.backbones import build_backbone
-from adios_ray.objectives import Embedding, build_objective
+from adios_ray.objectives import Embedding, Objective, objective_class
 
 
 class Networks(nn.Module):
@@ -30,12 +30,22 @@ class Networks(nn.Module):
             statistics of this backbone are those of the last evaluation.
     """
 
-    def __init__(self, config: TrialConfig, image_size: int, classes: int) -> None:
-        """Initialize from torch's global generator."""
+    def __init__(
+        self, config: TrialConfig, image_size: int, classes: int, objective: type[Objective] | None = None
+    ) -> None:
+        """Initialize from torch's global generator.
+
+        Args:
+            config: The trial's configuration.
+            image_size: Side S of the images in pixels.
+            classes: Classes of the probe.
+            objective: Class of the objective; None takes the one that the configuration names.
+        """
         super().__init__()
         self.config = config
         self.backbone, self.features = build_backbone(config.backbone, image_size)
-        self.objective = build_objective(config.objective, self.features, image_size)
+        build = objective or objective_class(config.objective.name)
+        self.objective = build(config.objective, self.features, image_size)
         self.momentum: nn.ModuleDict | None = None
         if self.objective.uses_momentum:
             copies = {"backbone": self.backbone, "projector": self.objective.projector}
