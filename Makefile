@@ -24,7 +24,7 @@ check: $(READY) ## Lint, type-check, and check the import contracts
 	$(VENV)/bin/lint-imports
 
 docs: $(DOCS_READY) ## Build the documents as a site, readable offline, in build/site
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict # the variable: no advertisement of a successor
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict # the variable: no advertisement of a successor
 	@echo build/site/index.html
 
 format: $(READY) ## Format, and apply ruff's automatic fixes
