@@ -69,12 +69,13 @@ def test_evaluation_from_python_is_that_of_the_command(objects_dir: Path, tmp_pa
     assert {name: score.value for name, score in result.scores.items()} == {
         name: score["value"] for name, score in printed.items()
     }
-    for wrong, message in [
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"kind": "knnn"}, "no evaluation 'knnn'"),
         ({"neighbours": [5]}, "no option 'neighbours'; it has neighbors"),
         ({"kind": "linear", "epochs": "many"}, "epochs = 'many'"),
         ({"seed": -1}, "seed must be"),
-    ]:
+    ]
+    for wrong, message in mistakes:
         with pytest.raises(UsageError, match=message):
             adios_ray.evaluate(file, objects_dir, **wrong)
 
