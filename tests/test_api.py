@@ -1,6 +1,5 @@
 """Reading runs, evaluating and training from Python."""
 
-import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
 from adios_ray.tracking import records
-
-NOTEBOOK = Path(__file__).parent.parent / "experiments" / "quickstart.ipynb"
 
 
 def test_a_run_is_tables(tmp_path: Path) -> None:
@@ -106,24 +103,3 @@ def test_everything_that_is_offered_is_documented() -> None:
     page = (Path(api.__file__).parent.parent / "docs" / "reference" / "python.md").read_text()
     for name in adios_ray.__all__:
         assert name.endswith("Error") or f"::: adios_ray.{name}" in page
-
-
-@pytest.mark.ray
-def test_the_notebook_runs_and_shows_pictures(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    shown = []
-    for cell in json.loads(NOTEBOOK.read_text())["cells"]:
-        if cell["cell_type"] != "code":
-            continue
-        tree = ast.parse("".join(cell["source"]))
-        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, str(NOTEBOOK), "exec"), names)
-        if isinstance(last, ast.Expr):
-            shown.append(eval(compile(ast.Expression(last.value), str(NOTEBOOK), "eval"), names))
-    kinds = [type(value).__name__ for value in shown]
-    assert kinds.count("Image") >= 1 and kinds.count("Figure") >= 2 and "DataFrame" in kinds
-    run = names["run"]
-    assert run.summary.epochs == 4 and len(run.results) == 4 * run.summary.population
