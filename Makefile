@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
+DOCS_READY := $(VENV)/docs-ready
 
-.PHONY: help demo test check format soak
+.PHONY: help demo test check format soak docs
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -22,6 +23,10 @@ check: $(READY) ## Lint, type-check, and check the import contracts
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+docs: $(DOCS_READY) ## Build the documents as a site, readable offline, in build/site
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict # the variable: no advertisement of a successor
+	@echo build/site/index.html
+
 format: $(READY) ## Format, and apply ruff's automatic fixes
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
@@ -32,3 +37,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --editable ".[dev]"
 	@touch $(READY)
+
+$(DOCS_READY): $(READY)
+	$(VENV)/bin/pip install --quiet --editable ".[docs]"
+	@touch $(DOCS_READY)

@@ -76,9 +76,8 @@ def read_arguments(
         # Over the run's own configuration, so that whatever differs was asked for.
         defaults = read_experiment(Path(run_dir).expanduser())
     else:
-        defaults = preset_config(**given).model_copy(
-            update={"space": Path(demo_space if given["name"] == DEMO else space)}
-        )
+        file = default_space(given["name"], space, demo_space)
+        defaults = preset_config(**given).model_copy(update={"space": file})
     config = parse_arguments(
         ExperimentConfig,
         arguments,
@@ -87,11 +86,21 @@ def read_arguments(
         default=defaults,
         examples=examples,
     )
-    if not config.space.suffix and (named := SPACES / f"{config.space}.yaml").is_file():
-        config = config.model_copy(update={"space": named})
+    config = config.model_copy(update={"space": named_space(config.space)})
     if config.resume is not None and (last_value(arguments, "--name") or last_value(arguments, "--storage")):
         raise ConfigError("--resume names the run directory: leave out --name and --storage")
     return config
+
+
+def default_space(preset: str | None, space: str = "pbt_in100", demo_space: str = "pbt_demo") -> Path:
+    """Return the name of the default search space, of two: that of most presets, and that of the demo."""
+    return Path(demo_space if preset == DEMO else space)
+
+
+def named_space(space: Path) -> Path:
+    """Return the file of a search space that comes with the package, if this is its name; else the path itself."""
+    named = SPACES / f"{space}.yaml"
+    return named if not space.suffix and named.is_file() else space
 
 
 def _parts(argument: str) -> tuple[str, str, str]:
