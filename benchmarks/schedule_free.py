@@ -36,6 +36,9 @@ class ScheduleFreeTrainer(Trainer):
             probe=own.probe,
         )
 
+    def _adapt(self, config: TrialConfig) -> None:
+        """Keep the optimizers and the rate after loading a checkpoint: nothing changes in mid-training."""
+
     def train_until(self, step: int) -> dict[str, float]:
         """See ``Trainer.train_until``."""
         players = [cast(AdamWScheduleFree, p) for p in (self.optimizers.encoder, self.optimizers.occlusion) if p]
