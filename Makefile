@@ -15,6 +15,7 @@ test: $(READY) ## Run all tests
 	$(VENV)/bin/pytest
 
 soak: $(READY) ## Inject faults: kill every part of running populations, break their storage
+	$(VENV)/bin/pytest -m long
 	$(VENV)/bin/python tests/soak.py
 
 check: $(READY) ## Lint, type-check, and check the import contracts

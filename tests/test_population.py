@@ -144,6 +144,7 @@ def test_trials_beyond_the_capacity_take_turns(ray_cluster: None, objects_dir: P
     assert [exploit.epoch for exploit in read_lineage(run_dir)] == [1]
 
 
+@pytest.mark.long
 def test_an_opening_leaves_a_population(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
     from adios_ray.experiment.runner import start
 
