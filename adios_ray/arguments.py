@@ -25,7 +25,7 @@ _FLAG = re.compile(r"^[^\w-]*(--[a-z][\w.-]*)", re.MULTILINE)
 _COMMAND = re.compile(r"^[^\w-]*• ([a-z][\w-]*)", re.MULTILINE)
 """A sub-command in ``--help``."""
 _EXPECTED = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path", "STR": "a text"}
-"""What tyro's names of types mean."""
+"""Descriptions of tyro's names of types."""
 _SENTENCE_END = re.compile(r"(?<=[^.])[.;:] ")
 """The end of the first sentence of a help text."""
 

@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 
 class Activity(NamedTuple):
-    """What a place is claimed for.
+    """The purpose of a claim.
 
     Attributes:
         file: Name of the file that names the holder.
@@ -101,7 +101,7 @@ class Claim:
             ClaimError: If one has; names it.
             OSError: If storage fails.
         """
-        # Without a file, storage is away, or somebody has deleted it: in both cases no other process is known.
+        # Without a file, storage is away, or the file was deleted: in both cases no other process is known.
         if (content := self._read()) is not None and self._holder.token not in content:
             raise ClaimError(
                 f"{self._store} has been taken over by {_parse(content)}; this process stops and writes no more"

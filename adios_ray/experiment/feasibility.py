@@ -22,7 +22,7 @@ PAPERS_IMAGE_SIZE = 224
 
 
 class Needs(NamedTuple):
-    """What a run needs.
+    """Time, memory and disk of a run.
 
     Attributes:
         hours: From its first step to its last, without evaluations.
