@@ -328,6 +328,10 @@ class TrialConfig(Strict):
     micro_batch_size: int | None = Field(None, ge=2)
     """Images whose activations a worker keeps in memory at once; None takes all. Costs one more forward pass. Results
     are the same, except that BatchNorm normalizes over these images instead of the batch."""
+    slots_at_once: int | None = Field(None, ge=1)
+    """Masked views of an image that pass through the encoder in one batch, each normalized by itself: faster on GPUs,
+    at the memory of as many views; results are the same up to rounding. None takes one on CPUs, on GPUs as many as fit
+    into the memory when training begins."""
     seed: int = Field(0, ge=0)
     """Seed of initial weights, sample order, augmentations and drawn slots."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -34,6 +34,7 @@ class ScheduleFreeTrainer(Trainer):
             encoder=_schedule_free(own.encoder, warmup),
             occlusion=None if own.occlusion is None else _schedule_free(own.occlusion, warmup),
             probe=own.probe,
+            found_inf=own.found_inf,
         )
 
     def _adapt(self, config: TrialConfig) -> None:

@@ -114,7 +114,7 @@ def test_changes_of_n_compile_nothing_again() -> None:
         head = read_head(networks.occlusion, optimizers.occlusion)
         resized = resize_head(head, networks.occlude(batch.b).detach(), slots)
         replace_head(networks.occlusion, optimizers.occlusion, resized)
-        assert math.isfinite(train_step(networks, optimizers, batch, config, 0.0).loss)
+        assert math.isfinite(train_step(networks, optimizers, batch, config, 0.0).measurements.loss)
         if step == 1:  # inference compiled another graph for the masks that decide which slot is split
             compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled

@@ -111,6 +111,21 @@ def test_steps_with_filled_masks_equal_the_literal_game(
     assert_steps_are_literal(make_config(objective, scheme, order, *convention, fill=fill))
 
 
+@pytest.mark.parametrize(
+    ("objective", "scheme", "order", "convention", "at_once"),
+    [
+        ("byol", "adios", "simultaneous", PAPER, 2),  # three slots: two, then one
+        *slow_cases(["simsiam"], ["adios"], ORDERS, [AUTHORS], [2]),
+        *slow_cases(["simclr", "dino", "pixel", "mocov2"], ["adios"], ["alternating"], [PAPER], [3]),
+        *slow_cases(["simclr"], ["adios-s"], ["simultaneous"], [PAPER], [3]),
+    ],
+)
+def test_slots_embedded_at_once_equal_the_literal_game(
+    objective: str, scheme: str, order: str, convention: tuple[str, str], at_once: int
+) -> None:
+    assert_steps_are_literal(replaced(make_config(objective, scheme, order, *convention), {"slots_at_once": at_once}))
+
+
 def assert_steps_are_literal(config: TrialConfig) -> None:
     """Assert that networks and buffers after each of three steps equal those of the literal implementation."""
     fast, fast_optimizers = make_players(config)
@@ -202,7 +217,7 @@ def test_without_masks_the_step_is_the_plain_objective(objective: str) -> None:
     fast, optimizers = make_players(config)
     plain = copy.deepcopy(fast)
     batch = make_batch(0)
-    loss = train_step(fast, optimizers, batch, config, 0.0).loss
+    loss = train_step(fast, optimizers, batch, config, 0.0).measurements.loss
     expected = plain.objective.loss_between(plain.embed(batch.a)[0], plain.embed(batch.b)[0])
     gradients = torch.autograd.grad(expected, list(plain.encoder_parameters()))
     assert_close(loss, expected.detach())
@@ -244,6 +259,6 @@ def test_the_measured_loss_and_penalty_are_those_of_the_game() -> None:
     masks_a, masks_b = naive_masks(networks, batch, both=False)
     objective = naive_objective(copy.deepcopy(networks), batch, masks_a, masks_b, config) / 3
     penalty = naive_penalty(masks_b, config) / 3
-    measured = train_step(networks, optimizers, batch, config, 0.0)
+    measured = train_step(networks, optimizers, batch, config, 0.0).measurements
     assert_close(measured.loss, objective.detach())
     assert_close(measured.penalty, penalty.detach())

@@ -23,7 +23,7 @@ from adios_ray.evaluation.fitness import evaluate, extract_features
 from adios_ray.experiment.checks import check_data
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.masking.slots import read_head, replace_head, resize_head
-from adios_ray.training.divergence import check_finite
+from adios_ray.training.divergence import Terms, check_finite
 from adios_ray.training.reproduce import reproduce
 from adios_ray.training.step import probe_step
 from adios_ray.training.trainer import Trainer
@@ -296,7 +296,7 @@ def test_a_penalty_that_is_not_finite_is_named(objects_dir: Path) -> None:
         trainer.networks.occlusion.head.bias[1] = torch.nan
     assert "objective of slot 0" in str(trainer.train_to_report().divergence)
     with pytest.raises(NonFiniteError, match="penalty of slot 1 is inf"):
-        check_finite(torch.ones(3), torch.tensor([1.0, torch.inf]))
+        check_finite(Terms(torch.ones(3), torch.tensor([1.0, torch.inf])))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from adios_ray.config import ObjectiveConfig, TrialConfig, replaced
 from adios_ray.data.loader import Batch
 from adios_ray.errors import NonFiniteError
 from adios_ray.objectives import Embedding, build_objective
-from adios_ray.training.divergence import batch_state, check_finite
+from adios_ray.training.divergence import Terms, batch_state, check_finite
 from adios_ray.training.step import train_step
 
 pytestmark = pytest.mark.slow
@@ -90,7 +90,7 @@ def work(rank: int, meeting_point: str, directory: str) -> None:
     results.append({"shuffled": shuffled_shares(rank)})
     losses = torch.tensor([1.0, torch.nan if rank == 1 else 2.0])
     with pytest.raises(NonFiniteError, match="objective of slot 1"):
-        check_finite(losses, torch.ones(2))
+        check_finite(Terms(losses, torch.ones(2)).mean_over_workers())
     torch.save(results, Path(directory) / f"{rank}.pt")
     distributed.destroy_process_group()
 

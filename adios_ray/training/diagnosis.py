@@ -18,7 +18,6 @@ from torch.multiprocessing.spawn import start_processes
 from adios_ray import parallel
 from adios_ray.config import QUEUE, TrialConfig
 from adios_ray.data.loader import Batch
-from adios_ray.errors import NonFiniteError
 from adios_ray.masking.slots import slot_statistics
 from adios_ray.masking.sparsity import sparsity
 from adios_ray.models.networks import Networks
@@ -189,10 +188,8 @@ def check_poles(subject: Subject) -> str | None:
     config = subject.config(sparsity_weight=0.5)
     networks, optimizers = subject.players(config)
     _set_head(networks, torch.tensor([POLE_LOGIT, 0.0, 0.0]))
-    try:
-        game.train_step(networks, optimizers, _batch(), config, 0.0)
-    except NonFiniteError as error:
-        return f"masks that are all 1 and all 0: {error}: bound what diverges there away from the poles"
+    if fault := game.train_step(networks, optimizers, _batch(), config, 0.0).terms.fault():
+        return f"masks that are all 1 and all 0: {fault}: bound what diverges there away from the poles"
     broken = [name for name, values in networks.named_parameters() if not values.isfinite().all()]
     if broken:
         return f"masks that are all 1 and all 0 make gradients that are not finite, as in {broken[0]}"

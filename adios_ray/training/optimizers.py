@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from adios_ray.config import LARS_TRUST, PROBE_LR, OptimizerConfig
@@ -53,11 +54,19 @@ class Optimizers:
             for a predictor with its own schedule.
         occlusion: The occlusion model; None without masks.
         probe: The online probe.
+        found_inf: 1 on the device from the first step on whose loss or penalty is not finite, else 0; while it is 1, no
+            optimizer moves anything.
     """
 
     encoder: Optimizer
     occlusion: Optimizer | None
     probe: Optimizer
+    found_inf: Tensor
+
+    def __post_init__(self) -> None:
+        """Let all optimizers read the same flag, as torch's gradient scaler does."""
+        for optimizer in self.all().values():
+            optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]  # torch reads it by this name
 
     def set_learning_rates(self, encoder_lr: float, occlusion_lr: float, predictor_lr: float | None = None) -> None:
         """Set the learning rates of the next step; None gives the predictor the encoder's."""
@@ -67,6 +76,11 @@ class Optimizers:
         for groups, lr in ((networks, encoder_lr), (predictor, own_lr), (masks, occlusion_lr)):
             for group in groups:
                 group["lr"] = lr
+
+    @property
+    def updates(self) -> Tensor:
+        """1 on the device while steps update the networks, 0 from a divergence on; a factor of what follows them."""
+        return 1 - self.found_inf.double()  # in double precision: factors near 0 are multiplied with it
 
     def adapt(self, config: OptimizerConfig) -> None:
         """Set momentum and weight decay of both players from the next step on; norms and biases still have no decay."""
@@ -95,6 +109,7 @@ def build_optimizers(networks: Networks, config: OptimizerConfig) -> Optimizers:
         encoder=build_optimizer(encoder, config),
         occlusion=None if occlusion is None else build_optimizer([occlusion.parameters()], config),
         probe=SGD(networks.probe.parameters(), lr=PROBE_LR, momentum=0.9, fused=True),
+        found_inf=torch.zeros((), device=networks.probe.weight.device),
     )
 
 

@@ -20,13 +20,13 @@ from adios_ray.config import TrialConfig, check_adapted, check_batch, check_imag
 from adios_ray.data.augment import denormalize
 from adios_ray.data.loader import Batch, BatchLoader, central_views
 from adios_ray.data.shards import Split, open_shards
-from adios_ray.errors import CheckpointError, NonFiniteError, ReplicaError
+from adios_ray.errors import CheckpointError, ReplicaError
 from adios_ray.evaluation.fitness import UNKNOWN, Estimate, Fitness, Indices, evaluate, halves
 from adios_ray.masking.slots import read_head, replace_head, resize_head, slot_statistics, use_blank_head
 from adios_ray.models.networks import Networks, with_average
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.training.allocator import keep_freed_memory
-from adios_ray.training.divergence import batch_state
+from adios_ray.training.divergence import DivergenceWatch, batch_state
 from adios_ray.training.optimizers import build_optimizers, make_schedule
 from adios_ray.training.step import Measurements, train_step
 from adios_ray.trial_report import TrialReport
@@ -111,21 +111,26 @@ class Trainer:
         began, first, waited_before = time.perf_counter(), self.step, self.feed.waited_s
         peak = self.config.optimizer
         self.networks.train()
-        try:
-            for batch in self.feed.batches(self.seed, self.step, step if self.divergence is None else self.step):
-                self.optimizers.set_learning_rates(
-                    encoder_lr=self.schedule.lr(peak.encoder_lr, self.step),
-                    occlusion_lr=self.schedule.lr(peak.occlusion_lr, self.step),
-                    predictor_lr=peak.encoder_lr if self.config.constant_predictor_lr else None,
-                )
-                progress = self.step / self.schedule.total_steps
-                # Summed on the device and read once a report: reading here would wait for the update to finish.
-                self._sums += torch.stack(train_step(self.networks, self.optimizers, batch, self.config, progress))
-                self.step += 1
-                # A plain mean over the first epoch, so that the initial weights have no part in it.
-                self.networks.update_average(1 / min(self.step, self.feed.steps_per_epoch))
-        except NonFiniteError as error:
-            self.divergence, self._failed_batch = f"step {self.step}: {error}", batch
+        watch, failure = DivergenceWatch(), None
+        for batch in self.feed.batches(self.seed, self.step, step if self.divergence is None else self.step):
+            self.optimizers.set_learning_rates(
+                encoder_lr=self.schedule.lr(peak.encoder_lr, self.step),
+                occlusion_lr=self.schedule.lr(peak.occlusion_lr, self.step),
+                predictor_lr=peak.encoder_lr if self.config.constant_predictor_lr else None,
+            )
+            progress = self.step / self.schedule.total_steps
+            result = train_step(self.networks, self.optimizers, batch, self.config, progress)
+            # Summed on the device and read once a report: reading here would wait for the update to finish.
+            self._sums += torch.stack(result.measurements)
+            if failure := watch.follow(self.step, batch, result.terms):
+                break
+            self.step += 1
+            # A plain mean over the first epoch, so that the initial weights have no part in it.
+            weight = 1 / min(self.step, self.feed.steps_per_epoch)
+            self.networks.update_average(weight * self.optimizers.updates)
+        failure = failure or watch.last()
+        if failure:
+            self.divergence, self._failed_batch = f"step {failure.step}: {failure.fault}", failure.batch
         seconds = time.perf_counter() - began
         # A diverged trial reports at the same epochs as the others, so that it takes part in their decisions and can
         # copy a donor.
@@ -286,6 +291,7 @@ class Trainer:
                 ) from error
             optimizer.zero_grad()
         self.divergence = state["divergence"]
+        self.optimizers.found_inf.zero_()
         self.step, self.seed, self._sums = state["step"], state["seed"], state["sums"].clone()
         self._adapt(config)
         # Compared before masks are resized, as in __init__: workers may have read different checkpoints.
