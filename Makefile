@@ -12,7 +12,7 @@ demo: $(READY) ## Train the demo population on rendered images
 	$(VENV)/bin/python experiments/pbt_in100.py --preset demo
 
 test: $(READY) ## Run all tests
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses 2 --dist loadgroup
 
 soak: $(READY) ## Inject faults: kill every part of running populations, break their storage
 	$(VENV)/bin/pytest -m long

@@ -340,6 +340,8 @@ class TrialConfig(Strict):
     """Use the channels-last memory layout for convolutions."""
     compile: bool = False
     """Compile the backbones and the occlusion model's U-Net with torch.compile."""
+    cuda_graphs: bool = False
+    """Replay the training step as one CUDA graph, so that a GPU never waits for its host: for small batches."""
     initial_weights: Path | None = None
     """Initial weights: a checkpoint of a run, or a file made by `adios-ray import-official`."""
     backbone: BackboneConfig = BackboneConfig()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from adios_ray.config import TrialConfig
+from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.loader import Batch
 from adios_ray.devices import timed
 from adios_ray.masking.schemes import OBJECT_SCHEMES, PATTERN_SCHEMES
@@ -86,6 +86,27 @@ def _core_seconds(work: Callable[[], object]) -> float:
     seconds = time.process_time() - began
     torch.set_num_threads(threads)
     return seconds
+
+
+def fitting_slots(config: TrialConfig, size: int, device: torch.device) -> int:
+    """Find how many slots a GPU can embed at once: all of them, or a half until a measured step fits into its memory.
+
+    Args:
+        config: The trial's configuration.
+        size: Side S of the views in pixels.
+        device: The GPU.
+    """
+    slots = 1 if config.masking.scheme in ("none", "adios-s") else config.masking.slots
+    with torch.random.fork_rng([device]):
+        while slots > 1:
+            try:
+                measure_step(replaced(config, {"slots_at_once": slots}), size, device)
+                break
+            except torch.OutOfMemoryError:
+                slots = -(-slots // 2)
+            finally:
+                torch.cuda.empty_cache()
+    return slots
 
 
 def _random_batch(config: TrialConfig, batch_size: int, size: int, device: torch.device) -> Batch:

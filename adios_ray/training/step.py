@@ -9,7 +9,7 @@ one backward pass takes the gradients of all masks into the occlusion model. Up 
 of all slots in one graph (``tests/naive.py``).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -87,6 +87,18 @@ def train_step(
     From the first loss or penalty on that is not finite, ``optimizers.found_inf`` is 1 and nothing is updated: see
     ``DivergenceWatch``.
     """
+    return update_networks(networks, optimizers, batch, config, momentum_rate(networks, progress))
+
+
+def momentum_rate(networks: Networks, progress: float) -> float:
+    """Return the share by which the momentum networks move towards the encoder in a step."""
+    return 1 - networks.objective.momentum_at(progress)
+
+
+def update_networks(
+    networks: Networks, optimizers: Optimizers, batch: Batch, config: TrialConfig, rate: float | Tensor
+) -> StepResult:
+    """Take the step of ``train_step``, with the momentum networks' ``rate``: a number, or a scalar on the device."""
     # loss -> gradient -> update of the players
     if config.masking.learned:
         found, penalty, terms = _adversarial_update(networks, optimizers, batch, config)
@@ -96,7 +108,7 @@ def train_step(
         terms = _guard(optimizers, found, penalty)
         _update(optimizers.encoder)
     # What follows the encoder: its average after the update, running statistics, and the probe, on detached features.
-    networks.update_momentum((1 - networks.objective.momentum_at(progress)) * optimizers.updates)
+    networks.update_momentum(rate * optimizers.updates)
     _update_statistics(networks, found.view, optimizers.found_inf)
     correct, labeled = probe_step(networks, optimizers, found.features, batch.labels)
     # measurements
@@ -136,11 +148,13 @@ def _adversarial_update(
         # multiplies its share by their number.
         price = price - masking.entropy_weight * parallel.world_size() * size_entropy(masks, views)
     gradients = torch.cat([leaf.grad for leaf in leaves if leaf.grad is not None], dim=1)
+    # Workers exchange the encoder's gradients while the occlusion model's are computed.
+    exchanged = _exchange(optimizers.encoder) if masking.order == "simultaneous" else None
     # Gradient descent on price - objective is ascent on L - lambda p (paper, Equation 8).
     torch.autograd.backward([slots, price], [-gradients, None])
     # Simultaneous: neither player moves before both gradients are taken.
-    if masking.order == "simultaneous":
-        _update(optimizers.encoder)
+    if exchanged is not None:
+        _update(optimizers.encoder, exchanged)
     assert optimizers.occlusion is not None
     _update(optimizers.occlusion)
     return found, penalties.detach().mean(), terms
@@ -187,13 +201,13 @@ def accumulate_gradients(
         known = None if targets is None else targets[len(seen) : len(seen) + len(views)]
         # Seeded for each batch, so that dropout and stochastic depth draw the same numbers in both passes of an
         # alternating step, and after a resumption.
-        torch.manual_seed(batch.module_seed + len(seen))
+        _seed(batch, len(seen))
         embedded = networks.embed_together(views, known)
         seen.extend(view.target for view in embedded)
         return embedded
 
     both = config.objective.masked_views == "both" and slots[0] is not None
-    torch.manual_seed(batch.module_seed)
+    _seed(batch, 0)
     view_a, features = networks.embed(batch.a, target=None if targets is None else targets[0])
     seen.append(view_a.target)
     unmasked = [view_a, *embed([View(batch.b)])] if both else [view_a]
@@ -218,6 +232,13 @@ def accumulate_gradients(
         if view.online.requires_grad and leaf.online.grad is not None:
             view.online.backward(leaf.online.grad)
     return SlotLosses(torch.stack(losses), view_a, features, seen)
+
+
+def _seed(batch: Batch, number: int) -> None:
+    """Seed what modules draw in an embedding of a step."""
+    # No recorded step draws anything (``graphs.check_recordable``), and seeds cannot change in a recording.
+    if not (batch.a.is_cuda and torch.cuda.is_current_stream_capturing()):
+        torch.manual_seed(batch.module_seed + number)
 
 
 def _masked_views(batch: Batch, slot: Tensor | None, both: bool) -> list[View]:
@@ -257,9 +278,14 @@ def frozen(networks: Networks) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _update(optimizer: torch.optim.Optimizer) -> None:
-    """Average the gradients over the workers, take a step, and clear them."""
-    parallel.average_gradients(p for group in optimizer.param_groups for p in group["params"])
+def _exchange(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Begin to average the gradients over the workers; see ``parallel.average_gradients``."""
+    return parallel.average_gradients(p for group in optimizer.param_groups for p in group["params"])
+
+
+def _update(optimizer: torch.optim.Optimizer, exchanged: Callable[[], None] | None = None) -> None:
+    """Take a step with the gradients averaged over the workers, whose exchange may have begun; then clear them."""
+    (exchanged or _exchange(optimizer))()
     optimizer.step()
     optimizer.zero_grad()
 

@@ -26,7 +26,9 @@ from adios_ray.masking.slots import read_head, replace_head, resize_head, slot_s
 from adios_ray.models.networks import Networks, with_average
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.training.allocator import keep_freed_memory
+from adios_ray.training.cost import fitting_slots
 from adios_ray.training.divergence import DivergenceWatch, batch_state
+from adios_ray.training.graphs import GraphedStep
 from adios_ray.training.optimizers import build_optimizers, make_schedule
 from adios_ray.training.step import Measurements, train_step
 from adios_ray.trial_report import TrialReport
@@ -81,6 +83,9 @@ class Trainer:
             load_initial(self.networks, load_weights(config.initial_weights), config.initial_weights)
         if config.compile:
             self.networks.compile_parts()  # after the change of layout: compiled code is specialized to strides
+        if device.type == "cuda" and config.slots_at_once is None and self.networks.can_batch_slots:
+            slots = fitting_slots(config, self.image_size, device)
+            self.networks.slots_at_once = min(parallel.gather_values(slots))
         self.optimizers = build_optimizers(self.networks, config.optimizer)
         # Compared before masks are resized, which is collective: workers that read different files of initial weights
         # could disagree on whether to resize, and would wait for each other forever.
@@ -90,6 +95,7 @@ class Trainer:
         self._sums = torch.zeros(len(Measurements._fields), device=device)
         self.divergence: str | None = None
         self._failed_batch: Batch | None = None
+        self._graphed = self._recording()
 
     @property
     def epoch(self) -> int:
@@ -119,7 +125,10 @@ class Trainer:
                 predictor_lr=peak.encoder_lr if self.config.constant_predictor_lr else None,
             )
             progress = self.step / self.schedule.total_steps
-            result = train_step(self.networks, self.optimizers, batch, self.config, progress)
+            if self._graphed is None:
+                result = train_step(self.networks, self.optimizers, batch, self.config, progress)
+            else:
+                result = self._graphed(batch, progress)
             # Summed on the device and read once a report: reading here would wait for the update to finish.
             self._sums += torch.stack(result.measurements)
             if failure := watch.follow(self.step, batch, result.terms):
@@ -297,6 +306,13 @@ class Trainer:
         # Compared before masks are resized, as in __init__: workers may have read different checkpoints.
         self._check_replicas(f"after loading {origin}")
         self._resize_masks(config.masking.slots)
+        self._graphed = self._recording()
+
+    def _recording(self) -> GraphedStep | None:
+        """Begin to record steps as CUDA graphs, if configured, under the present configuration and state."""
+        if not self.config.cuda_graphs or self.device.type != "cuda":
+            return None
+        return GraphedStep(self.networks, self.optimizers, self.config)
 
     def _adapt(self, config: TrialConfig) -> None:
         """Continue under another configuration; masks are resized by ``_resize_masks``."""
