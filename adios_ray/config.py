@@ -335,7 +335,7 @@ class TrialConfig(Strict):
     seed: int = Field(0, ge=0)
     """Seed of initial weights, sample order, augmentations and drawn slots."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the forward passes under autocast."""
+    """bfloat16 runs the forward passes under autocast, on devices that compute in it."""
     channels_last: bool = False
     """Use the channels-last memory layout for convolutions."""
     compile: bool = False

@@ -11,6 +11,14 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def native_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device computes in bfloat16 itself; GPUs before NVIDIA's Ampere convert, which is slower."""
+    if device.type != "cuda":
+        return True
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def timed(work: Callable[[], object], device: torch.device) -> float:
     """Measure the seconds of one call, until the device has done what the call gave it."""
     began = time.perf_counter()

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adios_ray import parallel
 from adios_ray.config import TrialConfig
+from adios_ray.devices import native_bfloat16
 from adios_ray.errors import ConfigError
 from adios_ray.masking.fill import hide
 from adios_ray.masking.occlusion import OcclusionModel
@@ -197,8 +198,9 @@ class Networks(nn.Module):
             return self._in_parts(self.occlusion, x)
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """Return the context of the configured precision for forward passes."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+        """Return the context of the configured precision for forward passes; float32 where bfloat16 is not native."""
+        half = self.config.precision == "bfloat16" and native_bfloat16(device)
+        return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
     @torch.no_grad()
     def update_momentum(self, rate: float | Tensor) -> None:
