@@ -16,7 +16,8 @@ def native_bfloat16(device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+    return native
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
