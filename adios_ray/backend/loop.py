@@ -23,7 +23,7 @@ from adios_ray.files import remove_drafts
 from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking.records import MaskFile, write_masks
-from adios_ray.training.trainer import Trainer
+from adios_ray.training.trainer import CPU, Trainer
 
 MASK_PICTURES = 8
 """Validation images whose masks are kept."""
@@ -94,7 +94,7 @@ def load_intact(trainer: Trainer, pointer: Pointer, settings: TrialConfig, say: 
     Raises:
         CheckpointError: If there is none that all workers can read.
     """
-    state, problem = _read(pointer, trainer.device)
+    state, problem = _read(pointer)
     first_problem = problem
     # Each trial keeps its newest two checkpoints for this case. The first worker chooses, because shared storage may
     # show other nodes another list; the others may not be able to read its choice either.
@@ -104,17 +104,17 @@ def load_intact(trainer: Trainer, pointer: Pointer, settings: TrialConfig, say: 
         if older is None:
             raise CheckpointError(first_problem)
         pointer = older
-        state, problem = _read(pointer, trainer.device)
+        state, problem = _read(pointer)
     trainer.restore(state, settings, pointer.path)
     if first_problem and parallel.rank() == 0:
         say(f"{first_problem}; it resumes from {pointer.path.name}")
 
 
-def _read(pointer: Pointer, device: torch.device) -> tuple[dict[str, Any], str | None]:
+def _read(pointer: Pointer) -> tuple[dict[str, Any], str | None]:
     """Read a checkpoint; returns also the first worker's problem among all, None if all could read it."""
     state, problem = {}, None
     try:
-        state = load_checkpoint(pointer, device)
+        state = load_checkpoint(pointer, CPU)
     except CheckpointError as error:
         problem = str(error)
     # Shared before any worker continues: if one alone raised, the others would wait for it in the next collective.

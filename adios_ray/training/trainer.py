@@ -34,6 +34,7 @@ from adios_ray.training.step import Measurements, train_step
 from adios_ray.trial_report import TrialReport
 from adios_ray.validation import parse
 
+CPU = torch.device("cpu")
 STATISTICS_IMAGES = 64
 """Validation images whose masks are measured for reports, and by which slots to split or merge are chosen."""
 
@@ -267,7 +268,7 @@ class Trainer:
             ConfigError: If ``config`` differs from the trainer's in a value that cannot change while a trial trains.
             ReplicaError: If the workers of the trial hold different parameters afterwards.
         """
-        self.restore(load_checkpoint(pointer, self.device), config, pointer.path)
+        self.restore(load_checkpoint(pointer, CPU), config, pointer.path)
 
     def restore(self, state: dict[str, Any], config: TrialConfig, origin: Path) -> None:
         """Take over the state of a checkpoint, then continue under ``config``; every worker must call this.
@@ -275,7 +276,7 @@ class Trainer:
         Where ``config`` has another number of slots than the checkpoint, slots are split or merged.
 
         Args:
-            state: The state that ``save`` wrote, on the trainer's device.
+            state: The state that ``save`` wrote; on the CPU, so that the device never holds it twice.
             config: The configuration to continue under.
             origin: Where the checkpoint was read from, for messages.
 
@@ -301,7 +302,8 @@ class Trainer:
             optimizer.zero_grad()
         self.divergence = state["divergence"]
         self.optimizers.found_inf.zero_()
-        self.step, self.seed, self._sums = state["step"], state["seed"], state["sums"].clone()
+        self.step, self.seed = state["step"], state["seed"]
+        self._sums.copy_(state["sums"])
         self._adapt(config)
         # Compared before masks are resized, as in __init__: workers may have read different checkpoints.
         self._check_replicas(f"after loading {origin}")
