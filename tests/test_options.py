@@ -8,12 +8,13 @@ import pytest
 import torch
 from test_step import CLASSES, SIZE, assert_close, make_batch, make_config, make_players
 from torch import nn
+from torch.nn import functional
 
 from adios_ray.config import OptimizerConfig, TrialConfig, replaced
 from adios_ray.data.loader import Batch
 from adios_ray.masking.slots import read_head, replace_head, resize_head
 from adios_ray.models.networks import Networks
-from adios_ray.models.stem import StemConv2d
+from adios_ray.models.stem import StemConv2d, convolve_phases
 from adios_ray.objectives import build_objective
 from adios_ray.training.optimizers import Optimizers, build_optimizer, build_optimizers
 from adios_ray.training.step import train_step
@@ -200,6 +201,18 @@ def test_the_stem_has_a_convolutions_gradients(kernel: int, size: tuple[int, int
     assert_close(outputs[1].detach(), outputs[0].detach())
     for ours, theirs in zip(actual, expected, strict=True):
         assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+def test_a_convolution_of_phases_is_the_strided_one(kernel: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 12, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 3, kernel, kernel, dtype=torch.float64, requires_grad=True)
+    outputs = [functional.conv2d(x, weight, stride=2, padding=kernel // 2), convolve_phases(x, weight)]
+    weighting = torch.randn_like(outputs[0])
+    expected, actual = (torch.autograd.grad((y * weighting).sum(), (x, weight)) for y in outputs)
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
