@@ -23,8 +23,7 @@ class GroupNorm(nn.GroupNorm):
         """Map [B, C, H, W] to the same shape, normalized over each image's groups of channels."""
         # torch's kernel is the faster one uncompiled; on GPUs it copies channels-last tensors to the other layout.
         normalize = group_norm if torch.compiler.is_compiling() else functional.group_norm
-        result: Tensor = normalize(x, self.num_groups, self.weight, self.bias, self.eps)
-        return result
+        return normalize(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -47,7 +46,8 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
     variance = variances.unflatten(1, (groups, -1)).mean(2, keepdim=True) + between
     scale = (variance + eps).rsqrt() * weight.view(groups, -1)
     center = mean.expand_as(scale).reshape(*means.shape, 1, 1)
-    return ((full - center) * scale.view_as(center) + bias[:, None, None]).to(x.dtype)
+    normalized: Tensor = (full - center) * scale.view_as(center) + bias[:, None, None]
+    return normalized.to(x.dtype)
 
 
 class SkipConv2d(nn.Conv2d):
