@@ -20,6 +20,17 @@ def native_bfloat16(device: torch.device) -> bool:
     return native
 
 
+def prepare_device(device: torch.device) -> None:
+    """Set for the whole process what makes a GPU fast: TF32 products of float32 tensors, measured choice of kernels.
+
+    TF32 has 10 bits of mantissa instead of 23. A no-op for CPUs.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+
+
 def timed(work: Callable[[], object], device: torch.device) -> float:
     """Measure the seconds of one call, until the device has done what the call gave it."""
     began = time.perf_counter()

@@ -153,6 +153,7 @@ def _apply(
     optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], gradients: tuple[Tensor, ...]
 ) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        # In the parameter's memory layout, as backward() stores it: fused optimizers read both as flat memory.
+        parameter.grad = torch.empty_like(parameter).copy_(gradient)
     optimizer.step()
     optimizer.zero_grad()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from adios_ray.config import LARS_TRUST, PROBE_LR, OptimizerConfig
+from adios_ray.config import PROBE_LR, OptimizerConfig
 from adios_ray.models.networks import Networks
+from adios_ray.training.lars import LARS
 
 ADAM_BETA2 = 0.999
 
@@ -131,15 +132,10 @@ def build_optimizer(parts: Iterable[Iterable[nn.Parameter]], config: OptimizerCo
         return AdamW(groups, lr=config.encoder_lr, **_momentum(config), fused=True)
     if config.name == "sgd":
         return SGD(groups, lr=config.encoder_lr, **_momentum(config), fused=True)
-    from adios_ray.models.timm_alone import timm  # here: importing it takes a second, which the others need not pay
-
     for group in groups[::2]:
-        # timm adapts only groups with weight decay by default; a search may set the decay to 0.
+        # Whatever the weight decay, which a search may set to 0.
         group["always_adapt"] = True
-    lars: Optimizer = timm.optim.Lars(
-        groups, lr=config.encoder_lr, **_momentum(config), trust_coeff=LARS_TRUST, trust_clip=True
-    )
-    return lars
+    return LARS(groups, lr=config.encoder_lr, **_momentum(config))
 
 
 def _momentum(config: OptimizerConfig) -> dict[str, Any]:

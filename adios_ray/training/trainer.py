@@ -20,6 +20,7 @@ from adios_ray.config import TrialConfig, check_adapted, check_batch, check_imag
 from adios_ray.data.augment import denormalize
 from adios_ray.data.loader import Batch, BatchLoader, central_views
 from adios_ray.data.shards import Split, open_shards
+from adios_ray.devices import prepare_device
 from adios_ray.errors import CheckpointError, ReplicaError
 from adios_ray.evaluation.fitness import UNKNOWN, Estimate, Fitness, Indices, evaluate, halves
 from adios_ray.masking.slots import read_head, replace_head, resize_head, slot_statistics, use_blank_head
@@ -69,6 +70,7 @@ class Trainer:
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
         self._val_parts = halves(self.val_split)
         self.feed = BatchLoader(dataset.split(*dataset.manifest.training_splits), config, self.image_size, device)
+        prepare_device(device)
         if device.type == "cpu":
             keep_freed_memory()
         # The order of the lines below matters. First the seed: every worker draws the same initial weights, since
