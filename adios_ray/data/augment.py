@@ -224,11 +224,11 @@ def _packed(parameters: ViewParameters, stored_size: int) -> Tensor:
 
 
 def render_views(images: Tensor, packed: Tensor, out_size: int, channels_last: bool = False) -> Tensor:
-    """Make V views of each image, as ``apply_view`` on a CPU does up to rounding, by the same operations for all images.
+    """Make V views of each image by the same operations for all images; up to rounding what a CPU makes otherwise.
 
-    No shape depends on a value, and nothing waits for the device: ``torch.compile`` makes few kernels of it. Each
-    operation is neutral for the images that it is not for. The image has to be finished before its mean gray is known,
-    so that all other operations are arranged around the contrast.
+    Each operation is neutral for the images that it is not for. No shape depends on a value and nothing waits for the
+    device, so that ``torch.compile`` makes few kernels of it. Only the contrast needs a whole image, for its mean; all
+    other changes of color are pointwise, and arranged before and after it.
 
     Args:
         images: uint8 [B, S, S, 3].
