@@ -1,7 +1,9 @@
 """Training batches: a function of the seed and the step number alone."""
 
 import itertools
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -12,7 +14,7 @@ from small import COUNTS, SIZE, small_config
 from adios_ray import parallel
 from adios_ray.config import CentralView
 from adios_ray.data import loader as feeding
-from adios_ray.data.augment import apply_view, center_view, draw_parameters
+from adios_ray.data.augment import apply_view, center_view, draw_parameters, pack_views
 from adios_ray.data.counter_random import module_seed, single_precision, uniforms
 from adios_ray.data.loader import Batch, BatchLoader, central_views, epoch_order
 from adios_ray.data.shards import open_shards
@@ -86,6 +88,50 @@ def test_prefetching_changes_nothing(feed: BatchLoader, prefetched: int, monkeyp
     expected = list(feed.batches(SEED, 1, 5))
     monkeypatch.setattr(feeding, "PREFETCHED_BATCHES", prefetched)
     assert_same(list(feed.batches(SEED, 1, 5)), expected)
+
+
+def logging_stream(name: str, log: list[str]) -> SimpleNamespace:
+    """Stand in for a CUDA stream: append what it waits for to ``log``; an event is the last entry so far."""
+    return SimpleNamespace(
+        wait_stream=lambda other: log.append(f"{name} waits for all of {other.name}"),
+        wait_event=lambda event: log.append(f"{name} waits for {event}"),
+        record_event=lambda: log[-1],
+        name=name,
+    )
+
+
+def test_a_side_stream_is_one_batch_ahead(feed: BatchLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, augmented = list(feed.batches(SEED, 0, 3)), feed._augmented
+    numbers, log = itertools.count(), list[str]()
+
+    def logged(loaded: feeding._Loaded) -> Batch:
+        log.append(f"batch {next(numbers)}")
+        return augmented(loaded)
+
+    monkeypatch.setattr(feed, "_augmented", logged)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: logging_stream("main", log))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: logging_stream("side", log))
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    seen = []
+    for number, batch in enumerate(feed._ahead(feed._prefetched(SEED, 0, 3))):
+        log.append(f"step {number}")
+        seen.append(batch)
+    assert_same(seen, expected)
+    waits = "side waits for all of main"
+    assert log == [
+        *(waits, "batch 0", waits, "batch 1", "main waits for batch 0", "step 0"),
+        *(waits, "batch 2", "main waits for batch 1", "step 1"),
+        *("main waits for batch 2", "step 2"),
+    ]
+
+
+def test_packed_parameters_make_the_same_batches(feed: BatchLoader) -> None:
+    loaded = feed._load(SEED, 0)
+    assert loaded.packed is None  # a CPU changes only the images that an operation is for
+    packed = pack_views((loaded.view_a, loaded.view_b), SIZE)
+    views = feed._views(loaded.images, loaded._replace(packed=packed))
+    for view, expected in zip(views, feed._views(loaded.images, loaded), strict=True):
+        torch.testing.assert_close(view, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("workers", [2, 3])
