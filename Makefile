@@ -3,7 +3,7 @@ VENV := .venv
 READY := $(VENV)/ready
 DOCS_READY := $(VENV)/docs-ready
 
-.PHONY: help demo test check format soak docs
+.PHONY: help demo test check format soak gpu docs
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -17,6 +17,10 @@ test: $(READY) ## Run all tests
 soak: $(READY) ## Inject faults: kill every part of running populations, break their storage
 	$(VENV)/bin/pytest -m long
 	$(VENV)/bin/python tests/soak.py
+
+gpu: $(READY) ## Run the tests that need a GPU, then measure speed and memory there
+	$(VENV)/bin/pytest -m gpu -vv tests/test_gpu.py; tests=$$?; \
+	$(VENV)/bin/python benchmarks/gpu.py --output build/gpu.json && exit $$tests
 
 check: $(READY) ## Lint, type-check, and check the import contracts
 	$(VENV)/bin/ruff check .

@@ -55,14 +55,25 @@ def make_players(config: TrialConfig) -> tuple[Networks, Optimizers]:
     return networks, optimizers
 
 
-def make_batch(seed: int, fill: str = "zero") -> Batch:
+def make_batch(seed: int, fill: str = "zero", images: int = IMAGES) -> Batch:
     """Draw random views in double precision, and what their hidden pixels become."""
     generator = torch.Generator().manual_seed(seed)
-    views = torch.randn(2, IMAGES, 3, SIZE, SIZE, dtype=torch.float64, generator=generator)
-    labels = torch.randint(CLASSES, (IMAGES,), generator=generator)
-    drawn = torch.rand(IMAGES, dtype=torch.float64, generator=generator)
+    views = torch.randn(2, images, 3, SIZE, SIZE, dtype=torch.float64, generator=generator)
+    labels = torch.randint(CLASSES, (images,), generator=generator)
+    drawn = torch.rand(images, dtype=torch.float64, generator=generator)
     fills = [make_fill(fill, view, drawn.numpy()) for view in views]
     return Batch(views[0], views[1], labels, drawn, fill_a=fills[0], fill_b=fills[1])
+
+
+def moved(batch: Batch, device: torch.device, dtype: torch.dtype = torch.float64) -> Batch:
+    """Copy a batch of ``make_batch`` to a device, its numbers that are not integers in another precision."""
+
+    def copied(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(device, dtype if value.is_floating_point() else value.dtype)
+
+    return Batch(*map(copied, batch))
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:

@@ -57,9 +57,9 @@ def saved(trainer: Trainer, directory: Path) -> dict[str, Any]:
     return load_checkpoint(trainer.save(directory), CPU)
 
 
-def trained(config: TrialConfig, steps: int) -> Trainer:
+def trained(config: TrialConfig, steps: int, device: torch.device = CPU) -> Trainer:
     """Train a new trainer for some steps."""
-    trainer = Trainer(config, CPU)
+    trainer = Trainer(config, device)
     trainer.train_until(steps)
     return trainer
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_step import IMAGES, SIZE, assert_close, make_batch, make_config, make_players
+from test_step import IMAGES, SIZE, assert_close, make_batch, make_config, make_players, moved
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import start_processes
 
@@ -19,6 +19,7 @@ from adios_ray.training.divergence import Terms, batch_state, check_finite
 from adios_ray.training.step import train_step
 
 pytestmark = pytest.mark.slow
+CPU = torch.device("cpu")
 WORKERS, STEPS = 2, 2
 CONTRASTS = ("simclr", "barlow", "vicreg", "mocov2", "mocov3", "dino")
 GAMES = list(itertools.product(("adios", "adios-s"), ("simultaneous", "alternating"), ("one", "both")))
@@ -36,9 +37,10 @@ def share(batch: Batch, rank: int, workers: int) -> Batch:
     return Batch(batch.a[own], batch.b[own], batch.labels[own], batch.drawn_slots[own])
 
 
-def accumulate_gradients(config: TrialConfig, rank: int, workers: int) -> dict[str, Tensor]:
+def accumulate_gradients(config: TrialConfig, rank: int, workers: int, device: torch.device = CPU) -> dict[str, Tensor]:
     """Train some steps; return the parameters after them and the first step's gradients, by name."""
     networks, optimizers = make_players(config)
+    networks.to(device)
     names = {parameter: name for name, parameter in networks.named_parameters()}
     seen: dict[str, Tensor] = {}
 
@@ -49,7 +51,8 @@ def accumulate_gradients(config: TrialConfig, rank: int, workers: int) -> dict[s
     for optimizer in optimizers.all().values():
         optimizer.register_step_pre_hook(collect)
     for step in range(STEPS):
-        train_step(networks, optimizers, share(make_batch(step), rank, workers), config, step / STEPS)
+        batch = moved(share(make_batch(step), rank, workers), device)
+        train_step(networks, optimizers, batch, config, step / STEPS)
     return seen | {name: values.detach() for name, values in networks.named_parameters()}
 
 

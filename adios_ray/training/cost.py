@@ -15,8 +15,8 @@ from adios_ray.devices import timed
 from adios_ray.masking.schemes import OBJECT_SCHEMES, PATTERN_SCHEMES
 from adios_ray.masking.schemes.base import IDS
 from adios_ray.models.networks import Networks
-from adios_ray.training.optimizers import build_optimizers
-from adios_ray.training.step import train_step
+from adios_ray.training.optimizers import Optimizers, build_optimizers
+from adios_ray.training.step import Measurements, train_step
 
 CPU_PIXELS = 16 * 224**2
 """Bound on the pixels of a measured step on a CPU, whose time is in proportion to them; a GPU takes the whole batch."""
@@ -52,13 +52,7 @@ def measure_step(config: TrialConfig, size: int, device: torch.device, seconds: 
     on_gpu = device.type == "cuda"
     batch_size = config.batch_size if on_gpu else min(config.batch_size, max(CPU_PIXELS // size**2, 2))
     before = _peak_bytes(device)
-    networks = Networks(config, size, CLASSES).to(device).train()
-    optimizers = build_optimizers(networks, config.optimizer)
-    batch = _random_batch(config, batch_size, size, device)
-
-    def step() -> None:
-        train_step(networks, optimizers, batch, config, 0.5)
-
+    networks, optimizers, step = random_step(config, size, batch_size, device)
     began, measured = time.monotonic(), list[float]()
     while len(measured) < STEPS or time.monotonic() - began < seconds:
         measured.append(timed(step, device) if on_gpu else _core_seconds(step))
@@ -68,6 +62,25 @@ def measure_step(config: TrialConfig, size: int, device: torch.device, seconds: 
     # Without the first step, in which buffers are allocated.
     per_image = statistics.median(measured[1:]) / batch_size
     return StepCost(per_image, sum(t.numel() * t.element_size() for t in tensors), memory)
+
+
+def random_step(
+    config: TrialConfig, size: int, batch_size: int, device: torch.device
+) -> tuple[Networks, Optimizers, Callable[[], Measurements]]:
+    """Build what a trial trains, not compiled, and a function that takes a step on the same random batch each time.
+
+    Args:
+        config: The trial's configuration.
+        size: Side S of the views in pixels.
+        batch_size: Images of the batch, in place of the configured number.
+        device: Where to train.
+    """
+    networks = Networks(config, size, CLASSES).to(device).train()
+    if config.channels_last:
+        networks.to(memory_format=torch.channels_last)
+    optimizers = build_optimizers(networks, config.optimizer)
+    batch = _random_batch(config, batch_size, size, device)
+    return networks, optimizers, lambda: train_step(networks, optimizers, batch, config, 0.5)
 
 
 def _peak_bytes(device: torch.device) -> int:
