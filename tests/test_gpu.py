@@ -29,7 +29,10 @@ from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import BatchLoader
 from adios_ray.data.shards import open_shards
 from adios_ray.masking.slots import read_head
+from adios_ray.models.networks import Networks
 from adios_ray.tracking.records import read_lineage, read_results
+from adios_ray.training.graphs import GraphedStep
+from adios_ray.training.optimizers import Optimizers, build_optimizers
 from adios_ray.training.step import train_step
 from adios_ray.training.trainer import Trainer
 
@@ -64,13 +67,20 @@ def in_one(tensors: Any) -> Tensor:
     return torch.cat([t.detach().double().cpu().flatten() for t in tensors if t.is_floating_point()])
 
 
+def players_on(config: TrialConfig, device: torch.device, dtype: torch.dtype) -> tuple[Networks, Optimizers]:
+    """Build the networks of ``make_players`` on a device, with their optimizers."""
+    networks = make_players(config)[0].to(device, dtype)
+    optimizers = build_optimizers(networks, config.optimizer)
+    optimizers.set_learning_rates(config.optimizer.encoder_lr, config.optimizer.occlusion_lr)
+    return networks, optimizers
+
+
 def one_step(
     config: TrialConfig, device: torch.device, dtype: torch.dtype, compiled: bool = False
 ) -> dict[str, Tensor]:
     """Take one step; return the losses, the gradients of each player, and the change of weights and statistics."""
-    networks, optimizers = make_players(config)
-    before = in_one(networks.state_dict().values())
-    networks.to(device, dtype)
+    before = in_one(make_players(config)[0].state_dict().values())
+    networks, optimizers = players_on(config, device, dtype)
     if compiled:
         torch._dynamo.reset()
         networks.compile_parts()
@@ -81,7 +91,8 @@ def one_step(
 
     for player, optimizer in optimizers.all().items():
         optimizer.register_step_pre_hook(lambda o, *_, player=player: collect(player, o))
-    measured = train_step(networks, optimizers, moved(make_batch(0, images=IMAGES), device, dtype), config, 0.5)
+    batch = moved(make_batch(0, images=IMAGES), device, dtype)
+    measured = train_step(networks, optimizers, batch, config, 0.5).measurements
     found["losses"] = in_one([measured.loss[None], measured.penalty[None]])
     found["change"] = in_one(networks.state_dict().values()) - before
     return found
@@ -133,8 +144,7 @@ def test_a_compiled_step_is_the_cpus(objective: str, game: tuple[str, str], dtyp
 )
 def test_a_step_never_waits_for_the_gpu(objective: str, scheme: str, order: str, optimizer: str) -> None:
     config = replaced(make_config(objective, scheme, order), {"optimizer.name": optimizer})
-    networks, optimizers = make_players(config)
-    networks.to(GPU, torch.float32)
+    networks, optimizers = players_on(config, GPU, torch.float32)
     batch = moved(make_batch(0, images=IMAGES), GPU, torch.float32)
     train_step(networks, optimizers, batch, config, 0.5)  # libraries and buffers of optimizers start here
     mode = torch.cuda.get_sync_debug_mode()
@@ -143,6 +153,39 @@ def test_a_step_never_waits_for_the_gpu(objective: str, scheme: str, order: str,
         train_step(networks, optimizers, batch, config, 0.5)
     finally:
         torch.cuda.set_sync_debug_mode(mode)
+
+
+@pytest.mark.parametrize(
+    ("objective", "optimizer", "compiled"),
+    [("simclr", "sgd", False), ("simclr", "sgd", True), ("byol", "lars", False), ("dino", "adamw", False)],
+)
+def test_a_recorded_step_is_the_step(objective: str, optimizer: str, compiled: bool) -> None:
+    """Compare weights after eight steps at changing rates, of which five are replayed, with those of plain steps."""
+    config = make_config(objective, order="alternating")
+    config = replaced(config, {"optimizer.name": optimizer, "optimizer.encoder_lr": 1e-3, "slots_at_once": 2})
+    (networks, optimizers), (recorded, other_optimizers) = (players_on(config, GPU, torch.float32) for _ in range(2))
+    for own in (networks, recorded) if compiled else ():
+        own.compile_parts()
+    start = in_one(networks.state_dict().values())
+    graphed = GraphedStep(recorded, other_optimizers, config)
+    for step in range(8):
+        batch = moved(make_batch(step, images=IMAGES), GPU, torch.float32)
+        for rates in (optimizers, other_optimizers):
+            rates.set_learning_rates(encoder_lr=1e-3 / (1 + step), occlusion_lr=1e-2 / (1 + step))
+        plain = train_step(networks, optimizers, batch, config, step / 8)
+        replay = graphed(batch, step / 8)
+        assert difference(in_one(replay.measurements), in_one(plain.measurements)) < 1e-3
+    end, found = in_one(networks.state_dict().values()), in_one(recorded.state_dict().values())
+    assert float((found - end).norm()) < 0.02 * float((end - start).norm())
+
+
+def test_a_divergence_is_noticed_a_step_later_and_moves_nothing(objects_dir: Path) -> None:
+    trainer = trained(small_config(objects_dir), 2, GPU)
+    with torch.no_grad():
+        next(trainer.networks.backbone.parameters()).fill_(torch.inf)
+    before = in_one(trainer.networks.parameters())
+    assert trainer.train_to_report().divergence == "step 2: objective of slot 0 is nan"
+    torch.testing.assert_close(in_one(trainer.networks.parameters()), before, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(("allowed", "tolerance"), [(False, LEVEL / 16), (True, LEVEL / 2)], ids=["float32", "tf32"])

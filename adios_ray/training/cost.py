@@ -15,8 +15,9 @@ from adios_ray.devices import timed
 from adios_ray.masking.schemes import OBJECT_SCHEMES, PATTERN_SCHEMES
 from adios_ray.masking.schemes.base import IDS
 from adios_ray.models.networks import Networks
+from adios_ray.training.graphs import GraphedStep
 from adios_ray.training.optimizers import Optimizers, build_optimizers
-from adios_ray.training.step import Measurements, train_step
+from adios_ray.training.step import StepResult, train_step
 
 CPU_PIXELS = 16 * 224**2
 """Bound on the pixels of a measured step on a CPU, whose time is in proportion to them; a GPU takes the whole batch."""
@@ -66,7 +67,7 @@ def measure_step(config: TrialConfig, size: int, device: torch.device, seconds: 
 
 def random_step(
     config: TrialConfig, size: int, batch_size: int, device: torch.device
-) -> tuple[Networks, Optimizers, Callable[[], Measurements]]:
+) -> tuple[Networks, Optimizers, Callable[[], StepResult]]:
     """Build what a trial trains, not compiled, and a function that takes a step on the same random batch each time.
 
     Args:
@@ -80,6 +81,9 @@ def random_step(
         networks.to(memory_format=torch.channels_last)
     optimizers = build_optimizers(networks, config.optimizer)
     batch = _random_batch(config, batch_size, size, device)
+    if config.cuda_graphs and device.type == "cuda":
+        graphed = GraphedStep(networks, optimizers, config)
+        return networks, optimizers, lambda: graphed(batch, 0.5)
     return networks, optimizers, lambda: train_step(networks, optimizers, batch, config, 0.5)
 
 
