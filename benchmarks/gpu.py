@@ -58,6 +58,7 @@ BASE: Changes = {
     "precision": "bfloat16",
     "channels_last": True,
     "masking.slots": 4,
+    "slots_at_once": 4,
 }
 SMALL: Changes = {"backbone.name": "resnet_small", "image_size": 32, "batch_size": 8, "masking.width": 8}
 """What is measured on CPUs in place of the sizes of every row."""
@@ -79,14 +80,17 @@ ROWS: tuple[Changes, ...] = (
         for m in AXES["masking.scheme"]
     ),
     {"objective.name": "simsiam", "objective.masked_views": "both"},
-    # What a choice of precision, layout or compilation gains, and what a small batch loses.
+    # What each option gains, and what a small batch loses.
     {"precision": "float32"},
     {"precision": "float32", "compile": True},
     {"channels_last": False},
+    {"slots_at_once": 1},
     {"compile": True},
+    {"compile": True, "cuda_graphs": True},
     {"batch_size": 128},
-    {"batch_size": 128, "compile": True},
-    {"masking.slots": 8},
+    {"batch_size": 128, "cuda_graphs": True},
+    {"batch_size": 128, "compile": True, "cuda_graphs": True},
+    {"masking.slots": 8, "slots_at_once": 8},
     # How it grows with network and image.
     *({"masking.scheme": m, **LARGE} for m in ("none", "adios")),
     *({"backbone.name": "resnet50", "masking.scheme": m} for m in ("none", "adios")),
@@ -95,11 +99,16 @@ ROWS: tuple[Changes, ...] = (
     *({"backbone.name": "vit_small_patch16_224", "masking.scheme": m, **LARGE} for m in ("none", "adios")),
 )
 """Measured one factor at a time."""
-FED: tuple[Changes, ...] = ({}, {"compile": True}, {"batch_size": 128})
+FED: tuple[Changes, ...] = (
+    {},
+    {"compile": True, "cuda_graphs": True},
+    {"batch_size": 128},
+    {"batch_size": 128, "cuda_graphs": True},
+)
 """Trainings that are measured with their feed."""
 STORED = 128
 """Side of the stored images, from which views of 96 pixels are cut."""
-WARM_UP, PROFILED, FED_STEPS = 3, 3, 20
+WARM_UP, PROFILED, FED_STEPS = 5, 3, 20
 PATIENCE_S = 90
 """Seconds after which processes that share the card are given up."""
 MPS_CONTROL = "nvidia-cuda-mps-control"
@@ -274,7 +283,7 @@ def _measure_step(
     config: TrialConfig, device: torch.device, seconds: float, report: Report, name: str
 ) -> dict[str, Any]:
     networks, step = step_of(config, device)
-    # Counted before the networks are compiled: the counter sees operators, not what they are fused to.
+    # Of the first step: the counter sees operators, not what they are fused to, or recorded in.
     with FlopCounterMode(display=False) as counter:
         step()
     began = time.perf_counter()
@@ -374,7 +383,7 @@ def growth_mib(config: TrialConfig, slots: int, device: torch.device) -> float:
 
 
 def compare_memory(changes: Changes, device: torch.device) -> dict[str, Any]:
-    """Compare the peak memory of a step with eight masks and with one."""
+    """Compare the peak memory of a step with eight masks and with one, embedded one at a time."""
     config = config_of(changes, device)
     one, eight = (growth_mib(config, slots, device) for slots in (1, 8))
     return {"one_slot_mib": round(one), "eight_slots_mib": round(eight), "ratio": round(eight / one, 3)}
@@ -442,7 +451,7 @@ def train_alongside(config: TrialConfig, seconds: float, start: Barrier, results
     try:
         with tf32(True):
             _, step = step_of(config, device)
-            for _ in range(2 * WARM_UP):
+            for _ in range(WARM_UP):
                 timed(step, device)
             start.wait(PATIENCE_S)
             began, steps = time.perf_counter(), 0
@@ -591,7 +600,7 @@ def measure(options: Options, report: Report) -> None:
                 report.measure("trainer", title(row), measure_trainer, {**row, **data}, device)
         if "memory" in options.parts and on_gpu:
             for name in ("simclr", "byol"):
-                report.measure("memory", name, compare_memory, {"objective.name": name}, device)
+                report.measure("memory", name, compare_memory, {"objective.name": name, "slots_at_once": 1}, device)
         if "sharing" in options.parts:
             measure_sharing(report, device)
     report.console.print(table(report.found), markup=False, soft_wrap=True)

@@ -17,6 +17,7 @@ from adios_ray.training.optimizers import Optimizers, build_optimizers
 from adios_ray.training.step import train_step
 from adios_ray.validation import parse
 
+CPU = torch.device("cpu")
 SIZE, IMAGES, CLASSES = 32, 4, 5
 
 OBJECTIVES = ("simclr", "simsiam", "byol")
@@ -46,10 +47,12 @@ def make_config(
     return parse(TrialConfig, values)
 
 
-def make_players(config: TrialConfig) -> tuple[Networks, Optimizers]:
-    """Build seeded networks in double precision, with their optimizers."""
+def make_players(
+    config: TrialConfig, device: torch.device = CPU, dtype: torch.dtype = torch.float64
+) -> tuple[Networks, Optimizers]:
+    """Build seeded networks, with their optimizers."""
     torch.manual_seed(0)
-    networks = Networks(config, SIZE, CLASSES).double().train()
+    networks = Networks(config, SIZE, CLASSES).to(device, dtype).train()
     optimizers = build_optimizers(networks, config.optimizer)
     optimizers.set_learning_rates(config.optimizer.encoder_lr, config.optimizer.occlusion_lr)
     return networks, optimizers

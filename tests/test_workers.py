@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_step import IMAGES, SIZE, assert_close, make_batch, make_config, make_players, moved
+from test_step import CPU, IMAGES, SIZE, assert_close, make_batch, make_config, make_players, moved
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import start_processes
 
@@ -19,7 +19,6 @@ from adios_ray.training.divergence import Terms, batch_state, check_finite
 from adios_ray.training.step import train_step
 
 pytestmark = pytest.mark.slow
-CPU = torch.device("cpu")
 WORKERS, STEPS = 2, 2
 CONTRASTS = ("simclr", "barlow", "vicreg", "mocov2", "mocov3", "dino")
 GAMES = list(itertools.product(("adios", "adios-s"), ("simultaneous", "alternating"), ("one", "both")))
@@ -39,8 +38,7 @@ def share(batch: Batch, rank: int, workers: int) -> Batch:
 
 def accumulate_gradients(config: TrialConfig, rank: int, workers: int, device: torch.device = CPU) -> dict[str, Tensor]:
     """Train some steps; return the parameters after them and the first step's gradients, by name."""
-    networks, optimizers = make_players(config)
-    networks.to(device)
+    networks, optimizers = make_players(config, device)
     names = {parameter: name for name, parameter in networks.named_parameters()}
     seen: dict[str, Tensor] = {}
 
