@@ -70,7 +70,7 @@ def one_step(
 ) -> dict[str, Tensor]:
     """Take one step; return the losses, the gradients of each player, and the change of weights and statistics."""
     networks, optimizers = make_players(config, device, dtype)
-    before = in_one(make_players(config)[0].state_dict().values())
+    before = in_one(networks.state_dict().values())
     if compiled:
         torch._dynamo.reset()
         networks.compile_parts()
