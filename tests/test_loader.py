@@ -4,7 +4,7 @@ import itertools
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -110,10 +110,10 @@ def test_a_side_stream_is_one_batch_ahead(feed: BatchLoader, monkeypatch: pytest
 
     monkeypatch.setattr(feed, "_augmented", logged)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: logging_stream("main", log))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: logging_stream("side", log))
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    side: Any = logging_stream("side", log)
     seen = []
-    for number, batch in enumerate(feed._ahead(feed._prefetched(SEED, 0, 3))):
+    for number, batch in enumerate(feed._ahead(feed._prefetched(SEED, 0, 3), side)):
         log.append(f"step {number}")
         seen.append(batch)
     assert_same(seen, expected)

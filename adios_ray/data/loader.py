@@ -129,6 +129,8 @@ class BatchLoader:
         self.split, self.config, self.image_size, self.device = split, config, image_size, device
         self.both = config.objective.masked_views == "both"
         self.steps_per_epoch = len(split) // config.batch_size
+        # One for all calls of ``batches``: the memory of a stream is reused on that stream alone.
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._render = torch.compile(render_views, dynamic=False) if config.compile else render_views
         self.waited_s = 0.0
 
@@ -136,7 +138,7 @@ class BatchLoader:
         """Yield the batches of the steps from ``first_step`` up to, but not including, ``last_step``."""
         # The thread loads stored images and draws parameters; views are made here, by the consumer, on its device.
         loaded = self._prefetched(seed, first_step, last_step)
-        return self._ahead(loaded) if self.device.type == "cuda" else map(self._augmented, loaded)
+        return map(self._augmented, loaded) if self._side is None else self._ahead(loaded, self._side)
 
     def _prefetched(self, seed: int, first_step: int, last_step: int) -> Iterator[_Loaded]:
         with ThreadPoolExecutor(max_workers=1) as pool:
@@ -148,9 +150,9 @@ class BatchLoader:
             while pending:
                 yield self._wait(pending.popleft())
 
-    def _ahead(self, batches: Iterator[_Loaded]) -> Iterator[Batch]:
-        """Copy and augment each batch on a stream of its own while the step of the batch before it runs."""
-        stream, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+    def _ahead(self, batches: Iterator[_Loaded], side: torch.cuda.Stream) -> Iterator[Batch]:
+        """Copy and augment each batch on the stream ``side`` while the step of the batch before it runs."""
+        stream = torch.cuda.current_stream(self.device)
         ready: deque[tuple[Batch, torch.cuda.Event]] = deque()
         for loaded in batches:
             # The consumer has enqueued all steps before that of ``ready``. Waiting for them keeps the side stream one
