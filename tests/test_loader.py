@@ -16,7 +16,7 @@ from adios_ray.config import CentralView
 from adios_ray.data import loader as feeding
 from adios_ray.data.augment import apply_view, center_view, draw_parameters, pack_views
 from adios_ray.data.counter_random import module_seed, single_precision, uniforms
-from adios_ray.data.loader import Batch, BatchLoader, central_views, epoch_order
+from adios_ray.data.loader import Batch, BatchLoader, central_batches, central_views, epoch_order
 from adios_ray.data.shards import open_shards
 from adios_ray.training.step import choose_slots
 
@@ -81,6 +81,15 @@ def test_central_views_are_those_of_each_photograph(feed: BatchLoader) -> None:
     for view in get_args(CentralView):
         expected = center_view(images, heights, widths, SIZE, view)
         assert torch.equal(central_views(feed.split, indices, SIZE, torch.device("cpu"), view), expected)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_central_views_by_batches_are_those_of_each_batch(feed: BatchLoader, number: int) -> None:
+    batches = [np.array([80, 3, 41]), np.array([7]), np.array([3, 3])][:number]
+    cpu = torch.device("cpu")
+    found = list(central_batches(feed.split, batches, SIZE, cpu, "resize-256"))
+    expected = [central_views(feed.split, batch, SIZE, cpu, "resize-256") for batch in batches]
+    assert len(found) == number and all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("prefetched", [0, 1, 5])

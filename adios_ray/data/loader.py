@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
@@ -90,8 +90,34 @@ def central_views(
     Returns:
         Normalized float32 [B, 3, S, S].
     """
-    images = torch.from_numpy(split.gather(indices)).to(device)
-    return center_view(images, split.heights[indices], split.widths[indices], image_size, view)
+    return next(central_batches(split, [indices], image_size, device, view))
+
+
+def central_batches(
+    split: Split,
+    batches: Iterable[npt.NDArray[np.int64]],
+    image_size: int,
+    device: torch.device,
+    view: CentralView = "square",
+) -> Iterator[Tensor]:
+    """Yield ``central_views`` of each of ``batches``; a thread reads the images of the next one meanwhile."""
+
+    def load(indices: npt.NDArray[np.int64]) -> Tensor:
+        images = torch.from_numpy(split.gather(indices))
+        return images.pin_memory() if device.type == "cuda" else images
+
+    def shown(indices: npt.NDArray[np.int64], loaded: Future[Tensor]) -> Tensor:
+        images = loaded.result().to(device, non_blocking=True)
+        return center_view(images, split.heights[indices], split.widths[indices], image_size, view)
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending: deque[tuple[npt.NDArray[np.int64], Future[Tensor]]] = deque()
+        for indices in batches:
+            pending.append((indices, pool.submit(load, indices)))
+            if len(pending) > 1:
+                yield shown(*pending.popleft())
+        for indices, loaded in pending:
+            yield shown(indices, loaded)
 
 
 def central_instances(
