@@ -339,7 +339,7 @@ class TrialConfig(Strict):
     channels_last: bool = False
     """Use the channels-last memory layout for convolutions."""
     compile: bool = False
-    """Compile the backbones and the occlusion model's U-Net with torch.compile."""
+    """Compile the backbones, the occlusion model's U-Net and, on GPUs, the augmentation with torch.compile."""
     cuda_graphs: bool = False
     """Replay the training step as one CUDA graph, so that a GPU never waits for its host: for small batches."""
     initial_weights: Path | None = None

@@ -4,7 +4,7 @@ import itertools
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from adios_ray.config import CentralView
 from adios_ray.data import loader as feeding
 from adios_ray.data.augment import apply_view, center_view, draw_parameters, pack_views
 from adios_ray.data.counter_random import module_seed, single_precision, uniforms
-from adios_ray.data.loader import Batch, BatchLoader, central_views, epoch_order
+from adios_ray.data.loader import Batch, BatchLoader, central_batches, central_views, epoch_order
 from adios_ray.data.shards import open_shards
 from adios_ray.training.step import choose_slots
 
@@ -83,6 +83,15 @@ def test_central_views_are_those_of_each_photograph(feed: BatchLoader) -> None:
         assert torch.equal(central_views(feed.split, indices, SIZE, torch.device("cpu"), view), expected)
 
 
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_central_views_by_batches_are_those_of_each_batch(feed: BatchLoader, number: int) -> None:
+    batches = [np.array([80, 3, 41]), np.array([7]), np.array([3, 3])][:number]
+    cpu = torch.device("cpu")
+    found = list(central_batches(feed.split, batches, SIZE, cpu, "resize-256"))
+    expected = [central_views(feed.split, batch, SIZE, cpu, "resize-256") for batch in batches]
+    assert len(found) == number and all(map(torch.equal, found, expected))
+
+
 @pytest.mark.parametrize("prefetched", [0, 1, 5])
 def test_prefetching_changes_nothing(feed: BatchLoader, prefetched: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = list(feed.batches(SEED, 1, 5))
@@ -110,10 +119,10 @@ def test_a_side_stream_is_one_batch_ahead(feed: BatchLoader, monkeypatch: pytest
 
     monkeypatch.setattr(feed, "_augmented", logged)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: logging_stream("main", log))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: logging_stream("side", log))
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    side: Any = logging_stream("side", log)
     seen = []
-    for number, batch in enumerate(feed._ahead(feed._prefetched(SEED, 0, 3))):
+    for number, batch in enumerate(feed._ahead(feed._prefetched(SEED, 0, 3), side)):
         log.append(f"step {number}")
         seen.append(batch)
     assert_same(seen, expected)

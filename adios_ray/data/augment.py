@@ -160,9 +160,7 @@ def _render(images: Tensor, parameters: ViewParameters, size: int) -> Tensor:
     hues = (parameters.jitter[:, None] & (parameters.order == _HUE)).T
     shift, weights = parameters.factors[:, _HUE], _blends(parameters).unbind(1)
     crops = _stored_crops(parameters.boxes, parameters.sizes, parameters.flip, images.shape[1])
-    rows, columns = _matrices(crops, images.shape[1], size, pixels.BICUBIC)
-    # The scaling to [0, 1] is in the row matrices, which are smaller than the images; bicubic weights overshoot.
-    x = pixels.transform_axes(_planes(images), rows / 255, columns).clamp_(0, 1)
+    x = _crop(images, crops, size, pixels.BICUBIC, 255).clamp_(0, 1)  # bicubic weights overshoot
     for position, hue in enumerate(hues):
         pixels.blend_(x, *weights[position::4])
         _change(x, hue, lambda part, own: torch.stack(pixels.adjust_hue(part, shift[own])))
@@ -242,10 +240,8 @@ def render_views(images: Tensor, packed: Tensor, out_size: int, channels_last: b
     count, views, _ = packed.shape
     parts = packed.flatten(0, 1).split(_PACKED, dim=1)
     crops, sigma, grayscale, solarize, contrast, shifts, own, gray = (part.squeeze(1) for part in parts)
-    rows, columns = _matrices(crops, images.shape[1], out_size, pixels.BICUBIC, dense=True)
-    x = images.permute(0, 1, 3, 2).to(torch.float32, memory_format=torch.contiguous_format)  # [B, S, 3, S]
-    x = pixels.transform_rows(x, rows / 255, columns).clamp_(0, 1)
-    planes = [plane.contiguous() for plane in x.unbind(2)]
+    planes = [plane.contiguous() for plane in _crop_by_matrices(images, crops, out_size, pixels.BICUBIC, 255)]
+    planes = [plane.clamp_(0, 1) for plane in planes]  # bicubic weights overshoot
     for slot in range(8):
         if slot == 4:
             pixels.blend_(planes, contrast, torch.zeros_like(contrast), 1 - contrast)
@@ -276,8 +272,7 @@ def apply_geometry(masks: Tensor, parameters: ViewParameters, out_size: int) -> 
         float32 [B, N, out_size, out_size] in the range of each mask's values.
     """
     crops = _stored_crops(parameters.boxes, parameters.sizes, parameters.flip, masks.shape[-1])
-    rows, columns = _matrices(_to_device(crops, masks.device), masks.shape[-1], out_size, pixels.BILINEAR)
-    return pixels.transform_axes(masks.transpose(0, 1).float(), rows, columns).transpose(0, 1).contiguous()
+    return _crop(masks.movedim(1, -1), crops, out_size, pixels.BILINEAR).transpose(0, 1).contiguous()
 
 
 def center_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, view: CentralView = "square") -> Tensor:
@@ -301,14 +296,13 @@ def center_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, vi
     for chosen, cropped in ((whole, False), (~whole, True)):
         if chosen.any():
             indices = _to_device(chosen.nonzero()[:, 0], images.device)
-            x = _planes(images[indices]).div_(255)
             if cropped:
                 upright = torch.zeros(len(indices), dtype=torch.bool)
-                crops = _to_device(_stored_crops(boxes[chosen], sizes[chosen], upright, x.shape[-1]), x.device)
-                rows, columns = _matrices(crops, x.shape[-1], out_size, pixels.BICUBIC)
-                x = pixels.transform_axes(x, rows, columns).clamp_(0, 1)
-            elif x.shape[-1] != out_size:
-                x = pixels.resize_square(x, out_size)
+                crops = _stored_crops(boxes[chosen], sizes[chosen], upright, images.shape[1])
+                x = _crop(images[indices] / 255, crops, out_size, pixels.BICUBIC).clamp_(0, 1)
+            else:
+                x = _planes(images[indices]).div_(255)
+                x = x if x.shape[-1] == out_size else pixels.resize_square(x, out_size)
             out[indices] = _normalize(x, out.new_empty(len(indices), 3, out_size, out_size))
     return out
 
@@ -365,25 +359,53 @@ def _stored_crops(boxes: Tensor, sizes: Tensor, flip: Tensor, stored_size: int) 
     return torch.cat([boxes * (stored_size / sizes).repeat(1, 2), flip[:, None]], dim=1)
 
 
-def _matrices(
-    crops: Tensor, stored_size: int, out_size: int, kernel: pixels.Kernel, dense: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Build one matrix per axis of the stored square that crops and resizes; that of the columns also flips.
+def _crop(images: Tensor, crops: Tensor, out_size: int, kernel: pixels.Kernel, divisor: float = 1) -> Tensor:
+    """Crop, resize and flip images or masks.
 
     Args:
-        crops: From ``_stored_crops``, on the device of the result.
-        stored_size: Side of the stored squares.
+        images: [B, S, S, C] of any numeric type.
+        crops: From ``_stored_crops``, on the CPU.
         out_size: Side of the results.
         kernel: BILINEAR or BICUBIC.
-        dense: See ``pixels.interpolation_matrix``.
+        divisor: What the values are divided by.
 
     Returns:
-        Matrices of the rows and of the columns, float32 [B, out_size, stored_size] each.
+        Planes, contiguous float32 [C, B, out_size, out_size].
     """
+    if images.device.type != "cpu":
+        crops = _to_device(crops, images.device)
+        return torch.stack(_crop_by_matrices(images, crops, out_size, kernel, divisor))
+    count, side, _, channels = images.shape
+    rows, columns = _taps(crops, side, out_size, kernel)
+    x = images.reshape(count, side, -1).to(torch.float32, memory_format=torch.contiguous_format)
+    x = pixels.weighted_rows(x, rows._replace(weights=rows.weights / divisor)).view(count, -1, side, channels)
+    x = pixels.weighted_rows(x.permute(0, 2, 3, 1).reshape(count, side, -1), columns)
+    return x.view(count, out_size, channels, out_size).permute(2, 0, 3, 1).contiguous()
+
+
+def _crop_by_matrices(
+    images: Tensor, crops: Tensor, out_size: int, kernel: pixels.Kernel, divisor: float
+) -> tuple[Tensor, ...]:
+    """Make V crops of each image as ``_crop`` does; ``crops`` [B * V, 5] are on the images' device. Return C planes."""
+    rows, columns = _taps(crops, images.shape[1], out_size, kernel, dense=True)
+    x = images.permute(0, 1, 3, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    # The division is in the row matrices, which are smaller than the images.
+    return pixels.transform_rows(x, rows.weights / divisor, columns.weights).unbind(2)
+
+
+def _taps(
+    crops: Tensor, stored_size: int, out_size: int, kernel: pixels.Kernel, dense: bool = False
+) -> tuple[pixels.Taps, pixels.Taps]:
+    """Compute how each crop, [B, 5], is resized: by rows, and by columns with the flip; see ``interpolation_taps``."""
     top, left, height, width, flip = crops.unbind(1)
-    never, sizes = torch.zeros_like(flip), (stored_size, out_size, kernel, dense)
-    rows = pixels.interpolation_matrix(top, height, never > 0, *sizes)
-    return rows, pixels.interpolation_matrix(left, width, flip > 0, *sizes)
+    start, length, mirrored = (
+        torch.cat([top, left]),
+        torch.cat([height, width]),
+        torch.cat([torch.zeros_like(flip), flip]),
+    )
+    taps = pixels.interpolation_taps(start, length, mirrored > 0, stored_size, out_size, kernel, dense)
+    rows, columns = (pixels.Taps(*parts) for parts in zip(*(values.chunk(2) for values in taps), strict=True))
+    return rows, columns
 
 
 def _to_device(values: Tensor, device: torch.device) -> Tensor:

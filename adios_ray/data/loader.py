@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
@@ -90,8 +90,34 @@ def central_views(
     Returns:
         Normalized float32 [B, 3, S, S].
     """
-    images = torch.from_numpy(split.gather(indices)).to(device)
-    return center_view(images, split.heights[indices], split.widths[indices], image_size, view)
+    return next(central_batches(split, [indices], image_size, device, view))
+
+
+def central_batches(
+    split: Split,
+    batches: Iterable[npt.NDArray[np.int64]],
+    image_size: int,
+    device: torch.device,
+    view: CentralView = "square",
+) -> Iterator[Tensor]:
+    """Yield ``central_views`` of each of ``batches``; a thread reads the images of the next one meanwhile."""
+
+    def load(indices: npt.NDArray[np.int64]) -> Tensor:
+        images = torch.from_numpy(split.gather(indices))
+        return images.pin_memory() if device.type == "cuda" else images
+
+    def shown(indices: npt.NDArray[np.int64], loaded: Future[Tensor]) -> Tensor:
+        images = loaded.result().to(device, non_blocking=True)
+        return center_view(images, split.heights[indices], split.widths[indices], image_size, view)
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending: deque[tuple[npt.NDArray[np.int64], Future[Tensor]]] = deque()
+        for indices in batches:
+            pending.append((indices, pool.submit(load, indices)))
+            if len(pending) > 1:
+                yield shown(*pending.popleft())
+        for indices, loaded in pending:
+            yield shown(indices, loaded)
 
 
 def central_instances(
@@ -129,6 +155,8 @@ class BatchLoader:
         self.split, self.config, self.image_size, self.device = split, config, image_size, device
         self.both = config.objective.masked_views == "both"
         self.steps_per_epoch = len(split) // config.batch_size
+        # One for all calls of ``batches``: the memory of a stream is reused on that stream alone.
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._render = torch.compile(render_views, dynamic=False) if config.compile else render_views
         self.waited_s = 0.0
 
@@ -136,7 +164,7 @@ class BatchLoader:
         """Yield the batches of the steps from ``first_step`` up to, but not including, ``last_step``."""
         # The thread loads stored images and draws parameters; views are made here, by the consumer, on its device.
         loaded = self._prefetched(seed, first_step, last_step)
-        return self._ahead(loaded) if self.device.type == "cuda" else map(self._augmented, loaded)
+        return map(self._augmented, loaded) if self._side is None else self._ahead(loaded, self._side)
 
     def _prefetched(self, seed: int, first_step: int, last_step: int) -> Iterator[_Loaded]:
         with ThreadPoolExecutor(max_workers=1) as pool:
@@ -148,9 +176,9 @@ class BatchLoader:
             while pending:
                 yield self._wait(pending.popleft())
 
-    def _ahead(self, batches: Iterator[_Loaded]) -> Iterator[Batch]:
-        """Copy and augment each batch on a stream of its own while the step of the batch before it runs."""
-        stream, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+    def _ahead(self, batches: Iterator[_Loaded], side: torch.cuda.Stream) -> Iterator[Batch]:
+        """Copy and augment each batch on the stream ``side`` while the step of the batch before it runs."""
+        stream = torch.cuda.current_stream(self.device)
         ready: deque[tuple[Batch, torch.cuda.Event]] = deque()
         for loaded in batches:
             # The consumer has enqueued all steps before that of ``ready``. Waiting for them keeps the side stream one

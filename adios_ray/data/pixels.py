@@ -35,8 +35,9 @@ class Kernel(NamedTuple):
 
 def _cubic(x: Tensor) -> Tensor:
     near = (1.5 * x - 2.5) * x * x + 1
+    x = x.clamp(max=2)  # where ``far`` is 0
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return torch.where(x < 1, near, far)
 
 
 BILINEAR = Kernel(1, lambda x: (1 - x).clamp_(min=0))
@@ -45,7 +46,19 @@ BICUBIC = Kernel(2, _cubic)
 """Keys' cubic convolution with a = -1/2: sharper, but results overshoot the range of the pixels."""
 
 
-def interpolation_matrix(
+class Taps(NamedTuple):
+    """Each pixel of a resized axis as a weighted sum of stored pixels.
+
+    Attributes:
+        pixels: Their numbers, float32 [B, out_size, T]; clamped to the axis where weights are 0.
+        weights: Their weights, which sum to 1, float32 [B, out_size, T].
+    """
+
+    pixels: Tensor
+    weights: Tensor
+
+
+def interpolation_taps(
     start: Tensor,
     length: Tensor,
     mirrored: Tensor,
@@ -53,10 +66,10 @@ def interpolation_matrix(
     out_size: int,
     kernel: Kernel,
     dense: bool = False,
-) -> Tensor:
+) -> Taps:
     """Compute weights that crop one axis and resize it, antialiased, with half-pixel centers.
 
-    A pixel that is partly inside a crop is weighted by the part of its extent that is inside.
+    A pixel that is partly inside a crop is weighted by the part of its extent that is inside; others have weight 0.
 
     Args:
         start: Start of each crop in pixels, possibly fractional, float32 [B].
@@ -65,30 +78,34 @@ def interpolation_matrix(
         stored_size: Pixels of the axis.
         out_size: Pixels after resizing.
         kernel: BILINEAR or BICUBIC.
-        dense: Whether to compute the weight of every pixel for every result: more arithmetic, but pointwise, for GPUs.
-            Otherwise only the pixels in reach are computed, and scattered into the matrix.
-
-    Returns:
-        float32 [B, out_size, stored_size]; each row sums to 1 and is 0 outside its crop.
+        dense: Whether to weigh all stored pixels, in order, so that the weights are a matrix: more arithmetic, but
+            without indices, for GPUs. Otherwise only those in reach of the kernel.
     """
     start, length = start[:, None, None], length[:, None, None]
     scale = length / out_size
-    position = torch.arange(out_size, device=start.device)[None, :, None] + 0.5
+    position = torch.arange(out_size, dtype=torch.float32, device=start.device)[:, None] + 0.5
     center = start + torch.where(mirrored[:, None, None], out_size - position, position) * scale
     stretch = scale.clamp(min=1)  # antialiasing: the kernel widens when shrinking, never narrows when enlarging
-    # A bound from sizes that the host knows; the exact number depends on ``length``, which is on the device.
-    taps = math.ceil(2 * kernel.support * max(stored_size / out_size, 1)) + 1
-    first = 0 if dense else (center - kernel.support * stretch).floor()
-    pixel = first + torch.arange(stored_size if dense else taps, device=start.device)
-    weights = kernel.weight((pixel + 0.5 - center).abs() / stretch)
-    inside = torch.minimum((start + length) - pixel, pixel + (1 - start)).clamp_(0, 1)
-    weights = weights * inside
-    weights = weights / weights.sum(dim=2, keepdim=True)
     if dense:
-        return weights
-    matrix = weights.new_zeros(len(start), out_size, stored_size)
+        pixel = torch.arange(stored_size, dtype=torch.float32, device=start.device)
+    else:
+        # A bound from sizes that the host knows; the exact number depends on ``length``, which is on the device.
+        taps = math.ceil(2 * kernel.support * max(stored_size / out_size, 1)) + 1
+        reached = torch.arange(taps, dtype=torch.float32, device=start.device)
+        pixel = (center - kernel.support * stretch).floor_() + reached
+    weights = kernel.weight((pixel + 0.5 - center).abs_().div_(stretch))
+    weights = weights * torch.minimum((start + length) - pixel, pixel + (1 - start)).clamp_(0, 1)
     # Taps beyond the image have weight 0, so clamping their indices adds nothing to the border pixels.
-    return matrix.scatter_add_(2, pixel.clamp(0, stored_size - 1).long(), weights)
+    return Taps(pixel.clamp(0, stored_size - 1).expand_as(weights), weights / weights.sum(dim=2, keepdim=True))
+
+
+def weighted_rows(x: Tensor, taps: Taps) -> Tensor:
+    """Compute the weighted sums of rows [B, S, K] that an axis is resized to, [B, out_size, K]; for CPUs."""
+    count, side, _ = x.shape
+    rows = taps.pixels.int() + side * torch.arange(count, dtype=torch.int32)[:, None, None]
+    weights = taps.weights.flatten(0, 1)
+    sums = functional.embedding_bag(rows.flatten(0, 1), x.flatten(0, 1), per_sample_weights=weights, mode="sum")
+    return sums.view(count, -1, x.shape[2])
 
 
 def transform_axes(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

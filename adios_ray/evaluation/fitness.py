@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adios_ray import parallel
 from adios_ray.config import AugmentConfig, CentralView, EvaluationConfig
 from adios_ray.data.augment import apply_view, draw_parameters
-from adios_ray.data.loader import central_views
+from adios_ray.data.loader import central_batches
 from adios_ray.data.shards import Split
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.jackknife import GROUPS, jackknife_errors
@@ -56,10 +56,8 @@ def extract_features(
     own = padded[parallel.rank() * share :][:share]
     training = backbone.training
     backbone.eval()
-    features = [
-        backbone(central_views(split, own[first : first + BATCH], image_size, device, view))
-        for first in range(0, share, BATCH)
-    ]
+    batches = [own[first : first + BATCH] for first in range(0, share, BATCH)]
+    features = [backbone(views) for views in central_batches(split, batches, image_size, device, view)]
     backbone.train(training)
     return parallel.gather_with_gradient(torch.cat(features).float())[: len(indices)]
 
