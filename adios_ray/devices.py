@@ -1,7 +1,8 @@
 """The device of commands that run in one process, and timing on it; workers of a trial use the one that Ray assigns."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -21,14 +22,25 @@ def native_bfloat16(device: torch.device) -> bool:
 
 
 def prepare_device(device: torch.device) -> None:
-    """Set for the whole process what makes a GPU fast: TF32 products of float32 tensors, measured choice of kernels.
-
-    TF32 has 10 bits of mantissa instead of 23. A no-op for CPUs.
-    """
+    """Let cuDNN measure which kernels are the fastest, for the whole process; a no-op for CPUs."""
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+
+
+@contextmanager
+def tf32_products(device: torch.device) -> Iterator[None]:
+    """Round the factors of float32 matrix products to TF32 inside the block, as cuDNN's convolutions do by default.
+
+    For training steps: TF32 has 10 bits of mantissa instead of 23, too few for resampled images and for distances.
+    Nothing changes where ``torch.backends.cudnn.allow_tf32`` was set to False.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:

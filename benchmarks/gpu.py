@@ -82,7 +82,6 @@ ROWS: tuple[Changes, ...] = (
     {"objective.name": "simsiam", "objective.masked_views": "both"},
     # What each option gains, and what a small batch loses.
     {"precision": "float32"},
-    {"precision": "float32", "compile": True},
     {"channels_last": False},
     {"slots_at_once": 1},
     {"compile": True},

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from adios_ray.config import OptimizerConfig, TrialConfig, replaced
 from adios_ray.data.loader import Batch
-from adios_ray.devices import prepare_device
+from adios_ray.devices import tf32_products
 from adios_ray.masking.slots import read_head, replace_head, resize_head
 from adios_ray.models.networks import Networks
 from adios_ray.models.stem import StemConv2d, convolve_phases
@@ -338,14 +338,14 @@ def test_lars_skips_steps_that_are_not_finite_and_takes_rates_as_tensors() -> No
         torch.testing.assert_close(*buffers, rtol=1e-6, atol=1e-7)
 
 
-def test_only_gpus_multiply_in_reduced_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("highest")
-        prepare_device(torch.device("cpu"))
-        assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.benchmark
-        prepare_device(torch.device("cuda"))
-        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.benchmark
-    finally:
-        torch.set_float32_matmul_precision(before)
+def test_only_steps_on_gpus_multiply_in_reduced_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    precision = torch.get_float32_matmul_precision
+    before = precision()
+    with tf32_products(torch.device("cpu")):
+        assert precision() == before
+    with tf32_products(torch.device("cuda")):
+        assert precision() == "high"
+    assert precision() == before
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with tf32_products(torch.device("cuda")):
+        assert precision() == before

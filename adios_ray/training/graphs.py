@@ -71,7 +71,8 @@ class GraphedStep:
             group["lr"] = rate
             if "capturable" in group:
                 group["capturable"] = True
-        with torch.cuda.graph(self._graph, stream=self._stream):
+        # Of this thread alone: the loader's may allocate pinned memory meanwhile.
+        with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
             self._result = update_networks(self.networks, self.optimizers, self._batch, self.config, self._rates[-1])
         for group, before in zip(self._groups, kept, strict=True):
             group.update(before)

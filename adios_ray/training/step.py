@@ -21,6 +21,7 @@ from adios_ray import parallel
 from adios_ray.config import TrialConfig
 from adios_ray.data.loader import Batch
 from adios_ray.data.sources.base import NO_LABEL
+from adios_ray.devices import tf32_products
 from adios_ray.masking.sparsity import size_entropy, sparsity
 from adios_ray.models.networks import Networks, View
 from adios_ray.objectives import Embedding
@@ -99,20 +100,22 @@ def update_networks(
     networks: Networks, optimizers: Optimizers, batch: Batch, config: TrialConfig, rate: float | Tensor
 ) -> StepResult:
     """Take the step of ``train_step``, with the momentum networks' ``rate``: a number, or a scalar on the device."""
-    # loss -> gradient -> update of the players
-    if config.masking.learned:
-        found, penalty, terms = _adversarial_update(networks, optimizers, batch, config)
-    else:
-        fixed = [None] if batch.masks is None else batch.masks.split(1, dim=1)
-        found, penalty = accumulate_gradients(networks, batch, fixed, config), torch.zeros((), device=batch.a.device)
-        terms = _guard(optimizers, found, penalty)
-        _update(optimizers.encoder)
-    # What follows the encoder: its average after the update, running statistics, and the probe, on detached features.
-    networks.update_momentum(rate * optimizers.updates)
-    _update_statistics(networks, found.view, optimizers.found_inf)
-    correct, labeled = probe_step(networks, optimizers, found.features, batch.labels)
-    # measurements
-    return StepResult(Measurements(found.losses.mean(), penalty, correct, labeled), terms)
+    with tf32_products(batch.a.device):
+        # loss -> gradient -> update of the players
+        if config.masking.learned:
+            found, penalty, terms = _adversarial_update(networks, optimizers, batch, config)
+        else:
+            fixed = [None] if batch.masks is None else batch.masks.split(1, dim=1)
+            found = accumulate_gradients(networks, batch, fixed, config)
+            penalty = torch.zeros((), device=batch.a.device)
+            terms = _guard(optimizers, found, penalty)
+            _update(optimizers.encoder)
+        # What follows the encoder: its average after the update, running statistics, the probe on detached features.
+        networks.update_momentum(rate * optimizers.updates)
+        _update_statistics(networks, found.view, optimizers.found_inf)
+        correct, labeled = probe_step(networks, optimizers, found.features, batch.labels)
+        # measurements
+        return StepResult(Measurements(found.losses.mean(), penalty, correct, labeled), terms)
 
 
 def _adversarial_update(
