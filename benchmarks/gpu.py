@@ -40,7 +40,7 @@ from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.loader import BatchLoader
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.base import Sample
-from adios_ray.devices import best_device, timed
+from adios_ray.devices import best_device, prepare_device, timed
 from adios_ray.errors import exit_status
 from adios_ray.files import atomic_write
 from adios_ray.models.networks import Networks
@@ -573,6 +573,7 @@ def table(found: Mapping[str, Any]) -> str:
 def measure(options: Options, report: Report) -> None:
     """Measure all parts that were asked for, and print the results."""
     device = best_device()
+    prepare_device(device)
     on_gpu = device.type == "cuda"
     report.found["base"] = BASE if on_gpu else {**BASE, **SMALL, "precision": "float32"}
     if not on_gpu:
