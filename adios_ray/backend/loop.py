@@ -157,9 +157,12 @@ def memory_advice(error: BaseException, config: TrialConfig, workers: int) -> st
     cause = ". ".join(str(error).split(". ")[:2]) or type(error).__name__
     limit = config.micro_batch_size or config.batch_size // workers
     share = "cpus" if isinstance(error, MemoryError) or _CPU_ALLOCATOR in str(error) else "gpus"
+    # Without a number, a GPU embeds as many as fitted when training began.
+    alone = config.slots_at_once == 1 or config.micro_batch_size or (config.slots_at_once is None and share == "cpus")
+    slots = "" if alone else "--slots-at-once 1, or "
     return (
-        f"{cause.rstrip('.')}. A new run needs a --micro-batch-size below {limit}, the images that each of its workers "
-        f"embeds at once, or a higher --{share}-per-worker, so that fewer trials share the memory"
+        f"{cause.rstrip('.')}. A new run needs {slots}a --micro-batch-size below {limit}, the images that each of its "
+        f"workers embeds at once, or a higher --{share}-per-worker, so that fewer trials share the memory"
     )
 
 
