@@ -3,8 +3,11 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
+
+CPU = torch.device("cpu")
 
 
 def best_device() -> torch.device:
@@ -12,6 +15,7 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@cache  # asked in each forward pass
 def native_bfloat16(device: torch.device) -> bool:
     """Tell whether a device computes in bfloat16 itself; GPUs before NVIDIA's Ampere convert, which is slower."""
     if device.type != "cuda":

@@ -16,8 +16,7 @@
         ├── FaultError              workers of one trial that failed too often, without a divergence
         ├── MemoryLimitError        a worker out of memory
         ├── ClaimError              a run or another place that another process holds, or has taken over
-        ├── ReplicaError            workers of one trial that hold different parameters
-        └── NonFiniteError          a loss or penalty that is not finite
+        └── ReplicaError            workers of one trial that hold different parameters
 
 Each message names the object and its value, and what to do where that is known.
 """
@@ -88,10 +87,6 @@ class ClaimError(RunError):
 
 class ReplicaError(RunError):
     """Workers of one trial hold different parameters; the message names the workers."""
-
-
-class NonFiniteError(RunError, ArithmeticError):
-    """A loss or penalty is not finite; the message names it, its slot and its value."""
 
 
 class Interrupted(KeyboardInterrupt):

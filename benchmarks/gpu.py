@@ -33,8 +33,9 @@ import numpy as np
 import torch
 import tyro
 from loader import store_samples
+from memory import with_slots
 from rich.console import Console
-from torch.utils.flop_counter import FlopCounterMode
+from step import count_operations
 
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.loader import BatchLoader
@@ -61,7 +62,7 @@ BASE: Changes = {
     "slots_at_once": 4,
 }
 SMALL: Changes = {"backbone.name": "resnet_small", "image_size": 32, "batch_size": 8, "masking.width": 8}
-"""What is measured on CPUs in place of the sizes of every row."""
+"""Sizes on CPUs, in place of those of every row."""
 AXES: dict[str, tuple[Any, ...]] = {
     "backbone.name": ("resnet18", "resnet50", "vit_small_patch16_224"),
     "image_size": (96, 224),
@@ -115,7 +116,7 @@ MPS_CONTROL = "nvidia-cuda-mps-control"
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Options of the measurement."""
 
     parts: tuple[Part, ...] = get_args(Part)
     """Parts of the measurement."""
@@ -283,8 +284,7 @@ def _measure_step(
 ) -> dict[str, Any]:
     networks, step = step_of(config, device)
     # Of the first step: the counter sees operators, not what they are fused to, or recorded in.
-    with FlopCounterMode(display=False) as counter:
-        step()
+    flops = count_operations(step)
     began = time.perf_counter()
     if config.compile:
         torch._dynamo.reset()  # else a row counts towards the limit of recompilations of the next
@@ -295,7 +295,7 @@ def _measure_step(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     step_s = statistics.median(seconds_of(step, device, seconds))
-    flops, peaks = counter.get_total_flops(), report.found.get("card", {}).get("peak", {}).get("peak_tflops", {})
+    peaks = report.found.get("card", {}).get("peak", {}).get("peak_tflops", {})
     units = "bfloat16" if config.precision == "bfloat16" else "tf32" if device.type == "cuda" else "float32"
     row: dict[str, Any] = {
         "batch_size": config.batch_size,
@@ -368,10 +368,8 @@ def idle_share(spans: Sequence[tuple[float, float]]) -> float:
 
 def growth_mib(config: TrialConfig, slots: int, device: torch.device) -> float:
     """Measure the MiB of a GPU that a step with N masks adds at its peak to networks and batch."""
-    # N = 1 is not a valid configuration, since there is no game with one mask; it bypasses validation as the baseline.
-    config = config.model_copy(update={"masking": config.masking.model_copy(update={"slots": slots})})
     release()
-    _, step = step_of(config, device)
+    _, step = step_of(with_slots(config, slots), device)
     step()  # momentum buffers and libraries' workspaces
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()

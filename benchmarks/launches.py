@@ -23,14 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adios_ray.config import AugmentConfig, TrialConfig
 from adios_ray.data.augment import apply_view, draw_parameters, pack_views, render_views
-from adios_ray.data.loader import Batch
+from adios_ray.devices import CPU
 from adios_ray.errors import exit_status
-from adios_ray.models.networks import Networks
-from adios_ray.training.optimizers import build_optimizers
-from adios_ray.training.step import train_step
+from adios_ray.training.cost import random_step
 from adios_ray.validation import parse
 
-BATCH, STORED, SIZE, CLASSES = 16, 48, 32, 10
+BATCH, STORED, SIZE = 16, 48, 32
 STEPS: tuple[tuple[str, str, int], ...] = (
     ("simclr", "none", 4),
     ("simclr", "adios-s", 4),
@@ -110,12 +108,7 @@ def step(objective: str, scheme: str, slots: int, optimizer: str) -> int:
         "masking": {"scheme": scheme, "slots": slots, "width": 8},
         "optimizer": {"name": optimizer},
     }
-    config = parse(TrialConfig, values)
-    networks = Networks(config, SIZE, CLASSES).train()
-    optimizers = build_optimizers(networks, config.optimizer)
-    view_a, view_b = torch.randn(2, BATCH, 3, SIZE, SIZE)
-    batch = Batch(view_a, view_b, torch.randint(CLASSES, (BATCH,)), torch.rand(BATCH))
-    return launches(lambda: train_step(networks, optimizers, batch, config, 0.5))
+    return launches(random_step(parse(TrialConfig, values), SIZE, BATCH, CPU)[2])
 
 
 def main(options: Options) -> None:

@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,20 +21,18 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adios_ray.config import TrialConfig
-from adios_ray.data.loader import Batch
 from adios_ray.devices import prepare_device, timed
 from adios_ray.errors import exit_status
 from adios_ray.models.networks import Networks
 from adios_ray.training.allocator import keep_freed_memory
-from adios_ray.training.optimizers import build_optimizers
-from adios_ray.training.step import train_step
+from adios_ray.training.cost import random_step
 from adios_ray.validation import parse
 
-BATCH, SIZE, CLASSES = 32, 64, 10
+BATCH, SIZE = 32, 64
 PRODUCT = 2048
 """Side of the matrices of the product whose rate is measured."""
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -67,6 +65,12 @@ class Row:
             "masking": {"scheme": self.masking, "slots": self.slots, "order": self.order, "width": self.width},
         }
         return parse(TrialConfig, values)
+
+    def described(self) -> dict[str, Any]:
+        """Name the row in the results."""
+        objective = self.objective if self.masked_views == "one" else f"{self.objective} (eight terms)"
+        kind = {"objective": objective, "masking": self.masking, "slots": self.slots, "order": self.order}
+        return kind | {"batch": self.batch, "size": self.size, "width": self.width}
 
     def floor(self) -> int:
         """Count the backbone work that the mathematics needs, in forward passes; a backward pass counts as two."""
@@ -110,25 +114,12 @@ class Options:
     """Device, for example cuda."""
 
 
-def make_batch(layout: torch.memory_format, device: torch.device, images: int = BATCH, size: int = SIZE) -> Batch:
-    """Make a batch of two random views."""
-    views = [torch.randn(images, 3, size, size, device=device).contiguous(memory_format=layout) for _ in range(2)]
-    labels = torch.randint(CLASSES, (images,), device=device)
-    return Batch(views[0], views[1], labels, torch.rand(images, device=device))
-
-
 def make_step(row: Row, options: Options) -> tuple[Networks, Callable[[], object]]:
     """Build the networks of a row, and a function that takes one training step."""
     torch.manual_seed(0)
-    device, channels_last = torch.device(options.device), row.channels_last or options.channels_last
-    config = row.config(channels_last)
-    networks = Networks(config, row.size, CLASSES).to(device).train()
-    if channels_last:
-        networks.to(memory_format=torch.channels_last)
-    optimizers = build_optimizers(networks, config.optimizer)
-    layout = LAYOUTS["channels_last" if channels_last else "contiguous"]
-    batch = make_batch(layout, device, row.batch, row.size)
-    return networks, lambda: train_step(networks, optimizers, batch, config, 0.5)
+    config = row.config(row.channels_last or options.channels_last)
+    networks, _, step = random_step(config, row.size, row.batch, torch.device(options.device))
+    return networks, step
 
 
 def make_forwards(backbone: nn.Module, row: Row, device: torch.device) -> dict[str, Callable[[], object]]:
@@ -136,7 +127,7 @@ def make_forwards(backbone: nn.Module, row: Row, device: torch.device) -> dict[s
 
     def forward(layout: torch.memory_format) -> Callable[[], object]:
         own = copy.deepcopy(backbone).to(memory_format=layout)
-        images = make_batch(layout, device, row.batch, row.size).a
+        images = torch.randn(row.batch, 3, row.size, row.size, device=device).contiguous(memory_format=layout)
         return lambda: own(images)
 
     return {name: forward(layout) for name, layout in LAYOUTS.items()}
@@ -150,6 +141,10 @@ def count_operations(work: Callable[[], object]) -> int:
     return total
 
 
+Shape = tuple[int, int]
+"""Images of a batch and side of an image."""
+
+
 def main(options: Options) -> None:
     """Measure all rows, interleaved."""
     torch.set_num_threads(options.threads)
@@ -157,61 +152,61 @@ def main(options: Options) -> None:
     prepare_device(device)
     if device.type == "cpu":
         keep_freed_memory()
-    matrix = torch.randn(PRODUCT, PRODUCT, device=device)
     rows = [ROWS[index] for index in options.rows]
-    steps, forwards = [], {}
+    steps: list[Callable[[], object]] = []
+    forwards: dict[Shape, dict[str, Callable[[], object]]] = {}
     for row in rows:
         networks, step = make_step(row, options)
         steps.append(step)
         if (row.batch, row.size) not in forwards:
             forwards[row.batch, row.size] = make_forwards(networks.backbone, row, device)
     operations = [count_operations(step) for step in steps]  # also their warm-up
-
-    def product() -> Tensor:
-        return matrix @ matrix
-
-    seconds: dict[object, list[float]] = defaultdict(list)
-    for turn in track(range(-1, options.rounds), "rounds", transient=True, console=Console(stderr=True)):
-        for index, (row, step) in enumerate(zip(rows, steps, strict=True)):
-            shape = row.batch, row.size
-            works: dict[tuple[object, ...], Callable[[], object]] = {("product",): product, (index,): step}
-            works |= {(*shape, layout): forward for layout, forward in forwards[shape].items()}
-            for name, work in works.items():
-                took = timed(work, device)
-                if turn >= 0:  # the first turn is for warm-up
-                    seconds[name].append(took)
-    medians = {name: statistics.median(own) for name, own in seconds.items()}
-    rate = 2 * PRODUCT**3 / medians["product",]
-    fastest = {shape: min(layouts, key=lambda layout: medians[(*shape, layout)]) for shape, layouts in forwards.items()}
-    measured = [
-        {
-            "objective": row.objective if row.masked_views == "one" else f"{row.objective} (eight terms)",
-            "masking": row.masking,
-            "slots": row.slots,
-            "order": row.order,
-            "batch": row.batch,
-            "size": row.size,
-            "width": row.width,
+    matrix = torch.randn(PRODUCT, PRODUCT, device=device)
+    works: list[dict[object, Callable[[], object]]] = []
+    for index, (row, step) in enumerate(zip(rows, steps, strict=True)):
+        shape = row.batch, row.size
+        passes: dict[object, Callable[[], object]] = {
+            (shape, layout): forward for layout, forward in forwards[shape].items()
+        }
+        works.append({"product": lambda: matrix @ matrix, index: step, **passes})
+    medians = median_seconds(works, options.rounds, device)
+    rate = 2 * PRODUCT**3 / medians["product"]
+    fastest = {shape: min(LAYOUTS, key=lambda layout: medians[shape, layout]) for shape in forwards}
+    measured = []
+    for index, row in enumerate(rows):
+        seconds, shape = medians[index], (row.batch, row.size)
+        figures = {
             "channels_last": row.channels_last or options.channels_last,
-            "seconds": round(medians[index,], 4),
-            "forwards": round(medians[index,] / medians[*shape, fastest[shape]], 2),
+            "seconds": round(seconds, 4),
+            "forwards": round(seconds / medians[shape, fastest[shape]], 2),
             "floor": row.floor(),
             "gflop": round(operations[index] / 1e9, 1),
-            "share": round(operations[index] / medians[index,] / rate, 3),
+            "share": round(operations[index] / seconds / rate, 3),
         }
-        for index, row in enumerate(rows)
-        for shape in [(row.batch, row.size)]
-    ]
-    passes = [
+        measured.append(row.described() | figures)
+    passes_s = [
         {
-            "batch": batch,
-            "size": size,
-            "fastest": fastest[batch, size],
-            "seconds": {layout: round(medians[batch, size, layout], 4) for layout in layouts},
+            "batch": shape[0],
+            "size": shape[1],
+            "fastest": fastest[shape],
+            "seconds": {layout: round(medians[shape, layout], 4) for layout in LAYOUTS},
         }
-        for (batch, size), layouts in forwards.items()
+        for shape in forwards
     ]
-    print(json.dumps({"product_gflop_per_s": round(rate / 1e9, 1), "forward": passes, "rows": measured}))
+    print(json.dumps({"product_gflop_per_s": round(rate / 1e9, 1), "forward": passes_s, "rows": measured}))
+
+
+def median_seconds(
+    works: Sequence[Mapping[object, Callable[[], object]]], rounds: int, device: torch.device
+) -> dict[object, float]:
+    """Measure named works, interleaved; a name may occur several times. The first of all rounds is a warm-up."""
+    seconds: dict[object, list[float]] = defaultdict(list)
+    for turn in track(range(-1, rounds), "rounds", transient=True, console=Console(stderr=True)):
+        for name, work in (named for group in works for named in group.items()):
+            took = timed(work, device)
+            if turn >= 0:
+                seconds[name].append(took)
+    return {name: statistics.median(own) for name, own in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What ``benchmarks/gpu.py`` would measure on a GPU, checked without one."""
+"""The rows of ``benchmarks/gpu.py`` and its idle share, checked without a GPU."""
 
 import pytest
 import torch

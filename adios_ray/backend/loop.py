@@ -17,13 +17,13 @@ from adios_ray.backend.line import Start
 from adios_ray.backend.loop_config import LoopConfig
 from adios_ray.checkpoints import Pointer, load_checkpoint, newest_intact
 from adios_ray.config import TrialConfig
-from adios_ray.devices import native_bfloat16
+from adios_ray.devices import CPU, native_bfloat16
 from adios_ray.errors import CheckpointError, MemoryLimitError, RunError
 from adios_ray.files import remove_drafts
 from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking.records import MaskFile, write_masks
-from adios_ray.training.trainer import CPU, Trainer
+from adios_ray.training.trainer import Trainer
 
 MASK_PICTURES = 8
 """Validation images whose masks are kept."""

@@ -15,9 +15,9 @@ from adios_ray.devices import timed
 from adios_ray.masking.schemes import OBJECT_SCHEMES, PATTERN_SCHEMES
 from adios_ray.masking.schemes.base import IDS
 from adios_ray.models.networks import Networks
-from adios_ray.training.graphs import GraphedStep
+from adios_ray.training.graphs import step_function
 from adios_ray.training.optimizers import Optimizers, build_optimizers
-from adios_ray.training.step import StepResult, train_step
+from adios_ray.training.step import StepResult
 
 CPU_PIXELS = 16 * 224**2
 """Bound on the pixels of a measured step on a CPU, whose time is in proportion to them; a GPU takes the whole batch."""
@@ -81,10 +81,8 @@ def random_step(
         networks.to(memory_format=torch.channels_last)
     optimizers = build_optimizers(networks, config.optimizer)
     batch = _random_batch(config, batch_size, size, device)
-    if config.cuda_graphs and device.type == "cuda":
-        graphed = GraphedStep(networks, optimizers, config)
-        return networks, optimizers, lambda: graphed(batch, 0.5)
-    return networks, optimizers, lambda: train_step(networks, optimizers, batch, config, 0.5)
+    take_step = step_function(networks, optimizers, config)
+    return networks, optimizers, lambda: take_step(batch, 0.5)
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -127,7 +125,8 @@ def fitting_slots(config: TrialConfig, size: int, device: torch.device) -> int:
 
 
 def _random_batch(config: TrialConfig, batch_size: int, size: int, device: torch.device) -> Batch:
-    a, b = torch.randn(2, batch_size, 3, size, size, device=device)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format  # that of the feed
+    a, b = (view.contiguous(memory_format=layout) for view in torch.randn(2, batch_size, 3, size, size, device=device))
     labels = torch.randint(CLASSES, (batch_size,), device=device)
     masking, masks, rng = config.masking, None, np.random.default_rng(0)
     masked = 2 * batch_size if config.objective.masked_views == "both" else batch_size

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from adios_ray import parallel
 from adios_ray.data.loader import Batch
-from adios_ray.errors import NonFiniteError
 
 
 class Terms(NamedTuple):
@@ -43,16 +42,6 @@ class Terms(NamedTuple):
                     if not math.isfinite(value):
                         return f"{kind} of slot {slot} is {value}"
         return None
-
-
-def check_finite(terms: Terms) -> None:
-    """Raise if any term of a step is not finite.
-
-    Raises:
-        NonFiniteError: Naming the first such term; the same on all workers.
-    """
-    if fault := terms.fault():
-        raise NonFiniteError(fault)
 
 
 class Failure(NamedTuple):

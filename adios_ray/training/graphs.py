@@ -1,5 +1,6 @@
 """A training step as one CUDA graph: the device runs its kernels without waiting for the host to launch them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from adios_ray.data.loader import Batch
 from adios_ray.errors import ConfigError
 from adios_ray.models.networks import Networks
 from adios_ray.training.optimizers import Optimizers
-from adios_ray.training.step import StepResult, momentum_rate, update_networks
+from adios_ray.training.step import StepResult, momentum_rate, train_step, update_networks
 
 WARM_UP_STEPS = 3
 """Steps before the recording, in which kernels are compiled and chosen, and optimizers make their state."""
@@ -76,6 +77,21 @@ class GraphedStep:
             self._result = update_networks(self.networks, self.optimizers, self._batch, self.config, self._rates[-1])
         for group, before in zip(self._groups, kept, strict=True):
             group.update(before)
+
+
+def step_function(
+    networks: Networks, optimizers: Optimizers, config: TrialConfig
+) -> Callable[[Batch, float], StepResult]:
+    """Return a function of batch and progress that takes a step: recorded, where configured and on a GPU.
+
+    It is for these optimizers, their present state and these values of the configuration.
+
+    Raises:
+        ConfigError: If the step is to be recorded and cannot be.
+    """
+    if config.cuda_graphs and networks.probe.weight.is_cuda:
+        return GraphedStep(networks, optimizers, config)
+    return lambda batch, progress: train_step(networks, optimizers, batch, config, progress)
 
 
 def check_recordable(networks: Networks) -> None:

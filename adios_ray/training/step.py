@@ -46,7 +46,7 @@ class Measurements(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What a step leaves beside updated networks.
+    """The result of a step, beside updated networks.
 
     Attributes:
         measurements: Scalars for reports.

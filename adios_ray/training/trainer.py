@@ -20,7 +20,7 @@ from adios_ray.config import TrialConfig, check_adapted, check_batch, check_imag
 from adios_ray.data.augment import denormalize
 from adios_ray.data.loader import Batch, BatchLoader, central_views
 from adios_ray.data.shards import Split, open_shards
-from adios_ray.devices import prepare_device
+from adios_ray.devices import CPU, prepare_device
 from adios_ray.errors import CheckpointError, ReplicaError
 from adios_ray.evaluation.fitness import UNKNOWN, Estimate, Fitness, Indices, evaluate, halves
 from adios_ray.masking.slots import read_head, replace_head, resize_head, slot_statistics, use_blank_head
@@ -29,13 +29,12 @@ from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.cost import fitting_slots
 from adios_ray.training.divergence import DivergenceWatch, batch_state
-from adios_ray.training.graphs import GraphedStep
+from adios_ray.training.graphs import step_function
 from adios_ray.training.optimizers import build_optimizers, make_schedule
-from adios_ray.training.step import Measurements, train_step
+from adios_ray.training.step import Measurements
 from adios_ray.trial_report import TrialReport
 from adios_ray.validation import parse
 
-CPU = torch.device("cpu")
 STATISTICS_IMAGES = 64
 """Validation images whose masks are measured for reports, and by which slots to split or merge are chosen."""
 
@@ -98,7 +97,7 @@ class Trainer:
         self._sums = torch.zeros(len(Measurements._fields), device=device)
         self.divergence: str | None = None
         self._failed_batch: Batch | None = None
-        self._graphed = self._recording()
+        self._take_step = step_function(self.networks, self.optimizers, config)
 
     @property
     def epoch(self) -> int:
@@ -128,10 +127,7 @@ class Trainer:
                 predictor_lr=peak.encoder_lr if self.config.constant_predictor_lr else None,
             )
             progress = self.step / self.schedule.total_steps
-            if self._graphed is None:
-                result = train_step(self.networks, self.optimizers, batch, self.config, progress)
-            else:
-                result = self._graphed(batch, progress)
+            result = self._take_step(batch, progress)
             # Summed on the device and read once a report: reading here would wait for the update to finish.
             self._sums += torch.stack(result.measurements)
             if failure := watch.follow(self.step, batch, result.terms):
@@ -310,13 +306,7 @@ class Trainer:
         # Compared before masks are resized, as in __init__: workers may have read different checkpoints.
         self._check_replicas(f"after loading {origin}")
         self._resize_masks(config.masking.slots)
-        self._graphed = self._recording()
-
-    def _recording(self) -> GraphedStep | None:
-        """Begin to record steps as CUDA graphs, if configured, under the present configuration and state."""
-        if not self.config.cuda_graphs or self.device.type != "cuda":
-            return None
-        return GraphedStep(self.networks, self.optimizers, self.config)
+        self._take_step = step_function(self.networks, self.optimizers, self.config)
 
     def _adapt(self, config: TrialConfig) -> None:
         """Continue under another configuration; masks are resized by ``_resize_masks``."""
