@@ -144,7 +144,9 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
         steps.append(NextStep("train the winner's schedule twice as long", longer))
     if any(doubt in sentences for doubt in ("within the noise", "ended alike", "not distinguishable")):
         seed = int((run.config or {}).get("seed", 0)) + 1
-        steps.append(NextStep("repeat with another seed", f"{_without(summary.command, '--seed', '--name')} --seed {seed}"))
+        steps.append(
+            NextStep("repeat with another seed", f"{_without(summary.command, '--seed', '--name')} --seed {seed}")
+        )
     if "ran against" in sentences:
         space = shlex.quote(str(RunDirectory(directory).space))
         wider = f"{_without(summary.command, '--space', '--name')} --space {space}"
