@@ -130,6 +130,9 @@ class KnownTruth:
     def note(self, text: str) -> None:
         """Drop a note."""
 
+    def hold(self, *_: object) -> None:
+        """Show nothing of trials that wait."""
+
     def refusal(self, **_: object) -> None:
         """Count a refused copy."""
         self.refusals += 1

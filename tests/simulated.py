@@ -81,6 +81,9 @@ class SimulatedRun:
         """Append a trial that left in the opening to the lineage, always with the same time."""
         append_exploit(self.directory, Drop(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
 
+    def hold(self, trials: Sequence[str], held: bool) -> None:
+        """Show nothing of who waits."""
+
     def note(self, text: str) -> None:
         """Keep a note."""
         self.notes.append(text)

@@ -14,7 +14,7 @@ import tyro
 from encoded_images import picture
 from small import small_config
 
-from adios_ray.cli import Command, main
+from adios_ray.cli import EXAMPLES, Command, main
 from adios_ray.commands.evaluate import PARTS, All, Evaluate, Transfer
 from adios_ray.data.shards import open_shards, verify
 from adios_ray.experiment.command import read_arguments
@@ -52,7 +52,7 @@ def test_files_named_in_a_document_exist(document: Path) -> None:
 @functools.cache
 def anchors(document: Path) -> set[str]:
     """List the anchors of a document: of its headings, and of the objects that mkdocstrings describes."""
-    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    text = re.sub(r"```.*?```", "", reference.on_page_markdown(document.read_text()), flags=re.DOTALL)
     headings = (re.sub(r"[^\w\s-]", "", line).strip().lower() for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE))
     return {re.sub(r"[\s-]+", "-", heading) for heading in headings} | set(
         re.findall(r"^::: (\S+)$", text, re.MULTILINE)
@@ -74,7 +74,7 @@ def test_the_front_page_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 100
 
 
-@pytest.mark.parametrize("page", ["configuration", "search_spaces", "run_directory", "errors"])
+@pytest.mark.parametrize("page", ["configuration", "search_spaces", "run_directory", "errors", "commands"])
 def test_generated_references_are_complete(page: str) -> None:
     text = reference.on_page_markdown((ROOT / "docs" / "reference" / f"{page}.md").read_text())
     assert "<!--" not in text
@@ -84,6 +84,7 @@ def test_generated_references_are_complete(page: str) -> None:
         "search_spaces": "| `factor` | number, > 1 | `1.25` |",
         "run_directory": "| `donor` | text |",
         "errors": "├── InputError (ValueError)",
+        "commands": "| `--storage` | `runs` | Directory that contains the run directories. |",
     }
     assert expected[page] in text
 
@@ -104,6 +105,22 @@ def test_errors_with_cures_are_errors_of_the_package() -> None:
     ]
     texts = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in PACKAGE.rglob("*.py")))
     assert len(parts) > 20 and [part for part in parts if part not in texts] == []
+
+
+def test_the_reference_has_every_command_with_its_options() -> None:
+    text = reference.on_page_markdown((ROOT / "docs" / "reference" / "commands.md").read_text())
+    sections = {section.split()[0]: section for section in text.split("\n## ")[1:]}
+    assert set(sections) == set(EXAMPLES)
+    for name, example in ((name, example) for name, examples in EXAMPLES.items() for example in examples):
+        assert example in sections[name]
+        # An option of an example is one of the table's, except in commands whose settings have pages of their own.
+        flags = re.findall(r" (--[\w-]+)", example) if name not in ("train", "evaluate") else ()
+        assert all(f"| `{flag}` |" in sections[name] for flag in flags)
+
+
+def test_the_page_of_the_notebook_has_its_pictures() -> None:
+    text = reference.on_page_markdown((ROOT / "docs" / "quickstart.md").read_text())
+    assert text.count("](data:image/png;base64,") == 2 and "](start.md)" in text and "<style" not in text
 
 
 def test_a_page_that_loads_from_elsewhere_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -179,7 +179,7 @@ def test_verdicts_choose_the_next_command_and_the_gravest_is_first(tmp_path: Pat
     rows = curves({"a": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], "b": [0.79] * 8}, standard_error=0.02)
     masks = np.rint(255 * halves()[[0, 0]] / 2).astype(np.uint8)[None]
     records.write_masks(tmp_path, "a", 8, MaskFile(np.zeros((1, 8, 8, 3), np.uint8), masks))
-    summary = summary_of(rows, command="adios-ray train --seed 3 --preset demo")
+    summary = summary_of(rows, command="adios-ray train --seed 3 --name=first --preset demo")
     run = RunData(tmp_path, rows, summary=summary, config={"seed": 3})
     found = verdicts.verdicts(run)
     assert found[0].kind == "wrong" and [verdict.kind for verdict in found] == sorted(

@@ -180,12 +180,38 @@ def test_readme_picture_has_a_row_for_each_slot(run_dir: Path, tmp_path: Path) -
 
 
 def test_narrow_terminals_name_the_values_that_they_leave_out() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=84, record=True)
+    console = Console(file=io.StringIO(), force_terminal=True, width=70, record=True)
     values = {"masking.slots": 4, **{f"augment.{name}": 0.5 for name in ("brightness", "contrast", "saturation")}}
     with LiveView(10, 2, "population", console=console) as view:
         view.report(make_row("trial_00", 5, values=values))
     text = console.export_text()
     assert "augment.brightness" in text and "augment.contrast, augment.saturation" in text and "results.csv" in text
+
+
+def test_eighty_columns_show_which_trial_is_best_with_which_values_and_what_waits() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, record=True)
+    with LiveView(100, 2, "population", console=console) as view:
+        view.report(make_row("trial_00", 50, 0.625))
+        view.report(make_row("trial_01", 50, 0.75))
+        view.keep("trial_01", "trial_01: its worker was lost; again in 20 s")
+        view.hold(["trial_00"], True)
+    last = console.export_text().rpartition("population")[2]
+    header, worse, best, held, note, _ = (line.split() for line in last.strip().splitlines())
+    assert header == "trial epoch fitness lambda encoder lr occlusion lr N".split()
+    assert worse == "trial_00 50/100 0.625 ± 0.011 0.4 0.13 0.02 4".split()
+    assert best == "trial_01 50/100 0.750 ± 0.011 ★ 0.4 0.13 0.02 4".split()
+    assert " ".join(held) == "waiting for the others to report: trial_00" and note[-4:] == "again in 20 s".split()
+
+
+def test_what_no_trial_waits_for_any_more_is_not_shown() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, record=True)
+    with LiveView(100, 2, "population", console=console) as view:
+        view.keep("trial_01", "trial_01: its worker was lost; again in 20 s")
+        view.hold(["trial_00", "trial_01"], True)
+        view.hold(["trial_00", "trial_01"], False)
+        view.report(make_row("trial_01", 50, 0.75))
+    last = console.export_text().rpartition("population")[2]
+    assert "wait" not in last and "again in" not in last
 
 
 def test_live_prints_plain_lines_without_a_terminal() -> None:

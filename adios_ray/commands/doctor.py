@@ -64,7 +64,8 @@ class Doctor:
 
         environment, device = current_environment(), best_device()
         print(f"machine: {environment.machine}, {_memory_bytes() / GIB:.3g} GiB of memory")
-        print(f"devices: {', '.join(_gpus()) or 'no GPU that torch can use: trainings run on CPUs'}")
+        none = "no GPU that torch can use: trainings run on CPUs; if there is one, install torch for its driver"
+        print(f"devices: {', '.join(_gpus()) or none}")
         print(f"versions: {', '.join(f'{name} {version}' for name, version in environment.versions.items())}")
         problems = sum([self._check_storage(), _check_wandb()])
         nodes, unusable = _cluster(device.type == "cuda")
@@ -89,7 +90,7 @@ class Doctor:
         try:
             check_writable(existing)
         except OSError as error:
-            print(f"! storage: {folder} cannot be written to: {error.strerror or error}")
+            print(f"! storage: {folder} cannot be written to ({error.strerror or error}): name another --storage")
             return True
         print(f"storage: {folder} can be written to, {shutil.disk_usage(existing).free / GIB:.3g} GiB are free")
         return False
@@ -99,6 +100,7 @@ class Doctor:
         from adios_ray.devices import best_device
         from adios_ray.experiment.feasibility import TRAINING_IMAGES, needs, view_size
         from adios_ray.experiment.presets import preset_config
+        from adios_ray.tracking.formatting import duration
         from adios_ray.training.allocator import keep_freed_memory
         from adios_ray.training.cost import measure_step
 
@@ -111,7 +113,7 @@ class Doctor:
         found = needs(config, images, step, nodes)
         print(
             f"preset {preset}: {config.population} trials, {found.at_once} at once, {config.epochs} epochs of "
-            f"{images:,} images: {found.hours:.3g} hours of steps (evaluations not counted)"
+            f"{images:,} images: {duration(3600 * found.hours)} of steps (evaluations not counted)"
         )
         free = shutil.disk_usage(next(p for p in (self.storage, *self.storage.absolute().parents) if p.exists())).free
         memory = _gpu_memory_bytes() if device.type == "cuda" else _memory_bytes()

@@ -19,10 +19,10 @@ import numpy as np
 import ray
 import ray.data
 from pydantic import ValidationError
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adios_ray.config import OnBadImage
+from adios_ray.console import open_console
 from adios_ray.data.claim import PREPARING, claimed
 from adios_ray.data.duplicates import Pixels, find_duplicates
 from adios_ray.data.plan import Key, Plan, ShardJob, image_counts, make_plan, plan_jobs
@@ -297,14 +297,7 @@ def _run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]"
     """Run the jobs as Ray Data tasks, one per core, with a progress bar."""
     resumed = f", {planned - len(jobs)} of {planned} shards already done" if len(jobs) < planned else ""
     images = sum(len(job.items) for job in jobs)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} images/s, {task.fields[bad]} bad, left:"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as progress:
+    with _progress() as progress:
         bar = progress.add_task(f"preparing{resumed}", total=images, bad=0, rate=0.0)
         with _quiet_ray():
             # Timed from here: the rate is that of decoding, without the seconds in which Ray starts.
@@ -361,7 +354,7 @@ def _progress() -> Progress:
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]:.0f} images/s, {task.fields[bad]} bad, left:"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=open_console(stderr=True),
     )
 
 

@@ -200,6 +200,7 @@ class Population:
     def hold(self, names: Sequence[str], held: bool) -> None:
         """Hold trials at a barrier, or release them; trials that this driver has not started are skipped."""
         self.channel.hold([name for name in names if name in self._registered], held)
+        self.run.hold(names, held)
 
     def preempt(self, names: Sequence[str]) -> None:
         """End the trials' requests without a report; trials that this driver has not started are skipped."""

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from adios_ray.console import open_console
 from adios_ray.tracking.formatting import duration, label, value_text
 from adios_ray.tracking.lineage import best_row
 from adios_ray.tracking.records import Drop, Exploit, Refusal, Row
@@ -22,14 +23,13 @@ _ALL_SHOWN = 16
 _BEST_SHOWN = 8
 _WORST_SHOWN = 4
 _EVENTS_SHOWN = 6
-_COLUMNS = {
-    **{"trial": 10, "epoch": 9, "": 14, "fitness": 17, "accuracy": 10, "history": 14},
-    **{"images/s": 10, "last copied from": 20},
-}
-"""Columns other than searched values, with their approximate widths in characters."""
-_WIDE_ONLY = ("", "history", "last copied from")
-_WIDE = 144
-"""Terminal width in characters below which the table leaves out ``_WIDE_ONLY``."""
+_NEEDED = ("trial", "epoch", "fitness")
+_OPTIONAL = {"accuracy": 8, "images/s": 8, "": 12, "history": 12, "last copied from": 19}
+"""Columns shown where all searched values fit, too, the most useful first, with their widths in characters."""
+_ORDER = ("trial", "epoch", "", "fitness", "accuracy", "history", None, "images/s", "last copied from")
+"""Columns from left to right; None stands for the searched values."""
+_PADDING = 2
+"""Characters between columns."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -105,11 +105,13 @@ class LiveView:
             console: Where to print; None takes standard output.
         """
         self._total_epochs, self._population, self._title = total_epochs, population, title
-        self._console = console or Console()
+        self._console = console or open_console()
         self._lock = threading.RLock()  # reentrant, as exploit() calls note(); rich renders in a thread of its own
         self._rows: dict[str, list[Row]] = defaultdict(list)
         self._donors: dict[str, str] = {}
         self._events: deque[str] = deque(maxlen=_EVENTS_SHOWN)
+        self._trial_notes: dict[str, str] = {}
+        self._held: set[str] = set()
         for row in history:
             self._rows[row.trial].append(row)
         self._epochs_before = self._epochs_done()
@@ -138,6 +140,7 @@ class LiveView:
         """Show a report."""
         with self._lock:
             self._rows[row.trial].append(row)
+            self._trial_notes.pop(row.trial, None)
             if not self._live:
                 self._print(report_line(row, self._total_epochs))
 
@@ -154,6 +157,16 @@ class LiveView:
             self._events.append(text)
             if not self._live:
                 self._print(text)
+
+    def keep(self, trial: str, note: str) -> None:
+        """Keep a note on a trial in sight until the trial's next report."""
+        with self._lock:
+            self._trial_notes[trial] = note
+
+    def hold(self, trials: Iterable[str], held: bool) -> None:
+        """Show that trials wait for the others before the next decision, or no longer."""
+        with self._lock:
+            self._held = self._held.union(trials) if held else self._held.difference(trials)
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -180,23 +193,34 @@ class LiveView:
         shown = ranked[:_BEST_SHOWN] + ranked[-_WORST_SHOWN:]
         return shown, len(trials) - len(shown)
 
-    def _columns(self) -> tuple[list[str], list[str]]:
-        """Choose the columns that fit the terminal; returns also the searched values that do not."""
-        names = [name for name in _COLUMNS if self._console.width >= _WIDE or name not in _WIDE_ONLY]
-        room = self._console.width - sum(_COLUMNS[name] for name in names)
-        shown: list[str] = []
-        searched = list(dict.fromkeys(path for rows in self._rows.values() for path in rows[-1].values))
-        for path in searched:
-            room -= max(len(label(path)), 4) + 2
-            if room >= 0:
-                shown.append(path)
-        after = names.index("images/s")
-        return [*names[:after], *shown, *names[after:]], [path for path in searched if path not in shown]
+    def _columns(self, trials: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Choose the columns that fit the terminal, best values first; returns also the searched values that do not."""
+        last = [self._rows[trial][-1] for trial in trials]
+        texts: dict[str, list[str]] = defaultdict(list)
+        for row in last:
+            texts["trial"].append(row.trial)
+            texts["epoch"].append(self._epoch_text(row))
+            texts["fitness"].append(f"{fitness_text(row)} ★")
+            for path, value in row.values.items():
+                texts[path].append(value_text(value))
+        widths = {name: max(len(label(name)), *map(len, cells)) for name, cells in texts.items()}
+        room = self._console.width - sum(widths.pop(name) + _PADDING for name in _NEEDED if name in widths)
+        searched, shown = list(widths), set(_NEEDED)
+        for name, width in (widths | _OPTIONAL).items():
+            room -= width + _PADDING
+            if room < 0:
+                break
+            shown.add(name)
+        ordered = [each for name in _ORDER for each in (searched if name is None else [name])]
+        return [name for name in ordered if name in shown], [path for path in searched if path not in shown]
+
+    def _epoch_text(self, row: Row) -> str:
+        return f"{row.epoch}/{self._total_epochs}"
 
     def _table(self, trials: Sequence[str], columns: Sequence[str]) -> Table:
         table = Table(title=Text(self._title, style="bold"), title_justify="left", header_style="dim", box=None)
         for name in columns:
-            is_text = name in _COLUMNS and name != "images/s"
+            is_text = name in _ORDER and name != "images/s"
             table.add_column(label(name), justify="left" if is_text else "right", no_wrap=True)
         best = best_row([rows[-1] for rows in self._rows.values()])
         for trial in trials:
@@ -210,7 +234,7 @@ class LiveView:
         style = "bold green" if best else ""
         return {
             "trial": Text(trial, style=style),
-            "epoch": Text(f"{row.epoch}/{self._total_epochs}"),
+            "epoch": Text(self._epoch_text(row)),
             "": ProgressBar(total=self._total_epochs, completed=row.epoch, width=12),
             "fitness": Text(f"{fitness_text(row)}{' ★' if best else ''}", style=style),
             "accuracy": Text(f"{row.accuracy:.3f}" if math.isfinite(row.accuracy) else "–"),
@@ -225,12 +249,16 @@ class LiveView:
         with self._lock:
             trials, hidden = self._shown()
             elapsed = time.monotonic() - self._start
-            columns, left_out = self._columns()
+            columns, left_out = self._columns(trials)
             parts: list[Table | Text] = [self._table(trials, columns)]
             if left_out:
                 parts.append(Text(f"hidden (see results.csv): {', '.join(map(label, left_out))}", style="dim"))
             if hidden:
                 parts.append(Text(f"best {_BEST_SHOWN} and worst {_WORST_SHOWN} shown, {hidden} trials hidden"))
+            if self._held:
+                parts.append(Text(f"waiting for the others to report: {', '.join(sorted(self._held))}", style="yellow"))
+            lasting = [note for note in self._trial_notes.values() if note not in self._events]
+            parts += [Text(note, style="yellow", no_wrap=True, overflow="ellipsis") for note in lasting]
             parts += [Text(event, style="dim", no_wrap=True, overflow="ellipsis") for event in self._events]
             parts.append(Text(f"{duration(elapsed)} elapsed{self._time_left(elapsed)}", style="bold"))
             return Group(*parts)

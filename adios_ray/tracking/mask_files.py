@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adios_ray.config import MaskFormat, Strict
+from adios_ray.console import open_console
 from adios_ray.data.augment import center_view
 from adios_ray.data.decode import DecodeOptions, decode
 from adios_ray.data.sources.image_files import read_image_file
@@ -325,5 +325,5 @@ def _progress() -> Progress:
         MofNCompleteColumn(),
         TextColumn("images, left:"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=open_console(stderr=True),
     )

@@ -116,12 +116,17 @@ class Run(AbstractContextManager["Run"]):
         self.write(lambda: append_exploit(self.directory, drop))
         self.note(drop_line(drop))
 
+    def hold(self, trials: Sequence[str], held: bool) -> None:
+        """Show that trials wait for the others before the next decision, or no longer."""
+        self._view.hold(trials, held)
+
     def note(self, text: str) -> None:
         """Show a note to the user."""
         self._view.note(text)
 
     def trial_note(self, trial: str, text: str, details: str = "") -> None:
         """Show a note about a trial to the user, and append it to the trial's log with its details."""
+        self._view.keep(trial, f"{trial}: {text}")  # it may say what the trial waits for
         self.note(f"{trial}: {text}")
         # Not retried: the note may be about storage that fails, and the user has seen it.
         try:

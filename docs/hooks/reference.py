@@ -1,24 +1,31 @@
 """What mkdocs does to the pages: tables generated from the code, and a check that nothing is loaded from elsewhere.
 
 In a page, ``<!-- fields MODULE:MODEL [PREFIX] -->`` stands for a table of a pydantic model's fields, and
-``<!-- layout MODULE -->`` for the literal block of a module's docstring. So the reference cannot go stale.
+``<!-- layout MODULE -->`` for the literal block of a module's docstring, and ``<!-- commands all -->`` for all commands
+with their options, and ``<!-- notebook FILE -->`` for a notebook with its outputs. So the reference cannot go stale.
 """
 
+import ast
+import dataclasses
 import importlib
 import inspect
+import itertools
+import json
 import logging
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from adios_ray import cli
 from adios_ray.config import ADAPTABLE
 
 log = logging.getLogger("mkdocs.hooks.reference")  # below mkdocs' logger: --strict fails on its warnings
 
-_MARKER = re.compile(r"<!-- (fields|layout) (\S+)(?: (\S+))? -->")
+_MARKER = re.compile(r"<!-- (fields|layout|commands|notebook) (\S+)(?: (\S+))? -->")
 _LOADED = re.compile(r"<(?:script|img|iframe|link[^>]*rel=.stylesheet)[^>]*(?:src|href)=.?(?:https?:)?//[^>]*>")
 _BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 _BOUNDS |= {"multipleOf": "a multiple of {}", "minItems": "at least {} of them", "pattern": "of the form `{}`"}
@@ -40,6 +47,10 @@ def _replacement(marker: re.Match[str]) -> str:
     kind, name, prefix = marker.groups()
     if kind == "layout":
         return layout(name)
+    if kind == "commands":
+        return "\n\n".join(command(*get_args(each)[:2]) for each in get_args(cli.Command))
+    if kind == "notebook":
+        return notebook(Path(__file__).parents[2] / name)
     module, _, model = name.partition(":")
     return table(getattr(importlib.import_module(module), model), prefix or "")
 
@@ -51,6 +62,66 @@ def layout(module: str) -> str:
     lines = [line for line in block.splitlines()]
     indented = next((i for i, line in enumerate(lines) if line and not line.startswith(" ")), len(lines))
     return f"```\n{textwrap.dedent(chr(10).join(lines[:indented])).strip()}\n```"
+
+
+def notebook(file: Path) -> str:
+    """Return a notebook's cells, without its title, and what they printed and drew."""
+    parts = []
+    for cell in json.loads(file.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(re.sub(r"\A# .*\n", "", source).replace("](../docs/", "]("))
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
+            if "image/png" in data:
+                parts.append(f"![The picture of the cell above](data:image/png;base64,{data['image/png'].strip()})")
+            elif "text/html" in data:
+                parts.append(re.sub(r"<style.*?</style>\s*", "", data["text/html"], flags=re.DOTALL))
+            elif text := "".join(output.get("text", data.get("text/plain", ""))):
+                parts.append(f"```\n{text.strip()}\n```")
+    return "\n\n".join(parts)
+
+
+def command(kind: type, subcommand: Any) -> str:
+    """Return a section on a command: its summary, its examples, and a table of its options."""
+    name = subcommand.name
+    parts = [f"## {name}", inspect.getdoc(kind) or "", "```\n" + "\n".join(cli.EXAMPLES[name]) + "\n```"]
+    lines = [f"| {flag} | {default} | {meaning} |" for flag, default, meaning in options(kind)]
+    if lines:
+        parts.append("\n".join(["| option | default | meaning |", "|---|---|---|", *lines]))
+    return "\n\n".join(parts)
+
+
+def options(kind: type) -> Iterator[tuple[str, str, str]]:
+    """Iterate over the options of a command: how it is written, default, meaning (the text below a field)."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    written: dict[str, tuple[str, str]] = {}
+    for statement, text in itertools.pairwise([*definition.body, ast.Pass()]):
+        if isinstance(statement, ast.AnnAssign):
+            meaning = text.value.value if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) else ""
+            written[ast.unparse(statement.target)] = ast.unparse(statement.annotation), str(meaning)
+    for field in dataclasses.fields(kind):
+        annotation, meaning = written[field.name]
+        own = {k: v for each in getattr(field.type, "__metadata__", ()) for k, v in vars(each).items() if v is not None}
+        name = own.get("name", field.name).replace("_", "-")
+        meaning = meaning or own.get("help", "").partition("\n\n")[0]  # without the table that --help shows
+        default = "required" if field.default is dataclasses.MISSING else _default(field.default)
+        # A sub-command has an empty name: its place is that of an argument.
+        positional = not name or "Positional" in annotation
+        flag = (name or field.name).upper() if positional else f"--{name}"
+        yield f"`{flag}`", default, " ".join(meaning.split()).replace("|", "\\|")
+
+
+def _default(value: object) -> str:
+    """Write a default as on the command line; nothing for flags that are off."""
+    if dataclasses.is_dataclass(value):
+        return f"`{type(value).__name__.lower()}`"
+    if isinstance(value, tuple):
+        value = " ".join(map(str, value))
+    return "" if value in (None, "", False) else f"`{value}`"
 
 
 def table(model: type[BaseModel], prefix: str = "") -> str:

@@ -83,7 +83,11 @@ def figure_layout(height: int, **more: Any) -> Figure:
 
 def epoch_axis(population: ChartData, ticks: int) -> Figure:
     """Make the horizontal axis, which is the same in all charts except for its number of ticks."""
-    last = max(row.epoch for rows in population.rows.values() for row in rows)
+    return epochs_to(max(row.epoch for rows in population.rows.values() for row in rows), ticks)
+
+
+def epochs_to(last: int, ticks: int) -> Figure:
+    """Make an axis of epochs from 0 to the last, with at most so many ticks, which stand at whole epochs."""
     # The same explicit range everywhere, so that epochs line up between charts; plotly would fit each to its own data.
     steps = (mantissa * 10**decade for decade in range(9) for mantissa in (1, 2, 5))
     step = next(step for step in steps if last <= ticks * step)

@@ -152,6 +152,6 @@ def _curves(runs: Sequence[RunData]) -> Figure:
                 "line": {"color": charts.PALETTE[number % len(charts.PALETTE)], "width": 2},
             }
         )
-    axis = {"title": {"text": "epoch", "standoff": 6}, "tickformat": "d", "automargin": True, "zeroline": False}
+    axis = charts.epochs_to(max((row.epoch for run in runs for row in run.ancestral_rows), default=1), 13)
     layout = charts.figure_layout(400, xaxis=axis, yaxis=charts.value_axis(tickformat=".0%" if share else ".3~g"))
     return {"data": traces, "layout": layout}

@@ -144,10 +144,12 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
         steps.append(NextStep("train the winner's schedule twice as long", longer))
     if any(doubt in sentences for doubt in ("within the noise", "ended alike", "not distinguishable")):
         seed = int((run.config or {}).get("seed", 0)) + 1
-        steps.append(NextStep("repeat with another seed", f"{_without(summary.command, '--seed')} --seed {seed}"))
+        steps.append(
+            NextStep("repeat with another seed", f"{_without(summary.command, '--seed', '--name')} --seed {seed}")
+        )
     if "ran against" in sentences:
         space = shlex.quote(str(RunDirectory(directory).space))
-        wider = f"{_without(summary.command, '--space')} --space {space}"
+        wider = f"{_without(summary.command, '--space', '--name')} --space {space}"
         steps.append(NextStep("search again after widening the bounds in the run's space.yaml", wider))
     checkpoint = RunDirectory(directory).checkpoint(summary.best_trial, summary.best_epoch)
     data = shlex.quote(str((run.config or {}).get("data_dir") or "DATA"))
@@ -156,15 +158,15 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
     return steps
 
 
-def _without(command: str, flag: str) -> str:
-    """Remove a flag and its value from a command line."""
+def _without(command: str, *flags: str) -> str:
+    """Remove flags and their values from a command line; without its name, a run does not resume the one it repeats."""
     words, kept = shlex.split(command), []
     skip = False
     for word in words:
         if skip:
             skip = False
-        elif word == flag:
+        elif word in flags:
             skip = True
-        elif not word.startswith(f"{flag}="):
+        elif word.partition("=")[0] not in flags:
             kept.append(word)
     return shlex.join(kept)
