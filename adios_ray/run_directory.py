@@ -16,7 +16,7 @@
       logs/TRIAL.log                      what happened to each trial's processes, with tracebacks
       logs/tracker_NAME.log               what each tracker's process printed
       inspection.npz                      features of validation images, for the report
-      tune/                               Ray Tune's own files
+      tune/                               Ray Tune's and Ray Train's own files
       report.html  summary.json  schedule.json   for people; the last two are written when the run has finished
 """
 

@@ -134,12 +134,8 @@ def _train(trainer: Trainer, config: LoopConfig, position: int, idle_s: float) -
         # between, the "train" has no answer, and a new group repeats it with the same result.
         ray.get(config["channel"].answer.remote(trial, position, report, checkpoint))
     # Answer, then report: this call waits for all workers and for a poll of Ray Train's controller, for which the
-    # population need not wait. Ray Train only displays the report; restarts use the checkpoint in the channel.
-    ray.train.report(
-        {"epoch": report.epoch, "fitness": report.fitness},
-        checkpoint=ray.train.Checkpoint(checkpoint.path) if checkpoint else None,
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-    )
+    # population need not wait. Ray Train only displays the report; only the channel knows of checkpoints.
+    ray.train.report({"epoch": report.epoch, "fitness": report.fitness})
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,16 +15,17 @@ from adios_ray.backend.channel import find_channel, note
 from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Reply
 from adios_ray.backend.loop_config import LoopConfig
-from adios_ray.backend.ray_private import checkpoint_list_file, controller_callback, lean_trainer_class
+from adios_ray.backend.ray_private import controller_callback, lean_trainer_class, name_controller
 from adios_ray.checkpoints import Pointer
 from adios_ray.errors import StorageError
 from adios_ray.files import check_writable
 from adios_ray.retry import TIMEOUT_S, retry_in_run
-from adios_ray.run_directory import RunDirectory
 
 REPLY = "reply"
 """Key of Tune's result under which the ``Reply`` reaches the scheduler unchanged."""
 POINTER_FILE = "pointer.json"
+TUNE = "tune"
+"""Folder of a run for Ray's own files."""
 POLL_S = 2.0
 """Seconds between two checks, while a report is awaited, that the Ray Train run is alive."""
 STOP_TIMEOUT_S = 30.0
@@ -51,8 +52,17 @@ class TrialSettings(TypedDict):
     gpus_per_worker: float
 
 
+def full_name(settings: TrialSettings) -> str:
+    """Return the name of a trial with its run's, by which Ray lists what belongs to it, e.g. "first/trial_00"."""
+    return f"{settings['channel']}/{settings['trial']}"
+
+
 class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type information
     """Starts one Ray Train run and keeps it: training, loading and changes of configuration happen in place."""
+
+    def __repr__(self) -> str:
+        """Return the name of run and trial, by which Ray lists the actor."""
+        return full_name(self._settings)
 
     def setup(self, config: TrialSettings) -> None:
         """Start the Ray Train run in a thread."""
@@ -141,9 +151,8 @@ def build_trainer(config: TrialSettings, channel: Any) -> Any:
     """Build the Ray Train trainer of a trial; ``channel`` is the handle that its workers receive."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    checkpoints = RunDirectory(Path(config["run_dir"])).checkpoints
-    # The channel knows where a trial resumes; Ray Train's own list may name checkpoints that have been deleted since.
-    checkpoint_list_file(checkpoints / config["trial"]).unlink(missing_ok=True)
+    name = full_name(config)
+    name_controller(name)
     loop = LoopConfig(
         trial=config["trial"],
         run_dir=config["run_dir"],
@@ -163,9 +172,9 @@ def build_trainer(config: TrialSettings, channel: Any) -> Any:
             resources_per_worker={"CPU": config["cpus_per_worker"], **({"GPU": gpus} if gpus else {})},
         ),
         run_config=RunConfig(
-            name=config["trial"],
-            storage_path=str(checkpoints),
+            name=name,
+            storage_path=str(Path(config["run_dir"]) / TUNE),
             failure_config=FailureConfig(max_failures=0),  # the trial restarts the run, and says why
-            callbacks=[controller_callback(record.started, record.finished)],
+            callbacks=[controller_callback(name, record.started, record.finished)],
         ),
     )
