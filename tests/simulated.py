@@ -81,7 +81,7 @@ class SimulatedRun:
         """Append a trial that left in the opening to the lineage, always with the same time."""
         append_exploit(self.directory, Drop(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, kind: str = "note", trial: str = "", epoch: int | None = None) -> None:
         """Keep a note."""
         self.notes.append(text)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adios_ray.backend.channel import Channel, ReplacedError
-from adios_ray.backend.line import Reply
+from adios_ray.backend.line import Note, Reply
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.trial_report import TrialReport
@@ -223,8 +223,11 @@ def test_notes_arrive_without_a_report_and_once() -> None:
         request = asyncio.create_task(channel.request("t", missed=False))
         await settle()
         await channel.note("t", "storage refuses")
-        await channel.note("t", "its workers failed", "Traceback")
-        assert await channel.take_notes() == [("t", "storage refuses", ""), ("t", "its workers failed", "Traceback")]
+        await channel.note("t", "its workers failed", "Traceback", "restart")
+        assert await channel.take_notes() == [
+            Note("t", "storage refuses"),
+            Note("t", "its workers failed", "Traceback", "restart"),
+        ]
         assert await channel.take_notes() == [] and not request.done()
         await channel.answer("t", 0, TrialReport(epoch=1), MINE)
         await request

@@ -16,10 +16,13 @@ from test_schedulers import simulation
 from adios_ray.backend import faults, trial
 from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Reply
+from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
 from adios_ray.config import TrialConfig
 from adios_ray.errors import CheckpointError, FaultError, StorageError
+from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking.live import LiveView
+from adios_ray.tracking.log import Event, EventLog, append_log, read_events
 from adios_ray.tracking.run import Run
 from adios_ray.trial_report import TrialReport
 
@@ -114,8 +117,8 @@ def test_workers_are_started_again_after_growing_waits_and_a_report_resets_them(
     texts = [
         f"its workers failed (OSError: no data) and are started again{when}" for when in ("", " in 1 s", " in 5 s")
     ]
-    assert [text.rpartition(",")[0] for text, _ in stage.notes] == texts
-    assert all("Traceback" in details for _, details in stage.notes)
+    assert [text.rpartition(",")[0] for text, *_ in stage.notes] == texts
+    assert all("Traceback" in details and kind == "restart" for _, details, kind in stage.notes)
     stage.failures = 99  # the Ray Train run has ended after its report, and no other one reports
     fault = stage.step().fault
     assert fault is not None and fault.reason == f"its workers failed {ATTEMPTS} times: OSError: no data"
@@ -177,15 +180,54 @@ def test_a_trials_note_is_shown_and_logged_with_its_details(
     monkeypatch.setattr("adios_ray.tracking.run.begin_results", lambda *arguments: None)
     run = Run(tmp_path, [], LiveView(1, 2, "run"), SimpleNamespace(), None)  # type: ignore[arg-type]
     run.trial_note("trial_01", "its workers failed (no data)", "Traceback\n  in line 1")
-    run.trial_note("trial_01", "storage is back")
+    run.trial_note("trial_01", "worker 0 printed", "hello", "output")
+    run.trial_note("trial_01", "storage is back", kind="wait")
     assert capsys.readouterr().out == "trial_01: its workers failed (no data)\ntrial_01: storage is back\n"
     lines = (tmp_path / "logs" / "trial_01.log").read_text().splitlines()
     assert [line.partition("+00:00 ")[2] or line for line in lines] == [
         "its workers failed (no data)",
         "    Traceback",
         "      in line 1",
+        "worker 0 printed",
+        "    hello",
         "storage is back",
     ]
+    assert [(event.kind, event.trial, event.text) for event in read_events(tmp_path)] == [
+        ("note", "trial_01", "trial_01: its workers failed (no data)"),
+        ("wait", "trial_01", "trial_01: storage is back"),
+    ]
+
+
+def test_events_that_storage_refused_are_written_when_it_is_back(tmp_path: Path) -> None:
+    log, path = EventLog(tmp_path), RunDirectory(tmp_path).events
+    path.unlink()
+    log.append(Event(kind="wait", text="storage refuses"))
+    assert not path.exists()
+    path.touch()
+    log.append(Event(kind="exploit", trial="trial_00", epoch=2, text="copied"))
+    first, second = read_events(tmp_path)
+    assert (first.text, second.text, second.epoch) == ("storage refuses", "copied", 2) and first.time <= second.time
+
+
+def test_a_trials_log_has_a_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adios_ray.tracking.log.LOG_BYTES", 100)
+    for number in range(20):
+        append_log(tmp_path, "trial_00", f"line {number}")
+    log = RunDirectory(tmp_path).log("trial_00")
+    lines = [line for path in (log.with_suffix(".log.1"), log) for line in path.read_text().splitlines()]
+    assert [line.partition("line ")[2] for line in lines] == [str(number) for number in range(20)][-len(lines) :]
+    assert 2 * 100 > sum(path.stat().st_size for path in log.parent.iterdir()) - 2 * len(lines[0])
+
+
+def test_what_a_worker_prints_is_passed_on_in_bounded_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adios_ray.backend.output.CHUNK_BYTES", 8)
+    path = tmp_path / "worker.out"
+    path.write_text("before\n")
+    sent: list[str] = []
+    with path.open("a") as file, OutputCopy(sent.append, [file.fileno()]):
+        file.write(":actor_name:x\n1234567\n")
+        file.flush()
+    assert sent == ["(14 bytes are left out here)\n1234567"]
 
 
 def test_an_error_of_memory_names_the_values_to_change() -> None:

@@ -5,10 +5,12 @@ Each test checks names of Ray's, so that a version of Ray that changes one fails
 
 import asyncio
 import inspect
+import mmap
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 import ray
 from ray._common.utils import get_ray_address_file
+from ray._private import worker as ray_worker
 from ray._private.state import GlobalStateAccessor
 from ray._private.state import state as cluster_state
 from ray.air.execution.resources.placement_group import PlacementGroupResourceManager
@@ -45,6 +48,7 @@ from adios_ray.backend.ray_private import (
     named_resources,
     placement_groups,
     running_cluster_address_file,
+    silence_process_advice,
 )
 
 ACTOR, GROUP = "ab" * 16, "cd" * 18
@@ -196,6 +200,32 @@ def test_a_trainer_gives_the_controller_what_the_overridden_method_returns(
     monkeypatch.setattr(data_parallel_trainer, "ObjectRefWrapper", lambda function: function)  # needs a cluster
     trainer(Watched).fit()
     assert given["callbacks"] and not any(isinstance(each, LEFT_OUT) for each in given["callbacks"])
+
+
+def test_the_advice_about_processes_is_not_printed_and_everything_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[str] = []
+    monkeypatch.setattr(ray_worker, "print_to_stdstream", lambda data, ignore_prefix: printed.extend(data["lines"]))
+    silence_process_advice()
+    advice = "WARNING: 8 PYTHON worker processes have been started on node: ab with address: 127.0.0.1"
+    messages = iter([advice, "the node is low on memory"])
+
+    class Subscriber:
+        def subscribe(self) -> None:
+            pass
+
+        def poll(self) -> tuple[None, dict[str, Any]]:
+            text = next(messages, None)
+            if text is None:
+                raise ConnectionError
+            return None, {"job_id": None, "error_message": text}
+
+    job = SimpleNamespace(binary=lambda: b"job")
+    driver = SimpleNamespace(gcs_error_subscriber=Subscriber(), current_job_id=job)
+    ray_worker.listen_error_messages(driver, threading.Event())
+    assert printed == ["the node is low on memory"]
+    raylet = Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet"
+    with raylet.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as program:
+        assert program.find(b"worker processes have been started on node") > 0
 
 
 class StartedError(Exception):

@@ -25,7 +25,7 @@ from typing import Any
 
 import ray
 
-from adios_ray.backend.line import Command, Lines, Note, Reply, Start
+from adios_ray.backend.line import Command, Lines, Note, NoteKind, Reply, Start
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.trial_report import TrialReport
@@ -81,9 +81,9 @@ class Channel:
         self._lines[trial].answer(position, report, checkpoint)
         await self._notify(trial)
 
-    async def note(self, trial: str, text: str, details: str = "") -> None:
+    async def note(self, trial: str, text: str, details: str = "", kind: NoteKind = "note") -> None:
         """Keep a message for the driver."""
-        self._notes.append(Note(trial, text, details))
+        self._notes.append(Note(trial, text, details, kind))
 
     async def take_notes(self) -> list[Note]:
         """Return the messages since the last call."""
@@ -198,10 +198,10 @@ def find_channel(run: str) -> Any:
     return ray.get_actor(_actor_name(run))
 
 
-def note(channel: Any, trial: str, text: str, details: str = "") -> None:
+def note(channel: Any, trial: str, text: str, details: str = "", kind: NoteKind = "note") -> None:
     """Send the driver a message about a trial from another process, and print it to that process's own log."""
     print(text, flush=True)
-    ray.get(channel.note.remote(trial, text, details))
+    ray.get(channel.note.remote(trial, text, details, kind))
 
 
 def _actor_name(run: str) -> str:

@@ -122,7 +122,7 @@ def _train(trainer: Trainer, config: LoopConfig, position: int, idle_s: float) -
     """Train to the next report, save, answer the command, and report to Ray Train."""
     report = trainer.train_to_report(idle_s)
     checkpoint, trial, run_dir = None, config["trial"], Path(config["run_dir"])
-    run, say = RunDirectory(run_dir), partial(note, config["channel"], trial)
+    run, say = RunDirectory(run_dir), partial(note, config["channel"], trial, kind="wait")
     failed_batch = trainer.take_failed_batch()
     if parallel.rank() == 0:
         if failed_batch is not None:

@@ -18,6 +18,9 @@
   connected, for which it waits minutes.
 - ``JOB_CONFIG_VARIABLE``, the environment variable that a Ray job's entry point has and no other process: the public
   ``ray.get_runtime_context`` knows the job only once it is connected.
+- ``LOG_MARKERS``, with which lines begin that Ray writes for itself into the files of what workers print.
+- ``print_to_stdstream`` of ``ray._private.worker``: prints messages of nodes into the driver's terminal, whatever
+  ``log_to_driver`` is; among them the advice that many processes are running, which is what a population is.
 - Two environment variables, ``POLL_INTERVAL_VARIABLE`` and ``PREEMPTION_WATCHER_VARIABLE``: no argument of the trainers
   and no documented variable does what they do.
 
@@ -25,12 +28,14 @@ Ray Train and Tune are imported inside the functions that need them, because the
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
+from ray._private import worker as ray_worker
+from ray._private.ray_constants import LOG_PREFIX_ACTOR_NAME, LOG_PREFIX_JOB_ID, LOG_PREFIX_TASK_NAME
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import state as cluster_state
 from ray._private.utils import get_ray_address_file
@@ -41,8 +46,23 @@ POLL_INTERVAL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 """Environment variable: seconds between two polls of the workers by Ray Train's controller."""
 JOB_CONFIG_VARIABLE: str = RAY_JOB_CONFIG_JSON_ENV_VAR
 """Environment variable: settings of the Ray job whose entry point this process is."""
+LOG_MARKERS = (LOG_PREFIX_ACTOR_NAME, LOG_PREFIX_JOB_ID, LOG_PREFIX_TASK_NAME)
+"""Begins of lines that Ray writes for itself into the files of what workers print."""
+PROCESS_ADVICE = "worker processes have been started on node"
+"""Occurs in a node's advice that many processes are running."""
 PREEMPTION_WATCHER_VARIABLE = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 """Environment variable: 0 keeps Ray Train from starting an actor that watches for nodes about to be preempted."""
+
+
+def silence_process_advice() -> None:
+    """Keep the advice that many processes are running out of this driver's terminal; other messages are printed."""
+    printed = ray_worker.print_to_stdstream
+
+    def print_others(data: dict[str, Any], **options: Any) -> None:
+        if not any(PROCESS_ADVICE in line for line in data["lines"]):
+            printed(data, **options)
+
+    ray_worker.print_to_stdstream = print_others
 
 
 class MadeGroup(NamedTuple):
@@ -81,7 +101,7 @@ def is_dead(actor: str) -> bool:
     return row is not None and bool(ActorTableData.FromString(row).state == ActorTableData.DEAD)
 
 
-def named_resources(bundle: dict[str, float], name: str) -> Any:
+def named_resources(bundle: Mapping[str, float], name: str) -> Any:
     """Request resources for a Tune trial, in placement groups that carry a name."""
     from ray.tune import PlacementGroupFactory
 
@@ -89,7 +109,7 @@ def named_resources(bundle: dict[str, float], name: str) -> Any:
         def to_placement_group(self) -> PlacementGroup:
             return _named_group(**self._bound.arguments)
 
-    return NamedResources([bundle], name=name)
+    return NamedResources([dict(bundle)], name=name)
 
 
 def _named_group(*args: Any, name: str, **options: Any) -> PlacementGroup:

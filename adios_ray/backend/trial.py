@@ -15,6 +15,7 @@ from adios_ray.backend.channel import find_channel, note
 from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Reply
 from adios_ray.backend.loop_config import LoopConfig
+from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.ray_private import controller_callback, lean_trainer_class, name_controller
 from adios_ray.checkpoints import Pointer
 from adios_ray.errors import StorageError
@@ -105,7 +106,9 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         fault, run_dir = fault_of(self._error), Path(self._settings["run_dir"])
         try:
             # Wait for storage before counting the failure: an outage would use up the attempts of every trial.
-            retry_in_run(run_dir, lambda: check_writable(run_dir), partial(note, self._channel, self._trial))
+            retry_in_run(
+                run_dir, lambda: check_writable(run_dir), partial(note, self._channel, self._trial, kind="wait")
+            )
         except StorageError as error:
             return Fault(f"storage has failed for {TIMEOUT_S:.0f} s: {error.__cause__}", fault.details)
         self._failures += 1
@@ -114,7 +117,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         wait_s = WAITS_S[self._failures - 1]
         when = f"again in {wait_s:g} s" if wait_s else "again"
         text = f"its workers failed ({fault.reason}) and are started {when}, attempt {self._failures + 1} of {ATTEMPTS}"
-        note(self._channel, self._trial, text, fault.details)
+        note(self._channel, self._trial, text, fault.details, "restart")
         time.sleep(wait_s)
         self._start()
         return None
@@ -138,10 +141,18 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
 
 def run_worker(config: dict[str, Any]) -> None:
     """Run the worker loop. Torch is imported only here, in the worker's process."""
+    from adios_ray import parallel
     from adios_ray.backend.loop import train_loop
 
+    settings = LoopConfig(**config)  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
+    rank = parallel.rank()
+
+    def send(lines: str) -> None:
+        settings["channel"].note.remote(settings["trial"], f"worker {rank} printed", lines, "output")
+
     try:
-        train_loop(LoopConfig(**config))  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
+        with OutputCopy(send):
+            train_loop(settings)
     except Exception as error:
         error.add_note(traceback.format_exc().rstrip())  # Ray Train passes on the error without its traceback
         raise
@@ -159,7 +170,7 @@ def build_trainer(config: TrialSettings, channel: Any) -> Any:
         channel=channel,
         threads=max(int(config["cpus_per_worker"]), 1),
     )
-    gpus, say = config["gpus_per_worker"], partial(note, channel, config["trial"])
+    gpus, say = config["gpus_per_worker"], partial(note, channel, config["trial"], kind="wait")
     record = ControllerRecord(Path(config["run_dir"]), say)
     # Lean: workers read shards themselves, and the driver removes orphaned placement groups of all trials. A single
     # worker needs no process group, and without one the trial's actor need not import torch.

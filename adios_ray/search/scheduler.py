@@ -110,7 +110,9 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         new = self.population.observe(name, reply)
         if new and reply.report is not None and reply.report.divergence:
             fate = "it has trained its last epoch" if reply.report.done else self.fate_of_diverged(name)
-            self.population.run.note(f"{name} diverged at {reply.report.divergence}; {fate}")
+            self.population.run.note(
+                f"{name} diverged at {reply.report.divergence}; {fate}", trial=name, epoch=reply.report.epoch
+            )
         return new
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
@@ -121,7 +123,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         """
         if trial.should_recover():
             self._forget_preemption(name_of(trial))
-            self.population.run.note(f"{name_of(trial)} lost its actor; Tune restarts it")
+            self.population.run.note(f"{name_of(trial)} lost its actor; Tune restarts it", "restart", name_of(trial))
             return
         lost = Fault(f"its actor failed {trial.num_failures} times", str(trial.get_error() or ""))
         self._stop_run(name_of(trial), lost)
