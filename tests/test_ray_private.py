@@ -4,7 +4,9 @@ Each test checks names of Ray's, so that a version of Ray that changes one fails
 """
 
 import asyncio
+import dataclasses
 import inspect
+import json
 import mmap
 import os
 import subprocess
@@ -24,6 +26,7 @@ from ray._private import worker as ray_worker
 from ray._private.state import GlobalStateAccessor
 from ray._private.state import state as cluster_state
 from ray.air.execution.resources.placement_group import PlacementGroupResourceManager
+from ray.autoscaler._private.autoscaler import AutoscalerSummary
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
 from ray.train import Result, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
@@ -41,6 +44,7 @@ from ray.util.placement_group import PlacementGroup
 
 from adios_ray.backend import ray_private
 from adios_ray.backend.ray_private import (
+    autoscaler_runs,
     controller_callback,
     is_dead,
     lean_trainer_class,
@@ -226,6 +230,20 @@ def test_the_advice_about_processes_is_not_printed_and_everything_else_is(monkey
     raylet = Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet"
     with raylet.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as program:
         assert program.find(b"worker processes have been started on node") > 0
+
+
+@pytest.mark.parametrize(
+    ("kinds", "runs"), [(None, False), (["node_" + "ab" * 28], False), (["head"], True), (["head", "gpu"], True)]
+)
+def test_an_autoscaler_is_known_by_the_types_of_nodes_that_it_reports(
+    monkeypatch: pytest.MonkeyPatch, kinds: list[str] | None, runs: bool
+) -> None:
+    report = {"autoscaler_report": {"active_nodes": dict.fromkeys(kinds or [], 1)}}
+    monkeypatch.setattr(ray_private, "is_autoscaler_v2", lambda fetch_from_server: False)
+    monkeypatch.setattr(ray_private, "_internal_kv_get", lambda key: None if kinds is None else json.dumps(report))
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "ab" * 28}])
+    assert autoscaler_runs() == runs
+    assert "active_nodes" in {field.name for field in dataclasses.fields(AutoscalerSummary)}
 
 
 class StartedError(Exception):

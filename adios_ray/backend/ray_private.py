@@ -21,12 +21,15 @@
 - ``LOG_MARKERS``, with which lines begin that Ray writes for itself into the files of what workers print.
 - ``print_to_stdstream`` of ``ray._private.worker``: prints messages of nodes into the driver's terminal, whatever
   ``log_to_driver`` is; among them the advice that many processes are running, which is what a population is.
+- The status that an autoscaler leaves in the control store, and the names that it gives to nodes of a cluster which
+  nothing scales: no public function tells whether nodes can be added.
 - Two environment variables, ``POLL_INTERVAL_VARIABLE`` and ``PREEMPTION_WATCHER_VARIABLE``: no argument of the trainers
   and no documented variable does what they do.
 
 Ray Train and Tune are imported inside the functions that need them, because the imports take a second.
 """
 
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -35,11 +38,19 @@ from typing import Any, NamedTuple
 
 import ray
 from ray._private import worker as ray_worker
-from ray._private.ray_constants import LOG_PREFIX_ACTOR_NAME, LOG_PREFIX_JOB_ID, LOG_PREFIX_TASK_NAME
+from ray._private.ray_constants import (
+    DEBUG_AUTOSCALING_STATUS,
+    LOG_PREFIX_ACTOR_NAME,
+    LOG_PREFIX_JOB_ID,
+    LOG_PREFIX_TASK_NAME,
+)
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import state as cluster_state
 from ray._private.utils import get_ray_address_file
+from ray.autoscaler._private.util import format_readonly_node_type
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group
 
 POLL_INTERVAL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
@@ -63,6 +74,18 @@ def silence_process_advice() -> None:
             printed(data, **options)
 
     ray_worker.print_to_stdstream = print_others
+
+
+def autoscaler_runs() -> bool:
+    """Tell whether an autoscaler adds nodes to the cluster; a monitor that only reports runs in every other one."""
+    if is_autoscaler_v2(fetch_from_server=True):
+        return True
+    status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    if status is None:
+        return False
+    nodes = json.loads(status).get("autoscaler_report", {}).get("active_nodes", {})
+    # Without a configuration, each node is the only one of its type, which is named by its ID.
+    return any(kind not in {format_readonly_node_type(node["NodeID"]) for node in ray.nodes()} for kind in nodes)
 
 
 class MadeGroup(NamedTuple):

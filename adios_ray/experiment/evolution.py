@@ -1,18 +1,22 @@
 """Training of a run's population to its end: channel, capacity, scheduler, records and trials put together."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from adios_ray.backend.admission import Admission
+from adios_ray.backend.autoscaling import requested
 from adios_ray.backend.capacity import ClusterCapacity, remove_orphaned
 from adios_ray.backend.channel import ChannelCalls, start_channel
 from adios_ray.backend.preflight import check_nodes
+from adios_ray.backend.ray_private import autoscaler_runs
 from adios_ray.backend.trial import TrialSettings
 from adios_ray.backend.tune_run import run_trials
 from adios_ray.data.claim import Claim
 from adios_ray.errors import RunError
 from adios_ray.experiment.config import ExperimentConfig
-from adios_ray.experiment.resources import WorkerResources, count_capacity, nodes
+from adios_ray.experiment.resources import WorkerResources, bundles, count_capacity, nodes
 from adios_ray.experiment.verdict import conclude
 from adios_ray.files import remove_drafts
 from adios_ray.search.opening import Rung, rungs
@@ -125,9 +129,12 @@ def _train(
         begin_lineage(run_dir, state.lineage_lines)
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
-        capacity = ClusterCapacity(run_dir, lambda: count_capacity(config, resources, nodes()))
-        admission = Admission(len(unfinished), capacity.count)
-        with Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check) as run:
+        at_once = min(len(unfinished), config.population)
+        wish = requested(bundles(config, resources, at_once)) if autoscaler_runs() else nullcontext()
+        with Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check) as run, wish:
+            say = partial(run.note, kind="wait")
+            capacity = ClusterCapacity(run_dir, lambda: count_capacity(config, resources, nodes()), at_once, say)
+            admission = Admission(len(unfinished), capacity.count)
             calls = ChannelCalls(channel)
             population = Population(config.trial(), state, run, calls)
             settings = TrialSettings(
