@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -117,6 +117,10 @@ class ClusterCapacity:
         self._run_dir, self._count_fitting, self._wanted, self._say = run_dir, count_fitting, wanted, say
         self._said = ""
         self._waiting_since: dict[ray.PlacementGroupID, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Drop everything when Tune pickles its search, which is not used again: a terminal cannot be pickled."""
+        return {}
 
     def count(self) -> int:
         """Count them now."""
