@@ -6,6 +6,7 @@ from typing import Literal
 
 from adios_ray.config import MaskFormat
 from adios_ray.errors import UsageError
+from adios_ray.files import check_local
 
 DRAWN = 8
 """Images of a data set that are drawn if no number is given."""
@@ -50,6 +51,7 @@ class Masks:
 
     def run(self) -> None:
         """Write the masks and print their number, and what was not used."""
+        check_local(self.output, "--output")
         if self.data_dir is not None:
             self._draw(self.data_dir)
         elif isinstance(self.images, tuple) and self.images:

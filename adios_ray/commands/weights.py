@@ -7,6 +7,7 @@ import tyro
 
 from adios_ray.config import Naming
 from adios_ray.errors import UsageError
+from adios_ray.files import check_local
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ImportOfficial:
         from adios_ray.models.official import import_official, unsupported
         from adios_ray.models.weights import save_weights
 
+        check_local(self.output, "--output")
         weights = import_official(self.directory)
         save_weights(self.output, weights)
         config = weights.config
@@ -58,6 +60,7 @@ class Export:
         from adios_ray.models.export import export_encoder, export_occlusion_model
         from adios_ray.models.weights import averaged, load_weights
 
+        check_local(self.output, "--output")
         to_onnx = self.output.suffix == onnx.SUFFIX
         if self.naming is not None and (self.occlusion or to_onnx):
             raise UsageError("--naming is for an encoder as safetensors, not for --occlusion or ONNX")

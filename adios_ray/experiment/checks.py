@@ -7,7 +7,7 @@ from adios_ray.data.shards import Manifest, verify
 from adios_ray.errors import ConfigError, DatasetError
 from adios_ray.evaluation.fitness import SMALLEST_PARTED, check_measurable
 from adios_ray.experiment.config import ExperimentConfig
-from adios_ray.files import check_writable
+from adios_ray.files import check_local, check_writable
 from adios_ray.measures import MEASURES
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
@@ -108,7 +108,9 @@ def check_storage(storage: Path) -> Path:
 
     Raises:
         ConfigError: If it cannot be created or written to.
+        UsageError: If it is a URI.
     """
+    check_local(storage, "storage")
     # Resolved because Ray Train refuses checkpoints whose path contains a symbolic link.
     storage = storage.expanduser().resolve()
     try:
