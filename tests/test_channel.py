@@ -18,7 +18,7 @@ MINE, DONORS = Pointer(path=Path("mine"), sha256="1"), Pointer(path=Path("donor"
 
 async def registered(held: bool = False) -> Channel:
     """Make a channel with one new trial."""
-    channel = Channel()
+    channel = Channel(["known"], lambda node: "it lacks data" if node == "bad" else "")
     await channel.register("t", CONFIG, None, 0, held)
     return channel
 
@@ -248,5 +248,39 @@ def test_a_stop_ends_every_worker_group_of_its_actor_and_none_of_the_next() -> N
         assert (await channel.take("t", start.position)).kind == "train"
         await channel.answer("t", start.position, TrialReport(epoch=1), MINE)
         await request
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_joins_is_checked_once_and_refused_with_a_note() -> None:
+    async def scenario() -> None:
+        channel = await registered()
+        assert await channel.check_node("known") == "" and await channel.refused_nodes() == []
+        assert await channel.check_nodes(["known", "good", "bad"]) == ["known"]  # without waiting
+        assert await asyncio.gather(*map(channel.check_node, ["bad", "good", "bad"])) == [
+            "it lacks data",
+            "",
+            "it lacks data",
+        ]
+        assert await channel.check_nodes(["known", "good", "bad"]) == ["known", "good"]
+        assert await channel.refused_nodes() == ["bad"]
+        assert await channel.take_notes() == [Note("", "it lacks data. No trial starts there")]
+
+    asyncio.run(scenario())
+
+
+def test_a_check_that_storage_prevents_is_repeated() -> None:
+    async def scenario() -> None:
+        answers = iter([OSError("stale"), ""])
+
+        def look(node: str) -> str:
+            if isinstance(answer := next(answers), OSError):
+                raise answer
+            return answer
+
+        channel = Channel([], look)
+        with pytest.raises(OSError, match="stale"):
+            await channel.check_node("new")
+        assert await channel.check_node("new") == "" and await channel.check_nodes([]) == ["new"]
 
     asyncio.run(scenario())

@@ -15,7 +15,7 @@ from test_schedulers import simulation
 
 from adios_ray.backend import faults, trial
 from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
-from adios_ray.backend.line import Reply
+from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
 from adios_ray.config import TrialConfig
@@ -52,8 +52,12 @@ def test_the_traceback_travels_from_the_worker(monkeypatch: pytest.MonkeyPatch) 
         raise OSError(17, "File exists", "masks")
 
     monkeypatch.setattr("adios_ray.backend.loop.train_loop", fail)
+    answers = SimpleNamespace(check_node=SimpleNamespace(remote=lambda node: ""))
+    context = SimpleNamespace(get_node_id=lambda: "ab")
+    fake_ray = SimpleNamespace(get=lambda answer: answer, get_runtime_context=lambda: context)
+    monkeypatch.setattr(trial, "ray", fake_ray)
     with pytest.raises(OSError) as raised:
-        trial.run_worker({})
+        trial.run_worker({"channel": answers})
     fault = fault_of(WorkerGroupError("", {0: pickle.loads(pickle.dumps(raised.value))}))
     assert fault.reason == "FileExistsError: [Errno 17] File exists: 'masks'"
     assert fault.details.startswith("worker 0:\nTraceback") and "in fail" in fault.details
@@ -73,12 +77,14 @@ class Stage:
         self.failures, self.waits, self.notes = 0, list[float](), list[tuple[str, ...]]()
         self.reply: Reply | None = None
         called = SimpleNamespace(remote=lambda *arguments: None)
-        channel = SimpleNamespace(request=called, start_actor=called)
+        self.refused: list[str] = []
+        refused = SimpleNamespace(remote=lambda: list(self.refused))
+        channel = SimpleNamespace(request=called, start_actor=called, refused_nodes=refused)
         monkeypatch.setattr(trial, "find_channel", lambda run: channel)
         monkeypatch.setattr(trial, "note", lambda channel, name, *texts: self.notes.append(texts))
         monkeypatch.setattr(trial, "time", SimpleNamespace(sleep=self.waits.append))
-        monkeypatch.setattr(trial, "build_trainer", lambda settings, channel: SimpleNamespace(fit=self._fit))
-        fake_ray = SimpleNamespace(wait=self._wait, get=lambda ref: self.reply)
+        monkeypatch.setattr(trial, "build_trainer", self._build)
+        fake_ray = SimpleNamespace(wait=self._wait, get=lambda ref: self.reply if ref is None else ref)
         monkeypatch.setattr(trial, "ray", fake_ray)
         monkeypatch.setattr(trial, "retry_in_run", lambda run_dir, action, say: action())
         self.live = LiveTrial.__new__(LiveTrial)
@@ -90,6 +96,10 @@ class Stage:
             cpus_per_worker=1.0,
             gpus_per_worker=0.0,
         )
+
+    def _build(self, settings: TrialSettings, channel: Any, refused: list[str]) -> Any:
+        self.avoided = refused
+        return SimpleNamespace(fit=self._fit)
 
     def _wait(self, refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         return (refs, []) if self.reply else ([], refs)
@@ -125,6 +135,15 @@ def test_workers_are_started_again_after_growing_waits_and_a_report_resets_them(
     assert stage.waits == [*WAITS_S[:3], *WAITS_S]
 
 
+def test_a_failure_on_a_node_that_was_refused_is_not_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stage = Stage(monkeypatch, tmp_path)
+    stage.failures = 1
+    stage.live.setup(stage.settings)
+    stage.refused = ["ab", "cd"]
+    assert stage.step().report is not None and stage.waits == [] and stage.avoided == ["ab", "cd"]
+    assert stage.notes[0][0] == "its workers failed (OSError: no data) and are started elsewhere"
+
+
 def test_storage_that_stays_away_is_a_fault_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def give_up(*arguments: Any) -> None:
         raise StorageError("storage has failed for 300 s") from OSError(28, "No space left on device")
@@ -138,7 +157,7 @@ def test_storage_that_stays_away_is_a_fault_at_once(monkeypatch: pytest.MonkeyPa
     assert fault.reason == "storage has failed for 300 s: [Errno 28] No space left on device"
 
 
-def test_a_fault_stops_the_run_which_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_a_fault_of_all_trials_stops_the_run_which_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
     steps = 0
 
     def fail(now: Simulation) -> None:
@@ -146,6 +165,8 @@ def test_a_fault_stops_the_run_which_resumes_as_if_nothing_had_happened(tmp_path
         steps += 1
         if steps == 20:
             name = next(iter(now.trials))
+            for each in now.trials:
+                now.scheduler.on_note(Note(each, "its workers failed", "", "restart"))
             reply = Reply(None, None, Fault("the disk is full", "Traceback"))
             now.scheduler.on_trial_result(None, now.trials[name], {REPLY: reply})
 

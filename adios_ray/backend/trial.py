@@ -3,12 +3,14 @@
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
 import ray
 from ray import tune
+from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from adios_ray.backend.capacity import ControllerRecord
 from adios_ray.backend.channel import find_channel, note
@@ -18,7 +20,7 @@ from adios_ray.backend.loop_config import LoopConfig
 from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.ray_private import controller_callback, lean_trainer_class, name_controller
 from adios_ray.checkpoints import Pointer
-from adios_ray.errors import StorageError
+from adios_ray.errors import NodeError, StorageError
 from adios_ray.files import check_writable
 from adios_ray.retry import TIMEOUT_S, retry_in_run
 
@@ -39,7 +41,7 @@ class TrialSettings(TypedDict):
     Attributes:
         trial: Name of the trial.
         run_dir: The run's directory.
-        channel: Name of the run, by which its channel is found.
+        channel: Name of the run's channel.
         workers: Ray Train workers of the trial.
         cpus_per_worker: CPUs of each worker, may be a fraction.
         gpus_per_worker: GPUs of each worker, may be a fraction.
@@ -55,7 +57,7 @@ class TrialSettings(TypedDict):
 
 def full_name(settings: TrialSettings) -> str:
     """Return the name of a trial with its run's, by which Ray lists what belongs to it, e.g. "first/trial_00"."""
-    return f"{settings['channel']}/{settings['trial']}"
+    return f"{Path(settings['run_dir']).name}/{settings['trial']}"
 
 
 class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type information
@@ -75,13 +77,14 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         self._start()
 
     def _start(self) -> None:
+        self._refused: list[str] = ray.get(self._channel.refused_nodes.remote())
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
 
     def _fit(self) -> None:
         try:
-            build_trainer(self._settings, self._channel).fit()
+            build_trainer(self._settings, self._channel, self._refused).fit()
         except BaseException as error:  # step() reads it once this thread has ended
             self._error = error
 
@@ -111,6 +114,12 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
             )
         except StorageError as error:
             return Fault(f"storage has failed for {TIMEOUT_S:.0f} s: {error.__cause__}", fault.details)
+        if len(ray.get(self._channel.refused_nodes.remote())) > len(self._refused):
+            # Not counted: the workers may have been on that node, where they cannot be again.
+            text = f"its workers failed ({fault.reason}) and are started elsewhere"
+            note(self._channel, self._trial, text, fault.details, "restart")
+            self._start()
+            return None
         self._failures += 1
         if self._failures == ATTEMPTS:
             return Fault(f"its workers failed {ATTEMPTS} times: {fault.reason}", fault.details)
@@ -145,6 +154,9 @@ def run_worker(config: dict[str, Any]) -> None:
     from adios_ray.backend.loop import train_loop
 
     settings = LoopConfig(**config)  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
+    node = ray.get_runtime_context().get_node_id()
+    if problem := ray.get(settings["channel"].check_node.remote(node)):
+        raise NodeError(problem)
     rank = parallel.rank()
 
     def send(lines: str) -> None:
@@ -158,8 +170,14 @@ def run_worker(config: dict[str, Any]) -> None:
         raise
 
 
-def build_trainer(config: TrialSettings, channel: Any) -> Any:
-    """Build the Ray Train trainer of a trial; ``channel`` is the handle that its workers receive."""
+def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = ()) -> Any:
+    """Build the Ray Train trainer of a trial.
+
+    Args:
+        config: Settings of the trial.
+        channel: Handle of the channel, which the workers receive.
+        refused: IDs of nodes on which no worker may be placed.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     name = full_name(config)
@@ -181,6 +199,7 @@ def build_trainer(config: TrialSettings, channel: Any) -> Any:
             num_workers=config["workers"],
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": config["cpus_per_worker"], **({"GPU": gpus} if gpus else {})},
+            label_selector={NODE_ID_LABEL_KEY: f"!in({', '.join(refused)})"} if refused else None,
         ),
         run_config=RunConfig(
             name=name,

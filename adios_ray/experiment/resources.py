@@ -18,16 +18,17 @@ class WorkerResources(NamedTuple):
 
 
 class Node(NamedTuple):
-    """Resources of a node of the cluster."""
+    """Resources of a node of the cluster, and its ID."""
 
     cpus: float
     gpus: float
+    id: str = ""
 
 
 def nodes() -> list[Node]:
     """List the nodes of the running cluster that are alive."""
-    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+    alive = ((node["Resources"], node["NodeID"]) for node in ray.nodes() if node["Alive"])
+    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0), node) for resources, node in alive]
 
 
 def worker_resources(config: ExperimentConfig, cluster: Sequence[Node], grows: bool = False) -> WorkerResources:
