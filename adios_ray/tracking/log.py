@@ -22,13 +22,18 @@ EventKind = Literal["note", "restart", "wait", "exploit", "refusal", "drop"]
 class Event(BaseModel):
     """Something that happened in a run: a line of ``events.jsonl``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    """When it happened, in UTC."""
     kind: EventKind
+    """What happened; "restart" is of a trial's processes, "wait" for nodes, resources or storage."""
     trial: str = ""
+    """The trial that it is about; empty if it is about the run."""
     epoch: int | None = None
+    """The trial's epoch, where that matters."""
     text: str
+    """What the terminal showed."""
 
 
 class EventLog:
