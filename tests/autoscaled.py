@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 from ray._private.services import get_node_ip_address
@@ -47,38 +48,68 @@ def settings(address: str, resources: dict[str, float], most: int) -> dict[str, 
     }
 
 
+class Autoscaled(NamedTuple):
+    """A running cluster.
+
+    Attributes:
+        address: Its address.
+        directory: Its temporary directory, which the command lines of its processes name.
+    """
+
+    address: str
+    directory: Path
+
+    def processes(self) -> list[psutil.Process]:
+        """Find the processes of all its nodes."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if any(str(self.directory) in part for part in process.cmdline()):
+                    found.append(process)
+        return found
+
+    def nodes(self) -> int:
+        """Count the nodes that the autoscaler has started."""
+        names = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                names.append(process.name())
+        return names.count("raylet") - 1
+
+
 @contextlib.contextmanager
-def autoscaled(resources: dict[str, float], most: int) -> Iterator[str]:
-    """Start a cluster whose autoscaler adds nodes with these resources; yield its address, and end its processes."""
-    address = f"{get_node_ip_address()}:{free_port()}"
+def autoscaled(resources: dict[str, float], most: int) -> Iterator[Autoscaled]:
+    """Start a cluster whose autoscaler adds up to ``most`` nodes with these resources; end its processes afterwards."""
     directory = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: it holds sockets
-    config = directory / "autoscaler.json"
-    config.write_text(json.dumps(settings(address, resources, most)))
+    cluster, config = Autoscaled(f"{get_node_ip_address()}:{free_port()}", directory), directory / "autoscaler.json"
+    config.write_text(json.dumps(settings(cluster.address, resources, most)))
     environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     environment.pop("RAY_ADDRESS", None)
-    options = f"--head --block --num-cpus 0 --port {address.rpartition(':')[2]} --temp-dir {directory} --include-dashboard false"
-    head = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", *options.split(), f"--autoscaling-config={config}"],
-        env=environment,
-        stdout=(directory / "head.log").open("w"),
-        stderr=subprocess.STDOUT,
-    )
+    port = cluster.address.rpartition(":")[2]
+    options = f"--head --block --num-cpus 0 --port {port} --temp-dir {directory} --include-dashboard false"
+    with (directory / "head.log").open("w") as log:
+        head = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", *options.split(), f"--autoscaling-config={config}"],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
     try:
-        yield address
+        wait_until_up(cluster, head)
+        yield cluster
     finally:
         head.send_signal(signal.SIGTERM)
         head.wait(timeout=60)
-        for process in started_in(directory):
+        for process in cluster.processes():  # nodes outlive the autoscaler that has started them
             with contextlib.suppress(psutil.Error):
                 process.kill()
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def started_in(directory: Path) -> list[psutil.Process]:
-    """Find the processes whose command line names a cluster's directory: nodes outlive the autoscaler."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if any(str(directory) in part for part in process.cmdline()):
-                found.append(process)
-    return found
+def wait_until_up(cluster: Autoscaled, head: "subprocess.Popen[bytes]") -> None:
+    """Wait until the head runs and its autoscaler has reported."""
+    deadline = time.monotonic() + 120
+    while not list(cluster.directory.glob("session_latest/logs/monitor.log")):
+        if head.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError((cluster.directory / "head.log").read_text())
+        time.sleep(0.5)
