@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,17 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from ray._private.services import get_node_ip_address
+from test_job_submission import free_ports
 
 IDLE_MINUTES = 0.2
 """Minutes after which an idle node is stopped."""
-
-
-def free_port() -> int:
-    """Find a free port."""
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return int(one.getsockname()[1])
 
 
 def settings(address: str, resources: dict[str, float], most: int) -> dict[str, object]:
@@ -39,7 +31,9 @@ def settings(address: str, resources: dict[str, float], most: int) -> dict[str, 
         "idle_timeout_minutes": IDLE_MINUTES,
         "upscaling_speed": 10.0,
         "provider": {"type": "fake_multinode", "gcs_address": address},
-        "auth": {"ssh_user": "nobody"},
+        "auth": {},
+        "file_mounts": {},
+        **dict.fromkeys(("cluster_synced_files", "worker_setup_commands", "worker_start_ray_commands"), []),
         "head_node_type": "ray.head.default",
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
@@ -80,16 +74,18 @@ class Autoscaled(NamedTuple):
 @contextlib.contextmanager
 def autoscaled(resources: dict[str, float], most: int) -> Iterator[Autoscaled]:
     """Start a cluster whose autoscaler adds up to ``most`` nodes with these resources; end its processes afterwards."""
+    port, dashboard, agent, client = free_ports(4)
     directory = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: it holds sockets
-    cluster, config = Autoscaled(f"{get_node_ip_address()}:{free_port()}", directory), directory / "autoscaler.json"
+    cluster, config = Autoscaled(f"127.0.0.1:{port}", directory), directory / "autoscaler.json"
     config.write_text(json.dumps(settings(cluster.address, resources, most)))
     environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     environment.pop("RAY_ADDRESS", None)
-    port = cluster.address.rpartition(":")[2]
-    options = f"--head --block --num-cpus 0 --port {port} --temp-dir {directory} --include-dashboard false"
+    ports = f"--port {port} --dashboard-port {dashboard} --dashboard-agent-listen-port {agent}"
+    options = f"--head --block --num-cpus 0 --node-ip-address 127.0.0.1 --temp-dir {directory} {ports}"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options.split()]
     with (directory / "head.log").open("w") as log:
         head = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", *options.split(), f"--autoscaling-config={config}"],
+            [*command, f"--ray-client-server-port={client}", f"--autoscaling-config={config}"],
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
