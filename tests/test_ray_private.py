@@ -238,12 +238,12 @@ def test_the_advice_about_processes_is_not_printed_and_everything_else_is(monkey
 def test_an_autoscaler_is_known_by_the_types_of_nodes_that_it_reports(
     monkeypatch: pytest.MonkeyPatch, kinds: list[str] | None, runs: bool
 ) -> None:
-    report = {"autoscaler_report": {"active_nodes": dict.fromkeys(kinds or [], 1)}}
+    report = {"autoscaler_report": {"node_type_mapping": dict(enumerate(kinds or []))}}
     monkeypatch.setattr(ray_private, "is_autoscaler_v2", lambda fetch_from_server: False)
     monkeypatch.setattr(ray_private, "_internal_kv_get", lambda key: None if kinds is None else json.dumps(report))
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "ab" * 28}])
     assert autoscaler_runs() == runs
-    assert "active_nodes" in {field.name for field in dataclasses.fields(AutoscalerSummary)}
+    assert "node_type_mapping" in {field.name for field in dataclasses.fields(AutoscalerSummary)}
 
 
 class StartedError(Exception):

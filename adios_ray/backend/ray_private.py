@@ -83,9 +83,10 @@ def autoscaler_runs() -> bool:
     status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
     if status is None:
         return False
-    nodes = json.loads(status).get("autoscaler_report", {}).get("active_nodes", {})
+    # Not its active nodes: one that reports nothing yet is none, such as a head without resources.
+    types = json.loads(status).get("autoscaler_report", {}).get("node_type_mapping") or {}
     # Without a configuration, each node is the only one of its type, which is named by its ID.
-    return any(kind not in {format_readonly_node_type(node["NodeID"]) for node in ray.nodes()} for kind in nodes)
+    return not {format_readonly_node_type(node["NodeID"]) for node in ray.nodes()}.issuperset(types.values())
 
 
 class MadeGroup(NamedTuple):
