@@ -3,21 +3,18 @@
     python tests/soak.py                      every kill 20 times, every end 10, every fault 5 (`make soak`)
     python tests/soak.py --kinds worker --rounds 1
 
-Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a
-random moment after the first report. Kills: a worker, a trial's actor, Ray Train's controller, the driver (restarted
-to resume the run), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs permission
-to mount a file system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and
-its workers killed; ``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until
-the run stops, and then the run is resumed; ``stranger``, a node that does not see the storage (needs permission to
-mount, too) has joined, so that the run is refused, and resumed without that node; ``newcomer``, such a node joins
-while the only place for a trial is there, until another one joins. ``grow``: a run alone on a cluster whose autoscaler
-has started no node yet; every second one is interrupted, and resumed when no node is left again. Ends: ``interrupt``
-and ``terminate``, the driver gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same
-run is refused; ``moved``, the driver is killed, and the run is resumed in another place. The round then waits for the
-end and checks that all trials are at their last epoch, that every report exists once, that lineage and numbers equal
-those of an undisturbed run bit for bit (except after ``checkpoint``, where a trial steps back), and that no process,
-placement group or temporary file is left. Prints a table, and one line for each failed round; the exit status is 1 if
-there was any.
+Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a random
+moment after the first report. Kills: a worker, a trial's actor, Ray Train's controller, the driver (restarted to resume
+the run), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs permission to mount a
+file system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and its workers
+killed; ``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until the run
+stops, and then the run is resumed; ``stranger``, a node that does not see the storage (needs permission to mount, too)
+has joined, so that the run is refused, and resumed without that node. Ends: ``interrupt`` and ``terminate``, the driver
+gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is refused; ``moved``, the
+driver is killed, and the run is resumed in another place. The round then waits for the end and checks that all trials
+are at their last epoch, that every report exists once, that lineage and numbers equal those of an undisturbed run bit
+for bit (except after ``checkpoint``, where a trial steps back), and that no process, placement group or temporary file
+is left. Prints a table, and one line for each failed round; the exit status is 1 if there was any.
 """
 
 import json
@@ -40,7 +37,6 @@ import psutil
 import ray
 import tyro
 import yaml
-from autoscaled import autoscaled
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 from rich.console import Console
@@ -53,7 +49,7 @@ from adios_ray.search.state import PopulationState
 from adios_ray.tracking.records import read_lineage, read_results
 
 KILLS = ("worker", "actor", "controller", "driver", "node")
-FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "stranger", "newcomer", "grow")
+FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "stranger")
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 ENDS = (*SIGNALS, "second", "moved")
 DISK_BYTES, AWAY_S = 2**26, 10.0
@@ -97,8 +93,8 @@ class Options:
     """Options of the soak test."""
 
     kinds: tuple[str, ...] = (*KILLS, *FAULTS, *ENDS)
-    """Kills (worker, actor, controller, driver, node), faults (disk, storage, checkpoint, data, fault, stranger,
-    newcomer, grow), and ends (interrupt, terminate, second, moved)."""
+    """Kills (worker, actor, controller, driver, node), faults (disk, storage, checkpoint, data, fault, stranger), and
+    ends (interrupt, terminate, second, moved)."""
     rounds: int = 20
     """Rounds of each kill; each end has half of them, each fault a quarter."""
     seed: int = 0
@@ -120,7 +116,7 @@ class Stage:
         self.data = make_objects(directory / "objects")
         (directory / "space.yaml").write_text(yaml.safe_dump(SPACE))
 
-    def start(self, name: str, address: str | None = None) -> tuple["subprocess.Popen[str]", Path]:
+    def start(self, name: str) -> tuple["subprocess.Popen[str]", Path]:
         """Start a driver with its own storage, which can be filled and taken away; return both."""
         disk, storage = self.directory / f"{name}.disk", self.directory / name
         disk.mkdir()
@@ -133,17 +129,12 @@ class Stage:
         )
         file = self.directory / f"{name}.json"
         file.write_text(config.model_dump_json())
-        return self.drive(file, name, address), storage
+        return self.drive(file, name), storage
 
-    def drive(self, what: Path, name: str, address: str | None = None) -> "subprocess.Popen[str]":
-        """Start a driver for a configuration file, or to resume a run directory, on this or another cluster."""
-        log, environment = self.log(name).open("a"), {**os.environ, "RAY_ADDRESS": address or self.cluster.address}
-        command = [sys.executable, "-c", DRIVER, str(what)]
-        return subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment)
-
-    def log(self, name: str) -> Path:
-        """Name the file with what a driver prints."""
-        return self.directory / f"{name}.log"
+    def drive(self, what: Path, name: str) -> "subprocess.Popen[str]":
+        """Start a driver for a configuration file, or to resume a run directory."""
+        log = (self.directory / f"{name}.log").open("a")
+        return subprocess.Popen([sys.executable, "-c", DRIVER, str(what)], stdout=log, stderr=log, text=True)
 
     def replace_node(self, rng: random.Random) -> None:
         """Remove a node, and add another one a little later."""
@@ -249,14 +240,6 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path,
             return resumed_after(stage, "cannot train: its workers failed 6 times: no data set", run)
     elif kind == "node":
         stage.replace_node(rng)
-    elif kind == "newcomer":
-        stage.cluster.remove_node(stage.nodes.pop(rng.randrange(len(stage.nodes))), allow_graceful=False)
-        with stage.stranger():
-            said = "has joined, but cannot train: it does not see the run directory"
-            wait_for(lambda: said in stage.log(run.parent.name).read_text(), "the newcomer was not refused")
-            time.sleep(rng.uniform(0, 5))
-            stage.nodes.append(stage.cluster.add_node(num_cpus=1))
-            driver.wait(timeout=TIMEOUT_S)
     elif kind == "driver":
         driver.kill()
         driver.wait()
@@ -266,30 +249,10 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path,
     return driver
 
 
-def grow(stage: Stage, name: str, number: int, rng: random.Random) -> tuple["subprocess.Popen[str]", Path]:
-    """Run on a cluster that an autoscaler grows from no node, and shrinks to none; return the driver and its run."""
-    with autoscaled({"CPU": 1}, TRIALS) as cluster:
-        driver, storage = stage.start(name, cluster.address)
-        try:
-            run = run_dir_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
-            if f"waiting for nodes: 0 of {TRIALS} trials fit" not in stage.log(name).read_text():
-                raise WrongError("the run did not say that it waits for nodes")
-            if number % 2:
-                driver.send_signal(signal.SIGINT)
-                wait_for(lambda: driver.poll() is not None, "the driver did not end after Ctrl-C")
-                wait_for(lambda: not cluster.nodes(), "nodes are left after Ctrl-C")
-                driver = stage.drive(run, name, cluster.address)
-            wait_for(lambda: driver.poll() is not None, "the driver did not end")
-            wait_for(lambda: not cluster.nodes(), "nodes are left")
-        finally:
-            driver.kill()
-    return driver, run
-
-
 def resumed_after(stage: Stage, error: str, run: Path) -> "subprocess.Popen[str]":
     """Check that a run's driver has ended with an error, and resume the run."""
     name = run.parent.name
-    if error not in stage.log(name).read_text().splitlines()[-1]:
+    if error not in (stage.directory / f"{name}.log").read_text().splitlines()[-1]:
         raise WrongError(f"the driver did not end with {error!r}")
     return stage.drive(run, name)
 
@@ -329,7 +292,7 @@ def epochs_of(run: Path) -> dict[str, int]:
 
 def expect_line(stage: Stage, name: str, text: str) -> None:
     """Check that the last line that a driver printed contains a text, and that it printed no stack."""
-    log = stage.log(name).read_text()
+    log = (stage.directory / f"{name}.log").read_text()
     if text not in log.splitlines()[-1] or "Traceback" in log or "*** SIG" in log:
         raise WrongError(f"the driver did not end with {text!r} alone")
 
@@ -405,9 +368,7 @@ def undisturbed(stage: Stage) -> Outcome:
 def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> float:
     """Run one round; return its seconds."""
     rng, name, began = random.Random(f"{seed}/{kind}/{number}"), f"{kind}-{number}", time.monotonic()
-    if kind == "grow":
-        driver, run = grow(stage, name, number, rng)
-    elif kind == "stranger":
+    if kind == "stranger":
         with stage.stranger():
             driver, storage = stage.start(name)
             driver.wait(timeout=TIMEOUT_S)
@@ -417,11 +378,11 @@ def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> 
         if kind == "stranger":
             (run,) = (path.parent for path in storage.glob("*-*/population.json"))
             driver = resumed_after(stage, f"it does not see the run directory {storage.resolve()}", run)
-        elif kind != "grow":
+        else:
             run = run_dir_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
         if kind in ENDS:
             driver, run = end(stage, kind, driver, run, rng)
-        elif kind not in ("stranger", "grow"):
+        elif kind != "stranger":
             driver = disturb(stage, kind, driver, run, rng)
         if driver.wait(timeout=TIMEOUT_S):
             raise WrongError(f"the driver ended with status {driver.returncode}")
@@ -447,7 +408,7 @@ def main(options: Options) -> int:
                 try:
                     seconds.append(play(stage, kind, number, options.seed, expected))
                 except WrongError as error:
-                    log = stage.log(f"{kind}-{number}").read_text().splitlines()[-3:]
+                    log = (stage.directory / f"{kind}-{number}.log").read_text().splitlines()[-3:]
                     wrong.append(f"{kind}, round {number}: {error}; its log ends: {' | '.join(log)}")
                     print(wrong[-1], flush=True)
             median = f"{sorted(seconds)[len(seconds) // 2]:.0f}" if seconds else "-"
