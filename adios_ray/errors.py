@@ -14,6 +14,7 @@
     └── RunError (RuntimeError)     a run that could not finish; exit status 1
         ├── StorageError            storage that failed for too long
         ├── FaultError              workers of one trial that failed too often, without a divergence
+        ├── NodeError               a node that has joined the cluster and cannot train
         ├── MemoryLimitError        a worker out of memory
         ├── ClaimError              a run or another place that another process holds, or has taken over
         └── ReplicaError            workers of one trial that hold different parameters
@@ -75,6 +76,10 @@ class StorageError(RunError):
 
 class FaultError(RunError):
     """A trial's workers failed too often; the message names the trial and the reason, and how to resume."""
+
+
+class NodeError(RunError):
+    """A node of the cluster cannot train; the message says what it lacks."""
 
 
 class MemoryLimitError(RunError):

@@ -8,15 +8,16 @@
       population.json  population.jsonl   the population: a snapshot and the journal of changes since
       driver.json                         the driver's process, while one is alive (data/claim.py)
       results.csv  lineage.jsonl          one line for each report, one for each exploit or refused one
+      events.jsonl                        one line for each note, exploit, refusal, restart and wait
       outcomes/PART/TRIAL/epoch_NNNNN     one byte for each image of a part of val, of each trial's last reports
       checkpoints/TRIAL/epoch_NNNNN/      weights
       masks/TRIAL/epoch_NNNNN.npz         masks of the first validation images
       diverged/TRIAL/epoch_NNNNN/         what reproduces a step that became non-finite
       controllers/ACTOR_ID                Ray Train controllers whose placement groups may be left behind
-      logs/TRIAL.log                      what happened to each trial's processes, with tracebacks
+      logs/TRIAL.log                      what happened to each trial's processes, with tracebacks and output
       logs/tracker_NAME.log               what each tracker's process printed
       inspection.npz                      features of validation images, for the report
-      tune/                               Ray Tune's own files
+      tune/                               Ray Tune's and Ray Train's own files
       report.html  summary.json  schedule.json   for people; the last two are written when the run has finished
 """
 
@@ -76,6 +77,11 @@ class RunDirectory:
     def lineage(self) -> Path:
         """One line for each exploit, and one for each that was refused."""
         return self.path / "lineage.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """One line for everything that happened, for people and programs; nothing resumes from it."""
+        return self.path / "events.jsonl"
 
     @property
     def report(self) -> Path:

@@ -12,7 +12,8 @@ from ray.tune.experiment import Trial
 
 from adios_ray.backend.admission import Admission
 from adios_ray.backend.channel import ChannelCalls
-from adios_ray.backend.line import Line, Lines, Request
+from adios_ray.backend.faults import Fault
+from adios_ray.backend.line import Line, Lines, Note, Reply, Request
 from adios_ray.backend.trial import REPLY
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
@@ -84,12 +85,13 @@ class SimulatedRun:
     def hold(self, trials: Sequence[str], held: bool) -> None:
         """Show nothing of who waits."""
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, kind: str = "note", trial: str = "", epoch: int | None = None) -> None:
         """Keep a note."""
         self.notes.append(text)
 
-    def trial_note(self, trial: str, text: str, details: str = "") -> None:
-        """Drop a note."""
+    def trial_note(self, trial: str, text: str, details: str = "", kind: str = "note") -> None:
+        """Keep a note."""
+        self.notes.append(f"{trial}: {text}")
 
 
 @dataclass(eq=False)
@@ -143,6 +145,7 @@ class Simulation:
         fitness: Returns a trial's fitness from its name, epoch, configuration and the score of its weights before.
         details: Returns further fields of a trial's report from its name, epoch and fitness.
         on_step: Called after each step.
+        fails: Returns whether a trial's workers cannot train, from its name and configuration.
         loses_actor: Returns whether a trial's actor dies; called at each step.
     """
 
@@ -157,6 +160,7 @@ class Simulation:
     )
     details: Callable[[str, int, float], dict[str, Any]] = field(default=lambda trial, epoch, fitness: {})
     on_step: Callable[["Simulation"], None] = field(default=lambda simulation: None)
+    fails: Callable[[str, TrialConfig], bool] = lambda trial, config: False
     loses_actor: Callable[[], bool] = lambda: False
 
     def fresh(self) -> None:
@@ -257,6 +261,9 @@ class Simulation:
         name, trial = self.random.choice(able)
         line = self.channel.lines[name]
         self._ask(trial, line)
+        if line.training is not None and self.fails(name, line.config):
+            self._fail(name, trial)
+            return
         if line.training is not None:
             self._train(name, line)
         if trial.request is None or trial.request.reply is None:
@@ -272,6 +279,14 @@ class Simulation:
     def _ask(self, trial: SimulatedTrial, line: Line) -> None:
         """Have the trial's actor request the next report, unless it has already."""
         trial.request = trial.request or line.ask(trial.missed)
+
+    def _fail(self, name: str, trial: SimulatedTrial) -> None:
+        """Let the trial's workers fail, at first with a restart, and then for good."""
+        self.scheduler.on_note(Note(name, "its workers failed", "", "restart"))
+        if self.random.random() < 0.5:
+            result = {REPLY: Reply(None, None, Fault("out of memory", ""))}
+            trial.missed, trial.request = True, None  # the actor's request stays in the channel
+            self._react(trial, self.scheduler.on_trial_result(None, trial, result), result)
 
     def _train(self, name: str, line: Line) -> None:
         """Train to the next report; the checkpoint holds the score of the weights."""

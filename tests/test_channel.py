@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adios_ray.backend.channel import Channel, ReplacedError
-from adios_ray.backend.line import Reply
+from adios_ray.backend.line import Note, Reply
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.trial_report import TrialReport
@@ -18,7 +18,7 @@ MINE, DONORS = Pointer(path=Path("mine"), sha256="1"), Pointer(path=Path("donor"
 
 async def registered(held: bool = False) -> Channel:
     """Make a channel with one new trial."""
-    channel = Channel()
+    channel = Channel(["known"], lambda node: "it lacks data" if node == "bad" else "")
     await channel.register("t", CONFIG, None, 0, held)
     return channel
 
@@ -223,8 +223,11 @@ def test_notes_arrive_without_a_report_and_once() -> None:
         request = asyncio.create_task(channel.request("t", missed=False))
         await settle()
         await channel.note("t", "storage refuses")
-        await channel.note("t", "its workers failed", "Traceback")
-        assert await channel.take_notes() == [("t", "storage refuses", ""), ("t", "its workers failed", "Traceback")]
+        await channel.note("t", "its workers failed", "Traceback", "restart")
+        assert await channel.take_notes() == [
+            Note("t", "storage refuses"),
+            Note("t", "its workers failed", "Traceback", "restart"),
+        ]
         assert await channel.take_notes() == [] and not request.done()
         await channel.answer("t", 0, TrialReport(epoch=1), MINE)
         await request
@@ -245,5 +248,36 @@ def test_a_stop_ends_every_worker_group_of_its_actor_and_none_of_the_next() -> N
         assert (await channel.take("t", start.position)).kind == "train"
         await channel.answer("t", start.position, TrialReport(epoch=1), MINE)
         await request
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_joins_is_checked_once_and_refused_with_a_note() -> None:
+    async def scenario() -> None:
+        channel = await registered()
+        assert await channel.check_node("known") == "" and await channel.refused_nodes() == []
+        assert await channel.check_nodes(["known", "good", "bad"]) == ["known"]  # without waiting
+        checked = await asyncio.gather(*map(channel.check_node, ["bad", "good", "bad"]))
+        assert checked == ["it lacks data", "", "it lacks data"]
+        assert await channel.check_nodes(["known", "good", "bad"]) == ["known", "good"]
+        assert await channel.refused_nodes() == ["bad"]
+        assert await channel.take_notes() == [Note("", "it lacks data. No trial starts there")]
+
+    asyncio.run(scenario())
+
+
+def test_a_check_that_storage_prevents_is_repeated() -> None:
+    async def scenario() -> None:
+        away = [OSError("stale")]
+
+        def look(node: str) -> str:
+            if away:
+                raise away.pop()
+            return ""
+
+        channel = Channel([], look)
+        with pytest.raises(OSError, match="stale"):
+            await channel.check_node("new")
+        assert await channel.check_node("new") == "" and await channel.check_nodes([]) == ["new"]
 
     asyncio.run(scenario())

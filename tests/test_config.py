@@ -22,7 +22,7 @@ from adios_ray.experiment.checks import check_data, check_job_paths, check_stora
 from adios_ray.experiment.command import main, read_arguments
 from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.experiment.presets import preset_config
-from adios_ray.experiment.resources import Node, count_capacity, worker_resources
+from adios_ray.experiment.resources import Node, bundles, count_capacity, worker_resources
 from adios_ray.search.spaces import Choice, Continuous, Integer, SearchSpace, load_space, save_space
 from adios_ray.tracking.records import write_config
 from adios_ray.validation import parse
@@ -248,6 +248,11 @@ def test_workers_share_the_cpus_and_take_a_gpu_each() -> None:
     crowd = ExperimentConfig(population=16)
     assert worker_resources(crowd, [head, node, node]) == (0.5, 1)
     assert count_capacity(crowd, worker_resources(crowd, [head, node, node]), [head, node, node]) == 16
+    growing = ExperimentConfig(gpus_per_worker=1, population=3, workers_per_trial=2)
+    assert worker_resources(growing, [Node(4, 0)], grows=True) == (1, 1)
+    with pytest.raises(ConfigError, match="the cluster can never give"):
+        worker_resources(growing, [Node(4, 0)])
+    assert bundles(growing, worker_resources(growing, [], grows=True), 3) == [{"CPU": 1, "GPU": 1}] * 6
     assert worker_resources(ExperimentConfig(gpus_per_worker=0.25), [Node(16, 1)]).gpus == 0.25
 
 

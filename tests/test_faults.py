@@ -15,11 +15,14 @@ from test_schedulers import simulation
 
 from adios_ray.backend import faults, trial
 from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
-from adios_ray.backend.line import Reply
+from adios_ray.backend.line import Note, Reply
+from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
 from adios_ray.config import TrialConfig
 from adios_ray.errors import CheckpointError, FaultError, StorageError
+from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking.live import LiveView
+from adios_ray.tracking.log import Event, EventLog, append_log, read_events
 from adios_ray.tracking.run import Run
 from adios_ray.trial_report import TrialReport
 
@@ -49,8 +52,12 @@ def test_the_traceback_travels_from_the_worker(monkeypatch: pytest.MonkeyPatch) 
         raise OSError(17, "File exists", "masks")
 
     monkeypatch.setattr("adios_ray.backend.loop.train_loop", fail)
+    answers = SimpleNamespace(check_node=SimpleNamespace(remote=lambda node: ""))
+    context = SimpleNamespace(get_node_id=lambda: "ab")
+    fake_ray = SimpleNamespace(get=lambda answer: answer, get_runtime_context=lambda: context)
+    monkeypatch.setattr(trial, "ray", fake_ray)
     with pytest.raises(OSError) as raised:
-        trial.run_worker({})
+        trial.run_worker({"channel": answers})
     fault = fault_of(WorkerGroupError("", {0: pickle.loads(pickle.dumps(raised.value))}))
     assert fault.reason == "FileExistsError: [Errno 17] File exists: 'masks'"
     assert fault.details.startswith("worker 0:\nTraceback") and "in fail" in fault.details
@@ -70,12 +77,14 @@ class Stage:
         self.failures, self.waits, self.notes = 0, list[float](), list[tuple[str, ...]]()
         self.reply: Reply | None = None
         called = SimpleNamespace(remote=lambda *arguments: None)
-        channel = SimpleNamespace(request=called, start_actor=called)
+        self.refused: list[str] = []
+        refused = SimpleNamespace(remote=lambda: list(self.refused))
+        channel = SimpleNamespace(request=called, start_actor=called, refused_nodes=refused)
         monkeypatch.setattr(trial, "find_channel", lambda run: channel)
         monkeypatch.setattr(trial, "note", lambda channel, name, *texts: self.notes.append(texts))
         monkeypatch.setattr(trial, "time", SimpleNamespace(sleep=self.waits.append))
-        monkeypatch.setattr(trial, "build_trainer", lambda settings, channel: SimpleNamespace(fit=self._fit))
-        fake_ray = SimpleNamespace(wait=self._wait, get=lambda ref: self.reply)
+        monkeypatch.setattr(trial, "build_trainer", self._build)
+        fake_ray = SimpleNamespace(wait=self._wait, get=lambda ref: self.reply if ref is None else ref)
         monkeypatch.setattr(trial, "ray", fake_ray)
         monkeypatch.setattr(trial, "retry_in_run", lambda run_dir, action, say: action())
         self.live = LiveTrial.__new__(LiveTrial)
@@ -87,6 +96,10 @@ class Stage:
             cpus_per_worker=1.0,
             gpus_per_worker=0.0,
         )
+
+    def _build(self, settings: TrialSettings, channel: Any, refused: list[str]) -> Any:
+        self.avoided = refused
+        return SimpleNamespace(fit=self._fit)
 
     def _wait(self, refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         return (refs, []) if self.reply else ([], refs)
@@ -114,12 +127,21 @@ def test_workers_are_started_again_after_growing_waits_and_a_report_resets_them(
     texts = [
         f"its workers failed (OSError: no data) and are started again{when}" for when in ("", " in 1 s", " in 5 s")
     ]
-    assert [text.rpartition(",")[0] for text, _ in stage.notes] == texts
-    assert all("Traceback" in details for _, details in stage.notes)
+    assert [text.rpartition(",")[0] for text, *_ in stage.notes] == texts
+    assert all("Traceback" in details and kind == "restart" for _, details, kind in stage.notes)
     stage.failures = 99  # the Ray Train run has ended after its report, and no other one reports
     fault = stage.step().fault
     assert fault is not None and fault.reason == f"its workers failed {ATTEMPTS} times: OSError: no data"
     assert stage.waits == [*WAITS_S[:3], *WAITS_S]
+
+
+def test_a_failure_on_a_node_that_was_refused_is_not_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stage = Stage(monkeypatch, tmp_path)
+    stage.failures = 1
+    stage.live.setup(stage.settings)
+    stage.refused = ["ab", "cd"]
+    assert stage.step().report is not None and stage.waits == [] and stage.avoided == ["ab", "cd"]
+    assert stage.notes[0][0] == "its workers failed (OSError: no data) and are started elsewhere"
 
 
 def test_storage_that_stays_away_is_a_fault_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,7 +157,7 @@ def test_storage_that_stays_away_is_a_fault_at_once(monkeypatch: pytest.MonkeyPa
     assert fault.reason == "storage has failed for 300 s: [Errno 28] No space left on device"
 
 
-def test_a_fault_stops_the_run_which_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_a_fault_of_all_trials_stops_the_run_which_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
     steps = 0
 
     def fail(now: Simulation) -> None:
@@ -143,6 +165,8 @@ def test_a_fault_stops_the_run_which_resumes_as_if_nothing_had_happened(tmp_path
         steps += 1
         if steps == 20:
             name = next(iter(now.trials))
+            for each in now.trials:
+                now.scheduler.on_note(Note(each, "its workers failed", "", "restart"))
             reply = Reply(None, None, Fault("the disk is full", "Traceback"))
             now.scheduler.on_trial_result(None, now.trials[name], {REPLY: reply})
 
@@ -177,15 +201,54 @@ def test_a_trials_note_is_shown_and_logged_with_its_details(
     monkeypatch.setattr("adios_ray.tracking.run.begin_results", lambda *arguments: None)
     run = Run(tmp_path, [], LiveView(1, 2, "run"), SimpleNamespace(), None)  # type: ignore[arg-type]
     run.trial_note("trial_01", "its workers failed (no data)", "Traceback\n  in line 1")
-    run.trial_note("trial_01", "storage is back")
+    run.trial_note("trial_01", "worker 0 printed", "hello", "output")
+    run.trial_note("trial_01", "storage is back", kind="wait")
     assert capsys.readouterr().out == "trial_01: its workers failed (no data)\ntrial_01: storage is back\n"
     lines = (tmp_path / "logs" / "trial_01.log").read_text().splitlines()
     assert [line.partition("+00:00 ")[2] or line for line in lines] == [
         "its workers failed (no data)",
         "    Traceback",
         "      in line 1",
+        "worker 0 printed",
+        "    hello",
         "storage is back",
     ]
+    assert [(event.kind, event.trial, event.text) for event in read_events(tmp_path)] == [
+        ("note", "trial_01", "trial_01: its workers failed (no data)"),
+        ("wait", "trial_01", "trial_01: storage is back"),
+    ]
+
+
+def test_events_that_storage_refused_are_written_when_it_is_back(tmp_path: Path) -> None:
+    log, path = EventLog(tmp_path), RunDirectory(tmp_path).events
+    path.unlink()
+    log.append(Event(kind="wait", text="storage refuses"))
+    assert not path.exists()
+    path.touch()
+    log.append(Event(kind="exploit", trial="trial_00", epoch=2, text="copied"))
+    first, second = read_events(tmp_path)
+    assert (first.text, second.text, second.epoch) == ("storage refuses", "copied", 2) and first.time <= second.time
+
+
+def test_a_trials_log_has_a_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adios_ray.tracking.log.LOG_BYTES", 100)
+    for number in range(20):
+        append_log(tmp_path, "trial_00", f"line {number}")
+    log = RunDirectory(tmp_path).log("trial_00")
+    lines = [line for path in (log.with_suffix(".log.1"), log) for line in path.read_text().splitlines()]
+    assert [line.partition("line ")[2] for line in lines] == [str(number) for number in range(20)][-len(lines) :]
+    assert 2 * 100 > sum(path.stat().st_size for path in log.parent.iterdir()) - 2 * len(lines[0])
+
+
+def test_what_a_worker_prints_is_passed_on_in_bounded_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adios_ray.backend.output.CHUNK_BYTES", 8)
+    path = tmp_path / "worker.out"
+    path.write_text("before\n")
+    sent: list[str] = []
+    with path.open("a") as file, OutputCopy(sent.append, [file.fileno()]):
+        file.write(":actor_name:x\n1234567\n")
+        file.flush()
+    assert sent == ["(14 bytes are left out here)\n1234567"]
 
 
 def test_an_error_of_memory_names_the_values_to_change() -> None:

@@ -99,13 +99,13 @@ def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objec
     arguments = f"--preset demo --data-dir {objects_dir} --epochs 3 --population 2 --storage {tmp_path}"
     entrypoint = f"python experiments/pbt_in100.py {arguments}"
     job = submit(head, entrypoint, tmp_path / "job.log")
-    metrics, runs = "", []
+    metrics, runs, actors, groups = "", [], [], []
     deadline = time.monotonic() + 240
     while job.poll() is None and time.monotonic() < deadline:
         page = head.get(head.metrics, None)[1]
         if "adios_fitness" in page and 'trial="trial_01"' in page:
             metrics = page
-            runs = train_runs(head)
+            runs, actors, groups = train_runs(head), listed(head, "actors"), listed(head, "placement_groups")
         time.sleep(0.5)
     job.wait(timeout=60)
     output = (tmp_path / "job.log").read_text()
@@ -113,7 +113,13 @@ def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objec
     searched = ("masking_sparsity_weight", "optimizer_encoder_lr", "optimizer_occlusion_lr", "masking_slots")
     for name in ("fitness", *searched, "images_per_s"):
         assert f"ray_adios_{name}{{" in metrics
-    assert {run["name"] for run in runs} == {"trial_00", "trial_01"}
+    (run_dir,) = tmp_path.glob("*/population.json")
+    names = {f"{run_dir.parent.name}/trial_{number:02d}" for number in range(2)}
+    assert {run["name"] for run in runs} == names
+    for kind in ("ResourceTrainable", "TrainController", "RayTrainWorker"):
+        found = {actor["repr_name"] for actor in actors if actor["class_name"].rpartition(".")[2] == kind}
+        assert found == names, (kind, [(actor["class_name"], actor["repr_name"], actor["state"]) for actor in actors])
+    assert {group["name"].rpartition("/")[0] for group in groups} == names
     assert head.get(f"{head.dashboard}/api/jobs/", None)[0] == 401
 
 
@@ -130,6 +136,14 @@ def submit(head: Head, entrypoint: str, log: Path) -> "subprocess.Popen[bytes]":
         if "No available agent" not in log.read_text():
             return job
         assert time.monotonic() < deadline
+
+
+def listed(head: Head, what: str) -> list[dict[str, Any]]:
+    """List what lives in the cluster, as `ray list WHAT --detail` does."""
+    status, body = head.get(f"{head.dashboard}/api/v0/{what}?detail=true", head.token)
+    assert status == 200, body
+    rows: list[dict[str, Any]] = json.loads(body)["data"]["result"]["result"]
+    return rows
 
 
 def train_runs(head: Head) -> list[dict[str, Any]]:

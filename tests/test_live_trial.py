@@ -83,11 +83,11 @@ class Driven:
         return load_checkpoint(reported.checkpoint, CPU)
 
     def notes(self) -> list[Note]:
-        """Take the notes of all trials."""
+        """Take the notes of all trials, without what workers printed."""
         import ray
 
         notes: list[Note] = ray.get(self.channel.take_notes.remote())
-        return notes
+        return [note for note in notes if note.kind != "output"]
 
     def stop(self) -> None:
         """Stop all trials, and remove what killed processes left."""

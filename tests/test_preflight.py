@@ -1,12 +1,21 @@
 """Checks of a cluster's nodes: what each node compares, and the one error that names those that cannot train."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from adios_ray.backend import preflight
-from adios_ray.backend.preflight import Expected, ask_nodes, expected_in, find_problems, refuse, source_checksum
+from adios_ray.backend.preflight import (
+    Expected,
+    ask_nodes,
+    expected_in,
+    find_problems,
+    node_problem,
+    refuse,
+    source_checksum,
+)
 from adios_ray.errors import ConfigError
 
 
@@ -60,6 +69,14 @@ def test_one_error_names_all_nodes_that_cannot_train() -> None:
     refuse({"n1": [], "n2": []})
     with pytest.raises(ConfigError, match="2 of 3 other nodes cannot train: n1: no data, torch; n3: late. Every node"):
         refuse({"n1": ["no data", "torch"], "n2": [], "n3": ["late"]})
+
+
+def test_a_node_that_joins_is_named_with_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "_names", lambda: {"a": "one (10.0.0.1)", "b": "two (10.0.0.2)"})
+    monkeypatch.setattr(preflight, "_ask", lambda nodes, *places: {"a": ["no data", "torch"], "b": []})
+    look = partial(node_problem, tmp_path, "data")
+    assert look("a") == "one (10.0.0.1) has joined, but cannot train: no data, torch"
+    assert look("b") == look("gone") == ""
 
 
 @pytest.mark.ray

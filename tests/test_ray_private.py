@@ -4,11 +4,15 @@ Each test checks names of Ray's, so that a version of Ray that changes one fails
 """
 
 import asyncio
+import dataclasses
 import inspect
+import json
+import mmap
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,8 +22,11 @@ from typing import Any
 import pytest
 import ray
 from ray._common.utils import get_ray_address_file
+from ray._private import worker as ray_worker
 from ray._private.state import GlobalStateAccessor
 from ray._private.state import state as cluster_state
+from ray.air.execution.resources.placement_group import PlacementGroupResourceManager
+from ray.autoscaler._private.autoscaler import AutoscalerSummary
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
 from ray.train import Result, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
@@ -29,19 +36,23 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.callback_manager import CallbackManager
 from ray.train.v2._internal.execution.controller.controller import TrainController
-from ray.train.v2._internal.execution.storage import StorageContext
+from ray.train.v2._internal.execution.worker_group import worker_group
+from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup
 
 from adios_ray.backend import ray_private
 from adios_ray.backend.ray_private import (
-    checkpoint_list_file,
+    autoscaler_runs,
     controller_callback,
     is_dead,
     lean_trainer_class,
+    name_controller,
+    named_resources,
     placement_groups,
     running_cluster_address_file,
+    silence_process_advice,
 )
 
 ACTOR, GROUP = "ab" * 16, "cd" * 18
@@ -133,7 +144,7 @@ class Controller:
 
 def test_the_controller_calls_back_at_its_start_and_with_its_error_at_its_end() -> None:
     calls: list[BaseException | str | None] = []
-    callback = controller_callback(lambda: calls.append("started"), calls.append)
+    callback = controller_callback("run/trial_00", lambda: calls.append("started"), calls.append)
     controller, error = Controller(callback), ValueError()
     controller.start()
     assert calls == ["started"]
@@ -143,7 +154,7 @@ def test_the_controller_calls_back_at_its_start_and_with_its_error_at_its_end() 
 
 
 def test_the_hooks_of_the_callback_are_those_of_ray_train() -> None:
-    callback = controller_callback(lambda: None, lambda error: None)
+    callback = controller_callback("run/trial_00", lambda: None, lambda error: None)
     assert isinstance(callback, ControllerCallback) and not isinstance(callback, UserCallback)
     for name, passed in (("after_controller_start", "train_run_context"), ("after_controller_finish", "result")):
         theirs, ours = getattr(ControllerCallback, name), getattr(type(callback), name)
@@ -155,7 +166,7 @@ def test_the_callback_travels_to_the_controller() -> None:
     def start() -> None:
         raise ArithmeticError("started")
 
-    received = ray.cloudpickle.loads(ray.cloudpickle.dumps(controller_callback(start, print)))
+    received = ray.cloudpickle.loads(ray.cloudpickle.dumps(controller_callback("run/trial_00", start, print)))
     with pytest.raises(ArithmeticError, match="started"):
         received.after_controller_start(None)
 
@@ -168,7 +179,7 @@ def trainer(trainer_class: Any, callbacks: list[Any] | None = None) -> Any:
 
 @pytest.mark.parametrize("base", [DataParallelTrainer, TorchTrainer])
 def test_lean_trainers_leave_out_two_of_the_callbacks_and_keep_the_others(base: Any) -> None:
-    mine = controller_callback(lambda: None, lambda error: None)
+    mine = controller_callback("run/trial_00", lambda: None, lambda error: None)
     lean = lean_trainer_class(process_group=base is TorchTrainer)
     assert issubclass(lean, base) and issubclass(lean, DataParallelTrainer)
     assert issubclass(lean, TorchTrainer) == (base is TorchTrainer)
@@ -195,9 +206,102 @@ def test_a_trainer_gives_the_controller_what_the_overridden_method_returns(
     assert given["callbacks"] and not any(isinstance(each, LEFT_OUT) for each in given["callbacks"])
 
 
-def test_the_list_of_checkpoints_is_where_ray_train_writes_it(tmp_path: Path) -> None:
-    context = StorageContext(str(tmp_path), "trial")
-    assert checkpoint_list_file(tmp_path / "trial") == Path(context.checkpoint_manager_snapshot_path)
+def test_the_advice_about_processes_is_not_printed_and_everything_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[str] = []
+    monkeypatch.setattr(ray_worker, "print_to_stdstream", lambda data, ignore_prefix: printed.extend(data["lines"]))
+    silence_process_advice()
+    advice = "WARNING: 8 PYTHON worker processes have been started on node: ab with address: 127.0.0.1"
+    messages = iter([advice, "the node is low on memory"])
+
+    class Subscriber:
+        def subscribe(self) -> None:
+            pass
+
+        def poll(self) -> tuple[None, dict[str, Any]]:
+            text = next(messages, None)
+            if text is None:
+                raise ConnectionError
+            return None, {"job_id": None, "error_message": text}
+
+    job = SimpleNamespace(binary=lambda: b"job")
+    driver = SimpleNamespace(gcs_error_subscriber=Subscriber(), current_job_id=job)
+    ray_worker.listen_error_messages(driver, threading.Event())
+    assert printed == ["the node is low on memory"]
+    raylet = Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet"
+    with raylet.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as program:
+        assert program.find(b"worker processes have been started on node") > 0
+
+
+@pytest.mark.parametrize(
+    ("kinds", "runs"), [(None, False), (["node_" + "ab" * 28], False), (["head"], True), (["head", "gpu"], True)]
+)
+def test_an_autoscaler_is_known_by_the_types_of_nodes_that_it_reports(
+    monkeypatch: pytest.MonkeyPatch, kinds: list[str] | None, runs: bool
+) -> None:
+    report = {"autoscaler_report": {"node_type_mapping": dict(enumerate(kinds or []))}}
+    monkeypatch.setattr(ray_private, "is_autoscaler_v2", lambda fetch_from_server: False)
+    monkeypatch.setattr(ray_private, "_internal_kv_get", lambda key: None if kinds is None else json.dumps(report))
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "ab" * 28}])
+    assert autoscaler_runs() == runs
+    assert "node_type_mapping" in {field.name for field in dataclasses.fields(AutoscalerSummary)}
+
+
+class StartedError(Exception):
+    """Raised in place of starting something in the cluster, with what would have been started."""
+
+
+def raise_started(*args: Any, **options: Any) -> None:
+    """Stand for a function of Ray's that starts something."""
+    raise StartedError(args, options)
+
+
+def test_the_trainer_starts_a_controller_that_carries_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_parallel_trainer, "TrainController", TrainController)
+    name_controller("run/trial_00")
+    monkeypatch.setattr(data_parallel_trainer.ray, "remote", lambda **options: raise_started)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
+    with pytest.raises(StartedError) as error:
+        DataParallelTrainer._initialize_and_run_controller(trainer(DataParallelTrainer))
+    ((started,), _) = error.value.args
+    assert issubclass(started, TrainController) and started.__name__ == "TrainController"
+    assert repr(started.__new__(started)) == "run/trial_00"
+
+
+def test_the_controller_starts_workers_and_groups_that_carry_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray_private, "placement_group", lambda **options: groups.append(options))
+    monkeypatch.setattr(worker_group, "placement_group", None)
+    monkeypatch.setattr(worker_group.WorkerGroup, "_worker_cls", RayTrainWorker)
+    controller_callback("run/trial_00", lambda: None, lambda error: None).after_controller_start(None)
+    context = worker_group.WorkerGroupContext(
+        run_attempt_id="", train_fn_ref=None, num_workers=2, resources_per_worker={"CPU": 0.5}
+    )
+    for _ in range(2):
+        worker_group.WorkerGroup._create_placement_group(None, ScalingConfig(), context)
+    names = [group.pop("name") for group in groups]
+    assert groups[0]["bundles"] == [{"CPU": 0.5}] * 2
+    assert len(set(names)) == 2 and all(name.startswith("run/trial_00/") for name in names)
+    worker = worker_group.WorkerGroup._worker_cls
+    assert issubclass(worker, RayTrainWorker) and worker.__name__ == "RayTrainWorker"
+    assert repr(worker()) == "run/trial_00"
+
+
+def test_the_groups_of_tune_carry_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[dict[str, Any]] = []
+
+    class Made:
+        def ready(self) -> str:
+            return "future"
+
+    def create(**options: Any) -> Any:
+        groups.append(options)
+        return Made()
+
+    monkeypatch.setattr(ray_private, "placement_group", create)
+    request = ray.cloudpickle.loads(ray.cloudpickle.dumps(named_resources({"memory": 1}, "run/trial_00")))
+    assert request == named_resources({"memory": 1}, "run/trial_00") != named_resources({"memory": 1}, "run/trial_01")
+    PlacementGroupResourceManager().request_resources(request)
+    assert groups[0]["bundles"] == [{"memory": 1}] and groups[0]["name"].startswith("run/trial_00/")
 
 
 @pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR", None])
@@ -231,8 +335,7 @@ from adios_ray.backend import capacity
 from adios_ray.backend import ray_private
 assert "ray.train" not in sys.modules
 from adios_ray.backend import trial
-ray_private.controller_callback(print, print)
-ray_private.checkpoint_list_file(Path())
+ray_private.controller_callback("", print, print)
 ray_private.lean_trainer_class(process_group=False)
 assert "torch" not in sys.modules
 """

@@ -14,6 +14,7 @@ from adios_ray.backend import line
 from adios_ray.backend.admission import Admission
 from adios_ray.backend.line import Line, Request
 from adios_ray.config import TrialConfig, replaced, value_at
+from adios_ray.errors import FaultError
 from adios_ray.experiment.schedule import Schedule, Stage, schedule_of
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.comparison import Score
@@ -26,7 +27,7 @@ from adios_ray.search.state import Observation, PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import make_suggest
 from adios_ray.tracking.lineage import ancestry
-from adios_ray.tracking.records import read_lineage
+from adios_ray.tracking.records import read_drops, read_lineage
 from adios_ray.validation import parse
 
 PARAMETERS = {
@@ -556,3 +557,66 @@ def test_a_scaled_schedule_keeps_the_shares() -> None:
     assert [stage.from_epoch for stage in scaled.stages] == [0, 0, 2, 4] and scaled.trial().epochs == 5
     assert [(stage.from_epoch, end) for stage, end in scaled.intervals()] == [(0, 2), (2, 4), (4, 5)]
     assert [stage.from_epoch for stage in Schedule(config=config, stages=stages).scaled(100).stages] == [0, 20, 40, 60]
+
+
+def too_large(trial: str, config: TrialConfig) -> bool:
+    """Tell whether a trial does not fit into memory."""
+    return config.optimizer.encoder_lr > 1
+
+
+def raised(simulated: Simulation, *names: str) -> None:
+    """Give trials a value with which they cannot train."""
+    state = PopulationState.load(simulated.directory)
+    for name in names:
+        state.members[name].values["optimizer.encoder_lr"] = 2.0
+    state.save(simulated.directory)
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+@pytest.mark.parametrize("capacity", [1, 99])
+def test_a_trial_whose_values_cannot_train_stays_and_does_not_stop_the_others(
+    tmp_path: Path, synchronous: bool, capacity: int
+) -> None:
+    simulated = simulation(tmp_path / "run", 3, capacity, synchronous=synchronous, interval_epochs=2)
+    raised(simulated, "trial_01")
+    simulated.fails = too_large
+    for _ in range(2):  # a resumed driver tries it again
+        with pytest.raises(FaultError, match="stops because trial_01 cannot train: out of memory. No report is lost"):
+            simulated.drive()
+        members = dict(simulated.members.state.members)
+        assert members.pop("trial_01").epoch == 0  # it has no score by which it could be replaced
+        assert all(member.finished and member.epoch == EPOCHS for member in members.values())
+    simulated.fails = lambda trial, config: False
+    assert {member.epoch for member in simulated.drive().members.values()} == {EPOCHS}
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+def test_a_trial_that_cannot_train_with_copied_values_is_tried_again_with_the_next_copy(
+    tmp_path: Path, synchronous: bool
+) -> None:
+    simulated = simulation(tmp_path / "run", synchronous=synchronous, interval_epochs=2)
+    failed: list[str] = []
+
+    def fails(trial: str, config: TrialConfig) -> bool:
+        """Fail the first copy of the worst trial."""
+        _, copied, _, values = next(iter(simulated.lineage()), (0, "", "", {}))
+        if trial != copied or config.optimizer.encoder_lr != values["optimizer.encoder_lr"]:
+            return False
+        failed.append(trial)
+        return True
+
+    simulated.fails = fails
+    state = simulated.drive()
+    assert failed and {member.epoch for member in state.members.values()} == {EPOCHS}
+    assert any(note.startswith(f"{failed[0]}: cannot train: out of memory; it stays") for note in simulated.run.notes)
+    assert sum(copied == failed[0] for _, copied, *_ in simulated.lineage()) > 1
+
+
+def test_a_trial_that_cannot_train_leaves_the_opening_last(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", 4, opening={"trials": 8, "epochs": 2})
+    raised(simulated, "trial_03")
+    simulated.fails = too_large
+    state = simulated.drive()
+    assert state.members["trial_03"].finished and state.members["trial_03"].epoch == 0
+    assert [(drop.trial, drop.rank) for drop in read_drops(simulated.directory)][-1] == ("trial_03", 8)
+    assert sum(member.epoch == EPOCHS for member in state.members.values()) == 4

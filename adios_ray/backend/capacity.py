@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -103,10 +103,24 @@ class ClusterCapacity:
     because other jobs hold resources; then it is the number of groups already placed.
     """
 
-    def __init__(self, run_dir: Path, count_fitting: Callable[[], int]) -> None:
-        """Count for a run; ``count_fitting`` returns how many trials the nodes' resources suffice for."""
-        self._run_dir, self._count_fitting = run_dir, count_fitting
+    def __init__(
+        self, run_dir: Path, count_fitting: Callable[[], int], wanted: int, say: Callable[[str], None]
+    ) -> None:
+        """Count for a run.
+
+        Args:
+            run_dir: The run directory.
+            count_fitting: Returns how many trials the nodes' resources suffice for.
+            wanted: How many trials are to train at once.
+            say: Prints what trials wait for, whenever that changes.
+        """
+        self._run_dir, self._count_fitting, self._wanted, self._say = run_dir, count_fitting, wanted, say
+        self._said = ""
         self._waiting_since: dict[ray.PlacementGroupID, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Drop everything when Tune pickles its search, which is not used again: a terminal cannot be pickled."""
+        return {}
 
     def count(self) -> int:
         """Count them now."""
@@ -114,4 +128,27 @@ class ClusterCapacity:
         placed = sum(group.placed for group in living)
         self._waiting_since = {group.id: self._waiting_since.get(group.id, now) for group in living if not group.placed}
         in_vain = any(now - since > WAITING_S for since in self._waiting_since.values())
-        return placed if in_vain else self._count_fitting()
+        fitting = self._count_fitting()
+        self._tell(waiting_line(placed, fitting, self._wanted, in_vain))
+        return placed if in_vain else fitting
+
+    def _tell(self, line: str) -> None:
+        if line and line != self._said:
+            self._say(line)
+        self._said = line
+
+
+def waiting_line(placed: int, fitting: int, wanted: int, in_vain: bool) -> str:
+    """Say what trials wait for; nothing if they wait for none.
+
+    Args:
+        placed: Trials whose resources are reserved.
+        fitting: Trials that the nodes' resources suffice for.
+        wanted: Trials that are to train at once.
+        in_vain: Whether a trial waits for resources that the nodes have.
+    """
+    if fitting < wanted and placed >= fitting:
+        return f"waiting for nodes: {fitting} of {wanted} trials fit"
+    if in_vain:
+        return f"waiting for resources that others on the cluster use: {placed} of {min(fitting, wanted)} trials run"
+    return ""

@@ -11,6 +11,7 @@ answered command::
                                                Command <----------------------------- take(p), p + 1, ...
                                                report, checkpoint <------------------ answer(p, ...)
     on_trial_result() <--- Reply <------------ report, checkpoint
+                                               what its node lacks <----------------- check_node(node)
     take_notes() <---------------------------- Notes <------------------------------- note(trial, text)
     load(...) -------------------------------> "load" ------------------------------> loaded in place
     hold(False) -----------------------------> "train", if requested ---------------> train to the next report
@@ -19,13 +20,15 @@ answered command::
 """
 
 import asyncio
+import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 
-from adios_ray.backend.line import Command, Lines, Note, Reply, Start
+from adios_ray.backend.line import Command, Lines, Note, NoteKind, Reply, Start
+from adios_ray.backend.node_checks import NodeChecks
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.trial_report import TrialReport
@@ -41,9 +44,10 @@ class Channel:
     Methods change a line without awaiting in between, so each change is atomic; conditions only wake up waiting calls.
     """
 
-    def __init__(self) -> None:
-        """Start without trials."""
+    def __init__(self, nodes: Sequence[str], find_problem: Callable[[str], str]) -> None:
+        """Start without trials; see ``start_channel``."""
         self._lines, self._notes = Lines(), list[Note]()
+        self._nodes = NodeChecks(nodes, find_problem, lambda text: self._notes.append(Note("", text)))
         self._changed: defaultdict[str, asyncio.Condition] = defaultdict(asyncio.Condition)
 
     async def register(
@@ -81,9 +85,22 @@ class Channel:
         self._lines[trial].answer(position, report, checkpoint)
         await self._notify(trial)
 
-    async def note(self, trial: str, text: str, details: str = "") -> None:
+    async def note(self, trial: str, text: str, details: str = "", kind: NoteKind = "note") -> None:
         """Keep a message for the driver."""
-        self._notes.append(Note(trial, text, details))
+        self._notes.append(Note(trial, text, details, kind))
+
+    async def check_node(self, node: str) -> str:
+        """Say why a node cannot train, nothing if it can; wait until it has been checked."""
+        return await self._nodes.problem(node)
+
+    async def check_nodes(self, nodes: Sequence[str]) -> list[str]:
+        """Begin to check those nodes that are new; return the IDs of all that have been checked and can train."""
+        self._nodes.begin(nodes)
+        return self._nodes.passed()
+
+    async def refused_nodes(self) -> list[str]:
+        """Return the IDs of nodes that have joined and cannot train."""
+        return self._nodes.refused()
 
     async def take_notes(self) -> list[Note]:
         """Return the messages since the last call."""
@@ -166,19 +183,37 @@ class ChannelCalls:
         """See ``Channel.preempt``."""
         ray.get(self._actor.preempt.remote(trial))
 
+    def check_nodes(self, nodes: Sequence[str]) -> list[str]:
+        """See ``Channel.check_nodes``."""
+        passed: list[str] = ray.get(self._actor.check_nodes.remote(nodes))
+        return passed
+
     def take_notes(self) -> list[Note]:
         """See ``Channel.take_notes``."""
         notes: list[Note] = ray.get(self._actor.take_notes.remote())
         return notes
 
 
-def start_channel(run: str, trials: int, workers: int) -> Any:
+def channel_name(run: str) -> str:
+    """Make a name for a channel of a run, whose earlier one may still be ending."""
+    return f"adios_ray:{run}:{secrets.token_hex(4)}"
+
+
+def start_channel(
+    name: str,
+    trials: int,
+    workers: int,
+    nodes: Sequence[str] = (),
+    find_problem: Callable[[str], str] = lambda node: "",
+) -> Any:
     """Start the channel of a run's population on the driver's node; it lives as long as the driver.
 
     Args:
-        run: Name of the run.
+        name: Its name, from ``channel_name``.
         trials: Number of trials that it serves.
         workers: Ray Train workers of each trial.
+        nodes: IDs of nodes that were checked before the first trial.
+        find_problem: Says why the node of an ID, which has joined later, cannot train; nothing if it can.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -187,22 +222,16 @@ def start_channel(run: str, trials: int, workers: int) -> Any:
     # One waiting call for each worker, one for the trial's actor, and room for calls of killed processes, which Ray
     # does not cancel. If waiting calls took all slots, the call that would wake them up could not start.
     waiting = trials * (workers + 3) + 16
-    actor = ray.remote(Channel).options(
-        name=_actor_name(run), num_cpus=0, max_concurrency=waiting, scheduling_strategy=here
-    )
-    return actor.remote()
+    actor = ray.remote(Channel).options(name=name, num_cpus=0, max_concurrency=waiting, scheduling_strategy=here)
+    return actor.remote(nodes, find_problem)
 
 
-def find_channel(run: str) -> Any:
-    """Return the channel of a run's population."""
-    return ray.get_actor(_actor_name(run))
+def find_channel(name: str) -> Any:
+    """Return the channel of that name."""
+    return ray.get_actor(name)
 
 
-def note(channel: Any, trial: str, text: str, details: str = "") -> None:
+def note(channel: Any, trial: str, text: str, details: str = "", kind: NoteKind = "note") -> None:
     """Send the driver a message about a trial from another process, and print it to that process's own log."""
     print(text, flush=True)
-    ray.get(channel.note.remote(trial, text, details))
-
-
-def _actor_name(run: str) -> str:
-    return f"adios_ray:{run}"
+    ray.get(channel.note.remote(trial, text, details, kind))

@@ -15,6 +15,7 @@ from adios_ray.backend.ray_private import (
     POLL_INTERVAL_VARIABLE,
     PREEMPTION_WATCHER_VARIABLE,
     running_cluster_address_file,
+    silence_process_advice,
 )
 from adios_ray.errors import ConfigError, RunError
 from adios_ray.files import check_writable
@@ -77,6 +78,7 @@ def connected() -> Iterator[None]:
             # Ray replaces them by handlers that print a stack of C++ and exit by themselves.
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        silence_process_advice()
         if context.dashboard_url:
             print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)
     try:

@@ -13,6 +13,8 @@ from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.trial_report import TrialReport
 
+NoteKind = Literal["note", "restart", "wait", "output"]
+
 
 class Command(NamedTuple):
     """What a trial's workers do next.
@@ -63,11 +65,13 @@ class Note(NamedTuple):
         trial: Name of the trial.
         text: One line for the terminal.
         details: More for the trial's log, such as a traceback.
+        kind: What it is about; "output" is for the trial's log alone.
     """
 
     trial: str
     text: str
     details: str = ""
+    kind: NoteKind = "note"
 
 
 @dataclass(eq=False)

@@ -125,7 +125,7 @@ def _train(trainer: Trainer, config: LoopConfig, position: int, idle_s: float) -
     """Train to the next report, save, answer the command, and report to Ray Train."""
     report = trainer.train_to_report(idle_s)
     checkpoint, trial, run_dir = None, config["trial"], Path(config["run_dir"])
-    run, say = RunDirectory(run_dir), partial(note, config["channel"], trial)
+    run, say = RunDirectory(run_dir), partial(note, config["channel"], trial, kind="wait")
     failed_batch = trainer.take_failed_batch()
     if parallel.rank() == 0:
         if failed_batch is not None:
@@ -137,12 +137,8 @@ def _train(trainer: Trainer, config: LoopConfig, position: int, idle_s: float) -
         # between, the "train" has no answer, and a new group repeats it with the same result.
         ray.get(config["channel"].answer.remote(trial, position, report, checkpoint))
     # Answer, then report: this call waits for all workers and for a poll of Ray Train's controller, for which the
-    # population need not wait. Ray Train only displays the report; restarts use the checkpoint in the channel.
-    ray.train.report(
-        {"epoch": report.epoch, "fitness": report.fitness},
-        checkpoint=ray.train.Checkpoint(checkpoint.path) if checkpoint else None,
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-    )
+    # population need not wait. Ray Train only displays the report; only the channel knows of checkpoints.
+    ray.train.report({"epoch": report.epoch, "fitness": report.fitness})
 
 
 def is_out_of_memory(error: BaseException) -> bool:

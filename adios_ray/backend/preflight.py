@@ -1,4 +1,4 @@
-"""Checks of a cluster's nodes before the first trial: storage, data set, this package's source and torch.
+"""Checks of a cluster's nodes before a trial starts there: storage, data set, this package's source and torch.
 
 A node that lacks one of them would fail every trial that is placed on it.
 """
@@ -43,25 +43,48 @@ class Expected(NamedTuple):
     torch: str | None
 
 
-def check_nodes(run_dir: Path, data_dir: str) -> None:
+def check_nodes(run_dir: Path, data_dir: str) -> list[str]:
     """Check that all other nodes of the cluster share the storage and the data, and run the same code.
 
     Args:
         run_dir: The run directory.
         data_dir: Directory or URI of the data set.
 
+    Returns:
+        The IDs of all nodes, this one's first.
+
     Raises:
         ConfigError: Naming all nodes that cannot train, and why.
     """
     own = ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
-    if not others:
-        return
-    names = {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in others}
-    print(f"Checking storage, data and packages on {len(names)} other nodes", flush=True)
+    names = _names()
+    others = [node for node in names if node != own]
+    if others:
+        print(f"Checking storage, data and packages on {len(others)} other nodes", flush=True)
+        refuse({names[node]: found for node, found in _ask(others, run_dir, data_dir).items()})
+    return [own, *others]
+
+
+def node_problem(run_dir: Path, data_dir: str, node: str) -> str:
+    """Say why a node that has joined cannot train; nothing if it can, or has left.
+
+    Raises:
+        OSError: If the run's storage is away.
+    """
+    name = _names().get(node)
+    found = name and _ask([node], run_dir, data_dir).get(node)
+    return f"{name} has joined, but cannot train: {', '.join(found)}" if found else ""
+
+
+def _ask(nodes: Sequence[str], run_dir: Path, data_dir: str) -> dict[str, list[str]]:
     with _probed(run_dir) as folder:
-        expected = expected_in(folder, data_dir)
-        refuse({names[node]: found for node, found in ask_nodes(list(names), expected, ANSWER_S).items()})
+        return ask_nodes(nodes, expected_in(folder, data_dir), ANSWER_S)
+
+
+def _names() -> dict[str, str]:
+    """Name the nodes that are alive for people, by ID."""
+    alive = (node for node in ray.nodes() if node["Alive"])
+    return {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in alive}
 
 
 def expected_in(folder: Path, data_dir: str) -> Expected:
@@ -90,7 +113,7 @@ def ask_nodes(nodes: Sequence[str], expected: Expected, timeout_s: float) -> dic
     for answer in late:
         ray.cancel(answer, force=True)
         found[answers[answer]] = [f"it did not answer within {timeout_s:g} s"]
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    alive = _names()
     return {node: found[node] for node in nodes if node in alive}
 
 

@@ -11,34 +11,82 @@
   ``DataParallelTrainer`` of ``ray.train.data_parallel_trainer`` belongs to the first version of Ray Train.
 - ``_create_default_callbacks`` of the trainers, ``DatasetsCallback`` and ``PlacementGroupCleanerCallback``: the two
   callbacks start a process each for every trainer, and no setting leaves them out.
-- The name of Ray Train's snapshot of its checkpoints: a run with the name of an earlier one resumes from that file, and
-  no setting prevents it.
+- ``placement_group`` and ``WorkerGroup`` of Ray Train's ``worker_group``, ``TrainController`` of its trainer, and
+  ``to_placement_group`` of Tune's resource requests: Ray gives these actors and placement groups no names, and no
+  setting does.
 - The path of the file that names the running cluster: ``ray.init`` reads it, but reports the address only once it has
   connected, for which it waits minutes.
 - ``JOB_CONFIG_VARIABLE``, the environment variable that a Ray job's entry point has and no other process: the public
   ``ray.get_runtime_context`` knows the job only once it is connected.
+- ``LOG_MARKERS``, with which lines begin that Ray writes for itself into the files of what workers print.
+- ``print_to_stdstream`` of ``ray._private.worker``: prints messages of nodes into the driver's terminal, whatever
+  ``log_to_driver`` is; among them the advice that many processes are running, which is what a population is.
+- The status that an autoscaler leaves in the control store, and the names that it gives to nodes of a cluster which
+  nothing scales: no public function tells whether nodes can be added.
 - Two environment variables, ``POLL_INTERVAL_VARIABLE`` and ``PREEMPTION_WATCHER_VARIABLE``: no argument of the trainers
   and no documented variable does what they do.
 
-Ray Train is imported inside the functions that need it, because the import takes a second.
+Ray Train and Tune are imported inside the functions that need them, because the imports take a second.
 """
 
-from collections.abc import Callable
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
+from ray._private import worker as ray_worker
+from ray._private.ray_constants import (
+    DEBUG_AUTOSCALING_STATUS,
+    LOG_PREFIX_ACTOR_NAME,
+    LOG_PREFIX_JOB_ID,
+    LOG_PREFIX_TASK_NAME,
+)
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import state as cluster_state
 from ray._private.utils import get_ray_address_file
+from ray.autoscaler._private.util import format_readonly_node_type
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
+from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.placement_group import PlacementGroup, placement_group
 
 POLL_INTERVAL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 """Environment variable: seconds between two polls of the workers by Ray Train's controller."""
 JOB_CONFIG_VARIABLE: str = RAY_JOB_CONFIG_JSON_ENV_VAR
 """Environment variable: settings of the Ray job whose entry point this process is."""
+LOG_MARKERS = (LOG_PREFIX_ACTOR_NAME, LOG_PREFIX_JOB_ID, LOG_PREFIX_TASK_NAME)
+"""Begins of lines that Ray writes for itself into the files of what workers print."""
+PROCESS_ADVICE = "worker processes have been started on node"
+"""Occurs in a node's advice that many processes are running."""
 PREEMPTION_WATCHER_VARIABLE = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 """Environment variable: 0 keeps Ray Train from starting an actor that watches for nodes about to be preempted."""
+
+
+def silence_process_advice() -> None:
+    """Keep the advice that many processes are running out of this driver's terminal; other messages are printed."""
+    printed = ray_worker.print_to_stdstream
+
+    def print_others(data: dict[str, Any], **options: Any) -> None:
+        if not any(PROCESS_ADVICE in line for line in data["lines"]):
+            printed(data, **options)
+
+    ray_worker.print_to_stdstream = print_others
+
+
+def autoscaler_runs() -> bool:
+    """Tell whether an autoscaler adds nodes to the cluster; a monitor that only reports runs in every other one."""
+    if is_autoscaler_v2(fetch_from_server=True):
+        return True
+    status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    if status is None:
+        return False
+    # Not its active nodes: one that reports nothing yet is none, such as a head without resources.
+    types = json.loads(status).get("autoscaler_report", {}).get("node_type_mapping") or {}
+    # Without a configuration, each node is the only one of its type, which is named by its ID.
+    return not {format_readonly_node_type(node["NodeID"]) for node in ray.nodes()}.issuperset(types.values())
 
 
 class MadeGroup(NamedTuple):
@@ -77,10 +125,52 @@ def is_dead(actor: str) -> bool:
     return row is not None and bool(ActorTableData.FromString(row).state == ActorTableData.DEAD)
 
 
-def controller_callback(started: Callable[[], None], finished: Callable[[BaseException | None], None]) -> Any:
+def named_resources(bundle: Mapping[str, float], name: str) -> Any:
+    """Request resources for a Tune trial, in placement groups that carry a name."""
+    from ray.tune import PlacementGroupFactory
+
+    class NamedResources(PlacementGroupFactory):  # type: ignore[misc]  # Ray ships no type information
+        def to_placement_group(self) -> PlacementGroup:
+            return _named_group(**self._bound.arguments)
+
+    return NamedResources([dict(bundle)], name=name)
+
+
+def _named_group(*args: Any, name: str, **options: Any) -> PlacementGroup:
+    """Create a placement group whose name begins with ``name``."""
+    # Ray refuses a name that another group has, and a trial's last group may still exist when it gets its next one.
+    return placement_group(*args, name=f"{name}/{secrets.token_hex(4)}", **options)
+
+
+def _named_class(actor_class: Any, name: str) -> Any:
+    """Derive an actor class under the same name, whose actors are represented by ``name``."""
+    return type(actor_class.__name__, (actor_class,), {"__repr__": lambda self: name})
+
+
+def name_controller(name: str) -> None:
+    """Make ``name`` the ``repr_name`` of Ray Train controllers that this process starts."""
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2.api import data_parallel_trainer
+
+    data_parallel_trainer.TrainController = _named_class(TrainController, name)
+
+
+def _name_workers(name: str) -> None:
+    """Make ``name`` the ``repr_name`` of workers that this controller starts, and name their placement groups."""
+    from ray.train.v2._internal.execution.worker_group import worker_group
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+
+    worker_group.WorkerGroup._worker_cls = _named_class(RayTrainWorker, name)
+    worker_group.placement_group = partial(_named_group, name=name)
+
+
+def controller_callback(
+    name: str, started: Callable[[], None], finished: Callable[[BaseException | None], None]
+) -> Any:
     """Make a callback for ``RunConfig.callbacks``; both functions run in the process of Ray Train's controller.
 
     Args:
+        name: Name of the controller's workers and placement groups.
         started: Called before the controller creates its first placement group; if it raises, the run fails.
         finished: Called after the controller has stopped its workers, with the run's error or None.
     """
@@ -88,6 +178,7 @@ def controller_callback(started: Callable[[], None], finished: Callable[[BaseExc
 
     class Calls(ControllerCallback):  # type: ignore[misc]  # Ray ships no type information
         def after_controller_start(self, train_run_context: Any) -> None:
+            _name_workers(name)
             started()
 
         def after_controller_finish(self, result: Any) -> None:
@@ -118,13 +209,6 @@ def lean_trainer_class(process_group: bool) -> Any:
             ]
 
     return LeanTrainer
-
-
-def checkpoint_list_file(train_run_dir: Path) -> Path:
-    """Name the file in which Ray Train lists a run's checkpoints; a new run of the same name starts from that list."""
-    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-
-    return train_run_dir / str(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
 
 
 def running_cluster_address_file() -> Path:

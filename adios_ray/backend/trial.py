@@ -3,28 +3,32 @@
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
 import ray
 from ray import tune
+from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from adios_ray.backend.capacity import ControllerRecord
 from adios_ray.backend.channel import find_channel, note
 from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Reply
 from adios_ray.backend.loop_config import LoopConfig
-from adios_ray.backend.ray_private import checkpoint_list_file, controller_callback, lean_trainer_class
+from adios_ray.backend.output import OutputCopy
+from adios_ray.backend.ray_private import controller_callback, lean_trainer_class, name_controller
 from adios_ray.checkpoints import Pointer
-from adios_ray.errors import StorageError
+from adios_ray.errors import NodeError, StorageError
 from adios_ray.files import check_writable
 from adios_ray.retry import TIMEOUT_S, retry_in_run
-from adios_ray.run_directory import RunDirectory
 
 REPLY = "reply"
 """Key of Tune's result under which the ``Reply`` reaches the scheduler unchanged."""
 POINTER_FILE = "pointer.json"
+TUNE = "tune"
+"""Folder of a run for Ray's own files."""
 POLL_S = 2.0
 """Seconds between two checks, while a report is awaited, that the Ray Train run is alive."""
 STOP_TIMEOUT_S = 30.0
@@ -37,7 +41,7 @@ class TrialSettings(TypedDict):
     Attributes:
         trial: Name of the trial.
         run_dir: The run's directory.
-        channel: Name of the run, by which its channel is found.
+        channel: Name of the run's channel.
         workers: Ray Train workers of the trial.
         cpus_per_worker: CPUs of each worker, may be a fraction.
         gpus_per_worker: GPUs of each worker, may be a fraction.
@@ -51,8 +55,17 @@ class TrialSettings(TypedDict):
     gpus_per_worker: float
 
 
+def full_name(settings: TrialSettings) -> str:
+    """Return the name of a trial with its run's, by which Ray lists what belongs to it, e.g. "first/trial_00"."""
+    return f"{Path(settings['run_dir']).name}/{settings['trial']}"
+
+
 class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type information
     """Starts one Ray Train run and keeps it: training, loading and changes of configuration happen in place."""
+
+    def __repr__(self) -> str:
+        """Return the name of run and trial, by which Ray lists the actor."""
+        return full_name(self._settings)
 
     def setup(self, config: TrialSettings) -> None:
         """Start the Ray Train run in a thread."""
@@ -64,13 +77,14 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         self._start()
 
     def _start(self) -> None:
+        self._refused: list[str] = ray.get(self._channel.refused_nodes.remote())
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
 
     def _fit(self) -> None:
         try:
-            build_trainer(self._settings, self._channel).fit()
+            build_trainer(self._settings, self._channel, self._refused).fit()
         except BaseException as error:  # step() reads it once this thread has ended
             self._error = error
 
@@ -95,16 +109,24 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         fault, run_dir = fault_of(self._error), Path(self._settings["run_dir"])
         try:
             # Wait for storage before counting the failure: an outage would use up the attempts of every trial.
-            retry_in_run(run_dir, lambda: check_writable(run_dir), partial(note, self._channel, self._trial))
+            retry_in_run(
+                run_dir, lambda: check_writable(run_dir), partial(note, self._channel, self._trial, kind="wait")
+            )
         except StorageError as error:
             return Fault(f"storage has failed for {TIMEOUT_S:.0f} s: {error.__cause__}", fault.details)
+        if len(ray.get(self._channel.refused_nodes.remote())) > len(self._refused):
+            # Not counted: the workers may have been on that node, where they cannot be again.
+            text = f"its workers failed ({fault.reason}) and are started elsewhere"
+            note(self._channel, self._trial, text, fault.details, "restart")
+            self._start()
+            return None
         self._failures += 1
         if self._failures == ATTEMPTS:
             return Fault(f"its workers failed {ATTEMPTS} times: {fault.reason}", fault.details)
         wait_s = WAITS_S[self._failures - 1]
         when = f"again in {wait_s:g} s" if wait_s else "again"
         text = f"its workers failed ({fault.reason}) and are started {when}, attempt {self._failures + 1} of {ATTEMPTS}"
-        note(self._channel, self._trial, text, fault.details)
+        note(self._channel, self._trial, text, fault.details, "restart")
         time.sleep(wait_s)
         self._start()
         return None
@@ -128,29 +150,45 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
 
 def run_worker(config: dict[str, Any]) -> None:
     """Run the worker loop. Torch is imported only here, in the worker's process."""
+    from adios_ray import parallel
     from adios_ray.backend.loop import train_loop
 
+    settings = LoopConfig(**config)  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
+    node = ray.get_runtime_context().get_node_id()
+    if problem := ray.get(settings["channel"].check_node.remote(node)):
+        raise NodeError(problem)
+    rank = parallel.rank()
+
+    def send(lines: str) -> None:
+        settings["channel"].note.remote(settings["trial"], f"worker {rank} printed", lines, "output")
+
     try:
-        train_loop(LoopConfig(**config))  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
+        with OutputCopy(send):
+            train_loop(settings)
     except Exception as error:
         error.add_note(traceback.format_exc().rstrip())  # Ray Train passes on the error without its traceback
         raise
 
 
-def build_trainer(config: TrialSettings, channel: Any) -> Any:
-    """Build the Ray Train trainer of a trial; ``channel`` is the handle that its workers receive."""
+def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = ()) -> Any:
+    """Build the Ray Train trainer of a trial.
+
+    Args:
+        config: Settings of the trial.
+        channel: Handle of the channel, which the workers receive.
+        refused: IDs of nodes on which no worker may be placed.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    checkpoints = RunDirectory(Path(config["run_dir"])).checkpoints
-    # The channel knows where a trial resumes; Ray Train's own list may name checkpoints that have been deleted since.
-    checkpoint_list_file(checkpoints / config["trial"]).unlink(missing_ok=True)
+    name = full_name(config)
+    name_controller(name)
     loop = LoopConfig(
         trial=config["trial"],
         run_dir=config["run_dir"],
         channel=channel,
         threads=max(int(config["cpus_per_worker"]), 1),
     )
-    gpus, say = config["gpus_per_worker"], partial(note, channel, config["trial"])
+    gpus, say = config["gpus_per_worker"], partial(note, channel, config["trial"], kind="wait")
     record = ControllerRecord(Path(config["run_dir"]), say)
     # Lean: workers read shards themselves, and the driver removes orphaned placement groups of all trials. A single
     # worker needs no process group, and without one the trial's actor need not import torch.
@@ -161,11 +199,12 @@ def build_trainer(config: TrialSettings, channel: Any) -> Any:
             num_workers=config["workers"],
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": config["cpus_per_worker"], **({"GPU": gpus} if gpus else {})},
+            label_selector={NODE_ID_LABEL_KEY: f"!in({', '.join(refused)})"} if refused else None,
         ),
         run_config=RunConfig(
-            name=config["trial"],
-            storage_path=str(checkpoints),
+            name=name,
+            storage_path=str(Path(config["run_dir"]) / TUNE),
             failure_config=FailureConfig(max_failures=0),  # the trial restarts the run, and says why
-            callbacks=[controller_callback(record.started, record.finished)],
+            callbacks=[controller_callback(name, record.started, record.finished)],
         ),
     )

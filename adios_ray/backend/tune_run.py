@@ -14,7 +14,8 @@ from adios_ray.backend.admission import Admission, GatedSearch
 from adios_ray.backend.capacity import remove_orphaned
 from adios_ray.backend.channel import ChannelCalls
 from adios_ray.backend.line import Note
-from adios_ray.backend.trial import LiveTrial, TrialSettings
+from adios_ray.backend.ray_private import named_resources
+from adios_ray.backend.trial import TUNE, LiveTrial, TrialSettings, full_name
 from adios_ray.errors import RunError, check_stop
 
 TRIAL_RESOURCES = {"memory": 1}
@@ -54,11 +55,15 @@ def run_trials(
     # Tune advises reuse_actors, but a trial's actor lives from its start to its end: there is none to reuse.
     warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
     tuner = tune.Tuner(
-        tune.with_resources(LiveTrial, TRIAL_RESOURCES),
+        tune.with_resources(LiveTrial, _resources),
         param_space={**settings, "trial": tune.grid_search(list(trials))},
-        tune_config=tune.TuneConfig(scheduler=scheduler, search_alg=GatedSearch(admission)),
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler,
+            search_alg=GatedSearch(admission),
+            trial_name_creator=lambda trial: full_name(trial.config),
+        ),
         run_config=tune.RunConfig(
-            name="tune",
+            name=TUNE,
             storage_path=str(run_dir),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
@@ -69,6 +74,10 @@ def run_trials(
         tuner.fit()
     except Exception as error:  # Tune wraps what its scheduler raises, possibly more than once
         raise _own_error(error) or error from error
+
+
+def _resources(config: TrialSettings) -> Any:
+    return named_resources(TRIAL_RESOURCES, full_name(config))
 
 
 class OrphanRemoval(tune.Callback):  # type: ignore[misc]  # Ray ships no type information

@@ -1,18 +1,22 @@
 """Training of a run's population to its end: channel, capacity, scheduler, records and trials put together."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from adios_ray.backend.admission import Admission
+from adios_ray.backend.autoscaling import requested
 from adios_ray.backend.capacity import ClusterCapacity, remove_orphaned
-from adios_ray.backend.channel import ChannelCalls, start_channel
-from adios_ray.backend.preflight import check_nodes
+from adios_ray.backend.channel import ChannelCalls, channel_name, start_channel
+from adios_ray.backend.preflight import check_nodes, node_problem
+from adios_ray.backend.ray_private import autoscaler_runs
 from adios_ray.backend.trial import TrialSettings
 from adios_ray.backend.tune_run import run_trials
 from adios_ray.data.claim import Claim
 from adios_ray.errors import RunError
 from adios_ray.experiment.config import ExperimentConfig
-from adios_ray.experiment.resources import WorkerResources, count_capacity, nodes
+from adios_ray.experiment.resources import WorkerResources, bundles, count_capacity, nodes
 from adios_ray.experiment.verdict import conclude
 from adios_ray.files import remove_drafts
 from adios_ray.search.opening import Rung, rungs
@@ -117,29 +121,41 @@ def _train(
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
     if unfinished:
         assert config.data_dir is not None
-        check_nodes(run_dir, config.data_dir)
+        checked = check_nodes(run_dir, config.data_dir)
         # The lineage follows the state. An exploit is appended to the lineage before its change is journaled, so a
         # driver killed in between leaves an entry of a decision that is made again; begin_lineage drops it.
         remove_drafts(run_dir)
         state.save(run_dir)
         begin_lineage(run_dir, state.lineage_lines)
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
-        channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
-        capacity = ClusterCapacity(run_dir, lambda: count_capacity(config, resources, nodes()))
-        admission = Admission(len(unfinished), capacity.count)
-        with Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check) as run:
-            calls = ChannelCalls(channel)
+        name = channel_name(run_dir.name)
+        workers = config.workers_per_trial
+        look = partial(node_problem, run_dir, config.data_dir)
+        channel = start_channel(name, len(unfinished), workers, checked, look)
+        calls = ChannelCalls(channel)
+        at_once = min(len(unfinished), config.population)
+        wish = requested(bundles(config, resources, at_once)) if autoscaler_runs() else nullcontext()
+        with Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check) as run, wish:
+            say = partial(run.note, kind="wait")
+
+            def count_fitting() -> int:
+                cluster = nodes()
+                passed = calls.check_nodes([node.id for node in cluster])
+                return count_capacity(config, resources, [node for node in cluster if node.id in passed])
+
+            capacity = ClusterCapacity(run_dir, count_fitting, at_once, say)
+            admission = Admission(len(unfinished), capacity.count)
             population = Population(config.trial(), state, run, calls)
             settings = TrialSettings(
                 trial="",
                 run_dir=str(run_dir),
-                channel=run_dir.name,
-                workers=config.workers_per_trial,
+                channel=name,
+                workers=workers,
                 cpus_per_worker=resources.cpus,
                 gpus_per_worker=resources.gpus,
             )
             scheduler = make_scheduler(space, population, admission, len(names), halvings)
-            run_trials(unfinished, settings, scheduler, admission, calls, lambda note: run.trial_note(*note))
+            run_trials(unfinished, settings, scheduler, admission, calls, scheduler.on_note)
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(run_dir)
     # From disk: the verdict rests on what was written down, exactly as after a resume.

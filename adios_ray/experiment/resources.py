@@ -18,19 +18,20 @@ class WorkerResources(NamedTuple):
 
 
 class Node(NamedTuple):
-    """Resources of a node of the cluster."""
+    """Resources of a node of the cluster, and its ID."""
 
     cpus: float
     gpus: float
+    id: str = ""
 
 
 def nodes() -> list[Node]:
     """List the nodes of the running cluster that are alive."""
-    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+    alive = ((node["Resources"], node["NodeID"]) for node in ray.nodes() if node["Alive"])
+    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0), node) for resources, node in alive]
 
 
-def worker_resources(config: ExperimentConfig, cluster: Sequence[Node]) -> WorkerResources:
+def worker_resources(config: ExperimentConfig, cluster: Sequence[Node], grows: bool = False) -> WorkerResources:
     """Choose CPUs and GPUs of each worker: as configured, else one GPU if there are any, and a share of the CPUs.
 
     The share is the largest with which as many trials fit at once as with the smallest. A GPU's is at most an even one
@@ -39,13 +40,14 @@ def worker_resources(config: ExperimentConfig, cluster: Sequence[Node]) -> Worke
     Args:
         config: The experiment.
         cluster: The cluster's nodes.
+        grows: Whether an autoscaler adds nodes: then resources that no node has yet are believed to come.
 
     Raises:
-        ConfigError: If not even one trial fits.
+        ConfigError: If not even one trial fits, and never will.
     """
     gpus = float(any(node.gpus for node in cluster)) if config.gpus_per_worker is None else config.gpus_per_worker
     resources = WorkerResources(config.cpus_per_worker or _cpu_share(config, gpus, cluster), gpus)
-    if not count_capacity(config, resources, cluster):
+    if not grows and not count_capacity(config, resources, cluster):
         has = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in cluster)
         raise ConfigError(
             f"a trial's {config.workers_per_trial} workers need {resources.cpus:g} CPUs and {gpus:g} GPUs each, which "
@@ -79,6 +81,12 @@ def _round_down(cpus: float) -> float:
     Ray counts ten-thousandths: if it rounded up, the last worker would not fit.
     """
     return float(math.floor(cpus)) if cpus >= 1 else max(math.floor(1000 * cpus) / 1000, _SMALLEST_SHARE)
+
+
+def bundles(config: ExperimentConfig, resources: WorkerResources, trials: int) -> list[dict[str, float]]:
+    """List the resources of all workers of several trials, as Ray takes them."""
+    needed = {"CPU": resources.cpus, "GPU": resources.gpus}
+    return [{name: amount for name, amount in needed.items() if amount}] * (trials * config.workers_per_trial)
 
 
 def count_capacity(config: ExperimentConfig, resources: WorkerResources, cluster: Sequence[Node]) -> int:

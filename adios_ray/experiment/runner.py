@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from adios_ray.backend.cluster import connected, queue_job, submitted_job
+from adios_ray.backend.ray_private import autoscaler_runs
 from adios_ray.config import replaced
 from adios_ray.data.claim import TRAINING, Claim, claimed
 from adios_ray.data.prepare import prepare
@@ -65,7 +66,7 @@ def start(config: ExperimentConfig) -> Path:
             return _continue(run_dir, config, space, claim)
         _check_unused(run_dir)
         with connected():
-            resources = worker_resources(config, nodes())
+            resources = worker_resources(config, nodes(), autoscaler_runs())
             if renders:
                 recipe = {"dataset": "objects", "num_images": DEMO_IMAGES, "seed": DEMO_SEED}
                 prepare(objects.source(DEMO_IMAGES, DEMO_SEED), images, DEMO_IMAGE_SIZE, recipe)
@@ -119,7 +120,7 @@ def _continue(run_dir: Path, asked: ExperimentConfig, asked_space: SearchSpace, 
     check_trackers(config)
     check_checkpoints(run_dir, state)
     with connected():
-        resources = worker_resources(config, nodes())
+        resources = worker_resources(config, nodes(), autoscaler_runs())
         save_changes(run_dir, state, own, config, space)
         return evolve(config, space, run_dir, resources, claim)
 

@@ -91,7 +91,7 @@ class PopulationBasedTraining(LiveScheduler):
             return str(CONTINUE if self.ready(name) or not self.others_waiting() else PAUSE)
         if member.epoch - member.decided_epoch < self._space.interval_epochs:
             return str(CONTINUE)
-        self._evolve([name])
+        self._evolve([name, *self.set_aside])
         return str(PAUSE if self.others_waiting() else CONTINUE)
 
     def trial_ended(self, name: str) -> None:
@@ -100,11 +100,16 @@ class PopulationBasedTraining(LiveScheduler):
             self._ended.add(name)
         self._pass_barrier()
 
+    def go_on_without(self, name: str) -> None:
+        """Stop waiting for a trial that cannot train; it may have been the last that the barrier waited for."""
+        self._pass_barrier()
+
     def _pass_barrier(self) -> None:
         """Decide about the whole population once no trial is still training towards the decision's epoch."""
         state = self.population.state
         # Trials that have not started are members too (epoch 0), so the decision never leaves one of them out.
-        waiting = [name for name, member in state.members.items() if not member.finished and name not in self._ended]
+        absent = self._ended | self.set_aside.keys()
+        waiting = [name for name, member in state.members.items() if not member.finished and name not in absent]
         if not self._has_barrier or not waiting or any(self.ready(name) for name in waiting):
             return
         if self._opening:
@@ -114,7 +119,7 @@ class PopulationBasedTraining(LiveScheduler):
         # driver killed before that line makes the same decision again, one killed after it does not decide twice.
         state.next_decision_epoch += self._space.interval_epochs
         # 2. Journal the exploits, then post their loads.
-        self._evolve(waiting)
+        self._evolve([*waiting, *self.set_aside])
         # 3. Release last: a released request appends "train" to the trial's commands at once, and the "load" of an
         # exploit must come before it.
         self.population.hold(waiting, False)
@@ -125,9 +130,12 @@ class PopulationBasedTraining(LiveScheduler):
         epoch = min(population[name].epoch for name in waiting)
         survivors = min(rung.survivors for rung in self._halvings if rung.epoch <= epoch)
         remaining = {name: member for name, member in population.state.members.items() if not member.finished}
-        ranks = leaving(remaining, survivors)
+        # What was set aside ranks last: it has not trained as long as the others.
+        unable = {name: remaining[name].model_copy(update={"score": None}) for name in self.set_aside}
+        ranks = leaving(remaining | unable, survivors)
         for name, rank in ranks.items():
             population.drop(name, rank, len(remaining))
+            self.set_aside.pop(name, None)
         for name in waiting:
             population[name].decided_epoch = epoch
         following = (rung.epoch for rung in self._halvings if rung.epoch > epoch)
@@ -139,7 +147,10 @@ class PopulationBasedTraining(LiveScheduler):
         population.hold([name for name in waiting if name not in ranks], False)
 
     def _evolve(self, names: Sequence[str]) -> None:
-        """Let each of ``names`` that scores in the lowest quantile copy a better trial from the highest."""
+        """Let each of ``names`` that scores in the lowest quantile copy a better trial from the highest.
+
+        A trial that was set aside is tried again with what it has copied; until then it keeps its place.
+        """
         changed = []
         for name in names:
             member = self.population[name]
@@ -169,6 +180,7 @@ class PopulationBasedTraining(LiveScheduler):
         self.population.commit(*names)
         for name in changed:
             self.population.push_checkpoint(name)
+            self.set_aside.pop(name, None)
 
     def _compare(self, donor: str, name: str) -> Difference:
         """Compare a donor with a trial; the error includes the fluctuation of all trials' reports."""
@@ -206,18 +218,20 @@ class PopulationBasedTraining(LiveScheduler):
         return [
             other
             for other in ranked[len(ranked) - count :]
-            if margins[other] > 0 and self._can_give(members[other]) and not self._too_far_ahead(other, member)
+            if margins[other] > 0 and self._can_give(other) and not self._too_far_ahead(other, name)
         ]
 
-    @staticmethod
-    def _can_give(donor: Member) -> bool:
-        """Return whether a trial has weights that have neither diverged nor collapsed."""
-        return donor.checkpoint is not None and donor.score is not None and donor.score > WORST_SCORE
+    def _can_give(self, name: str) -> bool:
+        """Return whether a trial has weights that have neither diverged nor collapsed, and values that can train."""
+        donor = self.population[name]
+        scored = donor.score is not None and donor.score > WORST_SCORE
+        return scored and donor.checkpoint is not None and name not in self.set_aside
 
-    def _too_far_ahead(self, donor: str, member: Member) -> bool:
-        """Return whether copying the donor would skip more than one interval."""
+    def _too_far_ahead(self, donor: str, name: str) -> bool:
+        """Return whether copying the donor would skip more than one interval, for a trial that can train by itself."""
         # Trials on fast nodes are ahead. One that is copied far ahead of the copying trial spreads by its speed: the
         # copy has fewer decisions left, at which it might be replaced. Donors may be behind, however: otherwise, slow
         # trials would copy fast ones and not the other way round. Training still ends, since the least trained trial is
         # never set back, and one that has copied it is compared with it only by what both have trained since.
-        return self.population[donor].epoch > member.epoch + self._space.interval_epochs
+        lag = self.population[donor].epoch - self.population[name].epoch
+        return lag > self._space.interval_epochs and name not in self.set_aside

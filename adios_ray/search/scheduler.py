@@ -11,7 +11,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from adios_ray.backend.admission import Admission, name_of
 from adios_ray.backend.faults import Fault
-from adios_ray.backend.line import Reply
+from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.trial import REPLY
 from adios_ray.errors import FaultError
 from adios_ray.run_directory import RunDirectory
@@ -26,6 +26,8 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
     Attributes:
         population: The population.
         admission: Which trials have resources.
+        set_aside: Trials that cannot train while others can, with the reason. They stay at their epochs without
+            resources, and no decision waits for them.
     """
 
     def __init__(self, population: Population, admission: Admission) -> None:
@@ -36,6 +38,9 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         # then; without this note, every call of choose_trial_to_run would preempt one more.
         self._preempting: str | None = None
         self._stopping: list[Trial] = []
+        # Trials whose workers keep failing while others train, and trials that had trouble since their last report.
+        self.set_aside: dict[str, Fault] = {}
+        self._troubled: set[str] = set()
 
     @abstractmethod
     def decide(self, name: str) -> str:
@@ -60,11 +65,21 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         if self.population[name_of(trial)].finished:  # ended by a decision that was made before it started
             self._stopping.append(trial)
 
+    def on_note(self, note: Note) -> None:
+        """Show and log what a trial says, and take note of its trouble."""
+        if note.kind in ("restart", "wait"):
+            self._troubled.add(note.trial)
+        if note.trial:
+            self.population.run.trial_note(*note)
+        else:
+            self.population.run.note(note.text)
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Record a report and decide."""
         name, reply = name_of(trial), result[REPLY]
         if reply.fault is not None:
-            self._stop_run(name, reply.fault)
+            self._set_aside(name, reply.fault)
+            return str(PAUSE)
         if reply.report is None:
             # The answer to ``channel.preempt``: the trial has nothing to report, and only Tune can free its resources.
             if self.population[name].finished:
@@ -84,17 +99,38 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         self.population.commit(name)
         return str(decision)
 
-    def _stop_run(self, name: str, fault: Fault) -> NoReturn:
-        """End the run because a trial cannot train; all that was reported is journaled.
+    def _set_aside(self, name: str, fault: Fault) -> None:
+        """Go on without a trial that cannot train, because of its values or where it was placed.
+
+        Raises:
+            FaultError: If every other trial has trouble too: then neither is the reason.
+        """
+        self.set_aside[name] = fault
+        others = self._unfinished()
+        fate = f"it stays at epoch {self.population[name].epoch}, and others go on" if others else "the run stops"
+        self.population.run.trial_note(name, f"cannot train: {fault.reason}; {fate}", fault.details)
+        if self.admission.all_started and not set(others) - self._troubled:
+            self._stop_run()
+        self._preempting = name
+        self.go_on_without(name)
+
+    def _unfinished(self) -> list[str]:
+        """List the trials that have epochs left and can train."""
+        members = self.population.state.members.items()
+        return [name for name, member in members if not member.finished and name not in self.set_aside]
+
+    def _stop_run(self) -> NoReturn:
+        """End the run because trials cannot train; all that was reported is journaled.
 
         Raises:
             FaultError: Always.
         """
-        run = self.population.run
-        run.trial_note(name, f"cannot train: {fault.reason}", fault.details)
+        run = self.population.run.directory
+        reasons = "; ".join(f"{name} cannot train: {fault.reason}" for name, fault in self.set_aside.items())
+        logs = RunDirectory(run).log(next(iter(self.set_aside))).parent
         raise FaultError(
-            f"the run stops because {name} cannot train: {fault.reason}. No report is lost; "
-            f"{RunDirectory(run.directory).log(name)} has the whole of it. Resume with --resume {run.directory}"
+            f"the run stops because {reasons}. No report is lost; {logs} has the whole of it. "
+            f"Resume with --resume {run}"
         )
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
@@ -107,10 +143,13 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
 
     def _observe(self, name: str, reply: Reply) -> bool:
         """Record a report; returns whether it is new."""
+        self._troubled.discard(name)
         new = self.population.observe(name, reply)
         if new and reply.report is not None and reply.report.divergence:
             fate = "it has trained its last epoch" if reply.report.done else self.fate_of_diverged(name)
-            self.population.run.note(f"{name} diverged at {reply.report.divergence}; {fate}")
+            self.population.run.note(
+                f"{name} diverged at {reply.report.divergence}; {fate}", trial=name, epoch=reply.report.epoch
+            )
         return new
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
@@ -121,10 +160,12 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         """
         if trial.should_recover():
             self._forget_preemption(name_of(trial))
-            self.population.run.note(f"{name_of(trial)} lost its actor; Tune restarts it")
+            self.population.run.note(f"{name_of(trial)} lost its actor; Tune restarts it", "restart", name_of(trial))
             return
-        lost = Fault(f"its actor failed {trial.num_failures} times", str(trial.get_error() or ""))
-        self._stop_run(name_of(trial), lost)
+        fault = Fault(f"its actor failed {trial.num_failures} times", str(trial.get_error() or ""))
+        self.population.run.trial_note(name_of(trial), f"cannot train: {fault.reason}; the run stops", fault.details)
+        self.set_aside[name_of(trial)] = fault
+        self._stop_run()  # Tune forgets a trial that it has given up
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Continue without a trial that was removed."""
@@ -142,15 +183,24 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
     def trial_ended(self, name: str) -> None:
         """React to the end of a trial; a scheduler with barriers stops waiting for it."""
 
+    def go_on_without(self, name: str) -> None:
+        """React to a trial that was set aside; a scheduler with barriers stops waiting for it."""
+
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Return the least-trained paused trial if there is free capacity; else preempt a trial if others need it."""
+        """Return the least-trained paused trial if there is free capacity; else preempt a trial if others need it.
+
+        Raises:
+            FaultError: If all trials that have epochs left are set aside, or wait for one that is.
+        """
+        if self.set_aside and self.admission.all_started and not any(map(self.ready, self._unfinished())):
+            self._stop_run()
         # Trials without a request, which ``channel.preempt`` could end: Tune stops them only when it is told to.
         ended = [trial for trial in self.admission.paused() if self.population[name_of(trial)].finished]
         for trial in (*self._stopping, *ended):
             tune_controller.stop_trial(trial)
         self._stopping.clear()
         # Trials that have never started come first, by way of ``GatedSearch``: they have trained least.
-        waiting = [trial for trial in self.admission.paused() if self.ready(name_of(trial))]
+        waiting = self._waiting()
         waiting.sort(key=lambda trial: (self.population[name_of(trial)].epoch, name_of(trial)))
         if waiting and self.admission.all_started and self.admission.free:
             self._forget_preemption(name_of(waiting[0]))
@@ -161,8 +211,12 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
 
     def others_waiting(self) -> bool:
         """Return whether a trial that may pause now should, so that another one gets its resources."""
-        others = any(self.ready(name_of(trial)) for trial in self.admission.paused())
-        return others or not self.admission.all_started or self.admission.oversubscribed()
+        return bool(self._waiting()) or not self.admission.all_started or self.admission.oversubscribed()
+
+    def _waiting(self) -> list[Trial]:
+        """List the paused trials that could train."""
+        paused = self.admission.paused()
+        return [trial for trial in paused if self.ready(name_of(trial)) and name_of(trial) not in self.set_aside]
 
     def _preempt_one(self) -> None:
         """Preempt one trial that waits at a barrier, unless another is still giving up its resources."""

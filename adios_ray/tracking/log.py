@@ -1,14 +1,75 @@
-"""Logs of trials, ``logs/TRIAL.log`` in a run directory: what happened to a trial's processes, with tracebacks."""
+"""What happened in a run: ``events.jsonl``, and ``logs/TRIAL.log`` with tracebacks and what workers printed."""
 
+import os
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
-from adios_ray.files import append_line
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from adios_ray.errors import RecordError
+from adios_ray.files import append_line, complete_lines
 from adios_ray.run_directory import RunDirectory
+from adios_ray.validation import parse_json
+
+LOG_BYTES = 2**22
+"""Size at which a trial's log becomes ``TRIAL.log.1``, in place of an earlier one."""
+
+EventKind = Literal["note", "restart", "wait", "exploit", "refusal", "drop"]
+
+
+class Event(BaseModel):
+    """Something that happened in a run: a line of ``events.jsonl``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    """When it happened, in UTC."""
+    kind: EventKind
+    """What happened; "restart" is of a trial's processes, "wait" for nodes, resources or storage."""
+    trial: str = ""
+    """The trial that it is about; empty if it is about the run."""
+    epoch: int | None = None
+    """The trial's epoch, where that matters."""
+    text: str
+    """What the terminal showed."""
+
+
+class EventLog:
+    """Appends to ``events.jsonl``; all methods are thread-safe."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Continue the file, or create it."""
+        self._path, self._lock = RunDirectory(run_dir).events, threading.Lock()
+        self._left: list[Event] = []
+        self._path.touch()
+
+    def append(self, event: Event) -> None:
+        """Append an event, after those that storage refused before; one that it refuses now waits for the next."""
+        with self._lock:
+            self._left.append(event)
+            try:
+                while self._left:
+                    append_line(self._path, self._left[0].model_dump_json())
+                    self._left.pop(0)
+            except OSError:
+                pass  # the event itself may be that storage fails, and the user has seen it
+
+
+def read_events(run_dir: Path) -> list[Event]:
+    """Read all events in their order; empty if there is no file.
+
+    Raises:
+        RecordError: If a complete line does not parse.
+    """
+    path = RunDirectory(run_dir).events
+    lines = enumerate(complete_lines(path).splitlines(), start=1)
+    return [parse_json(Event, line, f"{path}, line {number}", RecordError) for number, line in lines]
 
 
 def append_log(run_dir: Path, trial: str, text: str, details: str = "") -> None:
-    """Append an event to a trial's log: one line with the time, then its details, indented.
+    """Append to a trial's log: one line with the time, then its details, indented.
 
     Raises:
         OSError: If storage fails.
@@ -16,5 +77,8 @@ def append_log(run_dir: Path, trial: str, text: str, details: str = "") -> None:
     path = RunDirectory(run_dir).log(trial)
     path.parent.mkdir(exist_ok=True)
     path.touch()
+    if path.stat().st_size > LOG_BYTES:
+        os.replace(path, path.with_suffix(".log.1"))
+        path.touch()
     time = datetime.now(UTC).isoformat(timespec="seconds")
     append_line(path, "\n    ".join([f"{time} {text}", *details.splitlines()]))

@@ -1,17 +1,19 @@
 """The record of a run, written by its driver: files, terminal, Ray's metrics and trackers."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from adios_ray.config import TrialConfig
+from adios_ray.errors import ClaimError
 from adios_ray.retry import retry
 from adios_ray.tracking.environment import record_environment
-from adios_ray.tracking.live import LiveView, drop_line, refusal_line
-from adios_ray.tracking.log import append_log
+from adios_ray.tracking.live import LiveView, drop_line, exploit_line, refusal_line
+from adios_ray.tracking.log import Event, EventKind, EventLog, append_log
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import Drop, Exploit, Refusal, Row, append_exploit, append_result, begin_results
 from adios_ray.tracking.report.background import BackgroundReport
@@ -50,6 +52,7 @@ class Run(AbstractContextManager["Run"]):
         begin_results(directory, searched)
         record_environment(directory)
         self._open = ExitStack()
+        self._events = EventLog(directory)
         self._page = BackgroundReport(directory, self.note)
 
     def __enter__(self) -> Self:
@@ -77,7 +80,7 @@ class Run(AbstractContextManager["Run"]):
             self._check_claim()
             action()
 
-        retry(attempt, self.note)
+        retry(attempt, partial(self.note, kind="wait"))
 
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
         """Record a trial's report.
@@ -102,32 +105,42 @@ class Run(AbstractContextManager["Run"]):
         exploit = Exploit(time=datetime.now(UTC), **fields)
         self.write(lambda: append_exploit(self.directory, exploit))
         self._view.exploit(exploit)
+        self._record(Event(kind="exploit", trial=exploit.trial, epoch=exploit.epoch, text=exploit_line(exploit)))
         self._trackers.exploit(exploit)
 
     def refusal(self, **fields: Any) -> None:
         """Record that a trial did not copy a donor; the fields are those of ``Refusal``."""
         refusal = Refusal(time=datetime.now(UTC), **fields)
         self.write(lambda: append_exploit(self.directory, refusal))
-        self.note(refusal_line(refusal))
+        self.note(refusal_line(refusal), "refusal", refusal.trial, refusal.epoch)
 
     def drop(self, **fields: Any) -> None:
         """Record that a trial left in the opening; the fields are those of ``Drop``."""
         drop = Drop(time=datetime.now(UTC), **fields)
         self.write(lambda: append_exploit(self.directory, drop))
-        self.note(drop_line(drop))
+        self.note(drop_line(drop), "drop", drop.trial, drop.epoch)
 
     def hold(self, trials: Sequence[str], held: bool) -> None:
         """Show that trials wait for the others before the next decision, or no longer."""
         self._view.hold(trials, held)
 
-    def note(self, text: str) -> None:
-        """Show a note to the user."""
+    def note(self, text: str, kind: EventKind = "note", trial: str = "", epoch: int | None = None) -> None:
+        """Show an event to the user, and record it."""
         self._view.note(text)
+        self._record(Event(kind=kind, trial=trial, epoch=epoch, text=text))
 
-    def trial_note(self, trial: str, text: str, details: str = "") -> None:
-        """Show a note about a trial to the user, and append it to the trial's log with its details."""
-        self._view.keep(trial, f"{trial}: {text}")  # it may say what the trial waits for
-        self.note(f"{trial}: {text}")
+    def _record(self, event: Event) -> None:
+        with suppress(ClaimError, OSError):  # the run may be another driver's now
+            self._check_claim()
+            self._events.append(event)
+
+    def trial_note(
+        self, trial: str, text: str, details: str = "", kind: Literal["note", "restart", "wait", "output"] = "note"
+    ) -> None:
+        """Append an event to a trial's log with its details; show it to the user, unless it is the workers' output."""
+        if kind != "output":
+            self._view.keep(trial, f"{trial}: {text}")  # it may say what the trial waits for
+            self.note(f"{trial}: {text}", kind, trial)
         # Not retried: the note may be about storage that fails, and the user has seen it.
         try:
             append_log(self.directory, trial, text, details)

@@ -45,7 +45,7 @@ class Event(NamedTuple):
     """Something that happened in a run."""
 
     time: datetime
-    epoch: int
+    epoch: int | None
     trial: str
     kind: str
     text: str
@@ -196,7 +196,10 @@ def _elapsed(run: RunData) -> float:
 
 
 def _events(run: RunData) -> Iterator[Event]:
-    """Iterate over what happened: copies, refused copies, trials without a score, and trials that ended early."""
+    """Iterate over what happened: decisions, notes, trials without a score, and trials that ended early."""
+    for event in run.events:
+        if event.kind not in ("exploit", "refusal"):  # the lineage has their numbers, and those of earlier versions
+            yield Event(event.time, event.epoch, event.trial, event.kind, event.text)
     for exploit in run.exploits:
         kind = "copied" if exploit.copies else "changed values"
         yield Event(exploit.time, exploit.epoch, exploit.trial, kind, f"{exploit.donor}: {exploit.changes}")

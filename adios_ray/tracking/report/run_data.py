@@ -17,6 +17,7 @@ from adios_ray.measures import Measure
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.lineage import Ancestor
+from adios_ray.tracking.log import Event, read_events
 from adios_ray.tracking.records import Drop, Exploit, MaskFile, Refusal, Row, RunSummary
 
 EVOLVING = ("pbt", "pb2")
@@ -51,6 +52,7 @@ class RunData:
         config: The resolved configuration.
         space: The search space as plain values; empty if none is stored.
         controls: Trials that keep the configured values and their weights.
+        events: Everything that happened, in its order; nothing in runs of earlier versions.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class RunData:
     config: Mapping[str, Any] | None = None
     space: Mapping[str, Any] | None = None
     controls: frozenset[str] = frozenset()
+    events: Sequence[Event] = ()
 
     @property
     def name(self) -> str:
@@ -176,6 +179,7 @@ def read_run(run_dir: Path) -> RunData:
         records.read_config(run_dir),
         _read_space(RunDirectory(run_dir).space),
         _read_controls(RunDirectory(run_dir)),
+        read_events(run_dir),
     )
 
 

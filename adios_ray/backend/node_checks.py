@@ -1,0 +1,53 @@
+"""Checks of nodes that join the cluster while a run trains, each once, before a trial starts there."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+
+class NodeChecks:
+    """Knows which nodes can train; for asyncio, in the channel's process on the driver's node."""
+
+    def __init__(self, known: Iterable[str], find_problem: Callable[[str], str], say: Callable[[str], None]) -> None:
+        """Begin with nodes that were checked before the first trial.
+
+        Args:
+            known: IDs of nodes that can train.
+            find_problem: Says why the node of an ID cannot train, nothing if it can; called in a thread.
+            say: Called with a line about each node that cannot train.
+        """
+        self._find_problem, self._say = find_problem, say
+        self._problems = dict.fromkeys(known, "")
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    def begin(self, nodes: Iterable[str]) -> None:
+        """Begin to check nodes, without waiting for the answers."""
+        for node in nodes:
+            if node not in self._problems and node not in self._running:
+                self._running[node] = asyncio.create_task(self._check(node))
+
+    async def problem(self, node: str) -> str:
+        """Say why a node cannot train, nothing if it can; wait until it has been checked.
+
+        Raises:
+            OSError: If the run's storage is away; the next call checks again.
+        """
+        self.begin([node])
+        if node in self._running:
+            await asyncio.shield(self._running[node])  # others wait for it too
+        return self._problems[node]
+
+    def refused(self) -> list[str]:
+        """List the nodes that cannot train."""
+        return [node for node, problem in self._problems.items() if problem]
+
+    def passed(self) -> list[str]:
+        """List the nodes that can train."""
+        return [node for node, problem in self._problems.items() if not problem]
+
+    async def _check(self, node: str) -> None:
+        try:
+            problem = self._problems[node] = await asyncio.to_thread(self._find_problem, node)
+            if problem:
+                self._say(f"{problem}. No trial starts there")
+        finally:
+            del self._running[node]
