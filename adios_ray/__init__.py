@@ -50,7 +50,7 @@ def load_encoder(path: str | Path) -> "nn.Module":
     """
     from adios_ray.models import export  # here, since it imports torch: "import adios_ray" alone stays fast
 
-    return export.load_encoder(Path(path))
+    return export.load_encoder(path)
 
 
 def load_occlusion_model(path: str | Path) -> "OcclusionModel":
@@ -70,4 +70,4 @@ def load_occlusion_model(path: str | Path) -> "OcclusionModel":
     """
     from adios_ray.models import export
 
-    return export.load_occlusion_model(Path(path))
+    return export.load_occlusion_model(path)

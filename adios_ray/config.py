@@ -5,7 +5,6 @@ Units are part of the names. An unknown key or a value out of range raises a ``C
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -51,6 +50,9 @@ else:
     ObjectiveName = Literal[tuple(OBJECTIVES)]
     SchemeName = Literal[tuple(SCHEMES)]
     FitnessName = Literal[tuple(MEASURES)]
+
+Place = Annotated[str, BeforeValidator(lambda place: os.fspath(place) if isinstance(place, os.PathLike) else place)]
+"""A path or a URI (s3://, gs://, ...)."""
 
 PROBE_LR = 0.1
 """Learning rate of the online probe."""
@@ -310,7 +312,7 @@ class EvaluationConfig(Strict):
 class TrialConfig(Strict):
     """The complete configuration of one training."""
 
-    data_dir: Annotated[str, BeforeValidator(os.fspath)] | None = None
+    data_dir: Place | None = None
     """Directory or URI (s3://, gs://, ...) of Arrow shards made by `adios-ray prepare`."""
     image_size: int | None = Field(None, ge=32, le=1024)
     """Side of the views in pixels; None takes the size of the stored images, whose crops are then magnified."""
@@ -329,8 +331,8 @@ class TrialConfig(Strict):
     """Use the channels-last memory layout for convolutions."""
     compile: bool = False
     """Compile the backbones and the occlusion model's U-Net with torch.compile."""
-    initial_weights: Path | None = None
-    """Initial weights: a checkpoint of a run, or a file made by `adios-ray import-official`."""
+    initial_weights: Place | None = None
+    """Initial weights, a path or a URI: a checkpoint of a run, or a file made by `adios-ray import-official`."""
     backbone: BackboneConfig = BackboneConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     masking: MaskingConfig = MaskingConfig()

@@ -1,4 +1,4 @@
-"""Retries of writes while storage is full or unavailable."""
+"""Retries while storage is full or unavailable."""
 
 import time
 from collections.abc import Callable
@@ -13,28 +13,36 @@ TIMEOUT_S = 300.0
 PAUSE_S = 1.0
 """Seconds between two attempts."""
 
+WRONG_KIND = (FileExistsError, IsADirectoryError, NotADirectoryError)
+"""Errors of a file or directory of the wrong kind, which does not go away."""
+LASTING = (*WRONG_KIND, FileNotFoundError, PermissionError)
+"""Errors that do not pass before a run has begun: besides, a bucket that does not exist, and access that is denied."""
+
 Result = TypeVar("Result")
 
 
-def retry(action: Callable[[], Result], say: Callable[[str], None]) -> Result:
-    """Retry a write for up to five minutes while storage fails.
+def retry(
+    action: Callable[[], Result], say: Callable[[str], None], lasting: tuple[type[OSError], ...] = WRONG_KIND
+) -> Result:
+    """Retry an access to storage for up to five minutes while storage fails.
 
     Args:
-        action: The write; it must be safe to repeat.
+        action: The access; it must be safe to repeat.
         say: Prints a line once when storage fails first, and once when it is back.
+        lasting: Errors after which trying again is in vain.
 
     Returns:
         What ``action`` returns.
 
     Raises:
         StorageError: If storage fails for longer than five minutes.
-        OSError: Immediately, if a file or directory of the wrong kind is in the way.
+        OSError: Immediately, if it is a lasting one, such as a directory in the way of a file.
     """
     began, reported = time.monotonic(), False
     while True:
         try:
             result = action()
-        except (FileExistsError, IsADirectoryError, NotADirectoryError):
+        except lasting:
             raise
         # Any other OSError may pass: a full disk, a quota, a network file system that is remounted.
         except OSError as error:

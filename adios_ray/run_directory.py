@@ -22,6 +22,9 @@ from pathlib import Path
 
 from adios_ray.errors import RecordError
 
+MASKS = "masks"
+"""Name of the folder of masks."""
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -105,6 +108,17 @@ class RunDirectory:
         """Return the path of the checkpoint that a trial writes after an epoch."""
         return self.checkpoints / trial / epoch_name(epoch)
 
+    def relative(self, path: Path) -> Path:
+        """Return the path of something stored in the run, from the run on: a moved run finds it by that."""
+        return path.relative_to(self.path)
+
+    def located(self, path: Path) -> Path:
+        """Return where a checkpoint is now, by its path from the run on.
+
+        Earlier versions recorded whole paths, of the place where the run was then.
+        """
+        return self.path / (Path(*path.parts[-_CHECKPOINT_PARTS:]) if path.is_absolute() else path)
+
     def outcomes(self, trial: str, epoch: int) -> Path:
         """Return the path of the validation images' outcomes in a trial's report."""
         return self.path / "outcomes" / trial / epoch_name(epoch)
@@ -131,10 +145,12 @@ class RunDirectory:
 
     @property
     def _masks(self) -> Path:
-        return self.path / "masks"
+        return self.path / MASKS
 
 
 _EPOCH = "epoch_"
+_CHECKPOINT_PARTS = 3
+"""Parts of a checkpoint's path from the run on: checkpoints, trial, epoch."""
 
 
 def epoch_name(epoch: int) -> str:

@@ -40,6 +40,7 @@ from adios_ray.backend.trial import REPLY
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.errors import exit_status
+from adios_ray.run_storage import RunStorage
 from adios_ray.search.pb2 import PB2
 from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import Population
@@ -119,6 +120,7 @@ class InProcess:
 
     def __post_init__(self) -> None:
         """Create the population."""
+        self.storage = RunStorage(self.directory)
         self.config = parse(TrialConfig, {"epochs": self.problem.epochs, "seed": self.seed})
         self._random = np.random.default_rng(self.seed)
         self._held: set[str] = set()

@@ -17,6 +17,7 @@ from adios_ray.backend.trial import REPLY
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
 from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import Population
 from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
@@ -56,7 +57,7 @@ class SimulatedRun:
 
     def __init__(self, directory: Path) -> None:
         """Record into an existing directory."""
-        self.directory = directory
+        self.directory, self.storage = directory, RunStorage(directory)
         self.reports: list[tuple[str, int, float]] = []
 
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:

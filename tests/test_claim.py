@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from encoded_images import s3_server
+from s3 import s3_server
 
 from adios_ray.data import claim
 from adios_ray.data.claim import HOLDER_FILE, claimed
-from adios_ray.data.store import Store
+from adios_ray.store import Store
 
 
 class Unlocked:
@@ -33,7 +33,8 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(claim, "STALE_S", 0.5)
     monkeypatch.setattr(claim, "SETTLING_S", 0.02)
     if request.param == "s3":
-        with s3_server() as bucket:
+        with s3_server() as server:
+            bucket = server.uri
             yield Store(f"{bucket}/set")
         return
     if request.param == "beats":
@@ -74,7 +75,7 @@ def test_the_place_of_a_process_that_was_killed_is_taken_over(place: Store, requ
     locks = request.node.callspec.params["place"] == "locks"
     without = "" if locks else "from test_claim import Unlocked\nclaim.FileLock = Unlocked\n"
     script = (
-        "import time\nfrom adios_ray.data import claim\nfrom adios_ray.data.store import Store\n"
+        "import time\nfrom adios_ray.data import claim\nfrom adios_ray.store import Store\n"
         f"claim.SETTLING_S = 0.01\n{without}"
         f"with claim.claimed(Store({str(place)!r}), print):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )

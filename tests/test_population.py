@@ -78,7 +78,7 @@ def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_
     kept = list((run_dir / "checkpoints").glob("trial_*/epoch_*"))
     assert len(kept) <= 2 * 2 and all(member.finished for member in state.members.values())
     replayed_alone(run_dir, tmp_path / "replayed", summary.best_trial, state)
-    config.space.unlink()  # a job's working directory is deleted with the job; the run has a copy
+    Path(config.space).unlink()  # a job's working directory is deleted with the job; the run has a copy
     modified = {path: path.stat().st_mtime_ns for path in kept}
     resume(run_dir)
     assert {path: path.stat().st_mtime_ns for path in kept} == modified
@@ -101,10 +101,10 @@ def test_a_diverged_trial_is_reported_dumped_and_replaced(
     from adios_ray.experiment.runner import start
 
     config = experiment(objects_dir, tmp_path, epochs=2)
-    space = yaml.safe_load(config.space.read_text())
+    space = yaml.safe_load(Path(config.space).read_text())
     # The first trial keeps the configured temperature; the other draws one at which every logit overflows.
     space["parameters"]["objective.temperature"] = {"low": 1e-42, "high": 1e-41, "scale": "log"}
-    config.space.write_text(yaml.safe_dump(space))
+    Path(config.space).write_text(yaml.safe_dump(space))
     run_dir = start(config)
     fitness = {(row.trial, row.epoch): row.fitness for row in read_results(run_dir)}
     assert math.isnan(fitness["trial_01", 1]) and not math.isnan(fitness["trial_00", 2])

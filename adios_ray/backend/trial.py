@@ -13,9 +13,9 @@ from adios_ray.backend.line import Reply
 from adios_ray.backend.loop_config import LoopConfig
 from adios_ray.backend.ray_private import checkpoint_list_file, controller_callback, lean_trainer_class
 from adios_ray.checkpoints import Pointer
-from adios_ray.files import check_writable
-from adios_ray.retry import retry_in_run
+from adios_ray.retry import retry, retry_in_run
 from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
 
 REPLY = "reply"
 """Key of Tune's result under which the ``Reply`` reaches the scheduler unchanged."""
@@ -35,7 +35,7 @@ class TrialSettings(TypedDict):
 
     Attributes:
         trial: Name of the trial.
-        run_dir: The run's directory.
+        run_dir: The run's directory, on storage that all nodes share, or its URI.
         channel: Name of the run, by which its channel is found.
         workers: Ray Train workers of the trial.
         cpus_per_worker: CPUs of each worker, may be a fraction.
@@ -91,9 +91,9 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
 
     def _recover(self) -> None:
         """Restart the workers; after repeated failures, report a failed trial first."""
-        reason, run_dir = _first_line(self._error), Path(self._settings["run_dir"])
+        reason, run = _first_line(self._error), RunStorage(self._settings["run_dir"])
         # Wait for storage before counting the failure: an outage would use up the restarts of every trial in seconds.
-        retry_in_run(run_dir, lambda: check_writable(run_dir), self._note)
+        retry_in_run(run.directory, run.check_writable, self._note)
         self._failures += 1
         if self._failures <= RUN_RESTARTS:
             self._note(f"its workers are started again after: {reason}")
@@ -121,6 +121,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         # actor and the controller with it, lets the controller remove its placement group.
         self._channel.stop.remote(self._trial)
         self._thread.join(timeout=STOP_TIMEOUT_S)
+        RunStorage(self._settings["run_dir"]).close()
 
 
 def _first_line(error: BaseException | None) -> str:
@@ -146,7 +147,9 @@ def build_trainer(config: TrialSettings, channel: Any) -> Any:
     """Build the Ray Train trainer of a trial; ``channel`` is the handle that its workers receive."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    checkpoints = RunDirectory(Path(config["run_dir"])).checkpoints
+    storage = RunStorage(config["run_dir"])
+    retry(storage.open, print)
+    checkpoints = RunDirectory(storage.directory).checkpoints
     # The channel knows where a trial resumes; Ray Train's own list may name checkpoints that have been deleted since.
     checkpoint_list_file(checkpoints / config["trial"]).unlink(missing_ok=True)
     loop = LoopConfig(
@@ -155,7 +158,7 @@ def build_trainer(config: TrialSettings, channel: Any) -> Any:
         channel=channel,
         threads=max(int(config["cpus_per_worker"]), 1),
     )
-    gpus, record = config["gpus_per_worker"], ControllerRecord(Path(config["run_dir"]))
+    gpus, record = config["gpus_per_worker"], ControllerRecord(config["run_dir"])
     # Lean: workers read shards themselves, and the driver removes orphaned placement groups of all trials. A single
     # worker needs no process group, and without one the trial's actor need not import torch.
     return lean_trainer_class(process_group=config["workers"] > 1)(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from adios_ray.data.store import Store
+from adios_ray.store import Store
 
 LOCK_FILE = ".preparing.lock"
 HOLDER_FILE = ".preparing.json"

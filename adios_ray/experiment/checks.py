@@ -1,16 +1,15 @@
 """Preflight checks: a configuration that cannot work here is refused before the first worker starts."""
 
-from pathlib import Path
-
 from adios_ray.config import check_image_size, check_view
 from adios_ray.data.shards import Manifest, verify
 from adios_ray.errors import ConfigError, DatasetError
 from adios_ray.evaluation.fitness import SMALLEST_PARTED
 from adios_ray.experiment.config import ExperimentConfig
-from adios_ray.files import check_writable
 from adios_ray.measures import MEASURES
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
+from adios_ray.places import check_place
+from adios_ray.store import Location, Store, local_path
 from adios_ray.tracking.trackers.wandb import check_login
 
 SPLITS = ("train", "val", "test")
@@ -78,22 +77,22 @@ def _check_networks(config: ExperimentConfig, manifest: Manifest) -> None:
     try:
         networks = Networks(config.trial(), size, len(manifest.classes))
         if path:
-            load_initial(networks, load_weights(path.expanduser()), path)
+            load_initial(networks, load_weights(path), path)
     except ValueError as error:  # raised for configurations and for damaged weights
         raise ConfigError(str(error)) from None
 
 
-def check_storage(storage: Path) -> Path:
-    """Create the storage directory, check that it is writable, and return its path without symbolic links.
+def check_storage(location: Location) -> str:
+    """Check that storage can be written to, and return its path without symbolic links, or its URI.
+
+    A directory is created.
 
     Raises:
         ConfigError: If it cannot be created or written to.
+        StorageError: If remote storage fails for longer than five minutes.
     """
+    path = local_path(location)
     # Resolved because Ray Train refuses checkpoints whose path contains a symbolic link.
-    storage = storage.expanduser().resolve()
-    try:
-        storage.mkdir(parents=True, exist_ok=True)
-        check_writable(storage)
-    except OSError as error:
-        raise ConfigError(f"storage {storage} cannot be written to: {error.strerror or error}") from None
-    return storage
+    place = str(Store(location if path is None else path.resolve()))
+    check_place(place)
+    return place

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import tyro
 from pydantic import ValidationError
@@ -64,14 +65,14 @@ def read_arguments(
     arguments = [_SHORT.get(flag, flag) + equals + value for flag, equals, value in map(_parts, arguments)]
     # Before tyro: the defaults that it parses over, and prints in --help, depend on the flags that choose a preset.
     given = {name: _last(arguments, flag) for name, flag in _CHOOSING.items()}
-    file = SPACES / f"{demo_space if given['name'] == DEMO else space}.yaml"
+    file = str(SPACES / f"{demo_space if given['name'] == DEMO else space}.yaml")
     defaults = preset_config(**given).model_copy(update={"space": file})
     try:
         config = tyro.cli(ExperimentConfig, args=arguments, default=defaults, description=description, prog=program)
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
-    if not config.space.suffix and (named := SPACES / f"{config.space}.yaml").is_file():
-        config = config.model_copy(update={"space": named})
+    if not Path(config.space).suffix and (named := SPACES / f"{config.space}.yaml").is_file():
+        config = config.model_copy(update={"space": str(named)})
     if config.resume is not None and config != defaults.model_copy(update={"resume": config.resume}):
         raise ConfigError("--resume continues the run under its own configuration: leave out all other settings")
     return config

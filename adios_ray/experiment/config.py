@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 import adios_ray
-from adios_ray.config import TrialConfig
+from adios_ray.config import Place, TrialConfig
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.spaces import Scheduler, Search
 from adios_ray.validation import parse, read_json
@@ -37,14 +37,16 @@ class ExperimentConfig(TrialConfig):
     family: Family | None = None
     """Source of the published settings: paper (its appendix: SGD, mean over slots), or authors (their scripts: LARS,
     sum, alternating). None takes the paper's, except for in100, which only the authors' scripts cover."""
-    space: Path = SPACES / "pbt_in100.yaml"
-    """YAML file of the search space, or the name of one that comes with the package (pbt_in100, asha_demo, ...)."""
+    space: Place = str(SPACES / "pbt_in100.yaml")
+    """YAML file of the search space, a path or a URI, or the name of one that comes with the package (pbt_in100,
+    asha_demo, ...)."""
     scheduler: Scheduler | None = None
     """Scheduler that overrides the search space's."""
     search: Search | None = None
     """Search that overrides the search space's."""
-    storage: Path = Path("runs")
-    """Directory in which each run creates its run directory; shared by all nodes of a cluster."""
+    storage: Place = "runs"
+    """Directory in which each run creates its run directory, shared by all nodes of a cluster, or a URI (s3://,
+    gs://, ...), with which nodes need to share nothing."""
     population: int = Field(4, ge=2)
     """Number of trials; those that do not fit into the cluster at once take turns. A grid has one per combination."""
     workers_per_trial: int = Field(1, ge=1)
@@ -60,8 +62,8 @@ class ExperimentConfig(TrialConfig):
     trackers: tuple[Literal["tensorboard", "jsonl"], ...] = ()
     """Further logs in the run directory: tensorboard (event files for each trial), jsonl (log.jsonl: a line of JSON for
     each report, exploit and outcome)."""
-    resume: Path | None = None
-    """Run directory of a run to resume, under its own configuration."""
+    resume: Place | None = None
+    """Run directory of a run to resume, a path or a URI, under its own configuration."""
 
     def trial(self) -> TrialConfig:
         """Return the configuration that all trials share."""

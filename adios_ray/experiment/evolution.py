@@ -1,7 +1,5 @@
 """Training of a run's population to its end: channel, capacity, scheduler, records and trials put together."""
 
-from pathlib import Path
-
 from adios_ray.backend.admission import Admission
 from adios_ray.backend.capacity import ClusterCapacity, remove_orphaned
 from adios_ray.backend.channel import ChannelCalls, start_channel
@@ -12,6 +10,9 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources, count_capacity, nodes
 from adios_ray.experiment.verdict import conclude
 from adios_ray.files import remove_drafts
+from adios_ray.retry import retry
+from adios_ray.run_directory import MASKS
+from adios_ray.run_storage import RunStorage
 from adios_ray.search.pbt import Explore, PopulationBasedTraining
 from adios_ray.search.population import Population
 from adios_ray.search.scheduler import LiveScheduler
@@ -46,30 +47,27 @@ def _names(config: ExperimentConfig, space: SearchSpace) -> list[str]:
     return [f"trial_{number:02d}" for number in range(count)]
 
 
-def evolve(config: ExperimentConfig, space: SearchSpace, run_dir: Path, resources: WorkerResources) -> Path:
+def evolve(config: ExperimentConfig, space: SearchSpace, storage: RunStorage, resources: WorkerResources) -> None:
     """Train the unfinished trials of a run's population to the end, and evaluate the best one on the test split.
 
     Args:
         config: The experiment's resolved configuration.
         space: The search space.
-        run_dir: The run directory, with the population's state.
+        storage: The run's files, with the population's state.
         resources: Resources of each worker.
-
-    Returns:
-        The run directory.
 
     Raises:
         RunError: If a trial did not finish, or every trial diverged.
         StorageError: If the run's storage stays away.
     """
-    print(f"Run directory: {run_dir}", flush=True)
+    print(f"Run directory: {storage.place}", flush=True)
+    run_dir = storage.directory
     view = LiveView(config.epochs, config.population, run_dir.name, read_results(run_dir))
     with Trackers(_trackers(config), run_dir, view.note) as trackers:
-        state = _train(config, space, run_dir, resources, view, trackers)
-        conclude(config, run_dir, state, resources)
+        state = _train(config, space, storage, resources, view, trackers)
+        conclude(config, storage, state, resources)
         if summary := read_summary(run_dir):
             trackers.summary(summary)
-    return run_dir
 
 
 def _trackers(config: ExperimentConfig) -> list[TrackerName]:
@@ -80,12 +78,13 @@ def _trackers(config: ExperimentConfig) -> list[TrackerName]:
 def _train(
     config: ExperimentConfig,
     space: SearchSpace,
-    run_dir: Path,
+    storage: RunStorage,
     resources: WorkerResources,
     view: LiveView,
     trackers: Trackers,
 ) -> PopulationState:
     """Train the unfinished trials to the end, and return the population as it was written down."""
+    run_dir = storage.directory
     state = PopulationState.load(run_dir)
     names = _names(config, space)
     if space.search == "hyperopt":
@@ -98,15 +97,16 @@ def _train(
         remove_drafts(run_dir)
         state.save(run_dir)
         begin_lineage(run_dir, state.lineage_lines)
+        retry(storage.push, print)
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
-        capacity = ClusterCapacity(run_dir, lambda: count_capacity(config, resources, nodes()))
+        capacity = ClusterCapacity(storage.place, lambda: count_capacity(config, resources, nodes()))
         admission = Admission(len(unfinished), capacity.count)
-        with Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), trackers) as run:
+        with Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers) as run:
             population = Population(config.trial(), state, run, ChannelCalls(channel))
             settings = TrialSettings(
                 trial="",
-                run_dir=str(run_dir),
+                run_dir=storage.place,
                 channel=run_dir.name,
                 workers=config.workers_per_trial,
                 cpus_per_worker=resources.cpus,
@@ -114,12 +114,13 @@ def _train(
             )
             run_trials(unfinished, settings, _scheduler(space, population, admission, len(names)), admission)
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
-        remove_orphaned(run_dir)
+        remove_orphaned(storage.place)
     # From disk: the verdict rests on what was written down, exactly as after a resume.
     state = PopulationState.load(run_dir)
+    retry(lambda: storage.pull(MASKS), print)
     if failed := state.unfinished(names):
         write_report(run_dir)
-        raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {run_dir}")
+        raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {storage.place}")
     return state
 
 

@@ -88,7 +88,7 @@ class Population:
         member.replaced_history = None
         member.epoch = epoch
         if reply.checkpoint is not None:
-            member.checkpoint = reply.checkpoint
+            member.checkpoint = self.run.storage.here(reply.checkpoint)
         return True
 
     def _score(self, member: Member, fitness: float) -> float:
@@ -183,8 +183,9 @@ class Population:
         # Not by the members' epochs: a member that has become a copy is at its donor's, which may be another one.
         keys = [key for name in names for key in self._unwritten.pop(name, ())]
         retry(lambda: self.state.journal(self.run.directory, names, keys), self.run.note)
+        retry(self.run.storage.push, self.run.note)
         # Only now: until the journal has the new pointers, a resumed driver would look for the old checkpoints.
-        self.state.remove_unused_checkpoints(self.run.directory, names)
+        self.state.remove_unused_checkpoints(self.run.storage, names)
         self.state.remove_old_outcomes(self.run.directory, names)
 
     def random(self, name: str) -> Random:

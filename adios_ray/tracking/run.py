@@ -4,12 +4,13 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from adios_ray.config import TrialConfig
 from adios_ray.retry import retry
+from adios_ray.run_directory import MASKS
+from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.live import LiveView, refusal_line
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import Exploit, Refusal, Row, append_exploit, append_result, begin_results
@@ -24,24 +25,25 @@ class Run(AbstractContextManager["Run"]):
     """Records reports, exploits and notes everywhere that a run shows them.
 
     Attributes:
+        storage: The run's files.
         directory: The run directory.
     """
 
     def __init__(
-        self, directory: Path, searched: Sequence[str], view: LiveView, metrics: RayMetrics, trackers: Trackers
+        self, storage: RunStorage, searched: Sequence[str], view: LiveView, metrics: RayMetrics, trackers: Trackers
     ) -> None:
         """Record into an existing directory; files of a resumed run are continued.
 
         Args:
-            directory: The run directory.
+            storage: The run's files.
             searched: Configuration paths of the searched values.
             view: Shows progress.
             metrics: Publishes measurements on Ray's metrics endpoint.
             trackers: What else follows the run.
         """
-        self.directory = directory
+        self.storage, self.directory = storage, storage.directory
         self._view, self._metrics, self._trackers = view, metrics, trackers
-        begin_results(directory, searched)
+        begin_results(self.directory, searched)
         self._open = ExitStack()
         self._report_due = time.monotonic() + REPORT_INTERVAL_S
 
@@ -75,6 +77,7 @@ class Run(AbstractContextManager["Run"]):
         if time.monotonic() > self._report_due:
             # Not retried: the next refresh includes everything, and training should not wait for a page.
             try:
+                self.storage.pull(MASKS)
                 write_report(self.directory)
             except OSError as error:
                 self.note(f"the report was not refreshed: {error}")

@@ -226,16 +226,18 @@ class Trainer:
         """Write a checkpoint from which training resumes bit for bit."""
         return self._save(directory, {})
 
-    def dump_divergence(self, directory: Path) -> None:
+    def dump_divergence(self, directory: Path) -> bool:
         """Save the state and the batch that reproduce the diverged step; every worker of the trial must call this.
 
-        A no-op where nothing has diverged since the last call.
+        Returns:
+            Whether something has diverged since the last call; otherwise nothing is saved.
         """
         if self._failed_batch is None:
-            return
+            return False
         batch, self._failed_batch = batch_state(self._failed_batch), None  # collective, hence before the rank is asked
         if parallel.rank() == 0:
             self._save(directory, {"batch": batch})
+        return True
 
     def _save(self, directory: Path, more: dict[str, Any]) -> Pointer:
         state = {

@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,41 +12,61 @@ from typing import BinaryIO
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from adios_ray.errors import DatasetError
+from adios_ray.errors import ConfigError
 from adios_ray.files import atomic_path
 
-Location = Path | str
-"""A directory, or a URI."""
+Location = str | Path
+"""A place that a user names: a local path, the same after ``file://``, or the URI of a place on remote storage. The
+options of commands have this type: a ``Path`` would drop a slash of the URI, and name a local folder "s3:"."""
+
+_DENIED = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "DefaultCredentialsError"}
+"""Errors of protocols' packages that do not pass by themselves."""
+
+
+def local_path(location: Location) -> Path | None:
+    """Return the path of a local place; None for a URI of remote storage."""
+    text = os.fspath(location).removeprefix("file://")
+    return None if "://" in text else Path(text).expanduser()
+
+
+def split_location(location: Location) -> tuple[Location, str]:
+    """Split the place of a file into that of its folder and its name."""
+    if (path := local_path(location)) is not None:
+        return path.parent, path.name
+    folder, _, name = str(location).rstrip("/").rpartition("/")
+    return folder, name
 
 
 class Store:
     """Files below one directory or URI, by relative names that may contain folders.
 
-    A refused operation raises an OSError or, on a remote store, an error of the protocol's package.
+    A refused operation raises an OSError, on a remote store too: a PermissionError or a FileNotFoundError where trying
+    again is in vain, such as without credentials or without the bucket, others where it may help.
 
     Attributes:
         local: Absolute path of a directory, which need not exist yet; None for a remote location.
+        root: The same, or the remote location without its protocol, as ``files`` takes it.
+        files: The file system.
     """
 
     def __init__(self, location: Location) -> None:
         """Take a directory, optionally prefixed by ``file://``, or connect to a URI.
 
         Raises:
-            DatasetError: If no installed package supports the URI's protocol.
+            ConfigError: If no installed package supports the URI's protocol.
         """
-        text = str(location).removeprefix("file://")
-        self.local: Path | None = None
-        if "://" in text:
-            self._place = text.rstrip("/")
+        path = local_path(location)
+        self.local = path and path.absolute()
+        if self.local is None:
+            self._place = str(location).rstrip("/")
             try:
                 # Without the listings cache: other processes write to the same store, and must be seen.
-                self._files, self._root = url_to_fs(self._place, use_listings_cache=False)
+                self.files, self.root = url_to_fs(self._place, use_listings_cache=False)
             except (ImportError, ValueError) as error:
-                raise DatasetError(f"{location} cannot be reached: {error}") from None
+                raise ConfigError(f"{location} cannot be reached: {error}") from None
         else:  # not through url_to_fs, which would split a path at "::"
-            self.local = Path(text).expanduser().absolute()
-            self._place = self._root = str(self.local)
-            self._files = LocalFileSystem()
+            self._place = self.root = str(self.local)
+            self.files = LocalFileSystem()
 
     def __str__(self) -> str:
         """Return the directory's path, or the URI without a trailing slash."""
@@ -57,7 +78,8 @@ class Store:
         Raises:
             FileNotFoundError: If it does not exist.
         """
-        content: bytes = self._files.cat_file(self._path(name), start=start, end=stop)
+        with _os_errors():
+            content: bytes = self.files.cat_file(self._path(name), start=start, end=stop)
         return content
 
     def open(self, name: str, *, read_ahead: bool) -> BinaryIO:
@@ -73,41 +95,46 @@ class Store:
         """
         if self.local is not None:
             return (self.local / name).open("rb")
-        file: BinaryIO = self._files.open(self._path(name), "rb", cache_type="readahead" if read_ahead else "none")
+        file: BinaryIO = self.files.open(self._path(name), "rb", cache_type="readahead" if read_ahead else "none")
         return file
 
     def find(self) -> list[str]:
         """Return the names of all files at any depth, sorted; none if the place is not a folder. Links are followed."""
         if self.local is not None:
             return sorted(_walk(self.local)) if self.local.is_dir() else []
-        prefix = f"{self._root.rstrip('/')}/"
-        return sorted(path.removeprefix(prefix) for path in self._files.find(self._root) if path != self._root)
+        prefix = f"{self.root.rstrip('/')}/"
+        with _os_errors():
+            paths = self.files.find(self.root)
+        return sorted(path.removeprefix(prefix) for path in paths if path != self.root)
 
     def sizes(self) -> dict[str, int]:
         """Return the size in bytes of every file of a remote place, at any depth, by name."""
-        prefix = f"{self._root.rstrip('/')}/"
-        found = self._files.find(self._root, detail=True).items()
+        prefix = f"{self.root.rstrip('/')}/"
+        with _os_errors():
+            found = self.files.find(self.root, detail=True).items()
         return {path.removeprefix(prefix): int(info["size"]) for path, info in found}
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes; None if it does not exist or is a folder."""
         try:
-            info = self._files.info(self._path(name))
+            with _os_errors():
+                info = self.files.info(self._path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
         return int(info["size"]) if info["type"] == "file" else None
 
-    def names(self) -> set[str]:
-        """Return the names of the files and folders directly below the location; empty if it does not exist.
+    def names(self, folder: str = "") -> set[str]:
+        """Return the names of the files and folders directly below a folder, or the location; empty if there is none.
 
         Raises:
             NotADirectoryError: If the location is itself a file.
         """
         try:
-            paths = self._files.ls(self._root, detail=False)
+            with _os_errors():
+                paths = self.files.ls(self._path(folder).rstrip("/"), detail=False)
         except FileNotFoundError:
             return set()
-        if paths == [self._root]:  # fsspec lists a file as its own only entry
+        if paths == [self.root]:  # fsspec lists a file as its own only entry
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self))
         return {path.rstrip("/").rpartition("/")[2] for path in paths}
 
@@ -117,7 +144,13 @@ class Store:
         Raises:
             FileNotFoundError: If it does not exist.
         """
-        self._files.get_file(self._path(name), str(target))
+        with _os_errors():
+            self.files.get_file(self._path(name), str(target))
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a local file to a remote store, where it appears once it is complete."""
+        with _os_errors():
+            self.files.put_file(str(source), self._path(name))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -131,16 +164,40 @@ class Store:
             with tempfile.TemporaryDirectory() as directory:
                 draft = Path(directory) / name.rpartition("/")[2]
                 yield draft
-                # Object stores show an object only once its upload is complete.
-                self._files.put_file(str(draft), self._path(name))
+                self.put(draft, name)  # object stores show an object only once its upload is complete
+
+    def probe(self) -> None:
+        """Write a small file, read it and remove it.
+
+        Raises:
+            OSError: If one of them fails.
+        """
+        name = f".probe-{uuid.uuid4().hex}"
+        with self.writing(name) as file:
+            file.write_text(name)
+        if self.read(name) != name.encode():
+            raise OSError(f"{self} holds other bytes than were written")
+        self.remove(name)
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with its contents, if it exists."""
-        with suppress(FileNotFoundError):
-            self._files.rm(self._path(name), recursive=True)
+        with suppress(FileNotFoundError), _os_errors():
+            self.files.rm(self._path(name), recursive=True)
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
+        return f"{self.root}/{name}"
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Turn the errors of protocols' packages into OSErrors."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # each protocol has errors of its own
+        kind = PermissionError if {base.__name__ for base in type(error).__mro__} & _DENIED else OSError
+        raise kind(f"{type(error).__name__}: {error}") from error
 
 
 def _walk(root: Path) -> Iterator[str]:

@@ -1,0 +1,107 @@
+"""A population whose storage is a URI, on nodes that share no disk with its drivers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from s3 import INTERNAL_ERROR, s3_server
+from small import small_config
+
+from adios_ray.experiment.config import ExperimentConfig
+from adios_ray.places import fetched
+from adios_ray.store import Store
+from adios_ray.tracking.records import mask_epochs, read_lineage, read_results, read_summary
+
+pytestmark = pytest.mark.ray
+
+EPOCHS = 4
+DRIVER = """
+import json, sys
+from pathlib import Path
+import ray
+ray.init(address=sys.argv[1], runtime_env={"env_vars": json.loads(sys.argv[2])}, log_to_driver=False)
+from adios_ray.experiment.config import ExperimentConfig
+from adios_ray.experiment.runner import resume, start
+what = sys.argv[3]
+resume(what) if "://" in what else start(ExperimentConfig.model_validate_json(Path(what).read_text()))
+"""
+
+
+def drive(what: str, cache: Path) -> "subprocess.Popen[bytes]":
+    """Start a driver with a cache of its own, to run a configuration file or to resume a run; workers have another."""
+    import ray
+
+    names = [name for name in os.environ if name.startswith("AWS_")]
+    workers = {**{name: os.environ[name] for name in names}, "ADIOS_RAY_CACHE": str(cache.parent / "workers")}
+    address = ray.get_runtime_context().gcs_address
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, address, json.dumps(workers), what],
+        env={**os.environ, "ADIOS_RAY_CACHE": str(cache)},
+    )
+
+
+def decisions(run_dir: Path) -> list[tuple[Any, ...]]:
+    """List the decisions of a run."""
+    return [(e.epoch, e.trial, e.donor, e.new) for e in read_lineage(run_dir)]
+
+
+def test_a_killed_driver_is_resumed_elsewhere_from_a_uri(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
+    from adios_ray.experiment.runner import start
+
+    space = {
+        "scheduler": "pbt",
+        "interval_epochs": 1,
+        "quantile_fraction": 0.5,
+        "significance": 1,
+        "parameters": {"optimizer.encoder_lr": {"low": 0.01, "high": 0.1, "scale": "log"}},
+    }
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    with s3_server() as server:
+        config = ExperimentConfig(
+            **small_config(objects_dir, epochs=EPOCHS).model_dump(),
+            space=tmp_path / "space.yaml",
+            storage=f"{server.uri}/runs",
+            population=2,
+            gpus_per_worker=0,
+        )
+        (tmp_path / "config.json").write_text(config.model_dump_json())
+        faults = iter(range(10**6))
+        server.fault = lambda method, path: INTERNAL_ERROR if next(faults) % 10 == 9 else None  # every tenth request
+        driver = drive(str(tmp_path / "config.json"), tmp_path / "first")
+        runs = Store(f"{server.uri}/runs")
+        until(lambda: driver.poll() is not None or any(name.endswith("epoch_00002/meta.json") for name in runs.find()))
+        driver.send_signal(signal.SIGKILL)
+        assert driver.wait() == -signal.SIGKILL
+        (name,) = runs.names()
+        place = f"{server.uri}/runs/{name}"
+        assert drive(place, tmp_path / "second").wait() == 0
+        server.fault = None
+        undisturbed = start(config.model_copy(update={"storage": str(tmp_path / "runs")}))
+        run_dir = fetched(place)
+        assert decisions(run_dir) == decisions(undisturbed)
+        numbers = [
+            [(row.trial, row.epoch, row.fitness, row.loss) for row in read_results(run)]
+            for run in (run_dir, undisturbed)
+        ]
+        assert len(numbers[0]) == 2 * EPOCHS and numbers[0] == numbers[1]
+        assert read_summary(run_dir) is not None and "<html" in (run_dir / "report.html").read_text()
+        assert mask_epochs(run_dir, "trial_00") == mask_epochs(undisturbed, "trial_00")
+        kept = {folder.name for folder in undisturbed.glob("checkpoints/*/epoch_*")}
+        assert {folder.name for folder in run_dir.glob("checkpoints/*/epoch_*")} == kept
+        left = [path for cache in ("second", "workers") for path in (tmp_path / cache).rglob("*") if path.is_file()]
+        assert {path.suffix for path in left} <= {".lock"}  # the killed driver's copy is evicted where room is needed
+
+
+def until(condition: Any) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

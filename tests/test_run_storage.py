@@ -1,0 +1,246 @@
+"""A run at a URI, on an S3 server that fails: what is complete there, who fetches what, and how long is waited."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from s3 import BUCKET, FORBIDDEN, INTERNAL_ERROR, S3Server, s3_server
+
+from adios_ray import local_cache, places, retry
+from adios_ray.checkpoints import META_FILE, STATE_FILE, Pointer, load_checkpoint, save_checkpoint
+from adios_ray.cli import main
+from adios_ray.errors import ConfigError, StorageError
+from adios_ray.experiment.checks import check_storage
+from adios_ray.files import append_line, atomic_write
+from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
+from adios_ray.search.state import Member, PopulationState
+from adios_ray.store import Store
+
+pytestmark = pytest.mark.slow
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[S3Server]:
+    """Start a server whose clients retry nothing by themselves."""
+    with pytest.MonkeyPatch.context() as patch, s3_server() as server:
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        yield server
+
+
+@pytest.fixture
+def server(running: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """Use an empty place of the server, with waits of no length."""
+    monkeypatch.setattr(retry, "PAUSE_S", 0.0)
+    running.uri = f"s3://{BUCKET}/{tmp_path.name}"
+    yield running
+    running.fault = None
+
+
+class Nodes:
+    """Nodes of a cluster that share no disk: each has a cache of its own."""
+
+    def __init__(self, server: S3Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Keep the nodes' caches in a folder."""
+        self.place, self._folder, self._monkeypatch = f"{server.uri}/runs/a_run", folder, monkeypatch
+
+    def __getitem__(self, name: str) -> RunStorage:
+        """Take the run on a node, without the files that other nodes have."""
+        self._monkeypatch.setenv(local_cache.CACHE_VARIABLE, str(self._folder / name))
+        return RunStorage(self.place)
+
+
+@pytest.fixture
+def nodes(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nodes:
+    """Start a run on a node "driver"."""
+    found = Nodes(server, tmp_path, monkeypatch)
+    driver = found["driver"]
+    driver.create()
+    atomic_write(RunDirectory(driver.directory).config, b"{}")
+    driver.push()
+    return found
+
+
+def saved(storage: RunStorage, epoch: int, value: float = 1.0) -> Pointer:
+    """Write a checkpoint on a node, without publishing it."""
+    storage.open()
+    path = RunDirectory(storage.directory).checkpoint("trial_00", epoch)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return save_checkpoint(path, {"tensor": torch.full((1000,), value)}, {"epoch": epoch})
+
+
+def test_a_checkpoint_travels_to_another_node_and_is_fetched_once(nodes: Nodes, server: S3Server) -> None:
+    writer = nodes["writer"]
+    pointer = saved(writer, 1, 3.0)
+    writer.publish(pointer.path)
+    reader = nodes["reader"]
+    here = reader.here(pointer)
+    assert here.path != pointer.path and not here.path.exists()
+    server.requests.clear()
+    with ThreadPoolExecutor(4) as pool:  # as the workers of a trial do, on one node
+        list(pool.map(lambda _: reader.fetch(here), range(4)))
+    reads = [path for method, path in server.requests if method == "GET" and path.endswith(STATE_FILE)]
+    assert len(reads) == 1
+    assert torch.equal(load_checkpoint(here, CPU)["tensor"], torch.full((1000,), 3.0))
+
+
+def test_a_damaged_or_outdated_copy_on_a_node_is_fetched_again(nodes: Nodes) -> None:
+    writer = nodes["writer"]
+    first = saved(writer, 1, 1.0)
+    writer.publish(first.path)
+    reader = nodes["reader"]
+    reader.fetch(reader.here(first))
+    second = saved(writer, 1, 2.0)  # the trial fell back, and trained the epoch again
+    writer.publish(second.path)
+    reader.fetch(reader.here(second))
+    assert load_checkpoint(reader.here(second), CPU)["tensor"][0] == 2.0
+    (reader.here(second).path / STATE_FILE).write_bytes(b"damaged")
+    reader.fetch(reader.here(second))
+    assert load_checkpoint(reader.here(second), CPU)["tensor"][0] == 2.0
+
+
+def test_half_an_upload_is_no_checkpoint(nodes: Nodes, server: S3Server) -> None:
+    writer = nodes["writer"]
+    pointer = saved(writer, 1)
+    server.fault = lambda method, path: INTERNAL_ERROR if method == "PUT" and path.endswith(META_FILE) else None
+    with pytest.raises(OSError, match="told to fail"):
+        writer.publish(pointer.path)
+    server.fault = None
+    assert Store(pointer_place(nodes, 1)).names() == {STATE_FILE}
+    reader = nodes["reader"]
+    reader.fetch(reader.here(pointer))
+    reader.fetch_older(reader.here(pointer).path.parent)
+    assert not reader.here(pointer).path.exists()
+    writer.publish(pointer.path)  # what retry() does
+    reader.fetch(reader.here(pointer))
+    assert load_checkpoint(reader.here(pointer), CPU)["tensor"][0] == 1.0
+
+
+def pointer_place(nodes: Nodes, epoch: int) -> str:
+    """Name the URI of a checkpoint."""
+    return f"{nodes.place}/checkpoints/trial_00/epoch_{epoch:05d}"
+
+
+def test_pruned_checkpoints_disappear_from_the_uri_and_from_the_nodes(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = nodes["writer"]
+    pointers = [saved(writer, epoch) for epoch in (1, 2, 3, 4)]
+    for pointer in pointers:
+        writer.publish(pointer.path)
+    unpublished = saved(writer, 5)
+    driver = nodes["driver"]
+    state = PopulationState(next_decision_epoch=1)
+    state.members["trial_00"] = Member(values={}, number=0, checkpoint=driver.here(pointers[0]))
+    state.remove_unused_checkpoints(driver, ["trial_00"])
+    left = [f"epoch_{epoch:05d}" for epoch in (4, 3, 1)]  # the newest two, and one that a member is a copy of
+    assert [path.name for path in driver.epochs(RunDirectory(driver.directory).checkpoints / "trial_00")] == left
+    assert not Store(pointer_place(nodes, 2)).find()
+    writer.trim()
+    assert pointers[1].path.exists()  # for all that this node knows, it may not have been copied yet
+    monkeypatch.setattr("adios_ray.run_storage.UNPUBLISHED_S", 0.0)
+    for path in unpublished.path.parent.iterdir():
+        assert path.exists()
+    writer.publish(unpublished.path)
+    writer.trim()
+    kept = {path.name for path in unpublished.path.parent.iterdir()}
+    assert kept == {*left, "epoch_00005"}
+
+
+def test_the_journal_is_copied_after_what_it_rests_on(nodes: Nodes, server: S3Server) -> None:
+    driver = nodes["driver"]
+    run = RunDirectory(driver.directory)
+    state = PopulationState(next_decision_epoch=1)
+    state.add("trial_00", {"masking.slots": 2})
+    state.save(driver.directory)
+    driver.push()
+    server.requests.clear()
+    atomic_write(run.outcomes("trial_00", 1), b"outcomes")
+    atomic_write(run.lineage, b"lineage\n")
+    state.members["trial_00"].epoch = 1
+    state.journal(driver.directory, ["trial_00"])
+    driver.push()
+    written = [path.rpartition("a_run/")[2] for method, path in server.requests if method == "PUT"]
+    assert sorted(written[:2]) == ["lineage.jsonl", "outcomes/trial_00/epoch_00001"]
+    assert written[2:] == ["population.jsonl"]  # and nothing that has not changed
+    driver.push()
+    assert len([method for method, _ in server.requests if method == "PUT"]) == 3
+    run.outcomes("trial_00", 1).unlink()
+    driver.push()
+    assert Store(nodes.place).size("outcomes/trial_00/epoch_00001") is None
+
+
+def test_a_driver_elsewhere_resumes_what_was_journaled_at_the_uri(nodes: Nodes, server: S3Server) -> None:
+    driver = nodes["driver"]
+    state = PopulationState(next_decision_epoch=1)
+    state.add("trial_00", {"masking.slots": 2})
+    state.save(driver.directory)
+    driver.push()
+    state.members["trial_00"].epoch = 1
+    state.journal(driver.directory, ["trial_00"])
+    driver.push()
+    state.members["trial_00"].epoch = 2
+    state.journal(driver.directory, ["trial_00"])
+    server.fault = lambda method, path: INTERNAL_ERROR
+    with pytest.raises(OSError, match="told to fail"):
+        driver.push()  # the driver dies before this entry is at the URI: no decision has followed from it
+    server.fault = None
+    for name in ("elsewhere", "driver"):  # on the first machine too, whose directory is ahead of the URI
+        resumed = nodes[name]
+        resumed.fetch_run()
+        assert PopulationState.load(resumed.directory).members["trial_00"].epoch == 1
+
+
+def test_transient_faults_are_waited_for_and_said_once(nodes: Nodes, server: S3Server) -> None:
+    writer, said, left = nodes["writer"], list[str](), threading.Semaphore(3)
+    pointer = saved(writer, 1)
+    server.fault = lambda method, path: INTERNAL_ERROR if left.acquire(blocking=False) else None
+    retry.retry(lambda: writer.publish(pointer.path), said.append)
+    assert len(said) == 2 and "told to fail" in said[0] and said[1].startswith("storage is back")
+    server.fault = None
+    assert Store(pointer_place(nodes, 1)).names() == {STATE_FILE, META_FILE}
+
+
+@pytest.mark.parametrize(("fault", "bucket"), [(FORBIDDEN, "images"), (None, "no-such-bucket")])
+def test_storage_that_cannot_be_used_is_refused_at_the_door(server: S3Server, fault: str | None, bucket: str) -> None:
+    server.fault = lambda method, path: fault
+    with pytest.raises(ConfigError, match=f"storage s3://{bucket}/runs cannot be written to: .*(told to fail|bucket)"):
+        check_storage(f"s3://{bucket}/runs")
+
+
+def test_storage_that_does_not_answer_is_waited_for_and_given_up(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(retry, "TIMEOUT_S", 0.0)
+    server.fault = lambda method, path: INTERNAL_ERROR
+    with pytest.raises(StorageError, match="told to fail"):
+        check_storage(f"{server.uri}/runs")
+    server.fault = None
+    assert check_storage(f"{server.uri}/runs/") == f"{server.uri}/runs"
+    assert Store(server.uri).find() == []  # the probe has been removed
+
+
+def test_inputs_and_outputs_at_uris(server: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(server.uri)
+    with places.delivered(f"{server.uri}/out/x.safetensors") as path:
+        path.write_bytes(b"tensors")
+        path.with_suffix(".json").write_bytes(b"description")
+    assert store.find() == ["out/x.json", "out/x.safetensors"]
+    copy = places.fetched(f"{server.uri}/out/x.safetensors", ".json")
+    assert (copy.read_bytes(), copy.with_suffix(".json").read_bytes()) == (b"tensors", b"description")
+    assert {path.name for path in places.fetched(f"{server.uri}/out").iterdir()} == {"x.json", "x.safetensors"}
+    with pytest.raises(RuntimeError), places.delivered(f"{server.uri}/none") as path:
+        path.write_bytes(b"half")
+        raise RuntimeError
+    assert store.size("none") is None
+    assert main(["export", "--checkpoint", f"{server.uri}/nothing", "--output", f"{server.uri}/y.onnx"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {server.uri}/nothing cannot be read: ")
+    path = tmp_path / "log"
+    atomic_write(path, b"")
+    append_line(path, "local")
+    assert places.fetched(f"file://{path}") == path
