@@ -9,6 +9,7 @@ import tyro
 from adios_ray.commands.data import Prepare, Verify
 from adios_ray.commands.evaluate import Evaluate
 from adios_ray.commands.masks import Masks
+from adios_ray.commands.report import Report
 from adios_ray.commands.training import RESUMES, TRAIN, Replay, Train, train
 from adios_ray.commands.weights import Export, ImportOfficial, Reproduce
 from adios_ray.errors import exit_status
@@ -16,6 +17,7 @@ from adios_ray.errors import exit_status
 Command = (
     Annotated[Train, tyro.conf.subcommand(TRAIN)]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[ImportOfficial, tyro.conf.subcommand("import-official")]

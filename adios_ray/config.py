@@ -4,8 +4,8 @@ Units are part of the names. An unknown key or a value out of range raises a ``C
 """
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -76,6 +76,13 @@ RESIZED_SIDE = 256
 """Shorter side in pixels that the view "resize-256" resizes photographs to."""
 
 
+_ADAPTABLE = object()
+_Value = TypeVar("_Value")
+Adaptable = Annotated[_Value, _ADAPTABLE]
+"""Type of a field that may change while a trial trains; of a section, of all its fields. Other fields determine the
+shapes of networks, the order of the data, or what a fitness means."""
+
+
 class Strict(BaseModel):
     """Frozen settings without unknown keys."""
 
@@ -136,7 +143,7 @@ class ObjectiveConfig(Strict):
 
     name: ObjectiveName = "simclr"
     """Self-supervised objective; pixel is inpainting."""
-    temperature: float = Field(0.2, gt=0)
+    temperature: Adaptable[float] = Field(0.2, gt=0)
     """SimCLR, MoCo v2 and v3: temperature of the contrastive loss."""
     hidden_dim: int | None = Field(None, ge=1)
     """Hidden width of projector and predictor; None takes the method's default (SimCLR 2048, BYOL 4096 and 8192)."""
@@ -153,7 +160,7 @@ class ObjectiveConfig(Strict):
     terms: tuple[Term, ...] = ALL_TERMS
     """SimSiam with both views masked: pairs of prediction and target, whose losses are averaged in both directions.
     masked-unmasked is required; the authors' scripts omit some of the others."""
-    momentum_start: float | None = Field(None, ge=0, le=1)
+    momentum_start: Adaptable[float | None] = Field(None, ge=0, le=1)
     """BYOL, MoCo v3, DINO: initial momentum of the momentum networks, which rises to 1 on a cosine; None takes 0.99.
     MoCo v2: their momentum throughout; None takes 0.999 (trainings of a few thousand steps need less, about 0.99)."""
 
@@ -189,11 +196,11 @@ class MaskingConfig(Strict):
     """adios: all masks in each step; adios-s: one random mask of each image; none: the objective without masks. Not
     learned: mae, beit, grid, colormae (random patches, blocks, cells, filtered noise), ground-truth, fg-bg, box,
     shuffle (need object masks in the data)."""
-    slots: int = Field(4, ge=2, le=64)
+    slots: Adaptable[int] = Field(4, ge=2, le=64)
     """Number of masks N, which sum to one at every pixel; ground-truth, box and shuffle: N - 1 objects and the rest."""
-    sparsity_weight: float = Field(0.5, ge=0, le=100)
+    sparsity_weight: Adaptable[float] = Field(0.5, ge=0, le=100)
     """Lambda: weight of the penalty on masks that remove nothing or everything (Equation 7); 0 disables it."""
-    entropy_weight: float = Field(0.0, ge=0, le=100)
+    entropy_weight: Adaptable[float] = Field(0.0, ge=0, le=100)
     """Alpha: weight of the negative entropy of an image's mask sizes, which the occlusion model maximizes too (used in
     two of the authors' scripts)."""
     width: int = Field(32, ge=8, multiple_of=8)
@@ -202,12 +209,12 @@ class MaskingConfig(Strict):
     """Normalization inside the U-Net."""
     levels: int | None = Field(None, ge=4, le=9)
     """Number of resolutions of the U-Net; None takes log2(image size) - 1 (the authors' SimSiam: 4 at any size)."""
-    order: Literal["simultaneous", "alternating"] = "simultaneous"
+    order: Adaptable[Literal["simultaneous", "alternating"]] = "simultaneous"
     """simultaneous: one backward pass updates both players; alternating: the encoder first, then the occlusion model
     against the updated encoder."""
-    reduction: Literal["mean", "sum"] = "mean"
+    reduction: Adaptable[Literal["mean", "sum"]] = "mean"
     """Reduction over slots: mean as in the paper, or sum as in the authors' code."""
-    fill: Fill = "zero"
+    fill: Adaptable[Fill] = "zero"
     """Content of hidden pixels. zero: the mean color, as in the paper; blur: the image blurred by a Gaussian of 4.5 %
     of its side; highpass: the image minus a blur of half that width; noise: normal noise; mix: another image of the
     worker's batch."""
@@ -235,17 +242,17 @@ class OptimizerConfig(Strict):
     name: Literal["sgd", "lars", "adamw"] = "sgd"
     """sgd: as in the paper; lars: SGD with layer-wise learning rates, as in the authors' code; adamw: for vision
     transformers."""
-    encoder_lr: float = Field(0.13, gt=0, le=100)
+    encoder_lr: Adaptable[float] = Field(0.13, gt=0, le=100)
     """Peak learning rate of backbone, projector and predictor."""
-    occlusion_lr: float = Field(0.02, gt=0, le=100)
+    occlusion_lr: Adaptable[float] = Field(0.02, gt=0, le=100)
     """Peak learning rate of the occlusion model."""
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: Adaptable[float] = Field(0.9, ge=0, lt=1)
     """Momentum of sgd and lars; the first decay rate of adamw."""
-    weight_decay: float = Field(1e-5, ge=0, le=1)
+    weight_decay: Adaptable[float] = Field(1e-5, ge=0, le=1)
     """Weight decay of both players; not applied to norms and biases."""
-    warmup_epochs: float = Field(10.0, ge=0)
+    warmup_epochs: Adaptable[float] = Field(10.0, ge=0)
     """Epochs of linear warm-up."""
-    warmup_start_lr: float = Field(0.003, ge=0)
+    warmup_start_lr: Adaptable[float] = Field(0.003, ge=0)
     """Learning rate at the first step of the warm-up (never above the peak)."""
     predictor_schedule: Literal["cosine", "constant"] | None = None
     """Learning rate of the predictor: the encoder's schedule, or its peak throughout. None takes constant for SimSiam
@@ -337,7 +344,7 @@ class TrialConfig(Strict):
     objective: ObjectiveConfig = ObjectiveConfig()
     masking: MaskingConfig = MaskingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    augment: AugmentConfig = AugmentConfig()
+    augment: Adaptable[AugmentConfig] = AugmentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def next_report(self, epoch: int) -> int:
@@ -394,19 +401,68 @@ def check_image_size(size: int) -> None:
         )
 
 
-_ADAPTABLE = (
-    "masking.slots",
-    "masking.sparsity_weight",
-    "optimizer.encoder_lr",
-    "optimizer.occlusion_lr",
-    "optimizer.weight_decay",
-    "objective.temperature",
-)
+def check_batch(config: TrialConfig, images: int, workers: int, batch_norm: bool) -> None:
+    """Check that the workers of a trial can share its batches.
+
+    Args:
+        config: Batch size, micro-batch size and fill.
+        images: Training images of the data set.
+        workers: Workers of the trial.
+        batch_norm: Whether the networks normalize over the images that are embedded at once.
+
+    Raises:
+        ConfigError: If they cannot; names the values.
+    """
+    size, micro = config.batch_size, config.micro_batch_size
+    if size > images:
+        raise ConfigError(f"batch_size {size} is more than the {images} training images")
+    if size % workers:
+        raise ConfigError(f"batch_size {size} cannot be shared evenly by workers_per_trial {workers}")
+    share = size // workers
+    if config.masking.fill == "mix" and share < 2:
+        raise ConfigError(f"masking.fill mix needs another image on each worker: raise batch_size above {size}")
+    if batch_norm and share // -(-share // (micro or share)) < 2:
+        raise ConfigError(
+            f"batch_size {size}, workers_per_trial {workers} and micro_batch_size {micro} leave one image to embed at "
+            "once, and BatchNorm needs two: change one of the three"
+        )
 
 
-def adaptable(path: str) -> bool:
-    """Tell whether a value may change while a trial trains; the others determine the shapes of networks or data."""
-    return path in _ADAPTABLE or path.startswith("augment.")
+def _declared(model: type[BaseModel], inherited: bool = False) -> Iterator[str]:
+    """Yield the paths of the fields of a configuration that are declared ``Adaptable``."""
+    for name, field in model.model_fields.items():
+        declared, section = inherited or _ADAPTABLE in field.metadata, field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            yield from (f"{name}.{path}" for path in _declared(section, declared))
+        elif declared:
+            yield name
+
+
+ADAPTABLE = frozenset(_declared(TrialConfig))
+"""Paths of the values that may change while a trial trains: those declared ``Adaptable``."""
+
+
+def check_adapted(before: BaseModel, after: BaseModel) -> None:
+    """Check that a trial's new configuration changes only values that may change while it trains.
+
+    The seed may differ: a trial trains with its own, or after an exploit with its donor's.
+
+    Raises:
+        ConfigError: If it changes others; names them.
+    """
+    if fixed := sorted(set(_changed(before, after)) - ADAPTABLE - {"seed"}):
+        values = ", ".join(f"{path} ({value_at(before, path)} -> {value_at(after, path)})" for path in fixed)
+        raise ConfigError(f"{values} cannot change while a trial trains: start another training with it")
+
+
+def _changed(before: BaseModel, after: BaseModel, section: str = "") -> Iterator[str]:
+    """Yield the paths of the values in which two configurations differ."""
+    for name in type(before).model_fields:
+        old, new = getattr(before, name), getattr(after, name)
+        if isinstance(old, BaseModel):
+            yield from _changed(old, new, f"{section}{name}.")
+        elif old != new:
+            yield f"{section}{name}"
 
 
 def replaced(config: Model, changes: Mapping[str, Any], origin: str = "configuration") -> Model:

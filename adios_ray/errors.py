@@ -13,14 +13,21 @@
     │   └── RecordError             a file of a run directory that is damaged or has other content than expected
     └── RunError (RuntimeError)     a run that could not finish; exit status 1
         ├── StorageError            storage that failed for too long
+        ├── FaultError              workers of one trial that failed too often, without a divergence
+        ├── MemoryLimitError        a worker out of memory
+        ├── ClaimError              a run or another place that another process holds, or has taken over
         ├── ReplicaError            workers of one trial that hold different parameters
         └── NonFiniteError          a loss or penalty that is not finite
 
 Each message names the object and its value, and what to do where that is known.
 """
 
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class AdiosRayError(Exception):
@@ -67,6 +74,18 @@ class StorageError(RunError):
     """Storage failed for too long; the message gives the reason, and how to resume."""
 
 
+class FaultError(RunError):
+    """A trial's workers failed too often; the message names the trial and the reason, and how to resume."""
+
+
+class MemoryLimitError(RunError):
+    """A worker is out of memory; the message says what to lower."""
+
+
+class ClaimError(RunError):
+    """Another process holds a place, or has taken it over; the message names both."""
+
+
 class ReplicaError(RunError):
     """Workers of one trial hold different parameters; the message names the workers."""
 
@@ -75,8 +94,51 @@ class NonFiniteError(RunError, ArithmeticError):
     """A loss or penalty is not finite; the message names it, its slot and its value."""
 
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, by the convention of shells: 128 plus the signal's number."""
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to stop."""
+
+    def __init__(self, number: int) -> None:
+        """Name the signal by its number."""
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+_asked: list[int] = []
+"""The signal that has asked this process to stop, if one has."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Raise ``Interrupted`` in the main thread at the first Ctrl-C or SIGTERM; a second one ends the process at once.
+
+    SIGTERM is what SLURM, ``docker stop``, Kubernetes and ``ray job stop`` send some seconds before they kill.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers, and only it receives signals
+        return
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        _asked.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def check_stop() -> None:
+    """Raise ``Interrupted`` again if a signal has asked this process to stop.
+
+    For long loops: Python drops an exception that a handler raises inside a destructor or a callback of C.
+    """
+    if _asked:
+        raise Interrupted(_asked[0])
+
+
+def _stop(number: int, frame: object) -> None:
+    if _asked:
+        os._exit(128 + number)  # without any cleaning up, which may be what takes long
+    _asked.append(number)
+    raise Interrupted(number)
 
 
 def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
@@ -84,18 +146,26 @@ def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
 
     Args:
         program: The program's body.
-        on_interrupt: How to continue after Ctrl-C, added to the line that is printed.
+        on_interrupt: How to continue after Ctrl-C or SIGTERM, added to the line that is printed, unless the exception
+            has notes, which say it in its place.
 
     Returns:
-        0 for success, 2 for an InputError or OSError, 1 for a RunError, 130 after Ctrl-C. Other exceptions are bugs of
-        this package: they propagate with their traceback.
+        0 for success, 2 for an InputError or OSError, 1 for a RunError, 130 after Ctrl-C, 143 after SIGTERM: by the
+        convention of shells, 128 plus the signal's number. Other exceptions are bugs of this package: they propagate
+        with their traceback.
     """
-    try:
-        program()
-    except KeyboardInterrupt:
-        print(f"interrupted{on_interrupt and '; '}{on_interrupt}", file=sys.stderr)
-        return INTERRUPTED
-    except (AdiosRayError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, RunError) else 2
-    return 0
+    with stoppable():
+        try:
+            program()
+        except KeyboardInterrupt as stop:
+            # By what the handler noted first: where it interrupts a call into Ray, Ray raises an exception of its own.
+            raised = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+            number = _asked[0] if _asked else raised
+            cause = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+            advice = getattr(stop, "__notes__", [on_interrupt] if on_interrupt else [])
+            print("; ".join([cause, *advice]), file=sys.stderr)
+            return 128 + number
+        except (AdiosRayError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1 if isinstance(error, RunError) else 2
+        return 0

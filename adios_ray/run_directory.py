@@ -4,14 +4,18 @@
 
     RUN/
       config.json  space.yaml             the resolved configuration and search space; written first
+      environment.json                    versions and machine at the start
       population.json  population.jsonl   the population: a snapshot and the journal of changes since
+      driver.json                         the driver's process, while one is alive (data/claim.py)
       results.csv  lineage.jsonl          one line for each report, one for each exploit or refused one
       outcomes/TRIAL/epoch_NNNNN          one byte for each validation image, of each trial's last reports
       checkpoints/TRIAL/epoch_NNNNN/      weights
       masks/TRIAL/epoch_NNNNN.npz         masks of the first validation images
       diverged/TRIAL/epoch_NNNNN/         what reproduces a step that became non-finite
       controllers/ACTOR_ID                Ray Train controllers whose placement groups may be left behind
-      logs/                               what trackers' processes printed
+      logs/TRIAL.log                      what happened to each trial's processes, with tracebacks
+      logs/tracker_NAME.log               what each tracker's process printed
+      inspection.npz                      features of validation images, for the report
       tune/                               Ray Tune's own files
       report.html  summary.json  schedule.json   for people; the last two are written when the run has finished
 """
@@ -47,6 +51,11 @@ class RunDirectory:
         return self.path / "space.yaml"
 
     @property
+    def environment(self) -> Path:
+        """Versions and machine at the start of the run."""
+        return self.path / "environment.json"
+
+    @property
     def population(self) -> Path:
         """Snapshot of the population."""
         return self.path / "population.json"
@@ -70,6 +79,11 @@ class RunDirectory:
     def report(self) -> Path:
         """The report, one HTML file."""
         return self.path / "report.html"
+
+    @property
+    def inspection(self) -> Path:
+        """Features of validation images, for the report."""
+        return self.path / "inspection.npz"
 
     @property
     def summary(self) -> Path:
@@ -99,6 +113,10 @@ class RunDirectory:
     def tracker_log(self, name: str) -> Path:
         """Return the path of what a tracker's process printed."""
         return self.path / "logs" / f"tracker_{name}.log"
+
+    def log(self, trial: str) -> Path:
+        """Return the path of a trial's log."""
+        return self.path / "logs" / f"{trial}.log"
 
     def trial_folders(self, trial: str) -> tuple[Path, ...]:
         """List the folders that a trial's workers write into."""

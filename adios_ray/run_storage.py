@@ -16,7 +16,7 @@ import fcntl
 import hashlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,8 +27,8 @@ from adios_ray.local_cache import cache_directory, hold, release, remove_unless_
 from adios_ray.run_directory import RunDirectory, newest_epochs
 from adios_ray.store import Location, Store
 
-WORKERS_FOLDERS = frozenset({"checkpoints", "masks", "diverged", "controllers", "tune"})
-"""Folders of a run into which others than its driver write."""
+NOT_DRIVERS = frozenset({"checkpoints", "masks", "diverged", "controllers", "tune", "driver.json"})
+"""Folders of a run into which others than its driver write, and its claim, which is written to the URI itself."""
 AT_END = frozenset({"wandb", "tensorboard"})
 """Folders that the driver copies only when it ends, because they change all the time and nothing resumes from them."""
 PARALLEL_COPIES = 8
@@ -55,19 +55,6 @@ class RunStorage:
         self.directory = store.local or self._copy / self.place.rpartition("/")[2]
         self._pushed: dict[Path, tuple[int, int]] = {}
 
-    def create(self) -> None:
-        """Make the directory of a new run, and use it as after ``open``.
-
-        Raises:
-            FileExistsError: If there is a run at this place.
-            OSError: If storage fails.
-        """
-        if self._remote is not None:
-            if self._remote.names():
-                raise FileExistsError(f"{self.place} exists")
-            hold(self._copy)
-        self.directory.mkdir(parents=self._remote is not None)
-
     def open(self) -> None:
         """Make this node's run directory usable for this process, until ``close`` or its end.
 
@@ -88,12 +75,26 @@ class RunStorage:
             remove_unless_held(self._copy)
 
     @contextmanager
-    def driven(self) -> Iterator[None]:
-        """Copy all of the driver's files to the URI at the end of the block, and close; if that fails, keep them."""
+    def driven(self, check_claim: Callable[[], None]) -> Iterator[None]:
+        """Use this node's run directory as the driver, and copy all of the driver's files to the URI at the end.
+
+        What an earlier driver left on this node is removed first. What could not be copied is kept on this node.
+
+        Args:
+            check_claim: Raises an error once another driver has taken the run over; then nothing more is copied.
+        """
+        if self._remote is None:
+            yield
+            return
+        hold(self._copy)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for path in self._driver_files(at_end=True):
+            path.unlink()
         try:
             yield
         finally:
             try:
+                check_claim()
                 self.push(at_end=True)
             except OSError as error:
                 print(f"{self.place} lacks the latest files, which {self.directory} holds: {error}", flush=True)
@@ -165,7 +166,10 @@ class RunStorage:
         """
         if self._remote is None:
             return
-        run, found = RunDirectory(self.directory), _statuses(self._driver_files(at_end))
+        run = RunDirectory(self.directory)
+        if self._pushed:
+            run.config.stat()  # raises if this copy has been removed: what is at the URI must not follow it
+        found = _statuses(self._driver_files(at_end))
         last = (run.population, run.journal)
         changed = [path for path, status in found.items() if self._pushed.get(path) != status]
         with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
@@ -188,7 +192,7 @@ class RunStorage:
             self._fetch_all(path for name in names if not (path := self.directory / name).exists())
 
     def fetch_run(self) -> None:
-        """Copy the driver's files from the URI, in place of those that an earlier driver left on this node.
+        """Copy the driver's files from the URI.
 
         Raises:
             FileNotFoundError: If the run has no configuration there.
@@ -197,13 +201,19 @@ class RunStorage:
         if self._remote is None:
             return
         hold(self._copy)
-        for path in self._driver_files(at_end=True):
-            path.unlink()
-        tops = {name for name in self._remote.names() if name not in WORKERS_FOLDERS}
+        tops = {name for name in self._remote.names() if name not in NOT_DRIVERS}
         folders = {name for name in tops if self._remote.size(name) is None}
         self._fetch_all(self.directory / name for name in {*(tops - folders), RunDirectory(self.directory).config.name})
         self.pull(*(folders - AT_END))
         self._pushed = _statuses(self._driver_files())
+
+    def has(self, path: Path) -> bool:
+        """Tell whether a file is stored, on the URI if there is one.
+
+        Raises:
+            OSError: If remote storage fails.
+        """
+        return path.is_file() if self._remote is None else self._remote.size(self._name(path)) is not None
 
     def names(self, folder: Path) -> set[str]:
         """Return the names in a folder; none while storage fails."""
@@ -239,7 +249,7 @@ class RunStorage:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _driver_files(self, at_end: bool = False) -> Iterator[Path]:
-        left_out = WORKERS_FOLDERS if at_end else WORKERS_FOLDERS | AT_END
+        left_out = NOT_DRIVERS if at_end else NOT_DRIVERS | AT_END
         for top in self.directory.iterdir() if self.directory.is_dir() else ():
             if top.name not in left_out and not top.name.startswith("."):
                 yield from (path for path in ([top] if top.is_file() else top.rglob("*")) if _is_whole(path))

@@ -123,6 +123,12 @@ class Store:
             return None
         return int(info["size"]) if info["type"] == "file" else None
 
+    def exists(self) -> bool:
+        """Tell whether the directory exists, or anything is stored at the URI."""
+        with _os_errors():
+            found: bool = self.files.isdir(self.root)
+        return found
+
     def names(self, folder: str = "") -> set[str]:
         """Return the names of the files and folders directly below a folder, or the location; empty if there is none.
 

@@ -1,7 +1,6 @@
 """A trial's report: made by its trainer, and passed on unchanged to the population and the run's files."""
 
 import math
-from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -37,6 +36,10 @@ class Measured(BaseModel):
     images_per_s: float = 0.0
     data_wait_fraction: float = 0.0
     """Share of the epoch spent waiting for data, 0 to 1."""
+    train_s: float = math.nan
+    """Seconds of training since the previous report, waiting for data included."""
+    evaluate_s: float = math.nan
+    """Seconds of the evaluation behind this report."""
     idle_s: float = 0.0
     """Seconds between the previous report and the next step: decisions, waiting for other trials, loading."""
     worker_pid: int = 0
@@ -52,8 +55,3 @@ class TrialReport(Measured):
     """How the trial diverged or collapsed; None if it did not."""
     done: bool = False
     """Whether this was the last epoch."""
-
-    @classmethod
-    def failed(cls, epoch: int, reason: str) -> Self:
-        """Build the report of a trial whose workers failed repeatedly: nothing was measured, and it needs a donor."""
-        return cls(epoch=epoch, divergence=reason)

@@ -1,15 +1,21 @@
 """Decisions of every scheduler where the truth is known: closed forms and a model of noisy training, no network.
 
-Usage: ``python benchmarks/schedulers.py [--seeds 20]``. Prints one JSON object; at 20 seeds it takes some minutes on
-two cores. The schedulers are the package's own, with a driver that trains all trials in this process.
+Usage: ``python benchmarks/schedulers.py [--seeds 20] [--lcbench FILE]``. Prints one JSON object; at 20 seeds it takes
+some minutes on two cores. The schedulers are the package's own, with a driver that trains all trials in this process.
 
 - ``toys``: two problems of PBT-Zoo (Chebykin et al., TMLR 2025, section 5.2), 22 trials, 50 epochs, factor 2. In
   ``plain``, a low value is always better (the best is 1.19973). In ``time_linked``, what is better now is worse later:
   the best constant value reaches 1.097, the best schedule 1.198. ``naive_pbt`` is written from Jaderberg et al. (2017).
 - ``drift``: mean N at the end, where N costs time and has no effect; and how many of 8 final trials descend from slow
-  trials, where those are better.
-- ``noisy``: share of exploits whose donor is truly better, and the true accuracy of the trial chosen at the end minus
-  that of random search with as many epochs, in points. Keys are landscape, population, and the noise of a report.
+  trials, where those are better. ``by last scores`` restates the asynchronous decisions of earlier versions.
+- ``noisy``: a model of fitness on rendered objects (``objects_curves.py``). ``over random``: true fitness of the trial
+  chosen at the end minus that of random search with as many epochs, in points. ``donor better``: share of copies whose
+  donor was truly better; ``false exploits per decision``: the others' share of all tests, where a level of significance
+  bounds it; ``points per exploit``: mean true difference of donor and trial. Keys are landscape, population, and the
+  noise of a report.
+- ``lcbench``: learning curves of 34 tasks (``lcbench.py``). ``regret``: the best of 4,000 configurations minus the best
+  accuracy within equal epochs, in points. ``decisions``, and how many were unlike those of Ray's own ASHA, of the
+  published rule restated, and of Syne Tune's variant, in which a trial's own score counts for the quantile.
 """
 
 import base64
@@ -20,193 +26,34 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Annotated, Any, NamedTuple, cast
 
+import lcbench
 import numpy as np
-import numpy.typing as npt
 import tyro
-from ray.tune.experiment import Trial
+from known_truth import InProcess, Measured, Problem, Values, Weights
 
 from adios_ray.backend.admission import Admission
-from adios_ray.backend.channel import ChannelCalls
-from adios_ray.backend.line import Reply
-from adios_ray.backend.trial import REPLY
-from adios_ray.checkpoints import Pointer
-from adios_ray.config import TrialConfig
+from adios_ray.config import Strict, TrialConfig, replaced
 from adios_ray.errors import exit_status
-from adios_ray.run_storage import RunStorage
 from adios_ray.search.pb2 import PB2
 from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import Population
-from adios_ray.search.scheduler import STOP, LiveScheduler
+from adios_ray.search.scheduler import LiveScheduler
 from adios_ray.search.spaces import SearchSpace
-from adios_ray.search.state import PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
-from adios_ray.tracking.run import Run
-from adios_ray.trial_report import TrialReport
-from adios_ray.validation import parse
+from adios_ray.validation import parse, read_json
 
 MEMORY = Path("/dev/shm")
 """Directory that Linux keeps in memory, because a population journals every report."""
 WEIGHT, RATE, SLOTS = "masking.sparsity_weight", "optimizer.encoder_lr", "masking.slots"
-Weights = tuple[float, ...]
-Values = dict[str, Any]
-
-
-class Problem(Protocol):
-    """A model of training.
-
-    Attributes:
-        start: Weights of a new trial.
-        epochs: Epochs of a trial.
-    """
-
-    start: Weights
-    epochs: int
-
-    def train(self, weights: Weights, config: TrialConfig, epoch: int) -> Weights:
-        """Return the weights after one more epoch, counted from 1."""
-
-    def truth(self, weights: Weights, config: TrialConfig) -> float:
-        """Return the true fitness of weights."""
-
-    def measure(self, truth: float, random: np.random.Generator) -> dict[str, Any]:
-        """Return what a report says of the fitness."""
-
-    def seconds(self, trial: str, config: TrialConfig) -> float:
-        """Return how long an epoch takes."""
-
-
-class Decided(NamedTuple):
-    """A copy: the true fitness of donor and trial at the decision."""
-
-    donor: float
-    trial: float
-
-
-@dataclass(eq=False)
-class _Trial:
-    """The part of a Tune trial that schedulers read."""
-
-    config: dict[str, Any]
-    status: str = Trial.RUNNING
-
-
-@dataclass
-class InProcess:
-    """A population that trains in this process, and stands in for its channel and its records.
-
-    Attributes:
-        space: The search space.
-        problem: What is trained.
-        initial: First values of each trial.
-        seed: Seed of the decisions and of the noise.
-        exploits: The copies so far.
-        members: The population.
-    """
-
-    space: SearchSpace
-    problem: Problem
-    initial: list[Values]
-    seed: int
-    directory: Path
-    exploits: list[Decided] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Create the population."""
-        self.storage = RunStorage(self.directory)
-        self.config = parse(TrialConfig, {"epochs": self.problem.epochs, "seed": self.seed})
-        self._random = np.random.default_rng(self.seed)
-        self._held: set[str] = set()
-        self._at: dict[str, tuple[Pointer | None, TrialConfig, int]] = {}
-        self._stored: dict[Path, tuple[Weights, str, int]] = {}
-        state = PopulationState(next_decision_epoch=self.space.interval_epochs)
-        for number, values in enumerate(self.initial):
-            state.add(f"trial_{number:02d}", values)
-        state.save(self.directory)
-        self.members = Population(self.config, state, cast(Run, self), cast(ChannelCalls, self))
-
-    def register(self, trial: str, config: TrialConfig, checkpoint: Pointer | None, epoch: int, held: bool) -> None:
-        """Take in a trial."""
-        self._at[trial] = checkpoint, config, epoch
-
-    def load(self, trial: str, checkpoint: Pointer, epoch: int, config: TrialConfig) -> None:
-        """Copy weights into a trial."""
-        self._at[trial] = checkpoint, config, epoch
-
-    def hold(self, trials: Iterable[str], held: bool) -> None:
-        """Hold trials at the barrier, or release them."""
-        self._held = self._held | set(trials) if held else self._held - set(trials)
-
-    def report(self, *_: object) -> None:
-        """Keep no rows."""
-
-    def note(self, text: str) -> None:
-        """Drop a note."""
-
-    def refusal(self, **_: object) -> None:
-        """Keep no refusals."""
-
-    def exploit(self, trial: str, donor: str, **_: object) -> None:
-        """Keep the truth behind a copy."""
-        if donor != trial:
-            self.exploits.append(Decided(self.truth(donor), self.truth(trial)))
-
-    def truth(self, trial: str) -> float:
-        """Return the true fitness of a trial's weights."""
-        checkpoint, config, _ = self._at[trial]
-        assert checkpoint is not None
-        return self.problem.truth(self._stored[checkpoint.path][0], config)
-
-    def run(self, make: Callable[[Population, Admission], LiveScheduler]) -> None:
-        """Train every trial to its end, in the order in which epochs are over."""
-        names = list(self.members.state.members)
-        trials = {name: _Trial({"trial": name}) for name in names}
-        admission = Admission(len(names), lambda: len(names))
-        scheduler = make(self.members, admission)
-        for trial in trials.values():
-            scheduler.on_trial_add(None, cast(Trial, trial))
-        queue = [(self.problem.seconds(name, self._at[name][1]), number, name) for number, name in enumerate(names)]
-        heapq.heapify(queue)
-        idle: set[str] = set()
-        while queue:
-            now, number, name = heapq.heappop(queue)
-            reply = self._train(name)
-            if reply.report is not None and reply.report.done:
-                scheduler.on_trial_complete(None, cast(Trial, trials[name]), {REPLY: reply})
-            elif scheduler.on_trial_result(None, cast(Trial, trials[name]), {REPLY: reply}) != STOP:
-                idle.add(name)
-            for other in sorted(idle - self._held):
-                idle.remove(other)
-                seconds = self.problem.seconds(other, self._at[other][1])
-                heapq.heappush(queue, (now + seconds, names.index(other), other))
-
-    def _train(self, name: str) -> Reply:
-        checkpoint, config, epoch = self._at[name]
-        before = self._stored[checkpoint.path][0] if checkpoint else self.problem.start
-        weights = self.problem.train(before, config, epoch + 1)
-        ancestor = self._stored[checkpoint.path][1] if checkpoint else name
-        path = Path(name) / str(len(self._stored))
-        self._stored[path] = weights, ancestor, epoch + 1
-        pointer = Pointer(path=path, sha256="")
-        self._at[name] = pointer, config, epoch + 1
-        measured = self.problem.measure(self.problem.truth(weights, config), self._random)
-        return Reply(TrialReport(epoch=epoch + 1, done=epoch + 1 >= self.problem.epochs, **measured), pointer)
-
-    def ancestors(self) -> list[str]:
-        """List the trials in which the weights of each trial began."""
-        return [self._stored[pointer.path][1] for pointer, _, _ in self._at.values() if pointer is not None]
-
-    def best(self) -> float:
-        """Return the true fitness of the trial that scores best at the end."""
-        members = self.members.state.members
-        return self.truth(max(members, key=lambda name: (members[name].score or -math.inf, -members[name].number)))
 
 
 def evolve(space: SearchSpace, problem: Problem, initial: list[Values], seed: int) -> InProcess:
@@ -232,12 +79,16 @@ def space_of(parameters: dict[str, Any], **options: Any) -> SearchSpace:
     return parse(SearchSpace, {"parameters": parameters, **options})
 
 
-class Exact:
+class Exact(ABC):
     """What closed forms share: reports without noise, epochs of one second."""
 
-    def measure(self, truth: float, random: np.random.Generator) -> dict[str, Any]:
+    @abstractmethod
+    def truth(self, weights: Weights, config: TrialConfig) -> float:
+        """Return the fitness of weights."""
+
+    def measure(self, weights: Weights, config: TrialConfig, random: np.random.Generator) -> Measured:
         """Report the truth."""
-        return {"fitness": truth}
+        return {"fitness": self.truth(weights, config)}
 
     def seconds(self, trial: str, config: TrialConfig) -> float:
         """Return one second."""
@@ -259,7 +110,7 @@ class Toy(Exact):
     start: Weights = (0.9, 0.0)
     epochs: int = TOY_EPOCHS
 
-    def train(self, weights: Weights, config: TrialConfig, epoch: int) -> Weights:
+    def train(self, weights: Weights, config: TrialConfig, epoch: int, random: np.random.Generator) -> Weights:
         """Take 20 steps."""
         return self.advance(weights, config.masking.sparsity_weight, epoch)
 
@@ -272,7 +123,7 @@ class Toy(Exact):
 
     def truth(self, weights: Weights, config: TrialConfig) -> float:
         """Return the fitness."""
-        return 1.2 - weights[0] ** 2
+        return 1.2 - float(weights[0]) ** 2
 
 
 def naive_pbt(toy: Toy, seed: int) -> float:
@@ -287,7 +138,7 @@ def naive_pbt(toy: Toy, seed: int) -> float:
             copies = [random.choice(members[-share:]) for _ in range(share)]
             changed = [(weights, min(max(h * random.choice((2, 0.5)), 1e-4), 1.1)) for weights, h in copies]
             members[:share] = changed
-    return 1.2 - members[-1][0][0] ** 2
+    return 1.2 - float(members[-1][0][0]) ** 2
 
 
 TOY_PARAMETERS = {WEIGHT: {"low": 1e-4, "high": 1.1, "scale": "linear", "factor": 2}}
@@ -301,7 +152,7 @@ TOY_SPACES: dict[str, dict[str, Any]] = {
         "synchronous": False,
         "interval_epochs": 3,
     },
-    "pb2, interval 10": {"scheduler": "pb2", "interval_epochs": 10},
+    "pb2, interval 3": {"scheduler": "pb2", "interval_epochs": 3},
     "asha": {"scheduler": "asha", "grace_epochs": 3},
     "median": {"scheduler": "median", "grace_epochs": 3},
     "none": {"scheduler": "none"},
@@ -318,6 +169,9 @@ def run_toy(name: str, time_linked: bool, seed: int) -> float:
     return evolve(space_of(TOY_PARAMETERS, **TOY_SPACES[name]), toy, initial, seed).best()
 
 
+SYNCHRONOUS, ASYNCHRONOUS, BEFORE = "synchronous", "asynchronous", "asynchronous, by last scores"
+
+
 @dataclass
 class Uneven(Exact):
     """Trials of uneven speed, whose fitness is the sum of what their values earn in each epoch.
@@ -331,13 +185,13 @@ class Uneven(Exact):
     start: Weights = (0.0,)
     epochs: int = 100
 
-    def train(self, weights: Weights, config: TrialConfig, epoch: int) -> Weights:
+    def train(self, weights: Weights, config: TrialConfig, epoch: int, random: np.random.Generator) -> Weights:
         """Gain what the values earn, with diminishing returns."""
         return (weights[0] + (1 - abs(config.masking.sparsity_weight - 0.6)) / math.sqrt(epoch),)
 
     def truth(self, weights: Weights, config: TrialConfig) -> float:
         """Return the sum of all gains."""
-        return weights[0]
+        return float(weights[0])
 
     def seconds(self, trial: str, config: TrialConfig) -> float:
         """Return the cost of one step on a CPU, up to a factor."""
@@ -346,102 +200,197 @@ class Uneven(Exact):
         return self.slow if int(trial[-2:]) % 2 else 1.0
 
 
-def run_drift(synchronous: bool, seed: int) -> float:
+def last_scores(problem: Uneven, space: SearchSpace, initial: list[Values], seed: int) -> list[tuple[int, Values]]:
+    """Decide asynchronously as before: by last scores, whatever their epochs, and in place of the worse trial.
+
+    Returns:
+        The trial in which the weights of each began, and its values.
+    """
+    random, config = Random(seed), parse(TrialConfig, {"epochs": problem.epochs})
+    generator = np.random.default_rng(seed)
+    weights, values = [problem.start] * len(initial), list(initial)
+    origins, epochs, decided, scores = list(range(len(initial))), [0] * len(initial), [0] * len(initial), {}
+
+    def seconds(number: int) -> float:
+        return problem.seconds(f"trial_{number:02d}", replaced(config, values[number]))
+
+    queue = [(seconds(number), number) for number in origins]
+    heapq.heapify(queue)
+    while queue:
+        now, number = heapq.heappop(queue)
+        own = replaced(config, values[number])
+        weights[number] = problem.train(weights[number], own, epochs[number] + 1, generator)
+        epochs[number] += 1
+        scores[number] = problem.truth(weights[number], own)
+        if epochs[number] >= problem.epochs:
+            continue
+        # Of equal ones, the trial itself counts as the worst: trials on equally slow nodes report one after another.
+        ranked = sorted(scores, key=lambda other: (scores[other], other != number))  # noqa: B023  # used at once
+        count = min(math.ceil(len(ranked) / 4), len(ranked) // 2)
+        if epochs[number] - decided[number] >= space.interval_epochs:
+            decided[number] = epochs[number]
+            if number in ranked[:count]:
+                donor = random.choice(ranked[-count:])
+                weights[number], epochs[number] = weights[donor], epochs[donor]
+                origins[number], decided[number] = origins[donor], epochs[donor]
+                values[number] = space.explore(values[donor], random)
+        if epochs[number] < problem.epochs:
+            heapq.heappush(queue, (now + seconds(number), number))
+    return list(zip(origins, values, strict=True))
+
+
+def run_drift(decisions: str, seed: int) -> float:
     """Return the mean N at the end of 8 trials whose quality does not depend on it."""
     weight = {"low": 0.1, "high": 1.0, "scale": "linear"}
     parameters = {WEIGHT: weight, SLOTS: {"low": 2, "high": 8, "scale": "integer"}}
-    space = space_of(parameters, scheduler="pbt", synchronous=synchronous, interval_epochs=10)
+    space = space_of(parameters, scheduler="pbt", synchronous=decisions == SYNCHRONOUS, interval_epochs=10)
     initial = [space.sample(Random(f"{seed}/{number}")) for number in range(8)]
+    if decisions == BEFORE:
+        return statistics.fmean(values[SLOTS] for _, values in last_scores(Uneven(None), space, initial, seed))
     population = evolve(space, Uneven(None), initial, seed)
     return statistics.fmean(member.values[SLOTS] for member in population.members.state.members.values())
 
 
-def run_slow(slow: float, seed: int) -> int:
+def run_slow(slow: float, decisions: str, seed: int) -> int:
     """Count which of 8 final trials descend from the four on slow nodes, which begin with better values."""
     parameters = {WEIGHT: {"low": 0.1, "high": 1.0, "scale": "linear", "factor": 1.01}}
     space = space_of(parameters, scheduler="pbt", synchronous=False, interval_epochs=10, resample_probability=0)
     initial = [{WEIGHT: 0.6 if number % 2 else 0.3} for number in range(8)]
+    if decisions == BEFORE:
+        return sum(origin % 2 for origin, _ in last_scores(Uneven(slow), space, initial, seed))
     population = evolve(space, Uneven(slow), initial, seed)
     return sum(int(name[-2:]) % 2 for name in population.ancestors())
 
 
+class Curves(Strict):
+    """A model fitted to real trainings; see ``objects_curves.py``."""
+
+    start: float
+    """Fitness of a new trial."""
+    goal: float
+    """Fitness that the best values approach."""
+    approach: float
+    """Share of the way to the goal that an epoch covers."""
+    rate: tuple[float, float]
+    """Logarithm (base 10) of the best encoder rate, and the loss of the goal per square of the distance from it."""
+    weight: tuple[float, float]
+    """Best sparsity weight, and the loss of the goal per square of the distance from it."""
+    jitter: float
+    """Standard deviation of the fitness from one epoch to the next, which later epochs do not keep."""
+    image_variance: float
+    """Variance of outcomes over images that all trials have in common."""
+    own_variance: float
+    """Variance of what an image's outcome is in one trial beyond that."""
+    memory: float
+    """Correlation of the latter from one epoch to the next; copies of weights inherit it."""
+
+
+class State(NamedTuple):
+    """A noisy trial's weights: lasting fitness, momentary deviation, and the latter of each image."""
+
+    fitness: float
+    jitter: float
+    own: Any
+
+
+CURVES = Path(__file__).with_name("objects_curves.json")
+
+
 @dataclass
 class Noisy:
-    """A model of accuracies: curves that approach a goal set by the values, measured on some validation images.
+    """Trials whose shares of votes on rendered objects follow ``Curves``, measured on some validation images.
 
     Attributes:
-        landscape: "plain": best at a rate of 0.1 and a weight of 0.6; "alike": the same, ten times flatter; "trap": a
-            high rate is worse now and better later.
-        noise: Standard error of a report, 0 to 1.
+        landscape: "plain": as fitted; "alike": the same, ten times flatter; "trap": a high rate is worse now and better
+            later.
+        noise: Standard error of a report, 0 to 1; 0 also leaves out the jitter of training.
     """
 
     landscape: str
     noise: float
-    start: Weights = (0.15,)
     epochs: int = 20
 
-    def train(self, weights: Weights, config: TrialConfig, epoch: int) -> Weights:
-        """Approach the goal."""
-        x, y = math.log10(config.optimizer.encoder_lr / 0.1), config.masking.sparsity_weight - 0.6
+    def __post_init__(self) -> None:
+        """Read the model and draw the images."""
+        self.model = read_json(Curves, CURVES)
+        images = round((self.model.image_variance + self.model.own_variance) / self.noise**2) if self.noise else 1
+        share = (np.arange(images) + 0.5) / images
+        # Quantiles of a uniform distribution, so that the images' mean is exact.
+        self._common = math.sqrt(12 * self.model.image_variance) * (share - 0.5)
+        self.start: Weights = State(self.model.start, 0.0, None)
+
+    def train(self, weights: Weights, config: TrialConfig, epoch: int, random: np.random.Generator) -> Weights:
+        """Approach the goal, and change what single images say."""
+        model, before = self.model, State(*weights)
+        x, y = math.log10(config.optimizer.encoder_lr), config.masking.sparsity_weight
+        lost_by_weight = model.weight[1] * (y - model.weight[0]) ** 2
         if self.landscape == "trap":
-            speed = 0.12 * min(10**x, 3) ** 0.7
-            return (weights[0] + speed * (0.6 - 0.3 * y**2 - weights[0]),)
-        flat = 0.1 if self.landscape == "alike" else 1
-        return (weights[0] + 0.12 * (0.6 - flat * (0.15 * x**2 + 0.3 * y**2) - weights[0]),)
+            speed, goal = model.approach * min(10 ** (x + 1), 3) ** 0.7, model.goal - lost_by_weight
+        else:
+            flat = 0.1 if self.landscape == "alike" else 1
+            speed = model.approach
+            goal = model.goal - flat * (model.rate[1] * (x - model.rate[0]) ** 2 + lost_by_weight)
+        fitness = before.fitness + speed * (goal - before.fitness)
+        if not self.noise:
+            return State(fitness, 0.0, None)
+        drawn = math.sqrt(model.own_variance) * random.standard_normal(len(self._common))
+        own = drawn
+        if before.own is not None:
+            own = model.memory * before.own + math.sqrt(1 - model.memory**2) * drawn
+        return State(fitness, model.jitter * random.standard_normal(), own)
 
     def truth(self, weights: Weights, config: TrialConfig) -> float:
-        """Return the true accuracy."""
-        now = 0.25 * math.log10(config.optimizer.encoder_lr / 0.03) if self.landscape == "trap" else 0
-        return min(max(weights[0] - now, 0.01), 0.99)
+        """Return the true fitness, without what later epochs do not keep."""
+        x = math.log10(config.optimizer.encoder_lr / 0.03)
+        return float(weights[0]) - (0.4 * self.model.goal * x if self.landscape == "trap" else 0)
 
-    def measure(self, truth: float, random: np.random.Generator) -> dict[str, Any]:
-        """Classify as many images as give the noise; some of them are hard for all trials."""
-        if not self.noise:
+    def measure(self, weights: Weights, config: TrialConfig, random: np.random.Generator) -> Measured:
+        """Measure the fitness on the validation images."""
+        state, truth = State(*weights), self.truth(weights, config)
+        if state.own is None:
             return {"fitness": truth}
-        skill = float(np.interp(truth, self._accuracies, self._skills))
-        hits = random.random(len(self._hardness)) < chances(skill, self._hardness)
-        error = float(hits.std(ddof=1)) / math.sqrt(len(hits))
-        outcomes = base64.b64encode((255 * hits).astype(np.uint8).tobytes()).decode()
-        return {"fitness": float(hits.mean()), "standard_error": error, "outcomes": outcomes}
-
-    def __post_init__(self) -> None:
-        """Choose the images."""
-        images = round(0.25 / self.noise**2) if self.noise else 1
-        share = (np.arange(images) + 0.5) / images
-        self._hardness = 2 * np.log(share / (1 - share))  # quantiles of a logistic distribution
-        self._skills = np.linspace(-15, 15, 151)
-        self._accuracies = [float(chances(skill, self._hardness).mean()) for skill in self._skills]
+        values = np.rint(255 * np.clip(truth + state.jitter + self._common + state.own, 0, 1)) / 255
+        error = float(values.std(ddof=1)) / math.sqrt(len(values))
+        outcomes = base64.b64encode(np.rint(255 * values).astype(np.uint8).tobytes()).decode()
+        return {"fitness": float(values.mean()), "standard_error": error, "outcomes": outcomes}
 
     def seconds(self, trial: str, config: TrialConfig) -> float:
         """Return one second."""
         return 1.0
 
 
-def chances(skill: float, hardness: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the probability of a hit on each image."""
-    return 1 / (1 + np.exp(hardness - skill))
-
-
 NOISY_PARAMETERS = {
     WEIGHT: {"low": 0.1, "high": 1.0, "scale": "linear"},
     RATE: {"low": 0.03, "high": 0.6, "scale": "log"},
 }
-EXPLORING = "pbt, explore_without_copy"
 NOISY_SPACES: dict[str, dict[str, Any]] = {
     "random": {"scheduler": "none"},
     "pbt": {"scheduler": "pbt", "interval_epochs": 2},
-    EXPLORING: {"scheduler": "pbt", "interval_epochs": 2, "explore_without_copy": True},
     "pbt, no test": {"scheduler": "pbt", "interval_epochs": 2, "significance": 1},
+    "pbt, significance 0.01": {"scheduler": "pbt", "interval_epochs": 2, "significance": 0.01},
+    "pbt, significance 0.001": {"scheduler": "pbt", "interval_epochs": 2, "significance": 0.001},
+    "pbt, explore_without_copy": {"scheduler": "pbt", "interval_epochs": 2, "explore_without_copy": True},
 }
+EVERYWHERE = ("random", "pbt", "pbt, no test")
+"""Rows of all populations; the others are of 8 trials."""
 LANDSCAPES, POPULATIONS, NOISES = ("plain", "alike", "trap"), (4, 8, 16), (0.0, 0.01, 0.03)
 
 
 class Outcome(NamedTuple):
-    """The result of a noisy population: true accuracy of the chosen trial, exploits, and those of better donors."""
+    """The result of a noisy population.
+
+    Attributes:
+        accuracy: True fitness of the chosen trial.
+        exploits: How many copies were made, and ``false``, how many from a donor that was not better.
+        refusals: How many were refused.
+        gained: Sum of the true differences of donors and trials.
+    """
 
     accuracy: float
     exploits: int
-    true: int
+    false: int
+    refusals: int
+    gained: float
 
 
 def run_noisy(name: str, landscape: str, population: int, noise: float, seed: int) -> Outcome:
@@ -449,7 +398,15 @@ def run_noisy(name: str, landscape: str, population: int, noise: float, seed: in
     space = space_of(NOISY_PARAMETERS, **NOISY_SPACES[name])
     initial = [space.sample(Random(f"{seed}/{number}")) for number in range(population)]
     trained = evolve(space, Noisy(landscape, noise), initial, seed)
-    return Outcome(trained.best(), len(trained.exploits), sum(e.donor > e.trial for e in trained.exploits))
+    gains = [exploit.donor - exploit.trial for exploit in trained.exploits]
+    false = sum(gain <= 0 for gain in gains)
+    return Outcome(trained.best(), len(gains), false, trained.refusals, sum(gains))
+
+
+def run_lcbench(file: Path, name: str, task: str, seed: int) -> lcbench.Searched:
+    """Search a task of LCBench."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
+        return lcbench.search(file, name, task, Path(directory), seed)
 
 
 def summary(values: list[float], digits: int = 4) -> dict[str, float]:
@@ -467,11 +424,15 @@ def call(job: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
 SLOW = (1.5, 2.0, 3.0)
 
 
-def main(seeds: int = 20) -> None:
+Job = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def main(seeds: int = 20, lcbench_file: Annotated[Path | None, tyro.conf.arg(name="lcbench")] = None) -> None:
     """Run every problem under every scheduler.
 
     Args:
         seeds: Populations of each row.
+        lcbench_file: LCBench's surrogate network (lcbench_surrogate.onnx, lcbench_tasks.json beside it).
     """
     toys = [(name, linked) for linked in (False, True) for name in ("naive_pbt", *TOY_SPACES)]
     noisy = [
@@ -480,48 +441,81 @@ def main(seeds: int = 20) -> None:
         for population in POPULATIONS
         for noise in NOISES
         for name in NOISY_SPACES
-        if name != EXPLORING or population == 8
+        # Without noise, reports have no standard errors, and there is no test.
+        if (name in EVERYWHERE or population == 8) and (noise or name in ("random", "pbt"))
     ]
-    rows: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+    searches = []
+    if lcbench_file is not None:
+        tasks = lcbench.task_numbers(lcbench_file)
+        searches = [(lcbench_file, name, task) for name in lcbench.SPACES for task in tasks]
+    rows: list[Job] = [
         *((run_toy, row) for row in toys),
-        *((run_drift, (synchronous,)) for synchronous in (True, False)),
-        *((run_slow, (slow,)) for slow in SLOW),
+        *((run_drift, (decisions,)) for decisions in (BEFORE, ASYNCHRONOUS, SYNCHRONOUS)),
+        *((run_slow, (slow, decisions)) for slow in SLOW for decisions in (BEFORE, ASYNCHRONOUS)),
         *((run_noisy, row) for row in noisy),
+        *((run_lcbench, row) for row in searches),
     ]
+    # The drift is small beside its spread; tasks are many.
+    counts = {run_drift: 2 * seeds, run_lcbench: max(1, seeds // 10)}
+    jobs = [(function, (*row, seed)) for function, row in rows for seed in range(counts.get(function, seeds))]
     began = time.perf_counter()
-    # The drift is small beside its spread.
-    runs = [4 * seeds if function is run_drift else seeds for function, _ in rows]
-    jobs = [
-        (function, (*row, seed)) for (function, row), count in zip(rows, runs, strict=True) for seed in range(count)
-    ]
     with ProcessPoolExecutor(2) as pool:
         done = pool.map(call, jobs, chunksize=4)
-        found = {row: list(islice(done, count)) for row, count in zip(rows, runs, strict=True)}
-    seconds = round(time.perf_counter() - began)
-    result: dict[str, Any] = {"seeds": seeds, "seconds": seconds, "toys": {"plain": {}, "time_linked": {}}, "noisy": {}}
-    for name, linked in toys:
-        result["toys"]["time_linked" if linked else "plain"][name] = summary(found[run_toy, (name, linked)], 5)
-    result["drift"] = {
-        "synchronous": summary(found[run_drift, (True,)], 2),
-        "asynchronous": summary(found[run_drift, (False,)], 2),
-        **{
-            f"descendants of trials on nodes {slow:g} times as slow": summary(found[run_slow, (slow,)], 2)
-            for slow in SLOW
-        },
+        found = {(function, row): list(islice(done, counts.get(function, seeds))) for function, row in rows}
+    result: dict[str, Any] = {"seeds": seeds, "seconds": round(time.perf_counter() - began)}
+    result["toys"] = {
+        problem: {name: summary(found[run_toy, (name, linked)], 5) for name, of in toys if of == linked}
+        for problem, linked in (("plain", False), ("time_linked", True))
     }
-    for name, landscape, population, noise in noisy:
-        outcomes = cast(list[Outcome], found[run_noisy, (name, landscape, population, noise)])
-        plain = cast(list[Outcome], found[run_noisy, ("random", landscape, population, noise)])
-        gains = [100 * (own.accuracy - other.accuracy) for own, other in zip(outcomes, plain, strict=True)]
-        exploits, true = sum(o.exploits for o in outcomes), sum(o.true for o in outcomes)
-        result["noisy"].setdefault(f"{landscape}, {population} trials, {100 * noise:g} points", {})[name] = {
-            "accuracy": round(100 * statistics.fmean(o.accuracy for o in outcomes), 2),
-            "over random": round(statistics.fmean(gains), 2),
-            "standard error": round(statistics.stdev(gains) / math.sqrt(seeds), 2) if seeds > 1 else None,
-            "exploits": round(exploits / seeds, 1),
-            "donor better": round(true / exploits, 3) if exploits else None,
+    result["drift"] = {
+        decisions: {
+            "mean N": summary(found[run_drift, (decisions,)], 2),
+            **{
+                f"descendants of trials {slow:g} times as slow": summary(found[run_slow, (slow, decisions)], 2)
+                for slow in SLOW
+                if decisions != SYNCHRONOUS
+            },
+        }
+        for decisions in (BEFORE, ASYNCHRONOUS, SYNCHRONOUS)
+    }
+    result["noisy"] = {}
+    for row in noisy:
+        name, landscape, population, noise = row
+        rivals = cast(list[Outcome], found[run_noisy, ("random", *row[1:])])
+        key = f"{landscape}, {population} trials, {100 * noise:g} points"
+        result["noisy"].setdefault(key, {})[name] = noisy_row(cast(list[Outcome], found[run_noisy, row]), rivals)
+    if searches:
+        result["lcbench"] = {
+            name: lcbench_row([each for row in searches if row[1] == name for each in found[run_lcbench, row]])
+            for name in lcbench.SPACES
         }
     print(json.dumps(result))
+
+
+def noisy_row(outcomes: list[Outcome], rivals: list[Outcome]) -> dict[str, Any]:
+    """Summarize noisy populations beside random search by the same seeds."""
+    gains = [100 * (own.accuracy - other.accuracy) for own, other in zip(outcomes, rivals, strict=True)]
+    exploits, false = sum(o.exploits for o in outcomes), sum(o.false for o in outcomes)
+    tests = exploits + sum(o.refusals for o in outcomes)
+    return {
+        "accuracy": round(100 * statistics.fmean(o.accuracy for o in outcomes), 2),
+        "over random": round(statistics.fmean(gains), 2),
+        "standard error": round(statistics.stdev(gains) / math.sqrt(len(gains)), 2) if len(gains) > 1 else None,
+        "exploits": round(exploits / len(outcomes), 1),
+        "donor better": round(1 - false / exploits, 3) if exploits else None,
+        "false exploits per decision": round(false / tests, 3) if tests else None,
+        "points per exploit": round(100 * sum(o.gained for o in outcomes) / exploits, 2) if exploits else None,
+    }
+
+
+def lcbench_row(found: list[lcbench.Searched]) -> dict[str, Any]:
+    """Summarize the searches of one scheduler over tasks and seeds."""
+    row = {
+        "regret": summary([each.regret for each in found], 2),
+        "trials": statistics.fmean(each.trials for each in found),
+    }
+    fields = ("decisions", "unlike_ray", "unlike_rule", "unlike_syne_tune")
+    return row | {name: sum(getattr(each, name) for each in found) for name in fields if found[0].decisions}
 
 
 if __name__ == "__main__":

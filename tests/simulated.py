@@ -18,13 +18,14 @@ from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
+from adios_ray.search.opening import rungs
 from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import Population
 from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
-from adios_ray.search.state import PopulationState
+from adios_ray.search.state import Member, PopulationState
 from adios_ray.search.suggest import fill
-from adios_ray.tracking.records import Exploit, Refusal, append_exploit, begin_lineage, read_lineage
+from adios_ray.tracking.records import Drop, Exploit, Refusal, append_exploit, begin_lineage, read_lineage
 from adios_ray.tracking.run import Run
 from adios_ray.trial_report import TrialReport
 
@@ -53,12 +54,17 @@ class SimulatedChannel:
 
 
 class SimulatedRun:
-    """Records the lineage in files, as a run does, and the reports in memory."""
+    """Records the lineage in files, as a run does, and reports and notes in memory."""
 
     def __init__(self, directory: Path) -> None:
         """Record into an existing directory."""
         self.directory, self.storage = directory, RunStorage(directory)
         self.reports: list[tuple[str, int, float]] = []
+        self.notes: list[str] = []
+
+    def write(self, action: Callable[[], None]) -> None:
+        """Write into the directory, which nothing disturbs."""
+        action()
 
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
         """Keep a report."""
@@ -72,7 +78,15 @@ class SimulatedRun:
         """Append a refused copy to the lineage, always with the same time."""
         append_exploit(self.directory, Refusal(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
 
+    def drop(self, **fields: Any) -> None:
+        """Append a trial that left in the opening to the lineage, always with the same time."""
+        append_exploit(self.directory, Drop(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
+
     def note(self, text: str) -> None:
+        """Keep a note."""
+        self.notes.append(text)
+
+    def trial_note(self, trial: str, text: str, details: str = "") -> None:
         """Drop a note."""
 
 
@@ -121,7 +135,7 @@ class Simulation:
         directory: The run directory.
         space: The search space.
         config: What the trials have in common.
-        population: Number of trials.
+        population: Number of trials, after an opening.
         count_capacity: Returns how many trials fit into the cluster; called at each step.
         random: Chooses which trial reports next.
         fitness: Returns a trial's fitness from its name, epoch, configuration and the score of its weights before.
@@ -146,22 +160,27 @@ class Simulation:
     def fresh(self) -> None:
         """Save a new population."""
         (self.directory / "checkpoints").mkdir(parents=True)
-        state = PopulationState(next_decision_epoch=self.space.interval_epochs)
+        halvings = rungs(self.space.opening, self.population)
+        state = PopulationState(next_decision_epoch=halvings[0].epoch if halvings else self.space.interval_epochs)
         if self.space.search != "hyperopt":
-            fill(state, self.space, self.config, [f"trial_{number:02d}" for number in range(self.population)])
+            fill(state, self.space, self.config, self._names(), self.population)
         state.save(self.directory)
+
+    def _names(self) -> list[str]:
+        count = self.population if self.space.opening is None else self.space.opening.trials
+        return [f"trial_{number:02d}" for number in range(count)]
 
     def drive(self, make: Callable[[Population, Admission], LiveScheduler] | None = None) -> PopulationState:
         """Run as the driver until all trials have ended; may be called again after a crash."""
         state = PopulationState.load(self.directory)
         state.save(self.directory)
         begin_lineage(self.directory, state.lineage_lines)
-        todo = state.unfinished(f"trial_{number:02d}" for number in range(self.population))
+        todo = state.unfinished(self._names())
         self.channel, self.run = SimulatedChannel(), SimulatedRun(self.directory)
         self.members = Population(self.config, state, cast(Run, self.run), cast(ChannelCalls, self.channel))
         admission = Admission(len(todo), self.count_capacity)
         admission.capacity = lambda: self.capacity  # type: ignore[method-assign]  # counted at every step
-        self.scheduler = make(self.members, admission) if make else _evolution(self.space, self.members, admission)
+        self.scheduler = make(self.members, admission) if make else self._evolution(admission)
         self.trials: dict[str, SimulatedTrial] = {}
         while any(trial.status != Trial.TERMINATED for trial in self.trials.values()) or len(self.trials) < len(todo):
             self.capacity = max(1, self.count_capacity())
@@ -173,16 +192,39 @@ class Simulation:
             self.on_step(self)
         return state
 
+    def _evolution(self, admission: Admission) -> PopulationBasedTraining:
+        def explore(name: str, donor: Member, random: Random) -> dict[str, Any]:
+            return self.space.explore(donor.values, random)
+
+        halvings = rungs(self.space.opening, self.population)
+        return PopulationBasedTraining(self.members, admission, self.space, explore, halvings)
+
     def _start(self, todo: Sequence[str]) -> None:
         """Start all trials that the scheduler admits."""
         while len(self.trials) < len(todo) and self.scheduler.admission.free:
             trial = SimulatedTrial({"trial": todo[len(self.trials)]})
             self.trials[trial.config["trial"]] = trial
-            self.scheduler.on_trial_add(None, trial)
+            self._add(trial)
+        self._resume()
+
+    def _add(self, trial: SimulatedTrial) -> None:
+        """Hand a pending trial to the scheduler, which may end it before its actor starts."""
+        self.scheduler.on_trial_add(None, trial)
+        self._resume()
+        if trial.status == Trial.PENDING:
             trial.status = Trial.RUNNING
-        while chosen := self.scheduler.choose_trial_to_run(None):
+
+    def _resume(self) -> None:
+        """Resume the paused trials that the scheduler chooses."""
+        while chosen := self.scheduler.choose_trial_to_run(self):
             assert chosen.status == Trial.PAUSED
             chosen.status = Trial.RUNNING
+
+    def stop_trial(self, trial: SimulatedTrial) -> None:
+        """End a trial without a request, as Tune's controller does for its scheduler."""
+        assert trial.status in (Trial.PENDING, Trial.PAUSED)
+        self.scheduler.on_trial_remove(self, trial)
+        trial.status = Trial.TERMINATED
 
     def _pause(self) -> bool:
         """Perhaps stop the actor of a pausing trial; until then Tune lists it as running while others continue."""
@@ -223,7 +265,7 @@ class Simulation:
             self.scheduler.on_trial_complete(None, trial, result)
             trial.status = Trial.TERMINATED
         else:
-            self._react(trial, self.scheduler.on_trial_result(None, trial, result))
+            self._react(trial, self.scheduler.on_trial_result(None, trial, result), result)
 
     def _ask(self, trial: SimulatedTrial, line: Line) -> None:
         """Have the trial's actor request the next report, unless it has already."""
@@ -259,13 +301,13 @@ class Simulation:
         trial.status = Trial.ERROR  # Tune sets this before it calls the scheduler
         self.scheduler.on_trial_error(None, trial)
         trial.status, trial.missed, trial.pausing, trial.request = Trial.PENDING, True, False, None
-        self.scheduler.on_trial_add(None, trial)
-        trial.status = Trial.RUNNING
+        self._add(trial)
 
-    def _react(self, trial: SimulatedTrial, decision: str) -> None:
+    def _react(self, trial: SimulatedTrial, decision: str, result: dict[str, Any]) -> None:
         if decision == PAUSE:
             trial.pausing = True
         elif decision == STOP:
+            self.scheduler.on_trial_complete(None, trial, result)  # as Tune does
             trial.status = Trial.TERMINATED
         else:
             assert decision == CONTINUE
@@ -273,9 +315,3 @@ class Simulation:
     def lineage(self) -> list[tuple[int, str, str, dict[str, Any]]]:
         """List epoch, trial, donor and values of each exploit."""
         return [(e.epoch, e.trial, e.donor, e.new) for e in read_lineage(self.directory)]
-
-
-def _evolution(space: SearchSpace, members: Population, admission: Admission) -> PopulationBasedTraining:
-    return PopulationBasedTraining(
-        members, admission, space, lambda name, donor, random: space.explore(donor.values, random)
-    )

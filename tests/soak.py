@@ -1,6 +1,6 @@
 """Disturb a running population repeatedly at random moments, and check that nothing is lost or left behind.
 
-    python tests/soak.py                      every kill 20 times, every fault 5 times (what `make soak` runs)
+    python tests/soak.py                      every kill 20 times, every end 10, every fault 5 (`make soak`)
     python tests/soak.py --kinds worker --rounds 1
     python tests/soak.py --storage s3         the kills, and storage away, with the runs on an S3 server that fails
 
@@ -8,10 +8,14 @@ Each round starts a population of two trials on a simulated cluster of three nod
 moment after the first report. Kills: a worker, a trial's actor, Ray Train's controller, the driver (restarted to resume
 the run), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs permission to mount a
 file system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and its workers
-killed. The round then waits for the end and checks that all trials are at their last epoch, that every report exists
-once, that lineage and numbers equal those of an undisturbed run bit for bit (except after ``checkpoint``, where a trial
-steps back), and that no process, placement group or temporary file is left. Prints a table, and one line for each
-failed round; the exit status is 1 if there was any.
+killed; ``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until the run
+stops, and then the run is resumed; ``stranger``, a node that does not see the storage (needs permission to mount, too)
+has joined, so that the run is refused, and resumed without that node. Ends: ``interrupt`` and ``terminate``, the driver
+gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is refused; ``moved``, the
+driver is killed, and the run is resumed in another place. The round then waits for the end and checks that all trials
+are at their last epoch, that every report exists once, that lineage and numbers equal those of an undisturbed run bit
+for bit (except after ``checkpoint``, where a trial steps back), and that no process, placement group or temporary file
+is left. Prints a table, and one line for each failed round; the exit status is 1 if there was any.
 """
 
 import contextlib
@@ -22,11 +26,13 @@ import math
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -50,7 +56,11 @@ from adios_ray.store import Location, Store, split_location
 from adios_ray.tracking.records import read_lineage, read_results
 
 KILLS = ("worker", "actor", "controller", "driver", "node")
-FAULTS = ("disk", "storage", "checkpoint")
+FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "stranger")
+SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
+ENDS = (*SIGNALS, "second", "moved")
+ON_S3 = (*KILLS, "storage")
+"""What can be done to a run at a URI."""
 DISK_BYTES, AWAY_S = 2**26, 10.0
 SERVICES = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 """Title prefixes of processes that Ray keeps while a cluster runs."""
@@ -58,9 +68,10 @@ TITLES = {"worker": "ray::RayTrainWorker", "actor": "ray::ResourceTrainable", "c
 EPOCHS, TRIALS, TIMEOUT_S = 8, 2, 240.0
 DRIVER = (
     "import sys; from pathlib import Path; from adios_ray.experiment.runner import resume, start;"
-    "from adios_ray.experiment.config import ExperimentConfig;"
+    "from adios_ray.experiment.config import ExperimentConfig; from adios_ray.errors import exit_status;"
     "what = sys.argv[1]; path = Path(what);"
-    "resume(what) if '://' in what or path.is_dir() else start(ExperimentConfig.model_validate_json(path.read_text()))"
+    "sys.exit(exit_status(lambda: resume(what) if '://' in what or path.is_dir() else "
+    "start(ExperimentConfig.model_validate_json(path.read_text()))))"
 )
 SPACE = {
     "scheduler": "pbt",
@@ -90,10 +101,11 @@ class Outcome(NamedTuple):
 class Options:
     """Options of the soak test."""
 
-    kinds: tuple[str, ...] = KILLS + FAULTS
-    """Kills (worker, actor, controller, driver, node) and faults (disk, storage, checkpoint)."""
+    kinds: tuple[str, ...] = (*KILLS, *FAULTS, *ENDS)
+    """Kills (worker, actor, controller, driver, node), faults (disk, storage, checkpoint, data, fault, stranger), and
+    ends (interrupt, terminate, second, moved)."""
     rounds: int = 20
-    """Rounds of each kill; each fault has a quarter of them."""
+    """Rounds of each kill; each end has half of them, each fault a quarter."""
     seed: int = 0
     """Seed of the random moments."""
     storage: Literal["disk", "s3"] = "disk"
@@ -153,6 +165,20 @@ class Stage:
         time.sleep(rng.uniform(0, 4))
         self.nodes.append(self.add_node())
 
+    @contextmanager
+    def stranger(self) -> Iterator[None]:
+        """Let a node take part, for a while, that sees an empty directory in place of this stage's."""
+        script = f"mount -t tmpfs hidden {self.directory} && exec {sys.executable} -m ray.scripts.scripts start --block"
+        before = len(ray.nodes())
+        command = ["unshare", "--mount", "sh", "-c", f"{script} --address={self.cluster.address} --num-cpus=1"]
+        node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            wait_for(lambda: len(ray.nodes()) > before, "no node without the storage has joined")
+            yield
+        finally:
+            node.terminate()
+            node.wait()
+
     def discard(self, name: str) -> None:
         """Remove the storage of a round."""
         if self.server is not None:
@@ -190,6 +216,15 @@ def processes(kind: str) -> list[psutil.Process]:
 def strangers() -> list[str]:
     """List the titles of processes that a run must not leave."""
     return [title for title in titles().values() if not title.startswith(tuple(f"ray::{name}" for name in SERVICES))]
+
+
+def wait_for(reached: Callable[[], bool], otherwise: str) -> None:
+    """Wait until something is reached."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not reached():
+        if time.monotonic() > deadline:
+            raise WrongError(otherwise)
+        time.sleep(0.2)
 
 
 def place_of(storage: Location, driver: "subprocess.Popen[str]", reports: int) -> Location:
@@ -231,6 +266,17 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", place: Loc
         os.truncate(newest / "state.pt", (newest / "state.pt").stat().st_size // 2)
         for worker in processes("worker"):
             worker.kill()
+    elif kind in ("data", "fault"):
+        away = stage.data.rename(stage.data.with_suffix(".away"))
+        for worker in processes("worker"):
+            worker.kill()
+        if kind == "data":
+            time.sleep(AWAY_S)
+        elif not driver.wait(timeout=TIMEOUT_S):
+            raise WrongError("the run finished without its data")
+        away.rename(stage.data)
+        if kind == "fault":
+            return resumed_after(stage, "cannot train: its workers failed 6 times: no data set", run)
     elif kind == "node":
         stage.replace_node(rng)
     elif kind == "driver":
@@ -251,6 +297,54 @@ def occasional(method: str, path: str) -> str | None:
 
 
 _requests = itertools.count(1)
+
+
+def resumed_after(stage: Stage, error: str, run: Path) -> "subprocess.Popen[str]":
+    """Check that a run's driver has ended with an error, and resume the run."""
+    name = run.parent.name
+    if error not in (stage.directory / f"{name}.log").read_text().splitlines()[-1]:
+        raise WrongError(f"the driver did not end with {error!r}")
+    return stage.drive(run, name)
+
+
+def end(
+    stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path, rng: random.Random
+) -> tuple["subprocess.Popen[str]", Path]:
+    """End a driver, or start another one; return the one that remains, and where its run is."""
+    time.sleep(rng.uniform(0, 3))
+    name = run.parent.name
+    if kind == "moved":
+        driver.kill()
+        driver.wait()
+        run = run.rename(run.parent / "elsewhere-moved")
+    elif kind == "second":
+        if stage.drive(run, f"{name}-second").wait(timeout=TIMEOUT_S) != 1:
+            raise WrongError("a second driver was not refused")
+        expect_line(stage, f"{name}-second", f"error: {run.resolve()} is being trained by process {driver.pid} on ")
+        return driver, run
+    else:
+        number, before, began = SIGNALS[kind], epochs_of(run), time.monotonic()
+        driver.send_signal(number)
+        if (status := driver.wait(timeout=TIMEOUT_S)) != 128 + number:
+            raise WrongError(f"the driver ended with status {status} after {kind}")
+        print(f"{name}: ended after {time.monotonic() - began:.1f} s", flush=True)
+        expect_line(stage, name, f"resume with --resume {run.resolve()}")
+        nothing_left(strangers)
+        if lost := [trial for trial, epoch in epochs_of(run).items() if epoch < before[trial]]:
+            raise WrongError(f"{lost} lost epochs")
+    return stage.drive(run, name), run
+
+
+def epochs_of(run: Path) -> dict[str, int]:
+    """Read the epoch of each trial."""
+    return {name: member.epoch for name, member in PopulationState.load(run).members.items()}
+
+
+def expect_line(stage: Stage, name: str, text: str) -> None:
+    """Check that the last line that a driver printed contains a text, and that it printed no stack."""
+    log = (stage.directory / f"{name}.log").read_text()
+    if text not in log.splitlines()[-1] or "Traceback" in log or "*** SIG" in log:
+        raise WrongError(f"the driver did not end with {text!r} alone")
 
 
 def take_away(disk: Path) -> None:
@@ -325,13 +419,27 @@ def undisturbed(stage: Stage) -> Outcome:
 def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> float:
     """Run one round; return its seconds."""
     rng, name, began = random.Random(f"{seed}/{kind}/{number}"), f"{kind}-{number}", time.monotonic()
-    driver, storage = stage.start(name)
+    if kind == "stranger":
+        with stage.stranger():
+            driver, storage = stage.start(name)
+            driver.wait(timeout=TIMEOUT_S)
+    else:
+        driver, storage = stage.start(name)
     try:
-        run = place_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
-        driver = disturb(stage, kind, driver, run, rng)
+        place: Location
+        if kind == "stranger":
+            (run,) = (path.parent for path in Path(storage).glob("*-*/population.json"))
+            place, unseen = run, f"it does not see the run directory {Path(storage).resolve()}"
+            driver = resumed_after(stage, unseen, run)
+        else:
+            place = place_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
+        if kind in ENDS:
+            driver, place = end(stage, kind, driver, Path(place), rng)
+        elif kind != "stranger":
+            driver = disturb(stage, kind, driver, place, rng)
         if driver.wait(timeout=TIMEOUT_S):
             raise WrongError(f"the driver ended with status {driver.returncode}")
-        check(run, None if kind == "checkpoint" else expected)
+        check(place, None if kind == "checkpoint" else expected)
     except subprocess.TimeoutExpired:
         raise WrongError(f"the driver did not end in {TIMEOUT_S:.0f} s") from None
     finally:
@@ -348,12 +456,12 @@ def main(options: Options) -> int:
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         server = stack.enter_context(s3_server()) if options.storage == "s3" else None
         if server is not None:
-            server.fault, kinds = occasional, tuple(kind for kind in kinds if kind not in ("disk", "checkpoint"))
+            server.fault, kinds = occasional, tuple(kind for kind in kinds if kind in ON_S3)
             logging.getLogger("werkzeug").setLevel("ERROR")
         stage = Stage(Path(directory), server)
         expected = undisturbed(stage)
         for kind in kinds:
-            seconds, rounds = [], options.rounds if kind in KILLS else math.ceil(options.rounds / 4)
+            seconds, rounds = [], math.ceil(options.rounds / (1 if kind in KILLS else 2 if kind in ENDS else 4))
             for number in range(rounds):
                 try:
                     seconds.append(play(stage, kind, number, options.seed, expected))

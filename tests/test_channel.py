@@ -54,7 +54,7 @@ def test_a_request_becomes_a_command_and_its_answer_a_report() -> None:
         request = asyncio.create_task(channel.request("t", missed=False))
         assert (await channel.take("t", 0)).kind == "train"
         await channel.answer("t", 0, TrialReport(epoch=1), MINE)
-        assert repr(await request) == repr(Reply(TrialReport(epoch=1), MINE, ()))
+        assert repr(await request) == repr(Reply(TrialReport(epoch=1), MINE))
 
     asyncio.run(scenario())
 
@@ -155,7 +155,7 @@ def test_a_preemption_of_a_lost_actor_is_void() -> None:
     asyncio.run(scenario())
 
 
-def test_the_request_of_a_killed_actor_causes_no_command_and_takes_no_notes() -> None:
+def test_the_request_of_a_killed_actor_causes_no_command() -> None:
     async def scenario() -> None:
         channel = await registered()
         first = asyncio.create_task(channel.request("t", missed=False))
@@ -167,10 +167,8 @@ def test_the_request_of_a_killed_actor_causes_no_command_and_takes_no_notes() ->
         await settle()
         living = asyncio.create_task(channel.request("t", missed=True))
         await settle()
-        await channel.note("t", "for the living")
         await channel.hold("t", False)
-        again = await soon(living)
-        assert (epoch_of(again), again.notes) == (1, ("for the living",))  # again: it may have been lost
+        assert epoch_of(await soon(living)) == 1  # again: it may have been lost
         await replaced(killed)
         command = asyncio.create_task(channel.take("t", 1))
         await settle()
@@ -215,5 +213,37 @@ def test_the_answer_of_a_replaced_worker_group_is_dropped() -> None:
         assert not request.done() and (await channel.start("t")).checkpoint is None
         await channel.answer("t", new.position + 1, TrialReport(epoch=1), MINE)
         assert (await request).checkpoint == MINE
+
+    asyncio.run(scenario())
+
+
+def test_notes_arrive_without_a_report_and_once() -> None:
+    async def scenario() -> None:
+        channel = await registered()
+        request = asyncio.create_task(channel.request("t", missed=False))
+        await settle()
+        await channel.note("t", "storage refuses")
+        await channel.note("t", "its workers failed", "Traceback")
+        assert await channel.take_notes() == [("t", "storage refuses", ""), ("t", "its workers failed", "Traceback")]
+        assert await channel.take_notes() == [] and not request.done()
+        await channel.answer("t", 0, TrialReport(epoch=1), MINE)
+        await request
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_ends_every_worker_group_of_its_actor_and_none_of_the_next() -> None:
+    async def scenario() -> None:
+        channel = await registered()
+        request = asyncio.create_task(channel.request("t", missed=False))
+        await settle()
+        await channel.stop("t")  # while Ray Train restarts the workers
+        for _ in range(2):
+            assert (await channel.take("t", (await channel.start("t")).position)).kind == "stop"
+        await channel.start_actor("t")
+        start = await channel.start("t")
+        assert (await channel.take("t", start.position)).kind == "train"
+        await channel.answer("t", start.position, TrialReport(epoch=1), MINE)
+        await request
 
     asyncio.run(scenario())

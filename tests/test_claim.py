@@ -1,9 +1,10 @@
-"""Two preparations of one place: the second waits, says for which, and takes over from one that has died."""
+"""Two processes and one place: the second waits or is refused, says for which, and takes over from a dead one."""
 
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,34 +12,35 @@ import pytest
 from s3 import s3_server
 
 from adios_ray.data import claim
-from adios_ray.data.claim import HOLDER_FILE, claimed
+from adios_ray.data.claim import PREPARING, TRAINING, Holder, claimed
+from adios_ray.errors import ClaimError
 from adios_ray.store import Store
 
 
-class Unlocked:
-    """A lock on a file system that has none."""
-
-    def __init__(self, path: Path) -> None:
-        """Take the path."""
-
-    def acquire(self, timeout: float = -1) -> None:
-        """Fail as such file systems do."""
-        raise OSError("No locks available")
-
-
-@pytest.fixture(params=["locks", "beats", "s3"])
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
-    """Offer a place on storage with and without locks, and on an object store."""
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let seconds pass fast."""
     monkeypatch.setattr(claim, "BEAT_S", 0.05)
     monkeypatch.setattr(claim, "STALE_S", 0.5)
     monkeypatch.setattr(claim, "SETTLING_S", 0.02)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no process recognize another one's machine."""
+    monkeypatch.setattr(claim, "_machine", lambda: "")
+
+
+@pytest.fixture(params=["here", "elsewhere", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """Offer a place held from this machine, from another one, and on an object store."""
     if request.param == "s3":
         with s3_server() as server:
             bucket = server.uri
             yield Store(f"{bucket}/set")
         return
-    if request.param == "beats":
-        monkeypatch.setattr(claim, "FileLock", Unlocked)
+    if request.param == "elsewhere":
+        request.getfixturevalue("elsewhere")
     yield Store(tmp_path / "set")
 
 
@@ -67,24 +69,85 @@ def test_the_second_waits_for_the_first_and_says_for_which(place: Store) -> None
     assert second.held and not second.is_alive()
     (line,) = second.said
     assert line.startswith(f"{place} is being prepared by process {os.getpid()} on ")
-    assert place.size(HOLDER_FILE) is None
+    assert place.size(PREPARING.file) is None
 
 
 @pytest.mark.slow
 def test_the_place_of_a_process_that_was_killed_is_taken_over(place: Store, request: pytest.FixtureRequest) -> None:
-    locks = request.node.callspec.params["place"] == "locks"
-    without = "" if locks else "from test_claim import Unlocked\nclaim.FileLock = Unlocked\n"
+    unknown = "claim._machine = lambda: ''\n" if request.node.callspec.params["place"] == "elsewhere" else ""
     script = (
         "import time\nfrom adios_ray.data import claim\nfrom adios_ray.store import Store\n"
-        f"claim.SETTLING_S = 0.01\n{without}"
+        f"claim.SETTLING_S = 0.01\n{unknown}"
         f"with claim.claimed(Store({str(place)!r}), print):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         process.kill()
     second = Second(place)
     second.start()
     second.join(timeout=10)
     assert second.held and not second.is_alive()
-    assert locks or "taking over" in second.said[-1]
+    assert "taking over" in second.said[-1] and f"process {process.pid} on " in second.said[-1]
+    assert len(second.said) == (2 if unknown else 1)  # elsewhere, it has to listen first
+
+
+def test_a_second_driver_is_refused_by_name_and_a_stopped_one_leaves_nothing(tmp_path: Path) -> None:
+    store, said = Store(tmp_path), list[str]()
+    with claimed(store, said.append, TRAINING, wait=False, job="17"):
+        with pytest.raises(ClaimError, match=rf"by process {os.getpid()} on \S+ \(job 17\) since .*--take-over"):
+            with claimed(store, said.append, TRAINING, wait=False):
+                pass
+    with claimed(store, said.append, TRAINING, wait=False):
+        pass
+    assert not said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_driver_elsewhere_is_refused_by_its_beats_and_succeeded_without_them(tmp_path: Path) -> None:
+    store, said = Store(tmp_path), list[str]()
+    with claimed(store, said.append, TRAINING, wait=False):
+        with pytest.raises(ClaimError, match="is alive"):
+            with claimed(store, said.append, TRAINING, wait=False):
+                pass
+    dead = Holder(token="x", host="node7", pid=3, since="yesterday")
+    (tmp_path / TRAINING.file).write_text(dead.model_dump_json())
+    with claimed(store, said.append, TRAINING, wait=False, take_over=True):  # at once
+        assert said[-1] == f"{tmp_path}: taking over from process 3 on node7 since yesterday"
+
+
+def test_a_process_id_that_is_used_again_is_another_process(tmp_path: Path) -> None:
+    earlier = Holder(token="x", pid=os.getpid(), machine=claim._machine(), began="1")
+    (tmp_path / TRAINING.file).write_text(earlier.model_dump_json())
+    said: list[str] = []
+    with claimed(Store(tmp_path), said.append, TRAINING, wait=False):
+        assert said[0].endswith(", which has ended")
+
+
+def test_a_driver_that_was_taken_over_stops_and_leaves_the_place_to_the_other(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with claimed(store, print, TRAINING, wait=False) as first:
+        first.check()
+        with claimed(store, print, TRAINING, wait=False, take_over=True) as second:
+            with pytest.raises(ClaimError, match=f"has been taken over by process {os.getpid()}"):
+                first.check()
+            first.release()
+            second.check()
+            assert (tmp_path / TRAINING.file).exists()
+        (tmp_path / TRAINING.file).unlink(missing_ok=True)
+        first.check()  # deleted, or storage is away: nobody else is known
+
+
+def test_beats_go_on_while_storage_is_away_and_make_no_folder_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with claimed(Store(tmp_path / "run"), print, TRAINING, wait=False) as held:
+        away = (tmp_path / "run").rename(tmp_path / "away")
+        held.check()
+        time.sleep(0.2)  # four beats
+        assert not (tmp_path / "run").exists()
+        away.rename(tmp_path / "run")
+        before = (tmp_path / "run" / TRAINING.file).read_text()
+        deadline = time.monotonic() + 10
+        while (tmp_path / "run" / TRAINING.file).read_text() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

@@ -1,26 +1,133 @@
-"""The choice of the Ray cluster that a run joins."""
+"""The choice of the Ray cluster that a run joins, and what Ray would take minutes to refuse, or refuse in riddles."""
 
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from adios_ray.backend.cluster import address_to_join
+from adios_ray.backend import cluster
+from adios_ray.backend.cluster import (
+    HTTP2_PREFACE,
+    address_to_join,
+    check_temporary_directory,
+    queue_job,
+    submitted_job,
+)
+from adios_ray.errors import ConfigError
+
+
+@contextmanager
+def listening(answer: bytes) -> Iterator[str]:
+    """Listen on loopback, and give this answer to the beginning of an HTTP/2 connection; yield the address."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection = server.accept()[0]
+                except OSError:  # the test is over
+                    return
+                with connection:
+                    assert connection.recv(len(HTTP2_PREFACE)) == HTTP2_PREFACE
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+SETTINGS = b"\0\0\6\4\0\0\0\0\0" + b"\0\4\0\x40\0\0"
+"""Settings as gRPC's servers send them: the size of a window."""
+
+
+@pytest.fixture
+def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the file in which Ray names the running cluster; RAY_ADDRESS is empty, which Ray too treats as unset."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    (tmp_path / "ray").mkdir()
+    return tmp_path / "ray" / "ray_current_cluster"
 
 
 def test_only_a_cluster_that_answers_is_joined(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    note: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    note = tmp_path / "ray" / "ray_current_cluster"
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setenv("RAY_ADDRESS", "")  # Ray too treats it as unset
-    assert address_to_join() is None
-    note.parent.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        note.write_text(f"127.0.0.1:{server.getsockname()[1]}")
-        assert address_to_join() is None
+    assert address_to_join() == "local"
+    with listening(SETTINGS) as address:
+        note.write_text(address)
+        assert address_to_join() == address
+        monkeypatch.setenv("RAY_ADDRESS", "auto")
+        assert address_to_join() == address
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        note.unlink()
+        assert address_to_join() == address
+    note.write_text(address)
     assert capsys.readouterr().out == ""
+    monkeypatch.setenv("RAY_ADDRESS", "")
     assert address_to_join() == "local"
     assert str(note) in capsys.readouterr().out
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # set by the user: not checked
-    assert address_to_join() is None
+    for asked in ("auto", address):
+        monkeypatch.setenv("RAY_ADDRESS", asked)
+        with pytest.raises(ConfigError, match=f"RAY_ADDRESS .*{address}.*does not answer .*refused.*unset RAY_ADDRESS"):
+            address_to_join()
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert address_to_join() == "local"
+
+
+@pytest.mark.usefixtures("note")
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ("ray://head:10001", "server for Ray clients.*ray job submit"),
+        ("http://head:8265", "server for Ray clients"),
+        ("head", "HOST:PORT"),
+        ("head:port", "HOST:PORT"),
+        ("127.0.0.1:99999", "does not answer"),
+    ],
+)
+def test_addresses_that_cannot_be_used_are_refused(asked: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", asked)
+    with pytest.raises(ConfigError, match=f"RAY_ADDRESS {asked}.*{reason}"):
+        address_to_join()
+
+
+@pytest.mark.usefixtures("note")
+def test_another_server_at_the_address_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConfigError, match="something else listens there"):
+            address_to_join()
+    monkeypatch.setattr(cluster, "ANSWER_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(ConfigError, match="timed out"):
+            address_to_join()
+
+
+def test_rays_temporary_directory_fits_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = 107 - len("/ray/session_2026-11-26_18-14-38_123456_1234567/sockets/plasma_store")
+    base = Path("/tmp") / ("x" * (longest - len("/tmp/")))
+    monkeypatch.setattr(cluster, "check_writable", lambda folder: None)
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
+    monkeypatch.setenv("RAY_TMPDIR", str(base))
+    check_temporary_directory()
+    monkeypatch.setenv("RAY_TMPDIR", f"{base}x")
+    with pytest.raises(ConfigError, match="too long by 1 bytes.*Set RAY_TMPDIR to a shorter one"):
+        check_temporary_directory()
+    monkeypatch.undo()
+    monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
+    with pytest.raises(ConfigError, match="Not a directory.*set RAY_TMPDIR"):
+        check_temporary_directory()
+
+
+def test_jobs_are_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_JOB_CONFIG_JSON_ENV_VAR", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert (submitted_job(), queue_job()) == (None, "")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert (submitted_job(), queue_job()) == (None, "17")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "raysubmit_1"}}')
+    assert submitted_job() == queue_job() == "raysubmit_1"

@@ -9,14 +9,23 @@ from typing import Any
 import pytest
 import yaml
 
-from adios_ray.config import TrialConfig, check_image_size, replaced, value_at
+from adios_ray.config import (
+    EvaluationConfig,
+    MaskingConfig,
+    TrialConfig,
+    check_batch,
+    check_image_size,
+    replaced,
+    value_at,
+)
 from adios_ray.errors import ConfigError
-from adios_ray.experiment.checks import check_data, check_storage
+from adios_ray.experiment.checks import check_data, check_job_paths, check_storage
 from adios_ray.experiment.command import main, read_arguments
 from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.experiment.presets import preset_config
 from adios_ray.experiment.resources import Node, count_capacity, worker_resources
 from adios_ray.search.spaces import Choice, Continuous, Integer, SearchSpace, load_space, save_space
+from adios_ray.tracking.records import write_config
 from adios_ray.validation import parse
 
 
@@ -191,10 +200,32 @@ def test_wrong_flags_are_refused_by_name(flag: str, value: str, named: str, caps
     assert named in capsys.readouterr().err
 
 
-def test_resume_takes_no_other_settings() -> None:
-    assert read_arguments("", ["--resume", "runs/x"], *SPACE_NAMES).resume == "runs/x"
-    with pytest.raises(ConfigError, match="--resume"):
-        read_arguments("", ["--resume", "runs/x", "--epochs", "3"], *SPACE_NAMES)
+def test_resume_begins_with_the_configuration_of_the_run(tmp_path: Path) -> None:
+    own = preset_config("demo").model_copy(update={"seed": 5})
+    write_config(tmp_path, own.model_dump(mode="json"))
+    resume = ["--resume", str(tmp_path)]
+    config = read_arguments("", [*resume, "--epochs", "300", "--wandb", "offline"], *SPACE_NAMES)
+    assert config == own.model_copy(update={"resume": str(tmp_path), "epochs": 300, "wandb": "offline"})
+    with pytest.raises(ConfigError, match="leave out --name and --storage"):
+        read_arguments("", [*resume, "--name", "other"], *SPACE_NAMES)
+    with pytest.raises(ConfigError, match="nowhere is not a run directory"):
+        read_arguments("", ["--resume", "nowhere"], *SPACE_NAMES)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", "ä"])
+def test_a_name_that_is_no_safe_name_of_a_folder_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="name = "):
+        parse(ExperimentConfig, {"name": name})
+
+
+def test_relative_paths_are_refused_in_a_job(tmp_path: Path) -> None:
+    config = ExperimentConfig(storage=tmp_path, data_dir="data/objects")
+    check_job_paths(config, None)
+    with pytest.raises(ConfigError, match="data_dir data/objects is relative, and job 7 works in a copy .*--data-dir"):
+        check_job_paths(config, "7")
+    check_job_paths(config.model_copy(update={"data_dir": "s3://bucket/objects"}), "7")
+    with pytest.raises(ConfigError, match="storage runs is relative"):
+        check_job_paths(ExperimentConfig(), "7")
 
 
 def test_without_data_both_choices_are_named() -> None:
@@ -253,3 +284,45 @@ def test_a_trial_that_can_never_be_placed_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         worker_resources(ExperimentConfig(population=4, **settings), cluster)
+
+
+@pytest.mark.parametrize("reports", [1, 2, 3, 6])
+def test_decisions_at_reports_are_accepted(reports: int) -> None:
+    space = parse(SearchSpace, {"scheduler": "pb2", "interval_epochs": 6, "parameters": {}})
+    space.bind(TrialConfig(evaluation=EvaluationConfig(interval_epochs=reports)))
+
+
+@pytest.mark.parametrize(("decisions", "reports"), [(2, 5), (3, 2), (1, 3)])
+@pytest.mark.parametrize(
+    "options", [{"scheduler": "pbt"}, {"scheduler": "pbt", "synchronous": False}, {"scheduler": "pb2"}]
+)
+def test_decisions_between_reports_are_refused(decisions: int, reports: int, options: dict[str, Any]) -> None:
+    space = parse(SearchSpace, {**options, "interval_epochs": decisions, "parameters": {}})
+    config = TrialConfig(evaluation=EvaluationConfig(interval_epochs=reports))
+    with pytest.raises(
+        ConfigError, match=f"every {reports} epochs .*cannot be {decisions} epochs .*multiple of {reports}"
+    ):
+        space.bind(config)
+    parse(SearchSpace, {"scheduler": "asha", "grace_epochs": decisions, "parameters": {}}).bind(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "workers", "message"),
+    [
+        ({"batch_size": 2}, 2, "batch_size 2, workers_per_trial 2 and micro_batch_size None leave one image"),
+        ({"batch_size": 10, "micro_batch_size": 2}, 2, "batch_size 10, workers_per_trial 2 and micro_batch_size 2 "),
+        ({"batch_size": 200}, 1, "batch_size 200 is more than the 100 training images"),
+        ({"batch_size": 10}, 4, "batch_size 10 cannot be shared evenly by workers_per_trial 4"),
+    ],
+)
+def test_batches_that_workers_cannot_share_are_refused(settings: dict[str, Any], workers: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_batch(TrialConfig(**settings), 100, workers, batch_norm=True)
+
+
+def test_single_images_are_for_networks_without_batch_norm() -> None:
+    check_batch(TrialConfig(batch_size=2), 100, workers=2, batch_norm=False)
+    check_batch(TrialConfig(batch_size=12, micro_batch_size=4), 100, workers=2, batch_norm=True)  # three and three
+    mixed = TrialConfig(batch_size=2, masking=MaskingConfig(fill="mix"))
+    with pytest.raises(ConfigError, match="fill mix .* above 2"):
+        check_batch(mixed, 100, workers=2, batch_norm=False)

@@ -1,7 +1,9 @@
 """Errors: one class tree, equal to the one drawn in its docstring, and one line for the user."""
 
 import inspect
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from adios_ray import errors
-from adios_ray.errors import AdiosRayError, ConfigError, InputError, NonFiniteError, RunError, StorageError, exit_status
+from adios_ray.errors import (
+    AdiosRayError,
+    ConfigError,
+    InputError,
+    Interrupted,
+    NonFiniteError,
+    RunError,
+    StorageError,
+    check_stop,
+    exit_status,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,6 +39,7 @@ def raiser(error: BaseException) -> None:
         (NonFiniteError("loss is nan"), 1, "error: loss is nan"),
         (FileNotFoundError(2, "No such file", "here"), 2, "error: [Errno 2] No such file: 'here'"),
         (KeyboardInterrupt(), 130, "interrupted; run it again"),
+        (Interrupted(signal.SIGTERM), 143, "stopped by SIGTERM; run it again"),
     ],
 )
 def test_an_expected_error_is_one_line_and_a_status(
@@ -34,6 +47,51 @@ def test_an_expected_error_is_one_line_and_a_status(
 ) -> None:
     assert exit_status(lambda: raiser(error), "run it again") == status
     assert capsys.readouterr().err == line + "\n"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the destructor's, which is dropped
+def test_the_first_signal_is_raised_even_if_a_destructor_drops_it_and_handlers_are_put_back(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Dropping:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def program() -> None:
+        Dropping()
+        print("went on")
+        check_stop()
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert exit_status(program) == 143
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("went on\n", "stopped by SIGTERM\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+    check_stop()  # nothing is left of it
+
+
+def test_a_signal_is_named_even_if_another_exception_took_the_place_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def program() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None  # as Ray does
+
+    assert exit_status(program) == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
+
+
+def test_the_second_signal_ends_a_process_that_does_not_come_to_its_end() -> None:
+    script = (
+        "import os, signal, sys\nfrom adios_ray.errors import exit_status\n"
+        "def program():\n    try:\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    finally:\n        os.kill(os.getpid(), signal.SIGTERM)\n        print('went on')\n"
+        "sys.exit(exit_status(program))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
 
 
 def test_success_is_silent_and_a_fault_of_the_program_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

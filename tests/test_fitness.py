@@ -3,6 +3,8 @@
 import base64
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +14,18 @@ from small import SIZE, make_objects, small_config
 from test_evaluation import naive_votes
 from test_masking import golden
 
+from adios_ray.config import EvaluationConfig
 from adios_ray.data.shards import Split
+from adios_ray.errors import EvaluationError
 from adios_ray.evaluation import fitness
-from adios_ray.evaluation.fitness import LABEL_FREE_GROUPS, evaluate, extract_features, halves
+from adios_ray.evaluation.fitness import LABEL_FREE_GROUPS, check_measurable, evaluate, extract_features, halves
 from adios_ray.evaluation.jackknife import jackknife_errors
 from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
-from adios_ray.evaluation.label_free import rankme
+from adios_ray.evaluation.label_free import alpha_req, lidar, rankme
 from adios_ray.experiment import checks
 from adios_ray.experiment.checks import check_data
 from adios_ray.experiment.config import ExperimentConfig
+from adios_ray.models.networks import Networks
 from adios_ray.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -85,6 +90,45 @@ def test_a_val_split_that_is_used_whole_is_named_before_the_run(
     monkeypatch.setattr(checks, "SMALLEST_PARTED", 40)
     check_data(config)
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("images", "features", "settings", "message"),
+    [
+        (2, 64, {}, "val has 2 images: evaluation.fitness knn with min_effective_rank 1.5 needs 3 or more"),
+        (4, 64, {"min_effective_rank": 4.0}, "needs 5 or more"),
+        (2, 64, {"fitness": "rankme", "min_effective_rank": 0.0}, "fitness rankme with .* needs 3 or more"),
+        (40, 16, {"min_effective_rank": 17.0}, "min_effective_rank 17 is above 16"),
+    ],
+)
+def test_splits_on_which_every_trial_would_collapse_are_refused(
+    images: int, features: int, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        check_measurable(images, features, EvaluationConfig(**settings), "val")
+
+
+@pytest.mark.parametrize("name", ["knn", "rankme", "alpha-req", "lidar"])
+def test_the_smallest_split_that_is_accepted_can_be_measured(name: str) -> None:
+    config = EvaluationConfig(fitness=name)
+    check_measurable(3, 64, config, "val")
+    torch.manual_seed(0)
+    features = torch.randn(3, 64)
+    assert fitness._collapse(features, config) is None
+    if name != "knn":
+        views = features[:, None] + 0.1 * torch.randn(3, 2, 64) if name == "lidar" else features
+        measure = {"rankme": rankme, "alpha-req": alpha_req, "lidar": lidar}[name]
+        assert math.isfinite(fitness._label_free(measure, views, torch.arange(3))(torch.arange(3)).value)
+
+
+def test_features_that_a_measure_cannot_decompose_count_as_a_collapse(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(fitness, "extract_features", lambda *arguments: torch.randn(40, 64))
+    monkeypatch.setattr(fitness, "features_of_views", lambda *arguments: 1e9 * torch.randn(40, 2, 64))
+    split, networks = split_of(*map(str, range(40))), SimpleNamespace(evaluated=(None, None), averaged=None)
+    found = evaluate(cast(Networks, networks), split, split, SIZE, EvaluationConfig(fitness="lidar"))
+    assert math.isnan(found.estimates[0].value)
+    assert found.collapse is not None and found.collapse.startswith("lidar cannot be computed: linalg.cholesky")
 
 
 def rankme_error(features: torch.Tensor) -> float:

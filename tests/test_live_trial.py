@@ -14,6 +14,7 @@ import torch
 from small import small_config
 from test_trainer import assert_identical
 
+from adios_ray.backend.line import Note
 from adios_ray.backend.trial import REPLY
 from adios_ray.checkpoints import STATE_FILE, Pointer, load_checkpoint
 from adios_ray.config import TrialConfig
@@ -30,7 +31,6 @@ class Reported(NamedTuple):
 
     report: TrialReport
     checkpoint: Pointer
-    notes: tuple[str, ...]
     pid: int
 
 
@@ -69,8 +69,8 @@ class Driven:
         import ray
 
         result: dict[str, Any] = ray.get(self.actors[trial].train.remote(), timeout=120)
-        report, checkpoint, notes = result[REPLY]
-        return Reported(report, checkpoint, notes, result["pid"])
+        report, checkpoint, _ = result[REPLY]
+        return Reported(report, checkpoint, result["pid"])
 
     def load(self, trial: str, checkpoint: Pointer, config: TrialConfig) -> None:
         """Exploit in place."""
@@ -81,6 +81,13 @@ class Driven:
     def state(self, reported: "Reported") -> dict[str, Any]:
         """Load the state in a report's checkpoint."""
         return load_checkpoint(reported.checkpoint, CPU)
+
+    def notes(self) -> list[Note]:
+        """Take the notes of all trials."""
+        import ray
+
+        notes: list[Note] = ray.get(self.channel.take_notes.remote())
+        return notes
 
     def stop(self) -> None:
         """Stop all trials, and remove what killed processes left."""
@@ -177,8 +184,10 @@ def test_a_truncated_checkpoint_is_skipped(driven: Driven, objects_dir: Path) ->
     again = driven.report("trial")
     assert again.report.epoch == 2
     assert_identical(driven.state(again), before)
-    (note,) = again.notes
-    assert "epoch_00002/state.pt is damaged" in note and note.endswith("it resumes from epoch_00001")
+    failed, skipped = driven.notes()
+    assert failed.text.startswith("its workers failed (") and failed.text.endswith("started again, attempt 2 of 6")
+    assert "The actor died unexpectedly" in failed.details
+    assert "epoch_00002/state.pt is damaged" in skipped.text and skipped.text.endswith("resumes from epoch_00001")
     assert driven.report("trial").report.epoch == 3
 
 

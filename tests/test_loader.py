@@ -67,7 +67,7 @@ def test_crops_are_drawn_in_the_proportions_of_each_photograph(feed: BatchLoader
     images = torch.from_numpy(feed.split.gather(samples))
     batch = next(feed.batches(SEED, 2, 3))
     for stream, view in (("view_a", batch.a), ("view_b", batch.b)):
-        drawn = draw_parameters(feed.augment, SEED, stream, 1, samples, *sizes[:, samples])
+        drawn = draw_parameters(feed.config.augment, SEED, stream, 1, samples, *sizes[:, samples])
         assert torch.equal(view, apply_view(images, drawn, SIZE))
 
 

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from s3 import INTERNAL_ERROR, s3_server
+from s3 import INTERNAL_ERROR, S3Server, s3_server
 from small import small_config
 
 from adios_ray.experiment.config import ExperimentConfig
@@ -21,7 +22,7 @@ from adios_ray.tracking.records import mask_epochs, read_lineage, read_results, 
 
 pytestmark = pytest.mark.ray
 
-EPOCHS = 4
+EPOCHS, TIMEOUT_S = 4, 240.0
 DRIVER = """
 import json, sys
 from pathlib import Path
@@ -75,11 +76,10 @@ def test_a_killed_driver_is_resumed_elsewhere_from_a_uri(ray_cluster: None, obje
         faults = iter(range(10**6))
         server.fault = lambda method, path: INTERNAL_ERROR if next(faults) % 10 == 9 else None  # every tenth request
         driver = drive(str(tmp_path / "config.json"), tmp_path / "first")
-        runs = Store(f"{server.uri}/runs")
-        until(lambda: driver.poll() is not None or any(name.endswith("epoch_00002/meta.json") for name in runs.find()))
+        until(lambda: driver.poll() is not None or checkpoints_of_epoch(2, server))
         driver.send_signal(signal.SIGKILL)
         assert driver.wait() == -signal.SIGKILL
-        (name,) = runs.names()
+        (name,) = Store(f"{server.uri}/runs").names()
         place = f"{server.uri}/runs/{name}"
         assert drive(place, tmp_path / "second").wait() == 0
         server.fault = None
@@ -99,9 +99,15 @@ def test_a_killed_driver_is_resumed_elsewhere_from_a_uri(ray_cluster: None, obje
         assert {path.suffix for path in left} <= {".lock"}  # the killed driver's copy is evicted where room is needed
 
 
-def until(condition: Any) -> None:
+def checkpoints_of_epoch(epoch: int, server: S3Server) -> list[str]:
+    """List the checkpoints of an epoch that were written to the server."""
+    name = f"epoch_{epoch:05d}/meta.json"
+    return [path for method, path in server.requests.copy() if method == "PUT" and path.endswith(name)]
+
+
+def until(condition: Callable[[], object]) -> None:
     """Wait for a condition."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,11 +11,14 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import start_processes
 
 from adios_ray import parallel
-from adios_ray.checkpoints import Pointer, load_checkpoint
+from adios_ray.backend import loop
+from adios_ray.backend.loop import load_intact
+from adios_ray.checkpoints import Pointer, load_checkpoint, newest_intact
 from adios_ray.config import replaced
-from adios_ray.errors import ReplicaError
+from adios_ray.errors import CheckpointError, ReplicaError
 from adios_ray.evaluation import fitness
 from adios_ray.masking.slots import read_head
+from adios_ray.run_storage import RunStorage
 from adios_ray.training import trainer as training
 from adios_ray.training.trainer import Trainer
 
@@ -65,8 +68,35 @@ def work(rank: int, data: str, directory: str) -> None:
     with pytest.raises(ReplicaError, match=r"loading .*, worker 1 of 2 holds other parameters than worker 0"):
         trainer.load(resized if rank == 0 else pointer, four)  # worker 1 alone has masks to split
     trainer.load(pointer, config)
+    fall_back(trainer, rank, Path(directory) / "trial")
     torch.save(results, Path(directory) / f"{rank}.pt")
     distributed.destroy_process_group()
+
+
+def fall_back(trainer: Trainer, rank: int, folder: Path) -> None:
+    """Load checkpoints that one worker or the other cannot read: epoch 3 the second, 2 the first, 0 the second."""
+    epochs = [folder / f"epoch_0000{epoch}" for epoch in range(4)]
+    for step, path in enumerate(epochs):
+        if rank == 0:
+            trainer.step = step
+            trainer.save(path)
+    pointers = parallel.from_first([newest_intact(folder, before=f"{path.name}0") for path in epochs])
+    said, storage = list[str](), RunStorage(folder)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def load_except(pointer: Pointer, device: torch.device) -> dict[str, Any]:
+            if pointer.path.name[-1] in ("2", "03")[rank]:
+                raise CheckpointError(f"worker {rank} cannot read {pointer.path.name}")
+            return load_checkpoint(pointer, device)
+
+        patch.setattr(loop, "load_checkpoint", load_except)
+        for newest in (3, 2, 1):
+            load_intact(trainer, cast(Pointer, pointers[newest]), trainer.config, storage, said.append)
+            assert trainer.step == 1
+        with pytest.raises(CheckpointError, match="worker 1 cannot read epoch_00000"):
+            load_intact(trainer, cast(Pointer, pointers[0]), trainer.config, storage, said.append)
+    skipped = [f"worker {worker} cannot read epoch_0000{epoch}" for worker, epoch in ((1, 3), (0, 2))]
+    assert said == ([] if rank else [f"{problem}; it resumes from epoch_00001" for problem in skipped])
 
 
 def _reversed(seen: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """A run at a URI, on an S3 server that fails: what is complete there, who fetches what, and how long is waited."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from s3 import BUCKET, FORBIDDEN, INTERNAL_ERROR, S3Server, s3_server
 from adios_ray import local_cache, places, retry
 from adios_ray.checkpoints import META_FILE, STATE_FILE, Pointer, load_checkpoint, save_checkpoint
 from adios_ray.cli import main
-from adios_ray.errors import ConfigError, StorageError
+from adios_ray.errors import ClaimError, ConfigError, StorageError
 from adios_ray.experiment.checks import check_storage
 from adios_ray.files import append_line, atomic_write
 from adios_ray.run_directory import RunDirectory
@@ -56,14 +57,14 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nodes:
+def nodes(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     """Start a run on a node "driver"."""
     found = Nodes(server, tmp_path, monkeypatch)
     driver = found["driver"]
-    driver.create()
-    atomic_write(RunDirectory(driver.directory).config, b"{}")
-    driver.push()
-    return found
+    with driver.driven(lambda: None):
+        atomic_write(RunDirectory(driver.directory).config, b"{}")
+        driver.push()
+        yield found
 
 
 def saved(storage: RunStorage, epoch: int, value: float = 1.0) -> Pointer:
@@ -192,8 +193,30 @@ def test_a_driver_elsewhere_resumes_what_was_journaled_at_the_uri(nodes: Nodes, 
     server.fault = None
     for name in ("elsewhere", "driver"):  # on the first machine too, whose directory is ahead of the URI
         resumed = nodes[name]
-        resumed.fetch_run()
-        assert PopulationState.load(resumed.directory).members["trial_00"].epoch == 1
+        with resumed.driven(lambda: None):
+            resumed.fetch_run()
+            assert PopulationState.load(resumed.directory).members["trial_00"].epoch == 1
+
+
+def test_a_driver_whose_copy_was_removed_deletes_nothing_at_the_uri(nodes: Nodes) -> None:
+    driver, store = nodes["driver"], Store(nodes.place)
+    with driver.driven(lambda: None):
+        atomic_write(RunDirectory(driver.directory).config, b"{}")
+        driver.push()
+        shutil.rmtree(driver.directory)
+        with pytest.raises(OSError, match="No such file"):
+            driver.push()
+    assert store.names() == {"config.json"}
+
+
+def test_a_driver_that_has_lost_its_claim_copies_nothing(nodes: Nodes) -> None:
+    def check() -> None:
+        raise ClaimError("taken over")
+
+    driver = nodes["other"]
+    with pytest.raises(ClaimError, match="taken over"), driver.driven(check):
+        atomic_write(RunDirectory(driver.directory).config, b"of the one that lost it")
+    assert Store(nodes.place).read("config.json") == b"{}"
 
 
 def test_transient_faults_are_waited_for_and_said_once(nodes: Nodes, server: S3Server) -> None:

@@ -1,7 +1,7 @@
 """Decisions about populations, in a simulation that can crash at every step and that loses and gains nodes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -13,14 +13,16 @@ from simulated import CrashedError, Simulation, StuckError, optimum
 from adios_ray.backend import line
 from adios_ray.backend.admission import Admission
 from adios_ray.backend.line import Line, Request
-from adios_ray.config import TrialConfig, replaced
+from adios_ray.config import TrialConfig, replaced, value_at
 from adios_ray.experiment.schedule import Schedule, Stage, schedule_of
 from adios_ray.run_directory import RunDirectory
+from adios_ray.search.comparison import Score
 from adios_ray.search.pb2 import PB2
 from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import WORST_SCORE, Population
+from adios_ray.search.scheduler import STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
-from adios_ray.search.state import PopulationState
+from adios_ray.search.state import Observation, PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import make_suggest
 from adios_ray.tracking.lineage import ancestry
@@ -48,7 +50,10 @@ def simulation(directory: Path, population: int = 6, capacity: int = 99, order: 
     return simulated
 
 
-def crashing(simulated: Simulation, every: int) -> Iterator[int]:
+Make = Callable[[Population, Admission], LiveScheduler]
+
+
+def crashing(simulated: Simulation, every: int, make: Make | None = None) -> Iterator[int]:
     """Kill the driver after every ``every`` steps and restart it until it finishes; yields the count of crashes."""
     steps = 0
 
@@ -62,7 +67,7 @@ def crashing(simulated: Simulation, every: int) -> Iterator[int]:
     crashes = 0
     while True:
         try:
-            simulated.drive()
+            simulated.drive(make)
             return
         except CrashedError:
             crashes += 1
@@ -318,10 +323,47 @@ def test_pb2_decisions_repeat_and_stays_inside_its_bounds(tmp_path: Path) -> Non
         simulated.config = simulated.config.model_copy(update={"epochs": 4})
         simulated.drive(bandit)
         lineages.append(simulated.lineage())
+    broken = simulation(tmp_path / "broken", scheduler="pb2")
+    broken.config = broken.config.model_copy(update={"epochs": 4})
+    assert list(crashing(broken, 5, bandit)) and broken.lineage() == lineages[0]
     assert lineages[0] == lineages[1] and len(lineages[0]) == 2 * 3
     for _, _, _, values in lineages[0]:
         assert 0.1 <= values["masking.sparsity_weight"] <= 1 and 0.01 <= values["optimizer.encoder_lr"] <= 1
         assert values["masking.slots"] in range(2, 7) and isinstance(values["masking.slots"], int)
+
+
+@pytest.mark.slow
+def test_pb2_keeps_apart_from_copies_that_an_earlier_driver_made(tmp_path: Path) -> None:
+    space, random = space_of(scheduler="pb2"), Random(0)
+    state = PopulationState(next_decision_epoch=3)
+    for number in range(6):
+        values, name = space.sample(random), f"trial_{number:02d}"
+        gain = 0.5 + 0.01 * number
+        history = tuple(Score(epoch, epoch * gain, 0.02, name) for epoch in (1, 2))
+        state.add(name, values)
+        state.members[name] = state.members[name].model_copy(
+            update={"epoch": 2, "score": 2 * gain, "base_score": 2 * gain, "history": history}
+        )
+        state.observations[f"{name}/2"] = Observation(
+            trial=name, values=values, epochs=(1, 2), scores=(gain, 2 * gain), standard_error=0.1
+        )
+
+    def choose(known: PopulationState) -> dict[str, Any]:
+        return PB2(space, known)("trial_00", known.members["trial_01"], Random(1))
+
+    alone = choose(state)
+    donor = state.members["trial_01"]
+    state.members["trial_02"] = donor.model_copy(update={"values": alone, "replaced_history": history})
+    state.save(tmp_path)
+    beside = choose(PopulationState.load(tmp_path))
+    assert beside == choose(state)
+    distances = [
+        abs(math.log(beside[path] / alone[path])) if scale == "log" else abs(beside[path] - alone[path])
+        for path, scale in (("masking.sparsity_weight", "linear"), ("optimizer.encoder_lr", "log"))
+    ]
+    assert max(distances) > 0.05
+    state.members["trial_02"].replaced_history = None  # has reported
+    assert choose(state) == alone
 
 
 def searched(simulated: Simulation) -> PopulationState:
@@ -370,6 +412,85 @@ def test_a_diverged_trial_of_a_search_is_stopped(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", scheduler="none")
     simulated.fitness = lambda trial, epoch, values, before: math.nan if trial == "trial_03" and epoch == 4 else 1.0
     assert [member.epoch for member in searched(simulated).members.values()] == [EPOCHS] * 3 + [4] + [EPOCHS] * 2
+
+
+@pytest.mark.parametrize("low", [0.2, 0.55])
+def test_a_search_by_hyperopt_begins_with_the_configured_values_if_it_may(tmp_path: Path, low: float) -> None:
+    parameters = {**PARAMETERS, "masking.sparsity_weight": {"low": low, "high": 1.0, "scale": "linear"}}
+    simulated = simulation(tmp_path / "run", 3, 1, scheduler="asha", search="hyperopt", parameters=parameters)
+    state = searched(simulated)
+    configured = {path: value_at(simulated.config, path) for path in parameters}
+    assert configured["masking.sparsity_weight"] == 0.5
+    assert (state.initial["trial_00"] == configured) == (low < 0.5)
+    assert all(simulated.space.contains(values) for values in state.initial.values())
+    assert len({str(values) for values in state.initial.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "diverged"),
+    [
+        ({"scheduler": "asha", "reduction_factor": 3}, ["trial_01/1", "trial_02/3", "trial_03/1", "trial_04/1"]),
+        ({"scheduler": "median", "min_trials": 2}, ["trial_02/3", "trial_03/1"]),
+    ],
+)
+def test_a_resumed_rule_decides_as_the_one_that_heard_every_report(
+    tmp_path: Path, options: dict[str, Any], diverged: Sequence[str]
+) -> None:
+    simulated = simulation(tmp_path / "run", 9, 3, **options)
+    simulated.fitness = lambda trial, epoch, config, before: (
+        math.nan if f"{trial}/{epoch}" in diverged else Random(f"{trial}{epoch}").random()
+    )
+    heard: list[tuple[str, int, float, str]] = []
+    decide = StoppingSearch.decide
+
+    def listen(search: StoppingSearch, name: str) -> str:
+        decision, member = decide(search, name), search.population[name]
+        assert member.score is not None
+        heard.append((name, member.epoch, member.score, decision))
+        return decision
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoppingSearch, "decide", listen)
+        searched(simulated)
+    assert any(decision == STOP and score > WORST_SCORE for _, _, score, decision in heard)
+    state = PopulationState.load(simulated.directory)  # as a driver finds it, which resumes after all reports
+    observations = list(state.observations.items())
+    assert len(observations) == len(heard)
+    for count in range(len(heard) + 1):
+        state.observations = dict(observations[:count])
+        members = Population(simulated.config, state, simulated.members.run, simulated.members.channel)
+        search = StoppingSearch(members, Admission(9, lambda: 3), make_rule(simulated.space, EPOCHS), lambda name: {})
+        for name, epoch, score, decision in heard[count:]:
+            state.members[name].epoch, state.members[name].score = epoch, score
+            assert search.decide(name) == decision, (count, name, epoch)
+
+
+@pytest.mark.parametrize(
+    ("options", "epoch", "fate"),
+    [
+        ({}, 4, "it waits for a donor"),
+        ({}, EPOCHS, "it has trained its last epoch"),
+        ({"opening": {"trials": 7, "epochs": 2}}, 1, "it ranks last in the opening"),
+        ({"opening": {"trials": 7, "epochs": 2}}, 4, "it waits for a donor"),
+        ({"scheduler": "asha"}, 1, "it is stopped"),
+        ({"scheduler": "none"}, 4, "it is stopped"),
+    ],
+)
+def test_users_are_told_what_becomes_of_a_diverged_trial(
+    tmp_path: Path, options: dict[str, Any], epoch: int, fate: str
+) -> None:
+    simulated = simulation(tmp_path / "run", 3, **options)
+    diverges: list[str] = []
+
+    def details(trial: str, now: int, fitness: float) -> dict[str, Any]:
+        if now != epoch or diverges or trial == "trial_00":
+            return {}
+        diverges.append(trial)
+        return {"divergence": "step 7: loss is nan"}
+
+    simulated.details = details
+    searched(simulated) if "scheduler" in options else simulated.drive()
+    assert f"{diverges[0]} diverged at step 7: loss is nan; {fate}" in simulated.run.notes
 
 
 def test_hyperopt_comes_closer_than_random_draws(tmp_path: Path) -> None:

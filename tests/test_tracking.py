@@ -1,28 +1,23 @@
-"""Records of a run: files, ancestry of weights, pictures of masks, the report and the terminal view."""
+"""Records of a run: files, ancestry of weights, pictures of masks and the terminal view."""
 
 import io
 import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import plotly.graph_objects
 import pytest
-from made_up_run import COPIES, SETTINGS, make_exploit, make_masks, make_row, make_run, make_summary
+from made_up_run import SETTINGS, make_exploit, make_masks, make_row, make_run, make_summary
 from PIL import Image
 from rich.console import Console
 
 from adios_ray.errors import RecordError
-from adios_ray.measures import MEASURES
-from adios_ray.tracking import charts, lineage, pictures, records, report
+from adios_ray.tracking import lineage, pictures, records
 from adios_ray.tracking.formatting import duration
 from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.live import LiveView, report_line, sparkline
-from adios_ray.tracking.records import Row
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +44,8 @@ def test_columns_are_the_contract(tmp_path: Path) -> None:
     records.begin_results(tmp_path, list(SETTINGS))
     assert (tmp_path / "results.csv").read_text() == (
         "time,trial,epoch,fitness,standard_error,accuracy,holdout_fitness,holdout_standard_error,loss,penalty,"
-        "probe_accuracy,slot_overlap,mask_mean_min,mask_mean_max,images_per_s,data_wait_fraction,idle_s,worker_pid,"
+        "probe_accuracy,slot_overlap,mask_mean_min,mask_mean_max,images_per_s,data_wait_fraction,train_s,evaluate_s,"
+        "idle_s,worker_pid,"
         "masking.sparsity_weight,optimizer.encoder_lr,optimizer.occlusion_lr,masking.slots\n"
     )
 
@@ -183,118 +179,6 @@ def test_readme_picture_has_a_row_for_each_slot(run_dir: Path, tmp_path: Path) -
         pictures.save_readme_picture(run_dir, tmp_path / "none.png", trial="trial_99")
 
 
-class Page(HTMLParser):
-    """The URLs that a page's elements load, and its text outside scripts."""
-
-    def __init__(self, html: str) -> None:
-        """Parse the page."""
-        super().__init__()
-        self.loads: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Record what the element loads."""
-        self.tags.append(tag)
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
-
-    def handle_data(self, data: str) -> None:
-        """Collect text."""
-        if self.tags and self.tags[-1] != "script":
-            self.text += data
-
-
-def test_report_loads_nothing_and_shows_the_run(run_dir: Path) -> None:
-    page = Page(report.write_report(run_dir).read_text())
-    assert page.loads and all(load.startswith("data:image/") for load in page.loads)
-    assert page.tags.count("script") == 2 and "link" not in page.tags
-    summary = records.read_summary(run_dir)
-    assert summary is not None
-    best = MEASURES["knn"].text(summary.best_fitness, 0.015)
-    for shown in (best, "k-NN accuracy, test", "13 min 32 s", "finished", summary.command):
-        assert shown in page.text
-    assert page.text.count(" ← ") == len(COPIES) + 1  # the heading's and one for each exploit
-
-
-def test_report_masks_follow_the_ancestry(run_dir: Path) -> None:
-    best = lineage.best_row(records.read_results(run_dir))
-    assert best is not None
-    path = lineage.ancestry(records.read_lineage(run_dir), best.trial, best.epoch)
-    section = report._mask_section(run_dir, path)
-    assert section is not None
-    assert [column.epoch for column in section.columns] == [1, 5, 7, 9, 12]
-    assert [column.trial for column in section.columns] == [lineage.holder(path, e) for e in (1, 5, 7, 9, 12)]
-    assert len({column.trial for column in section.columns}) > 1
-
-
-def test_report_escapes_text_from_files(tmp_path: Path) -> None:
-    evil = "<script>alert(1)</script>"
-    records.begin_results(tmp_path, list(SETTINGS))
-    records.begin_lineage(tmp_path)
-    records.append_result(tmp_path, make_row(evil, 1))
-    records.append_result(tmp_path, make_row("<img src=x>", 1))
-    records.append_exploit(tmp_path, make_exploit(1, evil, "<img src=x>", slots=5))
-    records.write_config(tmp_path, {evil: "</pre>" + evil})
-    html = report.write_report(tmp_path).read_text()
-    page = Page(html)
-    assert evil not in html and "img" not in page.tags and page.tags.count("script") == 2
-    assert evil in page.text  # as text
-
-
-@pytest.mark.parametrize("rows", [[], [make_row()], [make_row(fitness=math.nan)]])
-def test_report_of_a_run_that_has_just_begun(tmp_path: Path, rows: list[Row]) -> None:
-    records.begin_results(tmp_path, list(SETTINGS))
-    for row in rows:
-        records.append_result(tmp_path, row)
-    text = Page(report.write_report(tmp_path).read_text()).text
-    assert "still running" in text and "No masks are stored yet" in text
-
-
-@pytest.mark.parametrize("trials", [4, 32])
-def test_charts_are_valid_figures_with_a_color_for_a_trial(tmp_path: Path, trials: int) -> None:
-    rows = [make_row(f"trial_{i:02d}", epoch, 0.01 * i) for i in range(trials) for epoch in (1, 2)]
-    by_trial = report._by_trial(rows)
-    exploits = [make_exploit(1, "trial_03", "trial_00", slots=5)]
-    path = lineage.ancestry(exploits, "trial_03", 2)
-    colors = charts.trial_colors(by_trial, path)
-    population = charts.ChartData(by_trial, exploits, path, colors, 0.1)
-    figures = [*(draw(population) for draw in report._CHARTS.values()), *charts.value_charts(population).values()]
-    assert len(figures) == 4 + 4
-    for drawn in figures:
-        figure = plotly.graph_objects.Figure(drawn)
-        assert all(trace.line.color == colors[trace.meta] for trace in figure.data if trace.meta)
-    distinct = {color for trial, color in colors.items() if trial in ("trial_00", "trial_03")}
-    assert len(distinct) == 2 and len(set(colors.values())) == min(trials, 9)
-    arrow = charts.fitness_chart(population)["layout"]["annotations"][0]
-    assert (arrow["x"], arrow["ay"], arrow["y"]) == (1, 0.0, 0.03)
-
-
-def test_steps_span_the_epochs_before_their_report() -> None:
-    rows = {"a": [make_row("a", epoch, values={"masking.slots": slots}) for epoch, slots in ((1, 4), (2, 6))]}
-    trace = charts.value_charts(charts.ChartData(rows, [], [], {"a": "#000000"}, None))["masking.slots"]["data"][0]
-    assert (trace["x"], trace["customdata"], trace["line"]["shape"]) == ([0, 1, 2], [4, 4, 6], "vh")
-
-
-def test_searched_values_of_every_kind_have_a_chart() -> None:
-    kinds: dict[str, list[Any]] = {
-        "optimizer.name": ["sgd", "<b>"],
-        "augment.hue": [0.0, 0.1],
-        "optimizer.encoder_lr": [0.1, 0.2],
-    }
-    kinds |= {"masking.slots": [3, 4], "channels_last": [True, False]}
-    rows = [make_row("a", epoch + 1, values={path: of[epoch] for path, of in kinds.items()}) for epoch in (0, 1)]
-    drawn = charts.value_charts(charts.ChartData({"a": rows}, [], [], {"a": "#000000"}, None))
-    types = {path: figure["layout"]["yaxis"].get("type") for path, figure in drawn.items()}
-    assert types == {
-        **{"optimizer.name": "category", "augment.hue": None, "optimizer.encoder_lr": "log"},
-        **{"masking.slots": None, "channels_last": "category"},
-    }
-    assert drawn["optimizer.name"]["data"][0]["y"] == ["sgd", "sgd", "&lt;b&gt;"]
-    for figure in drawn.values():
-        plotly.graph_objects.Figure(figure)
-
-
 def test_narrow_terminals_name_the_values_that_they_leave_out() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=84, record=True)
     values = {"masking.slots": 4, **{f"augment.{name}": 0.5 for name in ("brightness", "contrast", "saturation")}}
@@ -302,12 +186,6 @@ def test_narrow_terminals_name_the_values_that_they_leave_out() -> None:
         view.report(make_row("trial_00", 5, values=values))
     text = console.export_text()
     assert "augment.brightness" in text and "augment.contrast, augment.saturation" in text and "results.csv" in text
-
-
-def test_spread_keeps_the_ends() -> None:
-    assert report.spread(range(1, 12), 5) == [1, 3, 6, 9, 11]
-    assert report.spread([3, 4], 5) == [3, 4]
-    assert report.spread([7], 5) == [7]
 
 
 def test_live_prints_plain_lines_without_a_terminal() -> None:
@@ -356,18 +234,6 @@ def test_time_left_counts_from_the_resumed_epochs() -> None:
 def test_sparkline_spans_its_values() -> None:
     assert sparkline([0.0, 0.5, 1.0, math.nan]) == "▁▅█·"
     assert sparkline([0.3]) == "▁" and sparkline([]) == ""
-
-
-def test_a_label_free_fitness_is_called_by_its_name_and_is_no_percentage(run_dir: Path) -> None:
-    config = records.read_config(run_dir)
-    records.write_config(run_dir, {**config, "evaluation": {"fitness": "rankme"}})
-    page = report.write_report(run_dir).read_text()
-    assert "best RankMe fitness, validation" in page and "k-NN" not in page
-    assert "RankMe fitness over epochs" in page and "accuracy" not in page.partition("<script>")[0]
-    assert ">chance<" not in page
-    assert MEASURES["rankme"].text(41.26) == "41.3" and MEASURES["lidar"].text(math.nan) == "–"
-    assert MEASURES["knn"].scores_text(0.5123, 0.0113, 0.53) == "k-NN fitness 51.2 ± 1.1 %, accuracy 53.0 %"
-    assert MEASURES["rankme"].scores_text(41.26, 0.5, math.nan) == "RankMe fitness 41.3 ± 0.5"
 
 
 def test_the_last_reports_of_copied_weights_are_the_donors() -> None:

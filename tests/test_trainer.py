@@ -1,5 +1,6 @@
 """One trial's training: exact resumption, loading a donor, changing N, divergence, and reports."""
 
+import copy
 import hashlib
 import json
 import math
@@ -14,7 +15,7 @@ import torch
 from small import make_objects, small_config
 
 from adios_ray.checkpoints import STATE_FILE, load_checkpoint
-from adios_ray.config import CentralView, TrialConfig, check_view, replaced
+from adios_ray.config import ADAPTABLE, CentralView, TrialConfig, check_view, replaced
 from adios_ray.data.loader import central_views
 from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.errors import CheckpointError, ConfigError, NonFiniteError
@@ -284,7 +285,7 @@ def test_a_diverged_training_stops_before_anybody_moves_and_can_be_reproduced(
     assert math.isnan(report.fitness) and math.isnan(report.loss) and report.epoch == 1
     for name, values in trainer.networks.named_parameters():
         torch.testing.assert_close(values.detach(), weights[name], rtol=0, atol=0, equal_nan=True)
-    trainer.dump_divergence(tmp_path / "dump")
+    trainer.save(tmp_path / "dump", trainer.take_failed_batch())
     assert reproduce(tmp_path / "dump", CPU) == "objective of slot 0 is nan"
 
 
@@ -317,8 +318,7 @@ def test_a_diverged_training_waits_for_a_donor_and_goes_on_from_it(objects_dir: 
 @pytest.mark.slow
 def test_a_healthy_dump_or_a_plain_checkpoint_reproduces_nothing(objects_dir: Path, tmp_path: Path) -> None:
     trainer = trained(small_config(objects_dir), 1)
-    trainer.dump_divergence(tmp_path / "none")
-    assert not (tmp_path / "none").exists()
+    assert trainer.take_failed_batch() is None
     trainer.save(tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match="not the dump of a step that diverged"):
         reproduce(tmp_path / "checkpoint", CPU)
@@ -446,3 +446,81 @@ def test_a_grown_trial_keeps_learning(objects_dir: Path, tmp_path: Path) -> None
             found.append(trainer.train_to_report().loss)
     usual, grown = torch.tensor(losses[3]), torch.tensor(losses[4])
     assert abs(grown.mean() - usual.mean()) <= 3 * usual.std() and grown.std() <= 3 * usual.std()
+
+
+ADAPTED: dict[str, Any] = {
+    "masking.slots": 5,
+    "masking.sparsity_weight": 2.0,
+    "masking.entropy_weight": 1.0,
+    "masking.order": "alternating",
+    "masking.reduction": "sum",
+    "masking.fill": "blur",
+    "optimizer.encoder_lr": 0.01,
+    "optimizer.occlusion_lr": 0.01,
+    "optimizer.momentum": 0.5,
+    "optimizer.weight_decay": 0.1,
+    "optimizer.warmup_epochs": 0.5,
+    "optimizer.warmup_start_lr": 0.02,
+    "objective.temperature": 0.5,
+    "objective.momentum_start": 0.5,
+    "augment.min_crop_scale": 0.5,
+    "augment.brightness": 0.1,
+    "augment.contrast": 0.1,
+    "augment.saturation": 0.8,
+    "augment.hue": 0.4,
+    "augment.jitter_probability": 0.1,
+    "augment.grayscale_probability": 0.9,
+    "augment.blur_probability": 0.0,
+    "augment.solarize_probability": 0.9,
+    "augment.flip_probability": 1.0,
+}
+"""Another value of each that may change while a trial trains."""
+
+
+def settings_of(trainer: Trainer) -> list[dict[str, Any]]:
+    """Return the settings of all parameter groups, except the learning rates, which each step sets."""
+    groups = chain.from_iterable(optimizer.param_groups for optimizer in trainer.optimizers.all().values())
+    return [{key: value for key, value in group.items() if key not in ("params", "lr")} for group in groups]
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """Return all tensors and settings that training changes."""
+    optimizers = {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.all().items()}
+    return {"networks": trainer.networks.state_dict(), "optimizers": optimizers, "step": trainer.step}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_loaded_value_is_that_of_a_trainer_made_with_it(optimizer: str, objects_dir: Path, tmp_path: Path) -> None:
+    assert ADAPTED.keys() == ADAPTABLE
+    # Of AdamW only what it keeps under another name than SGD.
+    paths = list(ADAPTED) if optimizer == "sgd" else ["optimizer.momentum"]
+    changes = {"optimizer": {"name": optimizer, "warmup_epochs": 1.0}, "objective": {"name": "mocov3"}, "batch_size": 4}
+    config = small_config(objects_dir, **changes)
+    pointer = trained(config, 2).save(tmp_path / "donor")
+    trial = trained(config, 1)
+    trial.load(pointer, config)
+    trial.train_until(3)
+    unchanged = copy.deepcopy(trial.networks.state_dict())
+    for path in paths:
+        changed = replaced(config, {path: ADAPTED[path]})
+        fresh = Trainer(changed, CPU)
+        made = settings_of(fresh), fresh.schedule
+        fresh.load(pointer, changed)
+        trial.load(pointer, changed)  # after all other values: nothing of them remains
+        assert (settings_of(trial), trial.schedule) == made, path
+        for trainer in (fresh, trial):
+            trainer.train_until(3)
+        assert_identical(state_of(fresh), state_of(trial))
+        mine = trial.networks.state_dict()
+        assert any(not torch.equal(mine[name], values) for name, values in unchanged.items()), path
+
+
+def test_a_value_that_cannot_change_is_refused_by_name(objects_dir: Path, tmp_path: Path) -> None:
+    config = small_config(objects_dir)
+    trainer = Trainer(config, CPU)
+    pointer = trainer.save(tmp_path / "checkpoint")
+    trainer.load(pointer, replaced(config, {"seed": 3, "masking.slots": 4}))
+    with pytest.raises(ConfigError, match=r"masking.width \(8 -> 16\) cannot change while a trial trains"):
+        trainer.load(pointer, replaced(config, {"masking.width": 16, "masking.slots": 2}))
+    assert trainer.config.masking.slots == 4

@@ -26,9 +26,9 @@ WAITING_S = 10.0
 class ControllerRecord:
     """Keeps a record of a Ray Train controller in the run directory while its placement group may exist."""
 
-    def __init__(self, run: Location) -> None:
-        """Record into a run's directory or URI."""
-        self._run = RunStorage(run)
+    def __init__(self, run: Location, say: Callable[[str], None]) -> None:
+        """Record into a run's directory or URI; ``say`` tells the user of storage that refuses the record."""
+        self._run, self._say = RunStorage(run), say
 
     def started(self) -> None:
         """Record the controller before it creates its first group; a controller that cannot be recorded creates none.
@@ -38,8 +38,8 @@ class ControllerRecord:
         """
         # Record first: a crash in between leaves a record without a group, which is harmless. The other order could
         # leave a group that no driver recognizes; it would hold its resources until its job ends, or for ever.
-        retry(self._run.open, print)
-        retry_in_run(self._run.directory, lambda: record_controller(self._run.place), print)
+        retry(self._run.open, self._say)
+        retry_in_run(self._run.directory, lambda: record_controller(self._run.place), self._say)
 
     def finished(self, error: BaseException | None) -> None:
         """Delete the record of a controller that has removed its group; after an error it may not have."""

@@ -5,15 +5,16 @@ answered command::
 
     scheduler (driver)   trial's actor         channel                                workers
     register(held) --------------------------> a Line for the trial
+                         start_actor() ------>
                                                Start(config, checkpoint, p) <-------- start()
                          request(missed) ----> "train", once not held
                                                Command <----------------------------- take(p), p + 1, ...
                                                report, checkpoint <------------------ answer(p, ...)
-    on_trial_result() <--- Reply <------------ report, checkpoint, notes <----------- note(text)
+    on_trial_result() <--- Reply <------------ report, checkpoint
+    take_notes() <---------------------------- Notes <------------------------------- note(trial, text)
     load(...) -------------------------------> "load" ------------------------------> loaded in place
     hold(False) -----------------------------> "train", if requested ---------------> train to the next report
     preempt() -------------------------------> Reply without a report: the trial is paused
-                         give_up(reason) ----> Reply with a failed report
                          stop() -------------> "stop" ------------------------------> the loop returns
 """
 
@@ -24,7 +25,7 @@ from typing import Any
 
 import ray
 
-from adios_ray.backend.line import Command, Lines, Reply, Start
+from adios_ray.backend.line import Command, Lines, Note, Reply, Start
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.trial_report import TrialReport
@@ -42,7 +43,7 @@ class Channel:
 
     def __init__(self) -> None:
         """Start without trials."""
-        self._lines = Lines()
+        self._lines, self._notes = Lines(), list[Note]()
         self._changed: defaultdict[str, asyncio.Condition] = defaultdict(asyncio.Condition)
 
     async def register(
@@ -54,6 +55,10 @@ class Channel:
         """
         self._lines.register(trial, config, checkpoint, epoch, held)
         await self._notify(trial)
+
+    async def start_actor(self, trial: str) -> None:
+        """Take note of a trial's new actor, before it starts workers; see ``Line.start_actor``."""
+        self._lines[trial].start_actor()
 
     async def start(self, trial: str) -> Start:
         """Return where a (re)started worker group begins: at the newest load; an unanswered "train" is sent again."""
@@ -76,9 +81,14 @@ class Channel:
         self._lines[trial].answer(position, report, checkpoint)
         await self._notify(trial)
 
-    async def note(self, trial: str, text: str) -> None:
-        """Keep a message for the run's notes; it travels with the trial's next report."""
-        self._lines[trial].notes.append(text)
+    async def note(self, trial: str, text: str, details: str = "") -> None:
+        """Keep a message for the driver."""
+        self._notes.append(Note(trial, text, details))
+
+    async def take_notes(self) -> list[Note]:
+        """Return the messages since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
 
     async def request(self, trial: str, missed: bool) -> Reply:
         """Make the trial train to its next report, once it is not held.
@@ -89,7 +99,7 @@ class Channel:
                 given again.
 
         Returns:
-            The report with its checkpoint and notes; no report if the trial is preempted.
+            The report with its checkpoint; no report if the trial is preempted.
 
         Raises:
             ReplacedError: If the trial asks again meanwhile, or its actor is restarted. Ray does not cancel the request
@@ -103,11 +113,6 @@ class Channel:
         if request.reply is None:
             raise ReplacedError(f"{trial}: a newer request has replaced this one")
         return request.reply
-
-    async def give_up(self, trial: str, reason: str) -> None:
-        """Answer in place of workers that failed: the trial reaches its next report, a failed one, without training."""
-        self._lines[trial].give_up(reason)
-        await self._notify(trial)
 
     async def load(self, trial: str, checkpoint: Pointer, epoch: int, config: TrialConfig | None = None) -> None:
         """Make the trial's workers load a checkpoint in place, under another configuration if given."""
@@ -161,6 +166,11 @@ class ChannelCalls:
         """See ``Channel.preempt``."""
         ray.get(self._actor.preempt.remote(trial))
 
+    def take_notes(self) -> list[Note]:
+        """See ``Channel.take_notes``."""
+        notes: list[Note] = ray.get(self._actor.take_notes.remote())
+        return notes
+
 
 def start_channel(run: str, trials: int, workers: int) -> Any:
     """Start the channel of a run's population on the driver's node; it lives as long as the driver.
@@ -186,6 +196,12 @@ def start_channel(run: str, trials: int, workers: int) -> Any:
 def find_channel(run: str) -> Any:
     """Return the channel of a run's population."""
     return ray.get_actor(_actor_name(run))
+
+
+def note(channel: Any, trial: str, text: str, details: str = "") -> None:
+    """Send the driver a message about a trial from another process, and print it to that process's own log."""
+    print(text, flush=True)
+    ray.get(channel.note.remote(trial, text, details))
 
 
 def _actor_name(run: str) -> str:

@@ -1,21 +1,34 @@
 """Joining or starting a Ray cluster."""
 
+import json
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 
 from adios_ray.backend.ray_private import (
+    JOB_CONFIG_VARIABLE,
     POLL_INTERVAL_VARIABLE,
     PREEMPTION_WATCHER_VARIABLE,
     running_cluster_address_file,
 )
-from adios_ray.errors import RunError
+from adios_ray.errors import ConfigError, RunError
+from adios_ray.files import check_writable
 
-ANSWER_S = 2.0
-"""Seconds that a running cluster has to accept a connection."""
+LOCAL, AUTO = "local", "auto"
+ANSWER_S = 5.0
+"""Seconds that a running cluster has to accept a connection, and again to answer."""
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""Begin of an HTTP/2 connection, with empty settings (RFC 9113, 3.4)."""
+HTTP2_SETTINGS = b"\4"
+"""Type of a frame of settings, the fourth byte of its header."""
+SESSION = "session_2026-01-01_00-00-00_000000_0000000"
+"""Stands for a name of Ray's folder of one cluster: its start time, and a process ID of up to seven digits."""
+LONGEST_SOCKET_PATH = 107
 WORKER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # fills the Train page of the dashboard
     POLL_INTERVAL_VARIABLE: "1",  # bounds how long a report may wait for Ray Train
@@ -24,6 +37,7 @@ WORKER_ENVIRONMENT = {
 }
 DRIVER_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would end its run at Ctrl-C as if it had finished
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the population keeps its own state; Tune's snapshots are not used
     "RAY_AIR_NEW_OUTPUT": "0",
 }
@@ -36,6 +50,7 @@ def connected() -> Iterator[None]:
     The dashboard of a cluster that is started here listens on loopback only, and its address is printed.
 
     Raises:
+        ConfigError: If RAY_ADDRESS or the temporary directory cannot be used.
         RunError: If Ray can be neither joined nor started.
     """
     for name, value in {**WORKER_ENVIRONMENT, **DRIVER_ENVIRONMENT}.items():
@@ -43,9 +58,13 @@ def connected() -> Iterator[None]:
         os.environ.setdefault(name, value)
     joined_before = ray.is_initialized()
     if not joined_before:
+        address = address_to_join()
+        if address == LOCAL:
+            check_temporary_directory()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             context = ray.init(
-                address=address_to_join(),
+                address=address,
                 # On a cluster that is joined, workers do not inherit this process's environment.
                 runtime_env={"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}},
                 dashboard_host="127.0.0.1",
@@ -54,6 +73,10 @@ def connected() -> Iterator[None]:
             )
         except (OSError, RuntimeError, ValueError) as error:  # Ray's for a missing cluster, port or directory
             raise RunError(f"Ray could not be joined or started: {error}") from error
+        if threading.current_thread() is threading.main_thread():
+            # Ray replaces them by handlers that print a stack of C++ and exit by themselves.
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         if context.dashboard_url:
             print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)
     try:
@@ -63,18 +86,88 @@ def connected() -> Iterator[None]:
             ray.shutdown()
 
 
-def address_to_join() -> str | None:
-    """Choose the address for ``ray.init``: None for Ray's own search, "local" if that would find a dead cluster.
+def submitted_job() -> str | None:
+    """Return the ID of the Ray job that this process is the entry point of; None if it is none."""
+    settings = os.environ.get(JOB_CONFIG_VARIABLE)
+    return settings and str(json.loads(settings).get("metadata", {}).get("job_submission_id", "unnamed"))
 
-    A cluster that was killed leaves its address file behind, and ``ray.init`` waits minutes for it.
+
+def queue_job() -> str:
+    """Return the ID of the job in which this process runs, Ray's or SLURM's; empty if it runs in none."""
+    return submitted_job() or os.environ.get("SLURM_JOB_ID", "")
+
+
+def address_to_join() -> str:
+    """Choose the address for ``ray.init``: that of RAY_ADDRESS or `ray start`, or "local" to start a cluster here.
+
+    ``ray.init`` waits up to 13 minutes for a cluster that does not answer, so it is asked first.
+
+    Raises:
+        ConfigError: If RAY_ADDRESS has a form that cannot be used, or the cluster does not answer.
     """
-    note = running_cluster_address_file()
-    if os.environ.get("RAY_ADDRESS") or not note.is_file():
-        return None
-    host, _, port = note.read_text().strip().rpartition(":")
+    asked, note = os.environ.get("RAY_ADDRESS", ""), running_cluster_address_file()
+    if asked == LOCAL:
+        return LOCAL
+    if "://" in asked:
+        raise ConfigError(
+            f"RAY_ADDRESS {asked} names a server for Ray clients, which cannot drive a run: the driver must be on a "
+            "node of the cluster. Submit it as a job (ray job submit --address http://HEAD:8265 -- adios-ray train "
+            "...), or start it on a node with RAY_ADDRESS=auto"
+        )
+    if asked not in ("", AUTO):
+        if problem := _no_answer(asked):
+            raise ConfigError(
+                f"RAY_ADDRESS {asked} does not answer ({problem}): give HOST:PORT of a running head node (6379 unless "
+                "`ray start --port` says otherwise), or unset RAY_ADDRESS to start a cluster on this machine"
+            )
+        return asked
+    if not note.is_file():
+        return asked or LOCAL  # Ray itself looks for processes of other clusters for "auto", and says if there are none
+    running = note.read_text().strip()
+    if problem := _no_answer(running):
+        text = f"the Ray cluster {running}, which {note} names, does not answer ({problem})"
+        if asked:
+            raise ConfigError(f"RAY_ADDRESS is auto, but {text}: run `ray start` again, or unset RAY_ADDRESS")
+        print(f"{text}; one is started here.", flush=True)
+        return LOCAL
+    return running
+
+
+def _no_answer(address: str) -> str | None:
+    """Ask a cluster's control store for a connection; return why there is none, None if there is."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return "it is not of the form HOST:PORT"
     try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
-    except (OSError, ValueError):
-        print(f"The Ray cluster that {note} names does not answer; one is started here.", flush=True)
-        return "local"
-    return None
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return None  # beyond this, TLS would have to be spoken
+            # gRPC is HTTP/2, where a server begins with a frame of settings.
+            connection.sendall(HTTP2_PREFACE)
+            header = connection.recv(9)
+            return None if header[3:4] == HTTP2_SETTINGS else "something else listens there"
+    except (OSError, OverflowError) as error:
+        return str(error)
+
+
+def check_temporary_directory() -> None:
+    """Make sure that Ray can keep its sockets and files in its temporary directory.
+
+    Raises:
+        ConfigError: If the directory's path is too long, or it cannot be written to.
+    """
+    directory = running_cluster_address_file().parent
+    length = len(os.fsencode(directory / SESSION / "sockets" / "plasma_store"))
+    if length > LONGEST_SOCKET_PATH:
+        raise ConfigError(
+            f"Ray's temporary directory {directory} is too long by {length - LONGEST_SOCKET_PATH} bytes: paths of Unix "
+            f"sockets have at most {LONGEST_SOCKET_PATH}. Set RAY_TMPDIR to a shorter one, such as /tmp/ray-me"
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        check_writable(directory)
+    except OSError as error:
+        raise ConfigError(
+            f"Ray's temporary directory {directory} cannot be written to ({error.strerror or error}): set RAY_TMPDIR "
+            "to another one on this machine, such as /tmp/ray-me"
+        ) from None

@@ -8,6 +8,7 @@ simulation sends the same events without processes.
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from adios_ray.backend.faults import Fault
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.trial_report import TrialReport
@@ -45,14 +46,28 @@ class Reply(NamedTuple):
     """The reply to a request for a report.
 
     Attributes:
-        report: The trial's report; None if the trial is preempted.
-        checkpoint: The checkpoint written with the report; the previous one if the workers failed.
-        notes: Messages for the run's notes.
+        report: The trial's report; None if the trial is preempted, or cannot train.
+        checkpoint: The checkpoint written with the report.
+        fault: Why the trial cannot train; None if it can.
     """
 
     report: TrialReport | None
     checkpoint: Pointer | None = None
-    notes: tuple[str, ...] = ()
+    fault: Fault | None = None
+
+
+class Note(NamedTuple):
+    """A message about a trial, from its actor or its workers.
+
+    Attributes:
+        trial: Name of the trial.
+        text: One line for the terminal.
+        details: More for the trial's log, such as a traceback.
+    """
+
+    trial: str
+    text: str
+    details: str = ""
 
 
 @dataclass(eq=False)
@@ -77,14 +92,14 @@ class Line:
     Attributes:
         config: The trial's configuration.
         checkpoint: The checkpoint that a new worker group loads.
-        epoch: Epoch of the last report or load; ``give_up`` advances it without a new checkpoint.
+        epoch: Epoch of the last report or load.
         held: Whether requests wait at a barrier.
         commands: Commands by position, since the worker group has started.
         next_position: Position of the next command.
         training: Position of the "train" command that has no answer yet.
         preempting: Whether the next request that has not begun is answered without a report.
+        stopping: Whether the trial's actor is ending, so that its workers must end too.
         report: The last answer, until the next command obsoletes it.
-        notes: Messages for the next reply.
         request: The newest request, while it waits.
     """
 
@@ -96,8 +111,8 @@ class Line:
     next_position: int = 0
     training: int | None = None
     preempting: bool = False
+    stopping: bool = False
     report: TrialReport | None = None
-    notes: list[str] = field(default_factory=list)
     request: Request | None = None
 
     def restart_actor(self) -> None:
@@ -106,6 +121,10 @@ class Line:
         # before the new actor has asked, and the scheduler would wait for ever for this trial to leave. A preemption
         # sent earlier is void: the scheduler forgot it when the actor was lost.
         self.request, self.preempting = None, False
+
+    def start_actor(self) -> None:
+        """Begin with a new actor: a "stop" was for the workers of the previous one."""
+        self.stopping = False
 
     def ask(self, missed: bool) -> Request:
         """Accept a request of the trial's actor; it replaces the previous one. See ``Channel.request``."""
@@ -116,9 +135,10 @@ class Line:
     def start(self) -> Start:
         """Begin with a new worker group: it starts from the newest load, and an unanswered "train" is sent again."""
         pending = self.training is not None
-        # The loads are already part of config and checkpoint. A "stop" was for the previous group: a paused trial
-        # resumes on the same line, and its new workers must not take it.
-        self.commands.clear()
+        self.commands.clear()  # the loads are already part of config and checkpoint
+        if self.stopping:
+            # It ended the previous group, or came while Ray Train was restarting it. The actor still waits for its end.
+            return Start(self.config, self.checkpoint, self._append(Command("stop")))
         if pending:
             # Under a new position, because positions are never reused: an answer of the previous group, which may still
             # be on its way, then matches no command and is dropped instead of being taken for this group's.
@@ -131,14 +151,6 @@ class Line:
             # Report and checkpoint change together: a group that restarts from this checkpoint trains what follows.
             self.report, self.checkpoint, self.epoch, self.training = report, checkpoint, report.epoch, None
             self._advance()
-
-    def give_up(self, reason: str) -> None:
-        """Answer in place of workers that failed; see ``Channel.give_up``."""
-        # The epoch advances although nothing was trained: Population.observe drops a report whose epoch is not later
-        # than the last, and would never learn that this trial needs a donor, nor pass a barrier that waits for it.
-        epoch = self.config.next_report(self.epoch)
-        self.report, self.epoch, self.training = TrialReport.failed(epoch, reason), epoch, None
-        self._advance()
 
     def load(self, checkpoint: Pointer, epoch: int, config: TrialConfig | None = None) -> None:
         """Send the workers a checkpoint to load; see ``Channel.load``."""
@@ -158,7 +170,8 @@ class Line:
         self._advance()
 
     def stop(self) -> None:
-        """End the trial's worker loop."""
+        """End the trial's worker loop, and that of any worker group that still starts under the same actor."""
+        self.stopping = True
         self._append(Command("stop"))
 
     def _append(self, command: Command) -> int:
@@ -188,8 +201,7 @@ class Line:
             request.begun = True
         # The report stays until the next "train" or "load", in case the actor dies before Tune has this reply.
         if self.report is not None:
-            notes, self.notes = self.notes, []
-            self._reply(request, Reply(self.report, self.checkpoint, tuple(notes)))
+            self._reply(request, Reply(self.report, self.checkpoint))
 
     def _reply(self, request: Request, reply: Reply) -> None:
         self.request, request.reply = None, reply

@@ -1,6 +1,7 @@
 """The loop of a Ray Train worker, over the commands that its trial's channel sends."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 from ray.train.torch import get_device
 
 from adios_ray import parallel
+from adios_ray.backend.channel import note
 from adios_ray.backend.line import Start
 from adios_ray.backend.loop_config import LoopConfig
-from adios_ray.checkpoints import Pointer, damage, newest_intact
+from adios_ray.checkpoints import Pointer, load_checkpoint, newest_intact
 from adios_ray.config import TrialConfig
-from adios_ray.errors import CheckpointError, RunError
+from adios_ray.errors import CheckpointError, MemoryLimitError, RunError
 from adios_ray.files import remove_drafts
 from adios_ray.retry import retry, retry_in_run
 from adios_ray.run_directory import RunDirectory
@@ -26,16 +28,21 @@ MASK_PICTURES = 8
 """Validation images whose masks are kept."""
 MASK_EPOCHS = 20
 """Number of epochs, about, for which masks are kept over a training."""
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""Occurs in torch's messages that memory for the CPU cannot be allocated."""
 
 
 def train_loop(config: LoopConfig) -> None:
     """Run commands until "stop": train to the next report, or load a checkpoint under a new configuration.
 
     Every worker of the trial takes every command, in order, since each one contains collective operations.
+
+    Raises:
+        MemoryLimitError: If this worker is out of memory.
     """
     torch.set_num_threads(config["threads"])
     channel, trial, storage = config["channel"], config["trial"], RunStorage(config["run_dir"])
-    retry(storage.open, print)
+    retry(storage.open, partial(note, channel, trial))
     # Ray Train takes the previous group down before it starts this one, so any drafts left are abandoned.
     if parallel.rank() == 0:
         for folder in RunDirectory(storage.directory).trial_folders(trial):
@@ -44,18 +51,28 @@ def train_loop(config: LoopConfig) -> None:
     # all but the last would wait at positions that no command has any more.
     first: Any = ray.get(channel.start.remote(trial)) if parallel.rank() == 0 else None
     start: Start = parallel.from_first(first)
+    try:
+        _follow(start, config, storage)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise MemoryLimitError(memory_advice(error, start.config, parallel.world_size())) from error
+        raise
+
+
+def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
+    """Build the trainer, and run the commands from where a worker group starts."""
     settings, checkpoint, position = start
-    trainer = Trainer(settings, _device())
+    trainer, say = Trainer(settings, _device()), partial(note, config["channel"], config["trial"])
     if checkpoint:
-        _load(trainer, checkpoint, settings, config, storage)
+        load_intact(trainer, checkpoint, settings, storage, say)
     reported_at = None
     while True:
-        command = ray.get(channel.take.remote(trial, position))
+        command = ray.get(config["channel"].take.remote(config["trial"], position))
         if command.kind == "stop":
             storage.close()
             return
         if command.kind == "load":
-            _load(trainer, command.checkpoint, command.config, config, storage)
+            load_intact(trainer, command.checkpoint, command.config, storage, say)
         else:
             idle_s = time.monotonic() - reported_at if reported_at else 0.0
             _train(trainer, config, storage, position, idle_s)
@@ -63,42 +80,63 @@ def train_loop(config: LoopConfig) -> None:
         position += 1
 
 
-def _load(trainer: Trainer, pointer: Pointer, settings: TrialConfig, config: LoopConfig, storage: RunStorage) -> None:
-    """Load a checkpoint on all workers; if it is damaged for any of them, the newest intact one before it.
+def load_intact(
+    trainer: Trainer, pointer: Pointer, settings: TrialConfig, storage: RunStorage, say: Callable[[str], None]
+) -> None:
+    """Load a checkpoint on all workers; if any of them cannot read it, the newest one before it that all can read.
+
+    Args:
+        trainer: This worker's trainer.
+        pointer: The checkpoint.
+        settings: The configuration under which training continues.
+        storage: The run's files.
+        say: Prints which checkpoint was loaded instead; called by the first worker.
 
     Raises:
-        CheckpointError: If there is no intact one.
+        CheckpointError: If there is none that all workers can read.
     """
-    pointer, say = storage.here(pointer), partial(_note, config)
-    retry(lambda: storage.fetch(pointer), say)
-    try:
-        # Loading is collective. If one worker alone raised, the others would wait for it in vain, so the damage that
-        # any of them sees is shared before any of them loads.
-        if parallel.world_size() > 1 and (problems := [p for p in parallel.gather_values(damage(pointer)) if p]):
-            raise CheckpointError(problems[0])
-        trainer.load(pointer, settings)
-    except CheckpointError as error:
-        retry(lambda: storage.fetch_older(pointer.path.parent), say)
-        # Each trial keeps its newest two checkpoints for this case. The first worker chooses, because shared storage
-        # may show other nodes another list.
-        older = parallel.from_first(newest_intact(pointer.path.parent, before=pointer.path.name))
+    pointer = storage.here(pointer)
+    retry(partial(storage.fetch, pointer), say)
+    state, problem = _read(pointer, trainer.device)
+    first_problem = problem
+    # Each trial keeps its newest two checkpoints for this case. The first worker chooses, because shared storage may
+    # show other nodes another list; the others may not be able to read its choice either.
+    while problem:
+        before = pointer.path
+        retry(partial(storage.fetch_older, before.parent), say)
+        older = parallel.from_first(newest_intact(before.parent, before.name) if parallel.rank() == 0 else None)
         if older is None:
-            raise
-        trainer.load(storage.here(older), settings)
-        if parallel.rank() == 0:
-            _note(config, f"{error}; it resumes from {older.path.name}")
+            raise CheckpointError(first_problem)
+        pointer = storage.here(older)
+        state, problem = _read(pointer, trainer.device)
+    trainer.restore(state, settings, pointer.path)
+    if first_problem and parallel.rank() == 0:
+        say(f"{first_problem}; it resumes from {pointer.path.name}")
+
+
+def _read(pointer: Pointer, device: torch.device) -> tuple[dict[str, Any], str | None]:
+    """Read a checkpoint; returns also the first worker's problem among all, None if all could read it."""
+    state, problem = {}, None
+    try:
+        state = load_checkpoint(pointer, device)
+    except CheckpointError as error:
+        problem = str(error)
+    # Shared before any worker continues: if one alone raised, the others would wait for it in the next collective.
+    return state, next((text for text in parallel.gather_values(problem) if text), None)
 
 
 def _train(trainer: Trainer, config: LoopConfig, storage: RunStorage, position: int, idle_s: float) -> None:
     """Train to the next report, save, answer the command, and report to Ray Train."""
     report = trainer.train_to_report(idle_s)
-    checkpoint, trial, run_dir, say = None, config["trial"], storage.directory, partial(_note, config)
-    run = RunDirectory(run_dir)
+    checkpoint, trial, run_dir = None, config["trial"], storage.directory
+    run, say = RunDirectory(run_dir), partial(note, config["channel"], trial)
     written = [run.checkpoint(trial, report.epoch)]
-    # By every worker, not only the first: it gathers the batch from all of them.
-    if trainer.dump_divergence(run.diverged_step(trial, report.epoch)):
-        written.append(run.diverged_step(trial, report.epoch))
+    failed_batch = trainer.take_failed_batch()
     if parallel.rank() == 0:
+        if failed_batch is not None:
+            dump = run.diverged_step(trial, report.epoch)
+            retry_in_run(run_dir, lambda: trainer.save(dump, failed_batch), say)
+            written.append(dump)
         checkpoint = retry_in_run(run_dir, lambda: trainer.save(run.checkpoint(trial, report.epoch)), say)
         if retry_in_run(run_dir, lambda: _draw_masks(trainer, run_dir, trial), say):
             written.append(run.masks(trial, trainer.epoch))
@@ -118,10 +156,22 @@ def _train(trainer: Trainer, config: LoopConfig, storage: RunStorage, position: 
     )
 
 
-def _note(config: LoopConfig, text: str) -> None:
-    """Send a message for the run's notes, which arrives with the next report; print it to the worker's log at once."""
-    print(text, flush=True)
-    ray.get(config["channel"].note.remote(config["trial"], text))
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether torch or Python could not allocate memory, on a GPU or for the CPU."""
+    # Only torch's allocator for GPUs has an error class of its own.
+    texts = (_CPU_ALLOCATOR, "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
+
+
+def memory_advice(error: BaseException, config: TrialConfig, workers: int) -> str:
+    """Say which values to change after an error of memory, with those that the configuration has."""
+    cause = ". ".join(str(error).split(". ")[:2]) or type(error).__name__
+    limit = config.micro_batch_size or config.batch_size // workers
+    share = "cpus" if isinstance(error, MemoryError) or _CPU_ALLOCATOR in str(error) else "gpus"
+    return (
+        f"{cause.rstrip('.')}. A new run needs a --micro-batch-size below {limit}, the images that each of its workers "
+        f"embeds at once, or a higher --{share}-per-worker, so that fewer trials share the memory"
+    )
 
 
 def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> bool:

@@ -15,6 +15,8 @@
   no setting prevents it.
 - The path of the file that names the running cluster: ``ray.init`` reads it, but reports the address only once it has
   connected, for which it waits minutes.
+- ``JOB_CONFIG_VARIABLE``, the environment variable that a Ray job's entry point has and no other process: the public
+  ``ray.get_runtime_context`` knows the job only once it is connected.
 - Two environment variables, ``POLL_INTERVAL_VARIABLE`` and ``PREEMPTION_WATCHER_VARIABLE``: no argument of the trainers
   and no documented variable does what they do.
 
@@ -26,12 +28,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import state as cluster_state
 from ray._private.utils import get_ray_address_file
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
 
 POLL_INTERVAL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 """Environment variable: seconds between two polls of the workers by Ray Train's controller."""
+JOB_CONFIG_VARIABLE: str = RAY_JOB_CONFIG_JSON_ENV_VAR
+"""Environment variable: settings of the Ray job whose entry point this process is."""
 PREEMPTION_WATCHER_VARIABLE = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 """Environment variable: 0 keeps Ray Train from starting an actor that watches for nodes about to be preempted."""
 

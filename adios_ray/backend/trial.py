@@ -1,6 +1,9 @@
 """A Tune trial that keeps one Ray Train run alive over all its reports, loads and restarts."""
 
 import threading
+import time
+import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -8,12 +11,14 @@ import ray
 from ray import tune
 
 from adios_ray.backend.capacity import ControllerRecord
-from adios_ray.backend.channel import find_channel
+from adios_ray.backend.channel import find_channel, note
+from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Reply
 from adios_ray.backend.loop_config import LoopConfig
 from adios_ray.backend.ray_private import checkpoint_list_file, controller_callback, lean_trainer_class
 from adios_ray.checkpoints import Pointer
-from adios_ray.retry import retry, retry_in_run
+from adios_ray.errors import StorageError
+from adios_ray.retry import TIMEOUT_S, retry, retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 
@@ -24,10 +29,6 @@ POLL_S = 2.0
 """Seconds between two checks, while a report is awaited, that the Ray Train run is alive."""
 STOP_TIMEOUT_S = 30.0
 """Seconds that Ray Train has to take its processes down when the trial ends or is paused."""
-WORKER_RESTARTS = 1
-"""How often Ray Train restarts a worker group before its run fails, and the trial starts another run."""
-RUN_RESTARTS = 1
-"""How often a trial restarts its Ray Train run without a report in between, before it reports a failure."""
 
 
 class TrialSettings(TypedDict):
@@ -59,52 +60,54 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         self._channel, self._trial = find_channel(config["channel"]), config["trial"]
         self._settings, self._failures, self._missed = config, 0, True
         self._checkpoint: Pointer | None = None
+        ray.get(self._channel.start_actor.remote(self._trial))
         self._start()
 
     def _start(self) -> None:
         self._error: BaseException | None = None
-        trainer = build_trainer(self._settings, self._channel)
-        self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
+        self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
 
-    def _fit(self, trainer: Any) -> None:
+    def _fit(self) -> None:
         try:
-            trainer.fit()
+            build_trainer(self._settings, self._channel).fit()
         except BaseException as error:  # step() reads it once this thread has ended
             self._error = error
 
     def step(self) -> dict[str, Any]:
         """Train to the trial's next report.
 
-        A Ray Train run that ends before the report is restarted. If it keeps failing, a failed report is made in its
-        place: the trial then becomes a copy of a better one, and the population continues.
+        A Ray Train run that ends before the report is restarted. If it keeps failing, the reply names the fault, and
+        the population stops.
         """
         # Asked once, outside the loop. The request waits in the channel while workers are restarted, and a new worker
         # group finds its "train" there; a second request would replace the first and raise ReplacedError.
         reply = self._channel.request.remote(self._trial, self._missed)
         while not ray.wait([reply], timeout=POLL_S)[0]:
-            if not self._thread.is_alive():
-                self._recover()
+            if not self._thread.is_alive() and (fault := self._recover()):
+                return {REPLY: Reply(None, self._checkpoint, fault), "done": False}
         answer: Reply = ray.get(reply)
         self._checkpoint, self._missed, self._failures = answer.checkpoint, False, 0
         return {REPLY: answer, "done": answer.report is not None and answer.report.done}  # Tune reads "done"
 
-    def _recover(self) -> None:
-        """Restart the workers; after repeated failures, report a failed trial first."""
-        reason, run = _first_line(self._error), RunStorage(self._settings["run_dir"])
-        # Wait for storage before counting the failure: an outage would use up the restarts of every trial in seconds.
-        retry_in_run(run.directory, run.check_writable, self._note)
+    def _recover(self) -> Fault | None:
+        """Restart the workers after a wait; after too many failures in a row, return the last one instead."""
+        fault, run = fault_of(self._error), RunStorage(self._settings["run_dir"])
+        try:
+            # Wait for storage before counting the failure: an outage would use up the attempts of every trial.
+            retry_in_run(run.directory, run.check_writable, partial(note, self._channel, self._trial))
+        except StorageError as error:
+            return Fault(f"storage has failed for {TIMEOUT_S:.0f} s: {error.__cause__}", fault.details)
         self._failures += 1
-        if self._failures <= RUN_RESTARTS:
-            self._note(f"its workers are started again after: {reason}")
-        else:
-            # Before _start: it leaves no unanswered "train", which the new workers would otherwise be sent. They would
-            # train the epoch that is now reported as failed, instead of waiting for the donor's checkpoint.
-            ray.get(self._channel.give_up.remote(self._trial, f"{RUN_RESTARTS + 1} attempts: {reason}"))
+        if self._failures == ATTEMPTS:
+            return Fault(f"its workers failed {ATTEMPTS} times: {fault.reason}", fault.details)
+        wait_s = WAITS_S[self._failures - 1]
+        when = f"again in {wait_s:g} s" if wait_s else "again"
+        text = f"its workers failed ({fault.reason}) and are started {when}, attempt {self._failures + 1} of {ATTEMPTS}"
+        note(self._channel, self._trial, text, fault.details)
+        time.sleep(wait_s)
         self._start()
-
-    def _note(self, text: str) -> None:
-        ray.get(self._channel.note.remote(self._trial, text))
+        return None
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save a pointer to the checkpoint of the last report; the weights stay where the worker wrote them."""
@@ -124,23 +127,15 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         RunStorage(self._settings["run_dir"]).close()
 
 
-def _first_line(error: BaseException | None) -> str:
-    """Summarize an error in one line: the last line of a worker's failure if there was one."""
-    if error is None:
-        return "the Ray Train run ended by itself"
-    cause = error
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        cause = failure
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[-1] if lines else type(cause).__name__
-
-
 def run_worker(config: dict[str, Any]) -> None:
     """Run the worker loop. Torch is imported only here, in the worker's process."""
     from adios_ray.backend.loop import train_loop
 
-    train_loop(LoopConfig(**config))  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
+    try:
+        train_loop(LoopConfig(**config))  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
+    except Exception as error:
+        error.add_note(traceback.format_exc().rstrip())  # Ray Train passes on the error without its traceback
+        raise
 
 
 def build_trainer(config: TrialSettings, channel: Any) -> Any:
@@ -148,7 +143,8 @@ def build_trainer(config: TrialSettings, channel: Any) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     storage = RunStorage(config["run_dir"])
-    retry(storage.open, print)
+    say = partial(note, channel, config["trial"])
+    retry(storage.open, say)
     checkpoints = RunDirectory(storage.directory).checkpoints
     # The channel knows where a trial resumes; Ray Train's own list may name checkpoints that have been deleted since.
     checkpoint_list_file(checkpoints / config["trial"]).unlink(missing_ok=True)
@@ -158,7 +154,7 @@ def build_trainer(config: TrialSettings, channel: Any) -> Any:
         channel=channel,
         threads=max(int(config["cpus_per_worker"]), 1),
     )
-    gpus, record = config["gpus_per_worker"], ControllerRecord(config["run_dir"])
+    gpus, record = config["gpus_per_worker"], ControllerRecord(config["run_dir"], say)
     # Lean: workers read shards themselves, and the driver removes orphaned placement groups of all trials. A single
     # worker needs no process group, and without one the trial's actor need not import torch.
     return lean_trainer_class(process_group=config["workers"] > 1)(
@@ -172,7 +168,7 @@ def build_trainer(config: TrialSettings, channel: Any) -> Any:
         run_config=RunConfig(
             name=config["trial"],
             storage_path=str(checkpoints),
-            failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
+            failure_config=FailureConfig(max_failures=0),  # the trial restarts the run, and says why
             callbacks=[controller_callback(record.started, record.finished)],
         ),
     )

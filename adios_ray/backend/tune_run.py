@@ -1,8 +1,8 @@
-"""The run of a population's trials under Ray Tune, with admission and removal of orphaned placement groups."""
+"""The run of a population's trials under Ray Tune, with admission, notes, and removal of orphaned placement groups."""
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -12,8 +12,10 @@ from ray.tune.schedulers import TrialScheduler
 
 from adios_ray.backend.admission import Admission, GatedSearch
 from adios_ray.backend.capacity import remove_orphaned
+from adios_ray.backend.channel import ChannelCalls
+from adios_ray.backend.line import Note
 from adios_ray.backend.trial import LiveTrial, TrialSettings
-from adios_ray.errors import StorageError
+from adios_ray.errors import RunError, check_stop
 from adios_ray.store import Location, Store
 
 TRIAL_RESOURCES = {"memory": 1}
@@ -22,9 +24,18 @@ TRIAL_RESTARTS = 20
 """How often Tune restarts a trial's actor before giving the trial up."""
 ORPHAN_REMOVAL_S = 2.0
 """Seconds between two scans for orphaned placement groups."""
+NOTES_S = 0.5
+"""Seconds between two looks for notes of trials."""
 
 
-def run_trials(trials: Sequence[str], settings: TrialSettings, scheduler: TrialScheduler, admission: Admission) -> None:
+def run_trials(
+    trials: Sequence[str],
+    settings: TrialSettings,
+    scheduler: TrialScheduler,
+    admission: Admission,
+    channel: ChannelCalls,
+    on_note: Callable[[Note], None],
+) -> None:
     """Run trials to their ends under Tune; ``admission`` limits how many run at a time.
 
     Args:
@@ -32,9 +43,13 @@ def run_trials(trials: Sequence[str], settings: TrialSettings, scheduler: TrialS
         settings: Settings that all trials share; the name is filled in.
         scheduler: Decides after each report whether a trial continues, pauses or stops.
         admission: Decides how many trials run at a time.
+        channel: Carries the notes of trials.
+        on_note: Called with each note as it arrives, not only with the trial's next report.
 
     Raises:
+        FaultError: If a trial's workers fail again and again.
         StorageError: If the run's storage stays away.
+        ClaimError: If another driver has taken the run over.
     """
     run = settings["run_dir"]
     storage_path, file_system = ray_storage(run)
@@ -50,13 +65,13 @@ def run_trials(trials: Sequence[str], settings: TrialSettings, scheduler: TrialS
             storage_filesystem=file_system,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
-            callbacks=[OrphanRemoval(run)],
+            callbacks=[OrphanRemoval(run), Notes(channel, on_note)],
         ),
     )
     try:
         tuner.fit()
     except Exception as error:  # Tune wraps what its scheduler raises, possibly more than once
-        raise _storage_error(error) or error from error
+        raise _own_error(error) or error from error
 
 
 def ray_storage(location: Location) -> tuple[str, Any]:
@@ -74,13 +89,40 @@ class OrphanRemoval(tune.Callback):  # type: ignore[misc]  # Ray ships no type i
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Remove orphaned groups, if the interval is over."""
+        check_stop()
         if time.monotonic() > self._due:
             remove_orphaned(self._run)
             self._due = time.monotonic() + ORPHAN_REMOVAL_S
 
 
-def _storage_error(error: BaseException | None) -> StorageError | None:
-    """Find the storage error among an exception's causes."""
-    while error is not None and not isinstance(error, StorageError):
+class Notes(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
+    """Passes on the notes of trials as they arrive."""
+
+    def __init__(self, channel: ChannelCalls, on_note: Callable[[Note], None]) -> None:
+        """Take notes from a channel."""
+        self._channel, self._on_note, self._due = channel, on_note, 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Drop everything when Tune pickles its callbacks, which are not used again: open files cannot be pickled."""
+        return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Pass on new notes, if the interval is over."""
+        if time.monotonic() > self._due:
+            self._pass_on()
+            self._due = time.monotonic() + NOTES_S
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Pass on the last notes, also those before an error."""
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        for note in self._channel.take_notes():
+            self._on_note(note)
+
+
+def _own_error(error: BaseException | None) -> RunError | None:
+    """Find this package's own error among an exception's causes."""
+    while error is not None and not isinstance(error, RunError):
         error = error.__cause__ or error.__context__
     return error

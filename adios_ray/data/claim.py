@@ -1,11 +1,12 @@
-"""Holding the place of a data set while it is prepared: a second preparation waits for the first.
+"""One process at a time: a claim on a data set while it is prepared, or on a run while its driver is alive.
 
-On a file system whose locks work, the operating system's lock ends with the process that holds it. Elsewhere (object
-stores, some network file systems) the holder writes a new beat every few seconds; another preparation takes over once
-it has seen no new one for a minute, whatever the two clocks say.
+The holder is named in a file of the place, and writes a new beat into it every few seconds, from a thread. Another
+process on the same machine knows at once whether the holder is alive, by its process ID and start time. Elsewhere, it
+listens: a new beat means that the holder is alive, none for a minute that it is dead, whatever the two clocks say.
+Operating systems' locks are not used: on network file systems they may be lost or outlive their holder, and object
+stores have none.
 """
 
-import json
 import os
 import socket
 import threading
@@ -14,133 +15,239 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
 
+from adios_ray.errors import ClaimError
+from adios_ray.files import atomic_path
 from adios_ray.store import Store
 
-LOCK_FILE = ".preparing.lock"
-HOLDER_FILE = ".preparing.json"
 BEAT_S = 5.0
 STALE_S = 60.0
 SETTLING_S = 1.0
-"""Seconds after which, of two that claim a place at once, the later one stands."""
+"""Seconds after which, of two that take over a place at once, the later one stands."""
 
 Say = Callable[[str], None]
 
 
+class Activity(NamedTuple):
+    """What a place is claimed for.
+
+    Attributes:
+        file: Name of the file that names the holder.
+        verb: Participle for messages.
+    """
+
+    file: str
+    verb: str
+
+
+PREPARING = Activity(".preparing.json", "prepared")
+TRAINING = Activity("driver.json", "trained")
+
+
+class Holder(BaseModel):
+    """The process that holds a place; files of earlier versions lack some of it."""
+
+    token: str
+    """Different for each claim."""
+    host: str = ""
+    pid: int = 0
+    machine: str = ""
+    """Identifies the boot and the process namespace in which ``pid`` means this process; empty if unknown."""
+    began: str = ""
+    """Start time of the process in the system's ticks: process IDs are used again."""
+    job: str = ""
+    """Job of the cluster or its queue; empty if there is none."""
+    since: str = ""
+    beat: int = 0
+
+    def __str__(self) -> str:
+        """Describe the process for people."""
+        if not self.pid:
+            return "another process"
+        return f"process {self.pid} on {self.host}{self.job and f' (job {self.job})'} since {self.since}"
+
+    def alive(self) -> bool | None:
+        """Tell whether the process is alive; None if that cannot be known on this machine."""
+        if not self.machine or self.machine != _machine():
+            return None
+        return _process_start(self.pid) == self.began
+
+
+class Claim:
+    """A place that this process holds, until another one takes it over."""
+
+    def __init__(self, store: Store, activity: Activity, job: str) -> None:
+        """Prepare a claim; ``claimed`` makes it."""
+        self._store, self._activity = store, activity
+        self._holder = Holder(
+            token=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            machine=_machine(),
+            began=_process_start(os.getpid()),
+            job=job,
+            since=time.strftime("%Y-%m-%d %H:%M:%S"),
+        )
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def check(self) -> None:
+        """Make sure that no other process has taken the place over.
+
+        Raises:
+            ClaimError: If one has; names it.
+            OSError: If storage fails.
+        """
+        # Without a file, storage is away, or somebody has deleted it: in both cases no other process is known.
+        if (content := self._read()) is not None and self._holder.token not in content:
+            raise ClaimError(
+                f"{self._store} has been taken over by {_parse(content)}; this process stops and writes no more"
+            )
+
+    def make(self, say: Say, wait: bool, take_over: bool) -> None:
+        """Claim the place and start the beats; see ``claimed``."""
+        if self._store.local is not None:
+            self._store.local.mkdir(parents=True, exist_ok=True)
+        while not self._try(self._wait_for_end(say, wait, take_over)):
+            pass
+        self._thread.start()
+
+    def release(self) -> None:
+        """End the beats and leave the place to others."""
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout=BEAT_S)
+        if self._holder.token in (self._read() or ""):
+            self._store.remove(self._activity.file)
+
+    def _wait_for_end(self, say: Say, wait: bool, take_over: bool) -> bool:
+        """Return once the place is free: without a holder (False), or with a dead one to take over from (True)."""
+        heard, since, said = "", time.monotonic(), False
+        while (content := self._read()) is not None:
+            holder = _parse(content)
+            alive = holder.alive()
+            if take_over or alive is False:
+                say(f"{self._store}: taking over from {holder}{'' if take_over else ', which has ended'}")
+                return True
+            if not wait and (alive or (heard and content != heard)):
+                raise ClaimError(
+                    f"{self._store} is being {self._activity.verb} by {holder}, which is alive: stop it first, or, if "
+                    "you know better, run again with --take-over"
+                )
+            if content != heard:
+                heard, since = content, time.monotonic()
+            elif time.monotonic() - since > STALE_S:
+                say(f"{self._store}: {holder} has not been heard of for {STALE_S:.0f} s; taking over")
+                return True
+            if not said:
+                self._say_wait(say, wait, holder)
+                said = True
+            time.sleep(BEAT_S / 5)
+        return False
+
+    def _say_wait(self, say: Say, wait: bool, holder: Holder) -> None:
+        if wait:
+            say(f"{self._store} is being {self._activity.verb} by {holder}; waiting for it")
+        else:
+            say(
+                f"{self._store} was being {self._activity.verb} by {holder}; listening for up to {STALE_S:.0f} s "
+                "whether it is alive (if you know that it is dead, --take-over does not wait)"
+            )
+
+    def _try(self, over: bool) -> bool:
+        """Write this process into the file; return whether the place is its own."""
+        if not over and self._store.local is not None:
+            try:
+                with (self._store.local / self._activity.file).open("x") as file:  # fails if another one was faster
+                    file.write(self._holder.model_dump_json())
+            except FileExistsError:
+                return False
+            return True
+        self._write()
+        time.sleep(SETTLING_S)  # another one may have written it at the same moment: the last to write has it
+        return self._holder.token in (self._read() or "")
+
+    def _read(self) -> str | None:
+        try:
+            return self._store.read(self._activity.file).decode()
+        except FileNotFoundError:
+            return None
+
+    def _write(self) -> None:
+        local, file = self._store.local, self._activity.file
+        # On a directory not through the store, which makes missing folders: while storage is unmounted, a beat would
+        # make one in its place.
+        with self._store.writing(file) if local is None else atomic_path(local / file) as draft:
+            draft.write_text(self._holder.model_dump_json())
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            try:
+                self.check()
+                self._holder.beat += 1
+                self._write()
+            except ClaimError:  # whoever works at the place finds out by check()
+                return
+            except Exception:  # noqa: S110,BLE001 - a beat that is lost is made up for by the next
+                continue
+
+
 @contextmanager
-def claimed(store: Store, say: Say) -> Iterator[None]:
-    """Hold the place of a data set; wait while another preparation does.
+def claimed(
+    store: Store,
+    say: Say,
+    activity: Activity = PREPARING,
+    *,
+    wait: bool = True,
+    take_over: bool = False,
+    job: str = "",
+) -> Iterator[Claim]:
+    """Hold a place; of two processes that claim it, one does.
 
     Args:
         store: The place; a directory is made.
-        say: Receives a line where there is something to wait for.
+        say: Receives a line where there is something to wait for, or to take over.
+        activity: What it is claimed for.
+        wait: Whether to wait while another process holds it; else a living one is an error.
+        take_over: Whether to take it over at once, even from a living process.
+        job: Job of the cluster or its queue, for messages.
 
     Raises:
+        ClaimError: If another process holds it, and ``wait`` is false.
         OSError: If the place cannot be written to.
     """
-    if store.local is not None:
-        store.local.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(store.local / LOCK_FILE)
-        try:
-            _acquire(lock, store.local, say)
-        except PermissionError:
-            raise
-        except (NotImplementedError, OSError):  # this file system has no locks
-            pass
-        else:
-            try:
-                _write_holder(store, uuid.uuid4().hex)
-                yield
-                # Whoever waits for this file's lock gets it and finds a data set, even without the file's name.
-                (store.local / LOCK_FILE).unlink(missing_ok=True)
-            finally:
-                _forget(store)
-                lock.release()
-            return
-    with _beating(store, say):
-        yield
-
-
-def _acquire(lock: FileLock, directory: Path, say: Say) -> None:
+    claim = Claim(store, activity, job)
+    claim.make(say, wait, take_over)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"{directory} is being prepared by {_described(_holder(Store(directory)) or '')}; waiting for it")
-        lock.acquire()
-
-
-def _described(holder: str) -> str:
-    try:
-        values = json.loads(holder)
-        return f"process {values['pid']} on {values['host']} since {values['since']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
-
-
-def _write_holder(store: Store, token: str, beat: int = 0) -> None:
-    values = {"host": socket.gethostname(), "pid": os.getpid(), "token": token, "beat": beat}
-    with store.writing(HOLDER_FILE) as path:
-        path.write_text(json.dumps({**values, "since": _STARTED}))
-
-
-_STARTED = time.strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _holder(store: Store) -> str | None:
-    try:
-        return store.read(HOLDER_FILE).decode()
-    except FileNotFoundError:
-        return None
-
-
-def _forget(store: Store) -> None:
-    store.remove(HOLDER_FILE)
-
-
-@contextmanager
-def _beating(store: Store, say: Say) -> Iterator[None]:
-    """Hold a place without locks, by beats."""
-    token = uuid.uuid4().hex
-    _wait_for_silence(store, say)
-    while True:
-        _write_holder(store, token)
-        time.sleep(SETTLING_S)  # another one may have claimed it at the same moment: the last to write has it
-        if token in (_holder(store) or ""):
-            break
-        _wait_for_silence(store, say)
-    ended = threading.Event()
-    thread = threading.Thread(target=_beat, args=(store, token, ended), daemon=True)
-    thread.start()
-    try:
-        yield
+        yield claim
     finally:
-        ended.set()
-        thread.join()
-        _forget(store)
+        claim.release()
 
 
-def _wait_for_silence(store: Store, say: Say) -> None:
-    """Return once the place is free: it has no holder, or its holder has sent no beat for a minute."""
-    seen, since, said = None, time.monotonic(), False
-    while (holder := _holder(store)) is not None:
-        if holder != seen:
-            seen, since = holder, time.monotonic()
-        elif time.monotonic() - since > STALE_S:
-            say(f"{store}: {_described(holder)} has not been heard of for {STALE_S:.0f} s; taking over")
-            return
-        if not said:
-            say(f"{store} is being prepared by {_described(holder)}; waiting for it")
-            said = True
-        time.sleep(BEAT_S / 5)
+def _parse(content: str) -> Holder:
+    try:
+        return Holder.model_validate_json(content)
+    except ValidationError:  # it is being written, or is damaged
+        return Holder(token="")
 
 
-def _beat(store: Store, token: str, ended: threading.Event) -> None:
-    beat = 0
-    while not ended.wait(BEAT_S):
-        beat += 1
-        try:
-            _write_holder(store, token, beat)
-        except Exception:  # noqa: S110,BLE001 - a beat that is lost is made up for by the next
-            continue
+def _machine() -> str:
+    """Identify this boot of this machine and its namespace of process IDs; empty where /proc is missing."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _process_start(pid: int) -> str:
+    """Return when a process started, in ticks since the boot; empty if there is no such process, or it has ended."""
+    try:
+        # After the name, which may contain spaces: the state is the first field, the start time the twentieth.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

@@ -106,14 +106,14 @@ class BatchLoader:
     which images are dropped changes with the order. Each of W workers takes every W-th image of the global batch.
 
     Attributes:
+        config: The trial's configuration; ``ADAPTABLE`` values may be replaced between two calls of ``batches``.
         steps_per_epoch: Full batches in one pass.
         waited_s: Total seconds that the consumer has waited for loading.
     """
 
     def __init__(self, split: Split, config: TrialConfig, image_size: int, device: torch.device) -> None:
         """Prepare to load a trial's batches, with views of ``image_size`` pixels a side, onto ``device``."""
-        self.split, self.augment, self.masking = split, config.augment, config.masking
-        self.batch_size, self.image_size, self.device = config.batch_size, image_size, device
+        self.split, self.config, self.image_size, self.device = split, config, image_size, device
         self.both = config.objective.masked_views == "both"
         self.steps_per_epoch = len(split) // config.batch_size
         self.waited_s = 0.0
@@ -139,7 +139,7 @@ class BatchLoader:
     def _load(self, seed: int, step: int) -> _Loaded:
         epoch, position = divmod(step, self.steps_per_epoch)
         order = epoch_order(seed, epoch, len(self.split))
-        batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+        batch = order[position * self.config.batch_size : (position + 1) * self.config.batch_size]
         samples = batch[parallel.rank() :: parallel.world_size()]
         images = torch.from_numpy(self.split.gather(samples))
         sides = self.split.heights[samples], self.split.widths[samples]
@@ -148,8 +148,8 @@ class BatchLoader:
             images.pin_memory() if self.device.type == "cuda" else images,
             torch.from_numpy(self.split.labels[samples]),
             torch.from_numpy(single_precision(uniforms(seed, "slot", epoch, samples, 1)[:, 0])),
-            draw_parameters(self.augment, seed, "view_a", epoch, samples, *sides),
-            draw_parameters(self.augment, seed, "view_b", epoch, samples, *sides),
+            draw_parameters(self.config.augment, seed, "view_a", epoch, samples, *sides),
+            draw_parameters(self.config.augment, seed, "view_b", epoch, samples, *sides),
             self._patterns(seed, epoch, samples),
             self._objects(seed, epoch, samples),
             module_seed(seed, step, parallel.rank()),
@@ -157,7 +157,7 @@ class BatchLoader:
         )
 
     def _patterns(self, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> Tensor | None:
-        scheme = PATTERN_SCHEMES.get(self.masking.scheme)
+        scheme = PATTERN_SCHEMES.get(self.config.masking.scheme)
         if scheme is None:
             return None
         draws = uniforms(seed, "mask", epoch, samples, 2 * scheme.draws)
@@ -165,7 +165,7 @@ class BatchLoader:
         return torch.cat([scheme.make(own, self.image_size) for own in views])
 
     def _objects(self, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> Tensor | None:
-        scheme = OBJECT_SCHEMES.get(self.masking.scheme)
+        scheme = OBJECT_SCHEMES.get(self.config.masking.scheme)
         if scheme is None:
             return None
         draws = uniforms(seed, "mask", epoch, samples, IDS + 1)
@@ -174,13 +174,15 @@ class BatchLoader:
             # An offset of 1 to n - 1: every other image is equally likely, and never the image itself.
             others = len(self.split) - 1
             owners = (samples + 1 + (draws[:, IDS] * others).astype(np.int64)) % len(self.split)
-        return scheme.make(torch.from_numpy(self.split.gather_instances(owners)), self.masking.slots, draws[:, :IDS])
+        return scheme.make(
+            torch.from_numpy(self.split.gather_instances(owners)), self.config.masking.slots, draws[:, :IDS]
+        )
 
     def _augmented(self, loaded: _Loaded) -> Batch:
         images = loaded.images.to(self.device, non_blocking=True)
         a = apply_view(images, loaded.view_a, self.image_size)
         b = apply_view(images, loaded.view_b, self.image_size)
-        fill, draws = self.masking.fill, loaded.fill_draws
+        fill, draws = self.config.masking.fill, loaded.fill_draws
         return Batch(
             a,
             b,

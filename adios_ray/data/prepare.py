@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adios_ray.config import OnBadImage
-from adios_ray.data.claim import HOLDER_FILE, LOCK_FILE, claimed
+from adios_ray.data.claim import PREPARING, claimed
 from adios_ray.data.duplicates import Pixels, find_duplicates
 from adios_ray.data.plan import Key, Plan, ShardJob, image_counts, make_plan, plan_jobs
 from adios_ray.data.shards import (
@@ -75,7 +75,7 @@ class PrepareSummary:
     @property
     def images(self) -> Mapping[str, int]:
         """Number of images of each split, without those refused."""
-        return {split: sum(entry.rows for entry in entries) for split, entries in self.manifest.splits.items()}
+        return {split: self.manifest.images(split) for split in self.manifest.splits}
 
     @property
     def refused(self) -> int:
@@ -227,7 +227,7 @@ def _check_free(store: Store) -> None:
     Raises:
         DatasetError: If it is neither empty, nor a data set, nor what an interrupted call left.
     """
-    names = store.names() - {LOCK_FILE, HOLDER_FILE}
+    names = store.names() - {PREPARING.file}
     if names and _PARTS not in names and MANIFEST_NAME not in names:
         raise DatasetError(f"{store} is not empty and not an unfinished data set; choose another --output")
 

@@ -8,6 +8,7 @@ An image is a whole photograph squeezed into a square, with its true height and 
 cropped in its own proportions. In schema version 1, images are the central squares of photographs.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence, Set
@@ -158,6 +159,16 @@ class Manifest(Record):
     def training_splits(self) -> tuple[str, ...]:
         """Splits that the networks train on: train, and the images without labels if there are any."""
         return ("train", UNLABELED) if UNLABELED in self.splits else ("train",)
+
+    def images(self, split: str) -> int:
+        """Count the images of a split."""
+        return sum(entry.rows for entry in self.splits[split])
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 checksum of the images and labels of all splits, from those of the shards, in hexadecimal."""
+        shards = {split: [entry.sha256 for entry in entries] for split, entries in self.splits.items()}
+        return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
 
     @property
     def entries(self) -> list[ShardEntry]:

@@ -17,10 +17,12 @@ from adios_ray.config import AugmentConfig, CentralView, EvaluationConfig
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import central_views
 from adios_ray.data.shards import Split
+from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.jackknife import GROUPS, jackknife_errors
 from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
 from adios_ray.evaluation.label_free import alpha_req, effective_rank, feature_std, lidar, rankme
 from adios_ray.evaluation.statistics import BATCH, fresh_statistics, refresh_statistics
+from adios_ray.measures import MEASURES
 from adios_ray.models.networks import Networks
 
 Indices = npt.NDArray[np.int64]
@@ -166,9 +168,40 @@ def evaluate(
             found = Fitness((UNKNOWN,) * len(chosen), collapse)
         else:
             evaluated = _Evaluated(backbone, probe, train, held_out, features, image_size, config)
-            score = _MEASURES[config.fitness](evaluated)
-            found = Fitness(tuple(score(part.to(features.device)) for part in chosen))
+            try:
+                score = _MEASURES[config.fitness](evaluated)
+                found = Fitness(tuple(score(part.to(features.device)) for part in chosen))
+            # Of features so large that rounding outweighs what LiDAR adds to their covariance.
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # documented, but missing in __all__
+                found = Fitness((UNKNOWN,) * len(chosen), f"{config.fitness} cannot be computed: {error}")
         return parallel.from_first(found)
+
+
+def check_measurable(images: int, features: int, config: EvaluationConfig, split: str) -> None:
+    """Check that the measure and the check for a collapse can be passed on a split.
+
+    Args:
+        images: Images of the split, M.
+        features: Width of the backbone's features, F.
+        config: The measure, and the thresholds of a collapse.
+        split: Name of the split, for the message.
+
+    Raises:
+        EvaluationError: If no features whatever could pass; names what is needed.
+    """
+    # Centering takes one from the rank. A label-free measure is computed again without a tenth of the images, of which
+    # two must be left.
+    needed = max(math.ceil(config.min_effective_rank) + 1, 2 if MEASURES[config.fitness].is_share else 3)
+    if images < needed:
+        raise EvaluationError(
+            f"{split} has {images} images: evaluation.fitness {config.fitness} with min_effective_rank "
+            f"{config.min_effective_rank:g} needs {needed} or more; prepare the data set with a larger one"
+        )
+    if config.min_effective_rank > (most := min(features, GATE_IMAGES - 1)):
+        raise EvaluationError(
+            f"evaluation.min_effective_rank {config.min_effective_rank:g} is above {most}, the largest rank that the "
+            "backbone's features can have: every trial would count as collapsed"
+        )
 
 
 def _collapse(features: Tensor, config: EvaluationConfig) -> str | None:

@@ -18,7 +18,7 @@ from adios_ray.evaluation.features import Features
 from adios_ray.evaluation.kinds import check_selection
 from adios_ray.evaluation.linear import RATES, check_split, correct, linear_sweep
 from adios_ray.evaluation.result import EvaluationResult, Row, Score
-from adios_ray.evaluation.subject import Subject, data_checksum
+from adios_ray.evaluation.subject import Subject
 
 
 class ProbedVariations(NamedTuple):
@@ -88,7 +88,7 @@ def robustness(
         "selected_on": "val",
         "selected_rate": probed.rate,
         "variations": {
-            name: {"data": dataset.location, "split": split, "sha256": data_checksum(dataset)}
+            name: {"data": dataset.location, "split": split, "sha256": dataset.manifest.checksum}
             for name, (dataset, split) in variations.items()
         },
     }

@@ -1,7 +1,5 @@
 """The subject of an evaluation: a frozen encoder, and the data set on which it is evaluated."""
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -97,7 +95,7 @@ class Subject:
             {**common, **configuration},
             {split: len(self.dataset.split(split)) for split in splits},
             (self.weights_sha256,),
-            data_checksum(self.dataset),
+            self.dataset.manifest.checksum,
             round(time.perf_counter() - self.began, 3),
             tuple(details),
         )
@@ -152,9 +150,3 @@ def opened(
             map_parts,
             progress,
         )
-
-
-def data_checksum(dataset: Dataset) -> str:
-    """Compute the SHA-256 checksum of a data set from those of its shards, in hexadecimal."""
-    shards = {split: [entry.sha256 for entry in entries] for split, entries in dataset.manifest.splits.items()}
-    return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()

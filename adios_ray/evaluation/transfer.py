@@ -30,7 +30,7 @@ from adios_ray.evaluation.fitness import extract_features
 from adios_ray.evaluation.kinds import CROPS_AND_FLIPS, STREAM, accuracy_scores, check_selection
 from adios_ray.evaluation.linear import Accuracy, accuracy
 from adios_ray.evaluation.result import EvaluationResult, Row
-from adios_ray.evaluation.subject import Subject, data_checksum
+from adios_ray.evaluation.subject import Subject
 from adios_ray.files import atomic_write
 from adios_ray.models.weights import build_initial_backbone, checksum
 from adios_ray.validation import read_json
@@ -226,6 +226,6 @@ def _checksum(subject: Subject, config: TransferConfig, rate: float) -> str:
     pretrained = subject.networks
     tensors = None if config.mode == "scratch" else checksum(pretrained.backbone.state_dict())
     models = config.model_dump(mode="json", exclude={"rates"}), pretrained.config.backbone.model_dump(mode="json")
-    data = data_checksum(subject.dataset), subject.split, subject.view
+    data = subject.dataset.manifest.checksum, subject.split, subject.view
     inputs = [VERSION, rate, subject.seed, tensors, *models, *data]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]

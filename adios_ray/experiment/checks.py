@@ -1,9 +1,11 @@
 """Preflight checks: a configuration that cannot work here is refused before the first worker starts."""
 
-from adios_ray.config import check_image_size, check_view
+from pathlib import Path
+
+from adios_ray.config import check_batch, check_image_size, check_view
 from adios_ray.data.shards import Manifest, verify
 from adios_ray.errors import ConfigError, DatasetError
-from adios_ray.evaluation.fitness import SMALLEST_PARTED
+from adios_ray.evaluation.fitness import SMALLEST_PARTED, check_measurable
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.measures import MEASURES
 from adios_ray.models.networks import Networks
@@ -12,7 +14,7 @@ from adios_ray.places import check_place
 from adios_ray.store import Location, Store, local_path
 from adios_ray.tracking.trackers.wandb import check_login
 
-SPLITS = ("train", "val", "test")
+HELD_OUT = ("val", "test")
 
 
 def check_data(config: ExperimentConfig) -> None:
@@ -21,6 +23,7 @@ def check_data(config: ExperimentConfig) -> None:
     Raises:
         ConfigError: If no data set is configured, or it does not fit the configuration.
         DatasetError: If shards are missing or damaged.
+        EvaluationError: If a split is too small for the measure.
     """
     if config.data_dir is None:
         raise ConfigError(
@@ -28,7 +31,7 @@ def check_data(config: ExperimentConfig) -> None:
             "`adios-ray prepare` (add --preset in100s or in100 for the paper's settings)"
         )
     manifest = verify(config.data_dir)
-    for split in SPLITS:
+    for split in ("train", *HELD_OUT):
         if not manifest.splits.get(split):
             present = ", ".join(sorted(manifest.splits))
             raise DatasetError(f"{config.data_dir} has no {split!r} split (it has {present}); prepare it with one")
@@ -45,15 +48,12 @@ def check_data(config: ExperimentConfig) -> None:
             f"evaluation.fitness {config.evaluation.fitness} needs labels, and {config.data_dir} has one class: "
             f"use one of {without}"
         )
-    images = sum(entry.rows for split in manifest.training_splits for entry in manifest.splits[split])
-    if config.batch_size > images:
-        raise ConfigError(f"batch_size {config.batch_size} is more than the {images} training images")
-    if config.batch_size % config.workers_per_trial:
-        raise ConfigError(
-            f"batch_size {config.batch_size} cannot be shared evenly by workers_per_trial {config.workers_per_trial}"
-        )
-    _check_networks(config, manifest)
-    if (rows := sum(entry.rows for entry in manifest.splits["val"])) < SMALLEST_PARTED:
+    networks = _check_networks(config, manifest)
+    images = sum(map(manifest.images, manifest.training_splits))
+    check_batch(config, images, config.workers_per_trial, networks.batch_norm)
+    for split in HELD_OUT:
+        check_measurable(manifest.images(split), networks.features, config.evaluation, f"{config.data_dir}: {split}")
+    if (rows := manifest.images("val")) < SMALLEST_PARTED:
         print(
             f"val has {rows} images, all of which decisions and the final comparison use; from {SMALLEST_PARTED} on, "
             "each would use a half, and the best fitness would not be biased by its selection",
@@ -71,8 +71,8 @@ def check_trackers(config: ExperimentConfig) -> None:
         check_login()
 
 
-def _check_networks(config: ExperimentConfig, manifest: Manifest) -> None:
-    """Build the networks that every trial will build, and load the configured initial weights into them."""
+def _check_networks(config: ExperimentConfig, manifest: Manifest) -> Networks:
+    """Build the networks that every trial will build, load the configured initial weights, and return them."""
     size, path = config.image_size or manifest.image_size, config.initial_weights
     try:
         networks = Networks(config.trial(), size, len(manifest.classes))
@@ -80,6 +80,28 @@ def _check_networks(config: ExperimentConfig, manifest: Manifest) -> None:
             load_initial(networks, load_weights(path), path)
     except ValueError as error:  # raised for configurations and for damaged weights
         raise ConfigError(str(error)) from None
+    return networks
+
+
+def check_job_paths(config: ExperimentConfig, job: str | None) -> None:
+    """Refuse relative paths in a Ray job, whose working directory is a copy on one node, deleted with the job.
+
+    Args:
+        config: The experiment as the command line gives it.
+        job: ID of the Ray job; None outside of one.
+
+    Raises:
+        ConfigError: If a path is relative.
+    """
+    names = ("data_dir", "initial_weights", "storage", "resume") if job else ()
+    for name in names:
+        path = getattr(config, name)
+        if path is not None and "://" not in str(path) and not Path(path).expanduser().is_absolute():
+            raise ConfigError(
+                f"{name} {path} is relative, and job {job} works in a copy of the working directory, {Path.cwd()}, "
+                f"which other nodes lack and which is deleted after the job: give --{name.replace('_', '-')} an "
+                "absolute path on storage that all nodes share"
+            )
 
 
 def check_storage(location: Location) -> str:

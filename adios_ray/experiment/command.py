@@ -9,7 +9,7 @@ import tyro
 from pydantic import ValidationError
 
 from adios_ray.errors import ConfigError, exit_status
-from adios_ray.experiment.config import DEMO, SPACES, ExperimentConfig
+from adios_ray.experiment.config import DEMO, SPACES, ExperimentConfig, read_experiment
 from adios_ray.experiment.presets import preset_config
 from adios_ray.validation import explain
 
@@ -49,7 +49,7 @@ def main(
         config = read_arguments(description, arguments, space, demo_space, program)
         from adios_ray.experiment import runner  # imported here so that --help does not wait for Ray
 
-        runner.resume(config.resume) if config.resume else runner.start(config)
+        runner.resume(config.resume, config) if config.resume else runner.start(config)
 
     return exit_status(run, "resume with --resume RUN_DIR")
 
@@ -60,21 +60,25 @@ def read_arguments(
     """Parse a command line into an experiment's configuration, over the defaults of its preset.
 
     Raises:
-        ConfigError: If a value is out of range, or ``--resume`` comes with other settings.
+        ConfigError: If a value is out of range, or ``--resume`` does not name a run directory.
     """
     arguments = [_SHORT.get(flag, flag) + equals + value for flag, equals, value in map(_parts, arguments)]
     # Before tyro: the defaults that it parses over, and prints in --help, depend on the flags that choose a preset.
     given = {name: _last(arguments, flag) for name, flag in _CHOOSING.items()}
-    file = str(SPACES / f"{demo_space if given['name'] == DEMO else space}.yaml")
-    defaults = preset_config(**given).model_copy(update={"space": file})
+    if run_dir := _last(arguments, "--resume"):
+        # Over the run's own configuration, so that whatever differs was asked for.
+        defaults = read_experiment(run_dir)
+    else:
+        file = str(SPACES / f"{demo_space if given['name'] == DEMO else space}.yaml")
+        defaults = preset_config(**given).model_copy(update={"space": file})
     try:
         config = tyro.cli(ExperimentConfig, args=arguments, default=defaults, description=description, prog=program)
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
     if not Path(config.space).suffix and (named := SPACES / f"{config.space}.yaml").is_file():
         config = config.model_copy(update={"space": str(named)})
-    if config.resume is not None and config != defaults.model_copy(update={"resume": config.resume}):
-        raise ConfigError("--resume continues the run under its own configuration: leave out all other settings")
+    if config.resume is not None and (_last(arguments, "--name") or _last(arguments, "--storage")):
+        raise ConfigError("--resume names the run directory: leave out --name and --storage")
     return config
 
 

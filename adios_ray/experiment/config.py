@@ -1,14 +1,17 @@
 """Configuration of an experiment: a trial's configuration, the population and its resources."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 import adios_ray
 from adios_ray.config import Place, TrialConfig
+from adios_ray.errors import ConfigError
+from adios_ray.places import fetched
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.spaces import Scheduler, Search
+from adios_ray.store import Location
 from adios_ray.validation import parse, read_json
 
 _PACKAGE = Path(adios_ray.__file__).resolve().parent
@@ -20,6 +23,8 @@ SPACES = next(filter(Path.is_dir, (_PACKAGE / "search_spaces", _PACKAGE.parent /
 PRESETS = _PACKAGE / "presets"
 """Folder of ``demo.yaml``, with a folder for each family: files named DATA-BACKBONE-OBJECTIVE-SCHEME."""
 DEMO = "demo"
+FOLDER_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+"""Names that are safe in every file system, URI and name of a Ray actor."""
 Family = Literal["paper", "authors"]
 if TYPE_CHECKING:
     PresetName = str
@@ -47,8 +52,12 @@ class ExperimentConfig(TrialConfig):
     storage: Place = "runs"
     """Directory in which each run creates its run directory, shared by all nodes of a cluster, or a URI (s3://,
     gs://, ...), with which nodes need to share nothing."""
+    name: Annotated[str, Field(pattern=FOLDER_NAME)] | None = None
+    """Name of the run's directory in the storage; the same command again resumes the run of that name. None makes a new
+    name of the search space and the time."""
     population: int = Field(4, ge=2)
-    """Number of trials; those that do not fit into the cluster at once take turns. A grid has one per combination."""
+    """Number of trials; those that do not fit into the cluster at once take turns. A grid has one per combination; an
+    opening begins with more."""
     workers_per_trial: int = Field(1, ge=1)
     """Ray Train workers that share a trial's batches."""
     gpus_per_worker: float | None = Field(None, ge=0)
@@ -63,7 +72,11 @@ class ExperimentConfig(TrialConfig):
     """Further logs in the run directory: tensorboard (event files for each trial), jsonl (log.jsonl: a line of JSON for
     each report, exploit and outcome)."""
     resume: Place | None = None
-    """Run directory of a run to resume, a path or a URI, under its own configuration."""
+    """Run directory of a run to resume, a path or a URI, under its own configuration. Only --epochs (more of them),
+    --data-dir (the same images elsewhere), --cpus-per-worker, --gpus-per-worker, --wandb and --trackers may be given
+    other values."""
+    take_over: bool = False
+    """Resume a run although its driver on another machine may be alive: for one that is known to be dead."""
 
     def trial(self) -> TrialConfig:
         """Return the configuration that all trials share."""
@@ -75,13 +88,15 @@ DEMO_IMAGES = 3000
 DEMO_SEED = 0
 
 
-def read_experiment(run_dir: Path) -> ExperimentConfig:
-    """Read the resolved configuration of a run.
+def read_experiment(run: Location) -> ExperimentConfig:
+    """Read the resolved configuration of a run, from its directory or URI.
 
     Raises:
         ConfigError: If it is missing or damaged.
     """
-    path = RunDirectory(run_dir).config
+    path = fetched(f"{run}/{RunDirectory(Path()).config.name}")
+    if not path.is_file():
+        raise ConfigError(f"{run} is not a run directory: it has no {path.name}")
     values = read_json(dict[str, Any], path)
     # Older runs lack this key: the predictor always followed the encoder's schedule.
     values.get("optimizer", {}).setdefault("predictor_schedule", "cosine")

@@ -1,10 +1,15 @@
 """Training of a run's population to its end: channel, capacity, scheduler, records and trials put together."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from adios_ray.backend.admission import Admission
 from adios_ray.backend.capacity import ClusterCapacity, remove_orphaned
 from adios_ray.backend.channel import ChannelCalls, start_channel
+from adios_ray.backend.preflight import check_nodes
 from adios_ray.backend.trial import TrialSettings
 from adios_ray.backend.tune_run import run_trials
+from adios_ray.data.claim import Claim
 from adios_ray.errors import RunError
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources, count_capacity, nodes
@@ -13,6 +18,7 @@ from adios_ray.files import remove_drafts
 from adios_ray.retry import retry
 from adios_ray.run_directory import MASKS
 from adios_ray.run_storage import RunStorage
+from adios_ray.search.opening import Rung, rungs
 from adios_ray.search.pbt import Explore, PopulationBasedTraining
 from adios_ray.search.population import Population
 from adios_ray.search.scheduler import LiveScheduler
@@ -29,25 +35,32 @@ from adios_ray.tracking.trackers.base import TrackerName
 from adios_ray.tracking.trackers.isolation import Trackers
 
 
-def fresh_population(config: ExperimentConfig, space: SearchSpace) -> PopulationState:
+def fresh_population(config: ExperimentConfig, space: SearchSpace, dataset: str) -> PopulationState:
     """Make a new population with the initial values of all trials.
 
     With hyperopt it is empty: each trial's values depend on the results of earlier trials, so they are suggested when
-    the trial starts.
+    the trial starts. ``dataset`` is the checksum of the data set.
     """
-    state = PopulationState(next_decision_epoch=space.interval_epochs)
+    halvings = rungs(space.opening, config.population)
+    first = halvings[0].epoch if halvings else space.interval_epochs
+    state = PopulationState(next_decision_epoch=first, epochs=config.epochs, dataset=dataset)
     if space.search != "hyperopt":
-        fill(state, space, config.trial(), _names(config, space))
+        fill(state, space, config.trial(), trial_names(config, space), config.population)
     return state
 
 
-def _names(config: ExperimentConfig, space: SearchSpace) -> list[str]:
+def trial_names(config: ExperimentConfig, space: SearchSpace) -> list[str]:
     """Name all trials of an experiment."""
-    count = sum(1 for _ in space.combinations()) if space.search == "grid" else config.population
+    if space.search == "grid":
+        count = sum(1 for _ in space.combinations())
+    else:
+        count = config.population if space.opening is None else space.opening.trials
     return [f"trial_{number:02d}" for number in range(count)]
 
 
-def evolve(config: ExperimentConfig, space: SearchSpace, storage: RunStorage, resources: WorkerResources) -> None:
+def evolve(
+    config: ExperimentConfig, space: SearchSpace, storage: RunStorage, resources: WorkerResources, claim: Claim
+) -> Path:
     """Train the unfinished trials of a run's population to the end, and evaluate the best one on the test split.
 
     Args:
@@ -55,19 +68,28 @@ def evolve(config: ExperimentConfig, space: SearchSpace, storage: RunStorage, re
         space: The search space.
         storage: The run's files, with the population's state.
         resources: Resources of each worker.
+        claim: This driver's claim on the run.
+
+    Returns:
+        The run directory on this node.
 
     Raises:
+        ConfigError: If a node of the cluster lacks the storage, the data or the packages.
         RunError: If a trial did not finish, or every trial diverged.
+        FaultError: If a trial's workers fail again and again.
         StorageError: If the run's storage stays away.
+        ClaimError: If another driver takes the run over; this one writes no more.
     """
     print(f"Run directory: {storage.place}", flush=True)
     run_dir = storage.directory
     view = LiveView(config.epochs, config.population, run_dir.name, read_results(run_dir))
     with Trackers(_trackers(config), run_dir, view.note) as trackers:
-        state = _train(config, space, storage, resources, view, trackers)
+        state = _train(config, space, storage, resources, claim, view, trackers)
+        claim.check()
         conclude(config, storage, state, resources)
         if summary := read_summary(run_dir):
             trackers.summary(summary)
+    return run_dir
 
 
 def _trackers(config: ExperimentConfig) -> list[TrackerName]:
@@ -80,30 +102,40 @@ def _train(
     space: SearchSpace,
     storage: RunStorage,
     resources: WorkerResources,
+    claim: Claim,
     view: LiveView,
     trackers: Trackers,
 ) -> PopulationState:
     """Train the unfinished trials to the end, and return the population as it was written down."""
     run_dir = storage.directory
     state = PopulationState.load(run_dir)
-    names = _names(config, space)
+    names = trial_names(config, space)
     if space.search == "hyperopt":
-        print(f"hyperopt: the first {startup_trials(len(names))} of {len(names)} trials are random draws", flush=True)
+        first = ", except the very first: the configured values" if space.contains(space.configured(config)) else ""
+        startup = startup_trials(len(names))
+        print(f"hyperopt: the first {startup} of {len(names)} trials are random draws{first}", flush=True)
+    halvings = rungs(space.opening, config.population)
+    if halvings:
+        kept = ", ".join(f"{rung.survivors} after epoch {rung.epoch}" for rung in halvings)
+        print(f"opening: {len(names)} trials begin; the best continue, {kept}", flush=True)
     unfinished = state.unfinished(names)
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
     if unfinished:
+        assert config.data_dir is not None
+        check_nodes(storage.place, config.data_dir)
         # The lineage follows the state. An exploit is appended to the lineage before its change is journaled, so a
         # driver killed in between leaves an entry of a decision that is made again; begin_lineage drops it.
         remove_drafts(run_dir)
         state.save(run_dir)
         begin_lineage(run_dir, state.lineage_lines)
-        retry(storage.push, print)
+        retry(storage.push, view.note)
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
         channel = start_channel(run_dir.name, len(unfinished), config.workers_per_trial)
         capacity = ClusterCapacity(storage.place, lambda: count_capacity(config, resources, nodes()))
         admission = Admission(len(unfinished), capacity.count)
-        with Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers) as run:
-            population = Population(config.trial(), state, run, ChannelCalls(channel))
+        with Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check) as run:
+            calls = ChannelCalls(channel)
+            population = Population(config.trial(), state, run, calls)
             settings = TrialSettings(
                 trial="",
                 run_dir=storage.place,
@@ -112,22 +144,25 @@ def _train(
                 cpus_per_worker=resources.cpus,
                 gpus_per_worker=resources.gpus,
             )
-            run_trials(unfinished, settings, _scheduler(space, population, admission, len(names)), admission)
+            scheduler = make_scheduler(space, population, admission, len(names), halvings)
+            run_trials(unfinished, settings, scheduler, admission, calls, lambda note: run.trial_note(*note))
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(storage.place)
     # From disk: the verdict rests on what was written down, exactly as after a resume.
     state = PopulationState.load(run_dir)
-    retry(lambda: storage.pull(MASKS), print)
+    retry(lambda: storage.pull(MASKS), view.note)
     if failed := state.unfinished(names):
         write_report(run_dir)
         raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {storage.place}")
     return state
 
 
-def _scheduler(space: SearchSpace, population: Population, admission: Admission, trials: int) -> LiveScheduler:
+def make_scheduler(
+    space: SearchSpace, population: Population, admission: Admission, trials: int, halvings: Sequence[Rung]
+) -> LiveScheduler:
     """Build the scheduler that the search space names."""
     if space.evolving:
-        return PopulationBasedTraining(population, admission, space, _explore(space, population.state))
+        return PopulationBasedTraining(population, admission, space, _explore(space, population.state), halvings)
     suggest = make_suggest(space, population.config, population.state, trials)
     return StoppingSearch(population, admission, make_rule(space, population.config.epochs), suggest)
 

@@ -58,7 +58,7 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
             report = trainer.train_to_report()
             name = epoch_name(report.epoch)
             if trainer.divergence:
-                trainer.dump_divergence(output / "diverged" / name)
+                trainer.save(output / "diverged" / name, trainer.take_failed_batch())
                 raise RunError(
                     f"training diverged at {trainer.divergence}; {output / 'diverged' / name} holds that step, lower "
                     "learning rates may help"

@@ -54,17 +54,16 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
         resources: CPUs and GPUs of the evaluation.
 
     Raises:
-        RunError: If every trial diverged.
+        RunError: If every trial diverged or collapsed.
     """
     run_dir = storage.directory
     rows, lineage = read_results(run_dir), read_lineage(run_dir)
     finals = final_fitness(state, rows, lineage)
     if not finals:
         write_report(run_dir)
-        raise RunError(
-            f"every trial diverged; {storage.place}/{RunDirectory(run_dir).diverged.name} holds the steps, lower "
-            "learning rates may help"
-        )
+        steps = RunDirectory(run_dir).diverged  # not there if all trials collapsed
+        held = f"; {storage.place}/{steps.name} holds the steps that diverged" if storage.names(steps) else ""
+        raise RunError(f"every trial diverged or collapsed{held}; lower learning rates may help")
     name, final = max(finals.items(), key=lambda item: item[1].fitness)
     best = state.members[name]
     assert config.data_dir is not None and best.checkpoint is not None

@@ -100,11 +100,6 @@ class OcclusionModel(nn.Module):
         """Number of masks N."""
         return self.head.out_channels
 
-    def use_blank_head(self, slots: int) -> None:
-        """Replace the head by one of ``slots`` outputs whose values are about to be loaded; a no-op if it fits."""
-        if slots != self.slots:
-            self.mask_head[0] = nn.Conv2d(self.head.in_channels, slots, 1).to(self.head.weight)
-
     def forward(self, x: Tensor) -> Tensor:
         """Map normalized images [B, 3, S, S] to masks [B, N, S, S] in [0, 1] that sum to 1 over N."""
         logits: Tensor = self.mask_head(self.mask_encoder(x))

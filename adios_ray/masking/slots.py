@@ -146,14 +146,25 @@ def read_head(model: OcclusionModel, optimizer: torch.optim.Optimizer) -> Head:
     return Head(head.weight.detach(), head.bias.detach(), moments, weight.get("step"))
 
 
-def replace_head(model: OcclusionModel, optimizer: torch.optim.Optimizer, head: Head) -> None:
-    """Replace the head of an occlusion model and its optimizer state, in place."""
+def use_blank_head(model: OcclusionModel, slots: int, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Replace the head by one of ``slots`` outputs whose values are about to be loaded; a no-op if it fits."""
+    if model.slots != slots:
+        weight = model.head.weight
+        blank = Head(weight.new_zeros(slots, *weight.shape[1:]), weight.new_zeros(slots), {}, None)
+        replace_head(model, optimizer, blank)
+
+
+def replace_head(model: OcclusionModel, optimizer: torch.optim.Optimizer | None, head: Head) -> None:
+    """Replace the head of an occlusion model and its state in the optimizer, if there is one yet, in place."""
     old = model.head
     new = nn.Conv2d(old.in_channels, len(head.bias), 1).to(head.weight)
     assert old.bias is not None and new.bias is not None
     with torch.no_grad():
         new.weight.copy_(head.weight)
         new.bias.copy_(head.bias)
+    model.mask_head[0] = new
+    if optimizer is None:
+        return
     # An optimizer refers to parameters in two ways, both by identity: groups list them and the state has them as keys.
     # Groups keep their settings and their order, by which checkpoints address the state.
     replacements = {old.weight: new.weight, old.bias: new.bias}
@@ -167,4 +178,3 @@ def replace_head(model: OcclusionModel, optimizer: torch.optim.Optimizer, head: 
             state["step"] = head.steps.clone()
         if state:
             optimizer.state[parameter] = state
-    model.mask_head[0] = new

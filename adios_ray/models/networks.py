@@ -50,6 +50,10 @@ class Networks(nn.Module):
             averaged = {"backbone": self.backbone, "probe": self.probe}
             self.averaged = nn.ModuleDict(copy.deepcopy(averaged)).requires_grad_(False)
 
+    def adapt(self, config: TrialConfig) -> None:
+        """Continue under a configuration that differs in ``ADAPTABLE`` values; masks are resized by the trainer."""
+        self.config, self.objective.config = config, config.objective
+
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of the encoder's player: backbone, projector, predictor."""
         yield from self.backbone.parameters()
@@ -101,6 +105,11 @@ class Networks(nn.Module):
         assert self.momentum is not None
         projection: Tensor = self.momentum["projector"](self._in_parts(self.momentum["backbone"], x))
         return projection
+
+    @property
+    def batch_norm(self) -> bool:
+        """Whether any part that is trained normalizes over the images that are embedded at once."""
+        return any(isinstance(module, _BatchNorm) for module in self.modules())
 
     def _in_parts(self, module: nn.Module, x: Tensor) -> Tensor:
         """Apply a module to a batch, in micro-batches if configured.

@@ -23,6 +23,7 @@ from adios_ray.config import BackboneConfig, MaskingConfig, Strict, TrialConfig
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.files import atomic_write
 from adios_ray.masking.occlusion import OcclusionModel
+from adios_ray.masking.slots import use_blank_head
 from adios_ray.models.backbones import build_backbone
 from adios_ray.models.networks import Networks, with_average
 from adios_ray.places import fetched
@@ -305,7 +306,7 @@ def _take_occlusion(occlusion: OcclusionModel, ours: MaskingConfig, weights: Wei
     if wanted:
         raise ConfigError(f"{path}: its occlusion model does not fit the configured one; set {_assignments(wanted)}")
     # The file's number of slots first: the trainer then splits or merges to the configured one.
-    occlusion.use_blank_head(weights.config.masking.slots)
+    use_blank_head(occlusion, weights.config.masking.slots)
     _put(occlusion, given, path)
 
 

@@ -1,4 +1,4 @@
-"""Comparisons of two trials: scores at one epoch, and a one-sided test whether one trial is better than the other."""
+"""Comparisons of two trials: scores at one epoch, and a test whether one trial is better than the other."""
 
 import math
 from typing import NamedTuple
@@ -31,6 +31,7 @@ History = tuple[Score, ...]
 
 _KEPT_EXACT = 16
 _LONGEST = 32
+_STEPS_PER_UNIT = 10
 
 
 def extended(history: History, score: Score) -> History:
@@ -67,11 +68,6 @@ class Difference(NamedTuple):
     standard_error: float | None = None
     z: float | None = None
 
-    @property
-    def p(self) -> float | None:
-        """The one-sided p-value: how probable such a difference is if the first trial is no better."""
-        return None if self.z is None else 0.5 * math.erfc(self.z / math.sqrt(2))
-
 
 def paired(first: Outcomes, second: Outcomes) -> Difference:
     """Compare two trials image by image: what makes an image hard for both cancels out."""
@@ -89,9 +85,34 @@ def unpaired(first: Score, second: Score) -> Difference:
     return Difference(difference, error, _ratio(difference, error))
 
 
-def adjusted(p: float, comparisons: int) -> float:
-    """Adjust a p-value for the choice of the most different among several pairs (Šidák 1967)."""
-    return -math.expm1(comparisons * math.log1p(-p)) if p < 1 else 1.0
+def familywise(z: float, trials: int) -> float:
+    """Compute the p-value of the difference between the best and the worst of several trials (Tukey 1949).
+
+    Args:
+        z: Difference over its standard error.
+        trials: How many trials the two are the best and the worst of, k >= 2.
+
+    Returns:
+        How probable so large a range of k scores is where all trials are alike; between other trials than the best and
+        the worst, differences are smaller, and the value is an upper bound.
+    """
+    if z <= 0:
+        return 1.0
+    # P(range <= r) = k int phi(x) (Phi(x + r) - Phi(x))^(k - 1) dx over the lowest score x, with r = sqrt(2) z in units
+    # of one score's error; the trapezoidal rule is exact to rounding for such integrands.
+    width = math.sqrt(2) * z
+    below = sum(
+        math.exp(-x * x / 2) * (_normal(x + width) - _normal(x)) ** (trials - 1)
+        for x in (step / _STEPS_PER_UNIT for step in range(-8 * _STEPS_PER_UNIT, 8 * _STEPS_PER_UNIT + 1))
+    )
+    p = 1 - trials * below / (_STEPS_PER_UNIT * math.sqrt(2 * math.pi))
+    # Far out, p is lost to rounding, but there each of the ordered pairs adds its own part of the tail.
+    return p if p > 1e-9 else trials * (trials - 1) * _normal(-z)
+
+
+def _normal(x: float) -> float:
+    """Return the standard normal distribution function."""
+    return 0.5 * math.erfc(-x / math.sqrt(2))
 
 
 def _ratio(difference: float, error: float) -> float:

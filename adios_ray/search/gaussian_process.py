@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ CANDIDATES, KEPT, SPREADS = 1024, 64, (0.1, 0.03, 0.01)
 """Random candidates, how many of them each refinement keeps, and its standard deviations in units of the bounds."""
 TINY = 1e-8
 """Smallest divisor, where all values of a column or all gains are equal."""
+JITTER = 1e-10
+"""Added to every variance, so that equal rows without known noise have a positive definite covariance."""
 EXPLORATION = (0.2, 0.4)
 """c1 and c2 of the confidence bound, beta = c1 + log(c2 t) after t observations (Parker-Holder et al. 2020)."""
 
@@ -80,52 +82,79 @@ class TimeVaryingKernel(Kernel):  # type: ignore[misc]  # scikit-learn ships no 
         return True
 
 
-def choose(
-    rows: Matrix, gains: Vector, others: Matrix, point: Vector, bounds: Matrix, generator: np.random.Generator
-) -> Vector:
-    """Choose the values of highest upper confidence bound on the gain.
+class Data(NamedTuple):
+    """Observed gains, oldest first.
 
-    Args:
-        rows: Time, score and values of each observation, oldest first, [n, 2 + P], n >= 1.
+    Attributes:
+        rows: Time, score and values of each, [n, 2 + P], n >= 1.
         gains: Gain in score of each, [n].
-        others: Values just chosen for other trials, near which the bound is lowered, [m, P].
-        point: Time and score of the weights that will train under the chosen values, [2].
-        bounds: Lowest and highest value, [2, P].
-        generator: Draws the candidates.
-
-    Returns:
-        Values [P] inside the bounds.
+        errors: Standard error of each gain as far as it is known, >= 0, [n].
     """
-    rows, gains = rows[-MAX_OBSERVATIONS:], gains[-MAX_OBSERVATIONS:]
-    seen = np.stack([rows[:, :2].min(axis=0), rows[:, :2].max(axis=0)])
-    limits = np.concatenate([seen, bounds], axis=1)
-    scaled = _scaled(rows, limits)
-    # Standardized for the kernel's bounds; clipped so that one collapse does not flatten the differences of all others.
-    target = np.clip((gains - gains.mean()) / max(float(gains.std()), TINY), -2, 2)
-    model = _fit(scaled, target)
-    # The width of the bound also counts trials that already train under their new values. A posterior variance does not
-    # depend on the targets, so zeros can stand in for gains that are not known yet.
-    pending = np.concatenate([np.tile(_scaled(point, seen), (len(others), 1)), _scaled(others, bounds)], axis=1)
-    width = GaussianProcessRegressor(model.kernel_, optimizer=None)
-    width.fit(np.concatenate([scaled, pending]), np.concatenate([target, np.zeros(len(others))]))
-    c1, c2 = EXPLORATION
-    # The logarithm is negative for fewer than 1 / c2 observations; at zero, c1 alone keeps exploring.
-    weight = math.sqrt(c1 + max(0.0, math.log(c2 * len(rows))))
 
-    def bound(values: Matrix) -> Vector:
-        inputs = np.concatenate([np.tile(_scaled(point, seen), (len(values), 1)), values], axis=1)
-        result: Vector = model.predict(inputs) + weight * width.predict(inputs, return_std=True)[1]
-        return result
+    rows: Matrix
+    gains: Vector
+    errors: Vector
 
-    # Random search with shrinking steps: the bound has many local maxima, so that a gradient would need restarts.
-    candidates = generator.random((CANDIDATES, bounds.shape[1]))
-    for spread in SPREADS:
-        best = candidates[np.argsort(-bound(candidates))[:KEPT]]
-        nearby = best + spread * generator.standard_normal(best.shape)
-        candidates = np.concatenate([best, np.clip(nearby, 0, 1)])
-    chosen = candidates[int(np.argmax(bound(candidates)))]
-    values: Vector = bounds[0] + chosen * (bounds[1] - bounds[0])
-    return values
+
+class Surrogate:
+    """A Gaussian process fitted to gains, and the choice of values by its upper confidence bound."""
+
+    def __init__(self, data: Data, bounds: Matrix) -> None:
+        """Fit to the newest observations.
+
+        Args:
+            data: The observations.
+            bounds: Lowest and highest value, [2, P].
+        """
+        rows, gains, errors = (part[-MAX_OBSERVATIONS:] for part in data)
+        self._bounds = bounds
+        # Time and score of what was seen span 1, as the bounds of the values do.
+        self._limits = np.concatenate([np.stack([rows[:, :2].min(axis=0), rows[:, :2].max(axis=0)]), bounds], axis=1)
+        self._rows = _scaled(rows, self._limits)
+        # Standardized for the kernel's bounds; clipped so that one collapse does not flatten the differences of others.
+        spread = max(float(gains.std()), TINY)
+        self._target, self._noise = np.clip((gains - gains.mean()) / spread, -2, 2), (errors / spread) ** 2
+        self._model = fit(self._rows, self._target, self._noise)
+
+    def choose(self, pending: Matrix, point: Vector, generator: np.random.Generator) -> Vector:
+        """Choose the values of highest upper confidence bound on the gain.
+
+        Args:
+            pending: Time, score and values of trials that have yet to report under new values, near which the bound is
+                lowered, [m, 2 + P].
+            point: Time and score of the weights that will train under the chosen values, [2].
+            generator: Draws the candidates.
+
+        Returns:
+            Values [P] inside the bounds.
+        """
+        # A posterior variance does not depend on the targets, so zeros can stand in for gains that are not known yet.
+        noise = np.concatenate([self._noise, np.full(len(pending), self._noise.mean())])
+        # The white term is noise of the observations and no uncertainty about the gain: it must not widen the bound.
+        smooth, white = self._model.kernel_.k1, self._model.kernel_.k2.noise_level
+        width = GaussianProcessRegressor(smooth, alpha=noise + white + JITTER, optimizer=None).fit(
+            np.concatenate([self._rows, _scaled(pending, self._limits)]),
+            np.concatenate([self._target, np.zeros(len(pending))]),
+        )
+        c1, c2 = EXPLORATION
+        # The logarithm is negative for fewer than 1 / c2 observations; at zero, c1 alone keeps exploring.
+        weight = math.sqrt(c1 + max(0.0, math.log(c2 * len(self._rows))))
+        now = _scaled(point, self._limits[:, :2])
+
+        def bound(values: Matrix) -> Vector:
+            inputs = np.concatenate([np.tile(now, (len(values), 1)), values], axis=1)
+            result: Vector = self._model.predict(inputs) + weight * width.predict(inputs, return_std=True)[1]
+            return result
+
+        # Random search with shrinking steps: the bound has many local maxima, so that a gradient would need restarts.
+        low, high = self._bounds
+        candidates = generator.random((CANDIDATES, len(low)))
+        for spread in SPREADS:
+            best = candidates[np.argsort(-bound(candidates))[:KEPT]]
+            nearby = best + spread * generator.standard_normal(best.shape)
+            candidates = np.concatenate([best, np.clip(nearby, 0, 1)])
+        chosen: Vector = low + candidates[int(np.argmax(bound(candidates)))] * (high - low)
+        return chosen
 
 
 def _scaled(values: Matrix, limits: Matrix) -> Matrix:
@@ -134,9 +163,18 @@ def _scaled(values: Matrix, limits: Matrix) -> Matrix:
     return result
 
 
-def _fit(rows: Matrix, gains: Vector) -> GaussianProcessRegressor:
-    """Fit the kernel's values and the noise by maximum likelihood."""
-    model = GaussianProcessRegressor(TimeVaryingKernel() + WhiteKernel(0.1, (1e-4, 1e1)))
+def fit(rows: Matrix, gains: Vector, noise: Vector) -> GaussianProcessRegressor:
+    """Fit the kernel's values by maximum likelihood, and the noise beyond what is known.
+
+    Args:
+        rows: Scaled time, score and values, [n, 2 + P].
+        gains: Standardized gains, [n].
+        noise: Known variance of each gain, [n].
+
+    Returns:
+        The posterior, whose kernel ends in a white term for noise of training, which images do not show.
+    """
+    model = GaussianProcessRegressor(TimeVaryingKernel() + WhiteKernel(0.1, (1e-4, 1e1)), alpha=noise + JITTER)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # warns of each value at its bound, which is harmless here
         return model.fit(rows, gains)

@@ -11,9 +11,10 @@ from random import Random
 from typing import Any
 
 from adios_ray.backend.admission import Admission
-from adios_ray.search.comparison import adjusted
+from adios_ray.search.comparison import familywise
+from adios_ray.search.opening import Rung, leaving, stays
 from adios_ray.search.population import WORST_SCORE, Population, scores_at_common_epoch
-from adios_ray.search.scheduler import CONTINUE, PAUSE, LiveScheduler
+from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Member
 
@@ -24,18 +25,27 @@ Explore = Callable[[str, Member, Random], dict[str, Any]]
 class PopulationBasedTraining(LiveScheduler):
     """PBT (Jaderberg et al. 2017): the worst trials copy the best and explore; with another ``explore``, PB2."""
 
-    def __init__(self, population: Population, admission: Admission, space: SearchSpace, explore: Explore) -> None:
+    def __init__(
+        self,
+        population: Population,
+        admission: Admission,
+        space: SearchSpace,
+        explore: Explore,
+        halvings: Sequence[Rung] = (),
+    ) -> None:
         """Evolve the population over a search space.
 
         Args:
-            population: The population.
+            population: The population, with all trials of its opening.
             admission: Which trials may run.
             space: When to decide, and the quantile that is replaced.
             explore: Makes the values of a copy.
+            halvings: The opening's rungs, in the order of their epochs.
         """
         super().__init__(population, admission)
-        self._space, self._explore = space, explore
+        self._space, self._explore, self._halvings = space, explore, halvings
         self._ended: set[str] = set()
+        self._opening = self._in_opening()
 
     def introduce(self, name: str) -> None:
         """Register a trial's starting point with the channel, held if it waits at the barrier."""
@@ -44,7 +54,24 @@ class PopulationBasedTraining(LiveScheduler):
     def ready(self, name: str) -> bool:
         """Return whether a trial may train, that is, does not wait at the barrier of a synchronous decision."""
         state = self.population.state
-        return not self._space.synchronous or state.members[name].epoch < state.next_decision_epoch
+        return not self._has_barrier or state.members[name].epoch < state.next_decision_epoch
+
+    @property
+    def _has_barrier(self) -> bool:
+        """Whether trials wait for each other; those of an opening always do, to be ranked after equal epochs."""
+        return self._space.synchronous or self._opening
+
+    def _in_opening(self) -> bool:
+        # By the journaled members alone, so that a resumed driver is where the last one was.
+        members = self.population.state.members.values()
+        remaining = sum(not member.finished for member in members)
+        return any(rung.survivors < remaining for rung in self._halvings)
+
+    def fate_of_diverged(self, name: str) -> str:
+        """Say that the trial waits for a donor, or ranks last in the opening."""
+        if self._opening and not stays(self.population[name]):
+            return "it ranks last in the opening"
+        return "it waits for a donor"
 
     def decide(self, name: str) -> str:
         """Exploit and explore where the interval is over, and return what the trial does next.
@@ -52,12 +79,14 @@ class PopulationBasedTraining(LiveScheduler):
         A synchronous decision covers all trials and is made when the last of them reports.
         """
         member = self.population[name]
-        if self._space.synchronous:
+        if self._has_barrier:
             if self.ready(name):
                 return str(CONTINUE)
             # Hold first: passing the barrier releases every waiting trial, this one included.
             self.population.hold([name], True)
             self._pass_barrier()
+            if member.finished:
+                return str(STOP)
             # A held trial keeps its workers, which saves a restart, unless another trial could use the resources.
             return str(CONTINUE if self.ready(name) or not self.others_waiting() else PAUSE)
         if member.epoch - member.decided_epoch < self._space.interval_epochs:
@@ -76,7 +105,10 @@ class PopulationBasedTraining(LiveScheduler):
         state = self.population.state
         # Trials that have not started are members too (epoch 0), so the decision never leaves one of them out.
         waiting = [name for name, member in state.members.items() if not member.finished and name not in self._ended]
-        if not self._space.synchronous or not waiting or any(self.ready(name) for name in waiting):
+        if not self._has_barrier or not waiting or any(self.ready(name) for name in waiting):
+            return
+        if self._opening:
+            self._halve(waiting)
             return
         # The order matters. 1. Advance the barrier before the exploits are journaled, so that one line records both: a
         # driver killed before that line makes the same decision again, one killed after it does not decide twice.
@@ -86,6 +118,25 @@ class PopulationBasedTraining(LiveScheduler):
         # 3. Release last: a released request appends "train" to the trial's commands at once, and the "load" of an
         # exploit must come before it.
         self.population.hold(waiting, False)
+
+    def _halve(self, waiting: Sequence[str]) -> None:
+        """End the trials that rank too low at a rung of the opening; after the last rung, PBT begins."""
+        population = self.population
+        epoch = min(population[name].epoch for name in waiting)
+        survivors = min(rung.survivors for rung in self._halvings if rung.epoch <= epoch)
+        remaining = {name: member for name, member in population.state.members.items() if not member.finished}
+        ranks = leaving(remaining, survivors)
+        for name, rank in ranks.items():
+            population.drop(name, rank, len(remaining))
+        for name in waiting:
+            population[name].decided_epoch = epoch
+        following = (rung.epoch for rung in self._halvings if rung.epoch > epoch)
+        population.state.next_decision_epoch = next(following, epoch + self._space.interval_epochs)
+        self._opening = self._in_opening()
+        # As with exploits: the journal first, in one line, then what follows from it.
+        population.commit(*remaining)
+        population.preempt(list(ranks))
+        population.hold([name for name in waiting if name not in ranks], False)
 
     def _evolve(self, names: Sequence[str]) -> None:
         """Let each of ``names`` that scores in the lowest quantile copy a better trial from the highest."""
@@ -102,7 +153,9 @@ class PopulationBasedTraining(LiveScheduler):
             # exploit: continue from the weights of one of the best, if the test shows that it is better
             donor = random.choice(donors)
             difference = self.population.compare(donor, name)
-            z, p, source = difference.z, self._adjusted(difference.p), donor
+            z, source = difference.z, donor
+            # Adjusted for the choice of the two among all trials: the best and the worst differ by chance too.
+            p = None if z is None else familywise(z, len(self._ranked()))
             if p is not None and p > (self._space.significance or 1):
                 self.population.refuse(name, donor, difference, p)
                 if not self._space.explore_without_copy:
@@ -125,10 +178,6 @@ class PopulationBasedTraining(LiveScheduler):
             for name, member in members.items()
             if member.score is not None and not member.finished and name not in self._ended
         }
-
-    def _adjusted(self, p: float | None) -> float | None:
-        """Adjust a pair's p-value for the choice of the pair among all: the best and the worst differ by chance too."""
-        return None if p is None else adjusted(p, math.comb(len(self._ranked()), 2))
 
     def _donors(self, name: str) -> list[str]:
         """List the best trials that are better than this one; none unless it is among the worst and may be replaced."""

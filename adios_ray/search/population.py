@@ -13,7 +13,6 @@ from adios_ray.backend.channel import ChannelCalls
 from adios_ray.backend.line import Reply
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.files import atomic_write
-from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.comparison import Difference, Outcomes, Score, extended, paired, score_at, unpaired
 from adios_ray.search.state import Member, Observation, PopulationState
@@ -64,27 +63,29 @@ class Population:
         Returns:
             Whether the report is new. It is not if it repeats an epoch, after workers fell back to an older checkpoint.
         """
-        for note in reply.notes:
-            self.run.note(f"{name}: {note}")
         member, report = self[name], reply.report
         if report is None or report.epoch <= member.epoch:
             return False
         epoch = report.epoch
         # If the driver dies before commit(), the next one asks again and writes a second row; readers keep the last.
         self.run.report(name, report, member.values, self._own_config(member))
-        if report.divergence:
-            self.run.note(f"{name} diverged at {report.divergence}; it waits for a donor")
-        score = self._score(member, report.fitness)
-        self._unwritten.setdefault(name, []).append(f"{name}/{epoch}")
-        self.state.observations[f"{name}/{epoch}"] = Observation(
-            trial=name, values=member.values, epochs=(member.epoch, epoch), scores=(member.base_score, score)
-        )
+        value = self._score(member, report.fitness)
+        score = Score(epoch, value, report.standard_error, name)
         if report.outcomes is not None:
             # Before the journal: a resumed driver finds what a decision about the journaled report needs.
             path, content = RunDirectory(self.run.directory).outcomes(name, epoch), base64.b64decode(report.outcomes)
-            retry(lambda: atomic_write(path, content), self.run.note)
-        member.score = member.base_score = score
-        member.history = extended(member.history, Score(epoch, score, report.standard_error, name))
+            self.run.write(lambda: atomic_write(path, content))
+        self._unwritten.setdefault(name, []).append(f"{name}/{epoch}")
+        self.state.observations[f"{name}/{epoch}"] = Observation(
+            trial=name,
+            values=member.values,
+            epochs=(member.epoch, epoch),
+            scores=(member.base_score, value),
+            # After an exploit, against the donor's last report: the same weights.
+            standard_error=self._difference(score, member.history[-1]).standard_error if member.history else None,
+        )
+        member.score = member.base_score = value
+        member.history = extended(member.history, score)
         member.replaced_history = None
         member.epoch = epoch
         if reply.checkpoint is not None:
@@ -103,7 +104,9 @@ class Population:
 
     def compare(self, first: str, second: str) -> Difference:
         """Compare two trials at the last epoch that both have reported, image by image where outcomes are stored."""
-        one, two = scores_at_common_epoch(self[first], self[second])
+        return self._difference(*scores_at_common_epoch(self[first], self[second]))
+
+    def _difference(self, one: Score, two: Score) -> Difference:
         if (outcomes := self._outcomes(one)) is not None and (others := self._outcomes(two)) is not None:
             return paired(outcomes, others)
         return unpaired(one, two)
@@ -121,6 +124,27 @@ class Population:
             epoch=self[name].epoch, trial=name, donor=donor, difference=difference.value, z=difference.z, p=p
         )
         self.state.lineage_lines += 1
+
+    def drop(self, name: str, rank: int, trials: int) -> None:
+        """End a member that ranks too low in the opening, in memory and in the lineage.
+
+        Args:
+            name: The member.
+            rank: Its rank, from 1.
+            trials: Among how many.
+        """
+        member = self[name]
+        scored = member.score is not None and member.score > WORST_SCORE
+        self.run.drop(
+            epoch=member.epoch,
+            trial=name,
+            rank=rank,
+            trials=trials,
+            score=member.score if scored else None,
+            standard_error=member.reported[-1].standard_error if scored else None,
+        )
+        self.state.lineage_lines += 1
+        member.finished = True
 
     def copy(
         self, name: str, donor: str, values: dict[str, Any], z: float | None = None, p: float | None = None
@@ -177,13 +201,19 @@ class Population:
         """Hold trials at a barrier, or release them; trials that this driver has not started are skipped."""
         self.channel.hold([name for name in names if name in self._registered], held)
 
+    def preempt(self, names: Sequence[str]) -> None:
+        """End the trials' requests without a report; trials that this driver has not started are skipped."""
+        for name in names:
+            if name in self._registered:
+                self.channel.preempt(name)
+
     def commit(self, *names: str) -> None:
         """Journal these members in one atomic step, then delete the checkpoints that no member uses any more."""
         self.state.seconds = self._seconds_before + time.monotonic() - self._began
         # Not by the members' epochs: a member that has become a copy is at its donor's, which may be another one.
         keys = [key for name in names for key in self._unwritten.pop(name, ())]
-        retry(lambda: self.state.journal(self.run.directory, names, keys), self.run.note)
-        retry(self.run.storage.push, self.run.note)
+        self.run.write(lambda: self.state.journal(self.run.directory, names, keys))
+        self.run.write(self.run.storage.push)
         # Only now: until the journal has the new pointers, a resumed driver would look for the old checkpoints.
         self.state.remove_unused_checkpoints(self.run.storage, names)
         self.state.remove_old_outcomes(self.run.directory, names)

@@ -4,13 +4,17 @@ Subclasses decide about one trial at a time (``decide``) and name the trials tha
 """
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, NoReturn
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from adios_ray.backend.admission import Admission, name_of
+from adios_ray.backend.faults import Fault
+from adios_ray.backend.line import Reply
 from adios_ray.backend.trial import REPLY
+from adios_ray.errors import FaultError
+from adios_ray.run_directory import RunDirectory
 from adios_ray.search.population import Population
 
 CONTINUE, PAUSE, STOP = TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP
@@ -31,6 +35,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         # The trial that is giving up its resources. Tune takes a while to stop its actor and lists it as running until
         # then; without this note, every call of choose_trial_to_run would preempt one more.
         self._preempting: str | None = None
+        self._stopping: list[Trial] = []
 
     @abstractmethod
     def decide(self, name: str) -> str:
@@ -40,6 +45,10 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
     def ready(self, name: str) -> bool:
         """Return whether a trial could train now, that is, does not wait for others."""
 
+    @abstractmethod
+    def fate_of_diverged(self, name: str) -> str:
+        """Say what becomes of a trial that has diverged or failed before its last epoch."""
+
     def introduce(self, name: str) -> None:
         """Register a trial's starting point with the channel."""
         self.population.register(name)
@@ -48,15 +57,21 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         """Take in a new trial, or one whose actor Tune restarts."""
         self.admission.admit(trial)
         self.introduce(name_of(trial))
+        if self.population[name_of(trial)].finished:  # ended by a decision that was made before it started
+            self._stopping.append(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Record a report and decide."""
         name, reply = name_of(trial), result[REPLY]
+        if reply.fault is not None:
+            self._stop_run(name, reply.fault)
         if reply.report is None:
             # The answer to ``channel.preempt``: the trial has nothing to report, and only Tune can free its resources.
+            if self.population[name].finished:
+                return str(STOP)
             self._preempting = name
             return str(PAUSE)
-        if not self.population.observe(name, reply):
+        if not self._observe(name, reply):
             return str(CONTINUE)
         decision = self.decide(name)
         if decision == STOP:
@@ -69,22 +84,47 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         self.population.commit(name)
         return str(decision)
 
+    def _stop_run(self, name: str, fault: Fault) -> NoReturn:
+        """End the run because a trial cannot train; all that was reported is journaled.
+
+        Raises:
+            FaultError: Always.
+        """
+        run = self.population.run
+        run.trial_note(name, f"cannot train: {fault.reason}", fault.details)
+        raise FaultError(
+            f"the run stops because {name} cannot train: {fault.reason}. No report is lost; "
+            f"{RunDirectory(run.directory).log(name)} has the whole of it. Resume with --resume {run.directory}"
+        )
+
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Record a trial's last report."""
         name = name_of(trial)
-        self.population.observe(name, result[REPLY])
+        self._observe(name, result[REPLY])
         self.population[name].finished = True
         self.population.commit(name)
         self._trial_ended(name)
 
+    def _observe(self, name: str, reply: Reply) -> bool:
+        """Record a report; returns whether it is new."""
+        new = self.population.observe(name, reply)
+        if new and reply.report is not None and reply.report.divergence:
+            fate = "it has trained its last epoch" if reply.report.done else self.fate_of_diverged(name)
+            self.population.run.note(f"{name} diverged at {reply.report.divergence}; {fate}")
+        return new
+
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Continue without a trial whose actor has failed for good; one that Tune restarts is added again."""
+        """Note that Tune restarts a trial's actor, and will add the trial again; after too many restarts, stop the run.
+
+        Raises:
+            FaultError: If Tune gives the trial up.
+        """
         if trial.should_recover():
             self._forget_preemption(name_of(trial))
             self.population.run.note(f"{name_of(trial)} lost its actor; Tune restarts it")
             return
-        self.population.run.note(f"{name_of(trial)} failed and left the population; --resume RUN_DIR continues it")
-        self._trial_ended(name_of(trial))
+        lost = Fault(f"its actor failed {trial.num_failures} times", str(trial.get_error() or ""))
+        self._stop_run(name_of(trial), lost)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Continue without a trial that was removed."""
@@ -104,6 +144,11 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Return the least-trained paused trial if there is free capacity; else preempt a trial if others need it."""
+        # Trials without a request, which ``channel.preempt`` could end: Tune stops them only when it is told to.
+        ended = [trial for trial in self.admission.paused() if self.population[name_of(trial)].finished]
+        for trial in (*self._stopping, *ended):
+            tune_controller.stop_trial(trial)
+        self._stopping.clear()
         # Trials that have never started come first, by way of ``GatedSearch``: they have trained least.
         waiting = [trial for trial in self.admission.paused() if self.ready(name_of(trial))]
         waiting.sort(key=lambda trial: (self.population[name_of(trial)].epoch, name_of(trial)))
@@ -130,7 +175,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         waiting = (name for name in sorted(running) if not self.ready(name))
         self._preempting = next(waiting, None)
         if self._preempting:
-            self.population.channel.preempt(self._preempting)
+            self.population.preempt([self._preempting])
 
     def debug_string(self) -> str:
         """Return the text that Tune would print."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from adios_ray.config import Strict, TrialConfig, adaptable, current_path, replaced, value_at
+from adios_ray.config import ADAPTABLE, Strict, TrialConfig, current_path, replaced, value_at
 from adios_ray.errors import ConfigError
 from adios_ray.files import atomic_write
 from adios_ray.places import fetched
@@ -63,6 +63,10 @@ class Continuous(_Bounded):
             return self.clipped(math.exp(random.uniform(math.log(self.low), math.log(self.high))))
         return random.uniform(self.low, self.high)
 
+    def contains(self, value: float | None) -> bool:
+        """Return whether a value is inside the bounds."""
+        return value is not None and self.low <= value <= self.high
+
     def perturb(self, value: float, random: Random) -> float:
         """Return a neighboring value inside the bounds."""
         return self.clipped(value * random.choice((self.factor, 1 / self.factor)))
@@ -94,6 +98,10 @@ class Integer(_Bounded):
         """Draw a value."""
         return random.choice(range(self.low, self.high + 1, self.step))
 
+    def contains(self, value: int | None) -> bool:
+        """Return whether a value is one of those that are drawn."""
+        return value is not None and value in range(self.low, self.high + 1, self.step)
+
     def perturb(self, value: int, random: Random) -> int:
         """Return a neighboring value inside the bounds."""
         return min(max(value + random.choice((self.step, -self.step)), self.low), self.high)
@@ -120,9 +128,13 @@ class Choice(_Parameter):
         """Draw a value."""
         return random.choice(self.values)
 
+    def contains(self, value: Any) -> bool:
+        """Return whether a value is in the list."""
+        return value in self.values
+
     def perturb(self, value: Any, random: Random) -> Any:
         """Return the next value or the one before; resample a value that is not in the list."""
-        if value not in self.values:
+        if not self.contains(value):
             return self.sample(random)
         position = self.values.index(value) + random.choice((1, -1))
         return self.values[min(max(position, 0), len(self.values) - 1)]
@@ -155,6 +167,7 @@ _OPTIONS: Mapping[str, tuple[Scheduler, ...]] = {
     "significance": EVOLVING,
     "explore_without_copy": EVOLVING,
     "controls": EVOLVING,
+    "opening": EVOLVING,
     "grace_epochs": ("asha", "median"),
     "reduction_factor": ("asha",),
     "min_trials": ("median",),
@@ -168,6 +181,16 @@ _KEPT_POSITIVE = ("masking.sparsity_weight",)
 """Values that may be 0 in a fixed training but not in a search: without the penalty, masks collapse."""
 
 
+class Opening(Strict):
+    """Many trials that train for a short time, before the best of them become the population."""
+
+    trials: int = Field(ge=2)
+    """Trials that begin, more than the population."""
+    epochs: int = Field(ge=1)
+    """Epochs until only the population is left. They are halved once or several times, the last time at this epoch,
+    each time before at half the epochs of the next."""
+
+
 class SearchSpace(Strict):
     """What is searched, and how the population evolves."""
 
@@ -176,7 +199,8 @@ class SearchSpace(Strict):
     perturbations (Parker-Holder et al. 2020); asha: asynchronous successive halving (Li et al. 2020); median: stop
     trials below the median (Golovin et al. 2017); none: train every trial to its end."""
     search: Search = "random"
-    """Initial values of trials: random draws, hyperopt's tree-structured Parzen estimator, or every combination."""
+    """Initial values of trials: random draws, hyperopt's tree-structured Parzen estimator, or every combination. Of the
+    first two, the first trial has the configured values (with hyperopt, if they are inside the bounds)."""
     synchronous: bool = True
     """pbt, pb2: decide once all trials have reached the interval; else for each trial as it reaches it."""
     interval_epochs: int = Field(1, ge=1)
@@ -193,6 +217,9 @@ class SearchSpace(Strict):
     controls: int | None = Field(None, ge=0)
     """pbt, pb2: trials with the configured values that are never replaced but may be copied; None takes 1 from a
     population of 8 on, else 0."""
+    opening: Opening | None = None
+    """pbt, pb2: begin with more trials than the population, and halve them by their scores at equal epochs; the first
+    trial, which has the configured values, and controls stay."""
     grace_epochs: int = Field(1, ge=1)
     """asha, median: epochs that every trial trains before it may be stopped."""
     reduction_factor: float = Field(4, gt=1)
@@ -232,12 +259,20 @@ class SearchSpace(Strict):
         """Return how many of a population's trials are controls."""
         if not self.evolving:
             return 0
-        return self.controls if self.controls is not None else int(population >= CONTROLLED_POPULATION)
+        return min(population, int(population >= CONTROLLED_POPULATION) if self.controls is None else self.controls)
 
     @property
     def evolving(self) -> bool:
         """Whether trials are changed while they train."""
         return self.scheduler in EVOLVING
+
+    def configured(self, config: TrialConfig) -> dict[str, Any]:
+        """Return the values of all parameters in a configuration, by path."""
+        return {path: value_at(config, path) for path in self.parameters}
+
+    def contains(self, values: Mapping[str, Any]) -> bool:
+        """Return whether these values, by path, could have been drawn."""
+        return all(parameter.contains(values[path]) for path, parameter in self.parameters.items())
 
     def sample(self, random: Random) -> dict[str, Any]:
         """Sample all parameters; values by path."""
@@ -260,15 +295,39 @@ class SearchSpace(Strict):
         for combination in itertools.product(*values):
             yield dict(zip(self.parameters, combination, strict=True))
 
-    def bind(self, config: TrialConfig, origin: str = "search space") -> None:
+    def bind(self, config: TrialConfig, origin: str = "search space", population: int | None = None) -> None:
         """Check that every path exists, may change in training where it would, and accepts its extreme values.
 
+        Args:
+            config: What the trials have in common.
+            origin: Name of the search space in errors.
+            population: Number of trials, if known, which an opening must exceed.
+
         Raises:
-            ConfigError: If one does not; it names the path.
+            ConfigError: If one does not, naming the path; if the opening is too small or too long; or if decisions
+                fall between two reports.
         """
+        if self.opening is not None:
+            if population is not None and self.opening.trials <= population:
+                raise ConfigError(
+                    f"{origin}: opening.trials {self.opening.trials} must be more than the population of {population}: "
+                    "raise it, or lower --population"
+                )
+            if config.next_report(self.opening.epochs - 1) >= config.epochs:
+                raise ConfigError(
+                    f"{origin}: opening.epochs {self.opening.epochs} must end before the last of {config.epochs} "
+                    "epochs: lower it, or raise --epochs"
+                )
+        reports = config.evaluation.interval_epochs
+        if self.evolving and self.interval_epochs % reports:
+            raise ConfigError(
+                f"{origin}: trials report every {reports} epochs (evaluation.interval_epochs), so decisions cannot be "
+                f"{self.interval_epochs} epochs apart (interval_epochs): make this a multiple of {reports}, or "
+                f"evaluation.interval_epochs a divisor of {self.interval_epochs}"
+            )
         for path, parameter in self.parameters.items():
             configured = value_at(config, path)
-            if self.evolving and not adaptable(path):
+            if self.evolving and path not in ADAPTABLE:
                 raise ConfigError(
                     f"{origin}: {path} cannot change while a trial trains, so {self.scheduler} cannot search it; "
                     "use asha, median or none"

@@ -4,7 +4,7 @@ A snapshot is written when a driver starts, and each later change is one line of
 does not grow with the population. A line without its newline was cut off by a crash and never took effect.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,6 +74,8 @@ class Observation(BaseModel):
     """Epochs of the two reports."""
     scores: tuple[float | None, float]
     """Scores at the two reports; the first is None where the trial had none yet."""
+    standard_error: float | None = None
+    """Standard error of the change; None where it is unknown."""
 
 
 _LINEAGE_LINES = AliasChoices("lineage_lines", "exploits")
@@ -105,6 +107,10 @@ class PopulationState(BaseModel):
     """Lines of the lineage that belong to this state; later ones are of a decision that a crash cut off."""
     seconds: float = 0.0
     """Wall time of this driver and all earlier ones."""
+    epochs: int | None = None
+    """Epochs at which trials have finished; None in earlier versions."""
+    dataset: str | None = None
+    """Checksum of the data set, by which it is recognized at another location; None in earlier versions."""
 
     def add(self, name: str, values: dict[str, Any], control: bool = False) -> Member:
         """Add a trial that starts with these values."""
@@ -118,23 +124,38 @@ class PopulationState(BaseModel):
         finished = {name for name, member in self.members.items() if member.finished}
         return sorted((name for name in names if name not in finished), key=lambda name: epochs.get(name, 0))
 
+    def extend(self, epochs: int, interval_epochs: int) -> None:
+        """Let trials that have trained to the end train on, to a later one; those that were stopped early stay so."""
+        assert self.epochs is not None
+        ended = [member for member in self.members.values() if member.finished and member.epoch >= self.epochs]
+        if epochs > self.epochs:
+            for member in ended:
+                member.finished = False
+            # No decision was made at what was the last epoch. If the barrier stands there, no report would pass it.
+            unfinished = [member.epoch for member in self.members.values() if not member.finished]
+            while ended and self.next_decision_epoch <= min(unfinished):
+                self.next_decision_epoch += interval_epochs
+        self.epochs = epochs
+
     def save(self, run_dir: Path) -> None:
         """Write a snapshot and empty the journal."""
         run = RunDirectory(run_dir)
         # A crash between the two is harmless: lines hold whole members, so that replaying them changes nothing.
-        atomic_write(run.population, self.model_dump_json().encode())
+        stored = self.model_copy(update={"members": _with_pointers(self.members, run.relative)})
+        atomic_write(run.population, stored.model_dump_json().encode())
         atomic_write(run.journal, b"")
 
     def journal(self, run_dir: Path, members: Iterable[str], observations: Iterable[str] = ()) -> None:
         """Append some members, some observations and the next decision's epoch to the journal as one line."""
+        run = RunDirectory(run_dir)
         change = Change(
-            members={name: self.members[name] for name in members},
+            members=_with_pointers({name: self.members[name] for name in members}, run.relative),
             observations={key: self.observations[key] for key in observations},
             next_decision_epoch=self.next_decision_epoch,
             lineage_lines=self.lineage_lines,
             seconds=self.seconds,
         )
-        append_line(RunDirectory(run_dir).journal, change.model_dump_json())
+        append_line(run.journal, change.model_dump_json())
 
     @staticmethod
     def load(run_dir: Path) -> "PopulationState":
@@ -156,6 +177,7 @@ class PopulationState(BaseModel):
             state.observations.update(change.observations)
             state.next_decision_epoch, state.lineage_lines = change.next_decision_epoch, change.lineage_lines
             state.seconds = change.seconds
+        state.members = _with_pointers(state.members, run.located)
         return state
 
     def remove_old_outcomes(self, run_dir: Path, trials: Iterable[str]) -> None:
@@ -174,3 +196,12 @@ class PopulationState(BaseModel):
             older -= {member.checkpoint.path for member in self.members.values() if member.checkpoint}
         for directory in older:
             storage.remove(directory)
+
+
+def _with_pointers(members: Mapping[str, Member], move: Callable[[Path], Path]) -> dict[str, Member]:
+    """Copy members, with the paths of their checkpoints moved."""
+    moved = {}
+    for name, member in members.items():
+        pointer = member.checkpoint and member.checkpoint.model_copy(update={"path": move(member.checkpoint.path)})
+        moved[name] = member.model_copy(update={"checkpoint": pointer})
+    return moved

@@ -37,9 +37,9 @@ class StoppingSearch(LiveScheduler):
         self._reported: dict[str, _Reported] = {}
         for name in population.state.members:
             self._add_to_rule(name)
-        # By epoch: rules take a trial's last result for its newest. The answers are dropped, since the population knows
-        # which trials were stopped.
-        for observed in sorted(population.state.observations.values(), key=lambda observed: observed.epochs[1]):
+        # In the order of the journal, in which the rule heard them: its answer depends on what came before, and a trial
+        # that it stopped stays stopped. The answers are dropped, since the population knows which trials were stopped.
+        for observed in population.state.observations.values():
             self._ask_rule(observed.trial, observed.epochs[1], observed.scores[1])
 
     def introduce(self, name: str) -> None:
@@ -58,9 +58,11 @@ class StoppingSearch(LiveScheduler):
         """Stop a trial that diverged or that the rule stops."""
         member = self.population[name]
         assert member.score is not None
-        if member.score == WORST_SCORE:
-            return str(STOP)
         return self._ask_rule(name, member.epoch, member.score)
+
+    def fate_of_diverged(self, name: str) -> str:
+        """Say that the trial is stopped: only evolving populations have donors."""
+        return "it is stopped"
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Record a trial's last report, with which the rule compares others."""
@@ -74,6 +76,10 @@ class StoppingSearch(LiveScheduler):
         self._rule.on_trial_add(None, self._reported[name])
 
     def _ask_rule(self, name: str, epoch: int, score: float) -> str:
+        """Tell the rule of a report, of this driver or an earlier one, and return what the trial does next."""
+        # The rule is not told of failures: the number that stands for them would move its means and percentiles.
+        if score == WORST_SCORE:
+            return str(STOP)
         result = {"epoch": epoch, "fitness": score}
         return str(self._rule.on_trial_result(_NoController, self._reported[name], result))
 

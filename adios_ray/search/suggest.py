@@ -7,7 +7,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search.hyperopt import HyperOptSearch
 
-from adios_ray.config import TrialConfig, value_at
+from adios_ray.config import TrialConfig
 from adios_ray.search.spaces import Choice, Continuous, Integer, Parameter, SearchSpace
 from adios_ray.search.state import PopulationState
 
@@ -28,12 +28,12 @@ def make_suggest(space: SearchSpace, config: TrialConfig, state: PopulationState
 
     Args:
         space: What is searched, and how.
-        config: What all trials have in common; of random draws, the first trial takes its values instead.
+        config: What all trials have in common; the first trial takes its values, except in a grid.
         state: The trials so far, read again for each new one.
         trials: How many trials the search will have.
     """
     if space.search == "hyperopt":
-        return TreeParzen(space, config.seed, state, startup_trials(trials))
+        return TreeParzen(space, config, state, startup_trials(trials))
     if space.search == "grid":
         combinations = list(space.combinations())
         return lambda name: combinations[len(state.members)]
@@ -42,34 +42,54 @@ def make_suggest(space: SearchSpace, config: TrialConfig, state: PopulationState
         number = len(state.members)
         # The configured values are tried first: the search then contains the plain training it is compared with.
         if number < max(1, space.controls or 0):
-            return {path: value_at(config, path) for path in space.parameters}
+            return space.configured(config)
         return space.sample(Random(f"{config.seed}/{number}"))
 
     return draw
 
 
-def fill(state: PopulationState, space: SearchSpace, config: TrialConfig, names: Sequence[str]) -> None:
-    """Add all trials of a new population, the controls first; ``names`` must be those of a search with known values."""
-    suggest, controls = make_suggest(space, config, state, len(names)), space.controls_among(len(names))
+def fill(
+    state: PopulationState,
+    space: SearchSpace,
+    config: TrialConfig,
+    names: Sequence[str],
+    population: int | None = None,
+) -> None:
+    """Add all trials of a new population, the controls first.
+
+    Args:
+        state: Where to add them.
+        space: A search space that knows the trials' values before they train: not hyperopt's.
+        config: What all trials have in common.
+        names: Their names.
+        population: How many remain after an opening; None: all.
+    """
+    suggest, controls = make_suggest(space, config, state, len(names)), space.controls_among(population or len(names))
     for number, name in enumerate(names):
         state.add(name, suggest(name), control=number < controls)
 
 
 class TreeParzen:
-    """Draws values that resemble good earlier ones (TPE, Bergstra et al. 2011); the first ``startup`` are random."""
+    """Draws values that resemble good earlier ones (TPE, Bergstra et al. 2011).
 
-    def __init__(self, space: SearchSpace, seed: int, state: PopulationState, startup: int) -> None:
+    The first are the configured values, where the space contains them; the others of the first ``startup`` are random.
+    """
+
+    def __init__(self, space: SearchSpace, config: TrialConfig, state: PopulationState, startup: int) -> None:
         """Continue after the trials of ``state``, whose values and scores are replayed to hyperopt."""
         self._space, self._state = space, state
         self._completed: set[str] = set()
         known = [dict(member.values) for member in state.members.values()]
+        configured = space.configured(config)
+        # hyperopt cannot place a point outside of the space.
+        first = [configured] if space.contains(configured) else []
         self._search = HyperOptSearch(
             space={path: _distribution(parameter) for path, parameter in space.parameters.items()},
             metric="score",
             mode="max",
-            points_to_evaluate=known or None,
+            points_to_evaluate=known or first or None,
             n_initial_points=startup,
-            random_state_seed=seed + len(known),  # the same seed would repeat the draws of the trials above
+            random_state_seed=config.seed + len(known),  # the same seed would repeat the draws of the trials above
         )
         # hyperopt accepts scores only of trials that it suggested. It suggests the known points first, in their order.
         for name in state.members:

@@ -13,7 +13,6 @@ from pydantic import Field
 
 from adios_ray.config import Strict, TrialConfig
 from adios_ray.data.shards import open_shards
-from adios_ray.evaluation.subject import data_checksum
 from adios_ray.experiment.replay import replay
 from adios_ray.experiment.schedule import Schedule, Stage
 from adios_ray.files import atomic_write
@@ -49,7 +48,7 @@ def cell_name(cell: Cell) -> str:
     """
     config = cell.config
     assert config.data_dir is not None
-    images = data_checksum(open_shards(config.data_dir))
+    images = open_shards(config.data_dir).manifest.checksum
     # Without defaults, so that a setting that a later version adds leaves the names as they are.
     digest = _checksum([config.model_dump(mode="json", exclude={"data_dir"}, exclude_defaults=True), images])
     parts = (cell.group, config.backbone.name, config.objective.name, config.masking.scheme, f"seed{cell.seed}")

@@ -10,14 +10,15 @@ from typing import Any
 
 import ray
 import torch
-from filelock import FileLock
 from ray import tune
 from ray.tune.experiment import Trial
 
 from adios_ray.backend.cluster import connected
+from adios_ray.data.claim import TRAINING, claimed
 from adios_ray.devices import best_device
 from adios_ray.experiment.resources import nodes
 from adios_ray.files import atomic_write
+from adios_ray.store import Store
 from adios_ray.tables.cells import finished, run_cell
 from adios_ray.tables.evaluate import evaluate
 from adios_ray.tables.grid import Cell
@@ -71,7 +72,7 @@ def _trial(settings: Mapping[str, Any], cells: Mapping[str, Cell], places: Mappi
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     folder = Path(settings["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # two tables that run at the same time may share the cell
+    with claimed(Store(folder), print, TRAINING):  # two tables that run at the same time may share the cell
         (folder / ERROR).unlink(missing_ok=True)
         try:
             run_cell(cells[settings["folder"]], folder, places, best_device(), evaluate)

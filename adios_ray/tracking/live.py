@@ -16,7 +16,7 @@ from rich.text import Text
 
 from adios_ray.tracking.formatting import duration, label, value_text
 from adios_ray.tracking.lineage import best_row
-from adios_ray.tracking.records import Exploit, Refusal, Row
+from adios_ray.tracking.records import Drop, Exploit, Refusal, Row
 
 _ALL_SHOWN = 16
 _BEST_SHOWN = 8
@@ -73,6 +73,13 @@ def refusal_line(refusal: Refusal) -> str:
     )
 
 
+def drop_line(drop: Drop) -> str:
+    """Write a trial's end in the opening as one line, e.g. "epoch 5: trial_07 left, rank 9 of 16 (0.412 ± 0.011)"."""
+    error = "" if drop.standard_error is None else f" ± {drop.standard_error:.3g}"
+    reason = "failed" if drop.score is None else f"{drop.score:.3g}{error}"
+    return f"epoch {drop.epoch}: {drop.trial} left, rank {drop.rank} of {drop.trials} ({reason})"
+
+
 class LiveView:
     """Shows reports and exploits as they arrive; all methods are thread-safe.
 
@@ -92,7 +99,7 @@ class LiveView:
 
         Args:
             total_epochs: Epochs that each trial trains.
-            population: Number of trials.
+            population: Number of trials, without those that leave in an opening.
             title: Shown above the table.
             history: Earlier reports of a resumed run, by epoch; they do not enter the estimate of the time left.
             console: Where to print; None takes standard output.
@@ -152,8 +159,9 @@ class LiveView:
         self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _epochs_done(self) -> int:
-        """Count the epochs completed over all trials."""
-        return sum(rows[-1].epoch for rows in self._rows.values())
+        """Count the epochs completed over the population, the most trained of all trials."""
+        epochs = sorted((rows[-1].epoch for rows in self._rows.values()), reverse=True)
+        return sum(epochs[: self._population])
 
     def _time_left(self, elapsed: float) -> str:
         """Estimate the time left from the epochs of all trials since the view was made; empty before the first."""

@@ -69,7 +69,7 @@ class Exploit(_Record):
     z: float | None = None
     """How much better the donor was, in standard errors of the difference; None if nothing is known about those."""
     p: float | None = None
-    """One-sided p-value of the same, adjusted for the choice among the population; None like ``z``."""
+    """P-value of the same, adjusted for the choice among the population; None like ``z``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -116,7 +116,25 @@ class Refusal(_Record):
     z: float
     """The same in standard errors; of a paired test where outcomes of single images are known."""
     p: float
-    """One-sided p-value, adjusted for the choice among the population."""
+    """P-value, adjusted for the choice among the population."""
+
+
+class Drop(_Record):
+    """A trial that left the population in its opening: a line of ``lineage.jsonl``."""
+
+    dropped: Literal[True] = True
+    """Distinguishes the line from exploits and refusals."""
+    time: AwareDatetime
+    epoch: int
+    trial: str
+    rank: int
+    """Rank among the trials that were left, from 1."""
+    trials: int
+    """How many those were."""
+    score: float | None
+    """Score by which the trial was ranked; None if it diverged, collapsed or failed."""
+    standard_error: float | None
+    """Standard error of the score; None where it is unknown."""
 
 
 class RunSummary(_Record):
@@ -183,7 +201,10 @@ class MaskFile:
 
 COLUMNS = ("time", "trial", *Measured.model_fields)
 """Columns of ``results.csv``; those of searched values follow, named by their paths."""
-_LATER_COLUMNS = {"standard_error", "accuracy", "holdout_fitness", "holdout_standard_error"}
+_LATER_COLUMNS = {
+    *("standard_error", "accuracy", "holdout_fitness", "holdout_standard_error"),
+    *("train_s", "evaluate_s"),
+}
 """Columns that files of earlier versions lack."""
 
 
@@ -263,7 +284,7 @@ def _csv_line(values: Sequence[object]) -> str:
     return line.getvalue()
 
 
-def append_exploit(run_dir: Path, exploit: Exploit | Refusal) -> None:
+def append_exploit(run_dir: Path, exploit: Exploit | Refusal | Drop) -> None:
     """Append one line to ``lineage.jsonl``."""
     append_line(RunDirectory(run_dir).lineage, exploit.model_dump_json())
 
@@ -333,10 +354,23 @@ def read_refusals(run_dir: Path) -> list[Refusal]:
     return [entry for entry in _read_decisions(run_dir) if isinstance(entry, Refusal)]
 
 
-def _read_decisions(run_dir: Path) -> Iterator[Exploit | Refusal]:
+def read_drops(run_dir: Path) -> list[Drop]:
+    """Read which trials left in the opening, in the order of the decisions; empty if there is no file.
+
+    Raises:
+        RecordError: If a complete line does not parse.
+    """
+    return [entry for entry in _read_decisions(run_dir) if isinstance(entry, Drop)]
+
+
+def _read_decisions(run_dir: Path) -> Iterator[Exploit | Refusal | Drop]:
     path = RunDirectory(run_dir).lineage
     for number, line in enumerate(complete_lines(path).splitlines(), start=1):
-        kind: type[Exploit | Refusal] = Refusal if line.startswith(b'{"refused":') else Exploit
+        kind: type[Exploit | Refusal | Drop] = Exploit
+        if line.startswith(b'{"refused":'):
+            kind = Refusal
+        elif line.startswith(b'{"dropped":'):
+            kind = Drop
         yield parse_json(kind, line, f"{path}, line {number}", RecordError)
 
 

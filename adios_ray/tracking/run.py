@@ -1,7 +1,6 @@
 """The record of a run, written by its driver: files, terminal, Ray's metrics and trackers."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from types import TracebackType
@@ -9,16 +8,15 @@ from typing import Any, Self
 
 from adios_ray.config import TrialConfig
 from adios_ray.retry import retry
-from adios_ray.run_directory import MASKS
 from adios_ray.run_storage import RunStorage
-from adios_ray.tracking.live import LiveView, refusal_line
+from adios_ray.tracking.environment import record_environment
+from adios_ray.tracking.live import LiveView, drop_line, refusal_line
+from adios_ray.tracking.log import append_log
 from adios_ray.tracking.metrics import RayMetrics
-from adios_ray.tracking.records import Exploit, Refusal, Row, append_exploit, append_result, begin_results
-from adios_ray.tracking.report import write_report
+from adios_ray.tracking.records import Drop, Exploit, Refusal, Row, append_exploit, append_result, begin_results
+from adios_ray.tracking.report.background import BackgroundReport
 from adios_ray.tracking.trackers.isolation import Trackers
 from adios_ray.trial_report import Measured, TrialReport
-
-REPORT_INTERVAL_S = 60.0
 
 
 class Run(AbstractContextManager["Run"]):
@@ -30,7 +28,13 @@ class Run(AbstractContextManager["Run"]):
     """
 
     def __init__(
-        self, storage: RunStorage, searched: Sequence[str], view: LiveView, metrics: RayMetrics, trackers: Trackers
+        self,
+        storage: RunStorage,
+        searched: Sequence[str],
+        view: LiveView,
+        metrics: RayMetrics,
+        trackers: Trackers,
+        check_claim: Callable[[], None] = lambda: None,
     ) -> None:
         """Record into an existing directory; files of a resumed run are continued.
 
@@ -40,23 +44,41 @@ class Run(AbstractContextManager["Run"]):
             view: Shows progress.
             metrics: Publishes measurements on Ray's metrics endpoint.
             trackers: What else follows the run.
+            check_claim: Raises a ClaimError once another driver has taken the run over.
         """
         self.storage, self.directory = storage, storage.directory
-        self._view, self._metrics, self._trackers = view, metrics, trackers
+        self._view, self._metrics, self._trackers, self._check_claim = view, metrics, trackers, check_claim
         begin_results(self.directory, searched)
+        record_environment(self.directory)
         self._open = ExitStack()
-        self._report_due = time.monotonic() + REPORT_INTERVAL_S
+        self._page = BackgroundReport(self.directory, self.note)
 
     def __enter__(self) -> Self:
         """Show progress until the run ends."""
         self._open.enter_context(self._view)
+        self._open.callback(self._page.close)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the view."""
+        """Close the view and end the refreshing of the report."""
         self._open.close()
+
+    def write(self, action: Callable[[], None]) -> None:
+        """Write into the run directory as ``retry`` does, as long as the run is this driver's.
+
+        Raises:
+            ClaimError: If another driver has taken the run over; nothing is written then.
+            StorageError: If storage fails for too long.
+        """
+
+        def attempt() -> None:
+            # Before each attempt: while storage was away, another driver may have given this one up for dead.
+            self._check_claim()
+            action()
+
+        retry(attempt, self.note)
 
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
         """Record a trial's report.
@@ -70,32 +92,40 @@ class Run(AbstractContextManager["Run"]):
         measured = report.model_dump(include=set(Measured.model_fields))
         row = Row(time=datetime.now(UTC), trial=trial, values=values, **measured)
         # The file first, retried while storage refuses: everything else shows what is recorded.
-        retry(lambda: append_result(self.directory, row), self.note)
+        self.write(lambda: append_result(self.directory, row))
         self._view.report(row)
         self._metrics.report(row)
         self._trackers.report(row, config)
-        if time.monotonic() > self._report_due:
-            # Not retried: the next refresh includes everything, and training should not wait for a page.
-            try:
-                self.storage.pull(MASKS)
-                write_report(self.directory)
-            except OSError as error:
-                self.note(f"the report was not refreshed: {error}")
-            self._report_due = time.monotonic() + REPORT_INTERVAL_S
+        self._page.refresh()
 
     def exploit(self, **fields: Any) -> None:
         """Record a copy of a donor into a trial; the fields are those of ``Exploit``."""
         exploit = Exploit(time=datetime.now(UTC), **fields)
-        retry(lambda: append_exploit(self.directory, exploit), self.note)
+        self.write(lambda: append_exploit(self.directory, exploit))
         self._view.exploit(exploit)
         self._trackers.exploit(exploit)
 
     def refusal(self, **fields: Any) -> None:
         """Record that a trial did not copy a donor; the fields are those of ``Refusal``."""
         refusal = Refusal(time=datetime.now(UTC), **fields)
-        retry(lambda: append_exploit(self.directory, refusal), self.note)
+        self.write(lambda: append_exploit(self.directory, refusal))
         self.note(refusal_line(refusal))
+
+    def drop(self, **fields: Any) -> None:
+        """Record that a trial left in the opening; the fields are those of ``Drop``."""
+        drop = Drop(time=datetime.now(UTC), **fields)
+        self.write(lambda: append_exploit(self.directory, drop))
+        self.note(drop_line(drop))
 
     def note(self, text: str) -> None:
         """Show a note to the user."""
         self._view.note(text)
+
+    def trial_note(self, trial: str, text: str, details: str = "") -> None:
+        """Show a note about a trial to the user, and append it to the trial's log with its details."""
+        self.note(f"{trial}: {text}")
+        # Not retried: the note may be about storage that fails, and the user has seen it.
+        try:
+            append_log(self.directory, trial, text, details)
+        except OSError as error:
+            self.note(f"{trial}: its log could not be written: {error}")

@@ -68,12 +68,14 @@ class Optimizers:
             for group in groups:
                 group["lr"] = lr
 
-    def set_weight_decay(self, weight_decay: float) -> None:
-        """Set the weight decay of both players from the next step on; norms and biases still have none."""
+    def adapt(self, config: OptimizerConfig) -> None:
+        """Set momentum and weight decay of both players from the next step on; norms and biases still have no decay."""
         for optimizer in (self.encoder, self.occlusion):
+            for group in optimizer.param_groups if optimizer else []:
+                group.update(_momentum(config))
             # build_optimizer makes groups in pairs: those at even positions are decayed.
             for group in optimizer.param_groups[::2] if optimizer else []:
-                group["weight_decay"] = weight_decay
+                group["weight_decay"] = config.weight_decay
 
     def all(self) -> dict[str, Optimizer]:
         """Return the optimizers that exist, by name."""
@@ -111,15 +113,20 @@ def build_optimizer(parts: Iterable[Iterable[nn.Parameter]], config: OptimizerCo
         groups.append({"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay})
         groups.append({"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0})
     if config.name == "adamw":
-        return AdamW(groups, lr=config.encoder_lr, betas=(config.momentum, ADAM_BETA2), fused=True)
+        return AdamW(groups, lr=config.encoder_lr, **_momentum(config), fused=True)
     if config.name == "sgd":
-        return SGD(groups, lr=config.encoder_lr, momentum=config.momentum, fused=True)
+        return SGD(groups, lr=config.encoder_lr, **_momentum(config), fused=True)
     from adios_ray.models.timm_alone import timm  # here: importing it takes a second, which the others need not pay
 
     for group in groups[::2]:
         # timm adapts only groups with weight decay by default; a search may set the decay to 0.
         group["always_adapt"] = True
     lars: Optimizer = timm.optim.Lars(
-        groups, lr=config.encoder_lr, momentum=config.momentum, trust_coeff=LARS_TRUST, trust_clip=True
+        groups, lr=config.encoder_lr, **_momentum(config), trust_coeff=LARS_TRUST, trust_clip=True
     )
     return lars
+
+
+def _momentum(config: OptimizerConfig) -> dict[str, Any]:
+    """Return the configured momentum under the optimizer's own name for it."""
+    return {"betas": (config.momentum, ADAM_BETA2)} if config.name == "adamw" else {"momentum": config.momentum}

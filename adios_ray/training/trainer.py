@@ -16,13 +16,13 @@ from torch import Tensor
 
 from adios_ray import parallel
 from adios_ray.checkpoints import Pointer, load_checkpoint, save_checkpoint
-from adios_ray.config import TrialConfig, check_image_size, check_view
+from adios_ray.config import TrialConfig, check_adapted, check_batch, check_image_size, check_view
 from adios_ray.data.augment import denormalize
 from adios_ray.data.loader import Batch, BatchLoader, central_views
 from adios_ray.data.shards import Split, open_shards
-from adios_ray.errors import CheckpointError, ConfigError, NonFiniteError, ReplicaError
+from adios_ray.errors import CheckpointError, NonFiniteError, ReplicaError
 from adios_ray.evaluation.fitness import UNKNOWN, Estimate, Fitness, Indices, evaluate, halves
-from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
+from adios_ray.masking.slots import read_head, replace_head, resize_head, slot_statistics, use_blank_head
 from adios_ray.models.networks import Networks, with_average
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.training.allocator import keep_freed_memory
@@ -40,8 +40,7 @@ class Trainer:
     """All state that changes while one trial trains; it can be saved, loaded and resumed exactly.
 
     Attributes:
-        config: The trial's configuration; ``load`` replaces it, and with it values such as the sparsity weight,
-            learning rates and N.
+        config: The trial's configuration; ``load`` replaces it, with other values of those that may change.
         networks: The encoder, its momentum copy, the occlusion model, the probe, and averages for evaluations.
         step: Optimizer steps done.
         seed: Determines sample order, augmentations and drawn slots; saved and loaded with the weights.
@@ -67,22 +66,13 @@ class Trainer:
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
         self._val_parts = halves(self.val_split)
         self.feed = BatchLoader(dataset.split(*dataset.manifest.training_splits), config, self.image_size, device)
-        if config.batch_size > len(self.feed.split):
-            raise ConfigError(f"batch_size {config.batch_size} is more than the {len(self.feed.split)} training images")
-        if config.batch_size % parallel.world_size():
-            raise ConfigError(
-                f"batch_size {config.batch_size} is not a multiple of the trial's {parallel.world_size()} workers"
-            )
-        if config.masking.fill == "mix" and config.batch_size == parallel.world_size():
-            raise ConfigError(
-                f"masking.fill mix needs another image on each worker: raise batch_size above {config.batch_size}"
-            )
         if device.type == "cpu":
             keep_freed_memory()
         # The order of the lines below matters. First the seed: every worker draws the same initial weights, since
         # nothing else draws in between, and no broadcast is needed.
         torch.manual_seed(config.seed)
         self.networks = Networks(config, self.image_size, self.classes).to(device)
+        check_batch(config, len(self.feed.split), parallel.world_size(), self.networks.batch_norm)
         if config.channels_last:
             self.networks.to(memory_format=torch.channels_last)
         # Loaded before the optimizers are built: where the file has another number of slots, the occlusion model gets a
@@ -115,7 +105,8 @@ class Trainer:
         """Train up to ``step``; after a divergence, only advance the position in the schedule.
 
         Returns:
-            Images per second over all workers, and the share of the time spent waiting for data; 0 without a step.
+            Seconds; images per second over all workers, and the share of the time spent waiting for data; the last two
+            are 0 without a step.
         """
         began, first, waited_before = time.perf_counter(), self.step, self.feed.waited_s
         peak = self.config.optimizer
@@ -140,6 +131,7 @@ class Trainer:
         # copy a donor.
         steps, self.step = self.step - first, step
         return {
+            "train_s": seconds,
             "images_per_s": steps * self.config.batch_size / seconds if steps else 0.0,
             "data_wait_fraction": (self.feed.waited_s - waited_before) / seconds if steps else 0.0,
         }
@@ -164,6 +156,7 @@ class Trainer:
         sums = Measurements(*means)
         accuracy = sums.probe_correct / sums.labeled if sums.labeled else math.nan
         measured = {"loss": sums.loss, "penalty": sums.penalty, "probe_accuracy": accuracy}
+        began = time.perf_counter()
         if self.divergence:
             measured, found = dict.fromkeys(measured, math.nan), Fitness((UNKNOWN,))
         else:
@@ -181,6 +174,7 @@ class Trainer:
             outcomes=None if outcomes is None else base64.b64encode(outcomes).decode(),
             divergence=self.divergence or collapse,
             done=self.done,
+            evaluate_s=time.perf_counter() - began,
             idle_s=idle_s,
             worker_pid=os.getpid(),
             **measured,
@@ -222,24 +216,21 @@ class Trainer:
             "mask_mean_max": float(size.max()),
         }
 
-    def save(self, directory: Path) -> Pointer:
-        """Write a checkpoint from which training resumes bit for bit."""
-        return self._save(directory, {})
+    def take_failed_batch(self) -> dict[str, Any] | None:
+        """Return the batch at which training has diverged since the last call, None if it has not.
 
-    def dump_divergence(self, directory: Path) -> bool:
-        """Save the state and the batch that reproduce the diverged step; every worker of the trial must call this.
-
-        Returns:
-            Whether something has diverged since the last call; otherwise nothing is saved.
+        Every worker of the trial must call this. ``save`` with this batch writes what reproduces the step.
         """
-        if self._failed_batch is None:
-            return False
-        batch, self._failed_batch = batch_state(self._failed_batch), None  # collective, hence before the rank is asked
-        if parallel.rank() == 0:
-            self._save(directory, {"batch": batch})
-        return True
+        batch, self._failed_batch = self._failed_batch, None
+        return None if batch is None else batch_state(batch)
 
-    def _save(self, directory: Path, more: dict[str, Any]) -> Pointer:
+    def save(self, directory: Path, failed_batch: dict[str, Any] | None = None) -> Pointer:
+        """Write a checkpoint from which training resumes bit for bit.
+
+        Args:
+            directory: Directory of the checkpoint.
+            failed_batch: The batch at which training diverged, to be saved with the state.
+        """
         state = {
             "config": self.config.model_dump(mode="json"),
             "image_size": self.image_size,
@@ -249,7 +240,7 @@ class Trainer:
             "divergence": self.divergence,
             "networks": self.networks.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.all().items()},
-            **more,
+            **({} if failed_batch is None else {"batch": failed_batch}),
         }
         meta = {key: state[key] for key in ("step", "config", "divergence")}
         return save_checkpoint(directory, state, {"epoch": self.epoch, **meta})
@@ -257,33 +248,58 @@ class Trainer:
     def load(self, pointer: Pointer, config: TrialConfig) -> None:
         """Load all state of a checkpoint, then continue under ``config``.
 
-        Where ``config`` has another number of slots than the checkpoint, slots are split or merged.
-
         Raises:
             CheckpointError: If the checkpoint is missing or damaged, or was made under other optimizer settings.
+            ConfigError: If ``config`` differs from the trainer's in a value that cannot change while a trial trains.
             ReplicaError: If the workers of the trial hold different parameters afterwards.
         """
-        state = load_checkpoint(pointer, self.device)
-        saved = parse(TrialConfig, state["config"], str(pointer.path))
-        self._use_slots(saved.masking.slots)  # load_state_dict() copies into a head of the saved number of slots
+        self.restore(load_checkpoint(pointer, self.device), config, pointer.path)
+
+    def restore(self, state: dict[str, Any], config: TrialConfig, origin: Path) -> None:
+        """Take over the state of a checkpoint, then continue under ``config``; every worker must call this.
+
+        Where ``config`` has another number of slots than the checkpoint, slots are split or merged.
+
+        Args:
+            state: The state that ``save`` wrote, on the trainer's device.
+            config: The configuration to continue under.
+            origin: Where the checkpoint was read from, for messages.
+
+        Raises:
+            CheckpointError: If the checkpoint was made under other optimizer settings.
+            ConfigError: If ``config`` differs from the trainer's in a value that cannot change while a trial trains.
+            ReplicaError: If the workers of the trial hold different parameters afterwards.
+        """
+        check_adapted(self.config, config)
+        check_batch(config, len(self.feed.split), parallel.world_size(), self.networks.batch_norm)
+        saved = parse(TrialConfig, state["config"], str(origin))
+        if self.networks.occlusion is not None:  # load_state_dict() copies into a head of the saved number of slots
+            use_blank_head(self.networks.occlusion, saved.masking.slots, self.optimizers.occlusion)
         self.networks.load_state_dict(with_average(state["networks"], self.networks.averaged is not None))
         for name, optimizer in self.optimizers.all().items():
             try:
                 optimizer.load_state_dict(state["optimizers"][name])
             except ValueError as error:
                 raise CheckpointError(
-                    f"checkpoint {pointer.path}: the state of its {name} optimizer does not fit ({error}); set "
+                    f"checkpoint {origin}: the state of its {name} optimizer does not fit ({error}); set "
                     "optimizer.name and optimizer.predictor_schedule to the values that it was made with"
                 ) from error
             optimizer.zero_grad()
         self.divergence = state["divergence"]
         self.step, self.seed, self._sums = state["step"], state["seed"], state["sums"].clone()
-        self.config = self.networks.config = config
-        self.networks.objective.config, self.feed.augment = config.objective, config.augment
-        self.optimizers.set_weight_decay(config.optimizer.weight_decay)
+        self._adapt(config)
         # Compared before masks are resized, as in __init__: workers may have read different checkpoints.
-        self._check_replicas(f"after loading {pointer.path}")
+        self._check_replicas(f"after loading {origin}")
         self._resize_masks(config.masking.slots)
+
+    def _adapt(self, config: TrialConfig) -> None:
+        """Continue under another configuration; masks are resized by ``_resize_masks``."""
+        # Every part that keeps a configuration, or numbers made from it, is listed here: all other code reads values
+        # where they are used, so that one declared Adaptable needs nothing else.
+        self.config = self.feed.config = config
+        self.networks.adapt(config)
+        self.optimizers.adapt(config.optimizer)
+        self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
 
     def _resize_masks(self, slots: int) -> None:
         """Split or merge slots until the occlusion model has ``slots`` of them; every worker must call this."""
@@ -309,12 +325,3 @@ class Trainer:
                 f"{when}, worker {', '.join(odd)} of {parallel.world_size()} holds other parameters than worker 0: "
                 "their nodes read different files, or one has faulty memory; check that all nodes see the same storage"
             )
-
-    def _use_slots(self, slots: int) -> None:
-        """Give the occlusion model a blank head of ``slots``, whose values are about to be loaded."""
-        occlusion, optimizer = self.networks.occlusion, self.optimizers.occlusion
-        if occlusion is None or optimizer is None or occlusion.slots == slots:
-            return
-        weight = occlusion.head.weight
-        blank = Head(weight.new_zeros(slots, *weight.shape[1:]), weight.new_zeros(slots), {}, None)
-        replace_head(occlusion, optimizer, blank)

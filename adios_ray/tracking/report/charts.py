@@ -9,15 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from adios_ray.measures import MEASURES, Measure
 from adios_ray.tracking.lineage import Ancestor, holder
-from adios_ray.tracking.records import SLOTS, Exploit, Row
+from adios_ray.tracking.records import SLOTS, Exploit, Refusal, Row
 
 Figure = dict[str, Any]
 
-_PALETTE = ("#0077bb", "#ee7733", "#009988", "#ee3377", "#33bbee", "#aa4499", "#bbaa22", "#cc3311")
-_GRAY = "#9aa0a6"
-_HALO = "rgba(240, 180, 0, 0.5)"
+PALETTE = ("#0077bb", "#ee7733", "#009988", "#ee3377", "#33bbee", "#aa4499", "#bbaa22", "#cc3311")
+GRAY = "#9aa0a6"
+HALO = "rgba(240, 180, 0, 0.5)"
 _LABELED_EXPLOITS = 12
 _MARKED_REPORTS = 30
 
@@ -36,6 +38,8 @@ class ChartData:
     """Accuracy of guessing; None where it is unknown or fitness is not an accuracy."""
     measure: Measure = MEASURES["knn"]
     """The measure of fitness."""
+    refusals: Sequence[Refusal] = ()
+    """Copies that were refused."""
 
     @property
     def best(self) -> str | None:
@@ -46,15 +50,15 @@ class ChartData:
 def trial_colors(rows: Mapping[str, Sequence[Row]], path: Sequence[Ancestor]) -> dict[str, str]:
     """Choose a color for each trial; of more than eight, the best one's ancestry and the next best, others are gray."""
     trials = sorted(rows)
-    if len(trials) > len(_PALETTE):
+    if len(trials) > len(PALETTE):
         fitness = {t: max((r.fitness for r in rows[t] if not math.isnan(r.fitness)), default=-1.0) for t in trials}
         family = [ancestor.trial for ancestor in reversed(path)]
         trials = list(dict.fromkeys(family + sorted(trials, key=lambda t: -fitness[t])))
-    colored = dict(zip(trials, _PALETTE, strict=False))
-    return {trial: colored.get(trial, _GRAY) for trial in sorted(rows)}
+    colored = dict(zip(trials, PALETTE, strict=False))
+    return {trial: colored.get(trial, GRAY) for trial in sorted(rows)}
 
 
-def _label(text: str) -> str:
+def plotly_text(text: str) -> str:
     """Escape text so that plotly shows it literally, neither as markup nor as a template."""
     return html.escape(text).replace("%", "&#37;")
 
@@ -68,15 +72,16 @@ def _drawn(value: Any) -> Any:
     """Prepare a value for plotly: non-finite numbers become gaps, and text is escaped."""
     if isinstance(value, float):
         return _number(value)
-    return _label(value) if isinstance(value, str) else value
+    return plotly_text(value) if isinstance(value, str) else value
 
 
-def _layout(height: int, **more: Any) -> Figure:
+def figure_layout(height: int, **more: Any) -> Figure:
+    """Make a layout of this height in pixels, with narrow margins and without a legend."""
     margin = {"l": 8, "r": 14, "t": 10, "b": 8}
     return {"height": height, "margin": margin, "showlegend": False, "hovermode": "closest", **more}
 
 
-def _epochs(population: ChartData, ticks: int) -> Figure:
+def epoch_axis(population: ChartData, ticks: int) -> Figure:
     """Make the horizontal axis, which is the same in all charts except for its number of ticks."""
     last = max(row.epoch for rows in population.rows.values() for row in rows)
     # The same explicit range everywhere, so that epochs line up between charts; plotly would fit each to its own data.
@@ -86,7 +91,7 @@ def _epochs(population: ChartData, ticks: int) -> Figure:
     return {**axis, "range": [-0.01 * last, 1.025 * last], "dtick": step}
 
 
-def _values(**more: Any) -> Figure:
+def value_axis(**more: Any) -> Figure:
     """Make a vertical axis."""
     return {"zeroline": False, "automargin": True, "nticks": 7, **more}
 
@@ -103,11 +108,12 @@ def _log_values(low: float, high: float) -> Figure:
     inside = [tick for tick in rounded if 0.99 * low <= tick <= 1.01 * high]
     ticks = inside if len(inside) >= 2 else sorted({low, high})
     ends = [math.log10(low) - 0.06, math.log10(high) + 0.06]
-    return _values(type="log", range=ends, tickvals=ticks, ticktext=[f"{tick:.3g}" for tick in ticks])
+    return value_axis(type="log", range=ends, tickvals=ticks, ticktext=[f"{tick:.3g}" for tick in ticks])
 
 
-def _line(population: ChartData, trial: str, width: float) -> Figure:
-    colored = population.colors[trial] != _GRAY
+def trial_line(population: ChartData, trial: str, width: float) -> Figure:
+    """Style a trial's line: the best one is wider, those without a color of their own are thin and faint."""
+    colored = population.colors[trial] != GRAY
     bold = 1.6 if trial == population.best else 1.0
     line = {"color": population.colors[trial], "width": width * bold if colored else 1.0}
     return {"line": line, "opacity": 1.0 if colored else 0.55}
@@ -125,8 +131,8 @@ def _trace(population: ChartData, trial: str, read: Callable[[Row], Any], what: 
         "x": [row.epoch for row in rows],
         "y": values,
         "customdata": values,
-        "hovertemplate": f"<b>{_label(trial)}</b><br>epoch %{{x}}<br>%{{customdata{what}}}<extra></extra>",
-        **_line(population, trial, 1.9),
+        "hovertemplate": f"<b>{plotly_text(trial)}</b><br>epoch %{{x}}<br>%{{customdata{what}}}<extra></extra>",
+        **trial_line(population, trial, 1.9),
     }
 
 
@@ -155,9 +161,9 @@ def _steps(population: ChartData, trial: str, path: str, what: str, shift: float
     return trace
 
 
-def _back_to_front(population: ChartData) -> list[str]:
+def back_to_front(population: ChartData) -> list[str]:
     """Sort trials in drawing order: gray ones first, the best last."""
-    return sorted(population.rows, key=lambda t: (t == population.best, population.colors[t] != _GRAY, t))
+    return sorted(population.rows, key=lambda t: (t == population.best, population.colors[t] != GRAY, t))
 
 
 def _fitness_at(population: ChartData, trial: str, epoch: int) -> float | None:
@@ -176,7 +182,7 @@ def _descent(population: ChartData) -> Figure:
         "x": [epoch for epoch, _ in points],
         "y": [fitness for _, fitness in points],
         "hoverinfo": "skip",
-        "line": {"color": _HALO, "width": 11},
+        "line": {"color": HALO, "width": 11},
     }
 
 
@@ -185,19 +191,20 @@ def _arrow(population: ChartData, exploit: Exploit, start: float, end: float) ->
     return {
         **{"x": exploit.epoch, "y": end, "ax": exploit.epoch, "ay": start, "axref": "x", "ayref": "y"},
         **{"showarrow": True, "arrowhead": 2, "arrowsize": 1.1, "arrowwidth": 1.4, "standoff": 3, "startstandoff": 3},
-        **{"text": "", "arrowcolor": population.colors.get(exploit.trial, _GRAY)},
+        **{"text": "", "arrowcolor": population.colors.get(exploit.trial, GRAY)},
     }
 
 
 def _exploit_hover(exploit: Exploit) -> str:
-    changes = _label(exploit.changes.replace("->", "→")).replace(", ", "<br>")
-    names = f"{_label(exploit.trial)} ← {_label(exploit.donor) if exploit.copies else 'its own weights'}"
-    return f"<b>{names}</b><br>after epoch {exploit.epoch}<br>{changes}<extra></extra>"
+    changes = plotly_text(exploit.changes.replace("->", "→")).replace(", ", "<br>")
+    names = f"{plotly_text(exploit.trial)} ← {plotly_text(exploit.donor) if exploit.copies else 'its own weights'}"
+    test = "" if exploit.p is None else f", p {exploit.p:.2g}"
+    return f"<b>{names}</b><br>after epoch {exploit.epoch}{test}<br>{changes}<extra></extra>"
 
 
 def _exploit_markers(population: ChartData, exploits: Sequence[Exploit], heights: Sequence[float]) -> Figure:
     """Draw the arrows' heads, which show on hover what changed."""
-    colors = [population.colors.get(exploit.trial, _GRAY) for exploit in exploits]
+    colors = [population.colors.get(exploit.trial, GRAY) for exploit in exploits]
     return {
         "type": "scatter",
         "mode": "markers",
@@ -205,6 +212,26 @@ def _exploit_markers(population: ChartData, exploits: Sequence[Exploit], heights
         "y": list(heights),
         "hovertemplate": [_exploit_hover(exploit) for exploit in exploits],
         "marker": {"color": colors, "size": 9, "symbol": "circle", "line": {"color": "#fff", "width": 1.5}},
+    }
+
+
+def _refusal_markers(refusals: Sequence[Refusal], heights: Mapping[str, int]) -> Figure:
+    """Draw a cross at each trial and epoch at which copies were refused; shows which, with their p, on hover."""
+    known = [refusal for refusal in refusals if refusal.trial in heights]
+    texts: dict[tuple[str, int], list[str]] = {}
+    for refusal in known:
+        text = f"{plotly_text(refusal.donor)}, better by {refusal.difference:.3g}, p {refusal.p:.2g}"
+        texts.setdefault((refusal.trial, refusal.epoch), []).append(text)
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [epoch for _, epoch in texts],
+        "y": [heights[trial] for trial, _ in texts],
+        "hovertemplate": [
+            f"<b>{plotly_text(trial)}</b> did not copy after epoch {epoch}<br>{'<br>'.join(lines)}<extra></extra>"
+            for (trial, epoch), lines in texts.items()
+        ],
+        "marker": {"color": GRAY, "size": 8, "symbol": "x-thin", "line": {"color": GRAY, "width": 1.6}},
     }
 
 
@@ -226,13 +253,13 @@ def _chance_line(chance: float | None) -> Figure:
         return {}
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": chance, "y1": chance}
     label = {"text": "chance", "textposition": "end", "font": {"size": 11}}
-    style = {"line": {"color": _GRAY, "width": 1, "dash": "dot"}, "label": label}
+    style = {"line": {"color": GRAY, "width": 1, "dash": "dot"}, "label": label}
     return {"shapes": [{**line, **style}]}
 
 
 def fitness_chart(population: ChartData) -> Figure:
     """Draw fitness over epochs with its standard error, and an arrow from donor to trial for each exploit."""
-    traces = [_fitness_trace(population, trial) for trial in _back_to_front(population)]
+    traces = [_fitness_trace(population, trial) for trial in back_to_front(population)]
     drawn = []
     for exploit in population.exploits:
         start = _fitness_at(population, exploit.donor, exploit.epoch)
@@ -243,16 +270,17 @@ def fitness_chart(population: ChartData) -> Figure:
     exploits, heights = [exploit for exploit, _, _ in drawn], [end for _, _, end in drawn]
     arrows = [_arrow(population, exploit, start, end) for exploit, start, end in drawn]
     axes = {
-        "xaxis": _epochs(population, 13),
-        "yaxis": _values(tickformat=".0%" if population.measure.is_share else ".3~g"),
+        "xaxis": epoch_axis(population, 13),
+        "yaxis": value_axis(tickformat=".0%" if population.measure.is_share else ".3~g"),
     }
     notes = arrows + _slot_notes(exploits, heights)
-    layout = _layout(420, **axes, annotations=notes, **_chance_line(population.chance))
+    layout = figure_layout(420, **axes, annotations=notes, **_chance_line(population.chance))
     return {"data": [_descent(population), *traces, _exploit_markers(population, exploits, heights)], "layout": layout}
 
 
-def _small(population: ChartData, data: list[Figure], axis: Figure) -> Figure:
-    return {"data": data, "layout": _layout(230, xaxis=_epochs(population, 8), yaxis=axis)}
+def small_figure(population: ChartData, data: list[Figure], axis: Figure) -> Figure:
+    """Make a small figure over epochs with this vertical axis."""
+    return {"data": data, "layout": figure_layout(230, xaxis=epoch_axis(population, 8), yaxis=axis)}
 
 
 def value_charts(population: ChartData) -> dict[str, Figure]:
@@ -265,39 +293,63 @@ def _value_chart(population: ChartData, path: str) -> Figure:
     """Draw a searched value on an axis that fits: integers, a log scale for positive numbers, linear, or categories."""
     values = [row.values[path] for rows in population.rows.values() for row in rows if path in row.values]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        traces = [_steps(population, trial, path, "") for trial in _back_to_front(population)]
-        return _small(population, traces, _values(type="category"))
+        traces = [_steps(population, trial, path, "") for trial in back_to_front(population)]
+        return small_figure(population, traces, value_axis(type="category"))
     if all(isinstance(value, int) for value in values):
         return _whole_numbers_chart(population, path, values)
-    traces = [_steps(population, trial, path, ":.3g") for trial in _back_to_front(population)]
-    return _small(population, traces, _log_values(min(values), max(values)) if min(values) > 0 else _values())
+    traces = [_steps(population, trial, path, ":.3g") for trial in back_to_front(population)]
+    axis = _log_values(min(values), max(values)) if min(values) > 0 else value_axis()
+    return small_figure(population, [*_spread(population, path), *traces], axis)
+
+
+def _spread(population: ChartData, path: str) -> list[Figure]:
+    """Draw the middle 80 % of the population's values at each epoch as a band, and the median dotted."""
+    at: dict[int, list[float]] = {}
+    for rows in population.rows.values():
+        for row in rows:
+            if isinstance(value := row.values.get(path), int | float):
+                at.setdefault(row.epoch, []).append(float(value))
+    epochs = [epoch for epoch in sorted(at) if len(at[epoch]) > 1]
+    if len(epochs) < 2:
+        return []
+    low, middle, high = (list(map(float, line)) for line in zip(*(_quantiles(at[e]) for e in epochs), strict=True))
+    common = {"type": "scatter", "mode": "lines", "x": epochs, "hoverinfo": "skip"}
+    band = {"fill": "tonexty", "fillcolor": "rgba(128, 136, 144, 0.16)", "line": {"width": 0}}
+    return [
+        {**common, "y": low, "line": {"width": 0}},
+        {**common, "y": high, **band},
+        {**common, "y": middle, "line": {"color": GRAY, "width": 1.4, "dash": "dot"}},
+    ]
+
+
+def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
+    return low, middle, high
 
 
 def _whole_numbers_chart(population: ChartData, path: str, values: Sequence[int]) -> Figure:
     """Draw integers; each trial's line is shifted by up to 0.18 so that none hides another."""
     trials = sorted(population.rows)
     shifts = {t: 0.36 * (i / max(len(trials) - 1, 1) - 0.5) for i, t in enumerate(trials)}
-    traces = [_steps(population, t, path, ":d", shifts[t]) for t in _back_to_front(population)]
+    traces = [_steps(population, t, path, ":d", shifts[t]) for t in back_to_front(population)]
     low, high = min(values), max(values)
-    axis = _values(tickformat="d", dtick=1 + (high - low) // 7, tick0=low, range=[low - 0.5, high + 0.5])
-    return _small(population, traces, axis)
+    axis = value_axis(tickformat="d", dtick=1 + (high - low) // 7, tick0=low, range=[low - 0.5, high + 0.5])
+    return small_figure(population, [*_spread(population, path), *traces], axis)
 
 
 def overlap_chart(population: ChartData) -> Figure:
     """Draw the largest overlap of two slots over epochs."""
-    traces = [_trace(population, trial, lambda row: row.slot_overlap, ":.3f") for trial in _back_to_front(population)]
-    return _small(population, traces, _values(rangemode="tozero"))
+    traces = [_trace(population, trial, lambda row: row.slot_overlap, ":.3f") for trial in back_to_front(population)]
+    return small_figure(population, traces, value_axis(rangemode="tozero"))
 
 
 def slot_size_chart(population: ChartData) -> Figure:
     """Draw the mean mask value of each trial's largest and, dotted, smallest slot over epochs."""
-    largest = [_trace(population, trial, lambda row: row.mask_mean_max, ":.3f") for trial in _back_to_front(population)]
-    smallest = [
-        _trace(population, trial, lambda row: row.mask_mean_min, ":.3f") for trial in _back_to_front(population)
-    ]
+    largest = [_trace(population, trial, lambda row: row.mask_mean_max, ":.3f") for trial in back_to_front(population)]
+    smallest = [_trace(population, trial, lambda row: row.mask_mean_min, ":.3f") for trial in back_to_front(population)]
     for trace in smallest:
         trace["line"]["dash"] = "dot"
-    return _small(population, largest + smallest, _values(rangemode="tozero"))
+    return small_figure(population, largest + smallest, value_axis(rangemode="tozero"))
 
 
 def _strip_line(population: ChartData, trial: str, height: int) -> Figure:
@@ -309,8 +361,8 @@ def _strip_line(population: ChartData, trial: str, height: int) -> Figure:
         "meta": trial,
         "x": [0, last],
         "y": [height, height],
-        "hovertemplate": f"<b>{_label(trial)}</b><br>{last} epochs<extra></extra>",
-        **_line(population, trial, 2.2),
+        "hovertemplate": f"<b>{plotly_text(trial)}</b><br>{last} epochs<extra></extra>",
+        **trial_line(population, trial, 2.2),
     }
 
 
@@ -323,7 +375,7 @@ def _strip_path(path: Sequence[Ancestor], heights: Mapping[str, int]) -> Figure:
         "x": [epoch for epoch, _ in points],
         "y": [height for _, height in points],
         "hoverinfo": "skip",
-        "line": {"color": _HALO, "width": 13},
+        "line": {"color": HALO, "width": 13},
         "marker": {"size": [0] * (len(points) - 1) + [17], "symbol": "star", "color": "#f0b400", "opacity": 1},
     }
 
@@ -333,17 +385,18 @@ def lineage_chart(population: ChartData) -> Figure:
     heights = {trial: height for height, trial in enumerate(sorted(population.rows))}
     known = [e for e in population.exploits if e.trial in heights and e.donor in heights]
     ends = [heights[exploit.trial] for exploit in known]
-    lines = [_strip_line(population, trial, heights[trial]) for trial in _back_to_front(population)]
+    lines = [_strip_line(population, trial, heights[trial]) for trial in back_to_front(population)]
     arrows = [_arrow(population, e, heights[e.donor], heights[e.trial]) for e in known]
-    ticks = {"tickvals": list(heights.values()), "ticktext": [_label(trial) for trial in heights]}
-    axis = _values(**ticks, range=[len(heights) - 0.4, -0.6], showgrid=False)
+    ticks = {"tickvals": list(heights.values()), "ticktext": [plotly_text(trial) for trial in heights]}
+    axis = value_axis(**ticks, range=[len(heights) - 0.4, -0.6], showgrid=False)
     notes = arrows + _slot_notes(known, ends)
-    layout = _layout(
+    layout = figure_layout(
         70 + max((26 if len(heights) <= 12 else 19) * len(heights), 90),
-        xaxis=_epochs(population, 13),
+        xaxis=epoch_axis(population, 13),
         yaxis=axis,
         annotations=notes,
     )
     path = [part for part in population.path if part.trial in heights]
-    data = [_strip_path(path, heights), *lines, _exploit_markers(population, known, ends)]
+    refused = _refusal_markers(population.refusals, heights)
+    data = [_strip_path(path, heights), *lines, refused, _exploit_markers(population, known, ends)]
     return {"data": data, "layout": layout}

@@ -1,0 +1,176 @@
+"""Checks of a cluster's nodes before the first trial: storage, data set, this package's source and torch.
+
+A node that lacks one of them would fail every trial that is placed on it.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import adios_ray
+from adios_ray.data.shards import read_manifest
+from adios_ray.errors import ConfigError, DatasetError
+from adios_ray.retry import retry
+from adios_ray.store import Location, Store, split_location
+
+ANSWER_S = 60.0
+"""Seconds that all nodes have to answer; a node's first task starts a process there."""
+
+
+class Expected(NamedTuple):
+    """What every node must see, from the driver's point of view.
+
+    Attributes:
+        folder: A folder in the run's directory, or at its URI, that the driver has just made.
+        data_dir: The data set, a directory or URI.
+        data: Checksum of its manifest.
+        source: Checksum of this package's source.
+        torch: Version of torch.
+    """
+
+    folder: Location
+    data_dir: str
+    data: str
+    source: str
+    torch: str | None
+
+
+def check_nodes(run: Location, data_dir: str) -> None:
+    """Check that all other nodes of the cluster share the storage and the data, and run the same code.
+
+    Args:
+        run: The run's directory or URI.
+        data_dir: Directory or URI of the data set.
+
+    Raises:
+        ConfigError: Naming all nodes that cannot train, and why.
+    """
+    own = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
+    if not others:
+        return
+    names = {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in others}
+    print(f"Checking storage, data and packages on {len(names)} other nodes", flush=True)
+    with _probed(run) as folder:
+        expected = expected_in(folder, data_dir)
+        refuse({names[node]: found for node, found in ask_nodes(list(names), expected, ANSWER_S).items()})
+
+
+def expected_in(folder: Location, data_dir: str) -> Expected:
+    """Collect what this process sees."""
+    return Expected(folder, data_dir, _data_checksum(data_dir), source_checksum(), torch_version())
+
+
+def refuse(problems: Mapping[str, Sequence[str]]) -> None:
+    """Raise ConfigError that names each node with its problems, unless there are none."""
+    if failed := [f"{node}: {', '.join(found)}" for node, found in problems.items() if found]:
+        raise ConfigError(
+            f"{len(failed)} of {len(problems)} other nodes cannot train: {'; '.join(failed)}. Every node needs the "
+            "run's storage and the data at the same path, and the same packages; or take these nodes out of the cluster"
+        )
+
+
+def ask_nodes(nodes: Sequence[str], expected: Expected, timeout_s: float) -> dict[str, list[str]]:
+    """Run ``find_problems`` on nodes, given by their IDs; return the problems of each that is still there."""
+    task = ray.remote(num_cpus=0, max_retries=0)(find_problems)
+    answers = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(expected, node): node
+        for node in nodes
+    }
+    answered, late = ray.wait(list(answers), num_returns=len(answers), timeout=timeout_s)
+    found = {answers[answer]: _found(answer, expected, answers[answer]) for answer in answered}
+    for answer in late:
+        ray.cancel(answer, force=True)
+        found[answers[answer]] = [f"it did not answer within {timeout_s:g} s"]
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return {node: found[node] for node in nodes if node in alive}
+
+
+def _found(answer: "ray.ObjectRef[list[str]]", expected: Expected, node: str) -> list[str]:
+    try:
+        problems: list[str] = ray.get(answer)
+    except RayError as error:  # also where the node has no package adios_ray, or another one without this module
+        return [str(error).strip().splitlines()[-1].strip()]
+    # Only if the node itself saw no problem: the first cause says it all.
+    if not problems and retry(partial(Store(expected.folder).size, node), print) is None:
+        return [f"what it writes to {split_location(expected.folder)[0]} does not arrive here"]
+    return problems
+
+
+def find_problems(expected: Expected, node: str) -> list[str]:
+    """Compare this node with the driver's; leave a file of the node's name on the storage."""
+    problems, run = [], split_location(expected.folder)[0]
+    try:
+        store = Store(expected.folder)
+        if store.exists():
+            _write_empty(store, node)
+        else:
+            problems.append(f"it does not see the run directory {run}")
+    except ConfigError as error:
+        problems.append(str(error))
+    except OSError as error:
+        problems.append(f"it cannot write to {run} ({error.strerror or error})")
+    try:
+        if _data_checksum(expected.data_dir) != expected.data:
+            problems.append(f"it has another data set in {expected.data_dir}")
+        elif missing := _missing_shards(expected.data_dir):
+            problems.append(f"it lacks {len(missing)} shards in {expected.data_dir}, such as {missing[0]}")
+    except DatasetError as error:
+        problems.append(str(error))
+    if source_checksum() != expected.source:
+        problems.append(f"it has another adios_ray, in {Path(adios_ray.__file__).parent}")
+    if (version := torch_version()) != expected.torch:
+        problems.append(f"it has torch {version}, not {expected.torch}")
+    return problems
+
+
+def source_checksum() -> str:
+    """Compute a checksum of this package's Python files, with their names."""
+    checksum, package = hashlib.sha256(), Path(adios_ray.__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        checksum.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
+    return checksum.hexdigest()
+
+
+def _data_checksum(data_dir: str) -> str:
+    return hashlib.sha256(read_manifest(data_dir).model_dump_json().encode()).hexdigest()
+
+
+def _missing_shards(data_dir: str) -> list[str]:
+    """List shards that are not there in their whole size."""
+    sizes = Store(data_dir).sizes()
+    return [entry.file for entry in read_manifest(data_dir).entries if sizes.get(entry.file) != entry.bytes]
+
+
+def torch_version() -> str | None:
+    """Look up the installed version of torch without importing it, which takes seconds."""
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def _probed(run: Location) -> Iterator[Location]:
+    """Make a folder of a new name, and delete it with what nodes have written there."""
+    store, name = Store(run), f".nodes-{secrets.token_hex(8)}"
+    retry(partial(_write_empty, store, f"{name}/driver"), print)  # object stores have no empty folders
+    try:
+        yield f"{run}/{name}"
+    finally:
+        with contextlib.suppress(OSError):
+            store.remove(name)
+
+
+def _write_empty(store: Store, name: str) -> None:
+    with store.writing(name) as file:
+        file.touch()

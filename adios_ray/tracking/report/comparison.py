@@ -1,0 +1,157 @@
+"""Two or more runs side by side: what differed, and what came out."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adios_ray.files import atomic_write
+from adios_ray.tracking.formatting import duration, value_text
+from adios_ray.tracking.report import charts
+from adios_ray.tracking.report.charts import Figure
+from adios_ray.tracking.report.outcome import sureness
+from adios_ray.tracking.report.page import HEADINGS, render
+from adios_ray.tracking.report.run_data import RunData, read_run
+
+_IGNORED = ("storage", "resume", "data_dir", "seed", "space")
+"""Settings that are listed but do not make two runs different experiments."""
+
+
+class Comparison(NamedTuple):
+    """A row of a table: a name, and a cell for each run."""
+
+    name: str
+    cells: list[str]
+
+
+def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
+    """Write the page that compares runs.
+
+    Raises:
+        RecordError: If a file of a run is damaged.
+    """
+    runs = [read_run(run_dir) for run_dir in run_dirs]
+    atomic_write(path, render("comparison.html.j2", _context(runs)).encode())
+    return path
+
+
+def _context(runs: Sequence[RunData]) -> dict[str, Any]:
+    drawn = {"fitness": _curves(runs)} if any(run.ancestral_rows for run in runs) else {}
+    return {
+        "runs": runs,
+        "names": names_of(runs),
+        "colors": list(charts.PALETTE),
+        "verdict": verdict_between(runs),
+        "outcomes": _outcomes(runs),
+        "differences": differences(runs),
+        "values": _values(runs),
+        "charts": drawn,
+        "data": {"charts": drawn},
+    }
+
+
+def names_of(runs: Sequence[RunData]) -> list[str]:
+    """Name each run by its directory, numbered where two have the same name."""
+    names = [run.name for run in runs]
+    return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]
+
+
+def verdict_between(runs: Sequence[RunData]) -> str:
+    """Say which run's winner is best on the test split, and how sure that is."""
+    if len({run.measure.label for run in runs}) > 1:
+        return "The runs have different measures of fitness: their numbers cannot be compared."
+    if len({str((run.config or {}).get("data_dir")) for run in runs}) > 1:
+        return "The runs are of different data: their numbers cannot be compared."
+    finished = [(name, run) for name, run in zip(names_of(runs), runs, strict=True) if run.summary is not None]
+    if len(finished) < 2:
+        return "Fewer than two of the runs have finished."
+    ranked = sorted(finished, key=lambda item: -item[1].summary.test_fitness if item[1].summary else 0.0)
+    (first, best), (second, next_best) = ranked[:2]
+    a, b = best.summary, next_best.summary
+    assert a is not None and b is not None
+    difference = a.test_fitness - b.test_fitness
+    if not a.test_standard_error or not b.test_standard_error:
+        return f"{first} is ahead of {second} by {best.measure.text(difference)} on test; the error is unknown."
+    # Of the same images, so that the two errors are not independent; their sum of squares is an upper bound where
+    # outcomes of the two agree.
+    error = math.hypot(a.test_standard_error, b.test_standard_error)
+    ahead = best.measure.text(difference, error)
+    return f"{first} is ahead of {second} by {ahead} on test: {sureness(difference / error)}"
+
+
+def differences(runs: Sequence[RunData]) -> list[Comparison]:
+    """List the settings that are not the same in all runs, by path."""
+    flat = [_flat(run.config or {}) | _flat(run.space or {}, "space: ") for run in runs]
+    paths = sorted(set().union(*flat), key=lambda path: (path.startswith("space: "), path in _IGNORED, path))
+    rows = [Comparison(path, [settings.get(path, "–") for settings in flat]) for path in paths]
+    return [row for row in rows if len(set(row.cells)) > 1]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
+def _outcomes(runs: Sequence[RunData]) -> list[Comparison]:
+    cells: list[dict[str, str]] = []
+    for run in runs:
+        summary, text = run.summary, run.measure.text
+        if summary is None:
+            cells.append({"state": f"still running, {max((row.epoch for row in run.rows), default=0)} epochs"})
+            continue
+        gain = "no control" if summary.gain is None else text(summary.gain, summary.gain_standard_error)
+        cells.append(
+            {
+                "state": "finished",
+                f"{run.measure.label} fitness, test": text(summary.test_fitness, summary.test_standard_error),
+                f"{run.measure.label} fitness, validation": text(summary.best_fitness, summary.best_standard_error),
+                "accuracy, test": text(summary.test_accuracy) if run.measure.is_share else "–",
+                "best minus control": gain,
+                "trials": str(summary.population),
+                "epochs": str(summary.epochs),
+                "copies": f"{summary.exploits}, {summary.refusals} refused",
+                "time": duration(summary.seconds),
+            }
+        )
+    names = list(dict.fromkeys(name for found in cells for name in found))
+    return [Comparison(name, [found.get(name, "–") for found in cells]) for name in names]
+
+
+def _values(runs: Sequence[RunData]) -> list[Comparison]:
+    last = [run.ancestral_rows[-1].values if run.ancestral_rows else {} for run in runs]
+    paths = list(dict.fromkeys(path for values in last for path in values))
+    return [
+        Comparison(HEADINGS.get(path, path), [value_text(v[path]) if path in v else "–" for v in last])
+        for path in paths
+    ]
+
+
+def _curves(runs: Sequence[RunData]) -> Figure:
+    """Draw the fitness of each run's winner along its ancestry, with standard errors."""
+    share = all(run.measure.is_share for run in runs)
+    traces = []
+    for number, (name, run) in enumerate(zip(names_of(runs), runs, strict=True)):
+        rows = [row for row in run.ancestral_rows if math.isfinite(row.fitness)]
+        text = run.measure.text
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers" if len(rows) <= 30 else "lines",
+                "name": charts.plotly_text(name),
+                "x": [row.epoch for row in rows],
+                "y": [row.fitness for row in rows],
+                "error_y": {"type": "data", "array": [row.standard_error for row in rows], "thickness": 1, "width": 0},
+                "customdata": [text(row.fitness, row.standard_error) for row in rows],
+                "hovertemplate": f"<b>{charts.plotly_text(name)}</b><br>epoch %{{x}}<br>%{{customdata}}<extra></extra>",
+                "line": {"color": charts.PALETTE[number % len(charts.PALETTE)], "width": 2},
+            }
+        )
+    axis = {"title": {"text": "epoch", "standoff": 6}, "tickformat": "d", "automargin": True, "zeroline": False}
+    layout = charts.figure_layout(400, xaxis=axis, yaxis=charts.value_axis(tickformat=".0%" if share else ".3~g"))
+    return {"data": traces, "layout": layout}

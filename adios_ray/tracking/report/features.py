@@ -1,0 +1,245 @@
+"""The report's section on features: map, neighbors, harm by masks, classes and spectrum."""
+
+import colorsys
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adios_ray.tracking import pictures
+from adios_ray.tracking.records import Pixels
+from adios_ray.tracking.report import charts
+from adios_ray.tracking.report.charts import Figure, plotly_text
+from adios_ray.tracking.report.inspection import PICKED, Inspection
+from adios_ray.tracking.report.masks import data_uri, tiled
+
+_COLUMNS = 25
+_CONFUSED = 12
+"""Classes up to which the confusion's cells show their counts."""
+
+
+class ClassScore(NamedTuple):
+    """Accuracy of a class by its neighbors' votes."""
+
+    name: str
+    images: int
+    accuracy: float
+    standard_error: float
+
+
+class Harmed(NamedTuple):
+    """An image by its number, with its masks, and the mean harm that these do to its features."""
+
+    image: int
+    harm: float
+    uri: str
+    """The image, its slots in color, and each masked input, in a row."""
+
+
+@dataclass(frozen=True)
+class FeatureSection:
+    """What the section shows beside its charts."""
+
+    inspection: Inspection
+    sprites: dict[str, Any]
+    """The sheet of all images: its data URI, columns, count, and whether to enlarge by whole pixels."""
+    most: list[Harmed]
+    least: list[Harmed]
+    classes: list[ClassScore]
+    charts: dict[str, Figure]
+
+    @property
+    def slot_rows(self) -> list[list[tuple[str, list[int]]]]:
+        """The nearest neighbors of each query by each slot, with the slot's name."""
+        return [
+            [(f"slot {number}", found) for number, found in enumerate(query, start=1)]
+            for query in self.inspection.slot_neighbors.tolist()
+        ]
+
+
+def feature_section(inspection: Inspection) -> FeatureSection:
+    """Draw an inspection."""
+    count, side = inspection.thumbnails.shape[:2]
+    rows = -(-count // _COLUMNS)
+    cells = np.zeros((rows * _COLUMNS, side, side, 3), np.uint8)
+    cells[:count] = inspection.thumbnails
+    sheet = data_uri(tiled(cells.reshape(rows, _COLUMNS, side, side, 3)))
+    harmed = [_harmed(inspection, position) for position in range(len(inspection.picked))]
+    half = min(PICKED, len(harmed) // 2)
+    drawn = {"map": _map_chart(inspection), "spectrum": _spectrum_chart(inspection)}
+    classes = class_scores(inspection)
+    if classes:
+        drawn |= {"confusion": _confusion_chart(inspection), "classes": _class_chart(classes)}
+    return FeatureSection(
+        inspection,
+        {"uri": sheet, "columns": _COLUMNS, "count": count, "pixelated": side <= 32},
+        harmed[:half],
+        harmed[half:],
+        classes,
+        drawn,
+    )
+
+
+def _harmed(inspection: Inspection, position: int) -> Harmed:
+    image: Pixels = inspection.picked_images[position : position + 1]
+    masks: Pixels = inspection.picked_masks[position : position + 1]
+    row = np.concatenate([image, pictures.overlay(image, masks), pictures.masked_inputs(image, masks)[0]])
+    index = int(inspection.picked[position])
+    return Harmed(index, float(inspection.harm[index].mean()), data_uri(tiled(row[None])))
+
+
+def class_scores(inspection: Inspection) -> list[ClassScore]:
+    """Compute each class's accuracy with its binomial standard error, lowest first; empty without labels."""
+    scores = []
+    for number, name in enumerate(inspection.info.classes):
+        right = (inspection.predicted == number)[inspection.labels == number]
+        if len(right):
+            share = float(right.mean())
+            scores.append(ClassScore(name, len(right), share, math.sqrt(share * (1 - share) / len(right))))
+    return sorted(scores, key=lambda score: score.accuracy)
+
+
+def confusion(inspection: Inspection) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Count images by their class (rows) and the class that their neighbors vote for (columns)."""
+    size = len(inspection.info.classes)
+    counts = np.zeros((size, size), np.int64)
+    np.add.at(counts, (inspection.labels, inspection.predicted), 1)
+    return counts
+
+
+def class_colors(count: int) -> list[str]:
+    """Choose a color for each class: the palette's, or hues around the circle where there are more."""
+    if count <= len(charts.PALETTE):
+        return list(charts.PALETTE[:count])
+    hues = (colorsys.hls_to_rgb(k / count, (0.42, 0.58)[k % 2], 0.75) for k in range(count))
+    return [f"rgb({', '.join(str(round(255 * part)) for part in color)})" for color in hues]
+
+
+def _map_chart(inspection: Inspection) -> Figure:
+    """Draw a point for each image in its class's color, and a small one for each masked version."""
+    names = inspection.info.classes or ["images"]
+    labels = inspection.labels if inspection.info.classes else np.zeros_like(inspection.labels)
+    masked_of = np.arange(len(inspection.masked_points))
+    common = {"type": "scatter", "mode": "markers"}
+    traces: list[Figure] = []
+    for number, (name, color) in enumerate(zip(names, class_colors(len(names)), strict=True)):
+        of_masked = masked_of[labels[masked_of] == number]
+        points = inspection.masked_points[of_masked]
+        slots = points.shape[1]
+        if points.size:
+            traces.append(
+                {
+                    **common,
+                    "masked": True,
+                    "x": points[..., 0].ravel().tolist(),
+                    "y": points[..., 1].ravel().tolist(),
+                    "customdata": [[int(image), k + 1] for image in of_masked for k in range(slots)],
+                    "hovertemplate": f"{plotly_text(name)}<br>masked by slot %{{customdata[1]}}<extra></extra>",
+                    "marker": {"color": color, "size": 4, "opacity": 0.35},
+                    "showlegend": False,
+                }
+            )
+        images = np.flatnonzero(labels == number)
+        traces.append(
+            {
+                **common,
+                "name": plotly_text(name),
+                "x": inspection.points[images, 0].tolist(),
+                "y": inspection.points[images, 1].tolist(),
+                "customdata": [[int(image)] for image in images],
+                "hovertemplate": f"<b>{plotly_text(name)}</b><br>image %{{customdata[0]}}<extra></extra>",
+                "marker": {"color": color, "size": 7, "opacity": 0.85},
+            }
+        )
+    axis = {"showticklabels": False, "zeroline": False}
+    layout = charts.figure_layout(520, xaxis=axis, yaxis=axis)
+    few = 1 < len(names) <= 20
+    legend = {"showlegend": few, "legend": {"orientation": "h", "y": -0.04}}
+    return {"data": sorted(traces, key=lambda trace: "masked" not in trace), "layout": layout | legend}
+
+
+def _spectrum_chart(inspection: Inspection) -> Figure:
+    """Draw the eigenvalues of the features' covariance by number, both logarithmic; dotted: the effective rank."""
+    values = inspection.spectrum[inspection.spectrum > 1e-9 * inspection.spectrum[0]]
+    trace = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": list(range(1, len(values) + 1)),
+        "y": values.tolist(),
+        "line": {"color": charts.PALETTE[0], "width": 2},
+        "hovertemplate": "eigenvalue %{x}: %{y:.3g}<extra></extra>",
+    }
+    rank = inspection.info.rank
+    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": rank, "x1": rank}
+    shape = {**line, "line": {"color": charts.GRAY, "width": 1, "dash": "dot"}}
+    title = {"text": "number of the eigenvalue", "standoff": 6}
+    return {
+        "data": [trace],
+        "layout": charts.figure_layout(
+            300,
+            xaxis={"type": "log", "title": title, "automargin": True, "dtick": 1},
+            yaxis={"type": "log", "automargin": True, "exponentformat": "power", "nticks": 6},
+            shapes=[shape],
+        ),
+    }
+
+
+def _confusion_chart(inspection: Inspection) -> Figure:
+    """Draw the confusion as shares of each class's images; with counts in the cells where they fit."""
+    counts = confusion(inspection)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = [plotly_text(name) for name in inspection.info.classes]
+    ticks = {"tickvals": list(range(len(names))), "ticktext": names} if len(names) <= 40 else {}
+    few = len(names) <= _CONFUSED
+    hover = [[f"{truth} as {guess}: {counts[i, j]}" for j, guess in enumerate(names)] for i, truth in enumerate(names)]
+    heat = {
+        "type": "heatmap",
+        "z": shares.round(3).tolist(),
+        "customdata": hover,
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "colorscale": [[0, "rgba(0, 119, 187, 0)"], [1, "rgba(0, 119, 187, 0.75)"]],
+        "zmin": 0,
+        "zmax": 1,
+        "showscale": False,
+        **({"text": counts.tolist(), "texttemplate": "%{text}"} if few else {}),
+    }
+    axis = {**ticks, "automargin": True, "zeroline": False, "showgrid": False}
+    return {
+        "data": [heat],
+        "layout": charts.figure_layout(
+            160 + min(28 * len(names), 480),
+            xaxis={**axis, "title": {"text": "by its neighbors", "standoff": 6}, "tickangle": -60 if few else -90},
+            yaxis={**axis, "range": [len(names) - 0.5, -0.5]},
+        ),
+    }
+
+
+def _class_chart(scores: list[ClassScore]) -> Figure:
+    """Draw the accuracy of each class with its standard error, lowest first."""
+    trace = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [score.accuracy for score in scores],
+        "y": list(range(len(scores))),
+        "error_x": {
+            "type": "data",
+            "array": [s.standard_error for s in scores],
+            "thickness": 1.2,
+            "color": charts.GRAY,
+        },
+        "customdata": [f"{plotly_text(s.name)}: {s.accuracy:.0%} of {s.images} images" for s in scores],
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "marker": {"color": charts.PALETTE[0]},
+        "width": 0.6,
+    }
+    names = [plotly_text(score.name) for score in scores]
+    ticks = {"tickvals": list(range(len(names))), "ticktext": names} if len(names) <= 40 else {"showticklabels": False}
+    return {
+        "data": [trace],
+        "layout": charts.figure_layout(
+            80 + min(26 * len(names), 700),
+            xaxis={"tickformat": ".0%", "range": [0, 1.04], "automargin": True, "nticks": 6, "zeroline": False},
+            yaxis=charts.value_axis(**ticks, range=[len(names) - 0.4, -0.6], showgrid=False),
+        ),
+    }

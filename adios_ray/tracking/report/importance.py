@@ -1,0 +1,127 @@
+"""Which searched values mattered: permutation importance in a random forest, with a band of noise."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from adios_ray.tracking.report.run_data import RunData
+
+FEWEST_SAMPLES = 12
+"""Samples below which nothing is computed: a forest would fit noise."""
+MOST_SAMPLES = 600
+FOLDS, TREES, SHADOWS = 4, 40, 3
+
+Floats = npt.NDArray[np.float64]
+
+
+class Importance(NamedTuple):
+    """The importance of each searched value.
+
+    Attributes:
+        values: By path: drop of the explained variance (R²) of held-out trials when the value is shuffled, and its
+            standard error over folds.
+        noise: The largest that shuffled copies of the values reached: below it, nothing is known to matter.
+        samples: Number of samples.
+        of_gains: Whether the samples are gains between reports (values change in training), or last scores of trials.
+        r2: Explained variance of held-out trials; <= 0 if the forest explains nothing.
+    """
+
+    values: dict[str, tuple[float, float]]
+    noise: float
+    samples: int
+    of_gains: bool
+    r2: float
+
+
+def importance_of(run: RunData, seed: int = 0) -> Importance | None:
+    """Compute the permutation importance of the searched values (Breiman 2001); None for too few reports.
+
+    In a run whose values change, a sample is the gain between two reports of the same weights; its epoch and the score
+    before it enter as further features, which are not ranked. Else it is a trial's score at the last epoch that at
+    least half of the trials reached. Folds hold out whole trials. The band of noise comes from shuffled copies of the
+    values among the features (Kursa and Rudnicki 2010).
+    """
+    features, target, groups, context = _samples(run)
+    paths = run.searched
+    if len(target) < FEWEST_SAMPLES or len(set(groups)) < FOLDS or not paths or np.ptp(target) == 0:
+        return None
+    from sklearn.ensemble import RandomForestRegressor  # takes a second to import
+    from sklearn.model_selection import GroupKFold
+
+    rng = np.random.default_rng(seed)
+    if len(target) > MOST_SAMPLES:
+        chosen = rng.choice(len(target), MOST_SAMPLES, replace=False)
+        features, target, groups, context = features[chosen], target[chosen], groups[chosen], context[chosen]
+    shadows = np.concatenate([rng.permuted(features, axis=0) for _ in range(SHADOWS)], axis=1)
+    everything = np.concatenate([features, shadows, context], axis=1)
+    ranked = features.shape[1] * (1 + SHADOWS)
+    drops, scores = [], []
+    for train, test in GroupKFold(FOLDS).split(everything, target, groups):
+        forest = RandomForestRegressor(TREES, min_samples_leaf=3, max_features=0.5, random_state=seed)
+        forest.fit(everything[train], target[train])
+        base, fold = _drops(forest, everything[test], target[test], ranked, rng)
+        scores.append(base)
+        drops.append(fold)
+    # Errors are pooled over folds before they are related to the variance: a fold of few samples has little of its own.
+    variance = float(np.var(target)) or 1.0
+    pooled = np.stack(drops) / variance
+    means, errors = pooled.mean(axis=0), pooled.std(axis=0, ddof=1) / math.sqrt(FOLDS)
+    own = len(paths)
+    noise = float(max(0.0, *(means[own:] + errors[own:])))
+    values = {path: (float(means[i]), float(errors[i])) for i, path in enumerate(paths)}
+    ordered = dict(sorted(values.items(), key=lambda item: -item[1][0]))
+    return Importance(ordered, noise, len(target), run.evolves, 1 - float(np.mean(scores)) / variance)
+
+
+def _drops(
+    forest: Any, features: Floats, target: Floats, ranked: int, rng: np.random.Generator
+) -> tuple[float, Floats]:
+    """Compute the squared error of held-out samples, and its rise when each of the first features is shuffled."""
+    repeats = 3
+    base = float(np.mean((forest.predict(features) - target) ** 2))
+    shuffled = np.tile(features, (ranked * repeats, 1, 1))
+    for number in range(ranked * repeats):
+        column = number // repeats
+        shuffled[number, :, column] = rng.permutation(features[:, column])
+    # All at once: a forest's prediction costs more by the call than by the sample.
+    predicted = forest.predict(shuffled.reshape(-1, features.shape[1])).reshape(ranked, repeats, -1)
+    return base, np.asarray(((predicted - target) ** 2).mean(axis=(1, 2)) - base)
+
+
+def _samples(run: RunData) -> tuple[Floats, Floats, npt.NDArray[np.str_], Floats]:
+    """Return features [M, D] of the searched values, targets [M], trials [M], and context [M, C]."""
+    rows, context, target = [], [], []
+    if run.evolves:
+        copied = {(exploit.trial, exploit.epoch) for exploit in run.exploits if exploit.copies}
+        for reports in run.by_trial.values():
+            for before, row in zip(reports, reports[1:], strict=False):
+                gain = row.fitness - before.fitness
+                if math.isfinite(gain) and (row.trial, before.epoch) not in copied:
+                    rows.append(row)
+                    context.append([float(row.epoch), before.fitness])
+                    target.append(gain)
+    else:
+        last = sorted((rows[-1].epoch for rows in run.by_trial.values()), reverse=True)
+        reached = last[(len(last) - 1) // 2] if last else 0
+        for reports in run.by_trial.values():
+            for row in reports:
+                if row.epoch == reached and math.isfinite(row.fitness):
+                    rows.append(row)
+                    context.append([])
+                    target.append(row.fitness)
+    features = [[_number(run, path, row.values.get(path)) for path in run.searched] for row in rows]
+    return (
+        np.array(features, dtype=np.float64).reshape(len(rows), len(run.searched)),
+        np.array(target, dtype=np.float64),
+        np.array([row.trial for row in rows]),
+        np.array(context, dtype=np.float64).reshape(len(rows), 2 if run.evolves else 0),
+    )
+
+
+def _number(run: RunData, path: str, value: Any) -> float:
+    """Encode a searched value; a category by its rank among those that occur, which a forest can split apart."""
+    if isinstance(value, int | float):
+        return float(value)
+    return float(run.categories[path].index(str(value)))

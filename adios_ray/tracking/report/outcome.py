@@ -1,0 +1,170 @@
+"""The first screen of a report: what won, with which values, by how much, how sure, and what to do next."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import norm
+
+from adios_ray.run_directory import RunDirectory
+from adios_ray.tracking.formatting import value_text
+from adios_ray.tracking.report.run_data import RunData
+from adios_ray.tracking.report.verdicts import SIGNIFICANT, Verdict
+
+
+@dataclass(frozen=True)
+class WinningValue:
+    """A searched value of the winner."""
+
+    path: str
+    last: str
+    course: str
+    """How it changed along the ancestry, e.g. "0.06 → 0.048 → 0.2"; "" if it did not."""
+    at: float | None
+    """Position of the last value between the bounds, 0 to 1; None without bounds."""
+    bounds: str
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What to do next."""
+
+    reason: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The first screen."""
+
+    headline: str
+    score: str
+    score_note: str
+    gain: str
+    sureness: str
+    values: list[WinningValue]
+    steps: list[NextStep]
+
+
+def outcome_of(run: RunData, verdicts: Sequence[Verdict]) -> Outcome:
+    """Summarize a run, finished or not."""
+    if run.best is None:
+        return Outcome("No trial has a score yet", "–", "", "–", "", [], _steps(run, verdicts))
+    trial, epoch = run.best
+    summary, text = run.summary, run.measure.text
+    if summary is None:
+        row = next(row for row in run.by_trial[trial] if row.epoch == epoch)
+        note = f"epoch {epoch}, on the validation images of selection; the best of many scores is partly luck"
+        return Outcome(
+            f"{trial} leads",
+            text(row.fitness, row.standard_error),
+            note,
+            *_gain_so_far(run),
+            _values(run),
+            _steps(run, verdicts),
+        )
+    test = text(summary.test_fitness, summary.test_standard_error)
+    return Outcome(
+        f"{trial} won",
+        text(summary.best_fitness, summary.best_standard_error),
+        f"epoch {epoch}, on validation images that no decision used; on test {test}",
+        *_gain(run),
+        _values(run),
+        _steps(run, verdicts),
+    )
+
+
+def _gain(run: RunData) -> tuple[str, str]:
+    summary = run.summary
+    assert summary is not None
+    if summary.gain is None:
+        text = run.measure.text(summary.best_fitness - summary.first_best_fitness)
+        return text, "over the best first report: the run has no control, so some of it is mere training"
+    if summary.control == summary.best_trial:
+        return run.measure.text(0.0), f"{summary.compared}: the search found nothing better"
+    text = run.measure.text(summary.gain, summary.gain_standard_error)
+    if not summary.gain_standard_error:
+        return text, f"{summary.compared}; its error is unknown"
+    return text, f"{summary.compared}: {sureness(summary.gain / summary.gain_standard_error)}"
+
+
+def _gain_so_far(run: RunData) -> tuple[str, str]:
+    scores = {row.trial: row.fitness for row in run.final_rows()}
+    controls = [scores[name] for name in run.controls if name in scores]
+    if not controls:
+        return "–", "the run has no control"
+    return run.measure.text(max(scores.values()) - max(controls)), "last reports, best minus control; tested at the end"
+
+
+def sureness(z: float) -> str:
+    """Say in words how sure a difference of ``z`` standard errors is."""
+    p = float(norm.sf(z))
+    if p < 0.001:
+        return f"sure ({z:.1f} standard errors)"
+    if p < SIGNIFICANT:
+        return f"fairly sure ({z:.1f} standard errors, p {p:.2g})"
+    return f"not sure: within the noise ({z:.1f} standard errors, p {p:.2g})"
+
+
+def _values(run: RunData) -> list[WinningValue]:
+    rows = run.ancestral_rows
+    found = []
+    for path, last in rows[-1].values.items() if rows else ():
+        course = list(dict.fromkeys(value_text(row.values[path]) for row in rows if path in row.values))
+        shown = course if len(course) <= 4 else [course[0], "…", *course[-2:]]
+        bounds = run.bounds.get(path)
+        numeric = bounds is not None and isinstance(last, int | float)
+        found.append(
+            WinningValue(
+                path,
+                value_text(last),
+                " → ".join(shown) if len(course) > 1 else "",
+                min(max(bounds.position(last), 0.0), 1.0) if bounds is not None and numeric else None,
+                f"{value_text(bounds.low)} to {value_text(bounds.high)}" if bounds is not None else "",
+            )
+        )
+    return found
+
+
+def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
+    """Choose what to do next, most useful first."""
+    directory = run.path.resolve()
+    where = shlex.quote(str(directory))
+    if run.summary is None:
+        return [
+            NextStep("see the newest state", f"adios-ray report {where} --open"),
+            NextStep("if the run was interrupted", f"adios-ray train --resume {where}"),
+        ]
+    summary, sentences = run.summary, " ".join(verdict.sentence for verdict in verdicts)
+    steps = []
+    if "still getting better" in sentences:
+        schedule = shlex.quote(str(RunDirectory(directory).schedule))
+        output = shlex.quote(str(directory.with_name(f"{directory.name}-longer")))
+        longer = f"adios-ray replay --schedule {schedule} --epochs {2 * summary.epochs} --output {output}"
+        steps.append(NextStep("train the winner's schedule twice as long", longer))
+    if any(doubt in sentences for doubt in ("within the noise", "ended alike", "not distinguishable")):
+        seed = int((run.config or {}).get("seed", 0)) + 1
+        steps.append(NextStep("repeat with another seed", f"{_without(summary.command, '--seed')} --seed {seed}"))
+    if "ran against" in sentences:
+        space = shlex.quote(str(RunDirectory(directory).space))
+        wider = f"{_without(summary.command, '--space')} --space {space}"
+        steps.append(NextStep("search again after widening the bounds in the run's space.yaml", wider))
+    checkpoint = RunDirectory(directory).checkpoint(summary.best_trial, summary.best_epoch)
+    data = shlex.quote(str((run.config or {}).get("data_dir") or "DATA"))
+    evaluate = f"adios-ray evaluate linear --checkpoint {shlex.quote(str(checkpoint))} --data-dir {data}"
+    steps.append(NextStep("evaluate the winner with a linear classifier", evaluate))
+    return steps
+
+
+def _without(command: str, flag: str) -> str:
+    """Remove a flag and its value from a command line."""
+    words, kept = shlex.split(command), []
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word == flag:
+            skip = True
+        elif not word.startswith(f"{flag}="):
+            kept.append(word)
+    return shlex.join(kept)

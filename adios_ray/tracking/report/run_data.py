@@ -1,0 +1,212 @@
+"""All that a report shows of one run, read once from the run's files."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adios_ray.errors import RecordError
+from adios_ray.files import complete_lines
+from adios_ray.measures import Measure
+from adios_ray.run_directory import RunDirectory
+from adios_ray.tracking import lineage, records
+from adios_ray.tracking.lineage import Ancestor
+from adios_ray.tracking.records import Drop, Exploit, MaskFile, Refusal, Row, RunSummary
+
+EVOLVING = ("pbt", "pb2")
+"""Schedulers that change the values of trials while they train."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The range of a searched number."""
+
+    low: float
+    high: float
+    logarithmic: bool
+
+    def position(self, value: float) -> float:
+        """Return where a value is between ``low`` (0) and ``high`` (1), on the parameter's scale."""
+        low, high, value = (math.log(x) if self.logarithmic else x for x in (self.low, self.high, value))
+        return (value - low) / (high - low)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The records of a run.
+
+    Attributes:
+        path: The run directory.
+        rows: Reports, by trial and epoch.
+        exploits: Copies of weights in the order of their decisions.
+        refusals: Refused copies, likewise.
+        drops: Trials that left in the opening, likewise.
+        summary: The outcome; None while the run continues.
+        config: The resolved configuration.
+        space: The search space as plain values; empty if none is stored.
+        controls: Trials that keep the configured values and their weights.
+    """
+
+    path: Path
+    rows: Sequence[Row]
+    exploits: Sequence[Exploit] = ()
+    refusals: Sequence[Refusal] = ()
+    drops: Sequence[Drop] = ()
+    summary: RunSummary | None = None
+    config: Mapping[str, Any] | None = None
+    space: Mapping[str, Any] | None = None
+    controls: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The name of the run directory."""
+        return self.path.resolve().name
+
+    @cached_property
+    def measure(self) -> Measure:
+        """The measure of fitness."""
+        return records.measure_of(self.config or {})
+
+    @cached_property
+    def by_trial(self) -> dict[str, list[Row]]:
+        """Reports by trial."""
+        return {trial: list(group) for trial, group in groupby(self.rows, key=lambda row: row.trial)}
+
+    @cached_property
+    def best(self) -> tuple[str, int] | None:
+        """Trial and epoch of the summary's best report, or of the best so far; None before the first number."""
+        if self.summary is not None and self.summary.best_trial in self.by_trial:
+            return self.summary.best_trial, self.summary.best_epoch
+        best = lineage.best_row(self.rows)
+        return (best.trial, best.epoch) if best else None
+
+    @cached_property
+    def path_of_best(self) -> list[Ancestor]:
+        """The ancestry of the best report, oldest first."""
+        return lineage.ancestry(self.exploits, *self.best) if self.best else []
+
+    @cached_property
+    def ancestral_rows(self) -> list[Row]:
+        """The reports of the best weights and their ancestors, by epoch."""
+        return [
+            row
+            for part in self.path_of_best
+            for row in self.by_trial.get(part.trial, ())
+            if part.after < row.epoch <= part.until
+        ]
+
+    @property
+    def scheduler(self) -> str:
+        """The scheduler's name; "" in runs that stored no space."""
+        return str((self.space or {}).get("scheduler", ""))
+
+    @property
+    def evolves(self) -> bool:
+        """Whether trials are changed while they train."""
+        return self.scheduler in EVOLVING or bool(self.exploits)
+
+    @cached_property
+    def searched(self) -> list[str]:
+        """Paths of the searched values."""
+        return list(dict.fromkeys(path for row in self.rows for path in row.values))
+
+    @cached_property
+    def categories(self) -> dict[str, list[str]]:
+        """The values that occur, as text and sorted, of each searched value that is not always a number."""
+        return {
+            path: sorted({str(row.values.get(path)) for row in self.rows})
+            for path in self.searched
+            if not all(isinstance(row.values.get(path), int | float) for row in self.rows)
+        }
+
+    @cached_property
+    def bounds(self) -> dict[str, Bounds]:
+        """The range of each searched number that has one."""
+        return {
+            path: Bounds(parameter["low"], parameter["high"], parameter.get("scale") == "log")
+            for path, parameter in (self.space or {}).get("parameters", {}).items()
+            if "low" in parameter and "high" in parameter
+        }
+
+    @cached_property
+    def mask_epochs(self) -> dict[int, str]:
+        """The trial that stored masks of the best weights or their ancestors, by epoch."""
+        found = {}
+        for part in self.path_of_best:
+            # Masks of the epoch at which weights were copied in are still of the trial's own.
+            first = 0 if part.after == 0 else part.after + 1
+            for epoch in records.mask_epochs(self.path, part.trial):
+                if first <= epoch <= part.until:
+                    found[epoch] = part.trial
+        return found
+
+    @cached_property
+    def last_masks(self) -> MaskFile | None:
+        """The newest stored masks of the best weights; None without any."""
+        if not self.mask_epochs:
+            return None
+        epoch = max(self.mask_epochs)
+        return records.read_masks(self.path, self.mask_epochs[epoch], epoch)
+
+    def final_rows(self) -> list[Row]:
+        """Return the last report of each trial that has a number."""
+        valid = {trial: [r for r in rows if math.isfinite(r.fitness)] for trial, rows in self.by_trial.items()}
+        return [rows[-1] for rows in valid.values() if rows]
+
+
+def read_run(run_dir: Path) -> RunData:
+    """Read the files of a run as they are now.
+
+    Raises:
+        RecordError: If a file of the run is damaged.
+    """
+    return RunData(
+        run_dir,
+        records.read_results(run_dir),
+        records.read_lineage(run_dir),
+        records.read_refusals(run_dir),
+        records.read_drops(run_dir),
+        records.read_summary(run_dir),
+        records.read_config(run_dir),
+        _read_space(RunDirectory(run_dir).space),
+        _read_controls(RunDirectory(run_dir)),
+    )
+
+
+def _read_space(path: Path) -> dict[str, Any]:
+    # As plain values: search spaces are of a higher room, and nothing is drawn here.
+    try:
+        values = yaml.safe_load(path.read_text()) if path.exists() else {}
+    except yaml.YAMLError as error:
+        raise RecordError(f"{path} is no valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecordError(f"{path} is a {type(values).__name__}, expected a mapping of options")
+    return values
+
+
+def _read_controls(run: RunDirectory) -> frozenset[str]:
+    """Read which members of the population are controls; later changes do not concern that."""
+    members: dict[str, Any] = {}
+    if run.population.exists():
+        try:
+            members = json.loads(run.population.read_bytes()).get("members", {})
+        except (ValueError, AttributeError) as error:
+            raise RecordError(f"{run.population}: {error}") from None
+    for line in complete_lines(run.journal).splitlines():
+        members |= _members_of(line)
+    return frozenset(name for name, member in members.items() if member.get("control"))
+
+
+def _members_of(line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}  # the population's own reader complains
+    members = entry.get("members", {}) if isinstance(entry, dict) else {}
+    return members if isinstance(members, dict) else {}

@@ -1,0 +1,349 @@
+"""Verdicts about a run in words, each with its evidence: one function each, from the run's records.
+
+A function returns None where there is nothing to say. Thresholds are named where they are used; a verdict never rests
+on a difference that its standard error explains.
+"""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from statistics import fmean
+from typing import Literal, NamedTuple
+
+from scipy.stats import chi2, norm
+
+from adios_ray.tracking import lineage
+from adios_ray.tracking.formatting import label, value_text
+from adios_ray.tracking.records import Row
+from adios_ray.tracking.report.mask_statistics import slot_overlaps, slot_statistics
+from adios_ray.tracking.report.run_data import RunData
+
+SIGNIFICANT = 0.05
+"""Level of all tests here."""
+COPIES_FROM = 0.8
+"""Soft intersection over union from which on two slots are copies."""
+EMPTY_BELOW, FULL_ABOVE = 0.01, 0.9
+"""Mean mask values of a slot that hides nothing, and of one that hides everything."""
+BLURRED_FROM = 0.95
+"""Entropy, as a share of the largest, from which on masks are a blur."""
+AT_BOUND = 0.02
+"""Distance from a bound, as a share of the range on the parameter's scale, that counts as being at it."""
+SLOW_DATA, MUCH_IDLE = 0.05, 0.25
+"""Shares of the time that are worth a word."""
+
+
+class Verdict(NamedTuple):
+    """What a run shows.
+
+    Attributes:
+        kind: good: as it should be; look: worth a change; wrong: results cannot be relied on.
+        sentence: The verdict.
+        evidence: The numbers behind it.
+        advice: What to do; "" if nothing.
+    """
+
+    kind: Literal["good", "look", "wrong"]
+    sentence: str
+    evidence: str
+    advice: str = ""
+
+
+def verdicts(run: RunData) -> list[Verdict]:
+    """List all verdicts about a run, the gravest first."""
+    found = [verdict for judge in JUDGES for verdict in judge(run)]
+    order = ("wrong", "look", "good")
+    return sorted(found, key=lambda verdict: order.index(verdict.kind))
+
+
+def gain_over_control(run: RunData) -> Iterator[Verdict]:
+    """Say whether the best trial is better than the one that kept the configured values."""
+    summary = run.summary
+    if summary is None or summary.gain is None or summary.control == summary.best_trial:
+        if summary is not None and summary.control == summary.best_trial:
+            yield Verdict(
+                "look",
+                "The search found nothing better than the configured values",
+                f"{summary.control}, which kept them, is the best of {summary.population} trials",
+                "search longer, or around other values",
+            )
+        return
+    gain = run.measure.text(summary.gain, summary.gain_standard_error)
+    if not summary.gain_standard_error:
+        return
+    z = summary.gain / summary.gain_standard_error
+    evidence = f"{summary.compared}: {gain}, {z:.1f} standard errors"
+    if norm.sf(z) < SIGNIFICANT:
+        yield Verdict("good", f"The winner is better than the control by {gain}", evidence)
+    else:
+        yield Verdict(
+            "look",
+            "The winner is not distinguishable from the control",
+            evidence,
+            "repeat with other seeds, or with more validation images",
+        )
+
+
+def alike_trials(run: RunData) -> Iterator[Verdict]:
+    """Say whether the trials' last scores differ by more than their standard errors explain (a chi-square test)."""
+    known = [(row.fitness, row.standard_error) for row in run.final_rows() if row.standard_error]
+    if len(known) < 2:
+        return
+    weights = [1 / error**2 for _, error in known]
+    center = sum(w * value for w, (value, _) in zip(weights, known, strict=True)) / sum(weights)
+    statistic = sum(w * (value - center) ** 2 for w, (value, _) in zip(weights, known, strict=True))
+    p = float(chi2.sf(statistic, len(known) - 1))
+    values, text = [value for value, _ in known], run.measure.text
+    evidence = (
+        f"the last scores of {len(known)} trials are between {text(min(values))} and {text(max(values))}, "
+        f"the standard error of one is {text(fmean(error for _, error in known))} (p {p:.2g})"
+    )
+    if p < SIGNIFICANT:
+        yield Verdict("good", "The trials differ by more than the noise", evidence)
+    elif run.evolves:
+        yield Verdict("look", "The trials ended alike: which of them won is chance", evidence)
+    else:
+        advice = "more validation images make the noise smaller; wider bounds make the differences larger"
+        yield Verdict("look", "Selection moved within the noise", evidence, advice)
+
+
+def selection_within_noise(run: RunData) -> Iterator[Verdict]:
+    """Say whether copies were decided by differences that the noise explains."""
+    decided = [exploit.p for exploit in run.exploits if exploit.copies and exploit.p is not None]
+    if not decided:
+        return
+    unsure = [p for p in decided if p >= SIGNIFICANT]
+    evidence = (
+        f"{len(decided) - len(unsure)} of {len(decided)} copies were of a donor that was better at p < {SIGNIFICANT}; "
+        f"{len(run.refusals)} were refused"
+    )
+    if 2 * len(unsure) >= len(decided):
+        advice = "a smaller significance in the search space, or more validation images"
+        yield Verdict("look", "Selection moved within the noise", evidence, advice)
+    else:
+        yield Verdict("good", "Selection followed differences above the noise", evidence)
+
+
+def no_exploits(run: RunData) -> Iterator[Verdict]:
+    """Say that no weights were copied although the scheduler copies."""
+    epochs = max((row.epoch for row in run.rows), default=0)
+    interval = int((run.space or {}).get("interval_epochs", 1))
+    if not run.evolves or any(exploit.copies for exploit in run.exploits) or epochs < 2 * interval:
+        return
+    yield Verdict(
+        "look",
+        "No trial copied another",
+        f"{epochs} epochs, {len(run.refusals)} copies refused because the donor was not better by enough",
+        "the run was a random search so far; train longer, or raise significance in the search space",
+    )
+
+
+def one_family(run: RunData) -> Iterator[Verdict]:
+    """Say that all trials descend from one."""
+    finals = {trial: rows[-1].epoch for trial, rows in run.by_trial.items()}
+    founders = {lineage.ancestry(run.exploits, trial, epoch + 1)[0].trial for trial, epoch in finals.items()}
+    if len(finals) >= 4 and len(founders) == 1 and any(exploit.copies for exploit in run.exploits):
+        yield Verdict(
+            "look",
+            f"All trials descend from {founders.pop()}",
+            f"{len(finals)} trials, {sum(exploit.copies for exploit in run.exploits)} copies",
+            "a smaller quantile_fraction or a longer interval_epochs keeps more families alive",
+        )
+
+
+def values_at_bounds(run: RunData) -> Iterator[Verdict]:
+    """Say which of the winner's values ended at a bound of its range."""
+    if not run.ancestral_rows:
+        return
+    winner = run.ancestral_rows[-1]
+    finals = run.final_rows()
+    for path, bounds in run.bounds.items():
+        value = winner.values.get(path)
+        # Few integers are always near a bound: they are at it only if they equal it, of at least four.
+        if not isinstance(value, int | float) or (isinstance(value, int) and bounds.high - bounds.low < 3):
+            continue
+        position = bounds.position(value)
+        if AT_BOUND < position < 1 - AT_BOUND:
+            continue
+        end, bound = ("lower", bounds.low) if position <= AT_BOUND else ("upper", bounds.high)
+        others = sum(_at(run, row, path, end) for row in finals)
+        yield Verdict(
+            "look",
+            f"{_name(path)} ran against its {end} bound",
+            f"the winner's last value is {value_text(value)}, the bound {value_text(bound)}; "
+            f"{others} of {len(finals)} trials ended there",
+            f"give it more room: change {'low' if end == 'lower' else 'high'} in space.yaml",
+        )
+
+
+def _at(run: RunData, row: Row, path: str, end: str) -> bool:
+    value = row.values.get(path)
+    if not isinstance(value, int | float):
+        return False
+    position = run.bounds[path].position(value)
+    return position <= AT_BOUND if end == "lower" else position >= 1 - AT_BOUND
+
+
+def _name(path: str) -> str:
+    named = {"masking.slots": "The number of masks N", "masking.sparsity_weight": "The sparsity weight λ"}
+    named |= {"optimizer.encoder_lr": "The encoder's rate", "optimizer.occlusion_lr": "The occlusion model's rate"}
+    return named.get(path, label(path))
+
+
+def copied_slots(run: RunData) -> Iterator[Verdict]:
+    """Say which slots of the winner hide the same pixels."""
+    if run.last_masks is None:
+        return
+    masks = run.last_masks.masks
+    overlaps = slot_overlaps(masks)
+    family = list(range(masks.shape[1]))  # of each slot, the first of those that are copies of each other
+    pairs = [(a, b) for a, b in itertools.combinations(family, 2) if overlaps[a, b] >= COPIES_FROM]
+    for a, b in pairs:
+        family = [family[a] if root == family[b] else root for root in family]
+    for root, number in Counter(family).items():
+        if number > 1:
+            members = [slot + 1 for slot, of in enumerate(family) if of == root]
+            shared = [overlaps[a, b] for a, b in pairs if family[a] == root]
+            yield Verdict(
+                "wrong",
+                f"Slots {', '.join(map(str, members[:-1]))} and {members[-1]} are copies",
+                f"their masks overlap by at least {min(shared):.0%} (soft IoU over {len(masks)} images)",
+                "fewer slots, a larger sparsity weight λ, or a smaller rate of the occlusion model",
+            )
+
+
+def degenerate_slots(run: RunData) -> Iterator[Verdict]:
+    """Say which slots of the winner hide nothing or everything, and whether the masks are a blur."""
+    if run.last_masks is None or run.last_masks.masks.shape[1] == 1:
+        return
+    found = slot_statistics(run.last_masks.masks)
+    for number, size in enumerate(found.sizes, start=1):
+        if size < EMPTY_BELOW or size > FULL_ABOVE:
+            state = "is empty" if size < EMPTY_BELOW else "hides almost everything"
+            evidence = f"its mean mask value is {size:.1%}"
+            yield Verdict("wrong", f"Slot {number} {state}", evidence, "a larger sparsity weight λ, or fewer slots")
+    if found.entropy >= BLURRED_FROM:
+        yield Verdict(
+            "wrong",
+            "The masks are a blur: every pixel is shared by all slots",
+            f"entropy {found.entropy:.0%} of the largest",
+            "train longer, or raise the occlusion model's rate or the sparsity weight λ",
+        )
+
+
+def slow_data(run: RunData) -> Iterator[Verdict]:
+    """Say that training waited for data."""
+    waits = [row.data_wait_fraction for row in run.rows if row.images_per_s > 0]
+    if waits and (share := fmean(waits)) >= SLOW_DATA:
+        yield Verdict(
+            "look",
+            f"Data wait {share:.0%}: training waits for images",
+            f"mean of {len(waits)} reports, at worst {max(waits):.0%}; {fmean(_speeds(run)):.0f} images/s per trial",
+            "more CPUs per worker, or the data set on a local disk",
+        )
+
+
+def _speeds(run: RunData) -> list[float]:
+    return [row.images_per_s for row in run.rows if row.images_per_s > 0]
+
+
+def idle_trials(run: RunData) -> Iterator[Verdict]:
+    """Say that trials waited for each other."""
+    spans = [(row.idle_s, after) for row, after in _spans(run) if after > 0]
+    total = sum(after for _, after in spans)
+    if total and (share := sum(min(idle, after) for idle, after in spans) / total) >= MUCH_IDLE:
+        synchronous = bool((run.space or {}).get("synchronous")) and run.scheduler in ("pbt", "pb2")
+        yield Verdict(
+            "look",
+            f"Trials were idle {share:.0%} of the time",
+            f"between a report and the next step, over {len(spans)} reports: decisions, checkpoints, other trials",
+            "synchronous: false decides for each trial as it comes" if synchronous else "report less often",
+        )
+
+
+def _spans(run: RunData) -> Iterator[tuple[Row, float]]:
+    """Pair each report except a trial's first with the seconds since the one before."""
+    for rows in run.by_trial.values():
+        for before, row in itertools.pairwise(rows):
+            yield row, (row.time - before.time).total_seconds()
+
+
+def diverged(run: RunData) -> Iterator[Verdict]:
+    """Say which trials diverged or collapsed."""
+    counts = Counter(row.trial for row in run.rows if math.isnan(row.fitness))
+    if counts:
+        names = ", ".join(f"{trial} ({number}×)" for trial, number in counts.most_common(4))
+        more = f" and {len(counts) - 4} more" if len(counts) > 4 else ""
+        yield Verdict(
+            "look",
+            f"{len(counts)} trial{'s' if len(counts) > 1 else ''} diverged or collapsed",
+            f"reports without a score: {names}{more}",
+            "lower learning rates in the search space; the diverged steps are in diverged/",
+        )
+
+
+def still_rising(run: RunData) -> Iterator[Verdict]:
+    """Say that the winner was still getting better at the end."""
+    rows = [row for row in run.ancestral_rows if math.isfinite(row.fitness)]
+    if len(rows) < 5 or not rows[-1].standard_error:
+        return
+    earlier = rows[math.floor(0.75 * (len(rows) - 1))]
+    rise, error = rows[-1].fitness - earlier.fitness, rows[-1].standard_error
+    if rise > 2 * error:
+        yield Verdict(
+            "look",
+            "The winner was still getting better at the end",
+            f"{run.measure.text(rise)} more since epoch {earlier.epoch}, standard error {run.measure.text(error)}",
+            "train longer: replay the schedule over more epochs",
+        )
+
+
+def selected_by_luck(run: RunData) -> Iterator[Verdict]:
+    """Say that the winner scores worse on the images that took no part in decisions."""
+    row = run.ancestral_rows[-1] if run.ancestral_rows else None
+    if row is None or not row.standard_error or not row.holdout_standard_error:
+        return
+    error = math.hypot(row.standard_error, row.holdout_standard_error)
+    if (gap := row.fitness - row.holdout_fitness) / error > norm.isf(SIGNIFICANT / 2):
+        yield Verdict(
+            "look",
+            "The winner is partly lucky: it scores worse on images that no decision used",
+            f"{run.measure.text(row.fitness)} on those of decisions, {run.measure.text(row.holdout_fitness)} "
+            f"on the others, {gap / error:.1f} standard errors",
+            "rely on the second number; fewer decisions or more validation images select less noise",
+        )
+
+
+def at_chance(run: RunData) -> Iterator[Verdict]:
+    """Say that the winner's accuracy is no better than guessing."""
+    summary = run.summary
+    if summary is None or not run.measure.is_share or not math.isfinite(summary.test_accuracy):
+        return
+    error = summary.test_standard_error or 0.0
+    if summary.test_accuracy <= summary.chance + 2 * error:
+        yield Verdict(
+            "wrong",
+            "The winner guesses",
+            f"accuracy {run.measure.text(summary.test_accuracy, summary.test_standard_error)} on test, "
+            f"chance {run.measure.text(summary.chance)}",
+            "check the labels with `adios-ray verify`, train longer, or lower the rates",
+        )
+
+
+JUDGES: tuple[Callable[[RunData], Iterator[Verdict]], ...] = (
+    gain_over_control,
+    alike_trials,
+    selection_within_noise,
+    no_exploits,
+    one_family,
+    values_at_bounds,
+    copied_slots,
+    degenerate_slots,
+    slow_data,
+    idle_trials,
+    diverged,
+    still_rising,
+    selected_by_luck,
+    at_chance,
+)
+"""All judges, in the order in which verdicts of one kind are listed."""

@@ -1,0 +1,472 @@
+"""A search against its rivals, on real trainings of equal compute, judged on test images alone; hours.
+
+Usage: ``python benchmarks/search.py --data objects --data-dir DIR --output FILE.jsonl [--rows ...] [--seeds ...]``.
+Each finished row and seed is appended to FILE.jsonl at once; a second start skips it, and continues an interrupted one.
+``--summarize`` prints one JSON object, and draws the best test accuracy over compute if ``--plot FILE.svg`` is given.
+
+Rows; P is the population and E the epochs, so that all train P E epochs with an evaluation after each:
+
+- ``configured``: P trainings with the configured values; ``configured_long``: one training of P E epochs
+- ``random``: P trainings, the first with the configured values; ``asha_hyperopt``: as many as P E epochs allow
+- ``pbt_before``: PBT as it was: the accuracy on all of val, significance 1, no control
+- ``pbt``: PBT by default; ``pbt_averaged``: the same by the fitness of averaged weights; ``pb2``: PB2 by default
+- ``schedule_free``, ``schedule_free_long``: as the configured rows, by schedule-free AdamW (Defazio et al. 2024)
+
+The encoder is chosen by val. All trials train in this process by the package's own decisions
+(``real_trainings.py``), whose reports are those of the real backend, bit for bit. Data of the two studies::
+
+    adios-ray prepare --dataset objects --output DIR --num-images 33400 --train-images 2100 --val-images 450 \
+        --test-images 5000 --image-size 32
+    adios-ray prepare --dataset cifar10 --source CIFAR10 --output DIR --train-images 5000 --val-images 1000 \
+        --test-images 5000
+"""
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from real_trainings import Trainers, train_population
+from rich.console import Console
+from schedule_free import ScheduleFreeTrainer
+from search_summary import summary
+from torch import Tensor
+from torch.nn import functional
+
+from adios_ray.config import TrialConfig, replaced
+from adios_ray.data.loader import central_views
+from adios_ray.data.shards import Split
+from adios_ray.errors import ConfigError, exit_status
+from adios_ray.evaluation.fitness import evaluate, extract_features, features_of_views, halves
+from adios_ray.evaluation.knn import knn_votes
+from adios_ray.evaluation.label_free import alpha_req, lidar, rankme
+from adios_ray.evaluation.linear import accuracy, logistic_regression
+from adios_ray.evaluation.statistics import fresh_statistics
+from adios_ray.experiment.config import SPACES, ExperimentConfig
+from adios_ray.experiment.presets import preset_config
+from adios_ray.experiment.verdict import final_fitness
+from adios_ray.files import append_line, complete_lines
+from adios_ray.masking.fill import hide
+from adios_ray.models.networks import Networks
+from adios_ray.run_directory import RunDirectory
+from adios_ray.search.spaces import Scheduler, Search, SearchSpace, load_space
+from adios_ray.search.state import Member, PopulationState
+from adios_ray.tracking.records import Row, read_lineage, read_refusals, read_results
+from adios_ray.training.trainer import Trainer
+from adios_ray.trial_report import TrialReport
+
+POINTS = 10
+"""Points of a curve of test accuracy over compute."""
+MEASURED_EVERY = 4
+"""Epochs between two measurements of scores without labels."""
+LABEL_FREE = {"rankme", "alpha-req", "lidar", "gap"}
+Variant = Literal["plain", "averaged"]
+
+
+class Study(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        config: The configured values, by section.
+        space: Name of the search space.
+        population: P.
+        epochs: E.
+    """
+
+    config: ExperimentConfig
+    space: str
+    population: int
+    epochs: int
+
+
+Data = Literal["objects", "cifar10", "demo"]
+
+
+def study_of(data: Data) -> Study:
+    """Return the study of a data set; "demo" is that of objects at the size of ``make demo``."""
+    demo = preset_config("demo")
+    if data == "demo":
+        return Study(demo, "pbt_demo", demo.population, demo.epochs)
+    if data == "objects":
+        return Study(demo, "pbt_demo", 8, 20)
+    changes = {
+        "objective.hidden_dim": 512,
+        "objective.output_dim": None,
+        "masking.slots": 4,
+        "optimizer.encoder_lr": 0.1,
+        "optimizer.warmup_epochs": 2,
+        "augment": {"min_crop_scale": 0.2},
+        "batch_size": 128,
+    }
+    return Study(replaced(demo, {**changes, "preset": None}), "pbt_cifar10", 4, 36)
+
+
+class AccuracyTrainer(Trainer):
+    """Reports the accuracy on all of val as fitness, without what a test of differences needs."""
+
+    def train_to_report(self, idle_s: float = 0.0) -> TrialReport:
+        """See ``Trainer.train_to_report``."""
+        report = super().train_to_report(idle_s)
+        value = math.nan if self.divergence else self.evaluate("val").accuracy
+        unknown = {
+            "standard_error": None,
+            "outcomes": None,
+            "holdout_fitness": math.nan,
+            "holdout_standard_error": None,
+        }
+        return report.model_copy(update={"fitness": value, "accuracy": value, **unknown})
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One row.
+
+    Attributes:
+        scheduler: Scheduler of the search space.
+        search: Search of the search space.
+        options: Further options of the search space.
+        searched: Whether values are searched; else all trials have the configured ones.
+        long: Whether one trial trains P E epochs, instead of P trials E epochs each.
+        changes: Changes of the configuration, by path.
+        trainer: Class of the trainers.
+    """
+
+    scheduler: Scheduler = "none"
+    search: Search | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    searched: bool = True
+    long: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    trainer: type[Trainer] = Trainer
+
+
+AVERAGED = {"evaluation.average_weights": True}
+SCHEDULE_FREE = {
+    "optimizer.encoder_lr": 0.0025,  # the default of the authors' package, for both players
+    "optimizer.occlusion_lr": 0.0025,
+    "evaluation.fresh_statistics": True,  # as the authors advise: BatchNorm has seen other weights than those evaluated
+}
+RIVALS: Mapping[str, Rival] = {
+    "configured": Rival(searched=False, changes=AVERAGED),
+    "random": Rival(changes=AVERAGED),
+    "pbt_before": Rival("pbt", options={"significance": 1, "controls": 0}, trainer=AccuracyTrainer),
+    "pbt": Rival("pbt"),
+    "pbt_averaged": Rival("pbt", changes=AVERAGED),
+    "pb2": Rival("pb2"),
+    "asha_hyperopt": Rival("asha", "hyperopt", {"grace_epochs": 2, "reduction_factor": 3}),
+    "configured_long": Rival(searched=False, long=True),
+    "schedule_free": Rival(searched=False, changes=SCHEDULE_FREE, trainer=ScheduleFreeTrainer),
+    "schedule_free_long": Rival(searched=False, long=True, changes=SCHEDULE_FREE, trainer=ScheduleFreeTrainer),
+}
+
+
+def space_of(rival: Rival, study: Study) -> SearchSpace:
+    """Make a rival's search space."""
+    space = load_space(SPACES / f"{study.space}.yaml", rival.scheduler, rival.search)
+    values = {**space.model_dump(), **rival.options, **({} if rival.searched else {"parameters": {}})}
+    return SearchSpace.model_validate(values)
+
+
+@contextmanager
+def plain(networks: Networks) -> Iterator[None]:
+    """Make evaluations use the weights themselves inside the block."""
+    averaged, networks.averaged = networks.averaged, None
+    try:
+        yield
+    finally:
+        networks.averaged = averaged
+
+
+@torch.no_grad()
+def masking_gap(trainer: Trainer, features: Tensor) -> float:
+    """Average 1 - cosine similarity between features [M, F] of whole validation images and of masked ones."""
+    networks, split = trainer.networks, trainer.val_split
+    backbone, training = networks.backbone, networks.backbone.training
+    backbone.eval()
+    gaps = []
+    for chosen in np.array_split(np.arange(len(split)), -(-len(split) // 256)):
+        x = central_views(split, chosen, trainer.image_size, trainer.device)
+        for mask in networks.occlude(x).split(1, dim=1):
+            gaps.append(1 - functional.cosine_similarity(backbone(hide(x, mask)).float(), features[chosen]))
+    backbone.train(training)
+    return float(torch.cat(gaps).mean())
+
+
+def measure(trainer: Trainer) -> dict[str, float]:
+    """Score the features of validation images without labels."""
+    networks, split = trainer.networks, trainer.val_split
+    features = extract_features(networks.backbone, split, np.arange(len(split)), trainer.image_size)
+    return {
+        "rankme": rankme(features),
+        "alpha-req": alpha_req(features),
+        "lidar": lidar(features_of_views(networks.backbone, split, trainer.image_size)),
+        "gap": masking_gap(trainer, features),
+    }
+
+
+class Judge:
+    """Scores checkpoints on the test split."""
+
+    def __init__(self, config: TrialConfig, kind: type[Trainer]) -> None:
+        """Judge checkpoints of trainers of one class."""
+        self._trainer, self._config = kind(config, torch.device("cpu")), config
+
+    @property
+    def images_of_report(self) -> int:
+        """Images that pass through the encoder for one report: those of an epoch and of its evaluation."""
+        trainer = self._trainer
+        trained = trainer.feed.steps_per_epoch * self._config.batch_size
+        return trained + len(trainer.train_split) + len(trainer.val_split)
+
+    def __call__(self, member: Member, variant: Variant, probe: bool = False) -> dict[str, float]:
+        """Return the votes' mean share and the accuracy of k-NN, and the accuracy of a linear probe if asked."""
+        trainer, config = self._trainer, self._config
+        assert member.checkpoint is not None
+        trainer.load(member.checkpoint, config)
+        with plain(trainer.networks) if variant == "plain" else nullcontext():
+            backbone, _ = trainer.networks.evaluated
+            evaluation = config.evaluation
+            fresh = evaluation.fresh_statistics or variant == "averaged"
+            block = fresh_statistics(backbone, trainer.train_split, trainer.image_size) if fresh else nullcontext()
+            with block:
+                bank, queries = (self._features(split) for split in (trainer.train_split, self._test))
+        votes = knn_votes(*bank, *queries, evaluation.neighbors, evaluation.temperature)
+        scores = {"share": float(votes.shares.mean()), "accuracy": float(votes.correct.double().mean())}
+        if probe:
+            classifier = logistic_regression(*bank, standardize=True)
+            scores["probe"] = accuracy(classifier, *queries).top1
+        return scores
+
+    @property
+    def _test(self) -> Split:
+        return self._trainer.dataset.split("test")
+
+    def _features(self, split: Split) -> tuple[Tensor, Tensor]:
+        backbone, _ = self._trainer.networks.evaluated
+        features = extract_features(backbone, split, np.arange(len(split)), self._trainer.image_size)
+        return features, torch.from_numpy(split.labels)
+
+
+class Watched:
+    """What a row records beside the run's own files, in ``watched.jsonl`` of its run directory."""
+
+    def __init__(self, directory: Path, config: TrialConfig, rival: Rival, budget: int) -> None:
+        """Continue the records of a run directory.
+
+        Args:
+            directory: The run directory.
+            config: What all trials have in common.
+            rival: The row.
+            budget: Reports of the whole row.
+        """
+        self._file, self._directory, self._every = directory / "watched.jsonl", directory, max(budget // POINTS, 1)
+        self.variants: tuple[Variant, ...] = ("averaged", "plain") if config.evaluation.average_weights else ("plain",)
+        self.reports: dict[tuple[str, int], dict[str, Any]] = {}
+        self.curve: dict[int, dict[str, Any]] = {}
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file.touch()
+        for line in complete_lines(self._file).splitlines():
+            self._keep(json.loads(line))
+        self.judge = Judge(config, rival.trainer)
+
+    def _keep(self, entry: dict[str, Any]) -> None:
+        if "trial" in entry:
+            self.reports[entry["trial"], entry["epoch"]] = entry
+        else:
+            self.curve[entry["reports"]] = entry
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        append_line(self._file, json.dumps(entry))
+        self._keep(entry)
+
+    def report(self, name: str, trainer: Trainer, report: TrialReport) -> None:
+        """Measure what the report does not hold."""
+        entry: dict[str, Any] = {"trial": name, "epoch": report.epoch}
+        if report.divergence is None:
+            if "averaged" in self.variants:
+                parts = halves(trainer.val_split)
+                with plain(trainer.networks):
+                    found = evaluate(
+                        trainer.networks,
+                        trainer.train_split,
+                        trainer.val_split,
+                        trainer.image_size,
+                        trainer.config.evaluation,
+                        parts,
+                    )
+                first, last = found.estimates[0], found.estimates[-1]
+                entry["plain"] = {"fitness": first.value, "accuracy": first.accuracy, "holdout": last.value}
+            if report.epoch % MEASURED_EVERY == 0 or report.done:
+                entry |= measure(trainer)
+        self._add(entry)
+
+    def rows(self, variant: Variant) -> list[Row]:
+        """Read all reports, with the fitness of the weights themselves or of averaged ones."""
+        rows = read_results(self._directory)
+        if variant == self.variants[0]:
+            return rows
+        unknown = {"fitness": math.nan, "accuracy": math.nan, "holdout": math.nan}
+        found = {key: entry.get(variant, unknown) for key, entry in self.reports.items()}
+        return [
+            row.model_copy(
+                update={
+                    "fitness": found[row.trial, row.epoch]["fitness"],
+                    "accuracy": found[row.trial, row.epoch]["accuracy"],
+                    "holdout_fitness": found[row.trial, row.epoch]["holdout"],
+                }
+            )
+            for row in rows
+        ]
+
+    def finals(self, state: PopulationState, variant: Variant) -> dict[str, float]:
+        """Return by what each trial enters the final comparison on val, as the package does; the best first."""
+        finals = final_fitness(state, self.rows(variant), read_lineage(self._directory))
+        names = sorted(finals, key=lambda name: (-finals[name].fitness, state.members[name].number))
+        return {name: finals[name].fitness for name in names}
+
+    def point(self, state: PopulationState) -> None:
+        """Add a point to the curve if one is due: the trial that val would choose now, on the test split."""
+        done = len(state.observations)
+        if done % self._every or done in self.curve or not done:
+            return
+        entry: dict[str, Any] = {"reports": done}
+        for variant in self.variants:
+            for name, fitness in islice(self.finals(state, variant).items(), 1):
+                entry[variant] = {"trial": name, "val": fitness, **self.judge(state.members[name], variant)}
+        self._add(entry)
+
+
+def train_row(
+    study: Study, row: str, seed: int, data_dir: Path, directory: Path, console: Console | None = None
+) -> dict[str, Any]:
+    """Train one row under one seed, and judge it.
+
+    Args:
+        study: What is trained.
+        row: Name of the row.
+        seed: Seed of the study; those of its trials follow from it and are the same for all rows.
+        data_dir: The prepared data set.
+        directory: The run directory.
+        console: Where progress is shown; None takes standard output.
+
+    Returns:
+        The line of the output file.
+    """
+    began, rival, budget = time.perf_counter(), RIVALS[row], study.population * study.epochs
+    count = 1 if rival.long else 10 * study.population if rival.scheduler == "asha" else study.population
+    changes = {"data_dir": data_dir, "seed": 1000 * seed, "epochs": budget if rival.long else study.epochs}
+    config = replaced(study.config, {**changes, **rival.changes}).model_copy(update={"population": count})
+    watched = Watched(directory, config.trial(), rival, budget)
+
+    def enough(state: PopulationState) -> bool:
+        watched.point(state)
+        return len(state.observations) >= budget
+
+    trainers = Trainers(directory, rival.trainer, watched.report)
+    state = train_population(config, space_of(rival, study), directory, trainers, study.population, enough, console)
+    finals = {variant: watched.finals(state, variant) for variant in watched.variants}
+    trials = [trial_record(name, member, watched, finals) for name, member in state.members.items()]
+    return {
+        "row": row,
+        "seed": seed,
+        "population": study.population,
+        "epochs": study.epochs,
+        "reports": len(state.observations),
+        "images": len(state.observations) * watched.judge.images_of_report,
+        "chosen": {variant: next(iter(finals[variant]), None) for variant in watched.variants},
+        "curve": [watched.curve[reports] for reports in sorted(watched.curve)],
+        "trials": trials,
+        "exploits": [exploit.model_dump(mode="json", exclude={"time"}) for exploit in read_lineage(directory)],
+        "refusals": [refusal.model_dump(mode="json", exclude={"time"}) for refusal in read_refusals(directory)],
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def trial_record(
+    name: str, member: Member, watched: Watched, finals: Mapping[Variant, Mapping[str, float]]
+) -> dict[str, Any]:
+    """Judge one trial; its reports are epoch, fitness, its standard error, accuracy, and fitness on the holdout."""
+    record: dict[str, Any] = {"trial": name, "values": member.values, "epoch": member.epoch, "control": member.control}
+    for variant in watched.variants:
+        record[variant] = {
+            "reports": [
+                [row.epoch, row.fitness, row.standard_error, row.accuracy, row.holdout_fitness]
+                for row in watched.rows(variant)
+                if row.trial == name
+            ]
+        }
+        if name in finals[variant]:
+            record[variant] |= {"val": finals[variant][name], **watched.judge(member, variant, probe=True)}
+    own = [entry for (trial, _), entry in sorted(watched.reports.items()) if trial == name]
+    record["label_free"] = [
+        {key: entry[key] for key in ("epoch", *LABEL_FREE)} for entry in own if LABEL_FREE <= entry.keys()
+    ]
+    return record
+
+
+def read_records(output: Path, data: Data) -> list[dict[str, Any]]:
+    """Read the finished rows and seeds of an output file; none if it does not exist.
+
+    Raises:
+        ConfigError: If they are of another study.
+    """
+    records: list[dict[str, Any]] = [json.loads(line) for line in complete_lines(output).splitlines()]
+    if others := {record["data"] for record in records} - {data}:
+        raise ConfigError(f"{output} holds results of {', '.join(sorted(others))}, not of {data}: name another file")
+    return records
+
+
+def main(
+    data: Data,
+    output: Path,
+    data_dir: Path | None = None,
+    rows: tuple[str, ...] = tuple(RIVALS),
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5),
+    summarize: bool = False,
+    plot: Path | None = None,
+) -> None:
+    """Train what is missing in the output file, or summarize it.
+
+    Args:
+        data: The study: a population of 8 over 20 epochs of rendered objects, of 4 over 36 epochs of CIFAR-10, or of 4
+            over the 10 epochs of ``make demo``, on the data of objects.
+        output: File of one JSON object for each row and seed; run directories are made beside it.
+        data_dir: The prepared data set.
+        rows: Rows to train, in this order under each seed.
+        seeds: Seeds, one after another.
+        summarize: Print the summary instead.
+        plot: SVG file for the summary's plot.
+    """
+    if summarize:
+        print(json.dumps(summary(read_records(output, data), plot)))
+        return
+    if unknown := set(rows) - set(RIVALS):
+        raise ConfigError(f"there is no row {', '.join(sorted(unknown))}; choose among {', '.join(RIVALS)}")
+    if data_dir is None:
+        raise ConfigError("--data-dir must name the prepared data set")
+    torch.set_num_threads(1)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.touch()
+    study, todo = study_of(data), [(row, seed) for seed in seeds for row in rows]
+    for number, (row, seed) in enumerate(todo, start=1):
+        if any((record["row"], record["seed"]) == (row, seed) for record in read_records(output, data)):
+            continue
+        print(f"{row}, seed {seed} ({number} of {len(todo)})", flush=True)
+        directory = output.with_suffix("") / f"{row}-{seed}"
+        record = train_row(study, row, seed, data_dir, directory)
+        append_line(output, json.dumps({"data": data, **record}))
+        shutil.rmtree(RunDirectory(directory).checkpoints)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: tyro.cli(main), "start again to continue"))

@@ -1,0 +1,232 @@
+"""The summary of ``search.py``: rows over seeds, scores without labels, what averaged weights are worth, and a plot."""
+
+import html
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from adios_ray.files import atomic_write
+
+Record = Mapping[str, Any]
+Values = npt.NDArray[np.float64]
+
+INDEPENDENT = ("configured", "random")
+"""Rows whose trainings take nothing from each other, and are measured with averaged weights too."""
+RESAMPLES = 1000
+"""Of the bootstrap."""
+LATE = 0.5
+"""Share of a training after which its reports count for signal and noise."""
+
+
+def summary(records: Sequence[Record], plot: Path | None = None) -> dict[str, Any]:
+    """Summarize finished rows, in percent and points; ± are standard errors over seeds.
+
+    Args:
+        records: The lines of the output file.
+        plot: SVG file to write the best test accuracy over compute into.
+    """
+    rows = by_row(records)
+    if plot is not None and rows:
+        atomic_write(plot, draw({name: curve(results) for name, results in rows.items()}).encode())
+    baseline = {record["seed"]: record for record, variant in rows.get("random", []) if variant == "plain"}
+    return {
+        "rows": {name: _row(results, baseline) for name, results in rows.items()},
+        "labelfree": correlations(records),
+        "signal_over_noise": signal_over_noise(records),
+    }
+
+
+def by_row(records: Sequence[Record]) -> dict[str, list[tuple[Record, str]]]:
+    """Group records by row, each with the variant that it is judged by.
+
+    Where trials are chosen at the end alone, the choice by averaged weights is a row of its own.
+    """
+    rows: dict[str, list[tuple[Record, str]]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: int(record["seed"])):
+        for variant in ("plain", "averaged"):
+            if record["chosen"].get(variant) is None:
+                continue
+            if record["row"] in INDEPENDENT:
+                rows[record["row"] + (", averaged" if variant == "averaged" else "")].append((record, variant))
+            elif variant == ("averaged" if "averaged" in record["chosen"] else "plain"):
+                rows[record["row"]].append((record, variant))
+    return rows
+
+
+def _chosen(record: Record, variant: str) -> dict[str, float]:
+    """Return the scores of the trial that val chose."""
+    name = record["chosen"][variant]
+    scores: dict[str, float] = next(trial[variant] for trial in record["trials"] if trial["trial"] == name)
+    return scores
+
+
+def _row(results: Sequence[tuple[Record, str]], baseline: Mapping[int, Record]) -> dict[str, Any]:
+    scores = [_chosen(record, variant) for record, variant in results]
+    gains = [
+        _chosen(record, variant)["accuracy"] - _chosen(baseline[record["seed"]], "plain")["accuracy"]
+        for record, variant in results
+        if record["seed"] in baseline
+    ]
+    return {
+        "seeds": len(results),
+        "images": round(statistics.fmean(record["images"] for record, _ in results)),
+        "test_knn": mean_text([score["accuracy"] for score in scores]),
+        "test_share": mean_text([score["share"] for score in scores]),
+        "test_probe": mean_text([score["probe"] for score in scores]),
+        "gain_over_random": mean_text(gains),
+        "optimism": mean_text([value for result in results if (value := optimism(*result)) is not None]),
+        "exploits": sum(
+            exploit["donor"] != exploit["trial"] for record, _ in results for exploit in record["exploits"]
+        ),
+        "refusals": sum(len(record["refusals"]) for record, _ in results),
+    }
+
+
+def optimism(record: Record, variant: str) -> float | None:
+    """Return by how much val flatters the chosen trial more than the others: the winner's curse that is left."""
+    test = "accuracy" if record["row"] == "pbt_before" else "share"
+    finished = {trial["trial"]: trial[variant] for trial in record["trials"] if "val" in trial[variant]}
+    excess = {name: trial["val"] - trial[test] for name, trial in finished.items()}
+    own = excess.pop(record["chosen"][variant])
+    return own - statistics.fmean(excess.values()) if excess else None
+
+
+def mean_text(shares: Sequence[float]) -> str:
+    """Write a mean with its standard error over seeds, in percent."""
+    if not shares:
+        return "–"
+    error = f" ± {100 * statistics.stdev(shares) / math.sqrt(len(shares)):.2f}" if len(shares) > 1 else ""
+    return f"{100 * statistics.fmean(shares):.2f}{error}"
+
+
+def correlations(records: Sequence[Record]) -> dict[str, Any]:
+    """Compute Spearman's rank correlation of each score at the end of a training with its linear probe on test.
+
+    Returns:
+        The number of trainings, and for each score the correlation with a bootstrap interval of 95 %.
+    """
+    probes, scores = [], defaultdict(list)
+    for record in records:
+        for trial in record["trials"] if record["row"] in INDEPENDENT else []:
+            if "probe" not in trial["plain"] or not trial["label_free"]:
+                continue
+            probes.append(trial["plain"]["probe"])
+            for name, value in trial["label_free"][-1].items():
+                if name != "epoch":
+                    scores[name].append(value)
+            _, share, _, accuracy, _ = trial["plain"]["reports"][-1]
+            scores["votes' share"].append(share)
+            scores["k-NN accuracy"].append(accuracy)
+    if len(probes) < 3:
+        return {"trainings": len(probes)}
+    found = {name: spearman(np.array(values), np.array(probes)) for name, values in scores.items()}
+    return {"trainings": len(probes), **found}
+
+
+def spearman(scores: Values, probes: Values) -> dict[str, Any]:
+    """Compute a rank correlation, and its interval by resampling trainings; nan ranks last."""
+    scores = np.nan_to_num(scores, nan=-math.inf, neginf=-math.inf)
+    random, n = np.random.default_rng(0), len(scores)
+    drawn = (random.integers(n, size=n) for _ in range(RESAMPLES))
+    resampled = [rank_correlation(scores[chosen], probes[chosen]) for chosen in drawn]
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    return {"rho": round(rank_correlation(scores, probes), 3), "interval": [round(low, 3), round(high, 3)]}
+
+
+def rank_correlation(first: Values, second: Values) -> float:
+    """Compute Spearman's rank correlation of [n] with [n]; nan where all are equal."""
+    a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (first, second))
+    norm = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / norm if norm else math.nan
+
+
+def signal_over_noise(records: Sequence[Record]) -> dict[str, Any]:
+    """Compare measures by the spread between trainings over the noise within one.
+
+    Of each training the reports of the second half count. The spread is the standard deviation of their means over the
+    trainings of one row and seed; the noise is that of the residuals of a line through each training's reports.
+    """
+    measured: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if record["row"] not in INDEPENDENT:
+            continue
+        for variant in ("plain", "averaged"):
+            for position, name in ((3, "accuracy"), (1, "votes' share")):
+                curves = [[report[position] for report in trial[variant]["reports"]] for trial in record["trials"]]
+                late = [curve[int(LATE * record["epochs"]) :] for curve in curves if len(curve) == record["epochs"]]
+                if (ratio := _ratio([np.array(curve) for curve in late])) is not None:
+                    measured[record["row"]][f"{name}, {variant}"].append(ratio)
+    return {
+        row: {name: round(statistics.fmean(ratios), 2) for name, ratios in found.items()}
+        for row, found in measured.items()
+    }
+
+
+def _ratio(curves: Sequence[Values]) -> float | None:
+    finite = [curve for curve in curves if np.isfinite(curve).all()]
+    if len(finite) < 3 or len(finite[0]) < 4:
+        return None
+    at = np.arange(len(finite[0]))
+    residuals = [curve - np.polynomial.Polynomial.fit(at, curve, 1)(at) for curve in finite]
+    noise = math.sqrt(sum(float(r @ r) for r in residuals) / sum(len(r) - 2 for r in residuals))
+    return statistics.stdev(float(curve.mean()) for curve in finite) / noise if noise else None
+
+
+def curve(results: Sequence[tuple[Record, str]]) -> list[tuple[float, float]]:
+    """Average test accuracies over seeds: images in millions and percent, ascending."""
+    points: dict[float, list[float]] = defaultdict(list)
+    for record, variant in results:
+        for point in record["curve"]:
+            if variant in point:
+                images = point["reports"] * record["images"] / record["reports"] / 1e6
+                points[images].append(100 * point[variant]["accuracy"])
+    return [(images, statistics.fmean(points[images])) for images in sorted(points)]
+
+
+PALETTE = ("#0077bb", "#ee7733", "#009988", "#cc3311", "#33bbee", "#ee3377", "#aa4499", "#bbaa22", "#555555", "#88cc66")
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 420, 50, 190, 20, 45
+
+
+def draw(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Draw curves of accuracy in percent over images in millions, as SVG, with the rows named beside them."""
+    points = [point for line in curves.values() for point in line]
+    right = max((x for x, _ in points), default=1.0)
+    low = math.floor(min((y for _, y in points), default=0.0) / 5) * 5
+    high = math.ceil(max((y for _, y in points), default=100.0) / 5) * 5 or 5
+    plot_width, plot_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return LEFT + plot_width * x / right, TOP + plot_height * (high - y) / max(high - low, 1)
+
+    parts = []
+    for y in range(low, high + 1, 5):
+        _, at = place(0, y)
+        parts.append(f'<line x1="{LEFT}" x2="{LEFT + plot_width}" y1="{at:.1f}" y2="{at:.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{y}</text>')
+    for quarter in range(1, 5):
+        at, _ = place(right * quarter / 4, low)
+        text = f"{right * quarter / 4:.2g}"
+        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>')
+    middle = LEFT + plot_width / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">images seen by all trials, millions</text>')
+    ranked = sorted(curves, key=lambda name: -curves[name][-1][1] if curves[name] else 0.0)
+    colors = dict(zip(curves, PALETTE * (1 + len(curves) // len(PALETTE)), strict=False))
+    for number, name in enumerate(ranked):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in curves[name]))
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colors[name]}" stroke-width="2"/>')
+        last = f" {curves[name][-1][1]:.1f}" if curves[name] else ""
+        at = TOP + 14 + 20 * number
+        parts.append(f'<text x="{WIDTH - RIGHT + 12}" y="{at}" fill="{colors[name]}">{html.escape(name)}{last}</text>')
+    style = "font-family:sans-serif;font-size:13px;background:white"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" style="{style}">\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )

@@ -1,0 +1,44 @@
+#!/bin/bash
+#SBATCH --job-name=adios
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@120
+
+# One Ray cluster for this job, on all of its nodes. Submitted again or requeued, the same command resumes the run.
+# Needs: this package in the environment VENV on all nodes, STORAGE and DATA shared by them.
+set -euo pipefail
+: "${VENV:?}" "${STORAGE:?}" "${DATA:?}"
+source "$VENV/bin/activate"
+
+export RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN_PATH="$HOME/.ray/adios_token_$SLURM_JOB_ID"  # the home directory is shared by the nodes
+mkdir -p "$HOME/.ray"
+(umask 077; python -c 'import secrets; print(secrets.token_hex(32))' > "$RAY_AUTH_TOKEN_PATH")
+trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
+export RAY_TMPDIR="/tmp/ray-$SLURM_JOB_ID"  # short: Unix sockets below it have at most 107 characters
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | cut -d ' ' -f 1)
+port=$((20000 + SLURM_JOB_ID % 20000))  # other jobs may share the node
+
+# The job's own steps: they end with the job. `ray stop` would stop the clusters of all of the user's jobs on the node.
+srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
+    ray start --head --node-ip-address="$address" --port="$port" --block &
+export RAY_ADDRESS="$address:$port"
+until ray health-check --address "$RAY_ADDRESS" > /dev/null 2>&1; do sleep 2; done
+if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
+    srun --overlap --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --exclude="$head" \
+        ray start --address="$RAY_ADDRESS" --block &
+fi
+
+# In the background, so that the signal before the time limit reaches this shell at once and is passed on.
+adios-ray train --preset in100s --data-dir "$DATA" --storage "$STORAGE" \
+    --name in100s-pbt --population 16 &
+run=$!
+trap 'kill -TERM "$run"; wait "$run" || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' TERM
+wait "$run"

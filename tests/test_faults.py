@@ -1,0 +1,207 @@
+"""Faults of a trial's workers: what is said about them, how often workers are started again, and what then stops."""
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from simulated import Simulation
+from test_schedulers import simulation
+
+from adios_ray.backend import faults, trial
+from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
+from adios_ray.backend.line import Reply
+from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
+from adios_ray.config import TrialConfig
+from adios_ray.errors import CheckpointError, FaultError, StorageError
+from adios_ray.run_storage import RunStorage
+from adios_ray.tracking.live import LiveView
+from adios_ray.tracking.run import Run
+from adios_ray.trial_report import TrialReport
+
+MISSING, BROKEN_PIPE = CheckpointError("checkpoint c does not exist"), RuntimeError("Connection closed by peer\nat 1")
+GUESSED = WorkerHealthCheckFailedError("failed", RayError("It is dead. Some common causes include: (1) memory"))
+LOW = OutOfMemoryError("Task was killed due to the node running low on memory.\nTop 10:\n1 GB")
+
+
+@pytest.mark.parametrize(
+    ("failures", "reason"),
+    [
+        ([BROKEN_PIPE], "RuntimeError: Connection closed by peer"),
+        ([BROKEN_PIPE, MISSING], "checkpoint c does not exist"),
+        ([ActorDiedError()], "The actor died unexpectedly before finishing this task."),
+        ([GUESSED], "It is dead."),
+        ([BROKEN_PIPE, LOW], faults._NODE_MEMORY),
+    ],
+)
+def test_a_fault_names_the_cause_among_all_workers(failures: list[Exception], reason: str) -> None:
+    fault = fault_of(WorkerGroupError("", dict(enumerate(failures))))
+    assert fault.reason == reason
+    assert all(str(error) in fault.details for error in failures)
+
+
+def test_the_traceback_travels_from_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: Any) -> None:
+        raise OSError(17, "File exists", "masks")
+
+    monkeypatch.setattr("adios_ray.backend.loop.train_loop", fail)
+    with pytest.raises(OSError) as raised:
+        trial.run_worker({})
+    fault = fault_of(WorkerGroupError("", {0: pickle.loads(pickle.dumps(raised.value))}))
+    assert fault.reason == "FileExistsError: [Errno 17] File exists: 'masks'"
+    assert fault.details.startswith("worker 0:\nTraceback") and "in fail" in fault.details
+
+
+def test_a_fault_outside_of_the_workers_is_explained_too() -> None:
+    assert fault_of(None).reason == "the Ray Train run ended by itself"
+    assert fault_of(ControllerError(ValueError("no such node"))).reason == "no such node"
+    assert fault_of(KeyError()).reason == "KeyError"
+
+
+class Stage:
+    """A trial's actor in this process, whose channel and Ray Train runs are made up."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
+        """Set it up; ``failures`` is how many Ray Train runs fail before one leads to a report."""
+        self.failures, self.waits, self.notes = 0, list[float](), list[tuple[str, ...]]()
+        self.reply: Reply | None = None
+        called = SimpleNamespace(remote=lambda *arguments: None)
+        channel = SimpleNamespace(request=called, start_actor=called)
+        monkeypatch.setattr(trial, "find_channel", lambda run: channel)
+        monkeypatch.setattr(trial, "note", lambda channel, name, *texts: self.notes.append(texts))
+        monkeypatch.setattr(trial, "time", SimpleNamespace(sleep=self.waits.append))
+        monkeypatch.setattr(trial, "build_trainer", lambda settings, channel: SimpleNamespace(fit=self._fit))
+        fake_ray = SimpleNamespace(wait=self._wait, get=lambda ref: self.reply)
+        monkeypatch.setattr(trial, "ray", fake_ray)
+        monkeypatch.setattr(trial, "retry_in_run", lambda run_dir, action, say: action())
+        self.live = LiveTrial.__new__(LiveTrial)
+        self.settings = TrialSettings(
+            trial="trial_00",
+            run_dir=str(run_dir),
+            channel="run",
+            workers=1,
+            cpus_per_worker=1.0,
+            gpus_per_worker=0.0,
+        )
+
+    def _wait(self, refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return (refs, []) if self.reply else ([], refs)
+
+    def _fit(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise OSError("no data")
+        self.reply = Reply(TrialReport(epoch=1))
+
+    def step(self) -> Reply:
+        """Train to the next report."""
+        self.reply = None
+        reply: Reply = self.live.step()[REPLY]
+        return reply
+
+
+def test_workers_are_started_again_after_growing_waits_and_a_report_resets_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stage = Stage(monkeypatch, tmp_path)
+    stage.failures = 3
+    stage.live.setup(stage.settings)
+    assert stage.step().report is not None and stage.waits == list(WAITS_S[:3])
+    texts = [
+        f"its workers failed (OSError: no data) and are started again{when}" for when in ("", " in 1 s", " in 5 s")
+    ]
+    assert [text.rpartition(",")[0] for text, _ in stage.notes] == texts
+    assert all("Traceback" in details for _, details in stage.notes)
+    stage.failures = 99  # the Ray Train run has ended after its report, and no other one reports
+    fault = stage.step().fault
+    assert fault is not None and fault.reason == f"its workers failed {ATTEMPTS} times: OSError: no data"
+    assert stage.waits == [*WAITS_S[:3], *WAITS_S]
+
+
+def test_storage_that_stays_away_is_a_fault_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def give_up(*arguments: Any) -> None:
+        raise StorageError("storage has failed for 300 s") from OSError(28, "No space left on device")
+
+    stage = Stage(monkeypatch, tmp_path)
+    monkeypatch.setattr(trial, "retry_in_run", give_up)
+    stage.failures = 99
+    stage.live.setup(stage.settings)
+    fault = stage.step().fault
+    assert fault is not None and stage.waits == []
+    assert fault.reason == "storage has failed for 300 s: [Errno 28] No space left on device"
+
+
+def test_a_fault_stops_the_run_which_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    steps = 0
+
+    def fail(now: Simulation) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 20:
+            name = next(iter(now.trials))
+            reply = Reply(None, None, Fault("the disk is full", "Traceback"))
+            now.scheduler.on_trial_result(None, now.trials[name], {REPLY: reply})
+
+    whole, stopped = (simulation(tmp_path / name, interval_epochs=2) for name in ("whole", "stopped"))
+    expected = whole.drive()
+    stopped.on_step = fail
+    with pytest.raises(FaultError, match=r"trial_00 cannot train: the disk is full.* --resume .*stopped"):
+        stopped.drive()
+    assert stopped.drive().members.keys() == expected.members.keys()
+    assert stopped.lineage() == whole.lineage()
+
+
+def test_an_actor_that_tune_gives_up_stops_the_run(tmp_path: Path) -> None:
+    def lose(now: Simulation) -> None:
+        lost = SimpleNamespace(
+            config={"trial": "trial_00"},
+            should_recover=lambda: False,
+            num_failures=21,
+            get_error=lambda: RuntimeError("no module named adios_ray"),
+        )
+        now.scheduler.on_trial_error(None, lost)
+
+    simulated = simulation(tmp_path / "run")
+    simulated.on_step = lose
+    with pytest.raises(FaultError, match="trial_00 cannot train: its actor failed 21 times"):
+        simulated.drive()
+
+
+def test_a_trials_note_is_shown_and_logged_with_its_details(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adios_ray.tracking.run.begin_results", lambda *arguments: None)
+    run = Run(RunStorage(tmp_path), [], LiveView(1, 2, "run"), SimpleNamespace(), None)  # type: ignore[arg-type]
+    run.trial_note("trial_01", "its workers failed (no data)", "Traceback\n  in line 1")
+    run.trial_note("trial_01", "storage is back")
+    assert capsys.readouterr().out == "trial_01: its workers failed (no data)\ntrial_01: storage is back\n"
+    lines = (tmp_path / "logs" / "trial_01.log").read_text().splitlines()
+    assert [line.partition("+00:00 ")[2] or line for line in lines] == [
+        "its workers failed (no data)",
+        "    Traceback",
+        "      in line 1",
+        "storage is back",
+    ]
+
+
+def test_an_error_of_memory_names_the_values_to_change() -> None:
+    from adios_ray.backend.loop import is_out_of_memory, memory_advice
+
+    config = TrialConfig(batch_size=64)
+    on_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8 GiB")
+    assert is_out_of_memory(on_gpu) and not is_out_of_memory(RuntimeError("shapes differ"))
+    advice = memory_advice(on_gpu, config, workers=2)
+    assert advice.startswith(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. A new run needs a --micro-batch-size below 32"
+    )
+    assert "higher --gpus-per-worker" in advice
+    on_cpu = memory_advice(MemoryError(), TrialConfig(batch_size=64, micro_batch_size=8), workers=2)
+    assert on_cpu.startswith("MemoryError. ") and "below 8," in on_cpu and "higher --cpus-per-worker" in on_cpu
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**62, dtype=torch.uint8)
+    assert is_out_of_memory(refused.value)

@@ -1,0 +1,80 @@
+"""Checks of a cluster's nodes: what each node compares, and the one error that names those that cannot train."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from adios_ray.backend import preflight
+from adios_ray.backend.preflight import Expected, ask_nodes, expected_in, find_problems, refuse, source_checksum
+from adios_ray.errors import ConfigError
+
+
+@pytest.fixture
+def expected(objects_dir: Path, tmp_path: Path) -> Expected:
+    """Provide what the driver sees: a run directory with the folder that it has just made, and a data set."""
+    data, folder = tmp_path / "data", tmp_path / "run" / ".nodes-1"
+    shutil.copytree(objects_dir, data)
+    folder.mkdir(parents=True)
+    return expected_in(folder, str(data))
+
+
+def test_a_node_that_sees_the_same_answers_on_the_storage(expected: Expected) -> None:
+    assert find_problems(expected, "node") == []
+    assert [path.name for path in Path(expected.folder).iterdir()] == ["node"]
+
+
+def test_a_node_names_all_that_it_lacks(expected: Expected, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(expected.folder)
+    Path(expected.data_dir, "val-00000.arrow").write_bytes(b"cut short")
+    monkeypatch.setattr(preflight, "torch_version", lambda: "1.13.1")
+    monkeypatch.setattr(preflight, "source_checksum", lambda: "other")
+    storage, data, source, torch = find_problems(expected, "node")
+    assert storage == f"it does not see the run directory {Path(expected.folder).parent}"
+    assert data == f"it lacks 1 shards in {expected.data_dir}, such as val-00000.arrow"
+    assert source.startswith("it has another adios_ray, in ")
+    assert torch == f"it has torch 1.13.1, not {expected.torch}"
+    assert not Path(expected.folder).exists()  # nothing is made where the storage is not mounted
+
+
+def test_a_node_without_the_data_or_with_other_data_is_told_apart(expected: Expected) -> None:
+    manifest = Path(expected.data_dir, "manifest.json")
+    manifest.write_text(manifest.read_text().replace('"dataset": "objects"', '"dataset": "scenes"'))
+    assert find_problems(expected, "node") == [f"it has another data set in {expected.data_dir}"]
+    manifest.unlink()
+    (problem,) = find_problems(expected, "node")
+    assert problem.startswith(f"no data set in {expected.data_dir}")
+
+
+def test_the_source_is_compared_by_content_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adios_ray.__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "a.py").write_text("a")
+    one = source_checksum()
+    (tmp_path / "a.pyc").write_text("compiled")
+    assert source_checksum() == one
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert source_checksum() != one
+
+
+def test_one_error_names_all_nodes_that_cannot_train() -> None:
+    refuse({"n1": [], "n2": []})
+    with pytest.raises(ConfigError, match="2 of 3 other nodes cannot train: n1: no data, torch; n3: late. Every node"):
+        refuse({"n1": ["no data", "torch"], "n2": [], "n3": ["late"]})
+
+
+@pytest.mark.ray
+def test_nodes_answer_by_tasks_of_their_own(
+    ray_cluster: None, expected: Expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    assert ask_nodes([node], expected, 60) == {node: []}
+    Path(expected.folder, node).unlink()
+    other = expected._replace(torch="1.13.1")
+    assert ask_nodes([node], other, 60) == {node: [f"it has torch {expected.torch}, not 1.13.1"]}
+    monkeypatch.setattr(preflight, "find_problems", lambda expected, node: [])
+    Path(expected.folder, node).unlink()
+    lost = f"what it writes to {Path(expected.folder).parent} does not arrive here"
+    assert ask_nodes([node], expected, 60) == {node: [lost]}
+    assert ask_nodes([node], expected, 0) == {node: ["it did not answer within 0 s"]}

@@ -1,0 +1,358 @@
+"""The report: what it shows, that it loads nothing, and its charts as plotly figures."""
+
+import math
+import shutil
+import sys
+import time
+import types
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects
+import pytest
+from made_up_run import COPIES, SETTINGS, make_exploit, make_row, make_run, make_summary
+
+from adios_ray.cli import main
+from adios_ray.measures import MEASURES
+from adios_ray.tracking import lineage, records
+from adios_ray.tracking.environment import record_environment
+from adios_ray.tracking.records import MaskFile, Row
+from adios_ray.tracking.report import charts, search_charts, write_report
+from adios_ray.tracking.report.background import BackgroundReport
+from adios_ray.tracking.report.comparison import differences, verdict_between, write_comparison
+from adios_ray.tracking.report.importance import importance_of
+from adios_ray.tracking.report.inspection import _projected
+from adios_ray.tracking.report.mask_statistics import agreement, slot_overlaps, slot_statistics
+from adios_ray.tracking.report.masks import mask_section, spread
+from adios_ray.tracking.report.outcome import outcome_of
+from adios_ray.tracking.report.run_data import RunData, read_run
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a finished run with its report, shared by tests that only read them."""
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    make_run(path)
+    write_report(path)
+    return path
+
+
+class Page(HTMLParser):
+    """The URLs that a page's elements load, and its text outside scripts."""
+
+    def __init__(self, html: str) -> None:
+        """Parse the page."""
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Record what the element loads."""
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data: str) -> None:
+        """Collect text."""
+        if self.tags and self.tags[-1] != "script":
+            self.text += data
+
+
+def test_report_loads_nothing_and_shows_the_run(run_dir: Path) -> None:
+    page = Page((run_dir / "report.html").read_text())
+    assert all(load.startswith(("data:image/", "#")) for load in page.loads)
+    assert page.tags.count("script") == 3 and "link" not in page.tags
+    summary = records.read_summary(run_dir)
+    assert summary is not None
+    best = MEASURES["knn"].text(summary.best_fitness, 0.015)
+    for shown in (best, "k-NN accuracy, test", "13 min 32 s", "finished", summary.command):
+        assert shown in page.text
+    assert page.text.count(" ← ") == len(COPIES) + 1  # the heading's and one for each exploit
+
+
+def test_masks_follow_the_ancestry(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    section = mask_section(run)
+    assert section is not None
+    epochs = [sheet.epoch for sheet in section.sheets]
+    assert epochs == [1, 3, 5, 7, 9, 11, 12]
+    assert [sheet.trial for sheet in section.sheets] == [lineage.holder(run.path_of_best, e) for e in epochs]
+    assert len({sheet.trial for sheet in section.sheets}) > 1
+    last = records.read_masks(run_dir, section.sheets[-1].trial, 12).masks
+    assert section.sheets[-1].sizes == pytest.approx((last / 255).mean(axis=(0, 2, 3)).tolist())
+
+
+def test_report_escapes_text_from_files(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    records.begin_results(tmp_path, list(SETTINGS))
+    records.begin_lineage(tmp_path)
+    records.append_result(tmp_path, make_row(evil, 1))
+    records.append_result(tmp_path, make_row("<img src=x>", 1))
+    records.append_exploit(tmp_path, make_exploit(1, evil, "<img src=x>", slots=5))
+    records.write_config(tmp_path, {evil: "</pre>" + evil})
+    html = write_report(tmp_path).read_text()
+    page = Page(html)
+    assert evil not in html and page.tags.count("img") == 0 and page.tags.count("script") == 3
+    assert evil in page.text  # as text
+
+
+@pytest.mark.parametrize("rows", [[], [make_row()], [make_row(fitness=math.nan)]])
+def test_report_of_a_run_that_has_just_begun(tmp_path: Path, rows: list[Row]) -> None:
+    records.begin_results(tmp_path, list(SETTINGS))
+    for row in rows:
+        records.append_result(tmp_path, row)
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "still running" in text and "No masks are stored yet" in text
+
+
+def chart_data(rows: dict[str, list[Row]], **more: Any) -> charts.ChartData:
+    """Make the data of charts of trials without exploits."""
+    fields: dict[str, Any] = {"exploits": [], "path": [], "colors": dict.fromkeys(rows, "#000000"), "chance": None}
+    return charts.ChartData(rows, **fields | more)
+
+
+@pytest.mark.parametrize("trials", [4, 32])
+def test_charts_are_valid_figures_with_a_color_for_a_trial(tmp_path: Path, trials: int) -> None:
+    rows = [make_row(f"trial_{i:02d}", epoch, 0.01 * i) for i in range(trials) for epoch in (1, 2)]
+    run = RunData(tmp_path, rows, [make_exploit(1, "trial_03", "trial_00", slots=5)])
+    path = lineage.ancestry(run.exploits, "trial_03", 2)
+    colors = charts.trial_colors(run.by_trial, path)
+    population = charts.ChartData(run.by_trial, run.exploits, path, colors, 0.1)
+    by_trial = [charts.fitness_chart(population), charts.lineage_chart(population), charts.overlap_chart(population)]
+    by_trial += [charts.slot_size_chart(population), search_charts.survival_chart(run, population)]
+    for drawn in by_trial:
+        figure = plotly.graph_objects.Figure(drawn)
+        assert all(trace.line.color == colors[trace.meta] for trace in figure.data if trace.meta)
+    for drawn in charts.value_charts(population).values():
+        plotly.graph_objects.Figure(drawn)
+    distinct = {color for trial, color in colors.items() if trial in ("trial_00", "trial_03")}
+    assert len(distinct) == 2 and len(set(colors.values())) == min(trials, 9)
+    arrow = charts.fitness_chart(population)["layout"]["annotations"][0]
+    assert (arrow["x"], arrow["ay"], arrow["y"]) == (1, 0.0, 0.03)
+
+
+def test_steps_span_the_epochs_before_their_report() -> None:
+    rows = {"a": [make_row("a", epoch, values={"masking.slots": slots}) for epoch, slots in ((1, 4), (2, 6))]}
+    trace = charts.value_charts(chart_data(rows))["masking.slots"]["data"][0]
+    assert (trace["x"], trace["customdata"], trace["line"]["shape"]) == ([0, 1, 2], [4, 4, 6], "vh")
+
+
+def test_searched_values_of_every_kind_have_a_chart() -> None:
+    kinds: dict[str, list[Any]] = {
+        "optimizer.name": ["sgd", "<b>"],
+        "augment.hue": [0.0, 0.1],
+        "optimizer.encoder_lr": [0.1, 0.2],
+    }
+    kinds |= {"masking.slots": [3, 4], "channels_last": [True, False]}
+    rows = [make_row("a", epoch + 1, values={path: of[epoch] for path, of in kinds.items()}) for epoch in (0, 1)]
+    drawn = charts.value_charts(chart_data({"a": rows}))
+    types = {path: figure["layout"]["yaxis"].get("type") for path, figure in drawn.items()}
+    assert types == {
+        **{"optimizer.name": "category", "augment.hue": None, "optimizer.encoder_lr": "log"},
+        **{"masking.slots": None, "channels_last": "category"},
+    }
+    assert drawn["optimizer.name"]["data"][0]["y"] == ["sgd", "sgd", "&lt;b&gt;"]
+    for figure in drawn.values():
+        plotly.graph_objects.Figure(figure)
+
+
+def test_spread_keeps_the_ends() -> None:
+    assert spread(range(1, 12), 5) == [1, 3, 6, 9, 11]
+    assert spread([3, 4], 5) == [3, 4]
+    assert spread([7], 5) == [7]
+
+
+def test_a_label_free_fitness_is_called_by_its_name_and_is_no_percentage(run_dir: Path, tmp_path: Path) -> None:
+    config = records.read_config(run_dir)
+    shutil.copytree(run_dir, tmp_path, dirs_exist_ok=True)
+    records.write_config(tmp_path, {**config, "evaluation": {"fitness": "rankme"}})
+    page = write_report(tmp_path).read_text()
+    assert "<small>RankMe fitness</small>" in page and "k-NN" not in page
+    assert "RankMe fitness over epochs" in page and "accuracy" not in page.partition("<footer>")[0]
+    assert "chance" not in page.partition("<footer>")[0]
+    assert MEASURES["rankme"].text(41.26) == "41.3" and MEASURES["lidar"].text(math.nan) == "–"
+    assert MEASURES["knn"].scores_text(0.5123, 0.0113, 0.53) == "k-NN fitness 51.2 ± 1.1 %, accuracy 53.0 %"
+    assert MEASURES["rankme"].scores_text(41.26, 0.5, math.nan) == "RankMe fitness 41.3 ± 0.5"
+
+
+def test_the_first_screen_names_winner_values_gain_and_commands(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    assert run.summary is not None
+    found = outcome_of(run, [])
+    assert found.headline == f"{run.summary.best_trial} won" and "no control" in found.sureness
+    last = run.ancestral_rows[-1].values
+    assert [value.path for value in found.values] == list(last)
+    assert f"--checkpoint {run_dir.resolve()}/checkpoints/{run.summary.best_trial}" in found.steps[-1].command
+    summary = run.summary.model_copy(update={"control": "other", "gain": 0.03, "gain_standard_error": 0.01})
+    gained = outcome_of(RunData(run_dir, run.rows, summary=summary), [])
+    assert gained.gain == "3.0 ± 1.0 %" and "fairly sure (3.0 standard errors, p 0.0013)" in gained.sureness
+
+
+def test_a_running_run_says_who_leads(tmp_path: Path) -> None:
+    run = RunData(tmp_path, [make_row("a", 1, 0.4), make_row("b", 1, 0.5)], controls=frozenset({"a"}))
+    found = outcome_of(run, [])
+    assert (found.headline, found.gain) == ("b leads", "10.0 %")
+    assert found.steps[1].command == f"adios-ray train --resume {tmp_path.resolve()}"
+
+
+def test_controls_are_read_from_snapshot_and_journal(tmp_path: Path) -> None:
+    (tmp_path / "population.json").write_text('{"members": {"a": {"control": true}, "b": {"control": false}}}')
+    (tmp_path / "population.jsonl").write_text('{"members": {"c": {"control": true}}}\n{"members": {"cut')
+    assert read_run(tmp_path).controls == {"a", "c"}
+
+
+def test_importance_finds_the_value_that_matters(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for trial in range(60):
+        good, idle = rng.uniform(0, 1), rng.uniform(0, 1)
+        values = {"augment.hue": idle, "optimizer.encoder_lr": good, "optimizer.name": rng.choice(["sgd", "lars"])}
+        rows.append(make_row(f"t{trial:02d}", 4, 0.3 + 0.4 * good + rng.normal(0, 0.01), values=values))
+    found = importance_of(RunData(tmp_path, sorted(rows, key=lambda row: row.trial)))
+    assert found is not None and not found.of_gains and found.samples == 60 and found.r2 > 0.8
+    assert next(iter(found.values)) == "optimizer.encoder_lr" and found.values["optimizer.encoder_lr"][0] > 0.5
+    assert all(found.values[path][0] <= max(found.noise, 0.02) for path in ("augment.hue", "optimizer.name"))
+    assert importance_of(RunData(tmp_path, rows[:5])) is None
+
+
+def test_parallel_coordinates_place_values_between_their_bounds(tmp_path: Path) -> None:
+    parameters = {"optimizer.encoder_lr": {"low": 0.01, "high": 1.0, "scale": "log"}}
+    kinds = [("sgd", 0.1), ("lars", 0.01)]
+    values = [{"optimizer.encoder_lr": rate, "optimizer.name": name} for name, rate in kinds]
+    rows = [make_row(trial, 1, 0.1 * i, values=values[i]) for i, trial in enumerate("ab")]
+    run = RunData(tmp_path, rows, space={"scheduler": "asha", "parameters": parameters})
+    figure = search_charts.parallel_chart(run, chart_data(run.by_trial))
+    plotly.graph_objects.Figure(figure)
+    assert [trace["x"] for trace in figure["data"]] == [[pytest.approx(0.5), 1.0, 0.0], [0.0, 0.0, 1.0]]
+
+
+def test_families_survive_by_copies(tmp_path: Path) -> None:
+    rows = [make_row(trial, epoch) for trial in "abc" for epoch in (1, 2, 3)]
+    run = RunData(tmp_path, rows, [make_exploit(1, "b", "a"), make_exploit(2, "c", "b")])
+    traces = search_charts.survival_chart(run, chart_data(run.by_trial))["data"]
+    assert {trace["meta"]: trace["y"] for trace in traces} == {"a": [1, 2, 3, 3], "c": [1, 1, 0, 0]}
+
+
+def test_slots_are_described(tmp_path: Path) -> None:
+    masks = np.zeros((2, 3, 4, 4), np.uint8)
+    masks[:, 0, :2], masks[:, 1, :2], masks[:, 2, 2:] = 255, 255, 255
+    overlaps = slot_overlaps(masks)
+    assert overlaps.tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    found = slot_statistics(masks)
+    assert found.sizes == [0.5, 0.5, 0.5] and found.overlap == 1.0
+    # Half of the pixels are shared equally by two of three slots.
+    assert found.entropy == pytest.approx(0.5 * math.log(2) / math.log(3))
+    assert agreement(masks, masks[:, ::-1]) == 1.0 and agreement(masks, masks[:, :2]) == pytest.approx(2 / 3)
+    soft = np.stack([np.full((1, 4, 4), 60, np.uint8), np.full((1, 4, 4), 195, np.uint8)], axis=1)
+    assert slot_overlaps(soft)[0, 1] == pytest.approx(60 / 195)
+
+
+def test_time_is_parted_as_reported_and_guessed_for_earlier_versions(tmp_path: Path) -> None:
+    measured = {"train_s": 40.0, "evaluate_s": 5.0, "idle_s": 10.0, "data_wait_fraction": 0.25}
+    shares = search_charts.time_shares(RunData(tmp_path, [make_row("a", 1, **measured), make_row("a", 2, **measured)]))
+    assert shares == {"a": {"training": 60.0, "waiting for data": 20.0, "evaluation": 10.0, "between reports": 20.0}}
+    early = [make_row("a", epoch, idle_s=12.0, data_wait_fraction=0.5) for epoch in (1, 2)]  # a minute apart
+    shares = search_charts.time_shares(RunData(tmp_path, early))
+    assert shares["a"] == {"training": 24.0, "waiting for data": 24.0, "evaluation": 0.0, "between reports": 24.0}
+
+
+def test_a_single_mask_and_large_images_are_drawn(tmp_path: Path) -> None:
+    make_run(tmp_path, trials=2, epochs=1)
+    images = np.full((2, 200, 200, 3), 9, np.uint8)
+    for trial in ("trial_00", "trial_01"):
+        records.write_masks(tmp_path, trial, 1, MaskFile(images, np.full((2, 1, 200, 200), 99, np.uint8)))
+    section = mask_section(read_run(tmp_path))
+    assert section is not None and len(section.sheets) == 1 and not section.pixelated
+    assert section.statistics[1].entropy == 0.0 and "Pictures of masks" in write_report(tmp_path).read_text()
+
+
+def test_runs_are_compared(run_dir: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run_dir, other)
+    records.write_config(other, {"seed": 1, "masking": {"scheme": "adios", "slots": 6}})
+    rows = records.read_results(run_dir)
+    summary = make_summary(rows)
+    better = summary.model_copy(update={"test_fitness": summary.test_fitness + 0.05, "test_standard_error": 0.01})
+    records.write_summary(other, better)
+    runs = [read_run(run_dir), read_run(other)]
+    assert [(row.name, row.cells) for row in differences(runs)] == [("masking.slots", ["4", "6"]), ("seed", ["0", "1"])]
+    ahead = f"other is ahead of finished by 5.0 ± {100 * math.hypot(0.01, 0.01):.1f} % on test: sure"
+    assert verdict_between(runs).startswith(ahead)
+    page = Page(write_comparison([run_dir, other], tmp_path / "comparison.html").read_text())
+    assert ahead in page.text and "masking.slots" in page.text and not page.loads
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["report"], "name at least one run directory"),
+        (["report", "{tmp}"], "is not a run directory: it has no config.json"),
+        (["report", "{run}", "--output", "x.html"], "--output is for the comparison"),
+        (["report", "{run}", "--images", "-1"], "--images -1 must be 0, or at least 2"),
+    ],
+)
+def test_wrong_uses_of_the_command(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
+) -> None:
+    assert main([argument.format(tmp=tmp_path, run=run_dir) for argument in arguments]) == 2
+    assert complaint in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_environment_is_recorded_once(tmp_path: Path) -> None:
+    record_environment(tmp_path)
+    path = tmp_path / "environment.json"
+    before = path.read_text()
+    path.write_text(before.replace('"machine":', '"machine" :'))
+    record_environment(tmp_path)
+    assert path.read_text() != before and "CPUs" in before
+
+
+def test_features_are_projected_by_pca_or_by_umap_where_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    plane = rng.normal(size=(20, 2)) @ rng.normal(size=(2, 5))
+    whole, several = plane.astype(np.float32), plane[:3, None].repeat(2, axis=1).astype(np.float32)
+    monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed
+    points, masked, name, explained = _projected(whole, several)
+    assert name == "PCA" and explained == pytest.approx(1.0, abs=1e-5) and masked.shape == (3, 2, 2)
+    np.testing.assert_allclose(masked[:, 1], points[:3], atol=1e-5)
+    # Distances in a plane are kept.
+    np.testing.assert_allclose(np.linalg.norm(points[0] - points[1]), np.linalg.norm(whole[0] - whole[1]), rtol=1e-4)
+
+    class Umap:
+        def __init__(self, random_state: int) -> None:
+            self.embedding_ = np.zeros((0, 2))
+
+        def fit(self, features: Any) -> "Umap":
+            self.embedding_ = features[:, :2]
+            return self
+
+        def transform(self, features: Any) -> Any:
+            return features[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
+    points, masked, name, explained = _projected(whole, several)
+    assert name == "UMAP" and explained == 0 and (points == whole[:, :2]).all() and (masked == several[..., :2]).all()
+
+
+@pytest.mark.slow
+def test_a_report_is_refreshed_beside_the_run_and_never_after_it(tmp_path: Path) -> None:
+    make_run(tmp_path, trials=2, epochs=2)
+    notes: list[str] = []
+    page = BackgroundReport(tmp_path, notes.append, interval_s=0.0)
+    began = time.monotonic()
+    page.refresh()
+    first = page._process
+    page.refresh()
+    assert page._process is first and time.monotonic() - began < 1.0  # one at a time, and nobody waits for it
+    assert first is not None and first.wait() == 0 and (tmp_path / "report.html").stat().st_size > 1e6
+    (tmp_path / "summary.json").write_text("damaged")
+    page.refresh()
+    assert page._process is not None and page._process.wait() == 2
+    page.refresh()
+    running = page._process
+    page.close()
+    assert running is not None and running.returncode is not None
+    assert len(notes) == 1 and "summary.json" in notes[0] and not list(tmp_path.glob(".*"))

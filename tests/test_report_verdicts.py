@@ -1,0 +1,195 @@
+"""Verdicts: for each, a made-up run that shows it, and one that does not."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_up_run import make_exploit, make_row, make_summary
+
+from adios_ray.tracking import records
+from adios_ray.tracking.records import MaskFile, Row, RunSummary
+from adios_ray.tracking.report import verdicts
+from adios_ray.tracking.report.outcome import outcome_of, sureness
+from adios_ray.tracking.report.run_data import RunData
+
+PBT = {"scheduler": "pbt", "interval_epochs": 1, "synchronous": True}
+
+
+def run_of(rows: list[Row], **more: Any) -> RunData:
+    """Make the records of a run, sorted like those of a file."""
+    return RunData(Path("run"), sorted(rows, key=lambda row: (row.trial, row.epoch)), **more)
+
+
+def curves(scores: dict[str, list[float]], **more: Any) -> list[Row]:
+    """Make the reports of trials from their scores at epochs 1, 2, ..."""
+    return [make_row(t, epoch, score, **more) for t, curve in scores.items() for epoch, score in enumerate(curve, 1)]
+
+
+def summary_of(rows: list[Row], **more: Any) -> RunSummary:
+    """Make a summary of the rows, with some fields changed."""
+    return make_summary(rows).model_copy(update=more)
+
+
+def masked_run(tmp_path: Path, masks: np.ndarray[Any, Any]) -> RunData:
+    """Store float masks [N, S, S] of one image for the only trial's only report."""
+    stored = np.rint(255 * masks[None]).astype(np.uint8)
+    size = stored.shape[-1]
+    records.write_masks(tmp_path, "a", 1, MaskFile(np.zeros((1, size, size, 3), np.uint8), stored))
+    return RunData(tmp_path, [make_row("a", 1)])
+
+
+def halves(slots: int = 2) -> np.ndarray[Any, Any]:
+    """Make masks that part the image in stripes, one a slot."""
+    masks = np.zeros((slots, 8, 8))
+    for k in range(slots):
+        masks[k, k * 8 // slots : (k + 1) * 8 // slots] = 1
+    return masks
+
+
+def said(judge: Callable[[RunData], Any], run: RunData) -> list[str]:
+    """Return the sentences of a judge; each must come with its evidence."""
+    found = list(judge(run))
+    assert all(verdict.evidence for verdict in found)
+    return [verdict.sentence for verdict in found]
+
+
+def test_gain_over_control() -> None:
+    rows = curves({"a": [0.4], "b": [0.5]})
+    versus = {"best_trial": "b", "control": "a"}
+    clear = run_of(rows, summary=summary_of(rows, **versus, gain=0.1, gain_standard_error=0.02))
+    assert said(verdicts.gain_over_control, clear) == ["The winner is better than the control by 10.0 ± 2.0 %"]
+    noise = run_of(rows, summary=summary_of(rows, **versus, gain=0.01, gain_standard_error=0.02))
+    assert said(verdicts.gain_over_control, noise) == ["The winner is not distinguishable from the control"]
+    itself = run_of(rows, summary=summary_of(rows, best_trial="a", control="a", gain=0.0))
+    assert said(verdicts.gain_over_control, itself) == ["The search found nothing better than the configured values"]
+    assert said(verdicts.gain_over_control, run_of(rows)) == []
+
+
+def test_alike_trials() -> None:
+    apart = curves({"a": [0.4], "b": [0.5], "c": [0.6]}, standard_error=0.01)
+    assert said(verdicts.alike_trials, run_of(apart)) == ["The trials differ by more than the noise"]
+    alike = curves({"a": [0.50], "b": [0.505], "c": [0.51]}, standard_error=0.01)
+    assert said(verdicts.alike_trials, run_of(alike)) == ["Selection moved within the noise"]
+    evolved = run_of(alike, space=PBT)
+    assert said(verdicts.alike_trials, evolved) == ["The trials ended alike: which of them won is chance"]
+    assert said(verdicts.alike_trials, run_of(curves({"a": [0.5], "b": [0.6]}, standard_error=None))) == []
+
+
+def test_selection_within_noise() -> None:
+    rows = curves({"a": [0.4, 0.5], "b": [0.5, 0.6]})
+    exploit = make_exploit(1, "a", "b")
+    unsure = [exploit.model_copy(update={"p": p}) for p in (0.09, 0.3)]
+    sure = [exploit.model_copy(update={"p": 0.001})]
+    within = run_of(rows, exploits=unsure)
+    assert said(verdicts.selection_within_noise, within) == ["Selection moved within the noise"]
+    above = run_of(rows, exploits=sure)
+    assert said(verdicts.selection_within_noise, above) == ["Selection followed differences above the noise"]
+    assert said(verdicts.selection_within_noise, run_of(rows, exploits=[exploit])) == []  # p is unknown
+
+
+def test_no_exploits() -> None:
+    rows = curves({"a": [0.4, 0.5], "b": [0.5, 0.6]})
+    assert said(verdicts.no_exploits, run_of(rows, space=PBT)) == ["No trial copied another"]
+    assert said(verdicts.no_exploits, run_of(rows, space=PBT, exploits=[make_exploit(1, "a", "b")])) == []
+    assert said(verdicts.no_exploits, run_of(rows, space={"scheduler": "asha"})) == []
+
+
+def test_one_family() -> None:
+    rows = curves({name: [0.4, 0.5, 0.6] for name in "abcd"})
+    copies = [make_exploit(1, "b", "a"), make_exploit(1, "c", "a"), make_exploit(2, "d", "b")]
+    assert said(verdicts.one_family, run_of(rows, exploits=copies)) == ["All trials descend from a"]
+    assert said(verdicts.one_family, run_of(rows, exploits=copies[:2])) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("optimizer.encoder_lr", 0.6, "The encoder's rate ran against its upper bound"),
+        ("optimizer.encoder_lr", 0.031, "The encoder's rate ran against its lower bound"),
+        ("optimizer.encoder_lr", 0.1, None),
+        ("masking.slots", 5, "The number of masks N ran against its upper bound"),
+        ("masking.slots", 3, None),
+    ],
+)
+def test_values_at_bounds(path: str, value: float, sentence: str | None) -> None:
+    rate = {"low": 0.03, "high": 0.6, "scale": "log"}
+    parameters = {"optimizer.encoder_lr": rate, "masking.slots": {"low": 2, "high": 5, "scale": "integer"}}
+    run = run_of([make_row("a", 1, values={path: value})], space={**PBT, "parameters": parameters})
+    assert said(verdicts.values_at_bounds, run) == ([sentence] if sentence else [])
+
+
+def test_copied_slots(tmp_path: Path) -> None:
+    top, bottom = halves()
+    copied = np.stack([bottom / 2, top / 2, bottom / 2, top / 2])
+    assert said(verdicts.copied_slots, masked_run(tmp_path, copied)) == [
+        "Slots 1 and 3 are copies",
+        "Slots 2 and 4 are copies",
+    ]
+    assert said(verdicts.copied_slots, masked_run(tmp_path, np.stack([top / 3] * 3))) == ["Slots 1, 2 and 3 are copies"]
+    assert said(verdicts.copied_slots, masked_run(tmp_path, halves(4))) == []
+
+
+def test_degenerate_slots(tmp_path: Path) -> None:
+    nothing, everything = np.zeros((8, 8)), np.ones((8, 8))
+    assert said(verdicts.degenerate_slots, masked_run(tmp_path, np.stack([everything, nothing]))) == [
+        "Slot 1 hides almost everything",
+        "Slot 2 is empty",
+    ]
+    blur = masked_run(tmp_path, np.stack([everything / 2, everything / 2]))
+    assert said(verdicts.degenerate_slots, blur) == ["The masks are a blur: every pixel is shared by all slots"]
+    assert said(verdicts.degenerate_slots, masked_run(tmp_path, halves(4))) == []
+
+
+def test_slow_data_and_idle_trials() -> None:
+    slow = curves({"a": [0.4, 0.5, 0.6]}, data_wait_fraction=0.12, idle_s=30.0)  # reports are a minute apart
+    assert said(verdicts.slow_data, run_of(slow)) == ["Data wait 12%: training waits for images"]
+    assert said(verdicts.idle_trials, run_of(slow)) == ["Trials were idle 50% of the time"]
+    quick = curves({"a": [0.4, 0.5, 0.6]}, data_wait_fraction=0.01, idle_s=1.0)
+    assert said(verdicts.slow_data, run_of(quick)) == said(verdicts.idle_trials, run_of(quick)) == []
+
+
+def test_diverged() -> None:
+    rows = curves({"a": [0.4, math.nan, math.nan], "b": [0.4, 0.5, 0.6]})
+    assert said(verdicts.diverged, run_of(rows)) == ["1 trial diverged or collapsed"]
+    assert said(verdicts.diverged, run_of(curves({"b": [0.4, 0.5]}))) == []
+
+
+def test_still_rising() -> None:
+    rising = run_of(curves({"a": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]}, standard_error=0.02))
+    assert said(verdicts.still_rising, rising) == ["The winner was still getting better at the end"]
+    flat = run_of(curves({"a": [0.1, 0.4, 0.6, 0.69, 0.7, 0.7, 0.7, 0.71]}, standard_error=0.02))
+    assert said(verdicts.still_rising, flat) == []
+
+
+def test_selected_by_luck_and_at_chance() -> None:
+    lucky = run_of([make_row("a", 1, 0.6, holdout_fitness=0.5, standard_error=0.02, holdout_standard_error=0.02)])
+    assert len(said(verdicts.selected_by_luck, lucky)) == 1
+    fair = run_of([make_row("a", 1, 0.52, holdout_fitness=0.5, standard_error=0.02, holdout_standard_error=0.02)])
+    assert said(verdicts.selected_by_luck, fair) == []
+    rows = curves({"a": [0.1]})
+    guess = run_of(rows, summary=summary_of(rows, test_accuracy=0.11, test_standard_error=0.01))
+    assert said(verdicts.at_chance, guess) == ["The winner guesses"]
+    assert said(verdicts.at_chance, run_of(rows, summary=summary_of(rows, test_accuracy=0.5))) == []
+
+
+def test_verdicts_choose_the_next_command_and_the_gravest_is_first(tmp_path: Path) -> None:
+    rows = curves({"a": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], "b": [0.79] * 8}, standard_error=0.02)
+    masks = np.rint(255 * halves()[[0, 0]] / 2).astype(np.uint8)[None]
+    records.write_masks(tmp_path, "a", 8, MaskFile(np.zeros((1, 8, 8, 3), np.uint8), masks))
+    summary = summary_of(rows, command="adios-ray train --seed 3 --preset demo")
+    run = RunData(tmp_path, rows, summary=summary, config={"seed": 3})
+    found = verdicts.verdicts(run)
+    assert found[0].kind == "wrong" and [verdict.kind for verdict in found] == sorted(
+        (verdict.kind for verdict in found), key=("wrong", "look", "good").index
+    )
+    longer, again, *_ = (step.command for step in outcome_of(run, found).steps)
+    assert longer.startswith("adios-ray replay --schedule") and "--epochs 16" in longer
+    assert again == "adios-ray train --preset demo --seed 4"
+
+
+@pytest.mark.parametrize(("z", "words"), [(4.0, "sure ("), (2.0, "fairly sure ("), (1.0, "not sure: within the noise")])
+def test_sureness_in_words(z: float, words: str) -> None:
+    assert sureness(z).startswith(words)

@@ -1,0 +1,243 @@
+"""Runs under a name, with other settings, at another place, after their end; training itself is left out."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small import make_objects, small_config
+
+from adios_ray.checkpoints import Pointer
+from adios_ray.data.claim import TRAINING, Claim, claimed
+from adios_ray.errors import CheckpointError, ClaimError, ConfigError
+from adios_ray.experiment import runner
+from adios_ray.experiment.config import ExperimentConfig, read_experiment
+from adios_ray.experiment.resources import WorkerResources
+from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
+from adios_ray.search.spaces import SearchSpace
+from adios_ray.search.state import Member, PopulationState
+from adios_ray.store import Store
+from adios_ray.tracking.records import RunSummary, write_summary
+
+SPACE = {
+    "scheduler": "pbt",
+    "synchronous": True,
+    "interval_epochs": 2,
+    "parameters": {"optimizer.encoder_lr": {"low": 0.01, "high": 0.1, "scale": "log"}},
+}
+
+
+def train(run_dir: Path, config: ExperimentConfig, epochs: int) -> None:
+    """Stand in for training: both trials reach an epoch; at the last one, the run has finished."""
+    state = PopulationState.load(run_dir)
+    for name, member in state.members.items():
+        path = RunDirectory(run_dir).checkpoint(name, epochs)
+        path.mkdir(parents=True)
+        (path / "state.pt").touch()
+        member.checkpoint, member.epoch = Pointer(path=path, sha256=""), epochs
+        member.finished = epochs >= config.epochs
+    state.next_decision_epoch = 2 * ((epochs - 1) // 2 + 1)  # no decision is made at the last epoch
+    state.save(run_dir)
+    if epochs >= config.epochs:
+        write_summary(run_dir, RunSummary.model_validate(SUMMARY))
+
+
+SUMMARY = {
+    **{"best_trial": "trial_01", "best_fitness": 0.5, "best_epoch": 4, "first_best_fitness": 0.2, "test_fitness": 0.4},
+    **{"chance": 0.1, "seconds": 9.0, "exploits": 1, "slot_changes": 1, "epochs": 4, "population": 2},
+    **{"dataset": "objects", "command": "x"},
+}
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ExperimentConfig, dict[str, int]]]:
+    """Replace training; return the configurations and the unfinished trials of all calls, with their epochs."""
+    calls: list[tuple[ExperimentConfig, dict[str, int]]] = []
+
+    def evolve(
+        config: ExperimentConfig, space: SearchSpace, storage: RunStorage, resources: WorkerResources, claim: Claim
+    ) -> Path:
+        claim.check()
+        run_dir = storage.directory
+        state = PopulationState.load(run_dir)
+        calls.append((config, {name: state.members[name].epoch for name in state.unfinished(state.members)}))
+        train(run_dir, config, min(3, config.epochs) if len(calls) == 1 else config.epochs)
+        return run_dir
+
+    @contextmanager
+    def connected() -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(runner, "evolve", evolve)
+    monkeypatch.setattr(runner, "connected", connected)
+    monkeypatch.setattr(runner, "nodes", list)
+    monkeypatch.setattr(runner, "worker_resources", lambda *_: WorkerResources(1, 0))
+    return calls
+
+
+@pytest.fixture
+def config(objects_dir: Path, tmp_path: Path) -> ExperimentConfig:
+    """Configure two trials under a name."""
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
+    trial = small_config(objects_dir, epochs=4).model_dump()
+    return ExperimentConfig(**trial, name="one", space=tmp_path / "space.yaml", storage=tmp_path / "runs", population=2)
+
+
+Trained = list[tuple[ExperimentConfig, dict[str, int]]]
+
+
+def test_the_same_command_starts_resumes_and_then_says_finished(
+    config: ExperimentConfig, trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = runner.start(config)
+    assert run_dir == Path(config.storage) / "one"
+    assert runner.start(config) == run_dir and [epochs for _, epochs in trained] == [
+        {"trial_00": 0, "trial_01": 0},
+        {"trial_00": 3, "trial_01": 3},
+    ]
+    before, _ = contents(run_dir), capsys.readouterr()
+    assert runner.start(config) == runner.resume(run_dir) == run_dir and len(trained) == 2
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and said[0] == said[1]
+    assert said[0].startswith(f"finished: {run_dir}: best trial_01, k-NN fitness 40.0 %")
+    assert contents(run_dir) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Read all files of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_a_run_may_not_change_is_refused_by_name_with_both_values(
+    config: ExperimentConfig, trained: Trained
+) -> None:
+    run_dir = runner.start(config)
+    before = contents(run_dir)
+    other: dict[str, Any] = {"epochs": 2, "seed": 5, "population": 3, "wandb": "offline"}
+    with pytest.raises(ConfigError) as refused:
+        runner.start(config.model_copy(update=other))
+    for text in ("epochs is 4 there and 2 here", "seed is 0 there and 5 here", "population is 2 there and 3 here"):
+        assert text in str(refused.value)
+    assert "wandb is" not in str(refused.value) and "--name" in str(refused.value)
+    Path(config.space).write_text(yaml.safe_dump({**SPACE, "interval_epochs": 1}))
+    with pytest.raises(ConfigError, match="interval_epochs of the search space is 2 there and 1 here"):
+        runner.start(config)
+    assert contents(run_dir) == before and len(trained) == 1
+    runner.resume(run_dir)  # under its own copy of the space
+    assert len(trained) == 2
+
+
+def test_a_finished_run_is_trained_longer(config: ExperimentConfig, trained: Trained) -> None:
+    run_dir = runner.start(config)
+    runner.start(config)
+    runner.start(config.model_copy(update={"epochs": 8, "wandb": "offline", "cpus_per_worker": 0.5}))
+    asked, epochs = trained[-1]
+    assert (asked.epochs, asked.wandb, asked.cpus_per_worker) == (8, "offline", 0.5)
+    assert epochs == {"trial_00": 4, "trial_01": 4} and read_experiment(run_dir).epochs == 8
+    with pytest.raises(ConfigError, match="epochs is 8 there and 4 here, and may only grow"):
+        runner.start(config)
+
+
+def test_only_trials_that_trained_to_the_end_train_longer_and_none_waits_at_a_barrier_for_ever() -> None:
+    values = {"optimizer.encoder_lr": 0.1}
+    members = {
+        name: Member(values=values, number=number, epoch=epoch, finished=True)
+        for number, (name, epoch) in enumerate({"a": 8, "b": 8, "stopped": 3}.items())
+    }
+    state = PopulationState(members=members, next_decision_epoch=8, epochs=8)
+    state.extend(12, 2)
+    assert state.unfinished(members) == ["a", "b"]
+    assert (state.epochs, state.next_decision_epoch) == (12, 10)
+    members["b"].epoch = 7  # of an interrupted run: the decision at epoch 8 is still made
+    state = PopulationState(members=members, next_decision_epoch=8, epochs=8)
+    state.extend(12, 2)
+    assert state.next_decision_epoch == 8
+
+
+def test_a_run_and_its_data_are_found_where_they_are_now(
+    config: ExperimentConfig, trained: Trained, objects_dir: Path, tmp_path: Path
+) -> None:
+    run_dir = runner.start(config)
+    data, moved = tmp_path / "copied", tmp_path / "elsewhere" / "moved"
+    shutil.copytree(objects_dir, data)
+    moved.parent.mkdir()
+    run_dir.rename(moved)
+    own = read_experiment(moved)
+    runner.resume(moved, own.model_copy(update={"data_dir": str(data)}))
+    assert trained[-1][0].data_dir == str(data) and trained[-1][0].storage == str(moved.parent)
+    pointers = [member.checkpoint for member in PopulationState.load(moved).members.values()]
+    assert all(pointer is not None and pointer.path.parent.parent.parent == moved for pointer in pointers)
+    other = make_objects(tmp_path / "other", counts={"train": 96, "val": 40, "test": 41})
+    longer = {"data_dir": str(other), "epochs": 8}
+    with pytest.raises(ConfigError, match=f"data_dir {other} is not the data set of this run"):
+        runner.resume(moved, read_experiment(moved).model_copy(update=longer))
+
+
+def test_a_run_without_its_checkpoints_is_refused_before_anything_is_written(
+    config: ExperimentConfig, trained: Trained
+) -> None:
+    run_dir = runner.start(config)
+    shutil.rmtree(run_dir / "checkpoints" / "trial_01")
+    before = contents(run_dir)
+    with pytest.raises(CheckpointError, match=r"lacks the checkpoints checkpoints/trial_01/epoch_00003:"):
+        runner.start(config)
+    assert contents(run_dir) == before and len(trained) == 1
+
+
+def test_whole_paths_of_earlier_versions_are_found_after_a_move(config: ExperimentConfig, trained: Trained) -> None:
+    run_dir = runner.start(config)
+    state = json.loads((run_dir / "population.json").read_text())
+    assert state["members"]["trial_00"]["checkpoint"]["path"] == "checkpoints/trial_00/epoch_00003"
+    for name, member in state["members"].items():
+        member["checkpoint"]["path"] = f"/gone/runs/one/checkpoints/{name}/epoch_00003"
+    del state["epochs"], state["dataset"]
+    (run_dir / "population.json").write_text(json.dumps(state))
+    runner.start(config.model_copy(update={"epochs": 6}))
+    assert trained[-1][1] == {"trial_00": 3, "trial_01": 3}
+    assert PopulationState.load(run_dir).epochs == 6
+
+
+def test_a_second_driver_is_refused_and_another_folder_is_no_run(config: ExperimentConfig, trained: Trained) -> None:
+    run_dir = runner.start(config)
+    with claimed(Store(run_dir), print, TRAINING, wait=False):
+        with pytest.raises(ClaimError, match="is being trained by process"):
+            runner.start(config)
+        with pytest.raises(ClaimError, match="is being trained by process"):
+            runner.resume(run_dir)
+    (Path(config.storage) / "photos").mkdir()
+    (Path(config.storage) / "photos" / "me.png").touch()
+    with pytest.raises(ConfigError, match="photos is not a run directory, but contains me.png"):
+        runner.start(config.model_copy(update={"name": "photos"}))
+    assert [path.name for path in (Path(config.storage) / "photos").iterdir()] == ["me.png"]
+
+
+def test_a_run_that_does_not_fit_leaves_nothing(
+    config: ExperimentConfig, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("a trial needs more GPUs")
+
+    monkeypatch.setattr(runner, "worker_resources", refuse)
+    for name in ("one", None):
+        with pytest.raises(ConfigError, match="more GPUs"):
+            runner.start(config.model_copy(update={"name": name}))
+    assert not list(Path(config.storage).iterdir()) and not trained
+
+
+def test_an_interruption_says_how_to_resume(
+    config: ExperimentConfig, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evolve(*_: object) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "evolve", evolve)
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        runner.start(config)
+    kept = f"what was reported is kept: resume with --resume {config.storage}/one"
+    assert interrupted.value.__notes__ == [kept]
+    assert not (Path(config.storage) / "one" / TRAINING.file).exists()
