@@ -12,7 +12,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
-from known_truth import InProcess, Measured, Weights
+from known_truth import KnownTruth, Measured, Weights
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from adios_ray.backend.admission import Admission
@@ -153,35 +154,49 @@ class Searched(NamedTuple):
     unlike_syne_tune: int = 0
 
 
+class Recorded(StoppingSearch):
+    """Keeps whether each report stopped its trial."""
+
+    stops: list[bool]
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Decide about a trial."""
+        decision = super().on_trial_result(tune_controller, trial, result)
+        self.stops.append(decision == STOP)
+        return decision
+
+
 def search(file: Path, name: str, task: str, directory: Path, seed: int) -> Searched:
     """Search one task with one scheduler."""
     network = surrogate(file, task)
     unit = {"low": 0.0, "high": 1.0, "scale": "linear"}
     space = parse(SearchSpace, {"parameters": dict.fromkeys(STAND_INS, unit), **SPACES[name]})
-    population = InProcess(space, Curves(network), [], seed, directory)
+    population = KnownTruth(space, Curves(network), [], seed, directory)
+
+    stops = list[bool]()
 
     def make(members: Population, admission: Admission) -> LiveScheduler:
         if space.search == "hyperopt":
             suggest = make_suggest(space, members.config, members.state, 10)
         else:
             suggest = lambda trial: space.sample(Random(f"{seed}/{trial}"))  # noqa: E731
-        return StoppingSearch(members, admission, make_rule(space, EPOCHS), suggest)
+        scheduler = Recorded(members, admission, make_rule(space, EPOCHS), suggest)
+        scheduler.stops = stops
+        return scheduler
 
     population.run(make, WORKERS, BUDGET)
-    best = max(each.fitness for each in population.asked[:BUDGET])
+    best = max(each.fitness for each in population.reports)
     found = Searched(100 * (network.best() - best), len(population.members.state.members))
     if space.scheduler != "asha":
         return found
-    own = [each for each in population.asked if each.epoch < EPOCHS]
-    ours = [each.stopped for each in own]
 
     def differ(other: list[bool]) -> int:
-        return sum(a != b for a, b in zip(ours, other, strict=True))
+        return sum(a != b for a, b in zip(stops, other, strict=True))
 
-    reports = [(each.trial, each.epoch, each.fitness) for each in population.asked]
+    reports = [(each.trial, each.epoch, each.fitness) for each in population.reports]
     options = (space.grace_epochs, space.reduction_factor)
     return found._replace(
-        decisions=len(own),
+        decisions=len(stops),
         unlike_ray=differ(ray_decisions(reports, *options)),
         unlike_rule=differ(halving(reports, *options, own_counts=False)),
         unlike_syne_tune=differ(halving(reports, *options, own_counts=True)),

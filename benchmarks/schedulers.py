@@ -38,7 +38,7 @@ from typing import Annotated, Any, NamedTuple, cast
 import lcbench
 import numpy as np
 import tyro
-from known_truth import InProcess, Measured, Problem, Values, Weights
+from known_truth import KnownTruth, Measured, Problem, Values, Weights
 
 from adios_ray.backend.admission import Admission
 from adios_ray.config import Strict, TrialConfig, replaced
@@ -56,10 +56,10 @@ MEMORY = Path("/dev/shm")
 WEIGHT, RATE, SLOTS = "masking.sparsity_weight", "optimizer.encoder_lr", "masking.slots"
 
 
-def evolve(space: SearchSpace, problem: Problem, initial: list[Values], seed: int) -> InProcess:
+def evolve(space: SearchSpace, problem: Problem, initial: list[Values], seed: int) -> KnownTruth:
     """Train a population under the scheduler of a space."""
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
-        population = InProcess(space, problem, initial, seed, Path(directory))
+        population = KnownTruth(space, problem, initial, seed, Path(directory))
 
         def make(members: Population, admission: Admission) -> LiveScheduler:
             if space.scheduler == "pb2":

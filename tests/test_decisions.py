@@ -1,6 +1,7 @@
 """Decisions about populations: tests of differences, equal epochs, controls, and the toys of a benchmark."""
 
 import base64
+import math
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,7 +20,7 @@ from adios_ray.config import replaced, value_at
 from adios_ray.experiment.schedule import schedule_of
 from adios_ray.experiment.verdict import Final, gain_over_control
 from adios_ray.run_directory import RunDirectory
-from adios_ray.search.comparison import History, Score, extended, familywise, paired, score_at, unpaired
+from adios_ray.search.comparison import History, Score, extended, familywise, fluctuation, paired, score_at, unpaired
 from adios_ray.search.population import WORST_SCORE, scores_at_common_epoch
 from adios_ray.search.state import KEPT_OUTCOMES, Member, PopulationState
 from adios_ray.search.suggest import startup_trials
@@ -90,6 +91,19 @@ def test_p_values_are_uniform_where_all_trials_are_alike(trials: int) -> None:
         order = images.mean(axis=1).argsort()
         found.append(familywise(paired(images[order[-1]], images[order[0]]).z or 0.0, trials))
     assert scipy.stats.kstest(found, "uniform").statistic < 0.09
+
+
+def test_what_only_one_report_shows_is_estimated_and_widens_the_error() -> None:
+    random, curve = np.random.default_rng(0), 1 - np.exp(-np.arange(1, 21) / 5)
+    values = [level + curve + 0.02 * random.standard_normal(20) for level in (0.0, 0.3, 0.5, 0.9)]
+    histories = [tuple(Score(epoch, float(v), 0.01, "a") for epoch, v in enumerate(own, 1)) for own in values]
+    found = fluctuation(histories)
+    assert found == pytest.approx(0.02**2, rel=0.35)  # 54 degrees of freedom, which neighbors share
+    assert fluctuation([tuple(Score(epoch, 2.0 * epoch + epoch**2) for epoch in (1, 2, 3))] * 3) == 0
+    assert fluctuation(histories[:1]) == fluctuation([]) == 0
+    wider = unpaired(Score(3, 0.5, 0.03), Score(3, 0.4, 0.04)).with_fluctuation(0.0006)
+    assert wider.standard_error == pytest.approx(math.sqrt(0.0025 + 0.0012))
+    assert wider.z == pytest.approx(0.1 / math.sqrt(0.0037)) and wider.value == pytest.approx(0.1)
 
 
 def test_scores_between_reports_are_interpolated() -> None:

@@ -1,6 +1,8 @@
 """Comparisons of two trials: scores at one epoch, and a test whether one trial is better than the other."""
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +69,36 @@ class Difference(NamedTuple):
     value: float
     standard_error: float | None = None
     z: float | None = None
+
+    def with_fluctuation(self, variance: float) -> "Difference":
+        """Add to the error that each of the two reports also fluctuates with a variance that no image shows."""
+        if self.standard_error is None or not variance:
+            return self
+        error = math.sqrt(self.standard_error**2 + 2 * variance)
+        return Difference(self.value, error, _ratio(self.value, error))
+
+
+def fluctuation(histories: Iterable[History]) -> float:
+    """Estimate the variance by which a report deviates for this epoch alone, pooled over reports and trials.
+
+    A difference that the next epoch does not keep is no reason for a copy, and the images of one report do not show
+    it. It is seen in second differences of scores over three equally distant reports, whose variance is six times that
+    of a report; what they have in common at an epoch is the curve of learning.
+
+    Args:
+        histories: Scores of each trial.
+
+    Returns:
+        The variance, which includes changes of single images; 0 without three reports of two trials.
+    """
+    bends = defaultdict[int, list[float]](list)
+    for history in histories:
+        for first, second, third in zip(history, history[1:], history[2:], strict=False):
+            if third.epoch - second.epoch == second.epoch - first.epoch:
+                bends[third.epoch].append(third.value - 2 * second.value + first.value)
+    groups = [np.array(group) for group in bends.values() if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in groups)
+    return float(sum(((group - group.mean()) ** 2).sum() for group in groups)) / freedom / 6 if freedom else 0.0
 
 
 def paired(first: Outcomes, second: Outcomes) -> Difference:

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from adios_ray.backend.admission import Admission
-from adios_ray.search.comparison import familywise
+from adios_ray.search.comparison import familywise, fluctuation
 from adios_ray.search.opening import Rung, leaving, stays
 from adios_ray.search.population import WORST_SCORE, Population, scores_at_common_epoch
 from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
@@ -152,10 +152,13 @@ class PopulationBasedTraining(LiveScheduler):
             random = self.population.random(name)
             # exploit: continue from the weights of one of the best, if the test shows that it is better
             donor = random.choice(donors)
-            difference = self.population.compare(donor, name)
+            trials = self._ranked()
+            histories = [each.history for each in trials.values()]
+            valid = [history for history in histories if all(score.value > WORST_SCORE for score in history)]
+            difference = self.population.compare(donor, name).with_fluctuation(fluctuation(valid))
             z, source = difference.z, donor
             # Adjusted for the choice of the two among all trials: the best and the worst differ by chance too.
-            p = None if z is None else familywise(z, len(self._ranked()))
+            p = None if z is None else familywise(z, len(trials))
             if p is not None and p > (self._space.significance or 1):
                 self.population.refuse(name, donor, difference, p)
                 if not self._space.explore_without_copy:
