@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -19,13 +20,20 @@ Location = str | Path
 """A place that a user names: a local path, the same after ``file://``, or the URI of a place on remote storage. The
 options of commands have this type: a ``Path`` would drop a slash of the URI, and name a local folder "s3:"."""
 
+_ONE_SLASH = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")
 _DENIED = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "DefaultCredentialsError"}
 """Errors of protocols' packages that do not pass by themselves."""
 
 
 def local_path(location: Location) -> Path | None:
-    """Return the path of a local place; None for a URI of remote storage."""
+    """Return the path of a local place; None for a URI of remote storage.
+
+    Raises:
+        ConfigError: If it is a URI that lacks a slash, such as s3:/bucket.
+    """
     text = os.fspath(location).removeprefix("file://")
+    if _ONE_SLASH.match(text):
+        raise ConfigError(f"{text} is neither a path nor a URI: write {text.replace(':/', '://', 1)}, or ./{text}")
     return None if "://" in text else Path(text).expanduser()
 
 

@@ -218,6 +218,27 @@ def test_a_name_that_is_no_safe_name_of_a_folder_is_refused(name: str) -> None:
         parse(ExperimentConfig, {"name": name})
 
 
+@pytest.mark.parametrize(
+    ("storage", "named"),
+    [
+        ("gs://bucket/runs", "gs://bucket/runs cannot be reached: Please install gcsfs"),
+        ("nosuch://bucket/runs", "nosuch://bucket/runs cannot be reached: Protocol not known: nosuch"),
+        ("memory://runs", "storage memory://runs is the memory of one process"),
+        ("s3:/bucket/runs", "s3:/bucket/runs is neither a path nor a URI: write s3://bucket/runs, or ./s3:"),
+            "s3:/bucket/runs",
+            "s3:/bucket/runs is neither a path nor a URI: write s3://bucket/runs, or ./s3:/bucket/runs",
+        ),
+    ],
+)
+def test_storage_that_cannot_work_is_refused_by_name(storage: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        check_storage(storage)
+
+
+def test_storage_may_be_a_file_uri(tmp_path: Path) -> None:
+    assert check_storage(f"file://{tmp_path}/runs") == f"{tmp_path}/runs" and (tmp_path / "runs").is_dir()
+
+
 def test_relative_paths_are_refused_in_a_job(tmp_path: Path) -> None:
     config = ExperimentConfig(storage=tmp_path, data_dir="data/objects")
     check_job_paths(config, None)

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from s3 import s3_server
 
 from adios_ray.backend import preflight
-from adios_ray.backend.preflight import Expected, ask_nodes, expected_in, find_problems, refuse, source_checksum
+from adios_ray.backend.preflight import Expected, ask_nodes, expected_in, find_problems, probed, refuse, source_checksum
 from adios_ray.errors import ConfigError
+from adios_ray.store import Store
 
 
 @pytest.fixture
@@ -44,6 +46,19 @@ def test_a_node_without_the_data_or_with_other_data_is_told_apart(expected: Expe
     manifest.unlink()
     (problem,) = find_problems(expected, "node")
     assert problem.startswith(f"no data set in {expected.data_dir}")
+
+
+@pytest.mark.slow
+def test_nodes_leave_their_answers_at_a_uri(expected: Expected) -> None:
+    with s3_server() as server:
+        with probed(f"{server.uri}/run") as folder:
+            there = expected._replace(folder=folder)
+            assert find_problems(there, "node") == [] and Store(folder).names() == {"driver", "node"}
+        assert Store(server.uri).find() == []
+        assert find_problems(there, "node") == [f"it does not see the run directory {server.uri}/run"]
+        nowhere = "gs://bucket/run/.nodes-1"
+        (problem,) = find_problems(expected._replace(folder=nowhere), "node")
+        assert problem == f"{nowhere} cannot be reached: Please install gcsfs to access Google Storage"
 
 
 def test_the_source_is_compared_by_content_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

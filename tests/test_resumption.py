@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 import yaml
+from s3 import s3_server
 from small import make_objects, small_config
 
 from adios_ray.checkpoints import Pointer
 from adios_ray.data.claim import TRAINING, Claim, claimed
 from adios_ray.errors import CheckpointError, ClaimError, ConfigError
 from adios_ray.experiment import runner
+from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import ExperimentConfig, read_experiment
 from adios_ray.experiment.resources import WorkerResources
+from adios_ray.local_cache import CACHE_VARIABLE
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.spaces import SearchSpace
@@ -32,13 +35,15 @@ SPACE = {
 }
 
 
-def train(run_dir: Path, config: ExperimentConfig, epochs: int) -> None:
+def train(storage: RunStorage, config: ExperimentConfig, epochs: int) -> None:
     """Stand in for training: both trials reach an epoch; at the last one, the run has finished."""
+    run_dir = storage.directory
     state = PopulationState.load(run_dir)
     for name, member in state.members.items():
         path = RunDirectory(run_dir).checkpoint(name, epochs)
         path.mkdir(parents=True)
         (path / "state.pt").touch()
+        storage.publish(path)
         member.checkpoint, member.epoch = Pointer(path=path, sha256=""), epochs
         member.finished = epochs >= config.epochs
     state.next_decision_epoch = 2 * ((epochs - 1) // 2 + 1)  # no decision is made at the last epoch
@@ -66,7 +71,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ExperimentConfig, dic
         run_dir = storage.directory
         state = PopulationState.load(run_dir)
         calls.append((config, {name: state.members[name].epoch for name in state.unfinished(state.members)}))
-        train(run_dir, config, min(3, config.epochs) if len(calls) == 1 else config.epochs)
+        train(storage, config, min(3, config.epochs) if len(calls) == 1 else config.epochs)
         return run_dir
 
     @contextmanager
@@ -106,6 +111,40 @@ def test_the_same_command_starts_resumes_and_then_says_finished(
     assert len(said) == 2 and said[0] == said[1]
     assert said[0].startswith(f"finished: {run_dir}: best trial_01, k-NN fitness 40.0 %")
     assert contents(run_dir) == before
+
+
+@pytest.mark.slow
+def test_a_run_at_a_uri_is_resumed_on_another_machine(
+    config: ExperimentConfig,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with s3_server() as server:
+        config = config.model_copy(update={"storage": f"{server.uri}/runs"})
+        place = f"{server.uri}/runs/one"
+        for machine in ("first", "second", "third"):
+            monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / machine))
+            runner.start(config)
+            assert not [path for path in (tmp_path / machine).rglob("*") if path.is_file() and path.suffix != ".lock"]
+        assert [epochs["trial_01"] for _, epochs in trained] == [0, 3]
+        (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("finished")]
+        assert said.startswith(f"finished: {place}: best trial_01") and said.endswith(f"report {place}/report.html")
+        asked = read_arguments("", ["--resume", place, "--epochs", "8"], "pbt_in100", "asha_demo")
+        assert runner.resume(place, asked) and trained[-1][1] == {"trial_00": 4, "trial_01": 4}
+        assert read_experiment(place).epochs == 8 and read_experiment(place).storage == f"{server.uri}/runs"
+        with claimed(Store(place), print, TRAINING, wait=False), pytest.raises(ClaimError, match="is being trained by"):
+            runner.resume(place)
+        Store(place).remove("checkpoints/trial_01")
+        with pytest.raises(CheckpointError, match=f"{place} lacks the checkpoints checkpoints/trial_01/epoch_00008"):
+            runner.resume(place, asked.model_copy(update={"epochs": 9}))
+        Store(f"{server.uri}/runs/photos").put(tmp_path / "space.yaml", "me.png")
+        with pytest.raises(ConfigError, match="photos is not a run directory, but contains me.png"):
+            runner.start(config.model_copy(update={"name": "photos"}))
+        assert Store(f"{server.uri}/runs/photos").find() == ["me.png"]
+        with pytest.raises(ConfigError, match="nothing is not a run directory"):
+            runner.resume(f"{server.uri}/nothing")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -60,7 +60,7 @@ def check_nodes(run: Location, data_dir: str) -> None:
         return
     names = {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in others}
     print(f"Checking storage, data and packages on {len(names)} other nodes", flush=True)
-    with _probed(run) as folder:
+    with probed(run) as folder:
         expected = expected_in(folder, data_dir)
         refuse({names[node]: found for node, found in ask_nodes(list(names), expected, ANSWER_S).items()})
 
@@ -160,7 +160,7 @@ def torch_version() -> str | None:
 
 
 @contextlib.contextmanager
-def _probed(run: Location) -> Iterator[Location]:
+def probed(run: Location) -> Iterator[Location]:
     """Make a folder of a new name, and delete it with what nodes have written there."""
     store, name = Store(run), f".nodes-{secrets.token_hex(8)}"
     retry(partial(_write_empty, store, f"{name}/driver"), print)  # object stores have no empty folders

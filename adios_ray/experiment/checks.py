@@ -114,6 +114,8 @@ def check_storage(location: Location) -> str:
         StorageError: If remote storage fails for longer than five minutes.
     """
     path = local_path(location)
+    if str(location).startswith("memory://"):
+        raise ConfigError(f"storage {location} is the memory of one process, which the others do not see")
     # Resolved because Ray Train refuses checkpoints whose path contains a symbolic link.
     place = str(Store(location if path is None else path.resolve()))
     check_place(place)
