@@ -225,9 +225,6 @@ def test_a_name_that_is_no_safe_name_of_a_folder_is_refused(name: str) -> None:
         ("nosuch://bucket/runs", "nosuch://bucket/runs cannot be reached: Protocol not known: nosuch"),
         ("memory://runs", "storage memory://runs is the memory of one process"),
         ("s3:/bucket/runs", "s3:/bucket/runs is neither a path nor a URI: write s3://bucket/runs, or ./s3:"),
-            "s3:/bucket/runs",
-            "s3:/bucket/runs is neither a path nor a URI: write s3://bucket/runs, or ./s3:/bucket/runs",
-        ),
     ],
 )
 def test_storage_that_cannot_work_is_refused_by_name(storage: str, named: str) -> None:
