@@ -57,7 +57,9 @@ def experiment(data_dir: Path, tmp_path: Path, **changes: Any) -> ExperimentConf
     """Configure two trials on the small data set."""
     trial = small_config(data_dir, **changes).model_dump()
     space = write_space(tmp_path / "space.yaml")
-    return ExperimentConfig(**trial, space=space, storage=tmp_path / "runs", population=2, gpus_per_worker=0)
+    return ExperimentConfig(
+        **trial, space=space, storage=tmp_path / "runs", population=2, gpus_per_worker=0, cpus_per_worker=1
+    )
 
 
 def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The loop of a Ray Train worker, over the commands that its trial's channel sends."""
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -40,7 +41,8 @@ def train_loop(config: LoopConfig) -> None:
     Raises:
         MemoryLimitError: If this worker is out of memory.
     """
-    torch.set_num_threads(config["threads"])
+    # Ray may have been told of more CPUs than there are, and threads that share a core wait for each other.
+    torch.set_num_threads(min(config["threads"], len(os.sched_getaffinity(0))))
     channel, trial, storage = config["channel"], config["trial"], RunStorage(config["run_dir"])
     retry(storage.open, partial(note, channel, trial))
     # Ray Train takes the previous group down before it starts this one, so any drafts left are abandoned.
