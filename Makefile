@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
+DOCS_READY := $(VENV)/docs-ready
 
-.PHONY: help demo test check format soak
+.PHONY: help demo test check format soak gpu docs
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -11,16 +12,25 @@ demo: $(READY) ## Train the demo population on rendered images
 	$(VENV)/bin/python experiments/pbt_in100.py --preset demo
 
 test: $(READY) ## Run all tests
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses 2 --dist loadgroup
 
 soak: $(READY) ## Inject faults: kill every part of running populations, break their storage
+	$(VENV)/bin/pytest -m long
 	$(VENV)/bin/python tests/soak.py
+
+gpu: $(READY) ## Run the tests that need a GPU, then measure speed and memory there
+	$(VENV)/bin/pytest -m gpu -vv tests/test_gpu.py; tests=$$?; \
+	$(VENV)/bin/python benchmarks/gpu.py --output build/gpu.json && exit $$tests
 
 check: $(READY) ## Lint, type-check, and check the import contracts
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+docs: $(DOCS_READY) ## Build the documents as a site, readable offline, in build/site
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict # the variable: no advertisement of a successor
+	@echo build/site/index.html
 
 format: $(READY) ## Format, and apply ruff's automatic fixes
 	$(VENV)/bin/ruff check --fix .
@@ -32,3 +42,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --editable ".[dev]"
 	@touch $(READY)
+
+$(DOCS_READY): $(READY)
+	$(VENV)/bin/pip install --quiet --editable ".[docs]"
+	@touch $(DOCS_READY)

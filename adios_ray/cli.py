@@ -1,23 +1,48 @@
 """The command line, ``adios-ray``: one frozen dataclass per command, whose fields are its options."""
 
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import tyro
 
+from adios_ray.arguments import parse_arguments
 from adios_ray.commands.data import Prepare, Verify
+from adios_ray.commands.doctor import Doctor
 from adios_ray.commands.evaluate import Evaluate
 from adios_ray.commands.masks import Masks
 from adios_ray.commands.report import Report
+from adios_ray.commands.runs import Runs
 from adios_ray.commands.training import RESUMES, TRAIN, Replay, Train, train
 from adios_ray.commands.weights import Export, ImportOfficial, Reproduce
 from adios_ray.errors import exit_status
 
-Command = (
-    Annotated[Train, tyro.conf.subcommand(TRAIN)]
-    | Annotated[Replay, tyro.conf.subcommand("replay")]
+PROGRAM = "adios-ray"
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Print a script that completes commands and options in a shell."""
+
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
+    """The shell."""
+
+    def run(self) -> None:
+        """Print the script."""
+        from adios_ray.experiment.config import ExperimentConfig  # reads all presets' names
+
+        settings = Annotated[ExperimentConfig, tyro.conf.subcommand(TRAIN)]
+        with suppress(SystemExit):
+            parse_arguments(settings | Others, ["--tyro-print-completion", self.shell], program=PROGRAM)
+
+
+Others = (
+    Annotated[Replay, tyro.conf.subcommand("replay")]
+    | Annotated[Runs, tyro.conf.subcommand("runs")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     | Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[ImportOfficial, tyro.conf.subcommand("import-official")]
@@ -25,7 +50,68 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate"), tyro.conf.CascadeSubcommandArgs]
     | Annotated[Masks, tyro.conf.subcommand("masks")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+    | Annotated[Completion, tyro.conf.subcommand("completion")]
 )
+Command = Annotated[Train, tyro.conf.subcommand(TRAIN)] | Others
+
+EXAMPLES: Mapping[str, Sequence[str]] = {
+    "train": (
+        "adios-ray train --preset demo",
+        "adios-ray train --data-dir data/photos --epochs 100 --population 8",
+        "adios-ray train --preset in100s --objective byol --data-dir data/in100s --storage /shared/runs",
+        "adios-ray train --data-dir data/photos --space asha_demo --scheduler asha",
+        "adios-ray train --resume runs/RUN --epochs 200",
+    ),
+    "replay": (
+        "adios-ray replay --schedule runs/RUN/schedule.json --output runs/replayed --epochs 800",
+        "adios-ray replay --run runs/RUN --trial trial_02 --output runs/second",
+    ),
+    "runs": ("adios-ray runs", "adios-ray runs --storage /shared/runs"),
+    "report": (
+        "adios-ray report runs/RUN --open",
+        "adios-ray report runs/RUN1 runs/RUN2 --output comparison.html",
+    ),
+    "doctor": (
+        "adios-ray doctor",
+        "adios-ray doctor --preset in100s --storage /shared/runs --data-dir data/in100s",
+        "adios-ray doctor --objective vicreg",
+        "adios-ray doctor --objective my_package.my_objective:MyObjective",
+    ),
+    "prepare": (
+        "adios-ray prepare --dataset objects --output data/objects",
+        "adios-ray prepare --dataset folder --source photos --image-size 96 --output data/photos",
+        "adios-ray prepare --dataset stl10 --source stl10 --download --output s3://bucket/stl10",
+    ),
+    "verify": ("adios-ray verify data/photos",),
+    "import-official": ("adios-ray import-official released/simclr_adios --output simclr_adios.safetensors",),
+    "export": (
+        "adios-ray export --checkpoint runs/RUN/checkpoints/trial_00/epoch_00100 --output encoder.safetensors",
+        "adios-ray export --checkpoint weights.safetensors --output masks.onnx --occlusion",
+    ),
+    "evaluate": (
+        "adios-ray evaluate --checkpoint runs/RUN/checkpoints/trial_00/epoch_00100 --data-dir data/photos",
+        "adios-ray evaluate --checkpoint weights.safetensors --data-dir data/photos linear --epochs 100",
+    ),
+    "masks": (
+        "adios-ray masks --checkpoint weights.safetensors --images photos --output masks --overlay",
+        "adios-ray masks --checkpoint weights.safetensors --data-dir data/photos --output masks.png",
+    ),
+    "reproduce": ("adios-ray reproduce runs/RUN/diverged/trial_00/epoch_00007",),
+    "completion": (
+        "adios-ray completion bash > ~/.local/share/bash-completion/completions/adios-ray",
+        "adios-ray completion zsh > ~/.zfunc/_adios-ray",
+    ),
+}
+"""Command lines by command, for ``--help``."""
+DESCRIPTION = (
+    "Adversarial masking (ADIOS) on a Ray cluster: populations of self-supervised trainings that tune themselves. "
+    "COMMAND --help explains a command."
+)
+FIRST_STEPS = ("adios-ray train --preset demo", "adios-ray runs", "adios-ray report runs/RUN --open")
+
+_AGAIN = "run the same command again to resume"
+_RESUMES: Mapping[type, str] = {Prepare: _AGAIN, Evaluate: _AGAIN, Replay: RESUMES}
+"""How to continue each command that can be interrupted without loss."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,12 +126,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # Before tyro reads the line: the options and defaults of ``train`` depend on its own arguments, such as --preset.
     if arguments[:1] == [TRAIN]:
-        return train(arguments[1:])
-    command = tyro.cli(Command, args=arguments, prog="adios-ray")
-    assert not isinstance(command, Train)  # handled above
-    again = "run the same command again to resume"
-    resumes = {Prepare: again, Evaluate: again, Replay: RESUMES}.get(type(command), "")
-    return exit_status(command.run, resumes)
+        return train(arguments[1:], EXAMPLES[TRAIN])
+
+    def run() -> None:
+        examples = EXAMPLES.get(next(iter(arguments), ""), FIRST_STEPS)
+        command = parse_arguments(Command, arguments, program=PROGRAM, description=DESCRIPTION, examples=examples)
+        assert not isinstance(command, Train)  # handled above
+        try:
+            command.run()
+        except KeyboardInterrupt as stop:
+            if (advice := _RESUMES.get(type(command))) and not hasattr(stop, "__notes__"):
+                stop.add_note(advice)
+            raise
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

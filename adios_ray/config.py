@@ -330,14 +330,20 @@ class TrialConfig(Strict):
     micro_batch_size: int | None = Field(None, ge=2)
     """Images whose activations a worker keeps in memory at once; None takes all. Costs one more forward pass. Results
     are the same, except that BatchNorm normalizes over these images instead of the batch."""
+    slots_at_once: int | None = Field(None, ge=1)
+    """Masked views of an image that pass through the encoder in one batch, each normalized by itself: faster on GPUs,
+    at the memory of as many views; results are the same up to rounding. None takes one on CPUs, on GPUs as many as fit
+    into the memory when training begins."""
     seed: int = Field(0, ge=0)
     """Seed of initial weights, sample order, augmentations and drawn slots."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the forward passes under autocast."""
+    """bfloat16 runs the forward passes under autocast, on devices that compute in it."""
     channels_last: bool = False
     """Use the channels-last memory layout for convolutions."""
     compile: bool = False
-    """Compile the backbones and the occlusion model's U-Net with torch.compile."""
+    """Compile the backbones, the occlusion model's U-Net and, on GPUs, the augmentation with torch.compile."""
+    cuda_graphs: bool = False
+    """Replay the training step as one CUDA graph, so that a GPU never waits for its host: for small batches."""
     initial_weights: Place | None = None
     """Initial weights, a path or a URI: a checkpoint of a run, or a file made by `adios-ray import-official`."""
     backbone: BackboneConfig = BackboneConfig()

@@ -1,14 +1,50 @@
 """The device of commands that run in one process, and timing on it; workers of a trial use the one that Ray assigns."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 
 import torch
+
+CPU = torch.device("cpu")
 
 
 def best_device() -> torch.device:
     """Return the first GPU if torch sees one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@cache  # asked in each forward pass
+def native_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device computes in bfloat16 itself; GPUs before NVIDIA's Ampere convert, which is slower."""
+    if device.type != "cuda":
+        return True
+    with torch.cuda.device(device):
+        native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+    return native
+
+
+def prepare_device(device: torch.device) -> None:
+    """Let cuDNN measure which kernels are the fastest, for the whole process; a no-op for CPUs."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+
+
+@contextmanager
+def tf32_products(device: torch.device) -> Iterator[None]:
+    """Round the factors of float32 matrix products to TF32 inside the block, as cuDNN's convolutions do by default.
+
+    For training steps: TF32 has 10 bits of mantissa instead of 23, too few for resampled images and for distances.
+    Nothing changes where ``torch.backends.cudnn.allow_tf32`` was set to False.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:

@@ -16,8 +16,7 @@
         ├── FaultError              workers of one trial that failed too often, without a divergence
         ├── MemoryLimitError        a worker out of memory
         ├── ClaimError              a run or another place that another process holds, or has taken over
-        ├── ReplicaError            workers of one trial that hold different parameters
-        └── NonFiniteError          a loss or penalty that is not finite
+        └── ReplicaError            workers of one trial that hold different parameters
 
 Each message names the object and its value, and what to do where that is known.
 """
@@ -88,10 +87,6 @@ class ClaimError(RunError):
 
 class ReplicaError(RunError):
     """Workers of one trial hold different parameters; the message names the workers."""
-
-
-class NonFiniteError(RunError, ArithmeticError):
-    """A loss or penalty is not finite; the message names it, its slot and its value."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -166,6 +161,14 @@ def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
             print("; ".join([cause, *advice]), file=sys.stderr)
             return 128 + number
         except (AdiosRayError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_in_one_line(error)}", file=sys.stderr)
             return 1 if isinstance(error, RunError) else 2
         return 0
+
+
+def _in_one_line(error: Exception) -> str:
+    """Return an error's message; of an error of the system, the file before the reason and no number."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    return " ".join(line.strip() for line in text.splitlines())

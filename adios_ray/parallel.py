@@ -65,19 +65,28 @@ def shuffled(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     return results[order.argsort().chunk(world_size())[rank()]]
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the workers, in place, with one all-reduce."""
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> Callable[[], None]:
+    """Begin to average gradients over the workers, with one all-reduce, while the device computes other things.
+
+    Returns:
+        A function that waits for the means and puts them in place of the gradients.
+    """
     if world_size() == 1:
-        return
+        return lambda: None
     # By hand and not by DistributedDataParallel, which reduces during backward(): a step has several backward passes,
     # some of them with a frozen encoder.
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    distributed.all_reduce(flat)
-    flat /= world_size()
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
+    exchange = distributed.all_reduce(flat, async_op=True)
+
+    def finish() -> None:
+        exchange.wait()
+        flat.div_(world_size())
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    return finish
 
 
 def average(values: Tensor) -> Tensor:

@@ -24,9 +24,11 @@ class Measured(BaseModel):
     holdout_standard_error: float | None = None
     """Standard error of ``holdout_fitness`` over images; None where it is unknown."""
     loss: float = math.nan
+    """Mean loss of the objective over steps and slots."""
     penalty: float = math.nan
     """Mean sparsity term."""
     probe_accuracy: float = math.nan
+    """Share of the labeled training images that the online probe classified right, 0 to 1."""
     slot_overlap: float = 0.0
     """Largest overlap of two slots, 0 to 1."""
     mask_mean_min: float = 0.0
@@ -34,6 +36,7 @@ class Measured(BaseModel):
     mask_mean_max: float = 0.0
     """Mean mask value of the largest slot."""
     images_per_s: float = 0.0
+    """Training images a second, over all workers of the trial."""
     data_wait_fraction: float = 0.0
     """Share of the epoch spent waiting for data, 0 to 1."""
     train_s: float = math.nan
@@ -43,6 +46,7 @@ class Measured(BaseModel):
     idle_s: float = 0.0
     """Seconds between the previous report and the next step: decisions, waiting for other trials, loading."""
     worker_pid: int = 0
+    """Process ID of the first worker of the trial, which an exploit does not change."""
 
 
 class TrialReport(Measured):

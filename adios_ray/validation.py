@@ -1,6 +1,7 @@
 """Validation of plain values and JSON by pydantic models, with errors in one line."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ def parse(model: type[Model], values: Mapping[str, Any], origin: str = "configur
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {explain(error)}") from None
+        raise ConfigError(f"{origin}: {explain(error, model, values)}") from None
 
 
 def parse_json(
@@ -57,17 +58,75 @@ def read_json(kind: type[Value], path: Path, error_type: type[InputError] = Conf
     return parse_json(kind, content, str(path), error_type)
 
 
-def explain(error: ValidationError) -> str:
-    """Join all errors of a validation by "; ", each with its path."""
+def explain(
+    error: ValidationError,
+    model: type[BaseModel] | None = None,
+    values: Mapping[str, Any] | None = None,
+    spell: Callable[[str, str], str] = "{} = {}".format,
+) -> str:
+    """Join all errors of a validation by "; ", each with its path, its value and what is allowed.
+
+    Args:
+        error: The error.
+        model: The model that was validated, whose keys are proposed for unknown ones.
+        values: The values that were validated: keys of ``loc`` that they lack, such as tags of unions, are left out.
+        spell: Joins a path and its value.
+    """
     complaints = []
     for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"]) or "value"
+        keys = _keys(problem["loc"], values, problem["type"] == "missing")
+        path, value = ".".join(keys), problem.get("input")
+        message = problem["msg"].replace("Value error, ", "").replace("Input should", "must")
         if problem["type"] == "json_invalid":
-            complaints.append(problem["msg"].replace("Invalid JSON", "not JSON"))
+            complaints.append(message.replace("Invalid JSON", "not JSON"))
         elif problem["type"] == "extra_forbidden":
-            complaints.append(f"unknown key {path!r}")
+            complaints.append(f"unknown key {path!r}{suggestion(keys[-1], _known(model, keys[:-1]))}")
         elif problem["type"] == "missing":
             complaints.append(f"{path} is missing")
+        elif isinstance(value, dict | BaseModel):  # a rule between values, which the message names
+            complaints.append(f"{path}: {message}" if path else message)
         else:
-            complaints.append(f"{path} = {problem['input']!r}: {problem['msg']}".replace("Value error, ", ""))
+            subject = spell(path or "value", _short(value))
+            complaints.append(f"{subject} {message}" if message.startswith("must") else f"{subject}: {message}")
     return "; ".join(complaints)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Propose the most similar known word, as the rest of a sentence; empty if none is similar."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _keys(location: tuple[int | str, ...], values: Any, missing: bool) -> list[str]:
+    """Return the keys that lead to a value, without the tags of unions; ``missing`` if the last one has none."""
+    if values is None:
+        return [str(key) for key in location]
+    keys = []
+    for position, key in enumerate(location):
+        last = position == len(location) - 1
+        if isinstance(values, Mapping) and key in values:
+            values = values[key]
+        elif isinstance(values, list) and isinstance(key, int) and key < len(values):
+            values = values[key]
+        elif not (missing and last):
+            continue
+        keys.append(str(key))
+    return keys
+
+
+def _known(model: type[BaseModel] | None, keys: Sequence[str]) -> Iterable[str]:
+    """Return the fields of the model at a path; none where there is no model."""
+    for key in keys:
+        field = model.model_fields.get(key) if model else None
+        section = field.annotation if field else None
+        model = section if isinstance(section, type) and issubclass(section, BaseModel) else None
+    return model.model_fields if model else ()
+
+
+_LONGEST = 80
+"""Characters of a value that an error shows."""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

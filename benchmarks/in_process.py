@@ -21,7 +21,7 @@ from adios_ray.tracking.run import Run
 
 
 class Position(NamedTuple):
-    """Where a trial continues.
+    """The point from which a trial continues.
 
     Attributes:
         checkpoint: Its weights; None for fresh ones.

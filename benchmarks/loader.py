@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from adios_ray.data.shards import (
     write_manifest,
     write_shard,
 )
+from adios_ray.data.sources.base import Sample
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.errors import exit_status
@@ -64,8 +65,15 @@ class Options:
 def make_shards(source: ImageFiles, directory: Path, stored_size: int) -> list[Path]:
     """Store all images, once as train and once as val; return their files."""
     items = [item for split in source.listing().values() for item in split]
+    store_samples(directory, [(item, source.load(item, stored_size)) for item in items], stored_size, source.classes)
+    return [source.root / item for item in items]
+
+
+def store_samples(
+    directory: Path, samples: Sequence[tuple[str, Sample]], stored_size: int, classes: tuple[str, ...]
+) -> None:
+    """Write a data set without Ray, whose train and val splits both hold all samples."""
     layout = Layout(stored_size, None, has_instances=False)
-    samples = [(item, source.load(item, stored_size)) for item in items]
     splits: dict[str, tuple[ShardEntry, ...]] = {
         name: (write_shard(Store(directory), f"{name}-00000.arrow", layout, samples),) for name in ("train", "val")
     }
@@ -74,13 +82,12 @@ def make_shards(source: ImageFiles, directory: Path, stored_size: int) -> list[P
         image_size=stored_size,
         multi_label=False,
         has_instances=False,
-        classes=source.classes,
+        classes=classes,
         splits=splits,
         recipe={},
         refused=(),
     )
     write_manifest(Store(directory), manifest)
-    return [source.root / item for item in items]
 
 
 def authors_transform(config: AugmentConfig, size: int) -> Callable[[Image.Image], torch.Tensor]:

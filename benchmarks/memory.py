@@ -16,15 +16,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import track
-from step import CLASSES, SIZE, Row, make_batch
+from step import BATCH, SIZE, Row
 
-from adios_ray.config import OBJECTIVES
+from adios_ray.config import OBJECTIVES, TrialConfig
 from adios_ray.devices import best_device
 from adios_ray.errors import exit_status
-from adios_ray.models.networks import Networks
 from adios_ray.training.allocator import keep_freed_memory
-from adios_ray.training.optimizers import build_optimizers
-from adios_ray.training.step import train_step
+from adios_ray.training.cost import random_step
 
 STEPS = 3
 DEVICE = best_device()
@@ -53,15 +51,16 @@ def growth_mib(objective: str, slots: int, masked_views: str) -> float:
         keep_freed_memory()
     torch.manual_seed(0)
     config = Row(objective, "adios", 2, "simultaneous", masked_views).config(channels_last=False)
-    # N = 1 is not a valid configuration, since there is no game with one mask; it bypasses validation as the baseline.
-    config = config.model_copy(update={"masking": config.masking.model_copy(update={"slots": slots})})
-    networks = Networks(config, SIZE, CLASSES).to(DEVICE).train()
-    optimizers = build_optimizers(networks, config.optimizer)
-    batch = make_batch(torch.contiguous_format, DEVICE)
+    _, _, step = random_step(with_slots(config, slots), SIZE, BATCH, DEVICE)
     before = held_mib()
     for _ in range(STEPS):
-        train_step(networks, optimizers, batch, config, 0.5)
+        step()
     return peak_mib() - before
+
+
+def with_slots(config: TrialConfig, slots: int) -> TrialConfig:
+    """Set N, also to 1: no valid configuration, since there is no game with one mask, but a baseline of memory."""
+    return config.model_copy(update={"masking": config.masking.model_copy(update={"slots": slots})})
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from schedulefree import AdamWScheduleFree
 from torch.optim import Optimizer
 
 from adios_ray.config import TrialConfig
+from adios_ray.training.graphs import step_function
 from adios_ray.training.optimizers import LearningRateSchedule, Optimizers
 from adios_ray.training.trainer import Trainer
 
@@ -34,7 +35,12 @@ class ScheduleFreeTrainer(Trainer):
             encoder=_schedule_free(own.encoder, warmup),
             occlusion=None if own.occlusion is None else _schedule_free(own.occlusion, warmup),
             probe=own.probe,
+            found_inf=own.found_inf,
         )
+        self._take_step = step_function(self.networks, self.optimizers, config)
+
+    def _adapt(self, config: TrialConfig) -> None:
+        """Keep the optimizers and the rate after loading a checkpoint: nothing changes in mid-training."""
 
     def train_until(self, step: int) -> dict[str, float]:
         """See ``Trainer.train_until``."""

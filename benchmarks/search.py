@@ -74,7 +74,7 @@ Variant = Literal["plain", "averaged"]
 
 
 class Study(NamedTuple):
-    """What is trained.
+    """A setting of the benchmark.
 
     Attributes:
         config: The configured values, by section.
@@ -258,7 +258,7 @@ class Judge:
 
 
 class Watched:
-    """What a row records beside the run's own files, in ``watched.jsonl`` of its run directory."""
+    """Records of a row beside the run's own files, in ``watched.jsonl`` of its run directory."""
 
     def __init__(self, directory: Path, config: TrialConfig, rival: Rival, budget: int) -> None:
         """Continue the records of a run directory.

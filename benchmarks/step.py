@@ -1,15 +1,19 @@
 """Cost of a training step in forward passes of the backbone, beside the minimum that the mathematics needs.
 
-Usage: ``python benchmarks/step.py [--rounds 9] [--channels-last] [--threads 2]``. Prints one JSON object: F, the time
-of one forward pass of the backbone over one batch (training mode, graph recorded), and for each row the seconds of a
-whole step (both views, both players, both optimizers, probe), its multiple of F, and the floor in F. All measurements
-are interleaved in one process, F before each row; figures are medians. About two minutes on two cores.
+Usage: ``python benchmarks/step.py [--rounds 9] [--channels-last] [--threads 2]``. Prints one JSON object: the rate of a
+large matrix product; for each size of batch F, the time of one forward pass of the backbone over one batch (training
+mode, graph recorded) in the faster memory layout; and for each row the seconds of a whole step (both views, both
+players, both optimizers, probe), its multiple of F, the floor in F, its floating-point operations, and their rate as a
+share of the matrix product's. All measurements are interleaved in one process, F before each row; figures are medians.
+About four minutes on two cores.
 """
 
+import copy
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +21,21 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from adios_ray.config import TrialConfig
-from adios_ray.data.loader import Batch
-from adios_ray.devices import timed
+from adios_ray.devices import prepare_device, timed
 from adios_ray.errors import exit_status
 from adios_ray.models.networks import Networks
 from adios_ray.training.allocator import keep_freed_memory
-from adios_ray.training.optimizers import build_optimizers
-from adios_ray.training.step import train_step
+from adios_ray.training.cost import random_step
 from adios_ray.validation import parse
 
-BATCH, SIZE, CLASSES = 32, 64, 10
+BATCH, SIZE = 32, 64
+PRODUCT = 2048
+"""Side of the matrices of the product whose rate is measured."""
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,13 @@ class Row:
     slots: int
     order: str
     masked_views: str = "one"
+    batch: int = BATCH
+    size: int = SIZE
+    width: int = 16
+    channels_last: bool = False
 
     def config(self, channels_last: bool) -> TrialConfig:
-        """Build the configuration: ResNet-18, U-Net of width 16, heads 512 wide with 128 outputs."""
+        """Build the configuration: ResNet-18, heads 512 wide with 128 outputs."""
         values: dict[str, Any] = {
             "channels_last": channels_last,
             "objective": {
@@ -51,9 +62,15 @@ class Row:
                 "output_dim": 128,
                 "masked_views": self.masked_views,
             },
-            "masking": {"scheme": self.masking, "slots": self.slots, "order": self.order, "width": 16},
+            "masking": {"scheme": self.masking, "slots": self.slots, "order": self.order, "width": self.width},
         }
         return parse(TrialConfig, values)
+
+    def described(self) -> dict[str, Any]:
+        """Name the row in the results."""
+        objective = self.objective if self.masked_views == "one" else f"{self.objective} (eight terms)"
+        kind = {"objective": objective, "masking": self.masking, "slots": self.slots, "order": self.order}
+        return kind | {"batch": self.batch, "size": self.size, "width": self.width}
 
     def floor(self) -> int:
         """Count the backbone work that the mathematics needs, in forward passes; a backward pass counts as two."""
@@ -77,6 +94,7 @@ ROWS = (
     Row("simsiam", "adios", 4, "simultaneous", "both"),
     Row("simsiam", "adios", 4, "simultaneous"),
     Row("simclr", "adios-s", 4, "simultaneous"),
+    Row("simclr", "adios", 4, "simultaneous", batch=64, size=96, width=32, channels_last=True),
 )
 
 
@@ -87,67 +105,108 @@ class Options:
     rounds: int = 9
     """Number of times that each row is measured."""
     channels_last: bool = False
-    """Memory layout of the convolutions."""
+    """Whether the backbone is channels-last in all rows."""
+    rows: tuple[int, ...] = tuple(range(len(ROWS)))
+    """Which rows, from 0."""
     threads: int = 2
     """CPU threads."""
     device: str = "cpu"
     """Device, for example cuda."""
 
 
-def make_batch(layout: torch.memory_format, device: torch.device) -> Batch:
-    """Make a batch of two random views."""
-    views = [torch.randn(BATCH, 3, SIZE, SIZE, device=device).contiguous(memory_format=layout) for _ in range(2)]
-    labels = torch.randint(CLASSES, (BATCH,), device=device)
-    return Batch(views[0], views[1], labels, torch.rand(BATCH, device=device))
-
-
-def make_step(row: Row, options: Options, batch: Batch) -> tuple[Networks, Callable[[], object]]:
+def make_step(row: Row, options: Options) -> tuple[Networks, Callable[[], object]]:
     """Build the networks of a row, and a function that takes one training step."""
     torch.manual_seed(0)
-    device, config = torch.device(options.device), row.config(options.channels_last)
-    networks = Networks(config, SIZE, CLASSES).to(device).train()
-    if options.channels_last:
-        networks.to(memory_format=torch.channels_last)
-    optimizers = build_optimizers(networks, config.optimizer)
-    return networks, lambda: train_step(networks, optimizers, batch, config, 0.5)
+    config = row.config(row.channels_last or options.channels_last)
+    networks, _, step = random_step(config, row.size, row.batch, torch.device(options.device))
+    return networks, step
+
+
+def make_forwards(backbone: nn.Module, row: Row, device: torch.device) -> dict[str, Callable[[], object]]:
+    """Build functions that take one forward pass over a batch of a row, for each memory layout."""
+
+    def forward(layout: torch.memory_format) -> Callable[[], object]:
+        own = copy.deepcopy(backbone).to(memory_format=layout)
+        images = torch.randn(row.batch, 3, row.size, row.size, device=device).contiguous(memory_format=layout)
+        return lambda: own(images)
+
+    return {name: forward(layout) for name, layout in LAYOUTS.items()}
+
+
+def count_operations(work: Callable[[], object]) -> int:
+    """Count the floating-point operations of products and convolutions; an addition and a multiplication are two."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    total: int = counter.get_total_flops()
+    return total
+
+
+Shape = tuple[int, int]
+"""Images of a batch and side of an image."""
 
 
 def main(options: Options) -> None:
     """Measure all rows, interleaved."""
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    prepare_device(device)
     if device.type == "cpu":
         keep_freed_memory()
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    batch = make_batch(layout, device)
-    steps = [make_step(row, options, batch) for row in ROWS]
-    backbone = steps[0][0].backbone
-
-    def forward() -> object:
-        return backbone(batch.a)
-
-    for work in (forward, *(step for _, step in steps)):  # warm-up
-        work()
-    forwards: list[float] = []
-    seconds: list[list[float]] = [[] for _ in ROWS]
-    for _ in track(range(options.rounds), "rounds", transient=True, console=Console(stderr=True)):
-        for own, (_, step) in zip(seconds, steps, strict=True):
-            forwards.append(timed(forward, device))
-            own.append(timed(step, device))
-    forward_s, step_s = statistics.median(forwards), [statistics.median(own) for own in seconds]
-    rows = [
-        {
-            "objective": row.objective if row.masked_views == "one" else f"{row.objective} (eight terms)",
-            "masking": row.masking,
-            "slots": row.slots,
-            "order": row.order,
-            "seconds": round(own, 4),
-            "forwards": round(own / forward_s, 2),
-            "floor": row.floor(),
+    rows = [ROWS[index] for index in options.rows]
+    steps: list[Callable[[], object]] = []
+    forwards: dict[Shape, dict[str, Callable[[], object]]] = {}
+    for row in rows:
+        networks, step = make_step(row, options)
+        steps.append(step)
+        if (row.batch, row.size) not in forwards:
+            forwards[row.batch, row.size] = make_forwards(networks.backbone, row, device)
+    operations = [count_operations(step) for step in steps]  # also their warm-up
+    matrix = torch.randn(PRODUCT, PRODUCT, device=device)
+    works: list[dict[object, Callable[[], object]]] = []
+    for index, (row, step) in enumerate(zip(rows, steps, strict=True)):
+        shape = row.batch, row.size
+        passes: dict[object, Callable[[], object]] = {
+            (shape, layout): forward for layout, forward in forwards[shape].items()
         }
-        for row, own in zip(ROWS, step_s, strict=True)
+        works.append({"product": lambda: matrix @ matrix, index: step, **passes})
+    medians = median_seconds(works, options.rounds, device)
+    rate = 2 * PRODUCT**3 / medians["product"]
+    fastest = {shape: min(LAYOUTS, key=lambda layout: medians[shape, layout]) for shape in forwards}
+    measured = []
+    for index, row in enumerate(rows):
+        seconds, shape = medians[index], (row.batch, row.size)
+        figures = {
+            "channels_last": row.channels_last or options.channels_last,
+            "seconds": round(seconds, 4),
+            "forwards": round(seconds / medians[shape, fastest[shape]], 2),
+            "floor": row.floor(),
+            "gflop": round(operations[index] / 1e9, 1),
+            "share": round(operations[index] / seconds / rate, 3),
+        }
+        measured.append(row.described() | figures)
+    passes_s = [
+        {
+            "batch": shape[0],
+            "size": shape[1],
+            "fastest": fastest[shape],
+            "seconds": {layout: round(medians[shape, layout], 4) for layout in LAYOUTS},
+        }
+        for shape in forwards
     ]
-    print(json.dumps({"forward_s": round(forward_s, 4), "rows": rows}))
+    print(json.dumps({"product_gflop_per_s": round(rate / 1e9, 1), "forward": passes_s, "rows": measured}))
+
+
+def median_seconds(
+    works: Sequence[Mapping[object, Callable[[], object]]], rounds: int, device: torch.device
+) -> dict[object, float]:
+    """Measure named works, interleaved; a name may occur several times. The first of all rounds is a warm-up."""
+    seconds: dict[object, list[float]] = defaultdict(list)
+    for turn in track(range(-1, rounds), "rounds", transient=True, console=Console(stderr=True)):
+        for name, work in (named for group in works for named in group.items()):
+            took = timed(work, device)
+            if turn >= 0:
+                seconds[name].append(took)
+    return {name: statistics.median(own) for name, own in seconds.items()}
 
 
 if __name__ == "__main__":

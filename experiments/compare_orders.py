@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from adios_ray.arguments import parse_arguments
 from adios_ray.config import TrialConfig
 from adios_ray.data.shards import Split
 from adios_ray.errors import exit_status
@@ -134,5 +134,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    options = tyro.cli(Options, description=__doc__)
-    sys.exit(exit_status(lambda: main(options)))
+    sys.exit(exit_status(lambda: main(parse_arguments(Options, description=__doc__))))

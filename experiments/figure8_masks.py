@@ -11,8 +11,7 @@ are those of Tables 1 and 7.
 import sys
 from pathlib import Path
 
-import tyro
-
+from adios_ray.arguments import parse_arguments
 from adios_ray.commands.masks import Masks
 from adios_ray.errors import exit_status
 from adios_ray.tables.cells import last_checkpoint
@@ -63,5 +62,5 @@ def run(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    options = tyro.cli(Options, description=(__doc__ or "").split("\n")[0])
-    sys.exit(exit_status(lambda: run(options), RESUMES))
+    description = (__doc__ or "").split("\n")[0]
+    sys.exit(exit_status(lambda: run(parse_arguments(Options, description=description)), RESUMES))

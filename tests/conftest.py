@@ -14,6 +14,14 @@ from adios_ray.backend.ray_private import POLL_INTERVAL_VARIABLE
 torch.set_num_threads(1)  # like a trial's worker, so that results can be compared bit for bit
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep all tests that start Ray in one process where tests run in several, since they share a cluster."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Start one local Ray cluster for the whole session, with four logical CPUs and a logical GPU without hardware."""

@@ -144,7 +144,7 @@ def naive_step(
     occlusion_gradients = torch.autograd.grad(price - objective, occlusion)
     _apply(optimizers.encoder, encoder, encoder_gradients) if not alternating else None
     _apply(optimizers.occlusion, occlusion, occlusion_gradients)
-    networks.update_momentum(progress)
+    networks.update_momentum(1 - networks.objective.momentum_at(progress))
     networks.objective.update_statistics(first_view)
     return list(encoder_gradients), list(occlusion_gradients)
 
@@ -153,6 +153,7 @@ def _apply(
     optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], gradients: tuple[Tensor, ...]
 ) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        # In the parameter's memory layout, as backward() stores it: fused optimizers read both as flat memory.
+        parameter.grad = torch.empty_like(parameter).copy_(gradient)
     optimizer.step()
     optimizer.zero_grad()

@@ -1,5 +1,6 @@
 """The batched views against torchvision's transforms, one image at a time."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ from adios_ray.data.augment import (
     center_view,
     denormalize,
     draw_parameters,
+    pack_views,
+    render_views,
 )
 
 ALWAYS = AugmentConfig(
@@ -117,17 +120,20 @@ def test_linear_adjustments_match_torchvision(name: str, factor_range: tuple[flo
     gray = 1 - factors if name == "saturation" else none
     mean = 1 - factors if name == "contrast" else none
     expected = each(planes(8), getattr(reference, f"adjust_{name}"), factors)
-    close(pixels.blend_(planes(8), factors, gray, mean), expected, 1e-5)
+    x = planes(8)
+    pixels.blend_(x, factors, gray, mean)
+    close(x, expected, 1e-5)
 
 
 def test_neutral_blend_changes_no_bit() -> None:
-    ones, zeros = torch.ones(4), torch.zeros(4)
-    assert torch.equal(pixels.blend_(planes(4), ones, zeros, zeros), planes(4))
+    x, ones, zeros = planes(4), torch.ones(4), torch.zeros(4)
+    pixels.blend_(x, ones, zeros, zeros)
+    assert torch.equal(x, planes(4))
 
 
 def test_hue_matches_torchvision_up_to_half_a_turn_both_ways() -> None:
     shifts = torch.linspace(-0.5, 0.5, 11)
-    close(pixels.adjust_hue(planes(11), shifts), each(planes(11), reference.adjust_hue, shifts), 1e-5)
+    close(torch.stack(pixels.adjust_hue(planes(11), shifts)), each(planes(11), reference.adjust_hue, shifts), 1e-5)
 
 
 def test_hue_of_every_corner_edge_and_nearly_gray_color_matches_torchvision() -> None:
@@ -135,14 +141,14 @@ def test_hue_of_every_corner_edge_and_nearly_gray_color_matches_torchvision() ->
     x = torch.cartesian_prod(levels, levels, levels).T.reshape(3, 1, 12, 18)
     for shift in (-0.5, -0.1, 0.0, 1 / 3, 0.5):
         shifts = torch.tensor([shift])
-        close(pixels.adjust_hue(x, shifts), each(x, reference.adjust_hue, shifts), 1e-5)
+        close(torch.stack(pixels.adjust_hue(x, shifts)), each(x, reference.adjust_hue, shifts), 1e-5)
 
 
 def test_hue_leaves_grays_and_a_third_of_a_turn_permutes_channels() -> None:
     gray = torch.linspace(0, 1, 64).view(1, 1, 8, 8).expand(3, -1, -1, -1)
-    assert torch.equal(pixels.adjust_hue(gray, torch.tensor([0.3])), gray)
+    assert torch.equal(torch.stack(pixels.adjust_hue(gray, torch.tensor([0.3]))), gray)
     x = planes(1)
-    close(pixels.adjust_hue(x, torch.tensor([1 / 3])), x[[2, 0, 1]], 1e-6)
+    close(torch.stack(pixels.adjust_hue(x, torch.tensor([1 / 3]))), x[[2, 0, 1]], 1e-6)
 
 
 def test_grayscale_and_solarize_match_torchvision() -> None:
@@ -172,9 +178,10 @@ def test_crop_resize_and_flip_match_torchvision(
     parameters.boxes[0] = torch.tensor([0.0, 0.0, stored, stored])
     parameters.boxes[1] = torch.tensor([stored - 1.0, 3.0, 1.0, 5.0])
     expected = torch.stack([naive_crop(x[:, row], parameters, row, out, mode) for row in range(12)], dim=1)
-    crops = parameters.boxes, parameters.sizes, parameters.flip
-    rows, columns = augment._matrices(*crops, stored, out, torch.device("cpu"), kernel)
-    close(pixels.transform_axes(x, rows, columns), expected, 1e-4)
+    crops = augment._stored_crops(parameters.boxes, parameters.sizes, parameters.flip, stored)
+    by_rows = x.permute(1, 2, 3, 0)
+    close(augment._crop(by_rows, crops, out, kernel), expected, 1e-4)
+    close(torch.stack(augment._crop_by_matrices(by_rows, crops, out, kernel, 1)), expected, 1e-4)
 
 
 @pytest.mark.parametrize("config", [AugmentConfig(), MIXED, ALWAYS, NEVER], ids=["default", "mixed", "always", "never"])
@@ -184,6 +191,46 @@ def test_whole_view_matches_a_loop_of_torchvision(config: AugmentConfig, sizes: 
     images, parameters = pictures(48, stored), draw(config, 48, stored)
     expected = torch.stack([naive_view(images[row], parameters, row, out) for row in range(48)])
     close(apply_view(images, parameters, out), expected, 1e-4)
+
+
+def two_views(config: AugmentConfig, count: int) -> list[ViewParameters]:
+    """Draw two views of photographs of many proportions, so that crops are fractional in stored pixels."""
+    sides = np.random.default_rng(0).integers(20, 500, (2, count), dtype=np.int32)
+    samples = np.arange(count, dtype=np.int64)
+    return [draw_parameters(config, 7, stream, 0, samples, *sides) for stream in ("view_a", "view_b")]
+
+
+@pytest.mark.parametrize("config", [AugmentConfig(), MIXED, ALWAYS, NEVER], ids=["default", "mixed", "always", "never"])
+@pytest.mark.parametrize("sizes", [(48, 32), (24, 40)])
+def test_operations_on_all_images_equal_those_on_chosen_images(config: AugmentConfig, sizes: tuple[int, int]) -> None:
+    stored, out = sizes
+    images, views = pictures(48, stored), two_views(config, 48)
+    if config is ALWAYS:  # every order of the colors twice, on the same images
+        orders = torch.tensor([*itertools.permutations(range(4))] * 2)
+        views = [view._replace(order=orders) for view in views]
+    together = render_views(images, pack_views(views, stored), out)
+    for view, parameters in zip(together, views, strict=True):
+        close(view, apply_view(images, parameters, out), 1e-5)
+
+
+def test_layout_changes_no_pixel() -> None:
+    images, packed = pictures(5, 32), pack_views(two_views(MIXED, 5), 32)
+    planar, last = (render_views(images, packed, 24, channels_last) for channels_last in (False, True))
+    assert torch.equal(planar, last)
+    assert all(view.is_contiguous() for view in planar)
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in last)
+
+
+@pytest.mark.long
+def test_compiled_views_equal_those_made_operation_by_operation() -> None:
+    images, packed = pictures(16, 48), pack_views(two_views(MIXED, 16), 48)
+    compiled = torch.compile(render_views, dynamic=False, fullgraph=True)
+    close(compiled(images, packed, 32), render_views(images, packed, 32), 1e-5)
+
+
+def test_the_narrowest_blur_changes_no_bit() -> None:
+    x = planes(4)
+    assert torch.equal(pixels.gaussian_blur(x, torch.full((4,), pixels.NO_BLUR)), x)
 
 
 def test_image_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,14 @@
 """What the documents name exists."""
 
+import functools
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import reference
 import torch
 import tyro
 from encoded_images import picture
@@ -13,12 +17,15 @@ from small import small_config
 from adios_ray.cli import Command, main
 from adios_ray.commands.evaluate import PARTS, All, Evaluate, Transfer
 from adios_ray.data.shards import open_shards, verify
+from adios_ray.experiment.command import read_arguments
+from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
+from adios_ray.tracking.records import write_config
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "adios_ray"
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_walks_of_the_architecture_name_functions_that_exist() -> None:
@@ -40,6 +47,75 @@ def test_files_named_in_a_document_exist(document: Path) -> None:
     missing = [name for name in named if not (ROOT / name).exists()]
     missing += [link for link in links if not (document.parent / link).exists()]
     assert not missing
+
+
+@functools.cache
+def anchors(document: Path) -> set[str]:
+    """List the anchors of a document: of its headings, and of the objects that mkdocstrings describes."""
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    headings = (re.sub(r"[^\w\s-]", "", line).strip().lower() for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE))
+    return {re.sub(r"[\s-]+", "-", heading) for heading in headings} | set(
+        re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_anchors_that_a_document_links_exist(document: Path) -> None:
+    for file, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", document.read_text()):
+        assert anchor in anchors(document.parent / file if file else document), f"{file}#{anchor}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    named = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    assert named == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+
+
+def test_the_front_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 100
+
+
+@pytest.mark.parametrize("page", ["configuration", "search_spaces", "run_directory", "errors"])
+def test_generated_references_are_complete(page: str) -> None:
+    text = reference.on_page_markdown((ROOT / "docs" / "reference" / f"{page}.md").read_text())
+    assert "<!--" not in text
+    assert not re.findall(r"^\| `.*\| *\|$", text, re.MULTILINE), "fields without a meaning"
+    expected = {
+        "configuration": "| `masking.slots` † | integer, ≥ 2, ≤ 64 | `4` | Number of masks N",
+        "search_spaces": "| `factor` | number, > 1 | `1.25` |",
+        "run_directory": "| `donor` | text |",
+        "errors": "├── InputError (ValueError)",
+    }
+    assert expected[page] in text
+
+
+def test_the_reference_has_every_configuration_value() -> None:
+    text = reference.on_page_markdown((ROOT / "docs" / "reference" / "configuration.md").read_text())
+    schema = ExperimentConfig.model_json_schema()
+    sections = {key: value["$ref"].rpartition("/")[2] for key, value in schema["properties"].items() if "$ref" in value}
+    paths = set(schema["properties"]) - set(sections)
+    paths |= {f"{key}.{name}" for key, kind in sections.items() for name in schema["$defs"][kind]["properties"]}
+    assert len(paths) > 70 and {path for path in paths if f"| `{path}`" not in text} == set()
+
+
+def test_errors_with_cures_are_errors_of_the_package() -> None:
+    cells = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "reference" / "errors.md").read_text(), re.MULTILINE)
+    parts = [
+        part for cell in cells for quoted in re.findall(r"`([^`]+)`", cell) for part in re.split(r" ?\.\.\. ?", quoted)
+    ]
+    texts = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in PACKAGE.rglob("*.py")))
+    assert len(parts) > 20 and [part for part in parts if part not in texts] == []
+
+
+def test_a_page_that_loads_from_elsewhere_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    class Shown:
+        class file:  # noqa: D106, N801 - stands in for mkdocs' page
+            src_uri = "a.md"
+
+    local = '<link rel="stylesheet" href="a.css"><img src="a.png"><a href="https://arxiv.org">paper</a>'
+    reference.on_post_page(local, Shown)
+    assert not caplog.records
+    reference.on_post_page('<script src="https://cdn.example/x.js"></script>', Shown)
+    assert "cdn.example" in caplog.text
 
 
 def test_the_page_of_the_format_writes_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +146,47 @@ def test_the_commands_and_the_code_of_the_page_on_masks_run(tmp_path: Path, monk
         exec(block, names)
     assert results[1]["hidden"].shape == (2, 3, 3, 64, 64) and results[2]["masks"].shape == (1, 3, 64, 64)
     assert results[3]["encoded"].shape == (2, 5, 192)
+
+
+def commands(document: Path) -> Iterator[list[str]]:
+    """Iterate over the commands of a document that can be read: those without placeholders."""
+    text = document.read_text().replace("\\\n", " ")
+    for line in re.findall(
+        r"^ *(?:\.venv/bin/)?(?:adios-ray|python experiments/pbt_in100\.py) .*$", text, re.MULTILINE
+    ):
+        words = shlex.split(line.split(" # ")[0], comments=True)
+        if not re.search(r"\[|\.\.\.|evaluate KIND|--dataset NAME|export KIND", line):
+            yield words[1:] if words[0].endswith("adios-ray") else ["train", *words[2:]]
+
+
+@pytest.mark.slow
+def test_the_commands_of_all_documents_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {tuple(words) for document in DOCUMENTS for words in commands(document)}
+    monkeypatch.chdir(tmp_path)
+    run_dir = tmp_path / "runs" / "RUN"
+    run_dir.mkdir(parents=True)
+    write_config(run_dir, ExperimentConfig().model_dump(mode="json"))
+    for words in sorted(found):
+        if words[0] == "train":
+            read_arguments("", words[1:], "pbt_in100", "pbt_demo")
+        else:
+            tyro.cli(Command, args=words)
+    assert len(found) > 60
+
+
+def test_the_reader_of_the_page_on_data_sets_reads_one(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "add_a_data_set.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    (tmp_path / "labels.csv").write_text(
+        "file,split,label\na.png,train,cat\nb.png,train,dog\nc.png,test,cat\nd.png,test,dog\n"
+    )
+    for name in "abcd":
+        (tmp_path / f"{name}.png").write_bytes(picture(0, 40, 56))
+    source = names["source"](tmp_path)
+    assert source.classes == ("cat", "dog")
+    assert {split: len(items) for split, items in source.listing().items()} == {"train": 2, "test": 2}
+    assert source.load(source.listing()["test"][0], 32).label == 0
 
 
 def test_the_commands_of_the_page_on_evaluation_can_be_read() -> None:

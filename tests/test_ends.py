@@ -13,7 +13,7 @@ import pytest
 
 from adios_ray.search.state import PopulationState
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 
 class Driver:

@@ -16,7 +16,6 @@ from adios_ray.errors import (
     ConfigError,
     InputError,
     Interrupted,
-    NonFiniteError,
     RunError,
     StorageError,
     check_stop,
@@ -36,8 +35,7 @@ def raiser(error: BaseException) -> None:
     [
         (ConfigError("epochs = 0: too few"), 2, "error: epochs = 0: too few"),
         (StorageError("storage is full"), 1, "error: storage is full"),
-        (NonFiniteError("loss is nan"), 1, "error: loss is nan"),
-        (FileNotFoundError(2, "No such file", "here"), 2, "error: [Errno 2] No such file: 'here'"),
+        (FileNotFoundError(2, "No such file", "here"), 2, "error: here: No such file"),
         (KeyboardInterrupt(), 130, "interrupted; run it again"),
         (Interrupted(signal.SIGTERM), 143, "stopped by SIGTERM; run it again"),
     ],

@@ -197,7 +197,8 @@ def test_an_error_of_memory_names_the_values_to_change() -> None:
     assert is_out_of_memory(on_gpu) and not is_out_of_memory(RuntimeError("shapes differ"))
     advice = memory_advice(on_gpu, config, workers=2)
     assert advice.startswith(
-        "CUDA out of memory. Tried to allocate 2.00 GiB. A new run needs a --micro-batch-size below 32"
+        "CUDA out of memory. Tried to allocate 2.00 GiB. A new run needs --slots-at-once 1, "
+        "or a --micro-batch-size below 32"
     )
     assert "higher --gpus-per-worker" in advice
     on_cpu = memory_advice(MemoryError(), TrialConfig(batch_size=64, micro_batch_size=8), workers=2)

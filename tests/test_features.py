@@ -8,6 +8,7 @@ import torch
 from small import small_config
 
 from adios_ray.config import TrialConfig
+from adios_ray.data.loader import central_views
 from adios_ray.data.shards import open_shards
 from adios_ray.evaluation import features
 from adios_ray.evaluation.features import features_of
@@ -51,3 +52,15 @@ def test_features_are_extracted_once_and_depend_on_weights_data_and_view(
     fewer = features_of(networks, dataset, "val", 32, "square", most=10)
     assert len(fewer.features) == len(fewer.labels) == 10
     assert len(list((tmp_path / "cache" / "features").glob("*.safetensors"))) == 2
+
+
+def test_forward_passes_are_in_the_given_precision_and_images_are_not(objects_dir: Path) -> None:
+    config = small_config(objects_dir, precision="bfloat16")
+    torch.manual_seed(0)
+    networks, split, indices = Networks(config, 32, 10), open_shards(objects_dir).split("val"), np.arange(8)
+    found = extract_features(networks.backbone, split, indices, 32, precision=networks.autocast(torch.device("cpu")))
+    views = central_views(split, indices, 32, torch.device("cpu"))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = networks.backbone.eval()(views).float()
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+    assert not torch.equal(found, extract_features(networks.backbone, split, indices, 32))

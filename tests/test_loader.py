@@ -1,8 +1,10 @@
 """Training batches: a function of the seed and the step number alone."""
 
 import itertools
+from contextlib import nullcontext
 from pathlib import Path
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,9 +14,9 @@ from small import COUNTS, SIZE, small_config
 from adios_ray import parallel
 from adios_ray.config import CentralView
 from adios_ray.data import loader as feeding
-from adios_ray.data.augment import apply_view, center_view, draw_parameters
+from adios_ray.data.augment import apply_view, center_view, draw_parameters, pack_views
 from adios_ray.data.counter_random import module_seed, single_precision, uniforms
-from adios_ray.data.loader import Batch, BatchLoader, central_views, epoch_order
+from adios_ray.data.loader import Batch, BatchLoader, central_batches, central_views, epoch_order
 from adios_ray.data.shards import open_shards
 from adios_ray.training.step import choose_slots
 
@@ -81,11 +83,64 @@ def test_central_views_are_those_of_each_photograph(feed: BatchLoader) -> None:
         assert torch.equal(central_views(feed.split, indices, SIZE, torch.device("cpu"), view), expected)
 
 
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_central_views_by_batches_are_those_of_each_batch(feed: BatchLoader, number: int) -> None:
+    batches = [np.array([80, 3, 41]), np.array([7]), np.array([3, 3])][:number]
+    cpu = torch.device("cpu")
+    found = list(central_batches(feed.split, batches, SIZE, cpu, "resize-256"))
+    expected = [central_views(feed.split, batch, SIZE, cpu, "resize-256") for batch in batches]
+    assert len(found) == number and all(map(torch.equal, found, expected))
+
+
 @pytest.mark.parametrize("prefetched", [0, 1, 5])
 def test_prefetching_changes_nothing(feed: BatchLoader, prefetched: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = list(feed.batches(SEED, 1, 5))
     monkeypatch.setattr(feeding, "PREFETCHED_BATCHES", prefetched)
     assert_same(list(feed.batches(SEED, 1, 5)), expected)
+
+
+def logging_stream(name: str, log: list[str]) -> SimpleNamespace:
+    """Stand in for a CUDA stream: append what it waits for to ``log``; an event is the last entry so far."""
+    return SimpleNamespace(
+        wait_stream=lambda other: log.append(f"{name} waits for all of {other.name}"),
+        wait_event=lambda event: log.append(f"{name} waits for {event}"),
+        record_event=lambda: log[-1],
+        name=name,
+    )
+
+
+def test_a_side_stream_is_one_batch_ahead(feed: BatchLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, augmented = list(feed.batches(SEED, 0, 3)), feed._augmented
+    numbers, log = itertools.count(), list[str]()
+
+    def logged(loaded: feeding._Loaded) -> Batch:
+        log.append(f"batch {next(numbers)}")
+        return augmented(loaded)
+
+    monkeypatch.setattr(feed, "_augmented", logged)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: logging_stream("main", log))
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    side: Any = logging_stream("side", log)
+    seen = []
+    for number, batch in enumerate(feed._ahead(feed._prefetched(SEED, 0, 3), side)):
+        log.append(f"step {number}")
+        seen.append(batch)
+    assert_same(seen, expected)
+    waits = "side waits for all of main"
+    assert log == [
+        *(waits, "batch 0", waits, "batch 1", "main waits for batch 0", "step 0"),
+        *(waits, "batch 2", "main waits for batch 1", "step 1"),
+        *("main waits for batch 2", "step 2"),
+    ]
+
+
+def test_packed_parameters_make_the_same_batches(feed: BatchLoader) -> None:
+    loaded = feed._load(SEED, 0)
+    assert loaded.packed is None  # a CPU changes only the images that an operation is for
+    packed = pack_views((loaded.view_a, loaded.view_b), SIZE)
+    views = feed._views(loaded.images, loaded._replace(packed=packed))
+    for view, expected in zip(views, feed._views(loaded.images, loaded), strict=True):
+        torch.testing.assert_close(view, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("workers", [2, 3])

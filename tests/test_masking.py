@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from adios_ray.config import OptimizerConfig
-from adios_ray.masking.occlusion import OcclusionModel
+from adios_ray.masking.occlusion import OcclusionModel, SkipConv2d, group_norm
 from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, slot_statistics
 from adios_ray.masking.sparsity import sparsity
 from adios_ray.training.optimizers import build_optimizer
@@ -147,3 +148,34 @@ def test_the_optimizer_goes_on_with_a_changed_head(optimizer_name: str) -> None:
     optimizer.step()
     assert model.slots == 6
     assert (model.head.weight != before).any(dim=(1, 2, 3)).all()
+
+
+def test_group_norm_by_plain_operations_is_torchs() -> None:
+    torch.manual_seed(0)
+    x = (3 + 2 * torch.randn(2, 16, 6, 6, dtype=torch.float64)).to(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.randn(2, 16, dtype=torch.float64).requires_grad_().unbind()
+    weighting = torch.randn_like(x)
+    outputs = [group_norm(x, 8, weight, bias, 1e-5), functional.group_norm(x, 8, weight, bias, 1e-5)]
+    actual, expected = (torch.autograd.grad((y * weighting).sum(), (x, weight, bias)) for y in outputs)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-11)
+    assert outputs[0].is_contiguous(memory_format=torch.channels_last)
+    half = group_norm(x.bfloat16(), 8, weight.float(), bias.float(), 1e-5)
+    torch.testing.assert_close(half.double(), outputs[1], rtol=0.02, atol=0.02)
+    assert half.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("upsampling", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_skip_convolution_is_one_of_the_concatenation(upsampling: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    convolution = SkipConv2d(7, 5, 3, padding=1, bias=bias).double()
+    x = torch.randn(2, 4, 6 // upsampling, 8 // upsampling, dtype=torch.float64, requires_grad=True)
+    skip = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
+    upsampled = functional.interpolate(x, scale_factor=float(upsampling), mode="nearest")
+    outputs = [convolution(x, skip), nn.Conv2d.forward(convolution, torch.cat([upsampled, skip], dim=1))]
+    weighting = torch.randn_like(outputs[0])
+    tensors = (x, skip, *convolution.parameters())
+    actual, expected = (torch.autograd.grad((y * weighting).sum(), tensors) for y in outputs)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-11)

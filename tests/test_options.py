@@ -8,12 +8,16 @@ import pytest
 import torch
 from test_step import CLASSES, SIZE, assert_close, make_batch, make_config, make_players
 from torch import nn
+from torch.nn import functional
+from torch.optim import Optimizer
 
 from adios_ray.config import OptimizerConfig, TrialConfig, replaced
 from adios_ray.data.loader import Batch
+from adios_ray.devices import tf32_products
 from adios_ray.masking.slots import read_head, replace_head, resize_head
 from adios_ray.models.networks import Networks
-from adios_ray.models.stem import StemConv2d
+from adios_ray.models.stem import StemConv2d, convolve_phases
+from adios_ray.models.timm_alone import timm
 from adios_ray.objectives import build_objective
 from adios_ray.training.optimizers import Optimizers, build_optimizer, build_optimizers
 from adios_ray.training.step import train_step
@@ -114,7 +118,7 @@ def test_changes_of_n_compile_nothing_again() -> None:
         head = read_head(networks.occlusion, optimizers.occlusion)
         resized = resize_head(head, networks.occlude(batch.b).detach(), slots)
         replace_head(networks.occlusion, optimizers.occlusion, resized)
-        assert math.isfinite(train_step(networks, optimizers, batch, config, 0.0).loss)
+        assert math.isfinite(train_step(networks, optimizers, batch, config, 0.0).measurements.loss)
         if step == 1:  # inference compiled another graph for the masks that decide which slot is split
             compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
@@ -202,6 +206,18 @@ def test_the_stem_has_a_convolutions_gradients(kernel: int, size: tuple[int, int
         assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+def test_a_convolution_of_phases_is_the_strided_one(kernel: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 12, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 3, kernel, kernel, dtype=torch.float64, requires_grad=True)
+    outputs = [functional.conv2d(x, weight, stride=2, padding=kernel // 2), convolve_phases(x, weight)]
+    weighting = torch.randn_like(outputs[0])
+    expected, actual = (torch.autograd.grad((y * weighting).sum(), (x, weight)) for y in outputs)
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"stride": 1}, {"padding": 2}, {"bias": True}, {"dilation": 2, "padding": 1}, {"padding_mode": "reflect"}],
@@ -255,3 +271,81 @@ def test_optimizers_follow_their_formulas(name: str, weight_decay: float) -> Non
                 p.sub_(lr * first[p])
     for actual, expected in zip(layer.parameters(), literal.parameters(), strict=True):
         assert_close(actual.detach(), expected.detach())
+
+
+SCALES = (1.0, 0.1, 0.0, 1.0, 1.0)
+
+
+def make_lars(momentum: float) -> tuple[list[nn.Parameter], Optimizer]:
+    """Build seeded parameters and LARS for them; one starts at 0, where no ratio is defined."""
+    generator = torch.Generator().manual_seed(4)
+    shapes = [(6, 3, 3, 3), (5, 6), (4, 4), (6,), (5,)]
+    parameters = [
+        nn.Parameter(torch.randn(shape, generator=generator) * scale)
+        for shape, scale in zip(shapes, SCALES, strict=True)
+    ]
+    config = parse(OptimizerConfig, {"name": "lars", "encoder_lr": 0.3, "weight_decay": 1e-2, "momentum": momentum})
+    return parameters, build_optimizer([parameters], config)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_lars_is_timms(momentum: float) -> None:
+    ours, optimizer = make_lars(momentum)
+    theirs, _ = make_lars(momentum)
+    groups: list[dict[str, Any]] = [
+        {"params": theirs[:3], "weight_decay": 1e-2, "always_adapt": True},
+        {"params": theirs[3:], "weight_decay": 0.0},
+    ]
+    oracle = timm.optim.Lars(groups, lr=0.3, momentum=momentum, trust_coeff=0.02, trust_clip=True)
+    generator = torch.Generator().manual_seed(5)
+    for step in range(10):
+        for a, b in zip(ours, theirs, strict=True):
+            # Small and large gradients: layer-wise rates below and at their limit.
+            a.grad = b.grad = torch.randn(a.shape, generator=generator) * (1e-4 if step % 3 else 10.0)
+        for group in (*optimizer.param_groups, *oracle.param_groups):
+            group["lr"] = 0.3 / (1 + step)
+        optimizer.step()
+        oracle.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        if momentum:
+            expected = oracle.state[b]["momentum_buffer"]
+            torch.testing.assert_close(optimizer.state[a]["momentum_buffer"], expected, rtol=1e-6, atol=1e-7)
+    # Checkpoints of earlier versions are timm's.
+    optimizer.load_state_dict(copy.deepcopy(oracle.state_dict()))
+    oracle.step()
+    optimizer.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_lars_skips_steps_that_are_not_finite_and_takes_rates_as_tensors() -> None:
+    (parameters, optimizer), (others, plain) = make_lars(0.9), make_lars(0.9)
+    skipping: Any = optimizer
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(0.3)
+    for step, found in enumerate([1.0, 0.0, 1.0, 0.0]):
+        skipping.found_inf = torch.tensor(found)
+        for a, b in zip(parameters, others, strict=True):
+            a.grad = torch.full_like(a, math.nan) if found else torch.full_like(a, step + 1.0)
+            b.grad = a.grad
+        optimizer.step()
+        if not found:
+            plain.step()
+    for a, b in zip(parameters, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        buffers = (optimizer.state[a]["momentum_buffer"], plain.state[b]["momentum_buffer"])
+        torch.testing.assert_close(*buffers, rtol=1e-6, atol=1e-7)
+
+
+def test_only_steps_on_gpus_multiply_in_reduced_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    precision = torch.get_float32_matmul_precision
+    before = precision()
+    with tf32_products(torch.device("cpu")):
+        assert precision() == before
+    with tf32_products(torch.device("cuda")):
+        assert precision() == "high"
+    assert precision() == before
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with tf32_products(torch.device("cuda")):
+        assert precision() == before

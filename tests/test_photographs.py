@@ -118,11 +118,14 @@ def test_fractional_crops_of_an_axis_against_a_loop(kernel: pixels.Kernel, out: 
     crops = [(0.0, 24.0), (3.25, 11.5), (0.6, 3.1), (23.7, 0.3), (10.5, 1.0), (5.0, 0.2), (7.1, 16.9), (2.0, 9.0)]
     start, length = (torch.tensor(numbers) for numbers in zip(*crops, strict=True))
     upright = torch.zeros(len(crops), dtype=torch.bool)
-    matrix = pixels.interpolation_matrix(start, length, upright, 24, out, kernel)
+    matrix = pixels.interpolation_taps(start, length, upright, 24, out, kernel, dense=True).weights
     expected = np.stack([naive_matrix(*crop, 24, out, kernel) for crop in crops])
     np.testing.assert_allclose(matrix, expected, atol=2e-5)
-    mirrored = pixels.interpolation_matrix(start, length, ~upright, 24, out, kernel)
+    mirrored = pixels.interpolation_taps(start, length, ~upright, 24, out, kernel, dense=True).weights
     np.testing.assert_allclose(mirrored.flip(1), matrix, atol=2e-5)
+    units = torch.eye(24).expand(len(crops), -1, -1)
+    taps = pixels.interpolation_taps(start, length, upright, 24, out, kernel)
+    np.testing.assert_allclose(pixels.weighted_rows(units, taps), expected, atol=2e-5)
 
 
 def test_nothing_outside_a_crop_is_seen() -> None:

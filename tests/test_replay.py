@@ -82,7 +82,7 @@ def test_a_replay_leaves_alone_what_is_not_its_own(objects_dir: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_a_replay_that_diverges_says_so_and_keeps_what_it_had(objects_dir: Path, tmp_path: Path) -> None:
-    plan = schedule(objects_dir, objective={"temperature": 1e-42})  # every logit overflows
+    plan = schedule(objects_dir, **{"objective.temperature": 1e-42})  # every logit overflows
     with pytest.raises(RuntimeError, match=r"training diverged at step 3: .* lower learning rates may help"):
         replay(plan, plan.trial(), tmp_path / "replayed", CPU)
     assert (tmp_path / "replayed" / "diverged" / "epoch_00002" / "state.pt").is_file()

@@ -17,6 +17,7 @@ from adios_ray.training.optimizers import Optimizers, build_optimizers
 from adios_ray.training.step import train_step
 from adios_ray.validation import parse
 
+CPU = torch.device("cpu")
 SIZE, IMAGES, CLASSES = 32, 4, 5
 
 OBJECTIVES = ("simclr", "simsiam", "byol")
@@ -46,23 +47,36 @@ def make_config(
     return parse(TrialConfig, values)
 
 
-def make_players(config: TrialConfig) -> tuple[Networks, Optimizers]:
-    """Build seeded networks in double precision, with their optimizers."""
+def make_players(
+    config: TrialConfig, device: torch.device = CPU, dtype: torch.dtype = torch.float64
+) -> tuple[Networks, Optimizers]:
+    """Build seeded networks, with their optimizers."""
     torch.manual_seed(0)
-    networks = Networks(config, SIZE, CLASSES).double().train()
+    networks = Networks(config, SIZE, CLASSES).to(device, dtype).train()
     optimizers = build_optimizers(networks, config.optimizer)
     optimizers.set_learning_rates(config.optimizer.encoder_lr, config.optimizer.occlusion_lr)
     return networks, optimizers
 
 
-def make_batch(seed: int, fill: str = "zero") -> Batch:
+def make_batch(seed: int, fill: str = "zero", images: int = IMAGES) -> Batch:
     """Draw random views in double precision, and what their hidden pixels become."""
     generator = torch.Generator().manual_seed(seed)
-    views = torch.randn(2, IMAGES, 3, SIZE, SIZE, dtype=torch.float64, generator=generator)
-    labels = torch.randint(CLASSES, (IMAGES,), generator=generator)
-    drawn = torch.rand(IMAGES, dtype=torch.float64, generator=generator)
+    views = torch.randn(2, images, 3, SIZE, SIZE, dtype=torch.float64, generator=generator)
+    labels = torch.randint(CLASSES, (images,), generator=generator)
+    drawn = torch.rand(images, dtype=torch.float64, generator=generator)
     fills = [make_fill(fill, view, drawn.numpy()) for view in views]
     return Batch(views[0], views[1], labels, drawn, fill_a=fills[0], fill_b=fills[1])
+
+
+def moved(batch: Batch, device: torch.device, dtype: torch.dtype = torch.float64) -> Batch:
+    """Copy a batch of ``make_batch`` to a device, its numbers that are not integers in another precision."""
+
+    def copied(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(device, dtype if value.is_floating_point() else value.dtype)
+
+    return Batch(*map(copied, batch))
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -109,6 +123,21 @@ def test_steps_with_filled_masks_equal_the_literal_game(
     objective: str, scheme: str, order: str, convention: tuple[str, str], fill: str
 ) -> None:
     assert_steps_are_literal(make_config(objective, scheme, order, *convention, fill=fill))
+
+
+@pytest.mark.parametrize(
+    ("objective", "scheme", "order", "convention", "at_once"),
+    [
+        ("byol", "adios", "simultaneous", PAPER, 2),  # three slots: two, then one
+        *slow_cases(["simsiam"], ["adios"], ORDERS, [AUTHORS], [2]),
+        *slow_cases(["simclr", "dino", "pixel", "mocov2"], ["adios"], ["alternating"], [PAPER], [3]),
+        *slow_cases(["simclr"], ["adios-s"], ["simultaneous"], [PAPER], [3]),
+    ],
+)
+def test_slots_embedded_at_once_equal_the_literal_game(
+    objective: str, scheme: str, order: str, convention: tuple[str, str], at_once: int
+) -> None:
+    assert_steps_are_literal(replaced(make_config(objective, scheme, order, *convention), {"slots_at_once": at_once}))
 
 
 def assert_steps_are_literal(config: TrialConfig) -> None:
@@ -202,7 +231,7 @@ def test_without_masks_the_step_is_the_plain_objective(objective: str) -> None:
     fast, optimizers = make_players(config)
     plain = copy.deepcopy(fast)
     batch = make_batch(0)
-    loss = train_step(fast, optimizers, batch, config, 0.0).loss
+    loss = train_step(fast, optimizers, batch, config, 0.0).measurements.loss
     expected = plain.objective.loss_between(plain.embed(batch.a)[0], plain.embed(batch.b)[0])
     gradients = torch.autograd.grad(expected, list(plain.encoder_parameters()))
     assert_close(loss, expected.detach())
@@ -244,6 +273,6 @@ def test_the_measured_loss_and_penalty_are_those_of_the_game() -> None:
     masks_a, masks_b = naive_masks(networks, batch, both=False)
     objective = naive_objective(copy.deepcopy(networks), batch, masks_a, masks_b, config) / 3
     penalty = naive_penalty(masks_b, config) / 3
-    measured = train_step(networks, optimizers, batch, config, 0.0)
+    measured = train_step(networks, optimizers, batch, config, 0.0).measurements
     assert_close(measured.loss, objective.detach())
     assert_close(measured.penalty, penalty.detach())

@@ -23,6 +23,7 @@ from adios_ray.tables.estimate import estimate
 from adios_ray.tables.grid import Cell, Column, DataSet, Published, Row, Table, evaluation_of
 from adios_ray.tables.render import as_csv, html, markdown
 from adios_ray.tables.summary import entries, gain
+from adios_ray.training.cost import StepCost
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 KNN = Column("objects", "k-NN", "knn", "knn_accuracy")
@@ -109,7 +110,7 @@ def test_the_formats_hold_the_same_numbers() -> None:
 
 
 def test_hours_are_in_proportion_to_epochs_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate_module, "_measure", lambda config, size, device: (0.5, 100))
+    monkeypatch.setattr(estimate_module, "measure_step", lambda config, size, device: StepCost(0.5, 100, 0))
     table = small_table(epochs=20)
     costs = estimate(table, list(table.cells({"objects": "PLACE"}, 1)), torch.device("cpu"))
     assert [cost.hours for cost in costs] == pytest.approx([2 * 96 * 0.5 / 3600, 20 * 96 * 0.5 / 3600])

@@ -17,6 +17,7 @@ from adios_ray.backend.line import Start
 from adios_ray.backend.loop_config import LoopConfig
 from adios_ray.checkpoints import Pointer, load_checkpoint, newest_intact
 from adios_ray.config import TrialConfig
+from adios_ray.devices import CPU, native_bfloat16
 from adios_ray.errors import CheckpointError, MemoryLimitError, RunError
 from adios_ray.files import remove_drafts
 from adios_ray.retry import retry, retry_in_run
@@ -65,6 +66,8 @@ def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
     """Build the trainer, and run the commands from where a worker group starts."""
     settings, checkpoint, position = start
     trainer, say = Trainer(settings, _device()), partial(note, config["channel"], config["trial"])
+    if settings.precision == "bfloat16" and not native_bfloat16(trainer.device) and parallel.rank() == 0:
+        say(f"{torch.cuda.get_device_name(trainer.device)} has no bfloat16 of its own: it trains in float32")
     if checkpoint:
         load_intact(trainer, checkpoint, settings, storage, say)
     reported_at = None
@@ -99,7 +102,7 @@ def load_intact(
     """
     pointer = storage.here(pointer)
     retry(partial(storage.fetch, pointer), say)
-    state, problem = _read(pointer, trainer.device)
+    state, problem = _read(pointer)
     first_problem = problem
     # Each trial keeps its newest two checkpoints for this case. The first worker chooses, because shared storage may
     # show other nodes another list; the others may not be able to read its choice either.
@@ -110,17 +113,17 @@ def load_intact(
         if older is None:
             raise CheckpointError(first_problem)
         pointer = storage.here(older)
-        state, problem = _read(pointer, trainer.device)
+        state, problem = _read(pointer)
     trainer.restore(state, settings, pointer.path)
     if first_problem and parallel.rank() == 0:
         say(f"{first_problem}; it resumes from {pointer.path.name}")
 
 
-def _read(pointer: Pointer, device: torch.device) -> tuple[dict[str, Any], str | None]:
+def _read(pointer: Pointer) -> tuple[dict[str, Any], str | None]:
     """Read a checkpoint; returns also the first worker's problem among all, None if all could read it."""
     state, problem = {}, None
     try:
-        state = load_checkpoint(pointer, device)
+        state = load_checkpoint(pointer, CPU)
     except CheckpointError as error:
         problem = str(error)
     # Shared before any worker continues: if one alone raised, the others would wait for it in the next collective.
@@ -170,9 +173,12 @@ def memory_advice(error: BaseException, config: TrialConfig, workers: int) -> st
     cause = ". ".join(str(error).split(". ")[:2]) or type(error).__name__
     limit = config.micro_batch_size or config.batch_size // workers
     share = "cpus" if isinstance(error, MemoryError) or _CPU_ALLOCATOR in str(error) else "gpus"
+    # Without a number, a GPU embeds as many as fitted when training began.
+    alone = config.slots_at_once == 1 or config.micro_batch_size or (config.slots_at_once is None and share == "cpus")
+    slots = "" if alone else "--slots-at-once 1, or "
     return (
-        f"{cause.rstrip('.')}. A new run needs a --micro-batch-size below {limit}, the images that each of its workers "
-        f"embeds at once, or a higher --{share}-per-worker, so that fewer trials share the memory"
+        f"{cause.rstrip('.')}. A new run needs {slots}a --micro-batch-size below {limit}, the images that each of its "
+        f"workers embeds at once, or a higher --{share}-per-worker, so that fewer trials share the memory"
     )
 
 

@@ -27,7 +27,7 @@ ANSWER_S = 60.0
 
 
 class Expected(NamedTuple):
-    """What every node must see, from the driver's point of view.
+    """Storage, data and packages that every node must have, as the driver sees them.
 
     Attributes:
         folder: A folder in the run's directory, or at its URI, that the driver has just made.

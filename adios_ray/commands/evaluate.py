@@ -248,6 +248,12 @@ class All:
         return subject.result("all", scores, configuration, list(splits))
 
 
+KINDS: Mapping[str, type[Kind]] = {
+    **{name: type(part) for name, part in PARTS.items()},
+    "transfer": Transfer,
+    "all": All,
+}
+"""All kinds of evaluation by name."""
 Kinds = (
     Annotated[Knn, tyro.conf.subcommand("knn")]
     | Annotated[Linear, tyro.conf.subcommand("linear")]
@@ -298,25 +304,45 @@ class Evaluate:
         """Print the JSON object on standard output; a table, and progress, on standard error."""
         from rich.console import Console
 
-        from adios_ray.data.shards import open_shards
-        from adios_ray.evaluation.features import MapParts
-        from adios_ray.evaluation.result import mean_over_seeds, write_json
-        from adios_ray.evaluation.subject import opened
-        from adios_ray.models.weights import averaged, load_weights
+        from adios_ray.evaluation.result import write_json
         from adios_ray.places import check_place, delivered
 
-        if not self.checkpoint or self.seed < 0:
-            raise UsageError("--checkpoint needs at least one file" if self.checkpoint == () else "--seed must be >= 0")
-        weights, dataset = [load_weights(path) for path in self.checkpoint], open_shards(self.data_dir)
-        if self.averaged:
-            weights = [averaged(own) for own in weights]
         if self.output is not None:
             if (path := local_path(self.output)) is not None and path.is_dir():
                 raise UsageError(f"--output {self.output} is a directory; name a file")
             check_place(split_location(self.output)[0])
         console = Console(stderr=True)
         # Whatever else is printed, such as the address of Ray's dashboard, must not precede the JSON object.
-        with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
+        with contextlib.redirect_stdout(sys.stderr):
+            result = self.result(console)
+            result.print(console)
+        values = {**(_earlier_names(result) if result.kind == "knn" else {}), **result.to_json()}
+        if self.output is not None:
+            with delivered(self.output) as output:
+                write_json(output, values)
+        print(json.dumps(values, allow_nan=False))
+
+    def result(self, console: "Console") -> "EvaluationResult":
+        """Evaluate, with progress on a console.
+
+        Raises:
+            UsageError: If there is no checkpoint, or the seed is negative.
+            CheckpointError: If a checkpoint cannot be used.
+            DatasetError: If the data set cannot be used.
+            EvaluationError: If the data do not allow this evaluation.
+        """
+        from adios_ray.data.shards import open_shards
+        from adios_ray.evaluation.features import MapParts
+        from adios_ray.evaluation.result import mean_over_seeds
+        from adios_ray.evaluation.subject import opened
+        from adios_ray.models.weights import averaged, load_weights
+
+        if not self.checkpoint or self.seed < 0:
+            raise UsageError("--checkpoint needs at least one file" if self.checkpoint == () else "--seed must be >= 0")
+        weights, dataset = [load_weights(path) for path in self.checkpoint], open_shards(self.data_dir)
+        if self.averaged:
+            weights = [averaged(own) for own in weights]
+        with contextlib.ExitStack() as stack:
             map_parts: MapParts = map
             if self.ray:
                 from adios_ray.backend.cluster import connected
@@ -328,13 +354,7 @@ class Evaluate:
             for each in weights:
                 with opened(each, dataset, self.split, self.view, self.seed, map_parts, _progress(console)) as subject:
                     results.append(self.kind.evaluate(subject))
-            result = mean_over_seeds(results)
-            result.print(console)
-        values = {**(_earlier_names(result) if result.kind == "knn" else {}), **result.to_json()}
-        if self.output is not None:
-            with delivered(self.output) as output:
-                write_json(output, values)
-        print(json.dumps(values, allow_nan=False))
+        return mean_over_seeds(results)
 
 
 def _progress(

@@ -13,10 +13,7 @@ from adios_ray.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class Report:
-    """Write the report of a run, finished or not, as one HTML file; of several runs, also a page that compares them.
-
-    Examples: `adios-ray report runs/RUN --open`; `adios-ray report runs/RUN1 runs/RUN2 --output comparison.html`.
-    """
+    """Write the report of a run, finished or not, as one HTML file; of several runs, also a page that compares them."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories."""

@@ -19,21 +19,22 @@ RESUMES = "run the same command again to resume from the last report"
 
 @dataclass(frozen=True)
 class Train:
-    """Train a population that tunes itself; `adios-ray train --help` lists the settings."""
+    """Train a population that tunes itself."""
 
 
-def train(arguments: Sequence[str]) -> int:
+def train(arguments: Sequence[str], examples: Sequence[str]) -> int:
     """Train a population like ``experiments/pbt_in100.py``; ``--space`` and ``--scheduler`` choose another search.
 
     Args:
         arguments: The command line after ``adios-ray train``.
+        examples: Command lines that ``--help`` shows at its end.
 
     Returns:
         Exit status; see ``errors.exit_status``.
     """
     from adios_ray.experiment import command  # here, because it imports Ray, which other commands do not need
 
-    return command.main(Train.__doc__ or "", "pbt_in100", "pbt_demo", arguments, f"adios-ray {TRAIN}")
+    return command.main(Train.__doc__ or "", "pbt_in100", "pbt_demo", arguments, f"adios-ray {TRAIN}", examples)
 
 
 @dataclass(frozen=True)

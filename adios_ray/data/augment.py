@@ -8,6 +8,7 @@ the pixels are then changed in batches, without synchronizing with the device.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,9 @@ Sides = npt.NDArray[np.integer]
 """Heights or widths of the photographs of a batch in pixels, [B]."""
 CPU_CHUNK_PIXELS = 400_000
 """Pixels of the views that a CPU processes at once: few enough for intermediate results to stay in its caches."""
-_CONTRAST, _SATURATION, _HUE = 1, 2, 3
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+_NEUTRAL_FACTORS = (1.0, 1.0, 1.0, 0.0)
+_PACKED = (5, 1, 1, 1, 1, 2, 8, 8)  # columns of ``pack_views``, in the order in which ``render_views`` takes them
 _DRAWS = 2 * CROP_ATTEMPTS + 16  # area and ratio of each attempt, two for the position, 14 for everything else
 
 
@@ -77,7 +80,7 @@ def draw_parameters(
     draws = uniforms(seed, stream, epoch, samples, _DRAWS)
     crops, rest = draws[:, : 2 * CROP_ATTEMPTS + 2], draws[:, 2 * CROP_ATTEMPTS + 2 :]
     strengths = np.array([config.brightness, config.contrast, config.saturation, config.hue])
-    neutral = np.array([1.0, 1.0, 1.0, 0.0])
+    neutral = np.array(_NEUTRAL_FACTORS)
     low, high = BLUR_SIGMAS
     return ViewParameters(
         boxes=torch.from_numpy(_boxes(crops, config.min_crop_scale, heights, widths)),
@@ -130,6 +133,8 @@ def _boxes(draws: npt.NDArray[np.float64], min_scale: float, heights: Sides, wid
 def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Tensor:
     """Crop, flip, change colors, blur, solarize and normalize.
 
+    A CPU changes only the images that an operation is for. Elsewhere ``render_views`` changes all of them.
+
     Args:
         images: uint8 [B, S, S, 3].
         parameters: Parameters of the same B images.
@@ -138,8 +143,11 @@ def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Ten
     Returns:
         Normalized float32 [B, 3, out_size, out_size].
     """
-    out = torch.empty(len(images), 3, out_size, out_size, device=images.device)
-    chunk = max(1, CPU_CHUNK_PIXELS // out_size**2 if images.device.type == "cpu" else len(images))
+    if images.device.type != "cpu":
+        packed = pack_views((parameters,), images.shape[1])
+        return render_views(images, _to_device(packed, images.device), out_size)[0]
+    out = torch.empty(len(images), 3, out_size, out_size)
+    chunk = max(1, CPU_CHUNK_PIXELS // out_size**2)
     for first in range(0, len(images), chunk):
         part = slice(first, first + chunk)
         own = ViewParameters(*(values[part] for values in parameters))
@@ -148,39 +156,25 @@ def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Ten
 
 
 def _render(images: Tensor, parameters: ViewParameters, size: int) -> Tensor:
-    """Make the views before normalization, planar: float32 [3, B, size, size] in [0, 1]."""
-    hue_0, hue_1, hue_2, hue_3, gray, blur, solarize = _selections(parameters, images.device)
-    own = torch.cat([parameters.factors[:, 3:], parameters.sigma[:, None], _blends(parameters)], dim=1)
-    shift, sigma, *weights = _to_device(own, images.device).unbind(1)
-    crops = parameters.boxes, parameters.sizes, parameters.flip
-    rows, columns = _matrices(*crops, images.shape[1], size, images.device, pixels.BICUBIC)
-    # The scaling to [0, 1] is in the row matrices, which are smaller than the images; bicubic weights overshoot.
-    x = pixels.transform_axes(_planes(images), rows / 255, columns).clamp_(0, 1)
-    for position, chosen in enumerate((hue_0, hue_1, hue_2, hue_3)):
+    """Make the views before normalization on a CPU, planar: float32 [3, B, size, size] in [0, 1]."""
+    hues = (parameters.jitter[:, None] & (parameters.order == _HUE)).T
+    shift, weights = parameters.factors[:, _HUE], _blends(parameters).unbind(1)
+    crops = _stored_crops(parameters.boxes, parameters.sizes, parameters.flip, images.shape[1])
+    x = _crop(images, crops, size, pixels.BICUBIC, 255).clamp_(0, 1)  # bicubic weights overshoot
+    for position, hue in enumerate(hues):
         pixels.blend_(x, *weights[position::4])
-        if len(chosen):
-            x.index_copy_(1, chosen, pixels.adjust_hue(x.index_select(1, chosen), shift[chosen]))
-    if len(gray):
-        x.index_copy_(1, gray, pixels.grayscale(x.index_select(1, gray)).expand(3, -1, -1, -1))
-    if len(blur):
-        x.index_copy_(1, blur, pixels.gaussian_blur(x.index_select(1, blur), sigma[blur]))
-    if len(solarize):
-        x.index_copy_(1, solarize, pixels.solarize(x.index_select(1, solarize)))
+        _change(x, hue, lambda part, own: torch.stack(pixels.adjust_hue(part, shift[own])))
+    _change(x, parameters.grayscale, lambda part, _: pixels.grayscale(part).expand(3, -1, -1, -1))
+    _change(x, parameters.blur, lambda part, own: pixels.gaussian_blur(part, parameters.sigma[own]))
+    _change(x, parameters.solarize, lambda part, _: pixels.solarize(part))
     return x
 
 
-def _selections(parameters: ViewParameters, device: torch.device) -> tuple[Tensor, ...]:
-    """Select the images whose hue is turned at each of the four positions, then those made gray, blurred, solarized.
-
-    Returns:
-        Seven tensors of int64 indices into the batch, on the device.
-    """
-    hue = (parameters.jitter[:, None] & (parameters.order == _HUE)).T
-    chosen = torch.cat([hue, torch.stack([parameters.grayscale, parameters.blur, parameters.solarize])])
-    # Counted on the CPU: selecting by a bool mask on the device would make the host wait for its size.
-    counts: list[int] = chosen.sum(dim=1).tolist()
-    indices: tuple[Tensor, ...] = _to_device(chosen.nonzero()[:, 1], device).split(counts)
-    return indices
+def _change(x: Tensor, chosen: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Replace the chosen images of ``x`` [3, B, H, W], in place, by ``operation`` of them and of their indices."""
+    indices = chosen.nonzero()[:, 0]
+    if len(indices):
+        x.index_copy_(1, indices, operation(x.index_select(1, indices), indices))
 
 
 def _blends(parameters: ViewParameters) -> Tensor:
@@ -189,6 +183,81 @@ def _blends(parameters: ViewParameters) -> Tensor:
     linear = parameters.jitter[:, None] & (order != _HUE)
     own = torch.where(linear, parameters.factors.gather(1, order), 1.0)
     return torch.cat([own, (1 - own) * (order == _SATURATION), (1 - own) * (order == _CONTRAST)], dim=1)
+
+
+def pack_views(views: Sequence[ViewParameters], stored_size: int) -> Tensor:
+    """Convert the parameters of V views of the same B images, S x S as stored, into the numbers of ``render_views``.
+
+    Returns:
+        float32 [B, V, 27], one tensor, so that one copy takes it to the device.
+    """
+    return torch.stack([_packed(view, stored_size) for view in views], dim=1)
+
+
+def _packed(parameters: ViewParameters, stored_size: int) -> Tensor:
+    """Compute the columns of one view, [B, 27].
+
+    These are the crop, sigma, whether to make gray, whether to solarize, the factor of the contrast, the hue's shift
+    before and after the contrast (0 where it is not turned there), and the weights of the image and of its gray image
+    in eight blends: four before and four after the contrast, of which two are before and two after the hue's place.
+    """
+    factors = torch.where(parameters.jitter[:, None], parameters.factors, torch.tensor(_NEUTRAL_FACTORS))
+    places = parameters.order.argsort(dim=1)  # of each operation, the inverse permutation
+    contrast, hue, blended = places[:, _CONTRAST], places[:, _HUE], places[:, [_BRIGHTNESS, _SATURATION]]
+    late = hue > contrast
+    slots = 4 * (blended > contrast[:, None]) + 2 * (blended > hue[:, None]) + (blended > blended.flip(1))
+    own = torch.ones(len(places), 8).scatter_(1, slots, factors[:, [_BRIGHTNESS, _SATURATION]])
+    gray = torch.zeros(len(places), 8).scatter_(1, slots[:, 1:], 1 - factors[:, _SATURATION, None])
+    columns = (
+        _stored_crops(parameters.boxes, parameters.sizes, parameters.flip, stored_size),
+        torch.where(parameters.blur, parameters.sigma, pixels.NO_BLUR)[:, None],
+        parameters.grayscale[:, None],
+        parameters.solarize[:, None],
+        factors[:, _CONTRAST, None],
+        factors[:, _HUE, None] * torch.stack([~late, late], dim=1),
+        own,
+        gray,
+    )
+    return torch.cat(columns, dim=1)
+
+
+def render_views(images: Tensor, packed: Tensor, out_size: int, channels_last: bool = False) -> Tensor:
+    """Make V views of each image by the same operations for all images; up to rounding what a CPU makes otherwise.
+
+    Each operation is neutral for the images that it is not for. No shape depends on a value and nothing waits for the
+    device, so that ``torch.compile`` makes few kernels of it. Only the contrast needs a whole image, for its mean; all
+    other changes of color are pointwise, and arranged before and after it.
+
+    Args:
+        images: uint8 [B, S, S, 3].
+        packed: From ``pack_views``, on the images' device, float32 [B, V, 27].
+        out_size: Side of the views in pixels, at least 7.
+        channels_last: Memory layout of each view.
+
+    Returns:
+        Normalized float32 [V, B, 3, out_size, out_size].
+    """
+    count, views, _ = packed.shape
+    parts = packed.flatten(0, 1).split(_PACKED, dim=1)
+    crops, sigma, grayscale, solarize, contrast, shifts, own, gray = (part.squeeze(1) for part in parts)
+    planes = [plane.contiguous() for plane in _crop_by_matrices(images, crops, out_size, pixels.BICUBIC, 255)]
+    planes = [plane.clamp_(0, 1) for plane in planes]  # bicubic weights overshoot
+    for slot in range(8):
+        if slot == 4:
+            pixels.blend_(planes, contrast, torch.zeros_like(contrast), 1 - contrast)
+        if slot in (2, 6):
+            shift = shifts[:, slot // 4]
+            turned = pixels.adjust_hue(planes, shift)
+            planes = [torch.where(shift[:, None, None] != 0, *pair) for pair in zip(turned, planes, strict=True)]
+        pixels.blend_(planes, own[:, slot], gray[:, slot])
+    luma = pixels.grayscale(planes)
+    planes = [torch.where(grayscale[:, None, None] > 0, luma, plane) for plane in planes]
+    matrix = pixels.blur_matrix(sigma, out_size)
+    x = pixels.transform_rows(torch.stack(planes, dim=2), matrix, matrix)
+    planes = [torch.where(solarize[:, None, None] > 0, pixels.solarize(plane), plane) for plane in x.unbind(2)]
+    planes = [(plane - mean) / std for plane, mean, std in zip(planes, MEAN, STD, strict=True)]
+    planes = [plane.view(count, views, out_size, out_size).transpose(0, 1) for plane in planes]
+    return torch.stack(planes, dim=-1).permute(0, 1, 4, 2, 3) if channels_last else torch.stack(planes, dim=2)
 
 
 def apply_geometry(masks: Tensor, parameters: ViewParameters, out_size: int) -> Tensor:
@@ -202,9 +271,8 @@ def apply_geometry(masks: Tensor, parameters: ViewParameters, out_size: int) -> 
     Returns:
         float32 [B, N, out_size, out_size] in the range of each mask's values.
     """
-    crops = parameters.boxes, parameters.sizes, parameters.flip
-    rows, columns = _matrices(*crops, masks.shape[-1], out_size, masks.device, pixels.BILINEAR)
-    return pixels.transform_axes(masks.transpose(0, 1).float(), rows, columns).transpose(0, 1).contiguous()
+    crops = _stored_crops(parameters.boxes, parameters.sizes, parameters.flip, masks.shape[-1])
+    return _crop(masks.movedim(1, -1), crops, out_size, pixels.BILINEAR).transpose(0, 1).contiguous()
 
 
 def center_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, view: CentralView = "square") -> Tensor:
@@ -228,13 +296,13 @@ def center_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, vi
     for chosen, cropped in ((whole, False), (~whole, True)):
         if chosen.any():
             indices = _to_device(chosen.nonzero()[:, 0], images.device)
-            x = _planes(images[indices]).div_(255)
             if cropped:
-                crops = boxes[chosen], sizes[chosen], torch.zeros(len(indices), dtype=torch.bool)
-                rows, columns = _matrices(*crops, x.shape[-1], out_size, x.device, pixels.BICUBIC)
-                x = pixels.transform_axes(x, rows, columns).clamp_(0, 1)
-            elif x.shape[-1] != out_size:
-                x = pixels.resize_square(x, out_size)
+                upright = torch.zeros(len(indices), dtype=torch.bool)
+                crops = _stored_crops(boxes[chosen], sizes[chosen], upright, images.shape[1])
+                x = _crop(images[indices] / 255, crops, out_size, pixels.BICUBIC).clamp_(0, 1)
+            else:
+                x = _planes(images[indices]).div_(255)
+                x = x if x.shape[-1] == out_size else pixels.resize_square(x, out_size)
             out[indices] = _normalize(x, out.new_empty(len(indices), 3, out_size, out_size))
     return out
 
@@ -286,26 +354,58 @@ def _planes(images: Tensor) -> Tensor:
     return images.permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
 
 
-def _matrices(
-    boxes: Tensor,
-    sizes: Tensor,
-    flip: Tensor,
-    stored_size: int,
-    out_size: int,
-    device: torch.device,
-    kernel: pixels.Kernel,
-) -> tuple[Tensor, Tensor]:
-    """Build one matrix per axis of the stored square that crops and resizes; that of the columns also flips.
+def _stored_crops(boxes: Tensor, sizes: Tensor, flip: Tensor, stored_size: int) -> Tensor:
+    """Compute the crops as top, left, height, width in stored pixels, and 1 where they are mirrored, [B, 5]."""
+    return torch.cat([boxes * (stored_size / sizes).repeat(1, 2), flip[:, None]], dim=1)
+
+
+def _crop(images: Tensor, crops: Tensor, out_size: int, kernel: pixels.Kernel, divisor: float = 1) -> Tensor:
+    """Crop, resize and flip images or masks.
+
+    Args:
+        images: [B, S, S, C] of any numeric type.
+        crops: From ``_stored_crops``, on the CPU.
+        out_size: Side of the results.
+        kernel: BILINEAR or BICUBIC.
+        divisor: What the values are divided by.
 
     Returns:
-        Matrices of the rows and of the columns, float32 [B, out_size, stored_size] each.
+        Planes, contiguous float32 [C, B, out_size, out_size].
     """
-    stored = boxes * (stored_size / sizes).repeat(1, 2)
-    numbers = torch.cat([stored, flip[:, None]], dim=1)  # as one tensor: one copy to the device
-    top, left, height, width, flip = _to_device(numbers, device).unbind(1)
-    never = torch.zeros_like(flip)
-    rows = pixels.interpolation_matrix(top, height, never > 0, stored_size, out_size, kernel)
-    return rows, pixels.interpolation_matrix(left, width, flip > 0, stored_size, out_size, kernel)
+    if images.device.type != "cpu":
+        crops = _to_device(crops, images.device)
+        return torch.stack(_crop_by_matrices(images, crops, out_size, kernel, divisor))
+    count, side, _, channels = images.shape
+    rows, columns = _taps(crops, side, out_size, kernel)
+    x = images.reshape(count, side, -1).to(torch.float32, memory_format=torch.contiguous_format)
+    x = pixels.weighted_rows(x, rows._replace(weights=rows.weights / divisor)).view(count, -1, side, channels)
+    x = pixels.weighted_rows(x.permute(0, 2, 3, 1).reshape(count, side, -1), columns)
+    return x.view(count, out_size, channels, out_size).permute(2, 0, 3, 1).contiguous()
+
+
+def _crop_by_matrices(
+    images: Tensor, crops: Tensor, out_size: int, kernel: pixels.Kernel, divisor: float
+) -> tuple[Tensor, ...]:
+    """Make V crops of each image as ``_crop`` does; ``crops`` [B * V, 5] are on the images' device. Return C planes."""
+    rows, columns = _taps(crops, images.shape[1], out_size, kernel, dense=True)
+    x = images.permute(0, 1, 3, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    # The division is in the row matrices, which are smaller than the images.
+    return pixels.transform_rows(x, rows.weights / divisor, columns.weights).unbind(2)
+
+
+def _taps(
+    crops: Tensor, stored_size: int, out_size: int, kernel: pixels.Kernel, dense: bool = False
+) -> tuple[pixels.Taps, pixels.Taps]:
+    """Compute how each crop, [B, 5], is resized: by rows, and by columns with the flip; see ``interpolation_taps``."""
+    top, left, height, width, flip = crops.unbind(1)
+    start, length, mirrored = (
+        torch.cat([top, left]),
+        torch.cat([height, width]),
+        torch.cat([torch.zeros_like(flip), flip]),
+    )
+    taps = pixels.interpolation_taps(start, length, mirrored > 0, stored_size, out_size, kernel, dense)
+    rows, columns = (pixels.Taps(*parts) for parts in zip(*(values.chunk(2) for values in taps), strict=True))
+    return rows, columns
 
 
 def _to_device(values: Tensor, device: torch.device) -> Tensor:

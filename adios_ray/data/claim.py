@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 
 class Activity(NamedTuple):
-    """What a place is claimed for.
+    """The purpose of a claim.
 
     Attributes:
         file: Name of the file that names the holder.
@@ -101,7 +101,7 @@ class Claim:
             ClaimError: If one has; names it.
             OSError: If storage fails.
         """
-        # Without a file, storage is away, or somebody has deleted it: in both cases no other process is known.
+        # Without a file, storage is away, or the file was deleted: in both cases no other process is known.
         if (content := self._read()) is not None and self._holder.token not in content:
             raise ClaimError(
                 f"{self._store} has been taken over by {_parse(content)}; this process stops and writes no more"
@@ -225,6 +225,24 @@ def claimed(
         yield claim
     finally:
         claim.release()
+
+
+def holder_of(folder: Path, activity: Activity) -> Holder | None:
+    """Read which process holds a directory; None if none does, or only a dead one.
+
+    A process on another machine counts as alive while its last beat is recent, by this machine's clock.
+
+    Args:
+        folder: The directory.
+        activity: What it would be claimed for.
+    """
+    file = folder / activity.file
+    try:
+        holder, silent_s = _parse(file.read_text()), time.time() - file.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    alive = holder.alive()
+    return holder if alive or (alive is None and silent_s < STALE_S) else None
 
 
 def _parse(content: str) -> Holder:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,7 +14,16 @@ from torch import Tensor
 
 from adios_ray import parallel
 from adios_ray.config import CentralView, TrialConfig
-from adios_ray.data.augment import ViewParameters, apply_geometry, apply_view, center_maps, center_view, draw_parameters
+from adios_ray.data.augment import (
+    ViewParameters,
+    apply_geometry,
+    apply_view,
+    center_maps,
+    center_view,
+    draw_parameters,
+    pack_views,
+    render_views,
+)
 from adios_ray.data.counter_random import module_seed, permutation, single_precision, uniforms
 from adios_ray.data.shards import Bytes, Split
 from adios_ray.masking.fill import make_fill
@@ -49,13 +58,17 @@ class Batch(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    """A batch as the loading thread leaves it: stored images on the CPU, and the parameters of their views."""
+    """A batch as the loading thread leaves it: stored images on the CPU, and the parameters of their views.
+
+    ``packed`` has the parameters of both views as ``render_views`` takes them; None on a CPU.
+    """
 
     images: Tensor
     labels: Tensor
     drawn_slots: Tensor
     view_a: ViewParameters
     view_b: ViewParameters
+    packed: Tensor | None
     patterns: Tensor | None
     objects: Tensor | None
     module_seed: int
@@ -77,8 +90,34 @@ def central_views(
     Returns:
         Normalized float32 [B, 3, S, S].
     """
-    images = torch.from_numpy(split.gather(indices)).to(device)
-    return center_view(images, split.heights[indices], split.widths[indices], image_size, view)
+    return next(central_batches(split, [indices], image_size, device, view))
+
+
+def central_batches(
+    split: Split,
+    batches: Iterable[npt.NDArray[np.int64]],
+    image_size: int,
+    device: torch.device,
+    view: CentralView = "square",
+) -> Iterator[Tensor]:
+    """Yield ``central_views`` of each of ``batches``; a thread reads the images of the next one meanwhile."""
+
+    def load(indices: npt.NDArray[np.int64]) -> Tensor:
+        images = torch.from_numpy(split.gather(indices))
+        return images.pin_memory() if device.type == "cuda" else images
+
+    def shown(indices: npt.NDArray[np.int64], loaded: Future[Tensor]) -> Tensor:
+        images = loaded.result().to(device, non_blocking=True)
+        return center_view(images, split.heights[indices], split.widths[indices], image_size, view)
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending: deque[tuple[npt.NDArray[np.int64], Future[Tensor]]] = deque()
+        for indices in batches:
+            pending.append((indices, pool.submit(load, indices)))
+            if len(pending) > 1:
+                yield shown(*pending.popleft())
+        for indices, loaded in pending:
+            yield shown(indices, loaded)
 
 
 def central_instances(
@@ -116,19 +155,45 @@ class BatchLoader:
         self.split, self.config, self.image_size, self.device = split, config, image_size, device
         self.both = config.objective.masked_views == "both"
         self.steps_per_epoch = len(split) // config.batch_size
+        # One for all calls of ``batches``: the memory of a stream is reused on that stream alone.
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._render = torch.compile(render_views, dynamic=False) if config.compile else render_views
         self.waited_s = 0.0
 
     def batches(self, seed: int, first_step: int, last_step: int) -> Iterator[Batch]:
         """Yield the batches of the steps from ``first_step`` up to, but not including, ``last_step``."""
         # The thread loads stored images and draws parameters; views are made here, by the consumer, on its device.
+        loaded = self._prefetched(seed, first_step, last_step)
+        return map(self._augmented, loaded) if self._side is None else self._ahead(loaded, self._side)
+
+    def _prefetched(self, seed: int, first_step: int, last_step: int) -> Iterator[_Loaded]:
         with ThreadPoolExecutor(max_workers=1) as pool:
             pending: deque[Future[_Loaded]] = deque()
             for step in range(first_step, last_step):
                 pending.append(pool.submit(self._load, seed, step))
                 if len(pending) > PREFETCHED_BATCHES:
-                    yield self._augmented(self._wait(pending.popleft()))
+                    yield self._wait(pending.popleft())
             while pending:
-                yield self._augmented(self._wait(pending.popleft()))
+                yield self._wait(pending.popleft())
+
+    def _ahead(self, batches: Iterator[_Loaded], side: torch.cuda.Stream) -> Iterator[Batch]:
+        """Copy and augment each batch on the stream ``side`` while the step of the batch before it runs."""
+        stream = torch.cuda.current_stream(self.device)
+        ready: deque[tuple[Batch, torch.cuda.Event]] = deque()
+        for loaded in batches:
+            # The consumer has enqueued all steps before that of ``ready``. Waiting for them keeps the side stream one
+            # batch ahead, not more. It also makes it safe to reuse the memory of batches that the consumer has
+            # released: whatever read them was enqueued before, so that ``record_stream`` is not needed.
+            side.wait_stream(stream)
+            with torch.cuda.stream(side):
+                ready.append((self._augmented(loaded), side.record_event()))
+            if len(ready) > 1:
+                batch, augmented = ready.popleft()
+                stream.wait_event(augmented)
+                yield batch
+        for batch, augmented in ready:
+            stream.wait_event(augmented)
+            yield batch
 
     def _wait(self, future: Future[_Loaded]) -> _Loaded:
         began = time.perf_counter()
@@ -141,20 +206,29 @@ class BatchLoader:
         order = epoch_order(seed, epoch, len(self.split))
         batch = order[position * self.config.batch_size : (position + 1) * self.config.batch_size]
         samples = batch[parallel.rank() :: parallel.world_size()]
-        images = torch.from_numpy(self.split.gather(samples))
+        side = self.split.images[0].shape[1]
+        # Gathered into pinned memory, where that is needed, without another copy; see ``_pinned``.
+        images = torch.empty(len(samples), side, side, 3, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        self.split.gather(samples, images.numpy())
         sides = self.split.heights[samples], self.split.widths[samples]
+        view_a = draw_parameters(self.config.augment, seed, "view_a", epoch, samples, *sides)
+        view_b = draw_parameters(self.config.augment, seed, "view_b", epoch, samples, *sides)
         return _Loaded(
-            # Only a copy from pinned memory is asynchronous; ``_augmented`` relies on it.
-            images.pin_memory() if self.device.type == "cuda" else images,
-            torch.from_numpy(self.split.labels[samples]),
-            torch.from_numpy(single_precision(uniforms(seed, "slot", epoch, samples, 1)[:, 0])),
-            draw_parameters(self.config.augment, seed, "view_a", epoch, samples, *sides),
-            draw_parameters(self.config.augment, seed, "view_b", epoch, samples, *sides),
+            images,
+            self._pinned(torch.from_numpy(self.split.labels[samples])),
+            self._pinned(torch.from_numpy(single_precision(uniforms(seed, "slot", epoch, samples, 1)[:, 0]))),
+            view_a,
+            view_b,
+            None if self.device.type == "cpu" else self._pinned(pack_views((view_a, view_b), side)),
             self._patterns(seed, epoch, samples),
             self._objects(seed, epoch, samples),
             module_seed(seed, step, parallel.rank()),
             uniforms(seed, "fill", epoch, samples, 2),
         )
+
+    def _pinned(self, values: Tensor) -> Tensor:
+        # Only a copy from pinned memory to a GPU is asynchronous; ``_augmented`` relies on it.
+        return values.pin_memory() if self.device.type == "cuda" else values
 
     def _patterns(self, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> Tensor | None:
         scheme = PATTERN_SCHEMES.get(self.config.masking.scheme)
@@ -162,7 +236,7 @@ class BatchLoader:
             return None
         draws = uniforms(seed, "mask", epoch, samples, 2 * scheme.draws)
         views = [draws[:, : scheme.draws], draws[:, scheme.draws :]] if self.both else [draws[:, : scheme.draws]]
-        return torch.cat([scheme.make(own, self.image_size) for own in views])
+        return self._pinned(torch.cat([scheme.make(own, self.image_size) for own in views]))
 
     def _objects(self, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> Tensor | None:
         scheme = OBJECT_SCHEMES.get(self.config.masking.scheme)
@@ -174,14 +248,12 @@ class BatchLoader:
             # An offset of 1 to n - 1: every other image is equally likely, and never the image itself.
             others = len(self.split) - 1
             owners = (samples + 1 + (draws[:, IDS] * others).astype(np.int64)) % len(self.split)
-        return scheme.make(
-            torch.from_numpy(self.split.gather_instances(owners)), self.config.masking.slots, draws[:, :IDS]
-        )
+        maps = torch.from_numpy(self.split.gather_instances(owners))
+        return self._pinned(scheme.make(maps, self.config.masking.slots, draws[:, :IDS]))
 
     def _augmented(self, loaded: _Loaded) -> Batch:
         images = loaded.images.to(self.device, non_blocking=True)
-        a = apply_view(images, loaded.view_a, self.image_size)
-        b = apply_view(images, loaded.view_b, self.image_size)
+        a, b = self._views(images, loaded)
         fill, draws = self.config.masking.fill, loaded.fill_draws
         return Batch(
             a,
@@ -193,6 +265,12 @@ class BatchLoader:
             make_fill(fill, a, draws[:, 0]) if self.both else None,
             make_fill(fill, b, draws[:, 1]),
         )
+
+    def _views(self, images: Tensor, loaded: _Loaded) -> Sequence[Tensor]:
+        if loaded.packed is None:
+            return [apply_view(images, view, self.image_size) for view in (loaded.view_a, loaded.view_b)]
+        packed = loaded.packed.to(self.device, non_blocking=True)
+        return self._render(images, packed, self.image_size, self.config.channels_last).unbind()
 
     def _masks(self, loaded: _Loaded) -> Tensor | None:
         if loaded.objects is None:

@@ -1,11 +1,11 @@
 """Batched pixel operations with parameters per image, by torchvision's exact definitions.
 
-Images are planar: float32 [3, B, H, W] in [0, 1], so that a channel of the whole batch is one block of memory. No
-operation depends on the other images of the batch, and none makes the host wait for the device.
+Images are planar: three planes [B, H, W] of float32 in [0, 1], one tensor or a sequence. No operation depends on the
+other images of the batch, and none makes the host wait for the device.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,10 @@ from torch.nn import functional
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 BLUR_RADIUS = 6
+NO_BLUR = 1e-3
+"""Standard deviation so small that all weights beside the central one underflow to 0."""
+Planes = Tensor | Sequence[Tensor]
+"""Red, green and blue: [3, B, H, W], or three tensors [B, H, W]."""
 _TINY = 1e-30  # keeps the division finite for gray pixels, whose chroma is 0; it is then multiplied by that 0
 
 
@@ -31,8 +35,9 @@ class Kernel(NamedTuple):
 
 def _cubic(x: Tensor) -> Tensor:
     near = (1.5 * x - 2.5) * x * x + 1
+    x = x.clamp(max=2)  # where ``far`` is 0
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return torch.where(x < 1, near, far)
 
 
 BILINEAR = Kernel(1, lambda x: (1 - x).clamp_(min=0))
@@ -41,12 +46,30 @@ BICUBIC = Kernel(2, _cubic)
 """Keys' cubic convolution with a = -1/2: sharper, but results overshoot the range of the pixels."""
 
 
-def interpolation_matrix(
-    start: Tensor, length: Tensor, mirrored: Tensor, stored_size: int, out_size: int, kernel: Kernel
-) -> Tensor:
+class Taps(NamedTuple):
+    """Each pixel of a resized axis as a weighted sum of stored pixels.
+
+    Attributes:
+        pixels: Their numbers, float32 [B, out_size, T]; clamped to the axis where weights are 0.
+        weights: Their weights, which sum to 1, float32 [B, out_size, T].
+    """
+
+    pixels: Tensor
+    weights: Tensor
+
+
+def interpolation_taps(
+    start: Tensor,
+    length: Tensor,
+    mirrored: Tensor,
+    stored_size: int,
+    out_size: int,
+    kernel: Kernel,
+    dense: bool = False,
+) -> Taps:
     """Compute weights that crop one axis and resize it, antialiased, with half-pixel centers.
 
-    A pixel that is partly inside a crop is weighted by the part of its extent that is inside.
+    A pixel that is partly inside a crop is weighted by the part of its extent that is inside; others have weight 0.
 
     Args:
         start: Start of each crop in pixels, possibly fractional, float32 [B].
@@ -55,25 +78,34 @@ def interpolation_matrix(
         stored_size: Pixels of the axis.
         out_size: Pixels after resizing.
         kernel: BILINEAR or BICUBIC.
-
-    Returns:
-        float32 [B, out_size, stored_size]; each row sums to 1 and is 0 outside its crop.
+        dense: Whether to weigh all stored pixels, in order, so that the weights are a matrix: more arithmetic, but
+            without indices, for GPUs. Otherwise only those in reach of the kernel.
     """
     start, length = start[:, None, None], length[:, None, None]
     scale = length / out_size
-    position = torch.arange(out_size, device=start.device)[None, :, None] + 0.5
+    position = torch.arange(out_size, dtype=torch.float32, device=start.device)[:, None] + 0.5
     center = start + torch.where(mirrored[:, None, None], out_size - position, position) * scale
     stretch = scale.clamp(min=1)  # antialiasing: the kernel widens when shrinking, never narrows when enlarging
-    # A bound from sizes that the host knows; the exact number depends on ``length``, which is on the device.
-    taps = math.ceil(2 * kernel.support * max(stored_size / out_size, 1)) + 1
-    pixel = (center - kernel.support * stretch).floor() + torch.arange(taps, device=start.device)
-    weights = kernel.weight((pixel + 0.5 - center).abs() / stretch)
-    inside = torch.minimum((start + length) - pixel, pixel + (1 - start)).clamp_(0, 1)
-    weights = weights * inside
-    weights = weights / weights.sum(dim=2, keepdim=True)
-    matrix = weights.new_zeros(len(start), out_size, stored_size)
+    if dense:
+        pixel = torch.arange(stored_size, dtype=torch.float32, device=start.device)
+    else:
+        # A bound from sizes that the host knows; the exact number depends on ``length``, which is on the device.
+        taps = math.ceil(2 * kernel.support * max(stored_size / out_size, 1)) + 1
+        reached = torch.arange(taps, dtype=torch.float32, device=start.device)
+        pixel = (center - kernel.support * stretch).floor_() + reached
+    weights = kernel.weight((pixel + 0.5 - center).abs_().div_(stretch))
+    weights = weights * torch.minimum((start + length) - pixel, pixel + (1 - start)).clamp_(0, 1)
     # Taps beyond the image have weight 0, so clamping their indices adds nothing to the border pixels.
-    return matrix.scatter_add_(2, pixel.clamp(0, stored_size - 1).long(), weights)
+    return Taps(pixel.clamp(0, stored_size - 1).expand_as(weights), weights / weights.sum(dim=2, keepdim=True))
+
+
+def weighted_rows(x: Tensor, taps: Taps) -> Tensor:
+    """Compute the weighted sums of rows [B, S, K] that an axis is resized to, [B, out_size, K]; for CPUs."""
+    count, side, _ = x.shape
+    rows = taps.pixels.int() + side * torch.arange(count, dtype=torch.int32)[:, None, None]
+    weights = taps.weights.flatten(0, 1)
+    sums = functional.embedding_bag(rows.flatten(0, 1), x.flatten(0, 1), per_sample_weights=weights, mode="sum")
+    return sums.view(count, -1, x.shape[2])
 
 
 def transform_axes(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -93,63 +125,83 @@ def transform_axes(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return out
 
 
-def grayscale(x: Tensor) -> Tensor:
-    """Compute luma (ITU-R 601-2) of images [3, B, H, W], [B, H, W]."""
+def transform_rows(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Apply V pairs of matrices to each image, in two products for all channels and all V.
+
+    Args:
+        x: Images by rows, [B, S, C, S]: each row is its C channels, one after the other.
+        rows: Matrices of the vertical axis, those of the same image adjacent, [B * V, H, S].
+        columns: Matrices of the horizontal axis, [B * V, W, S].
+
+    Returns:
+        [B * V, H, C, W].
+    """
+    images, side, channels, width = x.shape
+    # The V matrices of an image, one below the other, are one matrix: the image is read once and never repeated.
+    x = torch.bmm(rows.reshape(images, -1, side), x.reshape(images, side, -1))
+    x = torch.bmm(x.view(len(rows), -1, width), columns.mT)
+    return x.view(len(rows), -1, channels, columns.shape[1])
+
+
+def grayscale(x: Planes) -> Tensor:
+    """Compute luma (ITU-R 601-2), [B, H, W]."""
     red, green, blue = GRAY_WEIGHTS
     return (x[0] * red).add_(x[1], alpha=green).add_(x[2], alpha=blue)
 
 
-def blend_(x: Tensor, own: Tensor, gray: Tensor, mean: Tensor) -> Tensor:
-    """Blend each image, in place, with its gray image and its mean gray: torchvision's three linear adjustments.
+def blend_(x: Planes, own: Tensor, gray: Tensor, mean: Tensor | None = None) -> None:
+    """Blend each image, in place, with its gray image and its mean gray, clamped: torchvision's linear adjustments.
 
     With a factor f, the weights are (f, 0, 0) for brightness, (f, 1 - f, 0) for saturation and (f, 0, 1 - f) for
     contrast; (1, 0, 0) changes no bit.
 
     Args:
-        x: Images [3, B, H, W].
+        x: Images.
         own: Weight of the image, [B].
         gray: Weight of its gray image, [B].
-        mean: Weight of the mean of its gray image, [B].
-
-    Returns:
-        ``x``, clamped to [0, 1].
+        mean: Weight of the mean of its gray image, [B]; None leaves the mean out.
     """
-    own, gray, mean = (weight[:, None, None] for weight in (own, gray, mean))
     luma = grayscale(x)
-    base = torch.addcmul(mean * luma.mean(dim=(1, 2), keepdim=True), luma, gray)
-    return torch.addcmul(base, x, own, out=x).clamp_(0, 1)
+    base = luma * gray[:, None, None]
+    if mean is not None:
+        base.add_(mean[:, None, None] * luma.mean(dim=(1, 2), keepdim=True))
+    for plane in x:
+        torch.addcmul(base, plane, own[:, None, None], out=plane).clamp_(0, 1)
 
 
-def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of images [3, B, H, W] by ``shift`` [B] turns of the color circle, in [-1/2, 1/2].
+def adjust_hue(x: Planes, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn the hue of images by ``shift`` [B] turns of the color circle, in [-1/2, 1/2]; return three planes.
 
     Value and saturation of HSV are kept. HSV in closed form: the hue in sixths of a turn, in [-3, 3], is
     1 - r' + g' + b' away from red, towards the greater of green and blue, where r' = (r - min) / (max - min). In the
     inverse, each channel is a trapezoid of the hue.
     """
-    red, green, blue = x.unbind(0)
+    red, green, blue = x
     low = torch.minimum(red, green).minimum(blue)
     chroma = torch.maximum(red, green).maximum(blue).sub_(low)
     from_red = (green + blue).sub_(red).sub_(low).add_(chroma).div_(chroma.clamp(min=_TINY))
     hue = from_red.copysign_(green - blue).add_(6 * shift[:, None, None])
     hue.sub_((hue / 6).round_(), alpha=6)  # wrapped back to [-3, 3]
     trapezoids = (2 - hue.abs(), (hue + 1).abs_().sub_(1), (hue - 1).abs_().sub_(1))
-    return torch.stack([torch.addcmul(low, chroma, height.clamp_(0, 1)) for height in trapezoids])
+    red, green, blue = (torch.addcmul(low, chroma, height.clamp_(0, 1)) for height in trapezoids)
+    return red, green, blue
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Blur images [3, B, H, W] by a Gaussian of 13 taps with reflected borders; sigma [B] in pixels, > 0; H = W > 6."""
-    size = x.shape[-1]
-    taps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=x.device)
+    matrix = blur_matrix(sigma, x.shape[-1])
+    return transform_axes(x, matrix, matrix)
+
+
+def blur_matrix(sigma: Tensor, size: int) -> Tensor:
+    """Compute the matrices by which ``gaussian_blur`` blurs an axis, [B, size, size]; the identity for ``NO_BLUR``."""
+    taps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=sigma.device)
     weights = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
     weights = weights / weights.sum(dim=1, keepdim=True)
-    reached = torch.arange(size, device=x.device)[:, None] + taps
-    # Reflected at both ends without repeating the border pixel, as torch's padding mode "reflect".
-    reached = size - 1 - (size - 1 - reached.abs()).abs()
-    spread = (len(sigma), size, len(taps))
-    matrix = x.new_zeros(len(sigma), size, size)
-    matrix.scatter_add_(2, reached.expand(spread), weights[:, None, :].expand(spread))
-    return transform_axes(x, matrix, matrix)
+    # [source, target, tap]: 1 where the tap of the target is the source, or its reflection at a border.
+    units = functional.pad(torch.eye(size, device=sigma.device), (BLUR_RADIUS, BLUR_RADIUS), mode="reflect")
+    reached = units.unfold(1, len(taps), 1)
+    return (weights @ reached.permute(2, 1, 0).reshape(len(taps), -1)).view(-1, size, size)
 
 
 def solarize(x: Tensor) -> Tensor:

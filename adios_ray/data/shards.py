@@ -351,13 +351,17 @@ class Split:
         """Return the indices of at most ``most`` images, spread evenly over the split, ascending int64."""
         return np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64))
 
-    def gather(self, indices: npt.NDArray[np.int64]) -> Bytes:
+    def gather(self, indices: npt.NDArray[np.int64], out: Bytes | None = None) -> Bytes:
         """Copy the images of ``indices`` (int64 [B], any order, repeats allowed) into one uint8 [B, S, S, 3].
+
+        Args:
+            indices: Indices into the split.
+            out: Where to copy them to, if not into a new array.
 
         Raises:
             IndexError: If an index is not in [0, n).
         """
-        return self._gather(self.images, indices)
+        return self._gather(self.images, indices, out)
 
     def gather_instances(self, indices: npt.NDArray[np.int64]) -> Bytes:
         """Copy the instance maps of ``indices`` (int64 [B]) into one uint8 [B, S, S].
@@ -370,10 +374,10 @@ class Split:
             raise DatasetError(f"split {self.name!r} has no instance maps")
         return self._gather(self.instances, indices)
 
-    def _gather(self, shards: Sequence[Bytes], indices: npt.NDArray[np.int64]) -> Bytes:
+    def _gather(self, shards: Sequence[Bytes], indices: npt.NDArray[np.int64], out: Bytes | None = None) -> Bytes:
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"indices must be in [0, {len(self)}): {indices.min()} to {indices.max()}")
-        gathered = np.empty((len(indices), *shards[0].shape[1:]), np.uint8)
+        gathered = np.empty((len(indices), *shards[0].shape[1:]), np.uint8) if out is None else out
         order = np.argsort(indices, kind="stable")  # ascending, so that a cold file is read front to back
         # side="right" also skips empty shards, whose start equals that of the next one.
         numbers = np.searchsorted(self._starts, indices[order], side="right") - 1

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adios_ray.config import CentralView
 from adios_ray.data.shards import Dataset, ShardEntry, Split, open_shards
-from adios_ray.devices import best_device
+from adios_ray.devices import best_device, prepare_device
 from adios_ray.evaluation.fitness import Indices, extract_features
 from adios_ray.files import atomic_path
 from adios_ray.local_cache import cache_directory
@@ -124,7 +124,9 @@ class _Extractor:
 
 
 def _unpickled(backbone: nn.Module, location: str, split: str, image_size: int, view: CentralView) -> _Extractor:
-    return _Extractor(backbone.to(best_device()), open_shards(location), split, image_size, view)
+    device = best_device()
+    prepare_device(device)
+    return _Extractor(backbone.to(device), open_shards(location), split, image_size, view)
 
 
 def _checksum(networks: Networks, shards: Sequence[ShardEntry], settings: Sequence[object]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adios_ray import parallel
 from adios_ray.config import AugmentConfig, CentralView, EvaluationConfig
 from adios_ray.data.augment import apply_view, draw_parameters
-from adios_ray.data.loader import central_views
+from adios_ray.data.loader import central_batches
 from adios_ray.data.shards import Split
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.jackknife import GROUPS, jackknife_errors
@@ -44,10 +44,12 @@ def extract_features(
     indices: npt.NDArray[np.int64],
     image_size: int,
     view: CentralView = "square",
+    precision: AbstractContextManager[object] | None = None,
 ) -> Tensor:
     """Extract features of un-augmented images, float32 [M, F] on the backbone's device; see ``center_view``.
 
-    The M images are distributed over the workers of the trial; each worker receives all features.
+    The M images are distributed over the workers of the trial; each worker receives all features. Forward passes are
+    inside of ``precision``, for example ``torch.autocast``; what makes the images is not.
     """
     device = next(backbone.parameters()).device
     share = -(-len(indices) // parallel.world_size())
@@ -56,10 +58,11 @@ def extract_features(
     own = padded[parallel.rank() * share :][:share]
     training = backbone.training
     backbone.eval()
-    features = [
-        backbone(central_views(split, own[first : first + BATCH], image_size, device, view))
-        for first in range(0, share, BATCH)
-    ]
+    batches = [own[first : first + BATCH] for first in range(0, share, BATCH)]
+    features = []
+    for views in central_batches(split, batches, image_size, device, view):
+        with precision or nullcontext():
+            features.append(backbone(views))
     backbone.train(training)
     return parallel.gather_with_gradient(torch.cat(features).float())[: len(indices)]
 
@@ -122,6 +125,7 @@ class _Evaluated:
     """Features of the held-out images, [M, F]."""
     image_size: int
     config: EvaluationConfig
+    precision: AbstractContextManager[object]
 
     @property
     def labels(self) -> Tensor:
@@ -159,15 +163,17 @@ def evaluate(
         refresh_statistics(backbone, train, image_size, config.view)
     elif config.fresh_statistics:
         fresh = fresh_statistics(backbone, train, image_size, config.view)
+    precision = networks.autocast(next(backbone.parameters()).device)
     with fresh:
-        features = extract_features(backbone, held_out, np.arange(len(held_out)), image_size, config.view)
+        whole = np.arange(len(held_out))
+        features = extract_features(backbone, held_out, whole, image_size, config.view, precision)
         if not features.isfinite().all():
             found = Fitness((UNKNOWN,) * len(chosen))
         # The first worker decides: measures extract further features, which all workers must do together.
         elif collapse := parallel.from_first(_collapse(features, config)):
             found = Fitness((UNKNOWN,) * len(chosen), collapse)
         else:
-            evaluated = _Evaluated(backbone, probe, train, held_out, features, image_size, config)
+            evaluated = _Evaluated(backbone, probe, train, held_out, features, image_size, config, precision)
             try:
                 score = _MEASURES[config.fitness](evaluated)
                 found = Fitness(tuple(score(part.to(features.device)) for part in chosen))
@@ -219,7 +225,8 @@ def _knn(evaluated: _Evaluated) -> Score:
     """Let neighbors vote: the share of the right class, multi-label: macro F1; nan if their features are not finite."""
     train, config, features, labels = evaluated.train, evaluated.config, evaluated.features, evaluated.labels
     bank = train.spread(config.train_images)
-    train_features = extract_features(evaluated.backbone, train, bank, evaluated.image_size, config.view)
+    size, precision = evaluated.image_size, evaluated.precision
+    train_features = extract_features(evaluated.backbone, train, bank, size, config.view, precision)
     if not train_features.isfinite().all():
         return lambda chosen: UNKNOWN
     train_labels = torch.from_numpy(train.labels[bank]).to(features.device)

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adios_ray import parallel
 from adios_ray.config import CentralView
-from adios_ray.data.loader import central_views
+from adios_ray.data.loader import central_batches
 from adios_ray.data.shards import Split
 
 IMAGES = 2048
@@ -42,8 +42,9 @@ def refresh_statistics(backbone: nn.Module, train: Split, image_size: int, view:
     device = next(backbone.parameters()).device
     try:
         with torch.no_grad():
-            for batch in np.array_split(indices, -(-len(indices) // BATCH)):
-                backbone(central_views(train, batch, image_size, device, view))
+            batches = np.array_split(indices, -(-len(indices) // BATCH))
+            for views in central_batches(train, batches, image_size, device, view):
+                backbone(views)
         # Workers computed these from the same images, and may have rounded differently.
         parallel.broadcast_from_first(buffer for norm in norms for buffer in norm.buffers())
     finally:

@@ -10,7 +10,7 @@ import torch
 
 from adios_ray.config import CentralView, check_view
 from adios_ray.data.shards import Dataset, Split
-from adios_ray.devices import best_device
+from adios_ray.devices import best_device, prepare_device
 from adios_ray.evaluation.features import Features, MapParts, Progress, features_of, no_progress
 from adios_ray.evaluation.result import EvaluationResult, Row, Score
 from adios_ray.evaluation.statistics import fresh_statistics
@@ -131,6 +131,7 @@ def opened(
         DatasetError: If there is no such split.
     """
     config, device = weights.config.evaluation, best_device()
+    prepare_device(device)
     view = view or config.view
     check_view(view, weights.image_size)
     dataset.split(split)

@@ -1,9 +1,10 @@
 """Configuration of an experiment: a trial's configuration, the population and its resources."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 import adios_ray
 from adios_ray.config import Place, TrialConfig
@@ -23,13 +24,19 @@ SPACES = next(filter(Path.is_dir, (_PACKAGE / "search_spaces", _PACKAGE.parent /
 PRESETS = _PACKAGE / "presets"
 """Folder of ``demo.yaml``, with a folder for each family: files named DATA-BACKBONE-OBJECTIVE-SCHEME."""
 DEMO = "demo"
-FOLDER_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """Names that are safe in every file system, URI and name of a Ray actor."""
 Family = Literal["paper", "authors"]
 if TYPE_CHECKING:
     PresetName = str
 else:
     PresetName = Literal[(DEMO, *sorted({path.stem.split("-")[0] for path in PRESETS.glob("*/*.yaml")}))]
+
+
+def _folder_name(name: str) -> str:
+    if not FOLDER_NAME.fullmatch(name):
+        raise ValueError("must be letters (A-Z), digits, '_', '.' and '-', and begin with a letter, a digit or '_'")
+    return name
 
 
 class ExperimentConfig(TrialConfig):
@@ -52,7 +59,7 @@ class ExperimentConfig(TrialConfig):
     storage: Place = "runs"
     """Directory in which each run creates its run directory, shared by all nodes of a cluster, or a URI (s3://,
     gs://, ...), with which nodes need to share nothing."""
-    name: Annotated[str, Field(pattern=FOLDER_NAME)] | None = None
+    name: Annotated[str, AfterValidator(_folder_name)] | None = None
     """Name of the run's directory in the storage; the same command again resumes the run of that name. None makes a new
     name of the search space and the time."""
     population: int = Field(4, ge=2)

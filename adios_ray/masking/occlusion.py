@@ -1,6 +1,7 @@
 """The occlusion model: a U-Net whose N masks are a softmax over slots at every pixel (paper, Section 2.2, Table 8)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +16,75 @@ GROUPS = 8
 """Groups of GroupNorm; widths are multiples of it."""
 
 
-def _block(channels_in: int, channels_out: int, norm: Norm) -> nn.Sequential:
-    """Build a 3x3 convolution that keeps the resolution, normalization and ReLU."""
+class GroupNorm(nn.GroupNorm):
+    """Group normalization that inductor compiles in any memory layout, and that keeps bfloat16 under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W] to the same shape, normalized over each image's groups of channels."""
+        # torch's kernel is the faster one uncompiled; on GPUs it copies channels-last tensors to the other layout.
+        normalize = group_norm if torch.compiler.is_compiling() else functional.group_norm
+        return normalize(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalize groups of channels by plain operations, for compilers to fuse.
+
+    Args:
+        x: [B, C, H, W].
+        groups: Number of groups, a divisor of C.
+        weight: Factor for each channel, [C].
+        bias: Summand for each channel, [C].
+        eps: Added to the variance.
+
+    Returns:
+        [B, C, H, W] of the type of ``x``; computed in at least single precision.
+    """
+    full = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    # First over the pixels of each channel, which reads channels-last memory in its order; then over the few channels.
+    variances, means = torch.var_mean(full, (2, 3), correction=0)
+    between, mean = torch.var_mean(means.unflatten(1, (groups, -1)), 2, correction=0, keepdim=True)
+    variance = variances.unflatten(1, (groups, -1)).mean(2, keepdim=True) + between
+    scale = (variance + eps).rsqrt() * weight.view(groups, -1)
+    center = mean.expand_as(scale).reshape(*means.shape, 1, 1)
+    normalized: Tensor = (full - center) * scale.view_as(center) + bias[:, None, None]
+    return normalized.to(x.dtype)
+
+
+class SkipConv2d(nn.Conv2d):
+    """The 3x3 convolution of an upsampled tensor and a skip connection, concatenated; neither is written to memory."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override] # takes two tensors
+        """Map [B, C, H, W] or [B, C, H / 2, W / 2], and a skip connection [B, C', H, W], to [B, C_out, H, W]."""
+        upsampled, skipped = self.weight.split([x.shape[1], skip.shape[1]], dim=1)
+        y = functional.conv2d(skip, skipped, self.bias, padding=1)
+        if x.shape[-1] == skip.shape[-1]:
+            return y + functional.conv2d(x, upsampled, padding=1)
+        # After nearest-neighbor upsampling by 2, taps that read the same pixel add up: 4 products instead of 9.
+        kernel = functional.pad(upsampled, (1, 1, 1, 1)).unfold(2, 2, 1).unfold(3, 2, 1).sum((4, 5))
+        return y + functional.conv_transpose2d(x, kernel.flip(2, 3).transpose(0, 1), stride=2, padding=1)
+
+
+class UpBlock(nn.Sequential):
+    """A convolution that joins a skip connection, normalization and ReLU."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override] # takes two tensors
+        """Apply the convolution to both tensors, and what follows to its result."""
+        convolution, *others = self
+        y: Tensor = convolution(x, skip)
+        for module in others:
+            y = module(y)
+        return y
+
+
+def _normalized(channels: int, norm: Norm) -> tuple[nn.Module, nn.Module]:
+    """Build normalization and ReLU, which follow each convolution."""
     norms: dict[str, nn.Module] = {
-        "group": nn.GroupNorm(GROUPS, channels_out),
-        "instance": nn.InstanceNorm2d(channels_out, affine=True),
+        "group": GroupNorm(GROUPS, channels),
+        "instance": nn.InstanceNorm2d(channels, affine=True),
         "none": nn.Identity(),
     }
-    convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=norm == "none")
-    return nn.Sequential(convolution, norms[norm], nn.ReLU())
+    # No backward pass reads what ReLU gets; in place it needs half of the memory traffic.
+    return norms[norm], nn.ReLU(inplace=True)
 
 
 class UNet(nn.Module):
@@ -39,7 +100,11 @@ class UNet(nn.Module):
         self.bottom_size = image_size // 2 ** (levels - 1)
         widths = [width] * (levels - 3) + [2 * width] * 3
         inputs = [3, *widths[:-1]]
-        self.down = nn.ModuleList(_block(i, o, norm) for i, o in zip(inputs, widths, strict=True))
+        options: dict[str, Any] = {"kernel_size": 3, "padding": 1, "bias": norm == "none"}
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(i, o, **options), *_normalized(o, norm))
+            for i, o in zip(inputs, widths, strict=True)
+        )
         flat = widths[-1] * self.bottom_size**2
         self.mlp = nn.Sequential(
             nn.Flatten(),
@@ -51,7 +116,10 @@ class UNet(nn.Module):
             nn.ReLU(),
         )
         outputs = [*widths[-2::-1], width]
-        self.up = nn.ModuleList(_block(2 * skip, o, norm) for skip, o in zip(reversed(widths), outputs, strict=True))
+        self.up = nn.ModuleList(
+            UpBlock(SkipConv2d(2 * skip, o, **options), *_normalized(o, norm))
+            for skip, o in zip(reversed(widths), outputs, strict=True)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images [B, 3, S, S] to features [B, width, S, S]."""
@@ -61,10 +129,8 @@ class UNet(nn.Module):
             x = block(x if level == 0 else x[:, :, ::2, ::2])
             skips.append(x)
         x = self.mlp(x).view_as(x)
-        for level, block in enumerate(self.up):
-            x = block(torch.cat([x, skips.pop()], dim=1))
-            if level < len(self.up) - 1:
-                x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        for block in self.up:
+            x = block(x, skips.pop())
         return x
 
 

@@ -1,8 +1,9 @@
 """All networks of one trial, and the forward passes through them."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,27 @@ from torch.utils.checkpoint import checkpoint
 
 from adios_ray import parallel
 from adios_ray.config import TrialConfig
+from adios_ray.devices import native_bfloat16
+from adios_ray.errors import ConfigError
 from adios_ray.masking.fill import hide
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.backbones import build_backbone
-from adios_ray.objectives import Embedding, build_objective
+from adios_ray.models.slot_norm import grouped, use_slot_norms
+from adios_ray.objectives import Embedding, Objective, objective_class
+
+
+class View(NamedTuple):
+    """A view to embed.
+
+    Attributes:
+        x: Normalized images [B, 3, S, S].
+        mask: Mask [B, 1, S, S] in [0, 1], where 1 removes the pixel; None masks nothing.
+        fill: What removed pixels become, [B, 3, S, S]; None makes them 0.
+    """
+
+    x: Tensor
+    mask: Tensor | None = None
+    fill: Tensor | None = None
 
 
 class Networks(nn.Module):
@@ -26,16 +44,37 @@ class Networks(nn.Module):
         momentum: Averaged copies of backbone and projector, or None.
         occlusion: The occlusion model M, or None without masks.
         probe: Linear classifier on detached features: a measurement, from which no gradient reaches the backbone.
+        slots_at_once: Slots of an image whose masked views are embedded in one batch; results do not depend on it.
         averaged: Means of the weights of backbone and probe over the last steps, for evaluations; or None. BatchNorm
             statistics of this backbone are those of the last evaluation.
     """
 
-    def __init__(self, config: TrialConfig, image_size: int, classes: int) -> None:
-        """Initialize from torch's global generator."""
+    def __init__(
+        self, config: TrialConfig, image_size: int, classes: int, objective: type[Objective] | None = None
+    ) -> None:
+        """Initialize from torch's global generator.
+
+        Args:
+            config: The trial's configuration.
+            image_size: Side S of the images in pixels.
+            classes: Classes of the probe.
+            objective: Class of the objective; None takes the one that the configuration names.
+        """
         super().__init__()
         self.config = config
         self.backbone, self.features = build_backbone(config.backbone, image_size)
-        self.objective = build_objective(config.objective, self.features, image_size)
+        build = objective or objective_class(config.objective.name)
+        self.objective = build(config.objective, self.features, image_size)
+        self.slots_at_once = config.slots_at_once or 1
+        # Before the copies below are made. Both are converted, whatever the first says.
+        converted = [use_slot_norms(part) for part in (self.backbone, self.objective)]
+        shuffled = self.objective.shuffles_targets and self.objective.uses_masked_targets
+        self.can_batch_slots = all(converted) and not shuffled and config.micro_batch_size is None
+        if self.slots_at_once > 1 and not self.can_batch_slots:
+            raise ConfigError(
+                f"slots_at_once {self.slots_at_once}: {config.backbone.name} with {config.objective.name} cannot "
+                "normalize views of one batch by themselves, or micro_batch_size is set: leave slots_at_once out"
+            )
         self.momentum: nn.ModuleDict | None = None
         if self.objective.uses_momentum:
             copies = {"backbone": self.backbone, "projector": self.objective.projector}
@@ -86,19 +125,39 @@ class Networks(nn.Module):
         Returns:
             The embedding (online and target, [B, D], at least single precision) and detached features [B, F].
         """
-        seen = x if mask is None else hide(x, mask, fill)
-        with self.autocast(x.device):
+        views, features = self._embed([View(x, mask, fill)], None if target is None else [target])
+        return views[0], features
+
+    def embed_together(self, views: Sequence["View"], targets: Sequence[Tensor] | None = None) -> list[Embedding]:
+        """Embed several views of the same images in one batch, with gradient.
+
+        The results are those of ``embed`` view by view, up to rounding.
+
+        Args:
+            views: Views, masked or not, but not both among them.
+            targets: Their targets, each [B, D], if already known.
+        """
+        with grouped(self, len(views)):
+            return self._embed(views, targets)[0]
+
+    def _embed(self, views: Sequence["View"], targets: Sequence[Tensor] | None) -> tuple[list[Embedding], Tensor]:
+        """Embed views; return also the detached features of all."""
+        shown = [x if mask is None else hide(x, mask, fill) for x, mask, fill in views]
+        seen, masked = torch.cat(shown) if len(shown) > 1 else shown[0], views[0].mask is not None
+        with self.autocast(seen.device):
             features = self._in_parts(self.backbone, seen)
             projection = self.objective.projector(features)
             online = self.objective.predictor(projection)
-            if target is None:
+            if targets is None:
                 projected = projection.detach()
-                if self.momentum is not None and (mask is None or self.objective.uses_masked_targets):
+                if self.momentum is not None and (not masked or self.objective.uses_masked_targets):
                     with torch.no_grad():
                         shuffles = self.objective.shuffles_targets
                         projected = parallel.shuffled(self._project, seen) if shuffles else self._project(seen)
-                target = self.objective.target(_full(projected), x)
-        return Embedding(_full(online), target), _full(features.detach())
+                parts = _full(projected).chunk(len(views))
+                targets = [self.objective.target(own, view.x) for own, view in zip(parts, views, strict=True)]
+        pairs = zip(_full(online).chunk(len(views)), targets, strict=True)
+        return [Embedding(*pair) for pair in pairs], _full(features.detach())
 
     def _project(self, x: Tensor) -> Tensor:
         """Project images by the momentum networks, [B, 3, S, S] to [B, D]."""
@@ -139,22 +198,19 @@ class Networks(nn.Module):
             return self._in_parts(self.occlusion, x)
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """Return the context of the configured precision for forward passes."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+        """Return the context of the configured precision for forward passes; float32 where bfloat16 is not native."""
+        half = self.config.precision == "bfloat16" and native_bfloat16(device)
+        return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
     @torch.no_grad()
-    def update_momentum(self, progress: float) -> None:
-        """Average the encoder into its momentum copy, with the objective's momentum.
-
-        Args:
-            progress: Share of the training that is done, 0 to 1.
-        """
+    def update_momentum(self, rate: float | Tensor) -> None:
+        """Move the momentum networks towards the encoder by the share ``rate``, in [0, 1]; 0 changes no bit."""
         if self.momentum is None:
             return
         online: list[Tensor] = [*self.backbone.parameters(), *self.objective.projector.parameters()]
         averaged: list[Tensor] = list(self.momentum.parameters())
-        # Parameters only: the copies' BatchNorm keeps its own running statistics. One call for all tensors.
-        torch._foreach_lerp_(averaged, online, 1 - self.objective.momentum_at(progress))
+        # Parameters only: the copies' BatchNorm keeps its own running statistics.
+        _move(averaged, online, rate)
 
     @property
     def evaluated(self) -> tuple[nn.Module, nn.Module]:
@@ -164,16 +220,16 @@ class Networks(nn.Module):
         return self.averaged["backbone"], self.averaged["probe"]
 
     @torch.no_grad()
-    def update_average(self, weight: float) -> None:
-        """Move the averaged weights towards the current ones by the share ``weight``, (0, 1]; 1 copies them.
+    def update_average(self, weight: float | Tensor) -> None:
+        """Move the averaged weights towards the current ones by the share ``weight``, [0, 1]; 1 copies them.
 
         A no-op where no weights are averaged.
         """
         if self.averaged is None:
             return
         current: list[Tensor] = [*self.backbone.parameters(), *self.probe.parameters()]
-        # One call for all tensors. Not BatchNorm's statistics, which each evaluation computes for the mean weights.
-        torch._foreach_lerp_(list(self.averaged.parameters()), current, weight)
+        # Not BatchNorm's statistics, which each evaluation computes for the mean weights.
+        _move(list(self.averaged.parameters()), current, weight)
 
 
 def with_average(tensors: Mapping[str, Tensor], averages: bool) -> dict[str, Tensor]:
@@ -186,6 +242,13 @@ def with_average(tensors: Mapping[str, Tensor], averages: bool) -> dict[str, Ten
         return plain
     copies = {f"averaged.{name}": plain[name] for name in plain if name.startswith(("backbone.", "probe."))}
     return {**copies, **tensors}
+
+
+def _move(means: list[Tensor], current: list[Tensor], weight: float | Tensor) -> None:
+    """Replace means by (1 - weight) means + weight current, in place; exact at weights of 0 and 1."""
+    # A few calls for all tensors. A weight on the device, which lerp does not take, is not read by the host.
+    torch._foreach_mul_(means, 1 - weight)
+    torch._foreach_add_(means, torch._foreach_mul(current, weight))
 
 
 def _full(values: Tensor) -> Tensor:

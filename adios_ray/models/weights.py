@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from adios_ray.checkpoints import META_FILE, STATE_FILE, open_checkpoint
 from adios_ray.config import BackboneConfig, MaskingConfig, Strict, TrialConfig
+from adios_ray.devices import CPU
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.files import atomic_write
 from adios_ray.masking.occlusion import OcclusionModel
@@ -165,7 +166,7 @@ def _from_checkpoint(directory: Path, place: Location) -> Weights:
             f"{place} is not a checkpoint of a run, as it has no {META_FILE} (convert a folder of the authors' "
             "release into a weights file by adios-ray import-official)"
         )
-    state = open_checkpoint(directory, torch.device("cpu"))
+    state = open_checkpoint(directory, CPU)
     missing = {"config", "image_size", "networks", "step"} - state.keys()
     if missing:
         raise CheckpointError(

@@ -41,7 +41,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     similarity = anchors @ gather_with_gradient(anchors).T / temperature
     own = torch.arange(2 * batch, device=z1.device)
     offset = 2 * batch * rank()  # gathered rows are in the order of ranks, with both views of one worker together
-    itself = torch.zeros_like(similarity, dtype=torch.bool)
-    itself[own, own + offset] = True
+    # Compared and not indexed: assigning to indices copies the assigned number from the host.
+    itself = torch.arange(similarity.shape[1], device=z1.device) == (own + offset)[:, None]
     positives = (own + batch) % (2 * batch) + offset
     return functional.cross_entropy(similarity.masked_fill(itself, -torch.inf), positives)

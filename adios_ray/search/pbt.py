@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from adios_ray.backend.admission import Admission
-from adios_ray.search.comparison import familywise, fluctuation
+from adios_ray.search.comparison import Difference, familywise, fluctuation
 from adios_ray.search.opening import Rung, leaving, stays
 from adios_ray.search.population import WORST_SCORE, Population, scores_at_common_epoch
 from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
@@ -152,13 +152,10 @@ class PopulationBasedTraining(LiveScheduler):
             random = self.population.random(name)
             # exploit: continue from the weights of one of the best, if the test shows that it is better
             donor = random.choice(donors)
-            trials = self._ranked()
-            histories = [each.history for each in trials.values()]
-            valid = [history for history in histories if all(score.value > WORST_SCORE for score in history)]
-            difference = self.population.compare(donor, name).with_fluctuation(fluctuation(valid))
+            difference = self._compare(donor, name)
             z, source = difference.z, donor
             # Adjusted for the choice of the two among all trials: the best and the worst differ by chance too.
-            p = None if z is None else familywise(z, len(trials))
+            p = None if z is None else familywise(z, len(self._ranked()))
             if p is not None and p > (self._space.significance or 1):
                 self.population.refuse(name, donor, difference, p)
                 if not self._space.explore_without_copy:
@@ -172,6 +169,12 @@ class PopulationBasedTraining(LiveScheduler):
         self.population.commit(*names)
         for name in changed:
             self.population.push_checkpoint(name)
+
+    def _compare(self, donor: str, name: str) -> Difference:
+        """Compare a donor with a trial; the error includes the fluctuation of all trials' reports."""
+        histories = [member.history for member in self._ranked().values()]
+        valid = [history for history in histories if all(score.value > WORST_SCORE for score in history)]
+        return self.population.compare(donor, name).with_fluctuation(fluctuation(valid))
 
     def _ranked(self) -> dict[str, Member]:
         """Select the trials that take part in decisions."""

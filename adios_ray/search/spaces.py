@@ -360,7 +360,10 @@ def load_space(place: Location, scheduler: Scheduler | None = None, search: Sear
     except OSError as error:
         raise ConfigError(f"search space {place} cannot be read: {error.strerror or error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"search space {place} is no valid YAML: {error}") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or error
+        raise ConfigError(f"search space {place}{where}: no valid YAML: {reason}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"search space {place} is a {type(values).__name__}, expected a mapping of options")
     if scheduler is not None and scheduler != values.get("scheduler"):

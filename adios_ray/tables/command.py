@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
+from adios_ray.arguments import parse_arguments
 from adios_ray.commands.data import Prepare
 from adios_ray.data.shards import verify
 from adios_ray.errors import ConfigError, RunError, exit_status
@@ -59,8 +58,7 @@ def main(name: str, description: str, presets: Mapping[str, Callable[[], Table]]
     Returns:
         Exit status; see ``errors.exit_status``.
     """
-    options = tyro.cli(Options, description=description)
-    return exit_status(lambda: run_table(name, presets, options), RESUMES)
+    return exit_status(lambda: run_table(name, presets, parse_arguments(Options, description=description)), RESUMES)
 
 
 def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Options) -> None:
@@ -148,7 +146,7 @@ def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, 
             places[group] = given[group]
         elif data.rendered:
             places[group] = str(storage / "data" / "-".join(data.prepare.replace("--", "").split()))
-            tyro.cli(Prepare, args=[*data.prepare.split(), "--output", places[group]]).run()
+            parse_arguments(Prepare, [*data.prepare.split(), "--output", places[group]]).run()
         else:
             raise ConfigError(
                 f"no data for {group}: make it with `adios-ray prepare {data.prepare} --output PLACE` and give "

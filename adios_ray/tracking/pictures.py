@@ -14,6 +14,7 @@ import numpy.typing as npt
 import tyro
 from PIL import Image
 
+from adios_ray.arguments import parse_arguments
 from adios_ray.errors import RecordError, exit_status
 from adios_ray.files import atomic_write
 from adios_ray.places import delivered, require_local
@@ -142,4 +143,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda: tyro.cli(main)))
+    sys.exit(exit_status(lambda: parse_arguments(main)))

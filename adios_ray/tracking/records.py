@@ -44,7 +44,9 @@ class Row(Measured):
     """One report of one trial: a line of ``results.csv``."""
 
     time: AwareDatetime
+    """When the driver wrote it, in UTC."""
     trial: str
+    """The trial's name."""
     values: SearchedValues
     """Searched values in use, by configuration path; one column for each."""
 
@@ -57,9 +59,13 @@ class Exploit(_Record):
     """One copy of a donor's weights into a trial, after both reported ``epoch``: a line of ``lineage.jsonl``."""
 
     time: AwareDatetime
+    """When it was decided, in UTC."""
     epoch: int
+    """Epoch that the trial had reported."""
     trial: str
+    """The trial that changes."""
     donor: str
+    """The trial that was copied; the trial itself where it only took other values."""
     old: SearchedValues
     """Searched values of the trial before the exploit, by configuration path."""
     new: SearchedValues
@@ -108,9 +114,13 @@ class Refusal(_Record):
     refused: Literal[True] = True
     """Distinguishes the line from exploits, which alone changed anything."""
     time: AwareDatetime
+    """When it was decided, in UTC."""
     epoch: int
+    """Epoch that the trial had reported."""
     trial: str
+    """The trial that was to change."""
     donor: str
+    """The trial that was to be copied."""
     difference: float
     """Score of the donor minus the trial's, at the same epoch."""
     z: float
@@ -125,8 +135,11 @@ class Drop(_Record):
     dropped: Literal[True] = True
     """Distinguishes the line from exploits and refusals."""
     time: AwareDatetime
+    """When it was decided, in UTC."""
     epoch: int
+    """Epoch at which the trials were compared."""
     trial: str
+    """The trial that left."""
     rank: int
     """Rank among the trials that were left, from 1."""
     trials: int
@@ -141,11 +154,13 @@ class RunSummary(_Record):
     """The outcome of a finished run: ``summary.json``. Accuracies are 0 to 1; fitness is in its measure's units."""
 
     best_trial: str
+    """The trial with the best mean holdout fitness of its last reports."""
     best_fitness: float
     """Mean holdout fitness of the best trial's last reports, by which it was chosen."""
     best_standard_error: float | None = None
     """Standard error of ``best_fitness`` over images; None where it is unknown."""
     best_epoch: int
+    """Epoch of its last report."""
     first_best_fitness: float
     """Best holdout fitness among the trials' first reports."""
     control: str | None = None
@@ -172,14 +187,21 @@ class RunSummary(_Record):
     chance: float
     """Accuracy of guessing, 1 / number of classes."""
     seconds: float
+    """Seconds that the run took, over all its drivers."""
     exploits: int
+    """Copies of weights."""
     refusals: int = 0
     """Copies that were refused because the donor was not better by enough."""
     slot_changes: int
+    """Decisions that changed the number of masks N."""
     epochs: int
+    """Epochs of the run."""
     population: int
+    """Number of trials."""
     dataset: str
+    """Name of the data set."""
     command: str
+    """The command line."""
 
     @property
     def compared(self) -> str:

@@ -1,33 +1,85 @@
-"""Detection of the first non-finite loss or penalty, and the batch that reproduces it."""
+"""Non-finite losses and penalties: updates that they stop, without waiting for the device, and what reproduces them.
+
+A step records on the device whether its terms are finite, and optimizers skip their updates where one is not
+(``found_inf``). The host reads the terms of a step while the device computes the next one.
+"""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adios_ray import parallel
 from adios_ray.data.loader import Batch
-from adios_ray.errors import NonFiniteError
 
 
-def check_finite(losses: Tensor, penalties: Tensor) -> None:
-    """Raise if any loss or penalty is non-finite on any worker; call before an optimizer steps.
+class Terms(NamedTuple):
+    """The terms of a step that must be finite, means over the workers.
 
-    Args:
-        losses: Objective of each slot that was embedded, [K].
-        penalties: Sparsity term of each slot, [N], or a scalar.
-
-    Raises:
-        NonFiniteError: Naming the first non-finite term; the same on all workers.
+    Attributes:
+        losses: Objective of each slot that was embedded, [K]; of the passes of an alternating step, [2, K].
+        penalties: Sparsity term of each slot, [N], or a scalar without masks.
     """
-    # One all-reduce and one copy to the host for all terms. The mean over workers is non-finite wherever one worker's
-    # term is, so that all of them raise together and none waits for another in a later collective.
-    terms = torch.cat([losses.detach(), penalties.detach().reshape(-1)])
-    for position, value in enumerate(parallel.average(terms).tolist()):
-        if not math.isfinite(value):
-            term, slot = ("objective", position) if position < len(losses) else ("penalty", position - len(losses))
-            raise NonFiniteError(f"{term} of slot {slot} is {value}")
+
+    losses: Tensor
+    penalties: Tensor
+
+    def mean_over_workers(self) -> "Terms":
+        """Average over the workers, with one all-reduce; non-finite wherever one worker's term is."""
+        both = parallel.average(torch.cat([self.losses.detach(), self.penalties.detach().reshape(-1)]))
+        return Terms(both[: len(self.losses)], both[len(self.losses) :])
+
+    def found_inf(self) -> Tensor:
+        """Tell on the device whether any term is not finite: 1.0 or 0.0, float32."""
+        return (~torch.cat([values.flatten() for values in self]).isfinite()).any().float()
+
+    def fault(self) -> str | None:
+        """Name the first term that is not finite; None if all are. Waits for the device."""
+        for kind, values in (("objective", self.losses), ("penalty", self.penalties)):
+            for turn in values.reshape(-1, values.shape[-1]).tolist():
+                for slot, value in enumerate(turn):
+                    if not math.isfinite(value):
+                        return f"{kind} of slot {slot} is {value}"
+        return None
+
+
+class Failure(NamedTuple):
+    """The first step with a term that is not finite: which, and on which batch."""
+
+    step: int
+    fault: str
+    batch: Batch
+
+
+class DivergenceWatch:
+    """Looks for terms that are not finite, one step late, so that the host never waits for the step it has queued."""
+
+    def __init__(self) -> None:
+        """Start with no step to look at."""
+        self._pending: tuple[int, Batch, Terms, torch.cuda.Event | None] | None = None
+
+    def follow(self, step: int, batch: Batch, terms: Terms) -> Failure | None:
+        """Look at the terms of the previous step, and keep those of this one."""
+        failure = self.last()
+        copied = None
+        if terms.losses.is_cuda:
+            terms = Terms(*(values.to("cpu", non_blocking=True) for values in terms))
+            copied = torch.cuda.Event()
+            copied.record()
+        self._pending = step, batch, terms, copied
+        return failure
+
+    def last(self) -> Failure | None:
+        """Look at the terms of the last step that was followed."""
+        if self._pending is None:
+            return None
+        step, batch, terms, copied = self._pending
+        self._pending = None
+        if copied is not None:
+            copied.synchronize()
+        fault = terms.fault()
+        return None if fault is None else Failure(step, fault, batch)
 
 
 def batch_state(batch: Batch) -> dict[str, Any]:

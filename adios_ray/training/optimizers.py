@@ -5,11 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from adios_ray.config import LARS_TRUST, PROBE_LR, OptimizerConfig
+from adios_ray.config import PROBE_LR, OptimizerConfig
 from adios_ray.models.networks import Networks
+from adios_ray.training.lars import LARS
 
 ADAM_BETA2 = 0.999
 
@@ -53,11 +55,19 @@ class Optimizers:
             for a predictor with its own schedule.
         occlusion: The occlusion model; None without masks.
         probe: The online probe.
+        found_inf: 1 on the device from the first step on whose loss or penalty is not finite, else 0; while it is 1, no
+            optimizer moves anything.
     """
 
     encoder: Optimizer
     occlusion: Optimizer | None
     probe: Optimizer
+    found_inf: Tensor
+
+    def __post_init__(self) -> None:
+        """Let all optimizers read the same flag, as torch's gradient scaler does."""
+        for optimizer in self.all().values():
+            optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]  # torch reads it by this name
 
     def set_learning_rates(self, encoder_lr: float, occlusion_lr: float, predictor_lr: float | None = None) -> None:
         """Set the learning rates of the next step; None gives the predictor the encoder's."""
@@ -67,6 +77,11 @@ class Optimizers:
         for groups, lr in ((networks, encoder_lr), (predictor, own_lr), (masks, occlusion_lr)):
             for group in groups:
                 group["lr"] = lr
+
+    @property
+    def updates(self) -> Tensor:
+        """1 on the device while steps update the networks, 0 from a divergence on; a factor of what follows them."""
+        return 1 - self.found_inf.double()  # in double precision: factors near 0 are multiplied with it
 
     def adapt(self, config: OptimizerConfig) -> None:
         """Set momentum and weight decay of both players from the next step on; norms and biases still have no decay."""
@@ -94,7 +109,8 @@ def build_optimizers(networks: Networks, config: OptimizerConfig) -> Optimizers:
     return Optimizers(
         encoder=build_optimizer(encoder, config),
         occlusion=None if occlusion is None else build_optimizer([occlusion.parameters()], config),
-        probe=SGD(networks.probe.parameters(), lr=PROBE_LR, momentum=0.9, fused=True),
+        probe=_from_zero(SGD(networks.probe.parameters(), lr=PROBE_LR, momentum=0.9, fused=True)),
+        found_inf=torch.zeros((), device=networks.probe.weight.device),
     )
 
 
@@ -115,16 +131,19 @@ def build_optimizer(parts: Iterable[Iterable[nn.Parameter]], config: OptimizerCo
     if config.name == "adamw":
         return AdamW(groups, lr=config.encoder_lr, **_momentum(config), fused=True)
     if config.name == "sgd":
-        return SGD(groups, lr=config.encoder_lr, **_momentum(config), fused=True)
-    from adios_ray.models.timm_alone import timm  # here: importing it takes a second, which the others need not pay
-
+        return _from_zero(SGD(groups, lr=config.encoder_lr, **_momentum(config), fused=True))
     for group in groups[::2]:
-        # timm adapts only groups with weight decay by default; a search may set the decay to 0.
+        # Whatever the weight decay, which a search may set to 0.
         group["always_adapt"] = True
-    lars: Optimizer = timm.optim.Lars(
-        groups, lr=config.encoder_lr, **_momentum(config), trust_coeff=LARS_TRUST, trust_clip=True
-    )
-    return lars
+    return LARS(groups, lr=config.encoder_lr, **_momentum(config))
+
+
+def _from_zero(optimizer: SGD) -> SGD:
+    """Begin with a momentum of 0: torch's first step leaves memory as it was where it is skipped for ``found_inf``."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else []:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _momentum(config: OptimizerConfig) -> dict[str, Any]:

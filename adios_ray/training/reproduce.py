@@ -7,7 +7,7 @@ import torch
 from adios_ray.checkpoints import open_checkpoint
 from adios_ray.config import TrialConfig
 from adios_ray.data.loader import Batch
-from adios_ray.errors import CheckpointError, InputError, NonFiniteError
+from adios_ray.errors import CheckpointError, InputError
 from adios_ray.models.networks import Networks, with_average
 from adios_ray.training.optimizers import build_optimizers
 from adios_ray.training.step import train_step
@@ -40,11 +40,10 @@ def reproduce(directory: Path, device: torch.device) -> str:
     optimizers = build_optimizers(networks, config.optimizer)
     for name, optimizer in optimizers.all().items():
         optimizer.load_state_dict(state["optimizers"][name])
-    try:
-        # The progress sets only the momentum update, which follows the check that must fail here.
-        train_step(networks, optimizers, Batch(**state["batch"]), config, 0.0)
-    except NonFiniteError as error:
-        return str(error)
+    # The progress sets only the momentum update, which follows what must fail here.
+    result = train_step(networks, optimizers, Batch(**state["batch"]), config, 0.0)
+    if fault := result.terms.fault():
+        return fault
     raise InputError(
         f"{directory}: step {state['step']} is finite on {device}, which may round differently from where it diverged"
     )

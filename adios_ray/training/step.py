@@ -9,7 +9,7 @@ one backward pass takes the gradients of all masks into the occlusion model. Up 
 of all slots in one graph (``tests/naive.py``).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -21,10 +21,11 @@ from adios_ray import parallel
 from adios_ray.config import TrialConfig
 from adios_ray.data.loader import Batch
 from adios_ray.data.sources.base import NO_LABEL
+from adios_ray.devices import tf32_products
 from adios_ray.masking.sparsity import size_entropy, sparsity
-from adios_ray.models.networks import Networks
+from adios_ray.models.networks import Networks, View
 from adios_ray.objectives import Embedding
-from adios_ray.training.divergence import check_finite
+from adios_ray.training.divergence import Terms
 from adios_ray.training.optimizers import Optimizers
 
 
@@ -42,6 +43,18 @@ class Measurements(NamedTuple):
     penalty: Tensor
     probe_correct: Tensor
     labeled: Tensor
+
+
+class StepResult(NamedTuple):
+    """The result of a step, beside updated networks.
+
+    Attributes:
+        measurements: Scalars for reports.
+        terms: Losses and penalties, all of which must be finite.
+    """
+
+    measurements: Measurements
+    terms: Terms
 
 
 class SlotLosses(NamedTuple):
@@ -62,7 +75,7 @@ class SlotLosses(NamedTuple):
 
 def train_step(
     networks: Networks, optimizers: Optimizers, batch: Batch, config: TrialConfig, progress: float
-) -> Measurements:
+) -> StepResult:
     """Update both players, the momentum networks and the probe on one batch.
 
     Args:
@@ -72,28 +85,42 @@ def train_step(
         config: The trial's configuration.
         progress: Share of the training that is done, 0 to 1, which sets the momentum.
 
-    Raises:
-        NonFiniteError: If a loss or a penalty is not finite; raised before the player that it would update is updated.
+    From the first loss or penalty on that is not finite, ``optimizers.found_inf`` is 1 and nothing is updated: see
+    ``DivergenceWatch``.
     """
-    # loss -> gradient -> update of the players
-    if config.masking.learned:
-        found, penalty = _adversarial_update(networks, optimizers, batch, config)
-    else:
-        fixed = [None] if batch.masks is None else batch.masks.split(1, dim=1)
-        found, penalty = accumulate_gradients(networks, batch, fixed, config), torch.zeros((), device=batch.a.device)
-        check_finite(found.losses, penalty)
-        _update(optimizers.encoder)
-    # What follows the encoder: its average after the update, running statistics, and the probe, on detached features.
-    networks.update_momentum(progress)
-    networks.objective.update_statistics(found.view)
-    correct, labeled = probe_step(networks, optimizers, found.features, batch.labels)
-    # measurements
-    return Measurements(found.losses.mean(), penalty, correct, labeled)
+    return update_networks(networks, optimizers, batch, config, momentum_rate(networks, progress))
+
+
+def momentum_rate(networks: Networks, progress: float) -> float:
+    """Return the share by which the momentum networks move towards the encoder in a step."""
+    return 1 - networks.objective.momentum_at(progress)
+
+
+def update_networks(
+    networks: Networks, optimizers: Optimizers, batch: Batch, config: TrialConfig, rate: float | Tensor
+) -> StepResult:
+    """Take the step of ``train_step``, with the momentum networks' ``rate``: a number, or a scalar on the device."""
+    with tf32_products(batch.a.device):
+        # loss -> gradient -> update of the players
+        if config.masking.learned:
+            found, penalty, terms = _adversarial_update(networks, optimizers, batch, config)
+        else:
+            fixed = [None] if batch.masks is None else batch.masks.split(1, dim=1)
+            found = accumulate_gradients(networks, batch, fixed, config)
+            penalty = torch.zeros((), device=batch.a.device)
+            terms = _guard(optimizers, found, penalty)
+            _update(optimizers.encoder)
+        # What follows the encoder: its average after the update, running statistics, the probe on detached features.
+        networks.update_momentum(rate * optimizers.updates)
+        _update_statistics(networks, found.view, optimizers.found_inf)
+        correct, labeled = probe_step(networks, optimizers, found.features, batch.labels)
+        # measurements
+        return StepResult(Measurements(found.losses.mean(), penalty, correct, labeled), terms)
 
 
 def _adversarial_update(
     networks: Networks, optimizers: Optimizers, batch: Batch, config: TrialConfig
-) -> tuple[SlotLosses, Tensor]:
+) -> tuple[SlotLosses, Tensor, Terms]:
     """Move the encoder down and the occlusion model up the objective; return also the mean sparsity term."""
     masking, views = config.masking, 2 if config.objective.masked_views == "both" else 1
     masks = networks.occlude(torch.cat([batch.a, batch.b]) if views == 2 else batch.b)
@@ -107,15 +134,16 @@ def _adversarial_update(
         # Both players' gradients are of the same loss, with opposite signs: one backward pass fills the encoder's
         # .grad and the leaves', and only the latter are negated below.
         found = accumulate_gradients(networks, batch, leaves, config)
-        check_finite(found.losses, penalties)
+        terms = _guard(optimizers, found, penalties)
     else:
         found = accumulate_gradients(networks, batch, [leaf.detach() for leaf in leaves], config)
-        check_finite(found.losses, penalties)
+        first = _guard(optimizers, found, penalties)
         _update(optimizers.encoder)
         # The momentum networks move at the end of the step: the targets they gave are still valid.
-        targets = found.targets if networks.momentum is not None else ()
+        targets = found.targets if networks.momentum is not None else None
         with frozen(networks):
-            check_finite(accumulate_gradients(networks, batch, leaves, config, targets).losses, penalties)
+            terms = _guard(optimizers, accumulate_gradients(networks, batch, leaves, config, targets), penalties)
+        terms = Terms(torch.stack([first.losses, terms.losses]), terms.penalties)
     # Each masked view pays for its own masks: the penalty is the sum of the views' means, not their mean.
     price = masking.sparsity_weight * views * (penalties.mean() if masking.reduction == "mean" else penalties.sum())
     if masking.entropy_weight:
@@ -123,14 +151,32 @@ def _adversarial_update(
         # multiplies its share by their number.
         price = price - masking.entropy_weight * parallel.world_size() * size_entropy(masks, views)
     gradients = torch.cat([leaf.grad for leaf in leaves if leaf.grad is not None], dim=1)
+    # Workers exchange the encoder's gradients while the occlusion model's are computed.
+    exchanged = _exchange(optimizers.encoder) if masking.order == "simultaneous" else None
     # Gradient descent on price - objective is ascent on L - lambda p (paper, Equation 8).
     torch.autograd.backward([slots, price], [-gradients, None])
     # Simultaneous: neither player moves before both gradients are taken.
-    if masking.order == "simultaneous":
-        _update(optimizers.encoder)
+    if exchanged is not None:
+        _update(optimizers.encoder, exchanged)
     assert optimizers.occlusion is not None
     _update(optimizers.occlusion)
-    return found, penalties.detach().mean()
+    return found, penalties.detach().mean(), terms
+
+
+def _update_statistics(networks: Networks, view: Embedding, found_inf: Tensor) -> None:
+    """Update the objective's running statistics, unless a term was not finite, as a diverged step is reproduced."""
+    statistics = list(networks.objective.buffers(recurse=False))
+    before = [values.clone() for values in statistics]
+    networks.objective.update_statistics(view)
+    for values, old in zip(statistics, before, strict=True):
+        values.copy_(torch.where(found_inf > 0, old, values))
+
+
+def _guard(optimizers: Optimizers, found: SlotLosses, penalties: Tensor) -> Terms:
+    """Stop all updates from now on if a term is not finite on any worker; return the terms."""
+    terms = Terms(found.losses, penalties).mean_over_workers()
+    torch.maximum(optimizers.found_inf, terms.found_inf(), out=optimizers.found_inf)
+    return terms
 
 
 def accumulate_gradients(
@@ -138,53 +184,72 @@ def accumulate_gradients(
     batch: Batch,
     slots: Sequence[Tensor | None],
     config: TrialConfig,
-    targets: Iterable[Tensor] = (),
+    targets: Sequence[Tensor] | None = None,
 ) -> SlotLosses:
-    """Accumulate the objective's gradients into the encoder and into the slots' leaves, slot by slot.
+    """Accumulate the objective's gradients into the encoder and into the slots' leaves, some slots at a time.
 
     Args:
-        networks: The networks; the encoder may be frozen.
+        networks: The networks; the encoder may be frozen. Their ``slots_at_once`` are embedded in one batch.
         batch: Two views of B images.
         slots: K masks [B, 1, S, S] in [0, 1] (of both views, [2B, 1, S, S], where both are masked); None masks nothing.
         config: The trial's configuration.
-        targets: ``SlotLosses.targets`` of an earlier call with the same slots, if still valid; computed if empty.
+        targets: ``SlotLosses.targets`` of an earlier call with the same slots, if still valid; computed if None.
 
     Returns:
         The losses of the slots, without the weight of the reduction, and what was computed beside them.
     """
-    known = iter(targets)
     seen: list[Tensor] = []
 
-    def embed(x: Tensor, mask: Tensor | None = None, fill: Tensor | None = None) -> tuple[Embedding, Tensor]:
-        # Seeded for each embedding, so that dropout and stochastic depth draw the same numbers in both passes of an
+    def embed(views: Sequence[View]) -> list[Embedding]:
+        known = None if targets is None else targets[len(seen) : len(seen) + len(views)]
+        # Seeded for each batch, so that dropout and stochastic depth draw the same numbers in both passes of an
         # alternating step, and after a resumption.
-        torch.manual_seed(batch.module_seed + len(seen))
-        view, features = networks.embed(x, mask, next(known, None), fill)
-        seen.append(view.target)
-        return view, features
+        _seed(batch, len(seen))
+        embedded = networks.embed_together(views, known)
+        seen.extend(view.target for view in embedded)
+        return embedded
 
     both = config.objective.masked_views == "both" and slots[0] is not None
-    view_a, features = embed(batch.a)
-    unmasked = [view_a, embed(batch.b)[0]] if both else [view_a]
+    _seed(batch, 0)
+    view_a, features = networks.embed(batch.a, target=None if targets is None else targets[0])
+    seen.append(view_a.target)
+    unmasked = [view_a, *embed([View(batch.b)])] if both else [view_a]
     # Only the online embeddings carry gradients; targets come without (``Networks.embed``).
     leaves = [Embedding(view.online.detach().requires_grad_(), view.target) for view in unmasked]
     weight = 1 / len(slots) if config.masking.reduction == "mean" else 1.0
-    losses = []
-    for slot in slots:
+    losses, at_once = [], networks.slots_at_once
+    for first in range(0, len(slots), at_once):
+        views = [view for slot in slots[first : first + at_once] for view in _masked_views(batch, slot, both)]
+        # One view at a time where memory must not grow.
+        embedded = embed(views) if at_once > 1 else [view for one in views for view in embed([one])]
         if both:
-            assert slot is not None
-            mask_a, mask_b = slot.chunk(2)
-            masked = embed(batch.a, mask_a, batch.fill_a)[0], embed(batch.b, mask_b, batch.fill_b)[0]
-            loss = networks.objective.loss_of_both((leaves[0], leaves[1]), masked)
+            pairs = zip(embedded[::2], embedded[1::2], strict=True)
+            own = [networks.objective.loss_of_both((leaves[0], leaves[1]), pair) for pair in pairs]
         else:
-            loss = networks.objective.loss_between(leaves[0], embed(batch.b, slot, batch.fill_b)[0])
-        (weight * loss).backward()  # at once: it frees this slot's graph before the next one is built
-        losses.append(loss.detach())
+            own = [networks.objective.loss_between(leaves[0], view) for view in embedded]
+        # At once: it frees the graph of these slots before the next one is built.
+        (weight * torch.stack(own).sum()).backward()
+        losses += [loss.detach() for loss in own]
     # No gradient where the encoder is frozen, or where the objective ignores the unmasked view (pixel).
     for view, leaf in zip(unmasked, leaves, strict=True):
         if view.online.requires_grad and leaf.online.grad is not None:
             view.online.backward(leaf.online.grad)
     return SlotLosses(torch.stack(losses), view_a, features, seen)
+
+
+def _seed(batch: Batch, number: int) -> None:
+    """Seed what modules draw in an embedding of a step."""
+    # No recorded step draws anything (``graphs.check_recordable``), and seeds cannot change in a recording.
+    if not (batch.a.is_cuda and torch.cuda.is_current_stream_capturing()):
+        torch.manual_seed(batch.module_seed + number)
+
+
+def _masked_views(batch: Batch, slot: Tensor | None, both: bool) -> list[View]:
+    """List the views that a slot masks: the second, or the first and the second."""
+    if not both or slot is None:
+        return [View(batch.b, slot, batch.fill_b)]
+    mask_a, mask_b = slot.chunk(2)
+    return [View(batch.a, mask_a, batch.fill_a), View(batch.b, mask_b, batch.fill_b)]
 
 
 def choose_slots(masks: Tensor, drawn: Tensor) -> Tensor:
@@ -216,9 +281,14 @@ def frozen(networks: Networks) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _update(optimizer: torch.optim.Optimizer) -> None:
-    """Average the gradients over the workers, take a step, and clear them."""
-    parallel.average_gradients(p for group in optimizer.param_groups for p in group["params"])
+def _exchange(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Begin to average the gradients over the workers; see ``parallel.average_gradients``."""
+    return parallel.average_gradients(p for group in optimizer.param_groups for p in group["params"])
+
+
+def _update(optimizer: torch.optim.Optimizer, exchanged: Callable[[], None] | None = None) -> None:
+    """Take a step with the gradients averaged over the workers, whose exchange may have begun; then clear them."""
+    (exchanged or _exchange(optimizer))()
     optimizer.step()
     optimizer.zero_grad()
 

@@ -20,15 +20,18 @@ from adios_ray.config import TrialConfig, check_adapted, check_batch, check_imag
 from adios_ray.data.augment import denormalize
 from adios_ray.data.loader import Batch, BatchLoader, central_views
 from adios_ray.data.shards import Split, open_shards
-from adios_ray.errors import CheckpointError, NonFiniteError, ReplicaError
+from adios_ray.devices import CPU, prepare_device
+from adios_ray.errors import CheckpointError, ReplicaError
 from adios_ray.evaluation.fitness import UNKNOWN, Estimate, Fitness, Indices, evaluate, halves
 from adios_ray.masking.slots import read_head, replace_head, resize_head, slot_statistics, use_blank_head
 from adios_ray.models.networks import Networks, with_average
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.training.allocator import keep_freed_memory
-from adios_ray.training.divergence import batch_state
+from adios_ray.training.cost import fitting_slots
+from adios_ray.training.divergence import DivergenceWatch, batch_state
+from adios_ray.training.graphs import step_function
 from adios_ray.training.optimizers import build_optimizers, make_schedule
-from adios_ray.training.step import Measurements, train_step
+from adios_ray.training.step import Measurements
 from adios_ray.trial_report import TrialReport
 from adios_ray.validation import parse
 
@@ -66,6 +69,7 @@ class Trainer:
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
         self._val_parts = halves(self.val_split)
         self.feed = BatchLoader(dataset.split(*dataset.manifest.training_splits), config, self.image_size, device)
+        prepare_device(device)
         if device.type == "cpu":
             keep_freed_memory()
         # The order of the lines below matters. First the seed: every worker draws the same initial weights, since
@@ -81,6 +85,9 @@ class Trainer:
             load_initial(self.networks, load_weights(config.initial_weights), config.initial_weights)
         if config.compile:
             self.networks.compile_parts()  # after the change of layout: compiled code is specialized to strides
+        if device.type == "cuda" and config.slots_at_once is None and self.networks.can_batch_slots:
+            slots = fitting_slots(config, self.image_size, device)
+            self.networks.slots_at_once = min(parallel.gather_values(slots))
         self.optimizers = build_optimizers(self.networks, config.optimizer)
         # Compared before masks are resized, which is collective: workers that read different files of initial weights
         # could disagree on whether to resize, and would wait for each other forever.
@@ -90,6 +97,7 @@ class Trainer:
         self._sums = torch.zeros(len(Measurements._fields), device=device)
         self.divergence: str | None = None
         self._failed_batch: Batch | None = None
+        self._take_step = step_function(self.networks, self.optimizers, config)
 
     @property
     def epoch(self) -> int:
@@ -111,21 +119,26 @@ class Trainer:
         began, first, waited_before = time.perf_counter(), self.step, self.feed.waited_s
         peak = self.config.optimizer
         self.networks.train()
-        try:
-            for batch in self.feed.batches(self.seed, self.step, step if self.divergence is None else self.step):
-                self.optimizers.set_learning_rates(
-                    encoder_lr=self.schedule.lr(peak.encoder_lr, self.step),
-                    occlusion_lr=self.schedule.lr(peak.occlusion_lr, self.step),
-                    predictor_lr=peak.encoder_lr if self.config.constant_predictor_lr else None,
-                )
-                progress = self.step / self.schedule.total_steps
-                # Summed on the device and read once a report: reading here would wait for the update to finish.
-                self._sums += torch.stack(train_step(self.networks, self.optimizers, batch, self.config, progress))
-                self.step += 1
-                # A plain mean over the first epoch, so that the initial weights have no part in it.
-                self.networks.update_average(1 / min(self.step, self.feed.steps_per_epoch))
-        except NonFiniteError as error:
-            self.divergence, self._failed_batch = f"step {self.step}: {error}", batch
+        watch, failure = DivergenceWatch(), None
+        for batch in self.feed.batches(self.seed, self.step, step if self.divergence is None else self.step):
+            self.optimizers.set_learning_rates(
+                encoder_lr=self.schedule.lr(peak.encoder_lr, self.step),
+                occlusion_lr=self.schedule.lr(peak.occlusion_lr, self.step),
+                predictor_lr=peak.encoder_lr if self.config.constant_predictor_lr else None,
+            )
+            progress = self.step / self.schedule.total_steps
+            result = self._take_step(batch, progress)
+            # Summed on the device and read once a report: reading here would wait for the update to finish.
+            self._sums += torch.stack(result.measurements)
+            if failure := watch.follow(self.step, batch, result.terms):
+                break
+            self.step += 1
+            # A plain mean over the first epoch, so that the initial weights have no part in it.
+            weight = 1 / min(self.step, self.feed.steps_per_epoch)
+            self.networks.update_average(weight * self.optimizers.updates)
+        failure = failure or watch.last()
+        if failure:
+            self.divergence, self._failed_batch = f"step {failure.step}: {failure.fault}", failure.batch
         seconds = time.perf_counter() - began
         # A diverged trial reports at the same epochs as the others, so that it takes part in their decisions and can
         # copy a donor.
@@ -253,7 +266,7 @@ class Trainer:
             ConfigError: If ``config`` differs from the trainer's in a value that cannot change while a trial trains.
             ReplicaError: If the workers of the trial hold different parameters afterwards.
         """
-        self.restore(load_checkpoint(pointer, self.device), config, pointer.path)
+        self.restore(load_checkpoint(pointer, CPU), config, pointer.path)
 
     def restore(self, state: dict[str, Any], config: TrialConfig, origin: Path) -> None:
         """Take over the state of a checkpoint, then continue under ``config``; every worker must call this.
@@ -261,7 +274,7 @@ class Trainer:
         Where ``config`` has another number of slots than the checkpoint, slots are split or merged.
 
         Args:
-            state: The state that ``save`` wrote, on the trainer's device.
+            state: The state that ``save`` wrote; on the CPU, so that the device never holds it twice.
             config: The configuration to continue under.
             origin: Where the checkpoint was read from, for messages.
 
@@ -286,11 +299,14 @@ class Trainer:
                 ) from error
             optimizer.zero_grad()
         self.divergence = state["divergence"]
-        self.step, self.seed, self._sums = state["step"], state["seed"], state["sums"].clone()
+        self.optimizers.found_inf.zero_()
+        self.step, self.seed = state["step"], state["seed"]
+        self._sums.copy_(state["sums"])
         self._adapt(config)
         # Compared before masks are resized, as in __init__: workers may have read different checkpoints.
         self._check_replicas(f"after loading {origin}")
         self._resize_masks(config.masking.slots)
+        self._take_step = step_function(self.networks, self.optimizers, self.config)
 
     def _adapt(self, config: TrialConfig) -> None:
         """Continue under another configuration; masks are resized by ``_resize_masks``."""

@@ -39,7 +39,7 @@ class Harmed(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureSection:
-    """What the section shows beside its charts."""
+    """Contents of the section beside its charts."""
 
     inspection: Inspection
     sprites: dict[str, Any]

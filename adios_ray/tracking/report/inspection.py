@@ -1,4 +1,4 @@
-"""What the best weights see: features of some validation images and of their masked versions, computed once.
+"""Features that the best weights give some validation images and their masked versions, computed once.
 
 The result is kept in the run directory, so that reports of a running run can show it without computing anything.
 """
@@ -40,7 +40,7 @@ Integers = npt.NDArray[np.int64]
 
 
 class InspectionInfo(BaseModel):
-    """What an inspection is of."""
+    """Subject of an inspection."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

@@ -27,7 +27,7 @@ class WinningValue:
 
 @dataclass(frozen=True)
 class NextStep:
-    """What to do next."""
+    """A recommended next command."""
 
     reason: str
     command: str

@@ -21,7 +21,7 @@ TIME_PARTS = {
     "evaluation": "#009988",
     "between reports": "#9aa0a6",
 }
-"""Where a trial's time goes, with the colors of the parts."""
+"""Parts of a trial's time, with their colors."""
 
 
 def parallel_chart(run: RunData, population: ChartData) -> Figure:

@@ -34,7 +34,7 @@ SLOW_DATA, MUCH_IDLE = 0.05, 0.25
 
 
 class Verdict(NamedTuple):
-    """What a run shows.
+    """A finding about a run.
 
     Attributes:
         kind: good: as it should be; look: worth a change; wrong: results cannot be relied on.

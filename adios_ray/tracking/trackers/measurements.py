@@ -1,4 +1,4 @@
-"""What all trackers log of a report: its numbers, and pictures of its masks."""
+"""Contents of a report for all trackers: its numbers, and pictures of its masks."""
 
 import math
 from collections.abc import Iterator

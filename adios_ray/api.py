@@ -1,0 +1,185 @@
+"""Train, evaluate and read runs from Python: what ``adios_ray`` offers under its own name, besides loading weights."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
+
+from adios_ray.config import replaced
+from adios_ray.errors import ConfigError, RecordError, UsageError
+from adios_ray.run_directory import RunDirectory
+from adios_ray.tracking import records
+from adios_ray.tracking.records import COLUMNS, MaskFile, RunSummary
+from adios_ray.validation import explain
+
+if TYPE_CHECKING:
+    from adios_ray.config import CentralView
+    from adios_ray.evaluation.result import EvaluationResult
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run directory, read when asked for: also that of a run in progress.
+
+    Attributes:
+        path: The run directory.
+    """
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration, as in ``config.json``."""
+        return records.read_config(self.path)
+
+    @cached_property
+    def results(self) -> pa.Table:
+        """A row for each report, by trial and epoch; searched values are columns named by their paths."""
+        rows = records.read_results(self.path)
+        searched = dict.fromkeys(path for row in rows for path in row.values)
+        columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
+        return pa.table(columns | {path: [row.values.get(path) for row in rows] for path in searched})
+
+    @cached_property
+    def exploits(self) -> pa.Table:
+        """A row for each copy, in the order of the decisions: trial, donor, their scores, z, p, and values.
+
+        Searched values before and after are columns ``old.PATH`` and ``new.PATH``.
+        """
+        return _table(
+            {
+                **exploit.model_dump(exclude={"old", "new", "scores"}),
+                "score": exploit.scores.get(exploit.trial),
+                "donor_score": exploit.scores.get(exploit.donor),
+                **{f"old.{path}": value for path, value in exploit.old.items()},
+                **{f"new.{path}": value for path, value in exploit.new.items()},
+            }
+            for exploit in records.read_lineage(self.path)
+        )
+
+    @cached_property
+    def refusals(self) -> pa.Table:
+        """A row for each refused copy, in the order of the decisions."""
+        return _table(refusal.model_dump(exclude={"refused"}) for refusal in records.read_refusals(self.path))
+
+    @cached_property
+    def drops(self) -> pa.Table:
+        """A row for each trial that left in the opening."""
+        return _table(drop.model_dump(exclude={"dropped"}) for drop in records.read_drops(self.path))
+
+    @property
+    def summary(self) -> RunSummary | None:
+        """The outcome; None while the run has not finished."""
+        return records.read_summary(self.path)
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The best trial's last checkpoint.
+
+        Raises:
+            RecordError: If the run has not finished.
+        """
+        if (summary := self.summary) is None:
+            raise RecordError(f"{self.path} has no summary: the run has not finished; checkpoints/ has those so far")
+        return RunDirectory(self.path).checkpoint(summary.best_trial, summary.best_epoch)
+
+    def mask_epochs(self, trial: str) -> list[int]:
+        """List the epochs at which a trial's masks were stored, ascending."""
+        return records.mask_epochs(self.path, trial)
+
+    def masks(self, trial: str, epoch: int) -> MaskFile:
+        """Read the masks of the run's fixed validation images.
+
+        Raises:
+            FileNotFoundError: If none were stored at this epoch.
+            RecordError: If the file is damaged.
+        """
+        return records.read_masks(self.path, trial, epoch)
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Make a table of rows, with the columns of all of them."""
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def load_run(path: str | Path) -> LoadedRun:
+    """Open a run directory for reading; see ``adios_ray.load_run``."""
+    run = RunDirectory(Path(path).expanduser())
+    if not run.config.is_file():
+        raise ConfigError(f"{path} is not a run directory: it has no {run.config.name}")
+    return LoadedRun(run.path)
+
+
+def train(
+    data_dir: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    family: str | None = None,
+    space: str | Path | None = None,
+    **settings: Any,
+) -> LoadedRun:
+    """Train a population; see ``adios_ray.train``."""
+    from adios_ray.experiment import runner
+    from adios_ray.experiment.command import default_space, named_space
+    from adios_ray.experiment.presets import preset_config
+
+    changes = dict(_paths(settings))
+    chosen = (changes.get(path) for path in ("objective.name", "backbone.name", "masking.scheme"))
+    defaults = preset_config(preset, family, *chosen)
+    changes["space"] = named_space(os.fspath(space) if space is not None else default_space(preset))
+    if data_dir is not None:
+        changes["data_dir"] = os.fspath(data_dir)
+    return LoadedRun(runner.start(replaced(defaults, changes, "train")))
+
+
+def _paths(settings: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of each setting in nested ones."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{section}{name}.")
+        else:
+            yield f"{section}{name}", value
+
+
+def evaluate(
+    checkpoint: str | Path | Sequence[str | Path],
+    data_dir: str | Path,
+    kind: str = "knn",
+    *,
+    split: Literal["val", "test"] = "test",
+    view: "CentralView | None" = None,
+    averaged: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> "EvaluationResult":
+    """Evaluate a frozen encoder; see ``adios_ray.evaluate``."""
+    from rich.console import Console
+
+    from adios_ray.commands.evaluate import KINDS, Evaluate
+
+    if kind not in KINDS:
+        raise UsageError(f"there is no evaluation {kind!r}: choose one of {', '.join(KINDS)}")
+    known = [field.name for field in fields(KINDS[kind])]  # type: ignore[arg-type]  # every kind is a dataclass
+    if unknown := [name for name in options if name not in known]:
+        raise UsageError(f"evaluation {kind} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    try:
+        chosen = TypeAdapter(KINDS[kind]).validate_python(options)
+    except ValidationError as error:
+        raise UsageError(f"evaluation {kind}: {explain(error)}") from None
+    checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
+    return Evaluate(
+        kind=chosen,  # type: ignore[arg-type]  # one of the kinds, by KINDS
+        checkpoint=tuple(checkpoints),
+        data_dir=os.fspath(data_dir),
+        split=split,
+        view=view,
+        averaged=averaged,
+        seed=seed,
+    ).result(Console(quiet=True))

@@ -1,0 +1,204 @@
+"""Command lines as typed values by tyro, whose errors become one line like all others."""
+
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
+from types import UnionType
+from typing import Any, NoReturn, TypeVar, overload
+
+import tyro
+from pydantic import ValidationError
+
+# tyro's hook for errors is not a part of its public interface: pyproject.toml bounds tyro's version, and
+# tests/test_wrong_uses.py fails where an error is printed otherwise.
+from tyro import _errors as tyro_errors
+
+from adios_ray.errors import UsageError
+from adios_ray.validation import explain, suggestion
+
+Value = TypeVar("Value")
+
+_FLAG = re.compile(r"^[^\w-]*(--[a-z][\w.-]*)", re.MULTILINE)
+"""A flag at the begin of a line of ``--help``, inside its box."""
+_COMMAND = re.compile(r"^[^\w-]*• ([a-z][\w-]*)", re.MULTILINE)
+"""A sub-command in ``--help``."""
+_EXPECTED = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path", "STR": "a text"}
+"""Descriptions of tyro's names of types."""
+_SENTENCE_END = re.compile(r"(?<=[^.])[.;:] ")
+"""The end of the first sentence of a help text."""
+
+
+@overload
+def parse_arguments(
+    kind: Callable[..., Value],
+    arguments: Sequence[str] | None = None,
+    *,
+    program: str | None = None,
+    description: str | None = None,
+    default: Any = tyro.MISSING_NONPROP,
+    examples: Sequence[str] = (),
+) -> Value: ...
+@overload
+def parse_arguments(
+    kind: UnionType,
+    arguments: Sequence[str] | None = None,
+    *,
+    program: str | None = None,
+    description: str | None = None,
+    default: Any = tyro.MISSING_NONPROP,
+    examples: Sequence[str] = (),
+) -> Any: ...
+def parse_arguments(
+    kind: Any,
+    arguments: Sequence[str] | None = None,
+    *,
+    program: str | None = None,
+    description: str | None = None,
+    default: Any = tyro.MISSING_NONPROP,
+    examples: Sequence[str] = (),
+) -> Any:
+    """Parse a command line.
+
+    Args:
+        kind: A dataclass, a model, a union of sub-commands, or a function, which is called.
+        arguments: The command line without the program's name; the process's if None.
+        program: The program's name in ``--help``; the process's own if None.
+        description: First paragraph of ``--help``; the docstring of ``kind`` if None.
+        default: Values that flags replace.
+        examples: Command lines that ``--help`` shows at its end.
+
+    Returns:
+        The parsed value; for a function, what it returns.
+
+    Raises:
+        UsageError: If the command line cannot be used; names the flag, its value, and what is allowed.
+        SystemExit: After ``--help``.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+
+    def parse(line: Sequence[str]) -> Any:
+        return tyro.cli(kind, args=line, prog=program, description=description, default=default)
+
+    def refuse(event: tyro_errors.ParseErrorEvent) -> None:
+        _refuse(event, given, lambda words: _help(parse, words))
+
+    with tyro_errors.on_parse_error(refuse):
+        try:
+            return parse(given)
+        except SystemExit:
+            if {"-h", "--help"} & set(given) and examples:
+                print("\n".join(["examples:", *(f"  {example}" for example in examples)]))
+            raise
+
+
+def last_value(arguments: Sequence[str], flag: str) -> str | None:
+    """Find the last value that a command line gives a flag, as --flag VALUE or --flag=VALUE; None without one."""
+    found = None
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            found = value if equals else next(iter(arguments[position + 1 : position + 2]), None)
+    return found
+
+
+def _help(parse: Callable[[Sequence[str]], object], given: Sequence[str]) -> tuple[list[str], str]:
+    """Find the sub-command that a command line names, and its ``--help``."""
+    command: list[str] = []
+    text = _printed(parse, command)
+    for word in given:
+        if word in _COMMAND.findall(text):
+            command.append(word)
+            text = _printed(parse, command)
+    return command, text
+
+
+def _printed(parse: Callable[[Sequence[str]], object], command: Sequence[str]) -> str:
+    text = io.StringIO()
+    with redirect_stdout(text), suppress(SystemExit):
+        parse([*command, "--help"])
+    return text.getvalue()
+
+
+def _refuse(
+    event: tyro_errors.ParseErrorEvent, given: Sequence[str], help_of: Callable[[Sequence[str]], tuple[list[str], str]]
+) -> NoReturn:
+    """Raise the UsageError of an error of tyro."""
+    # Before missing arguments, which are often those that a misspelled flag should have given.
+    if tokens := getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None):
+        raise UsageError(_unknown(tokens[0].partition("=")[0], given, event.prog, *help_of(given)))
+    if isinstance(event, tyro_errors.MissingSubcommand):
+        commands = list(event.subcommand_spec.parser_from_name)
+        found = f"{event.found_token!r} is no command" if event.found_token else "a command is missing"
+        raise UsageError(f"{found}: choose one of {', '.join(commands)}")
+    if isinstance(event, tyro_errors.MissingArgs):
+        missing = "; ".join(f"{_name(each.arg)} ({_summary(each.arg)})" for each in event.missing_arguments)
+        program = f"{event.prog} {event.missing_arguments[0].source_parser.prog_suffix}".strip()
+        raise UsageError(f"{program} needs {missing}; see {program} --help")
+    if isinstance(event, tyro_errors.InvalidChoice):
+        near = suggestion(event.value, event.choices)
+        raise UsageError(f"{_name(event.argument)} {event.value} is not one of {', '.join(event.choices)}{near}")
+    if isinstance(event, tyro_errors.BadValue):
+        if event.offending_value is not None:
+            raise UsageError(f"{_name(event.argument)} takes no value, not {event.offending_value}")
+        raise UsageError(f"{_name(event.argument)} needs a value: {_expected(event.argument)}")
+    if isinstance(event, tyro_errors.InstantiationFailure):
+        raise UsageError(_invalid(event, given))
+    raise UsageError(f"the command line cannot be read ({type(event).__name__}); see {event.prog} --help")
+
+
+def _unknown(token: str, given: Sequence[str], program: str, command: Sequence[str], help_text: str) -> str:
+    """Describe a word of the command line that is no flag, no value of one, and no command."""
+    see = f"see {' '.join([program, *command])} --help"
+    if token.startswith("-"):
+        return f"{token} is not known{suggestion(token, _FLAG.findall(help_text)) or f'; {see}'}"
+    position = given.index(token) if token in given else 0
+    if position == len(command) and (commands := _COMMAND.findall(help_text)):
+        near = suggestion(token, commands)
+        return f"{token!r} is no command{near}; choose one of {', '.join(commands)}"
+    before = given[position - 1] if position else ""
+    if before.startswith("-"):
+        return f"{before} takes no value, not {token!r}; {see}"
+    before = before and f" after {before}"
+    return f"{token!r}{before} is not expected: it belongs to no flag; {see}"
+
+
+def _invalid(event: tyro_errors.InstantiationFailure, given: Sequence[str]) -> str:
+    """Describe a value of the wrong type, or what a model says of its values."""
+    if event.argument is not None:
+        name = _name(event.argument)
+        return f"{name} {last_value(given, name)} must be {_expected(event.argument)}"
+    # At the root the model's own error; in a section tyro's, raised while it handled the model's.
+    raised = sys.exception()
+    cause, prefix = (raised, "") if isinstance(raised, ValidationError) else _in_section(raised)
+    if not isinstance(cause, ValidationError):
+        return event.message
+    return explain(cause, spell=lambda path, value: f"{as_flag(prefix + path)} {value}")
+
+
+def _in_section(raised: BaseException | None) -> tuple[BaseException | None, str]:
+    """Return what a section's model raised, and the begin of the section's paths."""
+    return getattr(raised, "__context__", None), f"{getattr(raised, 'arg', '')}."
+
+
+def as_flag(path: str) -> str:
+    """Spell a configuration path as the flag that sets it."""
+    return f"--{path.replace('_', '-')}"
+
+
+def _name(argument: Any) -> str:
+    return str(argument.field.intern_name.upper() if argument.is_positional() else argument.lowered.name_or_flags[-1])
+
+
+def _summary(argument: Any) -> str:
+    """Return the first sentence of an argument's help."""
+    text = argument.field.helptext  # read from the source where it is needed
+    text = " ".join(((text() if callable(text) else text) or _expected(argument)).split())
+    return _SENTENCE_END.split(text, maxsplit=1)[0].rstrip(".")
+
+
+def _expected(argument: Any) -> str:
+    """Describe the values that an argument takes."""
+    parts = [part for part in re.split(r"[{}|,]", str(argument.lowered.metavar)) if part not in ("", "None")]
+    return " or ".join(_EXPECTED.get(part, part) for part in parts)

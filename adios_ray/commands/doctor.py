@@ -1,0 +1,226 @@
+"""The command that checks a machine, a preset on it, or an objective, before weeks are spent."""
+
+import importlib
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adios_ray.config import OBJECTIVES
+from adios_ray.errors import InputError, RunError, UsageError
+from adios_ray.experiment.config import PresetName
+
+if TYPE_CHECKING:
+    from adios_ray.experiment.resources import Node
+    from adios_ray.objectives import Objective
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Check this machine, its cluster and storage, and whether a preset fits; or an objective for common bugs."""
+
+    preset: PresetName | None = None
+    """Preset to measure a step of: whether it fits, hours, memory and disk."""
+
+    storage: Path = Path("runs")
+    """Directory that runs would be written into; only its writability and free space are checked."""
+
+    data_dir: str | None = None
+    """Directory or URI of the data set to train on; the published number of images if not given."""
+
+    seconds: float = 10.0
+    """Seconds of the measurement; three steps are measured in any case."""
+
+    objective: str | None = None
+    """Check an objective instead: a name such as vicreg, or MODULE:CLASS, a class that you are writing."""
+
+    def run(self) -> None:
+        """Print a line for each check.
+
+        Raises:
+            UsageError: If options cannot be used.
+            RunError: If a check has found a problem.
+        """
+        if not 0 <= self.seconds <= 600:
+            raise UsageError(f"--seconds {self.seconds:g} must be in [0, 600]")
+        if self.objective is None:
+            problems = self._check_machine()
+        elif self.preset or self.data_dir:
+            raise UsageError("--objective is checked by itself: leave --preset and --data-dir out")
+        else:
+            problems = _check_objective(self.objective)
+        if problems:
+            raise RunError(f"{problems} problem{'s' if problems > 1 else ''}, marked with ! above")
+
+    def _check_machine(self) -> int:
+        """Print what there is, then whether the preset fits; return the number of problems."""
+        from adios_ray.devices import best_device
+        from adios_ray.tracking.environment import current_environment
+
+        environment, device = current_environment(), best_device()
+        print(f"machine: {environment.machine}, {_memory_bytes() / GIB:.3g} GiB of memory")
+        print(f"devices: {', '.join(_gpus()) or 'no GPU that torch can use: trainings run on CPUs'}")
+        print(f"versions: {', '.join(f'{name} {version}' for name, version in environment.versions.items())}")
+        problems = sum([self._check_storage(), _check_wandb()])
+        nodes, unusable = _cluster(device.type == "cuda")
+        problems += unusable
+        images, stored = None, None
+        if self.data_dir is not None:
+            from adios_ray.data.shards import read_manifest
+
+            manifest = read_manifest(self.data_dir)
+            images, stored = sum(map(manifest.images, manifest.training_splits)), manifest.image_size
+            print(f"data: {self.data_dir}: {images:,} training images of {stored} pixels")
+        if self.preset is not None:
+            problems += self._check_preset(self.preset, nodes, images, stored)
+        return problems
+
+    def _check_storage(self) -> bool:
+        """Print whether the storage can be written to and how much is free; nothing is created."""
+        from adios_ray.files import check_writable
+
+        folder = self.storage.expanduser().resolve()
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        try:
+            check_writable(existing)
+        except OSError as error:
+            print(f"! storage: {folder} cannot be written to: {error.strerror or error}")
+            return True
+        print(f"storage: {folder} can be written to, {shutil.disk_usage(existing).free / GIB:.3g} GiB are free")
+        return False
+
+    def _check_preset(self, preset: str, nodes: "list[Node]", images: int | None, stored: int | None) -> int:
+        """Measure a step and print what a run of the preset would need."""
+        from adios_ray.devices import best_device
+        from adios_ray.experiment.feasibility import TRAINING_IMAGES, needs, view_size
+        from adios_ray.experiment.presets import preset_config
+        from adios_ray.training.allocator import keep_freed_memory
+        from adios_ray.training.cost import measure_step
+
+        config, device = preset_config(preset), best_device()
+        size, images = view_size(config, stored), images or TRAINING_IMAGES[preset]
+        keep_freed_memory()
+        step = measure_step(config.trial(), size, device, self.seconds)
+        where = "one GPU" if device.type == "cuda" else "one CPU core"
+        print(f"speed: {1 / step.seconds_per_image:.3g} images/s of {size} pixels on {where}")
+        found = needs(config, images, step, nodes)
+        print(
+            f"preset {preset}: {config.population} trials, {found.at_once} at once, {config.epochs} epochs of "
+            f"{images:,} images: {found.hours:.3g} hours of steps (evaluations not counted)"
+        )
+        free = shutil.disk_usage(next(p for p in (self.storage, *self.storage.absolute().parents) if p.exists())).free
+        memory = _gpu_memory_bytes() if device.type == "cuda" else _memory_bytes()
+        return _fits("memory", found.memory_bytes, memory, "lower --batch-size or give --micro-batch-size") + _fits(
+            "disk", found.disk_bytes, free, "name another --storage"
+        )
+
+
+def _fits(name: str, needed: float, available: float, advice: str) -> bool:
+    """Print whether something is enough; return whether it is not."""
+    short = needed > available
+    amounts = f"about {needed / GIB:.2g} of {available / GIB:.3g} GiB"
+    print(f"! {name}: {amounts}: {advice}" if short else f"{name}: {amounts}")
+    return short
+
+
+def _cluster(on_gpu: bool) -> "tuple[list[Node], bool]":
+    """Print which cluster a run would join; return its nodes, and whether there is a problem."""
+    import torch
+
+    from adios_ray.backend.cluster import LOCAL, address_to_join, check_temporary_directory, connected
+    from adios_ray.experiment.resources import Node, nodes
+
+    own = Node(float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count() if on_gpu else 0))
+    try:
+        address = address_to_join()
+        if address == LOCAL:
+            check_temporary_directory()
+            print("cluster: none is running; a run starts one on this machine")
+            return [own], False
+        with connected():
+            joined = nodes()
+    except (InputError, RunError) as error:
+        print(f"! cluster: {error}")
+        return [own], True
+    has = "; ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in joined)
+    print(f"cluster: {address}, {len(joined)} nodes: {has}")
+    return joined, False
+
+
+def _check_wandb() -> bool:
+    """Print whether wandb has a token; that is no problem, since --wandb is off by default."""
+    from adios_ray.tracking.trackers.wandb import check_login
+
+    try:
+        check_login()
+    except InputError as error:
+        print(f"wandb: {error}")
+        return False
+    print("wandb: a token is there; --wandb online can be used")
+    return False
+
+
+def _check_objective(name: str) -> int:
+    """Print a line for each check of an objective; return the number of faults."""
+    import torch
+
+    from adios_ray.training.diagnosis import Subject, diagnose
+
+    subject = Subject("simclr" if ":" in name else name, _objective(name))
+    torch.set_num_threads(1)  # the checks' tensors are small
+    began, faults = time.monotonic(), 0
+    for finding in diagnose(subject):
+        faults += finding.fault is not None
+        print(
+            f"! {finding.check}: {finding.fault}" if finding.fault else f"{finding.check}: as it should be", flush=True
+        )
+    print(f"{name}: checked in {time.monotonic() - began:.0f} s")
+    return faults
+
+
+def _objective(name: str) -> "type[Objective]":
+    """Find the class of an objective.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    from adios_ray.objectives import Objective, objective_class
+    from adios_ray.validation import suggestion
+
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        if name not in OBJECTIVES:
+            near = suggestion(name, OBJECTIVES)
+            raise UsageError(f"--objective {name} is not one of {', '.join(OBJECTIVES)}, or MODULE:CLASS{near}")
+        return objective_class(name)
+    sys.path.insert(0, str(Path.cwd()))  # the program's own folder is there instead
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise UsageError(f"--objective {name}: {module} cannot be imported: {error}") from None
+    if not isinstance(found, type) or not issubclass(found, Objective):
+        raise UsageError(f"--objective {name}: {module} has no subclass of Objective of the name {attribute!r}")
+    return found
+
+
+def _memory_bytes() -> int:
+    """Return the memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    found = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
+    return [f"{gpu.name} ({gpu.total_memory / GIB:.3g} GiB)" for gpu in found]
+
+
+def _gpu_memory_bytes() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)

@@ -1,0 +1,138 @@
+"""The cost of a training step, measured on random images: time, memory, and the size of a checkpoint."""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from adios_ray.config import TrialConfig, replaced
+from adios_ray.data.loader import Batch
+from adios_ray.devices import timed
+from adios_ray.masking.schemes import OBJECT_SCHEMES, PATTERN_SCHEMES
+from adios_ray.masking.schemes.base import IDS
+from adios_ray.models.networks import Networks
+from adios_ray.training.graphs import step_function
+from adios_ray.training.optimizers import Optimizers, build_optimizers
+from adios_ray.training.step import StepResult
+
+CPU_PIXELS = 16 * 224**2
+"""Bound on the pixels of a measured step on a CPU, whose time is in proportion to them; a GPU takes the whole batch."""
+STEPS = 3
+"""Smallest number of steps."""
+CLASSES = 100
+
+
+class StepCost(NamedTuple):
+    """Cost of a step.
+
+    Attributes:
+        seconds_per_image: Time on the GPU, or on one core of the CPU.
+        state_bytes: Size of a checkpoint.
+        memory_bytes: Largest memory while a whole batch is trained on: of the GPU; on a CPU what the process has grown
+            by, in proportion to the batch.
+    """
+
+    seconds_per_image: float
+    state_bytes: int
+    memory_bytes: int
+
+
+def measure_step(config: TrialConfig, size: int, device: torch.device, seconds: float = 0.0) -> StepCost:
+    """Measure some steps.
+
+    Args:
+        config: The trial's configuration.
+        size: Side S of the views in pixels.
+        device: Where to train.
+        seconds: Time after which no further step is begun, if there have been enough.
+    """
+    on_gpu = device.type == "cuda"
+    batch_size = config.batch_size if on_gpu else min(config.batch_size, max(CPU_PIXELS // size**2, 2))
+    before = _peak_bytes(device)
+    networks, optimizers, step = random_step(config, size, batch_size, device)
+    began, measured = time.monotonic(), list[float]()
+    while len(measured) < STEPS or time.monotonic() - began < seconds:
+        measured.append(timed(step, device) if on_gpu else _core_seconds(step))
+    moments = [value for o in optimizers.all().values() for state in o.state.values() for value in state.values()]
+    tensors = [*networks.state_dict().values(), *(value for value in moments if isinstance(value, torch.Tensor))]
+    memory = (_peak_bytes(device) - (0 if on_gpu else before)) * config.batch_size // batch_size
+    # Without the first step, in which buffers are allocated.
+    per_image = statistics.median(measured[1:]) / batch_size
+    return StepCost(per_image, sum(t.numel() * t.element_size() for t in tensors), memory)
+
+
+def random_step(
+    config: TrialConfig, size: int, batch_size: int, device: torch.device
+) -> tuple[Networks, Optimizers, Callable[[], StepResult]]:
+    """Build what a trial trains, not compiled, and a function that takes a step on the same random batch each time.
+
+    Args:
+        config: The trial's configuration.
+        size: Side S of the views in pixels.
+        batch_size: Images of the batch, in place of the configured number.
+        device: Where to train.
+    """
+    networks = Networks(config, size, CLASSES).to(device).train()
+    if config.channels_last:
+        networks.to(memory_format=torch.channels_last)
+    optimizers = build_optimizers(networks, config.optimizer)
+    batch = _random_batch(config, batch_size, size, device)
+    take_step = step_function(networks, optimizers, config)
+    return networks, optimizers, lambda: take_step(batch, 0.5)
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Return the largest memory so far, of the GPU or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in kibibytes
+
+
+def _core_seconds(work: Callable[[], object]) -> float:
+    """Measure a call on one core, as cells train on CPUs, by the processor's time: other programs do not count."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    began = time.process_time()
+    work()
+    seconds = time.process_time() - began
+    torch.set_num_threads(threads)
+    return seconds
+
+
+def fitting_slots(config: TrialConfig, size: int, device: torch.device) -> int:
+    """Find how many slots a GPU can embed at once: all of them, or a half until a measured step fits into its memory.
+
+    Args:
+        config: The trial's configuration.
+        size: Side S of the views in pixels.
+        device: The GPU.
+    """
+    slots = 1 if config.masking.scheme in ("none", "adios-s") else config.masking.slots
+    with torch.random.fork_rng([device]):
+        while slots > 1:
+            try:
+                measure_step(replaced(config, {"slots_at_once": slots}), size, device)
+                break
+            except torch.OutOfMemoryError:
+                slots = -(-slots // 2)
+            finally:
+                torch.cuda.empty_cache()
+    return slots
+
+
+def _random_batch(config: TrialConfig, batch_size: int, size: int, device: torch.device) -> Batch:
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format  # that of the feed
+    a, b = (view.contiguous(memory_format=layout) for view in torch.randn(2, batch_size, 3, size, size, device=device))
+    labels = torch.randint(CLASSES, (batch_size,), device=device)
+    masking, masks, rng = config.masking, None, np.random.default_rng(0)
+    masked = 2 * batch_size if config.objective.masked_views == "both" else batch_size
+    if scheme := PATTERN_SCHEMES.get(masking.scheme):
+        masks = scheme.make(rng.random((masked, scheme.draws)), size).to(device)
+    elif objects := OBJECT_SCHEMES.get(masking.scheme):
+        instances = torch.randint(masking.slots, (masked, size, size), dtype=torch.uint8)
+        masks = objects.make(instances, masking.slots, rng.random((masked, IDS))).float().to(device)
+    return Batch(a, b, labels, torch.rand(batch_size, device=device), masks)

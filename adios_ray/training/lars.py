@@ -1,0 +1,69 @@
+"""LARS: SGD whose learning rate is adapted to each layer (You et al. 2017), in few calls for all layers."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from adios_ray.config import LARS_TRUST
+
+EPSILON = 1e-8
+
+
+class LARS(Optimizer):
+    """Scale each layer's update by the ratio of the norms of weights and gradient; equal to timm's Lars.
+
+    Groups are adapted where ``always_adapt`` is True and follow SGD elsewhere. As in torch's fused optimizers, the
+    learning rate may be a tensor on the device, and a step changes nothing where ``found_inf`` is 1.
+
+    Attributes:
+        found_inf: Scalar on the device: 1 skips the next steps, 0 does not; None is as 0.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(self, params: Iterable[Any], lr: float | Tensor, momentum: float) -> None:
+        """Build for parameters or groups of them."""
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "always_adapt": False})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override] # takes no closure
+        """Update all parameters that have gradients."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            gradients = [p.grad for p in parameters]
+            if group["always_adapt"]:
+                gradients = _adapted(parameters, gradients, group["lr"], group["weight_decay"])
+            for p in parameters if group["momentum"] else []:
+                # From 0: the first step then is as the others, and one that is skipped leaves nothing undefined.
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            torch._fused_sgd_(
+                parameters,
+                gradients,
+                [self.state[p]["momentum_buffer"] for p in parameters] if group["momentum"] else [],
+                weight_decay=0.0,  # part of the adapted gradient
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+                found_inf=self.found_inf,
+            )
+
+
+def _adapted(
+    parameters: list[Tensor], gradients: list[Tensor], lr: float | Tensor, weight_decay: float
+) -> list[Tensor]:
+    """Add weight decay and scale each layer's gradient, at most to itself: its own learning rate is at most ``lr``."""
+    weights, slopes = torch.stack(torch._foreach_norm(parameters)), torch.stack(torch._foreach_norm(gradients))
+    trust = LARS_TRUST * weights / (slopes + weight_decay * weights + EPSILON)
+    ratio = torch.where((weights > 0) & (slopes > 0), trust, 1.0).div(lr).clamp(max=1.0)
+    adapted = list(torch._foreach_add(gradients, parameters, alpha=weight_decay))
+    torch._foreach_mul_(adapted, ratio.unbind())
+    return adapted

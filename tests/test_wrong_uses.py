@@ -1,0 +1,261 @@
+"""Wrong uses of the commands: one line that names the thing and its value, status 2, no worker, nothing on disk."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+import yaml
+from made_up_run import make_run
+from small import make_objects
+
+from adios_ray import cli
+from adios_ray.arguments import parse_arguments
+from adios_ray.cli import EXAMPLES, FIRST_STEPS, Command, main
+from adios_ray.experiment.command import read_arguments
+from adios_ray.experiment.config import ExperimentConfig
+from adios_ray.experiment.feasibility import needs
+from adios_ray.experiment.resources import Node
+from adios_ray.tracking import records
+from adios_ray.training.cost import StepCost
+
+SPACE = {
+    "scheduler": "pbt",
+    "parameters": {"optimizer.encoder_lr": {"low": 0.01, "high": 1.0, "scale": "log"}},
+}
+
+
+def spoiled_spaces() -> Iterator[tuple[str, str]]:
+    """Yield files of search spaces that cannot be used."""
+    rate = SPACE["parameters"]["optimizer.encoder_lr"]  # type: ignore[index]
+    path = "optimizer.encoder_lr"
+    changes: dict[str, dict[str, object]] = {
+        "key": {**SPACE, "schedulr": "pbt"},
+        "scheduler": {**SPACE, "scheduler": "pbtt"},
+        "bounds": {**SPACE, "parameters": {path: {**rate, "low": 2.0}}},
+        "scale": {**SPACE, "parameters": {path: {**rate, "scale": "logarithmic"}}},
+        "path": {**SPACE, "parameters": {"optimizer.encoder_rate": rate}},
+        "range": {**SPACE, "parameters": {"masking.slots": {"low": 1, "high": 4, "scale": "integer"}}},
+        "option": {**SPACE, "grace_epochs": 3},
+        "fixed": {**SPACE, "parameters": {"masking.width": {"values": [8, 16]}}},
+        "empty_key": {"scheduler": "pbt"},
+    }
+    for name, values in changes.items():
+        yield name, yaml.safe_dump(values)
+    yield "syntax", "scheduler: pbt\nparameters: {a: [}\n"
+    yield "list", "- 1\n- 2\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write what wrong uses refer to: data sets, runs, checkpoints and search spaces; return their folder."""
+    folder = tmp_path_factory.mktemp("place")
+    make_objects(folder / "data", counts={"train": 24, "val": 8, "test": 8})
+    make_objects(folder / "no_test", counts={"train": 8, "val": 4})
+    damaged = make_objects(folder / "damaged", counts={"train": 8, "val": 4, "test": 4})
+    (damaged / "val-00000.arrow").write_bytes(b"damaged")
+    incomplete = make_objects(folder / "incomplete", counts={"train": 8, "val": 4, "test": 4})
+    (incomplete / "test-00000.arrow").unlink()
+    (folder / "no_manifest").mkdir()
+    (folder / "bad_manifest").mkdir()
+    (folder / "bad_manifest" / "manifest.json").write_text("{")
+    (folder / "spaces").mkdir()
+    for name, text in spoiled_spaces():
+        (folder / "spaces" / f"{name}.yaml").write_text(text)
+    make_run(folder / "run", epochs=2)
+    make_run(folder / "bad_run", epochs=2)
+    (folder / "bad_run" / "results.csv").write_text("a,b\n1,2\n")
+    (folder / "bad_config").mkdir()
+    records.write_config(folder / "bad_config", {"epochs": "many"})
+    (folder / "file").write_text("text")
+    (folder / "empty").mkdir()
+    (folder / "images").mkdir()
+    (folder / "images" / "note.txt").write_text("no image")
+    (folder / "weights.safetensors").write_bytes(b"not safetensors")
+    (folder / "checkpoint").mkdir()
+    torch.save({"networks": 1}, folder / "checkpoint" / "state.pt")
+    (folder / "schedule.json").write_text('{"stages": 3}')
+    return folder
+
+
+DEMO = "train --preset demo"
+MINE = "train --data-dir data --batch-size 8 --backbone.name resnet_small"
+CASES = {
+    # arguments
+    "": "a command is missing: choose one of train",
+    "trian": "'trian' is no command; did you mean train?",
+    "--versoin": "--versoin is not known",
+    f"{DEMO} --batch-sizes 4": "--batch-sizes is not known; did you mean --batch-size?",
+    f"{DEMO} --masking.slotz 4": "--masking.slotz is not known; did you mean --masking.slots?",
+    f"{DEMO} --batch-size": "--batch-size needs a value: a whole number",
+    f"{DEMO} --batch-size many": "--batch-size many must be a whole number",
+    f"{DEMO} --optimizer.encoder-lr fast": "--optimizer.encoder-lr fast must be a number",
+    f"{DEMO} --population 4 8": "'8' after 4 is not expected",
+    f"{DEMO} --compile yes": "--compile takes no value, not 'yes'",
+    f"{DEMO} extra": "'extra' after demo is not expected",
+    "verify": "adios-ray verify needs LOCATION (Directory or URI of the data set)",
+    "prepare --dataset objects": "adios-ray prepare needs --output",
+    "prepare --dataset films --output out": "--dataset films is not one of imagenet100",
+    "evaluate --checkpoint weights.safetensors": "adios-ray evaluate needs --data-dir",
+    "evaluate --checkpoint a --data-dir data knn --neighbor 3": "--neighbor is not known; did you mean --neighbors?",
+    "masks --checkpoint a --output out --stretch much": "--stretch much must be file or a whole number",
+    "completion tcsh": "SHELL tcsh is not one of bash, zsh, fish",
+    # configuration
+    "train --preset dmeo": "there is no preset 'dmeo'; choose one of demo",
+    f"{DEMO} --family paper": "--family paper is for the presets of published settings",
+    "train --preset in100s --backbone resnet50": "preset in100s: no published setting for simclr, resnet50",
+    f"{DEMO} --objective simclrr": "--objective.name simclrr is not one of simclr",
+    f"{DEMO} --masking addios": "--masking.scheme addios is not one of adios",
+    f"{DEMO} --precision half": "--precision half is not one of float32, bfloat16",
+    f"{DEMO} --epochs 0": "--epochs 0 must be greater than or equal to 1",
+    f"{DEMO} --batch-size 1": "--batch-size 1 must be greater than or equal to 2",
+    f"{DEMO} --masking.slots 1": "--masking.slots 1 must be greater than or equal to 2",
+    f"{DEMO} --masking.width 12": "--masking.width 12 must be a multiple of 8",
+    f"{DEMO} --masking.sparsity-weight -1": "--masking.sparsity-weight -1.0 must be greater than or equal to 0",
+    f"{DEMO} --optimizer.momentum 1": "--optimizer.momentum 1.0 must be less than 1",
+    f"{DEMO} --image-size 72": "image size 72: the occlusion U-Net halves it 4 times",
+    f"{DEMO} --objective.queue 5": "objective simclr has no queue: leave queue out",
+    f"{DEMO} --masking.scheme none --masking.fill mix": "scheme none hides nothing that fill mix could replace",
+    f"{DEMO} --name a/b": "--name 'a/b' must be letters",
+    f"{DEMO} --population 1": "--population 1 must be greater than or equal to 2",
+    f"{DEMO} --masking.sparsity-weight 0": "masking.sparsity_weight must stay above 0",
+    # search spaces
+    f"{DEMO} --space nowhere": "search space nowhere cannot be read: No such file or directory",
+    f"{DEMO} --space empty": "search space empty cannot be read: Is a directory",
+    f"{DEMO} --space spaces/syntax.yaml": "search space spaces/syntax.yaml, line 2, column 18: no valid YAML",
+    f"{DEMO} --space spaces/list.yaml": "search space spaces/list.yaml is a list, expected a mapping of options",
+    f"{DEMO} --space spaces/key.yaml": "spaces/key.yaml: unknown key 'schedulr'; did you mean scheduler?",
+    f"{DEMO} --space spaces/scheduler.yaml": "spaces/scheduler.yaml: scheduler = 'pbtt' must be 'pbt', 'pb2'",
+    f"{DEMO} --space spaces/bounds.yaml": "parameters.optimizer.encoder_lr: low 2.0 must be below high 1.0",
+    f"{DEMO} --space spaces/scale.yaml": "optimizer.encoder_lr.scale = 'logarithmic' must be 'linear' or 'log'",
+    f"{DEMO} --space spaces/path.yaml": "unknown configuration path 'optimizer.encoder_rate'",
+    f"{DEMO} --space spaces/range.yaml": "masking.slots = 1 must be greater than or equal to 2",
+    f"{DEMO} --space spaces/option.yaml": "spaces/option.yaml: grace_epochs is for asha and median, not for pbt",
+    f"{DEMO} --space spaces/fixed.yaml": "masking.width cannot change while a trial trains, so pbt cannot search it",
+    f"{DEMO} --space spaces/empty_key.yaml": "spaces/empty_key.yaml: parameters is missing",
+    f"{DEMO} --search grid": "search grid cannot be combined with pbt",
+    # data
+    "train": "no data: choose --preset demo",
+    "train --data-dir nowhere": "nowhere",
+    "train --data-dir no_manifest": "no_manifest",
+    "train --data-dir bad_manifest": "bad_manifest",
+    "train --data-dir no_test": "no_test has no 'test' split (it has train, val); prepare it with one",
+    "train --data-dir damaged": "val-00000.arrow",
+    "train --data-dir incomplete": "test-00000.arrow is missing",
+    f"{MINE} --batch-size 64": "batch_size 64 is more than the 24 training images",
+    f"{MINE} --workers-per-trial 3": "batch_size 8 cannot be shared evenly by workers_per_trial 3",
+    "verify nowhere": "nowhere",
+    "verify incomplete": "test-00000.arrow is missing",
+    "prepare --dataset folder --output out --image-size 32": "--dataset folder needs --source, the folder of images",
+    "prepare --dataset folder --source nowhere --output out --image-size 32": "nowhere is not a folder",
+    "prepare --dataset folder --source images --output out --image-size 32": "images",
+    "prepare --dataset folder --source images --output out --image-size 33": "--image-size 33 must be a multiple of 16",
+    "prepare --dataset stl10 --source empty --output out": "empty",
+    "prepare --dataset objects --output out --num-images 5": "num_images",
+    # checkpoints
+    f"{MINE} --initial-weights nowhere": "nowhere",
+    f"{MINE} --initial-weights weights.safetensors": "weights.safetensors",
+    "evaluate --checkpoint nowhere --data-dir data": "nowhere",
+    "evaluate --checkpoint checkpoint --data-dir data": "checkpoint",
+    "export --checkpoint weights.safetensors --output out.safetensors": "weights.safetensors",
+    "export --checkpoint nowhere --output out.safetensors": "nowhere",
+    "import-official nowhere --output out.safetensors": "nowhere",
+    "import-official empty --output out.safetensors": "empty",
+    "masks --checkpoint nowhere --images images --output out": "nowhere",
+    "masks --checkpoint nowhere --output out": "give --images, files or folders of images, or --data-dir",
+    "reproduce nowhere": "nowhere",
+    # runs
+    "train --resume nowhere": "nowhere is not a run directory: it has no config.json",
+    "train --resume empty": "empty is not a run directory: it has no config.json",
+    "train --resume bad_config": "bad_config/config.json: epochs = 'many' must be a valid integer",
+    "train --resume run --name other": "--resume names the run directory: leave out --name and --storage",
+    "train --resume run": "run is not a run directory: it has no population.json",
+    "replay --output out": "give either --schedule FILE, or --run DIRECTORY with --trial NAME",
+    "replay --output out --schedule nowhere.json": "nowhere.json does not exist",
+    "replay --output out --schedule schedule.json": "schedule.json",
+    "replay --output out --run run": "--run needs --trial",
+    "report": "name at least one run directory",
+    "report nowhere": "nowhere is not a run directory",
+    "report bad_run --images 0": "bad_run/results.csv",
+    "runs --storage nowhere": "--storage nowhere is no directory",
+    # cluster, disk, trackers
+    f"{MINE} --storage file/runs": "file/runs cannot be written to: Not a directory",
+    f"{MINE} --storage file": "file cannot be written to",
+    f"{MINE} --wandb maybe": "--wandb maybe is not one of off, offline, online",
+    f"{MINE} --wandb online": "wandb online needs a login",
+    f"{MINE} --trackers mlflow": "--trackers mlflow is not one of tensorboard, jsonl",
+    "doctor --objective vicregg": "--objective vicregg is not one of simclr",
+    "doctor --objective json:dumps": "json has no subclass of Objective of the name 'dumps'",
+    "doctor --objective nowhere:Mine": "--objective nowhere:Mine: nowhere cannot be imported",
+    "doctor --seconds -1": "--seconds -1 must be in [0, 600]",
+}
+
+
+def contents(folder: Path) -> set[str]:
+    """List all files and folders."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("line", CASES)
+@pytest.mark.slow
+def test_a_wrong_use_is_one_line(
+    line: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_worker(*_: object, **__: object) -> NoReturn:
+        pytest.fail("Ray was started")
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("ray.init", no_worker)
+    monkeypatch.setattr("adios_ray.tracking.trackers.wandb.check_login", cli_without_login)
+    before = contents(place)
+    status = main(line.split())
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1, said
+    assert CASES[line] in said and "input_value" not in said and "Errno" not in said
+    assert status == 2 and contents(place) == before
+
+
+def cli_without_login() -> None:
+    """Refuse as where there is no token, without looking for the developer's own."""
+    from adios_ray.errors import ConfigError
+
+    raise ConfigError("wandb online needs a login: run `wandb login` or set WANDB_API_KEY")
+
+
+@pytest.mark.parametrize("line", [example for lines in EXAMPLES.values() for example in lines] + list(FIRST_STEPS))
+@pytest.mark.slow
+def test_every_example_of_the_help_is_a_command(line: str) -> None:
+    program, command, *words = line.partition(">")[0].split()
+    assert program == cli.PROGRAM
+    if command != "train":
+        parse_arguments(Command, [command, *words])
+    elif "--resume" not in words:  # which needs the run
+        read_arguments("", words, "pbt_in100", "pbt_demo")
+
+
+@pytest.mark.slow
+def test_completion_knows_commands_and_the_settings_of_train(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("--masking.slots", "import-official", "doctor", "in100s"))
+
+
+def test_runs_are_listed_with_state_and_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "done", trials=2, epochs=2)
+    make_run(tmp_path / "cut", trials=2, epochs=1)
+    (tmp_path / "cut" / "summary.json").unlink()
+    make_run(tmp_path / "broken", trials=2, epochs=1)
+    (tmp_path / "broken" / "results.csv").write_text("a,b\n1,2\n")
+    assert main(["runs", "--storage", str(tmp_path)]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["done"].startswith("finished, best trial_0") and " on test, 0 s ago" in lines["done"]
+    assert lines["cut"].startswith("interrupted, best trial_0") and " on val, " in lines["cut"]
+    assert lines["broken"].startswith("damaged, ") and "results.csv" in lines["broken"]
+
+
+def test_a_run_needs_the_cores_seconds_of_its_trials() -> None:
+    config = ExperimentConfig(epochs=10, population=4)
+    step = StepCost(seconds_per_image=0.36, state_bytes=5, memory_bytes=7)
+    assert needs(config, 100, step, [Node(2, 0)]) == pytest.approx((0.2, 28, 40, 4))
+    assert needs(config, 100, step, [Node(16, 2)]) == pytest.approx((0.2, 7, 40, 2))
