@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from adios_ray.config import replaced
 from adios_ray.errors import ConfigError, RecordError, UsageError
+from adios_ray.places import require_local
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import records
 from adios_ray.tracking.records import COLUMNS, MaskFile, RunSummary
@@ -111,7 +112,7 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 def load_run(path: str | Path) -> LoadedRun:
     """Open a run directory for reading; see ``adios_ray.load_run``."""
-    run = RunDirectory(Path(path).expanduser())
+    run = RunDirectory(require_local(path, "run"))
     if not run.config.is_file():
         raise ConfigError(f"{path} is not a run directory: it has no {run.config.name}")
     return LoadedRun(run.path)
@@ -136,7 +137,9 @@ def train(
     changes["space"] = named_space(os.fspath(space) if space is not None else default_space(preset))
     if data_dir is not None:
         changes["data_dir"] = os.fspath(data_dir)
-    return LoadedRun(runner.start(replaced(defaults, changes, "train")))
+    config = replaced(defaults, changes, "train")
+    require_local(config.storage, "storage")  # a run at a URI leaves nothing on this machine to be read
+    return LoadedRun(runner.start(config))
 
 
 def _paths(settings: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:

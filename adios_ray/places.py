@@ -2,15 +2,16 @@
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
 from adios_ray.errors import ConfigError, UsageError
 from adios_ray.files import check_writable
-from adios_ray.retry import LASTING, retry
-from adios_ray.store import Location, Store, local_path, split_location
+from adios_ray.retry import LASTING, promptly, retry
+from adios_ray.store import PARALLEL_COPIES, Location, Store, local_path, split_location
 
 
 def require_local(location: Location, option: str) -> Path:
@@ -24,30 +25,33 @@ def require_local(location: Location, option: str) -> Path:
     return path
 
 
-def fetched(location: Location, *beside: str) -> Path:
+def fetched(location: Location, *beside: str, without: Container[str] = ()) -> Path:
     """Return a local path with the content of a place: its own, or a copy that is removed when this process ends.
 
     Args:
         location: A file, or a folder with all that it holds.
         *beside: Suffixes of files of the same name that are copied too, where they exist.
+        without: Names in a folder that are left out.
 
     Raises:
-        ConfigError: If a remote place does not exist or must not be read.
-        StorageError: If remote storage fails for longer than five minutes.
+        ConfigError: If a remote place does not answer, does not exist or must not be read.
+        StorageError: If remote storage fails for longer than five minutes once it has answered.
     """
     if (path := local_path(location)) is not None:
         return path
     folder, name = split_location(location)
     store, copy = Store(folder), Path(_copies().name, str(folder).replace("://", "/"), name)
     try:
-        names = [f"{name}/{file}" for file in retry(Store(location).find, _say, LASTING)]
+        found = promptly(Store(location).find)
+    except OSError as error:
+        raise ConfigError(f"{location} cannot be read: {error}") from None
+    try:
+        names = [f"{name}/{file}" for file in found if file.partition("/")[0] not in without]
         if not names:
             others = [copy.with_suffix(suffix).name for suffix in beside if suffix != copy.suffix]
             names = [name, *(other for other in others if retry(partial(store.size, other), _say, LASTING) is not None)]
-        for each in names:
-            target = copy.parent / each
-            target.parent.mkdir(parents=True, exist_ok=True)
-            retry(partial(store.fetch, each, target), _say, LASTING)
+        with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
+            list(pool.map(lambda each: retry(partial(_fetch, store, each, copy.parent / each), _say, LASTING), names))
     except LASTING as error:
         raise ConfigError(f"{location} cannot be read: {error}") from None
     return copy
@@ -80,8 +84,7 @@ def check_place(location: Location) -> None:
     """Check that a folder, which is made if it is local, or a URI can be written to, read and deleted from.
 
     Raises:
-        ConfigError: If it cannot.
-        StorageError: If remote storage fails for longer than five minutes.
+        ConfigError: If it cannot, or does not answer within seconds.
     """
     store = Store(location)
     try:
@@ -89,9 +92,14 @@ def check_place(location: Location) -> None:
             store.local.mkdir(parents=True, exist_ok=True)
             check_writable(store.local)
         else:
-            retry(store.probe, _say, LASTING)
+            promptly(store.probe)
     except OSError as error:
         raise ConfigError(f"storage {location} cannot be written to: {error.strerror or error}") from None
+
+
+def _fetch(store: Store, name: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    store.fetch(name, target)
 
 
 def _say(text: str) -> None:

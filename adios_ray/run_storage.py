@@ -24,14 +24,14 @@ from pathlib import Path
 from adios_ray.checkpoints import META_FILE, Pointer, damage
 from adios_ray.files import atomic_path, check_writable
 from adios_ray.local_cache import cache_directory, hold, release, remove_unless_held
-from adios_ray.run_directory import RunDirectory, newest_epochs
-from adios_ray.store import Location, Store
+from adios_ray.places import fetched
+from adios_ray.run_directory import MASKS, RunDirectory, newest_epochs
+from adios_ray.store import PARALLEL_COPIES, Location, Store
 
-NOT_DRIVERS = frozenset({"checkpoints", "masks", "diverged", "controllers", "tune", "driver.json"})
+NOT_DRIVERS = frozenset({"checkpoints", MASKS, "diverged", "controllers", "tune", "driver.json"})
 """Folders of a run into which others than its driver write, and its claim, which is written to the URI itself."""
 AT_END = frozenset({"wandb", "tensorboard"})
 """Folders that the driver copies only when it ends, because they change all the time and nothing resumes from them."""
-PARALLEL_COPIES = 8
 UNPUBLISHED_S = 1200.0
 """Age at which a local copy of a checkpoint that is not at the URI has been pruned there, not just written."""
 
@@ -285,6 +285,11 @@ class RunStorage:
         with (self._copy / "fetching.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def fetched_run(place: Location) -> Path:
+    """Return a local path with what people read of a run: all but checkpoints; see ``places.fetched``."""
+    return fetched(place, without=NOT_DRIVERS - {MASKS})
 
 
 def _statuses(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:

@@ -20,6 +20,8 @@ Location = str | Path
 """A place that a user names: a local path, the same after ``file://``, or the URI of a place on remote storage. The
 options of commands have this type: a ``Path`` would drop a slash of the URI, and name a local folder "s3:"."""
 
+PARALLEL_COPIES = 8
+"""Files that are copied at once."""
 _ONE_SLASH = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")
 _DENIED = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "DefaultCredentialsError"}
 """Errors of protocols' packages that do not pass by themselves."""

@@ -113,7 +113,7 @@ def test_many_processes_share_one_copy(remote: Path, cache: Path, fetched: Count
 
 
 def test_an_interrupted_copy_is_resumed(remote: Path, fetched: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirroring, "PARALLEL_FETCHES", 1)
+    monkeypatch.setattr(mirroring, "PARALLEL_COPIES", 1)
     fetch = Store.fetch
 
     def failing(self: Store, name: str, target: Path) -> None:

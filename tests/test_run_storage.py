@@ -13,7 +13,7 @@ from s3 import BUCKET, FORBIDDEN, INTERNAL_ERROR, S3Server, s3_server
 from adios_ray import local_cache, places, retry
 from adios_ray.checkpoints import META_FILE, STATE_FILE, Pointer, load_checkpoint, save_checkpoint
 from adios_ray.cli import main
-from adios_ray.errors import ClaimError, ConfigError, StorageError
+from adios_ray.errors import ClaimError, ConfigError
 from adios_ray.experiment.checks import check_storage
 from adios_ray.files import append_line, atomic_write
 from adios_ray.run_directory import RunDirectory
@@ -236,16 +236,27 @@ def test_storage_that_cannot_be_used_is_refused_at_the_door(server: S3Server, fa
         check_storage(f"s3://{bucket}/runs")
 
 
-def test_storage_that_does_not_answer_is_waited_for_and_given_up(
-    server: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_storage_that_fails_or_does_not_answer_is_refused_within_seconds(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "TIMEOUT_S", 0.0)
     server.fault = lambda method, path: INTERNAL_ERROR
-    with pytest.raises(StorageError, match="told to fail"):
+    with pytest.raises(ConfigError, match="told to fail"):
         check_storage(f"{server.uri}/runs")
     server.fault = None
     assert check_storage(f"{server.uri}/runs/") == f"{server.uri}/runs"
     assert Store(server.uri).find() == []  # the probe has been removed
+    monkeypatch.setattr(retry, "ANSWER_S", 0.1)
+    answer = threading.Event()
+
+    def hang(method: str, path: str) -> str:
+        answer.wait(30)
+        return INTERNAL_ERROR
+
+    server.fault = hang
+    for access in (check_storage, places.fetched):
+        with pytest.raises(ConfigError, match="no answer within 0 s"):
+            access(f"{server.uri}/runs")
+    answer.set()
 
 
 def test_inputs_and_outputs_at_uris(server: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

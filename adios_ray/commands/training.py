@@ -1,7 +1,6 @@
 """Commands that train."""
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,8 +82,7 @@ class Replay:
         """Load the schedule that the options name, or raise a ConfigError."""
         from adios_ray.experiment.schedule import load_schedule, schedule_of
         from adios_ray.places import fetched
-        from adios_ray.retry import LASTING, retry
-        from adios_ray.run_storage import RunStorage
+        from adios_ray.run_storage import fetched_run
 
         if (self.schedule is None) == (self.run_dir is None):
             raise ConfigError("give either --schedule FILE, or --run DIRECTORY with --trial NAME")
@@ -92,6 +90,4 @@ class Replay:
             return load_schedule(fetched(self.schedule))
         if self.run_dir is None or self.trial is None:
             raise ConfigError("--run needs --trial, the trial whose schedule to replay")
-        with closing(RunStorage(self.run_dir)) as run:
-            retry(run.fetch_run, print, LASTING)
-            return schedule_of(run.directory, self.trial)
+        return schedule_of(fetched_run(self.run_dir), self.trial)

@@ -21,10 +21,9 @@ from rich.progress import track
 from adios_ray.errors import DatasetError
 from adios_ray.files import atomic_path, atomic_write, sha256
 from adios_ray.local_cache import CACHE_VARIABLE, cache_directory, hold, remove_unless_held
-from adios_ray.store import Store
+from adios_ray.store import PARALLEL_COPIES, Store
 
 BYTES_VARIABLE = "ADIOS_RAY_CACHE_BYTES"
-PARALLEL_FETCHES = 8
 
 
 class RemoteFile(NamedTuple):
@@ -71,7 +70,7 @@ def _fetch_all(store: Store, directory: Path, files: Sequence[RemoteFile]) -> No
     directory.mkdir(exist_ok=True)
     lacking = [file for file in files if not (directory / file.name).exists()]
     _make_room(directory.parent, sum(file.bytes for file in lacking), store)
-    with ThreadPoolExecutor(PARALLEL_FETCHES) as pool:
+    with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
         fetched = pool.map(lambda file: _fetch(store, directory, file), lacking)
         for _ in track(
             fetched, f"copying {store}", len(lacking), console=Console(stderr=True), disable=not sys.stderr.isatty()

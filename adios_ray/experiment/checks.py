@@ -110,8 +110,7 @@ def check_storage(location: Location) -> str:
     A directory is created.
 
     Raises:
-        ConfigError: If it cannot be created or written to.
-        StorageError: If remote storage fails for longer than five minutes.
+        ConfigError: If it cannot be created or written to, or does not answer within seconds.
     """
     path = local_path(location)
     if str(location).startswith("memory://"):

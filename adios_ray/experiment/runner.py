@@ -32,7 +32,7 @@ from adios_ray.experiment.resumption import (
     outcome,
     save_changes,
 )
-from adios_ray.retry import LASTING, retry
+from adios_ray.retry import promptly, retry
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.spaces import SearchSpace, load_space, save_space
@@ -164,12 +164,11 @@ def _has_begun(run: RunStorage) -> bool:
     """Tell whether a run is stored at its place: it has a population.
 
     Raises:
-        ConfigError: If the place must not be read.
-        StorageError: If remote storage fails for longer than five minutes.
+        ConfigError: If the place must not be read, or does not answer within seconds.
     """
     try:
-        return retry(partial(run.has, _layout(run).population), _say, LASTING)
-    except LASTING as error:
+        return promptly(partial(run.has, _layout(run).population))
+    except OSError as error:
         raise ConfigError(f"{run.place} cannot be read: {error}") from None
 
 
