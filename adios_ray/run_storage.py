@@ -42,7 +42,7 @@ class RunStorage:
     Attributes:
         place: Directory or URI of the run.
         directory: The run directory on this node.
-        shared: Whether it is the same directory on all nodes.
+        uri: The place if it is a URI; None if it is a directory, which all nodes share.
     """
 
     def __init__(self, place: Location) -> None:
@@ -50,7 +50,7 @@ class RunStorage:
         store = Store(place)
         self.place = str(store)
         self._remote = None if store.local is not None else store
-        self.shared = self._remote is None
+        self.uri = None if self._remote is None else self.place
         self._copy = cache_directory() / hashlib.sha256(self.place.encode()).hexdigest()[:32]
         self.directory = store.local or self._copy / self.place.rpartition("/")[2]
         self._pushed: dict[Path, tuple[int, int]] = {}
@@ -113,7 +113,7 @@ class RunStorage:
 
     def here(self, pointer: Pointer) -> Pointer:
         """Return a pointer to the same checkpoint on this node; another node may keep its copy of the run elsewhere."""
-        if self.shared:
+        if self.uri is None:
             return pointer
         return pointer.model_copy(update={"path": RunDirectory(self.directory).located(pointer.path)})
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_up_run import make_run
 from s3 import BUCKET, FORBIDDEN, INTERNAL_ERROR, S3Server, s3_server
 
 from adios_ray import local_cache, places, retry
@@ -20,6 +21,7 @@ from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.state import Member, PopulationState
 from adios_ray.store import Store
+from adios_ray.tracking.report import write_report
 
 pytestmark = pytest.mark.slow
 
@@ -257,6 +259,21 @@ def test_storage_that_fails_or_does_not_answer_is_refused_within_seconds(
         with pytest.raises(ConfigError, match="no answer within 0 s"):
             access(f"{server.uri}/runs")
     answer.set()
+
+
+def test_the_report_of_a_run_at_a_uri_is_written_there_and_leaves_the_drivers_copy_alone(
+    nodes: Nodes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver, store = nodes["driver"], Store(nodes.place)
+    made_up = tmp_path / "a_run"
+    make_run(made_up, trials=2, epochs=4)
+    for file in filter(Path.is_file, made_up.rglob("*")):
+        store.put(file, file.relative_to(made_up).as_posix())
+    atomic_write(RunDirectory(driver.directory).journal, b"not yet at the URI")
+    assert main(["report", nodes.place, "--images", "0"]) == 0
+    assert capsys.readouterr().out == f"{nodes.place}/report.html\n"
+    assert store.read("report.html") == write_report(made_up, nodes.place).read_bytes()
+    assert RunDirectory(driver.directory).journal.read_bytes() == b"not yet at the URI"
 
 
 def test_inputs_and_outputs_at_uris(server: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

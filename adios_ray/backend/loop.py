@@ -156,7 +156,7 @@ def _train(trainer: Trainer, config: LoopConfig, storage: RunStorage, position: 
     ray.train.report(
         {"epoch": report.epoch, "fitness": report.fitness},
         # Ray Train knows no URI of ours, and refuses a checkpoint outside the path it was given.
-        checkpoint=ray.train.Checkpoint(checkpoint.path) if checkpoint and storage.shared else None,
+        checkpoint=ray.train.Checkpoint(checkpoint.path) if checkpoint and storage.uri is None else None,
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
     )
 

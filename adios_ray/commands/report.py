@@ -59,11 +59,12 @@ class Report:
                 if run.best is not None:
                     fetched(f"{place}/{layout.relative(layout.checkpoints / run.best[0])}")
                 inspect_best(run, self.images, _say)
-            page = write_report(path)
-            if local_path(place) is None:
+            uri = str(place) if local_path(place) is None else None
+            page = write_report(path, uri)
+            if uri:
                 for file in filter(Path.exists, (layout.inspection, page)):
-                    retry(partial(Store(place).put, file, file.name), _say, LASTING)
-            print(page if local_path(place) else f"{place}/{page.name}")
+                    retry(partial(Store(uri).put, file, file.name), _say, LASTING)
+            print(f"{uri}/{page.name}" if uri else page)
         if len(self.runs) > 1:
             # A local path may end in "..": only a resolved one has a folder above it that is its parent.
             first = Store(self.runs[0] if local_path(self.runs[0]) is None else paths[0].resolve())

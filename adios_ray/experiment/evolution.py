@@ -152,7 +152,7 @@ def _train(
     state = PopulationState.load(run_dir)
     retry(lambda: storage.pull(MASKS), view.note)
     if failed := state.unfinished(names):
-        write_report(run_dir)
+        write_report(run_dir, storage.uri)
         raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {storage.place}")
     return state
 

@@ -60,7 +60,7 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
     rows, lineage = read_results(run_dir), read_lineage(run_dir)
     finals = final_fitness(state, rows, lineage)
     if not finals:
-        write_report(run_dir)
+        write_report(run_dir, storage.uri)
         steps = RunDirectory(run_dir).diverged  # not there if all trials collapsed
         held = f"; {storage.place}/{steps.name} holds the steps that diverged" if storage.names(steps) else ""
         raise RunError(f"every trial diverged or collapsed{held}; lower learning rates may help")
@@ -110,7 +110,7 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
         f"{summary.exploits} exploits, {summary.refusals} refused, {summary.slot_changes} changes of N, "
         f"{summary.seconds:.0f} s"
     )
-    written = write_report(run_dir)
+    written = write_report(run_dir, storage.uri)
     retry(storage.push, print)
     print(f"Report: {storage.place}/{written.name}", flush=True)
 

@@ -51,7 +51,7 @@ class Run(AbstractContextManager["Run"]):
         begin_results(self.directory, searched)
         record_environment(self.directory)
         self._open = ExitStack()
-        self._page = BackgroundReport(self.directory, self.note)
+        self._page = BackgroundReport(self.directory, self.note, uri=storage.uri)
 
     def __enter__(self) -> Self:
         """Show progress until the run ends."""
