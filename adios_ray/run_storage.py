@@ -33,7 +33,7 @@ NOT_DRIVERS = frozenset({"checkpoints", MASKS, "diverged", "controllers", "tune"
 AT_END = frozenset({"wandb", "tensorboard"})
 """Folders that the driver copies only when it ends, because they change all the time and nothing resumes from them."""
 UNPUBLISHED_S = 1200.0
-"""Age at which a local copy of a checkpoint that is not at the URI has been pruned there, not just written."""
+"""Age at which another trial's checkpoint that is not at the URI has been pruned there, not just written."""
 
 
 class RunStorage:
@@ -78,7 +78,8 @@ class RunStorage:
     def driven(self, check_claim: Callable[[], None]) -> Iterator[None]:
         """Use this node's run directory as the driver, and copy all of the driver's files to the URI at the end.
 
-        What an earlier driver left on this node is removed first. What could not be copied is kept on this node.
+        What an earlier driver left on this node is removed first, except trackers' files, which no other node has. What
+        could not be copied is kept on this node.
 
         Args:
             check_claim: Raises an error once another driver has taken the run over; then nothing more is copied.
@@ -88,7 +89,7 @@ class RunStorage:
             return
         hold(self._copy)
         self.directory.mkdir(parents=True, exist_ok=True)
-        for path in self._driver_files(at_end=True):
+        for path in self._driver_files():
             path.unlink()
         try:
             yield
@@ -237,12 +238,17 @@ class RunStorage:
                 self._remote.remove(self._name(path))
         shutil.rmtree(path, ignore_errors=True)
 
-    def trim(self) -> None:
-        """Remove this node's copies of checkpoints that have been pruned at the URI."""
+    def trim(self, trial: str) -> None:
+        """Remove this node's copies of checkpoints that have been pruned at the URI.
+
+        Args:
+            trial: The trial whose worker this is; all that it has written is published.
+        """
         if self._remote is None:
             return
         for folder in RunDirectory(self.directory).checkpoints.glob("*"):
-            old = [path for path in newest_epochs(folder) if time.time() - path.stat().st_mtime > UNPUBLISHED_S]
+            age_s = 0.0 if folder.name == trial else UNPUBLISHED_S
+            old = [path for path in newest_epochs(folder) if time.time() - path.stat().st_mtime > age_s]
             kept = set(self.epochs(folder)) if old else set()
             for path in old if kept else []:
                 if path not in kept:

@@ -147,7 +147,7 @@ def _train(trainer: Trainer, config: LoopConfig, storage: RunStorage, position: 
             written.append(run.masks(trial, trainer.epoch))
         for path in written:
             retry(partial(storage.publish, path), say)
-        storage.trim()
+        storage.trim(trial)
         # Save, then answer: from the answer on, restarts begin at this checkpoint, so it must exist. After a crash in
         # between, the "train" has no answer, and a new group repeats it with the same result.
         ray.get(config["channel"].answer.remote(trial, position, report, checkpoint))
