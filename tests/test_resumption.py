@@ -121,6 +121,7 @@ def test_a_run_at_a_uri_is_resumed_on_another_machine(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("adios_ray.data.claim.SETTLING_S", 0.0)  # no other driver claims it
     with s3_server() as server:
         config = config.model_copy(update={"storage": f"{server.uri}/runs"})
         place = f"{server.uri}/runs/one"
