@@ -213,7 +213,8 @@ class Population:
         # Not by the members' epochs: a member that has become a copy is at its donor's, which may be another one.
         keys = [key for name in names for key in self._unwritten.pop(name, ())]
         self.run.write(lambda: self.state.journal(self.run.directory, names, keys))
-        self.run.write(self.run.storage.push)
+        if self.run.storage.uri is not None:
+            self.run.write(self.run.storage.push)
         # Only now: until the journal has the new pointers, a resumed driver would look for the old checkpoints.
         self.state.remove_unused_checkpoints(self.run.storage, names)
         self.state.remove_old_outcomes(self.run.directory, names)
