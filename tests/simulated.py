@@ -56,9 +56,9 @@ class SimulatedChannel:
 class SimulatedRun:
     """Records the lineage in files, as a run does, and reports and notes in memory."""
 
-    def __init__(self, directory: Path) -> None:
-        """Record into an existing directory."""
-        self.directory, self.storage = directory, RunStorage(directory)
+    def __init__(self, directory: Path, storage: RunStorage | None = None) -> None:
+        """Record into an existing directory; of a storage at a URI, its directory on this node."""
+        self.directory, self.storage = directory, storage or RunStorage(directory)
         self.reports: list[tuple[str, int, float]] = []
         self.notes: list[str] = []
 

@@ -5,23 +5,29 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from made_up_run import make_run
 from s3 import BUCKET, FORBIDDEN, INTERNAL_ERROR, S3Server, s3_server
+from simulated import SimulatedRun
 
 from adios_ray import local_cache, places, retry
+from adios_ray.backend.channel import ChannelCalls
 from adios_ray.checkpoints import META_FILE, STATE_FILE, Pointer, load_checkpoint, save_checkpoint
 from adios_ray.cli import main
+from adios_ray.config import TrialConfig
 from adios_ray.errors import ClaimError, ConfigError
 from adios_ray.experiment.checks import check_storage
 from adios_ray.files import append_line, atomic_write
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
+from adios_ray.search.population import Population
 from adios_ray.search.state import Member, PopulationState
 from adios_ray.store import Store
 from adios_ray.tracking.report import write_report
+from adios_ray.tracking.run import Run
 
 pytestmark = pytest.mark.slow
 
@@ -173,6 +179,39 @@ def test_the_journal_is_copied_after_what_it_rests_on(nodes: Nodes, server: S3Se
     run.outcomes("trial_00", 1).unlink()
     driver.push()
     assert Store(nodes.place).size("outcomes/trial_00/epoch_00001") is None
+
+
+def test_a_long_journal_at_the_uri_is_replaced_by_a_snapshot(
+    nodes: Nodes, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, store = nodes["driver"], Store(nodes.place)
+    state = PopulationState(next_decision_epoch=1)
+    state.add("trial_00", {"masking.slots": 2})
+    state.save(driver.directory)
+    run = SimulatedRun(driver.directory, driver)
+    population = Population(TrialConfig(epochs=9), state, cast(Run, run), cast(ChannelCalls, None))
+
+    def commit(epoch: int) -> int:
+        state.members["trial_00"].epoch = epoch
+        population.commit("trial_00")
+        return len(store.read("population.jsonl"))
+
+    assert 0 < commit(1) < commit(2)
+    monkeypatch.setattr("adios_ray.search.population.LONGEST_JOURNAL_BYTES", 0)
+    server.requests.clear()
+
+    def after_the_snapshot(method: str, path: str) -> str | None:
+        copied = any(earlier.endswith("population.json") for _, earlier in server.requests)
+        return INTERNAL_ERROR if copied and path.endswith("population.jsonl") else None
+
+    server.fault = after_the_snapshot
+    with pytest.raises(OSError, match="told to fail"):
+        commit(3)  # the driver dies before the copy of the empty journal
+    server.fault = None
+    elsewhere = nodes["elsewhere"]
+    elsewhere.fetch_run()
+    assert PopulationState.load(elsewhere.directory).members["trial_00"].epoch == 3
+    assert commit(4) == 0 and PopulationState.load(driver.directory).members["trial_00"].epoch == 4
 
 
 def test_a_driver_elsewhere_resumes_what_was_journaled_at_the_uri(nodes: Nodes, server: S3Server) -> None:
