@@ -24,7 +24,7 @@ from adios_ray.tracking.records import read_lineage, read_results, read_summary
 
 pytestmark = pytest.mark.ray
 
-EPOCHS, TIMEOUT_S = 3, 240.0
+TIMEOUT_S = 240.0
 DRIVER = """
 import json, sys
 from pathlib import Path
@@ -51,7 +51,10 @@ def drive(what: str, cache: Path) -> "subprocess.Popen[bytes]":
     )
 
 
-def test_a_killed_driver_is_resumed_elsewhere_from_a_uri(ray_cluster: None, objects_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("epochs", "killed"), [(2, False), pytest.param(3, True, marks=pytest.mark.long)])
+def test_a_run_at_a_uri_trains_as_on_a_disk_and_is_resumed_elsewhere(
+    epochs: int, killed: bool, ray_cluster: None, objects_dir: Path, tmp_path: Path
+) -> None:
     space = {
         "scheduler": "pbt",
         "interval_epochs": 1,
@@ -63,33 +66,37 @@ def test_a_killed_driver_is_resumed_elsewhere_from_a_uri(ray_cluster: None, obje
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
     with s3_server() as server:
         config = ExperimentConfig(
-            **small_config(objects_dir, epochs=EPOCHS).model_dump(),
+            **small_config(objects_dir, epochs=epochs).model_dump(),
             space=tmp_path / "space.yaml",
             storage=f"{server.uri}/runs",
             population=2,
             gpus_per_worker=0,
+            cpus_per_worker=1,
         )
         (tmp_path / "config.json").write_text(config.model_dump_json())
         faults = iter(range(10**6))
         server.fault = lambda method, path: INTERNAL_ERROR if next(faults) % 20 == 9 else None
         driver = drive(str(tmp_path / "config.json"), tmp_path / "first")
-        until(lambda: driver.poll() is not None or checkpoints_of_epoch(2, server))
-        driver.send_signal(signal.SIGKILL)
-        assert driver.wait() == -signal.SIGKILL
+        if killed:
+            until(lambda: driver.poll() is not None or checkpoints_of_epoch(2, server))
+            driver.kill()
+        assert driver.wait() == (-signal.SIGKILL if killed else 0)
         (name,) = Store(f"{server.uri}/runs").names()
         place = f"{server.uri}/runs/{name}"
-        assert drive(place, tmp_path / "second").wait() == 0
+        if killed:
+            assert drive(place, tmp_path / "second").wait() == 0
         server.fault = None
         run_dir = fetched(place)
-        assert len(read_results(run_dir)) == 2 * EPOCHS and len(read_lineage(run_dir)) == EPOCHS - 1
+        assert len(read_results(run_dir)) == 2 * epochs and len(read_lineage(run_dir)) == epochs - 1
         trained_in_one_process(config, run_dir, tmp_path / "in_process")
         assert read_summary(run_dir) is not None and "<html" in (run_dir / "report.html").read_text()
-        assert set(RunDirectory(run_dir).stored_masks("trial_00")) == {1, 2, 3}
+        assert set(RunDirectory(run_dir).stored_masks("trial_00")) == set(range(1, epochs + 1))
         kept = sorted(folder.name for folder in run_dir.glob("checkpoints/*/epoch_*"))
-        assert kept == ["epoch_00002", "epoch_00002", "epoch_00003", "epoch_00003"]
-        assert Store(place).size(TRAINING.file) is None  # the second driver's claim is released
-        left = [path for cache in ("second", "workers") for path in (tmp_path / cache).rglob("*") if path.is_file()]
-        assert {path.suffix for path in left} <= {".lock"}  # the killed driver's copy is evicted where room is needed
+        assert kept == sorted(2 * [f"epoch_{epoch:05d}" for epoch in (epochs - 1, epochs)])
+        assert Store(place).size(TRAINING.file) is None  # the last driver's claim is released
+        caches = "second" if killed else "first", "workers"  # a killed driver's copy is evicted where room is needed
+        left = [path for cache in caches for path in (tmp_path / cache).rglob("*") if path.is_file()]
+        assert {path.suffix for path in left} <= {".lock"}
 
 
 def checkpoints_of_epoch(epoch: int, server: S3Server) -> list[str]:
