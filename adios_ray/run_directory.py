@@ -8,7 +8,7 @@
       population.json  population.jsonl   the population: a snapshot and the journal of changes since
       driver.json                         the driver's process, while one is alive (data/claim.py)
       results.csv  lineage.jsonl          one line for each report, one for each exploit or refused one
-      outcomes/TRIAL/epoch_NNNNN          one byte for each validation image, of each trial's last reports
+      outcomes/PART/TRIAL/epoch_NNNNN     one byte for each image of a part of val, of each trial's last reports
       checkpoints/TRIAL/epoch_NNNNN/      weights
       masks/TRIAL/epoch_NNNNN.npz         masks of the first validation images
       diverged/TRIAL/epoch_NNNNN/         what reproduces a step that became non-finite
@@ -23,11 +23,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from adios_ray.errors import RecordError
 
 MASKS = "masks"
 """Name of the folder of masks."""
+Part = Literal["selection", "holdout"]
+"""A part of val: for decisions, or for the final comparison of trials."""
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -137,9 +141,9 @@ class RunDirectory:
         """
         return self.path / (Path(*path.parts[-_CHECKPOINT_PARTS:]) if path.is_absolute() else path)
 
-    def outcomes(self, trial: str, epoch: int) -> Path:
-        """Return the path of the validation images' outcomes in a trial's report."""
-        return self.path / "outcomes" / trial / epoch_name(epoch)
+    def outcomes(self, trial: str, epoch: int, part: Part = "selection") -> Path:
+        """Return the path of the outcomes of the images in one part of val, in a trial's report."""
+        return self.path / "outcomes" / part / trial / epoch_name(epoch)
 
     def diverged_step(self, trial: str, epoch: int) -> Path:
         """Return the folder of the step at which a trial diverged, by the epoch of its report."""

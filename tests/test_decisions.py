@@ -171,7 +171,7 @@ def test_a_donor_must_be_better_beyond_the_noise(tmp_path: Path) -> None:
         better, worse = (np.frombuffer(content, np.uint8) / 255 for content in raw)
         assert refusal.z == pytest.approx(scipy.stats.ttest_rel(better, worse).statistic, rel=1e-9)
         assert refusal.p == pytest.approx(familywise(refusal.z, 4), rel=1e-12)
-    kept = list(simulated.directory.glob("outcomes/*/*"))
+    kept = list(simulated.directory.glob("outcomes/selection/*/*"))
     assert len(kept) == 4 * KEPT_OUTCOMES < 4 * EPOCHS
 
 

@@ -3,15 +3,55 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 from made_up_run import make_exploit, make_row
 
 from adios_ray.checkpoints import Pointer
-from adios_ray.experiment.verdict import LAST_REPORTS, Final, final_fitness
+from adios_ray.experiment.verdict import LAST_REPORTS, Final, final_fitness, gain_over_control
+from adios_ray.files import atomic_write
+from adios_ray.run_directory import RunDirectory
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.state import Member, PopulationState
 
 POINTER = Pointer(path=Path("checkpoint"), sha256="")
+
+
+def test_the_error_of_the_gain_is_that_of_paired_images(tmp_path: Path) -> None:
+    """Over the last reports, donors' included; by the two errors alone where outcomes are no part of the fitness."""
+    rng, images = np.random.default_rng(0), 400
+    difficulty = rng.uniform(0.2, 0.8, images)
+    reports = {
+        (name, epoch): np.rint(255 * (difficulty + skill + rng.normal(0, 0.02, images)).clip(0, 1)).astype(np.uint8)
+        for name, skill in (("a", 0.0), ("b", 0.1))
+        for epoch in (1, 2, 3, 4)
+    }
+    for (name, epoch), outcomes in reports.items():
+        atomic_write(RunDirectory(tmp_path).outcomes(name, epoch, "holdout"), outcomes.tobytes())
+    rows = [
+        make_row(name, epoch, 0.9, holdout_fitness=outcomes.mean() / 255, holdout_standard_error=0.01)
+        for (name, epoch), outcomes in reports.items()
+    ]
+    members = {n: Member(values={}, number=i, checkpoint=POINTER, epoch=4, score=1.0) for i, n in enumerate("ab")}
+    members["a"].control = True
+    state = PopulationState(members=members, next_decision_epoch=9)
+    finals = final_fitness(state, rows, [], tmp_path)
+    gain = gain_over_control(state, finals, "b")
+    last = {name: np.mean([reports[name, epoch] / 255 for epoch in (2, 3, 4)], axis=0) for name in "ab"}
+    test = scipy.stats.ttest_rel(last["b"], last["a"])
+    assert gain["gain"] / gain["gain_standard_error"] == pytest.approx(test.statistic, rel=1e-9)
+    assert gain["gain_standard_error"] < 0.1 * math.hypot(0.01, 0.01)
+    copied = final_fitness(state, rows, [make_exploit(3, "a", "b")], tmp_path)["a"].outcomes
+    assert copied is not None
+    expected = np.mean([reports["b", 2], reports["b", 3], reports["a", 4]], axis=0) / 255
+    np.testing.assert_allclose(copied, expected, rtol=1e-12)
+    others = [row.model_copy(update={"holdout_fitness": row.holdout_fitness + 0.1}) for row in rows]  # as macro F1
+    gain = gain_over_control(state, final_fitness(state, others, [], tmp_path), "b")
+    assert gain["gain_standard_error"] == pytest.approx(math.hypot(0.01, 0.01))
+    RunDirectory(tmp_path).outcomes("b", 2, "holdout").unlink()
+    gain = gain_over_control(state, final_fitness(state, rows, [], tmp_path), "b")
+    assert gain["gain_standard_error"] == pytest.approx(math.hypot(0.01, 0.01))
 
 
 def test_trials_are_compared_by_the_holdout_of_their_weights_last_reports() -> None:

@@ -4,9 +4,11 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import ray
 
 from adios_ray.checkpoints import Pointer
@@ -20,6 +22,7 @@ from adios_ray.measures import MEASURES
 from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
+from adios_ray.search.comparison import Outcomes, paired, read_outcomes
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.lineage import last_rows
@@ -58,7 +61,7 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
     """
     run_dir = storage.directory
     rows, lineage = read_results(run_dir), read_lineage(run_dir)
-    finals = final_fitness(state, rows, lineage)
+    finals = final_fitness(state, rows, lineage, run_dir)
     if not finals:
         write_report(run_dir, storage.uri)
         steps = RunDirectory(run_dir).diverged  # not there if all trials collapsed
@@ -121,10 +124,12 @@ class Final(NamedTuple):
     Attributes:
         fitness: Mean holdout fitness of the last reports of the weights that the trial holds.
         standard_error: Its standard error over images; None where it is unknown.
+        outcomes: Mean outcome of each image of the holdout over these reports; None where they are not known.
     """
 
     fitness: float
     standard_error: float | None
+    outcomes: Outcomes | None = None
 
 
 def gain_over_control(state: PopulationState, finals: Mapping[str, Final], best: str) -> dict[str, Any]:
@@ -135,38 +140,52 @@ def gain_over_control(state: PopulationState, finals: Mapping[str, Final], best:
     control = max(controls, key=lambda name: finals[name].fitness)
     if control == best:
         return {"control": control, "gain": 0.0}
-    errors = [finals[name].standard_error for name in (best, control)]
-    known = [error for error in errors if error is not None]
-    return {
-        "control": control,
-        "gain": finals[best].fitness - finals[control].fitness,
-        "gain_standard_error": math.hypot(*known) if len(known) == 2 else None,
-    }
+    first, second = finals[best], finals[control]
+    error = _error_of_difference(first, second)
+    return {"control": control, "gain": first.fitness - second.fitness, "gain_standard_error": error}
 
 
-def final_fitness(state: PopulationState, rows: Sequence[Row], lineage: Sequence[Exploit]) -> dict[str, Final]:
+def _error_of_difference(first: Final, second: Final) -> float | None:
+    """Estimate the standard error of a difference, image by image where the fitness is the mean of the outcomes."""
+    one, two = first.outcomes, second.outcomes
+    if one is not None and two is not None:
+        # Macro F1 is no such mean; else the two differ by the rounding of outcomes to bytes alone.
+        if max(abs(one.mean() - first.fitness), abs(two.mean() - second.fitness)) < 1 / 255:
+            return paired(one, two).standard_error
+    errors = [final.standard_error for final in (first, second) if final.standard_error is not None]
+    return math.hypot(*errors) if len(errors) == 2 else None
+
+
+def final_fitness(
+    state: PopulationState, rows: Sequence[Row], lineage: Sequence[Exploit], run_dir: Path | None = None
+) -> dict[str, Final]:
     """Compute by what each trial enters the final comparison, without trials that diverged or collapsed.
 
     Args:
         state: The population.
         rows: Reports of all trials, those of a trial by epoch.
         lineage: Exploits in the order of their decisions.
+        run_dir: Where outcomes of single images are; None leaves them out.
     """
     return {
-        name: _final(last_rows(rows, lineage, name, member.epoch, LAST_REPORTS))
+        name: _final(last_rows(rows, lineage, name, member.epoch, LAST_REPORTS), run_dir)
         for name, member in state.members.items()
         if member.checkpoint is not None and member.score not in (None, WORST_SCORE)
     }
 
 
-def _final(rows: Sequence[Row]) -> Final:
+def _final(rows: Sequence[Row], run_dir: Path | None = None) -> Final:
     """Average the holdout fitness of the last reports of a trial's weights."""
     held = [(row.holdout_fitness, row.holdout_standard_error) for row in rows if math.isfinite(row.holdout_fitness)]
     # Earlier versions had no holdout.
     held = held or [(row.fitness, row.standard_error) for row in rows if math.isfinite(row.fitness)]
     errors = [error for _, error in held if error is not None]
     # The reports are of the same images, whose outcomes hardly change between them: no error averages out.
-    return Final(mean(value for value, _ in held), mean(errors) if errors else None)
+    error = mean(errors) if errors else None
+    outcomes = [read_outcomes(run_dir, row.trial, row.epoch, "holdout") for row in rows] if run_dir else []
+    known = [each for each in outcomes if each is not None]
+    together = np.mean(known, axis=0) if len(known) == len(rows) == len(held) else None
+    return Final(mean(value for value, _ in held), error, together)
 
 
 def _on_test(config: TrialConfig, checkpoint: Pointer, run: str) -> "Estimate":

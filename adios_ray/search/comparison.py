@@ -3,13 +3,22 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from adios_ray.run_directory import Part, RunDirectory
+
 Outcomes = npt.NDArray[np.float64]
 """Outcome of each validation image in [0, 1], [n]; the same images in the same order for all trials of a run."""
+
+
+def read_outcomes(run_dir: Path, trial: str, epoch: int, part: Part = "selection") -> Outcomes | None:
+    """Read the outcomes of the images of a part of val in a trial's report; None where there are none, or no longer."""
+    path = RunDirectory(run_dir).outcomes(trial, epoch, part)
+    return np.frombuffer(path.read_bytes(), np.uint8) / 255 if path.exists() else None
 
 
 class Score(NamedTuple):

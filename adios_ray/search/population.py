@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-import numpy as np
-
 from adios_ray.backend.channel import ChannelCalls
 from adios_ray.backend.line import Reply
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.files import atomic_write
-from adios_ray.run_directory import RunDirectory
-from adios_ray.search.comparison import Difference, Outcomes, Score, extended, paired, score_at, unpaired
+from adios_ray.run_directory import Part, RunDirectory
+from adios_ray.search.comparison import Difference, Outcomes, Score, extended, paired, read_outcomes, score_at, unpaired
 from adios_ray.search.state import Member, Observation, PopulationState
 from adios_ray.tracking.run import Run
 
@@ -73,10 +71,9 @@ class Population:
         self.run.report(name, report, member.values, self._own_config(member))
         value = self._score(member, report.fitness)
         score = Score(epoch, value, report.standard_error, name)
-        if report.outcomes is not None:
-            # Before the journal: a resumed driver finds what a decision about the journaled report needs.
-            path, content = RunDirectory(self.run.directory).outcomes(name, epoch), base64.b64decode(report.outcomes)
-            self.run.write(lambda: atomic_write(path, content))
+        # Before the journal: a resumed driver finds what a decision about the journaled report needs.
+        self._write_outcomes(name, epoch, "selection", report.outcomes)
+        self._write_outcomes(name, epoch, "holdout", report.holdout_outcomes)
         self._unwritten.setdefault(name, []).append(f"{name}/{epoch}")
         self.state.observations[f"{name}/{epoch}"] = Observation(
             trial=name,
@@ -93,6 +90,12 @@ class Population:
         if reply.checkpoint is not None:
             member.checkpoint = self.run.storage.here(reply.checkpoint)
         return True
+
+    def _write_outcomes(self, name: str, epoch: int, part: Part, outcomes: str | None) -> None:
+        """Store the outcomes of a report's images, if it has any."""
+        if outcomes is not None:
+            path, content = RunDirectory(self.run.directory).outcomes(name, epoch, part), base64.b64decode(outcomes)
+            self.run.write(lambda: atomic_write(path, content))
 
     def _score(self, member: Member, fitness: float) -> float:
         """Smooth the fitness over reports as configured; never nan."""
@@ -114,11 +117,8 @@ class Population:
         return unpaired(one, two)
 
     def _outcomes(self, score: Score) -> Outcomes | None:
-        """Read the validation images' outcomes in a report; None where there are none, or no longer."""
-        if score.trial is None:
-            return None
-        path = RunDirectory(self.run.directory).outcomes(score.trial, score.epoch)
-        return np.frombuffer(path.read_bytes(), np.uint8) / 255 if path.exists() else None
+        """Read the outcomes in a report; a score between two reports has none."""
+        return None if score.trial is None else read_outcomes(self.run.directory, score.trial, score.epoch)
 
     def refuse(self, name: str, donor: str, difference: Difference, p: float) -> None:
         """Record that a member does not copy a donor, which is not better by enough."""

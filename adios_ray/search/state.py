@@ -14,7 +14,7 @@ from adios_ray.checkpoints import Pointer
 from adios_ray.config import SearchedValues
 from adios_ray.errors import ConfigError
 from adios_ray.files import append_line, atomic_write, complete_lines
-from adios_ray.run_directory import RunDirectory, newest_epochs
+from adios_ray.run_directory import PARTS, RunDirectory, newest_epochs
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.comparison import History, Score
 from adios_ray.validation import parse_json, read_json
@@ -181,10 +181,11 @@ class PopulationState(BaseModel):
         return state
 
     def remove_old_outcomes(self, run_dir: Path, trials: Iterable[str]) -> None:
-        """Delete the outcomes of these trials except those of their newest reports."""
+        """Delete the outcomes of images in reports of these trials, except those of their newest reports."""
         for trial in trials:
-            for path in list(newest_epochs(RunDirectory(run_dir).outcomes(trial, 0).parent))[KEPT_OUTCOMES:]:
-                path.unlink(missing_ok=True)
+            for part in PARTS:
+                for path in list(newest_epochs(RunDirectory(run_dir).outcomes(trial, 0, part).parent))[KEPT_OUTCOMES:]:
+                    path.unlink(missing_ok=True)
 
     def remove_unused_checkpoints(self, storage: RunStorage, trials: Iterable[str]) -> None:
         """Delete the checkpoints of these trials that no member resumes from, except each trial's newest two."""

@@ -168,7 +168,7 @@ class RunSummary(_Record):
     gain: float | None = None
     """``best_fitness`` minus the same of the control."""
     gain_standard_error: float | None = None
-    """Standard error of ``gain`` over images, with the two errors taken as independent; None where it is unknown."""
+    """Standard error of ``gain`` over images, paired where their outcomes are known; None where it is unknown."""
     test_fitness: float
     """Fitness of the best trial on the test split."""
     test_standard_error: float | None = None

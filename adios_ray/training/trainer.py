@@ -175,7 +175,6 @@ class Trainer:
         else:
             found = self._measure(self.val_split, self._val_parts)
         selection, holdout = found.estimates[0], found.estimates[-1]  # the same one where val is not parted
-        outcomes = selection.outcomes
         collapse = found.collapse and f"epoch {self.epoch}: {found.collapse}"
         return TrialReport(
             epoch=self.epoch,
@@ -184,7 +183,8 @@ class Trainer:
             accuracy=selection.accuracy,
             holdout_fitness=holdout.value,
             holdout_standard_error=holdout.standard_error,
-            outcomes=None if outcomes is None else base64.b64encode(outcomes).decode(),
+            outcomes=_encoded(selection.outcomes),
+            holdout_outcomes=_encoded(holdout.outcomes),
             divergence=self.divergence or collapse,
             done=self.done,
             evaluate_s=time.perf_counter() - began,
@@ -341,3 +341,8 @@ class Trainer:
                 f"{when}, worker {', '.join(odd)} of {parallel.world_size()} holds other parameters than worker 0: "
                 "their nodes read different files, or one has faulty memory; check that all nodes see the same storage"
             )
+
+
+def _encoded(outcomes: bytes | None) -> str | None:
+    """Encode the outcomes of images for a report."""
+    return None if outcomes is None else base64.b64encode(outcomes).decode()
