@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from adios_ray.config import replaced
 from adios_ray.errors import ConfigError, RecordError, UsageError
+from adios_ray.places import require_local
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import records
 from adios_ray.tracking.records import COLUMNS, MaskFile, RunSummary
@@ -128,7 +129,7 @@ def load_run(path: str | Path) -> LoadedRun:
     Raises:
         ConfigError: If it is not a run directory.
     """
-    run = RunDirectory(Path(path).expanduser())
+    run = RunDirectory(require_local(path, "run"))
     if not run.config.is_file():
         raise ConfigError(f"{path} is not a run directory: it has no {run.config.name}")
     return LoadedRun(run.path)
@@ -171,10 +172,12 @@ def train(
     changes = dict(_paths(settings))
     chosen = (changes.get(path) for path in ("objective.name", "backbone.name", "masking.scheme"))
     defaults = preset_config(preset, family, *chosen)
-    changes["space"] = named_space(Path(space) if space is not None else default_space(preset))
+    changes["space"] = named_space(os.fspath(space) if space is not None else default_space(preset))
     if data_dir is not None:
         changes["data_dir"] = os.fspath(data_dir)
-    return LoadedRun(runner.start(replaced(defaults, changes, "train")))
+    config = replaced(defaults, changes, "train")
+    require_local(config.storage, "storage")  # a run at a URI leaves nothing on this machine to be read
+    return LoadedRun(runner.start(config))
 
 
 def _paths(settings: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
@@ -235,7 +238,7 @@ def evaluate(
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
     return Evaluate(
         kind=chosen,  # type: ignore[arg-type]  # one of the kinds, by KINDS
-        checkpoint=tuple(map(Path, checkpoints)),
+        checkpoint=tuple(checkpoints),
         data_dir=os.fspath(data_dir),
         split=split,
         view=view,

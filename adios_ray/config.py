@@ -5,7 +5,6 @@ Units are part of the names. An unknown key or a value out of range raises a ``C
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -51,6 +50,9 @@ else:
     ObjectiveName = Literal[tuple(OBJECTIVES)]
     SchemeName = Literal[tuple(SCHEMES)]
     FitnessName = Literal[tuple(MEASURES)]
+
+Place = Annotated[str, BeforeValidator(lambda place: os.fspath(place) if isinstance(place, os.PathLike) else place)]
+"""A path or a URI (s3://, gs://, ...)."""
 
 PROBE_LR = 0.1
 """Learning rate of the online probe."""
@@ -317,7 +319,7 @@ class EvaluationConfig(Strict):
 class TrialConfig(Strict):
     """The complete configuration of one training."""
 
-    data_dir: Annotated[str, BeforeValidator(os.fspath)] | None = None
+    data_dir: Place | None = None
     """Directory or URI (s3://, gs://, ...) of Arrow shards made by `adios-ray prepare`."""
     image_size: int | None = Field(None, ge=32, le=1024)
     """Side of the views in pixels; None takes the size of the stored images, whose crops are then magnified."""
@@ -342,8 +344,8 @@ class TrialConfig(Strict):
     """Compile the backbones, the occlusion model's U-Net and, on GPUs, the augmentation with torch.compile."""
     cuda_graphs: bool = False
     """Replay the training step as one CUDA graph, so that a GPU never waits for its host: for small batches."""
-    initial_weights: Path | None = None
-    """Initial weights: a checkpoint of a run, or a file made by `adios-ray import-official`."""
+    initial_weights: Place | None = None
+    """Initial weights, a path or a URI: a checkpoint of a run, or a file made by `adios-ray import-official`."""
     backbone: BackboneConfig = BackboneConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     masking: MaskingConfig = MaskingConfig()

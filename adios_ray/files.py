@@ -2,14 +2,11 @@
 
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from adios_ray.errors import UsageError
 
 
 @contextmanager
@@ -48,16 +45,6 @@ def remove_drafts(folder: Path) -> None:
     """Remove the drafts that killed processes left in a folder."""
     for draft in folder.glob(".*.tmp"):
         _remove(draft)
-
-
-def check_local(path: Path, what: str) -> None:
-    """Check that a path to write to is no URI, which would become a folder named like its scheme.
-
-    Raises:
-        UsageError: If it is one.
-    """
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", str(path)):
-        raise UsageError(f"{what} {path} is a URI, and only data sets may be at one: name a path of this file system")
 
 
 def check_writable(folder: Path) -> None:

@@ -1,8 +1,10 @@
-"""Retries of writes while storage is full or unavailable."""
+"""Retries while storage is full or unavailable."""
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import TypeVar
 
 from adios_ray.errors import StorageError
@@ -12,29 +14,39 @@ TIMEOUT_S = 300.0
 """Seconds after which a write is given up."""
 PAUSE_S = 1.0
 """Seconds between two attempts."""
+ANSWER_S = 20.0
+"""Seconds that storage has to answer when it is accessed first."""
+
+WRONG_KIND = (FileExistsError, IsADirectoryError, NotADirectoryError)
+"""Errors of a file or directory of the wrong kind, which does not go away."""
+LASTING = (*WRONG_KIND, FileNotFoundError, PermissionError)
+"""Errors after which an input or output is given up: besides, what does not exist, and access that is denied."""
 
 Result = TypeVar("Result")
 
 
-def retry(action: Callable[[], Result], say: Callable[[str], None]) -> Result:
-    """Retry a write for up to five minutes while storage fails.
+def retry(
+    action: Callable[[], Result], say: Callable[[str], None], lasting: tuple[type[OSError], ...] = WRONG_KIND
+) -> Result:
+    """Retry an access to storage for up to five minutes while storage fails.
 
     Args:
-        action: The write; it must be safe to repeat.
+        action: The access; it must be safe to repeat.
         say: Prints a line once when storage fails first, and once when it is back.
+        lasting: Errors after which trying again is in vain.
 
     Returns:
         What ``action`` returns.
 
     Raises:
         StorageError: If storage fails for longer than five minutes.
-        OSError: Immediately, if a file or directory of the wrong kind is in the way.
+        OSError: Immediately, if it is a lasting one, such as a directory in the way of a file.
     """
     began, reported = time.monotonic(), False
     while True:
         try:
             result = action()
-        except (FileExistsError, IsADirectoryError, NotADirectoryError):
+        except lasting:
             raise
         # Any other OSError may pass: a full disk, a quota, a network file system that is remounted.
         except OSError as error:
@@ -51,6 +63,29 @@ def retry(action: Callable[[], Result], say: Callable[[str], None]) -> Result:
             if reported:
                 say(f"storage is back after {time.monotonic() - began:.0f} s")
             return result
+
+
+def promptly(action: Callable[[], Result]) -> Result:
+    """Access storage for the first time: it may be named wrongly, so that waiting for it would be in vain.
+
+    The protocols' packages retry what is worth it within this time.
+
+    Raises:
+        OSError: If storage refuses, or does not answer within 20 s.
+    """
+    answer = Future[Result]()
+
+    def access() -> None:
+        try:
+            answer.set_result(action())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    Thread(target=access, daemon=True).start()  # a daemon, because the packages' own timeouts are minutes
+    try:
+        return answer.result(ANSWER_S)
+    except TimeoutError as error:
+        raise error if answer.done() else TimeoutError(f"no answer within {ANSWER_S:.0f} s") from None
 
 
 def retry_in_run(run_dir: Path, action: Callable[[], Result], say: Callable[[str], None]) -> Result:

@@ -28,6 +28,8 @@ from typing import Literal, get_args
 
 from adios_ray.errors import RecordError
 
+MASKS = "masks"
+"""Name of the folder of masks."""
 Part = Literal["selection", "holdout"]
 """A part of val: for decisions, or for the final comparison of trials."""
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -171,7 +173,7 @@ class RunDirectory:
 
     @property
     def _masks(self) -> Path:
-        return self.path / "masks"
+        return self.path / MASKS
 
 
 _EPOCH = "epoch_"

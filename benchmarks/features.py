@@ -22,7 +22,6 @@ from rich.progress import track
 from adios_ray.config import BackboneConfig
 from adios_ray.data.rendered import objects
 from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, Split, open_shards, write_manifest, write_shard
-from adios_ray.data.store import Store
 from adios_ray.devices import timed
 from adios_ray.errors import exit_status
 from adios_ray.evaluation.fitness import extract_features
@@ -30,6 +29,7 @@ from adios_ray.evaluation.knn import NEIGHBORS, knn_sweep
 from adios_ray.evaluation.linear import linear_sweep
 from adios_ray.evaluation.statistics import BATCH
 from adios_ray.models.backbones import build_backbone
+from adios_ray.store import Store
 
 RATES = tuple(0.003 * 2**power for power in range(10))
 TEMPERATURES = (0.02, 0.07, 0.2, 1.0)

@@ -11,6 +11,7 @@ from in_process import InProcess, MakeScheduler, Position
 from adios_ray.backend.line import Reply
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
+from adios_ray.run_storage import RunStorage
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.run import Run
@@ -82,7 +83,7 @@ class KnownTruth:
             seed: Seed of the decisions and of the noise.
             directory: Where the population keeps its journal.
         """
-        self.directory, self.problem = directory, problem
+        self.directory, self.storage, self.problem = directory, RunStorage(directory), problem
         self.exploits, self.refusals = list[Decided](), 0
         self.reports = list[Reported]()
         self._random = np.random.default_rng(seed)

@@ -40,8 +40,8 @@ from adios_ray.data.shards import (
 from adios_ray.data.sources.base import Sample
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
-from adios_ray.data.store import Store
 from adios_ray.errors import exit_status
+from adios_ray.store import Store
 from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
 

@@ -37,6 +37,7 @@ from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.errors import exit_status
 from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
 from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import Population
 from adios_ray.search.spaces import SearchSpace
@@ -155,8 +156,11 @@ def evolve(population: int, directory: Path) -> dict[str, float]:
     begin_lineage(directory)
     before = psutil.Process().memory_info().rss
     channel, admission = start_channel(directory.name, population, 1), Admission(population, lambda: NODES * CPUS)
-    view, trackers = LiveView(EPOCHS, population, "toys"), Trackers([], directory, print)
-    with Run(directory, list(space.parameters), view, RayMetrics("toys"), trackers) as run:
+    storage, view = RunStorage(directory), LiveView(EPOCHS, population, "toys")
+    with (
+        Trackers([], directory, view.note) as trackers,
+        Run(storage, list(space.parameters), view, RayMetrics("toys"), trackers) as run,
+    ):
         members = Population(config, state, run, ChannelCalls(channel))
         scheduler = TimedPopulation(members, admission, space, lambda name, donor, r: space.explore(donor.values, r))
         scheduler.seconds, scheduler.cpu_seconds, scheduler.behind = [], [], 0

@@ -13,6 +13,7 @@ from adios_ray.data.shards import read_manifest
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.evolution import fresh_population, make_scheduler, trial_names
 from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
 from adios_ray.search.opening import rungs
 from adios_ray.search.spaces import SearchSpace, save_space
 from adios_ray.search.state import PopulationState
@@ -100,7 +101,7 @@ def train_population(
     names = trial_names(config, space)
     view = LiveView(config.epochs, config.population, directory.name, read_results(directory), console)
     trackers = Trackers([], directory, view.note)
-    with Run(directory, list(space.parameters), view, cast(RayMetrics, _NoMetrics()), trackers) as run:
+    with Run(RunStorage(directory), list(space.parameters), view, cast(RayMetrics, _NoMetrics()), trackers) as run:
         InProcess(config.trial(), state, run, trainers).drive(
             lambda members, admission: make_scheduler(
                 space, members, admission, len(names), rungs(space.opening, config.population)

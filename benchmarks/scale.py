@@ -67,7 +67,7 @@ def manifest(images: int, classes: int) -> Callable[[], object]:
     """Write and read the manifest and the table of source files."""
     from adios_ray.data.shards import Manifest, Refusal, ShardEntry, read_manifest, write_manifest
     from adios_ray.data.source_files import check_unchanged, write_files
-    from adios_ray.data.store import Store
+    from adios_ray.store import Store
 
     made_of = source(images, classes)
     items = made_of.items["train"]

@@ -21,8 +21,8 @@ import tyro
 
 from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, open_shards, write_manifest, write_shard
 from adios_ray.data.sources.base import Sample
-from adios_ray.data.store import Store
 from adios_ray.errors import exit_status
+from adios_ray.store import Store
 
 SIZE, SHARD_ROWS, BATCH = 96, 1024, 128
 

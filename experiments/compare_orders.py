@@ -16,7 +16,6 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,8 @@ from adios_ray.data.shards import Split
 from adios_ray.errors import exit_status
 from adios_ray.evaluation.fitness import extract_features
 from adios_ray.experiment.presets import preset_config
+from adios_ray.places import require_local
+from adios_ray.store import Location, split_location
 from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
 
@@ -52,10 +53,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 class Options:
     """Options of the comparison."""
 
-    data_dir: Path
-    """Data set with train and test splits."""
-    output: Path
-    """File of JSON lines, one per run."""
+    data_dir: Location
+    """Data set with train and test splits; a path or a URI."""
+    output: Location
+    """Local file of JSON lines, one per run."""
     recipe: str = "photographs"
     """Settings for the kind of images: "photographs" or "objects"."""
     epochs: int = 15
@@ -79,7 +80,7 @@ def train(options: Options, order: str, seed: int) -> dict[str, Any]:
     test = trainer.dataset.split("test")
     linear = 100 * linear_accuracy(trainer, test)
     return {
-        "data": options.data_dir.name,
+        "data": split_location(options.data_dir)[1],
         "order": order,
         "seed": seed,
         "epochs": options.epochs,
@@ -115,18 +116,19 @@ def table(runs: list[dict[str, Any]]) -> str:
 def main(options: Options) -> None:
     """Train the runs that are missing, then print the table."""
     torch.set_num_threads(options.threads)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.touch()
-    runs = [json.loads(line) for line in options.output.read_text().splitlines()]
+    output = require_local(options.output, "--output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.touch()
+    runs = [json.loads(line) for line in output.read_text().splitlines()]
     done = {(run["data"], run["order"], run["seed"], run["epochs"]) for run in runs}
     # Seeds outside, orders inside: whenever it is interrupted, both orders have about the same number of runs.
     for seed in range(options.seeds):
         for order in ORDERS:
-            if (options.data_dir.name, order, seed, options.epochs) in done:
+            if (split_location(options.data_dir)[1], order, seed, options.epochs) in done:
                 continue
             # Written after each run, so that an interruption loses one run at most.
             runs.append(train(options, order, seed))
-            with options.output.open("a") as file:
+            with output.open("a") as file:
                 file.write(json.dumps(runs[-1]) + "\n")
     print(table(runs))
 

@@ -51,7 +51,7 @@ def run(options: Options) -> None:
         print_estimate(table, options)
         return
     folders, failed = run_all(table, options)
-    folder = options.storage / f"{Path(__file__).stem}-{options.preset}"
+    folder = options.directory / f"{Path(__file__).stem}-{options.preset}"
     folder.mkdir(parents=True, exist_ok=True)
     for cell, of_cell in folders.items():
         if cell.seed == 0 and last_checkpoint(of_cell, cell).is_dir():

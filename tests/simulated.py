@@ -18,6 +18,7 @@ from adios_ray.backend.trial import REPLY
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
 from adios_ray.search.opening import rungs
 from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import Population
@@ -56,9 +57,9 @@ class SimulatedChannel:
 class SimulatedRun:
     """Records the lineage in files, as a run does, and reports and notes in memory."""
 
-    def __init__(self, directory: Path) -> None:
-        """Record into an existing directory."""
-        self.directory = directory
+    def __init__(self, directory: Path, storage: RunStorage | None = None) -> None:
+        """Record into an existing directory; of a storage at a URI, its directory on this node."""
+        self.directory, self.storage = directory, storage or RunStorage(directory)
         self.reports: list[tuple[str, int, float]] = []
         self.notes: list[str] = []
 

@@ -2,6 +2,7 @@
 
     python tests/soak.py                      every kill 20 times, every end 10, every fault 5 (`make soak`)
     python tests/soak.py --kinds worker --rounds 1
+    python tests/soak.py --storage s3         the kills, and storage away, with the runs on an S3 server that fails
 
 Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a random
 moment after the first report. Kills: a worker, a trial's actor, Ray Train's controller, the driver (restarted to resume
@@ -17,7 +18,10 @@ for bit (except after ``checkpoint``, where a trial steps back), and that no pro
 is left. Prints a table, and one line for each failed round; the exit status is 1 if there was any.
 """
 
+import contextlib
+import itertools
 import json
+import logging
 import math
 import os
 import random
@@ -31,7 +35,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import psutil
 import ray
@@ -41,17 +45,22 @@ from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 from rich.console import Console
 from rich.table import Table
+from s3 import INTERNAL_ERROR, S3Server, s3_server
 from small import make_objects, small_config
 
 from adios_ray.backend.ray_private import POLL_INTERVAL_VARIABLE
 from adios_ray.experiment.config import ExperimentConfig
+from adios_ray.places import fetched
 from adios_ray.search.state import PopulationState
+from adios_ray.store import Location, Store, split_location
 from adios_ray.tracking.records import read_lineage, read_results
 
 KILLS = ("worker", "actor", "controller", "driver", "node")
 FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "stranger")
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 ENDS = (*SIGNALS, "second", "moved")
+ON_S3 = (*KILLS, "storage")
+"""What can be done to a run at a URI."""
 DISK_BYTES, AWAY_S = 2**26, 10.0
 SERVICES = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 """Title prefixes of processes that Ray keeps while a cluster runs."""
@@ -60,8 +69,8 @@ EPOCHS, TRIALS, TIMEOUT_S = 8, 2, 240.0
 DRIVER = (
     "import sys; from pathlib import Path; from adios_ray.experiment.runner import resume, start;"
     "from adios_ray.experiment.config import ExperimentConfig; from adios_ray.errors import exit_status;"
-    "path = Path(sys.argv[1]);"
-    "sys.exit(exit_status(lambda: resume(path) if path.is_dir() else "
+    "what = sys.argv[1]; path = Path(what);"
+    "sys.exit(exit_status(lambda: resume(what) if '://' in what or path.is_dir() else "
     "start(ExperimentConfig.model_validate_json(path.read_text()))))"
 )
 SPACE = {
@@ -99,16 +108,19 @@ class Options:
     """Rounds of each kill; each end has half of them, each fault a quarter."""
     seed: int = 0
     """Seed of the random moments."""
+    storage: Literal["disk", "s3"] = "disk"
+    """Storage of the runs: this machine's disk, or an S3 server of which every twentieth request fails and every
+    hundredth takes two seconds; nodes then share no disk."""
 
 
 class Stage:
     """A simulated cluster with the data, on which drivers are started."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, server: S3Server | None) -> None:
         """Start a head without CPUs, and two nodes with one each: no capacity is spare."""
-        self.directory = directory
+        self.directory, self.server, self._caches = directory, server, itertools.count()
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+        self.nodes = [self.add_node() for _ in range(2)]
         os.environ["RAY_ADDRESS"] = self.cluster.address
         os.environ[POLL_INTERVAL_VARIABLE] = "0.2"
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
@@ -116,13 +128,23 @@ class Stage:
         self.data = make_objects(directory / "objects")
         (directory / "space.yaml").write_text(yaml.safe_dump(SPACE))
 
-    def start(self, name: str) -> tuple["subprocess.Popen[str]", Path]:
+    def add_node(self) -> Any:
+        """Add a node with a CPU and a cache of its own."""
+        cache = self.directory / f"cache-{next(self._caches)}"
+        return self.cluster.add_node(num_cpus=1, env_vars={"ADIOS_RAY_CACHE": str(cache)})
+
+    def start(self, name: str) -> tuple["subprocess.Popen[str]", Location]:
         """Start a driver with its own storage, which can be filled and taken away; return both."""
+        if self.server is not None:
+            return self._start(name, f"{self.server.uri}/{name}")
         disk, storage = self.directory / f"{name}.disk", self.directory / name
         disk.mkdir()
         if name.startswith("disk"):
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "soak", str(disk)], check=True)
         storage.symlink_to(disk)  # a link, because storage is behind one on many machines
+        return self._start(name, storage)
+
+    def _start(self, name: str, storage: Location) -> tuple["subprocess.Popen[str]", Location]:
         trial = small_config(self.data, epochs=EPOCHS).model_dump()
         config = ExperimentConfig(
             **trial, space=self.directory / "space.yaml", storage=storage, population=TRIALS, cpus_per_worker=0.9
@@ -131,7 +153,7 @@ class Stage:
         file.write_text(config.model_dump_json())
         return self.drive(file, name), storage
 
-    def drive(self, what: Path, name: str) -> "subprocess.Popen[str]":
+    def drive(self, what: Location, name: str) -> "subprocess.Popen[str]":
         """Start a driver for a configuration file, or to resume a run directory."""
         log = (self.directory / f"{name}.log").open("a")
         return subprocess.Popen([sys.executable, "-c", DRIVER, str(what)], stdout=log, stderr=log, text=True)
@@ -141,7 +163,7 @@ class Stage:
         node = self.nodes.pop(rng.randrange(len(self.nodes)))
         self.cluster.remove_node(node, allow_graceful=False)
         time.sleep(rng.uniform(0, 4))
-        self.nodes.append(self.cluster.add_node(num_cpus=1))
+        self.nodes.append(self.add_node())
 
     @contextmanager
     def stranger(self) -> Iterator[None]:
@@ -159,6 +181,9 @@ class Stage:
 
     def discard(self, name: str) -> None:
         """Remove the storage of a round."""
+        if self.server is not None:
+            Store(f"{self.server.uri}/{name}").remove("")
+            return
         disk = self.directory / f"{name}.disk"
         if disk.is_mount():
             subprocess.run(["umount", "--lazy", str(disk)], check=True)
@@ -202,23 +227,37 @@ def wait_for(reached: Callable[[], bool], otherwise: str) -> None:
         time.sleep(0.2)
 
 
-def run_dir_of(storage: Path, driver: "subprocess.Popen[str]", reports: int) -> Path:
-    """Wait until a driver's run has a number of reports; return its run directory."""
-    deadline = time.monotonic() + TIMEOUT_S
+def place_of(storage: Location, driver: "subprocess.Popen[str]", reports: int) -> Location:
+    """Wait until a driver's run has a number of reports; return its run directory or URI."""
+    store, deadline = Store(storage), time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
-        runs = list(storage.glob("*-*/results.csv"))
-        if runs and len(read_results(runs[0].parent)) >= reports:
-            return runs[0].parent
+        for name in store.names():
+            header, *lines = complete_rows(store, f"{name}/results.csv")
+            if len({tuple(line.split(b",")[1:3]) for line in lines}) >= reports:
+                return f"{storage}/{name}" if store.local is None else store.local / name
         if driver.poll() is not None:
             raise WrongError(f"the driver ended with {driver.returncode} before it had {reports} reports")
         time.sleep(0.05)
     raise WrongError(f"no {reports} reports in {TIMEOUT_S:.0f} s")
 
 
-def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path, rng: random.Random) -> Any:
+def complete_rows(store: Store, name: str) -> list[bytes]:
+    """Read the complete lines of a file; one empty line without a file."""
+    try:
+        return store.read(name).rpartition(b"\n")[0].splitlines() or [b""]
+    except OSError:
+        return [b""]
+
+
+def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", place: Location, rng: random.Random) -> Any:
     """Disturb a run; return its driver, which is a new one after a kill of the driver."""
     time.sleep(rng.uniform(0, 0.6))  # short enough for the run to be still running
-    if kind == "disk":
+    run = Path(place)
+    if kind == "storage" and stage.server is not None:
+        stage.server.fault = lambda method, path: INTERNAL_ERROR
+        time.sleep(AWAY_S)
+        stage.server.fault = occasional
+    elif kind == "disk":
         fill(run.parent / "filler", rng.uniform(5, 10))
     elif kind == "storage":
         take_away(run.parent.readlink())
@@ -243,10 +282,21 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path,
     elif kind == "driver":
         driver.kill()
         driver.wait()
-        return stage.drive(run, run.parent.name)
+        return stage.drive(place, split_location(split_location(place)[0])[1])
     else:
         rng.choice(processes(kind)).kill()
     return driver
+
+
+def occasional(method: str, path: str) -> str | None:
+    """Fail at every twentieth request, and take two seconds for every hundredth."""
+    number = next(_requests)
+    if number % 100 == 50:
+        time.sleep(2)
+    return INTERNAL_ERROR if number % 20 == 0 else None
+
+
+_requests = itertools.count(1)
 
 
 def resumed_after(stage: Stage, error: str, run: Path) -> "subprocess.Popen[str]":
@@ -318,8 +368,9 @@ def fill(file: Path, seconds: float) -> None:
     file.unlink()
 
 
-def check(run: Path, expected: Outcome | None) -> None:
+def check(place: Location, expected: Outcome | None) -> None:
     """Check that everything exists once, nothing else is left, and the outcome is as expected (None: any)."""
+    run = fetched(place)
     state = PopulationState.load(run)
     if epochs := [m.epoch for m in state.members.values() if not m.finished or m.epoch != EPOCHS]:
         raise WrongError(f"trials ended at epochs {epochs}")
@@ -359,10 +410,10 @@ def measured(run: Path) -> dict[tuple[str, int], tuple[float, ...]]:
 def undisturbed(stage: Stage) -> Outcome:
     """Run without a disturbance; return the outcome."""
     driver, storage = stage.start("undisturbed")
-    run = run_dir_of(storage, driver, TRIALS * EPOCHS)
+    run = place_of(storage, driver, TRIALS * EPOCHS)
     if driver.wait():
         raise WrongError("the undisturbed run failed")
-    return Outcome(decisions(run), measured(run))
+    return Outcome(decisions(fetched(run)), measured(fetched(run)))
 
 
 def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> float:
@@ -375,18 +426,20 @@ def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> 
     else:
         driver, storage = stage.start(name)
     try:
+        place: Location
         if kind == "stranger":
-            (run,) = (path.parent for path in storage.glob("*-*/population.json"))
-            driver = resumed_after(stage, f"it does not see the run directory {storage.resolve()}", run)
+            (run,) = (path.parent for path in Path(storage).glob("*-*/population.json"))
+            place, unseen = run, f"it does not see the run directory {Path(storage).resolve()}"
+            driver = resumed_after(stage, unseen, run)
         else:
-            run = run_dir_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
+            place = place_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
         if kind in ENDS:
-            driver, run = end(stage, kind, driver, run, rng)
+            driver, place = end(stage, kind, driver, Path(place), rng)
         elif kind != "stranger":
-            driver = disturb(stage, kind, driver, run, rng)
+            driver = disturb(stage, kind, driver, place, rng)
         if driver.wait(timeout=TIMEOUT_S):
             raise WrongError(f"the driver ended with status {driver.returncode}")
-        check(run, None if kind == "checkpoint" else expected)
+        check(place, None if kind == "checkpoint" else expected)
     except subprocess.TimeoutExpired:
         raise WrongError(f"the driver did not end in {TIMEOUT_S:.0f} s") from None
     finally:
@@ -399,10 +452,15 @@ def main(options: Options) -> int:
     """Run all rounds; return 1 if one failed."""
     table = Table("disturbed", "rounds", "passed", "median s")
     wrong: list[str] = []
-    with tempfile.TemporaryDirectory() as directory:
-        stage = Stage(Path(directory))
+    kinds = options.kinds
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        server = stack.enter_context(s3_server()) if options.storage == "s3" else None
+        if server is not None:
+            server.fault, kinds = occasional, tuple(kind for kind in kinds if kind in ON_S3)
+            logging.getLogger("werkzeug").setLevel("ERROR")
+        stage = Stage(Path(directory), server)
         expected = undisturbed(stage)
-        for kind in options.kinds:
+        for kind in kinds:
             seconds, rounds = [], math.ceil(options.rounds / (1 if kind in KILLS else 2 if kind in ENDS else 4))
             for number in range(rounds):
                 try:

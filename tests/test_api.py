@@ -94,7 +94,11 @@ def test_settings_of_a_training_are_those_of_the_command_line(tmp_path: Path, mo
     adios_ray.train(preset="demo", space="asha_demo")
     flags = "--preset in100s --family authors --objective byol --masking.slots 6 --epochs 7 --data-dir data/mine"
     assert started[0] == read_arguments("", flags.split(), "pbt_in100", "pbt_demo")
-    assert started[1].space == SPACES / "asha_demo.yaml"
+    assert started[1].space == str(SPACES / "asha_demo.yaml")
+    with pytest.raises(UsageError, match="s3://b/runs is a URI; only a local path"):
+        adios_ray.train(preset="demo", storage="s3://b/runs")
+    with pytest.raises(UsageError, match="s3://b/one is a URI; only a local path"):
+        adios_ray.load_run("s3://b/one")
     with pytest.raises(ConfigError, match="unknown key 'masking.slot'"):
         adios_ray.train(preset="demo", masking={"slot": 6})
 

@@ -13,51 +13,37 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
+from s3 import BUCKET, s3_server
 from small import make_objects, small_config
 
+from adios_ray import local_cache
 from adios_ray.data import cache as mirroring
 from adios_ray.data import prepare as preparation
 from adios_ray.data.plan import ShardJob
 from adios_ray.data.rendered import scenes
 from adios_ray.data.shards import MANIFEST_NAME, open_shards, read_manifest, verify
-from adios_ray.data.store import Store
-from adios_ray.errors import DatasetError
+from adios_ray.errors import DatasetError, InputError
+from adios_ray.store import Store
 
 pytestmark = pytest.mark.slow
 
-BUCKET = "images"
 URI = f"s3://{BUCKET}/some/objects"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """Start an S3 server; the environment and the value are its address."""
-    http = ThreadedMotoServer(port=0)
-    http.start()
-    host, port = http.get_host_and_port()
-    names = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in names.items():
-            patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield names["AWS_ENDPOINT_URL"]
-    http.stop()
+    """Start an S3 server; the value is its address."""
+    with s3_server():
+        yield os.environ["AWS_ENDPOINT_URL"]
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Use an empty cache, without the locks of other tests."""
-    monkeypatch.setenv(mirroring.CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(mirroring, "_used", {})
+    monkeypatch.setenv(local_cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(local_cache, "_held", {})
     return tmp_path / "cache"
 
 
@@ -127,7 +113,7 @@ def test_many_processes_share_one_copy(remote: Path, cache: Path, fetched: Count
 
 
 def test_an_interrupted_copy_is_resumed(remote: Path, fetched: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirroring, "PARALLEL_FETCHES", 1)
+    monkeypatch.setattr(mirroring, "PARALLEL_COPIES", 1)
     fetch = Store.fetch
 
     def failing(self: Store, name: str, target: Path) -> None:
@@ -212,7 +198,7 @@ def test_unused_copies_are_evicted(remote: Path, cache: Path, tmp_path: Path, mo
     for name, unlabeled in (("second", 1), ("third", 2)):
         upload(make_objects(tmp_path / name, unlabeled=unlabeled), f"s3://{BUCKET}/some/{name}")
     first = open_shards(URI).directory
-    os.close(mirroring._used.pop(first))
+    local_cache.release(first)
     second = open_shards(f"s3://{BUCKET}/some/second").directory
     monkeypatch.setenv(mirroring.BYTES_VARIABLE, str(int(2.5 * size_of(first))))
     third = open_shards(f"s3://{BUCKET}/some/third").directory
@@ -236,7 +222,7 @@ def test_unused_copies_are_evicted(remote: Path, cache: Path, tmp_path: Path, mo
     ],
 )
 def test_places_without_a_data_set(server: str, cache: Path, uri: str, message: str) -> None:
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(InputError, match=message):
         open_shards(uri)
 
 
@@ -267,11 +253,11 @@ def test_a_store_that_is_local_and_one_that_is_not(server: str, tmp_path: Path) 
 
 
 def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(mirroring.CACHE_VARIABLE, raising=False)
+    monkeypatch.delenv(local_cache.CACHE_VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/some")
-    assert mirroring.cache_directory() == Path("/some/adios_ray")
+    assert local_cache.cache_directory() == Path("/some/adios_ray")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert mirroring.cache_directory() == Path.home() / ".cache" / "adios_ray"
+    assert local_cache.cache_directory() == Path.home() / ".cache" / "adios_ray"
 
 
 def test_copies_are_named_by_their_manifest(remote: Path, cache: Path) -> None:

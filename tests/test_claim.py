@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from encoded_images import s3_server
+from s3 import s3_server
 
 from adios_ray.data import claim
 from adios_ray.data.claim import PREPARING, TRAINING, Holder, claimed
-from adios_ray.data.store import Store
 from adios_ray.errors import ClaimError
+from adios_ray.store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,8 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """Offer a place held from this machine, from another one, and on an object store."""
     if request.param == "s3":
-        with s3_server() as bucket:
+        with s3_server() as server:
+            bucket = server.uri
             yield Store(f"{bucket}/set")
         return
     if request.param == "elsewhere":
@@ -75,7 +76,7 @@ def test_the_second_waits_for_the_first_and_says_for_which(place: Store) -> None
 def test_the_place_of_a_process_that_was_killed_is_taken_over(place: Store, request: pytest.FixtureRequest) -> None:
     unknown = "claim._machine = lambda: ''\n" if request.node.callspec.params["place"] == "elsewhere" else ""
     script = (
-        "import time\nfrom adios_ray.data import claim\nfrom adios_ray.data.store import Store\n"
+        "import time\nfrom adios_ray.data import claim\nfrom adios_ray.store import Store\n"
         f"claim.SETTLING_S = 0.01\n{unknown}"
         f"with claim.claimed(Store({str(place)!r}), print):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )

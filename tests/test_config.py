@@ -202,7 +202,7 @@ def test_resume_begins_with_the_configuration_of_the_run(tmp_path: Path) -> None
     write_config(tmp_path, own.model_dump(mode="json"))
     resume = ["--resume", str(tmp_path)]
     config = read_arguments("", [*resume, "--epochs", "300", "--wandb", "offline"], *SPACE_NAMES)
-    assert config == own.model_copy(update={"resume": tmp_path, "epochs": 300, "wandb": "offline"})
+    assert config == own.model_copy(update={"resume": str(tmp_path), "epochs": 300, "wandb": "offline"})
     with pytest.raises(ConfigError, match="leave out --name and --storage"):
         read_arguments("", [*resume, "--name", "other"], *SPACE_NAMES)
     with pytest.raises(ConfigError, match="nowhere is not a run directory"):
@@ -213,6 +213,24 @@ def test_resume_begins_with_the_configuration_of_the_run(tmp_path: Path) -> None
 def test_a_name_that_is_no_safe_name_of_a_folder_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="name = "):
         parse(ExperimentConfig, {"name": name})
+
+
+@pytest.mark.parametrize(
+    ("storage", "named"),
+    [
+        ("gs://bucket/runs", "gs://bucket/runs cannot be reached: Please install gcsfs"),
+        ("nosuch://bucket/runs", "nosuch://bucket/runs cannot be reached: Protocol not known: nosuch"),
+        ("memory://runs", "storage memory://runs is the memory of one process"),
+        ("s3:/bucket/runs", "s3:/bucket/runs is neither a path nor a URI: write s3://bucket/runs, or ./s3:"),
+    ],
+)
+def test_storage_that_cannot_work_is_refused_by_name(storage: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        check_storage(storage)
+
+
+def test_storage_may_be_a_file_uri(tmp_path: Path) -> None:
+    assert check_storage(f"file://{tmp_path}/runs") == f"{tmp_path}/runs" and (tmp_path / "runs").is_dir()
 
 
 def test_relative_paths_are_refused_in_a_job(tmp_path: Path) -> None:
@@ -234,7 +252,7 @@ def test_a_storage_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file"):
         check_storage(tmp_path / "file")
-    assert check_storage(tmp_path / "a" / "b").is_dir()
+    assert Path(check_storage(tmp_path / "a" / "b")).is_dir()
 
 
 def test_workers_share_the_cpus_and_take_a_gpu_each() -> None:

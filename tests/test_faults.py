@@ -21,6 +21,7 @@ from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
 from adios_ray.config import TrialConfig
 from adios_ray.errors import CheckpointError, FaultError, StorageError
 from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.log import Event, EventLog, append_log, read_events
 from adios_ray.tracking.run import Run
@@ -199,7 +200,7 @@ def test_a_trials_note_is_shown_and_logged_with_its_details(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adios_ray.tracking.run.begin_results", lambda *arguments: None)
-    run = Run(tmp_path, [], LiveView(1, 2, "run"), SimpleNamespace(), None)  # type: ignore[arg-type]
+    run = Run(RunStorage(tmp_path), [], LiveView(1, 2, "run"), SimpleNamespace(), None)  # type: ignore[arg-type]
     run.trial_note("trial_01", "its workers failed (no data)", "Traceback\n  in line 1")
     run.trial_note("trial_01", "worker 0 printed", "hello", "output")
     run.trial_note("trial_01", "storage is back", kind="wait")

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from encoded_images import s3_server, upload
+from encoded_images import upload
 from PIL import Image
+from s3 import s3_server
 
 from adios_ray.config import FolderLayout
 from adios_ray.data.sources.folder import OUTSIDE
@@ -155,7 +156,8 @@ def test_a_folder_of_one_class_is_a_class(tmp_path: Path, make: Callable[[Path],
 def test_a_folder_at_a_uri_is_read_as_one_on_disk(tmp_path: Path) -> None:
     plant(tmp_path, "train/cat/1.png", "train/cat/photo", "val/cat/2.png", "test/cat/3.png", "train/@eaDir/1.png")
     (tmp_path / "train" / "cat" / "notes.txt").write_text("none")
-    with s3_server() as bucket:
+    with s3_server() as server:
+        bucket = server.uri
         upload(tmp_path, f"{bucket}/images")
         ours, theirs = folder_source(tmp_path), folder_source(f"{bucket}/images")
         assert theirs.listing() == ours.listing() and theirs.passed_over == ours.passed_over

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image, ImageOps
+from s3 import s3_server
 from small import SIZE, small_config
 from torch import Tensor
 from torch.nn import functional
@@ -22,6 +23,7 @@ from adios_ray.errors import CheckpointError, ConfigError, UsageError
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
+from adios_ray.store import Store
 from adios_ray.tracking.pictures import slot_colors
 
 pytestmark = pytest.mark.slow
@@ -309,3 +311,31 @@ def test_masks_of_tokens_are_means_over_patches(checkpoint: Path) -> None:
     for patch in (0, -8, 7, 64):
         with pytest.raises(UsageError, match=f"patch {patch} does not divide the images' side of 32 pixels"):
             occlusion.token_masks(x, patch)
+
+
+def test_checkpoint_and_outputs_at_uris(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (40, 50), (200, 30, 30)).save(tmp_path / "a.png")
+    with s3_server() as server:
+        store = Store(server.uri)
+        store.put(checkpoint, "in/weights.safetensors")
+        source = f"{server.uri}/in/weights.safetensors"
+        export = ["export", "--occlusion", "--checkpoint"]
+        assert main([*export, source, "--output", f"{server.uri}/out/model.safetensors"]) == 0
+        assert store.find() == ["in/weights.safetensors", "out/model.json", "out/model.safetensors"]
+        assert main([*export, str(checkpoint), "--output", str(tmp_path / "own.safetensors")]) == 0
+        assert store.read("out/model.safetensors") == (tmp_path / "own.safetensors").read_bytes()
+        command = [
+            "masks",
+            "--checkpoint",
+            source,
+            "--images",
+            str(tmp_path / "a.png"),
+            "--output",
+            f"{server.uri}/masks",
+        ]
+        assert main(command) == 0
+        assert masks(checkpoint, tmp_path / "a.png", tmp_path / "own") == 0
+        local = {path.relative_to(tmp_path / "own").as_posix() for path in (tmp_path / "own").rglob("*.*")}
+        assert set(Store(f"{server.uri}/masks").find()) == local
+        capsys.readouterr()
+        assert main(command) == 2 and f"--output {server.uri}/masks is not empty" in capsys.readouterr().err

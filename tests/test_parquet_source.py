@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from encoded_images import picture, s3_server, squeezed, upload
+from encoded_images import picture, squeezed, upload
+from s3 import s3_server
 
 from adios_ray.cli import main
 from adios_ray.data import plan
@@ -286,7 +287,8 @@ def test_items_are_read_back() -> None:
 
 @pytest.mark.slow
 def test_at_a_uri(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with s3_server() as bucket:
+    with s3_server() as server:
+        bucket = server.uri
         upload(hub, f"{bucket}/some/set")
         ours, theirs = source(hub), source(f"{bucket}/some/set/")
         assert ours.listing() == theirs.listing() and ours.passed_over == theirs.passed_over

@@ -84,7 +84,7 @@ def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_
     assert len(kept) <= 2 * 2 and all(member.finished for member in state.members.values())
     replayed_alone(run_dir, tmp_path / "replayed", summary.best_trial, state)
     trained_in_one_process(config, run_dir, tmp_path / "in_process")
-    config.space.unlink()  # a job's working directory is deleted with the job; the run has a copy
+    Path(config.space).unlink()  # a job's working directory is deleted with the job; the run has a copy
     modified = {path: path.stat().st_mtime_ns for path in kept}
     resume(run_dir)
     assert {path: path.stat().st_mtime_ns for path in kept} == modified
@@ -117,10 +117,10 @@ def test_a_diverged_trial_is_reported_dumped_and_replaced(
     from adios_ray.experiment.runner import start
 
     config = experiment(objects_dir, tmp_path, epochs=2)
-    space = yaml.safe_load(config.space.read_text())
+    space = yaml.safe_load(Path(config.space).read_text())
     # The first trial keeps the configured temperature; the other draws one at which every logit overflows.
     space["parameters"]["objective.temperature"] = {"low": 1e-42, "high": 1e-41, "scale": "log"}
-    config.space.write_text(yaml.safe_dump(space))
+    Path(config.space).write_text(yaml.safe_dump(space))
     run_dir = start(config)
     fitness = {(row.trial, row.epoch): row.fitness for row in read_results(run_dir)}
     assert math.isnan(fitness["trial_01", 1]) and not math.isnan(fitness["trial_00", 2])
@@ -149,8 +149,8 @@ def test_an_opening_leaves_a_population(ray_cluster: None, objects_dir: Path, tm
     from adios_ray.experiment.runner import start
 
     config = experiment(objects_dir, tmp_path, epochs=2)
-    space = {**yaml.safe_load(config.space.read_text()), "opening": {"trials": 3, "epochs": 1}}
-    config.space.write_text(yaml.safe_dump(space))
+    space = {**yaml.safe_load(Path(config.space).read_text()), "opening": {"trials": 3, "epochs": 1}}
+    Path(config.space).write_text(yaml.safe_dump(space))
     run_dir = start(config.model_copy(update={"cpus_per_worker": 2.0}))  # of four CPUs: one trial is paused
     (drop,) = read_drops(run_dir)
     rows = {(row.trial, row.epoch): row.fitness for row in read_results(run_dir)}

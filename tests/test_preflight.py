@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from s3 import s3_server
 
 from adios_ray.backend import preflight
 from adios_ray.backend.preflight import (
@@ -13,10 +14,12 @@ from adios_ray.backend.preflight import (
     expected_in,
     find_problems,
     node_problem,
+    probed,
     refuse,
     source_checksum,
 )
 from adios_ray.errors import ConfigError
+from adios_ray.store import Store
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def expected(objects_dir: Path, tmp_path: Path) -> Expected:
 
 def test_a_node_that_sees_the_same_answers_on_the_storage(expected: Expected) -> None:
     assert find_problems(expected, "node") == []
-    assert [path.name for path in expected.folder.iterdir()] == ["node"]
+    assert [path.name for path in Path(expected.folder).iterdir()] == ["node"]
 
 
 def test_a_node_names_all_that_it_lacks(expected: Expected, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,11 +42,11 @@ def test_a_node_names_all_that_it_lacks(expected: Expected, monkeypatch: pytest.
     monkeypatch.setattr(preflight, "torch_version", lambda: "1.13.1")
     monkeypatch.setattr(preflight, "source_checksum", lambda: "other")
     storage, data, source, torch = find_problems(expected, "node")
-    assert storage == f"it does not see the run directory {expected.folder.parent}"
+    assert storage == f"it does not see the run directory {Path(expected.folder).parent}"
     assert data == f"it lacks 1 shards in {expected.data_dir}, such as val-00000.arrow"
     assert source.startswith("it has another adios_ray, in ")
     assert torch == f"it has torch 1.13.1, not {expected.torch}"
-    assert not expected.folder.exists()  # nothing is made where the storage is not mounted
+    assert not Path(expected.folder).exists()  # nothing is made where the storage is not mounted
 
 
 def test_a_node_without_the_data_or_with_other_data_is_told_apart(expected: Expected) -> None:
@@ -53,6 +56,19 @@ def test_a_node_without_the_data_or_with_other_data_is_told_apart(expected: Expe
     manifest.unlink()
     (problem,) = find_problems(expected, "node")
     assert problem.startswith(f"no data set in {expected.data_dir}")
+
+
+@pytest.mark.slow
+def test_nodes_leave_their_answers_at_a_uri(expected: Expected) -> None:
+    with s3_server() as server:
+        with probed(f"{server.uri}/run") as folder:
+            there = expected._replace(folder=folder)
+            assert find_problems(there, "node") == [] and Store(folder).names() == {"driver", "node"}
+        assert Store(server.uri).find() == []
+        assert find_problems(there, "node") == [f"it does not see the run directory {server.uri}/run"]
+        nowhere = "gs://bucket/run/.nodes-1"
+        (problem,) = find_problems(expected._replace(folder=nowhere), "node")
+        assert problem == f"{nowhere} cannot be reached: Please install gcsfs to access Google Storage"
 
 
 def test_the_source_is_compared_by_content_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,11 +103,11 @@ def test_nodes_answer_by_tasks_of_their_own(
 
     node = ray.get_runtime_context().get_node_id()
     assert ask_nodes([node], expected, 60) == {node: []}
-    (expected.folder / node).unlink()
+    Path(expected.folder, node).unlink()
     other = expected._replace(torch="1.13.1")
     assert ask_nodes([node], other, 60) == {node: [f"it has torch {expected.torch}, not 1.13.1"]}
     monkeypatch.setattr(preflight, "find_problems", lambda expected, node: [])
-    (expected.folder / node).unlink()
-    lost = f"what it writes to {expected.folder.parent} does not arrive here"
+    Path(expected.folder, node).unlink()
+    lost = f"what it writes to {Path(expected.folder).parent} does not arrive here"
     assert ask_nodes([node], expected, 60) == {node: [lost]}
     assert ask_nodes([node], expected, 0) == {node: ["it did not answer within 0 s"]}

@@ -23,8 +23,8 @@ from adios_ray.data.sources.base import PHOTOGRAPH, Sample
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.sources.passed_over import PassedOver
-from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError
+from adios_ray.store import Store
 
 SIZE = 16
 CLASSES = ("ant", "bee", "cat")

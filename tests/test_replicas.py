@@ -18,6 +18,7 @@ from adios_ray.config import replaced
 from adios_ray.errors import CheckpointError, ReplicaError
 from adios_ray.evaluation import fitness
 from adios_ray.masking.slots import read_head
+from adios_ray.run_storage import RunStorage
 from adios_ray.training import trainer as training
 from adios_ray.training.trainer import Trainer
 
@@ -80,7 +81,7 @@ def fall_back(trainer: Trainer, rank: int, folder: Path) -> None:
             trainer.step = step
             trainer.save(path)
     pointers = parallel.from_first([newest_intact(folder, before=f"{path.name}0") for path in epochs])
-    said: list[str] = []
+    said, storage = list[str](), RunStorage(folder)
     with pytest.MonkeyPatch.context() as patch:
 
         def load_except(pointer: Pointer, device: torch.device) -> dict[str, Any]:
@@ -90,10 +91,10 @@ def fall_back(trainer: Trainer, rank: int, folder: Path) -> None:
 
         patch.setattr(loop, "load_checkpoint", load_except)
         for newest in (3, 2, 1):
-            load_intact(trainer, cast(Pointer, pointers[newest]), trainer.config, said.append)
+            load_intact(trainer, cast(Pointer, pointers[newest]), trainer.config, storage, said.append)
             assert trainer.step == 1
         with pytest.raises(CheckpointError, match="worker 1 cannot read epoch_00000"):
-            load_intact(trainer, cast(Pointer, pointers[0]), trainer.config, said.append)
+            load_intact(trainer, cast(Pointer, pointers[0]), trainer.config, storage, said.append)
     skipped = [f"worker {worker} cannot read epoch_0000{epoch}" for worker, epoch in ((1, 3), (0, 2))]
     assert said == ([] if rank else [f"{problem}; it resumes from epoch_00001" for problem in skipped])
 

@@ -9,18 +9,22 @@ from typing import Any
 
 import pytest
 import yaml
+from s3 import s3_server
 from small import make_objects, small_config
 
 from adios_ray.checkpoints import Pointer
 from adios_ray.data.claim import TRAINING, Claim, claimed
-from adios_ray.data.store import Store
 from adios_ray.errors import CheckpointError, ClaimError, ConfigError
 from adios_ray.experiment import runner
+from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import ExperimentConfig, read_experiment
 from adios_ray.experiment.resources import WorkerResources
+from adios_ray.local_cache import CACHE_VARIABLE
 from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Member, PopulationState
+from adios_ray.store import Store
 from adios_ray.tracking.records import RunSummary, write_summary
 
 SPACE = {
@@ -31,13 +35,15 @@ SPACE = {
 }
 
 
-def train(run_dir: Path, config: ExperimentConfig, epochs: int) -> None:
+def train(storage: RunStorage, config: ExperimentConfig, epochs: int) -> None:
     """Stand in for training: both trials reach an epoch; at the last one, the run has finished."""
+    run_dir = storage.directory
     state = PopulationState.load(run_dir)
     for name, member in state.members.items():
         path = RunDirectory(run_dir).checkpoint(name, epochs)
         path.mkdir(parents=True)
         (path / "state.pt").touch()
+        storage.publish(path)
         member.checkpoint, member.epoch = Pointer(path=path, sha256=""), epochs
         member.finished = epochs >= config.epochs
     state.next_decision_epoch = 2 * ((epochs - 1) // 2 + 1)  # no decision is made at the last epoch
@@ -59,12 +65,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ExperimentConfig, dic
     calls: list[tuple[ExperimentConfig, dict[str, int]]] = []
 
     def evolve(
-        config: ExperimentConfig, space: SearchSpace, run_dir: Path, resources: WorkerResources, claim: Claim
+        config: ExperimentConfig, space: SearchSpace, storage: RunStorage, resources: WorkerResources, claim: Claim
     ) -> Path:
         claim.check()
+        run_dir = storage.directory
         state = PopulationState.load(run_dir)
         calls.append((config, {name: state.members[name].epoch for name in state.unfinished(state.members)}))
-        train(run_dir, config, min(3, config.epochs) if len(calls) == 1 else config.epochs)
+        train(storage, config, min(3, config.epochs) if len(calls) == 1 else config.epochs)
         return run_dir
 
     @contextmanager
@@ -75,6 +82,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ExperimentConfig, dic
     monkeypatch.setattr(runner, "connected", connected)
     monkeypatch.setattr(runner, "nodes", list)
     monkeypatch.setattr(runner, "worker_resources", lambda *_: WorkerResources(1, 0))
+    monkeypatch.setattr(runner, "autoscaler_runs", lambda: False)
     return calls
 
 
@@ -93,7 +101,7 @@ def test_the_same_command_starts_resumes_and_then_says_finished(
     config: ExperimentConfig, trained: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = runner.start(config)
-    assert run_dir == config.storage / "one"
+    assert run_dir == Path(config.storage) / "one"
     assert runner.start(config) == run_dir and [epochs for _, epochs in trained] == [
         {"trial_00": 0, "trial_01": 0},
         {"trial_00": 3, "trial_01": 3},
@@ -104,6 +112,41 @@ def test_the_same_command_starts_resumes_and_then_says_finished(
     assert len(said) == 2 and said[0] == said[1]
     assert said[0].startswith(f"finished: {run_dir}: best trial_01, k-NN fitness 40.0 %")
     assert contents(run_dir) == before
+
+
+@pytest.mark.slow
+def test_a_run_at_a_uri_is_resumed_on_another_machine(
+    config: ExperimentConfig,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("adios_ray.data.claim.SETTLING_S", 0.0)  # no other driver claims it
+    with s3_server() as server:
+        config = config.model_copy(update={"storage": f"{server.uri}/runs"})
+        place = f"{server.uri}/runs/one"
+        for machine in ("first", "second", "third"):
+            monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / machine))
+            runner.start(config)
+            assert not [path for path in (tmp_path / machine).rglob("*") if path.is_file() and path.suffix != ".lock"]
+        assert [epochs["trial_01"] for _, epochs in trained] == [0, 3]
+        (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("finished")]
+        assert said.startswith(f"finished: {place}: best trial_01") and said.endswith(f"report {place}/report.html")
+        asked = read_arguments("", ["--resume", place, "--epochs", "8"], "pbt_in100", "asha_demo")
+        assert runner.resume(place, asked) and trained[-1][1] == {"trial_00": 4, "trial_01": 4}
+        assert read_experiment(place).epochs == 8 and read_experiment(place).storage == f"{server.uri}/runs"
+        with claimed(Store(place), print, TRAINING, wait=False), pytest.raises(ClaimError, match="is being trained by"):
+            runner.resume(place)
+        Store(place).remove("checkpoints/trial_01")
+        with pytest.raises(CheckpointError, match=f"{place} lacks the checkpoints checkpoints/trial_01/epoch_00008"):
+            runner.resume(place, asked.model_copy(update={"epochs": 9}))
+        Store(f"{server.uri}/runs/photos").put(tmp_path / "space.yaml", "me.png")
+        with pytest.raises(ConfigError, match="photos is not a run directory, but contains me.png"):
+            runner.start(config.model_copy(update={"name": "photos"}))
+        assert Store(f"{server.uri}/runs/photos").find() == ["me.png"]
+        with pytest.raises(ConfigError, match="nothing is not a run directory"):
+            runner.resume(f"{server.uri}/nothing")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -122,7 +165,7 @@ def test_what_a_run_may_not_change_is_refused_by_name_with_both_values(
     for text in ("epochs is 4 there and 2 here", "seed is 0 there and 5 here", "population is 2 there and 3 here"):
         assert text in str(refused.value)
     assert "wandb is" not in str(refused.value) and "--name" in str(refused.value)
-    config.space.write_text(yaml.safe_dump({**SPACE, "interval_epochs": 1}))
+    Path(config.space).write_text(yaml.safe_dump({**SPACE, "interval_epochs": 1}))
     with pytest.raises(ConfigError, match="interval_epochs of the search space is 2 there and 1 here"):
         runner.start(config)
     assert contents(run_dir) == before and len(trained) == 1
@@ -167,7 +210,7 @@ def test_a_run_and_its_data_are_found_where_they_are_now(
     run_dir.rename(moved)
     own = read_experiment(moved)
     runner.resume(moved, own.model_copy(update={"data_dir": str(data)}))
-    assert trained[-1][0].data_dir == str(data) and trained[-1][0].storage == moved.parent
+    assert trained[-1][0].data_dir == str(data) and trained[-1][0].storage == str(moved.parent)
     pointers = [member.checkpoint for member in PopulationState.load(moved).members.values()]
     assert all(pointer is not None and pointer.path.parent.parent.parent == moved for pointer in pointers)
     other = make_objects(tmp_path / "other", counts={"train": 96, "val": 40, "test": 41})
@@ -207,11 +250,11 @@ def test_a_second_driver_is_refused_and_another_folder_is_no_run(config: Experim
             runner.start(config)
         with pytest.raises(ClaimError, match="is being trained by process"):
             runner.resume(run_dir)
-    (config.storage / "photos").mkdir()
-    (config.storage / "photos" / "me.png").touch()
+    (Path(config.storage) / "photos").mkdir()
+    (Path(config.storage) / "photos" / "me.png").touch()
     with pytest.raises(ConfigError, match="photos is not a run directory, but contains me.png"):
         runner.start(config.model_copy(update={"name": "photos"}))
-    assert [path.name for path in (config.storage / "photos").iterdir()] == ["me.png"]
+    assert [path.name for path in (Path(config.storage) / "photos").iterdir()] == ["me.png"]
 
 
 def test_a_run_that_does_not_fit_leaves_nothing(
@@ -224,7 +267,7 @@ def test_a_run_that_does_not_fit_leaves_nothing(
     for name in ("one", None):
         with pytest.raises(ConfigError, match="more GPUs"):
             runner.start(config.model_copy(update={"name": name}))
-    assert not list(config.storage.iterdir()) and not trained
+    assert not list(Path(config.storage).iterdir()) and not trained
 
 
 def test_an_interruption_says_how_to_resume(
@@ -236,5 +279,6 @@ def test_an_interruption_says_how_to_resume(
     monkeypatch.setattr(runner, "evolve", evolve)
     with pytest.raises(KeyboardInterrupt) as interrupted:
         runner.start(config)
-    assert interrupted.value.__notes__ == [f"what was reported is kept: resume with --resume {config.storage / 'one'}"]
-    assert not (config.storage / "one" / TRAINING.file).exists()
+    kept = f"what was reported is kept: resume with --resume {config.storage}/one"
+    assert interrupted.value.__notes__ == [kept]
+    assert not (Path(config.storage) / "one" / TRAINING.file).exists()

@@ -19,7 +19,6 @@ from adios_ray.data.augment import center_maps, denormalize
 from adios_ray.data.loader import central_views
 from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, Split, open_shards, write_manifest, write_shard
 from adios_ray.data.sources.base import Sample
-from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError, EvaluationError
 from adios_ray.evaluation import segmentation
 from adios_ray.evaluation.segmentation import (
@@ -32,6 +31,7 @@ from adios_ray.evaluation.segmentation import (
 )
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, build_networks
+from adios_ray.store import Store
 
 CPU = torch.device("cpu")
 Maps = npt.NDArray[np.int64]

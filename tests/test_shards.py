@@ -22,8 +22,8 @@ from adios_ray.data.shards import (
     write_shard,
 )
 from adios_ray.data.sources.base import Sample
-from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError
+from adios_ray.store import Store
 
 SIZE = 6
 ROWS = (5, 0, 3, 4)

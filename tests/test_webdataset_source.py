@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from encoded_images import picture, s3_server, squeezed, upload
+from encoded_images import picture, squeezed, upload
+from s3 import s3_server
 
 from adios_ray.data.plan import plan_splits
 from adios_ray.data.prepare import prepare
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.base import NO_LABEL, ReadInBlocks
 from adios_ray.data.sources.webdataset import source
-from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError, RefusedImageError
+from adios_ray.store import Store
 
 
 def write_tar(path: Path, members: Mapping[str, bytes | str | dict[str, Any]], **options: Any) -> None:
@@ -212,7 +213,8 @@ def test_damaged_images_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_at_a_uri_exactly_the_bytes_are_read(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with s3_server() as bucket:
+    with s3_server() as server:
+        bucket = server.uri
         upload(shards, f"{bucket}/some/set")
         ours, theirs = source(shards), source(f"{bucket}/some/set")
         assert ours.listing() == theirs.listing() and ours.classes == theirs.classes

@@ -179,9 +179,13 @@ CASES = {
     "report nowhere": "nowhere is not a run directory",
     "report bad_run --images 0": "bad_run/results.csv",
     "runs --storage nowhere": "--storage nowhere is no directory",
+    "runs --storage s3://bucket/runs": "--storage s3://bucket/runs is a URI; only a local path can be used here",
+    "report s3://bucket/run --open": "--open s3://bucket/run is a URI; only a local path can be used here",
     # cluster, disk, trackers
     f"{MINE} --storage file/runs": "file/runs cannot be written to: Not a directory",
     f"{MINE} --storage file": "file cannot be written to",
+    f"{MINE} --storage nope://bucket/runs": "nope://bucket/runs cannot be reached: Protocol not known: nope",
+    f"{MINE} --storage s3:/bucket/runs": "write s3://bucket/runs",
     f"{MINE} --wandb maybe": "--wandb maybe is not one of off, offline, online",
     f"{MINE} --wandb online": "wandb online needs a login",
     f"{MINE} --trackers mlflow": "--trackers mlflow is not one of tensorboard, jsonl",

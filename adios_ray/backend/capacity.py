@@ -5,8 +5,6 @@ that are recorded as its own: each Ray Train controller writes its actor's ID in
 group. A driver that resumes the run as another job finds the record there.
 """
 
-import contextlib
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +14,10 @@ import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from adios_ray.backend.ray_private import is_dead, placement_groups
-from adios_ray.retry import retry_in_run
+from adios_ray.retry import retry, retry_in_run
 from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
+from adios_ray.store import Location
 
 WAITING_S = 10.0
 """Seconds after which a pending placement group counts as not fitting, whatever the nodes' totals are."""
@@ -26,9 +26,9 @@ WAITING_S = 10.0
 class ControllerRecord:
     """Keeps a record of a Ray Train controller in the run directory while its placement group may exist."""
 
-    def __init__(self, run_dir: Path, say: Callable[[str], None]) -> None:
-        """Record into a run directory; ``say`` tells the user of storage that refuses the record."""
-        self._run_dir, self._say = run_dir, say
+    def __init__(self, run: Location, say: Callable[[str], None]) -> None:
+        """Record into a run's directory or URI; ``say`` tells the user of storage that refuses the record."""
+        self._run, self._say = RunStorage(run), say
 
     def started(self) -> None:
         """Record the controller before it creates its first group; a controller that cannot be recorded creates none.
@@ -38,24 +38,27 @@ class ControllerRecord:
         """
         # Record first: a crash in between leaves a record without a group, which is harmless. The other order could
         # leave a group that no driver recognizes; it would hold its resources until its job ends, or for ever.
-        retry_in_run(self._run_dir, lambda: record_controller(self._run_dir), self._say)
+        retry(self._run.open, self._say)
+        retry_in_run(self._run.directory, lambda: record_controller(self._run.place), self._say)
 
     def finished(self, error: BaseException | None) -> None:
         """Delete the record of a controller that has removed its group; after an error it may not have."""
         if error is None:
-            with contextlib.suppress(OSError):  # a record that is left over does no harm
-                _record_of(self._run_dir, ray.get_runtime_context().get_actor_id()).unlink()
+            self._run.remove(_own_record(self._run))  # a record that is left over does no harm
 
 
-def record_controller(run_dir: Path) -> None:
+def record_controller(run: Location) -> None:
     """Record the calling actor as one whose placement groups belong to the run."""
-    record = _record_of(run_dir, ray.get_runtime_context().get_actor_id())
+    storage = RunStorage(run)
+    record = _own_record(storage)
     record.parent.mkdir(exist_ok=True)
     record.touch()
+    storage.publish(record)
 
 
-def _record_of(run_dir: Path, actor_id: str) -> Path:
-    return RunDirectory(run_dir).controllers / actor_id
+def _own_record(storage: RunStorage) -> Path:
+    actor_id: str = ray.get_runtime_context().get_actor_id()
+    return RunDirectory(storage.directory).controllers / actor_id
 
 
 class Group(NamedTuple):
@@ -72,26 +75,29 @@ class Group(NamedTuple):
     orphaned: bool
 
 
-def groups(run_dir: Path) -> list[Group]:
+def groups(run: Location) -> list[Group]:
     """List the placement groups that the run's controllers created, under this driver or an earlier one."""
+    existing = [group for group in placement_groups() if not group.removed]
+    storage = RunStorage(run)
+    # After the groups: their records are older. While storage is away there are none, and no group is known to be the
+    # run's.
+    recorded = storage.names(RunDirectory(storage.directory).controllers) if existing else set()
     found = []
-    for group in placement_groups():
-        # While storage is away no record is found, and no group is known to be the run's. Unlike Path.exists,
-        # os.path.exists then returns False for every OSError, a stale file handle included.
-        if not group.removed and os.path.exists(_record_of(run_dir, group.maker)):
+    for group in existing:
+        if group.maker in recorded:
             # The maker's state is read after the group's, so it is the newer of the two. A maker that Ray does not know
             # counts as alive: removing a living controller's group would kill its workers.
             found.append(Group(group.id, group.placed, is_dead(group.maker)))
     return found
 
 
-def remove_orphaned(run_dir: Path) -> None:
+def remove_orphaned(run: Location) -> None:
     """Remove the placement groups of the run's dead controllers.
 
     Ray keeps such a group until its job ends; for ever, if the controller created it between the end of its job and its
     own end. Ray Train's own cleaner is one more process for each trial, and needs the dashboard.
     """
-    for group in groups(run_dir):
+    for group in groups(run):
         if group.orphaned:
             remove_placement_group(PlacementGroup(group.id))
 
@@ -104,17 +110,17 @@ class ClusterCapacity:
     """
 
     def __init__(
-        self, run_dir: Path, count_fitting: Callable[[], int], wanted: int, say: Callable[[str], None]
+        self, run: Location, count_fitting: Callable[[], int], wanted: int, say: Callable[[str], None]
     ) -> None:
         """Count for a run.
 
         Args:
-            run_dir: The run directory.
+            run: The run's directory or URI.
             count_fitting: Returns how many trials the nodes' resources suffice for.
             wanted: How many trials are to train at once.
             say: Prints what trials wait for, whenever that changes.
         """
-        self._run_dir, self._count_fitting, self._wanted, self._say = run_dir, count_fitting, wanted, say
+        self._run, self._count_fitting, self._wanted, self._say = run, count_fitting, wanted, say
         self._said = ""
         self._waiting_since: dict[ray.PlacementGroupID, float] = {}
 
@@ -124,7 +130,7 @@ class ClusterCapacity:
 
     def count(self) -> int:
         """Count them now."""
-        living, now = [group for group in groups(self._run_dir) if not group.orphaned], time.monotonic()
+        living, now = [group for group in groups(self._run) if not group.orphaned], time.monotonic()
         placed = sum(group.placed for group in living)
         self._waiting_since = {group.id: self._waiting_since.get(group.id, now) for group in living if not group.placed}
         in_vain = any(now - since > WAITING_S for since in self._waiting_since.values())

@@ -20,8 +20,9 @@ from adios_ray.config import TrialConfig
 from adios_ray.devices import CPU, native_bfloat16
 from adios_ray.errors import CheckpointError, MemoryLimitError, RunError
 from adios_ray.files import remove_drafts
-from adios_ray.retry import retry_in_run
+from adios_ray.retry import retry, retry_in_run
 from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.records import MaskFile, write_masks
 from adios_ray.training.trainer import Trainer
 
@@ -43,67 +44,75 @@ def train_loop(config: LoopConfig) -> None:
     """
     # Ray may have been told of more CPUs than there are, and threads that share a core wait for each other.
     torch.set_num_threads(min(config["threads"], len(os.sched_getaffinity(0))))
-    channel, trial, run_dir = config["channel"], config["trial"], Path(config["run_dir"])
+    channel, trial, storage = config["channel"], config["trial"], RunStorage(config["run_dir"])
+    retry(storage.open, partial(note, channel, trial))
     # Ray Train takes the previous group down before it starts this one, so any drafts left are abandoned.
     if parallel.rank() == 0:
-        for folder in RunDirectory(run_dir).trial_folders(trial):
+        for folder in RunDirectory(storage.directory).trial_folders(trial):
             remove_drafts(folder)
     # One call for the whole group: each call moves an unanswered "train" to a new position, so if every worker called,
     # all but the last would wait at positions that no command has any more.
     first: Any = ray.get(channel.start.remote(trial)) if parallel.rank() == 0 else None
     start: Start = parallel.from_first(first)
     try:
-        _follow(start, config)
+        _follow(start, config, storage)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise MemoryLimitError(memory_advice(error, start.config, parallel.world_size())) from error
         raise
 
 
-def _follow(start: Start, config: LoopConfig) -> None:
+def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
     """Build the trainer, and run the commands from where a worker group starts."""
     settings, checkpoint, position = start
     trainer, say = Trainer(settings, _device()), partial(note, config["channel"], config["trial"])
     if settings.precision == "bfloat16" and not native_bfloat16(trainer.device) and parallel.rank() == 0:
         say(f"{torch.cuda.get_device_name(trainer.device)} has no bfloat16 of its own: it trains in float32")
     if checkpoint:
-        load_intact(trainer, checkpoint, settings, say)
+        load_intact(trainer, checkpoint, settings, storage, say)
     reported_at = None
     while True:
         command = ray.get(config["channel"].take.remote(config["trial"], position))
         if command.kind == "stop":
+            storage.close()
             return
         if command.kind == "load":
-            load_intact(trainer, command.checkpoint, command.config, say)
+            load_intact(trainer, command.checkpoint, command.config, storage, say)
         else:
             idle_s = time.monotonic() - reported_at if reported_at else 0.0
-            _train(trainer, config, position, idle_s)
+            _train(trainer, config, storage, position, idle_s)
             reported_at = time.monotonic()
         position += 1
 
 
-def load_intact(trainer: Trainer, pointer: Pointer, settings: TrialConfig, say: Callable[[str], None]) -> None:
+def load_intact(
+    trainer: Trainer, pointer: Pointer, settings: TrialConfig, storage: RunStorage, say: Callable[[str], None]
+) -> None:
     """Load a checkpoint on all workers; if any of them cannot read it, the newest one before it that all can read.
 
     Args:
         trainer: This worker's trainer.
         pointer: The checkpoint.
         settings: The configuration under which training continues.
+        storage: The run's files.
         say: Prints which checkpoint was loaded instead; called by the first worker.
 
     Raises:
         CheckpointError: If there is none that all workers can read.
     """
+    pointer = storage.here(pointer)
+    retry(partial(storage.fetch, pointer), say)
     state, problem = _read(pointer)
     first_problem = problem
     # Each trial keeps its newest two checkpoints for this case. The first worker chooses, because shared storage may
     # show other nodes another list; the others may not be able to read its choice either.
     while problem:
         before = pointer.path
+        retry(partial(storage.fetch_older, before.parent), say)
         older = parallel.from_first(newest_intact(before.parent, before.name) if parallel.rank() == 0 else None)
         if older is None:
             raise CheckpointError(first_problem)
-        pointer = older
+        pointer = storage.here(older)
         state, problem = _read(pointer)
     trainer.restore(state, settings, pointer.path)
     if first_problem and parallel.rank() == 0:
@@ -121,18 +130,24 @@ def _read(pointer: Pointer) -> tuple[dict[str, Any], str | None]:
     return state, next((text for text in parallel.gather_values(problem) if text), None)
 
 
-def _train(trainer: Trainer, config: LoopConfig, position: int, idle_s: float) -> None:
+def _train(trainer: Trainer, config: LoopConfig, storage: RunStorage, position: int, idle_s: float) -> None:
     """Train to the next report, save, answer the command, and report to Ray Train."""
     report = trainer.train_to_report(idle_s)
-    checkpoint, trial, run_dir = None, config["trial"], Path(config["run_dir"])
+    checkpoint, trial, run_dir = None, config["trial"], storage.directory
     run, say = RunDirectory(run_dir), partial(note, config["channel"], trial, kind="wait")
+    written = [run.checkpoint(trial, report.epoch)]
     failed_batch = trainer.take_failed_batch()
     if parallel.rank() == 0:
         if failed_batch is not None:
             dump = run.diverged_step(trial, report.epoch)
             retry_in_run(run_dir, lambda: trainer.save(dump, failed_batch), say)
+            written.append(dump)
         checkpoint = retry_in_run(run_dir, lambda: trainer.save(run.checkpoint(trial, report.epoch)), say)
-        retry_in_run(run_dir, lambda: _draw_masks(trainer, run_dir, trial), say)
+        if retry_in_run(run_dir, lambda: _draw_masks(trainer, run_dir, trial), say):
+            written.append(run.masks(trial, trainer.epoch))
+        for path in written:
+            retry(partial(storage.publish, path), say)
+        storage.trim(trial)
         # Save, then answer: from the answer on, restarts begin at this checkpoint, so it must exist. After a crash in
         # between, the "train" has no answer, and a new group repeats it with the same result.
         ray.get(config["channel"].answer.remote(trial, position, report, checkpoint))
@@ -162,16 +177,21 @@ def memory_advice(error: BaseException, config: TrialConfig, workers: int) -> st
     )
 
 
-def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> None:
-    """Write masks of the first validation images, about ``MASK_EPOCHS`` times over the training and at its end."""
+def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> bool:
+    """Write masks of the first validation images, about ``MASK_EPOCHS`` times over the training and at its end.
+
+    Returns:
+        Whether it did.
+    """
     if trainer.networks.occlusion is None:
-        return
+        return False
     every = max(trainer.config.epochs // MASK_EPOCHS, 1)
     if trainer.epoch % every and not trainer.done:
-        return
+        return False
     images, masks = trainer.masks(MASK_PICTURES)
     pixels = (masks * 255).round().to(torch.uint8)
     write_masks(run_dir, trial, trainer.epoch, MaskFile(images.cpu().numpy(), pixels.cpu().numpy()))
+    return True
 
 
 def _device() -> torch.device:

@@ -8,7 +8,7 @@ class LoopConfig(TypedDict):
 
     Attributes:
         trial: Name of the trial.
-        run_dir: The run's directory, on storage that all nodes share.
+        run_dir: The run's directory, on storage that all nodes share, or its URI.
         channel: Handle of the population's channel.
         threads: CPU threads of this worker.
     """

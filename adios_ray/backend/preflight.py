@@ -7,8 +7,8 @@ import contextlib
 import hashlib
 import importlib.metadata
 import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import adios_ray
 from adios_ray.data.shards import read_manifest
-from adios_ray.data.store import Store
 from adios_ray.errors import ConfigError, DatasetError
+from adios_ray.retry import retry
+from adios_ray.store import Location, Store, split_location
 
 ANSWER_S = 60.0
 """Seconds that all nodes have to answer; a node's first task starts a process there."""
@@ -29,25 +30,25 @@ class Expected(NamedTuple):
     """Storage, data and packages that every node must have, as the driver sees them.
 
     Attributes:
-        folder: A folder on the run's storage that the driver has just made.
+        folder: A folder in the run's directory, or at its URI, that the driver has just made.
         data_dir: The data set, a directory or URI.
         data: Checksum of its manifest.
         source: Checksum of this package's source.
         torch: Version of torch.
     """
 
-    folder: Path
+    folder: Location
     data_dir: str
     data: str
     source: str
     torch: str | None
 
 
-def check_nodes(run_dir: Path, data_dir: str) -> list[str]:
+def check_nodes(run: Location, data_dir: str) -> list[str]:
     """Check that all other nodes of the cluster share the storage and the data, and run the same code.
 
     Args:
-        run_dir: The run directory.
+        run: The run's directory or URI.
         data_dir: Directory or URI of the data set.
 
     Returns:
@@ -61,23 +62,23 @@ def check_nodes(run_dir: Path, data_dir: str) -> list[str]:
     others = [node for node in names if node != own]
     if others:
         print(f"Checking storage, data and packages on {len(others)} other nodes", flush=True)
-        refuse({names[node]: found for node, found in _ask(others, run_dir, data_dir).items()})
+        refuse({names[node]: found for node, found in _ask(others, run, data_dir).items()})
     return [own, *others]
 
 
-def node_problem(run_dir: Path, data_dir: str, node: str) -> str:
+def node_problem(run: Location, data_dir: str, node: str) -> str:
     """Say why a node that has joined cannot train; nothing if it can, or has left.
 
     Raises:
         OSError: If the run's storage is away.
     """
     name = _names().get(node)
-    found = name and _ask([node], run_dir, data_dir).get(node)
+    found = name and _ask([node], run, data_dir).get(node)
     return f"{name} has joined, but cannot train: {', '.join(found)}" if found else ""
 
 
-def _ask(nodes: Sequence[str], run_dir: Path, data_dir: str) -> dict[str, list[str]]:
-    with _probed(run_dir) as folder:
+def _ask(nodes: Sequence[str], run: Location, data_dir: str) -> dict[str, list[str]]:
+    with probed(run) as folder:
         return ask_nodes(nodes, expected_in(folder, data_dir), ANSWER_S)
 
 
@@ -87,7 +88,7 @@ def _names() -> dict[str, str]:
     return {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in alive}
 
 
-def expected_in(folder: Path, data_dir: str) -> Expected:
+def expected_in(folder: Location, data_dir: str) -> Expected:
     """Collect what this process sees."""
     return Expected(folder, data_dir, _data_checksum(data_dir), source_checksum(), torch_version())
 
@@ -123,21 +124,24 @@ def _found(answer: "ray.ObjectRef[list[str]]", expected: Expected, node: str) ->
     except RayError as error:  # also where the node has no package adios_ray, or another one without this module
         return [str(error).strip().splitlines()[-1].strip()]
     # Only if the node itself saw no problem: the first cause says it all.
-    if not problems and not (expected.folder / node).is_file():
-        return [f"what it writes to {expected.folder.parent} does not arrive here"]
+    if not problems and retry(partial(Store(expected.folder).size, node), print) is None:
+        return [f"what it writes to {split_location(expected.folder)[0]} does not arrive here"]
     return problems
 
 
 def find_problems(expected: Expected, node: str) -> list[str]:
     """Compare this node with the driver's; leave a file of the node's name on the storage."""
-    problems = []
-    if not expected.folder.is_dir():
-        problems.append(f"it does not see the run directory {expected.folder.parent}")
-    else:
-        try:
-            (expected.folder / node).touch()
-        except OSError as error:
-            problems.append(f"it cannot write to {expected.folder.parent} ({error.strerror})")
+    problems, run = [], split_location(expected.folder)[0]
+    try:
+        store = Store(expected.folder)
+        if store.exists():
+            _write_empty(store, node)
+        else:
+            problems.append(f"it does not see the run directory {run}")
+    except ConfigError as error:
+        problems.append(str(error))
+    except OSError as error:
+        problems.append(f"it cannot write to {run} ({error.strerror or error})")
     try:
         if _data_checksum(expected.data_dir) != expected.data:
             problems.append(f"it has another data set in {expected.data_dir}")
@@ -179,11 +183,17 @@ def torch_version() -> str | None:
 
 
 @contextlib.contextmanager
-def _probed(run_dir: Path) -> Iterator[Path]:
+def probed(run: Location) -> Iterator[Location]:
     """Make a folder of a new name, and delete it with what nodes have written there."""
-    folder = run_dir / f".nodes-{secrets.token_hex(8)}"
-    folder.mkdir()
+    store, name = Store(run), f".nodes-{secrets.token_hex(8)}"
+    retry(partial(_write_empty, store, f"{name}/driver"), print)  # object stores have no empty folders
     try:
-        yield folder
+        yield f"{run}/{name}"
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            store.remove(name)
+
+
+def _write_empty(store: Store, name: str) -> None:
+    with store.writing(name) as file:
+        file.touch()

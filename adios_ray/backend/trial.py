@@ -21,8 +21,8 @@ from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.ray_private import controller_callback, lean_trainer_class, name_controller
 from adios_ray.checkpoints import Pointer
 from adios_ray.errors import NodeError, StorageError
-from adios_ray.files import check_writable
-from adios_ray.retry import TIMEOUT_S, retry_in_run
+from adios_ray.retry import TIMEOUT_S, retry, retry_in_run
+from adios_ray.run_storage import RunStorage
 
 REPLY = "reply"
 """Key of Tune's result under which the ``Reply`` reaches the scheduler unchanged."""
@@ -40,7 +40,7 @@ class TrialSettings(TypedDict):
 
     Attributes:
         trial: Name of the trial.
-        run_dir: The run's directory.
+        run_dir: The run's directory, on storage that all nodes share, or its URI.
         channel: Name of the run's channel.
         workers: Ray Train workers of the trial.
         cpus_per_worker: CPUs of each worker, may be a fraction.
@@ -106,12 +106,10 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
 
     def _recover(self) -> Fault | None:
         """Restart the workers after a wait; after too many failures in a row, return the last one instead."""
-        fault, run_dir = fault_of(self._error), Path(self._settings["run_dir"])
+        fault, run = fault_of(self._error), RunStorage(self._settings["run_dir"])
         try:
             # Wait for storage before counting the failure: an outage would use up the attempts of every trial.
-            retry_in_run(
-                run_dir, lambda: check_writable(run_dir), partial(note, self._channel, self._trial, kind="wait")
-            )
+            retry_in_run(run.directory, run.check_writable, partial(note, self._channel, self._trial, kind="wait"))
         except StorageError as error:
             return Fault(f"storage has failed for {TIMEOUT_S:.0f} s: {error.__cause__}", fault.details)
         if len(ray.get(self._channel.refused_nodes.remote())) > len(self._refused):
@@ -146,6 +144,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         # actor and the controller with it, lets the controller remove its placement group.
         self._channel.stop.remote(self._trial)
         self._thread.join(timeout=STOP_TIMEOUT_S)
+        RunStorage(self._settings["run_dir"]).close()
 
 
 def run_worker(config: dict[str, Any]) -> None:
@@ -182,14 +181,15 @@ def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = 
 
     name = full_name(config)
     name_controller(name)
+    storage, say = RunStorage(config["run_dir"]), partial(note, channel, config["trial"], kind="wait")
+    retry(storage.open, say)
     loop = LoopConfig(
         trial=config["trial"],
         run_dir=config["run_dir"],
         channel=channel,
         threads=max(int(config["cpus_per_worker"]), 1),
     )
-    gpus, say = config["gpus_per_worker"], partial(note, channel, config["trial"], kind="wait")
-    record = ControllerRecord(Path(config["run_dir"]), say)
+    gpus, record = config["gpus_per_worker"], ControllerRecord(config["run_dir"], say)
     # Lean: workers read shards themselves, and the driver removes orphaned placement groups of all trials. A single
     # worker needs no process group, and without one the trial's actor need not import torch.
     return lean_trainer_class(process_group=config["workers"] > 1)(
@@ -203,7 +203,7 @@ def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = 
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(Path(config["run_dir"]) / TUNE),
+            storage_path=str(storage.directory / TUNE),
             failure_config=FailureConfig(max_failures=0),  # the trial restarts the run, and says why
             callbacks=[controller_callback(name, record.started, record.finished)],
         ),

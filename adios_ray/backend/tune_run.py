@@ -3,9 +3,9 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
@@ -17,6 +17,7 @@ from adios_ray.backend.line import Note
 from adios_ray.backend.ray_private import named_resources
 from adios_ray.backend.trial import TUNE, LiveTrial, TrialSettings, full_name
 from adios_ray.errors import RunError, check_stop
+from adios_ray.store import Location, Store
 
 TRIAL_RESOURCES = {"memory": 1}
 """One byte of memory: Tune requires some resource, and the CPUs and GPUs are for the workers."""
@@ -51,7 +52,8 @@ def run_trials(
         StorageError: If the run's storage stays away.
         ClaimError: If another driver has taken the run over.
     """
-    run_dir = Path(settings["run_dir"])
+    run = settings["run_dir"]
+    storage_path, file_system = ray_storage(run)
     # Tune advises reuse_actors, but a trial's actor lives from its start to its end: there is none to reuse.
     warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
     tuner = tune.Tuner(
@@ -64,10 +66,11 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name=TUNE,
-            storage_path=str(run_dir),
+            storage_path=storage_path,
+            storage_filesystem=file_system,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
-            callbacks=[OrphanRemoval(run_dir), Notes(channel, on_note)],
+            callbacks=[OrphanRemoval(run), Notes(channel, on_note)],
         ),
     )
     try:
@@ -80,18 +83,24 @@ def _resources(config: TrialSettings) -> Any:
     return named_resources(TRIAL_RESOURCES, full_name(config))
 
 
+def ray_storage(location: Location) -> tuple[str, Any]:
+    """Return a place as Ray takes it: a path, and pyarrow's view of the file system at a URI."""
+    store = Store(location)
+    return store.root, None if store.local is not None else PyFileSystem(FSSpecHandler(store.files))
+
+
 class OrphanRemoval(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
     """Removes orphaned placement groups every few seconds: restarted controllers wait for the resources they hold."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run: Location) -> None:
         """Watch the controllers of a run."""
-        self._run_dir, self._due = run_dir, 0.0
+        self._run, self._due = run, 0.0
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Remove orphaned groups, if the interval is over."""
         check_stop()
         if time.monotonic() > self._due:
-            remove_orphaned(self._run_dir)
+            remove_orphaned(self._run)
             self._due = time.monotonic() + ORPHAN_REMOVAL_S
 
 

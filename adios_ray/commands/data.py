@@ -10,6 +10,7 @@ import tyro
 from adios_ray.config import FolderLayout, OnBadImage, Variation
 from adios_ray.data.sources.catalog import CATALOG, Entry, Name, table
 from adios_ray.errors import UsageError
+from adios_ray.store import local_path
 
 if TYPE_CHECKING:
     from adios_ray.data.plan import Key
@@ -224,7 +225,7 @@ class Prepare:
             )
         if (self.image_column or self.label_column) and self.dataset != "parquet":
             raise UsageError(f"--image-column and --label-column are for --dataset parquet, not for {self.dataset}")
-        if self.source is not None and "://" in self.source and not entry.remote:
+        if self.source is not None and local_path(self.source) is None and not entry.remote:
             raise UsageError(f"--dataset {self.dataset} reads a folder, not a URI such as {self.source}: copy it first")
 
     def _read(self, entry: Entry) -> "tuple[Source, dict[str, Any]]":
@@ -232,7 +233,8 @@ class Prepare:
         from adios_ray.errors import DatasetError
 
         assert self.source is not None
-        root = self.source.rstrip("/") if "://" in self.source else Path(self.source).expanduser().resolve()
+        path = local_path(self.source)
+        root = self.source.rstrip("/") if path is None else path.resolve()
         given = {
             "fold": self.fold,
             "layout": self.layout,

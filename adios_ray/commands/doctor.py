@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from adios_ray.config import OBJECTIVES
 from adios_ray.errors import InputError, RunError, UsageError
 from adios_ray.experiment.config import PresetName
+from adios_ray.places import check_place
+from adios_ray.store import Location, local_path
 
 if TYPE_CHECKING:
     from adios_ray.experiment.resources import Node
@@ -27,8 +29,8 @@ class Doctor:
     preset: PresetName | None = None
     """Preset to measure a step of: whether it fits, hours, memory and disk."""
 
-    storage: Path = Path("runs")
-    """Directory that runs would be written into; only its writability and free space are checked."""
+    storage: Location = "runs"
+    """Directory or URI that runs would be written into; only its writability and free space are checked."""
 
     data_dir: str | None = None
     """Directory or URI of the data set to train on; the published number of images if not given."""
@@ -85,7 +87,15 @@ class Doctor:
         """Print whether the storage can be written to and how much is free; nothing is created."""
         from adios_ray.files import check_writable
 
-        folder = self.storage.expanduser().resolve()
+        if (path := local_path(self.storage)) is None:
+            try:
+                check_place(self.storage)
+            except InputError as error:
+                print(f"! {error}")
+                return True
+            print(f"storage: {self.storage} can be written to")
+            return False
+        folder = path.resolve()
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         try:
             check_writable(existing)
@@ -115,11 +125,12 @@ class Doctor:
             f"preset {preset}: {config.population} trials, {found.at_once} at once, {config.epochs} epochs of "
             f"{images:,} images: {duration(3600 * found.hours)} of steps (evaluations not counted)"
         )
-        free = shutil.disk_usage(next(p for p in (self.storage, *self.storage.absolute().parents) if p.exists())).free
         memory = _gpu_memory_bytes() if device.type == "cuda" else _memory_bytes()
-        return _fits("memory", found.memory_bytes, memory, "lower --batch-size or give --micro-batch-size") + _fits(
-            "disk", found.disk_bytes, free, "name another --storage"
-        )
+        problems: int = _fits("memory", found.memory_bytes, memory, "lower --batch-size or give --micro-batch-size")
+        if (path := local_path(self.storage)) is not None:
+            free = shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
+            problems += _fits("disk", found.disk_bytes, free, "name another --storage")
+        return problems
 
 
 def _fits(name: str, needed: float, available: float, advice: str) -> bool:

@@ -5,13 +5,13 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import tyro
 
 from adios_ray.config import CentralView
 from adios_ray.errors import EvaluationError, UsageError
+from adios_ray.store import Location, local_path, split_location
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,8 +133,8 @@ class Robustness:
     """NAME=DATA_DIR for each variation: a data set of the same classes, of which the split that is evaluated is used.
     Of a data set `--dataset backgrounds`, its variations if not given. The original is --data-dir."""
 
-    baseline: Path | None = None
-    """Checkpoint or weights file to compare with, image by image."""
+    baseline: Location | None = None
+    """Checkpoint or weights file to compare with, a path or a URI, image by image."""
 
     rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     """Learning rates of the probe for batches of 256, of which one is chosen on val."""
@@ -203,8 +203,8 @@ class Transfer:
 
     def evaluate(self, subject: "Subject") -> "EvaluationResult":
         """Evaluate; see ``transfer.transfer``."""
-        from adios_ray.data.cache import cache_directory
         from adios_ray.evaluation.transfer import FOLDER, TransferConfig, transfer
+        from adios_ray.local_cache import cache_directory
         from adios_ray.validation import parse
 
         return transfer(subject, parse(TransferConfig, asdict(self), "transfer"), cache_directory() / FOLDER)
@@ -274,15 +274,15 @@ class Evaluate:
     kind: Annotated[Kinds, tyro.conf.arg(name="")] = Knn()
     """Evaluation; `adios-ray evaluate KIND --help` lists its options."""
 
-    checkpoint: tuple[Path, ...]
-    """Checkpoint directory of a run, or a weights file. Of several, such as those of several seeds, the mean is
-    printed, with its standard error over them."""
+    checkpoint: tuple[Location, ...]
+    """Checkpoint directory of a run, or a weights file; a path or a URI (s3://, gs://, ...). Of several, such as those
+    of several seeds, the mean is printed, with its standard error over them."""
 
     data_dir: str
     """Directory or URI of a data set made by `adios-ray prepare`."""
 
-    output: Path | None = None
-    """File to write the JSON object to as well."""
+    output: Location | None = None
+    """File to write the JSON object to as well; a path or a URI."""
 
     split: Literal["val", "test"] = "test"
     """Split whose images are evaluated; settings are chosen on val, and reported on test."""
@@ -305,13 +305,12 @@ class Evaluate:
         from rich.console import Console
 
         from adios_ray.evaluation.result import write_json
-        from adios_ray.files import check_writable
+        from adios_ray.places import check_place, delivered
 
         if self.output is not None:
-            if self.output.is_dir():
+            if (path := local_path(self.output)) is not None and path.is_dir():
                 raise UsageError(f"--output {self.output} is a directory; name a file")
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            check_writable(self.output.parent)
+            check_place(split_location(self.output)[0])
         console = Console(stderr=True)
         # Whatever else is printed, such as the address of Ray's dashboard, must not precede the JSON object.
         with contextlib.redirect_stdout(sys.stderr):
@@ -319,7 +318,8 @@ class Evaluate:
             result.print(console)
         values = {**(_earlier_names(result) if result.kind == "knn" else {}), **result.to_json()}
         if self.output is not None:
-            write_json(self.output, values)
+            with delivered(self.output) as output:
+                write_json(output, values)
         print(json.dumps(values, allow_nan=False))
 
     def result(self, console: "Console") -> "EvaluationResult":

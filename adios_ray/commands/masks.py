@@ -1,12 +1,11 @@
 """The command that writes masks."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from adios_ray.config import MaskFormat
 from adios_ray.errors import UsageError
-from adios_ray.files import check_local
+from adios_ray.store import Location, Store, local_path
 
 DRAWN = 8
 """Images of a data set that are drawn if no number is given."""
@@ -16,14 +15,15 @@ DRAWN = 8
 class Masks:
     """Write the masks of any images at their own size, or draw those of a data set's images on one sheet."""
 
-    checkpoint: Path
-    """Checkpoint directory of a run, a weights file, or an exported occlusion model."""
+    checkpoint: Location
+    """Checkpoint directory of a run, a weights file, or an exported occlusion model; a path or a URI (s3://, ...)."""
 
-    output: Path
-    """Folder to write; with --data-dir, PNG file to write."""
+    output: Location
+    """Folder to write; with --data-dir, PNG file to write. A path or a URI."""
 
-    images: int | tuple[Path, ...] | None = None
-    """Image files, and folders of images at any depth. With --data-dir: number of images to draw, 8 if not given."""
+    images: int | tuple[Location, ...] | None = None
+    """Local image files, and folders of images at any depth. With --data-dir: number of images to draw, 8 if
+    not given."""
 
     data_dir: str | None = None
     """Instead of image files: directory or URI of a data set made by `adios-ray prepare`. Its first validation images
@@ -51,7 +51,6 @@ class Masks:
 
     def run(self) -> None:
         """Write the masks and print their number, and what was not used."""
-        check_local(self.output, "--output")
         if self.data_dir is not None:
             self._draw(self.data_dir)
         elif isinstance(self.images, tuple) and self.images:
@@ -59,27 +58,39 @@ class Masks:
         else:
             raise UsageError("give --images, files or folders of images, or --data-dir, a prepared data set")
 
-    def _write(self, places: tuple[Path, ...]) -> None:
+    def _write(self, places: tuple[Location, ...]) -> None:
         from adios_ray.data.decode import DecodeOptions
         from adios_ray.data.sources.passed_over import first_of
         from adios_ray.devices import best_device
         from adios_ray.models.export import load_occlusion_model
+        from adios_ray.places import delivered, require_local
         from adios_ray.tracking.mask_files import SUMMARY, MaskSettings, claim_output, find_images, write_masks
 
         options = DecodeOptions(stretch=self.stretch, smallest_side=1)
         if self.max_pixels is not None:
             options = replace(options, max_pixels=self.max_pixels)
         occlusion = load_occlusion_model(self.checkpoint).to(best_device())
-        images = find_images(places)
-        claim_output(self.output, places, self.overwrite)
+        paths = [require_local(place, "--images") for place in places]
+        images = find_images(paths)
+        if local_path(self.output) is None:
+            self._check_remote_output()
         settings = MaskSettings(self.format, self.hard, self.overlay)
-        summary = write_masks(occlusion, str(self.checkpoint), images, self.output, settings, options)
+        with delivered(self.output) as output:
+            claim_output(output, paths, self.overwrite)
+            summary = write_masks(occlusion, str(self.checkpoint), images, output, settings, options)
         for reason, (number, examples) in summary.passed_over.items():
             print(f"passed over: {reason}: {number:,} files, {first_of(examples, number)}")
         for note, (number, examples) in summary.notes.items():
             print(f"{note}: {number:,} images, {first_of(examples, number)}")
         refused = f", {len(summary.refused):,} refused: {SUMMARY} has the reasons" if summary.refused else ""
         print(f"{self.output}: {summary.images:,} images, {summary.slots} masks each{refused}")
+
+    def _check_remote_output(self) -> None:
+        """Raise a UsageError unless the URI to write to is empty."""
+        if self.overwrite:
+            raise UsageError(f"--overwrite is for a local --output: remove {self.output} first, or choose another URI")
+        if Store(self.output).names():
+            raise UsageError(f"--output {self.output} is not empty: choose another URI")
 
     def _draw(self, data_dir: str) -> None:
         import numpy as np
@@ -91,6 +102,7 @@ class Masks:
         from adios_ray.devices import best_device
         from adios_ray.models.export import load_occlusion_model
         from adios_ray.models.weights import occlusion_image_size
+        from adios_ray.places import delivered
         from adios_ray.tracking.mask_files import one_hot, to_pixels
         from adios_ray.tracking.pictures import save_mask_sheet
 
@@ -115,5 +127,6 @@ class Masks:
             masks = occlusion(x).cpu().numpy()
         if self.hard:
             masks = np.stack([one_hot(of_image) for of_image in masks])
-        save_mask_sheet(denormalize(x).cpu().numpy(), to_pixels(masks), self.output)
+        with delivered(self.output) as output:
+            save_mask_sheet(denormalize(x).cpu().numpy(), to_pixels(masks), output)
         print(f"{self.output}: {len(x)} images, {occlusion.slots} masks each")

@@ -3,32 +3,37 @@
 import sys
 import webbrowser
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tyro
 
 from adios_ray.errors import UsageError
 from adios_ray.run_directory import RunDirectory
+from adios_ray.store import Location, Store, local_path, split_location
 
 
 @dataclass(frozen=True)
 class Report:
     """Write the report of a run, finished or not, as one HTML file; of several runs, also a page that compares them."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories."""
+    runs: tyro.conf.Positional[tuple[Location, ...]]
+    """Run directories; paths or URIs (s3://, gs://, ...), at which the pages are written too."""
 
     open: bool = False
     """Open the page in a browser."""
 
-    output: Path | None = None
-    """File of the comparison; comparison.html beside the first run if not given."""
+    output: Location | None = None
+    """File of the comparison, a path or a URI; comparison.html beside the first run if not given."""
 
     images: int = 400
     """Validation images whose features are shown, 0 for none. Extracting those takes seconds to minutes, once."""
 
     def run(self) -> None:
         """Write the pages and print their paths."""
+        from adios_ray.places import delivered, fetched, require_local
+        from adios_ray.retry import LASTING, retry
+        from adios_ray.run_storage import fetched_run
         from adios_ray.tracking.report.comparison import write_comparison
         from adios_ray.tracking.report.inspection import inspect_best
         from adios_ray.tracking.report.page import write_report
@@ -40,17 +45,36 @@ class Report:
             raise UsageError(f"--images {self.images} must be 0, or at least 2")
         if self.output is not None and len(self.runs) == 1:
             raise UsageError("--output is for the comparison of several runs; one run's page is RUN/report.html")
-        for path in self.runs:
+        if self.open:
+            for place in self.runs:
+                require_local(place, "--open")
+        paths = [fetched_run(place) for place in self.runs]
+        for place, path in zip(self.runs, paths, strict=True):
             if not RunDirectory(path).config.is_file():
-                raise UsageError(f"{path} is not a run directory: it has no {RunDirectory(path).config.name}")
-        for path in self.runs:
+                raise UsageError(f"{place} is not a run directory: it has no {RunDirectory(path).config.name}")
+        for place, path in zip(self.runs, paths, strict=True):
+            layout = RunDirectory(path)
             if self.images:
-                inspect_best(read_run(path), self.images, lambda text: print(text, file=sys.stderr))
-            page = write_report(path)
-            print(page)
+                run = read_run(path)
+                if run.best is not None:
+                    fetched(f"{place}/{layout.relative(layout.checkpoints / run.best[0])}")
+                inspect_best(run, self.images, _say)
+            uri = str(place) if local_path(place) is None else None
+            page = write_report(path, uri)
+            if uri:
+                for file in filter(Path.exists, (layout.inspection, page)):
+                    retry(partial(Store(uri).put, file, file.name), _say, LASTING)
+            print(f"{uri}/{page.name}" if uri else page)
         if len(self.runs) > 1:
-            first = self.runs[0].resolve()
-            page = write_comparison(self.runs, self.output or first.with_name("comparison.html"))
-            print(page)
+            # A local path may end in "..": only a resolved one has a folder above it that is its parent.
+            first = Store(self.runs[0] if local_path(self.runs[0]) is None else paths[0].resolve())
+            output = self.output or f"{split_location(str(first))[0]}/comparison.html"
+            with delivered(output) as page:
+                write_comparison(paths, page)
+            print(output)
         if self.open and not webbrowser.open(page.resolve().as_uri()):
             print("no browser was found; open the file above")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

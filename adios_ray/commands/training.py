@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from adios_ray.errors import ConfigError
+from adios_ray.store import Location
 
 if TYPE_CHECKING:
     from adios_ray.experiment.schedule import Schedule
@@ -40,12 +40,12 @@ def train(arguments: Sequence[str], examples: Sequence[str]) -> int:
 class Replay:
     """Train with the schedule that a population found: alone, longer, or on other data."""
 
-    output: Path
-    """Directory of checkpoints and reports: a new one, or that of the same replay, interrupted, to resume it."""
-    schedule: Path | None = None
-    """Schedule file."""
-    run_dir: Annotated[Path | None, tyro.conf.arg(name="run")] = None
-    """Run directory, with --trial, in place of --schedule."""
+    output: Location
+    """Local directory of checkpoints and reports: a new one, or that of the same replay, interrupted, to resume it."""
+    schedule: Location | None = None
+    """Schedule file, a path or a URI (s3://, gs://, ...)."""
+    run_dir: Annotated[Location | None, tyro.conf.arg(name="run")] = None
+    """Run directory, a path or a URI, with --trial, in place of --schedule."""
     trial: str | None = None
     """Trial of --run whose schedule to replay."""
     epochs: int | None = None
@@ -64,26 +64,30 @@ class Replay:
         from adios_ray.devices import best_device
         from adios_ray.experiment.replay import replay
         from adios_ray.measures import MEASURES
+        from adios_ray.places import require_local
 
+        output = require_local(self.output, "--output")
         schedule = self._schedule()
         schedule = schedule.scaled(self.epochs) if self.epochs else schedule
         changes = {"data_dir": self.data_dir, "seed": self.seed}
         config = schedule.trial({key: value for key, value in changes.items() if value is not None})
         torch.set_num_threads(self.threads)
-        trainer = replay(schedule, config, self.output, best_device())
+        trainer = replay(schedule, config, output, best_device())
         measure = MEASURES[config.evaluation.fitness]
         found = trainer.evaluate("test")
         fitness = measure.scores_text(found.value, found.standard_error, found.accuracy)
-        print(f"{fitness} on test; checkpoints: {self.output / 'checkpoints'}")
+        print(f"{fitness} on test; checkpoints: {output / 'checkpoints'}")
 
     def _schedule(self) -> "Schedule":
         """Load the schedule that the options name, or raise a ConfigError."""
         from adios_ray.experiment.schedule import load_schedule, schedule_of
+        from adios_ray.places import fetched
+        from adios_ray.run_storage import fetched_run
 
         if (self.schedule is None) == (self.run_dir is None):
             raise ConfigError("give either --schedule FILE, or --run DIRECTORY with --trial NAME")
         if self.schedule is not None:
-            return load_schedule(self.schedule)
+            return load_schedule(fetched(self.schedule))
         if self.run_dir is None or self.trial is None:
             raise ConfigError("--run needs --trial, the trial whose schedule to replay")
-        return schedule_of(self.run_dir, self.trial)
+        return schedule_of(fetched_run(self.run_dir), self.trial)

@@ -1,37 +1,38 @@
 """Commands that import and export weights, and repeat a step."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
 from adios_ray.config import Naming
 from adios_ray.errors import UsageError
-from adios_ray.files import check_local
+from adios_ray.store import Location
 
 
 @dataclass(frozen=True)
 class ImportOfficial:
     """Convert a checkpoint of the authors' release or of solo-learn to a weights file; nothing in it is executed."""
 
-    directory: tyro.conf.Positional[Path]
-    """Folder with args.json and one *.ckpt."""
+    directory: tyro.conf.Positional[Location]
+    """Folder or URI (s3://, gs://, ...) with args.json and one *.ckpt."""
 
-    output: Path
-    """Weights file to write, *.safetensors."""
+    output: Location
+    """Weights file to write, *.safetensors; a path or a URI."""
 
     def run(self) -> None:
         """Write the file and print its contents, and what was not imported."""
         from adios_ray.models.official import import_official, unsupported
         from adios_ray.models.weights import save_weights
+        from adios_ray.places import delivered, fetched
 
-        check_local(self.output, "--output")
-        weights = import_official(self.directory)
-        save_weights(self.output, weights)
+        directory = fetched(self.directory)
+        weights = import_official(directory)
+        with delivered(self.output) as output:
+            save_weights(output, weights)
         config = weights.config
         parts = f"{config.backbone.name}, {config.objective.name}, masking {config.masking.scheme}"
         print(f"{self.output}: {parts}, {weights.image_size} pixels, from {weights.origin}")
-        for line in unsupported(self.directory):
+        for line in unsupported(directory):
             print(f"not imported: {line}")
 
 
@@ -39,11 +40,12 @@ class ImportOfficial:
 class Export:
     """Write the encoder or the occlusion model alone: tensors with a JSON file that describes their use, or ONNX."""
 
-    checkpoint: Path
-    """Checkpoint directory of a run, or a weights file."""
+    checkpoint: Location
+    """Checkpoint directory of a run, or a weights file; a path or a URI (s3://, gs://, ...)."""
 
-    output: Path
-    """File to write: *.safetensors (the JSON file is written beside it), or *.onnx, which takes RGB in [0, 1]."""
+    output: Location
+    """File to write, a path or a URI: *.safetensors (the JSON file is written beside it), or *.onnx, which takes RGB in
+    [0, 1]."""
 
     occlusion: bool = False
     """Export the occlusion model, not the encoder."""
@@ -59,9 +61,9 @@ class Export:
         from adios_ray.models import onnx
         from adios_ray.models.export import export_encoder, export_occlusion_model
         from adios_ray.models.weights import averaged, load_weights
+        from adios_ray.places import delivered
 
-        check_local(self.output, "--output")
-        to_onnx = self.output.suffix == onnx.SUFFIX
+        to_onnx = str(self.output).endswith(onnx.SUFFIX)
         if self.naming is not None and (self.occlusion or to_onnx):
             raise UsageError("--naming is for an encoder as safetensors, not for --occlusion or ONNX")
         if self.averaged and self.occlusion:
@@ -69,27 +71,30 @@ class Export:
         weights = load_weights(self.checkpoint)
         if self.averaged:
             weights = averaged(weights)
-        if to_onnx:
-            metadata = onnx.export_onnx(weights, self.output, occlusion=self.occlusion)
-            print(f"{self.output}: " + "; ".join(f"{name}: {value}" for name, value in metadata.items()))
-        elif self.occlusion:
-            model = export_occlusion_model(weights, self.output)
-            print(f"{self.output}: occlusion model, {model.slots} masks, {model.image_size} pixels")
-        else:
-            info = export_encoder(weights, self.output, self.naming or "timm")
-            print(f"{self.output}: {info.naming} {info.name}, {info.features} features, {info.image_size} pixels")
+        with delivered(self.output) as output:
+            if to_onnx:
+                metadata = onnx.export_onnx(weights, output, occlusion=self.occlusion)
+                written = "; ".join(f"{name}: {value}" for name, value in metadata.items())
+            elif self.occlusion:
+                model = export_occlusion_model(weights, output)
+                written = f"occlusion model, {model.slots} masks, {model.image_size} pixels"
+            else:
+                info = export_encoder(weights, output, self.naming or "timm")
+                written = f"{info.naming} {info.name}, {info.features} features, {info.image_size} pixels"
+        print(f"{self.output}: {written}")
 
 
 @dataclass(frozen=True)
 class Reproduce:
     """Repeat a training step that diverged, and print which term is not finite."""
 
-    directory: tyro.conf.Positional[Path]
-    """Directory that was saved for the step: runs/RUN/diverged/TRIAL/epoch_NNNNN."""
+    directory: tyro.conf.Positional[Location]
+    """Directory that was saved for the step: runs/RUN/diverged/TRIAL/epoch_NNNNN; a path or a URI."""
 
     def run(self) -> None:
         """Repeat the step and print the term."""
         from adios_ray.devices import best_device
+        from adios_ray.places import fetched
         from adios_ray.training.reproduce import reproduce
 
-        print(f"{self.directory}: {reproduce(self.directory, best_device())}")
+        print(f"{self.directory}: {reproduce(fetched(self.directory), best_device())}")

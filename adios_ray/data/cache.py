@@ -1,9 +1,8 @@
 """The local cache of remote data sets: memory maps need files.
 
-All processes of a machine share one copy, in the cache directory ``$ADIOS_RAY_CACHE`` (by default ``adios_ray`` in the
-user's cache). A copy is named after the checksum of its manifest and never changes: a data set prepared again under the
-same URI becomes another copy. When the disk or ``$ADIOS_RAY_CACHE_BYTES`` is exhausted, copies that no process uses are
-evicted, the least recently used first.
+All processes of a machine share one copy, in the cache directory (``local_cache.py``). A copy is named after the
+checksum of its manifest and never changes: a data set prepared again under the same URI becomes another copy. When the
+disk or ``$ADIOS_RAY_CACHE_BYTES`` is exhausted, copies that no process uses are evicted, the least recently used first.
 """
 
 import fcntl
@@ -19,16 +18,12 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError
 from adios_ray.files import atomic_path, atomic_write, sha256
+from adios_ray.local_cache import CACHE_VARIABLE, cache_directory, hold, remove_unless_held
+from adios_ray.store import PARALLEL_COPIES, Store
 
-CACHE_VARIABLE = "ADIOS_RAY_CACHE"
 BYTES_VARIABLE = "ADIOS_RAY_CACHE_BYTES"
-PARALLEL_FETCHES = 8
-
-_used: dict[Path, int] = {}
-"""Descriptor of the lock on each copy that this process uses, held until the process ends."""
 
 
 class RemoteFile(NamedTuple):
@@ -59,12 +54,7 @@ def cache_locally(store: Store, manifest: str, content: bytes, files: Sequence[R
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     directory = cache / hashlib.sha256(content).hexdigest()[:32]
-    if directory not in _used:
-        # Shared and taken before anything is checked, so that no other process evicts the copy in between. The lock
-        # file is beside the copy, because it must outlive the copy's removal.
-        descriptor = os.open(directory.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        _used[directory] = descriptor
+    hold(directory)  # before anything is checked, so that no other process evicts the copy in between
     complete = directory / manifest
     if not complete.exists():
         with (cache / "fetching.lock").open("w") as lock:
@@ -76,17 +66,11 @@ def cache_locally(store: Store, manifest: str, content: bytes, files: Sequence[R
     return directory
 
 
-def cache_directory() -> Path:
-    """Return the directory of the copies; it may not exist yet."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "adios_ray"
-    return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser().absolute()
-
-
 def _fetch_all(store: Store, directory: Path, files: Sequence[RemoteFile]) -> None:
     directory.mkdir(exist_ok=True)
     lacking = [file for file in files if not (directory / file.name).exists()]
     _make_room(directory.parent, sum(file.bytes for file in lacking), store)
-    with ThreadPoolExecutor(PARALLEL_FETCHES) as pool:
+    with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
         fetched = pool.map(lambda file: _fetch(store, directory, file), lacking)
         for _ in track(
             fetched, f"copying {store}", len(lacking), console=Console(stderr=True), disable=not sys.stderr.isatty()
@@ -121,7 +105,7 @@ def _make_room(cache: Path, needed: int, store: Store) -> None:
                 f"{store} needs {needed:,} bytes in {cache}, which has room for {max(0, free):,}: free space, raise "
                 f"{BYTES_VARIABLE}, or set {CACHE_VARIABLE} to another directory"
             )
-        _remove_unless_used(unused.pop(0))
+        remove_unless_held(unused.pop(0))
 
 
 def _free_bytes(cache: Path) -> int:
@@ -132,15 +116,3 @@ def _free_bytes(cache: Path) -> int:
             raise DatasetError(f"{BYTES_VARIABLE} is {limit!r}; it must be a whole number of bytes")
         free = min(free, int(limit) - sum(path.stat().st_size for path in cache.glob("*/*")))
     return free
-
-
-def _remove_unless_used(directory: Path) -> None:
-    """Remove a copy, unless some process holds its shared lock."""
-    with directory.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        # Renamed first: a removal that is interrupted must not leave a manifest beside half of the shards.
-        # The new name has a lock of its own: what is left is removed later, whichever process uses a new copy.
-        shutil.rmtree(directory.rename(directory.with_name(f".{directory.name}")))

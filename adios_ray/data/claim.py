@@ -13,15 +13,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from adios_ray.data.store import Store
 from adios_ray.errors import ClaimError
 from adios_ray.files import atomic_path
+from adios_ray.store import Store
 
 BEAT_S = 5.0
 STALE_S = 60.0
@@ -120,8 +120,9 @@ class Claim:
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join(timeout=BEAT_S)
-        if self._holder.token in (self._read() or ""):
-            self._store.remove(self._activity.file)
+        with suppress(OSError):  # while storage is away the claim is left: it is a dead process's then
+            if self._holder.token in (self._read() or ""):
+                self._store.remove(self._activity.file)
 
     def _wait_for_end(self, say: Say, wait: bool, take_over: bool) -> bool:
         """Return once the place is free: without a holder (False), or with a dead one to take over from (True)."""

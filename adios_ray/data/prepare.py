@@ -44,8 +44,8 @@ from adios_ray.data.shards import (
 from adios_ray.data.source_files import check_unchanged, write_files
 from adios_ray.data.sources.base import Sample, Source
 from adios_ray.data.sources.passed_over import PassedOver
-from adios_ray.data.store import Location, Store
 from adios_ray.errors import DatasetError, RefusedImageError
+from adios_ray.store import Location, Store
 
 _PARTS = ".parts"
 _CLAIM = f"{_PARTS}/begun"

@@ -23,9 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adios_ray.data.cache import RemoteFile, cache_locally
 from adios_ray.data.sources.base import UNLABELED, Sample
-from adios_ray.data.store import Location, Store
 from adios_ray.errors import DatasetError
 from adios_ray.files import sha256
+from adios_ray.store import Location, Store
 from adios_ray.validation import parse_json
 
 SCHEMA_VERSION = 2

@@ -8,9 +8,9 @@ import pyarrow as pa
 from adios_ray.data.shards import Manifest, SourceFiles
 from adios_ray.data.sources.base import Source
 from adios_ray.data.sources.passed_over import first_of
-from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError
 from adios_ray.files import sha256
+from adios_ray.store import Store
 
 _SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64()), ("changed_ns", pa.int64()), ("content", pa.string())])
 

@@ -7,10 +7,11 @@ from adios_ray.data.shards import Manifest, verify
 from adios_ray.errors import ConfigError, DatasetError
 from adios_ray.evaluation.fitness import SMALLEST_PARTED, check_measurable
 from adios_ray.experiment.config import ExperimentConfig
-from adios_ray.files import check_local, check_writable
 from adios_ray.measures import MEASURES
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
+from adios_ray.places import check_place
+from adios_ray.store import Location, Store, local_path
 from adios_ray.tracking.trackers.wandb import check_login
 
 HELD_OUT = ("val", "test")
@@ -76,7 +77,7 @@ def _check_networks(config: ExperimentConfig, manifest: Manifest) -> Networks:
     try:
         networks = Networks(config.trial(), size, len(manifest.classes))
         if path:
-            load_initial(networks, load_weights(path.expanduser()), path)
+            load_initial(networks, load_weights(path), path)
     except ValueError as error:  # raised for configurations and for damaged weights
         raise ConfigError(str(error)) from None
     return networks
@@ -103,19 +104,18 @@ def check_job_paths(config: ExperimentConfig, job: str | None) -> None:
             )
 
 
-def check_storage(storage: Path) -> Path:
-    """Create the storage directory, check that it is writable, and return its path without symbolic links.
+def check_storage(location: Location) -> str:
+    """Check that storage can be written to, and return its path without symbolic links, or its URI.
+
+    A directory is created.
 
     Raises:
-        ConfigError: If it cannot be created or written to.
-        UsageError: If it is a URI.
+        ConfigError: If it cannot be created or written to, or does not answer within seconds.
     """
-    check_local(storage, "storage")
+    path = local_path(location)
+    if str(location).startswith("memory://"):
+        raise ConfigError(f"storage {location} is the memory of one process, which the others do not see")
     # Resolved because Ray Train refuses checkpoints whose path contains a symbolic link.
-    storage = storage.expanduser().resolve()
-    try:
-        storage.mkdir(parents=True, exist_ok=True)
-        check_writable(storage)
-    except OSError as error:
-        raise ConfigError(f"storage {storage} cannot be written to: {error.strerror or error}") from None
-    return storage
+    place = str(Store(location if path is None else path.resolve()))
+    check_place(place)
+    return place

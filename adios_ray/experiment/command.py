@@ -74,7 +74,7 @@ def read_arguments(
     given = {name: last_value(arguments, flag) for name, flag in _CHOOSING.items()}
     if run_dir := last_value(arguments, "--resume"):
         # Over the run's own configuration, so that whatever differs was asked for.
-        defaults = read_experiment(Path(run_dir).expanduser())
+        defaults = read_experiment(run_dir)
     else:
         file = default_space(given["name"], space, demo_space)
         defaults = preset_config(**given).model_copy(update={"space": file})
@@ -92,15 +92,15 @@ def read_arguments(
     return config
 
 
-def default_space(preset: str | None, space: str = "pbt_in100", demo_space: str = "pbt_demo") -> Path:
+def default_space(preset: str | None, space: str = "pbt_in100", demo_space: str = "pbt_demo") -> str:
     """Return the name of the default search space, of two: that of most presets, and that of the demo."""
-    return Path(demo_space if preset == DEMO else space)
+    return demo_space if preset == DEMO else space
 
 
-def named_space(space: Path) -> Path:
-    """Return the file of a search space that comes with the package, if this is its name; else the path itself."""
+def named_space(space: str) -> str:
+    """Return the file of a search space that comes with the package, if this is its name; else the place itself."""
     named = SPACES / f"{space}.yaml"
-    return named if not space.suffix and named.is_file() else space
+    return str(named) if not Path(space).suffix and named.is_file() else space
 
 
 def _parts(argument: str) -> tuple[str, str, str]:

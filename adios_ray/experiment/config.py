@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 import adios_ray
-from adios_ray.config import TrialConfig
+from adios_ray.config import Place, TrialConfig
 from adios_ray.errors import ConfigError
+from adios_ray.places import fetched
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.spaces import Scheduler, Search
+from adios_ray.store import Location
 from adios_ray.validation import parse, read_json
 
 _PACKAGE = Path(adios_ray.__file__).resolve().parent
@@ -47,14 +49,16 @@ class ExperimentConfig(TrialConfig):
     family: Family | None = None
     """Source of the published settings: paper (its appendix: SGD, mean over slots), or authors (their scripts: LARS,
     sum, alternating). None takes the paper's, except for in100, which only the authors' scripts cover."""
-    space: Path = SPACES / "pbt_in100.yaml"
-    """YAML file of the search space, or the name of one that comes with the package (pbt_in100, asha_demo, ...)."""
+    space: Place = str(SPACES / "pbt_in100.yaml")
+    """YAML file of the search space, a path or a URI, or the name of one that comes with the package (pbt_in100,
+    asha_demo, ...)."""
     scheduler: Scheduler | None = None
     """Scheduler that overrides the search space's."""
     search: Search | None = None
     """Search that overrides the search space's."""
-    storage: Path = Path("runs")
-    """Directory in which each run creates its run directory; shared by all nodes of a cluster."""
+    storage: Place = "runs"
+    """Directory in which each run creates its run directory, shared by all nodes of a cluster, or a URI (s3://,
+    gs://, ...), with which nodes need to share nothing."""
     name: Annotated[str, AfterValidator(_folder_name)] | None = None
     """Name of the run's directory in the storage; the same command again resumes the run of that name. None makes a new
     name of the search space and the time."""
@@ -74,9 +78,10 @@ class ExperimentConfig(TrialConfig):
     trackers: tuple[Literal["tensorboard", "jsonl"], ...] = ()
     """Further logs in the run directory: tensorboard (event files for each trial), jsonl (log.jsonl: a line of JSON for
     each report, exploit and outcome)."""
-    resume: Path | None = None
-    """Run directory of a run to resume, under its own configuration. Only --epochs (more of them), --data-dir (the same
-    images elsewhere), --cpus-per-worker, --gpus-per-worker, --wandb and --trackers may be given other values."""
+    resume: Place | None = None
+    """Run directory of a run to resume, a path or a URI, under its own configuration. Only --epochs (more of them),
+    --data-dir (the same images elsewhere), --cpus-per-worker, --gpus-per-worker, --wandb and --trackers may be given
+    other values."""
     take_over: bool = False
     """Resume a run although its driver on another machine may be alive: for one that is known to be dead."""
 
@@ -90,15 +95,15 @@ DEMO_IMAGES = 3000
 DEMO_SEED = 0
 
 
-def read_experiment(run_dir: Path) -> ExperimentConfig:
-    """Read the resolved configuration of a run.
+def read_experiment(run: Location) -> ExperimentConfig:
+    """Read the resolved configuration of a run, from its directory or URI.
 
     Raises:
         ConfigError: If it is missing or damaged.
     """
-    path = RunDirectory(run_dir).config
+    path = fetched(f"{run}/{RunDirectory(Path()).config.name}")
     if not path.is_file():
-        raise ConfigError(f"{run_dir} is not a run directory: it has no {path.name}")
+        raise ConfigError(f"{run} is not a run directory: it has no {path.name}")
     values = read_json(dict[str, Any], path)
     # Older runs lack this key: the predictor always followed the encoder's schedule.
     values.get("optimizer", {}).setdefault("predictor_schedule", "cosine")

@@ -19,6 +19,9 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources, bundles, count_capacity, nodes
 from adios_ray.experiment.verdict import conclude
 from adios_ray.files import remove_drafts
+from adios_ray.retry import retry
+from adios_ray.run_directory import MASKS
+from adios_ray.run_storage import RunStorage
 from adios_ray.search.opening import Rung, rungs
 from adios_ray.search.pbt import Explore, PopulationBasedTraining
 from adios_ray.search.population import Population
@@ -60,19 +63,19 @@ def trial_names(config: ExperimentConfig, space: SearchSpace) -> list[str]:
 
 
 def evolve(
-    config: ExperimentConfig, space: SearchSpace, run_dir: Path, resources: WorkerResources, claim: Claim
+    config: ExperimentConfig, space: SearchSpace, storage: RunStorage, resources: WorkerResources, claim: Claim
 ) -> Path:
     """Train the unfinished trials of a run's population to the end, and evaluate the best one on the test split.
 
     Args:
         config: The experiment's resolved configuration.
         space: The search space.
-        run_dir: The run directory, with the population's state.
+        storage: The run's files, with the population's state.
         resources: Resources of each worker.
         claim: This driver's claim on the run.
 
     Returns:
-        The run directory.
+        The run directory on this node.
 
     Raises:
         ConfigError: If a node of the cluster lacks the storage, the data or the packages.
@@ -81,12 +84,13 @@ def evolve(
         StorageError: If the run's storage stays away.
         ClaimError: If another driver takes the run over; this one writes no more.
     """
-    print(f"Run directory: {run_dir}", flush=True)
+    print(f"Run directory: {storage.place}", flush=True)
+    run_dir = storage.directory
     view = LiveView(config.epochs, config.population, run_dir.name, read_results(run_dir))
     with Trackers(_trackers(config), run_dir, view.note) as trackers:
-        state = _train(config, space, run_dir, resources, claim, view, trackers)
+        state = _train(config, space, storage, resources, claim, view, trackers)
         claim.check()
-        conclude(config, run_dir, state, resources)
+        conclude(config, storage, state, resources)
         if summary := read_summary(run_dir):
             trackers.summary(summary)
     return run_dir
@@ -100,13 +104,14 @@ def _trackers(config: ExperimentConfig) -> list[TrackerName]:
 def _train(
     config: ExperimentConfig,
     space: SearchSpace,
-    run_dir: Path,
+    storage: RunStorage,
     resources: WorkerResources,
     claim: Claim,
     view: LiveView,
     trackers: Trackers,
 ) -> PopulationState:
     """Train the unfinished trials to the end, and return the population as it was written down."""
+    run_dir = storage.directory
     state = PopulationState.load(run_dir)
     names = trial_names(config, space)
     if space.search == "hyperopt":
@@ -121,21 +126,22 @@ def _train(
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
     if unfinished:
         assert config.data_dir is not None
-        checked = check_nodes(run_dir, config.data_dir)
+        checked = check_nodes(storage.place, config.data_dir)
         # The lineage follows the state. An exploit is appended to the lineage before its change is journaled, so a
         # driver killed in between leaves an entry of a decision that is made again; begin_lineage drops it.
         remove_drafts(run_dir)
         state.save(run_dir)
         begin_lineage(run_dir, state.lineage_lines)
+        retry(storage.push, view.note)
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
         name = channel_name(run_dir.name)
         workers = config.workers_per_trial
-        look = partial(node_problem, run_dir, config.data_dir)
+        look = partial(node_problem, storage.place, config.data_dir)
         channel = start_channel(name, len(unfinished), workers, checked, look)
         calls = ChannelCalls(channel)
         at_once = min(len(unfinished), config.population)
         wish = requested(bundles(config, resources, at_once)) if autoscaler_runs() else nullcontext()
-        with Run(run_dir, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check) as run, wish:
+        with Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check) as run, wish:
             say = partial(run.note, kind="wait")
 
             def count_fitting() -> int:
@@ -143,12 +149,12 @@ def _train(
                 passed = calls.check_nodes([node.id for node in cluster])
                 return count_capacity(config, resources, [node for node in cluster if node.id in passed])
 
-            capacity = ClusterCapacity(run_dir, count_fitting, at_once, say)
+            capacity = ClusterCapacity(storage.place, count_fitting, at_once, say)
             admission = Admission(len(unfinished), capacity.count)
             population = Population(config.trial(), state, run, calls)
             settings = TrialSettings(
                 trial="",
-                run_dir=str(run_dir),
+                run_dir=storage.place,
                 channel=name,
                 workers=workers,
                 cpus_per_worker=resources.cpus,
@@ -157,12 +163,13 @@ def _train(
             scheduler = make_scheduler(space, population, admission, len(names), halvings)
             run_trials(unfinished, settings, scheduler, admission, calls, scheduler.on_note)
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
-        remove_orphaned(run_dir)
+        remove_orphaned(storage.place)
     # From disk: the verdict rests on what was written down, exactly as after a resume.
     state = PopulationState.load(run_dir)
+    retry(lambda: storage.pull(MASKS), view.note)
     if failed := state.unfinished(names):
-        write_report(run_dir)
-        raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {run_dir}")
+        write_report(run_dir, storage.uri)
+        raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {storage.place}")
     return state
 
 

@@ -10,9 +10,11 @@ from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.evolution import trial_names
 from adios_ray.measures import MEASURES
-from adios_ray.run_directory import RunDirectory, newest_epochs
+from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Member, PopulationState
+from adios_ray.store import Location, split_location
 from adios_ray.tracking.records import read_summary, write_config
 
 MAY_CHANGE = ("epochs", "data_dir", "cpus_per_worker", "gpus_per_worker", "wandb", "trackers")
@@ -22,7 +24,7 @@ NOT_COMPARED = ("resume", "name", "take_over", "storage", "space", "scheduler", 
 
 
 def check_changes(
-    run_dir: Path,
+    run: Location,
     own: ExperimentConfig,
     asked: ExperimentConfig,
     own_space: SearchSpace,
@@ -31,7 +33,7 @@ def check_changes(
     """Return a run's configuration with the changes that a command line asks for.
 
     Args:
-        run_dir: The run directory, named in errors.
+        run: The run's directory or URI, named in errors.
         own: The run's configuration.
         asked: The command line's, with absolute paths.
         own_space: The run's search space.
@@ -52,10 +54,11 @@ def check_changes(
         refused.append(f"epochs is {own.epochs} there and {asked.epochs} here, and may only grow")
     if refused:
         raise ConfigError(
-            f"{run_dir} is a run with another configuration: {'; '.join(refused)}. Start another run, with another "
+            f"{run} is a run with another configuration: {'; '.join(refused)}. Start another run, with another "
             f"--name or without one; only {', '.join(MAY_CHANGE)} may change"
         )
-    return own.model_copy(update={name: getattr(asked, name) for name in MAY_CHANGE} | {"storage": run_dir.parent})
+    changed = {name: getattr(asked, name) for name in MAY_CHANGE}
+    return own.model_copy(update=changed | {"storage": str(split_location(run)[0])})
 
 
 def _differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
@@ -88,27 +91,27 @@ def check_same_data(state: PopulationState, own: ExperimentConfig, config: Exper
     return now
 
 
-def check_checkpoints(run_dir: Path, state: PopulationState) -> None:
+def check_checkpoints(run: RunStorage, state: PopulationState) -> None:
     """Make sure that a run, perhaps moved or restored from a backup, has the checkpoints that its trials need.
 
     Raises:
         CheckpointError: If some are missing; names them.
     """
-    missing = [member.checkpoint.path for member in state.members.values() if member.checkpoint and _lacks(member)]
+    missing = [member.checkpoint.path for member in state.members.values() if member.checkpoint and _lacks(run, member)]
     if missing:
-        names = ", ".join(str(RunDirectory(run_dir).relative(path)) for path in missing)
+        names = ", ".join(str(RunDirectory(run.directory).relative(path)) for path in missing)
         raise CheckpointError(
-            f"{run_dir} lacks the checkpoints {names}: copy them from where the run was, or restore the whole run "
+            f"{run.place} lacks the checkpoints {names}: copy them from where the run was, or restore the whole run "
             "directory from one backup"
         )
 
 
-def _lacks(member: Member) -> bool:
+def _lacks(run: RunStorage, member: Member) -> bool:
     """Tell whether a trial cannot continue: its checkpoint is missing, and an older one, if it still trains."""
     assert member.checkpoint is not None
     own = member.checkpoint.path
-    older = [] if member.finished else [path for path in newest_epochs(own.parent) if path.name < own.name]
-    return not any((path / STATE_FILE).is_file() for path in (own, *older))
+    older = [] if member.finished else [path for path in run.epochs(own.parent) if path.name < own.name]
+    return not any(run.has(path / STATE_FILE) for path in (own, *older))
 
 
 def save_changes(
@@ -126,11 +129,12 @@ def save_changes(
         state.save(run_dir)
 
 
-def outcome(run_dir: Path, state: PopulationState, config: ExperimentConfig, space: SearchSpace) -> str | None:
+def outcome(run: RunStorage, state: PopulationState, config: ExperimentConfig, space: SearchSpace) -> str | None:
     """Describe the outcome of a finished run in one line; None if there is something left to do."""
-    summary = read_summary(run_dir)
+    summary = read_summary(run.directory)
     if summary is None or state.unfinished(trial_names(config, space)) or config.epochs > (state.epochs or 0):
         return None
     measure = MEASURES[config.evaluation.fitness]
     found = measure.scores_text(summary.test_fitness, summary.test_standard_error, summary.test_accuracy)
-    return f"finished: {run_dir}: best {summary.best_trial}, {found} on test; report {RunDirectory(run_dir).report}"
+    report = f"{run.place}/{RunDirectory(run.directory).report.name}"
+    return f"finished: {run.place}: best {summary.best_trial}, {found} on test; report {report}"

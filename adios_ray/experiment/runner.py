@@ -1,5 +1,6 @@
 """Start and resumption of a run; everything is checked before the first worker starts."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -13,7 +14,6 @@ from adios_ray.data.claim import TRAINING, Claim, claimed
 from adios_ray.data.prepare import prepare
 from adios_ray.data.rendered import objects
 from adios_ray.data.shards import read_manifest
-from adios_ray.data.store import Store
 from adios_ray.errors import ConfigError
 from adios_ray.experiment.checks import check_data, check_job_paths, check_storage, check_trackers
 from adios_ray.experiment.config import (
@@ -33,38 +33,43 @@ from adios_ray.experiment.resumption import (
     outcome,
     save_changes,
 )
+from adios_ray.retry import promptly, retry
 from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
 from adios_ray.search.spaces import SearchSpace, load_space, save_space
 from adios_ray.search.state import PopulationState
+from adios_ray.store import Location, Store, local_path, split_location
 from adios_ray.tracking.records import write_config
 
 
 def start(config: ExperimentConfig) -> Path:
     """Run a new experiment, or resume the one of the same name, and return its run directory.
 
+    The directory of a run at a URI is this node's, and is removed at the end.
+
     Raises:
         ConfigError: If the configuration cannot work on this data, storage or cluster, or the run of that name has
             another one.
         DatasetError: If the data cannot be used.
         ClaimError: If another driver of the run of that name is alive.
+        StorageError: If remote storage fails for longer than five minutes.
     """
     space = load_space(config.space, config.scheduler, config.search)
     space.bind(config.trial(), f"search space {config.space}", config.population)
     check_job_paths(config, submitted_job())
     check_trackers(config)
     renders = config.data_dir is None and config.preset == DEMO
-    begun = config.name and RunDirectory(config.storage.expanduser() / config.name).population.is_file()
+    begun = config.name and _has_begun(RunStorage(f"{config.storage}/{config.name}"))
     if not renders and not begun:  # a run that has begun may have finished, and then needs no data
         check_data(config)
-    check_trackers(config)
     storage = check_storage(config.storage)  # last, because it creates the directory
-    images = storage / f"objects-{DEMO_IMAGES}-{DEMO_IMAGE_SIZE}px"
+    images = f"{storage}/objects-{DEMO_IMAGES}-{DEMO_IMAGE_SIZE}px"
     config = _with_absolute_paths(config, storage, images if renders else config.data_dir)
-    run_dir = storage / config.name if config.name else _new_run_directory(storage, config)
-    with _claimed(run_dir, config) as claim:
-        if RunDirectory(run_dir).population.is_file():
-            return _continue(run_dir, config, space, claim)
-        _check_unused(run_dir)
+    run = RunStorage(f"{storage}/{config.name}") if config.name else _new_run(storage, config)
+    with _claimed(run, config) as claim:
+        if _has_begun(run):
+            return _continue(run, config, space, claim)
+        _check_unused(run)
         with connected():
             resources = worker_resources(config, nodes(), autoscaler_runs())
             if renders:
@@ -73,98 +78,129 @@ def start(config: ExperimentConfig) -> Path:
             assert config.data_dir is not None
             # The population last: it makes this a run directory for resume(), which then finds all files. The
             # configuration first: while it is missing, every write into the run takes the run's storage to be away.
-            write_config(run_dir, config.model_dump(mode="json"))
-            save_space(space, RunDirectory(run_dir).space)
-            fresh_population(config, space, read_manifest(config.data_dir).checksum).save(run_dir)
-            return evolve(config, space, run_dir, resources, claim)
+            write_config(run.directory, config.model_dump(mode="json"))
+            save_space(space, RunDirectory(run.directory).space)
+            fresh_population(config, space, read_manifest(config.data_dir).checksum).save(run.directory)
+            return evolve(config, space, run, resources, claim)
 
 
-def resume(run_dir: Path, asked: ExperimentConfig | None = None) -> Path:
-    """Resume an interrupted run under its own configuration and search space, and return its directory.
+def resume(place: Location, asked: ExperimentConfig | None = None) -> Path:
+    """Resume an interrupted run under its own configuration and search space, and return its directory, as ``start``.
 
     Trials resume from their last reports; finished ones are not trained again.
 
     Args:
-        run_dir: The run directory, wherever it is now.
+        place: The run's directory or URI, wherever it is now.
         asked: The configuration with changes, see ``resumption.MAY_CHANGE``; None changes nothing.
 
     Raises:
-        ConfigError: If the directory is not a run directory, or a change is not allowed.
+        ConfigError: If it is not the place of a run, or a change is not allowed.
         CheckpointError: If checkpoints are missing.
         DatasetError: If the data set has become unusable.
         ClaimError: If another driver of the run is alive.
+        StorageError: If remote storage fails for longer than five minutes.
     """
     if asked:
         check_job_paths(asked, submitted_job())
-    run_dir = run_dir.expanduser().resolve()
-    PopulationState.load(run_dir)  # only to refuse a directory that is not a run's
-    own, space = read_experiment(run_dir), load_space(RunDirectory(run_dir).space)
-    asked = _with_absolute_paths(asked or own, run_dir.parent, (asked or own).data_dir)
+    path = local_path(place)
+    run = RunStorage(place if path is None else path.resolve())
+    if not _has_begun(run):
+        raise ConfigError(f"{run.place} is not a run directory: it has no {_layout(run).population.name}")
+    own, space = read_experiment(run.place), load_space(f"{run.place}/{_layout(run).space.name}")
+    asked = _with_absolute_paths(asked or own, str(split_location(run.place)[0]), (asked or own).data_dir)
     if (asked.space, asked.scheduler, asked.search) != (own.space, own.scheduler, own.search):
         space = load_space(asked.space, asked.scheduler, asked.search)
-    with _claimed(run_dir, asked) as claim:
-        return _continue(run_dir, asked, space, claim)
+    with _claimed(run, asked) as claim:
+        return _continue(run, asked, space, claim)
 
 
-def _continue(run_dir: Path, asked: ExperimentConfig, asked_space: SearchSpace, claim: Claim) -> Path:
+def _continue(run: RunStorage, asked: ExperimentConfig, asked_space: SearchSpace, claim: Claim) -> Path:
     """Resume a run that this driver has claimed."""
-    own, space = read_experiment(run_dir), load_space(RunDirectory(run_dir).space)
-    config = check_changes(run_dir, own, asked, space, asked_space)
-    state = PopulationState.load(run_dir)
+    retry(run.fetch_run, _say)
+    own, space = read_experiment(run.directory), load_space(_layout(run).space)
+    config = check_changes(run.place, own, asked, space, asked_space)
+    state = PopulationState.load(run.directory)
     state.epochs = state.epochs or own.epochs  # earlier versions did not store it
-    if line := outcome(run_dir, state, config, space):
-        print(line, flush=True)
-        return run_dir
+    if line := outcome(run, state, config, space):
+        _say(line)
+        return run.directory
     state.dataset = check_same_data(state, own, config)
     check_data(config)
     check_trackers(config)
-    check_checkpoints(run_dir, state)
+    retry(partial(check_checkpoints, run, state), _say)
     with connected():
         resources = worker_resources(config, nodes(), autoscaler_runs())
-        save_changes(run_dir, state, own, config, space)
-        return evolve(config, space, run_dir, resources, claim)
+        save_changes(run.directory, state, own, config, space)
+        return evolve(config, space, run, resources, claim)
 
 
-def _with_absolute_paths(config: ExperimentConfig, storage: Path, data_dir: Path | str | None) -> ExperimentConfig:
+def _with_absolute_paths(config: ExperimentConfig, storage: str, data_dir: str | None) -> ExperimentConfig:
     """Make paths absolute: a resumed run may start in another directory, and workers run on other nodes."""
-    weights = config.initial_weights and config.initial_weights.expanduser().absolute()
+    weights = config.initial_weights and str(Store(config.initial_weights))
     paths = {"data_dir": data_dir and str(Store(data_dir)), "initial_weights": weights, "storage": storage}
     return replaced(config, paths)
 
 
 @contextmanager
-def _claimed(run_dir: Path, config: ExperimentConfig) -> Iterator[Claim]:
+def _claimed(run: RunStorage, config: ExperimentConfig) -> Iterator[Claim]:
     """Claim a run for this driver; if it is interrupted, say how to resume."""
-    say = partial(print, flush=True)
+    store = Store(run.place)
     try:
-        with claimed(Store(run_dir), say, TRAINING, wait=False, take_over=config.take_over, job=queue_job()) as claim:
-            yield claim
-    except KeyboardInterrupt as stop:
-        if RunDirectory(run_dir).population.is_file():
-            stop.add_note(f"what was reported is kept: resume with --resume {run_dir}")
-        raise
+        with (
+            claimed(store, _say, TRAINING, wait=False, take_over=config.take_over, job=queue_job()) as claim,
+            run.driven(claim.check),
+        ):
+            try:
+                yield claim
+            except KeyboardInterrupt as stop:
+                if _layout(run).population.is_file():
+                    stop.add_note(f"what was reported is kept: resume with --resume {run.place}")
+                raise
     finally:
         with suppress(OSError):  # refused if it is not empty; else the run was refused before it began
-            run_dir.rmdir()
+            run.directory.rmdir()
 
 
-def _check_unused(run_dir: Path) -> None:
-    """Refuse a directory with anything else than a driver leaves that is stopped before its population exists."""
-    run = RunDirectory(run_dir)
-    left = {run.config.name, run.space.name, TRAINING.file}
-    if others := sorted(path.name for path in run_dir.iterdir() if path.name not in left and path.suffix != ".tmp"):
-        raise ConfigError(f"{run_dir} is not a run directory, but contains {others[0]}: choose another --name")
+def _has_begun(run: RunStorage) -> bool:
+    """Tell whether a run is stored at its place: it has a population.
+
+    Raises:
+        ConfigError: If the place must not be read, or does not answer within seconds.
+    """
+    try:
+        return promptly(partial(run.has, _layout(run).population))
+    except OSError as error:
+        raise ConfigError(f"{run.place} cannot be read: {error}") from None
 
 
-def _new_run_directory(storage: Path, config: ExperimentConfig) -> Path:
+def _check_unused(run: RunStorage) -> None:
+    """Refuse a place with anything else than a driver leaves that is stopped before its population exists."""
+    layout = _layout(run)
+    left = {layout.config.name, layout.space.name, TRAINING.file}
+    if others := sorted(name for name in Store(run.place).names() if name not in left and not name.endswith(".tmp")):
+        raise ConfigError(f"{run.place} is not a run directory, but contains {others[0]}: choose another --name")
+
+
+def _layout(run: RunStorage) -> RunDirectory:
+    return RunDirectory(run.directory)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _new_run(storage: str, config: ExperimentConfig) -> RunStorage:
+    """Choose a name for a run, which a directory of it then holds."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{config.space.stem}-{stamp}"
+    name = f"{Path(config.space).stem}-{stamp}"
+    if local_path(storage) is None:
+        return RunStorage(f"{storage}/{name}-{secrets.token_hex(4)}")  # an object store cannot hold a name
     for attempt in range(1, 100):
-        directory = storage / (name if attempt == 1 else f"{name}-{attempt}")
+        directory = Path(storage) / (name if attempt == 1 else f"{name}-{attempt}")
         # mkdir claims the name atomically: another run may start on the same storage in this second.
         try:
             directory.mkdir()
         except FileExistsError:
             continue
-        return directory
+        return RunStorage(directory)
     raise ConfigError(f"storage {storage} already has 99 runs named {name}; start again a second later")

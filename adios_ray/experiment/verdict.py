@@ -19,7 +19,9 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources
 from adios_ray.experiment.schedule import schedule_of
 from adios_ray.measures import MEASURES
+from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
 from adios_ray.search.comparison import Outcomes, paired, read_outcomes
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.state import PopulationState
@@ -42,7 +44,7 @@ LAST_REPORTS = 3
 """Reports over which the holdout fitness of a trial is averaged."""
 
 
-def conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, resources: WorkerResources) -> Path:
+def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationState, resources: WorkerResources) -> None:
     """Evaluate the best trial on the test split, once, and write summary, schedule and report.
 
     Trials are compared by the half of val that took no part in decisions: the best of many on the other half is so by
@@ -50,22 +52,20 @@ def conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, re
 
     Args:
         config: The experiment's configuration.
-        run_dir: The run directory.
+        storage: The run's files.
         state: The population, all of whose trials have finished.
         resources: CPUs and GPUs of the evaluation.
-
-    Returns:
-        The run directory.
 
     Raises:
         RunError: If every trial diverged or collapsed.
     """
+    run_dir = storage.directory
     rows, lineage = read_results(run_dir), read_lineage(run_dir)
     finals = final_fitness(state, rows, lineage, run_dir)
     if not finals:
-        write_report(run_dir)
+        write_report(run_dir, storage.uri)
         steps = RunDirectory(run_dir).diverged  # not there if all trials collapsed
-        held = f"; {steps} holds the steps that diverged" if steps.is_dir() else ""
+        held = f"; {storage.place}/{steps.name} holds the steps that diverged" if storage.names(steps) else ""
         raise RunError(f"every trial diverged or collapsed{held}; lower learning rates may help")
     name, final = max(finals.items(), key=lambda item: item[1].fitness)
     best = state.members[name]
@@ -74,7 +74,7 @@ def conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, re
     # As a Ray task: the driver's node may have no GPU. Only the trial that is best on validation sees the test split:
     # the maximum over the population would be biased upward.
     judge = ray.remote(_on_test).options(num_cpus=resources.cpus, num_gpus=resources.gpus)
-    test: Estimate = ray.get(judge.remote(own, best.checkpoint))
+    test: Estimate = ray.get(judge.remote(own, best.checkpoint, storage.place))
     manifest = read_manifest(config.data_dir)
     first_epoch = min(row.epoch for row in rows)
     summary = RunSummary(
@@ -113,8 +113,9 @@ def conclude(config: ExperimentConfig, run_dir: Path, state: PopulationState, re
         f"{summary.exploits} exploits, {summary.refusals} refused, {summary.slot_changes} changes of N, "
         f"{summary.seconds:.0f} s"
     )
-    print(f"Report: {write_report(run_dir)}", flush=True)
-    return run_dir
+    written = write_report(run_dir, storage.uri)
+    retry(storage.push, print)
+    print(f"Report: {storage.place}/{written.name}", flush=True)
 
 
 class Final(NamedTuple):
@@ -187,11 +188,15 @@ def _final(rows: Sequence[Row], run_dir: Path | None = None) -> Final:
     return Final(mean(value for value, _ in held), error, together)
 
 
-def _on_test(config: TrialConfig, checkpoint: Pointer) -> "Estimate":
-    """Estimate the fitness of a checkpoint on the test split; runs as a Ray task."""
+def _on_test(config: TrialConfig, checkpoint: Pointer, run: str) -> "Estimate":
+    """Estimate the fitness of a run's checkpoint on the test split; runs as a Ray task."""
     from adios_ray.devices import best_device
     from adios_ray.training.trainer import Trainer
 
-    trainer = Trainer(config, best_device())
-    trainer.load(checkpoint, config)
+    trainer, storage = Trainer(config, best_device()), RunStorage(run)
+    retry(storage.open, print)
+    here = storage.here(checkpoint)
+    retry(lambda: storage.fetch(here), print)
+    trainer.load(here, config)
+    storage.close()
     return trainer.evaluate("test")

@@ -26,6 +26,8 @@ from adios_ray.models.weights import (
     misfit,
     plain,
 )
+from adios_ray.places import fetched
+from adios_ray.store import Location
 from adios_ray.validation import parse, read_json
 
 SUFFIX = ".safetensors"
@@ -188,8 +190,11 @@ def _torchvision_name(config: BackboneConfig, backbone: nn.Module) -> str:
     raise ConfigError(f"torchvision has no ResNet with the tensors of {config.name}; use --naming timm")
 
 
-def load_encoder(path: Path) -> nn.Module:
+def load_encoder(place: Location) -> nn.Module:
     """Load the encoder of a weights file, a checkpoint of a run, or an exported encoder with its JSON beside it.
+
+    Args:
+        place: Path or URI of one of them.
 
     Returns:
         A module from normalized images [B, 3, S, S] to features [B, F], in evaluation mode.
@@ -198,16 +203,20 @@ def load_encoder(path: Path) -> nn.Module:
         ConfigError: If the file is missing or of another kind.
         CheckpointError: If it is damaged.
     """
+    path = fetched(place, ".json")
     if not _is_exported(path):
-        return build_networks(load_weights(path)).backbone
+        return build_networks(load_weights(place)).backbone
     info, tensors = _read(path, EncoderInfo, "encoder")
     backbone, _ = build_backbone(info.config.backbone, info.image_size)
     backbone.load_state_dict(tensors)
     return backbone.eval()
 
 
-def load_occlusion_model(path: Path) -> OcclusionModel:
+def load_occlusion_model(place: Location) -> OcclusionModel:
     """Load the occlusion model of a weights file, a checkpoint of a run, or an exported one with its JSON beside it.
+
+    Args:
+        place: Path or URI of one of them.
 
     Returns:
         A module from normalized images [B, 3, S, S] to masks [B, N, S, S] in [0, 1], in evaluation mode.
@@ -216,8 +225,9 @@ def load_occlusion_model(path: Path) -> OcclusionModel:
         ConfigError: If the file is missing or of another kind, or has no occlusion model.
         CheckpointError: If it is damaged.
     """
+    path = fetched(place, ".json")
     if not _is_exported(path):
-        return occlusion_of(load_weights(path))
+        return occlusion_of(load_weights(place))
     info, tensors = _read(path, OcclusionInfo, "occlusion model")
     occlusion = OcclusionModel(info.image_size, info.slots, info.width, info.norm, info.levels)
     occlusion.load_state_dict(tensors)

@@ -27,6 +27,8 @@ from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.masking.slots import use_blank_head
 from adios_ray.models.backbones import build_backbone
 from adios_ray.models.networks import Networks, with_average
+from adios_ray.places import fetched
+from adios_ray.store import Location, split_location
 from adios_ray.validation import parse, parse_json
 
 METADATA_KEY = "adios_ray"
@@ -120,20 +122,24 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_weights(path: Path) -> Weights:
-    """Read a weights file, a checkpoint directory of a run, or the ``state.pt`` of one.
+def load_weights(place: Location) -> Weights:
+    """Read a weights file, a checkpoint directory of a run, or the ``state.pt`` of one; a path or a URI.
 
     Raises:
         ConfigError: If there is no such file, or it is of another kind.
         CheckpointError: If it is damaged.
     """
-    if path.is_dir() or path.name == STATE_FILE:
-        return _from_checkpoint(path if path.is_dir() else path.parent)
+    folder, name = split_location(place)
+    if name == STATE_FILE:
+        place = folder
+    path = fetched(place)
+    if path.is_dir() or name == STATE_FILE:
+        return _from_checkpoint(path, place)
     text = file_metadata(path).get(METADATA_KEY)
     if text is None:
-        raise ConfigError(f"{path} was not written as a weights file by adios_ray: its metadata has no {METADATA_KEY}")
-    values = parse_json(dict[str, Any], text, f"{path} is damaged: metadata", CheckpointError)
-    header = parse(_Header, values, str(path))
+        raise ConfigError(f"{place} was not written as a weights file by adios_ray: its metadata has no {METADATA_KEY}")
+    values = parse_json(dict[str, Any], text, f"{place} is damaged: metadata", CheckpointError)
+    header = parse(_Header, values, str(place))
     tensors = unwrapped(safetensors.torch.load_file(path))
     return Weights(header.config, header.image_size, header.classes, header.origin, tensors)
 
@@ -154,20 +160,20 @@ def file_metadata(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} is not a safetensors file, or a damaged one: {error}") from None
 
 
-def _from_checkpoint(directory: Path) -> Weights:
+def _from_checkpoint(directory: Path, place: Location) -> Weights:
     if not (directory / META_FILE).is_file():
         raise ConfigError(
-            f"{directory} is not a checkpoint of a run, as it has no {META_FILE} (convert a folder of the authors' "
+            f"{place} is not a checkpoint of a run, as it has no {META_FILE} (convert a folder of the authors' "
             "release into a weights file by adios-ray import-official)"
         )
     state = open_checkpoint(directory, CPU)
     missing = {"config", "image_size", "networks", "step"} - state.keys()
     if missing:
         raise CheckpointError(
-            f"checkpoint {directory} has no {', '.join(sorted(missing))}: it is of another version of adios_ray"
+            f"checkpoint {place} has no {', '.join(sorted(missing))}: it is of another version of adios_ray"
         )
-    config, networks = parse(TrialConfig, state["config"], str(directory)), unwrapped(state["networks"])
-    origin = f"checkpoint {directory}, step {state['step']}"
+    config, networks = parse(TrialConfig, state["config"], str(place)), unwrapped(state["networks"])
+    origin = f"checkpoint {place}, step {state['step']}"
     return Weights(config, state["image_size"], len(networks["probe.weight"]), origin, networks)
 
 
@@ -239,7 +245,7 @@ def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str |
     return None
 
 
-def load_initial(networks: Networks, weights: Weights, path: Path) -> None:
+def load_initial(networks: Networks, weights: Weights, path: Location) -> None:
     """Initialize networks with the weights of a file, in place.
 
     The backbone must fit except for its resolution: position embeddings are resampled. Heads (with their momentum
@@ -270,7 +276,7 @@ def load_initial(networks: Networks, weights: Weights, path: Path) -> None:
         _take_occlusion(networks.occlusion, networks.config.masking, weights, path)
 
 
-def _take_backbone(networks: Networks, weights: Weights, path: Path) -> None:
+def _take_backbone(networks: Networks, weights: Weights, path: Location) -> None:
     theirs, ours = weights.config.backbone, networks.config.backbone
     given = _resampled(weights.part("backbone"), networks.backbone)
     # Names may differ where the tensors are the same: timm has one architecture under several names.
@@ -280,7 +286,7 @@ def _take_backbone(networks: Networks, weights: Weights, path: Path) -> None:
     _put(networks.backbone, given, path)
 
 
-def _take_heads(networks: Networks, weights: Weights, path: Path) -> None:
+def _take_heads(networks: Networks, weights: Weights, path: Location) -> None:
     given = weights.part("objective")
     if misfit(networks.objective.state_dict(), given):
         theirs, ours = weights.config.objective, networks.config.objective
@@ -290,7 +296,7 @@ def _take_heads(networks: Networks, weights: Weights, path: Path) -> None:
     _put(networks.objective, given, path)
 
 
-def _take_occlusion(occlusion: OcclusionModel, ours: MaskingConfig, weights: Weights, path: Path) -> None:
+def _take_occlusion(occlusion: OcclusionModel, ours: MaskingConfig, weights: Weights, path: Location) -> None:
     wanted = _differing("masking", ("width", "norm"), weights.config.masking, ours)
     if occlusion_image_size(occlusion) != weights.image_size:
         wanted["image_size"] = weights.image_size

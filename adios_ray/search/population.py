@@ -18,6 +18,8 @@ from adios_ray.tracking.run import Run
 
 WORST_SCORE = -1e9
 """Score of trials that diverged, collapsed or failed: below every fitness."""
+LONGEST_JOURNAL_BYTES = 2**20
+"""Length of the journal of a run at a URI from which it is replaced by a snapshot."""
 
 
 class Population:
@@ -86,7 +88,7 @@ class Population:
         member.replaced_history = None
         member.epoch = epoch
         if reply.checkpoint is not None:
-            member.checkpoint = reply.checkpoint
+            member.checkpoint = self.run.storage.here(reply.checkpoint)
         return True
 
     def _write_outcomes(self, name: str, epoch: int, part: Part, outcomes: str | None) -> None:
@@ -214,9 +216,21 @@ class Population:
         # Not by the members' epochs: a member that has become a copy is at its donor's, which may be another one.
         keys = [key for name in names for key in self._unwritten.pop(name, ())]
         self.run.write(lambda: self.state.journal(self.run.directory, names, keys))
+        if self.run.storage.uri is not None:
+            self._copy_to_uri()
         # Only now: until the journal has the new pointers, a resumed driver would look for the old checkpoints.
-        self.state.remove_unused_checkpoints(self.run.directory, names)
+        self.state.remove_unused_checkpoints(self.run.storage, names)
         self.state.remove_old_outcomes(self.run.directory, names)
+
+    def _copy_to_uri(self) -> None:
+        """Make the journal durable at the run's URI; if it is long, replace it by a snapshot there."""
+        directory, push = self.run.directory, self.run.storage.push
+        self.run.write(push)
+        # Nothing can be appended to at a URI: every commit copies the whole journal. The snapshot follows the journal
+        # that led to it, so that a crash between the copies leaves files of which each gives the same state.
+        if RunDirectory(directory).journal.stat().st_size > LONGEST_JOURNAL_BYTES:
+            self.run.write(lambda: self.state.save(directory))
+            self.run.write(push)
 
     def random(self, name: str) -> Random:
         """Seed the random numbers of a decision about a member by (seed, trial, epoch), so that it can be repeated."""

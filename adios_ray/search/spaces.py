@@ -13,6 +13,8 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from adios_ray.config import ADAPTABLE, Strict, TrialConfig, current_path, replaced, value_at
 from adios_ray.errors import ConfigError
 from adios_ray.files import atomic_write
+from adios_ray.places import fetched
+from adios_ray.store import Location
 from adios_ray.validation import parse
 
 
@@ -342,11 +344,11 @@ class SearchSpace(Strict):
                 )
 
 
-def load_space(path: Path, scheduler: Scheduler | None = None, search: Search | None = None) -> SearchSpace:
+def load_space(place: Location, scheduler: Scheduler | None = None, search: Search | None = None) -> SearchSpace:
     """Read a search space from its YAML file.
 
     Args:
-        path: The file.
+        place: The file, a path or a URI.
         scheduler: Replaces the file's; options that it does not take are dropped.
         search: Replaces the file's.
 
@@ -354,22 +356,22 @@ def load_space(path: Path, scheduler: Scheduler | None = None, search: Search | 
         ConfigError: If the file cannot be read or is no valid search space.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(fetched(place).read_text())
     except OSError as error:
-        raise ConfigError(f"search space {path} cannot be read: {error.strerror or error}") from None
+        raise ConfigError(f"search space {place} cannot be read: {error.strerror or error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = getattr(error, "problem", None) or error
-        raise ConfigError(f"search space {path}{where}: no valid YAML: {reason}") from None
+        raise ConfigError(f"search space {place}{where}: no valid YAML: {reason}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"search space {path} is a {type(values).__name__}, expected a mapping of options")
+        raise ConfigError(f"search space {place} is a {type(values).__name__}, expected a mapping of options")
     if scheduler is not None and scheduler != values.get("scheduler"):
         values = {key: value for key, value in values.items() if scheduler in _OPTIONS.get(key, (scheduler,))}
         values["scheduler"] = scheduler
     if search is not None:
         values["search"] = search
-    return parse(SearchSpace, values, f"search space {path}")
+    return parse(SearchSpace, values, f"search space {place}")
 
 
 def save_space(space: SearchSpace, path: Path) -> None:

@@ -4,7 +4,6 @@ A snapshot is written when a driver starts, and each later change is one line of
 does not grow with the population. A line without its newline was cut off by a crash and never took effect.
 """
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +15,7 @@ from adios_ray.config import SearchedValues
 from adios_ray.errors import ConfigError
 from adios_ray.files import append_line, atomic_write, complete_lines
 from adios_ray.run_directory import PARTS, RunDirectory, newest_epochs
+from adios_ray.run_storage import RunStorage
 from adios_ray.search.comparison import History, Score
 from adios_ray.validation import parse_json, read_json
 
@@ -187,16 +187,16 @@ class PopulationState(BaseModel):
                 for path in list(newest_epochs(RunDirectory(run_dir).outcomes(trial, 0, part).parent))[KEPT_OUTCOMES:]:
                     path.unlink(missing_ok=True)
 
-    def remove_unused_checkpoints(self, run_dir: Path, trials: Iterable[str]) -> None:
+    def remove_unused_checkpoints(self, storage: RunStorage, trials: Iterable[str]) -> None:
         """Delete the checkpoints of these trials that no member resumes from, except each trial's newest two."""
         older: set[Path] = set()
         for trial in trials:
-            older.update(list(newest_epochs(RunDirectory(run_dir).checkpoints / trial))[KEPT_CHECKPOINTS:])
+            older.update(storage.epochs(RunDirectory(storage.directory).checkpoints / trial)[KEPT_CHECKPOINTS:])
         # Any member may be a copy and still use them. Asking all is left to this case, since this runs at every report.
         if older:
             older -= {member.checkpoint.path for member in self.members.values() if member.checkpoint}
         for directory in older:
-            shutil.rmtree(directory, ignore_errors=True)
+            storage.remove(directory)
 
 
 def _with_pointers(members: Mapping[str, Member], move: Callable[[Path], Path]) -> dict[str, Member]:

@@ -11,6 +11,8 @@ from adios_ray.commands.data import Prepare
 from adios_ray.data.shards import verify
 from adios_ray.errors import ConfigError, RunError, exit_status
 from adios_ray.experiment.checks import check_storage
+from adios_ray.places import require_local
+from adios_ray.store import Location
 from adios_ray.tables.grid import Cell, Column, Table, evaluation_of
 from adios_ray.tables.summary import entries
 
@@ -30,14 +32,19 @@ class Options:
     """paper: the paper's setting. small: what two CPU cores train in the time that the script's header says."""
     data: dict[str, str] = field(default_factory=dict)
     """Data sets made by `adios-ray prepare`: NAME PLACE, once for each data set of the table; --dry-run lists them."""
-    storage: Path = Path("runs/tables")
-    """Directory of trainings, which tables share, and of the tables themselves; shared by all nodes of a cluster."""
+    storage: Location = "runs/tables"
+    """Local directory of trainings, which tables share, and of the tables; shared by all nodes of a cluster."""
     seeds: int = 3
     """Trainings of each configuration."""
     gpus_per_cell: float | None = None
     """GPUs of each training, may be a fraction; 1 if not given and the cluster has GPUs."""
     dry_run: bool = False
     """Print the trainings, their hours from a measured step, and the disk they need; train nothing."""
+
+    @property
+    def directory(self) -> Path:
+        """The path of ``storage``; a UsageError is raised if it is a URI."""
+        return require_local(self.storage, "--storage")
 
 
 def main(name: str, description: str, presets: Mapping[str, Callable[[], Table]]) -> int:
@@ -76,7 +83,7 @@ def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Op
         return None if scores is None else scores[column.score] * column.scale
 
     found = entries(table, list(folders), score)
-    folder = options.storage / f"{name}-{options.preset}"
+    folder = options.directory / f"{name}-{options.preset}"
     write_table(folder, table, found)
     print(markdown(table, found))
     print(f"written: {folder}/table.md, table.csv, table.html")
@@ -112,7 +119,7 @@ def run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str,
     from adios_ray.tables.cells import cell_name
     from adios_ray.tables.run import run_cells
 
-    storage = check_storage(options.storage)
+    storage = Path(check_storage(options.directory))
     places = _places(table, options.data, storage)
     folders = {cell: storage / CELLS / cell_name(cell) for cell in table.cells(places, options.seeds)}
     return folders, run_cells(folders, places, options.gpus_per_cell)

@@ -15,10 +15,10 @@ from ray.tune.experiment import Trial
 
 from adios_ray.backend.cluster import connected
 from adios_ray.data.claim import TRAINING, claimed
-from adios_ray.data.store import Store
 from adios_ray.devices import best_device
 from adios_ray.experiment.resources import nodes
 from adios_ray.files import atomic_write
+from adios_ray.store import Store
 from adios_ray.tables.cells import finished, run_cell
 from adios_ray.tables.evaluate import evaluate
 from adios_ray.tables.grid import Cell

@@ -17,6 +17,8 @@ from PIL import Image
 from adios_ray.arguments import parse_arguments
 from adios_ray.errors import RecordError, exit_status
 from adios_ray.files import atomic_write
+from adios_ray.places import delivered, require_local
+from adios_ray.store import Location
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.records import Pixels
 
@@ -126,15 +128,18 @@ def save_readme_picture(run_dir: Path, path: Path, trial: str | None = None, ima
     save_mask_sheet(stored.images[:images], stored.masks[:images], path)
 
 
-def main(run_dir: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], trial: str | None = None) -> None:
+def main(
+    run_dir: tyro.conf.Positional[Location], out: tyro.conf.Positional[Location], trial: str | None = None
+) -> None:
     """Write a picture of a run's masks.
 
     Args:
-        run_dir: The run directory.
-        out: The PNG to write.
+        run_dir: The run directory; a local path.
+        out: The PNG to write; a path or a URI.
         trial: Trial whose masks are drawn; by default the best trial.
     """
-    save_readme_picture(run_dir, out, trial)
+    with delivered(out) as path:
+        save_readme_picture(require_local(run_dir, "RUN_DIR"), path, trial)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from adios_ray.config import TrialConfig
 from adios_ray.errors import ClaimError
 from adios_ray.retry import retry
+from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.environment import record_environment
 from adios_ray.tracking.live import LiveView, drop_line, exploit_line, refusal_line
 from adios_ray.tracking.log import Event, EventKind, EventLog, append_log
@@ -25,12 +25,13 @@ class Run(AbstractContextManager["Run"]):
     """Records reports, exploits and notes everywhere that a run shows them.
 
     Attributes:
+        storage: The run's files.
         directory: The run directory.
     """
 
     def __init__(
         self,
-        directory: Path,
+        storage: RunStorage,
         searched: Sequence[str],
         view: LiveView,
         metrics: RayMetrics,
@@ -40,20 +41,20 @@ class Run(AbstractContextManager["Run"]):
         """Record into an existing directory; files of a resumed run are continued.
 
         Args:
-            directory: The run directory.
+            storage: The run's files.
             searched: Configuration paths of the searched values.
             view: Shows progress.
             metrics: Publishes measurements on Ray's metrics endpoint.
             trackers: What else follows the run.
             check_claim: Raises a ClaimError once another driver has taken the run over.
         """
-        self.directory = directory
+        self.storage, self.directory = storage, storage.directory
         self._view, self._metrics, self._trackers, self._check_claim = view, metrics, trackers, check_claim
-        begin_results(directory, searched)
-        record_environment(directory)
+        begin_results(self.directory, searched)
+        record_environment(self.directory)
         self._open = ExitStack()
-        self._events = EventLog(directory)
-        self._page = BackgroundReport(directory, self.note)
+        self._events = EventLog(self.directory)
+        self._page = BackgroundReport(self.directory, self.note, uri=storage.uri)
 
     def __enter__(self) -> Self:
         """Show progress until the run ends."""

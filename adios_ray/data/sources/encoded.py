@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from adios_ray.data.decode import DecodeOptions, decode
 from adios_ray.data.sources.base import NO_LABEL, PHOTOGRAPH, UNLABELED, Sample
-from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError
+from adios_ray.store import Store
 
 NO_LABEL_REASON = "no label"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from adios_ray.data.decode import DecodeOptions, decode
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED, ListedSource, Sample, content_checksum
-from adios_ray.data.store import Store
 from adios_ray.errors import RefusedImageError
+from adios_ray.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

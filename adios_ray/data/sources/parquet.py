@@ -14,8 +14,8 @@ from adios_ray.data.sources.base import UNLABELED
 from adios_ray.data.sources.encoded import NO_LABEL_REASON, EncodedImages, Label, Place, class_names
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.data.sources.split_files import find, read_all
-from adios_ray.data.store import Location, Store
 from adios_ray.errors import DatasetError, RefusedImageError
+from adios_ray.store import Location, Store
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "targets", "category", "class_id", "class_name", "y")
 MAX_GROUP_BYTES = 2**30

@@ -9,8 +9,8 @@ from typing import NamedTuple, TypeVar
 from adios_ray.data.decode import EXTENSIONS
 from adios_ray.data.sources.base import UNLABELED
 from adios_ray.data.sources.passed_over import PassedOver
-from adios_ray.data.store import Location, Store
 from adios_ray.errors import DatasetError
+from adios_ray.store import Location, Store
 
 HIDDEN = "hidden, by a name that begins with a dot or an underscore"
 METADATA = "metadata"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from adios_ray.data.decode import EXTENSIONS, SNIFFED_BYTES, sniff
 from adios_ray.data.sources.passed_over import PassedOver
-from adios_ray.data.store import Store
 from adios_ray.errors import DatasetError
+from adios_ray.store import Store
 
 HIDDEN = "hidden"
 TOOLS = "folder of a file system or a tool"

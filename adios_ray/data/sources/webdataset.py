@@ -13,8 +13,8 @@ from adios_ray.data.sources.base import UNLABELED
 from adios_ray.data.sources.encoded import NO_LABEL_REASON, EncodedImages, Label, Place, class_names
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.data.sources.split_files import SplitFiles, find, read_all
-from adios_ray.data.store import Location, Store
 from adios_ray.errors import DatasetError
+from adios_ray.store import Location, Store
 
 NAMES_FILES = ("classes.txt", "classnames.txt")
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|br|Z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)

@@ -13,15 +13,18 @@ INTERVAL_S, GRACE_S = 60.0, 10.0
 class BackgroundReport:
     """Writes a run's report at most every ``interval_s`` seconds, one process at a time."""
 
-    def __init__(self, run_dir: Path, note: Callable[[str], None], interval_s: float = INTERVAL_S) -> None:
+    def __init__(
+        self, run_dir: Path, note: Callable[[str], None], interval_s: float = INTERVAL_S, uri: str | None = None
+    ) -> None:
         """Prepare without writing anything yet.
 
         Args:
             run_dir: The run directory.
             note: Is told why a report was not written.
             interval_s: Seconds from the start of one report to that of the next, and to the first.
+            uri: See ``write_report``.
         """
-        self._run_dir, self._note, self._interval_s = run_dir, note, interval_s
+        self._places, self._note, self._interval_s = [str(run_dir), *([uri] if uri else [])], note, interval_s
         self._due = time.monotonic() + interval_s
         self._process: subprocess.Popen[bytes] | None = None
         self._complaints = tempfile.TemporaryFile()
@@ -34,7 +37,7 @@ class BackgroundReport:
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + self._interval_s
-        command = [sys.executable, "-m", "adios_ray.tracking.report", str(self._run_dir)]
+        command = [sys.executable, "-m", "adios_ray.tracking.report", *self._places]
         try:
             self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self._complaints)
         except OSError as error:  # the next refresh includes everything

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from scipy.stats import norm
 
@@ -128,18 +129,18 @@ def _values(run: RunData) -> list[WinningValue]:
 
 def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
     """Choose what to do next, most useful first."""
-    directory = run.path.resolve()
-    where = shlex.quote(str(directory))
+    where = shlex.quote(run.where)
+    layout = RunDirectory(Path())
     if run.summary is None:
         return [
-            NextStep("see the newest state", f"adios-ray report {where} --open"),
+            NextStep("see the newest state", f"adios-ray report {where}{'' if run.uri else ' --open'}"),
             NextStep("if the run was interrupted", f"adios-ray train --resume {where}"),
         ]
     summary, sentences = run.summary, " ".join(verdict.sentence for verdict in verdicts)
     steps = []
     if "still getting better" in sentences:
-        schedule = shlex.quote(str(RunDirectory(directory).schedule))
-        output = shlex.quote(str(directory.with_name(f"{directory.name}-longer")))
+        schedule = shlex.quote(f"{run.where}/{layout.schedule}")
+        output = shlex.quote(f"{run.name if run.uri else run.where}-longer")
         longer = f"adios-ray replay --schedule {schedule} --epochs {2 * summary.epochs} --output {output}"
         steps.append(NextStep("train the winner's schedule twice as long", longer))
     if any(doubt in sentences for doubt in ("within the noise", "ended alike", "not distinguishable")):
@@ -148,12 +149,12 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
             NextStep("repeat with another seed", f"{_without(summary.command, '--seed', '--name')} --seed {seed}")
         )
     if "ran against" in sentences:
-        space = shlex.quote(str(RunDirectory(directory).space))
+        space = shlex.quote(f"{run.where}/{layout.space}")
         wider = f"{_without(summary.command, '--space', '--name')} --space {space}"
         steps.append(NextStep("search again after widening the bounds in the run's space.yaml", wider))
-    checkpoint = RunDirectory(directory).checkpoint(summary.best_trial, summary.best_epoch)
+    checkpoint = f"{run.where}/{layout.checkpoint(summary.best_trial, summary.best_epoch)}"
     data = shlex.quote(str((run.config or {}).get("data_dir") or "DATA"))
-    evaluate = f"adios-ray evaluate linear --checkpoint {shlex.quote(str(checkpoint))} --data-dir {data}"
+    evaluate = f"adios-ray evaluate linear --checkpoint {shlex.quote(checkpoint)} --data-dir {data}"
     steps.append(NextStep("evaluate the winner with a linear classifier", evaluate))
     return steps
 

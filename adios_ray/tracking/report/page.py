@@ -51,13 +51,17 @@ class Event(NamedTuple):
     text: str
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, uri: str | None = None) -> Path:
     """Write ``report.html`` from the run's files as they are now; it loads no other file and needs no network.
+
+    Args:
+        run_dir: The run directory, or a copy of the run.
+        uri: URI of the run if this is a copy.
 
     Raises:
         RecordError: If a file of the run is damaged.
     """
-    run = read_run(run_dir)
+    run = read_run(run_dir, uri)
     path = RunDirectory(run_dir).report
     atomic_write(path, render("report.html.j2", _context(run)).encode())
     return path

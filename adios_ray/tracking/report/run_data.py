@@ -53,6 +53,7 @@ class RunData:
         space: The search space as plain values; empty if none is stored.
         controls: Trials that keep the configured values and their weights.
         events: Everything that happened, in its order; nothing in runs of earlier versions.
+        uri: URI of the run if ``path`` is a copy.
     """
 
     path: Path
@@ -65,6 +66,12 @@ class RunData:
     space: Mapping[str, Any] | None = None
     controls: frozenset[str] = frozenset()
     events: Sequence[Event] = ()
+    uri: str | None = None
+
+    @property
+    def where(self) -> str:
+        """The run's directory or URI, for command lines."""
+        return str(self.path.resolve() if self.uri is None else self.uri)
 
     @property
     def name(self) -> str:
@@ -163,8 +170,8 @@ class RunData:
         return [rows[-1] for rows in valid.values() if rows]
 
 
-def read_run(run_dir: Path) -> RunData:
-    """Read the files of a run as they are now.
+def read_run(run_dir: Path, uri: str | None = None) -> RunData:
+    """Read the files of a run, or of a copy of the run at ``uri``, as they are now.
 
     Raises:
         RecordError: If a file of the run is damaged.
@@ -180,6 +187,7 @@ def read_run(run_dir: Path) -> RunData:
         _read_space(RunDirectory(run_dir).space),
         _read_controls(RunDirectory(run_dir)),
         read_events(run_dir),
+        uri,
     )
 
 

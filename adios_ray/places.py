@@ -1,0 +1,112 @@
+"""Inputs and outputs at places that a user names: a local path, or a URI from and to which files are copied."""
+
+import sys
+import tempfile
+from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+
+from adios_ray.errors import ConfigError, UsageError
+from adios_ray.files import check_writable
+from adios_ray.retry import LASTING, promptly, retry
+from adios_ray.store import PARALLEL_COPIES, Location, Store, local_path, split_location
+
+
+def require_local(location: Location, option: str) -> Path:
+    """Return the path of a local place.
+
+    Raises:
+        UsageError: If it is a URI; the message names the option.
+    """
+    if (path := local_path(location)) is None:
+        raise UsageError(f"{option} {location} is a URI; only a local path can be used here")
+    return path
+
+
+def fetched(location: Location, *beside: str, without: Container[str] = ()) -> Path:
+    """Return a local path with the content of a place: its own, or a copy that is removed when this process ends.
+
+    Args:
+        location: A file, or a folder with all that it holds.
+        *beside: Suffixes of files of the same name that are copied too, where they exist.
+        without: Names in a folder that are left out.
+
+    Raises:
+        ConfigError: If a remote place does not answer, does not exist or must not be read.
+        StorageError: If remote storage fails for longer than five minutes once it has answered.
+    """
+    if (path := local_path(location)) is not None:
+        return path
+    folder, name = split_location(location)
+    store, copy = Store(folder), Path(_copies().name, str(folder).replace("://", "/"), name)
+    try:
+        found = promptly(Store(location).find)
+    except OSError as error:
+        raise ConfigError(f"{location} cannot be read: {error}") from None
+    try:
+        names = [f"{name}/{file}" for file in found if file.partition("/")[0] not in without]
+        if not names:
+            others = [copy.with_suffix(suffix).name for suffix in beside if suffix != copy.suffix]
+            names = [name, *(other for other in others if retry(partial(store.size, other), _say, LASTING) is not None)]
+        with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
+            list(pool.map(lambda each: retry(partial(_fetch, store, each, copy.parent / each), _say, LASTING), names))
+    except LASTING as error:
+        raise ConfigError(f"{location} cannot be read: {error}") from None
+    return copy
+
+
+@contextmanager
+def delivered(location: Location) -> Iterator[Path]:
+    """Yield a local path to write a file or folder to: the place's own, or one whose content is copied to a URI.
+
+    Files beside it, of a name with another suffix, are copied too: JSON, which describes the others, last. Nothing is
+    copied after an exception.
+
+    Raises:
+        OSError: If a remote place does not exist or must not be written to.
+        StorageError: If remote storage fails for longer than five minutes.
+    """
+    if (path := local_path(location)) is not None:
+        yield path
+        return
+    folder, name = split_location(location)
+    store = Store(folder)
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory) / name
+        files = [path for path in Path(directory).rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda path: path.suffix == ".json"):
+            retry(partial(store.put, file, file.relative_to(directory).as_posix()), _say, LASTING)
+
+
+def check_place(location: Location) -> None:
+    """Check that a folder, which is made if it is local, or a URI can be written to, read and deleted from.
+
+    Raises:
+        ConfigError: If it cannot, or does not answer within seconds.
+    """
+    store = Store(location)
+    try:
+        if store.local is not None:
+            store.local.mkdir(parents=True, exist_ok=True)
+            check_writable(store.local)
+        else:
+            promptly(store.probe)
+    except OSError as error:
+        raise ConfigError(f"storage {location} cannot be written to: {error.strerror or error}") from None
+
+
+def _fetch(store: Store, name: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    store.fetch(name, target)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # standard output may be for a JSON object
+
+
+@cache
+def _copies() -> "tempfile.TemporaryDirectory[str]":
+    """Make the directory of copies; removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="adios_ray-")

@@ -1,0 +1,307 @@
+"""Storage of a run: a directory that all nodes share, or a URI of which each node has a copy.
+
+With a URI, a run directory exists on each node too, in the cache directory, shared by the node's processes. Everything
+is written and read there, as in a shared directory. Whoever has written a file then copies it to the URI, and whoever
+reads one that another node has written fetches it first::
+
+    driver                       URI                          workers
+    directory ── push() ───────▶ config.json, journal, ...
+                                 checkpoints/, masks/, ... ◀── publish(path) ── directory
+    directory ◀─ pull("masks") ─ checkpoints/TRIAL/EPOCH ──── fetch(pointer) ─▶ directory
+
+Without a URI there is nothing to copy, and these methods do nothing.
+"""
+
+import fcntl
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from adios_ray.checkpoints import META_FILE, Pointer, damage
+from adios_ray.files import atomic_path, check_writable
+from adios_ray.local_cache import cache_directory, hold, release, remove_unless_held
+from adios_ray.places import fetched
+from adios_ray.run_directory import MASKS, RunDirectory, newest_epochs
+from adios_ray.store import PARALLEL_COPIES, Location, Store
+
+NOT_DRIVERS = frozenset({"checkpoints", MASKS, "diverged", "controllers", "tune", "driver.json"})
+"""Folders of a run into which others than its driver write, and its claim, which is written to the URI itself."""
+AT_END = frozenset({"wandb", "tensorboard"})
+"""Folders that the driver copies only when it ends, because they change all the time and nothing resumes from them."""
+UNPUBLISHED_S = 1200.0
+"""Age at which another trial's checkpoint that is not at the URI has been pruned there, not just written."""
+
+
+class RunStorage:
+    """A run's files, by their paths in the run directory of this node.
+
+    Attributes:
+        place: Directory or URI of the run.
+        directory: The run directory on this node.
+        uri: The place if it is a URI; None if it is a directory, which all nodes share.
+    """
+
+    def __init__(self, place: Location) -> None:
+        """Take a run's directory or URI, on any node; nothing is read or created."""
+        store = Store(place)
+        self.place = str(store)
+        self._remote = None if store.local is not None else store
+        self.uri = None if self._remote is None else self.place
+        self._copy = cache_directory() / hashlib.sha256(self.place.encode()).hexdigest()[:32]
+        self.directory = store.local or self._copy / self.place.rpartition("/")[2]
+        self._pushed: dict[Path, tuple[int, int]] = {}
+
+    def open(self) -> None:
+        """Make this node's run directory usable for this process, until ``close`` or its end.
+
+        Raises:
+            OSError: If storage fails.
+        """
+        if self._remote is not None:
+            hold(self._copy)
+            config = RunDirectory(self.directory).config
+            if not config.exists():  # retry_in_run() takes storage to be away without it
+                config.parent.mkdir(parents=True, exist_ok=True)
+                self._fetch(config)
+
+    def close(self) -> None:
+        """Remove this node's copy of the URI, unless another process uses it."""
+        if self._remote is not None:
+            release(self._copy)
+            remove_unless_held(self._copy)
+
+    @contextmanager
+    def driven(self, check_claim: Callable[[], None]) -> Iterator[None]:
+        """Use this node's run directory as the driver, and copy all of the driver's files to the URI at the end.
+
+        What an earlier driver left on this node is removed first, except trackers' files, which no other node has. What
+        could not be copied is kept on this node.
+
+        Args:
+            check_claim: Raises an error once another driver has taken the run over; then nothing more is copied.
+        """
+        if self._remote is None:
+            yield
+            return
+        hold(self._copy)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for path in self._driver_files():
+            path.unlink()
+        try:
+            yield
+        finally:
+            try:
+                check_claim()
+                self.push(at_end=True)
+            except OSError as error:
+                print(f"{self.place} lacks the latest files, which {self.directory} holds: {error}", flush=True)
+            else:
+                self.close()
+
+    def check_writable(self) -> None:
+        """Check that files can be written.
+
+        Raises:
+            OSError: If they cannot.
+        """
+        check_writable(self.directory)
+        if self._remote is not None:
+            self._remote.probe()
+
+    def here(self, pointer: Pointer) -> Pointer:
+        """Return a pointer to the same checkpoint on this node; another node may keep its copy of the run elsewhere."""
+        if self.uri is None:
+            return pointer
+        return pointer.model_copy(update={"path": RunDirectory(self.directory).located(pointer.path)})
+
+    def publish(self, path: Path) -> None:
+        """Copy to the URI what this process has written: a file, or a folder, whose ``meta.json`` is copied last.
+
+        Raises:
+            OSError: If storage fails; the call may be repeated.
+        """
+        if self._remote is not None:
+            files = [path] if path.is_file() else sorted(path.iterdir(), key=lambda file: file.name == META_FILE)
+            for file in files:
+                self._remote.put(file, self._name(file))
+
+    def fetch(self, pointer: Pointer) -> None:
+        """Copy a checkpoint from the URI, unless an intact copy is on this node; once for all processes of the node.
+
+        A checkpoint that is not complete at the URI is left missing.
+
+        Raises:
+            OSError: If storage fails.
+        """
+        if self._remote is not None and damage(pointer) is not None:
+            with self._fetching():
+                if damage(pointer) is not None:  # another process may have fetched it
+                    self._fetch_folder(pointer.path)
+
+    def fetch_older(self, folder: Path) -> None:
+        """Copy all complete checkpoints of a trial that this node lacks.
+
+        Raises:
+            OSError: If storage fails.
+        """
+        if self._remote is not None:
+            with self._fetching():
+                for path in self.epochs(folder):
+                    if not path.exists():
+                        self._fetch_folder(path)
+
+    def push(self, at_end: bool = False) -> None:
+        """Copy the driver's files that have changed since the last call to the URI, and delete those that are gone.
+
+        The journal is copied last, after what a driver that resumes from it reads, and its snapshot just before.
+
+        Args:
+            at_end: Whether the driver ends, and copies everything.
+
+        Raises:
+            OSError: If storage fails; the call may be repeated.
+        """
+        if self._remote is None:
+            return
+        run = RunDirectory(self.directory)
+        if self._pushed:
+            run.config.stat()  # raises if this copy has been removed: what is at the URI must not follow it
+        found = _statuses(self._driver_files(at_end))
+        last = (run.population, run.journal)
+        changed = [path for path, status in found.items() if self._pushed.get(path) != status]
+        with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
+            list(pool.map(self.publish, [path for path in changed if path not in last]))
+        for path in last:
+            if path in changed:
+                self.publish(path)
+        for path in self._pushed.keys() - found.keys():
+            self._remote.remove(self._name(path))
+        self._pushed = found
+
+    def pull(self, *folders: str) -> None:
+        """Copy the files of some folders from the URI that this node lacks.
+
+        Raises:
+            OSError: If storage fails.
+        """
+        if self._remote is not None:
+            names = [f"{folder}/{name}" for folder in folders for name in Store(f"{self.place}/{folder}").find()]
+            self._fetch_all(path for name in names if not (path := self.directory / name).exists())
+
+    def fetch_run(self) -> None:
+        """Copy the driver's files from the URI.
+
+        Raises:
+            FileNotFoundError: If the run has no configuration there.
+            OSError: If storage fails.
+        """
+        if self._remote is None:
+            return
+        hold(self._copy)
+        tops = {name for name in self._remote.names() if name not in NOT_DRIVERS}
+        folders = {name for name in tops if self._remote.size(name) is None}
+        self._fetch_all(self.directory / name for name in {*(tops - folders), RunDirectory(self.directory).config.name})
+        self.pull(*(folders - AT_END))
+        self._pushed = _statuses(self._driver_files())
+
+    def has(self, path: Path) -> bool:
+        """Tell whether a file is stored, on the URI if there is one.
+
+        Raises:
+            OSError: If remote storage fails.
+        """
+        return path.is_file() if self._remote is None else self._remote.size(self._name(path)) is not None
+
+    def names(self, folder: Path) -> set[str]:
+        """Return the names in a folder; none while storage fails."""
+        with suppress(OSError):
+            if self._remote is not None:
+                return self._remote.names(self._name(folder))
+            return {path.name for path in folder.iterdir()}
+        return set()
+
+    def epochs(self, folder: Path) -> list[Path]:
+        """List what was written into a folder after each epoch, newest first; none while storage fails."""
+        if self._remote is None:
+            return list(newest_epochs(folder))
+        return sorted((folder / name for name in self.names(folder) if name.startswith("epoch_")), reverse=True)
+
+    def remove(self, path: Path) -> None:
+        """Remove a checkpoint, as far as storage allows it."""
+        if self._remote is not None:
+            with suppress(OSError):
+                self._remote.remove(f"{self._name(path)}/{META_FILE}")  # first: the rest is no checkpoint
+                self._remote.remove(self._name(path))
+        shutil.rmtree(path, ignore_errors=True)
+
+    def trim(self, trial: str) -> None:
+        """Remove this node's copies of checkpoints that have been pruned at the URI.
+
+        Args:
+            trial: The trial whose worker this is; all that it has written is published.
+        """
+        if self._remote is None:
+            return
+        for folder in RunDirectory(self.directory).checkpoints.glob("*"):
+            age_s = 0.0 if folder.name == trial else UNPUBLISHED_S
+            old = [path for path in newest_epochs(folder) if time.time() - path.stat().st_mtime > age_s]
+            kept = set(self.epochs(folder)) if old else set()
+            for path in old if kept else []:
+                if path not in kept:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _driver_files(self, at_end: bool = False) -> Iterator[Path]:
+        left_out = NOT_DRIVERS if at_end else NOT_DRIVERS | AT_END
+        for top in self.directory.iterdir() if self.directory.is_dir() else ():
+            if top.name not in left_out and not top.name.startswith("."):
+                yield from (path for path in ([top] if top.is_file() else top.rglob("*")) if _is_whole(path))
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.directory).as_posix()
+
+    def _fetch_all(self, paths: Iterable[Path]) -> None:
+        with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
+            list(pool.map(self._fetch, paths))
+
+    def _fetch(self, path: Path) -> None:
+        assert self._remote is not None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as draft:
+            self._remote.fetch(self._name(path), draft)
+
+    def _fetch_folder(self, path: Path) -> None:
+        assert self._remote is not None
+        names = self._remote.names(self._name(path))
+        if META_FILE not in names:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as draft:
+            draft.mkdir()
+            for name in names:
+                self._remote.fetch(f"{self._name(path)}/{name}", draft / name)
+
+    @contextmanager
+    def _fetching(self) -> Iterator[None]:
+        """Wait until no other process of this node fetches a checkpoint of the run."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self._copy / "fetching.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def fetched_run(place: Location) -> Path:
+    """Return a local path with what people read of a run: all but checkpoints; see ``places.fetched``."""
+    return fetched(place, without=NOT_DRIVERS - {MASKS})
+
+
+def _statuses(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """Look up when files were last changed, and their sizes."""
+    return {path: (status.st_mtime_ns, status.st_size) for path in paths if (status := path.stat())}
+
+
+def _is_whole(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")

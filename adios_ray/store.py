@@ -1,0 +1,229 @@
+"""One interface to files in a directory or at a URI (s3://, gs://, and any other protocol that fsspec knows)."""
+
+import errno
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from adios_ray.errors import ConfigError
+from adios_ray.files import atomic_path
+
+Location = str | Path
+"""A place that a user names: a local path, the same after ``file://``, or the URI of a place on remote storage. The
+options of commands have this type: a ``Path`` would drop a slash of the URI, and name a local folder "s3:"."""
+
+PARALLEL_COPIES = 8
+"""Files that are copied at once."""
+_ONE_SLASH = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")
+_DENIED = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "DefaultCredentialsError"}
+"""Errors of protocols' packages that do not pass by themselves."""
+
+
+def local_path(location: Location) -> Path | None:
+    """Return the path of a local place; None for a URI of remote storage.
+
+    Raises:
+        ConfigError: If it is a URI that lacks a slash, such as s3:/bucket.
+    """
+    text = os.fspath(location).removeprefix("file://")
+    if _ONE_SLASH.match(text):
+        raise ConfigError(f"{text} is neither a path nor a URI: write {text.replace(':/', '://', 1)}, or ./{text}")
+    return None if "://" in text else Path(text).expanduser()
+
+
+def split_location(location: Location) -> tuple[Location, str]:
+    """Split the place of a file into that of its folder and its name."""
+    if (path := local_path(location)) is not None:
+        return path.parent, path.name
+    folder, _, name = str(location).rstrip("/").rpartition("/")
+    return folder, name
+
+
+class Store:
+    """Files below one directory or URI, by relative names that may contain folders.
+
+    A refused operation raises an OSError, on a remote store too: a PermissionError or a FileNotFoundError where trying
+    again is in vain, such as without credentials or without the bucket, others where it may help.
+
+    Attributes:
+        local: Absolute path of a directory, which need not exist yet; None for a remote location.
+        root: The same, or the remote location without its protocol, as ``files`` takes it.
+        files: The file system.
+    """
+
+    def __init__(self, location: Location) -> None:
+        """Take a directory, optionally prefixed by ``file://``, or connect to a URI.
+
+        Raises:
+            ConfigError: If no installed package supports the URI's protocol.
+        """
+        path = local_path(location)
+        self.local = path and path.absolute()
+        if self.local is None:
+            self._place = str(location).rstrip("/")
+            try:
+                # Without the listings cache: other processes write to the same store, and must be seen.
+                self.files, self.root = url_to_fs(self._place, use_listings_cache=False)
+            except (ImportError, ValueError) as error:
+                raise ConfigError(f"{location} cannot be reached: {error}") from None
+        else:  # not through url_to_fs, which would split a path at "::"
+            self._place = self.root = str(self.local)
+            self.files = LocalFileSystem()
+
+    def __str__(self) -> str:
+        """Return the directory's path, or the URI without a trailing slash."""
+        return self._place
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """Read a file, or its bytes from ``start`` up to, not including, ``stop``.
+
+        Raises:
+            FileNotFoundError: If it does not exist.
+        """
+        with _os_errors():
+            content: bytes = self.files.cat_file(self._path(name), start=start, end=stop)
+        return content
+
+    def open(self, name: str, *, read_ahead: bool) -> BinaryIO:
+        """Open a file for reading.
+
+        Args:
+            name: Name of the file.
+            read_ahead: Whether a remote file is fetched in large blocks, as reading in order needs it, or exactly the
+                ranges that are read.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        if self.local is not None:
+            return (self.local / name).open("rb")
+        file: BinaryIO = self.files.open(self._path(name), "rb", cache_type="readahead" if read_ahead else "none")
+        return file
+
+    def find(self) -> list[str]:
+        """Return the names of all files at any depth, sorted; none if the place is not a folder. Links are followed."""
+        if self.local is not None:
+            return sorted(_walk(self.local)) if self.local.is_dir() else []
+        prefix = f"{self.root.rstrip('/')}/"
+        with _os_errors():
+            paths = self.files.find(self.root)
+        return sorted(path.removeprefix(prefix) for path in paths if path != self.root)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size in bytes of every file of a remote place, at any depth, by name."""
+        prefix = f"{self.root.rstrip('/')}/"
+        with _os_errors():
+            found = self.files.find(self.root, detail=True).items()
+        return {path.removeprefix(prefix): int(info["size"]) for path, info in found}
+
+    def size(self, name: str) -> int | None:
+        """Return the size of a file in bytes; None if it does not exist or is a folder."""
+        try:
+            with _os_errors():
+                info = self.files.info(self._path(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return int(info["size"]) if info["type"] == "file" else None
+
+    def exists(self) -> bool:
+        """Tell whether the directory exists, or anything is stored at the URI."""
+        with _os_errors():
+            found: bool = self.files.isdir(self.root)
+        return found
+
+    def names(self, folder: str = "") -> set[str]:
+        """Return the names of the files and folders directly below a folder, or the location; empty if there is none.
+
+        Raises:
+            NotADirectoryError: If the location is itself a file.
+        """
+        try:
+            with _os_errors():
+                paths = self.files.ls(self._path(folder).rstrip("/"), detail=False)
+        except FileNotFoundError:
+            return set()
+        if paths == [self.root]:  # fsspec lists a file as its own only entry
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self))
+        return {path.rstrip("/").rpartition("/")[2] for path in paths}
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copy a file to a local path.
+
+        Raises:
+            FileNotFoundError: If it does not exist.
+        """
+        with _os_errors():
+            self.files.get_file(self._path(name), str(target))
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a local file to a remote store, where it appears once it is complete."""
+        with _os_errors():
+            self.files.put_file(str(source), self._path(name))
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yield a local path to write to; the file appears atomically when the block ends without an error."""
+        if self.local is not None:
+            path = self.local / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as draft:
+                yield draft
+        else:
+            with tempfile.TemporaryDirectory() as directory:
+                draft = Path(directory) / name.rpartition("/")[2]
+                yield draft
+                self.put(draft, name)  # object stores show an object only once its upload is complete
+
+    def probe(self) -> None:
+        """Write a small file, read it and remove it.
+
+        Raises:
+            OSError: If one of them fails.
+        """
+        name = f".probe-{uuid.uuid4().hex}"
+        with self.writing(name) as file:
+            file.write_text(name)
+        if self.read(name) != name.encode():
+            raise OSError(f"{self} holds other bytes than were written")
+        self.remove(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with its contents, if it exists."""
+        with suppress(FileNotFoundError), _os_errors():
+            self.files.rm(self._path(name), recursive=True)
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Turn the errors of protocols' packages into OSErrors."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # each protocol has errors of its own
+        kind = PermissionError if {base.__name__ for base in type(error).__mro__} & _DENIED else OSError
+        raise kind(f"{type(error).__name__}: {error}") from error
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Go through the files below a directory, by their relative paths."""
+
+    def fail(error: OSError) -> None:
+        raise error  # else a folder that cannot be read would seem to be empty
+
+    for directory, folders, files in os.walk(root, followlinks=True, onerror=fail):
+        here = Path(directory)
+        # Links to a folder above would be followed for ever.
+        folders[:] = [name for name in folders if not here.resolve().is_relative_to((here / name).resolve())]
+        yield from ((here / name).relative_to(root).as_posix() for name in files)

@@ -1,0 +1,333 @@
+"""A run at a URI, on an S3 server that fails: what is complete there, who fetches what, and how long is waited."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from made_up_run import make_run
+from s3 import BUCKET, FORBIDDEN, INTERNAL_ERROR, S3Server, s3_server
+from simulated import SimulatedRun
+
+from adios_ray import local_cache, places, retry
+from adios_ray.backend.channel import ChannelCalls
+from adios_ray.checkpoints import META_FILE, STATE_FILE, Pointer, load_checkpoint, save_checkpoint
+from adios_ray.cli import main
+from adios_ray.config import TrialConfig
+from adios_ray.errors import ClaimError, ConfigError
+from adios_ray.experiment.checks import check_storage
+from adios_ray.files import append_line, atomic_write
+from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
+from adios_ray.search.population import Population
+from adios_ray.search.state import Member, PopulationState
+from adios_ray.store import Store
+from adios_ray.tracking.report import write_report
+from adios_ray.tracking.run import Run
+
+pytestmark = pytest.mark.slow
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[S3Server]:
+    """Start a server whose clients retry nothing by themselves."""
+    with pytest.MonkeyPatch.context() as patch, s3_server() as server:
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        yield server
+
+
+@pytest.fixture
+def server(running: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """Use an empty place of the server, with waits of no length."""
+    monkeypatch.setattr(retry, "PAUSE_S", 0.0)
+    running.uri = f"s3://{BUCKET}/{tmp_path.name}"
+    yield running
+    running.fault = None
+
+
+class Nodes:
+    """Nodes of a cluster that share no disk: each has a cache of its own."""
+
+    def __init__(self, server: S3Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Keep the nodes' caches in a folder."""
+        self.place, self._folder, self._monkeypatch = f"{server.uri}/runs/a_run", folder, monkeypatch
+
+    def __getitem__(self, name: str) -> RunStorage:
+        """Take the run on a node, without the files that other nodes have."""
+        self._monkeypatch.setenv(local_cache.CACHE_VARIABLE, str(self._folder / name))
+        return RunStorage(self.place)
+
+
+@pytest.fixture
+def nodes(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """Start a run on a node "driver"."""
+    found = Nodes(server, tmp_path, monkeypatch)
+    driver = found["driver"]
+    with driver.driven(lambda: None):
+        atomic_write(RunDirectory(driver.directory).config, b"{}")
+        driver.push()
+        yield found
+
+
+def saved(storage: RunStorage, epoch: int, value: float = 1.0) -> Pointer:
+    """Write a checkpoint on a node, without publishing it."""
+    storage.open()
+    path = RunDirectory(storage.directory).checkpoint("trial_00", epoch)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return save_checkpoint(path, {"tensor": torch.full((1000,), value)}, {"epoch": epoch})
+
+
+def test_a_checkpoint_travels_to_another_node_and_is_fetched_once(nodes: Nodes, server: S3Server) -> None:
+    writer = nodes["writer"]
+    pointer = saved(writer, 1, 3.0)
+    writer.publish(pointer.path)
+    reader = nodes["reader"]
+    here = reader.here(pointer)
+    assert here.path != pointer.path and not here.path.exists()
+    server.requests.clear()
+    with ThreadPoolExecutor(4) as pool:  # as the workers of a trial do, on one node
+        list(pool.map(lambda _: reader.fetch(here), range(4)))
+    reads = [path for method, path in server.requests if method == "GET" and path.endswith(STATE_FILE)]
+    assert len(reads) == 1
+    assert torch.equal(load_checkpoint(here, CPU)["tensor"], torch.full((1000,), 3.0))
+
+
+def test_a_damaged_or_outdated_copy_on_a_node_is_fetched_again(nodes: Nodes) -> None:
+    writer = nodes["writer"]
+    first = saved(writer, 1, 1.0)
+    writer.publish(first.path)
+    reader = nodes["reader"]
+    reader.fetch(reader.here(first))
+    second = saved(writer, 1, 2.0)  # the trial fell back, and trained the epoch again
+    writer.publish(second.path)
+    reader.fetch(reader.here(second))
+    assert load_checkpoint(reader.here(second), CPU)["tensor"][0] == 2.0
+    (reader.here(second).path / STATE_FILE).write_bytes(b"damaged")
+    reader.fetch(reader.here(second))
+    assert load_checkpoint(reader.here(second), CPU)["tensor"][0] == 2.0
+
+
+def test_half_an_upload_is_no_checkpoint(nodes: Nodes, server: S3Server) -> None:
+    writer = nodes["writer"]
+    pointer = saved(writer, 1)
+    server.fault = lambda method, path: INTERNAL_ERROR if method == "PUT" and path.endswith(META_FILE) else None
+    with pytest.raises(OSError, match="told to fail"):
+        writer.publish(pointer.path)
+    server.fault = None
+    assert Store(pointer_place(nodes, 1)).names() == {STATE_FILE}
+    reader = nodes["reader"]
+    reader.fetch(reader.here(pointer))
+    reader.fetch_older(reader.here(pointer).path.parent)
+    assert not reader.here(pointer).path.exists()
+    writer.publish(pointer.path)  # what retry() does
+    reader.fetch(reader.here(pointer))
+    assert load_checkpoint(reader.here(pointer), CPU)["tensor"][0] == 1.0
+
+
+def pointer_place(nodes: Nodes, epoch: int) -> str:
+    """Name the URI of a checkpoint."""
+    return f"{nodes.place}/checkpoints/trial_00/epoch_{epoch:05d}"
+
+
+def test_pruned_checkpoints_disappear_from_the_uri_and_from_the_nodes(
+    nodes: Nodes,
+) -> None:
+    writer = nodes["writer"]
+    pointers = [saved(writer, epoch) for epoch in (1, 2, 3, 4)]
+    for pointer in pointers:
+        writer.publish(pointer.path)
+    unpublished = saved(writer, 5)
+    driver = nodes["driver"]
+    state = PopulationState(next_decision_epoch=1)
+    state.members["trial_00"] = Member(values={}, number=0, checkpoint=driver.here(pointers[0]))
+    state.remove_unused_checkpoints(driver, ["trial_00"])
+    left = [f"epoch_{epoch:05d}" for epoch in (4, 3, 1)]  # the newest two, and one that a member is a copy of
+    assert [path.name for path in driver.epochs(RunDirectory(driver.directory).checkpoints / "trial_00")] == left
+    assert not Store(pointer_place(nodes, 2)).find()
+    writer.trim("another")
+    assert pointers[1].path.exists()  # for all that this node knows, it may not have been copied yet
+    writer.publish(unpublished.path)
+    writer.trim("trial_00")
+    kept = {path.name for path in unpublished.path.parent.iterdir()}
+    assert kept == {*left, "epoch_00005"}
+
+
+def test_the_journal_is_copied_after_what_it_rests_on(nodes: Nodes, server: S3Server) -> None:
+    driver = nodes["driver"]
+    run = RunDirectory(driver.directory)
+    state = PopulationState(next_decision_epoch=1)
+    state.add("trial_00", {"masking.slots": 2})
+    state.save(driver.directory)
+    driver.push()
+    server.requests.clear()
+    atomic_write(run.outcomes("trial_00", 1), b"outcomes")
+    atomic_write(run.lineage, b"lineage\n")
+    state.members["trial_00"].epoch = 1
+    state.journal(driver.directory, ["trial_00"])
+    driver.push()
+    written = [path.rpartition("a_run/")[2] for method, path in server.requests if method == "PUT"]
+    assert sorted(written[:2]) == ["lineage.jsonl", "outcomes/selection/trial_00/epoch_00001"]
+    assert written[2:] == ["population.jsonl"]  # and nothing that has not changed
+    driver.push()
+    assert len([method for method, _ in server.requests if method == "PUT"]) == 3
+    run.outcomes("trial_00", 1).unlink()
+    driver.push()
+    assert Store(nodes.place).size("outcomes/selection/trial_00/epoch_00001") is None
+
+
+def test_a_long_journal_at_the_uri_is_replaced_by_a_snapshot(
+    nodes: Nodes, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, store = nodes["driver"], Store(nodes.place)
+    state = PopulationState(next_decision_epoch=1)
+    state.add("trial_00", {"masking.slots": 2})
+    state.save(driver.directory)
+    run = SimulatedRun(driver.directory, driver)
+    population = Population(TrialConfig(epochs=9), state, cast(Run, run), cast(ChannelCalls, None))
+
+    def commit(epoch: int) -> int:
+        state.members["trial_00"].epoch = epoch
+        population.commit("trial_00")
+        return len(store.read("population.jsonl"))
+
+    assert 0 < commit(1) < commit(2)
+    monkeypatch.setattr("adios_ray.search.population.LONGEST_JOURNAL_BYTES", 0)
+    server.requests.clear()
+
+    def after_the_snapshot(method: str, path: str) -> str | None:
+        copied = any(earlier.endswith("population.json") for _, earlier in server.requests)
+        return INTERNAL_ERROR if copied and path.endswith("population.jsonl") else None
+
+    server.fault = after_the_snapshot
+    with pytest.raises(OSError, match="told to fail"):
+        commit(3)  # the driver dies before the copy of the empty journal
+    server.fault = None
+    elsewhere = nodes["elsewhere"]
+    elsewhere.fetch_run()
+    assert PopulationState.load(elsewhere.directory).members["trial_00"].epoch == 3
+    assert commit(4) == 0 and PopulationState.load(driver.directory).members["trial_00"].epoch == 4
+
+
+def test_a_driver_elsewhere_resumes_what_was_journaled_at_the_uri(nodes: Nodes, server: S3Server) -> None:
+    driver = nodes["driver"]
+    state = PopulationState(next_decision_epoch=1)
+    state.add("trial_00", {"masking.slots": 2})
+    state.save(driver.directory)
+    driver.push()
+    state.members["trial_00"].epoch = 1
+    state.journal(driver.directory, ["trial_00"])
+    driver.push()
+    state.members["trial_00"].epoch = 2
+    state.journal(driver.directory, ["trial_00"])
+    server.fault = lambda method, path: INTERNAL_ERROR
+    with pytest.raises(OSError, match="told to fail"):
+        driver.push()  # the driver dies before this entry is at the URI: no decision has followed from it
+    server.fault = None
+    for name in ("elsewhere", "driver"):  # on the first machine too, whose directory is ahead of the URI
+        resumed = nodes[name]
+        with resumed.driven(lambda: None):
+            resumed.fetch_run()
+            assert PopulationState.load(resumed.directory).members["trial_00"].epoch == 1
+
+
+def test_a_driver_whose_copy_was_removed_deletes_nothing_at_the_uri(nodes: Nodes) -> None:
+    driver, store = nodes["driver"], Store(nodes.place)
+    with driver.driven(lambda: None):
+        atomic_write(RunDirectory(driver.directory).config, b"{}")
+        driver.push()
+        shutil.rmtree(driver.directory)
+        with pytest.raises(OSError, match="No such file"):
+            driver.push()
+    assert store.names() == {"config.json"}
+
+
+def test_a_driver_that_has_lost_its_claim_copies_nothing(nodes: Nodes) -> None:
+    def check() -> None:
+        raise ClaimError("taken over")
+
+    driver = nodes["other"]
+    with pytest.raises(ClaimError, match="taken over"), driver.driven(check):
+        atomic_write(RunDirectory(driver.directory).config, b"of the one that lost it")
+    assert Store(nodes.place).read("config.json") == b"{}"
+
+
+def test_transient_faults_are_waited_for_and_said_once(nodes: Nodes, server: S3Server) -> None:
+    writer, said, left = nodes["writer"], list[str](), threading.Semaphore(3)
+    pointer = saved(writer, 1)
+    server.fault = lambda method, path: INTERNAL_ERROR if left.acquire(blocking=False) else None
+    retry.retry(lambda: writer.publish(pointer.path), said.append)
+    assert len(said) == 2 and "told to fail" in said[0] and said[1].startswith("storage is back")
+    server.fault = None
+    assert Store(pointer_place(nodes, 1)).names() == {STATE_FILE, META_FILE}
+
+
+@pytest.mark.parametrize(("fault", "bucket"), [(FORBIDDEN, "images"), (None, "no-such-bucket")])
+def test_storage_that_cannot_be_used_is_refused_at_the_door(server: S3Server, fault: str | None, bucket: str) -> None:
+    server.fault = lambda method, path: fault
+    with pytest.raises(ConfigError, match=f"storage s3://{bucket}/runs cannot be written to: .*(told to fail|bucket)"):
+        check_storage(f"s3://{bucket}/runs")
+
+
+def test_storage_that_fails_or_does_not_answer_is_refused_within_seconds(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.fault = lambda method, path: INTERNAL_ERROR
+    with pytest.raises(ConfigError, match="told to fail"):
+        check_storage(f"{server.uri}/runs")
+    server.fault = None
+    assert check_storage(f"{server.uri}/runs/") == f"{server.uri}/runs"
+    assert Store(server.uri).find() == []  # the probe has been removed
+    monkeypatch.setattr(retry, "ANSWER_S", 0.1)
+    answer = threading.Event()
+
+    def hang(method: str, path: str) -> str:
+        answer.wait(30)
+        return INTERNAL_ERROR
+
+    server.fault = hang
+    for access in (check_storage, places.fetched):
+        with pytest.raises(ConfigError, match="no answer within 0 s"):
+            access(f"{server.uri}/runs")
+    answer.set()
+
+
+def test_the_report_of_a_run_at_a_uri_is_written_there_and_leaves_the_drivers_copy_alone(
+    nodes: Nodes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver, store = nodes["driver"], Store(nodes.place)
+    made_up = tmp_path / "a_run"
+    make_run(made_up, trials=2, epochs=4)
+    for file in filter(Path.is_file, made_up.rglob("*")):
+        store.put(file, file.relative_to(made_up).as_posix())
+    atomic_write(RunDirectory(driver.directory).journal, b"not yet at the URI")
+    assert main(["report", nodes.place, "--images", "0"]) == 0
+    assert capsys.readouterr().out == f"{nodes.place}/report.html\n"
+    assert store.read("report.html") == write_report(made_up, nodes.place).read_bytes()
+    assert RunDirectory(driver.directory).journal.read_bytes() == b"not yet at the URI"
+
+
+def test_inputs_and_outputs_at_uris(server: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(server.uri)
+    with places.delivered(f"{server.uri}/out/x.safetensors") as path:
+        path.write_bytes(b"tensors")
+        path.with_suffix(".json").write_bytes(b"description")
+    assert store.find() == ["out/x.json", "out/x.safetensors"]
+    copy = places.fetched(f"{server.uri}/out/x.safetensors", ".json")
+    assert (copy.read_bytes(), copy.with_suffix(".json").read_bytes()) == (b"tensors", b"description")
+    assert {path.name for path in places.fetched(f"{server.uri}/out").iterdir()} == {"x.json", "x.safetensors"}
+    with pytest.raises(RuntimeError), places.delivered(f"{server.uri}/none") as path:
+        path.write_bytes(b"half")
+        raise RuntimeError
+    assert store.size("none") is None
+    assert main(["export", "--checkpoint", f"{server.uri}/nothing", "--output", f"{server.uri}/y.onnx"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {server.uri}/nothing cannot be read: ")
+    path = tmp_path / "log"
+    atomic_write(path, b"")
+    append_line(path, "local")
+    assert places.fetched(f"file://{path}") == path
