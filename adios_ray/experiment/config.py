@@ -91,7 +91,7 @@ class ExperimentConfig(TrialConfig):
 
 
 DEMO_IMAGE_SIZE = 32
-DEMO_IMAGES = 3000
+DEMO_IMAGES = 6000
 DEMO_SEED = 0
 
 

@@ -10,7 +10,7 @@ from adios_ray.search.state import KEPT_CHECKPOINTS
 from adios_ray.training.cost import StepCost
 
 TRAINING_IMAGES: Mapping[str, int] = {
-    DEMO: 2_100,
+    DEMO: 4_200,
     "in100s": 126_689,
     "in100": 126_689,
     "stl10": 105_000,
