@@ -24,6 +24,7 @@ from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.comparison import Outcomes, paired, read_outcomes
 from adios_ray.search.population import WORST_SCORE
+from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.lineage import last_rows
 from adios_ray.tracking.records import (
@@ -36,6 +37,8 @@ from adios_ray.tracking.records import (
     write_summary,
 )
 from adios_ray.tracking.report import write_report
+from adios_ray.tracking.report.outcome import search_course
+from adios_ray.tracking.report.run_data import read_run
 
 if TYPE_CHECKING:  # the driver needs no torch for it
     from adios_ray.evaluation.fitness import Estimate
@@ -68,7 +71,7 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
         held = f"; {storage.place}/{steps.name} holds the steps that diverged" if storage.names(steps) else ""
         raise RunError(f"every trial diverged or collapsed{held}; lower learning rates may help")
     name, final = max(finals.items(), key=lambda item: item[1].fitness)
-    best = state.members[name]
+    best, space = state.members[name], load_space(RunDirectory(run_dir).space)
     assert config.data_dir is not None and best.checkpoint is not None
     own = replaced(config.trial(), best.values)
     # As a Ray task: the driver's node may have no GPU. Only the trial that is best on validation sees the test split:
@@ -89,7 +92,7 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
         test_fitness=test.value,
         test_standard_error=test.standard_error,
         test_accuracy=test.accuracy,
-        **gain_over_control(state, finals, name),
+        **gain_over_control(state, finals, name, None if space.evolving else space.configured(config.trial())),
         chance=1 / len(manifest.classes),
         seconds=state.seconds,
         exploits=sum(exploit.copies for exploit in lineage),
@@ -110,8 +113,7 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
     print(
         f"Best: {name}, {measure.label} fitness {measure.text(final.fitness, final.standard_error)} on validation, "
         f"{measure.scores_text(test.value, test.standard_error, test.accuracy)} on test{chance}; "
-        f"{summary.exploits} exploits, {summary.refusals} refused, {summary.slot_changes} changes of N, "
-        f"{summary.seconds:.0f} s"
+        f"{search_course(read_run(run_dir))}, {summary.seconds:.0f} s"
     )
     written = write_report(run_dir, storage.uri)
     retry(storage.push, print)
@@ -132,9 +134,24 @@ class Final(NamedTuple):
     outcomes: Outcomes | None = None
 
 
-def gain_over_control(state: PopulationState, finals: Mapping[str, Final], best: str) -> dict[str, Any]:
-    """Compute the fields of ``RunSummary`` that compare the best trial with the best control; none without controls."""
-    controls = [name for name in finals if state.members[name].control]
+def gain_over_control(
+    state: PopulationState, finals: Mapping[str, Final], best: str, configured: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Compute the fields of ``RunSummary`` that compare the best trial with the best control; none without controls.
+
+    Args:
+        state: The population.
+        finals: How each trial enters the comparison.
+        best: The best trial.
+        configured: The configured values, by path, of a search whose trials keep their values: a trial that trained as
+            long as the best with these is a control.
+    """
+    epoch = state.members[best].epoch
+    controls = [
+        name
+        for name, member in state.members.items()
+        if name in finals and (member.control or (member.values == configured and member.epoch == epoch))
+    ]
     if not controls:
         return {}
     control = max(controls, key=lambda name: finals[name].fitness)

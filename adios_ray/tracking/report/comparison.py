@@ -10,7 +10,7 @@ from adios_ray.files import atomic_write
 from adios_ray.tracking.formatting import duration, value_text
 from adios_ray.tracking.report import charts
 from adios_ray.tracking.report.charts import Figure
-from adios_ray.tracking.report.outcome import sureness
+from adios_ray.tracking.report.outcome import search_course, sureness
 from adios_ray.tracking.report.page import HEADINGS, render
 from adios_ray.tracking.report.run_data import RunData, read_run
 
@@ -115,7 +115,7 @@ def _outcomes(runs: Sequence[RunData]) -> list[Comparison]:
                 "best minus control": gain,
                 "trials": str(summary.population),
                 "epochs": str(summary.epochs),
-                "copies": f"{summary.exploits}, {summary.refusals} refused",
+                "search": search_course(run),
                 "time": duration(summary.seconds),
             }
         )
