@@ -1,8 +1,6 @@
 """Final evaluation of a run: the best trial on the test split, and the files that conclude the run."""
 
 import math
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -15,6 +13,7 @@ from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.shards import read_manifest
 from adios_ray.errors import RunError
+from adios_ray.experiment.command import repeating_command
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources
 from adios_ray.experiment.schedule import schedule_of
@@ -101,7 +100,7 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
         epochs=config.epochs,
         population=config.population,
         dataset=str(manifest.recipe.get("dataset", config.data_dir)),
-        command=shlex.join(sys.argv),
+        command=repeating_command(config, storage.place),
     )
     write_summary(run_dir, summary)
     schedule_of(run_dir, name).save(RunDirectory(run_dir).schedule)

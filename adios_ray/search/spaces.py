@@ -375,9 +375,7 @@ def load_space(place: Location, scheduler: Scheduler | None = None, search: Sear
 
 
 def save_space(space: SearchSpace, path: Path) -> None:
-    """Write a search space in the format that ``load_space`` reads, without options that its scheduler does not take."""
-    left_out: dict[str, Any] = {name: True for name, of in _OPTIONS.items() if space.scheduler not in of}
-    if not space.evolving:
-        left_out["parameters"] = {"__all__": {"factor", "resample_probability"}}
+    """Write a search space that ``load_space`` reads, without the options that its scheduler does not take."""
+    left_out = {option for option, schedulers in _OPTIONS.items() if space.scheduler not in schedulers}
     values = space.model_dump(mode="json", exclude=left_out)
     atomic_write(path, yaml.safe_dump(values, sort_keys=False).encode())
