@@ -122,9 +122,8 @@ def repeating_command(config: ExperimentConfig, run: Location) -> str:
     if config.preset is not None:
         words += ["--preset", config.preset]
     if published:  # the defaults of all others depend on these
-        words += [
-            word for flag, value in zip(list(_CHOOSING.values())[1:], chosen, strict=True) for word in (flag, value)
-        ]
+        for flag, value in zip(list(_CHOOSING.values())[1:], chosen, strict=True):
+            words += [] if value is None else [flag, value]
     packaged = Path(config.space).parent == SPACES
     words += ["--space", Path(config.space).stem if packaged else f"{run}/{RunDirectory(Path()).space.name}"]
     # The run's copy has the overridden scheduler and search.
