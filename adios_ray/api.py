@@ -4,7 +4,7 @@ Each imports torch and Ray itself, if it needs them.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from adios_ray.places import require_local
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import records
 from adios_ray.tracking.records import COLUMNS, MaskFile, RunSummary
-from adios_ray.validation import explain
+from adios_ray.validation import explain, leaves
 
 if TYPE_CHECKING:
     from torch import nn
@@ -169,7 +169,7 @@ def train(
     from adios_ray.experiment.command import default_space, named_space
     from adios_ray.experiment.presets import preset_config
 
-    changes = dict(_paths(settings))
+    changes = dict(leaves(settings))
     chosen = (changes.get(path) for path in ("objective.name", "backbone.name", "masking.scheme"))
     defaults = preset_config(preset, family, *chosen)
     changes["space"] = named_space(os.fspath(space) if space is not None else default_space(preset))
@@ -178,15 +178,6 @@ def train(
     config = replaced(defaults, changes, "train")
     require_local(config.storage, "storage")  # a run at a URI leaves nothing on this machine to be read
     return LoadedRun(runner.start(config))
-
-
-def _paths(settings: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted path and the value of each setting in nested ones."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _paths(value, f"{section}{name}.")
-        else:
-            yield f"{section}{name}", value
 
 
 def evaluate(

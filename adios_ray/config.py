@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from adios_ray.errors import ConfigError
 from adios_ray.measures import MEASURES
-from adios_ray.validation import Model, parse
+from adios_ray.validation import Model, leaves, parse, suggestion
 
 OBJECTIVES: Mapping[str, str] = {
     "simclr": "simclr:SimCLR",
@@ -487,8 +487,8 @@ def replaced(config: Model, changes: Mapping[str, Any], origin: str = "configura
     return parse(type(config), values, origin)
 
 
-def value_at(config: BaseModel, path: str) -> Any:
-    """Return the value at a dotted path.
+def value_at(config: BaseModel, path: str, origin: str = "configuration") -> Any:
+    """Return the value at a dotted path; errors begin with ``origin``.
 
     Raises:
         ConfigError: If there is no such path.
@@ -496,6 +496,7 @@ def value_at(config: BaseModel, path: str) -> Any:
     node: Any = config
     for part in path.split("."):
         if not isinstance(node, BaseModel) or part not in type(node).model_fields:
-            raise ConfigError(f"unknown configuration path {path!r}")
+            near = suggestion(path, (known for known, _ in leaves(config.model_dump())))
+            raise ConfigError(f"{origin}: unknown configuration path {path!r}{near}")
         node = getattr(node, part)
     return node

@@ -1,7 +1,7 @@
 """Validation of plain values and JSON by pydantic models, with errors in one line."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,15 @@ def parse(model: type[Model], values: Mapping[str, Any], origin: str = "configur
         return model.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{origin}: {explain(error, model, values)}") from None
+
+
+def leaves(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of each setting in nested ones."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{section}{name}.")
+        else:
+            yield f"{section}{name}", value
 
 
 def parse_json(

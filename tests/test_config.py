@@ -75,6 +75,8 @@ def test_every_search_space_binds_round_trips_and_stays_inside_its_bounds(path: 
     space.bind(TrialConfig())
     save_space(space, tmp_path / "space.yaml")
     assert load_space(tmp_path / "space.yaml") == space
+    stored = yaml.safe_load((tmp_path / "space.yaml").read_text())
+    assert ("grace_epochs" in stored, "interval_epochs" in stored) == (not space.evolving, space.evolving)
     assert min(space.parameters["masking.sparsity_weight"].extremes) > 0
     random, values = Random(0), space.sample(Random(1))
     for _ in range(300):

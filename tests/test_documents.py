@@ -121,6 +121,7 @@ def test_the_reference_has_every_command_with_its_options() -> None:
 def test_the_page_of_the_notebook_has_its_pictures() -> None:
     text = reference.on_page_markdown((ROOT / "docs" / "quickstart.md").read_text())
     assert text.count("](data:image/png;base64,") == 2 and "](start.md)" in text and "<style" not in text
+    assert "<table>" in text and "<table " not in text  # others are wider than a phone, without scrolling
 
 
 def test_a_page_that_loads_from_elsewhere_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

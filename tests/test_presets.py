@@ -1,15 +1,16 @@
 """Presets against the paper's tables and the authors' scripts, and the choice of one by command line flags."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from adios_ray.config import TrialConfig
+from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import ConfigError
-from adios_ray.experiment.command import read_arguments
+from adios_ray.experiment.command import named_space, read_arguments, repeating_command
 from adios_ray.experiment.config import PRESETS, ExperimentConfig
 from adios_ray.experiment.presets import preset_config, published
 from adios_ray.search.spaces import load_space
@@ -127,6 +128,34 @@ def test_every_preset_binds_and_names_the_source_of_its_values(path: Path) -> No
 
 def chosen(*arguments: str) -> ExperimentConfig:
     return read_arguments("", arguments, "pbt_in100", "pbt_demo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"preset": "demo", "space": named_space("pbt_demo"), "name": "first", "masking.slots": 5},
+        {"data_dir": "/a b", "space": named_space("asha_demo"), "scheduler": "median", "backbone.name": "vit_tiny"},
+        {"preset": "in100s", "evaluation.average_weights": True, "trackers": ("jsonl", "tensorboard")},
+        {
+            "preset": "stl10",
+            "objective.name": "byol",
+            "masking.scheme": "mae",
+            "backbone.zero_init_last": False,
+        },
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_the_command_of_a_run_repeats_it(settings: dict[str, Any]) -> None:
+    """Of its own and published settings; a space of one's own is the run's copy, with what was overridden."""
+    choice = (settings.get(path) for path in ("objective.name", "backbone.name", "masking.scheme"))
+    defaults = preset_config(settings.get("preset"), None, *(choice if settings.get("preset") else ()))
+    config = replaced(defaults, settings)
+    run = Path(PRESETS)  # stands for a run directory
+    words = shlex.split(repeating_command(config, run))
+    repeated = chosen(*words[2:])
+    own = {} if config.space == repeated.space else {"space": f"{run}/space.yaml"}
+    assert words[:2] == ["adios-ray", "train"] and repeated == config.model_copy(update=own)
 
 
 @pytest.mark.slow

@@ -12,10 +12,11 @@ from made_up_run import make_exploit, make_row, make_summary
 from adios_ray.tracking import records
 from adios_ray.tracking.records import MaskFile, Row, RunSummary
 from adios_ray.tracking.report import verdicts
-from adios_ray.tracking.report.outcome import outcome_of, sureness
+from adios_ray.tracking.report.outcome import outcome_of, search_course, sureness
 from adios_ray.tracking.report.run_data import RunData
 
 PBT = {"scheduler": "pbt", "interval_epochs": 1, "synchronous": True}
+ASHA = {"scheduler": "asha", "search": "random"}
 
 
 def run_of(rows: list[Row], **more: Any) -> RunData:
@@ -76,6 +77,31 @@ def test_alike_trials() -> None:
     evolved = run_of(alike, space=PBT)
     assert said(verdicts.alike_trials, evolved) == ["The trials ended alike: which of them won is chance"]
     assert said(verdicts.alike_trials, run_of(curves({"a": [0.5], "b": [0.6]}, standard_error=None))) == []
+
+
+def test_trials_that_were_stopped_early_are_not_compared_with_those_that_were_not() -> None:
+    rows = curves({"a": [0.1], "b": [0.4, 0.5], "c": [0.4, 0.505]}, standard_error=0.01)
+    assert said(verdicts.alike_trials, run_of(rows, space=ASHA)) == ["Selection moved within the noise"]
+
+
+def test_a_search_says_what_it_did() -> None:
+    scores = {"a": [0.1], "b": [0.4, 0.5], "c": [0.1], "d": [0.4, 0.5, 0.6, 0.7], "e": [math.nan]}
+    rows = [row.model_copy(update={"values": {"masking.slots": 3 + (row.trial > "b")}}) for row in curves(scores)]
+    finished = {"space": ASHA, "summary": summary_of(rows, epochs=4)}
+    asha = run_of(rows, **finished)
+    stopped = "3 of 5 trials stopped early (2 at epoch 1, 1 at epoch 2)"
+    assert search_course(asha) == f"2 combinations of values tried, {stopped}"
+    assert search_course(run_of(rows, space=ASHA)) == "2 combinations of values tried"  # not known before the end
+    long = run_of([row for row in rows if row.trial in "de"], **finished)
+    assert search_course(long) == "1 combination of values tried, no trial stopped early"
+    grid = {"scheduler": "none", "search": "grid"}
+    assert search_course(run_of([r for r in rows if r.trial == "d"], **finished | {"space": grid})) == (
+        "1 combination of values tried"
+    )
+    copies = {"exploits": [make_exploit(1, "a", "b", slots=5), make_exploit(2, "a", "a")], "space": PBT}
+    assert search_course(run_of(rows, **copies)) == "1 exploit, 0 refused, 1 change of N"
+    outcome = outcome_of(asha, [])
+    assert "no trial trained as long with the configured values" in outcome.sureness
 
 
 def test_selection_within_noise() -> None:

@@ -75,3 +75,18 @@ def test_trials_are_compared_by_the_holdout_of_their_weights_last_reports() -> N
     assert copied["a"].fitness == pytest.approx((0.4 + 0.5 + 0.3) / 3)
     earlier = [row.model_copy(update={"holdout_fitness": math.nan, "standard_error": None}) for row in rows]
     assert final_fitness(state, earlier, [])["a"] == Final(0.99, None)
+
+
+def test_a_trial_that_kept_the_configured_values_as_long_as_the_best_is_a_control() -> None:
+    """In a search without controls; one that was stopped early is none."""
+    finals = {"a": Final(0.4, 0.03), "b": Final(0.6, 0.04), "c": Final(0.5, None)}
+    members = {
+        name: Member(values={"masking.slots": slots}, number=slots, checkpoint=POINTER, epoch=4, score=0.5)
+        for name, slots in (("a", 3), ("b", 4), ("c", 5))
+    }
+    state, configured = PopulationState(members=members, next_decision_epoch=9), {"masking.slots": 3}
+    assert gain_over_control(state, finals, "b") == {}
+    gain = gain_over_control(state, finals, "b", configured)
+    assert gain == {"control": "a", "gain": pytest.approx(0.2), "gain_standard_error": pytest.approx(0.05)}
+    members["a"].epoch = 1
+    assert gain_over_control(state, finals, "b", configured) == {}

@@ -1,5 +1,6 @@
 """Wrong uses of the commands: one line that names the thing and its value, status 2, no worker, nothing on disk."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -45,6 +46,8 @@ def spoiled_spaces() -> Iterator[tuple[str, str]]:
         yield name, yaml.safe_dump(values)
     yield "syntax", "scheduler: pbt\nparameters: {a: [}\n"
     yield "list", "- 1\n- 2\n"
+    yield "empty", ""
+    yield "nan", yaml.safe_dump({**SPACE, "parameters": {path: {**rate, "low": math.nan}}})
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "spaces").mkdir()
     for name, text in spoiled_spaces():
         (folder / "spaces" / f"{name}.yaml").write_text(text)
+    (folder / "spaces" / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     make_run(folder / "run", epochs=2)
     make_run(folder / "bad_run", epochs=2)
     (folder / "bad_run" / "results.csv").write_text("a,b\n1,2\n")
@@ -129,7 +133,15 @@ CASES = {
     f"{DEMO} --space spaces/scheduler.yaml": "spaces/scheduler.yaml: scheduler = 'pbtt' must be 'pbt', 'pb2'",
     f"{DEMO} --space spaces/bounds.yaml": "parameters.optimizer.encoder_lr: low 2.0 must be below high 1.0",
     f"{DEMO} --space spaces/scale.yaml": "optimizer.encoder_lr.scale = 'logarithmic' must be 'linear' or 'log'",
-    f"{DEMO} --space spaces/path.yaml": "unknown configuration path 'optimizer.encoder_rate'",
+    f"{DEMO} --space spaces/path.yaml": "spaces/path.yaml: unknown configuration path 'optimizer.encoder_rate'; did",
+    f"{DEMO} --space spaces/empty.yaml": "search space spaces/empty.yaml is empty, expected a mapping of options",
+    f"{DEMO} --space spaces/binary.yaml": "search space spaces/binary.yaml is no text: name a YAML file",
+    f"{DEMO} --space spaces/nan.yaml": "parameters.optimizer.encoder_lr.low = nan must be a finite number",
+    f"{DEMO} --seed -1": "--seed -1 must be greater than or equal to 0",
+    f"{DEMO} --optimizer.encoder-lr nan": "--optimizer.encoder-lr nan must be",
+    "replay --output out --run bad_config --trial trial_00": "bad_config is not a run directory",
+    "prepare --dataset objects --output out --num-images -5": "num_images is -5; it must be at least 10",
+    "prepare --dataset objects --output file --num-images 50": "file: Not a directory",
     f"{DEMO} --space spaces/range.yaml": "masking.slots = 1 must be greater than or equal to 2",
     f"{DEMO} --space spaces/option.yaml": "spaces/option.yaml: grace_epochs is for asha and median, not for pbt",
     f"{DEMO} --space spaces/fixed.yaml": "masking.width cannot change while a trial trains, so pbt cannot search it",

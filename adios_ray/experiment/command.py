@@ -1,13 +1,18 @@
 """The command line of an experiment."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from adios_ray.arguments import last_value, parse_arguments
+from adios_ray.arguments import as_flag, last_value, parse_arguments
 from adios_ray.errors import ConfigError, exit_status
 from adios_ray.experiment.config import DEMO, SPACES, ExperimentConfig, read_experiment
 from adios_ray.experiment.presets import preset_config
+from adios_ray.run_directory import RunDirectory
+from adios_ray.store import Location
+from adios_ray.validation import leaves
 
 _CHOOSING = {
     "name": "--preset",
@@ -101,6 +106,42 @@ def named_space(space: str) -> str:
     """Return the file of a search space that comes with the package, if this is its name; else the place itself."""
     named = SPACES / f"{space}.yaml"
     return str(named) if not Path(space).suffix and named.is_file() else space
+
+
+def repeating_command(config: ExperimentConfig, run: Location) -> str:
+    """Write the command line that repeats a run, however that was started: from a shell, from Python, or resumed.
+
+    Args:
+        config: The run's resolved configuration.
+        run: The run's directory or URI, whose copy of the search space is taken unless that comes with the package.
+    """
+    chosen = (config.family, config.objective.name, config.backbone.name, config.masking.scheme)
+    published = config.preset not in (None, DEMO)
+    defaults = preset_config(config.preset, *(chosen if published else ()))
+    words = ["adios-ray", "train"]
+    if config.preset is not None:
+        words += ["--preset", config.preset]
+    if published:  # the defaults of all others depend on these
+        for flag, value in zip(list(_CHOOSING.values())[1:], chosen, strict=True):
+            words += [] if value is None else [flag, value]
+    packaged = Path(config.space).parent == SPACES
+    words += ["--space", Path(config.space).stem if packaged else f"{run}/{RunDirectory(Path()).space.name}"]
+    # The run's copy has the overridden scheduler and search.
+    left_out = {"preset", "family", "space", "resume", "take_over"} | (set() if packaged else {"scheduler", "search"})
+    before = dict(leaves(defaults.model_dump(mode="json")))
+    for path, value in leaves(config.model_dump(mode="json")):
+        if value != before[path] and path not in left_out:
+            words += _spelled(path, value)
+    return shlex.join(words)
+
+
+def _spelled(path: str, value: Any) -> list[str]:
+    """Spell a setting as words of a command line."""
+    if value is False:
+        section, dot, name = path.rpartition(".")
+        return [as_flag(f"{section}{dot}no_{name}")]
+    values = [] if value is True else value if isinstance(value, list) else [value]
+    return [as_flag(path), *map(str, values)]
 
 
 def _parts(argument: str) -> tuple[str, str, str]:

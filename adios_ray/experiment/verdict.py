@@ -1,8 +1,6 @@
 """Final evaluation of a run: the best trial on the test split, and the files that conclude the run."""
 
 import math
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -15,6 +13,7 @@ from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.shards import read_manifest
 from adios_ray.errors import RunError
+from adios_ray.experiment.command import repeating_command
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources
 from adios_ray.experiment.schedule import schedule_of
@@ -24,6 +23,7 @@ from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.comparison import Outcomes, paired, read_outcomes
 from adios_ray.search.population import WORST_SCORE
+from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.lineage import last_rows
 from adios_ray.tracking.records import (
@@ -36,6 +36,8 @@ from adios_ray.tracking.records import (
     write_summary,
 )
 from adios_ray.tracking.report import write_report
+from adios_ray.tracking.report.outcome import search_course
+from adios_ray.tracking.report.run_data import read_run
 
 if TYPE_CHECKING:  # the driver needs no torch for it
     from adios_ray.evaluation.fitness import Estimate
@@ -68,7 +70,7 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
         held = f"; {storage.place}/{steps.name} holds the steps that diverged" if storage.names(steps) else ""
         raise RunError(f"every trial diverged or collapsed{held}; lower learning rates may help")
     name, final = max(finals.items(), key=lambda item: item[1].fitness)
-    best = state.members[name]
+    best, space = state.members[name], load_space(RunDirectory(run_dir).space)
     assert config.data_dir is not None and best.checkpoint is not None
     own = replaced(config.trial(), best.values)
     # As a Ray task: the driver's node may have no GPU. Only the trial that is best on validation sees the test split:
@@ -89,7 +91,7 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
         test_fitness=test.value,
         test_standard_error=test.standard_error,
         test_accuracy=test.accuracy,
-        **gain_over_control(state, finals, name),
+        **gain_over_control(state, finals, name, None if space.evolving else space.configured(config.trial())),
         chance=1 / len(manifest.classes),
         seconds=state.seconds,
         exploits=sum(exploit.copies for exploit in lineage),
@@ -98,7 +100,7 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
         epochs=config.epochs,
         population=config.population,
         dataset=str(manifest.recipe.get("dataset", config.data_dir)),
-        command=shlex.join(sys.argv),
+        command=repeating_command(config, storage.place),
     )
     write_summary(run_dir, summary)
     schedule_of(run_dir, name).save(RunDirectory(run_dir).schedule)
@@ -110,8 +112,7 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
     print(
         f"Best: {name}, {measure.label} fitness {measure.text(final.fitness, final.standard_error)} on validation, "
         f"{measure.scores_text(test.value, test.standard_error, test.accuracy)} on test{chance}; "
-        f"{summary.exploits} exploits, {summary.refusals} refused, {summary.slot_changes} changes of N, "
-        f"{summary.seconds:.0f} s"
+        f"{search_course(read_run(run_dir))}, {summary.seconds:.0f} s"
     )
     written = write_report(run_dir, storage.uri)
     retry(storage.push, print)
@@ -132,9 +133,24 @@ class Final(NamedTuple):
     outcomes: Outcomes | None = None
 
 
-def gain_over_control(state: PopulationState, finals: Mapping[str, Final], best: str) -> dict[str, Any]:
-    """Compute the fields of ``RunSummary`` that compare the best trial with the best control; none without controls."""
-    controls = [name for name in finals if state.members[name].control]
+def gain_over_control(
+    state: PopulationState, finals: Mapping[str, Final], best: str, configured: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Compute the fields of ``RunSummary`` that compare the best trial with the best control; none without controls.
+
+    Args:
+        state: The population.
+        finals: How each trial enters the comparison.
+        best: The best trial.
+        configured: The configured values, by path, of a search whose trials keep their values: a trial that trained as
+            long as the best with these is a control.
+    """
+    epoch = state.members[best].epoch
+    controls = [
+        name
+        for name, member in state.members.items()
+        if name in finals and (member.control or (member.values == configured and member.epoch == epoch))
+    ]
     if not controls:
         return {}
     control = max(controls, key=lambda name: finals[name].fitness)

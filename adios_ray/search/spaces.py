@@ -326,7 +326,7 @@ class SearchSpace(Strict):
                 f"evaluation.interval_epochs a divisor of {self.interval_epochs}"
             )
         for path, parameter in self.parameters.items():
-            configured = value_at(config, path)
+            configured = value_at(config, path, origin)
             if self.evolving and path not in ADAPTABLE:
                 raise ConfigError(
                     f"{origin}: {path} cannot change while a trial trains, so {self.scheduler} cannot search it; "
@@ -359,13 +359,16 @@ def load_space(place: Location, scheduler: Scheduler | None = None, search: Sear
         values = yaml.safe_load(fetched(place).read_text())
     except OSError as error:
         raise ConfigError(f"search space {place} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"search space {place} is no text: name a YAML file") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = getattr(error, "problem", None) or error
         raise ConfigError(f"search space {place}{where}: no valid YAML: {reason}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"search space {place} is a {type(values).__name__}, expected a mapping of options")
+        found = "empty" if values is None else f"a {type(values).__name__}"
+        raise ConfigError(f"search space {place} is {found}, expected a mapping of options")
     if scheduler is not None and scheduler != values.get("scheduler"):
         values = {key: value for key, value in values.items() if scheduler in _OPTIONS.get(key, (scheduler,))}
         values["scheduler"] = scheduler
@@ -375,5 +378,7 @@ def load_space(place: Location, scheduler: Scheduler | None = None, search: Sear
 
 
 def save_space(space: SearchSpace, path: Path) -> None:
-    """Write a search space in the format that ``load_space`` reads."""
-    atomic_write(path, yaml.safe_dump(space.model_dump(mode="json"), sort_keys=False).encode())
+    """Write a search space that ``load_space`` reads, without the options that its scheduler does not take."""
+    left_out = {option for option, schedulers in _OPTIONS.items() if space.scheduler not in schedulers}
+    values = space.model_dump(mode="json", exclude=left_out)
+    atomic_write(path, yaml.safe_dump(values, sort_keys=False).encode())

@@ -201,7 +201,7 @@ class RunSummary(_Record):
     dataset: str
     """Name of the data set."""
     command: str
-    """The command line."""
+    """The command line that repeats the run; in earlier versions that of the driver that finished it."""
 
     @property
     def compared(self) -> str:

@@ -78,7 +78,8 @@ def notebook(file: Path) -> str:
             if "image/png" in data:
                 parts.append(f"![The picture of the cell above](data:image/png;base64,{data['image/png'].strip()})")
             elif "text/html" in data:
-                parts.append(re.sub(r"<style.*?</style>\s*", "", data["text/html"], flags=re.DOTALL))
+                html = re.sub(r"<style.*?</style>\s*", "", data["text/html"], flags=re.DOTALL)
+                parts.append(re.sub(r"<table[^>]*>", "<table>", html))  # the theme lets tables without a class scroll
             elif text := "".join(output.get("text", data.get("text/plain", ""))):
                 parts.append(f"```\n{text.strip()}\n```")
     return "\n\n".join(parts)

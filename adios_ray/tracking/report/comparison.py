@@ -10,9 +10,10 @@ from adios_ray.files import atomic_write
 from adios_ray.tracking.formatting import duration, value_text
 from adios_ray.tracking.report import charts
 from adios_ray.tracking.report.charts import Figure
-from adios_ray.tracking.report.outcome import sureness
+from adios_ray.tracking.report.outcome import search_course, sureness
 from adios_ray.tracking.report.page import HEADINGS, render
 from adios_ray.tracking.report.run_data import RunData, read_run
+from adios_ray.validation import leaves
 
 _IGNORED = ("storage", "resume", "data_dir", "seed", "space")
 """Settings that are listed but do not make two runs different experiments."""
@@ -89,13 +90,9 @@ def differences(runs: Sequence[RunData]) -> list[Comparison]:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
-    return found
+    return {
+        f"{prefix}{path}": value if isinstance(value, str) else json.dumps(value) for path, value in leaves(settings)
+    }
 
 
 def _outcomes(runs: Sequence[RunData]) -> list[Comparison]:
@@ -115,7 +112,7 @@ def _outcomes(runs: Sequence[RunData]) -> list[Comparison]:
                 "best minus control": gain,
                 "trials": str(summary.population),
                 "epochs": str(summary.epochs),
-                "copies": f"{summary.exploits}, {summary.refusals} refused",
+                "search": search_course(run),
                 "time": duration(summary.seconds),
             }
         )

@@ -1,6 +1,8 @@
 """The first screen of a report: what won, with which values, by how much, how sure, and what to do next."""
 
+import math
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,8 @@ from scipy.stats import norm
 
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking.formatting import value_text
-from adios_ray.tracking.report.run_data import RunData
+from adios_ray.tracking.records import SLOTS
+from adios_ray.tracking.report.run_data import STOPPING, RunData
 from adios_ray.tracking.report.verdicts import SIGNIFICANT, Verdict
 
 
@@ -75,12 +78,45 @@ def outcome_of(run: RunData, verdicts: Sequence[Verdict]) -> Outcome:
     )
 
 
+def search_course(run: RunData) -> str:
+    """Say in one line what a search did: exploits, or trials that were stopped and how many combinations were tried."""
+    if run.evolves:
+        left = [f"{_counted(len(run.drops), 'trial')} left in the opening"] * bool(run.drops)
+        exploits = _counted(sum(exploit.copies for exploit in run.exploits), "exploit")
+        changes = [f"{_counted(sum(e.changes_slots for e in run.exploits), 'change')} of N"] * (SLOTS in run.searched)
+        return ", ".join([*left, exploits, f"{len(run.refusals)} refused", *changes])
+    tried = {str(sorted(row.values.items())) for row in run.rows}
+    course = [f"{_counted(len(tried), 'combination')} of values tried"]
+    if run.summary is not None:
+        last = [rows[-1] for rows in run.by_trial.values()]
+        stopped = Counter(row.epoch for row in last if row.epoch < run.summary.epochs and math.isfinite(row.fitness))
+        if stopped or run.scheduler in STOPPING:
+            course.append(_stops(stopped, len(last)))
+    return ", ".join(course)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _stops(stopped: Counter[int], trials: int) -> str:
+    """Say how many of the trials were stopped early, and when."""
+    if not stopped:
+        return "no trial stopped early"
+    if len(stopped) <= 3:
+        when = ", ".join(f"{number} at epoch {epoch}" for epoch, number in sorted(stopped.items()))
+    else:
+        when = f"between epochs {min(stopped)} and {max(stopped)}"
+    return f"{stopped.total()} of {trials} trials stopped early ({when})"
+
+
 def _gain(run: RunData) -> tuple[str, str]:
     summary = run.summary
     assert summary is not None
     if summary.gain is None:
         text = run.measure.text(summary.best_fitness - summary.first_best_fitness)
-        return text, "over the best first report: the run has no control, so some of it is mere training"
+        control = "the run has no control" if run.evolves else "no trial trained as long with the configured values"
+        return text, f"over the best first report: {control}, so some of it is mere training"
     if summary.control == summary.best_trial:
         return run.measure.text(0.0), f"{summary.compared}: the search found nothing better"
     text = run.measure.text(summary.gain, summary.gain_standard_error)
@@ -142,7 +178,7 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
         schedule = shlex.quote(f"{run.where}/{layout.schedule}")
         output = shlex.quote(f"{run.name if run.uri else run.where}-longer")
         longer = f"adios-ray replay --schedule {schedule} --epochs {2 * summary.epochs} --output {output}"
-        steps.append(NextStep("train the winner's schedule twice as long", longer))
+        steps.append(NextStep(f"train the winner's {'schedule' if run.evolves else 'values'} twice as long", longer))
     if any(doubt in sentences for doubt in ("within the noise", "ended alike", "not distinguishable")):
         seed = int((run.config or {}).get("seed", 0)) + 1
         steps.append(

@@ -27,7 +27,7 @@ from adios_ray.tracking.report.features import feature_section
 from adios_ray.tracking.report.importance import importance_of
 from adios_ray.tracking.report.inspection import read_inspection
 from adios_ray.tracking.report.masks import MaskSection, mask_section
-from adios_ray.tracking.report.outcome import outcome_of
+from adios_ray.tracking.report.outcome import outcome_of, search_course
 from adios_ray.tracking.report.run_data import RunData, read_run
 from adios_ray.tracking.report.verdicts import verdicts
 
@@ -112,6 +112,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "summary": summary,
         "measure": measure,
         "outcome": outcome_of(run, found),
+        "course": search_course(run) if run.rows else "",
         "verdicts": found,
         "population": population,
         "headings": HEADINGS,

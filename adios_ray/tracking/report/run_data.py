@@ -22,6 +22,8 @@ from adios_ray.tracking.records import Drop, Exploit, MaskFile, Refusal, Row, Ru
 
 EVOLVING = ("pbt", "pb2")
 """Schedulers that change the values of trials while they train."""
+STOPPING = ("asha", "median")
+"""Schedulers that stop trials early by their scores."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,11 @@ def gain_over_control(run: RunData) -> Iterator[Verdict]:
 
 def alike_trials(run: RunData) -> Iterator[Verdict]:
     """Say whether the trials' last scores differ by more than their standard errors explain (a chi-square test)."""
-    known = [(row.fitness, row.standard_error) for row in run.final_rows() if row.standard_error]
+    finals = run.final_rows()
+    last = max((row.epoch for row in finals), default=0)
+    # Trials that were stopped early differ by their epochs as well.
+    compared = [row for row in finals if run.evolves or row.epoch == last]
+    known = [(row.fitness, row.standard_error) for row in compared if row.standard_error]
     if len(known) < 2:
         return
     weights = [1 / error**2 for _, error in known]
