@@ -16,10 +16,11 @@ torch.set_num_threads(1)  # like a trial's worker, so that results can be compar
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all tests that start Ray in one process where tests run in several, since they share a cluster."""
+    """Where tests run in several processes, keep those that share a Ray cluster in one, those with their own in one."""
     for item in items:
         if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            shared = "ray_cluster" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("ray" if shared else "clusters"))
 
 
 @pytest.fixture(scope="session")

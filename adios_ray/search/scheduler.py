@@ -125,12 +125,13 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         Raises:
             FaultError: Always.
         """
-        run = self.population.run.directory
+        run = self.population.run.storage
         reasons = "; ".join(f"{name} cannot train: {fault.reason}" for name, fault in self.set_aside.items())
-        logs = RunDirectory(run).log(next(iter(self.set_aside))).parent
+        layout = RunDirectory(run.directory)
+        logs = layout.relative(layout.log(next(iter(self.set_aside))).parent)
         raise FaultError(
-            f"the run stops because {reasons}. No report is lost; {logs} has the whole of it. "
-            f"Resume with --resume {run}"
+            f"the run stops because {reasons}. No report is lost; {run.place}/{logs} has the whole of it. "
+            f"Resume with --resume {run.place}"
         )
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
