@@ -4,18 +4,21 @@
     python tests/soak.py --kinds worker --rounds 1
     python tests/soak.py --storage s3         the kills, and storage away, with the runs on an S3 server that fails
 
-Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a random
-moment after the first report. Kills: a worker, a trial's actor, Ray Train's controller, the driver (restarted to resume
-the run), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs permission to mount a
-file system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and its workers
-killed; ``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until the run
-stops, and then the run is resumed; ``stranger``, a node that does not see the storage (needs permission to mount, too)
-has joined, so that the run is refused, and resumed without that node. Ends: ``interrupt`` and ``terminate``, the driver
-gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is refused; ``moved``, the
-driver is killed, and the run is resumed in another place. The round then waits for the end and checks that all trials
-are at their last epoch, that every report exists once, that lineage and numbers equal those of an undisturbed run bit
-for bit (except after ``checkpoint``, where a trial steps back), and that no process, placement group or temporary file
-is left. Prints a table, and one line for each failed round; the exit status is 1 if there was any.
+Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a
+random moment after the first report. Kills: a worker, a trial's actor, Ray Train's controller, the driver (restarted
+to resume the run), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs permission
+to mount a file system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and
+its workers killed; ``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until
+the run stops, and then the run is resumed; ``stranger``, a node that does not see the storage (needs permission to
+mount, too) has joined, so that the run is refused, and resumed without that node; ``newcomer``, such a node joins
+after a node was lost, until another one joins; ``grow``, the run has a cluster of its own whose autoscaler has started
+no node yet; every second one is interrupted, and resumed when no node is left again. Ends: ``interrupt`` and
+``terminate``, the driver gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is
+refused; ``moved``, the driver is killed, and the run is resumed in another place. The round then waits for the end and
+checks that all trials are at their last epoch, that every report exists once, that lineage and numbers equal those of
+an undisturbed run bit for bit (except after ``checkpoint``, where a trial steps back), and that no process, placement
+group or temporary file is left. Prints a table, and one line for each failed round; the exit status is 1 if there was
+any.
 """
 
 import contextlib
@@ -41,6 +44,7 @@ import psutil
 import ray
 import tyro
 import yaml
+from autoscaled import autoscaled
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 from rich.console import Console
@@ -56,7 +60,7 @@ from adios_ray.store import Location, Store, split_location
 from adios_ray.tracking.records import read_lineage, read_results
 
 KILLS = ("worker", "actor", "controller", "driver", "node")
-FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "stranger")
+FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "stranger", "newcomer", "grow")
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 ENDS = (*SIGNALS, "second", "moved")
 ON_S3 = (*KILLS, "storage")
@@ -65,7 +69,9 @@ DISK_BYTES, AWAY_S = 2**26, 10.0
 SERVICES = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 """Title prefixes of processes that Ray keeps while a cluster runs."""
 TITLES = {"worker": "ray::RayTrainWorker", "actor": "ray::ResourceTrainable", "controller": "ray::TrainController"}
-EPOCHS, TRIALS, TIMEOUT_S = 8, 2, 240.0
+EPOCHS, TRIALS, TIMEOUT_S = 8, 2, 480.0
+PATIENCE = {"RAY_raylet_start_wait_time_s": "300", "RAY_worker_register_timeout_seconds": "300"}
+"""Environment variables: Ray kills its processes that take longer to start, which on a busy machine they do."""
 DRIVER = (
     "import sys; from pathlib import Path; from adios_ray.experiment.runner import resume, start;"
     "from adios_ray.experiment.config import ExperimentConfig; from adios_ray.errors import exit_status;"
@@ -102,8 +108,8 @@ class Options:
     """Options of the soak test."""
 
     kinds: tuple[str, ...] = (*KILLS, *FAULTS, *ENDS)
-    """Kills (worker, actor, controller, driver, node), faults (disk, storage, checkpoint, data, fault, stranger), and
-    ends (interrupt, terminate, second, moved)."""
+    """Kills (worker, actor, controller, driver, node), faults (disk, storage, checkpoint, data, fault, stranger,
+    newcomer, grow), and ends (interrupt, terminate, second, moved)."""
     rounds: int = 20
     """Rounds of each kill; each end has half of them, each fault a quarter."""
     seed: int = 0
@@ -119,6 +125,7 @@ class Stage:
     def __init__(self, directory: Path, server: S3Server | None) -> None:
         """Start a head without CPUs, and two nodes with one each: no capacity is spare."""
         self.directory, self.server, self._caches = directory, server, itertools.count()
+        os.environ.update(PATIENCE)
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.nodes = [self.add_node() for _ in range(2)]
         os.environ["RAY_ADDRESS"] = self.cluster.address
@@ -133,30 +140,35 @@ class Stage:
         cache = self.directory / f"cache-{next(self._caches)}"
         return self.cluster.add_node(num_cpus=1, env_vars={"ADIOS_RAY_CACHE": str(cache)})
 
-    def start(self, name: str) -> tuple["subprocess.Popen[str]", Location]:
+    def start(self, name: str, address: str | None = None) -> tuple["subprocess.Popen[str]", Location]:
         """Start a driver with its own storage, which can be filled and taken away; return both."""
         if self.server is not None:
-            return self._start(name, f"{self.server.uri}/{name}")
+            return self._start(name, f"{self.server.uri}/{name}", address)
         disk, storage = self.directory / f"{name}.disk", self.directory / name
         disk.mkdir()
         if name.startswith("disk"):
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "soak", str(disk)], check=True)
         storage.symlink_to(disk)  # a link, because storage is behind one on many machines
-        return self._start(name, storage)
+        return self._start(name, storage, address)
 
-    def _start(self, name: str, storage: Location) -> tuple["subprocess.Popen[str]", Location]:
+    def _start(self, name: str, storage: Location, address: str | None) -> tuple["subprocess.Popen[str]", Location]:
         trial = small_config(self.data, epochs=EPOCHS).model_dump()
         config = ExperimentConfig(
             **trial, space=self.directory / "space.yaml", storage=storage, population=TRIALS, cpus_per_worker=0.9
         )
         file = self.directory / f"{name}.json"
         file.write_text(config.model_dump_json())
-        return self.drive(file, name), storage
+        return self.drive(file, name, address), storage
 
-    def drive(self, what: Location, name: str) -> "subprocess.Popen[str]":
-        """Start a driver for a configuration file, or to resume a run directory."""
-        log = (self.directory / f"{name}.log").open("a")
-        return subprocess.Popen([sys.executable, "-c", DRIVER, str(what)], stdout=log, stderr=log, text=True)
+    def drive(self, what: Location, name: str, address: str | None = None) -> "subprocess.Popen[str]":
+        """Start a driver for a configuration file, or to resume a run directory, on this or another cluster."""
+        log, environment = self.log(name).open("a"), {**os.environ, "RAY_ADDRESS": address or self.cluster.address}
+        command = [sys.executable, "-c", DRIVER, str(what)]
+        return subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment)
+
+    def log(self, name: str) -> Path:
+        """Name the file with what a driver prints."""
+        return self.directory / f"{name}.log"
 
     def replace_node(self, rng: random.Random) -> None:
         """Remove a node, and add another one a little later."""
@@ -237,7 +249,7 @@ def place_of(storage: Location, driver: "subprocess.Popen[str]", reports: int) -
                 return f"{storage}/{name}" if store.local is None else store.local / name
         if driver.poll() is not None:
             raise WrongError(f"the driver ended with {driver.returncode} before it had {reports} reports")
-        time.sleep(0.05)
+        time.sleep(0.05 if store.local is not None else 0.5)  # the S3 server shares this process
     raise WrongError(f"no {reports} reports in {TIMEOUT_S:.0f} s")
 
 
@@ -279,6 +291,14 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", place: Loc
             return resumed_after(stage, "cannot train: its workers failed 6 times: no data set", run)
     elif kind == "node":
         stage.replace_node(rng)
+    elif kind == "newcomer":
+        stage.cluster.remove_node(stage.nodes.pop(rng.randrange(len(stage.nodes))), allow_graceful=False)
+        with stage.stranger():
+            said = "has joined, but cannot train: it does not see the run directory"
+            wait_for(lambda: said in stage.log(run.parent.name).read_text(), "the newcomer was not refused")
+            time.sleep(rng.uniform(0, 5))
+            stage.nodes.append(stage.add_node())
+            driver.wait(timeout=TIMEOUT_S)
     elif kind == "driver":
         driver.kill()
         driver.wait()
@@ -297,6 +317,26 @@ def occasional(method: str, path: str) -> str | None:
 
 
 _requests = itertools.count(1)
+
+
+def grow(stage: Stage, name: str, number: int, rng: random.Random) -> tuple["subprocess.Popen[str]", Location]:
+    """Run on a cluster that an autoscaler grows from no node, and shrinks to none; return the driver and its run."""
+    with autoscaled({"CPU": 1}, TRIALS + 1) as cluster:
+        driver, storage = stage.start(name, cluster.address)
+        try:
+            run = place_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
+            if f"waiting for nodes: 0 of {TRIALS} trials fit" not in stage.log(name).read_text():
+                raise WrongError("the run did not say that it waits for nodes")
+            if number % 2:
+                driver.send_signal(signal.SIGINT)
+                wait_for(lambda: driver.poll() is not None, "the driver did not end after Ctrl-C")
+                wait_for(lambda: not cluster.nodes(), "nodes are left after Ctrl-C")
+                driver = stage.drive(run, name, cluster.address)
+            wait_for(lambda: driver.poll() is not None, "the driver did not end")
+            wait_for(lambda: not cluster.nodes(), "nodes are left")
+        finally:
+            driver.kill()
+    return driver, run
 
 
 def resumed_after(stage: Stage, error: str, run: Path) -> "subprocess.Popen[str]":
@@ -342,7 +382,7 @@ def epochs_of(run: Path) -> dict[str, int]:
 
 def expect_line(stage: Stage, name: str, text: str) -> None:
     """Check that the last line that a driver printed contains a text, and that it printed no stack."""
-    log = (stage.directory / f"{name}.log").read_text()
+    log = stage.log(name).read_text()
     if text not in log.splitlines()[-1] or "Traceback" in log or "*** SIG" in log:
         raise WrongError(f"the driver did not end with {text!r} alone")
 
@@ -419,23 +459,25 @@ def undisturbed(stage: Stage) -> Outcome:
 def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> float:
     """Run one round; return its seconds."""
     rng, name, began = random.Random(f"{seed}/{kind}/{number}"), f"{kind}-{number}", time.monotonic()
-    if kind == "stranger":
+    place: Location
+    if kind == "grow":
+        driver, place = grow(stage, name, number, rng)
+    elif kind == "stranger":
         with stage.stranger():
             driver, storage = stage.start(name)
             driver.wait(timeout=TIMEOUT_S)
     else:
         driver, storage = stage.start(name)
     try:
-        place: Location
         if kind == "stranger":
             (run,) = (path.parent for path in Path(storage).glob("*-*/population.json"))
             place, unseen = run, f"it does not see the run directory {Path(storage).resolve()}"
             driver = resumed_after(stage, unseen, run)
-        else:
+        elif kind != "grow":
             place = place_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
         if kind in ENDS:
             driver, place = end(stage, kind, driver, Path(place), rng)
-        elif kind != "stranger":
+        elif kind not in ("stranger", "grow"):
             driver = disturb(stage, kind, driver, place, rng)
         if driver.wait(timeout=TIMEOUT_S):
             raise WrongError(f"the driver ended with status {driver.returncode}")
@@ -466,7 +508,7 @@ def main(options: Options) -> int:
                 try:
                     seconds.append(play(stage, kind, number, options.seed, expected))
                 except WrongError as error:
-                    log = (stage.directory / f"{kind}-{number}.log").read_text().splitlines()[-3:]
+                    log = stage.log(f"{kind}-{number}").read_text().splitlines()[-3:]
                     wrong.append(f"{kind}, round {number}: {error}; its log ends: {' | '.join(log)}")
                     print(wrong[-1], flush=True)
             median = f"{sorted(seconds)[len(seconds) // 2]:.0f}" if seconds else "-"

@@ -1,26 +1,77 @@
 """Requests to an autoscaler, and what trials wait for; `ray` itself is not started."""
 
+from types import SimpleNamespace
+
 import pytest
+import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 
 from adios_ray.backend import autoscaling
-from adios_ray.backend.autoscaling import requested
+from adios_ray.backend.autoscaling import EXPIRY_S, NodeRequest
 from adios_ray.backend.capacity import waiting_line
+
+TRIAL = [{"CPU": 1.0, "GPU": 1.0}]
+
+
+class Coordinator:
+    """Ray's own coordinator in this process, in place of its actor.
+
+    Attributes:
+        sent: Requests that it sent to the autoscaler.
+        now: Its time in seconds.
+    """
+
+    def __init__(self) -> None:
+        """Start without requests."""
+        self.sent: list[list[dict[str, float]]] = []
+        self.now = 0.0
+        self.actor = _AutoscalingCoordinatorActor(lambda: self.now, self._send, list)
+        self.request_resources = SimpleNamespace(remote=self.actor.request_resources)
+        self.cancel_request = SimpleNamespace(remote=self.actor.cancel_request)
+
+    def _send(self, bundles: list[dict[str, float]]) -> None:
+        self.sent.append(list(bundles))
+
+
+@pytest.fixture
+def coordinator(monkeypatch: pytest.MonkeyPatch) -> Coordinator:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # it starts no thread of its own then
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: None)
+    made = Coordinator()
+    monkeypatch.setattr(autoscaling, "autoscaling_coordinator", lambda: made)
+    return made
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
-def test_a_request_is_withdrawn_however_the_run_ends(
-    monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | None
+def test_a_request_is_added_to_those_of_others_and_withdrawn_however_the_run_ends(
+    coordinator: Coordinator, error: type[BaseException] | None
 ) -> None:
-    requests: list[list[dict[str, float]]] = []
-    monkeypatch.setattr(autoscaling, "request_resources", lambda bundles: requests.append(bundles))
+    coordinator.actor.request_resources("train-1", TRIAL, 60)  # as Ray Train does for a trial that runs
     try:
-        with requested([{"CPU": 1}, {"CPU": 1}]):
-            assert requests == [[{"CPU": 1}, {"CPU": 1}]]
+        with NodeRequest("/runs/first", TRIAL) as first, NodeRequest("/runs/second", TRIAL) as second:
+            first.update(3)
+            assert coordinator.sent[-1] == TRIAL * 4
+            second.update(2)
+            first.update(0)
+            assert coordinator.sent[-1] == TRIAL * 3
             if error:
                 raise error
     except (KeyboardInterrupt, ValueError):
         pass
-    assert requests[1:] == [[]]
+    assert coordinator.sent[-1] == TRIAL
+
+
+def test_a_request_expires_unless_it_is_renewed(coordinator: Coordinator) -> None:
+    with NodeRequest("/runs/first", TRIAL) as request:
+        request.update(2)
+        coordinator.now = 0.9 * EXPIRY_S
+        request.update(2)
+        coordinator.now = 1.8 * EXPIRY_S
+        coordinator.actor._tick()
+        assert coordinator.sent[-1] == TRIAL * 2
+        coordinator.now = 2 * EXPIRY_S
+        coordinator.actor._tick()
+        assert coordinator.sent[-1] == []
 
 
 @pytest.mark.parametrize(

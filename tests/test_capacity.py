@@ -151,7 +151,7 @@ def test_placement_groups_of_dead_actors_are_removed(hold: Hold, tmp_path: Path)
     assert len(groups(tmp_path)) == 2
     ray.kill(doomed)
     until(lambda: any(group.orphaned for group in groups(tmp_path)))
-    assert ClusterCapacity(tmp_path, lambda: 2, 2, print).count() == 2
+    assert ClusterCapacity(tmp_path, lambda: 2, lambda: 2, print).count() == 2
     assert len(groups(tmp_path)) == 2  # counting removes nothing
     remove_orphaned(tmp_path)
     (left,) = groups(tmp_path)
@@ -165,7 +165,7 @@ def test_resources_that_others_hold_are_not_counted(
     outsider = holder(num_cpus=1)
     ray.get(outsider.__ray_ready__.remote())
     said: list[str] = []
-    counted = ClusterCapacity(tmp_path, lambda: 2, 2, said.append)
+    counted = ClusterCapacity(tmp_path, lambda: 2, lambda: 2, said.append)
     hold(2.0)
     until(lambda: all(group.placed for group in groups(tmp_path)))
     hold(2.0)

@@ -32,7 +32,7 @@ class Admission:
     @property
     def free(self) -> bool:
         """Whether one more trial fits."""
-        return self._taken() < self.capacity()
+        return self.taken() < self.capacity()
 
     @property
     def all_started(self) -> bool:
@@ -49,7 +49,7 @@ class Admission:
 
     def oversubscribed(self) -> bool:
         """Tell whether more trials hold resources than fit: a node was lost."""
-        return self._taken() > self.capacity()
+        return self.taken() > self.capacity()
 
     def capacity(self) -> int:
         """Count trials that fit at once, at least 1."""
@@ -58,7 +58,8 @@ class Admission:
             self._capacity, self._due = max(1, self._count_capacity()), time.monotonic() + REFRESH_S
         return self._capacity
 
-    def _taken(self) -> int:
+    def taken(self) -> int:
+        """Count trials that hold resources, or were admitted and are about to."""
         # A pending trial counts: between its admission and the start of its actor, another one would get its resources.
         return sum(trial.status in (Trial.PENDING, Trial.RUNNING) for trial in self._trials.values())
 

@@ -1,19 +1,47 @@
 """Requests to a cluster's autoscaler, which starts and stops nodes."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
 
-from ray.autoscaler.sdk import request_resources
+import ray
+
+from adios_ray.backend.ray_private import autoscaling_coordinator
+
+EXPIRY_S = 180.0
+"""Seconds for which the request of a driver that was killed stays in force."""
+CANCEL_TIMEOUT_S = 5.0
 
 
-@contextmanager
-def requested(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
-    """Ask the autoscaler for nodes that hold all bundles at once, until the end of the block, however it ends.
+class NodeRequest:
+    """Requests nodes for the trials of a run that wait for some, until the end of its block, however it ends.
 
-    A cluster has one such request at a time, of whichever run asked last. Placement groups that wait count besides.
+    A cluster has one request, which ``ray.autoscaler.sdk.request_resources`` replaces. Ray's libraries share a
+    coordinator, which replaces that request every 20 s by the sum of those that it has received; Ray Train sends it one
+    for each trial that runs. A run therefore sends it one for the others, and the requests of several runs add up.
     """
-    request_resources(bundles=[dict(bundle) for bundle in bundles])
-    try:
-        yield
-    finally:
-        request_resources(bundles=[])
+
+    def __init__(self, run: str, trial: Sequence[Mapping[str, float]]) -> None:
+        """Request nothing yet.
+
+        Args:
+            run: The run's directory or URI, which distinguishes its request from those of others.
+            trial: Resources of each worker of a trial.
+        """
+        self._requester, self._trial = f"adios_ray/{run}", [dict(bundle) for bundle in trial]
+
+    def __enter__(self) -> Self:
+        """Find the cluster's coordinator."""
+        self._coordinator = autoscaling_coordinator()
+        return self
+
+    def update(self, trials: int) -> None:
+        """Request nodes for a number of trials, or renew that request."""
+        self._coordinator.request_resources.remote(self._requester, self._trial * trials, EXPIRY_S)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Withdraw the request; should the cluster not answer, it expires."""
+        # Waited for: the driver may disconnect next, and what it has not yet sent would be lost.
+        ray.wait([self._coordinator.cancel_request.remote(self._requester)], timeout=CANCEL_TIMEOUT_S)

@@ -110,17 +110,21 @@ class ClusterCapacity:
     """
 
     def __init__(
-        self, run: Location, count_fitting: Callable[[], int], wanted: int, say: Callable[[str], None]
+        self,
+        run: Location,
+        count_fitting: Callable[[], int],
+        count_wanted: Callable[[], int],
+        say: Callable[[str], None],
     ) -> None:
         """Count for a run.
 
         Args:
             run: The run's directory or URI.
             count_fitting: Returns how many trials the nodes' resources suffice for.
-            wanted: How many trials are to train at once.
+            count_wanted: Returns how many trials are to train at once.
             say: Prints what trials wait for, whenever that changes.
         """
-        self._run, self._count_fitting, self._wanted, self._say = run, count_fitting, wanted, say
+        self._run, self._count_fitting, self._count_wanted, self._say = run, count_fitting, count_wanted, say
         self._said = ""
         self._waiting_since: dict[ray.PlacementGroupID, float] = {}
 
@@ -135,7 +139,7 @@ class ClusterCapacity:
         self._waiting_since = {group.id: self._waiting_since.get(group.id, now) for group in living if not group.placed}
         in_vain = any(now - since > WAITING_S for since in self._waiting_since.values())
         fitting = self._count_fitting()
-        self._tell(waiting_line(placed, fitting, self._wanted, in_vain))
+        self._tell(waiting_line(placed, fitting, self._count_wanted(), in_vain))
         return placed if in_vain else fitting
 
     def _tell(self, line: str) -> None:

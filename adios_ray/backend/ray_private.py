@@ -23,10 +23,12 @@
   ``log_to_driver`` is; among them the advice that many processes are running, which is what a population is.
 - The status that an autoscaler leaves in the control store, and the names that it gives to nodes of a cluster which
   nothing scales: no public function tells whether nodes can be added.
+- The coordinator of Ray's libraries, which replaces the cluster's only request to the autoscaler by the sum of those
+  that it has received; one made by the public ``ray.autoscaler.sdk.request_resources`` would soon be replaced too.
 - Two environment variables, ``POLL_INTERVAL_VARIABLE`` and ``PREEMPTION_WATCHER_VARIABLE``: no argument of the trainers
   and no documented variable does what they do.
 
-Ray Train and Tune are imported inside the functions that need them, because the imports take a second.
+Ray Data, Ray Train and Tune are imported inside the functions that need them, because the imports take a second.
 """
 
 import json
@@ -87,6 +89,15 @@ def autoscaler_runs() -> bool:
     types = json.loads(status).get("autoscaler_report", {}).get("node_type_mapping") or {}
     # Without a configuration, each node is the only one of its type, which is named by its ID.
     return not {format_readonly_node_type(node["NodeID"]) for node in ray.nodes()}.issuperset(types.values())
+
+
+def autoscaling_coordinator() -> Any:
+    """Find or start the actor that adds up what is requested of the cluster's autoscaler."""
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    return get_or_create_autoscaling_coordinator()
 
 
 class MadeGroup(NamedTuple):

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from adios_ray.backend.admission import Admission
-from adios_ray.backend.autoscaling import requested
+from adios_ray.backend.autoscaling import NodeRequest
 from adios_ray.backend.capacity import ClusterCapacity, remove_orphaned
 from adios_ray.backend.channel import ChannelCalls, channel_name, start_channel
 from adios_ray.backend.preflight import check_nodes, node_problem
@@ -139,9 +139,11 @@ def _train(
         look = partial(node_problem, storage.place, config.data_dir)
         channel = start_channel(name, len(unfinished), workers, checked, look)
         calls = ChannelCalls(channel)
-        at_once = min(len(unfinished), config.population)
-        wish = requested(bundles(config, resources, at_once)) if autoscaler_runs() else nullcontext()
-        with Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check) as run, wish:
+        request = NodeRequest(str(storage.place), bundles(config, resources)) if autoscaler_runs() else None
+        with (
+            Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check) as run,
+            request or nullcontext(),
+        ):
             say = partial(run.note, kind="wait")
 
             def count_fitting() -> int:
@@ -149,8 +151,17 @@ def _train(
                 passed = calls.check_nodes([node.id for node in cluster])
                 return count_capacity(config, resources, [node for node in cluster if node.id in passed])
 
-            capacity = ClusterCapacity(storage.place, count_fitting, at_once, say)
-            admission = Admission(len(unfinished), capacity.count)
+            def count_wanted() -> int:
+                return min(len(set(state.unfinished(names)) - scheduler.set_aside.keys()), config.population)
+
+            capacity = ClusterCapacity(storage.place, count_fitting, count_wanted, say)
+
+            def count() -> int:
+                if request:  # Ray Train itself requests what the admitted trials need
+                    request.update(max(count_wanted() - admission.taken(), 0))
+                return capacity.count()
+
+            admission = Admission(len(unfinished), count)
             population = Population(config.trial(), state, run, calls)
             settings = TrialSettings(
                 trial="",

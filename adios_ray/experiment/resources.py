@@ -83,10 +83,10 @@ def _round_down(cpus: float) -> float:
     return float(math.floor(cpus)) if cpus >= 1 else max(math.floor(1000 * cpus) / 1000, _SMALLEST_SHARE)
 
 
-def bundles(config: ExperimentConfig, resources: WorkerResources, trials: int) -> list[dict[str, float]]:
-    """List the resources of all workers of several trials, as Ray takes them."""
+def bundles(config: ExperimentConfig, resources: WorkerResources) -> list[dict[str, float]]:
+    """List the resources of all workers of a trial, as Ray takes them."""
     needed = {"CPU": resources.cpus, "GPU": resources.gpus}
-    return [{name: amount for name, amount in needed.items() if amount}] * (trials * config.workers_per_trial)
+    return [{name: amount for name, amount in needed.items() if amount}] * config.workers_per_trial
 
 
 def count_capacity(config: ExperimentConfig, resources: WorkerResources, cluster: Sequence[Node]) -> int:

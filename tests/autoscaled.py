@@ -1,0 +1,111 @@
+"""A cluster with an autoscaler on one machine, whose nodes are processes: what ``AutoscalingCluster`` of Ray starts.
+
+Ray's own class stops all clusters of the machine at its start and its end, and its wheel lacks a file that it reads.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+from test_job_submission import free_ports
+
+IDLE_MINUTES = 0.2
+"""Minutes after which an idle node is stopped."""
+
+
+def settings(address: str, resources: dict[str, float], most: int) -> dict[str, object]:
+    """Describe a cluster of a head without resources and at most ``most`` nodes."""
+    return {
+        "cluster_name": "autoscaled",
+        "max_workers": most,
+        "idle_timeout_minutes": IDLE_MINUTES,
+        "upscaling_speed": 10.0,
+        "provider": {"type": "fake_multinode", "gcs_address": address, "disable_node_updaters": True},
+        "auth": {},
+        "file_mounts": {},
+        **dict.fromkeys(("cluster_synced_files", "worker_setup_commands", "worker_start_ray_commands"), []),
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": most},
+        },
+    }
+
+
+class Autoscaled(NamedTuple):
+    """A running cluster.
+
+    Attributes:
+        address: Its address.
+        directory: Its temporary directory, which the command lines of its processes name.
+    """
+
+    address: str
+    directory: Path
+
+    def processes(self) -> list[psutil.Process]:
+        """Find the processes of all its nodes."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if any(str(self.directory) in part for part in process.cmdline()):
+                    found.append(process)
+        return found
+
+    def nodes(self) -> int:
+        """Count the nodes that the autoscaler has started."""
+        names = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                names.append(process.name())
+        return names.count("raylet") - 1
+
+
+@contextlib.contextmanager
+def autoscaled(resources: dict[str, float], most: int) -> Iterator[Autoscaled]:
+    """Start a cluster whose autoscaler adds up to ``most`` nodes with these resources; end its processes afterwards."""
+    port, dashboard, agent, client = free_ports(4)
+    directory = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: it holds sockets
+    cluster, config = Autoscaled(f"127.0.0.1:{port}", directory), directory / "autoscaler.json"
+    config.write_text(json.dumps(settings(cluster.address, resources, most)))
+    environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    ports = f"--port {port} --dashboard-port {dashboard} --dashboard-agent-listen-port {agent}"
+    options = f"--head --block --num-cpus 0 --node-ip-address 127.0.0.1 --temp-dir {directory} {ports}"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options.split()]
+    with (directory / "head.log").open("w") as log:
+        head = subprocess.Popen(
+            [*command, f"--ray-client-server-port={client}", f"--autoscaling-config={config}"],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_until_up(cluster, head)
+        yield cluster
+    finally:
+        head.send_signal(signal.SIGTERM)
+        head.wait(timeout=60)
+        for process in cluster.processes():  # nodes outlive the autoscaler that has started them
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def wait_until_up(cluster: Autoscaled, head: "subprocess.Popen[bytes]") -> None:
+    """Wait until the head runs and its autoscaler has reported."""
+    deadline = time.monotonic() + 300
+    while not list(cluster.directory.glob("session_latest/logs/monitor.log")):
+        if head.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError((cluster.directory / "head.log").read_text())
+        time.sleep(0.5)
