@@ -51,7 +51,11 @@ else:
     SchemeName = Literal[tuple(SCHEMES)]
     FitnessName = Literal[tuple(MEASURES)]
 
-Place = Annotated[str, BeforeValidator(lambda place: os.fspath(place) if isinstance(place, os.PathLike) else place)]
+Place = Annotated[
+    str,
+    Field(min_length=1),  # else an empty one, such as an unset variable of a shell, would be the current directory
+    BeforeValidator(lambda place: os.fspath(place) if isinstance(place, os.PathLike) else place),
+]
 """A path or a URI (s3://, gs://, ...)."""
 
 PROBE_LR = 0.1
@@ -84,9 +88,9 @@ shapes of networks, the order of the data, or what a fitness means."""
 
 
 class Strict(BaseModel):
-    """Frozen settings without unknown keys."""
+    """Frozen settings without unknown keys, whose numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod

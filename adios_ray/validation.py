@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from yaml.constructor import ConstructorError
 
 from adios_ray.errors import ConfigError, InputError
 
@@ -54,6 +56,41 @@ def parse_json(
         raise error_type(f"{origin}: {explain(error)}") from None
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping.
+
+        Raises:
+            ConstructorError: If a key occurs twice.
+        """
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise ConstructorError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """Parse YAML of plain values.
+
+    Args:
+        text: The text.
+        origin: Source of the text; the error message begins with it.
+
+    Raises:
+        ConfigError: If it is no valid YAML, or a mapping has a key twice; names line and column.
+    """
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{origin}{where}: no valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
 def read_json(kind: type[Value], path: Path, error_type: type[InputError] = ConfigError) -> Value:
     """Validate a JSON file; see ``parse_json``.
 
@@ -86,6 +123,8 @@ def explain(
         keys = _keys(problem["loc"], values, problem["type"] == "missing")
         path, value = ".".join(keys), problem.get("input")
         message = problem["msg"].replace("Value error, ", "").replace("Input should", "must")
+        if problem["type"] == "string_too_short" and not value:
+            message = "must not be empty"
         if problem["type"] == "json_invalid":
             complaints.append(message.replace("Invalid JSON", "not JSON"))
         elif problem["type"] == "extra_forbidden":

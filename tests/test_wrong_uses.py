@@ -45,6 +45,7 @@ def spoiled_spaces() -> Iterator[tuple[str, str]]:
     for name, values in changes.items():
         yield name, yaml.safe_dump(values)
     yield "syntax", "scheduler: pbt\nparameters: {a: [}\n"
+    yield "twice", "scheduler: pbt\nparameters: {}\nscheduler: pb2\n"
     yield "list", "- 1\n- 2\n"
     yield "empty", ""
     yield "nan", yaml.safe_dump({**SPACE, "parameters": {path: {**rate, "low": math.nan}}})
@@ -138,7 +139,10 @@ CASES = {
     f"{DEMO} --space spaces/binary.yaml": "search space spaces/binary.yaml is no text: name a YAML file",
     f"{DEMO} --space spaces/nan.yaml": "parameters.optimizer.encoder_lr.low = nan must be a finite number",
     f"{DEMO} --seed -1": "--seed -1 must be greater than or equal to 0",
-    f"{DEMO} --optimizer.encoder-lr nan": "--optimizer.encoder-lr nan must be",
+    f"{DEMO} --optimizer.encoder-lr nan": "--optimizer.encoder-lr nan must be a finite number",
+    f"{DEMO} --storage=": "--storage '' must not be empty",
+    "train --preset in100s --data-dir=": "--data-dir '' must not be empty",
+    f"{DEMO} --space spaces/twice.yaml": "spaces/twice.yaml, line 3, column 1: no valid YAML: scheduler is given twice",
     "replay --output out --run bad_config --trial trial_00": "bad_config is not a run directory",
     "prepare --dataset objects --output out --num-images -5": "num_images is -5; it must be at least 10",
     "prepare --dataset objects --output file --num-images 50": "file: Not a directory",

@@ -15,7 +15,7 @@ from adios_ray.errors import ConfigError
 from adios_ray.files import atomic_write
 from adios_ray.places import fetched
 from adios_ray.store import Location
-from adios_ray.validation import parse
+from adios_ray.validation import parse, parse_yaml
 
 
 class _Parameter(Strict):
@@ -356,16 +356,11 @@ def load_space(place: Location, scheduler: Scheduler | None = None, search: Sear
         ConfigError: If the file cannot be read or is no valid search space.
     """
     try:
-        values = yaml.safe_load(fetched(place).read_text())
+        values = parse_yaml(fetched(place).read_text(), f"search space {place}")
     except OSError as error:
         raise ConfigError(f"search space {place} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"search space {place} is no text: name a YAML file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or error
-        raise ConfigError(f"search space {place}{where}: no valid YAML: {reason}") from None
     if not isinstance(values, dict):
         found = "empty" if values is None else f"a {type(values).__name__}"
         raise ConfigError(f"search space {place} is {found}, expected a mapping of options")

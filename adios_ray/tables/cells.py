@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from adios_ray.config import Strict, TrialConfig
 from adios_ray.data.shards import open_shards
@@ -33,6 +33,8 @@ Evaluate = Callable[[str, Path, Mapping[str, str], Mapping[str, Any], int], dict
 
 class Measured(Strict):
     """Result of one evaluation of a cell."""
+
+    model_config = ConfigDict(allow_inf_nan=True)  # a score may be undefined
 
     scores: dict[str, float]
     """Scores by name."""
