@@ -231,12 +231,16 @@ class RunStorage:
         return sorted((folder / name for name in self.names(folder) if name.startswith("epoch_")), reverse=True)
 
     def remove(self, path: Path) -> None:
-        """Remove a checkpoint, as far as storage allows it."""
+        """Remove a checkpoint or a file, as far as storage allows it."""
         if self._remote is not None:
             with suppress(OSError):
                 self._remote.remove(f"{self._name(path)}/{META_FILE}")  # first: the rest is no checkpoint
                 self._remote.remove(self._name(path))
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
 
     def trim(self, trial: str) -> None:
         """Remove this node's copies of checkpoints that have been pruned at the URI.

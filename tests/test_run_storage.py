@@ -331,3 +331,17 @@ def test_inputs_and_outputs_at_uris(server: S3Server, tmp_path: Path, capsys: py
     atomic_write(path, b"")
     append_line(path, "local")
     assert places.fetched(f"file://{path}") == path
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_files_and_folders_are_removed_where_they_are_stored(remote: bool, nodes: Nodes, tmp_path: Path) -> None:
+    storage = nodes["worker"] if remote else RunStorage(tmp_path / "a_run")
+    record = RunDirectory(storage.directory).controllers / "an_actor"
+    atomic_write(record, b"")
+    checkpoint = saved(storage, 1).path
+    for path in (record, checkpoint):
+        storage.publish(path)
+        assert storage.names(path.parent) == {path.name}
+        storage.remove(path)
+        assert not path.exists() and storage.names(path.parent) == set()
+        storage.remove(path)  # of what is gone already, nothing is left to do
