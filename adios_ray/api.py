@@ -254,7 +254,7 @@ def load_encoder(path: str | Path) -> "nn.Module":
     """
     from adios_ray.models import export
 
-    return export.load_encoder(Path(path))
+    return export.load_encoder(path)
 
 
 def load_occlusion_model(path: str | Path) -> "OcclusionModel":
@@ -274,4 +274,4 @@ def load_occlusion_model(path: str | Path) -> "OcclusionModel":
     """
     from adios_ray.models import export
 
-    return export.load_occlusion_model(Path(path))
+    return export.load_occlusion_model(path)
