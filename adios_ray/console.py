@@ -1,4 +1,4 @@
-"""Where lines and progress are shown."""
+"""Consoles for lines and progress."""
 
 from rich.console import Console
 

@@ -21,7 +21,7 @@
       report.html  summary.json  schedule.json   for people; the last two are written when the run has finished
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -188,4 +188,9 @@ def epoch_name(epoch: int) -> str:
 
 def newest_epochs(folder: Path) -> Iterator[Path]:
     """Iterate over what was written into a folder after each epoch, newest first."""
-    return iter(sorted(folder.glob(f"{_EPOCH}*"), reverse=True))
+    return iter(newest_first(folder.glob("*")))
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Select those paths that are named by ``epoch_name``, the newest epoch first."""
+    return sorted((path for path in paths if path.name.startswith(_EPOCH)), reverse=True)

@@ -25,7 +25,7 @@ from adios_ray.checkpoints import META_FILE, Pointer, damage
 from adios_ray.files import atomic_path, check_writable
 from adios_ray.local_cache import cache_directory, hold, release, remove_unless_held
 from adios_ray.places import fetched
-from adios_ray.run_directory import MASKS, RunDirectory, newest_epochs
+from adios_ray.run_directory import MASKS, RunDirectory, newest_epochs, newest_first
 from adios_ray.store import PARALLEL_COPIES, Location, Store
 
 NOT_DRIVERS = frozenset({"checkpoints", MASKS, "diverged", "controllers", "tune", "driver.json"})
@@ -228,7 +228,7 @@ class RunStorage:
         """List what was written into a folder after each epoch, newest first; none while storage fails."""
         if self._remote is None:
             return list(newest_epochs(folder))
-        return sorted((folder / name for name in self.names(folder) if name.startswith("epoch_")), reverse=True)
+        return newest_first(folder / name for name in self.names(folder))
 
     def remove(self, path: Path) -> None:
         """Remove a checkpoint or a file, as far as storage allows it."""

@@ -16,7 +16,7 @@ torch.set_num_threads(1)  # like a trial's worker, so that results can be compar
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, keep those that share a Ray cluster in one, those with their own in one."""
+    """Run tests that share a Ray cluster in one process of pytest-xdist, and tests that start their own in another."""
     for item in items:
         if item.get_closest_marker("ray"):
             shared = "ray_cluster" in getattr(item, "fixturenames", ())

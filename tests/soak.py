@@ -64,7 +64,7 @@ FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "stranger", "newcome
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 ENDS = (*SIGNALS, "second", "moved")
 ON_S3 = (*KILLS, "storage")
-"""What can be done to a run at a URI."""
+"""Disturbances of a run at a URI."""
 DISK_BYTES, AWAY_S = 2**26, 10.0
 SERVICES = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 """Title prefixes of processes that Ray keeps while a cluster runs."""

@@ -147,7 +147,7 @@ def chosen(*arguments: str) -> ExperimentConfig:
     ids=lambda settings: "-".join(settings),
 )
 def test_the_command_of_a_run_repeats_it(settings: dict[str, Any]) -> None:
-    """Of its own and published settings; a space of one's own is the run's copy, with what was overridden."""
+    """Cover the demo and published settings, and a user's space, of which the run's copy has what was overridden."""
     choice = (settings.get(path) for path in ("objective.name", "backbone.name", "masking.scheme"))
     defaults = preset_config(settings.get("preset"), None, *(choice if settings.get("preset") else ()))
     config = replaced(defaults, settings)

@@ -1,4 +1,4 @@
-"""What a worker's process prints, passed on to the driver: files of a node are gone with it."""
+"""Copies of the output of workers' processes for the driver, because files of a node are lost with it."""
 
 import os
 import stat

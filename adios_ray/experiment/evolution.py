@@ -139,7 +139,7 @@ def _train(
         look = partial(node_problem, storage.place, config.data_dir)
         channel = start_channel(name, len(unfinished), workers, checked, look)
         calls = ChannelCalls(channel)
-        request = NodeRequest(str(storage.place), bundles(config, resources)) if autoscaler_runs() else None
+        request = NodeRequest(storage.place, bundles(config, resources)) if autoscaler_runs() else None
         with (
             Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check) as run,
             request or nullcontext(),

@@ -100,7 +100,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         return str(decision)
 
     def _set_aside(self, name: str, fault: Fault) -> None:
-        """Go on without a trial that cannot train, because of its values or where it was placed.
+        """Set a trial aside that cannot train because of its values or its nodes, so that the others continue.
 
         Raises:
             FaultError: If every other trial has trouble too: then neither is the reason.

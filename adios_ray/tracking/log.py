@@ -1,4 +1,4 @@
-"""What happened in a run: ``events.jsonl``, and ``logs/TRIAL.log`` with tracebacks and what workers printed."""
+"""Events of a run, in ``events.jsonl``, and logs of its trials, ``logs/TRIAL.log``: tracebacks and workers' output."""
 
 import os
 import threading
@@ -27,13 +27,13 @@ class Event(BaseModel):
     time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     """When it happened, in UTC."""
     kind: EventKind
-    """What happened; "restart" is of a trial's processes, "wait" for nodes, resources or storage."""
+    """Kind of the event; "restart" is of a trial's processes, "wait" for nodes, resources or storage."""
     trial: str = ""
     """The trial that it is about; empty if it is about the run."""
     epoch: int | None = None
     """The trial's epoch, where that matters."""
     text: str
-    """What the terminal showed."""
+    """The text that the terminal showed."""
 
 
 class EventLog:
