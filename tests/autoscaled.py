@@ -7,9 +7,7 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from test_job_submission import free_ports
+from ray_head import free_ports, ray_head
 
 IDLE_MINUTES = 0.2
 """Minutes after which an idle node is stopped."""
@@ -81,21 +79,12 @@ def autoscaled(resources: dict[str, float], most: int) -> Iterator[Autoscaled]:
     environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     environment.pop("RAY_ADDRESS", None)
     ports = f"--port {port} --dashboard-port {dashboard} --dashboard-agent-listen-port {agent}"
-    options = f"--head --block --num-cpus 0 --node-ip-address 127.0.0.1 --temp-dir {directory} {ports}"
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options.split()]
-    with (directory / "head.log").open("w") as log:
-        head = subprocess.Popen(
-            [*command, f"--ray-client-server-port={client}", f"--autoscaling-config={config}"],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    options = f"--num-cpus 0 --temp-dir {directory} {ports} --ray-client-server-port {client}"
     try:
-        wait_until_up(cluster, head)
-        yield cluster
+        with ray_head(f"{options} --autoscaling-config {config}", environment, directory / "head.log") as head:
+            wait_until_up(cluster, head)
+            yield cluster
     finally:
-        head.send_signal(signal.SIGTERM)
-        head.wait(timeout=60)
         for process in cluster.processes():  # nodes outlive the autoscaler that has started them
             with contextlib.suppress(psutil.Error):
                 process.kill()

@@ -4,8 +4,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_head import RAY, free_ports, ray_head
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent
-RAY = str(Path(sys.executable).with_name("ray"))
 
 
 @dataclass
@@ -45,18 +43,6 @@ class Head:
             return 0, ""
 
 
-def free_ports(count: int) -> list[int]:
-    """Find free loopback ports."""
-    # All are bound before the first is closed, so that they differ.
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
     """Start a head node on loopback with token authentication; stop it and delete its files after the test."""
@@ -66,22 +52,14 @@ def head(tmp_path: Path) -> Iterator[Head]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"PATH": binaries, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     options = f"--port {port} --dashboard-host 127.0.0.1 --dashboard-port {dashboard} --metrics-export-port {metrics}"
-    command = f"start --head --block --node-ip-address 127.0.0.1 --num-cpus 2 --temp-dir {temporary} {options}"
-    log = (tmp_path / "head.log").open("w")
-    process = subprocess.Popen(
-        [RAY, *command.split(), "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client)],
-        env=environment,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
+    options += f" --num-cpus 2 --temp-dir {temporary}"
+    options += f" --dashboard-agent-listen-port {agent} --ray-client-server-port {client}"
     node = Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", token, environment)
     try:
-        wait_until_ready(node, process)
-        yield node
+        with ray_head(options, environment, tmp_path / "head.log") as process:
+            wait_until_ready(node, process)
+            yield node
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
-        log.close()
         shutil.rmtree(temporary, ignore_errors=True)
 
 
