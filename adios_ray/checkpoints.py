@@ -33,7 +33,8 @@ def save_checkpoint(directory: Path, state: dict[str, Any], meta: dict[str, Any]
     """Write a checkpoint, atomically.
 
     Args:
-        directory: Directory of the checkpoint; an older one of that name is replaced.
+        directory: Directory of the checkpoint; an older one of that name is replaced. The folder that it is in is
+            created, but none above that, as in ``atomic_write``.
         state: Tensors, numbers and text, in nested dictionaries and lists.
         meta: JSON values for people and tools; the checksum is added.
 
@@ -45,8 +46,9 @@ def save_checkpoint(directory: Path, state: dict[str, Any], meta: dict[str, Any]
     content = io.BytesIO()
     torch.save(state, content)  # into memory: on a full disk torch raises no OSError, but an error of its own
     checksum = hashlib.sha256(content.getbuffer()).hexdigest()
+    directory.parent.mkdir(exist_ok=True)
     with atomic_path(directory) as draft:
-        draft.mkdir(parents=True)
+        draft.mkdir()
         (draft / STATE_FILE).write_bytes(content.getbuffer())
         (draft / META_FILE).write_text(json.dumps({**meta, "sha256": checksum}, indent=1))
     return Pointer(path=directory, sha256=checksum)

@@ -35,10 +35,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` atomically: readers see all of it or nothing. Parent folders are created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write ``content`` to ``path`` atomically: readers see all of it or nothing.
+
+    Raises:
+        FileNotFoundError: If its folder does not exist. Files of a run are written like this: while storage is
+            unmounted, a folder created in its place would take what is written, and lose it.
+        OSError: If storage fails.
+    """
     with atomic_path(path) as draft:
         draft.write_bytes(content)
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file that a user has named, as ``atomic_write`` does; its folders are created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, content)
 
 
 def remove_drafts(folder: Path) -> None:

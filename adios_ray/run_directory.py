@@ -37,13 +37,26 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths of all files in a run directory; none is read or created here.
+    """Paths of all files in a run directory; no file is read or written here.
 
     Attributes:
         path: The directory.
     """
 
     path: Path
+
+    def make_folders(self) -> None:
+        """Create the folders of an existing run directory that are missing.
+
+        Its driver does so when it starts; after that, only trials' folders in these are created. A folder that is made
+        where storage is unmounted would take what is written, and lose it.
+
+        Raises:
+            OSError: If storage fails.
+        """
+        folders = (self.checkpoints, self._masks, self.diverged, self.controllers, self._logs, self._outcomes)
+        for folder in (*folders, *(self._outcomes / part for part in PARTS)):
+            folder.mkdir(exist_ok=True)
 
     @property
     def config(self) -> Path:
@@ -122,11 +135,11 @@ class RunDirectory:
 
     def tracker_log(self, name: str) -> Path:
         """Return the path of what a tracker's process printed."""
-        return self.path / "logs" / f"tracker_{name}.log"
+        return self._logs / f"tracker_{name}.log"
 
     def log(self, trial: str) -> Path:
         """Return the path of a trial's log."""
-        return self.path / "logs" / f"{trial}.log"
+        return self._logs / f"{trial}.log"
 
     def trial_folders(self, trial: str) -> tuple[Path, ...]:
         """List the folders that a trial's workers write into."""
@@ -149,7 +162,7 @@ class RunDirectory:
 
     def outcomes(self, trial: str, epoch: int, part: Part = "selection") -> Path:
         """Return the path of the outcomes of the images in one part of val, in a trial's report."""
-        return self.path / "outcomes" / part / trial / epoch_name(epoch)
+        return self._outcomes / part / trial / epoch_name(epoch)
 
     def diverged_step(self, trial: str, epoch: int) -> Path:
         """Return the folder of the step at which a trial diverged, by the epoch of its report."""
@@ -174,6 +187,14 @@ class RunDirectory:
     @property
     def _masks(self) -> Path:
         return self.path / MASKS
+
+    @property
+    def _logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def _outcomes(self) -> Path:
+        return self.path / "outcomes"
 
 
 _EPOCH = "epoch_"

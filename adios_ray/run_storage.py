@@ -66,6 +66,7 @@ class RunStorage:
             config = RunDirectory(self.directory).config
             if not config.exists():  # retry_in_run() takes storage to be away without it
                 config.parent.mkdir(parents=True, exist_ok=True)
+                RunDirectory(self.directory).make_folders()
                 self._fetch(config)
 
     def close(self) -> None:

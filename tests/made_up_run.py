@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.records import Exploit, MaskFile, Row, RunSummary
 
@@ -126,6 +127,8 @@ class MadeUpRun:
 
     def write(self) -> None:
         """Write every file except the summary."""
+        self.run_dir.mkdir(exist_ok=True)
+        RunDirectory(self.run_dir).make_folders()
         records.write_config(self.run_dir, {"seed": 0, "masking": {"scheme": "adios", "slots": 4}})
         records.begin_results(self.run_dir, list(SETTINGS))
         records.begin_lineage(self.run_dir)

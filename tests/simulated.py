@@ -166,7 +166,8 @@ class Simulation:
 
     def fresh(self) -> None:
         """Save a new population."""
-        (self.directory / "checkpoints").mkdir(parents=True)
+        self.directory.mkdir(parents=True)
+        RunDirectory(self.directory).make_folders()
         halvings = rungs(self.space.opening, self.population)
         state = PopulationState(next_decision_epoch=halvings[0].epoch if halvings else self.space.interval_epochs)
         if self.space.search != "hyperopt":

@@ -87,6 +87,7 @@ def test_exploits_and_the_outcome_are_read(tmp_path: Path) -> None:
 
 
 def test_masks_with_epochs_of_four_digits_are_found(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).make_folders()
     records.write_masks(tmp_path, "a", 3, make_masks(1, 2, 3, images=1, side=8))
     path = RunDirectory(tmp_path).masks("a", 3)
     path.rename(path.with_name("epoch_0003.npz"))

@@ -233,6 +233,7 @@ def test_events_that_storage_refused_are_written_when_it_is_back(tmp_path: Path)
 
 def test_a_trials_log_has_a_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adios_ray.tracking.log.LOG_BYTES", 100)
+    RunDirectory(tmp_path).make_folders()
     for number in range(20):
         append_log(tmp_path, "trial_00", f"line {number}")
     log = RunDirectory(tmp_path).log("trial_00")

@@ -197,7 +197,7 @@ def test_a_fault_is_said_at_once_and_burns_no_epoch(
 ) -> None:
     running = in_background(experiment(objects_dir, tmp_path, epochs=2))
     run_dir = run_dir_of(tmp_path / "runs", running)
-    (run_dir / "masks").mkdir()
+    (run_dir / "masks").mkdir(exist_ok=True)
     in_the_way, log = run_dir / "masks" / "trial_01", run_dir / "logs" / "trial_01.log"
     in_the_way.write_text("a file where the trial's masks should be written")
     wait_until(log.exists, running)

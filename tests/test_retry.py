@@ -2,17 +2,23 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_up_run import make_row
 
 from adios_ray import retry as retrying
+from adios_ray.checkpoints import save_checkpoint
 from adios_ray.errors import StorageError
 from adios_ray.files import atomic_write
 from adios_ray.retry import retry, retry_in_run
+from adios_ray.run_directory import RunDirectory
+from adios_ray.search.state import PopulationState
 from adios_ray.tracking import records
+from adios_ray.tracking.records import MaskFile
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +65,7 @@ def test_other_errors_are_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="our own"):
         retry(broken, lambda text: None)
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError):
+    with pytest.raises(NotADirectoryError):
         retry(lambda: atomic_write(tmp_path / "file" / "masks", b""), lambda text: None)
 
 
@@ -97,6 +103,57 @@ def test_a_directory_that_is_away_is_not_made_anew(tmp_path: Path, monkeypatch: 
     retry(lambda: records.append_result(run, make_row(epoch=1)), say)
     assert len(said) == 2
     go_away()
-    retry_in_run(run, lambda: atomic_write(run / "masks" / "file", b"drawn"), say)
+    retry_in_run(run, lambda: atomic_write(run / "masks", b"drawn"), say)
     assert len(said) == 2
-    assert len(records.read_results(run)) == 1 and (run / "masks" / "file").read_bytes() == b"drawn"
+    assert len(records.read_results(run)) == 1 and (run / "masks").read_bytes() == b"drawn"
+
+
+def _save(run: RunDirectory) -> None:
+    save_checkpoint(run.checkpoint("trial_00", 1), {}, {})
+
+
+def _draw(run: RunDirectory) -> None:
+    records.write_masks(
+        run.path, "trial_00", 1, MaskFile(np.zeros((1, 2, 2, 3), np.uint8), np.zeros((1, 1, 2, 2), np.uint8))
+    )
+
+
+def _snapshot(run: RunDirectory) -> None:
+    PopulationState(next_decision_epoch=1).save(run.path)
+
+
+WRITES: dict[str, tuple[Callable[[RunDirectory], object], Callable[[RunDirectory], Path]]] = {
+    "checkpoint": (_save, lambda run: run.checkpoint("trial_00", 1)),
+    "masks": (_draw, lambda run: run.masks("trial_00", 1)),
+    "snapshot": (_snapshot, lambda run: run.population),
+    "page": (lambda run: atomic_write(run.report, b"page"), lambda run: run.report),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_what_is_written_while_storage_is_away_for_a_moment_is_not_lost(tmp_path: Path, name: str) -> None:
+    storage = tmp_path / "storage"
+    run = RunDirectory(storage / "run")
+    run.path.mkdir(parents=True)
+    records.write_config(run.path, {})
+    run.make_folders()
+    write, path_in = WRITES[name]
+    attempts = 0
+
+    def write_while_unmounted() -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts > 1:
+            write(run)
+            return
+        # From after the look for the run's files until before it: only the write itself can notice.
+        storage.rename(tmp_path / "away")
+        storage.mkdir()
+        try:
+            write(run)
+        finally:
+            shutil.rmtree(storage)
+            (tmp_path / "away").rename(storage)
+
+    retry_in_run(run.path, write_while_unmounted, lambda text: None)
+    assert attempts == 2 and path_in(run).exists()

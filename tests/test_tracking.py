@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from adios_ray.errors import RecordError
+from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import lineage, pictures, records
 from adios_ray.tracking.formatting import duration
 from adios_ray.tracking.lineage import Ancestor
@@ -103,6 +104,7 @@ def test_lineage_summary_config_and_masks_round_trip(tmp_path: Path) -> None:
     records.write_config(tmp_path, {"a": {"b": [1, None]}})
     assert records.read_config(tmp_path) == {"a": {"b": [1, None]}}
     masks = make_masks(1, 2, 3, images=2, side=8)
+    RunDirectory(tmp_path).make_folders()
     records.write_masks(tmp_path, "trial_01", 12, masks)
     assert records.mask_epochs(tmp_path, "trial_01") == [12]
     np.testing.assert_array_equal(records.read_masks(tmp_path, "trial_01", 12).masks, masks.masks)

@@ -10,7 +10,7 @@ from made_up_run import make_exploit, make_row
 
 from adios_ray.checkpoints import Pointer
 from adios_ray.experiment.verdict import LAST_REPORTS, Final, final_fitness, gain_over_control
-from adios_ray.files import atomic_write
+from adios_ray.files import write_output
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.state import Member, PopulationState
@@ -28,7 +28,7 @@ def test_the_error_of_the_gain_is_that_of_paired_images(tmp_path: Path) -> None:
         for epoch in (1, 2, 3, 4)
     }
     for (name, epoch), outcomes in reports.items():
-        atomic_write(RunDirectory(tmp_path).outcomes(name, epoch, "holdout"), outcomes.tobytes())
+        write_output(RunDirectory(tmp_path).outcomes(name, epoch, "holdout"), outcomes.tobytes())
     rows = [
         make_row(name, epoch, 0.9, holdout_fitness=outcomes.mean() / 255, holdout_standard_error=0.01)
         for (name, epoch), outcomes in reports.items()

@@ -51,7 +51,6 @@ def record_controller(run: Location) -> None:
     """Record the calling actor as one whose placement groups belong to the run."""
     storage = RunStorage(run)
     record = _own_record(storage)
-    record.parent.mkdir(exist_ok=True)
     record.touch()
     storage.publish(record)
 

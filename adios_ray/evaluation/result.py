@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adios_ray.errors import EvaluationError
-from adios_ray.files import atomic_write
+from adios_ray.files import write_output
 from adios_ray.validation import read_json
 
 Scalar = str | int | float | bool | None
@@ -110,7 +110,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     Raises:
         OSError: If storage fails.
     """
-    atomic_write(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
+    write_output(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_result(path: Path) -> EvaluationResult:

@@ -31,7 +31,7 @@ from adios_ray.evaluation.kinds import CROPS_AND_FLIPS, STREAM, accuracy_scores,
 from adios_ray.evaluation.linear import Accuracy, accuracy
 from adios_ray.evaluation.result import EvaluationResult, Row
 from adios_ray.evaluation.subject import Subject
-from adios_ray.files import atomic_write
+from adios_ray.files import write_output
 from adios_ray.models.weights import build_initial_backbone, checksum
 from adios_ray.validation import read_json
 
@@ -145,7 +145,7 @@ def transfer(subject: Subject, config: TransferConfig, folder: Path) -> Evaluati
                     accuracies = val, test
             seconds = round(time.perf_counter() - began, 3)
             result = RateResult(rate=rate, accuracies=accuracies, seconds=seconds)
-            atomic_write(path, result.model_dump_json().encode())
+            write_output(path, result.model_dump_json().encode())
         results.append(read_json(RateResult, path, RecordError))
     finished = [(result.rate, *result.accuracies) for result in results if result.accuracies is not None]
     if not finished:

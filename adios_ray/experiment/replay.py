@@ -90,6 +90,7 @@ def _claim(output: Path, schedule: Schedule) -> None:
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"output {output} is not the directory of a replay: name one that is new or empty")
     else:
+        output.mkdir(parents=True, exist_ok=True)
         schedule.save(path)
 
 

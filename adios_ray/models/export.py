@@ -14,7 +14,7 @@ from adios_ray.checkpoints import STATE_FILE
 from adios_ray.config import BackboneConfig, Naming, Norm, Strict, TrialConfig
 from adios_ray.data.augment import MEAN, STD
 from adios_ray.errors import CheckpointError, ConfigError
-from adios_ray.files import atomic_write
+from adios_ray.files import write_output
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.backbones import build_backbone
 from adios_ray.models.weights import (
@@ -168,8 +168,8 @@ def _tensors(module: nn.Module) -> bytes:
 
 def _write(output: Path, content: bytes, info: _Info) -> None:
     # The description last: its checksum refuses the tensors of an earlier export if this one is interrupted in between.
-    atomic_write(output, content)
-    atomic_write(output.with_suffix(".json"), info.model_dump_json(indent=1).encode())
+    write_output(output, content)
+    write_output(output.with_suffix(".json"), info.model_dump_json(indent=1).encode())
 
 
 def _torchvision_name(config: BackboneConfig, backbone: nn.Module) -> str:

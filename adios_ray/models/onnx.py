@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from adios_ray.data.augment import MEAN, STD
 from adios_ray.errors import ConfigError
-from adios_ray.files import atomic_write
+from adios_ray.files import write_output
 from adios_ray.models.export import occlusion_of
 from adios_ray.models.weights import Weights, build_networks
 
@@ -87,5 +87,5 @@ def export_onnx(weights: Weights, output: Path, *, occlusion: bool) -> dict[str,
         "origin": weights.origin,
     }
     program.model.metadata_props.update(described)
-    atomic_write(output, program.model_proto.SerializeToString())
+    write_output(output, program.model_proto.SerializeToString())
     return described

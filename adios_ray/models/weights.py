@@ -22,7 +22,7 @@ from adios_ray.checkpoints import META_FILE, STATE_FILE, open_checkpoint
 from adios_ray.config import BackboneConfig, MaskingConfig, Strict, TrialConfig
 from adios_ray.devices import CPU
 from adios_ray.errors import CheckpointError, ConfigError
-from adios_ray.files import atomic_write
+from adios_ray.files import write_output
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.masking.slots import use_blank_head
 from adios_ray.models.backbones import build_backbone
@@ -90,7 +90,7 @@ def save_weights(path: Path, weights: Weights) -> None:
         classes=weights.classes,
         config=weights.config,
     )
-    atomic_write(path, safetensors.torch.save(plain(weights.tensors), {METADATA_KEY: header.model_dump_json()}))
+    write_output(path, safetensors.torch.save(plain(weights.tensors), {METADATA_KEY: header.model_dump_json()}))
 
 
 WRAPPERS = ("module", "_orig_mod")

@@ -95,7 +95,12 @@ class Population:
         """Store the outcomes of a report's images, if it has any."""
         if outcomes is not None:
             path, content = RunDirectory(self.run.directory).outcomes(name, epoch, part), base64.b64decode(outcomes)
-            self.run.write(lambda: atomic_write(path, content))
+
+            def write() -> None:
+                path.parent.mkdir(exist_ok=True)
+                atomic_write(path, content)
+
+            self.run.write(write)
 
     def _score(self, member: Member, fitness: float) -> float:
         """Smooth the fitness over reports as configured; never nan."""

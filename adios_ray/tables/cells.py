@@ -15,7 +15,7 @@ from adios_ray.config import Strict, TrialConfig
 from adios_ray.data.shards import open_shards
 from adios_ray.experiment.replay import replay
 from adios_ray.experiment.schedule import Schedule, Stage
-from adios_ray.files import atomic_write
+from adios_ray.files import write_output
 from adios_ray.run_directory import epoch_name
 from adios_ray.tables.grid import Cell, Evaluation
 from adios_ray.validation import read_json
@@ -101,7 +101,7 @@ def run_cell(cell: Cell, folder: Path, places: Mapping[str, str], device: torch.
         data = {name: places[name] for name in evaluation.data}
         scores = evaluate(evaluation.kind, last, data, dict(evaluation.options), cell.seed)
         found = Measured(scores=scores, seconds=time.perf_counter() - began)
-        atomic_write(path, found.model_dump_json(indent=1).encode())
+        write_output(path, found.model_dump_json(indent=1).encode())
 
 
 def _reporting(config: TrialConfig) -> TrialConfig:

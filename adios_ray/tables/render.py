@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from adios_ray.files import atomic_write
+from adios_ray.files import write_output
 from adios_ray.tables.grid import Column, Published, Table
 from adios_ray.tables.summary import Entries, Entry, Gain
 
@@ -21,7 +21,7 @@ def write_table(folder: Path, table: Table, entries: Entries) -> None:
     """Write the table in three formats."""
     texts = (markdown(table, entries), as_csv(table, entries), html(table, entries))
     for name, text in zip(NAMES, texts, strict=True):
-        atomic_write(folder / name, text.encode())
+        write_output(folder / name, text.encode())
 
 
 def markdown(table: Table, entries: Entries) -> str:

@@ -17,7 +17,7 @@ from adios_ray.backend.cluster import connected
 from adios_ray.data.claim import TRAINING, claimed
 from adios_ray.devices import best_device
 from adios_ray.experiment.resources import nodes
-from adios_ray.files import atomic_write
+from adios_ray.files import write_output
 from adios_ray.store import Store
 from adios_ray.tables.cells import finished, run_cell
 from adios_ray.tables.evaluate import evaluate
@@ -77,7 +77,7 @@ def _trial(settings: Mapping[str, Any], cells: Mapping[str, Cell], places: Mappi
         try:
             run_cell(cells[settings["folder"]], folder, places, best_device(), evaluate)
         except Exception:
-            atomic_write(folder / ERROR, traceback.format_exc().encode())
+            write_output(folder / ERROR, traceback.format_exc().encode())
             raise
     tune.report({"finished": 1})  # of a trial without a result Tune prints a line of its own
 

@@ -75,7 +75,6 @@ def append_log(run_dir: Path, trial: str, text: str, details: str = "") -> None:
         OSError: If storage fails.
     """
     path = RunDirectory(run_dir).log(trial)
-    path.parent.mkdir(exist_ok=True)
     path.touch()
     if path.stat().st_size > LOG_BYTES:
         os.replace(path, path.with_suffix(".log.1"))

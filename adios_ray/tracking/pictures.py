@@ -16,7 +16,7 @@ from PIL import Image
 
 from adios_ray.arguments import parse_arguments
 from adios_ray.errors import RecordError, exit_status
-from adios_ray.files import atomic_write
+from adios_ray.files import write_output
 from adios_ray.places import delivered, require_local
 from adios_ray.store import Location
 from adios_ray.tracking import lineage, records
@@ -104,7 +104,7 @@ def save_mask_sheet(images: Pixels, masks: Pixels, path: Path) -> None:
     """Write a ``mask_sheet`` of uint8 [K, H, W, 3] and uint8 [K, N, H, W] as PNG, atomically."""
     buffer = io.BytesIO()
     mask_sheet(images, masks).save(buffer, "PNG", optimize=True)
-    atomic_write(path, buffer.getvalue())
+    write_output(path, buffer.getvalue())
 
 
 def save_readme_picture(run_dir: Path, path: Path, trial: str | None = None, images: int = 8) -> None:

@@ -424,7 +424,9 @@ def write_masks(run_dir: Path, trial: str, epoch: int, masks: MaskFile) -> None:
     """
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=masks.images, masks=masks.masks)
-    atomic_write(RunDirectory(run_dir).masks(trial, epoch), buffer.getvalue())
+    path = RunDirectory(run_dir).masks(trial, epoch)
+    path.parent.mkdir(exist_ok=True)
+    atomic_write(path, buffer.getvalue())
 
 
 def mask_epochs(run_dir: Path, trial: str) -> list[int]:

@@ -9,7 +9,8 @@ from typing import Any, Literal, Self
 
 from adios_ray.config import TrialConfig
 from adios_ray.errors import ClaimError
-from adios_ray.retry import retry
+from adios_ray.retry import retry_in_run
+from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.environment import record_environment
 from adios_ray.tracking.live import LiveView, drop_line, exploit_line, refusal_line
@@ -38,7 +39,7 @@ class Run(AbstractContextManager["Run"]):
         trackers: Trackers,
         check_claim: Callable[[], None] = lambda: None,
     ) -> None:
-        """Record into an existing directory; files of a resumed run are continued.
+        """Record into an existing run directory; files of a resumed run are continued.
 
         Args:
             storage: The run's files.
@@ -50,6 +51,7 @@ class Run(AbstractContextManager["Run"]):
         """
         self.storage, self.directory = storage, storage.directory
         self._view, self._metrics, self._trackers, self._check_claim = view, metrics, trackers, check_claim
+        RunDirectory(self.directory).make_folders()
         begin_results(self.directory, searched)
         record_environment(self.directory)
         self._open = ExitStack()
@@ -69,7 +71,7 @@ class Run(AbstractContextManager["Run"]):
         self._open.close()
 
     def write(self, action: Callable[[], None]) -> None:
-        """Write into the run directory as ``retry`` does, as long as the run is this driver's.
+        """Write into the run directory as ``retry_in_run`` does, as long as the run is this driver's.
 
         Raises:
             ClaimError: If another driver has taken the run over; nothing is written then.
@@ -81,7 +83,7 @@ class Run(AbstractContextManager["Run"]):
             self._check_claim()
             action()
 
-        retry(attempt, partial(self.note, kind="wait"))
+        retry_in_run(self.directory, attempt, partial(self.note, kind="wait"))
 
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
         """Record a trial's report.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adios_ray.files import atomic_write
+from adios_ray.files import write_output
 from adios_ray.tracking.formatting import duration, value_text
 from adios_ray.tracking.report import charts
 from adios_ray.tracking.report.charts import Figure
@@ -33,7 +33,7 @@ def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
         RecordError: If a file of a run is damaged.
     """
     runs = [read_run(run_dir) for run_dir in run_dirs]
-    atomic_write(path, render("comparison.html.j2", _context(runs)).encode())
+    write_output(path, render("comparison.html.j2", _context(runs)).encode())
     return path
 
 
