@@ -37,7 +37,7 @@ class Prepare:
     image_size: int | None = None
     """Pixels a side to store, a multiple of 16, at least 32; the data set's own if not given. A whole photograph is
     squeezed into a square of this size. Views (--image-size of a training) should be about 0.6 times as large, so that
-    crops are not magnified."""
+    most crops are not magnified."""
 
     download: bool = False
     """Download files that are missing in --source first, where torchvision can."""

@@ -231,7 +231,7 @@ def degenerate_slots(run: RunData) -> Iterator[Verdict]:
             "wrong",
             "The masks are a blur: every pixel is shared by all slots",
             f"entropy {found.entropy:.0%} of the largest",
-            "train longer, or raise the occlusion model's rate or the sparsity weight λ",
+            "train longer, raise the occlusion model's rate, or lower the sparsity weight λ",
         )
 
 
