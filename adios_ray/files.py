@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from adios_ray.errors import ConfigError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -17,7 +19,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     leaves behind is a hidden file that ends in ``.tmp``.
 
     Raises:
-        OSError: If storage fails.
+        OSError: If storage fails; it names ``path``, not the draft.
     """
     # In the same directory, since renaming is atomic only within one file system; with the process ID, since another
     # process may be writing the same path.
@@ -30,6 +32,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if draft.is_dir():
             _remove(path)
         os.replace(draft, path)
+    except OSError as error:
+        if str(error.filename) == str(draft):
+            error.filename = str(path)
+        raise
     finally:
         _remove(draft)
 
@@ -44,6 +50,18 @@ def atomic_write(path: Path, content: bytes) -> None:
     """
     with atomic_path(path) as draft:
         draft.write_bytes(content)
+
+
+def expand_home(path: str | Path) -> Path:
+    """Replace a leading ``~`` or ``~USER`` by the user's home directory.
+
+    Raises:
+        ConfigError: If there is none, as in a container whose user has neither a name nor ``HOME``.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: there is no such home directory: write the whole path, or set HOME") from None
 
 
 def write_output(path: Path, content: bytes) -> None:

@@ -4,10 +4,14 @@ It is ``$ADIOS_RAY_CACHE``, by default ``adios_ray`` in the user's cache. A fold
 its lock, which the operating system releases with the process.
 """
 
+import errno
 import fcntl
 import os
 import shutil
 from pathlib import Path
+
+from adios_ray.errors import ConfigError
+from adios_ray.files import expand_home
 
 CACHE_VARIABLE = "ADIOS_RAY_CACHE"
 
@@ -16,15 +20,44 @@ _held: dict[Path, int] = {}
 
 
 def cache_directory() -> Path:
-    """Return the directory of the copies; it may not exist yet."""
+    """Return the directory of the copies; it may not exist yet.
+
+    Raises:
+        ConfigError: If it would be in a home directory, and there is none.
+    """
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "adios_ray"
-    return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser().absolute()
+    try:
+        return expand_home(os.environ.get(CACHE_VARIABLE) or default).absolute()
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or {CACHE_VARIABLE} to a directory for the cache") from None
+
+
+def cache_folder(name: str = "") -> Path:
+    """Return a folder in the cache directory, or the directory itself; it is created.
+
+    Raises:
+        ConfigError: If it cannot be written to.
+    """
+    folder = cache_directory() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(
+            f"the cache directory {folder} cannot be written to ({error.strerror}): set {CACHE_VARIABLE} to another one"
+        ) from None
+    return folder
 
 
 def hold(folder: Path) -> None:
-    """Protect a folder, which need not exist yet, from removal until ``release`` or the end of this process."""
+    """Protect a folder of the cache directory, which need not exist yet, until ``release`` or the process's end.
+
+    Raises:
+        ConfigError: If the cache directory cannot be written to.
+    """
     if folder not in _held:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        cache_folder()
         # The lock file is beside the folder, because it must outlive the folder's removal.
         descriptor = os.open(_lock_file(folder), os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_SH)

@@ -80,6 +80,16 @@ def delivered(location: Location) -> Iterator[Path]:
             retry(partial(store.put, file, file.relative_to(directory).as_posix()), _say, LASTING)
 
 
+def check_output_file(location: Location) -> None:
+    """Check that ``--output``, where a file is to be written, is no directory.
+
+    Raises:
+        UsageError: If it is one.
+    """
+    if (path := local_path(location)) is not None and path.is_dir():
+        raise UsageError(f"--output {location} is a directory; name a file")
+
+
 def check_place(location: Location) -> None:
     """Check that a folder, which is made if it is local, or a URI can be written to, read and deleted from.
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 from adios_ray.checkpoints import META_FILE, Pointer, damage
@@ -51,9 +52,13 @@ class RunStorage:
         self.place = str(store)
         self._remote = None if store.local is not None else store
         self.uri = None if self._remote is None else self.place
-        self._copy = cache_directory() / hashlib.sha256(self.place.encode()).hexdigest()[:32]
         self.directory = store.local or self._copy / self.place.rpartition("/")[2]
         self._pushed: dict[Path, tuple[int, int]] = {}
+
+    @cached_property
+    def _copy(self) -> Path:
+        """This node's copy of the URI; a run in a directory needs no cache."""
+        return cache_directory() / hashlib.sha256(self.place.encode()).hexdigest()[:32]
 
     def open(self) -> None:
         """Make this node's run directory usable for this process, until ``close`` or its end.

@@ -14,7 +14,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from adios_ray.errors import ConfigError
-from adios_ray.files import atomic_path
+from adios_ray.files import atomic_path, expand_home
 
 Location = str | Path
 """A place that a user names: a local path, the same after ``file://``, or the URI of a place on remote storage. The
@@ -31,12 +31,12 @@ def local_path(location: Location) -> Path | None:
     """Return the path of a local place; None for a URI of remote storage.
 
     Raises:
-        ConfigError: If it is a URI that lacks a slash, such as s3:/bucket.
+        ConfigError: If it is a URI that lacks a slash, such as s3:/bucket, or in a home directory that does not exist.
     """
     text = os.fspath(location).removeprefix("file://")
     if _ONE_SLASH.match(text):
         raise ConfigError(f"{text} is neither a path nor a URI: write {text.replace(':/', '://', 1)}, or ./{text}")
-    return None if "://" in text else Path(text).expanduser()
+    return None if "://" in text else expand_home(text)
 
 
 def split_location(location: Location) -> tuple[Location, str]:

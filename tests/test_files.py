@@ -32,6 +32,15 @@ def test_a_refused_file_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> N
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "nowhere" / "file", tmp_path / "folder"):
+        with pytest.raises(OSError, match="directory") as error:
+            atomic_write(path, b"new")
+        assert error.value.filename == str(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_a_refused_checkpoint_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
     directory = tmp_path / "epoch_00001"
     pointer = save_checkpoint(directory, {"weights": torch.zeros(10)}, {})

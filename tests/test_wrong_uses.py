@@ -1,5 +1,6 @@
 """Wrong uses of the commands: one line that names the thing and its value, status 2, no worker, nothing on disk."""
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,15 +10,22 @@ import pytest
 import torch
 import yaml
 from made_up_run import make_run
-from small import make_objects
+from safetensors.torch import save_file
+from small import make_objects, small_config
 
 from adios_ray import cli
 from adios_ray.arguments import parse_arguments
 from adios_ray.cli import EXAMPLES, FIRST_STEPS, Command, main
+from adios_ray.data.claim import TRAINING, claimed
+from adios_ray.data.shards import SCHEMA_VERSION
 from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.feasibility import needs
 from adios_ray.experiment.resources import Node
+from adios_ray.local_cache import CACHE_VARIABLE
+from adios_ray.models.networks import Networks
+from adios_ray.models.weights import Weights, save_weights
+from adios_ray.store import Store
 from adios_ray.tracking import records
 from adios_ray.training.cost import StepCost
 
@@ -81,7 +89,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "checkpoint").mkdir()
     torch.save({"networks": 1}, folder / "checkpoint" / "state.pt")
     (folder / "schedule.json").write_text('{"stages": 3}')
+    _write_more(folder)
     return folder
+
+
+def _write_more(folder: Path) -> None:
+    """Write places and files of other programs and versions, and runs with damaged files."""
+    torch.save({"a": torch.zeros(2)}, folder / "other.pt")
+    save_file({"a": torch.zeros(2)}, folder / "other.safetensors", metadata={"format": "pt"})
+    for name in ("taken.safetensors", "taken.onnx", "taken.json", "taken.png"):
+        (folder / name).mkdir()
+    newer = make_objects(folder / "newer", counts={"train": 8, "val": 4, "test": 4})
+    manifest = json.loads((newer / "manifest.json").read_text())
+    (newer / "manifest.json").write_text(json.dumps(manifest | {"schema_version": SCHEMA_VERSION + 1}))
+    make_run(folder / "binary_run", epochs=2)
+    (folder / "binary_run" / "results.csv").write_bytes(b"\xff\xfe\n")
+    make_run(folder / "bad_lineage", epochs=2)
+    (folder / "bad_lineage" / "lineage.jsonl").write_text('{"epoch": 1, "tri\n')
+    make_run(folder / "cut_population", epochs=2)
+    records.write_config(folder / "cut_population", ExperimentConfig(epochs=2).model_dump(mode="json"))
+    (folder / "cut_population" / "space.yaml").write_text(yaml.safe_dump(SPACE))
+    (folder / "cut_population" / "population.json").write_text('{"members": {"trial_0')
+    (folder / "no_images" / "train" / "cat").mkdir(parents=True)
 
 
 DEMO = "train --preset demo"
@@ -123,6 +152,8 @@ CASES = {
     f"{DEMO} --objective.queue 5": "objective simclr has no queue: leave queue out",
     f"{DEMO} --masking.scheme none --masking.fill mix": "scheme none hides nothing that fill mix could replace",
     f"{DEMO} --name a/b": "--name 'a/b' must be letters",
+    f"{DEMO} --name {'x' * 300}": "must be shorter: it has 300 characters of at most 128",
+    f"{DEMO} --name ..": "--name '..' must be letters",
     f"{DEMO} --population 1": "--population 1 must be greater than or equal to 2",
     f"{DEMO} --masking.sparsity-weight 0": "masking.sparsity_weight must stay above 0",
     # search spaces
@@ -161,6 +192,10 @@ CASES = {
     "train --data-dir incomplete": "test-00000.arrow is missing",
     f"{MINE} --batch-size 64": "batch_size 64 is more than the 24 training images",
     f"{MINE} --workers-per-trial 3": "batch_size 8 cannot be shared evenly by workers_per_trial 3",
+    "train --data-dir newer": "newer/manifest.json has schema version 3, not 2 or 1. It was made by a newer adios_ray",
+    "verify newer": "newer/manifest.json has schema version 3, not 2 or 1. It was made by a newer adios_ray",
+    "verify ~nobody-of-this-name/data": "~nobody-of-this-name/data: there is no such home directory",
+    "prepare --dataset folder --source no_images --output out --image-size 32": "no images in",
     "verify nowhere": "nowhere",
     "verify incomplete": "test-00000.arrow is missing",
     "prepare --dataset folder --output out --image-size 32": "--dataset folder needs --source, the folder of images",
@@ -176,6 +211,14 @@ CASES = {
     "evaluate --checkpoint checkpoint --data-dir data": "checkpoint",
     "export --checkpoint weights.safetensors --output out.safetensors": "weights.safetensors",
     "export --checkpoint nowhere --output out.safetensors": "nowhere",
+    "evaluate --checkpoint other.pt --data-dir data": "other.pt is not a safetensors file, or a damaged one",
+    "evaluate --checkpoint other.safetensors --data-dir data": "other.safetensors was not written as a weights file by",
+    "evaluate --checkpoint data --data-dir data": "data is not a checkpoint of a run, as it has no meta.json",
+    "evaluate --checkpoint a --data-dir data --output taken.json": "--output taken.json is a directory; name a file",
+    "export --checkpoint a --output taken.onnx": "--output taken.onnx is a directory; name a file",
+    "import-official empty --output taken.safetensors": "--output taken.safetensors is a directory; name a file",
+    "report run run --output empty --images 0": "--output empty is a directory; name a file",
+    "masks --checkpoint a --data-dir data --output taken.png": "--output taken.png is a directory; name a file",
     "import-official nowhere --output out.safetensors": "nowhere",
     "import-official empty --output out.safetensors": "empty",
     "masks --checkpoint nowhere --images images --output out": "nowhere",
@@ -194,12 +237,18 @@ CASES = {
     "report": "name at least one run directory",
     "report nowhere": "nowhere is not a run directory",
     "report bad_run --images 0": "bad_run/results.csv",
+    "report binary_run --images 0": "binary_run/results.csv is damaged: no text at byte 0",
+    "report bad_lineage --images 0": "bad_lineage/lineage.jsonl, line 1: not JSON",
+    "report empty": "empty is not a run directory: it has no config.json",
+    "train --resume cut_population": "cut_population/population.json: not JSON",
+    "runs --storage file": "--storage file is no directory",
     "runs --storage nowhere": "--storage nowhere is no directory",
     "runs --storage s3://bucket/runs": "--storage s3://bucket/runs is a URI; only a local path can be used here",
     "report s3://bucket/run --open": "--open s3://bucket/run is a URI; only a local path can be used here",
     # cluster, disk, trackers
     f"{MINE} --storage file/runs": "file/runs cannot be written to: Not a directory",
     f"{MINE} --storage file": "file cannot be written to",
+    f"{MINE} --storage ~nobody-of-this-name/runs": "~nobody-of-this-name/runs: there is no such home directory",
     f"{MINE} --storage nope://bucket/runs": "nope://bucket/runs cannot be reached: Protocol not known: nope",
     f"{MINE} --storage s3:/bucket/runs": "write s3://bucket/runs",
     f"{MINE} --wandb maybe": "--wandb maybe is not one of off, offline, online",
@@ -241,6 +290,34 @@ def cli_without_login() -> None:
     from adios_ray.errors import ConfigError
 
     raise ConfigError("wandb online needs a login: run `wandb login` or set WANDB_API_KEY")
+
+
+@pytest.mark.slow
+def test_a_run_that_another_process_writes_is_left_to_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = place / "cut_population"
+    with claimed(Store(run), print, TRAINING):
+        before = contents(place)
+        assert main(["train", "--resume", str(run)]) == 1 and contents(place) == before
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"error: {run} is being trained by process " in said and "stop it first" in said
+
+
+@pytest.mark.parametrize(
+    ("cache", "reason"), [("file", "Not a directory"), ("~nobody-of-this-name", "there is no such home directory")]
+)
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_used_is_named_before_any_work(
+    cache: str, reason: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    networks = Networks(small_config(Path("data")), 32, 10)
+    save_weights(place / "good.safetensors", Weights(networks.config, 32, 10, "a test", networks.state_dict()))
+    monkeypatch.chdir(place)
+    monkeypatch.setenv(CACHE_VARIABLE, cache)
+    monkeypatch.setattr("adios_ray.evaluation.features.extract_features", lambda *_: pytest.fail("extracted"))
+    before = contents(place)
+    assert main("evaluate knn --checkpoint good.safetensors --data-dir data --neighbors 5".split()) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ") and reason in said and CACHE_VARIABLE in said and contents(place) == before
 
 
 @pytest.mark.parametrize("line", [example for lines in EXAMPLES.values() for example in lines] + list(FIRST_STEPS))

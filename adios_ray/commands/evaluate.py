@@ -11,7 +11,7 @@ import tyro
 
 from adios_ray.config import CentralView
 from adios_ray.errors import EvaluationError, UsageError
-from adios_ray.store import Location, local_path, split_location
+from adios_ray.store import Location, split_location
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -204,10 +204,10 @@ class Transfer:
     def evaluate(self, subject: "Subject") -> "EvaluationResult":
         """Evaluate; see ``transfer.transfer``."""
         from adios_ray.evaluation.transfer import FOLDER, TransferConfig, transfer
-        from adios_ray.local_cache import cache_directory
+        from adios_ray.local_cache import cache_folder
         from adios_ray.validation import parse
 
-        return transfer(subject, parse(TransferConfig, asdict(self), "transfer"), cache_directory() / FOLDER)
+        return transfer(subject, parse(TransferConfig, asdict(self), "transfer"), cache_folder(FOLDER))
 
 
 PARTS: Mapping[str, Kind] = {
@@ -305,11 +305,10 @@ class Evaluate:
         from rich.console import Console
 
         from adios_ray.evaluation.result import write_json
-        from adios_ray.places import check_place, delivered
+        from adios_ray.places import check_output_file, check_place, delivered
 
         if self.output is not None:
-            if (path := local_path(self.output)) is not None and path.is_dir():
-                raise UsageError(f"--output {self.output} is a directory; name a file")
+            check_output_file(self.output)
             check_place(split_location(self.output)[0])
         console = Console(stderr=True)
         # Whatever else is printed, such as the address of Ray's dashboard, must not precede the JSON object.

@@ -102,7 +102,7 @@ class Masks:
         from adios_ray.devices import best_device
         from adios_ray.models.export import load_occlusion_model
         from adios_ray.models.weights import occlusion_image_size
-        from adios_ray.places import delivered
+        from adios_ray.places import check_output_file, delivered
         from adios_ray.tracking.mask_files import one_hot, to_pixels
         from adios_ray.tracking.pictures import save_mask_sheet
 
@@ -120,6 +120,7 @@ class Masks:
         number = DRAWN if self.images is None else self.images
         if number < 1:
             raise UsageError(f"--images {number} must be at least 1")
+        check_output_file(self.output)
         device, split = best_device(), open_shards(data_dir).split("val")
         occlusion = load_occlusion_model(self.checkpoint).to(device)
         x = central_views(split, np.arange(min(number, len(split))), occlusion_image_size(occlusion), device)

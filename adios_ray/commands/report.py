@@ -31,7 +31,7 @@ class Report:
 
     def run(self) -> None:
         """Write the pages and print their paths."""
-        from adios_ray.places import delivered, fetched, require_local
+        from adios_ray.places import check_output_file, delivered, fetched, require_local
         from adios_ray.retry import LASTING, retry
         from adios_ray.run_storage import fetched_run
         from adios_ray.tracking.report.comparison import write_comparison
@@ -45,6 +45,8 @@ class Report:
             raise UsageError(f"--images {self.images} must be 0, or at least 2")
         if self.output is not None and len(self.runs) == 1:
             raise UsageError("--output is for the comparison of several runs; one run's page is RUN/report.html")
+        if self.output is not None:
+            check_output_file(self.output)
         if self.open:
             for place in self.runs:
                 require_local(place, "--open")

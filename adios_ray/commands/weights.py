@@ -23,8 +23,9 @@ class ImportOfficial:
         """Write the file and print its contents, and what was not imported."""
         from adios_ray.models.official import import_official, unsupported
         from adios_ray.models.weights import save_weights
-        from adios_ray.places import delivered, fetched
+        from adios_ray.places import check_output_file, delivered, fetched
 
+        check_output_file(self.output)
         directory = fetched(self.directory)
         weights = import_official(directory)
         with delivered(self.output) as output:
@@ -61,8 +62,9 @@ class Export:
         from adios_ray.models import onnx
         from adios_ray.models.export import export_encoder, export_occlusion_model
         from adios_ray.models.weights import averaged, load_weights
-        from adios_ray.places import delivered
+        from adios_ray.places import check_output_file, delivered
 
+        check_output_file(self.output)
         to_onnx = str(self.output).endswith(onnx.SUFFIX)
         if self.naming is not None and (self.occlusion or to_onnx):
             raise UsageError("--naming is for an encoder as safetensors, not for --occlusion or ONNX")

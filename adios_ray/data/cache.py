@@ -20,7 +20,7 @@ from rich.progress import track
 
 from adios_ray.errors import DatasetError
 from adios_ray.files import atomic_path, atomic_write, sha256
-from adios_ray.local_cache import CACHE_VARIABLE, cache_directory, hold, remove_unless_held
+from adios_ray.local_cache import CACHE_VARIABLE, cache_folder, hold, remove_unless_held
 from adios_ray.store import PARALLEL_COPIES, Store
 
 BYTES_VARIABLE = "ADIOS_RAY_CACHE_BYTES"
@@ -49,10 +49,10 @@ def cache_locally(store: Store, manifest: str, content: bytes, files: Sequence[R
         Directory of the copy.
 
     Raises:
+        ConfigError: If the cache directory cannot be written to.
         DatasetError: If a file cannot be fetched or is damaged, or the cache has too little space.
     """
-    cache = cache_directory()
-    cache.mkdir(parents=True, exist_ok=True)
+    cache = cache_folder()
     directory = cache / hashlib.sha256(content).hexdigest()[:32]
     hold(directory)  # before anything is checked, so that no other process evicts the copy in between
     complete = directory / manifest

@@ -301,7 +301,8 @@ def _parse_manifest(store: Store, content: bytes) -> Manifest:
             return parse_json(Manifest, content, f"{path} is damaged", DatasetError)
     except DatasetError as error:
         raise DatasetError(f"{error}. {_MAKE_AGAIN}") from None
-    raise DatasetError(f"{path} has schema version {version}, not {SCHEMA_VERSION} or 1. {_MAKE_AGAIN}")
+    newer = "It was made by a newer adios_ray: update this one. Or r" if version > SCHEMA_VERSION else "R"
+    raise DatasetError(f"{path} has schema version {version}, not {SCHEMA_VERSION} or 1. {newer}{_MAKE_AGAIN[1:]}")
 
 
 def _on_this_machine(location: Location) -> tuple[Path, Manifest]:

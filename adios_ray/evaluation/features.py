@@ -20,7 +20,7 @@ from adios_ray.data.shards import Dataset, ShardEntry, Split, open_shards
 from adios_ray.devices import best_device, prepare_device
 from adios_ray.evaluation.fitness import Indices, extract_features
 from adios_ray.files import atomic_path
-from adios_ray.local_cache import cache_directory
+from adios_ray.local_cache import cache_directory, cache_folder
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import checksum
 
@@ -80,6 +80,9 @@ def features_of(
         most: At most this many images, spread evenly; None takes all.
         map_parts: Where the parts of the split are extracted; ``map``: in this process.
         progress: Shows the images done.
+
+    Raises:
+        ConfigError: If the cache directory cannot be written to.
     """
     images = dataset.split(split)
     indices = np.arange(len(images)) if most is None else images.spread(most)
@@ -89,6 +92,7 @@ def features_of(
     if path.is_file():
         os.utime(path)
         return Features(safetensors.torch.load_file(path)["features"], labels)
+    cache_folder(FOLDER)  # before the work that it is to keep
     extractor = _Extractor(networks.backbone, dataset, split, image_size, view)
     extracted = []
     with progress(f"features of {split}", len(indices)) as advance:
@@ -96,7 +100,6 @@ def features_of(
             extracted.append(part)
             advance(len(part))
     features = torch.cat(extracted)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as draft:
         safetensors.torch.save_file({"features": features}, draft)
     return Features(features, labels)

@@ -7,6 +7,7 @@ from adios_ray.data.shards import Manifest, verify
 from adios_ray.errors import ConfigError, DatasetError
 from adios_ray.evaluation.fitness import SMALLEST_PARTED, check_measurable
 from adios_ray.experiment.config import ExperimentConfig
+from adios_ray.files import expand_home
 from adios_ray.measures import MEASURES
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
@@ -96,7 +97,7 @@ def check_job_paths(config: ExperimentConfig, job: str | None) -> None:
     names = ("data_dir", "initial_weights", "storage", "resume") if job else ()
     for name in names:
         path = getattr(config, name)
-        if path is not None and "://" not in str(path) and not Path(path).expanduser().is_absolute():
+        if path is not None and "://" not in str(path) and not expand_home(path).is_absolute():
             raise ConfigError(
                 f"{name} {path} is relative, and job {job} works in a copy of the working directory, {Path.cwd()}, "
                 f"which other nodes lack and which is deleted after the job: give --{name.replace('_', '-')} an "

@@ -26,6 +26,8 @@ PRESETS = _PACKAGE / "presets"
 DEMO = "demo"
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """Names that are safe in every file system, URI and name of a Ray actor."""
+LONGEST_NAME = 128
+"""Characters of a run's name; files and actors have names that begin with it, of which file systems take 255."""
 Family = Literal["paper", "authors"]
 if TYPE_CHECKING:
     PresetName = str
@@ -36,6 +38,8 @@ else:
 def _folder_name(name: str) -> str:
     if not FOLDER_NAME.fullmatch(name):
         raise ValueError("must be letters (A-Z), digits, '_', '.' and '-', and begin with a letter, a digit or '_'")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"must be shorter: it has {len(name)} characters of at most {LONGEST_NAME}")
     return name
 
 

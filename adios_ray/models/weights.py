@@ -150,9 +150,11 @@ def file_metadata(path: Path) -> dict[str, str]:
     Raises:
         ConfigError: If there is no such file.
         CheckpointError: If it is damaged or of another kind.
+        OSError: If it cannot be read.
     """
     if not path.is_file():
         raise ConfigError(f"weights {path} do not exist")
+    path.open("rb").close()  # safetensors says of a file that must not be read that it does not exist
     try:
         with safetensors.safe_open(path, "pt") as file:
             return dict(file.metadata() or {})

@@ -107,7 +107,9 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         """
         self.set_aside[name] = fault
         others = self._unfinished()
-        fate = f"it stays at epoch {self.population[name].epoch}, and the others continue" if others else "the run stops"
+        fate = (
+            f"it stays at epoch {self.population[name].epoch}, and the others continue" if others else "the run stops"
+        )
         self.population.run.trial_note(name, f"cannot train: {fault.reason}; {fate}", fault.details)
         if self.admission.all_started and not set(others) - self._troubled:
             self._stop_run()

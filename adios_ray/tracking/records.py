@@ -236,7 +236,7 @@ def _header(path: Path, content: bytes) -> list[str]:
     Raises:
         RecordError: If they are not those of reports.
     """
-    header = next(csv.reader([content.split(b"\n", 1)[0].decode()]))
+    header = next(csv.reader([_text(path, content.split(b"\n", 1)[0])]))
     searched = [name for name in header if name not in COLUMNS]
     complete = set(COLUMNS) - _LATER_COLUMNS <= set(header)
     if not complete or any("." not in name and name not in _EARLIER_NAMES for name in searched):
@@ -244,6 +244,13 @@ def _header(path: Path, content: bytes) -> list[str]:
             f"{path}: the header is {','.join(header)!r}, expected {','.join(COLUMNS)!r} and paths of searched values"
         )
     return header
+
+
+def _text(path: Path, content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is damaged: no text at byte {error.start}") from None
 
 
 def begin_results(run_dir: Path, searched: Sequence[str] = ()) -> None:
@@ -341,7 +348,7 @@ def read_results(run_dir: Path) -> list[Row]:
         return []
     _header(path, content)
     rows: dict[tuple[str, int], Row] = {}
-    for number, cells in enumerate(csv.DictReader(io.StringIO(content.decode())), start=2):
+    for number, cells in enumerate(csv.DictReader(io.StringIO(_text(path, content))), start=2):
         row = _row(cells, f"{path}, line {number}")
         rows[row.trial, row.epoch] = row
     return [rows[key] for key in sorted(rows)]

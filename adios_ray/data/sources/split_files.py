@@ -3,13 +3,13 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from adios_ray.data.decode import EXTENSIONS
 from adios_ray.data.sources.base import UNLABELED
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.errors import DatasetError
+from adios_ray.files import expand_home
 from adios_ray.store import Location, Store
 
 HIDDEN = "hidden, by a name that begins with a dot or an underscore"
@@ -86,8 +86,8 @@ def _place(root: str, ending: str) -> tuple[str, str | None]:
     """Return the folder, and the name of the file if the root is one."""
     text = root.removeprefix("file://").rstrip("/")
     remote = "://" in text
-    if text.lower().endswith(ending) and (remote or Path(text).expanduser().is_file()):
-        folder, _, name = (text if remote else str(Path(text).expanduser().absolute())).rpartition("/")
+    if text.lower().endswith(ending) and (remote or expand_home(text).is_file()):
+        folder, _, name = (text if remote else str(expand_home(text).absolute())).rpartition("/")
         return folder, name
     return text, None
 

@@ -17,9 +17,12 @@ def check_login() -> None:
     """Check that there are credentials for ``--wandb online``, without contacting the server.
 
     Raises:
-        ConfigError: If there are none.
+        ConfigError: If there are none, or wandb cannot be loaded.
     """
-    import wandb
+    try:
+        import wandb
+    except RuntimeError as error:  # without a home directory
+        raise ConfigError(f"wandb cannot be used: {error} Set HOME") from None
 
     if not wandb.login(prompt=False, verify=False):
         raise ConfigError(
