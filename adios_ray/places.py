@@ -81,13 +81,18 @@ def delivered(location: Location) -> Iterator[Path]:
 
 
 def check_output_file(location: Location) -> None:
-    """Check that ``--output``, where a file is to be written, is no directory.
+    """Check that ``--output``, where a file is to be written, is no directory, nor below a file.
 
     Raises:
-        UsageError: If it is one.
+        UsageError: If it is.
     """
-    if (path := local_path(location)) is not None and path.is_dir():
+    if (path := local_path(location)) is None:
+        return
+    if path.is_dir():
         raise UsageError(f"--output {location} is a directory; name a file")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UsageError(f"--output {location} cannot be written: {above} is a file, not a directory")
 
 
 def check_place(location: Location) -> None:

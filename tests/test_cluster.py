@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -13,10 +14,11 @@ from adios_ray.backend.cluster import (
     HTTP2_PREFACE,
     address_to_join,
     check_temporary_directory,
+    connected,
     queue_job,
     submitted_job,
 )
-from adios_ray.errors import ConfigError
+from adios_ray.errors import ConfigError, RunError
 
 
 @contextmanager
@@ -105,6 +107,19 @@ def test_another_server_at_the_address_is_no_cluster(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(ConfigError, match="timed out"):
             address_to_join()
+
+
+def test_what_ray_says_of_a_failed_start_is_an_error_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_slow(**_: object) -> NoReturn:
+        raise Exception("The current node timed out during startup.")  # noqa: TRY002 - as ray._private.node does
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", too_slow)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    for name in {**cluster.WORKER_ENVIRONMENT, **cluster.DRIVER_ENVIRONMENT}:
+        monkeypatch.setenv(name, "set")  # else connected() would set them for the tests after this one
+    with pytest.raises(RunError, match="Ray could not be joined or started: The current node timed out"), connected():
+        pytest.fail("connected")
 
 
 def test_rays_temporary_directory_fits_sockets(monkeypatch: pytest.MonkeyPatch) -> None:

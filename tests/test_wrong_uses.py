@@ -110,6 +110,8 @@ def _write_more(folder: Path) -> None:
     records.write_config(folder / "cut_population", ExperimentConfig(epochs=2).model_dump(mode="json"))
     (folder / "cut_population" / "space.yaml").write_text(yaml.safe_dump(SPACE))
     (folder / "cut_population" / "population.json").write_text('{"members": {"trial_0')
+    make_run(folder / "binary_space", epochs=2)
+    (folder / "binary_space" / "space.yaml").write_bytes(b"\xff\xfe")
     (folder / "no_images" / "train" / "cat").mkdir(parents=True)
 
 
@@ -216,6 +218,7 @@ CASES = {
     "evaluate --checkpoint data --data-dir data": "data is not a checkpoint of a run, as it has no meta.json",
     "evaluate --checkpoint a --data-dir data --output taken.json": "--output taken.json is a directory; name a file",
     "export --checkpoint a --output taken.onnx": "--output taken.onnx is a directory; name a file",
+    "export --checkpoint a --output file/out.onnx": "--output file/out.onnx cannot be written: ",
     "import-official empty --output taken.safetensors": "--output taken.safetensors is a directory; name a file",
     "report run run --output empty --images 0": "--output empty is a directory; name a file",
     "masks --checkpoint a --data-dir data --output taken.png": "--output taken.png is a directory; name a file",
@@ -238,6 +241,7 @@ CASES = {
     "report nowhere": "nowhere is not a run directory",
     "report bad_run --images 0": "bad_run/results.csv",
     "report binary_run --images 0": "binary_run/results.csv is damaged: no text at byte 0",
+    "report binary_space --images 0": "binary_space/space.yaml is no valid YAML",
     "report bad_lineage --images 0": "bad_lineage/lineage.jsonl, line 1: not JSON",
     "report empty": "empty is not a run directory: it has no config.json",
     "train --resume cut_population": "cut_population/population.json: not JSON",

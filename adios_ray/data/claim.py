@@ -173,7 +173,7 @@ class Claim:
 
     def _read(self) -> str | None:
         try:
-            return self._store.read(self._activity.file).decode()
+            return self._store.read(self._activity.file).decode(errors="replace")
         except FileNotFoundError:
             return None
 
@@ -239,7 +239,7 @@ def holder_of(folder: Path, activity: Activity) -> Holder | None:
     """
     file = folder / activity.file
     try:
-        holder, silent_s = _parse(file.read_text()), time.time() - file.stat().st_mtime
+        holder, silent_s = _parse(file.read_text(errors="replace")), time.time() - file.stat().st_mtime
     except FileNotFoundError:
         return None
     alive = holder.alive()

@@ -197,7 +197,7 @@ def _read_space(path: Path) -> dict[str, Any]:
     # As plain values: search spaces are of a higher room, and nothing is drawn here.
     try:
         values = yaml.safe_load(path.read_text()) if path.exists() else {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} is no valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecordError(f"{path} is a {type(values).__name__}, expected a mapping of options")

@@ -17,14 +17,15 @@ def check_login() -> None:
     """Check that there are credentials for ``--wandb online``, without contacting the server.
 
     Raises:
-        ConfigError: If there are none, or wandb cannot be loaded.
+        ConfigError: If there are none, or wandb cannot look for them.
     """
-    try:
-        import wandb
-    except RuntimeError as error:  # without a home directory
-        raise ConfigError(f"wandb cannot be used: {error} Set HOME") from None
+    import wandb
 
-    if not wandb.login(prompt=False, verify=False):
+    try:
+        found = wandb.login(prompt=False, verify=False)
+    except RuntimeError as error:  # without a home directory
+        raise ConfigError(f"wandb cannot look for a login: {error} Set HOME") from None
+    if not found:
         raise ConfigError(
             "wandb online needs a login: run `wandb login` or set WANDB_API_KEY; --wandb offline needs none"
         )
