@@ -113,8 +113,8 @@ def test_what_ray_says_of_a_failed_start_is_an_error_of_the_run(monkeypatch: pyt
     def too_slow(**_: object) -> NoReturn:
         raise Exception("The current node timed out during startup.")  # noqa: TRY002 - as ray._private.node does
 
-    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(cluster.ray, "init", too_slow)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", too_slow)
     monkeypatch.setenv("RAY_ADDRESS", "local")
     for name in {**cluster.WORKER_ENVIRONMENT, **cluster.DRIVER_ENVIRONMENT}:
         monkeypatch.setenv(name, "set")  # else connected() would set them for the tests after this one
