@@ -25,15 +25,11 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     return ended.stdout
 
 
-def test_a_wheel_that_is_installed_elsewhere_trains_a_population(tmp_path: Path) -> None:
+def test_a_wheel_that_is_installed_elsewhere_trains_a_population(objects_dir: Path, tmp_path: Path) -> None:
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     copy = tmp_path / "clone"  # setuptools builds beside the sources
     run("git", "clone", "--quiet", ROOT, copy, cwd=tmp_path)
-    options = (
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-    )  # with the installed setuptools: no network
+    options = ("--quiet", "--no-deps", "--no-build-isolation")  # with the installed setuptools: no network
     run(*pip, "wheel", *options, "--wheel-dir", tmp_path / "built", copy, cwd=tmp_path)
     (wheel,) = (tmp_path / "built").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -43,8 +39,8 @@ def test_a_wheel_that_is_installed_elsewhere_trains_a_population(tmp_path: Path)
     run(*pip, "install", "--quiet", "--no-deps", "--target", installed, wheel, cwd=tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    settings = ("--preset", "demo", "--population", "2", "--epochs", "1", "--storage", "runs")
-    train = ("-m", "adios_ray.cli", "train", "--space", "asha_demo", *settings)
+    settings = ("--data-dir", objects_dir, "--population", "2", "--epochs", "1", "--storage", "runs")
+    train = ("-m", "adios_ray.cli", "train", "--preset", "demo", "--space", "asha_demo", *settings)
     printed = run(sys.executable, *train, cwd=elsewhere, PYTHONPATH=str(installed), RAY_ADDRESS="local")
     (directory,) = (elsewhere / "runs").glob("asha_demo-*")
     assert f"Report: {directory / 'report.html'}" in printed
