@@ -296,6 +296,17 @@ def cli_without_login() -> None:
     raise ConfigError("wandb online needs a login: run `wandb login` or set WANDB_API_KEY")
 
 
+def test_a_user_without_a_home_directory_is_told_to_set_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def homeless(path: Path) -> NoReturn:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert main(["train", "--preset", "demo"]) == 2
+    assert capsys.readouterr().err == ("error: ~: there is no such home directory: write the whole path, or set HOME\n")
+
+
 @pytest.mark.slow
 def test_a_run_that_another_process_writes_is_left_to_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = place / "cut_population"

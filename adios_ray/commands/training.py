@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from adios_ray.errors import ConfigError
+from adios_ray.errors import ConfigError, exit_status
+from adios_ray.files import expand_home
 from adios_ray.store import Location
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ def train(arguments: Sequence[str], examples: Sequence[str]) -> int:
     Returns:
         Exit status; see ``errors.exit_status``.
     """
+    if status := exit_status(partial(expand_home, "~")):  # Ray, when it is imported, fails without a home directory
+        return status
     from adios_ray.experiment import command  # here, because it imports Ray, which other commands do not need
 
     return command.main(Train.__doc__ or "", "pbt_in100", "pbt_demo", arguments, f"adios-ray {TRAIN}", examples)
