@@ -22,6 +22,9 @@ WORKERS, STEPS = 2, 2
 CONTRASTS = ("simclr", "barlow", "vicreg", "mocov2", "mocov3", "dino")
 GAMES = list(itertools.product(("adios", "adios-s"), ("simultaneous", "alternating"), ("one", "both")))
 
+EXCHANGES = {("none", "simultaneous"): 1, ("adios", "simultaneous"): 2, ("adios", "alternating"): 2}
+"""One for each update that others wait for: the encoder with the probe and the terms, and the occlusion model."""
+
 
 def game_config(scheme: str, order: str, masked_views: str) -> TrialConfig:
     """SimCLR, whose negatives span the workers, on a backbone without batch statistics."""
@@ -81,15 +84,27 @@ def shuffled_shares(rank: int) -> Tensor:
     return parallel.shuffled(lambda share: share - share.mean(), rows)
 
 
+def count_exchanges(scheme: str, order: str, rank: int) -> int:
+    """Count the all-reduces of a step with an objective that exchanges nothing itself."""
+    config, counted, all_reduce = make_config("byol", scheme, order), list[int](), distributed.all_reduce
+    networks, optimizers = make_players(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "all_reduce", lambda *a, **k: (counted.append(1), all_reduce(*a, **k))[1])
+        train_step(networks, optimizers, share(make_batch(0), rank, WORKERS), config, 0.0)
+    return len(counted)
+
+
 def work(rank: int, meeting_point: str, directory: str) -> None:
     """Run one worker: train all games and save the results."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=WORKERS)
     results: list[Any] = [accumulate_gradients(game_config(*game), rank, WORKERS) for game in GAMES]
     results += [loss_between(name, rank, WORKERS) for name in CONTRASTS]
+    results.append({"exchanges": torch.tensor([count_exchanges(*game, rank) for game in EXCHANGES])})
     results.append({"shuffled": shuffled_shares(rank)})
-    losses = torch.tensor([1.0, torch.nan if rank == 1 else 2.0])
-    assert "objective of slot 1" in str(Terms(losses, torch.ones(2)).mean_over_workers().fault())
+    terms = Terms(torch.tensor([1.0, torch.nan if rank == 1 else 2.0]), torch.ones(2))
+    parallel.begin_averaging(terms)()
+    assert "objective of slot 1" in str(terms.fault())
     torch.save(results, Path(directory) / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -123,6 +138,10 @@ def test_a_distance_over_two_workers_equals_that_of_the_global_batch(
         assert own.keys() == alone.keys()
         for name, expected in alone.items():
             assert_close(own[name].double(), expected.double())
+
+
+def test_a_step_exchanges_once_for_each_player(shared: list[list[dict[str, Tensor]]]) -> None:
+    assert [own[-2]["exchanges"].tolist() for own in shared] == WORKERS * [list(EXCHANGES.values())]
 
 
 def test_shuffled_rows_are_normalized_with_others_and_come_back(shared: list[list[dict[str, Tensor]]]) -> None:
