@@ -25,6 +25,14 @@ GAMES = list(itertools.product(("adios", "adios-s"), ("simultaneous", "alternati
 EXCHANGES = {("none", "simultaneous"): 1, ("adios", "simultaneous"): 2, ("adios", "alternating"): 2}
 """One for each update that others wait for: the encoder with the probe and the terms, and the occlusion model."""
 
+SYNCHRONIZED = (("simclr", "none", 1), ("byol", "adios", 1), ("byol", "adios", 3))
+"""Objective, scheme and slots embedded at once."""
+
+
+def synchronized_config(objective: str, scheme: str, at_once: int) -> TrialConfig:
+    """Configure a residual network with BatchNorm over all workers' images."""
+    return replaced(make_config(objective, scheme), {"sync_batch_norm": True, "slots_at_once": at_once})
+
 
 def game_config(scheme: str, order: str, masked_views: str) -> TrialConfig:
     """SimCLR, whose negatives span the workers, on a backbone without batch statistics."""
@@ -53,7 +61,7 @@ def accumulate_gradients(config: TrialConfig, rank: int, workers: int, device: t
     for step in range(STEPS):
         batch = moved(share(make_batch(step), rank, workers), device)
         train_step(networks, optimizers, batch, config, step / STEPS)
-    return seen | {name: values.detach() for name, values in networks.named_parameters()}
+    return seen | {name: values.detach() for name, values in networks.state_dict().items()}
 
 
 def loss_between(name: str, rank: int, workers: int) -> dict[str, Tensor]:
@@ -100,6 +108,7 @@ def work(rank: int, meeting_point: str, directory: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=WORKERS)
     results: list[Any] = [accumulate_gradients(game_config(*game), rank, WORKERS) for game in GAMES]
     results += [loss_between(name, rank, WORKERS) for name in CONTRASTS]
+    results += [accumulate_gradients(synchronized_config(*case), rank, WORKERS) for case in SYNCHRONIZED]
     results.append({"exchanges": torch.tensor([count_exchanges(*game, rank) for game in EXCHANGES])})
     results.append({"shuffled": shuffled_shares(rank)})
     terms = Terms(torch.tensor([1.0, torch.nan if rank == 1 else 2.0]), torch.ones(2))
@@ -124,6 +133,17 @@ def test_two_workers_equal_one(number: int, shared: list[list[dict[str, Tensor]]
         assert results[number].keys() == alone.keys()
         for name, expected in alone.items():
             assert_close(results[number][name], expected)
+
+
+@pytest.mark.parametrize("number", range(len(SYNCHRONIZED)), ids=["-".join(map(str, case)) for case in SYNCHRONIZED])
+def test_synchronized_workers_equal_one(number: int, shared: list[list[dict[str, Tensor]]]) -> None:
+    alone = accumulate_gradients(synchronized_config(*SYNCHRONIZED[number]), 0, 1)
+    assert any("running_var" in name for name in alone) and any("momentum" in name for name in alone) == (number > 0)
+    for results in shared:
+        own = results[len(GAMES) + len(CONTRASTS) + number]
+        assert own.keys() == alone.keys()
+        for name, expected in alone.items():
+            assert_close(own[name].double(), expected.double())
 
 
 @pytest.mark.parametrize("number", range(len(CONTRASTS)), ids=CONTRASTS)
