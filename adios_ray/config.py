@@ -340,7 +340,7 @@ class TrialConfig(Strict):
     into the memory when training begins."""
     sync_batch_norm: bool = False
     """With several workers: BatchNorm normalizes over the images of all workers, as one worker does, instead of each
-    worker's own. Each norm then waits for an exchange."""
+    worker's own. Each norm then waits for an exchange. Not with micro_batch_size or compile."""
     seed: int = Field(0, ge=0)
     """Seed of initial weights, sample order, augmentations and drawn slots."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -380,11 +380,10 @@ class TrialConfig(Strict):
 
     @model_validator(mode="after")
     def _check_sync_batch_norm(self) -> Self:
-        if self.sync_batch_norm and self.micro_batch_size is not None:
-            raise ValueError(
-                f"sync_batch_norm normalizes over all images of a step, micro_batch_size {self.micro_batch_size} over "
-                "fewer: leave one of them out"
-            )
+        # The exchanges would be repeated when activations are computed again, and are not compiled.
+        for name, value in (("micro_batch_size", self.micro_batch_size), ("compile", self.compile)):
+            if self.sync_batch_norm and value:
+                raise ValueError(f"sync_batch_norm cannot be used with {name} {value}: leave one of them out")
         return self
 
 

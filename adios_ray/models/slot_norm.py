@@ -69,7 +69,6 @@ class _SlotNorm(_BatchNorm):
         return flat
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's part; collectives are not compiled
 def _over_workers(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Combine the workers' statistics of equally many images, with gradient, by one exchange (Chan et al. 1979)."""
     # Not by sums of squares, whose difference would lose the digits of channels with a large mean.
