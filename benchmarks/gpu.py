@@ -43,7 +43,7 @@ from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.base import Sample
 from adios_ray.devices import best_device, prepare_device, timed
 from adios_ray.errors import exit_status
-from adios_ray.files import atomic_write
+from adios_ray.files import write_output
 from adios_ray.models.networks import Networks
 from adios_ray.training.cost import random_step
 from adios_ray.training.trainer import Trainer
@@ -150,7 +150,7 @@ class Report:
         if row:
             self.found.setdefault(part, {})[name] = row
         if self.output:
-            atomic_write(self.output, json.dumps(self.found, indent=1).encode())
+            write_output(self.output, json.dumps(self.found, indent=1).encode())
 
     def attempt(self, what: str, work: Callable[..., Mapping[str, Any]], *arguments: object) -> dict[str, Any]:
         """Return the measurements of ``work``; if it fails, note the error and return none."""

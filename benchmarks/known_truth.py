@@ -11,6 +11,7 @@ from in_process import InProcess, MakeScheduler, Position
 from adios_ray.backend.line import Reply
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
+from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
@@ -91,6 +92,7 @@ class KnownTruth:
         state = PopulationState(next_decision_epoch=space.interval_epochs)
         for number, values in enumerate(initial):
             state.add(f"trial_{number:02d}", values)
+        RunDirectory(directory).make_folders()
         state.save(directory)
         config = parse(TrialConfig, {"epochs": problem.epochs, "seed": seed})
         self._process = InProcess(config, state, cast(Run, self), self._train)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from adios_ray.files import atomic_write
+from adios_ray.files import write_output
 
 Record = Mapping[str, Any]
 Values = npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ def summary(records: Sequence[Record], plot: Path | None = None) -> dict[str, An
     """
     rows = by_row(records)
     if plot is not None and rows:
-        atomic_write(plot, draw({name: curve(results) for name, results in rows.items()}).encode())
+        write_output(plot, draw({name: curve(results) for name, results in rows.items()}).encode())
     baseline = {record["seed"]: record for record, variant in rows.get("random", []) if variant == "plain"}
     return {
         "rows": {name: _row(results, baseline) for name, results in rows.items()},

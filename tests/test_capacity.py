@@ -99,6 +99,7 @@ Hold = Callable[[float], tuple[Any, str]]
 @pytest.fixture
 def hold(ray_cluster: None, tmp_path: Path) -> Iterator[Hold]:
     """Provide a function that starts an actor of the run holding some of the four CPUs; it returns actor and group."""
+    RunDirectory(tmp_path).make_folders()
     holders: list[Any] = []
 
     def make(cpus: float) -> tuple[Any, str]:
@@ -187,6 +188,7 @@ def test_a_group_that_was_created_after_the_end_of_its_job_is_removed_by_the_nex
         """Make a run whose driver was killed, with a group that its actor created afterwards."""
         run_dir, go = tmp_path / name, tmp_path / f"go_{name}"
         run_dir.mkdir()
+        RunDirectory(run_dir).make_folders()
         # The actor's process is stopped while its job ends and continued afterwards, so that it creates its group when
         # Ray has already recorded it as dead.
         before, driver = set(placement_group_table()), other(run_dir=run_dir, signal=go)
@@ -208,6 +210,7 @@ def test_a_group_that_was_created_after_the_end_of_its_job_is_removed_by_the_nex
 
 
 def test_an_actor_that_outlives_its_job_keeps_its_group(other: Callable[..., Other], tmp_path: Path) -> None:
+    RunDirectory(tmp_path).make_folders()
     survivor = other(detached="survivor", run_dir=tmp_path)
     survivor.end()
     until(lambda: has_ended(survivor))

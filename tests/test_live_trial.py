@@ -43,6 +43,7 @@ class Driven:
 
         run_dir.mkdir()
         write_config(run_dir, {})
+        RunDirectory(run_dir).make_folders()
         self.run_dir, self.workers = run_dir, workers
         self.channel = start_channel(run_dir.name, trials=4, workers=workers)
         self.actors: dict[str, Any] = {}
@@ -206,6 +207,7 @@ def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(trial, "run_worker", meet)
     write_config(tmp_path, {})
+    RunDirectory(tmp_path).make_folders()
     settings = [
         trial.TrialSettings(
             trial=name, run_dir=str(tmp_path), channel="", workers=1, cpus_per_worker=0.5, gpus_per_worker=0.5

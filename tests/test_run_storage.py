@@ -20,7 +20,7 @@ from adios_ray.cli import main
 from adios_ray.config import TrialConfig
 from adios_ray.errors import ClaimError, ConfigError
 from adios_ray.experiment.checks import check_storage
-from adios_ray.files import append_line, atomic_write
+from adios_ray.files import append_line, atomic_write, write_output
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.population import Population
@@ -166,7 +166,7 @@ def test_the_journal_is_copied_after_what_it_rests_on(nodes: Nodes, server: S3Se
     state.save(driver.directory)
     driver.push()
     server.requests.clear()
-    atomic_write(run.outcomes("trial_00", 1), b"outcomes")
+    write_output(run.outcomes("trial_00", 1), b"outcomes")
     atomic_write(run.lineage, b"lineage\n")
     state.members["trial_00"].epoch = 1
     state.journal(driver.directory, ["trial_00"])
@@ -337,7 +337,7 @@ def test_inputs_and_outputs_at_uris(server: S3Server, tmp_path: Path, capsys: py
 def test_files_and_folders_are_removed_where_they_are_stored(remote: bool, nodes: Nodes, tmp_path: Path) -> None:
     storage = nodes["worker"] if remote else RunStorage(tmp_path / "a_run")
     record = RunDirectory(storage.directory).controllers / "an_actor"
-    atomic_write(record, b"")
+    write_output(record, b"")
     checkpoint = saved(storage, 1).path
     for path in (record, checkpoint):
         storage.publish(path)
