@@ -338,6 +338,9 @@ class TrialConfig(Strict):
     """Masked views of an image that pass through the encoder in one batch, each normalized by itself: faster on GPUs,
     at the memory of as many views; results are the same up to rounding. None takes one on CPUs, on GPUs as many as fit
     into the memory when training begins."""
+    sync_batch_norm: bool = False
+    """With several workers: BatchNorm normalizes over the images of all workers, as one worker does, instead of each
+    worker's own. Each norm then waits for an exchange. Not with micro_batch_size or compile."""
     seed: int = Field(0, ge=0)
     """Seed of initial weights, sample order, augmentations and drawn slots."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -373,6 +376,14 @@ class TrialConfig(Strict):
         if self.image_size is not None:
             check_image_size(self.image_size)
             check_view(self.evaluation.view, self.image_size)
+        return self
+
+    @model_validator(mode="after")
+    def _check_sync_batch_norm(self) -> Self:
+        # The exchanges would be repeated when activations are computed again, and are not compiled.
+        for name, value in (("micro_batch_size", self.micro_batch_size), ("compile", self.compile)):
+            if self.sync_batch_norm and value:
+                raise ValueError(f"sync_batch_norm cannot be used with {name} {value}: leave one of them out")
         return self
 
 
@@ -431,7 +442,8 @@ def check_batch(config: TrialConfig, images: int, workers: int, batch_norm: bool
     share = size // workers
     if config.masking.fill == "mix" and share < 2:
         raise ConfigError(f"masking.fill mix needs another image on each worker: raise batch_size above {size}")
-    if batch_norm and share // -(-share // (micro or share)) < 2:
+    normalized = size if config.sync_batch_norm else share // -(-share // (micro or share))
+    if batch_norm and normalized < 2:
         raise ConfigError(
             f"batch_size {size}, workers_per_trial {workers} and micro_batch_size {micro} leave one image to embed at "
             "once, and BatchNorm needs two: change one of the three"

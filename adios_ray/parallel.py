@@ -65,26 +65,24 @@ def shuffled(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     return results[order.argsort().chunk(world_size())[rank()]]
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> Callable[[], None]:
-    """Begin to average gradients over the workers, with one all-reduce, while the device computes other things.
+def begin_averaging(tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """Begin to average tensors over the workers, with one all-reduce, while the device computes other things.
 
     Returns:
-        A function that waits for the means and puts them in place of the gradients.
+        A function that waits for the means and puts them in place of the tensors.
     """
     if world_size() == 1:
         return lambda: None
     # By hand and not by DistributedDataParallel, which reduces during backward(): a step has several backward passes,
     # some of them with a frozen encoder.
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    values = list(tensors)
+    flat = _joined(values)
     exchange = distributed.all_reduce(flat, async_op=True)
 
     def finish() -> None:
         exchange.wait()
         flat.div_(world_size())
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        _take_apart(flat, values)
 
     return finish
 
@@ -98,10 +96,27 @@ def average(values: Tensor) -> Tensor:
 
 
 def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
-    """Copy the first worker's values to every worker, in place."""
-    if world_size() > 1:
-        for tensor in tensors:
-            distributed.broadcast(tensor, src=0)
+    """Copy the first worker's values to every worker, in place, with one broadcast for each type of numbers."""
+    if world_size() == 1:
+        return
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tensor)
+    for values in by_type.values():
+        flat = _joined(values)
+        distributed.broadcast(flat, src=0)
+        _take_apart(flat, values)
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+@torch.no_grad()
+def _take_apart(flat: Tensor, tensors: list[Tensor]) -> None:
+    """Copy what ``_joined`` has joined back into the tensors."""
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def from_first(value: Value) -> Value:

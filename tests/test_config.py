@@ -344,6 +344,7 @@ def test_batches_that_workers_cannot_share_are_refused(settings: dict[str, Any],
 
 def test_single_images_are_for_networks_without_batch_norm() -> None:
     check_batch(TrialConfig(batch_size=2), 100, workers=2, batch_norm=False)
+    check_batch(TrialConfig(batch_size=2, sync_batch_norm=True), 100, workers=2, batch_norm=True)
     check_batch(TrialConfig(batch_size=12, micro_batch_size=4), 100, workers=2, batch_norm=True)  # three and three
     mixed = TrialConfig(batch_size=2, masking=MaskingConfig(fill="mix"))
     with pytest.raises(ConfigError, match="fill mix .* above 2"):

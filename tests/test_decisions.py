@@ -26,7 +26,7 @@ from adios_ray.search.state import KEPT_OUTCOMES, Member, PopulationState
 from adios_ray.search.suggest import startup_trials
 from adios_ray.tracking.live import exploit_line, refusal_line
 from adios_ray.tracking.records import Refusal, begin_results, read_lineage, read_refusals
-from adios_ray.tracking.report import write_report
+from adios_ray.tracking.report.page import write_report
 
 IMAGES = 200
 

@@ -19,7 +19,7 @@ from adios_ray.measures import MEASURES
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.environment import record_environment
 from adios_ray.tracking.records import MaskFile, Row
-from adios_ray.tracking.report import charts, search_charts, write_report
+from adios_ray.tracking.report import charts, search_charts
 from adios_ray.tracking.report.background import BackgroundReport
 from adios_ray.tracking.report.comparison import differences, verdict_between, write_comparison
 from adios_ray.tracking.report.importance import importance_of
@@ -27,6 +27,7 @@ from adios_ray.tracking.report.inspection import _projected
 from adios_ray.tracking.report.mask_statistics import agreement, slot_overlaps, slot_statistics
 from adios_ray.tracking.report.masks import mask_section, spread
 from adios_ray.tracking.report.outcome import outcome_of
+from adios_ray.tracking.report.page import write_report
 from adios_ray.tracking.report.run_data import RunData, read_run
 
 

@@ -12,9 +12,9 @@ from small import small_config
 
 from adios_ray.tracking import records
 from adios_ray.tracking.records import Refusal
-from adios_ray.tracking.report import write_report
 from adios_ray.tracking.report.comparison import write_comparison
 from adios_ray.tracking.report.inspection import inspect_best, read_inspection
+from adios_ray.tracking.report.page import write_report
 from adios_ray.tracking.report.run_data import read_run
 from adios_ray.training.trainer import Trainer
 

@@ -26,7 +26,7 @@ from adios_ray.run_storage import RunStorage
 from adios_ray.search.population import Population
 from adios_ray.search.state import Member, PopulationState
 from adios_ray.store import Store
-from adios_ray.tracking.report import write_report
+from adios_ray.tracking.report.page import write_report
 from adios_ray.tracking.run import Run
 
 pytestmark = pytest.mark.slow

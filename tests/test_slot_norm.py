@@ -67,6 +67,12 @@ def test_networks_that_cannot_are_refused() -> None:
     values = {"backbone": {"name": "mobilenetv3_small_050"}, "slots_at_once": 2}
     with pytest.raises(ConfigError, match="slots_at_once 2: mobilenetv3_small_050 with simclr"):
         Networks(parse(TrialConfig, values), 32, 2)
+    for backbone in ("test_vit", "mobilenetv3_small_050"):  # no BatchNorm; one of timm's own
+        with pytest.raises(ConfigError, match=f"sync_batch_norm: {backbone} with simclr has no BatchNorm"):
+            Networks(parse(TrialConfig, {"backbone": {"name": backbone}, "sync_batch_norm": True}), 32, 2)
+    for name, value in (("micro_batch_size", 2), ("compile", True)):
+        with pytest.raises(ConfigError, match=f"sync_batch_norm cannot be used with {name} {value}"):
+            parse(TrialConfig, {"sync_batch_norm": True, name: value})
     with pytest.raises(ConfigError, match="slots_at_once 2"):
         Networks(
             parse(TrialConfig, {"backbone": {"name": "resnet_small"}, "slots_at_once": 2, "micro_batch_size": 2}), 32, 2

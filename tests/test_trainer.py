@@ -25,7 +25,7 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.masking.slots import read_head, replace_head, resize_head
 from adios_ray.training.divergence import Terms
 from adios_ray.training.reproduce import reproduce
-from adios_ray.training.step import probe_step
+from adios_ray.training.step import probe_gradients
 from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
 
@@ -402,12 +402,14 @@ def test_the_probe_learns_from_known_labels_alone(objects_dir: Path) -> None:
         torch.manual_seed(0)
         torch.nn.init.normal_(trainer.networks.probe.weight)
         features, before = torch.randn(8, trainer.networks.probe.in_features), trainer.networks.probe.weight.clone()
-        probe_step(trainer.networks, trainer.optimizers, features[rows], labels[rows])
+        probe_gradients(trainer.networks, features[rows], labels[rows])
+        trainer.optimizers.probe.step()
         probes.append(trainer.networks.probe.weight.detach())
         assert not torch.equal(probes[-1], before)
     torch.testing.assert_close(probes[0], probes[1], rtol=0, atol=1e-6)
     trainer = Trainer(small_config(objects_dir), CPU)
-    correct, labeled = probe_step(trainer.networks, trainer.optimizers, features, torch.full((8,), NO_LABEL))
+    correct, labeled = probe_gradients(trainer.networks, features, torch.full((8,), NO_LABEL))
+    trainer.optimizers.probe.step()
     assert float(correct) == float(labeled) == 0.0 and torch.isfinite(trainer.networks.probe.weight).all()
 
 

@@ -22,6 +22,17 @@ WORKERS, STEPS = 2, 2
 CONTRASTS = ("simclr", "barlow", "vicreg", "mocov2", "mocov3", "dino")
 GAMES = list(itertools.product(("adios", "adios-s"), ("simultaneous", "alternating"), ("one", "both")))
 
+EXCHANGES = {("none", "simultaneous"): 1, ("adios", "simultaneous"): 2, ("adios", "alternating"): 2}
+"""One for each update that others wait for: the encoder with the probe and the terms, and the occlusion model."""
+
+SYNCHRONIZED = (("simclr", "none", 1), ("byol", "adios", 1), ("byol", "adios", 3))
+"""Objective, scheme and slots embedded at once."""
+
+
+def synchronized_config(objective: str, scheme: str, at_once: int) -> TrialConfig:
+    """Configure a residual network with BatchNorm over all workers' images."""
+    return replaced(make_config(objective, scheme), {"sync_batch_norm": True, "slots_at_once": at_once})
+
 
 def game_config(scheme: str, order: str, masked_views: str) -> TrialConfig:
     """SimCLR, whose negatives span the workers, on a backbone without batch statistics."""
@@ -50,7 +61,7 @@ def accumulate_gradients(config: TrialConfig, rank: int, workers: int, device: t
     for step in range(STEPS):
         batch = moved(share(make_batch(step), rank, workers), device)
         train_step(networks, optimizers, batch, config, step / STEPS)
-    return seen | {name: values.detach() for name, values in networks.named_parameters()}
+    return seen | {name: values.detach() for name, values in networks.state_dict().items()}
 
 
 def loss_between(name: str, rank: int, workers: int) -> dict[str, Tensor]:
@@ -81,15 +92,28 @@ def shuffled_shares(rank: int) -> Tensor:
     return parallel.shuffled(lambda share: share - share.mean(), rows)
 
 
+def count_exchanges(scheme: str, order: str, rank: int) -> int:
+    """Count the all-reduces of a step with an objective that exchanges nothing itself."""
+    config, counted, all_reduce = make_config("byol", scheme, order), list[int](), distributed.all_reduce
+    networks, optimizers = make_players(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "all_reduce", lambda *a, **k: [counted.append(1), all_reduce(*a, **k)][1])  # type: ignore[func-returns-value]  # in a list, None is no matter
+        train_step(networks, optimizers, share(make_batch(0), rank, WORKERS), config, 0.0)
+    return len(counted)
+
+
 def work(rank: int, meeting_point: str, directory: str) -> None:
     """Run one worker: train all games and save the results."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=WORKERS)
     results: list[Any] = [accumulate_gradients(game_config(*game), rank, WORKERS) for game in GAMES]
     results += [loss_between(name, rank, WORKERS) for name in CONTRASTS]
+    results += [accumulate_gradients(synchronized_config(*case), rank, WORKERS) for case in SYNCHRONIZED]
+    results.append({"exchanges": torch.tensor([count_exchanges(*game, rank) for game in EXCHANGES])})
     results.append({"shuffled": shuffled_shares(rank)})
-    losses = torch.tensor([1.0, torch.nan if rank == 1 else 2.0])
-    assert "objective of slot 1" in str(Terms(losses, torch.ones(2)).mean_over_workers().fault())
+    terms = Terms(torch.tensor([1.0, torch.nan if rank == 1 else 2.0]), torch.ones(2))
+    parallel.begin_averaging(terms)()
+    assert "objective of slot 1" in str(terms.fault())
     torch.save(results, Path(directory) / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -111,6 +135,17 @@ def test_two_workers_equal_one(number: int, shared: list[list[dict[str, Tensor]]
             assert_close(results[number][name], expected)
 
 
+@pytest.mark.parametrize("number", range(len(SYNCHRONIZED)), ids=["-".join(map(str, case)) for case in SYNCHRONIZED])
+def test_synchronized_workers_equal_one(number: int, shared: list[list[dict[str, Tensor]]]) -> None:
+    alone = accumulate_gradients(synchronized_config(*SYNCHRONIZED[number]), 0, 1)
+    assert any("running_var" in name for name in alone) and any("momentum" in name for name in alone) == (number > 0)
+    for results in shared:
+        own = results[len(GAMES) + len(CONTRASTS) + number]
+        assert own.keys() == alone.keys()
+        for name, expected in alone.items():
+            assert_close(own[name].double(), expected.double())
+
+
 @pytest.mark.parametrize("number", range(len(CONTRASTS)), ids=CONTRASTS)
 def test_a_distance_over_two_workers_equals_that_of_the_global_batch(
     number: int, shared: list[list[dict[str, Tensor]]]
@@ -123,6 +158,10 @@ def test_a_distance_over_two_workers_equals_that_of_the_global_batch(
         assert own.keys() == alone.keys()
         for name, expected in alone.items():
             assert_close(own[name].double(), expected.double())
+
+
+def test_a_step_exchanges_once_for_each_player(shared: list[list[dict[str, Tensor]]]) -> None:
+    assert [own[-2]["exchanges"].tolist() for own in shared] == WORKERS * [list(EXCHANGES.values())]
 
 
 def test_shuffled_rows_are_normalized_with_others_and_come_back(shared: list[list[dict[str, Tensor]]]) -> None:

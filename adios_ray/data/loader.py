@@ -101,23 +101,31 @@ def central_batches(
     view: CentralView = "square",
 ) -> Iterator[Tensor]:
     """Yield ``central_views`` of each of ``batches``; a thread reads the images of the next one meanwhile."""
+    for indices, images in stored_batches(split, batches, device):
+        yield center_view(images, split.heights[indices], split.widths[indices], image_size, view)
+
+
+def stored_batches(
+    split: Split, batches: Iterable[npt.NDArray[np.int64]], device: torch.device
+) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
+    """Yield the indices of each batch with its images as they are stored, uint8 [B, S, S, 3] on ``device``.
+
+    A thread reads those of the next batch meanwhile.
+    """
 
     def load(indices: npt.NDArray[np.int64]) -> Tensor:
         images = torch.from_numpy(split.gather(indices))
         return images.pin_memory() if device.type == "cuda" else images
 
-    def shown(indices: npt.NDArray[np.int64], loaded: Future[Tensor]) -> Tensor:
-        images = loaded.result().to(device, non_blocking=True)
-        return center_view(images, split.heights[indices], split.widths[indices], image_size, view)
-
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending: deque[tuple[npt.NDArray[np.int64], Future[Tensor]]] = deque()
-        for indices in batches:
-            pending.append((indices, pool.submit(load, indices)))
+        for batch in batches:
+            pending.append((batch, pool.submit(load, batch)))
             if len(pending) > 1:
-                yield shown(*pending.popleft())
+                indices, loaded = pending.popleft()
+                yield indices, loaded.result().to(device, non_blocking=True)
         for indices, loaded in pending:
-            yield shown(indices, loaded)
+            yield indices, loaded.result().to(device, non_blocking=True)
 
 
 def central_instances(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adios_ray import parallel
 from adios_ray.config import AugmentConfig, CentralView, EvaluationConfig
 from adios_ray.data.augment import apply_view, draw_parameters
-from adios_ray.data.loader import central_batches
+from adios_ray.data.loader import central_batches, stored_batches
 from adios_ray.data.shards import Split
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.jackknife import GROUPS, jackknife_errors
@@ -326,10 +326,8 @@ def extract_view_features(
     """
     device, training = next(backbone.parameters()).device, backbone.training
     backbone.eval()
-    parts = []
-    for first in range(0, len(indices), BATCH):
-        chosen = indices[first : first + BATCH]
-        images = torch.from_numpy(split.gather(chosen)).to(device)
+    batches, parts = [indices[first : first + BATCH] for first in range(0, len(indices), BATCH)], []
+    for chosen, images in stored_batches(split, batches, device):
         drawn = draw_parameters(config, seed, stream, epoch, chosen, split.heights[chosen], split.widths[chosen])
         parts.append(backbone(apply_view(images, drawn, image_size)).float())
     backbone.train(training)

@@ -18,7 +18,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from adios_ray.config import CentralView
-from adios_ray.data.loader import central_instances, central_views
+from adios_ray.data.loader import central_batches, central_instances
 from adios_ray.data.shards import Bytes, Split
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.statistics import BATCH
@@ -112,7 +112,7 @@ def segment(
     device: torch.device,
     view: CentralView = "square",
 ) -> Segmentation:
-    """Score the masks of a data split's central views, batch by batch, without gradients.
+    """Score the masks of a data split's central views, batch by batch, reading the next one meanwhile; no gradients.
 
     Args:
         masks_of: Maps normalized images [B, 3, S, S] to masks [B, N, S, S], such as ``Networks.occlude`` in evaluation
@@ -129,11 +129,10 @@ def segment(
     """
     parts = [np.empty((0, len(SegmentationScores._fields)))]
     count = _images_at_once(image_size)
+    batches = [indices[first : first + count] for first in range(0, len(indices), count)]
     with torch.no_grad():
-        for first in range(0, len(indices), count):
-            chosen = indices[first : first + count]
-            instances = central_instances(split, chosen, image_size, view)
-            parts.append(image_scores(masks_of(central_views(split, chosen, image_size, device, view)), instances))
+        for chosen, views in zip(batches, central_batches(split, batches, image_size, device, view), strict=True):
+            parts.append(image_scores(masks_of(views), central_instances(split, chosen, image_size, view)))
     scores, without_objects = _with_objects(np.concatenate(parts), least=2)
     errors = scores.std(axis=0, ddof=1) / math.sqrt(len(scores))
     return Segmentation(

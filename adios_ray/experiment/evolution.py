@@ -33,7 +33,6 @@ from adios_ray.search.suggest import fill, make_suggest, startup_trials
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import begin_lineage, read_results, read_summary
-from adios_ray.tracking.report import write_report
 from adios_ray.tracking.run import Run
 from adios_ray.tracking.trackers.base import TrackerName
 from adios_ray.tracking.trackers.isolation import Trackers
@@ -179,6 +178,8 @@ def _train(
     state = PopulationState.load(run_dir)
     retry(lambda: storage.pull(MASKS), view.note)
     if failed := state.unfinished(names):
+        from adios_ray.tracking.report.page import write_report  # here: first steps need not wait for what it imports
+
         write_report(run_dir, storage.uri)
         raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {storage.place}")
     return state

@@ -35,8 +35,6 @@ from adios_ray.tracking.records import (
     read_results,
     write_summary,
 )
-from adios_ray.tracking.report import write_report
-from adios_ray.tracking.report.outcome import search_course
 from adios_ray.tracking.report.run_data import read_run
 
 if TYPE_CHECKING:  # the driver needs no torch for it
@@ -61,6 +59,10 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
     Raises:
         RunError: If every trial diverged or collapsed.
     """
+    # Here: the first steps of a run need not wait for what these import, scipy and plotly.
+    from adios_ray.tracking.report.outcome import search_course
+    from adios_ray.tracking.report.page import write_report
+
     run_dir = storage.directory
     rows, lineage = read_results(run_dir), read_lineage(run_dir)
     finals = final_fitness(state, rows, lineage, run_dir)

@@ -75,6 +75,11 @@ class Networks(nn.Module):
                 f"slots_at_once {self.slots_at_once}: {config.backbone.name} with {config.objective.name} cannot "
                 "normalize views of one batch by themselves, or micro_batch_size is set: leave slots_at_once out"
             )
+        if config.sync_batch_norm and not (all(converted) and self.batch_norm):
+            raise ConfigError(
+                f"sync_batch_norm: {config.backbone.name} with {config.objective.name} has no BatchNorm, or one that "
+                "workers cannot share: leave sync_batch_norm out"
+            )
         self.momentum: nn.ModuleDict | None = None
         if self.objective.uses_momentum:
             copies = {"backbone": self.backbone, "projector": self.objective.projector}
@@ -137,14 +142,13 @@ class Networks(nn.Module):
             views: Views, masked or not, but not both among them.
             targets: Their targets, each [B, D], if already known.
         """
-        with grouped(self, len(views)):
-            return self._embed(views, targets)[0]
+        return self._embed(views, targets)[0]
 
     def _embed(self, views: Sequence["View"], targets: Sequence[Tensor] | None) -> tuple[list[Embedding], Tensor]:
         """Embed views; return also the detached features of all."""
         shown = [x if mask is None else hide(x, mask, fill) for x, mask, fill in views]
         seen, masked = torch.cat(shown) if len(shown) > 1 else shown[0], views[0].mask is not None
-        with self.autocast(seen.device):
+        with self.autocast(seen.device), grouped(self, len(views), self.config.sync_batch_norm):
             features = self._in_parts(self.backbone, seen)
             projection = self.objective.projector(features)
             online = self.objective.predictor(projection)

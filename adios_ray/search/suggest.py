@@ -5,7 +5,6 @@ from random import Random
 from typing import Any
 
 from ray import tune
-from ray.tune.search.hyperopt import HyperOptSearch
 
 from adios_ray.config import TrialConfig
 from adios_ray.search.spaces import Choice, Continuous, Integer, Parameter, SearchSpace
@@ -77,6 +76,8 @@ class TreeParzen:
 
     def __init__(self, space: SearchSpace, config: TrialConfig, state: PopulationState, startup: int) -> None:
         """Continue after the trials of ``state``, whose values and scores are replayed to hyperopt."""
+        from ray.tune.search.hyperopt import HyperOptSearch  # here: other searches need not wait for hyperopt
+
         self._space, self._state = space, state
         self._completed: set[str] = set()
         known = [dict(member.values) for member in state.members.values()]

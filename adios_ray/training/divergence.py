@@ -15,20 +15,15 @@ from adios_ray.data.loader import Batch
 
 
 class Terms(NamedTuple):
-    """The terms of a step that must be finite, means over the workers.
+    """The terms of a step that must be finite, means over the workers: not finite wherever one worker's term is.
 
     Attributes:
         losses: Objective of each slot that was embedded, [K]; of the passes of an alternating step, [2, K].
-        penalties: Sparsity term of each slot, [N], or a scalar without masks.
+        penalties: Sparsity term of each slot, [N]; [1] without masks.
     """
 
     losses: Tensor
     penalties: Tensor
-
-    def mean_over_workers(self) -> "Terms":
-        """Average over the workers, with one all-reduce; non-finite wherever one worker's term is."""
-        both = parallel.average(torch.cat([self.losses.detach(), self.penalties.detach().reshape(-1)]))
-        return Terms(both[: len(self.losses)], both[len(self.losses) :])
 
     def found_inf(self) -> Tensor:
         """Tell on the device whether any term is not finite: 1.0 or 0.0, float32."""

@@ -9,7 +9,7 @@ one backward pass takes the gradients of all masks into the occlusion model. Up 
 of all slots in one graph (``tests/naive.py``).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -103,26 +103,27 @@ def update_networks(
     with tf32_products(batch.a.device):
         # loss -> gradient -> update of the players
         if config.masking.learned:
-            found, penalty, terms = _adversarial_update(networks, optimizers, batch, config)
+            found, result = _adversarial_update(networks, optimizers, batch, config)
         else:
             fixed = [None] if batch.masks is None else batch.masks.split(1, dim=1)
             found = accumulate_gradients(networks, batch, fixed, config)
-            penalty = torch.zeros((), device=batch.a.device)
-            terms = _guard(optimizers, found, penalty)
+            probe, penalty = probe_gradients(networks, found.features, batch.labels), found.losses.new_zeros(())
+            terms = _exchange(optimizers, (optimizers.encoder, optimizers.probe), found, penalty)()
             _update(optimizers.encoder)
+            result = StepResult(Measurements(found.losses.mean(), penalty, *probe), terms)
         # What follows the encoder: its average after the update, running statistics, the probe on detached features.
         networks.update_momentum(rate * optimizers.updates)
         _update_statistics(networks, found.view, optimizers.found_inf)
-        correct, labeled = probe_step(networks, optimizers, found.features, batch.labels)
-        # measurements
-        return StepResult(Measurements(found.losses.mean(), penalty, correct, labeled), terms)
+        _update(optimizers.probe)
+        return result
 
 
 def _adversarial_update(
     networks: Networks, optimizers: Optimizers, batch: Batch, config: TrialConfig
-) -> tuple[SlotLosses, Tensor, Terms]:
-    """Move the encoder down and the occlusion model up the objective; return also the mean sparsity term."""
+) -> tuple[SlotLosses, StepResult]:
+    """Move the encoder down and the occlusion model up the objective; compute the probe's gradients beside them."""
     masking, views = config.masking, 2 if config.objective.masked_views == "both" else 1
+    assert optimizers.occlusion is not None
     masks = networks.occlude(torch.cat([batch.a, batch.b]) if views == 2 else batch.b)
     slots = choose_slots(masks, batch.drawn_slots) if masking.scheme == "adios-s" else masks
     # Detached: the occlusion model's graph waits for its one backward pass below, while each slot's graph through the
@@ -130,37 +131,40 @@ def _adversarial_update(
     leaves = [slot.detach().requires_grad_() for slot in slots.split(1, dim=1)]
     # From all N masks, also where adios-s drew one of them: the others must not become empty or full unseen.
     penalties = sparsity(masks).mean(dim=0)
-    if masking.order == "simultaneous":
-        # Both players' gradients are of the same loss, with opposite signs: one backward pass fills the encoder's
-        # .grad and the leaves', and only the latter are negated below.
-        found = accumulate_gradients(networks, batch, leaves, config)
-        terms = _guard(optimizers, found, penalties)
-    else:
-        found = accumulate_gradients(networks, batch, [leaf.detach() for leaf in leaves], config)
-        first = _guard(optimizers, found, penalties)
+    # Simultaneous: both players' gradients are of the same loss, with opposite signs. One backward pass fills the
+    # encoder's .grad and the leaves', and only the latter are negated below.
+    simultaneous = masking.order == "simultaneous"
+    shown = leaves if simultaneous else [leaf.detach() for leaf in leaves]
+    found = played = accumulate_gradients(networks, batch, shown, config)
+    probe = probe_gradients(networks, found.features, batch.labels)
+    exchanged = _exchange(optimizers, (optimizers.encoder, optimizers.probe), found, penalties)
+    if not simultaneous:
+        first = exchanged()
         _update(optimizers.encoder)
         # The momentum networks move at the end of the step: the targets they gave are still valid.
         targets = found.targets if networks.momentum is not None else None
         with frozen(networks):
-            terms = _guard(optimizers, accumulate_gradients(networks, batch, leaves, config, targets), penalties)
-        terms = Terms(torch.stack([first.losses, terms.losses]), terms.penalties)
+            played = accumulate_gradients(networks, batch, leaves, config, targets)
     # Each masked view pays for its own masks: the penalty is the sum of the views' means, not their mean.
     price = masking.sparsity_weight * views * (penalties.mean() if masking.reduction == "mean" else penalties.sum())
     if masking.entropy_weight:
-        # A sum over the global batch, as in the authors' code: _update averages gradients over workers, so each worker
+        # A sum over the global batch, as in the authors' code: gradients are averaged over workers, so each worker
         # multiplies its share by their number.
         price = price - masking.entropy_weight * parallel.world_size() * size_entropy(masks, views)
     gradients = torch.cat([leaf.grad for leaf in leaves if leaf.grad is not None], dim=1)
-    # Workers exchange the encoder's gradients while the occlusion model's are computed.
-    exchanged = _exchange(optimizers.encoder) if masking.order == "simultaneous" else None
     # Gradient descent on price - objective is ascent on L - lambda p (paper, Equation 8).
     torch.autograd.backward([slots, price], [-gradients, None])
-    # Simultaneous: neither player moves before both gradients are taken.
-    if exchanged is not None:
-        _update(optimizers.encoder, exchanged)
-    assert optimizers.occlusion is not None
+    if simultaneous:
+        # Workers have exchanged the encoder's gradients while the occlusion model's were computed, and neither player
+        # moves before both gradients are taken.
+        terms = exchanged()
+        _update(optimizers.encoder)
+        parallel.begin_averaging(_gradients(optimizers.occlusion))()
+    else:
+        second = _exchange(optimizers, (optimizers.occlusion,), played, penalties)()
+        terms = Terms(torch.stack([first.losses, second.losses]), second.penalties)
     _update(optimizers.occlusion)
-    return found, penalties.detach().mean(), terms
+    return found, StepResult(Measurements(found.losses.mean(), penalties.detach().mean(), *probe), terms)
 
 
 def _update_statistics(networks: Networks, view: Embedding, found_inf: Tensor) -> None:
@@ -172,11 +176,25 @@ def _update_statistics(networks: Networks, view: Embedding, found_inf: Tensor) -
         values.copy_(torch.where(found_inf > 0, old, values))
 
 
-def _guard(optimizers: Optimizers, found: SlotLosses, penalties: Tensor) -> Terms:
-    """Stop all updates from now on if a term is not finite on any worker; return the terms."""
-    terms = Terms(found.losses, penalties).mean_over_workers()
-    torch.maximum(optimizers.found_inf, terms.found_inf(), out=optimizers.found_inf)
-    return terms
+def _exchange(
+    optimizers: Optimizers, own: Iterable[torch.optim.Optimizer], found: SlotLosses, penalties: Tensor
+) -> Callable[[], Terms]:
+    """Begin to average the gradients of some of the optimizers and a step's terms over the workers, in one exchange.
+
+    Returns:
+        A function that waits for the means and stops all updates from now on if a term is not finite on any worker;
+        it returns the terms.
+    """
+    gradients = [gradient for optimizer in own for gradient in _gradients(optimizer)]
+    terms = Terms(found.losses.clone(), penalties.detach().reshape(-1).clone())  # averaged in place
+    finish = parallel.begin_averaging([*gradients, *terms])
+
+    def guard() -> Terms:
+        finish()
+        torch.maximum(optimizers.found_inf, terms.found_inf(), out=optimizers.found_inf)
+        return terms
+
+    return guard
 
 
 def accumulate_gradients(
@@ -281,29 +299,27 @@ def frozen(networks: Networks) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _exchange(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """Begin to average the gradients over the workers; see ``parallel.average_gradients``."""
-    return parallel.average_gradients(p for group in optimizer.param_groups for p in group["params"])
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-def _update(optimizer: torch.optim.Optimizer, exchanged: Callable[[], None] | None = None) -> None:
-    """Take a step with the gradients averaged over the workers, whose exchange may have begun; then clear them."""
-    (exchanged or _exchange(optimizer))()
+def _update(optimizer: torch.optim.Optimizer) -> None:
+    """Take a step with gradients that have been averaged over the workers; then clear them."""
     optimizer.step()
     optimizer.zero_grad()
 
 
-def probe_step(networks: Networks, optimizers: Optimizers, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Train the online probe on features that the step has computed anyway.
+def probe_gradients(networks: Networks, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Accumulate the online probe's gradients, on features that the step has computed anyway.
 
     Args:
         networks: Holds the probe.
-        optimizers: Holds its optimizer.
         features: Detached backbone features, [B, F].
         labels: Classes int64 [B], NO_LABEL where unknown; or zeros and ones [B, C] (multi-label).
 
     Returns:
-        The share of all images that the probe classified correctly before the update, 0 to 1, and the share with
+        The share of all images that the probe classified correctly, 0 to 1, and the share with
         known labels, 0 to 1.
     """
     logits: Tensor = networks.probe(features)
@@ -317,5 +333,4 @@ def probe_step(networks: Networks, optimizers: Optimizers, features: Tensor, lab
         loss = total / known.sum().clamp(min=1)
         correct, labeled = (logits.argmax(dim=1) == labels).float().mean(), known.float().mean()
     loss.backward()
-    _update(optimizers.probe)
     return correct, labeled
