@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # imported in functions: processes that only pass pointers on
 
 STATE_FILE = "state.pt"
 META_FILE = "meta.json"
+KEPT_CHECKPOINTS = 2
+"""Newest checkpoints kept of each training, used or not: the second serves if the first is damaged."""
 
 
 class Pointer(BaseModel, frozen=True):

@@ -90,7 +90,7 @@ def _names() -> dict[str, str]:
 
 def expected_in(folder: Location, data_dir: str) -> Expected:
     """Collect what this process sees."""
-    return Expected(folder, data_dir, _data_checksum(data_dir), source_checksum(), torch_version())
+    return Expected(folder, data_dir, _manifest_checksum(data_dir), source_checksum(), torch_version())
 
 
 def refuse(problems: Mapping[str, Sequence[str]]) -> None:
@@ -143,7 +143,7 @@ def find_problems(expected: Expected, node: str) -> list[str]:
     except OSError as error:
         problems.append(f"it cannot write to {run} ({error.strerror or error})")
     try:
-        if _data_checksum(expected.data_dir) != expected.data:
+        if _manifest_checksum(expected.data_dir) != expected.data:
             problems.append(f"it has another data set in {expected.data_dir}")
         elif missing := _missing_shards(expected.data_dir):
             problems.append(f"it lacks {len(missing)} shards in {expected.data_dir}, such as {missing[0]}")
@@ -164,7 +164,7 @@ def source_checksum() -> str:
     return checksum.hexdigest()
 
 
-def _data_checksum(data_dir: str) -> str:
+def _manifest_checksum(data_dir: str) -> str:
     return hashlib.sha256(read_manifest(data_dir).model_dump_json().encode()).hexdigest()
 
 

@@ -112,15 +112,8 @@ def _train(
     """Train the unfinished trials to the end, and return the population as it was written down."""
     run_dir = storage.directory
     state = PopulationState.load(run_dir)
-    names = trial_names(config, space)
-    if space.search == "hyperopt":
-        first = ", except the very first: the configured values" if space.contains(space.configured(config)) else ""
-        startup = startup_trials(len(names))
-        print(f"hyperopt: the first {startup} of {len(names)} trials are random draws{first}", flush=True)
-    halvings = rungs(space.opening, config.population)
-    if halvings:
-        kept = ", ".join(f"{rung.survivors} after epoch {rung.epoch}" for rung in halvings)
-        print(f"opening: {len(names)} trials begin; the best continue, {kept}", flush=True)
+    names, halvings = trial_names(config, space), rungs(space.opening, config.population)
+    _announce(config, space, len(names), halvings)
     unfinished = state.unfinished(names)
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
     if unfinished:
@@ -143,16 +136,11 @@ def _train(
             Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check) as run,
             request or nullcontext(),
         ):
-            say = partial(run.note, kind="wait")
-
-            def count_fitting() -> int:
-                cluster = nodes()
-                passed = calls.check_nodes([node.id for node in cluster])
-                return count_capacity(config, resources, [node for node in cluster if node.id in passed])
 
             def count_wanted() -> int:
                 return min(len(set(state.unfinished(names)) - scheduler.set_aside.keys()), config.population)
 
+            count_fitting, say = partial(_count_fitting, config, resources, calls), partial(run.note, kind="wait")
             capacity = ClusterCapacity(storage.place, count_fitting, count_wanted, say)
 
             def count() -> int:
@@ -183,6 +171,24 @@ def _train(
         write_report(run_dir, storage.uri)
         raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {storage.place}")
     return state
+
+
+def _announce(config: ExperimentConfig, space: SearchSpace, trials: int, halvings: Sequence[Rung]) -> None:
+    """Print how a search that does not begin with the whole population begins."""
+    if space.search == "hyperopt":
+        first = ", except the very first: the configured values" if space.contains(space.configured(config)) else ""
+        startup = startup_trials(trials)
+        print(f"hyperopt: the first {startup} of {trials} trials are random draws{first}", flush=True)
+    if halvings:
+        kept = ", ".join(f"{rung.survivors} after epoch {rung.epoch}" for rung in halvings)
+        print(f"opening: {trials} trials begin; the best continue, {kept}", flush=True)
+
+
+def _count_fitting(config: ExperimentConfig, resources: WorkerResources, calls: ChannelCalls) -> int:
+    """Count the trials that the resources of nodes which have passed the check suffice for."""
+    cluster = nodes()
+    passed = calls.check_nodes([node.id for node in cluster])
+    return count_capacity(config, resources, [node for node in cluster if node.id in passed])
 
 
 def make_scheduler(

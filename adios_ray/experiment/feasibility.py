@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from adios_ray.checkpoints import KEPT_CHECKPOINTS
 from adios_ray.experiment.config import DEMO, DEMO_IMAGE_SIZE, ExperimentConfig
 from adios_ray.experiment.resources import Node, count_capacity, worker_resources
-from adios_ray.search.state import KEPT_CHECKPOINTS
 from adios_ray.training.cost import StepCost
 
 TRAINING_IMAGES: Mapping[str, int] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from adios_ray.checkpoints import newest_intact
+from adios_ray.checkpoints import KEPT_CHECKPOINTS, newest_intact
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import ConfigError, RunError
 from adios_ray.experiment.schedule import Schedule, Stage, load_schedule
@@ -19,7 +19,6 @@ from adios_ray.trial_report import TrialReport
 
 REPLAY_FILE = "replay.json"
 REPORTS_FILE = "reports.jsonl"
-KEPT_CHECKPOINTS = 2
 
 
 def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.device) -> Trainer:

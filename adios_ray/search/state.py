@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
-from adios_ray.checkpoints import Pointer
+from adios_ray.checkpoints import KEPT_CHECKPOINTS, Pointer
 from adios_ray.config import SearchedValues
 from adios_ray.errors import ConfigError
 from adios_ray.files import append_line, atomic_write, complete_lines
@@ -21,8 +21,6 @@ from adios_ray.validation import parse_json, read_json
 
 KEPT_OUTCOMES = 8
 """Newest reports of each trial whose outcomes are kept for tests."""
-KEPT_CHECKPOINTS = 2
-"""Newest checkpoints kept of each trial, used or not: workers fall back to the second if the first is damaged."""
 
 
 class Member(BaseModel):

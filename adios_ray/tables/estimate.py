@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from adios_ray.checkpoints import KEPT_CHECKPOINTS
 from adios_ray.config import TrialConfig
-from adios_ray.experiment.replay import KEPT_CHECKPOINTS
 from adios_ray.tables.grid import Cell, Table
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.cost import measure_step
