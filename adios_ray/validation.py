@@ -36,6 +36,16 @@ def leaves(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, 
             yield f"{section}{name}", value
 
 
+def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Compare two JSON values; return the values that differ, by path."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in [*old, *(key for key in new if key not in old)]:
+            found |= differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        return found
+    return {} if old == new else {path: (old, new)}
+
+
 def parse_json(
     kind: type[Value], content: bytes | str, origin: str, error_type: type[InputError] = ConfigError
 ) -> Value:

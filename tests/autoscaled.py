@@ -6,11 +6,12 @@ Ray's own class stops all clusters of the machine at its start and its end, and 
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,12 @@ def settings(address: str, resources: dict[str, float], most: int) -> dict[str, 
         "max_workers": most,
         "idle_timeout_minutes": IDLE_MINUTES,
         "upscaling_speed": 10.0,
-        "provider": {"type": "fake_multinode", "gcs_address": address, "disable_node_updaters": True},
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": address,
+            "disable_node_updaters": True,
+            "use_node_id_as_ip": True,
+        },
         "auth": {},
         "file_mounts": {},
         **dict.fromkeys(("cluster_synced_files", "worker_setup_commands", "worker_start_ray_commands"), []),
@@ -44,11 +50,11 @@ class Autoscaled(NamedTuple):
     """A running cluster.
 
     Attributes:
-        address: Its address.
+        environment: Variables with which a driver joins it.
         directory: Its temporary directory, which the command lines of its processes name.
     """
 
-    address: str
+    environment: Mapping[str, str]
     directory: Path
 
     def processes(self) -> list[psutil.Process]:
@@ -74,9 +80,11 @@ def autoscaled(resources: dict[str, float], most: int) -> Iterator[Autoscaled]:
     """Start a cluster whose autoscaler adds up to ``most`` nodes with these resources; end its processes afterwards."""
     port, dashboard, agent, client = free_ports(4)
     directory = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: it holds sockets
-    cluster, config = Autoscaled(f"127.0.0.1:{port}", directory), directory / "autoscaler.json"
-    config.write_text(json.dumps(settings(cluster.address, resources, most)))
-    environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    address, config = f"127.0.0.1:{port}", directory / "autoscaler.json"
+    config.write_text(json.dumps(settings(address, resources, most)))
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    cluster = Autoscaled({"RAY_ADDRESS": address, **token}, directory)
+    environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", **token}
     environment.pop("RAY_ADDRESS", None)
     ports = f"--port {port} --dashboard-port {dashboard} --dashboard-agent-listen-port {agent}"
     options = f"--num-cpus 0 --temp-dir {directory} {ports} --ray-client-server-port {client}"

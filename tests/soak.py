@@ -34,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +92,10 @@ SPACE = {
 }
 
 
+Variables = Mapping[str, str]
+NONE: Variables = {}
+
+
 class WrongError(Exception):
     """A round that did not end as expected."""
 
@@ -140,31 +144,36 @@ class Stage:
         cache = self.directory / f"cache-{next(self._caches)}"
         return self.cluster.add_node(num_cpus=1, env_vars={"ADIOS_RAY_CACHE": str(cache)})
 
-    def start(self, name: str, address: str | None = None) -> tuple["subprocess.Popen[str]", Location]:
+    def start(self, name: str, joining: Variables = NONE) -> tuple["subprocess.Popen[str]", Location]:
         """Start a driver with its own storage, which can be filled and taken away; return both."""
         if self.server is not None:
-            return self._start(name, f"{self.server.uri}/{name}", address)
+            return self._start(name, f"{self.server.uri}/{name}", joining)
         disk, storage = self.directory / f"{name}.disk", self.directory / name
         disk.mkdir()
         if name.startswith("disk"):
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "soak", str(disk)], check=True)
         storage.symlink_to(disk)  # a link, because storage is behind one on many machines
-        return self._start(name, storage, address)
+        return self._start(name, storage, joining)
 
-    def _start(self, name: str, storage: Location, address: str | None) -> tuple["subprocess.Popen[str]", Location]:
+    def _start(self, name: str, storage: Location, joining: Variables) -> tuple["subprocess.Popen[str]", Location]:
         trial = small_config(self.data, epochs=EPOCHS).model_dump()
         config = ExperimentConfig(
             **trial, space=self.directory / "space.yaml", storage=storage, population=TRIALS, cpus_per_worker=0.9
         )
         file = self.directory / f"{name}.json"
         file.write_text(config.model_dump_json())
-        return self.drive(file, name, address), storage
+        return self.drive(file, name, joining), storage
 
-    def drive(self, what: Location, name: str, address: str | None = None) -> "subprocess.Popen[str]":
-        """Start a driver for a configuration file, or to resume a run directory, on this or another cluster."""
-        log, environment = self.log(name).open("a"), {**os.environ, "RAY_ADDRESS": address or self.cluster.address}
-        command = [sys.executable, "-c", DRIVER, str(what)]
-        return subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment)
+    def drive(self, what: Location, name: str, joining: Variables = NONE) -> "subprocess.Popen[str]":
+        """Start a driver for a configuration file, or to resume a run directory, on this cluster or another one.
+
+        Args:
+            what: The file or the directory.
+            name: Of its log.
+            joining: Variables with which it joins the other cluster.
+        """
+        log, command = self.log(name).open("a"), [sys.executable, "-c", DRIVER, str(what)]
+        return subprocess.Popen(command, stdout=log, stderr=log, text=True, env={**os.environ, **joining})
 
     def log(self, name: str) -> Path:
         """Name the file with what a driver prints."""
@@ -322,7 +331,7 @@ _requests = itertools.count(1)
 def grow(stage: Stage, name: str, number: int, rng: random.Random) -> tuple["subprocess.Popen[str]", Location]:
     """Run on a cluster that an autoscaler grows from no node, and shrinks to none; return the driver and its run."""
     with autoscaled({"CPU": 1}, TRIALS + 1) as cluster:
-        driver, storage = stage.start(name, cluster.address)
+        driver, storage = stage.start(name, cluster.environment)
         try:
             run = place_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
             if f"waiting for nodes: 0 of {TRIALS} trials fit" not in stage.log(name).read_text():
@@ -331,7 +340,7 @@ def grow(stage: Stage, name: str, number: int, rng: random.Random) -> tuple["sub
                 driver.send_signal(signal.SIGINT)
                 wait_for(lambda: driver.poll() is not None, "the driver did not end after Ctrl-C")
                 wait_for(lambda: not cluster.nodes(), "nodes are left after Ctrl-C")
-                driver = stage.drive(run, name, cluster.address)
+                driver = stage.drive(run, name, cluster.environment)
             wait_for(lambda: driver.poll() is not None, "the driver did not end")
             wait_for(lambda: not cluster.nodes(), "nodes are left")
         finally:

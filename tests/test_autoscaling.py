@@ -1,5 +1,6 @@
 """Requests to an autoscaler, and what trials wait for; `ray` itself is not started."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 
 from adios_ray.backend import autoscaling
-from adios_ray.backend.autoscaling import EXPIRY_S, NodeRequest
+from adios_ray.backend.autoscaling import EXPIRY_S, NodeRequest, autoscaler_runs
 from adios_ray.backend.capacity import waiting_line
 
 TRIAL = [{"CPU": 1.0, "GPU": 1.0}]
@@ -31,6 +32,18 @@ class Coordinator:
 
     def _send(self, bundles: list[dict[str, float]]) -> None:
         self.sent.append(list(bundles))
+
+
+@pytest.mark.parametrize(
+    ("reports", "runs"), [([None, None, True], True), ([None, False], False), ([None] * 99, False)]
+)
+def test_a_cluster_that_has_just_started_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, reports: list[bool | None], runs: bool
+) -> None:
+    answers, clock = iter(reports), itertools.count()
+    monkeypatch.setattr(autoscaling, "reported_autoscaler", lambda: next(answers))
+    monkeypatch.setattr(autoscaling, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None))
+    assert autoscaler_runs() == runs
 
 
 @pytest.fixture

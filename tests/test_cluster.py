@@ -2,16 +2,18 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import NoReturn
 
+import grpc
 import pytest
 
 from adios_ray.backend import cluster
 from adios_ray.backend.cluster import (
-    HTTP2_PREFACE,
     address_to_join,
     check_temporary_directory,
     connected,
@@ -22,27 +24,23 @@ from adios_ray.errors import ConfigError, RunError
 
 
 @contextmanager
-def listening(answer: bytes) -> Iterator[str]:
-    """Listen on loopback, and give this answer to the beginning of an HTTP/2 connection; yield the address."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+def control_store(refuses: Callable[[], bool] = lambda: False) -> Iterator[str]:
+    """Answer on loopback what Ray's control store is asked first, or refuse it for its token; yield the address."""
 
-        def serve() -> None:
-            while True:
-                try:
-                    connection = server.accept()[0]
-                except OSError:  # the test is over
-                    return
-                with connection:
-                    assert connection.recv(len(HTTP2_PREFACE)) == HTTP2_PREFACE
-                    connection.sendall(answer)
+    def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+        if refuses():
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+        return b""
 
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-
-
-SETTINGS = b"\0\0\6\4\0\0\0\0\0" + b"\0\4\0\x40\0\0"
-"""Settings as gRPC's servers send them: the size of a window."""
+    methods = {"GetClusterId": grpc.unary_unary_rpc_method_handler(answer)}
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("ray.rpc.NodeInfoGcsService", methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
 
 
 @pytest.fixture
@@ -58,7 +56,7 @@ def test_only_a_cluster_that_answers_is_joined(
     note: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert address_to_join() == "local"
-    with listening(SETTINGS) as address:
+    with control_store() as address:
         note.write_text(address)
         assert address_to_join() == address
         monkeypatch.setenv("RAY_ADDRESS", "auto")
@@ -98,15 +96,44 @@ def test_addresses_that_cannot_be_used_are_refused(asked: str, reason: str, monk
 
 @pytest.mark.usefixtures("note")
 def test_another_server_at_the_address_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    with listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(ConfigError, match="something else listens there"):
-            address_to_join()
+    web = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{web.server_port}")
+    with pytest.raises(ConfigError, match="something else listens there"):
+        address_to_join()
+    web.shutdown()
+    web.server_close()
     monkeypatch.setattr(cluster, "ANSWER_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(ConfigError, match="timed out"):
+        with pytest.raises(ConfigError, match="no answer within"):
             address_to_join()
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_cluster_of_this_machine_is_shown_the_stored_token_and_no_other(
+    note: Path, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    shown = []
+
+    def use_stored_token() -> bool:
+        if stored:
+            shown.append("token")
+        return stored
+
+    monkeypatch.setattr(cluster, "use_stored_token", use_stored_token)
+    with control_store(refuses=lambda: not shown) as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConfigError, match=f"{address} asks for a token.*RAY_AUTH_MODE=token"):
+            address_to_join()
+        assert not shown
+        monkeypatch.setenv("RAY_ADDRESS", "")
+        note.write_text(address)
+        if stored:
+            assert address_to_join() == address and shown
+        else:
+            with pytest.raises(ConfigError, match=f"{address} asks for a token"):
+                address_to_join()
 
 
 def test_what_ray_says_of_a_failed_start_is_an_error_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

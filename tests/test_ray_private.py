@@ -44,13 +44,13 @@ from ray.util.placement_group import PlacementGroup
 
 from adios_ray.backend import ray_private
 from adios_ray.backend.ray_private import (
-    autoscaler_runs,
     controller_callback,
     is_dead,
     lean_trainer_class,
     name_controller,
     named_resources,
     placement_groups,
+    reported_autoscaler,
     running_cluster_address_file,
     silence_process_advice,
 )
@@ -233,16 +233,17 @@ def test_the_advice_about_processes_is_not_printed_and_everything_else_is(monkey
 
 
 @pytest.mark.parametrize(
-    ("kinds", "runs"), [(None, False), (["node_" + "ab" * 28], False), (["head"], True), (["head", "gpu"], True)]
+    ("kinds", "runs"),
+    [(None, None), ([], None), (["node_" + "ab" * 28], False), (["head"], True), (["head", "gpu"], True)],
 )
 def test_an_autoscaler_is_known_by_the_types_of_nodes_that_it_reports(
-    monkeypatch: pytest.MonkeyPatch, kinds: list[str] | None, runs: bool
+    monkeypatch: pytest.MonkeyPatch, kinds: list[str] | None, runs: bool | None
 ) -> None:
-    report = {"autoscaler_report": {"node_type_mapping": dict(enumerate(kinds or []))}}
+    report = {"autoscaler_report": {"node_type_mapping": dict(enumerate(kinds or [])) or None}}
     monkeypatch.setattr(ray_private, "is_autoscaler_v2", lambda fetch_from_server: False)
     monkeypatch.setattr(ray_private, "_internal_kv_get", lambda key: None if kinds is None else json.dumps(report))
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "ab" * 28}])
-    assert autoscaler_runs() == runs
+    assert reported_autoscaler() == runs
     assert "node_type_mapping" in {field.name for field in dataclasses.fields(AutoscalerSummary)}
 
 

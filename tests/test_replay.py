@@ -12,7 +12,7 @@ from test_trainer import assert_identical
 from adios_ray.checkpoints import open_checkpoint
 from adios_ray.config import replaced
 from adios_ray.errors import ConfigError
-from adios_ray.experiment.replay import replay
+from adios_ray.experiment.replay import REPLAY_FILE, replay
 from adios_ray.experiment.schedule import Schedule, Stage
 from adios_ray.training.trainer import Trainer
 
@@ -70,8 +70,18 @@ def test_a_replay_leaves_alone_what_is_not_its_own(objects_dir: Path, tmp_path: 
     output = tmp_path / "replayed"
     replay(plan, plan.trial(), output, CPU)
     before = final(output)
-    with pytest.raises(ConfigError, match=r"replayed holds a replay with another schedule or other settings"):
+    with pytest.raises(
+        ConfigError,
+        match=r"replayed holds .* other settings \(stages.1.values.objective.* is None there and .*0.3.* here\)",
+    ):
         replay(other, other.trial(), output, CPU)
+    fewer = Schedule(config=plan.config, stages=plan.stages[:1])
+    with pytest.raises(ConfigError, match=r"other settings \(stages.1 is .* there and None here\)"):
+        replay(fewer, plan.trial(), output, CPU)
+    earlier = json.loads((output / REPLAY_FILE).read_text())
+    del earlier["config"]["sync_batch_norm"]  # as a version wrote it that did not have this setting
+    (output / REPLAY_FILE).write_text(json.dumps(earlier))
+    replay(plan, plan.trial(), output, CPU)
     assert_identical(final(output), before)
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "cat.jpg").touch()

@@ -1,16 +1,27 @@
 """Requests to a cluster's autoscaler, which starts and stops nodes."""
 
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 import ray
 
-from adios_ray.backend.ray_private import autoscaling_coordinator
+from adios_ray.backend.ray_private import autoscaling_coordinator, reported_autoscaler
 
 EXPIRY_S = 180.0
 """Seconds for which the request of a driver that was killed stays in force."""
 CANCEL_TIMEOUT_S = 5.0
+REPORT_TIMEOUT_S = 30.0
+"""Seconds for which a cluster that has just started is waited for to tell whether it has an autoscaler."""
+
+
+def autoscaler_runs() -> bool:
+    """Tell whether an autoscaler adds nodes to the cluster."""
+    deadline = time.monotonic() + REPORT_TIMEOUT_S
+    while (answer := reported_autoscaler()) is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return bool(answer)
 
 
 class NodeRequest:

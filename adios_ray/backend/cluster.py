@@ -8,14 +8,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import grpc
 import ray
 
 from adios_ray.backend.ray_private import (
     JOB_CONFIG_VARIABLE,
     POLL_INTERVAL_VARIABLE,
     PREEMPTION_WATCHER_VARIABLE,
+    ask_for_cluster,
     running_cluster_address_file,
     silence_process_advice,
+    use_stored_token,
 )
 from adios_ray.errors import ConfigError, RunError
 from adios_ray.files import check_writable
@@ -23,10 +26,6 @@ from adios_ray.files import check_writable
 LOCAL, AUTO = "local", "auto"
 ANSWER_S = 5.0
 """Seconds that a running cluster has to accept a connection, and again to answer."""
-HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-"""Begin of an HTTP/2 connection, with empty settings (RFC 9113, 3.4)."""
-HTTP2_SETTINGS = b"\4"
-"""Type of a frame of settings, the fourth byte of its header."""
 SESSION = "session_2026-01-01_00-00-00_000000_0000000"
 """Stands for a name of Ray's folder of one cluster: its start time, and a process ID of up to seven digits."""
 LONGEST_SOCKET_PATH = 107
@@ -105,7 +104,8 @@ def address_to_join() -> str:
     ``ray.init`` waits up to 13 minutes for a cluster that does not answer, so it is asked first.
 
     Raises:
-        ConfigError: If RAY_ADDRESS has a form that cannot be used, or the cluster does not answer.
+        ConfigError: If RAY_ADDRESS has a form that cannot be used, or the cluster does not answer or refuses this
+            user.
     """
     asked, note = os.environ.get("RAY_ADDRESS", ""), running_cluster_address_file()
     if asked == LOCAL:
@@ -126,7 +126,7 @@ def address_to_join() -> str:
     if not note.is_file():
         return asked or LOCAL  # Ray itself looks for processes of other clusters for "auto", and says if there are none
     running = note.read_text().strip()
-    if problem := _no_answer(running):
+    if problem := _no_answer(running, found=True):
         text = f"the Ray cluster {running}, which {note} names, does not answer ({problem})"
         if asked:
             raise ConfigError(f"RAY_ADDRESS is auto, but {text}: run `ray start` again, or unset RAY_ADDRESS")
@@ -135,21 +135,35 @@ def address_to_join() -> str:
     return running
 
 
-def _no_answer(address: str) -> str | None:
-    """Ask a cluster's control store for a connection; return why there is none, None if there is."""
+def _no_answer(address: str, found: bool = False) -> str | None:
+    """Ask a cluster's control store for an answer; return why there is none, None if there is one.
+
+    Args:
+        address: Its address.
+        found: Whether it is a cluster of this machine that was found, and not an address that was given: as in Ray,
+            only that is shown a token that the user has stored, without ``RAY_AUTH_MODE``.
+
+    Raises:
+        ConfigError: If the cluster refuses this process's token.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         return "it is not of the form HOST:PORT"
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") != "0":
-                return None  # beyond this, TLS would have to be spoken
-            # gRPC is HTTP/2, where a server begins with a frame of settings.
-            connection.sendall(HTTP2_PREFACE)
-            header = connection.recv(9)
-            return None if header[3:4] == HTTP2_SETTINGS else "something else listens there"
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
     except (OSError, OverflowError) as error:
         return str(error)
+    status = ask_for_cluster(address, ANSWER_S)
+    if status is grpc.StatusCode.UNAUTHENTICATED and found and use_stored_token():
+        status = ask_for_cluster(address, ANSWER_S)
+    if status is grpc.StatusCode.UNAUTHENTICATED:
+        raise ConfigError(
+            f"the Ray cluster {address} asks for a token, and this process has none or another one: set "
+            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or the file ~/.ray/auth_token to the token of the cluster"
+        )
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"no answer within {ANSWER_S:.0f} s"
+    return None if status is grpc.StatusCode.OK else "something else listens there"
 
 
 def check_temporary_directory() -> None:

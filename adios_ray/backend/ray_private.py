@@ -16,6 +16,9 @@
   setting does.
 - The path of the file that names the running cluster: ``ray.init`` reads it, but reports the address only once it has
   connected, for which it waits minutes.
+- The call that ``ray.init`` makes first, and Ray's channel for it: ``ray.init`` waits minutes for an answer, and fills
+  the terminal for 20 s if the cluster refuses this process's token. Also the function by which ``ray.init("auto")``
+  begins to use the token that is stored for the user.
 - ``JOB_CONFIG_VARIABLE``, the environment variable that a Ray job's entry point has and no other process: the public
   ``ray.get_runtime_context`` knows the job only once it is connected.
 - ``LOG_MARKERS``, with which lines begin that Ray writes for itself into the files of what workers print.
@@ -32,14 +35,22 @@ Ray Data, Ray Train and Tune are imported inside the functions that need them, b
 """
 
 import json
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grpc
 import ray
 from ray._private import worker as ray_worker
+from ray._private.authentication.authentication_token_setup import (
+    AUTH_MODE_ENV_VAR,
+    AuthenticationTokenLoader,
+    _enable_token_auth,
+)
+from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import (
     DEBUG_AUTOSCALING_STATUS,
     LOG_PREFIX_ACTOR_NAME,
@@ -51,7 +62,9 @@ from ray._private.state import state as cluster_state
 from ray._private.utils import get_ray_address_file
 from ray.autoscaler._private.util import format_readonly_node_type
 from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.core.generated import gcs_service_pb2_grpc
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
+from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group
 
@@ -78,15 +91,45 @@ def silence_process_advice() -> None:
     ray_worker.print_to_stdstream = print_others
 
 
-def autoscaler_runs() -> bool:
-    """Tell whether an autoscaler adds nodes to the cluster; a monitor that only reports runs in every other one."""
+def ask_for_cluster(address: str, timeout_s: float) -> grpc.StatusCode:
+    """Ask the control store of a cluster for the cluster's ID, and return the status of the answer."""
+    with init_grpc_channel(address) as channel:
+        try:
+            gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=timeout_s)
+        except grpc.RpcError as error:
+            status: grpc.StatusCode = error.code()
+            return status
+    return grpc.StatusCode.OK
+
+
+def use_stored_token() -> bool:
+    """Begin to authenticate with the user's token, if there is one; return whether there is.
+
+    It is that of ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or ``~/.ray/auth_token``. A mode that the user has set is
+    kept.
+    """
+    stored: bool = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+    if AUTH_MODE_ENV_VAR in os.environ or not stored:
+        return False
+    _enable_token_auth()
+    return True
+
+
+def reported_autoscaler() -> bool | None:
+    """Tell whether an autoscaler adds nodes to the cluster; a monitor that only reports runs in every other one.
+
+    Returns:
+        None while neither has reported a node, in a cluster that has just started.
+    """
     if is_autoscaler_v2(fetch_from_server=True):
         return True
     status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
     if status is None:
-        return False
+        return None
     # Not its active nodes: one that reports nothing yet is none, such as a head without resources.
     types = json.loads(status).get("autoscaler_report", {}).get("node_type_mapping") or {}
+    if not types:
+        return None
     # Without a configuration, each node is the only one of its type, which is named by its ID.
     return not {format_readonly_node_type(node["NodeID"]) for node in ray.nodes()}.issuperset(types.values())
 

@@ -6,11 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from adios_ray.backend.admission import Admission
-from adios_ray.backend.autoscaling import NodeRequest
+from adios_ray.backend.autoscaling import NodeRequest, autoscaler_runs
 from adios_ray.backend.capacity import ClusterCapacity, remove_orphaned
 from adios_ray.backend.channel import ChannelCalls, channel_name, start_channel
 from adios_ray.backend.preflight import check_nodes, node_problem
-from adios_ray.backend.ray_private import autoscaler_runs
 from adios_ray.backend.trial import TrialSettings
 from adios_ray.backend.tune_run import run_trials
 from adios_ray.data.claim import Claim

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from adios_ray.run_directory import epoch_name, newest_epochs
 from adios_ray.tracking.formatting import label, value_text
 from adios_ray.training.trainer import Trainer
 from adios_ray.trial_report import TrialReport
+from adios_ray.validation import differences
 
 REPLAY_FILE = "replay.json"
 REPORTS_FILE = "reports.jsonl"
@@ -81,9 +83,10 @@ def _claim(output: Path, schedule: Schedule) -> None:
     path = output / REPLAY_FILE
     remove_drafts(output)
     if path.is_file():
-        if load_schedule(path) != schedule:
+        if changes := differences(_settings(load_schedule(path)), _settings(schedule)):
+            texts = [f"{name} is {old} there and {new} here" for name, (old, new) in changes.items()]
             raise ConfigError(
-                f"output {output} holds a replay with another schedule or other settings: name another directory"
+                f"output {output} holds a replay with other settings ({'; '.join(texts)}): name another directory"
             )
         remove_drafts(output / "checkpoints")
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -91,6 +94,12 @@ def _claim(output: Path, schedule: Schedule) -> None:
     else:
         output.mkdir(parents=True, exist_ok=True)
         schedule.save(path)
+
+
+def _settings(schedule: Schedule) -> dict[str, Any]:
+    """Return configuration and stages; settings that an earlier version did not write down have their defaults."""
+    stages = {str(number): stage.model_dump(mode="json") for number, stage in enumerate(schedule.stages)}
+    return {**schedule.trial().model_dump(mode="json"), "stages": stages}
 
 
 def _write_report(path: Path, report: TrialReport, stage: Stage, measure: Measure) -> None:

@@ -1,8 +1,6 @@
 """Resumption of a run: what may differ from its configuration, where its data and checkpoints are now, its end."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from adios_ray.checkpoints import STATE_FILE
 from adios_ray.data.shards import read_manifest
@@ -16,6 +14,7 @@ from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Member, PopulationState
 from adios_ray.store import Location, split_location
 from adios_ray.tracking.records import read_summary, write_config
+from adios_ray.validation import differences
 
 MAY_CHANGE = ("epochs", "data_dir", "cpus_per_worker", "gpus_per_worker", "wandb", "trackers")
 """Settings that a resumed run takes from its command line, in ``check_changes``'s terms."""
@@ -42,13 +41,13 @@ def check_changes(
     Raises:
         ConfigError: If anything else would change; names all of it, with both values.
     """
-    changes = _differences(own.model_dump(mode="json"), asked.model_dump(mode="json"))
+    changes = differences(own.model_dump(mode="json"), asked.model_dump(mode="json"))
     refused = [
         f"{path} is {old} there and {new} here"
         for path, (old, new) in changes.items()
         if path not in (*MAY_CHANGE, *NOT_COMPARED)
     ]
-    spaces = _differences(own_space.model_dump(mode="json"), asked_space.model_dump(mode="json"))
+    spaces = differences(own_space.model_dump(mode="json"), asked_space.model_dump(mode="json"))
     refused += [f"{path} of the search space is {old} there and {new} here" for path, (old, new) in spaces.items()]
     if asked.epochs < own.epochs:
         refused.append(f"epochs is {own.epochs} there and {asked.epochs} here, and may only grow")
@@ -59,16 +58,6 @@ def check_changes(
         )
     changed = {name: getattr(asked, name) for name in MAY_CHANGE}
     return own.model_copy(update=changed | {"storage": str(split_location(run)[0])})
-
-
-def _differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """Compare two JSON values; return the values that differ, by path."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found: dict[str, tuple[Any, Any]] = {}
-        for key in [*old, *(key for key in new if key not in old)]:
-            found |= _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-        return found
-    return {} if old == new else {path: (old, new)}
 
 
 def check_same_data(state: PopulationState, own: ExperimentConfig, config: ExperimentConfig) -> str:

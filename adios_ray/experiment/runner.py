@@ -7,8 +7,8 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+from adios_ray.backend.autoscaling import autoscaler_runs
 from adios_ray.backend.cluster import connected, queue_job, submitted_job
-from adios_ray.backend.ray_private import autoscaler_runs
 from adios_ray.config import replaced
 from adios_ray.data.claim import TRAINING, Claim, claimed
 from adios_ray.data.prepare import prepare
