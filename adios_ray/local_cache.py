@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from adios_ray.errors import ConfigError
@@ -48,6 +49,23 @@ def cache_folder(name: str = "") -> Path:
             f"the cache directory {folder} cannot be written to ({error.strerror}): set {CACHE_VARIABLE} to another one"
         ) from None
     return folder
+
+
+def remove_least_used(folder: Path, kept_bytes: int) -> None:
+    """Remove the least recently used files of a folder until the others are not larger than ``kept_bytes`` together.
+
+    The newest one stays, whatever its size.
+    """
+    found = []
+    for path in folder.glob("[!.]*"):  # not what is being written
+        with suppress(FileNotFoundError):  # another process may be removing some
+            found.append((path.stat(), path))
+    newest_first = sorted(found, key=lambda each: each[0].st_mtime_ns, reverse=True)
+    total = 0
+    for number, (status, path) in enumerate(newest_first):
+        total += status.st_size
+        if number and total > kept_bytes:
+            path.unlink(missing_ok=True)
 
 
 def hold(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Frozen features: extracted once, and found again by what they follow from."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from adios_ray.data.shards import open_shards
 from adios_ray.evaluation import features
 from adios_ray.evaluation.features import features_of
 from adios_ray.evaluation.fitness import extract_features
+from adios_ray.local_cache import remove_least_used
 from adios_ray.models.networks import Networks
 
 
@@ -52,6 +54,17 @@ def test_features_are_extracted_once_and_depend_on_weights_data_and_view(
     fewer = features_of(networks, dataset, "val", 32, "square", most=10)
     assert len(fewer.features) == len(fewer.labels) == 10
     assert len(list((tmp_path / "cache" / "features").glob("*.safetensors"))) == 2
+
+
+def test_features_that_were_used_least_recently_are_removed(tmp_path: Path) -> None:
+    for number, name in enumerate(("oldest", "old", "recent", "newest", ".draft")):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (0, number))
+    os.utime(tmp_path / "old", (0, 9))
+    steps = ((400, {"oldest", "old", "recent", "newest"}), (300, {"old", "recent", "newest"}), (0, {"old"}))
+    for kept_bytes, names in steps:
+        remove_least_used(tmp_path, kept_bytes)
+        assert {path.name for path in tmp_path.iterdir()} == {*names, ".draft"}
 
 
 def test_forward_passes_are_in_the_given_precision_and_images_are_not(objects_dir: Path) -> None:

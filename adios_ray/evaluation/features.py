@@ -20,12 +20,14 @@ from adios_ray.data.shards import Dataset, ShardEntry, Split, open_shards
 from adios_ray.devices import best_device, prepare_device
 from adios_ray.evaluation.fitness import Indices, extract_features
 from adios_ray.files import atomic_path
-from adios_ray.local_cache import cache_directory, cache_folder
+from adios_ray.local_cache import cache_directory, cache_folder, remove_least_used
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import checksum
 
 FOLDER = "features"
 """Folder in the cache directory."""
+KEPT_BYTES = 2**34
+"""Size of all kept features, at most; those of ImageNet from a ResNet-50 have 10.5 GB."""
 PART = 2**12
 """Images whose features are on the device at a time; on a cluster, the images of a task."""
 VERSION = 2
@@ -102,6 +104,7 @@ def features_of(
     features = torch.cat(extracted)
     with atomic_path(path) as draft:
         safetensors.torch.save_file({"features": features}, draft)
+    remove_least_used(path.parent, KEPT_BYTES)
     return Features(features, labels)
 
 
