@@ -90,15 +90,11 @@ def promptly(action: Callable[[], Result]) -> Result:
 
 def retry_in_run(run_dir: Path, action: Callable[[], Result], say: Callable[[str], None]) -> Result:
     """Retry a write as ``retry`` does; an attempt fails where the run's own files are missing."""
-    config = RunDirectory(run_dir).config
 
     def attempt() -> Result:
         # Unmounted storage may leave an empty folder, into which a write would succeed and be lost. Every run has a
-        # configuration: where it is missing, stat() raises the OSError that makes retry() wait. Again after the write,
-        # since storage may have gone in between.
-        config.stat()
-        result = action()
-        config.stat()
-        return result
+        # configuration: where it is missing, stat() raises the OSError that makes retry() wait.
+        RunDirectory(run_dir).config.stat()
+        return action()
 
     return retry(attempt, say)

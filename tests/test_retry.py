@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_run import make_row
+from made_up_run import make_exploit, make_row
 
 from adios_ray import retry as retrying
 from adios_ray.checkpoints import save_checkpoint
@@ -106,6 +106,24 @@ def test_a_directory_that_is_away_is_not_made_anew(tmp_path: Path, monkeypatch: 
     retry_in_run(run, lambda: atomic_write(run / "masks", b"drawn"), say)
     assert len(said) == 2
     assert len(records.read_results(run)) == 1 and (run / "masks").read_bytes() == b"drawn"
+
+
+def test_a_line_is_not_appended_again_if_storage_goes_away_after_it(tmp_path: Path) -> None:
+    run, away = tmp_path / "run", tmp_path / "away"
+    run.mkdir()
+    records.write_config(run, {})
+    records.begin_lineage(run)
+    exploit = make_exploit(1, "trial_00", "trial_01")
+
+    def append() -> None:
+        records.append_exploit(run, exploit)
+        run.rename(away)
+
+    def come_back(text: str) -> None:
+        away.rename(run)
+
+    retry_in_run(run, append, come_back)
+    assert records.read_lineage(away) == [exploit]
 
 
 def _save(run: RunDirectory) -> None:
