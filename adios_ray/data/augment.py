@@ -7,6 +7,7 @@ The augmentation of an image is a function of (seed, stream, epoch, sample) alon
 the pixels are then changed in batches, without synchronizing with the device.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -147,23 +148,31 @@ def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Ten
         packed = pack_views((parameters,), images.shape[1])
         return render_views(images, _to_device(packed, images.device), out_size)[0]
     out = torch.empty(len(images), 3, out_size, out_size)
-    chunk = max(1, CPU_CHUNK_PIXELS // out_size**2)
-    for first in range(0, len(images), chunk):
-        part = slice(first, first + chunk)
-        own = ViewParameters(*(values[part] for values in parameters))
-        _normalize(_render(images[part], own, out_size), out[part])
+    # Images whose hue is turned at the same place in the order are adjacent, so that it is turned in place.
+    order = _hue_places(parameters).argsort(stable=True)
+    for chosen in order.split(max(1, CPU_CHUNK_PIXELS // out_size**2)):
+        own = ViewParameters(*(values[chosen] for values in parameters))
+        out.index_copy_(0, chosen, _normalize(_render(images[chosen], own, out_size)))
     return out
 
 
+def _hue_places(parameters: ViewParameters) -> Tensor:
+    """Return the position of the hue in the order of changes of color, 4 where there are none, int64 [B]."""
+    return (parameters.order == _HUE).int().argmax(dim=1).where(parameters.jitter, 4)
+
+
 def _render(images: Tensor, parameters: ViewParameters, size: int) -> Tensor:
-    """Make the views before normalization on a CPU, planar: float32 [3, B, size, size] in [0, 1]."""
-    hues = (parameters.jitter[:, None] & (parameters.order == _HUE)).T
+    """Make views before normalization on a CPU, sorted by ``_hue_places``: float32 [3, B, size, size] in [0, 1]."""
     shift, weights = parameters.factors[:, _HUE], _blends(parameters).unbind(1)
     crops = _stored_crops(parameters.boxes, parameters.sizes, parameters.flip, images.shape[1])
     x = _crop(images, crops, size, pixels.BICUBIC, 255).clamp_(0, 1)  # bicubic weights overshoot
-    for position, hue in enumerate(hues):
-        pixels.blend_(x, *weights[position::4])
-        _change(x, hue, lambda part, own: torch.stack(pixels.adjust_hue(part, shift[own])))
+    ends = torch.searchsorted(_hue_places(parameters), torch.arange(5)).tolist()
+    jittered = ends[-1]
+    for position, turned in enumerate(slice(*pair) for pair in itertools.pairwise(ends)):
+        if jittered:
+            pixels.blend_(x[:, :jittered], *(values[:jittered] for values in weights[position::4]))
+        if turned.stop > turned.start:
+            x[:, turned] = torch.stack(pixels.adjust_hue(x[:, turned], shift[turned]))
     _change(x, parameters.grayscale, lambda part, _: pixels.grayscale(part).expand(3, -1, -1, -1))
     _change(x, parameters.blur, lambda part, own: pixels.gaussian_blur(part, parameters.sigma[own]))
     _change(x, parameters.solarize, lambda part, _: pixels.solarize(part))
@@ -303,7 +312,7 @@ def center_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, vi
             else:
                 x = _planes(images[indices]).div_(255)
                 x = x if x.shape[-1] == out_size else pixels.resize_square(x, out_size)
-            out[indices] = _normalize(x, out.new_empty(len(indices), 3, out_size, out_size))
+            out.index_copy_(0, indices, _normalize(x))
     return out
 
 
@@ -342,11 +351,11 @@ def denormalize(x: Tensor) -> Tensor:
     return torch.stack(planes, dim=-1).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _normalize(planes: Tensor, out: Tensor) -> Tensor:
-    """Normalize planes [3, B, H, W] in [0, 1] by ImageNet's mean and deviation, into ``out`` [B, 3, H, W]."""
-    for plane, target, mean, std in zip(planes, out.unbind(1), MEAN, STD, strict=True):
-        torch.sub(plane, mean, out=target).div_(std)
-    return out
+def _normalize(planes: Tensor) -> Tensor:
+    """Normalize planes [3, B, H, W] in [0, 1], in place, by ImageNet's mean and deviation; return [B, 3, H, W]."""
+    for plane, mean, std in zip(planes, MEAN, STD, strict=True):
+        plane.sub_(mean).div_(std)
+    return planes.transpose(0, 1)
 
 
 def _planes(images: Tensor) -> Tensor:

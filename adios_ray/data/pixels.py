@@ -108,23 +108,6 @@ def weighted_rows(x: Tensor, taps: Taps) -> Tensor:
     return sums.view(count, -1, x.shape[2])
 
 
-def transform_axes(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Apply each image's matrices to its rows and columns.
-
-    Args:
-        planes: Images [C, B, S, S].
-        rows: Matrices of the vertical axis, [B, H, S].
-        columns: Matrices of the horizontal axis, [B, W, S].
-
-    Returns:
-        [C, B, H, W].
-    """
-    out = planes.new_empty(*planes.shape[:2], rows.shape[1], columns.shape[1])
-    for plane, target in zip(planes, out, strict=True):
-        torch.bmm(torch.bmm(rows, plane), columns.transpose(1, 2), out=target)
-    return out
-
-
 def transform_rows(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Apply V pairs of matrices to each image, in two products for all channels and all V.
 
@@ -188,20 +171,38 @@ def adjust_hue(x: Planes, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Blur images [3, B, H, W] by a Gaussian of 13 taps with reflected borders; sigma [B] in pixels, > 0; H = W > 6."""
-    matrix = blur_matrix(sigma, x.shape[-1])
-    return transform_axes(x, matrix, matrix)
+    """Blur images by a Gaussian of 13 taps with reflected borders; for CPUs.
+
+    Args:
+        x: Images [3, B, S, S], S > 6.
+        sigma: Standard deviations in pixels, > 0, [B].
+
+    Returns:
+        [3, B, S, S].
+    """
+    size, planes = x.shape[-1], len(x)
+    distance = torch.arange(size)[:, None] + torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
+    reflected = size - 1 - (size - 1 - distance.abs()).abs()
+    weights = _blur_weights(sigma).repeat(planes, 1)[:, None].expand(-1, size, -1)
+    taps = Taps(reflected.expand_as(weights), weights)
+    x = weighted_rows(x.flatten(0, 1), taps).mT.contiguous()
+    return weighted_rows(x, taps).mT.unflatten(0, (planes, -1))
 
 
 def blur_matrix(sigma: Tensor, size: int) -> Tensor:
-    """Compute the matrices by which ``gaussian_blur`` blurs an axis, [B, size, size]; the identity for ``NO_BLUR``."""
-    taps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=sigma.device)
-    weights = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
-    weights = weights / weights.sum(dim=1, keepdim=True)
+    """Compute the matrices that blur an axis as ``gaussian_blur`` does, [B, size, size]; the identity for ``NO_BLUR``."""
+    weights = _blur_weights(sigma)
+    taps = weights.shape[1]
     # [source, target, tap]: 1 where the tap of the target is the source, or its reflection at a border.
     units = functional.pad(torch.eye(size, device=sigma.device), (BLUR_RADIUS, BLUR_RADIUS), mode="reflect")
-    reached = units.unfold(1, len(taps), 1)
-    return (weights @ reached.permute(2, 1, 0).reshape(len(taps), -1)).view(-1, size, size)
+    reached = units.unfold(1, taps, 1)
+    return (weights @ reached.permute(2, 1, 0).reshape(taps, -1)).view(-1, size, size)
+
+
+def _blur_weights(sigma: Tensor) -> Tensor:
+    taps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=sigma.device)
+    weights = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def solarize(x: Tensor) -> Tensor:
