@@ -42,6 +42,7 @@ from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.errors import exit_status
 from adios_ray.store import Store
+from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
 
@@ -161,6 +162,7 @@ def main(options: Options) -> None:
     # The threads of the loader and of PIL inherit this: both ways are limited to the same core.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a training does
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         files = make_shards(folder_source(options.source), directory, options.stored_size)

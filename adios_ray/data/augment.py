@@ -148,11 +148,11 @@ def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Ten
         packed = pack_views((parameters,), images.shape[1])
         return render_views(images, _to_device(packed, images.device), out_size)[0]
     out = torch.empty(len(images), 3, out_size, out_size)
-    # Images whose hue is turned at the same place in the order are adjacent, so that it is turned in place.
-    order = _hue_places(parameters).argsort(stable=True)
-    for chosen in order.split(max(1, CPU_CHUNK_PIXELS // out_size**2)):
+    places = _hue_places(parameters)
+    for chosen in torch.arange(len(images)).split(max(1, CPU_CHUNK_PIXELS // out_size**2)):
+        chosen = chosen[places[chosen].argsort(stable=True)]
         own = ViewParameters(*(values[chosen] for values in parameters))
-        out.index_copy_(0, chosen, _normalize(_render(images[chosen], own, out_size)))
+        out.index_copy_(0, chosen, _normalize(_render(images.index_select(0, chosen), own, out_size)))
     return out
 
 
@@ -163,16 +163,18 @@ def _hue_places(parameters: ViewParameters) -> Tensor:
 
 def _render(images: Tensor, parameters: ViewParameters, size: int) -> Tensor:
     """Make views before normalization on a CPU, sorted by ``_hue_places``: float32 [3, B, size, size] in [0, 1]."""
-    shift, weights = parameters.factors[:, _HUE], _blends(parameters).unbind(1)
+    shift, weights = parameters.factors[:, _HUE], _blends(parameters)
     crops = _stored_crops(parameters.boxes, parameters.sizes, parameters.flip, images.shape[1])
     x = _crop(images, crops, size, pixels.BICUBIC, 255).clamp_(0, 1)  # bicubic weights overshoot
     ends = torch.searchsorted(_hue_places(parameters), torch.arange(5)).tolist()
-    jittered = ends[-1]
-    for position, turned in enumerate(slice(*pair) for pair in itertools.pairwise(ends)):
-        if jittered:
-            pixels.blend_(x[:, :jittered], *(values[:jittered] for values in weights[position::4]))
-        if turned.stop > turned.start:
-            x[:, turned] = torch.stack(pixels.adjust_hue(x[:, turned], shift[turned]))
+    # Images of one place are adjacent and few: their colors are changed in place, while they are in the caches.
+    for place, group in enumerate(slice(*pair) for pair in itertools.pairwise(ends)):
+        own = x[:, group]
+        for position in range(4 if group.stop > group.start else 0):
+            if position == place:
+                own.copy_(torch.stack(pixels.adjust_hue(own, shift[group])))
+            else:
+                pixels.blend_(own, *weights[group, position::4].unbind(1))
     _change(x, parameters.grayscale, lambda part, _: pixels.grayscale(part).expand(3, -1, -1, -1))
     _change(x, parameters.blur, lambda part, own: pixels.gaussian_blur(part, parameters.sigma[own]))
     _change(x, parameters.solarize, lambda part, _: pixels.solarize(part))
@@ -308,9 +310,9 @@ def center_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, vi
             if cropped:
                 upright = torch.zeros(len(indices), dtype=torch.bool)
                 crops = _stored_crops(boxes[chosen], sizes[chosen], upright, images.shape[1])
-                x = _crop(images[indices] / 255, crops, out_size, pixels.BICUBIC).clamp_(0, 1)
+                x = _crop(images.index_select(0, indices) / 255, crops, out_size, pixels.BICUBIC).clamp_(0, 1)
             else:
-                x = _planes(images[indices]).div_(255)
+                x = _planes(images.index_select(0, indices)).div_(255)
                 x = x if x.shape[-1] == out_size else pixels.resize_square(x, out_size)
             out.index_copy_(0, indices, _normalize(x))
     return out
