@@ -26,6 +26,7 @@ from adios_ray.evaluation import features as features_module
 from adios_ray.evaluation import kinds
 from adios_ray.evaluation.features import MapParts, features_of
 from adios_ray.evaluation.fitness import extract_features
+from adios_ray.evaluation.knn import knn_label_shares
 from adios_ray.evaluation.linear import train_rates
 from adios_ray.evaluation.result import EvaluationResult
 from adios_ray.evaluation.statistics import fresh_statistics
@@ -165,6 +166,24 @@ def test_multilabel_equals_scikit_learn(scenes: Path) -> None:
 
 
 @pytest.mark.slow
+def test_knn_of_several_labels_has_a_score_and_its_error(scenes: Path) -> None:
+    result, subject, splits = evaluated(scenes, kinds.knn, classes=24)
+    own = subject.networks.config.evaluation
+    (bank, known), (queries, truth) = splits["train"], splits["test"]
+    labels = [torch.from_numpy(of) for of in (known, truth)]
+    predicted = (knn_label_shares(bank, labels[0], queries, labels[1], own.neighbors, own.temperature) > 0.5).numpy()
+    groups = np.random.default_rng(0).permutation(len(truth)) % min(50, len(truth))
+    f1 = [f1_score(truth[kept], predicted[kept], average="macro", zero_division=0) for kept in (groups >= 0, *(
+        groups != number for number in range(groups.max() + 1)
+    ))]  # fmt: skip
+    score = result.scores["knn_macro_f1"]
+    assert score.value == pytest.approx(f1[0], abs=1e-6)
+    assert score.standard_error == pytest.approx(np.std(f1[1:]) * np.sqrt(groups.max()), abs=1e-6)
+    with pytest.raises(EvaluationError, match="multi-label data have no sweep"):
+        evaluated(scenes, kinds.knn, {"neighbors": (3,)}, classes=24)
+
+
+@pytest.mark.slow
 def test_segmentation_equals_a_loop_over_images(data: Path) -> None:
     result, subject, _ = evaluated(data, kinds.segmentation)
     indices, occlusion = np.arange(140), subject.networks.occlusion
@@ -181,13 +200,30 @@ def test_segmentation_equals_a_loop_over_images(data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_labelfree_needs_no_labels_and_as_many_images_as_features(data: Path, tmp_path: Path) -> None:
+def test_labelfree_needs_no_labels_and_as_many_images_as_features(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unlabeled = changed(data, tmp_path, lambda manifest: {"classes": ("unlabeled",)})
     result, _, splits = evaluated(unlabeled, kinds.labelfree)
     singular = np.linalg.svd(splits["test"][0].double().numpy(), compute_uv=False)
     shares = singular / singular.sum() + 1e-7
     assert result.scores["rankme"].value == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
     assert result.configuration["view_images"] == 140 and result.scores["alignment"].value > 0
+    unit = splits["test"][0] / splits["test"][0].norm(dim=1, keepdim=True)
+    groups = np.random.default_rng(0).permutation(140) % 10
+    gaps = torch.cdist(unit.double(), unit.double()).numpy() ** 2
+    values = []
+    for number in range(10):
+        (kept,) = np.nonzero(groups != number)
+        pairs = gaps[np.ix_(kept, kept)][np.triu_indices(len(kept), 1)]
+        values.append(np.log(np.exp(-2 * pairs).mean()))
+    assert result.scores["uniformity"].standard_error == pytest.approx(np.std(values) * 3, rel=1e-4)
+    assert all((score.standard_error or 0) > 0 for score in result.scores.values())
+    generator = torch.Generator().manual_seed(0)
+    huge = 1e12 * torch.randn(8, 2, 1, generator=generator) * torch.randn(16, generator=generator)
+    monkeypatch.setattr(kinds, "features_of_views", lambda *inputs: huge)
+    with pytest.raises(EvaluationError, match="LiDAR cannot be computed"):
+        evaluated(unlabeled, kinds.labelfree)
     with pytest.raises(EvaluationError, match=r"α-ReQ: val has 40 images; a rank of 128 features needs at least 128"):
         evaluated(unlabeled, kinds.labelfree, split="val")
     with pytest.raises(EvaluationError, match="k-NN: .* has no labels but 'unlabeled'; it needs two classes or more"):
@@ -225,6 +261,16 @@ def test_data_that_do_not_allow_a_measure_are_refused(data: Path, scenes: Path, 
     ):
         with pytest.raises(EvaluationError, match=message):
             evaluated(place, kind, options, **changes)
+
+
+@pytest.mark.slow
+def test_features_that_are_not_finite_are_named(data: Path) -> None:
+    broken = weights()
+    next(tensor for name, tensor in broken.tensors.items() if name.startswith("backbone."))[0] = torch.nan
+    with opened(broken, open_shards(data)) as subject:
+        for kind in (kinds.knn, kinds.linear, kinds.clustering, kinds.labelfree):
+            with pytest.raises(EvaluationError, match=r"made for a test: features of \w+ are not finite; use weights"):
+                kind(subject)
 
 
 @pytest.mark.slow
@@ -358,6 +404,12 @@ def test_several_checkpoints_have_a_mean(
     assert values[2] == pytest.approx((values[0] + values[1]) / 2) and values[0] != values[1]
     assert own[2]["scores"]["nmi"]["seeds_standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
     assert own[2]["weights_sha256"] == own[0]["weights_sha256"] + own[1]["weights_sha256"]
+    for arguments, message in (
+        (["clustering", "--checkpoint", checkpoint, checkpoint], "the same weights twice"),
+        (["transfer", "--mode", "scratch", "--checkpoint", *files], "--mode scratch uses no weights"),
+    ):
+        assert main(["evaluate", *arguments, "--data-dir", str(data)]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -367,6 +419,7 @@ def test_several_checkpoints_have_a_mean(
         ("clustering --seed -1", "--seed must be >= 0"),
         ("knn --neighbors 0", "neighbors = "),
         ("linear --rates 0", "rates above 0"),
+        ("linear --rates nan", "finite rates above 0"),
         ("clustering --output .", "--output . is a directory"),
         ("robustness", "has none of the splits only_bg_b"),
         ("robustness --variation no_fg", "--variation no_fg must be NAME=DATA_DIR"),

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from adios_ray.evaluation import knn
-from adios_ray.evaluation.knn import knn_accuracy, knn_macro_f1
+from adios_ray.evaluation.knn import knn_accuracy, knn_label_shares, macro_f1
 
 
 class LargestTensor(TorchDispatchMode):
@@ -71,7 +71,8 @@ def test_fitness_and_f1_equal_a_loop_in_parts_of_any_size(elements: int, monkeyp
     for said, true in zip(chosen.T.tolist(), present.T.tolist(), strict=True):
         hits = sum(yes and bool(is_so) for yes, is_so in zip(said, true, strict=True))
         scores.append(2 * hits / (sum(said) + sum(true)))
-    assert knn_macro_f1(bank, several, queries, present, 7, 0.2) == pytest.approx(sum(scores) / classes, abs=1e-6)
+    predicted = knn_label_shares(bank, several, queries, present, 7, 0.2) > 0.5
+    assert macro_f1(predicted, present > 0) == pytest.approx(sum(scores) / classes, abs=1e-6)
 
 
 def test_fewer_neighbors_than_asked_for_all_vote_and_the_lowest_class_wins_a_tie() -> None:
@@ -94,5 +95,5 @@ def test_memory_does_not_grow_with_images_or_classes(monkeypatch: pytest.MonkeyP
         assert 0 < single.elements <= 2**16
     labels, present = (torch.randint(2, (n, 400), generator=generator).byte() for n in (6000, 60))
     with LargestTensor() as multi:
-        knn_macro_f1(bank, labels, queries, present, 20, 0.07)
+        knn_label_shares(bank, labels, queries, present, 20, 0.07)
     assert 0 < multi.elements <= 2**16

@@ -130,6 +130,7 @@ def test_equal_and_undefined_logits_are_wrong() -> None:
 @pytest.mark.slow
 def test_logistic_regression_equals_scikit_learn(classes: int, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "VALUES", elements)
+    monkeypatch.setattr(linear, "HISTORY_VALUES", elements)
     (features, labels), (others, truth) = (clusters(n, classes, seed=seed) for n, seed in ((300, 1), (1000, 2)))
     penalty = 3e-3
     inverse = (2 if classes == 2 else 1) / (penalty * len(features))
@@ -193,6 +194,21 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0 < sweep.elements <= 2**16 and 0 < regression.elements <= 2**16
 
 
+@pytest.mark.parametrize(("values", "pairs"), [(2**28, 100), (2**9, 12), (1, 5)])
+def test_the_history_of_lbfgs_is_bounded(values: int, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Recording(torch.optim.LBFGS):
+        def __init__(self, weights: list[Tensor], **settings: Any) -> None:
+            asked.append(settings["history_size"])
+            super().__init__(weights, **settings)
+
+    monkeypatch.setattr(linear, "HISTORY_VALUES", values)
+    monkeypatch.setattr(torch.optim, "LBFGS", Recording)
+    classifier = logistic_regression(*clusters(60, 3))
+    assert asked == [pairs] and classifier.numel() == 21  # two tensors a pair
+
+
 @pytest.mark.parametrize(
     ("split", "change", "message"),
     [
@@ -224,6 +240,8 @@ def test_splits_that_cannot_be_used_are_refused(
     [
         ({"rates": ()}, "at least one rate"),
         ({"rates": (0.1, 0.0)}, r"rates \[0.1, 0.0\], .* above 0"),
+        ({"rates": (0.1, math.nan)}, r"rates \[0.1, nan\], .* finite rates"),
+        ({"rates": (math.inf,)}, r"rates \[inf\], .* finite rates"),
         ({"epochs": 0}, "0 epochs"),
         ({"batch_size": 0}, "batches of 0"),
         ({"solver": "lbfgs", "penalty": 0.0}, "penalty 0; .* needs one above 0"),

@@ -109,6 +109,8 @@ def test_a_variation_may_be_a_data_set_of_its_own(dataset: Dataset) -> None:
 
 def test_what_cannot_be_compared_is_refused(dataset: Dataset) -> None:
     subject, manifest = subject_of(dataset), dataset.manifest
+    with pytest.raises(EvaluationError, match=r"rates \[nan\], .* finite rates above 0"):
+        robustness(subject, rates=(float("nan"),))
     without = {name: entries for name, entries in manifest.splits.items() if name != "no_fg"}
     plain = replace(dataset, manifest=manifest.model_copy(update={"splits": without}))
     with pytest.raises(EvaluationError, match="has none of the splits only_bg_b"):

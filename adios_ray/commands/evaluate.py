@@ -334,13 +334,17 @@ class Evaluate:
         from adios_ray.evaluation.features import MapParts
         from adios_ray.evaluation.result import mean_over_seeds
         from adios_ray.evaluation.subject import opened
-        from adios_ray.models.weights import averaged, load_weights
+        from adios_ray.models.weights import averaged, checksum, load_weights
 
         if not self.checkpoint or self.seed < 0:
             raise UsageError("--checkpoint needs at least one file" if self.checkpoint == () else "--seed must be >= 0")
         weights, dataset = [load_weights(path) for path in self.checkpoint], open_shards(self.data_dir)
         if self.averaged:
             weights = [averaged(own) for own in weights]
+        if len({checksum(own.tensors) for own in weights}) < len(weights):
+            raise UsageError("--checkpoint has the same weights twice: their spread over seeds would be too small")
+        if len(weights) > 1 and isinstance(self.kind, Transfer) and self.kind.mode == "scratch":
+            raise UsageError("--mode scratch uses no weights: give one --checkpoint, and other seeds by --seed")
         with contextlib.ExitStack() as stack:
             map_parts: MapParts = map
             if self.ray:

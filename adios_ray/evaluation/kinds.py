@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from adios_ray.config import AugmentConfig
@@ -18,9 +19,24 @@ from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation import label_free
 from adios_ray.evaluation.clustering import clustering_scores
-from adios_ray.evaluation.fitness import LIDAR_IMAGES, LIDAR_VIEWS, extract_view_features, features_of_views
-from adios_ray.evaluation.knn import NEIGHBORS, TEMPERATURES, KnnScore, knn_macro_f1, knn_sweep
-from adios_ray.evaluation.linear import RATES, Accuracy, evaluate_linear
+from adios_ray.evaluation.fitness import (
+    LABEL_FREE_GROUPS,
+    LIDAR_IMAGES,
+    LIDAR_VIEWS,
+    extract_view_features,
+    features_of_views,
+)
+from adios_ray.evaluation.jackknife import jackknife_errors
+from adios_ray.evaluation.knn import (
+    NEIGHBORS,
+    TEMPERATURES,
+    KnnScore,
+    check_settings,
+    knn_label_shares,
+    knn_sweep,
+    macro_f1,
+)
+from adios_ray.evaluation.linear import PENALTY, RATES, Accuracy, check_sgd, evaluate_linear
 from adios_ray.evaluation.multilabel import multilabel_probe
 from adios_ray.evaluation.result import EvaluationResult, Row, Score
 from adios_ray.evaluation.segmentation import Masks, color_kmeans, random_partition, segment
@@ -47,7 +63,8 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
         temperatures: Of the sweep, each > 0; empty: those of the paper.
 
     Raises:
-        EvaluationError: If the data have no classes, train has fewer images than k, or lacks a class of the others.
+        EvaluationError: If the data have no classes, train has fewer images than k, or lacks a class of the others, a
+            setting is out of range, or settings are given for multi-label data.
     """
     own, manifest = subject.networks.config.evaluation, subject.dataset.manifest
     splits = ("train", "val", subject.split) if subject.has_val else ("train", subject.split)
@@ -55,15 +72,22 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
     images = len(subject.dataset.split("train"))
     if images < (most := max([own.neighbors, *neighbors])):
         raise EvaluationError(f"k-NN: train has {images} images; {most} neighbors need at least {most}")
+    if manifest.multi_label and (neighbors or temperatures):
+        raise EvaluationError("k-NN: multi-label data have no sweep; leave neighbors and temperatures out")
     configuration: dict[str, Any] = {"neighbors": own.neighbors, "temperature": own.temperature}
-    bank = _on_device(subject, "train")
-    if manifest.multi_label:
-        f1 = knn_macro_f1(*bank, *_on_device(subject, subject.split), own.neighbors, own.temperature)
-        return subject.result("knn", {"knn_macro_f1": Score(f1)}, configuration, ("train", subject.split))
     counts = neighbors or [count for count in NEIGHBORS if count <= images]
     # Without repetitions, in this order: among equally good settings, the first one is chosen.
     swept_counts = tuple(dict.fromkeys((*counts, own.neighbors)))
     swept_temperatures = tuple(dict.fromkeys((*(temperatures or TEMPERATURES), own.temperature)))
+    check_settings(swept_counts, swept_temperatures)
+    bank = _on_device(subject, "train")
+    if manifest.multi_label:
+        held_out = _on_device(subject, subject.split)
+        predicted = knn_label_shares(*bank, *held_out, own.neighbors, own.temperature) > 0.5
+        present = held_out[1] > 0
+        (error,) = jackknife_errors(lambda kept: [macro_f1(predicted[kept], present[kept])], len(present))
+        f1 = Score(macro_f1(predicted, present), error)
+        return subject.result("knn", {"knn_macro_f1": f1}, configuration, ("train", subject.split))
     sweeps = {
         split: knn_sweep(*bank, *_on_device(subject, split), swept_counts, swept_temperatures) for split in splits[1:]
     }
@@ -113,6 +137,8 @@ def linear(
     """
     if augment and solver != "sgd":
         raise EvaluationError(f"linear evaluation: augmented views need the solver sgd, not {solver}")
+    if solver == "sgd":
+        check_sgd(rates, epochs, batch_size)
     chooses = solver == "sgd" and len(rates) > 1
     if chooses and not subject.has_val:
         has = ", ".join(sorted(subject.dataset.manifest.splits))
@@ -164,6 +190,8 @@ def linear(
             "batch_size": batch_size,
             "milestones": milestones,
         }
+    else:
+        configuration["penalty"] = PENALTY
     details: list[Row] = [
         {"rate": rate, "val top1": accuracy.top1, "val top5": accuracy.top5} for rate, accuracy in found.rates
     ]
@@ -259,7 +287,7 @@ def segmentation(subject: Subject) -> EvaluationResult:
 def labelfree(subject: Subject) -> EvaluationResult:
     """Compute scores that need no labels: ranks, decay of the spectrum, spread, uniformity and alignment.
 
-    LiDAR and alignment compare augmented views of at most 512 images.
+    LiDAR and alignment compare augmented views of at most 512 images. Standard errors are those of a jackknife.
 
     Raises:
         EvaluationError: If the split has too few images for a rank, or the features are not finite.
@@ -275,17 +303,22 @@ def labelfree(subject: Subject) -> EvaluationResult:
             )
     features = subject.features(subject.split).features.to(subject.device)
     views = features_of_views(subject.networks.backbone, subject.held_out, subject.image_size)
-    scores = {
-        "rankme": label_free.rankme(features),
-        "alpha_req": label_free.alpha_req(features),
-        "lidar": label_free.lidar(views),
-        "feature_std": label_free.feature_std(features),
-        "uniformity": label_free.uniformity(features),
-        "alignment": label_free.alignment(views),
+    measures: dict[str, tuple[Callable[[Tensor], float], Tensor]] = {
+        "rankme": (label_free.rankme, features),
+        "alpha_req": (label_free.alpha_req, features),
+        "lidar": (label_free.lidar, views),
+        "feature_std": (label_free.feature_std, features),
+        # The same images without each group: another choice of them would count as a part of the error.
+        "uniformity": (label_free.uniformity, label_free.compared(features)),
+        "alignment": (label_free.alignment, views),
     }
+    try:
+        scores = {name: _jackknifed(measure, values) for name, (measure, values) in measures.items()}
+    # Of features so large that rounding outweighs what LiDAR adds to their covariance.
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # documented, but missing in __all__
+        raise EvaluationError(f"LiDAR cannot be computed of features of this size: {error}") from error
     configuration = {"features": width, "view_images": len(views), "views": LIDAR_VIEWS}
-    named = {name: Score(value) for name, value in scores.items()}
-    return subject.result("labelfree", named, configuration, (subject.split,))
+    return subject.result("labelfree", scores, configuration, (subject.split,))
 
 
 def check_labels(subject: Subject, measure: str, splits: Sequence[str], multi_label: bool = False) -> None:
@@ -339,6 +372,12 @@ def _on_device(subject: Subject, split: str) -> tuple[Tensor, Tensor]:
     """Return features and labels of a split on the device."""
     features, labels = subject.features(split)
     return features.to(subject.device), labels.to(subject.device)
+
+
+def _jackknifed(measure: Callable[[Tensor], float], values: Tensor) -> Score:
+    """Measure values of M images, [M, ...], with the standard error over these."""
+    (error,) = jackknife_errors(lambda kept: [measure(values[kept])], len(values), LABEL_FREE_GROUPS)
+    return Score(measure(values), error)
 
 
 def _share(value: float, images: int) -> Score:

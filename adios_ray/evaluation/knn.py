@@ -124,14 +124,6 @@ def macro_f1(predicted: Tensor, present: Tensor) -> float:
     return float((2 * hits / named.clamp(min=1)).mean())
 
 
-def knn_macro_f1(
-    bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperature: float
-) -> float:
-    """Compute the macro F1 of multi-label queries, 0 to 1; more than half of the votes is a yes."""
-    shares = knn_label_shares(bank, bank_labels, features, labels, neighbors, temperature)
-    return macro_f1(shares > 0.5, labels > 0)
-
-
 def knn_sweep(
     bank: Tensor,
     bank_labels: Tensor,
@@ -161,7 +153,8 @@ def knn_sweep(
         EvaluationError: Features or labels have the wrong shape, no rows or values that are not finite, or a setting
             is out of range.
     """
-    _check(bank, bank_labels, features, labels, neighbors, temperatures)
+    check_settings(neighbors, temperatures)
+    _check(bank, bank_labels, features, labels)
     few_classes = len(torch.cat([bank_labels, labels]).unique()) < 5
     by_cosine = _right(_cosine_votes(bank, features, labels, max(neighbors), temperatures), bank_labels, neighbors)
     by_distance = _right(_euclidean_votes(bank, features, labels, max(neighbors)), bank_labels, neighbors)
@@ -179,15 +172,20 @@ def knn_sweep(
     return scores + [score("euclidean", None, count, by_distance[count][0]) for count in neighbors]
 
 
-def _check(
-    bank: Tensor,
-    bank_labels: Tensor,
-    features: Tensor,
-    labels: Tensor,
-    neighbors: Sequence[int],
-    temperatures: Sequence[float],
-) -> None:
-    """Raise EvaluationError for arguments that ``knn_sweep`` cannot use."""
+def check_settings(neighbors: Sequence[int], temperatures: Sequence[float]) -> None:
+    """Check the settings of a sweep.
+
+    Raises:
+        EvaluationError: If one is out of range, or there is none.
+    """
+    if not neighbors or min(neighbors) < 1:
+        raise EvaluationError(f"neighbors = {list(neighbors)}; at least one number, each >= 1, is needed")
+    if not temperatures or not all(0 < temperature < math.inf for temperature in temperatures):
+        raise EvaluationError(f"temperatures = {list(temperatures)}; at least one, each > 0 and finite, is needed")
+
+
+def _check(bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor) -> None:
+    """Raise EvaluationError for features and labels that ``knn_sweep`` cannot use."""
     for name, rows, classes in (("bank", bank, bank_labels), ("queries", features, labels)):
         if rows.ndim != 2 or classes.shape != rows.shape[:1] or not rows.numel():
             shapes = f"features of shape {list(rows.shape)} with labels of shape {list(classes.shape)}"
@@ -197,10 +195,6 @@ def _check(
             raise EvaluationError(f"{name} of k-NN: features are not finite")
     if bank.shape[1] != features.shape[1]:
         raise EvaluationError(f"k-NN: {bank.shape[1]} features in the bank, {features.shape[1]} in the queries")
-    if not neighbors or min(neighbors) < 1:
-        raise EvaluationError(f"neighbors = {list(neighbors)}; at least one number, each >= 1, is needed")
-    if not temperatures or not all(0 < temperature < math.inf for temperature in temperatures):
-        raise EvaluationError(f"temperatures = {list(temperatures)}; at least one, each > 0 and finite, is needed")
 
 
 def _right(

@@ -142,6 +142,11 @@ def _entropy_rank(values: Tensor) -> float:
     return max(float(torch.exp(-(shares * shares.log()).sum())), 1.0)
 
 
+def compared(features: Tensor) -> Tensor:
+    """Return the features of at most 2,048 images, spread evenly, all pairs of which ``uniformity`` compares."""
+    return features[:: -(-len(features) // PAIRED_IMAGES)]
+
+
 def uniformity(features: Tensor) -> float:
     """Compute how evenly features cover the sphere (Wang & Isola 2020, Equation 2), at most 0; lower is more even.
 
@@ -155,8 +160,7 @@ def uniformity(features: Tensor) -> float:
     """
     if len(features) < 2:
         raise UsageError(f"uniformity needs two images or more, not {len(features)}")
-    some = features[:: -(-len(features) // PAIRED_IMAGES)]
-    squared = torch.pdist(functional.normalize(some.double(), dim=1)).square()
+    squared = torch.pdist(functional.normalize(compared(features).double(), dim=1)).square()
     return float(squared.mul(-2).exp().mean().log())
 
 

@@ -32,8 +32,13 @@ ITERATIONS = 1000
 """Most iterations of L-BFGS."""
 GRADIENT_TOLERANCE = 1e-6
 """Largest gradient at which L-BFGS has converged."""
+HISTORY = 100
+"""Most pairs of past steps and gradients that L-BFGS keeps."""
+SHORTEST_HISTORY = 5
 VALUES = 2**25
 """Most elements of any tensor that is allocated (128 MiB in single precision), if one classifier and a batch fit."""
+HISTORY_VALUES = 2**28
+"""Most elements of the history of L-BFGS (1 GiB in single precision), if the shortest one fits."""
 
 
 class Accuracy(NamedTuple):
@@ -209,11 +214,7 @@ def linear_sweep(
     """
     classes = _check_training(train_features, train_labels)
     check_split("val", val_features, val_labels, train_features.shape[1], classes)
-    if not rates or min(rates) <= 0 or epochs < 1 or batch_size < 1:
-        raise EvaluationError(
-            f"rates {list(rates)}, {epochs} epochs, batches of {batch_size}; "
-            "linear evaluation needs at least one rate, rates above 0, one epoch and one image in a batch"
-        )
+    check_sgd(rates, epochs, batch_size)
     device = device or train_features.device
     # Rates are independent of each other: where their classifiers do not fit together, groups are trained in turn.
     group = max(VALUES // (classes * max(train_features.shape[1] + 1, batch_size)), 1)
@@ -344,8 +345,14 @@ def logistic_regression(
         weights.grad = gradient
         return loss
 
+    # Of 10,000 classes and 2,048 features, a hundred pairs would take 16 GB; a short history needs few more steps.
+    history = min(max(HISTORY_VALUES // (2 * weights.numel()), SHORTEST_HISTORY), HISTORY)
     optimizer = torch.optim.LBFGS(
-        [weights], max_iter=ITERATIONS, tolerance_grad=GRADIENT_TOLERANCE, line_search_fn="strong_wolfe"
+        [weights],
+        max_iter=ITERATIONS,
+        tolerance_grad=GRADIENT_TOLERANCE,
+        history_size=history,
+        line_search_fn="strong_wolfe",
     )
     optimizer.step(loss_and_gradient)
     return inputs.unscaled(weights)
@@ -441,6 +448,19 @@ def _check_training(features: Tensor, labels: Tensor) -> int:
             f"train: {len(labels)} images of {classes} classes; linear evaluation needs at least as many images"
         )
     return classes
+
+
+def check_sgd(rates: Sequence[float], epochs: int, batch_size: int) -> None:
+    """Check the settings of SGD.
+
+    Raises:
+        EvaluationError: If there is no rate, one is not finite or not above 0, or there is no epoch or an empty batch.
+    """
+    if not rates or not all(0 < rate < math.inf for rate in rates) or epochs < 1 or batch_size < 1:
+        raise EvaluationError(
+            f"rates {list(rates)}, {epochs} epochs, batches of {batch_size}; "
+            "linear evaluation needs at least one rate, finite rates above 0, one epoch and one image in a batch"
+        )
 
 
 def check_split(name: str, features: Tensor, labels: Tensor, size: int, classes: int | None = None) -> None:

@@ -16,7 +16,7 @@ from adios_ray.data.sources.backgrounds import ORIGINAL, VARIATIONS
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.features import Features
 from adios_ray.evaluation.kinds import check_selection
-from adios_ray.evaluation.linear import RATES, check_split, correct, linear_sweep
+from adios_ray.evaluation.linear import RATES, check_sgd, check_split, correct, linear_sweep
 from adios_ray.evaluation.result import EvaluationResult, Row, Score
 from adios_ray.evaluation.subject import Subject
 
@@ -64,6 +64,7 @@ def robustness(
         DatasetError: If a split is missing.
     """
     check_selection(subject, "robustness")
+    check_sgd(rates, epochs, batch_size)
     own = subject.dataset
     if variations is None:
         variations = {name: (own, name) for name in VARIATIONS if own.manifest.splits.get(name)}

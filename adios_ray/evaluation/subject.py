@@ -11,6 +11,7 @@ import torch
 from adios_ray.config import CentralView, check_view
 from adios_ray.data.shards import Dataset, Split
 from adios_ray.devices import best_device, prepare_device
+from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.features import Features, MapParts, Progress, features_of, no_progress
 from adios_ray.evaluation.result import EvaluationResult, Row, Score
 from adios_ray.evaluation.statistics import fresh_statistics
@@ -61,9 +62,17 @@ class Subject:
         return self.split != "val" and bool(self.dataset.manifest.splits.get("val"))
 
     def features(self, split: str) -> Features:
-        """Extract the features of a split, or read kept ones, onto the CPU; see ``features_of``."""
+        """Extract the features of a split, or read kept ones, onto the CPU; see ``features_of``.
+
+        Raises:
+            EvaluationError: If they are not finite.
+        """
         view, mapping, progress = self.view, self.map_parts, self.progress
-        return features_of(self.networks, self.dataset, split, self.image_size, view, None, mapping, progress)
+        found = features_of(self.networks, self.dataset, split, self.image_size, view, None, mapping, progress)
+        # Norms instead of the features themselves, whose mask would have as many elements.
+        if not found.features.norm(dim=1).isfinite().all():
+            raise EvaluationError(f"{self.origin}: features of {split} are not finite; use weights of an earlier epoch")
+        return found
 
     def result(
         self,

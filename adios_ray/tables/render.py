@@ -12,8 +12,9 @@ from adios_ray.tables.summary import Entries, Entry, Gain
 
 NAMES = ("table.md", "table.csv", "table.html")
 LEGEND = (
-    "ours: mean (standard deviation) over seeds; paper: the published number; gain: mean difference to the baseline "
-    "with its 95 % interval, paired by seed. A number in brackets counts the finished trainings of those planned."
+    "ours: mean (standard deviation) over trainings, of all seeds and, where a row has several, of all objectives; "
+    "paper: the published number; gain: mean difference to the baseline with its 95 % interval, paired by seed and "
+    "objective. A number in brackets counts the finished trainings of those planned."
 )
 
 
