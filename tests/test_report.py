@@ -184,6 +184,12 @@ def test_the_first_screen_names_winner_values_gain_and_commands(run_dir: Path) -
     assert run.summary is not None
     found = outcome_of(run, [])
     assert found.headline == f"{run.summary.best_trial} won" and "no control" in found.sureness
+    first = max(row.fitness for row in run.rows if row.epoch == 1)
+    assert found.gain == f"{100 * (run.summary.best_fitness - first):.1f} ± 1.9 %"  # 0.012 and 0.015
+    assert "on the validation images of selection" in found.score_note  # none were set aside
+    held = [row.model_copy(update={"holdout_fitness": 0.99 * row.fitness}) for row in run.rows]
+    apart = outcome_of(RunData(run_dir, held, summary=run.summary), [])
+    assert "on validation images that no decision used" in apart.score_note
     last = run.ancestral_rows[-1].values
     assert [value.path for value in found.values] == list(last)
     assert f"--checkpoint {run_dir.resolve()}/checkpoints/{run.summary.best_trial}" in found.steps[-1].command
@@ -195,7 +201,7 @@ def test_the_first_screen_names_winner_values_gain_and_commands(run_dir: Path) -
 def test_a_running_run_says_who_leads(tmp_path: Path) -> None:
     run = RunData(tmp_path, [make_row("a", 1, 0.4), make_row("b", 1, 0.5)], controls=frozenset({"a"}))
     found = outcome_of(run, [])
-    assert (found.headline, found.gain) == ("b leads", "10.0 %")
+    assert (found.headline, found.gain) == ("b leads", "10.0 ± 1.6 %")  # 0.011 * sqrt(2)
     assert found.steps[1].command == f"adios-ray train --resume {tmp_path.resolve()}"
 
 
@@ -253,11 +259,13 @@ def test_slots_are_described(tmp_path: Path) -> None:
 
 def test_time_is_parted_as_reported_and_guessed_for_earlier_versions(tmp_path: Path) -> None:
     measured = {"train_s": 40.0, "evaluate_s": 5.0, "idle_s": 10.0, "data_wait_fraction": 0.25}
+    measured |= {"checkpoint_s": 2.0, "load_s": 3.0}
     shares = search_charts.time_shares(RunData(tmp_path, [make_row("a", 1, **measured), make_row("a", 2, **measured)]))
-    assert shares == {"a": {"training": 60.0, "waiting for data": 20.0, "evaluation": 10.0, "between reports": 20.0}}
+    parts = {"training": 60.0, "waiting for data": 20.0, "evaluation": 10.0, "checkpoints": 4.0, "exploits": 6.0}
+    assert shares == {"a": parts | {"idle": 14.0}}
     early = [make_row("a", epoch, idle_s=12.0, data_wait_fraction=0.5) for epoch in (1, 2)]  # a minute apart
     shares = search_charts.time_shares(RunData(tmp_path, early))
-    assert shares["a"] == {"training": 24.0, "waiting for data": 24.0, "evaluation": 0.0, "between reports": 24.0}
+    assert shares["a"] == dict.fromkeys(parts, 0.0) | {"training": 24.0, "waiting for data": 24.0, "idle": 24.0}
 
 
 def test_a_single_mask_and_large_images_are_drawn(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ COLUMNS = ("time", "trial", *Measured.model_fields)
 """Columns of ``results.csv``; those of searched values follow, named by their paths."""
 _LATER_COLUMNS = {
     *("standard_error", "accuracy", "holdout_fitness", "holdout_standard_error"),
-    *("train_s", "evaluate_s"),
+    *("train_s", "evaluate_s", "checkpoint_s", "load_s"),
 }
 """Columns that files of earlier versions lack."""
 

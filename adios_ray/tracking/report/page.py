@@ -127,6 +127,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "drops": run.drops,
         "environment": environment_of(run.path),
         "has_evaluation_time": any(math.isfinite(row.evaluate_s) for row in run.rows),
+        "has_checkpoint_time": any(math.isfinite(row.checkpoint_s) for row in run.rows),
         "features": features,
         "config": json.dumps(run.config, indent=2, ensure_ascii=False),
         "charts": {

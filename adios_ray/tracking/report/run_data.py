@@ -166,6 +166,11 @@ class RunData:
         epoch = max(self.mask_epochs)
         return records.read_masks(self.path, self.mask_epochs[epoch], epoch)
 
+    @cached_property
+    def has_holdout(self) -> bool:
+        """Whether validation images that no decision used were set aside; small sets have none to spare."""
+        return any(math.isfinite(row.holdout_fitness) and row.holdout_fitness != row.fitness for row in self.rows)
+
     def final_rows(self) -> list[Row]:
         """Return the last report of each trial that has a number."""
         valid = {trial: [r for r in rows if math.isfinite(r.fitness)] for trial, rows in self.by_trial.items()}
