@@ -16,6 +16,7 @@ from made_up_run import COPIES, SETTINGS, make_exploit, make_row, make_run, make
 
 from adios_ray.cli import main
 from adios_ray.measures import MEASURES
+from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.environment import record_environment
 from adios_ray.tracking.records import MaskFile, Row
@@ -84,6 +85,26 @@ def test_masks_follow_the_ancestry(run_dir: Path) -> None:
     assert len({sheet.trial for sheet in section.sheets}) > 1
     last = records.read_masks(run_dir, section.sheets[-1].trial, 12).masks
     assert section.sheets[-1].sizes == pytest.approx((last / 255).mean(axis=(0, 2, 3)).tolist())
+
+
+def test_damaged_files_of_masks_are_named_and_left_out(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    stored = read_run(tmp_path).mask_epochs
+    first, last = (RunDirectory(tmp_path).masks(stored[epoch], epoch) for epoch in (min(stored), max(stored)))
+    first.write_bytes(b"")
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    last.write_bytes(content)
+    run = read_run(tmp_path)
+    section = mask_section(run)
+    assert section is not None and len(section.damaged) == 2 and run.last_masks is not None
+    assert [sheet.epoch for sheet in section.sheets] == sorted(stored)[1:-1]
+    text = Page(write_report(tmp_path).read_text()).text
+    assert str(first) in text and str(last) in text
+    for epoch, trial in stored.items():
+        RunDirectory(tmp_path).masks(trial, epoch).write_bytes(b"none")
+    text = Page(write_report(tmp_path).read_text()).text
+    assert text.count("cannot be read and is left out") == len(stored) and "No masks are stored" not in text
 
 
 def test_report_escapes_text_from_files(tmp_path: Path) -> None:

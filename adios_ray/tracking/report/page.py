@@ -146,7 +146,7 @@ def _page_data(context: dict[str, Any]) -> dict[str, Any]:
     """Gather what the page's script reads."""
     data: dict[str, Any] = {"charts": context["charts"]}
     masks: MaskSection | None = context["masks"]
-    if masks:
+    if masks and masks.sheets:
         data["sheets"] = [sheet._asdict() for sheet in masks.sheets]
         data["sheet"] = {"cell": 80, "images": masks.images, "colors": masks.colors}
     if context["features"]:
