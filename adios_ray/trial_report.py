@@ -43,6 +43,10 @@ class Measured(BaseModel):
     """Seconds of training since the previous report, waiting for data included."""
     evaluate_s: float = math.nan
     """Seconds of the evaluation behind this report."""
+    checkpoint_s: float = math.nan
+    """Seconds of saving the weights and masks behind this report, and of publishing them to remote storage."""
+    load_s: float = math.nan
+    """Seconds of loading a copied checkpoint since the previous report; part of ``idle_s``."""
     idle_s: float = 0.0
     """Seconds between the previous report and the next step: decisions, waiting for other trials, loading."""
     worker_pid: int = 0

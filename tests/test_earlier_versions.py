@@ -43,7 +43,7 @@ def test_results_are_read_and_continued_in_the_new_form(tmp_path: Path) -> None:
 
 def test_results_without_standard_errors_are_read_and_continued(tmp_path: Path) -> None:
     later = {"standard_error", "accuracy", "holdout_fitness", "holdout_standard_error"}
-    later |= {"train_s", "evaluate_s"}
+    later |= {"train_s", "evaluate_s", "checkpoint_s", "load_s"}
     old = [name for name in records.COLUMNS if name not in later]
     row = "2026-01-01T00:00:00+00:00,trial_00,1,0.5,2.0,1.5,0.4,0.1,0.2,0.3,900,0.01,0.1,7,0.2"
     (tmp_path / "results.csv").write_text(f"{','.join(old)},augment.hue\n{row}\n")
@@ -54,7 +54,7 @@ def test_results_without_standard_errors_are_read_and_continued(tmp_path: Path) 
     records.begin_results(tmp_path, ["augment.hue"])
     assert (tmp_path / "results.csv").read_text().splitlines()[0] == ",".join([*records.COLUMNS, "augment.hue"])
     known = {"standard_error": 0.02, "accuracy": 0.6, "holdout_fitness": 0.4, "holdout_standard_error": 0.03}
-    known |= {"train_s": 41.5, "evaluate_s": 3.25}
+    known |= {"train_s": 41.5, "evaluate_s": 3.25, "checkpoint_s": 0.5, "load_s": 0.25}
     second = first.model_copy(update={"epoch": 2, **known})
     records.append_result(tmp_path, second)
     assert [row.model_dump_json() for row in records.read_results(tmp_path)] == [

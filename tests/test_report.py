@@ -16,6 +16,7 @@ from made_up_run import COPIES, SETTINGS, make_exploit, make_row, make_run, make
 
 from adios_ray.cli import main
 from adios_ray.measures import MEASURES
+from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.environment import record_environment
 from adios_ray.tracking.records import MaskFile, Row
@@ -84,6 +85,26 @@ def test_masks_follow_the_ancestry(run_dir: Path) -> None:
     assert len({sheet.trial for sheet in section.sheets}) > 1
     last = records.read_masks(run_dir, section.sheets[-1].trial, 12).masks
     assert section.sheets[-1].sizes == pytest.approx((last / 255).mean(axis=(0, 2, 3)).tolist())
+
+
+def test_damaged_files_of_masks_are_named_and_left_out(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    stored = read_run(tmp_path).mask_epochs
+    first, last = (RunDirectory(tmp_path).masks(stored[epoch], epoch) for epoch in (min(stored), max(stored)))
+    first.write_bytes(b"")
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    last.write_bytes(content)
+    run = read_run(tmp_path)
+    section = mask_section(run)
+    assert section is not None and len(section.damaged) == 2 and run.last_masks is not None
+    assert [sheet.epoch for sheet in section.sheets] == sorted(stored)[1:-1]
+    text = Page(write_report(tmp_path).read_text()).text
+    assert str(first) in text and str(last) in text
+    for epoch, trial in stored.items():
+        RunDirectory(tmp_path).masks(trial, epoch).write_bytes(b"none")
+    text = Page(write_report(tmp_path).read_text()).text
+    assert text.count("cannot be read and is left out") == len(stored) and "No masks are stored" not in text
 
 
 def test_report_escapes_text_from_files(tmp_path: Path) -> None:
@@ -184,6 +205,12 @@ def test_the_first_screen_names_winner_values_gain_and_commands(run_dir: Path) -
     assert run.summary is not None
     found = outcome_of(run, [])
     assert found.headline == f"{run.summary.best_trial} won" and "no control" in found.sureness
+    first = max(row.fitness for row in run.rows if row.epoch == 1)
+    assert found.gain == f"{100 * (run.summary.best_fitness - first):.1f} ± 1.9 %"  # 0.012 and 0.015
+    assert "on the validation images of selection" in found.score_note  # none were set aside
+    held = [row.model_copy(update={"holdout_fitness": 0.99 * row.fitness}) for row in run.rows]
+    apart = outcome_of(RunData(run_dir, held, summary=run.summary), [])
+    assert "on validation images that no decision used" in apart.score_note
     last = run.ancestral_rows[-1].values
     assert [value.path for value in found.values] == list(last)
     assert f"--checkpoint {run_dir.resolve()}/checkpoints/{run.summary.best_trial}" in found.steps[-1].command
@@ -195,7 +222,7 @@ def test_the_first_screen_names_winner_values_gain_and_commands(run_dir: Path) -
 def test_a_running_run_says_who_leads(tmp_path: Path) -> None:
     run = RunData(tmp_path, [make_row("a", 1, 0.4), make_row("b", 1, 0.5)], controls=frozenset({"a"}))
     found = outcome_of(run, [])
-    assert (found.headline, found.gain) == ("b leads", "10.0 %")
+    assert (found.headline, found.gain) == ("b leads", "10.0 ± 1.6 %")  # 0.011 * sqrt(2)
     assert found.steps[1].command == f"adios-ray train --resume {tmp_path.resolve()}"
 
 
@@ -253,11 +280,13 @@ def test_slots_are_described(tmp_path: Path) -> None:
 
 def test_time_is_parted_as_reported_and_guessed_for_earlier_versions(tmp_path: Path) -> None:
     measured = {"train_s": 40.0, "evaluate_s": 5.0, "idle_s": 10.0, "data_wait_fraction": 0.25}
+    measured |= {"checkpoint_s": 2.0, "load_s": 3.0}
     shares = search_charts.time_shares(RunData(tmp_path, [make_row("a", 1, **measured), make_row("a", 2, **measured)]))
-    assert shares == {"a": {"training": 60.0, "waiting for data": 20.0, "evaluation": 10.0, "between reports": 20.0}}
+    parts = {"training": 60.0, "waiting for data": 20.0, "evaluation": 10.0, "checkpoints": 4.0, "exploits": 6.0}
+    assert shares == {"a": parts | {"idle": 14.0}}
     early = [make_row("a", epoch, idle_s=12.0, data_wait_fraction=0.5) for epoch in (1, 2)]  # a minute apart
     shares = search_charts.time_shares(RunData(tmp_path, early))
-    assert shares["a"] == {"training": 24.0, "waiting for data": 24.0, "evaluation": 0.0, "between reports": 24.0}
+    assert shares["a"] == dict.fromkeys(parts, 0.0) | {"training": 24.0, "waiting for data": 24.0, "idle": 24.0}
 
 
 def test_a_single_mask_and_large_images_are_drawn(tmp_path: Path) -> None:

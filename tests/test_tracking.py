@@ -46,7 +46,7 @@ def test_columns_are_the_contract(tmp_path: Path) -> None:
     assert (tmp_path / "results.csv").read_text() == (
         "time,trial,epoch,fitness,standard_error,accuracy,holdout_fitness,holdout_standard_error,loss,penalty,"
         "probe_accuracy,slot_overlap,mask_mean_min,mask_mean_max,images_per_s,data_wait_fraction,train_s,evaluate_s,"
-        "idle_s,worker_pid,"
+        "checkpoint_s,load_s,idle_s,worker_pid,"
         "masking.sparsity_weight,optimizer.encoder_lr,optimizer.occlusion_lr,masking.slots\n"
     )
 

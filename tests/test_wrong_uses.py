@@ -113,6 +113,8 @@ def _write_more(folder: Path) -> None:
     make_run(folder / "binary_space", epochs=2)
     (folder / "binary_space" / "space.yaml").write_bytes(b"\xff\xfe")
     (folder / "no_images" / "train" / "cat").mkdir(parents=True)
+    (folder / "broken").mkdir()
+    (folder / "broken" / "only.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
 
 
 DEMO = "train --preset demo"
@@ -198,6 +200,12 @@ CASES = {
     "verify newer": "newer/manifest.json has schema version 3, not 2 or 1. It was made by a newer adios_ray",
     "verify ~nobody-of-this-name/data": "~nobody-of-this-name/data: there is no such home directory",
     "prepare --dataset folder --source no_images --output out --image-size 32": "no images in",
+    "prepare --dataset folder --source broken --output out --image-size 32 --val-images 0 --test-images 0": (
+        "1 of 1 images were refused, more than 1.00% (only.jpg: "
+    ),
+    "prepare --dataset folder --source broken --output out --image-size 32 --val-images 0 --test-images 0 "
+    "--on-bad-image fail": "only.jpg was refused: ",
+    "prepare --dataset objects --output out --num-images 50 --train-images 100": "100",
     "verify nowhere": "nowhere",
     "verify incomplete": "test-00000.arrow is missing",
     "prepare --dataset folder --output out --image-size 32": "--dataset folder needs --source, the folder of images",

@@ -70,18 +70,20 @@ def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
         say(f"{torch.cuda.get_device_name(trainer.device)} has no bfloat16 of its own: it trains in float32")
     if checkpoint:
         load_intact(trainer, checkpoint, settings, storage, say)
-    reported_at = None
+    reported_at, load_s = None, 0.0
     while True:
         command = ray.get(config["channel"].take.remote(config["trial"], position))
         if command.kind == "stop":
             storage.close()
             return
         if command.kind == "load":
+            began = time.monotonic()
             load_intact(trainer, command.checkpoint, command.config, storage, say)
+            load_s += time.monotonic() - began
         else:
             idle_s = time.monotonic() - reported_at if reported_at else 0.0
-            _train(trainer, config, storage, position, idle_s)
-            reported_at = time.monotonic()
+            _train(trainer, config, storage, position, idle_s, load_s)
+            reported_at, load_s = time.monotonic(), 0.0
         position += 1
 
 
@@ -130,9 +132,12 @@ def _read(pointer: Pointer) -> tuple[dict[str, Any], str | None]:
     return state, next((text for text in parallel.gather_values(problem) if text), None)
 
 
-def _train(trainer: Trainer, config: LoopConfig, storage: RunStorage, position: int, idle_s: float) -> None:
+def _train(
+    trainer: Trainer, config: LoopConfig, storage: RunStorage, position: int, idle_s: float, load_s: float
+) -> None:
     """Train to the next report, save, answer the command, and report to Ray Train."""
     report = trainer.train_to_report(idle_s)
+    trained_at = time.monotonic()
     checkpoint, trial, run_dir = None, config["trial"], storage.directory
     run, say = RunDirectory(run_dir), partial(note, config["channel"], trial, kind="wait")
     written = [run.checkpoint(trial, report.epoch)]
@@ -148,6 +153,7 @@ def _train(trainer: Trainer, config: LoopConfig, storage: RunStorage, position: 
         for path in written:
             retry(partial(storage.publish, path), say)
         storage.trim(trial)
+        report = report.model_copy(update={"checkpoint_s": time.monotonic() - trained_at, "load_s": load_s})
         # Save, then answer: from the answer on, restarts begin at this checkpoint, so it must exist. After a crash in
         # between, the "train" has no answer, and a new group repeats it with the same result.
         ray.get(config["channel"].answer.remote(trial, position, report, checkpoint))

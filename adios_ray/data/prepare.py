@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ _CLAIM = f"{_PARTS}/begun"
 _FILES = "files.arrow"
 _DROPPED = "exact copy of another image"
 _EXAMPLES = 10
+_TRIED = 16  # images that are decoded before Ray starts, if the first cannot be used
 
 Say = Callable[[str], None]
 
@@ -165,10 +167,11 @@ def prepare(
     find_finished = partial(_find_finished, store, full_recipe, source, files, check_content)
     if manifest := find_finished():
         return PrepareSummary(manifest, time.perf_counter() - start, decoded=0, complete_before=True)
+    plan = make_plan(source, counts, group)
+    _check_usable(plan, source, image_size, on_bad_image, max_bad_fraction)
     with claimed(store, say):
         if manifest := find_finished():  # made by the preparation that this one has waited for
             return PrepareSummary(manifest, time.perf_counter() - start, decoded=0, complete_before=True)
-        plan = make_plan(source, counts, group)
         say(plan.text())
         decisive = {key: value for key, value in full_recipe.items() if key != "source"}
         jobs = plan_jobs(plan.splits, _layout(source, image_size), decisive, files)
@@ -267,12 +270,11 @@ def make_shard(
     samples: list[tuple[str, Sample]] = []
     refused: list[Refusal] = []
     for item in job.items:
-        try:
-            samples.append((item, source.load(item, image_size)))
-        except RefusedImageError as error:
-            if on_bad_image == "fail":
-                raise DatasetError(f"{item} was refused: {error}") from error
-            refused.append(Refusal(item=item, split=job.split, reason=str(error)))
+        found = _load(source, job.split, item, image_size, on_bad_image)
+        if isinstance(found, Refusal):
+            refused.append(found)
+        else:
+            samples.append((item, found))
     entry = write_shard(store, job.file, _layout(source, image_size), samples)
     part = _Part(
         digest=job.digest,
@@ -285,6 +287,20 @@ def make_shard(
     with store.writing(_part_name(job)) as path:
         path.write_text(part.model_dump_json())
     return {"images": len(job.items), "refused": len(refused)}
+
+
+def _load(source: Source, split: str, item: str, image_size: int, on_bad_image: OnBadImage) -> Sample | Refusal:
+    """Decode one image, or tell why it cannot be used.
+
+    Raises:
+        DatasetError: If it cannot be used and ``on_bad_image`` is "fail".
+    """
+    try:
+        return source.load(item, image_size)
+    except RefusedImageError as error:
+        if on_bad_image == "fail":
+            raise DatasetError(f"{item} was refused: {error}") from error
+        return Refusal(item=item, split=split, reason=str(error))
 
 
 def _pixel_checksum(sample: Sample) -> str:
@@ -444,15 +460,45 @@ def _counted(passed_over: PassedOver) -> dict[str, Counted]:
     return {reason: Counted(number=number, examples=examples) for reason, (number, examples) in passed_over.items()}
 
 
+def _check_usable(
+    plan: Plan, source: Source, image_size: int, on_bad_image: OnBadImage, max_bad_fraction: float
+) -> None:
+    """Decode images until one can be used, so that a source of which none can is refused before Ray starts.
+
+    Raises:
+        DatasetError: If too many are refused before that.
+    """
+    refused: list[Refusal] = []
+    planned = ((split, item) for split, items in plan.splits.items() for item in items)
+    for split, item in islice(planned, _TRIED):
+        try:
+            found = _load(source, split, item, image_size, on_bad_image)
+        except DatasetError:
+            raise
+        except Exception:  # not the image's fault: a worker meets it too, and says how to resume
+            return
+        if isinstance(found, Sample):
+            break
+        refused.append(found)
+    _check_share(refused, plan.images, max_bad_fraction)
+
+
 def _check_refused(store: Store, parts: Sequence[tuple[ShardJob, _Part]], max_bad_fraction: float) -> None:
     """Raise a DatasetError if too many images were refused; their shards are made again by the next call."""
     refused = [refusal for _, part in parts for refusal in part.refused]
-    planned = sum(len(job.items) for job, _ in parts)
+    try:
+        _check_share(refused, sum(len(job.items) for job, _ in parts), max_bad_fraction)
+    except DatasetError:
+        for job, part in parts:
+            if part.refused:
+                store.remove(_part_name(job))
+        raise
+
+
+def _check_share(refused: Sequence[Refusal], planned: int, max_bad_fraction: float) -> None:
+    """Raise a DatasetError if more than this share of the planned images were refused."""
     if len(refused) <= max_bad_fraction * planned:
         return
-    for job, part in parts:
-        if part.refused:
-            store.remove(_part_name(job))
     some = "; ".join(f"{refusal.item}: {refusal.reason}" for refusal in refused[:3])
     raise DatasetError(
         f"{len(refused)} of {planned} images were refused, more than {max_bad_fraction:.2%} ({some}); "

@@ -25,6 +25,7 @@ from adios_ray.search.comparison import Outcomes, paired, read_outcomes
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
+from adios_ray.tracking.formatting import label, value_text
 from adios_ray.tracking.lineage import last_rows
 from adios_ray.tracking.records import (
     Exploit,
@@ -111,6 +112,8 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
     if summary.gain is not None:
         gain = measure.text(summary.gain, summary.gain_standard_error)
         print(f"Best minus control: {gain} on validation ({summary.compared})")
+    values = ", ".join(f"{label(path)} {value_text(value)}" for path, value in best.values.items())
+    print(f"Values of {name}: {values}")
     print(
         f"Best: {name}, {measure.label} fitness {measure.text(final.fitness, final.standard_error)} on validation, "
         f"{measure.scores_text(test.value, test.standard_error, test.accuracy)} on test{chance}; "

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
@@ -221,11 +222,13 @@ class MaskFile:
     """uint8 [K, N, S, S]; 0..255 stands for 0..1, and the N slots of a pixel sum to about 255."""
 
 
+DAMAGED_ARCHIVE = (KeyError, ValueError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile)
+"""What numpy raises on a damaged ``.npz``."""
 COLUMNS = ("time", "trial", *Measured.model_fields)
 """Columns of ``results.csv``; those of searched values follow, named by their paths."""
 _LATER_COLUMNS = {
     *("standard_error", "accuracy", "holdout_fitness", "holdout_standard_error"),
-    *("train_s", "evaluate_s"),
+    *("train_s", "evaluate_s", "checkpoint_s", "load_s"),
 }
 """Columns that files of earlier versions lack."""
 
@@ -457,7 +460,7 @@ def read_masks(run_dir: Path, trial: str, epoch: int) -> MaskFile:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, masks = arrays["images"], arrays["masks"]
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARCHIVE as error:
         raise RecordError(f"{path}: {error}") from error
     fits = images.ndim == masks.ndim == 4 and images.shape == (len(masks), *masks.shape[2:], 3)
     if not fits or images.dtype != np.uint8 or masks.dtype != np.uint8:

@@ -14,8 +14,9 @@ class Entry(NamedTuple):
             a number of images and a seed.
         images: How many there are, in words.
         classes: How many there are, in words.
-        image_size: Pixels a side to store. Photographs are stored larger than the paper's views of them (96 pixels, of
-            imagenet100 224, of clevr 64), so that crops are not magnified; None where the user says.
+        image_size: Pixels a side to store. Photographs larger than the paper's views of them (96 pixels, of imagenet100
+            224, of clevr 64) are stored 1.4 to 1.7 times as large as these, so that most crops are not magnified; None
+            where the user says.
         origin: Where it comes from.
         download: Class of ``torchvision.datasets`` that fetches it, and the versions to ask it for; None where it is
             not free to fetch.

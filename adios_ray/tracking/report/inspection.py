@@ -4,7 +4,6 @@ The result is kept in the run directory, so that reports of a running run can sh
 """
 
 import io
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from adios_ray.errors import RecordError
 from adios_ray.files import atomic_write
 from adios_ray.run_directory import RunDirectory
-from adios_ray.tracking.records import Pixels
+from adios_ray.tracking.records import DAMAGED_ARCHIVE, Pixels
 from adios_ray.tracking.report.run_data import RunData
 from adios_ray.validation import parse_json
 
@@ -111,7 +110,7 @@ def read_inspection(run_dir: Path) -> Inspection | None:
         with np.load(path, allow_pickle=False) as arrays:
             info = parse_json(InspectionInfo, arrays["info"].tobytes(), str(path), RecordError)
             return Inspection(info, **{name: arrays[name] for name in names})
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARCHIVE as error:
         raise RecordError(f"{path}: {error}; remove it, it is computed again") from error
 
 

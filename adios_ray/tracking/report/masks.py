@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from adios_ray.errors import RecordError
 from adios_ray.tracking import pictures, records
 from adios_ray.tracking.records import MaskFile, Pixels
 from adios_ray.tracking.report.mask_statistics import SlotStatistics, agreement, slot_statistics
@@ -49,18 +50,24 @@ class MaskSection:
     statistics: dict[int, SlotStatistics]
     agreements: dict[int, float]
     """Agreement of an epoch's slots with those of the stored epoch before it."""
+    damaged: list[str]
+    """Files that cannot be read, each with the reason."""
 
 
 def mask_section(run: RunData) -> MaskSection | None:
-    """Draw the masks; None if none are stored."""
+    """Draw the masks; None if none are stored. Files that cannot be read are named and left out."""
     epochs = spread(list(run.mask_epochs), _READ)
     if not epochs:
         return None
     shown = set(spread(epochs, SHEETS))
-    sheets, statistics, agreements = [], {}, {}
+    sheets, statistics, agreements, damaged = [], {}, {}, []
     before: MaskFile | None = None
     for epoch in epochs:
-        stored = records.read_masks(run.path, run.mask_epochs[epoch], epoch)
+        try:
+            stored = records.read_masks(run.path, run.mask_epochs[epoch], epoch)
+        except (RecordError, OSError) as error:
+            damaged.append(str(error))
+            continue
         statistics[epoch] = slot_statistics(stored.masks)
         if before is not None and before.masks.shape[::2] == stored.masks.shape[::2]:
             agreements[epoch] = agreement(before.masks, stored.masks)
@@ -69,11 +76,12 @@ def mask_section(run: RunData) -> MaskSection | None:
             sheets.append(Sheet(epoch, run.mask_epochs[epoch], statistics[epoch].sizes, _sheet(stored)))
     return MaskSection(
         sheets,
-        min(len(stored.images), IMAGES),
-        stored.images.shape[1] <= _LARGEST,
-        pictures.slot_colors(max(len(found.sizes) for found in statistics.values())),
+        min(len(before.images), IMAGES) if before else 0,
+        before is not None and before.images.shape[1] <= _LARGEST,
+        pictures.slot_colors(max((len(found.sizes) for found in statistics.values()), default=0)),
         statistics,
         agreements,
+        damaged,
     )
 
 

@@ -68,10 +68,11 @@ def outcome_of(run: RunData, verdicts: Sequence[Verdict]) -> Outcome:
             _steps(run, verdicts),
         )
     test = text(summary.test_fitness, summary.test_standard_error)
+    images = "validation images that no decision used" if run.has_holdout else "the validation images of selection"
     return Outcome(
         f"{trial} won",
         text(summary.best_fitness, summary.best_standard_error),
-        f"epoch {epoch}, on validation images that no decision used; on test {test}",
+        f"epoch {epoch}, mean of the last reports on {images}; on test {test}",
         *_gain(run),
         _values(run),
         _steps(run, verdicts),
@@ -114,7 +115,8 @@ def _gain(run: RunData) -> tuple[str, str]:
     summary = run.summary
     assert summary is not None
     if summary.gain is None:
-        text = run.measure.text(summary.best_fitness - summary.first_best_fitness)
+        error = _error_of_difference(summary.best_standard_error, _error_of_first(run))
+        text = run.measure.text(summary.best_fitness - summary.first_best_fitness, error)
         control = "the run has no control" if run.evolves else "no trial trained as long with the configured values"
         return text, f"over the best first report: {control}, so some of it is mere training"
     if summary.control == summary.best_trial:
@@ -125,12 +127,28 @@ def _gain(run: RunData) -> tuple[str, str]:
     return text, f"{summary.compared}: {sureness(summary.gain / summary.gain_standard_error)}"
 
 
+def _error_of_difference(*errors: float | None) -> float | None:
+    """Bound the standard error of a difference: scores on the same images are correlated, which makes it smaller."""
+    known = [error for error in errors if error is not None]
+    return math.hypot(*known) if len(known) == len(errors) else None
+
+
+def _error_of_first(run: RunData) -> float | None:
+    """Return the standard error of the best score among the first reports; None where it is unknown."""
+    epoch = min(row.epoch for row in run.rows)
+    first = [row for row in run.rows if row.epoch == epoch and math.isfinite(row.holdout_fitness)]
+    return max(first, key=lambda row: row.holdout_fitness).holdout_standard_error if first else None
+
+
 def _gain_so_far(run: RunData) -> tuple[str, str]:
-    scores = {row.trial: row.fitness for row in run.final_rows()}
-    controls = [scores[name] for name in run.controls if name in scores]
+    rows = sorted(run.final_rows(), key=lambda row: row.fitness)
+    controls = [row for row in rows if row.trial in run.controls]
     if not controls:
         return "–", "the run has no control"
-    return run.measure.text(max(scores.values()) - max(controls)), "last reports, best minus control; tested at the end"
+    best, control = rows[-1], controls[-1]
+    error = None if best is control else _error_of_difference(best.standard_error, control.standard_error)
+    text = run.measure.text(best.fitness - control.fitness, error)
+    return text, "last reports, best minus control; tested at the end"
 
 
 def sureness(z: float) -> str:

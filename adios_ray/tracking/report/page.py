@@ -127,6 +127,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "drops": run.drops,
         "environment": environment_of(run.path),
         "has_evaluation_time": any(math.isfinite(row.evaluate_s) for row in run.rows),
+        "has_checkpoint_time": any(math.isfinite(row.checkpoint_s) for row in run.rows),
         "features": features,
         "config": json.dumps(run.config, indent=2, ensure_ascii=False),
         "charts": {
@@ -145,7 +146,7 @@ def _page_data(context: dict[str, Any]) -> dict[str, Any]:
     """Gather what the page's script reads."""
     data: dict[str, Any] = {"charts": context["charts"]}
     masks: MaskSection | None = context["masks"]
-    if masks:
+    if masks and masks.sheets:
         data["sheets"] = [sheet._asdict() for sheet in masks.sheets]
         data["sheet"] = {"cell": 80, "images": masks.images, "colors": masks.colors}
     if context["features"]:

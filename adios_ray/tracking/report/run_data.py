@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -160,11 +161,17 @@ class RunData:
 
     @cached_property
     def last_masks(self) -> MaskFile | None:
-        """The newest stored masks of the best weights; None without any."""
-        if not self.mask_epochs:
-            return None
-        epoch = max(self.mask_epochs)
-        return records.read_masks(self.path, self.mask_epochs[epoch], epoch)
+        """The newest stored masks of the best weights that can be read; None without any."""
+        for epoch in sorted(self.mask_epochs, reverse=True):
+            # The section of masks names those that cannot.
+            with suppress(RecordError, OSError):
+                return records.read_masks(self.path, self.mask_epochs[epoch], epoch)
+        return None
+
+    @cached_property
+    def has_holdout(self) -> bool:
+        """Whether validation images that no decision used were set aside; small sets have none to spare."""
+        return any(math.isfinite(row.holdout_fitness) and row.holdout_fitness != row.fitness for row in self.rows)
 
     def final_rows(self) -> list[Row]:
         """Return the last report of each trial that has a number."""

@@ -19,7 +19,9 @@ TIME_PARTS = {
     "training": "#0077bb",
     "waiting for data": "#ee7733",
     "evaluation": "#009988",
-    "between reports": "#9aa0a6",
+    "checkpoints": "#aa4499",
+    "exploits": "#ccbb44",
+    "idle": "#9aa0a6",
 }
 """Parts of a trial's time, with their colors."""
 
@@ -172,7 +174,8 @@ def survival_chart(run: RunData, population: ChartData) -> Figure:
         }
         for founder in founders
     ]
-    axis = charts.value_axis(tickformat="d", range=[0, len(run.by_trial)])
+    trials = len(run.by_trial)
+    axis = charts.value_axis(dtick=math.ceil(trials / 7), range=[0, trials])
     return charts.small_figure(population, traces, axis)
 
 
@@ -209,18 +212,10 @@ def slot_charts(statistics: dict[int, SlotStatistics], agreements: dict[int, flo
         }
         for name, (x, y, color) in others.items()
     ]
-    last = max(epochs)
     axis = {"tickformat": ".0%", "zeroline": False, "automargin": True, "nticks": 6, "rangemode": "tozero"}
     layout = charts.figure_layout(
         380,
-        xaxis={
-            "title": {"text": "epoch", "standoff": 6},
-            "range": [-0.01 * last, 1.025 * last],
-            "tickformat": "d",
-            "zeroline": False,
-            "automargin": True,
-            "anchor": "y2",
-        },
+        xaxis={**charts.epochs_to(max(epochs), ticks=8), "anchor": "y2"},
         yaxis={**axis, "domain": [0.56, 1.0]},
         yaxis2={**axis, "domain": [0.0, 0.44], "range": [0, 1.03]},
     )
@@ -231,7 +226,7 @@ def slot_charts(statistics: dict[int, SlotStatistics], agreements: dict[int, flo
 def time_shares(run: RunData) -> dict[str, dict[str, float]]:
     """Compute the seconds that each trial spent in each part of ``TIME_PARTS``, by trial and part.
 
-    Reports of earlier versions have no seconds of training and evaluation: what is not between reports is training.
+    Reports of earlier versions lack most of these: without seconds of training, what is not idle is training.
     """
     shares = {}
     for trial, rows in run.by_trial.items():
@@ -241,10 +236,17 @@ def time_shares(run: RunData) -> dict[str, dict[str, float]]:
             trained = row.train_s if math.isfinite(row.train_s) else max(0.0, span - row.idle_s)
             parts["training"] += trained * (1 - row.data_wait_fraction)
             parts["waiting for data"] += trained * row.data_wait_fraction
-            parts["evaluation"] += row.evaluate_s if math.isfinite(row.evaluate_s) else 0.0
-            parts["between reports"] += row.idle_s
+            loading = _known(row.load_s)
+            parts["evaluation"] += _known(row.evaluate_s)
+            parts["checkpoints"] += _known(row.checkpoint_s)
+            parts["exploits"] += loading
+            parts["idle"] += max(0.0, row.idle_s - loading)
         shares[trial] = parts
     return shares
+
+
+def _known(seconds: float) -> float:
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 def time_chart(shares: dict[str, dict[str, float]]) -> Figure:

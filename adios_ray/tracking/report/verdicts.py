@@ -260,7 +260,7 @@ def idle_trials(run: RunData) -> Iterator[Verdict]:
         yield Verdict(
             "look",
             f"Trials were idle {share:.0%} of the time",
-            f"between a report and the next step, over {len(spans)} reports: decisions, checkpoints, other trials",
+            f"between a report and the next step, over {len(spans)} reports: decisions, loading, other trials",
             "synchronous: false decides for each trial as it comes" if synchronous else "report less often",
         )
 
