@@ -190,7 +190,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def blur_matrix(sigma: Tensor, size: int) -> Tensor:
-    """Compute the matrices that blur an axis as ``gaussian_blur`` does, [B, size, size]; the identity for ``NO_BLUR``."""
+    """Compute matrices [B, size, size] that blur an axis as ``gaussian_blur`` does; the identity for ``NO_BLUR``."""
     weights = _blur_weights(sigma)
     taps = weights.shape[1]
     # [source, target, tap]: 1 where the tap of the target is the source, or its reflection at a border.
