@@ -186,7 +186,8 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     weights = _blur_weights(sigma).repeat(planes, 1)[:, None].expand(-1, size, -1)
     taps = Taps(reflected.expand_as(weights), weights)
     x = weighted_rows(x.flatten(0, 1), taps).mT.contiguous()
-    return weighted_rows(x, taps).mT.unflatten(0, (planes, -1))
+    blurred: Tensor = weighted_rows(x, taps).mT.unflatten(0, (planes, -1))
+    return blurred
 
 
 def blur_matrix(sigma: Tensor, size: int) -> Tensor:
