@@ -129,11 +129,16 @@ def explain(
         spell: Joins a path and its value.
     """
     complaints = []
-    for problem in error.errors():
+    problems = error.errors()
+    # An item that is wrong is not counted, so that pydantic also finds the list that held it too short.
+    inner = {problem["loc"][:length] for problem in problems for length in range(len(problem["loc"]))}
+    for problem in problems:
+        if problem["type"] == "too_short" and problem["loc"] in inner:
+            continue
         keys = _keys(problem["loc"], values, problem["type"] == "missing")
         path, value = ".".join(keys), problem.get("input")
         message = problem["msg"].replace("Value error, ", "").replace("Input should", "must")
-        if problem["type"] == "string_too_short" and not value:
+        if problem["type"] in ("string_too_short", "too_short") and not value:
             message = "must not be empty"
         if problem["type"] == "json_invalid":
             complaints.append(message.replace("Invalid JSON", "not JSON"))

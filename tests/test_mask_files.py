@@ -311,6 +311,8 @@ def test_masks_of_tokens_are_means_over_patches(checkpoint: Path) -> None:
     for patch in (0, -8, 7, 64):
         with pytest.raises(UsageError, match=f"patch {patch} does not divide the images' side of 32 pixels"):
             occlusion.token_masks(x, patch)
+    with pytest.raises(UsageError, match=r"takes images \[B, 3, 32, 32\], not \[2, 3, 64, 64\]"):
+        occlusion(torch.randn(2, 3, 64, 64))
 
 
 def test_checkpoint_and_outputs_at_uris(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

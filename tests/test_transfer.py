@@ -224,3 +224,21 @@ def test_what_cannot_be_transferred_is_refused(dataset: Dataset, tmp_path: Path)
         with pytest.raises(EvaluationError, match=message):
             transfer(replace(subject, dataset=other), TransferConfig(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"), [((), r"rates = \(\) must not be empty$"), ((0.0,), "rates = 0.0 must be greater than 0$")]
+)
+def test_wrong_rates_get_one_complaint(rates: tuple[float, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(TransferConfig, {"rates": rates})
+
+
+def test_an_image_alone_is_refused_before_training(dataset: Dataset, tmp_path: Path) -> None:
+    directory = make_objects(tmp_path / "objects", counts={"train": 5})
+    odd = open_shards(directory).manifest.splits["train"]
+    manifest = dataset.manifest.model_copy(update={"splits": dict.fromkeys(("train", "val", "test"), odd)})
+    subject = replace(subject_of(dataset), dataset=replace(open_shards(directory), manifest=manifest))
+    with pytest.raises(EvaluationError, match="5 training images in batches of at most 2 leave one image alone"):
+        transfer(subject, TransferConfig(batch_size=2), tmp_path / "kept")
+    assert transfer(subject, TransferConfig(batch_size=2, mode="linear", rates=(0.1,), epochs=1), tmp_path / "kept")

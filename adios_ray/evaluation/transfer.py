@@ -18,6 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -124,12 +125,18 @@ def transfer(subject: Subject, config: TransferConfig, folder: Path) -> Evaluati
         rate.
 
     Raises:
-        EvaluationError: If there is no val split, images do not have one class each, or the training diverged at all
-            rates.
+        EvaluationError: If there is no val split, images do not have one class each, a batch of BatchNorm has one
+            image, or the training diverged at all rates.
         ConfigError: If the backbone does not take such images, or has no stem to replace.
     """
     check_selection(subject, "transfer")
     splits = {name: subject.dataset.split(name) for name in ("train", "val", subject.split)}
+    images, norms = len(splits["train"]), (isinstance(own, _BatchNorm) for own in subject.networks.backbone.modules())
+    if config.mode != "linear" and images // math.ceil(images / config.batch_size) < 2 and any(norms):
+        raise EvaluationError(
+            f"transfer: {images} training images in batches of at most {config.batch_size} leave one image alone, "
+            "which BatchNorm cannot normalize; change the batch size"
+        )
     side = config.image_size or min(subject.image_size, subject.dataset.manifest.image_size)
     config = config.model_copy(update={"image_size": side})
     results = []

@@ -149,6 +149,7 @@ class OcclusionModel(nn.Module):
         check_image_size(image_size)
         if levels is not None and image_size % 2 ** (levels - 1):
             raise ValueError(f"masking.levels {levels}: image size {image_size} cannot be halved {levels - 1} times")
+        self.image_size = image_size
         self.mask_encoder = UNet(image_size, width, norm, levels)
         self.mask_head = nn.Sequential(nn.Conv2d(width, slots, 1))
         # Whatever config.channels_last says: with so few channels this layout is the fastest.
@@ -167,7 +168,14 @@ class OcclusionModel(nn.Module):
         return self.head.out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized images [B, 3, S, S] to masks [B, N, S, S] in [0, 1] that sum to 1 over N."""
+        """Map normalized images [B, 3, S, S] to masks [B, N, S, S] in [0, 1] that sum to 1 over N.
+
+        Raises:
+            UsageError: If the images have another side than the model was built for.
+        """
+        if x.shape[1:] != (3, self.image_size, self.image_size):
+            side = self.image_size
+            raise UsageError(f"the occlusion model takes images [B, 3, {side}, {side}], not {list(x.shape)}")
         logits: Tensor = self.mask_head(self.mask_encoder(x))
         # Single precision even under autocast: bfloat16 resolves a mask's mean to 3 digits, too few for the penalty
         # near its poles. No longer channels-last, since masks are split by slot.

@@ -1,6 +1,7 @@
 """Export of an encoder or an occlusion model to ONNX, to be run without PyTorch."""
 
 import importlib.util
+import logging
 from pathlib import Path
 
 import torch
@@ -67,6 +68,8 @@ def export_onnx(weights: Weights, output: Path, *, occlusion: bool) -> dict[str,
     else:
         networks = build_networks(weights)
         network, name, meaning = networks.backbone, "features", f"[B, {networks.features}]"
+    # Of each constant that it cannot fold, the exporter tells whoever uses it; the graph is right all the same.
+    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
     # Two images, since torch.export takes a size of one for a constant.
     program = torch.onnx.export(
         _FromRGB(network).eval(),

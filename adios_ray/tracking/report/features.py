@@ -90,13 +90,18 @@ def _harmed(inspection: Inspection, position: int) -> Harmed:
 
 
 def class_scores(inspection: Inspection) -> list[ClassScore]:
-    """Compute each class's accuracy with its binomial standard error, lowest first; empty without labels."""
+    """Compute each class's accuracy with its standard error, lowest first; empty without labels.
+
+    The error is that of the rule of succession (one image more of each outcome): none is 0, however few images agree.
+    """
     scores = []
     for number, name in enumerate(inspection.info.classes):
         right = (inspection.predicted == number)[inspection.labels == number]
         if len(right):
-            share = float(right.mean())
-            scores.append(ClassScore(name, len(right), share, math.sqrt(share * (1 - share) / len(right))))
+            images = len(right)
+            smoothed = (int(right.sum()) + 1) / (images + 2)
+            error = math.sqrt(smoothed * (1 - smoothed) / (images + 2))
+            scores.append(ClassScore(name, images, float(right.mean()), error))
     return sorted(scores, key=lambda score: score.accuracy)
 
 
