@@ -2,6 +2,9 @@
 
 import copy
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -276,22 +279,59 @@ def test_optimizers_follow_their_formulas(name: str, weight_decay: float) -> Non
 SCALES = (1.0, 0.1, 0.0, 1.0, 1.0)
 
 
-def make_lars(momentum: float) -> tuple[list[nn.Parameter], Optimizer]:
-    """Build seeded parameters and LARS for them; one starts at 0, where no ratio is defined."""
+def make_optimizer(name: str, momentum: float) -> tuple[list[nn.Parameter], Optimizer]:
+    """Build seeded parameters and an optimizer for them; one starts at 0, where LARS defines no ratio."""
     generator = torch.Generator().manual_seed(4)
     shapes = [(6, 3, 3, 3), (5, 6), (4, 4), (6,), (5,)]
     parameters = [
         nn.Parameter(torch.randn(shape, generator=generator) * scale)
         for shape, scale in zip(shapes, SCALES, strict=True)
     ]
-    config = parse(OptimizerConfig, {"name": "lars", "encoder_lr": 0.3, "weight_decay": 1e-2, "momentum": momentum})
+    config = parse(OptimizerConfig, {"name": name, "encoder_lr": 0.3, "weight_decay": 1e-2, "momentum": momentum})
     return parameters, build_optimizer([parameters], config)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_torchs(momentum: float) -> None:
+    ours, optimizer = make_optimizer("sgd", momentum)
+    theirs, _ = make_optimizer("sgd", momentum)
+    groups: list[dict[str, Any]] = [{"params": theirs[:3], "weight_decay": 1e-2}, {"params": theirs[3:]}]
+    oracle = torch.optim.SGD(groups, lr=0.3, momentum=momentum, fused=True)
+    generator = torch.Generator().manual_seed(6)
+
+    def take_steps(count: int) -> None:
+        for step in range(count):
+            for a, b in zip(ours, theirs, strict=True):
+                a.grad = b.grad = torch.randn(a.shape, generator=generator)
+            for group in (*optimizer.param_groups, *oracle.param_groups):
+                group["lr"] = 0.3 / (1 + step)
+            optimizer.step()
+            oracle.step()
+
+    take_steps(5)
+    # Checkpoints of earlier versions are torch's.
+    optimizer.load_state_dict(copy.deepcopy(oracle.state_dict()))
+    take_steps(2)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.slow
+def test_training_does_not_import_the_compiler(objects_dir: Path) -> None:
+    program = (
+        "import sys, torch, small; from pathlib import Path; from adios_ray.training.trainer import Trainer\n"
+        f"Trainer(small.small_config(Path({str(objects_dir)!r})), torch.device('cpu')).train_until(1)\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    )
+    assert found.stdout == "False\n"
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_lars_is_timms(momentum: float) -> None:
-    ours, optimizer = make_lars(momentum)
-    theirs, _ = make_lars(momentum)
+    ours, optimizer = make_optimizer("lars", momentum)
+    theirs, _ = make_optimizer("lars", momentum)
     groups: list[dict[str, Any]] = [
         {"params": theirs[:3], "weight_decay": 1e-2, "always_adapt": True},
         {"params": theirs[3:], "weight_decay": 0.0},
@@ -320,7 +360,7 @@ def test_lars_is_timms(momentum: float) -> None:
 
 
 def test_lars_skips_steps_that_are_not_finite_and_takes_rates_as_tensors() -> None:
-    (parameters, optimizer), (others, plain) = make_lars(0.9), make_lars(0.9)
+    (parameters, optimizer), (others, plain) = make_optimizer("lars", 0.9), make_optimizer("lars", 0.9)
     skipping: Any = optimizer
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(0.3)

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from adios_ray.config import PROBE_LR, OptimizerConfig
 from adios_ray.models.networks import Networks
-from adios_ray.training.lars import LARS
+from adios_ray.training.sgd import SGD
 
 ADAM_BETA2 = 0.999
 
@@ -109,7 +109,7 @@ def build_optimizers(networks: Networks, config: OptimizerConfig) -> Optimizers:
     return Optimizers(
         encoder=build_optimizer(encoder, config),
         occlusion=None if occlusion is None else build_optimizer([occlusion.parameters()], config),
-        probe=_from_zero(SGD(networks.probe.parameters(), lr=PROBE_LR, momentum=0.9, fused=True)),
+        probe=SGD(networks.probe.parameters(), lr=PROBE_LR, momentum=0.9),
         found_inf=torch.zeros((), device=networks.probe.weight.device),
     )
 
@@ -130,20 +130,10 @@ def build_optimizer(parts: Iterable[Iterable[nn.Parameter]], config: OptimizerCo
         groups.append({"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0})
     if config.name == "adamw":
         return AdamW(groups, lr=config.encoder_lr, **_momentum(config), fused=True)
-    if config.name == "sgd":
-        return _from_zero(SGD(groups, lr=config.encoder_lr, **_momentum(config), fused=True))
     for group in groups[::2]:
         # Whatever the weight decay, which a search may set to 0.
-        group["always_adapt"] = True
-    return LARS(groups, lr=config.encoder_lr, **_momentum(config))
-
-
-def _from_zero(optimizer: SGD) -> SGD:
-    """Begin with a momentum of 0: torch's first step leaves memory as it was where it is skipped for ``found_inf``."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"] if group["momentum"] else []:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+        group["always_adapt"] = config.name == "lars"
+    return SGD(groups, lr=config.encoder_lr, **_momentum(config))
 
 
 def _momentum(config: OptimizerConfig) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.cost import fitting_slots
 from adios_ray.training.divergence import DivergenceWatch, batch_state
+from adios_ray.training.dynamo import leave_out_dynamo
 from adios_ray.training.graphs import step_function
 from adios_ray.training.optimizers import build_optimizers, make_schedule
 from adios_ray.training.step import Measurements
@@ -72,6 +73,8 @@ class Trainer:
         prepare_device(device)
         if device.type == "cpu":
             keep_freed_memory()
+        if not config.compile:
+            leave_out_dynamo()
         # The order of the lines below matters. First the seed: every worker draws the same initial weights, since
         # nothing else draws in between, and no broadcast is needed.
         torch.manual_seed(config.seed)

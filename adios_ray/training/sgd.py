@@ -1,4 +1,4 @@
-"""LARS: SGD whose learning rate is adapted to each layer (You et al. 2017), in few calls for all layers."""
+"""SGD with momentum, and LARS: SGD whose learning rate is adapted to each layer (You et al. 2017)."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,11 +12,13 @@ from adios_ray.config import LARS_TRUST
 EPSILON = 1e-8
 
 
-class LARS(Optimizer):
-    """Scale each layer's update by the ratio of the norms of weights and gradient; equal to timm's Lars.
+class SGD(Optimizer):
+    """Equal to torch's fused SGD with momentum, and to timm's Lars in groups whose ``always_adapt`` is True.
 
-    Groups are adapted where ``always_adapt`` is True and follow SGD elsewhere. As in torch's fused optimizers, the
-    learning rate may be a tensor on the device, and a step changes nothing where ``found_inf`` is 1.
+    There each layer's update is scaled by the ratio of the norms of weights and gradient, in few calls for all layers.
+    As in torch's fused optimizers, the learning rate may be a tensor on the device, and a step changes nothing where
+    ``found_inf`` is 1. Other than in torch's SGD, momentum begins at 0, so that a first step that is skipped leaves
+    nothing undefined; and a step does not import ``torch.compile``'s front end (``leave_out_dynamo``).
 
     Attributes:
         found_inf: Scalar on the device: 1 skips the next steps, 0 does not; None is as 0.
@@ -28,6 +30,12 @@ class LARS(Optimizer):
         """Build for parameters or groups of them."""
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "always_adapt": False})
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a checkpoint; those of earlier versions are of torch's SGD, which knows no adaptation."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("always_adapt", False)
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override] # takes no closure
         """Update all parameters that have gradients."""
@@ -35,18 +43,17 @@ class LARS(Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            gradients = [p.grad for p in parameters]
+            gradients, decay = [p.grad for p in parameters], group["weight_decay"]
             if group["always_adapt"]:
-                gradients = _adapted(parameters, gradients, group["lr"], group["weight_decay"])
+                gradients, decay = _adapted(parameters, gradients, group["lr"], decay), 0.0
             for p in parameters if group["momentum"] else []:
-                # From 0: the first step then is as the others, and one that is skipped leaves nothing undefined.
                 if "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             torch._fused_sgd_(
                 parameters,
                 gradients,
                 [self.state[p]["momentum_buffer"] for p in parameters] if group["momentum"] else [],
-                weight_decay=0.0,  # part of the adapted gradient
+                weight_decay=decay,
                 momentum=group["momentum"],
                 lr=group["lr"],
                 dampening=0.0,
