@@ -379,6 +379,7 @@ def test_all_says_what_is_left_out(scenes: Path, tmp_path: Path, capsys: pytest.
     captured = capsys.readouterr()
     printed = json.loads(captured.out)
     assert {"knn.knn_macro_f1", "multilabel.f1_macro", "segmentation.ari"} <= set(printed["scores"])
+    assert {row["evaluation"] for row in printed["details"]} == {"knn", "segmentation"}
     left_out = printed["configuration"]["left_out"]
     assert (
         set(left_out) == {"linear", "clustering", "labelfree", "robustness"}

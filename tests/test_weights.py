@@ -121,7 +121,11 @@ def test_files_that_are_no_weights_are_named(byol: Networks, trainer: Trainer, t
         safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / f"{name}.safetensors", metadata)
     (tmp_path / "cut.safetensors").write_bytes(good.read_bytes()[:-9])
     (tmp_path / "text").write_text("no weights")
-    (tmp_path / "folder").mkdir()
+    for folder in ("folder", "run", "unfinished"):
+        (tmp_path / folder).mkdir()
+    for folder in ("run", "unfinished"):
+        (tmp_path / folder / "config.json").write_text("{}")
+    (tmp_path / "run" / "summary.json").write_text('{"best_trial": "trial_01", "best_epoch": 5, "seconds": 1.0}')
     state = torch.load(trainer.save(tmp_path / "broken").path / "state.pt", weights_only=True)
     (tmp_path / "broken" / "state.pt").write_bytes(b"0")
     save_checkpoint(tmp_path / "older", {key: state[key] for key in state.keys() - {"image_size"}}, {})
@@ -134,6 +138,8 @@ def test_files_that_are_no_weights_are_named(byol: Networks, trainer: Trainer, t
         ("newer.safetensors", ConfigError, "schema_version = 2"),
         ("folder", ConfigError, "is not a checkpoint of a run, as it has no meta.json"),
         ("none/state.pt", ConfigError, "is not a checkpoint of a run, as it has no meta.json"),
+        ("run", ConfigError, f"best trial is {tmp_path}/run/checkpoints/trial_01/epoch_00005"),
+        ("unfinished", ConfigError, "is a run that has not finished: name one of its checkpoints"),
         ("broken", CheckpointError, "its checksum is not the one it was saved with"),
         ("older", CheckpointError, "has no image_size: it is of another version"),
     ):

@@ -227,7 +227,7 @@ class All:
     """All evaluations of frozen features and masks that the data set allows, and why the others are left out."""
 
     def evaluate(self, subject: "Subject") -> "EvaluationResult":
-        """Evaluate with the default options of each kind; scores are named ``knn.top1``.
+        """Evaluate with the default options of each kind; scores are named ``knn.top1``, and details by evaluation.
 
         Raises:
             EvaluationError: If the data allow none.
@@ -245,7 +245,8 @@ class All:
         scores = {f"{name}.{score}": own for name, of in results.items() for score, own in of.scores.items()}
         configuration = {name: of.configuration for name, of in results.items()} | {"left_out": left_out}
         splits = dict.fromkeys(split for of in results.values() for split in of.images_per_split)
-        return subject.result("all", scores, configuration, list(splits))
+        details = [{"evaluation": name, **row} for name, of in results.items() for row in of.details]
+        return subject.result("all", scores, configuration, list(splits), details)
 
 
 KINDS: Mapping[str, type[Kind]] = {

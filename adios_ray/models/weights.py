@@ -14,20 +14,21 @@ from typing import Any, Literal
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from adios_ray.checkpoints import META_FILE, STATE_FILE, open_checkpoint
 from adios_ray.config import BackboneConfig, MaskingConfig, Strict, TrialConfig
 from adios_ray.devices import CPU
-from adios_ray.errors import CheckpointError, ConfigError
+from adios_ray.errors import CheckpointError, ConfigError, RecordError
 from adios_ray.files import write_output
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.masking.slots import use_blank_head
 from adios_ray.models.backbones import build_backbone
 from adios_ray.models.networks import Networks, with_average
 from adios_ray.places import fetched
+from adios_ray.run_directory import RunDirectory
 from adios_ray.store import Location, split_location
 from adios_ray.validation import parse, parse_json
 
@@ -164,10 +165,7 @@ def file_metadata(path: Path) -> dict[str, str]:
 
 def _from_checkpoint(directory: Path, place: Location) -> Weights:
     if not (directory / META_FILE).is_file():
-        raise ConfigError(
-            f"{place} is not a checkpoint of a run, as it has no {META_FILE} (convert a folder of the authors' "
-            "release into a weights file by adios-ray import-official)"
-        )
+        raise ConfigError(_not_a_checkpoint(directory, place))
     state = open_checkpoint(directory, CPU)
     missing = {"config", "image_size", "networks", "step"} - state.keys()
     if missing:
@@ -177,6 +175,29 @@ def _from_checkpoint(directory: Path, place: Location) -> Weights:
     config, networks = parse(TrialConfig, state["config"], str(place)), unwrapped(state["networks"])
     origin = f"checkpoint {place}, step {state['step']}"
     return Weights(config, state["image_size"], len(networks["probe.weight"]), origin, networks)
+
+
+class _Best(BaseModel):
+    """What the summary of a finished run says of its best trial."""
+
+    best_trial: str
+    best_epoch: int
+
+
+def _not_a_checkpoint(directory: Path, place: Location) -> str:
+    run = RunDirectory(directory)
+    if run.config.is_file():
+        if not run.summary.is_file():
+            return (
+                f"{place} is a run that has not finished: name one of its checkpoints, {place}/checkpoints/TRIAL/EPOCH"
+            )
+        best = parse_json(_Best, run.summary.read_text(), str(run.summary), RecordError)
+        checkpoint = run.checkpoint(best.best_trial, best.best_epoch).relative_to(directory)
+        return f"{place} is a run: name one of its checkpoints; that of its best trial is {place}/{checkpoint}"
+    return (
+        f"{place} is not a checkpoint of a run, as it has no {META_FILE} (convert a folder of the authors' release "
+        "into a weights file by adios-ray import-official)"
+    )
 
 
 def build_networks(weights: Weights) -> Networks:

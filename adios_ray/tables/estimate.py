@@ -14,6 +14,9 @@ from adios_ray.tables.grid import Cell, Table
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.cost import measure_step
 
+CPU_PIXELS = 4 * 224**2
+"""Bound on the pixels of a measured step on a CPU: with a quarter of them each image takes up to a tenth longer."""
+
 
 class Cost(NamedTuple):
     """Cost of one cell.
@@ -33,7 +36,7 @@ def estimate(table: Table, cells: Sequence[Cell], device: torch.device) -> list[
     sizes = [cell.config.image_size or table.data[cell.group].image_size for cell in cells]
     kinds = {_kind(cell.config, size): (cell.config, size) for cell, size in zip(cells, sizes, strict=True)}
     measured = {
-        kind: measure_step(config, size, device)
+        kind: measure_step(config, size, device, cpu_pixels=CPU_PIXELS)
         for kind, (config, size) in track(kinds.items(), "measuring steps", console=Console(stderr=True))
     }
     costs = []

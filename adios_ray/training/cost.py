@@ -41,7 +41,9 @@ class StepCost(NamedTuple):
     memory_bytes: int
 
 
-def measure_step(config: TrialConfig, size: int, device: torch.device, seconds: float = 0.0) -> StepCost:
+def measure_step(
+    config: TrialConfig, size: int, device: torch.device, seconds: float = 0.0, cpu_pixels: int = CPU_PIXELS
+) -> StepCost:
     """Measure some steps.
 
     Args:
@@ -49,9 +51,10 @@ def measure_step(config: TrialConfig, size: int, device: torch.device, seconds: 
         size: Side S of the views in pixels.
         device: Where to train.
         seconds: Time after which no further step is begun, if there have been enough.
+        cpu_pixels: Bound on the pixels of a step on a CPU.
     """
     on_gpu = device.type == "cuda"
-    batch_size = config.batch_size if on_gpu else min(config.batch_size, max(CPU_PIXELS // size**2, 2))
+    batch_size = config.batch_size if on_gpu else min(config.batch_size, max(cpu_pixels // size**2, 2))
     before = _peak_bytes(device)
     networks, optimizers, step = random_step(config, size, batch_size, device)
     began, measured = time.monotonic(), list[float]()
