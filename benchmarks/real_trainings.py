@@ -1,5 +1,6 @@
 """Populations of real trainings in this process: the files of a run directory, without Ray's processes."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -101,7 +102,8 @@ def train_population(
     names = trial_names(config, space)
     view = LiveView(config.epochs, config.population, directory.name, read_results(directory), console)
     trackers = Trackers([], directory, view.note)
-    with Run(RunStorage(directory), list(space.parameters), view, cast(RayMetrics, _NoMetrics()), trackers) as run:
+    metrics, storage = cast(RayMetrics, _NoMetrics()), RunStorage(directory)
+    with Run(storage, list(space.parameters), view, metrics, trackers, page_interval_s=math.inf) as run:
         InProcess(config.trial(), state, run, trainers).drive(
             lambda members, admission: make_scheduler(
                 space, members, admission, len(names), rungs(space.opening, config.population)

@@ -18,6 +18,7 @@ from small import SIZE, make_objects, small_config
 from torch import Tensor
 
 from adios_ray.cli import main
+from adios_ray.commands.evaluate import Knn
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import central_instances, central_views
 from adios_ray.data.shards import Manifest, open_shards
@@ -379,13 +380,24 @@ def test_all_says_what_is_left_out(scenes: Path, tmp_path: Path, capsys: pytest.
     captured = capsys.readouterr()
     printed = json.loads(captured.out)
     assert {"knn.knn_macro_f1", "multilabel.f1_macro", "segmentation.ari"} <= set(printed["scores"])
-    assert {row["evaluation"] for row in printed["details"]} == {"knn", "segmentation"}
     left_out = printed["configuration"]["left_out"]
     assert (
         set(left_out) == {"linear", "clustering", "labelfree", "robustness"}
         and "several labels" in left_out["clustering"]
     )
     assert "clustering is left out: clustering: images of" in captured.err
+
+
+@pytest.mark.slow
+def test_all_keeps_the_details_of_its_parts(
+    checkpoint: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("adios_ray.commands.evaluate.PARTS", {"knn": Knn()})
+    details = []
+    for kind in ("knn", "all"):
+        assert main(["evaluate", kind, "--checkpoint", checkpoint, "--data-dir", str(data)]) == 0
+        details.append(json.loads(capsys.readouterr().out)["details"])
+    assert details[0] and details[1] == [{"evaluation": "knn", **row} for row in details[0]]
 
 
 @pytest.mark.slow

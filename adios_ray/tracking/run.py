@@ -17,7 +17,7 @@ from adios_ray.tracking.live import LiveView, drop_line, exploit_line, refusal_l
 from adios_ray.tracking.log import Event, EventKind, EventLog, append_log
 from adios_ray.tracking.metrics import RayMetrics
 from adios_ray.tracking.records import Drop, Exploit, Refusal, Row, append_exploit, append_result, begin_results
-from adios_ray.tracking.report.background import BackgroundReport
+from adios_ray.tracking.report.background import INTERVAL_S, BackgroundReport
 from adios_ray.tracking.trackers.isolation import Trackers
 from adios_ray.trial_report import Measured, TrialReport
 
@@ -38,6 +38,7 @@ class Run(AbstractContextManager["Run"]):
         metrics: RayMetrics,
         trackers: Trackers,
         check_claim: Callable[[], None] = lambda: None,
+        page_interval_s: float = INTERVAL_S,
     ) -> None:
         """Record into an existing run directory; files of a resumed run are continued.
 
@@ -48,6 +49,7 @@ class Run(AbstractContextManager["Run"]):
             metrics: Publishes measurements on Ray's metrics endpoint.
             trackers: What else follows the run.
             check_claim: Raises a ClaimError once another driver has taken the run over.
+            page_interval_s: Seconds between two refreshes of the report while the run lasts.
         """
         self.storage, self.directory = storage, storage.directory
         self._view, self._metrics, self._trackers, self._check_claim = view, metrics, trackers, check_claim
@@ -56,7 +58,7 @@ class Run(AbstractContextManager["Run"]):
         record_environment(self.directory)
         self._open = ExitStack()
         self._events = EventLog(self.directory)
-        self._page = BackgroundReport(self.directory, self.note, uri=storage.uri)
+        self._page = BackgroundReport(self.directory, self.note, page_interval_s, storage.uri)
 
     def __enter__(self) -> Self:
         """Show progress until the run ends."""
