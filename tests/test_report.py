@@ -13,6 +13,7 @@ import numpy as np
 import plotly.graph_objects
 import pytest
 from made_up_run import COPIES, SETTINGS, make_exploit, make_row, make_run, make_summary
+from scipy.stats import sem, ttest_ind
 
 from adios_ray.cli import main
 from adios_ray.measures import MEASURES
@@ -310,9 +311,34 @@ def test_runs_are_compared(run_dir: Path, tmp_path: Path) -> None:
     runs = [read_run(run_dir), read_run(other)]
     assert [(row.name, row.cells) for row in differences(runs)] == [("masking.slots", ["4", "6"]), ("seed", ["0", "1"])]
     ahead = f"other is ahead of finished by 5.0 ± {100 * math.hypot(0.01, 0.01):.1f} % on test: sure"
-    assert verdict_between(runs).startswith(ahead)
+    assert verdict_between(runs).startswith(ahead) and verdict_between(runs).endswith("another seed may change more")
     page = Page(write_comparison([run_dir, other], tmp_path / "comparison.html").read_text())
     assert ahead in page.text and "masking.slots" in page.text and not page.loads
+
+
+def test_runs_of_several_seeds_are_compared_over_seeds(tmp_path: Path) -> None:
+    make_run(tmp_path / "made", trials=2, epochs=1)
+    summary = make_summary(records.read_results(tmp_path / "made"))
+    scores = {"a": [0.52, 0.50, 0.54], "b": [0.45, 0.47], "c": [0.3]}
+    runs: dict[str, RunData] = {}
+    for slots, (name, values) in enumerate(scores.items(), start=2):
+        for seed, value in enumerate(values):
+            path = tmp_path / f"{name}{seed}"
+            shutil.copytree(tmp_path / "made", path)
+            records.write_config(path, {"seed": seed, "storage": name, "masking": {"scheme": "adios", "slots": slots}})
+            records.write_summary(path, summary.model_copy(update={"test_fitness": value}))
+            runs[path.name] = read_run(path)
+    result = ttest_ind(scores["a"], scores["b"], alternative="greater")
+    expected = (
+        f"a0, a1, a2 are ahead of b0, b1 by 6.0 ± {6.0 / result.statistic:.1f} % on test, over seeds: fairly sure"
+    )
+    found = verdict_between([run for name, run in runs.items() if name[0] in "ab"])
+    assert found == f"{expected} ({result.statistic:.1f} standard errors, p {result.pvalue:.2g})"
+    own = f"a0, a1, a2 differ in their seeds only: 52.0 ± {100 * sem(scores['a']):.1f} % on test"
+    assert verdict_between([runs[f"a{seed}"] for seed in range(3)]).startswith(own)
+    alone = verdict_between([runs["a0"], runs["a1"], runs["a2"], runs["c0"]])
+    assert alone.startswith(f"a0, a1, a2 are ahead of c0 by 22.0 ± {100 * 0.02 * math.sqrt(1 / 3 + 1):.1f} %")
+    assert verdict_between([runs["a0"], runs["a0"]]).startswith("a0 (1) is ahead of a0 (2) by 0.0")
 
 
 @pytest.mark.parametrize(

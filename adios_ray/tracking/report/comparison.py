@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,10 @@ from adios_ray.tracking.report.page import HEADINGS, render
 from adios_ray.tracking.report.run_data import RunData, read_run
 from adios_ray.validation import leaves
 
-_IGNORED = ("storage", "resume", "data_dir", "seed", "space")
+_REPEATED = (
+    *("seed", "name", "storage", "resume", "take_over", "data_dir", "space"),
+    *("wandb", "trackers", "cpus_per_worker", "gpus_per_worker"),
+)
 """Settings that are listed but do not make two runs different experiments."""
 
 
@@ -58,8 +62,66 @@ def names_of(runs: Sequence[RunData]) -> list[str]:
     return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]
 
 
+class _Experiment(NamedTuple):
+    """Finished runs that differ in their seeds only.
+
+    Attributes:
+        names: Names of the runs.
+        scores: Fitness of their winners on the test split.
+    """
+
+    names: list[str]
+    scores: list[float]
+
+    @property
+    def text(self) -> str:
+        """The names, of many the first and the number of the others."""
+        names = self.names
+        return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} other seeds"
+
+
+def _experiments(finished: Sequence[tuple[str, RunData]]) -> list[_Experiment]:
+    """Collect repetitions of the same experiment, the best first; of two runs with one seed, the first counts."""
+    found: dict[str, dict[str, tuple[str, float]]] = {}
+    for name, run in finished:
+        settings = _flat(run.config or {}) | _flat(run.space or {}, "space: ")
+        seed = settings.get("seed", "")
+        deciding = {path: value for path, value in settings.items() if path not in _REPEATED}
+        assert run.summary is not None
+        found.setdefault(json.dumps(deciding, sort_keys=True), {}).setdefault(seed, (name, run.summary.test_fitness))
+    experiments = [_Experiment(*map(list, zip(*own.values(), strict=True))) for own in found.values()]
+    return sorted(experiments, key=lambda experiment: -statistics.mean(experiment.scores))
+
+
+def _verdict_over_seeds(experiments: Sequence[_Experiment], text: Callable[..., str]) -> str:
+    """Compare the best two experiments, or describe a single one, by the spread between seeds.
+
+    The spread is pooled over all experiments, so that one without a repetition can be compared too.
+    """
+    freedom = sum(len(experiment.scores) - 1 for experiment in experiments)
+    squares = sum(
+        (len(experiment.scores) - 1) * statistics.variance(experiment.scores)
+        for experiment in experiments
+        if len(experiment.scores) > 1
+    )
+    spread = math.sqrt(squares / freedom)
+    best = experiments[0]
+    if len(experiments) == 1:
+        mean = text(statistics.mean(best.scores), spread / math.sqrt(len(best.scores)))
+        return f"{best.text} differ in their seeds only: {mean} on test, with the standard error over seeds"
+    second = experiments[1]
+    difference = statistics.mean(best.scores) - statistics.mean(second.scores)
+    error = spread * math.sqrt(1 / len(best.scores) + 1 / len(second.scores))
+    sure = sureness(difference / error, freedom) if error else "the same with each seed"
+    verb = "is" if len(best.names) == 1 else "are"
+    return f"{best.text} {verb} ahead of {second.text} by {text(difference, error)} on test, over seeds: {sure}"
+
+
 def verdict_between(runs: Sequence[RunData]) -> str:
-    """Say which run's winner is best on the test split, and how sure that is."""
+    """Say which run's winner is best on the test split, and how sure that is.
+
+    Runs that differ in their seeds only count as repetitions of one experiment; errors are then over seeds.
+    """
     if len({run.measure.label for run in runs}) > 1:
         return "The runs have different measures of fitness: their numbers cannot be compared."
     if len({str((run.config or {}).get("data_dir")) for run in runs}) > 1:
@@ -67,6 +129,9 @@ def verdict_between(runs: Sequence[RunData]) -> str:
     finished = [(name, run) for name, run in zip(names_of(runs), runs, strict=True) if run.summary is not None]
     if len(finished) < 2:
         return "Fewer than two of the runs have finished."
+    experiments = _experiments(finished)
+    if any(len(experiment.scores) > 1 for experiment in experiments):
+        return _verdict_over_seeds(experiments, finished[0][1].measure.text)
     ranked = sorted(finished, key=lambda item: -item[1].summary.test_fitness if item[1].summary else 0.0)
     (first, best), (second, next_best) = ranked[:2]
     a, b = best.summary, next_best.summary
@@ -78,13 +143,16 @@ def verdict_between(runs: Sequence[RunData]) -> str:
     # outcomes of the two agree.
     error = math.hypot(a.test_standard_error, b.test_standard_error)
     ahead = best.measure.text(difference, error)
-    return f"{first} is ahead of {second} by {ahead} on test: {sureness(difference / error)}"
+    return (
+        f"{first} is ahead of {second} by {ahead} on test: {sureness(difference / error)}; the error is over images, "
+        "and another seed may change more"
+    )
 
 
 def differences(runs: Sequence[RunData]) -> list[Comparison]:
     """List the settings that are not the same in all runs, by path."""
     flat = [_flat(run.config or {}) | _flat(run.space or {}, "space: ") for run in runs]
-    paths = sorted(set().union(*flat), key=lambda path: (path.startswith("space: "), path in _IGNORED, path))
+    paths = sorted(set().union(*flat), key=lambda path: (path.startswith("space: "), path in _REPEATED, path))
     rows = [Comparison(path, [settings.get(path, "–") for settings in flat]) for path in paths]
     return [row for row in rows if len(set(row.cells)) > 1]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking.formatting import value_text
@@ -151,9 +151,14 @@ def _gain_so_far(run: RunData) -> tuple[str, str]:
     return text, "last reports, best minus control; tested at the end"
 
 
-def sureness(z: float) -> str:
-    """Say in words how sure a difference of ``z`` standard errors is."""
-    p = float(norm.sf(z))
+def sureness(z: float, freedom: int | None = None) -> str:
+    """Say in words how sure a difference of ``z`` standard errors is.
+
+    Args:
+        z: The difference over its standard error.
+        freedom: Degrees of freedom of the standard error (Student's t); None if it is known well.
+    """
+    p = float(norm.sf(z) if freedom is None else t.sf(z, freedom))
     if p < 0.001:
         return f"sure ({z:.1f} standard errors)"
     if p < SIGNIFICANT:
