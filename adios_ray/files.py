@@ -15,29 +15,36 @@ from adios_ray.errors import ConfigError
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, for a file or a directory; renamed at the end of the block.
 
-    A file or directory at ``path`` is replaced. After an exception, the draft is removed. A draft that a killed process
-    leaves behind is a hidden file that ends in ``.tmp``.
+    A file or directory at ``path`` is replaced. After an exception, the draft is removed. What a killed process leaves
+    behind is hidden and ends in ``.tmp``.
 
     Raises:
         OSError: If storage fails; it names ``path``, not the draft.
     """
     # In the same directory, since renaming is atomic only within one file system; with the process ID, since another
     # process may be writing the same path.
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}tmp") for kind in ("", "old."))
     _remove(draft)
     try:
         yield draft
-        # A directory can only be renamed onto an empty one: the old one is removed first, and for that moment there is
-        # none.
-        if draft.is_dir():
-            _remove(path)
-        os.replace(draft, path)
+        # A directory can only be renamed onto an empty one. The old one is renamed, since one that is removed while the
+        # process is killed would look whole; between the two renamings there is none.
+        if draft.is_dir() and path.is_dir():
+            _remove(old)
+            os.replace(path, old)
+        try:
+            os.replace(draft, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
     except OSError as error:
         if str(error.filename) == str(draft):
             error.filename = str(path)
         raise
     finally:
         _remove(draft)
+        _remove(old)
 
 
 def atomic_write(path: Path, content: bytes) -> None:

@@ -1,5 +1,7 @@
 """Atomic files, on storage that really refuses writes."""
 
+import errno
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +52,31 @@ def test_a_refused_checkpoint_leaves_the_old_one_and_nothing_else(tmp_path: Path
     assert load_checkpoint(pointer, torch.device("cpu"))["weights"].equal(torch.zeros(10))
     newer = save_checkpoint(directory, {"weights": torch.ones(10)}, {})
     assert load_checkpoint(newer, torch.device("cpu"))["weights"].equal(torch.ones(10))
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = tmp_path / "folder", os.replace
+    path.mkdir()
+    (path / "old").touch()
+
+    def refuse(source: Path, target: Path) -> None:
+        if source != path and (source / "new").exists():
+            assert not path.exists()  # the old one is aside, whole: a kill now leaves nothing that looks whole
+            raise OSError(errno.EIO, "refused", str(source))
+        rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="refused"):
+        patch.setattr(os, "replace", refuse)
+        with atomic_path(path) as draft:
+            draft.mkdir()
+            (draft / "new").touch()
+    assert [file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*")] == ["folder", "folder/old"]
+    with atomic_path(path) as draft:
+        draft.mkdir()
+        (draft / "new").touch()
+    assert [file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*")] == ["folder", "folder/new"]
 
 
 def test_a_refused_line_is_cut_off_before_the_next(tmp_path: Path) -> None:
