@@ -415,6 +415,12 @@ def trial_record(
     return record
 
 
+def line_of(record: Mapping[str, Any]) -> str:
+    """Write a record with five digits, for a file that is kept with the code."""
+    rounded = json.loads(json.dumps(record), parse_float=lambda text: float(f"{float(text):.5g}"))
+    return json.dumps(rounded, separators=(",", ":"))
+
+
 def read_records(output: Path, data: Data) -> list[dict[str, Any]]:
     """Read the finished rows and seeds of an output file; none if it does not exist.
 
@@ -465,7 +471,7 @@ def main(
         print(f"{row}, seed {seed} ({number} of {len(todo)})", flush=True)
         directory = output.with_suffix("") / f"{row}-{seed}"
         record = train_row(study, row, seed, data_dir, directory)
-        append_line(output, json.dumps({"data": data, **record}))
+        append_line(output, line_of({"data": data, **record}))
         shutil.rmtree(RunDirectory(directory).checkpoints)
 
 

@@ -62,7 +62,7 @@ def watch(driver: "subprocess.Popen[bytes]", storage: Path, population: int) -> 
             for kind, title in TITLES.items():
                 if line.startswith(title):
                     seen[kind].setdefault(process.pid, process.info["create_time"])
-        time.sleep(0.05)
+        time.sleep(0.25)  # watching takes time of a core, too
     for kind, processes in seen.items():
         moments[kind] = sorted(processes.values())[min(population, len(processes)) - 1]
     rows = [row for row in read_results(next(storage.glob("*-*"))) if row.epoch == 1]
