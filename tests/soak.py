@@ -516,6 +516,7 @@ def main(options: Options) -> int:
             for number in range(rounds):
                 try:
                     seconds.append(play(stage, kind, number, options.seed, expected))
+                    print(f"{kind}, {number + 1} of {rounds}: passed in {seconds[-1]:.0f} s", flush=True)
                 except WrongError as error:
                     log = stage.log(f"{kind}-{number}").read_text().splitlines()[-3:]
                     wrong.append(f"{kind}, round {number}: {error}; its log ends: {' | '.join(log)}")
