@@ -2,7 +2,7 @@
 
     python tests/soak.py                      every kill 20 times, every end 10, every fault 5 (`make soak`)
     python tests/soak.py --kinds worker --rounds 1
-    python tests/soak.py --storage s3         the kills, and storage away, with the runs on an S3 server that fails
+    python tests/soak.py --storage s3         kills, signals, and storage away, with the runs on an S3 server that fails
 
 Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a
 random moment after the first report. Kills: a worker, a trial's actor, Ray Train's controller, the driver (restarted
@@ -63,8 +63,10 @@ KILLS = ("worker", "actor", "controller", "driver", "node")
 FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "stranger", "newcomer", "grow")
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 ENDS = (*SIGNALS, "second", "moved")
-ON_S3 = (*KILLS, "storage")
+ON_S3 = (*KILLS, "storage", *SIGNALS)
 """Disturbances of a run at a URI."""
+CHANGING = ("checkpoints", "masks", "outcomes", "report.html")
+"""What a running driver may remove or replace while a copy of its run is made."""
 DISK_BYTES, AWAY_S = 2**26, 10.0
 SERVICES = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 """Title prefixes of processes that Ray keeps while a cluster runs."""
@@ -357,36 +359,37 @@ def resumed_after(stage: Stage, error: str, run: Path) -> "subprocess.Popen[str]
 
 
 def end(
-    stage: Stage, kind: str, driver: "subprocess.Popen[str]", run: Path, rng: random.Random
-) -> tuple["subprocess.Popen[str]", Path]:
+    stage: Stage, kind: str, driver: "subprocess.Popen[str]", place: Location, rng: random.Random
+) -> tuple["subprocess.Popen[str]", Location]:
     """End a driver, or start another one; return the one that remains, and where its run is."""
     time.sleep(rng.uniform(0, 3))
-    name = run.parent.name
+    name, run = split_location(split_location(place)[0])[1], Path(place)
     if kind == "moved":
         driver.kill()
         driver.wait()
-        run = run.rename(run.parent / "elsewhere-moved")
+        place = run.rename(run.parent / "elsewhere-moved")
     elif kind == "second":
         if stage.drive(run, f"{name}-second").wait(timeout=TIMEOUT_S) != 1:
             raise WrongError("a second driver was not refused")
         expect_line(stage, f"{name}-second", f"error: {run.resolve()} is being trained by process {driver.pid} on ")
         return driver, run
     else:
-        number, before, began = SIGNALS[kind], epochs_of(run), time.monotonic()
+        number, before, began = SIGNALS[kind], epochs_of(place), time.monotonic()
         driver.send_signal(number)
         if (status := driver.wait(timeout=TIMEOUT_S)) != 128 + number:
             raise WrongError(f"the driver ended with status {status} after {kind}")
         print(f"{name}: ended after {time.monotonic() - began:.1f} s", flush=True)
-        expect_line(stage, name, f"resume with --resume {run.resolve()}")
+        expect_line(stage, name, f"resume with --resume {place if stage.server is not None else run.resolve()}")
         nothing_left(strangers)
-        if lost := [trial for trial, epoch in epochs_of(run).items() if epoch < before[trial]]:
+        if lost := [trial for trial, epoch in epochs_of(place).items() if epoch < before[trial]]:
             raise WrongError(f"{lost} lost epochs")
-    return stage.drive(run, name), run
+    return stage.drive(place, name), place
 
 
-def epochs_of(run: Path) -> dict[str, int]:
+def epochs_of(place: Location) -> dict[str, int]:
     """Read the epoch of each trial."""
-    return {name: member.epoch for name, member in PopulationState.load(run).members.items()}
+    state = PopulationState.load(fetched(place, without=CHANGING))
+    return {name: member.epoch for name, member in state.members.items()}
 
 
 def expect_line(stage: Stage, name: str, text: str) -> None:
@@ -485,7 +488,7 @@ def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> 
         elif kind != "grow":
             place = place_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
         if kind in ENDS:
-            driver, place = end(stage, kind, driver, Path(place), rng)
+            driver, place = end(stage, kind, driver, place, rng)
         elif kind not in ("stranger", "grow"):
             driver = disturb(stage, kind, driver, place, rng)
         if driver.wait(timeout=TIMEOUT_S):
