@@ -45,7 +45,7 @@ from adios_ray.search.state import PopulationState
 from adios_ray.search.suggest import fill
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
-from adios_ray.tracking.records import begin_lineage
+from adios_ray.tracking.records import begin_lineage, write_config
 from adios_ray.tracking.run import Run
 from adios_ray.tracking.trackers.isolation import Trackers
 from adios_ray.trial_report import TrialReport
@@ -140,7 +140,7 @@ class TimedPopulation(PopulationBasedTraining):
         decision = super().on_trial_result(tune_controller, trial, result)
         self.seconds.append(time.perf_counter() - began)
         self.cpu_seconds.append(time.thread_time() - began_cpu)
-        epochs = [member.epoch for member in self.members.state.members.values() if not member.finished]
+        epochs = [member.epoch for member in self.population.state.members.values() if not member.finished]
         self.behind = max(self.behind, max(epochs, default=0) - min(epochs, default=0))
         return decision
 
@@ -152,6 +152,7 @@ def evolve(population: int, directory: Path) -> dict[str, float]:
     names = [f"trial_{number:03d}" for number in range(population)]
     fill(state, space, config, names)
     directory.mkdir()
+    write_config(directory, config.model_dump(mode="json"))
     state.save(directory)
     begin_lineage(directory)
     before = psutil.Process().memory_info().rss
