@@ -445,8 +445,8 @@ def main(
     """Train what is missing in the output file, or summarize it.
 
     Args:
-        data: The study: a population of 8 over 20 epochs of rendered objects, of 4 over 36 epochs of CIFAR-10, or of 4
-            over the 10 epochs of ``make demo``, on the data of objects.
+        data: The study: a population of 8 over 20 epochs of rendered objects, of 4 over 36 epochs of CIFAR-10, or that
+            of ``make demo``, on the data of objects.
         output: File of one JSON object for each row and seed; run directories are made beside it.
         data_dir: The prepared data set.
         rows: Rows to train, in this order under each seed.

@@ -18,7 +18,8 @@ from adios_ray.cli import EXAMPLES, Command, main
 from adios_ray.commands.evaluate import PARTS, All, Evaluate, Transfer
 from adios_ray.data.shards import open_shards, verify
 from adios_ray.experiment.command import read_arguments
-from adios_ray.experiment.config import ExperimentConfig
+from adios_ray.experiment.config import DEMO_IMAGE_SIZE, DEMO_IMAGES, ExperimentConfig
+from adios_ray.experiment.presets import preset_config
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
 from adios_ray.tracking.records import write_config
@@ -190,6 +191,12 @@ def test_the_commands_of_all_documents_can_be_read(tmp_path: Path, monkeypatch: 
         else:
             tyro.cli(Command, args=words)
     assert len(found) > 60
+
+
+def test_the_first_page_says_what_the_demo_does() -> None:
+    demo, page = preset_config("demo"), (ROOT / "docs" / "start.md").read_text()
+    assert f"renders {DEMO_IMAGES:,} small images" in page and demo.epochs == 6 and "six epochs each" in page
+    assert f"runs/objects-{DEMO_IMAGES}-{DEMO_IMAGE_SIZE}px" in page and f"epoch_{demo.epochs:05d} --images" in page
 
 
 def test_the_reader_of_the_page_on_data_sets_reads_one(tmp_path: Path) -> None:
