@@ -71,7 +71,7 @@ DISK_BYTES, AWAY_S = 2**26, 10.0
 SERVICES = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 """Title prefixes of processes that Ray keeps while a cluster runs."""
 TITLES = {"worker": "ray::RayTrainWorker", "actor": "ray::ResourceTrainable", "controller": "ray::TrainController"}
-EPOCHS, TRIALS, TIMEOUT_S = 8, 2, 480.0
+EPOCHS, LATEST, TRIALS, TIMEOUT_S = 12, 4, 2, 480.0
 PATIENCE = {"RAY_raylet_start_wait_time_s": "300", "RAY_worker_register_timeout_seconds": "300"}
 """Environment variables: Ray kills its processes that take longer to start, which on a busy machine they do."""
 DRIVER = (
@@ -315,6 +315,9 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", place: Loc
         driver.wait()
         return stage.drive(place, split_location(split_location(place)[0])[1])
     else:
+        wait_for(lambda: bool(processes(kind)) or driver.poll() is not None, f"there is no {kind}")
+        if driver.poll() is not None:
+            raise WrongError(f"the run ended before a process of the {kind} could be killed")
         rng.choice(processes(kind)).kill()
     return driver
 
@@ -335,7 +338,7 @@ def grow(stage: Stage, name: str, number: int, rng: random.Random) -> tuple["sub
     with autoscaled({"CPU": 1}, TRIALS + 1) as cluster:
         driver, storage = stage.start(name, cluster.environment)
         try:
-            run = place_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
+            run = place_of(storage, driver, rng.randint(1, TRIALS * LATEST))
             if f"waiting for nodes: 0 of {TRIALS} trials fit" not in stage.log(name).read_text():
                 raise WrongError("the run did not say that it waits for nodes")
             if number % 2:
@@ -486,7 +489,7 @@ def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> 
             place, unseen = run, f"it does not see the run directory {Path(storage).resolve()}"
             driver = resumed_after(stage, unseen, run)
         elif kind != "grow":
-            place = place_of(storage, driver, rng.randint(1, TRIALS * (EPOCHS - 4)))
+            place = place_of(storage, driver, rng.randint(1, TRIALS * LATEST))
         if kind in ENDS:
             driver, place = end(stage, kind, driver, place, rng)
         elif kind not in ("stranger", "grow"):

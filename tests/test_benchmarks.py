@@ -33,7 +33,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 def test_a_benchmark_prints_one_json_object(command: str, tmp_path: Path) -> None:
     for kind in ("ant", "bee"):
         (tmp_path / "pictures" / kind).mkdir(parents=True)
-        for number in range(20):
+        for number in range(300):  # several batches
             (tmp_path / "pictures" / kind / f"{number}.png").write_bytes(picture(number, 40, 56))
     name, *options = command.split()
     run = [sys.executable, str(BENCHMARKS / name), *options]

@@ -82,9 +82,9 @@ def test_the_source_is_compared_by_content_and_name(tmp_path: Path, monkeypatch:
 
 
 def test_one_error_names_all_nodes_that_cannot_train() -> None:
-    refuse({"n1": [], "n2": []})
-    with pytest.raises(ConfigError, match="2 of 3 other nodes cannot train: n1: no data, torch; n3: late. Every node"):
-        refuse({"n1": ["no data", "torch"], "n2": [], "n3": ["late"]})
+    refuse([("n1", []), ("n2", [])])
+    with pytest.raises(ConfigError, match="2 of 4 other nodes cannot train: n1: no data, torch; n3: late. Every node"):
+        refuse([("n1", ["no data", "torch"]), ("n2", []), ("n3", ["late"]), ("n3", [])])  # two nodes of one host
 
 
 def test_a_node_that_joins_is_named_with_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

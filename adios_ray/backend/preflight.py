@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +62,7 @@ def check_nodes(run: Location, data_dir: str) -> list[str]:
     others = [node for node in names if node != own]
     if others:
         print(f"Checking storage, data and packages on {len(others)} other nodes", flush=True)
-        refuse({names[node]: found for node, found in _ask(others, run, data_dir).items()})
+        refuse([(names[node], found) for node, found in _ask(others, run, data_dir).items()])
     return [own, *others]
 
 
@@ -93,9 +93,9 @@ def expected_in(folder: Location, data_dir: str) -> Expected:
     return Expected(folder, data_dir, _manifest_checksum(data_dir), source_checksum(), torch_version())
 
 
-def refuse(problems: Mapping[str, Sequence[str]]) -> None:
-    """Raise ConfigError that names each node with its problems, unless there are none."""
-    if failed := [f"{node}: {', '.join(found)}" for node, found in problems.items() if found]:
+def refuse(problems: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Raise ConfigError that names each node with its problems, unless there are none; several may have one name."""
+    if failed := [f"{node}: {', '.join(found)}" for node, found in problems if found]:
         raise ConfigError(
             f"{len(failed)} of {len(problems)} other nodes cannot train: {'; '.join(failed)}. Every node needs the "
             "run's storage and the data at the same path, and the same packages; or take these nodes out of the cluster"
