@@ -110,7 +110,7 @@ def test_the_formats_hold_the_same_numbers() -> None:
 
 
 def test_hours_are_in_proportion_to_epochs_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate_module, "measure_step", lambda config, size, device: StepCost(0.5, 100, 0))
+    monkeypatch.setattr(estimate_module, "measure_step", lambda config, size, device, cpu_pixels: StepCost(0.5, 100, 0))
     table = small_table(epochs=20)
     costs = estimate(table, list(table.cells({"objects": "PLACE"}, 1)), torch.device("cpu"))
     assert [cost.hours for cost in costs] == pytest.approx([2 * 96 * 0.5 / 3600, 20 * 96 * 0.5 / 3600])
