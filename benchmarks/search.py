@@ -9,7 +9,8 @@ Rows; P is the population and E the epochs, so that all train P E epochs with an
 - ``configured``: P trainings with the configured values; ``configured_long``: one training of P E epochs
 - ``random``: P trainings, the first with the configured values; ``asha_hyperopt``: as many as P E epochs allow
 - ``pbt_before``: PBT as it was: the accuracy on all of val, significance 1, no control
-- ``pbt``: PBT by default; ``pbt_averaged``: the same by the fitness of averaged weights; ``pb2``: PB2 by default
+- ``pbt``: PBT by default; ``pbt_averaged``: the same by the fitness of averaged weights; ``pbt_explore``: with
+  ``explore_without_copy``; ``pb2``: PB2 by default
 - ``schedule_free``, ``schedule_free_long``: as the configured rows, by schedule-free AdamW (Defazio et al. 2024)
 
 The encoder is chosen by val. All trials train in this process by the package's own decisions
@@ -19,6 +20,8 @@ The encoder is chosen by val. All trials train in this process by the package's 
         --test-images 5000 --image-size 32
     adios-ray prepare --dataset cifar10 --source CIFAR10 --output DIR --train-images 5000 --val-images 1000 \
         --test-images 5000
+
+``results/search_objects.jsonl`` holds the rows and seeds of objects that are finished so far.
 """
 
 import json
@@ -163,6 +166,7 @@ RIVALS: Mapping[str, Rival] = {
     "pbt_before": Rival("pbt", options={"significance": 1, "controls": 0}, trainer=AccuracyTrainer),
     "pbt": Rival("pbt"),
     "pbt_averaged": Rival("pbt", changes=AVERAGED),
+    "pbt_explore": Rival("pbt", options={"explore_without_copy": True}),
     "pb2": Rival("pb2"),
     "asha_hyperopt": Rival("asha", "hyperopt", {"grace_epochs": 2, "reduction_factor": 3}),
     "configured_long": Rival(searched=False, long=True),
