@@ -80,7 +80,7 @@ def main(options: Options) -> None:
     """Measure both in turns."""
     cores = len(os.sched_getaffinity(0))
     # Started here, so that ``prepare`` does not start Ray within the measured time.
-    ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "images"
         files = repeat_images(options.source, options.images, folder)

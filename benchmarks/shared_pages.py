@@ -89,6 +89,8 @@ def grown(directory: Path, trials: int) -> int:
     ]
     for process in processes:
         process.start()
+    for _, theirs in pipes:
+        theirs.close()  # so that a process that dies ends the wait for its messages
     ours = [connection for connection, _ in pipes]
     for connection in ours:
         connection.recv()

@@ -1,5 +1,6 @@
 """Benchmarks, each run at its smallest size: what changes in the package must not leave one behind."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from encoded_images import picture
+from PIL import Image
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -25,7 +27,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
         "prepare.py --source pictures --images 60 --image-size 32",
         "scale.py --classes 100",
         "schedulers.py --seeds 1",
-        "shared_pages.py --images 512 --trials 2",
+        "shared_pages.py --images 1024 --trials 2",
         "startup.py --population 2",
         "step.py --rounds 1 --rows 0",
     ],
@@ -34,7 +36,8 @@ def test_a_benchmark_prints_one_json_object(command: str, tmp_path: Path) -> Non
     for kind in ("ant", "bee"):
         (tmp_path / "pictures" / kind).mkdir(parents=True)
         for number in range(300):  # several batches
-            (tmp_path / "pictures" / kind / f"{number}.png").write_bytes(picture(number, 40, 56))
+            image = Image.open(io.BytesIO(picture(number, 40, 56)))
+            image.save(tmp_path / "pictures" / kind / f"{number}.jpg")
     name, *options = command.split()
     run = [sys.executable, str(BENCHMARKS / name), *options]
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
