@@ -24,26 +24,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
     # In the same directory, since renaming is atomic only within one file system; with the process ID, since another
     # process may be writing the same path.
     draft, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}tmp") for kind in ("", "old."))
-    _remove(draft)
+    for left in (draft, old):
+        _remove(left)
     try:
         yield draft
         # A directory can only be renamed onto an empty one. The old one is renamed, since one that is removed while the
         # process is killed would look whole; between the two renamings there is none.
         if draft.is_dir() and path.is_dir():
-            _remove(old)
             os.replace(path, old)
-        try:
-            os.replace(draft, path)
-        except OSError:
-            if old.exists():
-                os.replace(old, path)
-            raise
+        os.replace(draft, path)
     except OSError as error:
         if str(error.filename) == str(draft):
             error.filename = str(path)
         raise
     finally:
         _remove(draft)
+        if old.exists() and not path.exists():  # whatever interrupted the exchange
+            os.replace(old, path)
         _remove(old)
 
 

@@ -54,8 +54,9 @@ def test_a_refused_checkpoint_leaves_the_old_one_and_nothing_else(tmp_path: Path
     assert load_checkpoint(newer, torch.device("cpu"))["weights"].equal(torch.ones(10))
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "refused"), KeyboardInterrupt("refused")])
 def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, rename = tmp_path / "folder", os.replace
     path.mkdir()
@@ -64,10 +65,10 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
     def refuse(source: Path, target: Path) -> None:
         if source != path and (source / "new").exists():
             assert not path.exists()  # the old one is aside, whole: a kill now leaves nothing that looks whole
-            raise OSError(errno.EIO, "refused", str(source))
+            raise error
         rename(source, target)
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="refused"):
+    with monkeypatch.context() as patch, pytest.raises(type(error), match="refused"):
         patch.setattr(os, "replace", refuse)
         with atomic_path(path) as draft:
             draft.mkdir()
