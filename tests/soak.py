@@ -66,7 +66,7 @@ ENDS = (*SIGNALS, "second", "moved")
 ON_S3 = (*KILLS, "storage", *SIGNALS)
 """Disturbances of a run at a URI."""
 CHANGING = ("checkpoints", "masks", "outcomes", "report.html")
-"""What a running driver may remove or replace while a copy of its run is made."""
+"""Files that a running driver may remove or replace while its run is copied."""
 DISK_BYTES, AWAY_S = 2**26, 10.0
 SERVICES = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 """Title prefixes of processes that Ray keeps while a cluster runs."""

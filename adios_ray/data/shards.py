@@ -419,8 +419,7 @@ class Dataset:
         """
         splits = self.manifest.splits
         if lacking := [name for name in names if not splits.get(name)]:
-            present = ", ".join(sorted(name for name, shards in splits.items() if shards)) or "none"
-            raise DatasetError(f"{self.directory} has no split {lacking[0]!r}; it has {present}")
+            raise DatasetError(f"{self.directory} has no split {lacking[0]!r}; it has {', '.join(sorted(splits))}")
         entries = [entry for name in names for entry in splits[name]]
         return Split("+".join(names), [_map_shard(self.directory / e.file, e, self.manifest.layout) for e in entries])
 

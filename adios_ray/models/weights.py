@@ -178,7 +178,7 @@ def _from_checkpoint(directory: Path, place: Location) -> Weights:
 
 
 class _Best(BaseModel):
-    """What the summary of a finished run says of its best trial."""
+    """Best trial of a finished run, as in its summary."""
 
     best_trial: str
     best_epoch: int
@@ -186,18 +186,16 @@ class _Best(BaseModel):
 
 def _not_a_checkpoint(directory: Path, place: Location) -> str:
     run = RunDirectory(directory)
-    if run.config.is_file():
-        if not run.summary.is_file():
-            return (
-                f"{place} is a run that has not finished: name one of its checkpoints, {place}/checkpoints/TRIAL/EPOCH"
-            )
-        best = parse_json(_Best, run.summary.read_text(), str(run.summary), RecordError)
-        checkpoint = run.checkpoint(best.best_trial, best.best_epoch).relative_to(directory)
-        return f"{place} is a run: name one of its checkpoints; that of its best trial is {place}/{checkpoint}"
-    return (
-        f"{place} is not a checkpoint of a run, as it has no {META_FILE} (convert a folder of the authors' release "
-        "into a weights file by adios-ray import-official)"
-    )
+    if not run.config.is_file():
+        return (
+            f"{place} is not a checkpoint of a run, as it has no {META_FILE} (convert a folder of the authors' release "
+            "into a weights file by adios-ray import-official)"
+        )
+    if not run.summary.is_file():
+        return f"{place} is a run that has not finished: name one of its checkpoints, {place}/checkpoints/TRIAL/EPOCH"
+    best = parse_json(_Best, run.summary.read_text(), str(run.summary), RecordError)
+    checkpoint = run.relative(run.checkpoint(best.best_trial, best.best_epoch))
+    return f"{place} is a run: name one of its checkpoints; that of its best trial is {place}/{checkpoint}"
 
 
 def build_networks(weights: Weights) -> Networks:

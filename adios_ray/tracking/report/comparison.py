@@ -98,13 +98,9 @@ def _verdict_over_seeds(experiments: Sequence[_Experiment], text: Callable[..., 
 
     The spread is pooled over all experiments, so that one without a repetition can be compared too.
     """
-    freedom = sum(len(experiment.scores) - 1 for experiment in experiments)
-    squares = sum(
-        (len(experiment.scores) - 1) * statistics.variance(experiment.scores)
-        for experiment in experiments
-        if len(experiment.scores) > 1
-    )
-    spread = math.sqrt(squares / freedom)
+    deviations = [score - statistics.mean(own.scores) for own in experiments for score in own.scores]
+    freedom = len(deviations) - len(experiments)
+    spread = math.hypot(*deviations) / math.sqrt(freedom)
     best = experiments[0]
     if len(experiments) == 1:
         mean = text(statistics.mean(best.scores), spread / math.sqrt(len(best.scores)))
