@@ -5,13 +5,15 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
 from made_up_run import make_row, make_run
+from wandb_server import wandb_server
 
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.tracking.records import Exploit, Row, RunSummary, read_lineage, read_results, read_summary
@@ -49,11 +51,17 @@ def test_a_tracker_that_hangs_delays_the_end_by_its_limit_only(tmp_path: Path, m
     assert not process.is_running()
 
 
-def follow(tracker: Any, run_dir: Path) -> tuple[list[Row], Exploit, RunSummary]:
-    """Give a tracker all reports of the made-up run's best trial, its first exploit, and the outcome."""
+def best_rows(run_dir: Path) -> list[Row]:
+    """Return the reports of a run's best trial."""
     summary = read_summary(run_dir)
     assert summary
-    rows = [row for row in read_results(run_dir) if row.trial == summary.best_trial]
+    return [row for row in read_results(run_dir) if row.trial == summary.best_trial]
+
+
+def follow(tracker: Any, run_dir: Path) -> tuple[list[Row], Exploit, RunSummary]:
+    """Give a tracker all reports of the made-up run's best trial, its first exploit, and the outcome."""
+    rows, summary = best_rows(run_dir), read_summary(run_dir)
+    assert summary
     exploit = next(exploit for exploit in read_lineage(run_dir) if exploit.trial == summary.best_trial)
     for row in rows:
         tracker.report(row, replaced(CONFIG, row.values))
@@ -64,56 +72,42 @@ def follow(tracker: Any, run_dir: Path) -> tuple[list[Row], Exploit, RunSummary]
     return rows, exploit, summary
 
 
-def wandb_records(path: Path) -> Iterator[Any]:
-    """Read a .wandb file: LevelDB's log format, 32 KiB blocks of chunks, behind a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    content, at, parts = path.read_bytes(), 7, b""
-    while at < len(content):
-        if 32768 - at % 32768 < 7:  # the rest of a block that no chunk's header fits into
-            at += 32768 - at % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
-        parts += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last chunk of one
-            record = Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
-
-
 @pytest.mark.slow
-def test_an_offline_wandb_run_has_the_trials_epochs_masks_lineage_and_outcome(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_wandbs_server_has_a_resumed_trials_epochs_masks_lineage_and_outcome(
+    mode: Literal["online", "offline"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_PROJECT", "masks-of-mine")
-    monkeypatch.setenv("WANDB_ENTITY", "a-group")
-    make_run(tmp_path / "run")
-    rows, exploit, summary = follow(WandbLog(tmp_path / "run", "offline"), tmp_path / "run")
-    (file,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
-    config, outcome, history, image_captions = dict[str, Any](), dict[str, Any](), list[dict[str, Any]](), set[str]()
-    for record in wandb_records(file):
-        if record.HasField("run"):
-            assert (record.run.project, record.run.entity) == ("masks-of-mine", "a-group")
-            assert (record.run.run_group, record.run.display_name) == ("run", summary.best_trial)
-        for update in (*record.run.config.update, *record.config.update):
-            config[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
-        if record.HasField("history"):
-            names = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            history.append(names)
-            image_captions |= set(names.get("masks/captions", ()))
-        outcome |= {
-            item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.summary.update
-        }
-    assert config["seed"] == 0 and config["masking"]["slots"] == rows[-1].values["masking.slots"]
-    own = [exploit for exploit in read_lineage(tmp_path / "run") if exploit.trial == summary.best_trial]
-    assert len(config["lineage"]) == len(own)
-    line = config["lineage"][0]
+    run_dir = tmp_path / "run"
+    make_run(run_dir)
+    for name, value in (("PROJECT", "masks-of-mine"), ("ENTITY", "a-group"), ("API_KEY", 40 * "0")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    with wandb_server() as (address, runs):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        row = best_rows(run_dir)[0]
+        interrupted = WandbLog(run_dir, mode)
+        interrupted.report(row, replaced(CONFIG, row.values))
+        interrupted.close()
+        time.sleep(1.1)  # wandb's folders are told apart by the second of their start
+        rows, exploit, summary = follow(WandbLog(run_dir, mode), run_dir)
+        if mode == "offline":
+            assert not runs
+            sync = [sys.executable, "-m", "wandb", "sync", "--yes"]
+            subprocess.run(sync, cwd=run_dir, check=True, capture_output=True)
+    (run,) = runs.values()
+    assert (run.project, run.entity, run.group) == ("masks-of-mine", "a-group", "run")
+    assert run.display_name == summary.best_trial
+    assert run.config["seed"] == 0 and run.config["masking"]["slots"] == rows[-1].values["masking.slots"]
+    own = [exploit for exploit in read_lineage(run_dir) if exploit.trial == summary.best_trial]
+    assert len(run.config["lineage"]) == len(own)
+    line = run.config["lineage"][0]
     assert line.startswith(f"epoch {exploit.epoch}: copied {exploit.donor}, ") and exploit.changes in line
-    assert [(step["epoch"], step["fitness"]) for step in history] == [(row.epoch, row.fitness) for row in rows]
-    assert "validation image 0, epoch 1: image, slots, masked inputs" in image_captions
-    assert outcome["test_fitness"] == summary.test_fitness and outcome["best"] is True
+    # A trial that is set back reports epochs again.
+    assert [(step["epoch"], step["fitness"]) for step in run.history] == [
+        (row.epoch, row.fitness) for row in (rows[0], *rows)
+    ]
+    captions = {caption for step in run.history for caption in step.get("masks", {}).get("captions", ())}
+    assert "validation image 0, epoch 1: image, slots, masked inputs" in captions
+    assert run.summary["test_fitness"] == summary.test_fitness and run.summary["best"] is True
 
 
 def events(file: Path) -> Iterator[Any]:
