@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,11 +22,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If storage fails; it names ``path``, not the draft.
     """
-    # In the same directory, since renaming is atomic only within one file system; with the process ID, since another
-    # process may be writing the same path.
-    draft, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}tmp") for kind in ("", "old."))
-    for left in (draft, old):
-        _remove(left)
+    # In the same directory, since renaming is atomic only within one file system. A process ID would not do: others
+    # that write the same path may run on another node, and have the same.
+    writer = secrets.token_hex(4)
+    draft, old = (path.with_name(f".{path.name}.{writer}.{kind}tmp") for kind in ("", "old."))
     try:
         yield draft
         # A directory can only be renamed onto an empty one. The old one is renamed, since one that is removed while the

@@ -91,6 +91,17 @@ def test_a_refused_line_is_cut_off_before_the_next(tmp_path: Path) -> None:
     assert path.read_bytes() == b"first\nthird\n"
 
 
+def test_two_writers_with_one_process_id_do_not_share_a_draft(tmp_path: Path) -> None:
+    # As on two nodes of a shared disk; the same process has the same ID, too.
+    path = tmp_path / "file"
+    with atomic_path(path) as first:
+        first.write_bytes(b"first")
+        with atomic_path(path) as second:
+            second.write_bytes(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
+
+
 def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "file") as draft:
         draft.write_bytes(b"half")
