@@ -108,18 +108,19 @@ _RENAMED = {
 """Keys of earlier versions, with British spelling, and their current names."""
 
 
-def current_path(path: str) -> str:
-    """Translate a configuration path of an earlier version."""
+def by_current_paths(values: Any) -> Any:
+    """Translate the configuration paths of an earlier version that a dictionary has as keys, before it is validated."""
+    return {_current(path): value for path, value in values.items()} if isinstance(values, dict) else values
+
+
+def _current(path: Any) -> Any:
+    if not isinstance(path, str):
+        return path
     section, dot, name = path.rpartition(".")
     return f"{section}{dot}{_RENAMED.get(name, name)}"
 
 
-SearchedValues = Annotated[
-    dict[str, Any],
-    BeforeValidator(
-        lambda values: {current_path(p): v for p, v in values.items()} if isinstance(values, dict) else values
-    ),
-]
+SearchedValues = Annotated[dict[str, Any], BeforeValidator(by_current_paths)]
 """Values by configuration path; paths of earlier versions are translated."""
 
 
@@ -341,7 +342,7 @@ class TrialConfig(Strict):
     sync_batch_norm: bool = False
     """With several workers: BatchNorm normalizes over the images of all workers, as one worker does, instead of each
     worker's own. Each norm then waits for an exchange. Not with micro_batch_size or compile."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of initial weights, sample order, augmentations and drawn slots."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs the forward passes under autocast, on devices that compute in it."""

@@ -73,10 +73,12 @@ class _UniqueKeys(yaml.SafeLoader):
         """Build a mapping.
 
         Raises:
-            ConstructorError: If a key occurs twice.
+            ConstructorError: If a key occurs twice, or is a list or a mapping.
         """
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConstructorError(problem="a key must be one word or number", problem_mark=key.start_mark)
             if key.value in seen:
                 raise ConstructorError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
             seen.add(key.value)
@@ -91,7 +93,7 @@ def parse_yaml(text: str, origin: str) -> Any:
         origin: Source of the text; the error message begins with it.
 
     Raises:
-        ConfigError: If it is no valid YAML, or a mapping has a key twice; names line and column.
+        ConfigError: If it is no valid YAML, or a key is given twice or no scalar; names line and column.
     """
     try:
         return yaml.load(text, _UniqueKeys)
@@ -112,6 +114,19 @@ def read_json(kind: type[Value], path: Path, error_type: type[InputError] = Conf
     except FileNotFoundError:
         raise error_type(f"{path} does not exist") from None
     return parse_json(kind, content, str(path), error_type)
+
+
+_WORDS = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("string_type", "invalid_key"), "must be a text"),
+    **dict.fromkeys(("list_type", "tuple_type"), "must be a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a mapping from names to values"),
+    "too_short": "must have at least {min_length} items, not {actual_length}",
+    "too_long": "must have at most {max_length} items, not {actual_length}",
+}
+"""What pydantic says in terms of Python, by the type of the error."""
 
 
 def explain(
@@ -138,6 +153,8 @@ def explain(
         keys = _keys(problem["loc"], values, problem["type"] == "missing")
         path, value = ".".join(keys), problem.get("input")
         message = problem["msg"].replace("Value error, ", "").replace("Input should", "must")
+        if words := _WORDS.get(problem["type"]):
+            message = words.format(**problem.get("ctx", {}))
         if problem["type"] in ("string_too_short", "too_short") and not value:
             message = "must not be empty"
         if problem["type"] == "json_invalid":

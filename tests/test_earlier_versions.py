@@ -9,7 +9,7 @@ import torch
 from made_up_run import make_masks
 from small import small_config
 
-from adios_ray.config import TrialConfig, current_path
+from adios_ray.config import TrialConfig, by_current_paths
 from adios_ray.data.shards import open_shards
 from adios_ray.errors import RecordError
 from adios_ray.models.networks import Networks
@@ -103,7 +103,9 @@ def test_configurations_and_search_spaces_with_british_spelling_are_read(tmp_pat
         },
     )
     assert (config.augment.grayscale_probability, config.augment.solarize_probability) == (0.3, 0.1)
-    assert config.evaluation.neighbors == 7 and current_path("evaluation.neighbours") == "evaluation.neighbors"
+    assert config.evaluation.neighbors == 7 and by_current_paths({"evaluation.neighbours": 1}) == {
+        "evaluation.neighbors": 1
+    }
     (tmp_path / "space.yaml").write_text(
         "scheduler: pbt\nparameters:\n  augment.greyscale_probability: {low: 0.1, high: 0.4, scale: linear}\n"
     )

@@ -49,12 +49,18 @@ def spoiled_spaces() -> Iterator[tuple[str, str]]:
         "option": {**SPACE, "grace_epochs": 3},
         "fixed": {**SPACE, "parameters": {"masking.width": {"values": [8, 16]}}},
         "empty_key": {"scheduler": "pbt"},
+        "number": {**SPACE, "parameters": {1: rate}},
+        "common": {"scheduler": "none", "parameters": {"data_dir": {"values": ["a", "b"]}}},
+        "backbones": {"scheduler": "none", "parameters": {"backbone.name": {"values": ["resnet_small", "resnet9999"]}}},
+        "batches": {"scheduler": "none", "parameters": {"batch_size": {"values": [8, 10_000]}}},
     }
     for name, values in changes.items():
         yield name, yaml.safe_dump(values)
     yield "syntax", "scheduler: pbt\nparameters: {a: [}\n"
     yield "twice", "scheduler: pbt\nparameters: {}\nscheduler: pb2\n"
     yield "list", "- 1\n- 2\n"
+    yield "list_key", "scheduler: pbt\n? [a, b]\n: 3\n"
+    yield "mapping_key", "{a: 1}: 1\n"
     yield "empty", ""
     yield "nan", yaml.safe_dump({**SPACE, "parameters": {path: {**rate, "low": math.nan}}})
 
@@ -144,6 +150,10 @@ CASES = {
     f"{DEMO} --family paper": "--family paper is for the presets of published settings",
     "train --preset in100s --backbone resnet50": "preset in100s: no published setting for simclr, resnet50",
     f"{DEMO} --objective simclrr": "--objective.name simclrr is not one of simclr",
+    f"{DEMO} --backbone.name resnet9999": "backbone.name: timm has no model 'resnet9999'",
+    f"{DEMO} --initial-weights data": "data is not a checkpoint",
+    f"{DEMO} --batch-size 2147483648": "batch_size 2147483648 is more than the 4200 training images",
+    f"{DEMO} --seed 99999999999999999999999": "--seed 99999999999999999999999 must be less than",
     f"{DEMO} --masking addios": "--masking.scheme addios is not one of adios",
     f"{DEMO} --precision half": "--precision half is not one of float32, bfloat16",
     f"{DEMO} --epochs 0": "--epochs 0 must be greater than or equal to 1",
@@ -185,6 +195,13 @@ CASES = {
     f"{DEMO} --space spaces/option.yaml": "spaces/option.yaml: grace_epochs is for asha and median, not for pbt",
     f"{DEMO} --space spaces/fixed.yaml": "masking.width cannot change while a trial trains, so pbt cannot search it",
     f"{DEMO} --space spaces/empty_key.yaml": "spaces/empty_key.yaml: parameters is missing",
+    f"{DEMO} --space spaces/list_key.yaml": "spaces/list_key.yaml, line 2, column 3: no valid YAML: a key must be",
+    f"{DEMO} --space spaces/mapping_key.yaml": "spaces/mapping_key.yaml, line 1, column 1: no valid YAML: a key must",
+    f"{DEMO} --space spaces/number.yaml": "spaces/number.yaml: ",
+    f"{DEMO} --space spaces/common.yaml": "data_dir must be the same for all trials, so it cannot be searched",
+    f"{DEMO} --space spaces/backbones.yaml": "backbone.name = resnet9999 of the search space: ",
+    f"{DEMO} --space spaces/batches.yaml": "batch_size = 10000 of the search space: batch_size 10000 is more than",
+    f"{MINE} --space spaces/backbones.yaml": "backbone.name = resnet9999 of the search space: ",
     f"{DEMO} --search grid": "search grid cannot be combined with pbt",
     # data
     "train": "no data: choose --preset demo",
@@ -238,10 +255,13 @@ CASES = {
     # runs
     "train --resume nowhere": "nowhere is not a run directory: it has no config.json",
     "train --resume empty": "empty is not a run directory: it has no config.json",
-    "train --resume bad_config": "bad_config/config.json: epochs = 'many' must be a valid integer",
+    "train --resume bad_config": "bad_config/config.json: epochs = 'many' must be a whole number",
     "train --resume run --name other": "--resume names the run directory: leave out --name and --storage",
     "train --resume run": "run is not a run directory: it has no population.json",
     "replay --output out": "give either --schedule FILE, or --run DIRECTORY with --trial NAME",
+    "replay --output out --schedule schedule.json --trial trial_00": "give either --schedule FILE, or --run DIRECTORY",
+    "replay --output out --run run --trial trial_00 --threads 0": "--threads 0 must be 1 or more",
+    "replay --output out --run run --trial trial_00 --epochs 0": "--epochs 0 must be 1 or more",
     "replay --output out --schedule nowhere.json": "nowhere.json does not exist",
     "replay --output out --schedule schedule.json": "schedule.json",
     "replay --output out --run run": "--run needs --trial",

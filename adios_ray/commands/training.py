@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from adios_ray.errors import ConfigError, exit_status
+from adios_ray.errors import ConfigError, UsageError, exit_status
 from adios_ray.files import expand_home
 from adios_ray.store import Location
 
@@ -71,8 +71,11 @@ class Replay:
         from adios_ray.places import require_local
 
         output = require_local(self.output, "--output")
+        for flag, number in (("--epochs", self.epochs), ("--threads", self.threads)):
+            if number is not None and number < 1:
+                raise UsageError(f"{flag} {number} must be 1 or more")
         schedule = self._schedule()
-        schedule = schedule.scaled(self.epochs) if self.epochs else schedule
+        schedule = schedule if self.epochs is None else schedule.scaled(self.epochs)
         changes = {"data_dir": self.data_dir, "seed": self.seed}
         config = schedule.trial({key: value for key, value in changes.items() if value is not None})
         torch.set_num_threads(self.threads)
@@ -88,7 +91,7 @@ class Replay:
         from adios_ray.places import fetched
         from adios_ray.run_storage import fetched_run
 
-        if (self.schedule is None) == (self.run_dir is None):
+        if (self.schedule is None) == (self.run_dir is None) or (self.schedule is not None and self.trial is not None):
             raise ConfigError("give either --schedule FILE, or --run DIRECTORY with --trial NAME")
         if self.schedule is not None:
             return load_schedule(fetched(self.schedule))

@@ -2,24 +2,26 @@
 
 from pathlib import Path
 
-from adios_ray.config import check_batch, check_image_size, check_view
-from adios_ray.data.shards import Manifest, verify
-from adios_ray.errors import ConfigError, DatasetError
+from adios_ray.config import check_batch, check_image_size, check_view, replaced
+from adios_ray.data.rendered import objects
+from adios_ray.data.shards import SCHEMA_VERSION, Manifest, ShardEntry, verify
+from adios_ray.errors import ConfigError, DatasetError, EvaluationError
 from adios_ray.evaluation.fitness import SMALLEST_PARTED, check_measurable
-from adios_ray.experiment.config import ExperimentConfig
+from adios_ray.experiment.config import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig
 from adios_ray.files import expand_home
 from adios_ray.measures import MEASURES
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.places import check_place
+from adios_ray.search.spaces import SearchSpace
 from adios_ray.store import Location, Store, local_path
 from adios_ray.tracking.trackers.wandb import check_login
 
 HELD_OUT = ("val", "test")
 
 
-def check_data(config: ExperimentConfig) -> None:
-    """Check that the data set is complete, has all splits, and fits the configuration.
+def check_data(config: ExperimentConfig, space: SearchSpace | None = None) -> None:
+    """Check that the data set is complete, has all splits, and fits the configuration and all that a space searches.
 
     Raises:
         ConfigError: If no data set is configured, or it does not fit the configuration.
@@ -32,34 +34,69 @@ def check_data(config: ExperimentConfig) -> None:
             "`adios-ray prepare` (add --preset in100s or in100 for the paper's settings)"
         )
     manifest = verify(config.data_dir)
-    for split in ("train", *HELD_OUT):
-        if not manifest.splits.get(split):
-            present = ", ".join(sorted(manifest.splits))
-            raise DatasetError(f"{config.data_dir} has no {split!r} split (it has {present}); prepare it with one")
-    try:
-        check_image_size(config.image_size or manifest.image_size)
-        check_view(config.evaluation.view, config.image_size or manifest.image_size)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    if config.masking.needs_objects and not manifest.has_instances:
-        raise ConfigError(f"masking.scheme {config.masking.scheme}: {config.data_dir} has no object masks")
-    if len(manifest.classes) < 2 and MEASURES[config.evaluation.fitness].is_share:
-        without = ", ".join(name for name, measure in MEASURES.items() if not measure.is_share)
-        raise ConfigError(
-            f"evaluation.fitness {config.evaluation.fitness} needs labels, and {config.data_dir} has one class: "
-            f"use one of {without}"
-        )
-    networks = _check_networks(config, manifest)
-    images = sum(map(manifest.images, manifest.training_splits))
-    check_batch(config, images, config.workers_per_trial, networks.batch_norm)
-    for split in HELD_OUT:
-        check_measurable(manifest.images(split), networks.features, config.evaluation, f"{config.data_dir}: {split}")
+    _check_fits(config, space, manifest, config.data_dir)
     if (rows := manifest.images("val")) < SMALLEST_PARTED:
         print(
             f"val has {rows} images, all of which decisions and the final comparison use; from {SMALLEST_PARTED} on, "
             "each would use a half, and the best fitness would not be biased by its selection",
             flush=True,
         )
+
+
+def check_demo(config: ExperimentConfig, space: SearchSpace) -> None:
+    """Check that the demo's images, which are yet to be rendered, will fit the configuration, as ``check_data``."""
+    source = objects.source(DEMO_IMAGES, DEMO_SEED)
+    splits = {
+        split: (ShardEntry(file=f"{split}-0.arrow", rows=len(items), bytes=1, sha256=64 * "0"),)
+        for split, items in source.listing().items()
+    }
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        image_size=DEMO_IMAGE_SIZE,
+        multi_label=False,
+        has_instances=source.has_instances,
+        classes=source.classes,
+        splits=splits,
+        recipe={},
+        refused=(),
+    )
+    _check_fits(config, space, manifest, "the demo's data set")
+
+
+def _check_fits(config: ExperimentConfig, space: SearchSpace | None, manifest: Manifest, data: str) -> None:
+    """Check a data set by its manifest, as ``check_data``; messages name it ``data``."""
+    for split in ("train", *HELD_OUT):
+        if not manifest.splits.get(split):
+            present = ", ".join(sorted(manifest.splits))
+            raise DatasetError(f"{data} has no {split!r} split (it has {present}); prepare it with one")
+    for values in ({}, *(space.variants() if space else ())):
+        try:
+            _check_trial(replaced(config, values), manifest, data)
+        except (ConfigError, EvaluationError) as error:
+            searched = ", ".join(f"{path} = {value}" for path, value in values.items())
+            raise type(error)(f"{searched} of the search space: {error}" if searched else str(error)) from None
+
+
+def _check_trial(config: ExperimentConfig, manifest: Manifest, data: str) -> None:
+    """Check that one trial can train on a data set."""
+    try:
+        check_image_size(config.image_size or manifest.image_size)
+        check_view(config.evaluation.view, config.image_size or manifest.image_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if config.masking.needs_objects and not manifest.has_instances:
+        raise ConfigError(f"masking.scheme {config.masking.scheme}: {data} has no object masks")
+    if len(manifest.classes) < 2 and MEASURES[config.evaluation.fitness].is_share:
+        without = ", ".join(name for name, measure in MEASURES.items() if not measure.is_share)
+        raise ConfigError(
+            f"evaluation.fitness {config.evaluation.fitness} needs labels, and {data} has one class: "
+            f"use one of {without}"
+        )
+    networks = _check_networks(config, manifest)
+    images = sum(map(manifest.images, manifest.training_splits))
+    check_batch(config, images, config.workers_per_trial, networks.batch_norm)
+    for split in HELD_OUT:
+        check_measurable(manifest.images(split), networks.features, config.evaluation, f"{data}: {split}")
 
 
 def check_trackers(config: ExperimentConfig) -> None:

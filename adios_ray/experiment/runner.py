@@ -15,7 +15,7 @@ from adios_ray.data.prepare import prepare
 from adios_ray.data.rendered import objects
 from adios_ray.data.shards import read_manifest
 from adios_ray.errors import ConfigError
-from adios_ray.experiment.checks import check_data, check_job_paths, check_storage, check_trackers
+from adios_ray.experiment.checks import check_data, check_demo, check_job_paths, check_storage, check_trackers
 from adios_ray.experiment.config import (
     DEMO,
     DEMO_IMAGE_SIZE,
@@ -60,8 +60,8 @@ def start(config: ExperimentConfig) -> Path:
     check_trackers(config)
     renders = config.data_dir is None and config.preset == DEMO
     begun = config.name and _has_begun(RunStorage(f"{config.storage}/{config.name}"))
-    if not renders and not begun:  # a run that has begun may have finished, and then needs no data
-        check_data(config)
+    if not begun:  # a run that has begun may have finished, and then needs no data
+        (check_demo if renders else check_data)(config, space)
     storage = check_storage(config.storage)  # last, because it creates the directory
     images = f"{storage}/objects-{DEMO_IMAGES}-{DEMO_IMAGE_SIZE}px"
     config = _with_absolute_paths(config, storage, images if renders else config.data_dir)
@@ -125,7 +125,7 @@ def _continue(run: RunStorage, asked: ExperimentConfig, asked_space: SearchSpace
         _say(line)
         return run.directory
     state.dataset = check_same_data(state, own, config)
-    check_data(config)
+    check_data(config, space)
     check_trackers(config)
     retry(partial(check_checkpoints, run, state), _say)
     with connected():

@@ -8,9 +8,9 @@ from random import Random
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from adios_ray.config import ADAPTABLE, Strict, TrialConfig, current_path, replaced, value_at
+from adios_ray.config import ADAPTABLE, Strict, TrialConfig, by_current_paths, replaced, value_at
 from adios_ray.errors import ConfigError
 from adios_ray.files import atomic_write
 from adios_ray.places import fetched
@@ -177,6 +177,8 @@ _OPTIONS: Mapping[str, tuple[Scheduler, ...]] = {
 CONTROLLED_POPULATION = 8
 """Smallest population of which one trial is a control unless the search space says otherwise."""
 
+_COMMON = ("data_dir", "epochs", "evaluation.")
+"""Begins of the paths of values that make trials comparable."""
 _KEPT_POSITIVE = ("masking.sparsity_weight",)
 """Values that may be 0 in a fixed training but not in a search: without the penalty, masks collapse."""
 
@@ -226,16 +228,8 @@ class SearchSpace(Strict):
     """asha: keep the best 1/reduction_factor of the trials at each rung; each rung is this factor further on."""
     min_trials: int = Field(3, ge=1)
     """median: other trials that must have reached the same epoch before one is stopped."""
-    parameters: dict[str, Parameter]
-    """The searched values by configuration path."""
-
-    @field_validator("parameters", mode="before")
-    @classmethod
-    def _read_earlier_paths(cls, parameters: Any) -> Any:
-        """Translate paths of earlier versions, which the copy in an old run directory still has."""
-        if not isinstance(parameters, dict):
-            return parameters
-        return {current_path(path): parameter for path, parameter in parameters.items()}
+    parameters: Annotated[dict[str, Parameter], BeforeValidator(by_current_paths)]
+    """The searched values by configuration path; the copy in an old run directory has paths of earlier versions."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -295,6 +289,11 @@ class SearchSpace(Strict):
         for combination in itertools.product(*values):
             yield dict(zip(self.parameters, combination, strict=True))
 
+    def variants(self) -> list[dict[str, Any]]:
+        """List the searched values that may change networks or batches, each by itself, by its path."""
+        fixed = {path: parameter for path, parameter in self.parameters.items() if path not in ADAPTABLE}
+        return [{path: value} for path, parameter in fixed.items() for value in parameter.extremes]
+
     def bind(self, config: TrialConfig, origin: str = "search space", population: int | None = None) -> None:
         """Check that every path exists, may change in training where it would, and accepts its extreme values.
 
@@ -327,6 +326,8 @@ class SearchSpace(Strict):
             )
         for path, parameter in self.parameters.items():
             configured = value_at(config, path, origin)
+            if path.startswith(_COMMON):
+                raise ConfigError(f"{origin}: {path} must be the same for all trials, so it cannot be searched")
             if self.evolving and path not in ADAPTABLE:
                 raise ConfigError(
                     f"{origin}: {path} cannot change while a trial trains, so {self.scheduler} cannot search it; "
