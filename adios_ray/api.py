@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow as pa
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from adios_ray.config import replaced
+from adios_ray.config import CentralView, Strict, replaced
 from adios_ray.errors import ConfigError, RecordError, UsageError
 from adios_ray.places import require_local
 from adios_ray.run_directory import RunDirectory
@@ -24,9 +24,11 @@ from adios_ray.validation import explain, leaves
 if TYPE_CHECKING:
     from torch import nn
 
-    from adios_ray.config import CentralView
     from adios_ray.evaluation.result import EvaluationResult
     from adios_ray.masking.occlusion import OcclusionModel
+
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,8 @@ def load_run(path: str | Path) -> LoadedRun:
 def train(
     data_dir: str | Path | None = None,
     *,
-    preset: str | None = None,
-    family: str | None = None,
+    preset: Literal["demo", "in100s", "in100", "stl10", "clevr"] | None = None,
+    family: Literal["paper", "authors"] | None = None,
     space: str | Path | None = None,
     **settings: Any,
 ) -> LoadedRun:
@@ -161,6 +163,7 @@ def train(
         The run.
 
     Raises:
+        UsageError: If ``resume`` is given: a ``name`` resumes a run.
         ConfigError: If a setting is unknown, out of range, or does not fit the data, storage or cluster.
         DatasetError: If the data set cannot be used.
         RunError: If the run could not finish; the same call with a ``name`` resumes it.
@@ -169,6 +172,10 @@ def train(
     from adios_ray.experiment.command import default_space, named_space
     from adios_ray.experiment.presets import preset_config
 
+    if "resume" in settings:
+        raise UsageError(
+            "train starts runs, or resumes that of a name: give name=, or use `adios-ray train --resume`"
+        )
     changes = dict(leaves(settings))
     chosen = (changes.get(path) for path in ("objective.name", "backbone.name", "masking.scheme"))
     defaults = preset_config(preset, family, *chosen)
@@ -180,13 +187,27 @@ def train(
     return LoadedRun(runner.start(config))
 
 
+KindName = Literal[
+    "knn", "linear", "clustering", "multilabel", "segmentation", "labelfree", "robustness", "transfer", "all"
+]
+
+
+class _Common(Strict):
+    """What all kinds of evaluation take."""
+
+    split: Literal["val", "test"]
+    view: CentralView | None
+    averaged: bool
+    seed: int = Field(ge=0, lt=2**32)
+
+
 def evaluate(
     checkpoint: str | Path | Sequence[str | Path],
     data_dir: str | Path,
-    kind: str = "knn",
+    kind: KindName = "knn",
     *,
     split: Literal["val", "test"] = "test",
-    view: "CentralView | None" = None,
+    view: CentralView | None = None,
     averaged: bool = False,
     seed: int = 0,
     **options: Any,
@@ -208,7 +229,7 @@ def evaluate(
         Scores by name with standard errors, settings, and checksums of weights and data.
 
     Raises:
-        UsageError: If there is no such kind or option, or its value is out of range.
+        UsageError: If there is no such kind or option, or a value is out of range.
         CheckpointError: If a checkpoint cannot be used.
         DatasetError: If the data set cannot be used.
         EvaluationError: If the data do not allow this evaluation.
@@ -217,25 +238,28 @@ def evaluate(
 
     from adios_ray.commands.evaluate import KINDS, Evaluate
 
+    common = _validated(_Common, {"split": split, "view": view, "averaged": averaged, "seed": seed}, "evaluate")
     if kind not in KINDS:
         raise UsageError(f"there is no evaluation {kind!r}: choose one of {', '.join(KINDS)}")
     known = [field.name for field in fields(KINDS[kind])]  # type: ignore[arg-type]  # every kind is a dataclass
     if unknown := [name for name in options if name not in known]:
         raise UsageError(f"evaluation {kind} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    try:
-        chosen = TypeAdapter(KINDS[kind]).validate_python(options)
-    except ValidationError as error:
-        raise UsageError(f"evaluation {kind}: {explain(error)}") from None
+    chosen = _validated(KINDS[kind], options, f"evaluation {kind}")
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
     return Evaluate(
         kind=chosen,  # type: ignore[arg-type]  # one of the kinds, by KINDS
         checkpoint=tuple(checkpoints),
         data_dir=os.fspath(data_dir),
-        split=split,
-        view=view,
-        averaged=averaged,
-        seed=seed,
+        **dict(common),
     ).result(Console(quiet=True))
+
+
+def _validated(kind: type[Value], values: Mapping[str, Any], origin: str) -> Value:
+    """Make a dataclass or model of keyword arguments, or raise a UsageError."""
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise UsageError(f"{origin}: {explain(error)}") from None
 
 
 def load_encoder(path: str | Path) -> "nn.Module":

@@ -70,7 +70,10 @@ def test_evaluation_from_python_is_that_of_the_command(objects_dir: Path, tmp_pa
         ({"kind": "knnn"}, "no evaluation 'knnn'"),
         ({"neighbours": [5]}, "no option 'neighbours'; it has neighbors"),
         ({"kind": "linear", "epochs": "many"}, "epochs = 'many'"),
-        ({"seed": -1}, "seed must be"),
+        ({"seed": -1}, "seed = -1 must be"),
+        ({"seed": "x"}, "seed = 'x' must be a whole number"),
+        ({"split": "train"}, "split = 'train' must be 'val' or 'test'"),
+        ({"view": "wide"}, "view = 'wide' must be"),
     ]
     for wrong, message in mistakes:
         with pytest.raises(UsageError, match=message):
@@ -97,6 +100,8 @@ def test_settings_of_a_training_are_those_of_the_command_line(tmp_path: Path, mo
     assert started[1].space == str(SPACES / "asha_demo.yaml")
     with pytest.raises(UsageError, match="s3://b/runs is a URI; only a local path"):
         adios_ray.train(preset="demo", storage="s3://b/runs")
+    with pytest.raises(UsageError, match="train starts runs, or resumes that of a name"):
+        adios_ray.train(preset="demo", resume="runs/one")
     with pytest.raises(UsageError, match="s3://b/one is a URI; only a local path"):
         adios_ray.load_run("s3://b/one")
     with pytest.raises(ConfigError, match="unknown key 'masking.slot'"):
