@@ -173,9 +173,7 @@ def train(
     from adios_ray.experiment.presets import preset_config
 
     if "resume" in settings:
-        raise UsageError(
-            "train starts runs, or resumes that of a name: give name=, or use `adios-ray train --resume`"
-        )
+        raise UsageError("train starts runs, or resumes that of a name: give name=, or use `adios-ray train --resume`")
     changes = dict(leaves(settings))
     chosen = (changes.get(path) for path in ("objective.name", "backbone.name", "masking.scheme"))
     defaults = preset_config(preset, family, *chosen)

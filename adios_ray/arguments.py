@@ -93,6 +93,20 @@ def parse_arguments(
             raise
 
 
+def completion_script(kind: Any, shell: str, program: str) -> str:
+    """Write a script that completes a program's sub-commands and options in bash, zsh or fish."""
+    script = _output(lambda line: parse_arguments(kind, line, program=program), ["--tyro-print-completion", shell])
+    # Candidates are printed a line each, with their descriptions: one of several lines would be several candidates.
+    script = re.sub(
+        r"^COMPLETION_SPEC = .*$", lambda spec: re.sub(r"\\+n\s*", " ", spec[0]), script, flags=re.MULTILINE
+    )
+    # bash completes paths wherever there is no candidate; tyro's script offers an empty one.
+    script = re.sub(
+        r'^( *)(matches\+=\("\$completion"\))$', r"\1[[ -z $completion ]] || \2", script, flags=re.MULTILINE
+    )
+    return script.replace("complete -F ", "complete -o default -F ")
+
+
 def last_value(arguments: Sequence[str], flag: str) -> str | None:
     """Find the last value that a command line gives a flag, as --flag VALUE or --flag=VALUE; None without one."""
     found = None
@@ -115,9 +129,13 @@ def _help(parse: Callable[[Sequence[str]], object], given: Sequence[str]) -> tup
 
 
 def _printed(parse: Callable[[Sequence[str]], object], command: Sequence[str]) -> str:
+    return _output(parse, [*command, "--help"])
+
+
+def _output(parse: Callable[[Sequence[str]], object], line: Sequence[str]) -> str:
     text = io.StringIO()
     with redirect_stdout(text), suppress(SystemExit):
-        parse([*command, "--help"])
+        parse(line)
     return text.getvalue()
 
 

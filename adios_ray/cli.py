@@ -2,13 +2,12 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
-from adios_ray.arguments import parse_arguments
+from adios_ray.arguments import completion_script, parse_arguments
 from adios_ray.commands.data import Prepare, Verify
 from adios_ray.commands.doctor import Doctor
 from adios_ray.commands.evaluate import Evaluate
@@ -34,8 +33,7 @@ class Completion:
         from adios_ray.experiment.config import ExperimentConfig  # reads all presets' names
 
         settings = Annotated[ExperimentConfig, tyro.conf.subcommand(TRAIN)]
-        with suppress(SystemExit):
-            parse_arguments(settings | Others, ["--tyro-print-completion", self.shell], program=PROGRAM)
+        print(completion_script(settings | Others, self.shell, PROGRAM))
 
 
 Others = (

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -379,6 +381,18 @@ def test_completion_knows_commands_and_the_settings_of_train(capsys: pytest.Capt
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
     assert all(word in script for word in ("--masking.slots", "import-official", "doctor", "in100s"))
+    function = re.findall(r"^complete -o default -F (\w+) adios-ray$", script, re.MULTILINE)[0]
+
+    def candidates(line: str) -> list[str]:
+        words = line.split(" ")
+        ask = f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; {function}; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        asked = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+        return asked.stdout.split("\n")[:-1]
+
+    assert candidates("adios-ray train --pres") == ["--preset"]
+    assert set(candidates("adios-ray train --preset in100")) == {"in100", "in100s"}
+    assert candidates("adios-ray evaluate --check") == ["--checkpoint"]
+    assert candidates("adios-ray report runs/p") == [""]  # of no candidate; bash then completes the path
 
 
 def test_runs_are_listed_with_state_and_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
