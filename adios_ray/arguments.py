@@ -155,8 +155,11 @@ def _refuse(
         program = f"{event.prog} {event.missing_arguments[0].source_parser.prog_suffix}".strip()
         raise UsageError(f"{program} needs {missing}; see {program} --help")
     if isinstance(event, tyro_errors.InvalidChoice):
-        near = suggestion(event.value, event.choices)
-        raise UsageError(f"{_name(event.argument)} {event.value} is not one of {', '.join(event.choices)}{near}")
+        choices = list(event.choices)
+        if "None" in choices:  # leaving the flag out; tyro gives the choices beside it in no order
+            choices = sorted(set(choices) - {"None"})
+        near = suggestion(event.value.lower(), choices)
+        raise UsageError(f"{_name(event.argument)} {_shown(event.value)} is not one of {', '.join(choices)}{near}")
     if isinstance(event, tyro_errors.BadValue):
         if event.offending_value is not None:
             raise UsageError(f"{_name(event.argument)} takes no value, not {event.offending_value}")
@@ -186,7 +189,7 @@ def _invalid(event: tyro_errors.InstantiationFailure, given: Sequence[str]) -> s
     """Describe a value of the wrong type, or what a model says of its values."""
     if event.argument is not None:
         name = _name(event.argument)
-        return f"{name} {last_value(given, name)} must be {_expected(event.argument)}"
+        return f"{name} {_shown(last_value(given, name))} must be {_expected(event.argument)}"
     # At the root the model's own error; in a section tyro's, raised while it handled the model's.
     raised = sys.exception()
     cause, prefix = (raised, "") if isinstance(raised, ValidationError) else _in_section(raised)
@@ -203,6 +206,10 @@ def _in_section(raised: BaseException | None) -> tuple[BaseException | None, str
 def as_flag(path: str) -> str:
     """Spell a configuration path as the flag that sets it."""
     return f"--{path.replace('_', '-')}"
+
+
+def _shown(value: str | None) -> str:
+    return value or "''"
 
 
 def _name(argument: Any) -> str:

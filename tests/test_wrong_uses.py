@@ -157,6 +157,7 @@ CASES = {
     f"{DEMO} --batch-size 2147483648": "batch_size 2147483648 is more than the 4200 training images",
     f"{DEMO} --seed 99999999999999999999999": "--seed 99999999999999999999999 must be less than",
     f"{DEMO} --masking addios": "--masking.scheme addios is not one of adios",
+    f"{DEMO} --scheduler PBT": "--scheduler PBT is not one of asha, median, none, pb2, pbt; did you mean pbt?",
     f"{DEMO} --precision half": "--precision half is not one of float32, bfloat16",
     f"{DEMO} --epochs 0": "--epochs 0 must be greater than or equal to 1",
     f"{DEMO} --batch-size 1": "--batch-size 1 must be greater than or equal to 2",
