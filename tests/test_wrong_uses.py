@@ -205,6 +205,8 @@ CASES = {
     f"{DEMO} --space spaces/backbones.yaml": "backbone.name = resnet9999 of the search space: ",
     f"{DEMO} --space spaces/batches.yaml": "batch_size = 10000 of the search space: batch_size 10000 is more than",
     f"{MINE} --space spaces/backbones.yaml": "backbone.name = resnet9999 of the search space: ",
+    f"{DEMO} --evaluation.fitness lidar": "evaluation.fitness lidar needs no labels, and pbt cannot select by it",
+    f"{DEMO} --evaluation.fitness rankme --scheduler asha": "evaluation.fitness rankme needs no labels, and asha",
     f"{DEMO} --search grid": "search grid cannot be combined with pbt",
     # data
     "train": "no data: choose --preset demo",

@@ -90,7 +90,7 @@ def _check_trial(config: ExperimentConfig, manifest: Manifest, data: str) -> Non
         without = ", ".join(name for name, measure in MEASURES.items() if not measure.is_share)
         raise ConfigError(
             f"evaluation.fitness {config.evaluation.fitness} needs labels, and {data} has one class: "
-            f"use one of {without}"
+            f"label some images, or use one of {without} with --scheduler none"
         )
     networks = _check_networks(config, manifest)
     images = sum(map(manifest.images, manifest.training_splits))

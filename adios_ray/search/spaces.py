@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from adios_ray.config import ADAPTABLE, Strict, TrialConfig, by_current_paths, replaced, value_at
 from adios_ray.errors import ConfigError
 from adios_ray.files import atomic_write
+from adios_ray.measures import MEASURES
 from adios_ray.places import fetched
 from adios_ray.store import Location
 from adios_ray.validation import parse, parse_yaml
@@ -303,8 +304,8 @@ class SearchSpace(Strict):
             population: Number of trials, if known, which an opening must exceed.
 
         Raises:
-            ConfigError: If one does not, naming the path; if the opening is too small or too long; or if decisions
-                fall between two reports.
+            ConfigError: If one does not, naming the path; if the opening is too small or too long; if decisions fall
+                between two reports; or if they would be made by a score without labels.
         """
         if self.opening is not None:
             if population is not None and self.opening.trials <= population:
@@ -317,6 +318,13 @@ class SearchSpace(Strict):
                     f"{origin}: opening.epochs {self.opening.epochs} must end before the last of {config.epochs} "
                     "epochs: lower it, or raise --epochs"
                 )
+        fitness = config.evaluation.fitness
+        if self.scheduler != "none" and not MEASURES[fitness].is_share:
+            raise ConfigError(
+                f"{origin}: evaluation.fitness {fitness} needs no labels, and {self.scheduler} cannot select by it: "
+                "where it was measured, such scores preferred the worse trainings (docs/results.md). Label some "
+                "images, or give --scheduler none"
+            )
         reports = config.evaluation.interval_epochs
         if self.evolving and self.interval_epochs % reports:
             raise ConfigError(
