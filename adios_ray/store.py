@@ -27,15 +27,21 @@ _DENIED = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationErro
 """Errors of protocols' packages that do not pass by themselves."""
 
 
+_NO_BUCKET = re.compile(r"[a-z][a-z0-9+]+:/*$")
+
+
 def local_path(location: Location) -> Path | None:
     """Return the path of a local place; None for a URI of remote storage.
 
     Raises:
-        ConfigError: If it is a URI that lacks a slash, such as s3:/bucket, or in a home directory that does not exist.
+        ConfigError: If it is a URI that lacks a slash or a bucket, as s3:/bucket and s3:// do, or in a home directory
+            that does not exist.
     """
     text = os.fspath(location).removeprefix("file://")
     if _ONE_SLASH.match(text):
         raise ConfigError(f"{text} is neither a path nor a URI: write {text.replace(':/', '://', 1)}, or ./{text}")
+    if _NO_BUCKET.match(text):
+        raise ConfigError(f"{location} names no bucket: write {text.rstrip('/')}//BUCKET/FOLDER")
     return None if "://" in text else expand_home(text)
 
 

@@ -1,6 +1,8 @@
 """The choice of the Ray cluster that a run joins, and what Ray would take minutes to refuse, or refuse in riddles."""
 
+import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,7 @@ from adios_ray.backend.cluster import (
     queue_job,
     submitted_job,
 )
-from adios_ray.errors import ConfigError, RunError
+from adios_ray.errors import ConfigError, RunError, exit_status
 
 
 @contextmanager
@@ -136,17 +138,43 @@ def test_a_cluster_of_this_machine_is_shown_the_stored_token_and_no_other(
                 address_to_join()
 
 
+def start_with(monkeypatch: pytest.MonkeyPatch, init: Callable[..., None]) -> None:
+    """Start a cluster whose ``ray.init`` is another function."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    for name in {**cluster.WORKER_ENVIRONMENT, **cluster.DRIVER_ENVIRONMENT}:
+        monkeypatch.setenv(name, "set")  # else connected() would set them for the tests after this one
+    with connected():
+        pytest.fail("connected")
+
+
 def test_what_ray_says_of_a_failed_start_is_an_error_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_slow(**_: object) -> NoReturn:
         raise Exception("The current node timed out during startup.")  # noqa: TRY002 - as ray._private.node does
 
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("ray.init", too_slow)
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    for name in {**cluster.WORKER_ENVIRONMENT, **cluster.DRIVER_ENVIRONMENT}:
-        monkeypatch.setenv(name, "set")  # else connected() would set them for the tests after this one
-    with pytest.raises(RunError, match="Ray could not be joined or started: The current node timed out"), connected():
-        pytest.fail("connected")
+    with pytest.raises(RunError, match="Ray could not be joined or started: The current node timed out"):
+        start_with(monkeypatch, too_slow)
+
+
+def test_a_home_that_cannot_be_written_to_is_named_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(**_: object) -> NoReturn:
+        raise OSError(30, "Read-only file system", "/home/me/.ray")
+
+    with pytest.raises(
+        ConfigError, match="Ray cannot use /home/me/.ray: Read-only file system; set HOME to a directory"
+    ):
+        start_with(monkeypatch, no_home)
+
+
+def test_sigterm_while_ray_starts_ends_the_run_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(**_: object) -> NoReturn:
+        sys.exit(signal.SIGTERM)  # as the handler that Ray installs meanwhile
+
+    assert exit_status(lambda: start_with(monkeypatch, stopped), "run it again") == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM; run it again\n"
 
 
 def test_rays_temporary_directory_fits_sockets(monkeypatch: pytest.MonkeyPatch) -> None:

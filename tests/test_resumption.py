@@ -41,7 +41,7 @@ def train(storage: RunStorage, config: ExperimentConfig, epochs: int) -> None:
     state = PopulationState.load(run_dir)
     for name, member in state.members.items():
         path = RunDirectory(run_dir).checkpoint(name, epochs)
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
         (path / "state.pt").touch()
         storage.publish(path)
         member.checkpoint, member.epoch = Pointer(path=path, sha256=""), epochs
@@ -50,6 +50,7 @@ def train(storage: RunStorage, config: ExperimentConfig, epochs: int) -> None:
     state.save(run_dir)
     if epochs >= config.epochs:
         write_summary(run_dir, RunSummary.model_validate(SUMMARY))
+        RunDirectory(run_dir).report.touch()
 
 
 SUMMARY = {
@@ -112,6 +113,16 @@ def test_the_same_command_starts_resumes_and_then_says_finished(
     assert len(said) == 2 and said[0] == said[1]
     assert said[0].startswith(f"finished: {run_dir}: best trial_01, k-NN fitness 40.0 %")
     assert contents(run_dir) == before
+
+
+def test_a_run_that_was_stopped_before_its_report_is_concluded_again(
+    config: ExperimentConfig, trained: Trained
+) -> None:
+    runner.start(config)
+    run_dir = runner.start(config)
+    (run_dir / "report.html").unlink()
+    runner.start(config)
+    assert (run_dir / "report.html").is_file() and [epochs for _, epochs in trained[2:]] == [{}]
 
 
 @pytest.mark.slow

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import scipy.stats
 from made_up_run import make_exploit, make_row
+from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from adios_ray.checkpoints import Pointer
+from adios_ray.errors import DatasetError, FaultError
+from adios_ray.experiment import verdict
 from adios_ray.experiment.verdict import LAST_REPORTS, Final, final_fitness, gain_over_control
 from adios_ray.files import write_output
 from adios_ray.run_directory import RunDirectory
@@ -16,6 +19,28 @@ from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.state import Member, PopulationState
 
 POINTER = Pointer(path=Path("checkpoint"), sha256="")
+
+
+def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = RayTaskError("_on_test", "Traceback ...", DatasetError("no data set in data"))
+    answers = iter([WorkerCrashedError(), missing, "estimate", *[missing] * verdict.ATTEMPTS])
+
+    def get(_: object) -> object:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("ray.get", get)
+    monkeypatch.setattr(verdict, "PAUSE_S", 0.0)
+    submitted = list[None]()
+    assert verdict._answer(lambda: submitted.append(None), "runs/one") == "estimate"  # type: ignore[comparison-overlap]  # no task runs
+    assert len(submitted) == 3 and "failed (DatasetError: no data set in data) and is" in capsys.readouterr().out
+    with pytest.raises(FaultError) as refused:
+        verdict._answer(lambda: submitted.append(None), "runs/one")
+    assert "no data set in data. All trainings are kept" in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_the_error_of_the_gain_is_that_of_paired_images(tmp_path: Path) -> None:

@@ -71,7 +71,16 @@ def connected() -> Iterator[None]:
                 log_to_driver=False,
                 logging_level="ERROR",
             )
+        except SystemExit:  # by the handler that Ray installs for SIGTERM while it starts
+            handler = handlers[signal.SIGTERM]
+            if callable(handler):
+                handler(signal.SIGTERM, None)
+            raise
         except Exception as error:  # where a busy machine starts Ray too slowly, it is a plain Exception
+            if isinstance(error, OSError) and error.filename is not None:
+                raise ConfigError(
+                    f"Ray cannot use {error.filename}: {error.strerror}; set HOME to a directory that can be written to"
+                ) from error
             raise RunError(f"Ray could not be joined or started: {error}") from error
         if threading.current_thread() is threading.main_thread():
             # Ray replaces them by handlers that print a stack of C++ and exit by themselves.

@@ -8,7 +8,6 @@ from adios_ray.data.shards import SCHEMA_VERSION, Manifest, ShardEntry, verify
 from adios_ray.errors import ConfigError, DatasetError, EvaluationError
 from adios_ray.evaluation.fitness import SMALLEST_PARTED, check_measurable
 from adios_ray.experiment.config import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig
-from adios_ray.files import expand_home
 from adios_ray.measures import MEASURES
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
@@ -134,7 +133,8 @@ def check_job_paths(config: ExperimentConfig, job: str | None) -> None:
     names = ("data_dir", "initial_weights", "storage", "resume") if job else ()
     for name in names:
         path = getattr(config, name)
-        if path is not None and "://" not in str(path) and not expand_home(path).is_absolute():
+        place = None if path is None else local_path(path)
+        if place is not None and not place.is_absolute():
             raise ConfigError(
                 f"{name} {path} is relative, and job {job} works in a copy of the working directory, {Path.cwd()}, "
                 f"which other nodes lack and which is deleted after the job: give --{name.replace('_', '-')} an "

@@ -57,7 +57,7 @@ def main(
 
         runner.resume(config.resume, config) if config.resume else runner.start(config)
 
-    return exit_status(run, "resume with --resume RUN_DIR")
+    return exit_status(run, "nothing was trained yet: run it again")
 
 
 def read_arguments(

@@ -1,18 +1,21 @@
 """Final evaluation of a run: the best trial on the test split, and the files that conclude the run."""
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import ray
+from ray.exceptions import RayError, RayTaskError
 
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.shards import read_manifest
-from adios_ray.errors import RunError
+from adios_ray.errors import FaultError, RunError
 from adios_ray.experiment.command import repeating_command
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources
@@ -25,6 +28,7 @@ from adios_ray.search.comparison import Outcomes, paired, read_outcomes
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
+from adios_ray.store import Location
 from adios_ray.tracking.formatting import label, value_text
 from adios_ray.tracking.lineage import last_rows
 from adios_ray.tracking.records import (
@@ -39,8 +43,14 @@ from adios_ray.tracking.records import (
 from adios_ray.tracking.report.run_data import read_run
 
 if TYPE_CHECKING:  # the driver needs no torch for it
+    from ray import ObjectRef
+
     from adios_ray.evaluation.fitness import Estimate
 
+ATTEMPTS = 4
+"""How often the evaluation on the test split is started."""
+PAUSE_S = 5.0
+"""Seconds before the second attempt, twice as many before the third, and so on."""
 LAST_REPORTS = 3
 """Reports over which the holdout fitness of a trial is averaged."""
 
@@ -59,6 +69,7 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
 
     Raises:
         RunError: If every trial diverged or collapsed.
+        FaultError: If the evaluation fails again and again.
     """
     # Here: the first steps of a run need not wait for what these import, scipy and plotly.
     from adios_ray.tracking.report.outcome import search_course
@@ -79,7 +90,8 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
     # As a Ray task: the driver's node may have no GPU. Only the trial that is best on validation sees the test split:
     # the maximum over the population would be biased upward.
     judge = ray.remote(_on_test).options(num_cpus=resources.cpus, num_gpus=resources.gpus)
-    test: Estimate = ray.get(judge.remote(own, best.checkpoint, storage.place))
+    print(f"{name} is evaluated on the test split, as soon as the cluster has a place for it", flush=True)
+    test = _answer(partial(judge.remote, own, best.checkpoint, storage.place), storage.place)
     manifest = read_manifest(config.data_dir)
     first_epoch = min(row.epoch for row in rows)
     summary = RunSummary(
@@ -122,6 +134,31 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
     written = write_report(run_dir, storage.uri)
     retry(storage.push, print)
     print(f"Report: {storage.place}/{written.name}", flush=True)
+
+
+def _answer(submit: Callable[[], "ObjectRef[Estimate]"], place: Location) -> "Estimate":
+    """Return what the evaluation on the test split finds, after a bounded number of attempts.
+
+    Raises:
+        FaultError: If each failed, with the reason of the last.
+    """
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        if reason:
+            print(f"the evaluation on the test split failed ({reason}) and is started again", flush=True)
+            time.sleep(PAUSE_S * attempt)
+        try:
+            found: Estimate = ray.get(submit())
+        except RayTaskError as error:
+            reason = f"{type(error.cause).__name__}: {error.cause}"
+        except RayError as error:  # its process or node was lost, or ran out of memory
+            reason = str(error).splitlines()[0]
+        else:
+            return found
+    raise FaultError(
+        f"{place}: the evaluation on the test split failed {ATTEMPTS} times, at last with {reason}. All trainings are "
+        f"kept: mend it, then run again with --resume {place}"
+    )
 
 
 class Final(NamedTuple):

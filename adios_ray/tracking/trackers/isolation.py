@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,8 @@ from adios_ray.tracking.trackers.base import Message, TrackerName
 
 CLOSE_S = 30.0
 """Time that a tracker has at the end of a run to send what it has left."""
+STOP_S = 3.0
+"""The same where the run is stopped or fails: what stopped it may kill it after seconds."""
 
 Say = Callable[[str], object]
 """Shows one line to the user."""
@@ -58,7 +61,7 @@ class Trackers(AbstractContextManager["Trackers"]):
     ) -> None:
         """Wait a bounded time until what is left is sent, and stop the trackers."""
         for process in self._processes:
-            process.finish()
+            process.finish(CLOSE_S if error is None else STOP_S)
 
 
 class _Process:
@@ -89,13 +92,13 @@ class _Process:
         self._given += 1
         self._messages.put(message)
 
-    def finish(self) -> None:
-        """End the tracker's input, and stop it if it does not end by itself."""
+    def finish(self, seconds: float) -> None:
+        """End the tracker's input, and stop it if it does not end by itself in time."""
         self._messages.put(None)
         try:
-            self._process.wait(CLOSE_S)
+            self._process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # with what the tracker has started
             self._process.wait()
         for thread in self._threads:
             thread.join(1.0)

@@ -25,6 +25,8 @@ def check_login() -> None:
         found = wandb.login(prompt=False, verify=False)
     except RuntimeError as error:  # without a home directory
         raise ConfigError(f"wandb cannot look for a login: {error} Set HOME") from None
+    finally:
+        wandb.teardown()  # else trackers would use this process's service, for which it waits at its end
     if not found:
         raise ConfigError(
             "wandb online needs a login: run `wandb login` or set WANDB_API_KEY; --wandb offline needs none"
