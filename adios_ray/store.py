@@ -23,11 +23,9 @@ options of commands have this type: a ``Path`` would drop a slash of the URI, an
 PARALLEL_COPIES = 8
 """Files that are copied at once."""
 _ONE_SLASH = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")
+_NO_BUCKET = re.compile(r"([a-z][a-z0-9+.-]+)://(?:/|$)")
 _DENIED = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "DefaultCredentialsError"}
 """Errors of protocols' packages that do not pass by themselves."""
-
-
-_NO_BUCKET = re.compile(r"[a-z][a-z0-9+]+:/*$")
 
 
 def local_path(location: Location) -> Path | None:
@@ -40,8 +38,8 @@ def local_path(location: Location) -> Path | None:
     text = os.fspath(location).removeprefix("file://")
     if _ONE_SLASH.match(text):
         raise ConfigError(f"{text} is neither a path nor a URI: write {text.replace(':/', '://', 1)}, or ./{text}")
-    if _NO_BUCKET.match(text):
-        raise ConfigError(f"{location} names no bucket: write {text.rstrip('/')}//BUCKET/FOLDER")
+    if nowhere := _NO_BUCKET.match(text):
+        raise ConfigError(f"{text} names no bucket: write {nowhere[1]}://BUCKET/FOLDER")
     return None if "://" in text else expand_home(text)
 
 

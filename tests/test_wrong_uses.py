@@ -287,7 +287,7 @@ CASES = {
     f"{MINE} --storage file": "file cannot be written to",
     f"{MINE} --storage ~nobody-of-this-name/runs": "~nobody-of-this-name/runs: there is no such home directory",
     f"{MINE} --storage nope://bucket/runs": "nope://bucket/runs cannot be reached: Protocol not known: nope",
-    f"{MINE} --storage s3:// --name a": "s3:// names no bucket: write s3://BUCKET/FOLDER",
+    f"{MINE} --storage s3:// --name a": "names no bucket: write s3://BUCKET/FOLDER",
     "verify s3://": "s3:// names no bucket",
     f"{MINE} --storage s3:/bucket/runs": "write s3://bucket/runs",
     f"{MINE} --wandb maybe": "--wandb maybe is not one of off, offline, online",
