@@ -16,8 +16,10 @@ from made_up_run import COPIES, SETTINGS, make_exploit, make_row, make_run, make
 from scipy.stats import sem, ttest_ind
 
 from adios_ray.cli import main
+from adios_ray.data.claim import TRAINING, claimed
 from adios_ray.measures import MEASURES
 from adios_ray.run_directory import RunDirectory
+from adios_ray.store import Store
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.environment import record_environment
 from adios_ray.tracking.records import MaskFile, Row
@@ -128,7 +130,7 @@ def test_report_of_a_run_that_has_just_begun(tmp_path: Path, rows: list[Row]) ->
     for row in rows:
         records.append_result(tmp_path, row)
     text = Page(write_report(tmp_path).read_text()).text
-    assert "still running" in text and "No masks are stored yet" in text
+    assert "interrupted: no summary yet" in text and "No masks are stored yet" in text
 
 
 def chart_data(rows: dict[str, list[Row]], **more: Any) -> charts.ChartData:
@@ -224,7 +226,23 @@ def test_a_running_run_says_who_leads(tmp_path: Path) -> None:
     run = RunData(tmp_path, [make_row("a", 1, 0.4), make_row("b", 1, 0.5)], controls=frozenset({"a"}))
     found = outcome_of(run, [])
     assert (found.headline, found.gain) == ("b leads", "10.0 ± 1.6 %")  # 0.011 * sqrt(2)
-    assert found.steps[1].command == f"adios-ray train --resume {tmp_path.resolve()}"
+    assert [step.command for step in found.steps] == [f"adios-ray train --resume {tmp_path.resolve()}"]
+
+
+def test_a_run_that_is_not_finished_has_the_state_that_the_list_of_runs_shows(tmp_path: Path) -> None:
+    records.write_config(tmp_path, {})
+    (tmp_path / "space.yaml").write_text("scheduler: pbt\nparameters: {a.b: {low: 0, high: 1}}\n")
+    runs = [read_run(tmp_path), read_run(tmp_path, "s3://bucket/run")]
+    with claimed(Store(tmp_path), print, TRAINING):
+        runs.append(read_run(tmp_path))
+        assert runs[-1].state == "running" and "--open" in outcome_of(runs[-1], []).steps[0].command
+        text = Page(write_report(tmp_path).read_text()).text
+        assert "running: no summary yet" in text and "pbt, random, 1 values" in text
+        assert "with these values" not in text
+    states = ["interrupted", "not finished", "running"]
+    assert [run.state for run in runs] == states
+    text = Page(write_comparison(runs, tmp_path / "comparison.html").read_text()).text
+    assert all(f"{state}, 0 epochs" in text for state in states)
 
 
 def test_controls_are_read_from_snapshot_and_journal(tmp_path: Path) -> None:
@@ -312,7 +330,7 @@ def test_runs_are_compared(run_dir: Path, tmp_path: Path) -> None:
     assert [(row.name, row.cells) for row in differences(runs)] == [("masking.slots", ["4", "6"]), ("seed", ["0", "1"])]
     ahead = f"other is ahead of finished by 5.0 ± {100 * math.hypot(0.01, 0.01):.1f} % on test: sure"
     assert verdict_between(runs).startswith(ahead) and verdict_between(runs).endswith("another seed may change more")
-    page = Page(write_comparison([run_dir, other], tmp_path / "comparison.html").read_text())
+    page = Page(write_comparison(runs, tmp_path / "comparison.html").read_text())
     assert ahead in page.text and "masking.slots" in page.text and not page.loads
 
 

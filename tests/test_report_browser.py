@@ -171,7 +171,7 @@ def test_runs_that_have_just_begun_have_no_errors(tab: Tab, tmp_path: Path, repo
 
 def test_a_comparison_is_drawn(tab: Tab, page: Path, tmp_path: Path) -> None:
     tab.problems.clear()
-    tab.open(write_comparison([page.parent, page.parent], tmp_path / "comparison.html"), 360)
+    tab.open(write_comparison([read_run(page.parent)] * 2, tmp_path / "comparison.html"), 360)
     assert tab.problems == [] and tab.run("document.documentElement.scrollWidth") <= 360
     assert tab.run("document.querySelectorAll('#chart-fitness .scatterlayer .trace').length") == 2
 

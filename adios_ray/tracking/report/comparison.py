@@ -13,7 +13,7 @@ from adios_ray.tracking.report import charts
 from adios_ray.tracking.report.charts import Figure
 from adios_ray.tracking.report.outcome import search_course, sureness
 from adios_ray.tracking.report.page import HEADINGS, render
-from adios_ray.tracking.report.run_data import RunData, read_run
+from adios_ray.tracking.report.run_data import RunData
 from adios_ray.validation import leaves
 
 _REPEATED = (
@@ -30,13 +30,8 @@ class Comparison(NamedTuple):
     cells: list[str]
 
 
-def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
-    """Write the page that compares runs.
-
-    Raises:
-        RecordError: If a file of a run is damaged.
-    """
-    runs = [read_run(run_dir) for run_dir in run_dirs]
+def write_comparison(runs: Sequence[RunData], path: Path) -> Path:
+    """Write the page that compares runs."""
     write_output(path, render("comparison.html.j2", _context(runs)).encode())
     return path
 
@@ -164,7 +159,7 @@ def _outcomes(runs: Sequence[RunData]) -> list[Comparison]:
     for run in runs:
         summary, text = run.summary, run.measure.text
         if summary is None:
-            cells.append({"state": f"still running, {max((row.epoch for row in run.rows), default=0)} epochs"})
+            cells.append({"state": f"{run.state}, {max((row.epoch for row in run.rows), default=0)} epochs"})
             continue
         gain = "no control" if summary.gain is None else text(summary.gain, summary.gain_standard_error)
         cells.append(

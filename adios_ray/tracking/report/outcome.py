@@ -191,9 +191,12 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
     where = shlex.quote(run.where)
     layout = RunDirectory(Path())
     if run.summary is None:
+        resume = f"adios-ray train --resume {where}"
+        if run.state == "interrupted":
+            return [NextStep("continue the run", resume)]
         return [
             NextStep("see the newest state", f"adios-ray report {where}{'' if run.uri else ' --open'}"),
-            NextStep("if the run was interrupted", f"adios-ray train --resume {where}"),
+            NextStep("if the run is interrupted", resume),
         ]
     summary, sentences = run.summary, " ".join(verdict.sentence for verdict in verdicts)
     steps = []

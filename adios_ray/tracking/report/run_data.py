@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -19,6 +19,7 @@ from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.log import Event, read_events
+from adios_ray.tracking.overview import State, state_of
 from adios_ray.tracking.records import Drop, Exploit, MaskFile, Refusal, Row, RunSummary
 
 EVOLVING = ("pbt", "pb2")
@@ -51,7 +52,7 @@ class RunData:
         exploits: Copies of weights in the order of their decisions.
         refusals: Refused copies, likewise.
         drops: Trials that left in the opening, likewise.
-        summary: The outcome; None while the run continues.
+        summary: The outcome; None of a run that has not finished.
         config: The resolved configuration.
         space: The search space as plain values; empty if none is stored.
         controls: Trials that keep the configured values and their weights.
@@ -70,6 +71,13 @@ class RunData:
     controls: frozenset[str] = frozenset()
     events: Sequence[Event] = ()
     uri: str | None = None
+
+    @cached_property
+    def state(self) -> State | Literal["not finished"]:
+        """The run's state; of a copy, which lacks the driver's file, whether it has finished is all that is known."""
+        if self.uri is not None and self.summary is None:
+            return "not finished"
+        return state_of(self.path, self.summary)
 
     @property
     def where(self) -> str:
