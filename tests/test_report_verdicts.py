@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,9 @@ def test_alike_trials() -> None:
     alike = curves({"a": [0.50], "b": [0.505], "c": [0.51]}, standard_error=0.01)
     assert said(verdicts.alike_trials, run_of(alike)) == ["Selection moved within the noise"]
     evolved = run_of(alike, space=PBT)
-    assert said(verdicts.alike_trials, evolved) == ["The trials ended alike: which of them won is chance"]
+    assert said(verdicts.alike_trials, evolved) == ["The trials are alike so far: which of them leads is chance"]
+    finished = run_of(alike, space=PBT, summary=summary_of(alike))
+    assert said(verdicts.alike_trials, finished) == ["The trials ended alike: which of them won is chance"]
     assert said(verdicts.alike_trials, run_of(curves({"a": [0.5], "b": [0.6]}, standard_error=None))) == []
 
 
@@ -147,6 +150,9 @@ def test_values_at_bounds(path: str, value: float, sentence: str | None) -> None
     parameters = {"optimizer.encoder_lr": rate, "masking.slots": {"low": 2, "high": 5, "scale": "integer"}}
     run = run_of([make_row("a", 1, values={path: value})], space={**PBT, "parameters": parameters})
     assert said(verdicts.values_at_bounds, run) == ([sentence] if sentence else [])
+    assert all("1 of 1 trials are there so far" in verdict.evidence for verdict in verdicts.values_at_bounds(run))
+    finished = replace(run, summary=summary_of(list(run.rows)))
+    assert all("1 of 1 trials ended there" in verdict.evidence for verdict in verdicts.values_at_bounds(finished))
 
 
 def test_copied_slots(tmp_path: Path) -> None:
@@ -186,15 +192,18 @@ def test_diverged() -> None:
 
 
 def test_still_rising() -> None:
-    rising = run_of(curves({"a": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]}, standard_error=0.02))
+    rows = curves({"a": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]}, standard_error=0.02)
+    assert said(verdicts.still_rising, run_of(rows)) == []  # it trains on
+    rising = run_of(rows, summary=summary_of(rows))
     assert said(verdicts.still_rising, rising) == ["The winner was still getting better at the end"]
-    flat = run_of(curves({"a": [0.1, 0.4, 0.6, 0.69, 0.7, 0.7, 0.7, 0.71]}, standard_error=0.02))
+    rows = curves({"a": [0.1, 0.4, 0.6, 0.69, 0.7, 0.7, 0.7, 0.71]}, standard_error=0.02)
+    flat = run_of(rows, summary=summary_of(rows))
     assert said(verdicts.still_rising, flat) == []
 
 
 def test_selected_by_luck_and_at_chance() -> None:
     lucky = run_of([make_row("a", 1, 0.6, holdout_fitness=0.5, standard_error=0.02, holdout_standard_error=0.02)])
-    assert len(said(verdicts.selected_by_luck, lucky)) == 1
+    assert said(verdicts.selected_by_luck, lucky)[0].startswith("The leader is partly lucky")
     fair = run_of([make_row("a", 1, 0.52, holdout_fitness=0.5, standard_error=0.02, holdout_standard_error=0.02)])
     assert said(verdicts.selected_by_luck, fair) == []
     rows = curves({"a": [0.1]})
