@@ -280,7 +280,11 @@ def test_families_survive_by_copies(tmp_path: Path) -> None:
     rows = [make_row(trial, epoch) for trial in "abc" for epoch in (1, 2, 3)]
     run = RunData(tmp_path, rows, [make_exploit(1, "b", "a"), make_exploit(2, "c", "b")])
     traces = search_charts.survival_chart(run, chart_data(run.by_trial))["data"]
-    assert {trace["meta"]: trace["y"] for trace in traces} == {"a": [1, 2, 3, 3], "c": [1, 1, 0, 0]}
+    assert {trace["meta"]: trace["y"] for trace in traces} == {
+        "a": [1, 2, 3, 3],
+        "b": [1, 0, 0, 0],
+        "c": [1, 1, 0, 0],
+    }
 
 
 def test_slots_are_described(tmp_path: Path) -> None:

@@ -159,7 +159,6 @@ def survival_chart(run: RunData, population: ChartData) -> Figure:
         Counter(lineage.ancestry(run.exploits, trial, epoch + 1)[0].trial for trial in run.by_trial)
         for epoch in epochs
     ]
-    founders = [trial for trial in run.by_trial if any(count[trial] for count in counts)]
     traces = [
         {
             "type": "scatter",
@@ -172,7 +171,7 @@ def survival_chart(run: RunData, population: ChartData) -> Figure:
             "hovertemplate": f"%{{y}} trials descend from <b>{plotly_text(founder)}</b>"
             "<br>after epoch %{x}<extra></extra>",
         }
-        for founder in founders
+        for founder in run.by_trial
     ]
     trials = len(run.by_trial)
     axis = charts.value_axis(dtick=math.ceil(trials / 7), range=[0, trials])
