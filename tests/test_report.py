@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 import types
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -246,9 +247,12 @@ def test_a_run_that_is_not_finished_has_the_state_that_the_list_of_runs_shows(tm
 
 
 def test_controls_are_read_from_snapshot_and_journal(tmp_path: Path) -> None:
-    (tmp_path / "population.json").write_text('{"members": {"a": {"control": true}, "b": {"control": false}}}')
+    (tmp_path / "population.json").write_text(
+        '{"members": {"a": {"control": true}, "b": {"control": false}}, "dataset": "sum"}'
+    )
     (tmp_path / "population.jsonl").write_text('{"members": {"c": {"control": true}}}\n{"members": {"cut')
-    assert read_run(tmp_path).controls == {"a", "c"}
+    run = read_run(tmp_path)
+    assert run.controls == {"a", "c"} and run.dataset == "sum"
 
 
 def test_importance_finds_the_value_that_matters(tmp_path: Path) -> None:
@@ -336,6 +340,16 @@ def test_runs_are_compared(run_dir: Path, tmp_path: Path) -> None:
     assert verdict_between(runs).startswith(ahead) and verdict_between(runs).endswith("another seed may change more")
     page = Page(write_comparison(runs, tmp_path / "comparison.html").read_text())
     assert ahead in page.text and "masking.slots" in page.text and not page.loads
+
+
+def test_data_is_compared_by_its_checksum_or_else_its_path(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    here, there = (replace(run, config={"data_dir": path}) for path in ("here", "there"))
+    different = "The runs are of different data"
+    assert verdict_between([here, there]).startswith(different)
+    assert not verdict_between([replace(here, dataset="a"), replace(there, dataset="a")]).startswith(different)
+    assert verdict_between([replace(here, dataset="a"), replace(here, dataset="b")]).startswith(different)
+    assert not verdict_between([replace(here, dataset="a"), here]).startswith(different)
 
 
 def test_runs_of_several_seeds_are_compared_over_seeds(tmp_path: Path) -> None:

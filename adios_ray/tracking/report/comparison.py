@@ -1,5 +1,6 @@
 """Two or more runs side by side: what differed, and what came out."""
 
+import itertools
 import json
 import math
 import statistics
@@ -115,7 +116,7 @@ def verdict_between(runs: Sequence[RunData]) -> str:
     """
     if len({run.measure.label for run in runs}) > 1:
         return "The runs have different measures of fitness: their numbers cannot be compared."
-    if len({str((run.config or {}).get("data_dir")) for run in runs}) > 1:
+    if not all(_same_data(a, b) for a, b in itertools.combinations(runs, 2)):
         return "The runs are of different data: their numbers cannot be compared."
     finished = [(name, run) for name, run in zip(names_of(runs), runs, strict=True) if run.summary is not None]
     if len(finished) < 2:
@@ -138,6 +139,13 @@ def verdict_between(runs: Sequence[RunData]) -> str:
         f"{first} is ahead of {second} by {ahead} on test: {sureness(difference / error)}; the error is over images, "
         "and another seed may change more"
     )
+
+
+def _same_data(a: RunData, b: RunData) -> bool:
+    """Compare the data by its checksum, or by its path where a run of an earlier version has none."""
+    if a.dataset is not None and b.dataset is not None:
+        return a.dataset == b.dataset
+    return bool((a.config or {}).get("data_dir") == (b.config or {}).get("data_dir"))
 
 
 def differences(runs: Sequence[RunData]) -> list[Comparison]:

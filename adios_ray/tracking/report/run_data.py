@@ -56,6 +56,7 @@ class RunData:
         config: The resolved configuration.
         space: The search space as plain values; empty if none is stored.
         controls: Trials that keep the configured values and their weights.
+        dataset: Checksum of the data; None in runs of earlier versions.
         events: Everything that happened, in its order; nothing in runs of earlier versions.
         uri: URI of the run if ``path`` is a copy.
     """
@@ -69,6 +70,7 @@ class RunData:
     config: Mapping[str, Any] | None = None
     space: Mapping[str, Any] | None = None
     controls: frozenset[str] = frozenset()
+    dataset: str | None = None
     events: Sequence[Event] = ()
     uri: str | None = None
 
@@ -202,7 +204,7 @@ def read_run(run_dir: Path, uri: str | None = None) -> RunData:
         records.read_summary(run_dir),
         records.read_config(run_dir),
         _read_space(RunDirectory(run_dir).space),
-        _read_controls(RunDirectory(run_dir)),
+        *_read_population(RunDirectory(run_dir)),
         read_events(run_dir),
         uri,
     )
@@ -219,17 +221,19 @@ def _read_space(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_controls(run: RunDirectory) -> frozenset[str]:
-    """Read which members of the population are controls; later changes do not concern that."""
+def _read_population(run: RunDirectory) -> tuple[frozenset[str], str | None]:
+    """Read which members of the population are controls, which no change concerns, and the checksum of the data."""
     members: dict[str, Any] = {}
+    dataset = None
     if run.population.exists():
         try:
-            members = json.loads(run.population.read_bytes()).get("members", {})
+            population = json.loads(run.population.read_bytes())
+            members, dataset = population.get("members", {}), population.get("dataset")
         except (ValueError, AttributeError) as error:
             raise RecordError(f"{run.population}: {error}") from None
     for line in complete_lines(run.journal).splitlines():
         members |= _members_of(line)
-    return frozenset(name for name, member in members.items() if member.get("control"))
+    return frozenset(name for name, member in members.items() if member.get("control")), dataset
 
 
 def _members_of(line: bytes) -> dict[str, Any]:

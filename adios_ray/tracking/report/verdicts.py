@@ -139,7 +139,8 @@ def no_exploits(run: RunData) -> Iterator[Verdict]:
         "look",
         "No trial copied another",
         f"{epochs} epochs, {len(run.refusals)} copies refused because the donor was not better by enough",
-        f"the run {'was' if run.summary else 'is so far'} a random search; train longer, or raise significance in the search space",
+        f"the run {'was' if run.summary else 'is so far'} a random search; train longer, "
+        "or raise significance in the search space",
     )
 
 
