@@ -162,6 +162,8 @@ def test_copied_slots(tmp_path: Path) -> None:
         "Slots 1 and 3 are copies",
         "Slots 2 and 4 are copies",
     ]
+    # A larger weight makes all slots alike (docs/results.md).
+    assert "a smaller sparsity weight" in next(verdicts.copied_slots(masked_run(tmp_path, copied))).advice
     assert said(verdicts.copied_slots, masked_run(tmp_path, np.stack([top / 3] * 3))) == ["Slots 1, 2 and 3 are copies"]
     assert said(verdicts.copied_slots, masked_run(tmp_path, halves(4))) == []
 
@@ -209,6 +211,7 @@ def test_selected_by_luck_and_at_chance() -> None:
     rows = curves({"a": [0.1]})
     guess = run_of(rows, summary=summary_of(rows, test_accuracy=0.11, test_standard_error=0.01))
     assert said(verdicts.at_chance, guess) == ["The winner guesses"]
+    assert "verify" not in next(verdicts.at_chance(guess)).advice  # it compares checksums, not labels
     assert said(verdicts.at_chance, run_of(rows, summary=summary_of(rows, test_accuracy=0.5))) == []
 
 
@@ -226,6 +229,14 @@ def test_verdicts_choose_the_next_command_and_the_gravest_is_first(tmp_path: Pat
     longer, again, *_ = (step.command for step in outcome_of(run, found).steps)
     assert longer.startswith("adios-ray replay --schedule") and "--epochs 16" in longer
     assert again == "adios-ray train --preset demo --seed 4"
+
+
+def test_bounds_are_widened_in_a_copy_of_the_space() -> None:
+    rows = [make_row("a", 1, values={"a.b": 1.0})]
+    space = {**PBT, "parameters": {"a.b": {"low": 0.0, "high": 1.0}}}
+    run = run_of(rows, space=space, summary=summary_of(rows, command="adios-ray train --space s.yaml"))
+    step = outcome_of(run, verdicts.verdicts(run)).steps[0]
+    assert step.command == "adios-ray train --space wider.yaml" and f"copy {run.where}/space.yaml" in step.reason
 
 
 @pytest.mark.parametrize(("z", "words"), [(4.0, "sure ("), (2.0, "fairly sure ("), (1.0, "not sure: within the noise")])

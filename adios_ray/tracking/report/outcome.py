@@ -211,9 +211,10 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
             NextStep("repeat with another seed", f"{_without(summary.command, '--seed', '--name')} --seed {seed}")
         )
     if "ran against" in sentences:
-        space = shlex.quote(f"{run.where}/{layout.space}")
-        wider = f"{_without(summary.command, '--space', '--name')} --space {space}"
-        steps.append(NextStep("search again after widening the bounds in the run's space.yaml", wider))
+        wider = f"{_without(summary.command, '--space', '--name')} --space wider.yaml"
+        steps.append(
+            NextStep(f"copy {run.where}/{layout.space} to wider.yaml, widen its bounds, and search again", wider)
+        )
     checkpoint = f"{run.where}/{layout.checkpoint(summary.best_trial, summary.best_epoch)}"
     data = shlex.quote(str((run.config or {}).get("data_dir") or "DATA"))
     evaluate = f"adios-ray evaluate linear --checkpoint {shlex.quote(checkpoint)} --data-dir {data}"

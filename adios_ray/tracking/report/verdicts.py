@@ -178,7 +178,8 @@ def values_at_bounds(run: RunData) -> Iterator[Verdict]:
             f"{_name(path)} ran against its {end} bound",
             f"the {_best(run)}'s last value is {value_text(value)}, the bound {value_text(bound)}; "
             f"{others} of {len(finals)} trials {'ended there' if run.summary else 'are there so far'}",
-            f"give it more room: change {'low' if end == 'lower' else 'high'} in space.yaml",
+            f"give it more room: change {'low' if end == 'lower' else 'high'} in a copy of the run's space.yaml, "
+            "and search with --space COPY",
         )
 
 
@@ -219,7 +220,7 @@ def copied_slots(run: RunData) -> Iterator[Verdict]:
                 "wrong",
                 f"Slots {', '.join(map(str, members[:-1]))} and {members[-1]} are copies",
                 f"their masks overlap by at least {min(shared):.0%} (soft IoU over {len(masks)} images)",
-                "fewer slots, a larger sparsity weight λ, or a smaller rate of the occlusion model",
+                "fewer slots, a smaller sparsity weight λ, or a smaller rate of the occlusion model",
             )
 
 
@@ -337,7 +338,7 @@ def at_chance(run: RunData) -> Iterator[Verdict]:
             "The winner guesses",
             f"accuracy {run.measure.text(summary.test_accuracy, summary.test_standard_error)} on test, "
             f"chance {run.measure.text(summary.chance)}",
-            "check the labels with `adios-ray verify`, train longer, or lower the rates",
+            "look at images and labels in the report's map of features, train longer, or lower the rates",
         )
 
 
