@@ -201,6 +201,8 @@ def test_a_label_free_fitness_is_called_by_its_name_and_is_no_percentage(run_dir
     assert "chance" not in page.partition("<footer>")[0]
     assert MEASURES["rankme"].text(41.26) == "41.3" and MEASURES["lidar"].text(math.nan) == "–"
     assert MEASURES["knn"].scores_text(0.5123, 0.0113, 0.53) == "k-NN fitness 51.2 ± 1.1 %, accuracy 53.0 %"
+    assert MEASURES["knn"].difference_text(0.046, 0.015) == "4.6 ± 1.5 points"
+    assert MEASURES["rankme"].difference_text(2.5) == "2.5"
     assert MEASURES["rankme"].scores_text(41.26, 0.5, math.nan) == "RankMe fitness 41.3 ± 0.5"
 
 
@@ -210,7 +212,7 @@ def test_the_first_screen_names_winner_values_gain_and_commands(run_dir: Path) -
     found = outcome_of(run, [])
     assert found.headline == f"{run.summary.best_trial} won" and "no control" in found.sureness
     first = max(row.fitness for row in run.rows if row.epoch == 1)
-    assert found.gain == f"{100 * (run.summary.best_fitness - first):.1f} ± 1.9 %"  # 0.012 and 0.015
+    assert found.gain == f"{100 * (run.summary.best_fitness - first):.1f} ± 1.9 points"  # 0.012 and 0.015
     assert "on the validation images of selection" in found.score_note  # none were set aside
     held = [row.model_copy(update={"holdout_fitness": 0.99 * row.fitness}) for row in run.rows]
     apart = outcome_of(RunData(run_dir, held, summary=run.summary), [])
@@ -220,13 +222,13 @@ def test_the_first_screen_names_winner_values_gain_and_commands(run_dir: Path) -
     assert f"--checkpoint {run_dir.resolve()}/checkpoints/{run.summary.best_trial}" in found.steps[-1].command
     summary = run.summary.model_copy(update={"control": "other", "gain": 0.03, "gain_standard_error": 0.01})
     gained = outcome_of(RunData(run_dir, run.rows, summary=summary), [])
-    assert gained.gain == "3.0 ± 1.0 %" and "fairly sure (3.0 standard errors, p 0.0013)" in gained.sureness
+    assert gained.gain == "3.0 ± 1.0 points" and "fairly sure (3.0 standard errors, p 0.0013)" in gained.sureness
 
 
 def test_a_running_run_says_who_leads(tmp_path: Path) -> None:
     run = RunData(tmp_path, [make_row("a", 1, 0.4), make_row("b", 1, 0.5)], controls=frozenset({"a"}))
     found = outcome_of(run, [])
-    assert (found.headline, found.gain) == ("b leads", "10.0 ± 1.6 %")  # 0.011 * sqrt(2)
+    assert (found.headline, found.gain) == ("b leads", "10.0 ± 1.6 points")  # 0.011 * sqrt(2)
     assert [step.command for step in found.steps] == [f"adios-ray train --resume {tmp_path.resolve()}"]
 
 
@@ -336,7 +338,7 @@ def test_runs_are_compared(run_dir: Path, tmp_path: Path) -> None:
     records.write_summary(other, better)
     runs = [read_run(run_dir), read_run(other)]
     assert [(row.name, row.cells) for row in differences(runs)] == [("masking.slots", ["4", "6"]), ("seed", ["0", "1"])]
-    ahead = f"other is ahead of finished by 5.0 ± {100 * math.hypot(0.01, 0.01):.1f} % on test: sure"
+    ahead = f"other is ahead of finished by 5.0 ± {100 * math.hypot(0.01, 0.01):.1f} points on test: sure"
     assert verdict_between(runs).startswith(ahead) and verdict_between(runs).endswith("another seed may change more")
     page = Page(write_comparison(runs, tmp_path / "comparison.html").read_text())
     assert ahead in page.text and "masking.slots" in page.text and not page.loads
@@ -366,14 +368,14 @@ def test_runs_of_several_seeds_are_compared_over_seeds(tmp_path: Path) -> None:
             runs[path.name] = read_run(path)
     result = ttest_ind(scores["a"], scores["b"], alternative="greater")
     expected = (
-        f"a0, a1, a2 are ahead of b0, b1 by 6.0 ± {6.0 / result.statistic:.1f} % on test, over seeds: fairly sure"
+        f"a0, a1, a2 are ahead of b0, b1 by 6.0 ± {6.0 / result.statistic:.1f} points on test, over seeds: fairly sure"
     )
     found = verdict_between([run for name, run in runs.items() if name[0] in "ab"])
     assert found == f"{expected} ({result.statistic:.1f} standard errors, p {result.pvalue:.2g})"
     own = f"a0, a1, a2 differ in their seeds only: 52.0 ± {100 * sem(scores['a']):.1f} % on test"
     assert verdict_between([runs[f"a{seed}"] for seed in range(3)]).startswith(own)
     alone = verdict_between([runs["a0"], runs["a1"], runs["a2"], runs["c0"]])
-    assert alone.startswith(f"a0, a1, a2 are ahead of c0 by 22.0 ± {100 * 0.02 * math.sqrt(1 / 3 + 1):.1f} %")
+    assert alone.startswith(f"a0, a1, a2 are ahead of c0 by 22.0 ± {100 * 0.02 * math.sqrt(1 / 3 + 1):.1f} points")
     assert verdict_between([runs["a0"], runs["a0"]]).startswith("a0 (1) is ahead of a0 (2) by 0.0")
 
 
@@ -383,6 +385,7 @@ def test_runs_of_several_seeds_are_compared_over_seeds(tmp_path: Path) -> None:
         (["report"], "name at least one run directory"),
         (["report", "{tmp}"], "is not a run directory: it has no config.json"),
         (["report", "{run}", "--output", "x.html"], "--output is for the comparison"),
+        (["report", "{run}", "{run}/../finished"], "is named twice"),
         (["report", "{run}", "--images", "-1"], "--images -1 must be 0, or at least 2"),
     ],
 )

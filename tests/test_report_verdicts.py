@@ -64,7 +64,7 @@ def test_gain_over_control() -> None:
     rows = curves({"a": [0.4], "b": [0.5]})
     versus = {"best_trial": "b", "control": "a"}
     clear = run_of(rows, summary=summary_of(rows, **versus, gain=0.1, gain_standard_error=0.02))
-    assert said(verdicts.gain_over_control, clear) == ["The winner is better than the control by 10.0 ± 2.0 %"]
+    assert said(verdicts.gain_over_control, clear) == ["The winner is better than the control by 10.0 ± 2.0 points"]
     noise = run_of(rows, summary=summary_of(rows, **versus, gain=0.01, gain_standard_error=0.02))
     assert said(verdicts.gain_over_control, noise) == ["The winner is not distinguishable from the control"]
     itself = run_of(rows, summary=summary_of(rows, best_trial="a", control="a", gain=0.0))

@@ -68,7 +68,7 @@ def gain_over_control(run: RunData) -> Iterator[Verdict]:
                 "search longer, or around other values",
             )
         return
-    gain = run.measure.text(summary.gain, summary.gain_standard_error)
+    gain = run.measure.difference_text(summary.gain, summary.gain_standard_error)
     if not summary.gain_standard_error:
         return
     z = summary.gain / summary.gain_standard_error
@@ -302,10 +302,11 @@ def still_rising(run: RunData) -> Iterator[Verdict]:
     earlier = rows[math.floor(0.75 * (len(rows) - 1))]
     rise, error = rows[-1].fitness - earlier.fitness, rows[-1].standard_error
     if rise > 2 * error:
+        text = run.measure.difference_text
         yield Verdict(
             "look",
             "The winner was still getting better at the end",
-            f"{run.measure.text(rise)} more since epoch {earlier.epoch}, standard error {run.measure.text(error)}",
+            f"{text(rise)} more since epoch {earlier.epoch}, standard error {text(error)}",
             "train longer: replay the schedule over more epochs",
         )
 
