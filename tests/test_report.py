@@ -111,6 +111,21 @@ def test_damaged_files_of_masks_are_named_and_left_out(tmp_path: Path) -> None:
     assert text.count("cannot be read and is left out") == len(stored) and "No masks are stored" not in text
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_a_damaged_file_is_named_in_one_sentence(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    for name, sentence in (
+        ("inspection.npz", "is damaged: its arrays cannot be read; remove it, it is computed again"),
+        ("results.csv", "is damaged: it has neither its header nor reports"),
+    ):
+        damaged = tmp_path / name.partition(".")[0]
+        shutil.copytree(run_dir, damaged)
+        (damaged / name).write_bytes(content)
+        assert main(["report", str(damaged)]) != 0
+        assert f"{damaged / name} {sentence}" in capsys.readouterr().err
+
+
 def test_report_escapes_text_from_files(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     records.begin_results(tmp_path, list(SETTINGS))
