@@ -267,10 +267,11 @@ def time_chart(shares: dict[str, dict[str, float]]) -> Figure:
         for part, color in TIME_PARTS.items()
     ]
     layout = charts.figure_layout(
-        110 + 24 * len(bars),
+        60 + 24 * len(bars),
         barmode="stack",
         bargap=0.3,
-        xaxis={"tickformat": ".0%", "range": [0, 1], "automargin": True, "nticks": 6, "zeroline": False},
+        # Quarters are exact: a sum of fifths exceeds 1, and the last tick would be missing.
+        xaxis={"tickformat": ".0%", "range": [0, 1], "automargin": True, "dtick": 0.25, "zeroline": False},
         yaxis=charts.value_axis(
             tickvals=list(range(len(bars))),
             ticktext=[plotly_text(name) for name in bars],
@@ -278,4 +279,4 @@ def time_chart(shares: dict[str, dict[str, float]]) -> Figure:
             showgrid=False,
         ),
     )
-    return {"data": traces, "layout": layout | {"showlegend": True, "legend": {"orientation": "h", "y": -0.18}}}
+    return {"data": traces, "layout": layout}
