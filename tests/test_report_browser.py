@@ -101,7 +101,8 @@ def test_every_plot_is_drawn_and_no_width_scrolls_sideways(tab: Tab, page: Path)
         ]
         wide = "[...document.querySelectorAll('.chart')].filter(c => c.scrollWidth > c.clientWidth + 1).map(c => c.id)"
         assert tab.run(wide) == []
-        ticks = "[...document.querySelectorAll('#chart-time .xtick text')].map(t => t.textContent)"
+        seen = "t.checkVisibility({opacityProperty: true, visibilityProperty: true})"
+        ticks = f"[...document.querySelectorAll('#chart-time .xtick text')].filter(t => {seen}).map(t => t.textContent)"
         assert tab.run(ticks)[-1] == "100%"
     assert tab.run("document.querySelectorAll('#chart-time .legend').length") == 0  # it would scroll on narrow screens
     assert tab.run("document.getElementById('time-parts').textContent").startswith("trainingwaiting for data")

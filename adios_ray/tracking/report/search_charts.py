@@ -279,4 +279,5 @@ def time_chart(shares: dict[str, dict[str, float]]) -> Figure:
             showgrid=False,
         ),
     )
+    layout["margin"]["r"] = 26  # room for half of the last tick's label, which plotly hides otherwise
     return {"data": traces, "layout": layout}
