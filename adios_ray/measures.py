@@ -20,9 +20,16 @@ class Measure(NamedTuple):
 
     def text(self, value: float, standard_error: float | None = None) -> str:
         """Format a value for people, with its standard error if known; a dash for nan."""
+        return self._written(value, standard_error, "%")
+
+    def difference_text(self, difference: float, standard_error: float | None = None) -> str:
+        """Format a difference of two values likewise: of percentages, it is in points."""
+        return self._written(difference, standard_error, "points")
+
+    def _written(self, value: float, standard_error: float | None, unit_of_shares: str) -> str:
         if math.isnan(value):
             return "–"
-        scale, digits, unit = (100, ".1f", " %") if self.is_share else (1, ".3g", "")
+        scale, digits, unit = (100, ".1f", f" {unit_of_shares}") if self.is_share else (1, ".3g", "")
         error = "" if standard_error is None else f" ± {scale * standard_error:{digits}}"
         return f"{scale * value:{digits}}{error}{unit}"
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 import types
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from made_up_run import COPIES, SETTINGS, make_exploit, make_row, make_run, make
 from scipy.stats import sem, ttest_ind
 
 from adios_ray.cli import main
+from adios_ray.data.claim import TRAINING, claimed
 from adios_ray.measures import MEASURES
 from adios_ray.run_directory import RunDirectory
+from adios_ray.store import Store
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.environment import record_environment
 from adios_ray.tracking.records import MaskFile, Row
@@ -108,6 +111,21 @@ def test_damaged_files_of_masks_are_named_and_left_out(tmp_path: Path) -> None:
     assert text.count("cannot be read and is left out") == len(stored) and "No masks are stored" not in text
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_a_damaged_file_is_named_in_one_sentence(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    for name, sentence in (
+        ("inspection.npz", "is damaged: its arrays cannot be read; remove it, it is computed again"),
+        ("results.csv", "is damaged: it has neither its header nor reports"),
+    ):
+        damaged = tmp_path / name.partition(".")[0]
+        shutil.copytree(run_dir, damaged)
+        (damaged / name).write_bytes(content)
+        assert main(["report", str(damaged)]) != 0
+        assert f"{damaged / name} {sentence}" in capsys.readouterr().err
+
+
 def test_report_escapes_text_from_files(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     records.begin_results(tmp_path, list(SETTINGS))
@@ -128,7 +146,7 @@ def test_report_of_a_run_that_has_just_begun(tmp_path: Path, rows: list[Row]) ->
     for row in rows:
         records.append_result(tmp_path, row)
     text = Page(write_report(tmp_path).read_text()).text
-    assert "still running" in text and "No masks are stored yet" in text
+    assert "interrupted: no summary yet" in text and "No masks are stored yet" in text
 
 
 def chart_data(rows: dict[str, list[Row]], **more: Any) -> charts.ChartData:
@@ -198,6 +216,8 @@ def test_a_label_free_fitness_is_called_by_its_name_and_is_no_percentage(run_dir
     assert "chance" not in page.partition("<footer>")[0]
     assert MEASURES["rankme"].text(41.26) == "41.3" and MEASURES["lidar"].text(math.nan) == "–"
     assert MEASURES["knn"].scores_text(0.5123, 0.0113, 0.53) == "k-NN fitness 51.2 ± 1.1 %, accuracy 53.0 %"
+    assert MEASURES["knn"].difference_text(0.046, 0.015) == "4.6 ± 1.5 points"
+    assert MEASURES["rankme"].difference_text(2.5) == "2.5"
     assert MEASURES["rankme"].scores_text(41.26, 0.5, math.nan) == "RankMe fitness 41.3 ± 0.5"
 
 
@@ -207,7 +227,7 @@ def test_the_first_screen_names_winner_values_gain_and_commands(run_dir: Path) -
     found = outcome_of(run, [])
     assert found.headline == f"{run.summary.best_trial} won" and "no control" in found.sureness
     first = max(row.fitness for row in run.rows if row.epoch == 1)
-    assert found.gain == f"{100 * (run.summary.best_fitness - first):.1f} ± 1.9 %"  # 0.012 and 0.015
+    assert found.gain == f"{100 * (run.summary.best_fitness - first):.1f} ± 1.9 points"  # 0.012 and 0.015
     assert "on the validation images of selection" in found.score_note  # none were set aside
     held = [row.model_copy(update={"holdout_fitness": 0.99 * row.fitness}) for row in run.rows]
     apart = outcome_of(RunData(run_dir, held, summary=run.summary), [])
@@ -217,20 +237,39 @@ def test_the_first_screen_names_winner_values_gain_and_commands(run_dir: Path) -
     assert f"--checkpoint {run_dir.resolve()}/checkpoints/{run.summary.best_trial}" in found.steps[-1].command
     summary = run.summary.model_copy(update={"control": "other", "gain": 0.03, "gain_standard_error": 0.01})
     gained = outcome_of(RunData(run_dir, run.rows, summary=summary), [])
-    assert gained.gain == "3.0 ± 1.0 %" and "fairly sure (3.0 standard errors, p 0.0013)" in gained.sureness
+    assert gained.gain == "3.0 ± 1.0 points" and "fairly sure (3.0 standard errors, p 0.0013)" in gained.sureness
 
 
 def test_a_running_run_says_who_leads(tmp_path: Path) -> None:
     run = RunData(tmp_path, [make_row("a", 1, 0.4), make_row("b", 1, 0.5)], controls=frozenset({"a"}))
     found = outcome_of(run, [])
-    assert (found.headline, found.gain) == ("b leads", "10.0 ± 1.6 %")  # 0.011 * sqrt(2)
-    assert found.steps[1].command == f"adios-ray train --resume {tmp_path.resolve()}"
+    assert (found.headline, found.gain) == ("b leads", "10.0 ± 1.6 points")  # 0.011 * sqrt(2)
+    assert [step.command for step in found.steps] == [f"adios-ray train --resume {tmp_path.resolve()}"]
+
+
+def test_a_run_that_is_not_finished_has_the_state_that_the_list_of_runs_shows(tmp_path: Path) -> None:
+    records.write_config(tmp_path, {})
+    (tmp_path / "space.yaml").write_text("scheduler: pbt\nparameters: {a.b: {low: 0, high: 1}}\n")
+    runs = [read_run(tmp_path), read_run(tmp_path, "s3://bucket/run")]
+    with claimed(Store(tmp_path), print, TRAINING):
+        runs.append(read_run(tmp_path))
+        assert runs[-1].state == "running" and "--open" in outcome_of(runs[-1], []).steps[0].command
+        text = Page(write_report(tmp_path).read_text()).text
+        assert "running: no summary yet" in text and "pbt, random, 1 values" in text
+        assert "with these values" not in text
+    states = ["interrupted", "not finished", "running"]
+    assert [run.state for run in runs] == states
+    text = Page(write_comparison(runs, tmp_path / "comparison.html").read_text()).text
+    assert all(f"{state}, 0 epochs" in text for state in states)
 
 
 def test_controls_are_read_from_snapshot_and_journal(tmp_path: Path) -> None:
-    (tmp_path / "population.json").write_text('{"members": {"a": {"control": true}, "b": {"control": false}}}')
+    (tmp_path / "population.json").write_text(
+        '{"members": {"a": {"control": true}, "b": {"control": false}}, "dataset": "sum"}'
+    )
     (tmp_path / "population.jsonl").write_text('{"members": {"c": {"control": true}}}\n{"members": {"cut')
-    assert read_run(tmp_path).controls == {"a", "c"}
+    run = read_run(tmp_path)
+    assert run.controls == {"a", "c"} and run.dataset == "sum"
 
 
 def test_importance_finds_the_value_that_matters(tmp_path: Path) -> None:
@@ -262,7 +301,11 @@ def test_families_survive_by_copies(tmp_path: Path) -> None:
     rows = [make_row(trial, epoch) for trial in "abc" for epoch in (1, 2, 3)]
     run = RunData(tmp_path, rows, [make_exploit(1, "b", "a"), make_exploit(2, "c", "b")])
     traces = search_charts.survival_chart(run, chart_data(run.by_trial))["data"]
-    assert {trace["meta"]: trace["y"] for trace in traces} == {"a": [1, 2, 3, 3], "c": [1, 1, 0, 0]}
+    assert {trace["meta"]: trace["y"] for trace in traces} == {
+        "a": [1, 2, 3, 3],
+        "b": [1, 0, 0, 0],
+        "c": [1, 1, 0, 0],
+    }
 
 
 def test_slots_are_described(tmp_path: Path) -> None:
@@ -310,10 +353,20 @@ def test_runs_are_compared(run_dir: Path, tmp_path: Path) -> None:
     records.write_summary(other, better)
     runs = [read_run(run_dir), read_run(other)]
     assert [(row.name, row.cells) for row in differences(runs)] == [("masking.slots", ["4", "6"]), ("seed", ["0", "1"])]
-    ahead = f"other is ahead of finished by 5.0 ± {100 * math.hypot(0.01, 0.01):.1f} % on test: sure"
+    ahead = f"other is ahead of finished by 5.0 ± {100 * math.hypot(0.01, 0.01):.1f} points on test: sure"
     assert verdict_between(runs).startswith(ahead) and verdict_between(runs).endswith("another seed may change more")
-    page = Page(write_comparison([run_dir, other], tmp_path / "comparison.html").read_text())
+    page = Page(write_comparison(runs, tmp_path / "comparison.html").read_text())
     assert ahead in page.text and "masking.slots" in page.text and not page.loads
+
+
+def test_data_is_compared_by_its_checksum_or_else_its_path(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    here, there = (replace(run, config={"data_dir": path}) for path in ("here", "there"))
+    different = "The runs are of different data"
+    assert verdict_between([here, there]).startswith(different)
+    assert not verdict_between([replace(here, dataset="a"), replace(there, dataset="a")]).startswith(different)
+    assert verdict_between([replace(here, dataset="a"), replace(here, dataset="b")]).startswith(different)
+    assert not verdict_between([replace(here, dataset="a"), here]).startswith(different)
 
 
 def test_runs_of_several_seeds_are_compared_over_seeds(tmp_path: Path) -> None:
@@ -330,14 +383,14 @@ def test_runs_of_several_seeds_are_compared_over_seeds(tmp_path: Path) -> None:
             runs[path.name] = read_run(path)
     result = ttest_ind(scores["a"], scores["b"], alternative="greater")
     expected = (
-        f"a0, a1, a2 are ahead of b0, b1 by 6.0 ± {6.0 / result.statistic:.1f} % on test, over seeds: fairly sure"
+        f"a0, a1, a2 are ahead of b0, b1 by 6.0 ± {6.0 / result.statistic:.1f} points on test, over seeds: fairly sure"
     )
     found = verdict_between([run for name, run in runs.items() if name[0] in "ab"])
     assert found == f"{expected} ({result.statistic:.1f} standard errors, p {result.pvalue:.2g})"
     own = f"a0, a1, a2 differ in their seeds only: 52.0 ± {100 * sem(scores['a']):.1f} % on test"
     assert verdict_between([runs[f"a{seed}"] for seed in range(3)]).startswith(own)
     alone = verdict_between([runs["a0"], runs["a1"], runs["a2"], runs["c0"]])
-    assert alone.startswith(f"a0, a1, a2 are ahead of c0 by 22.0 ± {100 * 0.02 * math.sqrt(1 / 3 + 1):.1f} %")
+    assert alone.startswith(f"a0, a1, a2 are ahead of c0 by 22.0 ± {100 * 0.02 * math.sqrt(1 / 3 + 1):.1f} points")
     assert verdict_between([runs["a0"], runs["a0"]]).startswith("a0 (1) is ahead of a0 (2) by 0.0")
 
 
@@ -347,6 +400,7 @@ def test_runs_of_several_seeds_are_compared_over_seeds(tmp_path: Path) -> None:
         (["report"], "name at least one run directory"),
         (["report", "{tmp}"], "is not a run directory: it has no config.json"),
         (["report", "{run}", "--output", "x.html"], "--output is for the comparison"),
+        (["report", "{run}", "{run}/../finished"], "is named twice"),
         (["report", "{run}", "--images", "-1"], "--images -1 must be 0, or at least 2"),
     ],
 )

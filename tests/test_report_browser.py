@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,11 @@ def test_every_plot_is_drawn_and_no_width_scrolls_sideways(tab: Tab, page: Path)
         ]
         wide = "[...document.querySelectorAll('.chart')].filter(c => c.scrollWidth > c.clientWidth + 1).map(c => c.id)"
         assert tab.run(wide) == []
+        seen = "t.checkVisibility({opacityProperty: true, visibilityProperty: true})"
+        ticks = f"[...document.querySelectorAll('#chart-time .xtick text')].filter(t => {seen}).map(t => t.textContent)"
+        assert tab.run(ticks)[-1] == "100%"
+    assert tab.run("document.querySelectorAll('#chart-time .legend').length") == 0  # it would scroll on narrow screens
+    assert tab.run("document.getElementById('time-parts').textContent").startswith("trainingwaiting for data")
     for dark in (False, True):
         tab.resize(1280, dark=dark)
         assert tab.run(CONTRAST) == []
@@ -171,9 +177,13 @@ def test_runs_that_have_just_begun_have_no_errors(tab: Tab, tmp_path: Path, repo
 
 def test_a_comparison_is_drawn(tab: Tab, page: Path, tmp_path: Path) -> None:
     tab.problems.clear()
-    tab.open(write_comparison([page.parent, page.parent], tmp_path / "comparison.html"), 360)
+    run = read_run(page.parent)
+    other = replace(run, config={"optimizer": {"name_of_a_setting_with_a_long_path": "a long value " * 3}})
+    tab.open(write_comparison([run, other], tmp_path / "comparison.html"), 360)
     assert tab.problems == [] and tab.run("document.documentElement.scrollWidth") <= 360
     assert tab.run("document.querySelectorAll('#chart-fitness .scatterlayer .trace').length") == 2
+    inside = "getComputedStyle(c).display !== 'none' && c.getBoundingClientRect().right <= innerWidth"
+    assert tab.run(f"[...document.querySelectorAll('.differences td')].every(c => {inside})")
 
 
 def test_an_inspection_is_of_the_right_things(page: Path) -> None:

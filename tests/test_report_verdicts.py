@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def test_gain_over_control() -> None:
     rows = curves({"a": [0.4], "b": [0.5]})
     versus = {"best_trial": "b", "control": "a"}
     clear = run_of(rows, summary=summary_of(rows, **versus, gain=0.1, gain_standard_error=0.02))
-    assert said(verdicts.gain_over_control, clear) == ["The winner is better than the control by 10.0 ± 2.0 %"]
+    assert said(verdicts.gain_over_control, clear) == ["The winner is better than the control by 10.0 ± 2.0 points"]
     noise = run_of(rows, summary=summary_of(rows, **versus, gain=0.01, gain_standard_error=0.02))
     assert said(verdicts.gain_over_control, noise) == ["The winner is not distinguishable from the control"]
     itself = run_of(rows, summary=summary_of(rows, best_trial="a", control="a", gain=0.0))
@@ -77,7 +78,9 @@ def test_alike_trials() -> None:
     alike = curves({"a": [0.50], "b": [0.505], "c": [0.51]}, standard_error=0.01)
     assert said(verdicts.alike_trials, run_of(alike)) == ["Selection moved within the noise"]
     evolved = run_of(alike, space=PBT)
-    assert said(verdicts.alike_trials, evolved) == ["The trials ended alike: which of them won is chance"]
+    assert said(verdicts.alike_trials, evolved) == ["The trials are alike so far: which of them leads is chance"]
+    finished = run_of(alike, space=PBT, summary=summary_of(alike))
+    assert said(verdicts.alike_trials, finished) == ["The trials ended alike: which of them won is chance"]
     assert said(verdicts.alike_trials, run_of(curves({"a": [0.5], "b": [0.6]}, standard_error=None))) == []
 
 
@@ -147,6 +150,9 @@ def test_values_at_bounds(path: str, value: float, sentence: str | None) -> None
     parameters = {"optimizer.encoder_lr": rate, "masking.slots": {"low": 2, "high": 5, "scale": "integer"}}
     run = run_of([make_row("a", 1, values={path: value})], space={**PBT, "parameters": parameters})
     assert said(verdicts.values_at_bounds, run) == ([sentence] if sentence else [])
+    assert all("1 of 1 trials are there so far" in verdict.evidence for verdict in verdicts.values_at_bounds(run))
+    finished = replace(run, summary=summary_of(list(run.rows)))
+    assert all("1 of 1 trials ended there" in verdict.evidence for verdict in verdicts.values_at_bounds(finished))
 
 
 def test_copied_slots(tmp_path: Path) -> None:
@@ -156,6 +162,8 @@ def test_copied_slots(tmp_path: Path) -> None:
         "Slots 1 and 3 are copies",
         "Slots 2 and 4 are copies",
     ]
+    # A larger weight makes all slots alike (docs/results.md).
+    assert "a smaller sparsity weight" in next(verdicts.copied_slots(masked_run(tmp_path, copied))).advice
     assert said(verdicts.copied_slots, masked_run(tmp_path, np.stack([top / 3] * 3))) == ["Slots 1, 2 and 3 are copies"]
     assert said(verdicts.copied_slots, masked_run(tmp_path, halves(4))) == []
 
@@ -186,20 +194,24 @@ def test_diverged() -> None:
 
 
 def test_still_rising() -> None:
-    rising = run_of(curves({"a": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]}, standard_error=0.02))
+    rows = curves({"a": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]}, standard_error=0.02)
+    assert said(verdicts.still_rising, run_of(rows)) == []  # it trains on
+    rising = run_of(rows, summary=summary_of(rows))
     assert said(verdicts.still_rising, rising) == ["The winner was still getting better at the end"]
-    flat = run_of(curves({"a": [0.1, 0.4, 0.6, 0.69, 0.7, 0.7, 0.7, 0.71]}, standard_error=0.02))
+    rows = curves({"a": [0.1, 0.4, 0.6, 0.69, 0.7, 0.7, 0.7, 0.71]}, standard_error=0.02)
+    flat = run_of(rows, summary=summary_of(rows))
     assert said(verdicts.still_rising, flat) == []
 
 
 def test_selected_by_luck_and_at_chance() -> None:
     lucky = run_of([make_row("a", 1, 0.6, holdout_fitness=0.5, standard_error=0.02, holdout_standard_error=0.02)])
-    assert len(said(verdicts.selected_by_luck, lucky)) == 1
+    assert said(verdicts.selected_by_luck, lucky)[0].startswith("The leader is partly lucky")
     fair = run_of([make_row("a", 1, 0.52, holdout_fitness=0.5, standard_error=0.02, holdout_standard_error=0.02)])
     assert said(verdicts.selected_by_luck, fair) == []
     rows = curves({"a": [0.1]})
     guess = run_of(rows, summary=summary_of(rows, test_accuracy=0.11, test_standard_error=0.01))
     assert said(verdicts.at_chance, guess) == ["The winner guesses"]
+    assert "verify" not in next(verdicts.at_chance(guess)).advice  # it compares checksums, not labels
     assert said(verdicts.at_chance, run_of(rows, summary=summary_of(rows, test_accuracy=0.5))) == []
 
 
@@ -217,6 +229,14 @@ def test_verdicts_choose_the_next_command_and_the_gravest_is_first(tmp_path: Pat
     longer, again, *_ = (step.command for step in outcome_of(run, found).steps)
     assert longer.startswith("adios-ray replay --schedule") and "--epochs 16" in longer
     assert again == "adios-ray train --preset demo --seed 4"
+
+
+def test_bounds_are_widened_in_a_copy_of_the_space() -> None:
+    rows = [make_row("a", 1, values={"a.b": 1.0})]
+    space = {**PBT, "parameters": {"a.b": {"low": 0.0, "high": 1.0}}}
+    run = run_of(rows, space=space, summary=summary_of(rows, command="adios-ray train --space s.yaml"))
+    step = outcome_of(run, verdicts.verdicts(run)).steps[0]
+    assert step.command == "adios-ray train --space wider.yaml" and f"copy {run.where}/space.yaml" in step.reason
 
 
 @pytest.mark.parametrize(("z", "words"), [(4.0, "sure ("), (2.0, "fairly sure ("), (1.0, "not sure: within the noise")])

@@ -55,13 +55,16 @@ class Report:
             if not RunDirectory(path).config.is_file():
                 raise UsageError(f"{place} is not a run directory: it has no {RunDirectory(path).config.name}")
         for place, path in zip(self.runs, paths, strict=True):
+            if [other.resolve() for other in paths].count(path.resolve()) > 1:
+                raise UsageError(f"{place} is named twice: name different runs to compare")
+        uris = [str(place) if local_path(place) is None else None for place in self.runs]
+        for place, path, uri in zip(self.runs, paths, uris, strict=True):
             layout = RunDirectory(path)
             if self.images:
                 run = read_run(path)
                 if run.best is not None:
                     fetched(f"{place}/{layout.relative(layout.checkpoints / run.best[0])}")
                 inspect_best(run, self.images, _say)
-            uri = str(place) if local_path(place) is None else None
             page = write_report(path, uri)
             if uri:
                 for file in filter(Path.exists, (layout.inspection, page)):
@@ -72,7 +75,7 @@ class Report:
             first = Store(self.runs[0] if local_path(self.runs[0]) is None else paths[0].resolve())
             output = self.output or f"{split_location(str(first))[0]}/comparison.html"
             with delivered(output) as page:
-                write_comparison(paths, page)
+                write_comparison([read_run(path, uri) for path, uri in zip(paths, uris, strict=True)], page)
             print(output)
         if self.open and not webbrowser.open(page.resolve().as_uri()):
             print("no browser was found; open the file above")

@@ -122,7 +122,7 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
     measure = MEASURES[config.evaluation.fitness]
     chance = f" (chance {measure.text(summary.chance)})" if measure.is_share else ""
     if summary.gain is not None:
-        gain = measure.text(summary.gain, summary.gain_standard_error)
+        gain = measure.difference_text(summary.gain, summary.gain_standard_error)
         print(f"Best minus control: {gain} on validation ({summary.compared})")
     values = ", ".join(f"{label(path)} {value_text(value)}" for path, value in best.values.items())
     print(f"Values of {name}: {values}")

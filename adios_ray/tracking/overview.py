@@ -20,8 +20,7 @@ class RunStatus(NamedTuple):
 
     Attributes:
         name: Name of its directory.
-        state: running: its driver is alive; finished: it has a summary; interrupted: neither; damaged: a file cannot be
-            read, and ``best`` says which.
+        state: See ``state_of``; damaged: a file cannot be read, and ``best`` says which.
         best: Its best result, for people.
         epochs: Epochs of its furthest trial, and all that were asked for; both 0 if unknown.
         age_s: Seconds since it last wrote a report, or since it began.
@@ -45,6 +44,13 @@ def runs_in(storage: Path) -> list[RunStatus]:
     return sorted(found, key=lambda run: run.age_s)
 
 
+def state_of(run_dir: Path, summary: RunSummary | None) -> State:
+    """Tell a run's state: finished if it has a summary, running while its driver is alive, else interrupted."""
+    if summary is not None:
+        return "finished"
+    return "running" if holder_of(run_dir, TRAINING) is not None else "interrupted"
+
+
 def _status(path: Path) -> RunStatus:
     run = RunDirectory(path)
     last = run.results if run.results.is_file() else run.config
@@ -53,10 +59,8 @@ def _status(path: Path) -> RunStatus:
         config, summary, rows = read_config(path), read_summary(path), read_results(path)
     except InputError as error:
         return RunStatus(path.name, "damaged", str(error), (0, 0), age_s)
-    alive = holder_of(path, TRAINING) is not None
-    state: State = "running" if alive else "finished" if summary else "interrupted"
     epochs = max((row.epoch for row in rows), default=0), config.get("epochs", 0)
-    return RunStatus(path.name, state, _best(config, summary, rows), epochs, age_s)
+    return RunStatus(path.name, state_of(path, summary), _best(config, summary, rows), epochs, age_s)
 
 
 def _best(config: Mapping[str, Any], summary: RunSummary | None, rows: Sequence[Row]) -> str:

@@ -11,6 +11,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
@@ -222,7 +223,7 @@ class MaskFile:
     """uint8 [K, N, S, S]; 0..255 stands for 0..1, and the N slots of a pixel sum to about 255."""
 
 
-DAMAGED_ARCHIVE = (KeyError, ValueError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile)
+_DAMAGED_ARCHIVE = (KeyError, ValueError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile)
 """What numpy raises on a damaged ``.npz``."""
 COLUMNS = ("time", "trial", *Measured.model_fields)
 """Columns of ``results.csv``; those of searched values follow, named by their paths."""
@@ -343,12 +344,14 @@ def read_results(run_dir: Path) -> list[Row]:
     Of several rows for one trial and epoch, the last is kept: a trial that was set back repeats epochs.
 
     Raises:
-        RecordError: If the columns are wrong or a complete line does not parse.
+        RecordError: If the columns are wrong or missing, or a complete line does not parse.
     """
     path = RunDirectory(run_dir).results
+    if not path.exists():
+        return []
     content = complete_lines(path)
     if not content:
-        return []
+        raise RecordError(f"{path} is damaged: it has neither its header nor reports")
     _header(path, content)
     rows: dict[tuple[str, int], Row] = {}
     for number, cells in enumerate(csv.DictReader(io.StringIO(_text(path, content))), start=2):
@@ -426,6 +429,25 @@ def read_summary(run_dir: Path) -> RunSummary | None:
     return read_json(RunSummary, path, RecordError) if path.exists() else None
 
 
+@contextmanager
+def opened_archive(path: Path, cure: str = "") -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+    """Open an ``.npz`` to read arrays by their names.
+
+    Args:
+        path: The file.
+        cure: What to do where it is damaged, for people.
+
+    Raises:
+        RecordError: If the file is damaged, or lacks an array.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
+    except _DAMAGED_ARCHIVE as error:
+        # Not numpy's words, which advise to load what is no archive in an unsafe way.
+        raise RecordError(f"{path} is damaged: its arrays cannot be read{cure}") from error
+
+
 def write_masks(run_dir: Path, trial: str, epoch: int, masks: MaskFile) -> None:
     """Write a trial's masks after an epoch.
 
@@ -457,11 +479,8 @@ def read_masks(run_dir: Path, trial: str, epoch: int) -> MaskFile:
     path = RunDirectory(run_dir).stored_masks(trial).get(epoch)
     if path is None:
         raise FileNotFoundError(f"{run_dir} has no masks of {trial} at epoch {epoch}")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, masks = arrays["images"], arrays["masks"]
-    except DAMAGED_ARCHIVE as error:
-        raise RecordError(f"{path}: {error}") from error
+    with opened_archive(path) as arrays:
+        images, masks = arrays["images"], arrays["masks"]
     fits = images.ndim == masks.ndim == 4 and images.shape == (len(masks), *masks.shape[2:], 3)
     if not fits or images.dtype != np.uint8 or masks.dtype != np.uint8:
         raise RecordError(

@@ -1,19 +1,21 @@
 """Two or more runs side by side: what differed, and what came out."""
 
+import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adios_ray.files import write_output
+from adios_ray.measures import Measure
 from adios_ray.tracking.formatting import duration, value_text
 from adios_ray.tracking.report import charts
 from adios_ray.tracking.report.charts import Figure
 from adios_ray.tracking.report.outcome import search_course, sureness
 from adios_ray.tracking.report.page import HEADINGS, render
-from adios_ray.tracking.report.run_data import RunData, read_run
+from adios_ray.tracking.report.run_data import RunData
 from adios_ray.validation import leaves
 
 _REPEATED = (
@@ -30,13 +32,8 @@ class Comparison(NamedTuple):
     cells: list[str]
 
 
-def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
-    """Write the page that compares runs.
-
-    Raises:
-        RecordError: If a file of a run is damaged.
-    """
-    runs = [read_run(run_dir) for run_dir in run_dirs]
+def write_comparison(runs: Sequence[RunData], path: Path) -> Path:
+    """Write the page that compares runs."""
     write_output(path, render("comparison.html.j2", _context(runs)).encode())
     return path
 
@@ -93,7 +90,7 @@ def _experiments(finished: Sequence[tuple[str, RunData]]) -> list[_Experiment]:
     return sorted(experiments, key=lambda experiment: -statistics.mean(experiment.scores))
 
 
-def _verdict_over_seeds(experiments: Sequence[_Experiment], text: Callable[..., str]) -> str:
+def _verdict_over_seeds(experiments: Sequence[_Experiment], measure: Measure) -> str:
     """Compare the best two experiments, or describe a single one, by the spread between seeds.
 
     The spread is pooled over all experiments, so that one without a repetition can be compared too.
@@ -103,14 +100,15 @@ def _verdict_over_seeds(experiments: Sequence[_Experiment], text: Callable[..., 
     spread = math.hypot(*deviations) / math.sqrt(freedom)
     best = experiments[0]
     if len(experiments) == 1:
-        mean = text(statistics.mean(best.scores), spread / math.sqrt(len(best.scores)))
+        mean = measure.text(statistics.mean(best.scores), spread / math.sqrt(len(best.scores)))
         return f"{best.text} differ in their seeds only: {mean} on test, with the standard error over seeds"
     second = experiments[1]
     difference = statistics.mean(best.scores) - statistics.mean(second.scores)
     error = spread * math.sqrt(1 / len(best.scores) + 1 / len(second.scores))
     sure = sureness(difference / error, freedom) if error else "the same with each seed"
     verb = "is" if len(best.names) == 1 else "are"
-    return f"{best.text} {verb} ahead of {second.text} by {text(difference, error)} on test, over seeds: {sure}"
+    ahead = measure.difference_text(difference, error)
+    return f"{best.text} {verb} ahead of {second.text} by {ahead} on test, over seeds: {sure}"
 
 
 def verdict_between(runs: Sequence[RunData]) -> str:
@@ -120,29 +118,37 @@ def verdict_between(runs: Sequence[RunData]) -> str:
     """
     if len({run.measure.label for run in runs}) > 1:
         return "The runs have different measures of fitness: their numbers cannot be compared."
-    if len({str((run.config or {}).get("data_dir")) for run in runs}) > 1:
+    if not all(_same_data(a, b) for a, b in itertools.combinations(runs, 2)):
         return "The runs are of different data: their numbers cannot be compared."
     finished = [(name, run) for name, run in zip(names_of(runs), runs, strict=True) if run.summary is not None]
     if len(finished) < 2:
         return "Fewer than two of the runs have finished."
     experiments = _experiments(finished)
     if any(len(experiment.scores) > 1 for experiment in experiments):
-        return _verdict_over_seeds(experiments, finished[0][1].measure.text)
+        return _verdict_over_seeds(experiments, finished[0][1].measure)
     ranked = sorted(finished, key=lambda item: -item[1].summary.test_fitness if item[1].summary else 0.0)
     (first, best), (second, next_best) = ranked[:2]
     a, b = best.summary, next_best.summary
     assert a is not None and b is not None
     difference = a.test_fitness - b.test_fitness
     if not a.test_standard_error or not b.test_standard_error:
-        return f"{first} is ahead of {second} by {best.measure.text(difference)} on test; the error is unknown."
+        ahead = best.measure.difference_text(difference)
+        return f"{first} is ahead of {second} by {ahead} on test; the error is unknown."
     # Of the same images, so that the two errors are not independent; their sum of squares is an upper bound where
     # outcomes of the two agree.
     error = math.hypot(a.test_standard_error, b.test_standard_error)
-    ahead = best.measure.text(difference, error)
+    ahead = best.measure.difference_text(difference, error)
     return (
         f"{first} is ahead of {second} by {ahead} on test: {sureness(difference / error)}; the error is over images, "
         "and another seed may change more"
     )
+
+
+def _same_data(a: RunData, b: RunData) -> bool:
+    """Compare the data by its checksum, or by its path where a run of an earlier version has none."""
+    if a.dataset is not None and b.dataset is not None:
+        return a.dataset == b.dataset
+    return bool((a.config or {}).get("data_dir") == (b.config or {}).get("data_dir"))
 
 
 def differences(runs: Sequence[RunData]) -> list[Comparison]:
@@ -164,9 +170,13 @@ def _outcomes(runs: Sequence[RunData]) -> list[Comparison]:
     for run in runs:
         summary, text = run.summary, run.measure.text
         if summary is None:
-            cells.append({"state": f"still running, {max((row.epoch for row in run.rows), default=0)} epochs"})
+            cells.append({"state": f"{run.state}, {max((row.epoch for row in run.rows), default=0)} epochs"})
             continue
-        gain = "no control" if summary.gain is None else text(summary.gain, summary.gain_standard_error)
+        gain = (
+            "no control"
+            if summary.gain is None
+            else run.measure.difference_text(summary.gain, summary.gain_standard_error)
+        )
         cells.append(
             {
                 "state": "finished",

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from adios_ray.errors import RecordError
 from adios_ray.files import atomic_write
 from adios_ray.run_directory import RunDirectory
-from adios_ray.tracking.records import DAMAGED_ARCHIVE, Pixels
+from adios_ray.tracking.records import Pixels, opened_archive
 from adios_ray.tracking.report.run_data import RunData
 from adios_ray.validation import parse_json
 
@@ -106,12 +106,9 @@ def read_inspection(run_dir: Path) -> Inspection | None:
     if not path.exists():
         return None
     names = [field.name for field in fields(Inspection) if field.name != "info"]
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            info = parse_json(InspectionInfo, arrays["info"].tobytes(), str(path), RecordError)
-            return Inspection(info, **{name: arrays[name] for name in names})
-    except DAMAGED_ARCHIVE as error:
-        raise RecordError(f"{path}: {error}; remove it, it is computed again") from error
+    with opened_archive(path, "; remove it, it is computed again") as arrays:
+        info = parse_json(InspectionInfo, arrays["info"].tobytes(), str(path), RecordError)
+        return Inspection(info, **{name: arrays[name] for name in names})
 
 
 def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:

@@ -116,12 +116,12 @@ def _gain(run: RunData) -> tuple[str, str]:
     assert summary is not None
     if summary.gain is None:
         error = _error_of_difference(summary.best_standard_error, _error_of_first(run))
-        text = run.measure.text(summary.best_fitness - summary.first_best_fitness, error)
+        text = run.measure.difference_text(summary.best_fitness - summary.first_best_fitness, error)
         control = "the run has no control" if run.evolves else "no trial trained as long with the configured values"
         return text, f"over the best first report: {control}, so some of it is mere training"
     if summary.control == summary.best_trial:
-        return run.measure.text(0.0), f"{summary.compared}: the search found nothing better"
-    text = run.measure.text(summary.gain, summary.gain_standard_error)
+        return run.measure.difference_text(0.0), f"{summary.compared}: the search found nothing better"
+    text = run.measure.difference_text(summary.gain, summary.gain_standard_error)
     if not summary.gain_standard_error:
         return text, f"{summary.compared}; its error is unknown"
     return text, f"{summary.compared}: {sureness(summary.gain / summary.gain_standard_error)}"
@@ -147,7 +147,7 @@ def _gain_so_far(run: RunData) -> tuple[str, str]:
         return "–", "the run has no control"
     best, control = rows[-1], controls[-1]
     error = None if best is control else _error_of_difference(best.standard_error, control.standard_error)
-    text = run.measure.text(best.fitness - control.fitness, error)
+    text = run.measure.difference_text(best.fitness - control.fitness, error)
     return text, "last reports, best minus control; tested at the end"
 
 
@@ -191,9 +191,12 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
     where = shlex.quote(run.where)
     layout = RunDirectory(Path())
     if run.summary is None:
+        resume = f"adios-ray train --resume {where}"
+        if run.state == "interrupted":
+            return [NextStep("continue the run", resume)]
         return [
             NextStep("see the newest state", f"adios-ray report {where}{'' if run.uri else ' --open'}"),
-            NextStep("if the run was interrupted", f"adios-ray train --resume {where}"),
+            NextStep("if the run is interrupted", resume),
         ]
     summary, sentences = run.summary, " ".join(verdict.sentence for verdict in verdicts)
     steps = []
@@ -208,9 +211,10 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
             NextStep("repeat with another seed", f"{_without(summary.command, '--seed', '--name')} --seed {seed}")
         )
     if "ran against" in sentences:
-        space = shlex.quote(f"{run.where}/{layout.space}")
-        wider = f"{_without(summary.command, '--space', '--name')} --space {space}"
-        steps.append(NextStep("search again after widening the bounds in the run's space.yaml", wider))
+        wider = f"{_without(summary.command, '--space', '--name')} --space wider.yaml"
+        steps.append(
+            NextStep(f"copy {run.where}/{layout.space} to wider.yaml, widen its bounds, and search again", wider)
+        )
     checkpoint = f"{run.where}/{layout.checkpoint(summary.best_trial, summary.best_epoch)}"
     data = shlex.quote(str((run.config or {}).get("data_dir") or "DATA"))
     evaluate = f"adios-ray evaluate linear --checkpoint {shlex.quote(checkpoint)} --data-dir {data}"

@@ -122,6 +122,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "events": sorted(_events(run), key=lambda event: event.time),
         "table": _table(run, population),
         "shares": shares if timed else {},
+        "time_parts": search_charts.TIME_PARTS,
         "elapsed": _elapsed(run),
         "refusals": run.refusals,
         "drops": run.drops,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -19,6 +19,7 @@ from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.log import Event, read_events
+from adios_ray.tracking.overview import State, state_of
 from adios_ray.tracking.records import Drop, Exploit, MaskFile, Refusal, Row, RunSummary
 
 EVOLVING = ("pbt", "pb2")
@@ -51,10 +52,11 @@ class RunData:
         exploits: Copies of weights in the order of their decisions.
         refusals: Refused copies, likewise.
         drops: Trials that left in the opening, likewise.
-        summary: The outcome; None while the run continues.
+        summary: The outcome; None of a run that has not finished.
         config: The resolved configuration.
         space: The search space as plain values; empty if none is stored.
         controls: Trials that keep the configured values and their weights.
+        dataset: Checksum of the data; None in runs of earlier versions.
         events: Everything that happened, in its order; nothing in runs of earlier versions.
         uri: URI of the run if ``path`` is a copy.
     """
@@ -68,8 +70,16 @@ class RunData:
     config: Mapping[str, Any] | None = None
     space: Mapping[str, Any] | None = None
     controls: frozenset[str] = frozenset()
+    dataset: str | None = None
     events: Sequence[Event] = ()
     uri: str | None = None
+
+    @cached_property
+    def state(self) -> State | Literal["not finished"]:
+        """The run's state; of a copy, which lacks the driver's file, whether it has finished is all that is known."""
+        if self.uri is not None and self.summary is None:
+            return "not finished"
+        return state_of(self.path, self.summary)
 
     @property
     def where(self) -> str:
@@ -194,7 +204,7 @@ def read_run(run_dir: Path, uri: str | None = None) -> RunData:
         records.read_summary(run_dir),
         records.read_config(run_dir),
         _read_space(RunDirectory(run_dir).space),
-        _read_controls(RunDirectory(run_dir)),
+        *_read_population(RunDirectory(run_dir)),
         read_events(run_dir),
         uri,
     )
@@ -211,17 +221,19 @@ def _read_space(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_controls(run: RunDirectory) -> frozenset[str]:
-    """Read which members of the population are controls; later changes do not concern that."""
+def _read_population(run: RunDirectory) -> tuple[frozenset[str], str | None]:
+    """Read which members of the population are controls, which no change concerns, and the checksum of the data."""
     members: dict[str, Any] = {}
+    dataset = None
     if run.population.exists():
         try:
-            members = json.loads(run.population.read_bytes()).get("members", {})
+            population = json.loads(run.population.read_bytes())
+            members, dataset = population.get("members", {}), population.get("dataset")
         except (ValueError, AttributeError) as error:
             raise RecordError(f"{run.population}: {error}") from None
     for line in complete_lines(run.journal).splitlines():
         members |= _members_of(line)
-    return frozenset(name for name, member in members.items() if member.get("control"))
+    return frozenset(name for name, member in members.items() if member.get("control")), dataset
 
 
 def _members_of(line: bytes) -> dict[str, Any]:

@@ -159,7 +159,6 @@ def survival_chart(run: RunData, population: ChartData) -> Figure:
         Counter(lineage.ancestry(run.exploits, trial, epoch + 1)[0].trial for trial in run.by_trial)
         for epoch in epochs
     ]
-    founders = [trial for trial in run.by_trial if any(count[trial] for count in counts)]
     traces = [
         {
             "type": "scatter",
@@ -172,7 +171,7 @@ def survival_chart(run: RunData, population: ChartData) -> Figure:
             "hovertemplate": f"%{{y}} trials descend from <b>{plotly_text(founder)}</b>"
             "<br>after epoch %{x}<extra></extra>",
         }
-        for founder in founders
+        for founder in run.by_trial
     ]
     trials = len(run.by_trial)
     axis = charts.value_axis(dtick=math.ceil(trials / 7), range=[0, trials])
@@ -268,10 +267,11 @@ def time_chart(shares: dict[str, dict[str, float]]) -> Figure:
         for part, color in TIME_PARTS.items()
     ]
     layout = charts.figure_layout(
-        110 + 24 * len(bars),
+        60 + 24 * len(bars),
         barmode="stack",
         bargap=0.3,
-        xaxis={"tickformat": ".0%", "range": [0, 1], "automargin": True, "nticks": 6, "zeroline": False},
+        # Quarters are exact: a sum of fifths exceeds 1, and the last tick would be missing.
+        xaxis={"tickformat": ".0%", "range": [0, 1], "automargin": True, "dtick": 0.25, "zeroline": False},
         yaxis=charts.value_axis(
             tickvals=list(range(len(bars))),
             ticktext=[plotly_text(name) for name in bars],
@@ -279,4 +279,5 @@ def time_chart(shares: dict[str, dict[str, float]]) -> Figure:
             showgrid=False,
         ),
     )
-    return {"data": traces, "layout": layout | {"showlegend": True, "legend": {"orientation": "h", "y": -0.18}}}
+    layout["margin"]["r"] = 26  # room for half of the last tick's label, which plotly hides otherwise
+    return {"data": traces, "layout": layout}

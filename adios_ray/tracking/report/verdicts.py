@@ -68,7 +68,7 @@ def gain_over_control(run: RunData) -> Iterator[Verdict]:
                 "search longer, or around other values",
             )
         return
-    gain = run.measure.text(summary.gain, summary.gain_standard_error)
+    gain = run.measure.difference_text(summary.gain, summary.gain_standard_error)
     if not summary.gain_standard_error:
         return
     z = summary.gain / summary.gain_standard_error
@@ -105,7 +105,8 @@ def alike_trials(run: RunData) -> Iterator[Verdict]:
     if p < SIGNIFICANT:
         yield Verdict("good", "The trials differ by more than the noise", evidence)
     elif run.evolves:
-        yield Verdict("look", "The trials ended alike: which of them won is chance", evidence)
+        finished, so_far = "ended alike: which of them won is chance", "are alike so far: which of them leads is chance"
+        yield Verdict("look", f"The trials {finished if run.summary else so_far}", evidence)
     else:
         advice = "more validation images make the noise smaller; wider bounds make the differences larger"
         yield Verdict("look", "Selection moved within the noise", evidence, advice)
@@ -138,7 +139,8 @@ def no_exploits(run: RunData) -> Iterator[Verdict]:
         "look",
         "No trial copied another",
         f"{epochs} epochs, {len(run.refusals)} copies refused because the donor was not better by enough",
-        "the run was a random search so far; train longer, or raise significance in the search space",
+        f"the run {'was' if run.summary else 'is so far'} a random search; train longer, "
+        "or raise significance in the search space",
     )
 
 
@@ -156,7 +158,7 @@ def one_family(run: RunData) -> Iterator[Verdict]:
 
 
 def values_at_bounds(run: RunData) -> Iterator[Verdict]:
-    """Say which of the winner's values ended at a bound of its range."""
+    """Say which of the best trial's values ended, or are so far, at a bound of its range."""
     if not run.ancestral_rows:
         return
     winner = run.ancestral_rows[-1]
@@ -174,10 +176,16 @@ def values_at_bounds(run: RunData) -> Iterator[Verdict]:
         yield Verdict(
             "look",
             f"{_name(path)} ran against its {end} bound",
-            f"the winner's last value is {value_text(value)}, the bound {value_text(bound)}; "
-            f"{others} of {len(finals)} trials ended there",
-            f"give it more room: change {'low' if end == 'lower' else 'high'} in space.yaml",
+            f"the {_best(run)}'s last value is {value_text(value)}, the bound {value_text(bound)}; "
+            f"{others} of {len(finals)} trials {'ended there' if run.summary else 'are there so far'}",
+            f"give it more room: change {'low' if end == 'lower' else 'high'} in a copy of the run's space.yaml, "
+            "and search with --space COPY",
         )
+
+
+def _best(run: RunData) -> str:
+    """Name the best trial's part: only a finished run has a winner."""
+    return "winner" if run.summary else "leader"
 
 
 def _at(run: RunData, row: Row, path: str, end: str) -> bool:
@@ -212,7 +220,7 @@ def copied_slots(run: RunData) -> Iterator[Verdict]:
                 "wrong",
                 f"Slots {', '.join(map(str, members[:-1]))} and {members[-1]} are copies",
                 f"their masks overlap by at least {min(shared):.0%} (soft IoU over {len(masks)} images)",
-                "fewer slots, a larger sparsity weight λ, or a smaller rate of the occlusion model",
+                "fewer slots, a smaller sparsity weight λ, or a smaller rate of the occlusion model",
             )
 
 
@@ -287,23 +295,24 @@ def diverged(run: RunData) -> Iterator[Verdict]:
 
 
 def still_rising(run: RunData) -> Iterator[Verdict]:
-    """Say that the winner was still getting better at the end."""
+    """Say that the winner was still getting better at the end of a finished run."""
     rows = [row for row in run.ancestral_rows if math.isfinite(row.fitness)]
-    if len(rows) < 5 or not rows[-1].standard_error:
+    if run.summary is None or len(rows) < 5 or not rows[-1].standard_error:
         return
     earlier = rows[math.floor(0.75 * (len(rows) - 1))]
     rise, error = rows[-1].fitness - earlier.fitness, rows[-1].standard_error
     if rise > 2 * error:
+        text = run.measure.difference_text
         yield Verdict(
             "look",
             "The winner was still getting better at the end",
-            f"{run.measure.text(rise)} more since epoch {earlier.epoch}, standard error {run.measure.text(error)}",
+            f"{text(rise)} more since epoch {earlier.epoch}, standard error {text(error)}",
             "train longer: replay the schedule over more epochs",
         )
 
 
 def selected_by_luck(run: RunData) -> Iterator[Verdict]:
-    """Say that the winner scores worse on the images that took no part in decisions."""
+    """Say that the best trial scores worse on the images that took no part in decisions."""
     row = run.ancestral_rows[-1] if run.ancestral_rows else None
     if row is None or not row.standard_error or not row.holdout_standard_error:
         return
@@ -311,7 +320,7 @@ def selected_by_luck(run: RunData) -> Iterator[Verdict]:
     if (gap := row.fitness - row.holdout_fitness) / error > norm.isf(SIGNIFICANT / 2):
         yield Verdict(
             "look",
-            "The winner is partly lucky: it scores worse on images that no decision used",
+            f"The {_best(run)} is partly lucky: it scores worse on images that no decision used",
             f"{run.measure.text(row.fitness)} on those of decisions, {run.measure.text(row.holdout_fitness)} "
             f"on the others, {gap / error:.1f} standard errors",
             "rely on the second number; fewer decisions or more validation images select less noise",
@@ -330,7 +339,7 @@ def at_chance(run: RunData) -> Iterator[Verdict]:
             "The winner guesses",
             f"accuracy {run.measure.text(summary.test_accuracy, summary.test_standard_error)} on test, "
             f"chance {run.measure.text(summary.chance)}",
-            "check the labels with `adios-ray verify`, train longer, or lower the rates",
+            "look at images and labels in the report's map of features, train longer, or lower the rates",
         )
 
 
