@@ -55,7 +55,8 @@ class Export:
     """Export the encoder's averaged weights (evaluation.average_weights), not those of the last step."""
 
     naming: Naming | None = None
-    """Encoder as safetensors only: the library whose model is to load the tensors; timm if not given."""
+    """Encoder as safetensors only: the library whose model is to load the tensors; timm if not given.
+    Neither has resnet_small, the demo's backbone: write ONNX, or load the checkpoint by adios_ray.load_encoder."""
 
     def run(self) -> None:
         """Write the file and print its contents."""

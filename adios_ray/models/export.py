@@ -102,7 +102,8 @@ def export_encoder(weights: Weights, output: Path, naming: Naming) -> EncoderInf
     config = weights.config.backbone
     if config.name == "resnet_small":
         raise ConfigError(
-            f"resnet_small is adios_ray's own and not in {naming}; adios_ray.load_encoder reads it as it is"
+            f"resnet_small is adios_ray's own and not in {naming}: load the checkpoint by adios_ray.load_encoder, or "
+            "export it with an --output that ends in .onnx"
         )
     networks = build_networks(weights)
     name = config.name

@@ -12,9 +12,9 @@ OBJECTIVES = {"simclr": "SimCLR", "simsiam": "SimSiam", "byol": "BYOL"}
 """The paper's objectives, with their names."""
 
 CLASSIFICATION_DATA = {
-    "ImageNet100-S": DataSet("--dataset imagenet100s --source ILSVRC2012", images=126_689, image_size=96),
-    "ImageNet100": DataSet("--dataset imagenet100 --source ILSVRC2012", images=126_689, image_size=224),
-    "STL10": DataSet("--dataset stl10 --source STL10", images=105_000, image_size=96),
+    "ImageNet100-S": DataSet("--dataset imagenet100s --source ILSVRC2012", images=114_020, image_size=96),
+    "ImageNet100": DataSet("--dataset imagenet100 --source ILSVRC2012", images=114_020, image_size=224),
+    "STL10": DataSet("--dataset stl10 --source STL10", images=104_500, image_size=96),
     "CIFAR-10": DataSet(
         "--dataset cifar10 --source CIFAR10 --train-images 10000 --val-images 2000 --test-images 5000",
         images=10_000,
