@@ -17,6 +17,7 @@ test: $(READY) ## Run all tests
 soak: $(READY) ## Inject faults: kill every part of running populations, break their storage
 	$(VENV)/bin/pytest -m long
 	$(VENV)/bin/python tests/soak.py
+	$(VENV)/bin/python tests/soak.py --storage s3 --rounds 10
 
 gpu: $(READY) ## Run the tests that need a GPU, then measure speed and memory there
 	$(VENV)/bin/pytest -m gpu -vv tests/test_gpu.py; tests=$$?; \

@@ -1,6 +1,6 @@
 """Disturb a running population repeatedly at random moments, and check that nothing is lost or left behind.
 
-    python tests/soak.py                      every kill 20 times, every end 10, every fault 5 (`make soak`)
+    python tests/soak.py                      every kill 20 times, every end 10, faults 5 or 10 (`make soak`)
     python tests/soak.py --kinds worker --rounds 1
     python tests/soak.py --storage s3         kills, signals, and storage away, with the runs on an S3 server that fails
 
@@ -16,9 +16,9 @@ no node yet; every second one is interrupted, and resumed when no node is left a
 ``terminate``, the driver gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is
 refused; ``moved``, the driver is killed, and the run is resumed in another place. The round then waits for the end and
 checks that all trials are at their last epoch, that every report exists once, that lineage and numbers equal those of
-an undisturbed run bit for bit (except after ``checkpoint``, where a trial steps back), and that no process, placement
-group or temporary file is left. Prints a table, and one line for each failed round; the exit status is 1 if there was
-any.
+an undisturbed run bit for bit (except after ``checkpoint``, where a trial steps back), that no process, placement
+group or temporary file is left, and that another job's detached actor and placement group are as they were. Prints a
+table, and one line for each failed round; the exit status is 1 if there was any.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ import tyro
 import yaml
 from autoscaled import autoscaled
 from ray.cluster_utils import Cluster
-from ray.util import placement_group_table
+from ray.util import placement_group, placement_group_table
 from rich.console import Console
 from rich.table import Table
 from s3 import INTERNAL_ERROR, S3Server, s3_server
@@ -63,12 +63,15 @@ KILLS = ("worker", "actor", "controller", "driver", "node")
 FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "stranger", "newcomer", "grow")
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 ENDS = (*SIGNALS, "second", "moved")
+HALF = (*ENDS, "stranger", "newcomer", "grow")
+"""Disturbances of half as many rounds as kills."""
 ON_S3 = (*KILLS, "storage", *SIGNALS)
 """Disturbances of a run at a URI."""
 CHANGING = ("checkpoints", "masks", "outcomes", "report.html")
 """Files that a running driver may remove or replace while its run is copied."""
 DISK_BYTES, AWAY_S = 2**26, 10.0
-SERVICES = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
+HEAD = {"num_cpus": 0, "resources": {"head": 1}, "include_dashboard": False}
+SERVICES = ("Foreign", "IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 """Title prefixes of processes that Ray keeps while a cluster runs."""
 TITLES = {"worker": "ray::RayTrainWorker", "actor": "ray::ResourceTrainable", "controller": "ray::TrainController"}
 EPOCHS, LATEST, TRIALS, TIMEOUT_S = 12, 4, 2, 480.0
@@ -117,12 +120,50 @@ class Options:
     """Kills (worker, actor, controller, driver, node), faults (disk, storage, checkpoint, data, fault, stranger,
     newcomer, grow), and ends (interrupt, terminate, second, moved)."""
     rounds: int = 20
-    """Rounds of each kill; each end has half of them, each fault a quarter."""
+    """Rounds of each kill; each end and each fault of nodes has half of them, each other fault a quarter."""
     seed: int = 0
     """Seed of the random moments."""
     storage: Literal["disk", "s3"] = "disk"
     """Storage of the runs: this machine's disk, or an S3 server of which every twentieth request fails and every
     hundredth takes two seconds; nodes then share no disk."""
+
+
+class Foreign:
+    """An actor of another job."""
+
+    def __init__(self) -> None:
+        """Start to count."""
+        self._calls = 0
+
+    def count(self) -> int:
+        """Count the calls."""
+        self._calls += 1
+        return self._calls
+
+
+class Bystander:
+    """Another job on the head node: a detached actor and a detached placement group, which no run may touch."""
+
+    def __init__(self) -> None:
+        """Start both."""
+        actor = ray.remote(Foreign).options(name="foreign", lifetime="detached", num_cpus=0, resources={"head": 0.1})
+        self._calls, self._actor = 0, actor.remote()
+        self._group = placement_group([{"head": 0.1}], lifetime="detached", name="foreign")
+        ray.get(self._group.ready())
+
+    def placement_groups_beside(self) -> list[str]:
+        """List the placement groups of others."""
+        own = self._group.id.hex()
+        groups = placement_group_table().items()
+        return [name for name, group in groups if group["state"] != "REMOVED" and name != own]
+
+    def check(self) -> None:
+        """Check that the actor is still the same process, and that the placement group exists."""
+        self._calls += 1
+        if ray.get(self._actor.count.remote()) != self._calls:
+            raise WrongError("another job's actor was started again")
+        if placement_group_table()[self._group.id.hex()]["state"] != "CREATED":
+            raise WrongError("another job's placement group was removed")
 
 
 class Stage:
@@ -132,12 +173,13 @@ class Stage:
         """Start a head without CPUs, and two nodes with one each: no capacity is spare."""
         self.directory, self.server, self._caches = directory, server, itertools.count()
         os.environ.update(PATIENCE)
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.cluster = Cluster(initialize_head=True, head_node_args=HEAD)
         self.nodes = [self.add_node() for _ in range(2)]
         os.environ["RAY_ADDRESS"] = self.cluster.address
         os.environ[POLL_INTERVAL_VARIABLE] = "0.2"
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
         self.cluster.wait_for_nodes()
+        self.bystander = Bystander()
         self.data = make_objects(directory / "objects")
         (directory / "space.yaml").write_text(yaml.safe_dump(SPACE))
 
@@ -423,7 +465,7 @@ def fill(file: Path, seconds: float) -> None:
     file.unlink()
 
 
-def check(place: Location, expected: Outcome | None) -> None:
+def check(stage: Stage, place: Location, expected: Outcome | None) -> None:
     """Check that everything exists once, nothing else is left, and the outcome is as expected (None: any)."""
     run = fetched(place)
     state = PopulationState.load(run)
@@ -440,7 +482,8 @@ def check(place: Location, expected: Outcome | None) -> None:
     if left := [str(path) for path in run.rglob("*") if path.suffix == ".tmp"]:
         raise WrongError(f"temporary files are left: {left}")
     nothing_left(strangers)
-    nothing_left(lambda: [name for name, group in placement_group_table().items() if group["state"] != "REMOVED"])
+    nothing_left(stage.bystander.placement_groups_beside)
+    stage.bystander.check()
 
 
 def nothing_left(look: Callable[[], list[str]]) -> None:
@@ -496,7 +539,7 @@ def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> 
             driver = disturb(stage, kind, driver, place, rng)
         if driver.wait(timeout=TIMEOUT_S):
             raise WrongError(f"the driver ended with status {driver.returncode}")
-        check(place, None if kind == "checkpoint" else expected)
+        check(stage, place, None if kind == "checkpoint" else expected)
     except subprocess.TimeoutExpired:
         raise WrongError(f"the driver did not end in {TIMEOUT_S:.0f} s") from None
     finally:
@@ -518,7 +561,7 @@ def main(options: Options) -> int:
         stage = Stage(Path(directory), server)
         expected = undisturbed(stage)
         for kind in kinds:
-            seconds, rounds = [], math.ceil(options.rounds / (1 if kind in KILLS else 2 if kind in ENDS else 4))
+            seconds, rounds = [], math.ceil(options.rounds / (1 if kind in KILLS else 2 if kind in HALF else 4))
             for number in range(rounds):
                 try:
                     seconds.append(play(stage, kind, number, options.seed, expected))
