@@ -8,7 +8,7 @@ import pytest
 import torch
 from small import small_config
 
-from adios_ray.config import TrialConfig
+from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.loader import central_views
 from adios_ray.data.shards import open_shards
 from adios_ray.evaluation import features
@@ -53,7 +53,15 @@ def test_features_are_extracted_once_and_depend_on_weights_data_and_view(
             features_of(networks, dataset, "val", 32, "square")
     fewer = features_of(networks, dataset, "val", 32, "square", most=10)
     assert len(fewer.features) == len(fewer.labels) == 10
-    assert len(list((tmp_path / "cache" / "features").glob("*.safetensors"))) == 2
+    files = list((tmp_path / "cache" / "features").glob("*.safetensors"))
+    assert len(files) == 2
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
+    torch.testing.assert_close(features_of(networks, dataset, "val", 32, "square", 10), fewer)  # a damaged file
+    # The same tensors in another architecture.
+    networks.config = replaced(config, {"backbone.cifar_stem": True, "backbone.stem_padding": 2})
+    features_of(networks, dataset, "val", 32, "square", most=10)
+    assert len(list((tmp_path / "cache" / "features").glob("*.safetensors"))) == 3
 
 
 def test_features_that_were_used_least_recently_are_removed(tmp_path: Path) -> None:

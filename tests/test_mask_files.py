@@ -202,6 +202,25 @@ def test_a_second_run_is_refused_or_replaces_all_masks(
     assert listed(output) == ["a.png.masks.png", "masks.json", "notes.txt"]
 
 
+def test_nothing_of_others_is_overwritten(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = drawn(tmp_path / "mine" / "in" / "a.png", 20, 20)
+    drawn(tmp_path / "mine" / "in" / "scan.mask0.png", 20, 20)
+    (tmp_path / "mine" / "masks.json").write_text('{"mine": 1}')
+    drawn(tmp_path / "mine" / "other.masks.png", 20, 20)
+    before = listed(tmp_path)
+    for images in (image, image.parent):
+        assert masks(checkpoint, images, tmp_path / "mine", "--overwrite") == 2
+        assert f"contains --images {images}: choose a folder of its own" in capsys.readouterr().err
+    elsewhere = drawn(tmp_path / "b.png", 20, 20)
+    assert masks(checkpoint, elsewhere, tmp_path / "mine", "--overwrite") == 2
+    assert "has files that are no masks, and no masks.json of an earlier run" in capsys.readouterr().err
+    assert listed(tmp_path) == sorted([*before, "b.png"])
+    # An interrupted run leaves masks alone.
+    assert masks(checkpoint, elsewhere, tmp_path / "out", "--hard") == 0
+    (tmp_path / "out" / "masks.json").unlink()
+    assert masks(checkpoint, elsewhere, tmp_path / "out", "--hard", "--overwrite") == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

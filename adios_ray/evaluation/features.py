@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -93,7 +93,8 @@ def features_of(
     path = cache_directory() / FOLDER / f"{name}.safetensors"
     if path.is_file():
         os.utime(path)
-        return Features(safetensors.torch.load_file(path)["features"], labels)
+        with suppress(safetensors.SafetensorError):  # a damaged file is made again
+            return Features(safetensors.torch.load_file(path)["features"], labels)
     cache_folder(FOLDER)  # before the work that it is to keep
     extractor = _Extractor(networks.backbone, dataset, split, image_size, view)
     extracted = []
@@ -138,5 +139,7 @@ def _unpickled(backbone: nn.Module, location: str, split: str, image_size: int, 
 def _checksum(networks: Networks, shards: Sequence[ShardEntry], settings: Sequence[object]) -> str:
     """Compute the checksum of all that features depend on."""
     backbone = checksum(networks.backbone.state_dict())
-    inputs = [VERSION, backbone, [entry.sha256 for entry in shards], list(settings)]
+    # Paddings and strides are no tensors.
+    architecture = networks.config.backbone.model_dump(mode="json")
+    inputs = [VERSION, backbone, architecture, [entry.sha256 for entry in shards], list(settings)]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]

@@ -33,12 +33,13 @@ from adios_ray.data.decode import DecodeOptions, decode
 from adios_ray.data.sources.image_files import read_image_file
 from adios_ray.data.sources.passed_over import PassedOver, Reason
 from adios_ray.data.sources.walk import walk
-from adios_ray.errors import DatasetError, RefusedImageError, UsageError
-from adios_ray.files import atomic_path, remove_drafts, write_output
+from adios_ray.errors import ConfigError, DatasetError, RefusedImageError, UsageError
+from adios_ray.files import atomic_path, write_output
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.weights import occlusion_image_size
 from adios_ray.tracking.pictures import save_mask_sheet, slot_colors
 from adios_ray.tracking.records import Pixels
+from adios_ray.validation import read_json
 
 Masks = npt.NDArray[np.float32]
 SUMMARY = "masks.json"
@@ -136,23 +137,40 @@ def claim_output(output: Path, images: Sequence[Path], overwrite: bool) -> None:
     """Check the output folder; remove masks of an earlier run from it if they may be overwritten.
 
     Raises:
-        UsageError: If it is a file, is inside a folder of images, or is not empty and ``overwrite`` is false.
+        UsageError: If it is a file, is inside a folder of images, contains images, or is not empty and ``overwrite`` is
+            false or it holds anything but masks.
     """
     for place in images:
         if place.is_dir() and output.resolve().is_relative_to(place.resolve()):
             raise UsageError(f"--output {output} is inside --images {place}: its masks would be taken for images")
+        if place.resolve().is_relative_to(output.resolve()):
+            raise UsageError(f"--output {output} contains --images {place}: choose a folder of its own for the masks")
     if not output.exists():
         return
     if not output.is_dir():
         raise UsageError(f"--output {output} is a file; masks of --images need a folder")
     if not overwrite and any(output.iterdir()):
         raise UsageError(f"--output {output} is not empty: choose another folder, or replace its masks by --overwrite")
-    # All of them, not only those of the same names: masks of another model or format must not stay among the new ones.
+    files = [Path(folder) / name for folder, _, names in os.walk(output) for name in names]
+    written = [file for file in files if file.match(".*.tmp") or _WRITTEN.search(file.name)]
+    # A run that was interrupted leaves masks alone.
+    if len(written) < len(files) and not _is_summary(output / SUMMARY):
+        raise UsageError(
+            f"--output {output} has files that are no masks, and no {SUMMARY} of an earlier run: choose another folder"
+        )
     (output / SUMMARY).unlink(missing_ok=True)
-    for folder, _, names in os.walk(output):
-        remove_drafts(Path(folder))
-        for name in filter(_WRITTEN.search, names):
-            (Path(folder) / name).unlink()
+    # All of them, not only those of the same names: masks of another model or format must not stay among the new ones.
+    for file in written:
+        file.unlink()
+
+
+def _is_summary(path: Path) -> bool:
+    """Tell whether a file is the summary that ``write_masks`` writes."""
+    try:
+        read_json(MaskSummary, path)
+    except (ConfigError, OSError):
+        return False
+    return True
 
 
 def write_masks(
