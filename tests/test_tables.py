@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import io
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +20,7 @@ from adios_ray.tables import cells as cells_module
 from adios_ray.tables import estimate as estimate_module
 from adios_ray.tables.cells import cell_name, finished, measured, run_cell
 from adios_ray.tables.command import Options, run_table
-from adios_ray.tables.estimate import estimate
+from adios_ray.tables.estimate import estimate, tuned_images
 from adios_ray.tables.grid import Cell, Column, DataSet, Published, Row, Table, evaluation_of
 from adios_ray.tables.render import as_csv, html, markdown
 from adios_ray.tables.summary import entries, gain
@@ -59,6 +60,24 @@ def test_seeds_are_the_outer_loop_and_masks_are_measured_where_there_are_some() 
     assert [(cell.seed, cell.row) for cell in found] == [(0, "none"), (0, "<adios>"), (1, "none"), (1, "<adios>")]
     assert [[evaluation.kind for evaluation in cell.evaluations] for cell in found[:2]] == [["knn"], ["knn", "slots"]]
     assert all((cell.config.seed, cell.config.data_dir) == (cell.seed, "PLACE") for cell in found)
+
+
+def test_a_row_has_no_evaluations_in_columns_that_it_leaves_out() -> None:
+    table = small_table()
+    scratch = replace(table.row("none"), name="scratch", options={"k": 1}, left_out=frozenset({"k-NN"}))
+    table = replace(table, rows=(*table.rows, scratch))
+    found = list(table.cells({"objects": "PLACE"}, seeds=1))
+    assert [cell.evaluations for cell in found if cell.row == "scratch"] == [()]
+    assert entries(table, found, lambda *_: 1.0)["scratch", "objects", "k-NN"].planned == 0
+
+
+def test_fine_tuned_images_are_those_of_all_epochs_and_rates() -> None:
+    table = small_table()
+    tuned = Column("objects", "f.t.", "transfer", "top1", {"mode": "fine-tune", "epochs": 7, "rates": (0.1, 0.2)})
+    linear = replace(tuned, name="lin.", options={**tuned.options, "mode": "linear"})
+    table = replace(table, columns=(*table.columns, tuned, linear))
+    cell = next(table.cells({"objects": "PLACE"}, seeds=1))
+    assert tuned_images(table, cell) == 7 * 2 * table.data["objects"].images
 
 
 def test_the_gain_and_its_interval_are_those_of_a_paired_t_test() -> None:

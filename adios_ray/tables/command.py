@@ -158,7 +158,7 @@ def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, 
 def print_estimate(table: Table, options: Options) -> None:
     """Print how many trainings a table has, their hours by measured steps, and the disk they need."""
     from adios_ray.devices import best_device
-    from adios_ray.tables.estimate import estimate
+    from adios_ray.tables.estimate import estimate, tuned_images
 
     device = best_device()
     cells = list(table.cells({group: options.data.get(group, group) for group in table.data}, options.seeds))
@@ -175,6 +175,13 @@ def print_estimate(table: Table, options: Options) -> None:
         f"{len(cells)} trainings, {sum(cost.hours for cost in costs):.3g} hours of one {_name(device)} by measured "
         f"steps, {disk:.2g} GiB of checkpoints; cells that other tables share are counted again"
     )
+    passes = sum(tuned_images(table, cell) for cell in cells)
+    if passes:
+        trained = sum(cell.config.epochs * table.data[cell.group].images for cell in cells)
+        print(
+            f"not counted: fine-tuning, of {passes:.3g} images through the backbone, forward and back; the trainings "
+            f"are of {trained:.3g} images, in several views each"
+        )
 
 
 def _name(device: "torch.device") -> str:

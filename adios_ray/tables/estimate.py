@@ -10,6 +10,7 @@ from rich.progress import track
 
 from adios_ray.checkpoints import KEPT_CHECKPOINTS
 from adios_ray.config import TrialConfig
+from adios_ray.evaluation.transfer import TransferConfig
 from adios_ray.tables.grid import Cell, Table
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.cost import measure_step
@@ -31,7 +32,7 @@ class Cost(NamedTuple):
 
 
 def estimate(table: Table, cells: Sequence[Cell], device: torch.device) -> list[Cost]:
-    """Estimate each cell from one measured step of its kind; evaluations, which are shorter, are not counted."""
+    """Estimate each cell from one measured step of its kind; evaluations are not counted, see ``tuned_images``."""
     keep_freed_memory()
     sizes = [cell.config.image_size or table.data[cell.group].image_size for cell in cells]
     kinds = {_kind(cell.config, size): (cell.config, size) for cell, size in zip(cells, sizes, strict=True)}
@@ -45,6 +46,17 @@ def estimate(table: Table, cells: Sequence[Cell], device: torch.device) -> list[
         images = cell.config.epochs * table.data[cell.group].images
         costs.append(Cost(images * step.seconds_per_image / 3600, KEPT_CHECKPOINTS * step.state_bytes))
     return costs
+
+
+def tuned_images(table: Table, cell: Cell) -> int:
+    """Count the images that the evaluations of a cell train whole networks on: each epoch's, at each rate."""
+    images = 0
+    for evaluation in cell.evaluations:
+        options = dict(evaluation.options)
+        if evaluation.kind == "transfer" and options.get("mode") != "linear":
+            settings = TransferConfig.model_validate(options)
+            images += settings.epochs * len(settings.rates) * sum(table.data[name].images for name in evaluation.data)
+    return images
 
 
 def _kind(config: TrialConfig, size: int) -> str:

@@ -61,6 +61,7 @@ class Row:
         baseline: Name of the row that the gain refers to. Its trainings must correspond to this row's one by one.
         published: Published numbers by group and column name.
         options: Options of all its evaluations, over those of the columns.
+        left_out: Names of the columns in which it has no entries.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Row:
     baseline: str | None = None
     published: Mapping[tuple[str, str], Published] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class Table:
                 for group, configs in row.trainings.items():
                     for variant, config in enumerate(configs):
                         own = replaced(config, {"data_dir": places[group], "seed": seed})
-                        columns = [column for column in self.columns if column.applies(group, config)]
+                        applying = [column for column in self.columns if column.applies(group, config)]
+                        columns = [column for column in applying if column.name not in row.left_out]
                         kinds = dict.fromkeys(evaluation_of(row, column) for column in columns)
                         yield Cell(row.name, group, variant, seed, own, tuple(kinds))
 

@@ -64,7 +64,7 @@ def entries(table: Table, cells: Sequence[Cell], score: Score) -> Entries:
 
 
 def _entry(row: Row, column: Column, cells: Sequence[Cell], score: Score) -> Entry:
-    own = _scores(row.name, column, cells, score)
+    own = {} if column.name in row.left_out else _scores(row.name, column, cells, score)
     values = [value for value in own.values() if value is not None]
     return Entry(
         mean=statistics.mean(values) if values else None,
