@@ -19,7 +19,7 @@ from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
 from adios_ray.config import TrialConfig
-from adios_ray.errors import CheckpointError, FaultError, StorageError
+from adios_ray.errors import CheckpointError, ClaimError, FaultError, StorageError
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.live import LiveView
@@ -218,6 +218,22 @@ def test_a_trials_note_is_shown_and_logged_with_its_details(
         ("note", "trial_01", "trial_01: its workers failed (no data)"),
         ("wait", "trial_01", "trial_01: storage is back"),
     ]
+
+
+def test_events_are_kept_while_remote_storage_is_away_but_not_in_another_drivers_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adios_ray.tracking.run.begin_results", lambda *arguments: None)
+    claims = iter([ConnectionError("away"), None, ClaimError("taken over")])
+
+    def check_claim() -> None:
+        if error := next(claims):
+            raise error
+
+    run = Run(RunStorage(tmp_path), [], LiveView(1, 2, "run"), SimpleNamespace(), SimpleNamespace(), check_claim)  # type: ignore[arg-type]
+    for text in ("storage refuses", "storage is back", "another driver's"):
+        run.note(text)
+    assert [event.text for event in read_events(tmp_path)] == ["storage refuses", "storage is back"]
 
 
 def test_events_that_storage_refused_are_written_when_it_is_back(tmp_path: Path) -> None:

@@ -136,7 +136,8 @@ class Run(AbstractContextManager["Run"]):
 
     def _record(self, event: Event) -> None:
         with suppress(ClaimError, OSError):  # the run may be another driver's now
-            self._check_claim()
+            with suppress(OSError):  # which is unknown while its storage is away; what happens meanwhile is kept here
+                self._check_claim()
             self._events.append(event)
 
     def trial_note(
