@@ -112,7 +112,7 @@ def test_nothing_is_chosen_on_the_split_that_is_reported(data: Path) -> None:
     result, _, _ = evaluated(data, kinds.knn, {"temperatures": (0.07,)}, split="val")
     assert set(result.scores) == {"knn_accuracy"} and result.configuration["selected_on"] is None
     assert result.configuration["swept_neighbors"] == (1, 2, 5, 10, 20, 50)  # train has 96 images
-    with pytest.raises(EvaluationError, match="chooses one of 7 rates on val and reports another split, not val"):
+    with pytest.raises(EvaluationError, match="chooses one of 7 rates on val, and reports another split, not val"):
         evaluated(data, kinds.linear, split="val")
     result, _, _ = evaluated(data, kinds.linear, {"rates": (0.1,), "epochs": 2}, split="val")
     assert result.configuration["selected_on"] is None and set(result.scores) == {"top1", "top5"}
@@ -256,7 +256,7 @@ def test_data_that_do_not_allow_a_measure_are_refused(data: Path, scenes: Path, 
         (tiny, kinds.clustering, {}, learned, "clustering: test has 12 images of .* classes; it needs at least two"),
         (scenes, kinds.clustering, {}, learned, "clustering: .* have several labels each; it needs one class"),
         (data, kinds.multilabel, {}, learned, "multi-label probe: .* have one class each; it needs several labels"),
-        (no_val, kinds.linear, {}, learned, "linear evaluation chooses .* on val .* has test, train"),
+        (no_val, kinds.linear, {}, learned, "linear evaluation chooses .* on val, and .* has no val split"),
         (data, kinds.linear, {"augment": True, "solver": "lbfgs"}, learned, "augmented views need the solver sgd"),
         (data, kinds.segmentation, {}, fixed, "made for a test has no occlusion model, as masking.scheme was none"),
     ):

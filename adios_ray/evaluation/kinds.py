@@ -141,10 +141,9 @@ def linear(
         check_sgd(rates, epochs, batch_size)
     chooses = solver == "sgd" and len(rates) > 1
     if chooses and not subject.has_val:
-        has = ", ".join(sorted(subject.dataset.manifest.splits))
         raise EvaluationError(
-            f"linear evaluation chooses one of {len(rates)} rates on val and reports another split, not {subject.split}"
-            f"; {subject.dataset.location} has {has}. Without a choice: one rate, or the solver lbfgs"
+            f"linear evaluation chooses one of {len(rates)} rates on val, and {_why_not_val(subject)}. Without a "
+            "choice: one rate, or the solver lbfgs"
         )
     splits = ("train", "val", subject.split) if subject.has_val else ("train", subject.split)
     check_labels(subject, "linear evaluation", splits)
@@ -360,12 +359,16 @@ def check_selection(subject: Subject, measure: str) -> None:
         EvaluationError: If not; names the measure, what it has and what it needs.
     """
     if not subject.has_val:
-        has = ", ".join(sorted(subject.dataset.manifest.splits))
-        raise EvaluationError(
-            f"{measure} chooses its learning rate on val and reports another split, not {subject.split}; "
-            f"{subject.dataset.location} has {has}"
-        )
+        raise EvaluationError(f"{measure} chooses its learning rate on val, and {_why_not_val(subject)}")
     check_labels(subject, measure, ("train", "val", subject.split))
+
+
+def _why_not_val(subject: Subject) -> str:
+    """Say why nothing can be chosen on val."""
+    splits = subject.dataset.manifest.splits
+    if not splits.get("val"):
+        return f"{subject.dataset.location} has no val split (it has {', '.join(sorted(splits))}); prepare it with one"
+    return "reports another split, not val: give the split test"
 
 
 def _on_device(subject: Subject, split: str) -> tuple[Tensor, Tensor]:
