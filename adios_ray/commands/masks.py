@@ -120,6 +120,8 @@ class Masks:
         number = DRAWN if self.images is None else self.images
         if number < 1:
             raise UsageError(f"--images {number} must be at least 1")
+        if not str(self.output).lower().endswith(".png"):
+            raise UsageError(f"--output {self.output} must end in .png: --data-dir draws a PNG")
         check_output_file(self.output)
         device, split = best_device(), open_shards(data_dir).split("val")
         occlusion = load_occlusion_model(self.checkpoint).to(device)
