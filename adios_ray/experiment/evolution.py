@@ -114,10 +114,10 @@ def _train(
     names, halvings = trial_names(config, space), rungs(space.opening, config.population)
     _announce(config, space, len(names), halvings)
     unfinished = state.unfinished(names)
+    assert config.data_dir is not None
+    checked = check_nodes(storage.place, config.data_dir)
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
     if unfinished:
-        assert config.data_dir is not None
-        checked = check_nodes(storage.place, config.data_dir)
         # The lineage follows the state. An exploit is appended to the lineage before its change is journaled, so a
         # driver killed in between leaves an entry of a decision that is made again; begin_lineage drops it.
         remove_drafts(run_dir)
