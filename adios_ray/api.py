@@ -191,7 +191,7 @@ KindName = Literal[
 
 
 class _Common(Strict):
-    """What all kinds of evaluation take."""
+    """Arguments that every kind of evaluation accepts."""
 
     split: Literal["val", "test"]
     view: CentralView | None

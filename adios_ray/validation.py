@@ -126,7 +126,7 @@ _WORDS = {
     "too_short": "must have at least {min_length} items, not {actual_length}",
     "too_long": "must have at most {max_length} items, not {actual_length}",
 }
-"""What pydantic says in terms of Python, by the type of the error."""
+"""Messages in place of pydantic's, which speak of Python's types, by the type of the error."""
 
 
 def explain(

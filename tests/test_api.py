@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pytest
@@ -12,6 +12,7 @@ from small import small_config
 
 import adios_ray
 from adios_ray import api
+from adios_ray.commands.evaluate import KINDS
 from adios_ray.errors import ConfigError, RecordError, UsageError
 from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.models.networks import Networks
@@ -66,6 +67,7 @@ def test_evaluation_from_python_is_that_of_the_command(objects_dir: Path, tmp_pa
     assert {name: score.value for name, score in result.scores.items()} == {
         name: score["value"] for name, score in printed.items()
     }
+    assert set(get_args(api.KindName)) == set(KINDS)
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"kind": "knnn"}, "no evaluation 'knnn'"),
         ({"neighbours": [5]}, "no option 'neighbours'; it has neighbors"),

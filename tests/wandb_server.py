@@ -26,7 +26,7 @@ class ServedRun:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """What was logged, in the order of the lines."""
+        """Logged measurements, in the order of the lines."""
         return [json.loads(line) for _, line in sorted(self.lines["wandb-history.jsonl"].items())]
 
     @property

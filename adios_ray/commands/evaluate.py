@@ -342,8 +342,8 @@ class Evaluate:
         weights, dataset = [load_weights(path) for path in self.checkpoint], open_shards(self.data_dir)
         if self.averaged:
             weights = [averaged(own) for own in weights]
-        if self.averaged and isinstance(self.kind, Robustness) and self.kind.baseline is not None:
-            raise UsageError("--baseline is evaluated by the weights of its last step: leave out --averaged")
+            if isinstance(self.kind, Robustness) and self.kind.baseline is not None:
+                raise UsageError("--baseline is evaluated by the weights of its last step: leave out --averaged")
         if len({checksum(own.tensors) for own in weights}) < len(weights):
             raise UsageError("--checkpoint has the same weights twice: their spread over seeds would be too small")
         if len(weights) > 1 and isinstance(self.kind, Transfer) and self.kind.mode == "scratch":

@@ -54,8 +54,9 @@ class Report:
         for place, path in zip(self.runs, paths, strict=True):
             if not RunDirectory(path).config.is_file():
                 raise UsageError(f"{place} is not a run directory: it has no {RunDirectory(path).config.name}")
-        for place, path in zip(self.runs, paths, strict=True):
-            if [other.resolve() for other in paths].count(path.resolve()) > 1:
+        resolved = [path.resolve() for path in paths]
+        for place, path in zip(self.runs, resolved, strict=True):
+            if resolved.count(path) > 1:
                 raise UsageError(f"{place} is named twice: name different runs to compare")
         uris = [str(place) if local_path(place) is None else None for place in self.runs]
         for place, path, uri in zip(self.runs, paths, uris, strict=True):
