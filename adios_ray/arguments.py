@@ -1,18 +1,20 @@
 """Command lines as typed values by tyro, whose errors become one line like all others."""
 
+import dataclasses
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from types import UnionType
 from typing import Any, NoReturn, TypeVar, overload
 
 import tyro
 from pydantic import ValidationError
 
-# tyro's hook for errors is not a part of its public interface: pyproject.toml bounds tyro's version, and
-# tests/test_wrong_uses.py fails where an error is printed otherwise.
+# tyro's hooks for errors and help are not parts of its public interface: pyproject.toml bounds tyro's version, and
+# tests/test_wrong_uses.py and tests/test_cli.py fail where an error or help is printed otherwise.
+from tyro import _arguments as tyro_arguments
 from tyro import _errors as tyro_errors
 
 from adios_ray.errors import UsageError
@@ -77,6 +79,7 @@ def parse_arguments(
         SystemExit: After ``--help``.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    _check_flags(given)
 
     def parse(line: Sequence[str]) -> Any:
         return tyro.cli(kind, args=line, prog=program, description=description, default=default)
@@ -84,7 +87,7 @@ def parse_arguments(
     def refuse(event: tyro_errors.ParseErrorEvent) -> None:
         _refuse(event, given, lambda words: _help(parse, words))
 
-    with tyro_errors.on_parse_error(refuse):
+    with tyro_errors.on_parse_error(refuse), _readable_help():
         try:
             return parse(given)
         except SystemExit:
@@ -105,6 +108,50 @@ def completion_script(kind: Any, shell: str, program: str) -> str:
         r'^( *)(matches\+=\("\$completion"\))$', r"\1[[ -z $completion ]] || \2", script, flags=re.MULTILINE
     )
     return script.replace("complete -F ", "complete -o default -F ")
+
+
+def _check_flags(given: Sequence[str]) -> None:
+    """Refuse a flag without its value's text, as an unset variable of a shell leaves it, and one that is given twice.
+
+    Raises:
+        UsageError: If there is one; names the flag.
+    """
+    flags: set[str] = set()
+    for before, word in zip(["", *given], given, strict=False):
+        flag, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        if equals and not value:
+            named = flag if flag.startswith("-") else "an argument"
+            raise UsageError(f"{named} is empty: give a value, or leave it out")
+        if word.startswith("--"):
+            name = re.sub(r"(^--|\.)no-", r"\1", flag.replace("_", "-"))
+            if name in flags:
+                raise UsageError(f"{name} is given twice: give it once, with all its values")
+            flags.add(name)
+
+
+@contextmanager
+def _readable_help() -> Iterator[None]:
+    """Let tyro's ``--help`` fill its lines, and leave out what only means "not given"."""
+    original = tyro_arguments._rule_apply_argconf
+
+    def apply(arg: Any, lowered: Any) -> None:
+        field, source = arg.field, arg.field.helptext
+
+        def default(value: str) -> str:
+            return "" if value == "" or (value == "None" and "None" not in _text(source)) else f"(default: {value})"
+
+        field.helptext = lambda: _text(source)
+        field.argconf = dataclasses.replace(field.argconf, help_behavior_hint=default)
+        if lowered.metavar:
+            words = re.sub(r"\{None\}\||(?<=\{)None,", "", lowered.metavar)
+            lowered.metavar = words.replace("STR|PATH", "PATH").replace("{[", "").replace("]}", "")
+        original(arg, lowered)
+
+    tyro_arguments._rule_apply_argconf = apply
+    try:
+        yield
+    finally:
+        tyro_arguments._rule_apply_argconf = original
 
 
 def last_value(arguments: Sequence[str], flag: str) -> str | None:
@@ -218,9 +265,13 @@ def _name(argument: Any) -> str:
 
 def _summary(argument: Any) -> str:
     """Return the first sentence of an argument's help."""
-    text = argument.field.helptext  # read from the source where it is needed
-    text = " ".join(((text() if callable(text) else text) or _expected(argument)).split())
+    text = _text(argument.field.helptext) or _expected(argument)
     return _SENTENCE_END.split(text, maxsplit=1)[0].rstrip(".")
+
+
+def _text(source: Any) -> str:
+    """Return an argument's help in one line, from what tyro calls where it is needed."""
+    return " ".join(((source() if callable(source) else source) or "").split())
 
 
 def _expected(argument: Any) -> str:

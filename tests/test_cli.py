@@ -1,5 +1,6 @@
 """The command line: its outputs, its messages, and its failures."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,23 @@ def test_help_explains_every_option_of_prepare(capsys: pytest.CaptureFixture[str
     for name in ("train", "val", "test", "num"):
         assert f"--{name}-images" in said
     assert "from each class" in said and "(required)" in said
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "prepare", "replay", "report", "doctor", "export", "evaluate linear", "masks"]
+)
+def test_help_fills_its_lines(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    lines = [line[2:-2].rstrip() for line in capsys.readouterr().out.splitlines() if len(line) == 80]  # of boxes
+    assert not [line for line in lines if "(default: )" in line or "{None" in line or "STR|" in line]
+    pairs = [(line, after) for line, after in itertools.pairwise(lines) if line[:6] == after[:6] == " " * 6]
+    assert pairs
+    for line, after in pairs:
+        assert len(line) + 1 + len(after.split()[0]) > 76, f"a needless break: {line}|{after}"
 
 
 def test_the_command_line_starts_without_ray_and_torch() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,6 +141,12 @@ CASES = {
     f"{DEMO} --population 4 8": "'8' after 4 is not expected",
     f"{DEMO} --compile yes": "--compile takes no value, not 'yes'",
     f"{DEMO} extra": "'extra' after demo is not expected",
+    f"{DEMO} --seed 1 --seed 2": "--seed is given twice",
+    f"{DEMO} --compile --no-compile": "--compile is given twice",
+    f"{DEMO} --batch-size 4 --batch_size=8": "--batch-size is given twice",
+    f"{DEMO} --name=": "--name is empty: give a value, or leave it out",
+    "runs --storage ''": "--storage is empty: give a value, or leave it out",
+    "report run ''": "an argument is empty: give a value, or leave it out",
     "verify": "adios-ray verify needs LOCATION (Directory or URI of the data set)",
     "prepare --dataset objects": "adios-ray prepare needs --output",
     "prepare --dataset films --output out": "--dataset films is not one of imagenet100",
@@ -188,8 +195,8 @@ CASES = {
     f"{DEMO} --space spaces/nan.yaml": "parameters.optimizer.encoder_lr.low = nan must be a finite number",
     f"{DEMO} --seed -1": "--seed -1 must be greater than or equal to 0",
     f"{DEMO} --optimizer.encoder-lr nan": "--optimizer.encoder-lr nan must be a finite number",
-    f"{DEMO} --storage=": "--storage '' must not be empty",
-    "train --preset in100s --data-dir=": "--data-dir '' must not be empty",
+    f"{DEMO} --storage=": "--storage is empty: give a value, or leave it out",
+    "train --preset in100s --data-dir=": "--data-dir is empty: give a value, or leave it out",
     f"{DEMO} --space spaces/twice.yaml": "spaces/twice.yaml, line 3, column 1: no valid YAML: scheduler is given twice",
     "replay --output out --run bad_config --trial trial_00": "bad_config is not a run directory",
     "prepare --dataset objects --output out --num-images -5": "num_images is -5; it must be at least 10",
@@ -216,7 +223,7 @@ CASES = {
     "train --data-dir no_test": "no_test has no 'test' split (it has train, val); prepare it with one",
     "train --data-dir damaged": "val-00000.arrow",
     "train --data-dir incomplete": "test-00000.arrow is missing",
-    f"{MINE} --batch-size 64": "batch_size 64 is more than the 24 training images",
+    "train --data-dir data --backbone.name resnet_small --batch-size 64": "batch_size 64 is more than the 24 training images",
     f"{MINE} --workers-per-trial 3": "batch_size 8 cannot be shared evenly by workers_per_trial 3",
     "train --data-dir newer": "newer/manifest.json has schema version 3, not 2 or 1. It was made by a newer adios_ray",
     "verify newer": "newer/manifest.json has schema version 3, not 2 or 1. It was made by a newer adios_ray",
@@ -318,7 +325,7 @@ def test_a_wrong_use_is_one_line(
     monkeypatch.setattr("ray.init", no_worker)
     monkeypatch.setattr("adios_ray.tracking.trackers.wandb.check_login", cli_without_login)
     before = contents(place)
-    status = main(line.split())
+    status = main(shlex.split(line))
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1, said
     assert CASES[line] in said and "input_value" not in said and "Errno" not in said
