@@ -18,7 +18,11 @@ from adios_ray.backend.preflight import (
     refuse,
     source_checksum,
 )
+from adios_ray.checkpoints import Pointer
+from adios_ray.config import TrialConfig
 from adios_ray.errors import ConfigError
+from adios_ray.experiment import verdict
+from adios_ray.experiment.resources import WorkerResources
 from adios_ray.store import Store
 
 
@@ -93,6 +97,27 @@ def test_a_node_that_joins_is_named_with_what_it_lacks(tmp_path: Path, monkeypat
     look = partial(node_problem, tmp_path, "data")
     assert look("a") == "one (10.0.0.1) has joined, but cannot train: no data, torch"
     assert look("b") == look("gone") == ""
+
+
+@pytest.mark.ray
+def test_the_evaluation_on_the_test_split_stays_off_nodes_that_cannot_train(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    own, beside = ray.get_runtime_context().get_node_id(), "a" * 56
+    monkeypatch.setattr(preflight, "_names", lambda: dict.fromkeys((own, beside, "b"), ""))
+    monkeypatch.setattr(preflight, "_ask", lambda nodes, *_: dict.fromkeys(nodes, ["no data"]) | {"b": []})
+    assert preflight.refused_nodes(tmp_path, "data") == [beside]
+    monkeypatch.setattr(verdict, "_on_test", lambda *_: ray.get_runtime_context().get_node_id())
+    config, pointer = TrialConfig(data_dir="data"), Pointer(path=Path("checkpoint"), sha256="")
+    for refused, answers in (([], [own]), ([beside], [own]), ([beside, own], [])):
+        monkeypatch.setattr(verdict, "refused_nodes", lambda *_, found=refused: found)
+        task = verdict._submit(config, pointer, tmp_path, WorkerResources(cpus=0, gpus=0))
+        answered, waiting = ray.wait([task], timeout=10 if answers else 1)
+        assert [ray.get(each) for each in answered] == answers
+        for each in waiting:
+            ray.cancel(each)
 
 
 @pytest.mark.ray

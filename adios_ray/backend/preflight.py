@@ -77,6 +77,16 @@ def node_problem(run: Location, data_dir: str, node: str) -> str:
     return f"{name} has joined, but cannot train: {', '.join(found)}" if found else ""
 
 
+def refused_nodes(run: Location, data_dir: str) -> list[str]:
+    """List the IDs of the nodes that cannot train: such as have joined since ``check_nodes``.
+
+    Raises:
+        StorageError: If the run's storage stays away.
+    """
+    others = sorted(_names().keys() - {ray.get_runtime_context().get_node_id()})
+    return [node for node, found in _ask(others, run, data_dir).items() if found] if others else []
+
+
 def _ask(nodes: Sequence[str], run: Location, data_dir: str) -> dict[str, list[str]]:
     with probed(run) as folder:
         return ask_nodes(nodes, expected_in(folder, data_dir), ANSWER_S)

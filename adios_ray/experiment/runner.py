@@ -54,6 +54,8 @@ def start(config: ExperimentConfig) -> Path:
         ClaimError: If another driver of the run of that name is alive.
         StorageError: If remote storage fails for longer than five minutes.
     """
+    if config.take_over and config.name is None:
+        raise ConfigError("--take-over needs the run to take over: give its --name, or --resume RUN")
     space = load_space(config.space, config.scheduler, config.search)
     space.bind(config.trial(), f"search space {config.space}", config.population)
     check_job_paths(config, submitted_job())

@@ -12,6 +12,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from adios_ray.backend.preflight import refused_nodes
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.shards import read_manifest
@@ -87,11 +88,11 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
     best, space = state.members[name], load_space(RunDirectory(run_dir).space)
     assert config.data_dir is not None and best.checkpoint is not None
     own = replaced(config.trial(), best.values)
-    # As a Ray task: the driver's node may have no GPU. Only the trial that is best on validation sees the test split:
-    # the maximum over the population would be biased upward.
-    judge = ray.remote(_on_test).options(num_cpus=resources.cpus, num_gpus=resources.gpus)
+    # Only the trial that is best on validation sees the test split: the maximum over the population would be biased
+    # upward.
     print(f"{name} is evaluated on the test split, as soon as the cluster has a place for it", flush=True)
-    test = _answer(partial(judge.remote, own, best.checkpoint, storage.place), storage.place)
+    submit = partial(_submit, own, best.checkpoint, storage.place, resources)
+    test = _answer(submit, storage.place)
     manifest = read_manifest(config.data_dir)
     first_epoch = min(row.epoch for row in rows)
     summary = RunSummary(
@@ -134,6 +135,17 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
     written = write_report(run_dir, storage.uri)
     retry(storage.push, print)
     print(f"Report: {storage.place}/{written.name}", flush=True)
+
+
+def _submit(
+    config: TrialConfig, checkpoint: Pointer, place: Location, resources: WorkerResources
+) -> "ObjectRef[Estimate]":
+    """Start the evaluation on the test split as a Ray task, on a node that can train: the driver's may have no GPU."""
+    assert config.data_dir is not None
+    refused = refused_nodes(place, config.data_dir)
+    labels = {"ray.io/node-id": f"!in({','.join(refused)})"} if refused else None
+    task = ray.remote(_on_test).options(num_cpus=resources.cpus, num_gpus=resources.gpus, label_selector=labels)
+    return task.remote(config, checkpoint, place)
 
 
 def _answer(submit: Callable[[], "ObjectRef[Estimate]"], place: Location) -> "Estimate":

@@ -219,12 +219,13 @@ def _exploit_markers(population: ChartData, exploits: Sequence[Exploit], heights
     }
 
 
-def _refusal_markers(refusals: Sequence[Refusal], heights: Mapping[str, int]) -> Figure:
+def _refusal_markers(population: ChartData, heights: Mapping[str, int]) -> Figure:
     """Draw a cross at each trial and epoch at which copies were refused; shows which, with their p, on hover."""
-    known = [refusal for refusal in refusals if refusal.trial in heights]
+    known = [refusal for refusal in population.refusals if refusal.trial in heights]
     texts: dict[tuple[str, int], list[str]] = {}
     for refusal in known:
-        text = f"{plotly_text(refusal.donor)}, better by {refusal.difference:.3g}, p {refusal.p:.2g}"
+        better = population.measure.difference_text(refusal.difference)
+        text = f"{plotly_text(refusal.donor)}, better by {better}, p {refusal.p:.2g}"
         texts.setdefault((refusal.trial, refusal.epoch), []).append(text)
     return {
         "type": "scatter",
@@ -401,6 +402,6 @@ def lineage_chart(population: ChartData) -> Figure:
         annotations=notes,
     )
     path = [part for part in population.path if part.trial in heights]
-    refused = _refusal_markers(population.refusals, heights)
+    refused = _refusal_markers(population, heights)
     data = [_strip_path(path, heights), *lines, refused, _exploit_markers(population, known, ends)]
     return {"data": data, "layout": layout}

@@ -211,7 +211,8 @@ def _events(run: RunData) -> Iterator[Event]:
         kind = "copied" if exploit.copies else "changed values"
         yield Event(exploit.time, exploit.epoch, exploit.trial, kind, f"{exploit.donor}: {exploit.changes}")
     for refusal in run.refusals:
-        text = f"{refusal.donor}: better by {refusal.difference:.3g}, p {refusal.p:.2g}"
+        better = run.measure.difference_text(refusal.difference)
+        text = f"{refusal.donor}: better by {better}, p {refusal.p:.2g}"
         yield Event(refusal.time, refusal.epoch, refusal.trial, "refused", text)
     for row in run.rows:
         if math.isnan(row.fitness):
