@@ -4,9 +4,11 @@ import errno
 import os
 import re
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -167,6 +169,19 @@ class Store:
         with _os_errors():
             self.files.get_file(self._path(name), str(target))
 
+    def changed(self, name: str) -> float:
+        """Return when a file was last changed, in seconds since 1970; now, if the protocol does not tell.
+
+        Raises:
+            FileNotFoundError: If it does not exist.
+        """
+        try:
+            with _os_errors():
+                changed: datetime = self.files.modified(self._path(name))
+        except NotImplementedError:
+            return time.time()
+        return changed.timestamp()
+
     def put(self, source: Path, name: str) -> None:
         """Copy a local file to a remote store, where it appears once it is complete."""
         with _os_errors():
@@ -213,7 +228,7 @@ def _os_errors() -> Iterator[None]:
     """Turn the errors of protocols' packages into OSErrors."""
     try:
         yield
-    except OSError:
+    except (OSError, NotImplementedError):
         raise
     except Exception as error:  # each protocol has errors of its own
         kind = PermissionError if {base.__name__ for base in type(error).__mro__} & _DENIED else OSError

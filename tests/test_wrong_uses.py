@@ -6,12 +6,14 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 import torch
 import yaml
+from fsspec.implementations.memory import MemoryFileSystem
 from made_up_run import make_run
 from safetensors.torch import save_file
 from small import make_objects, small_config
@@ -19,7 +21,7 @@ from small import make_objects, small_config
 from adios_ray import cli
 from adios_ray.arguments import parse_arguments
 from adios_ray.cli import EXAMPLES, FIRST_STEPS, Command, main
-from adios_ray.data.claim import TRAINING, claimed
+from adios_ray.data.claim import TRAINING, Holder, claimed
 from adios_ray.data.shards import SCHEMA_VERSION
 from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import ExperimentConfig
@@ -289,7 +291,6 @@ CASES = {
     "train --resume cut_population": "cut_population/population.json: not JSON",
     "runs --storage file": "--storage file is no directory",
     "runs --storage nowhere": "--storage nowhere is no directory",
-    "runs --storage s3://bucket/runs": "--storage s3://bucket/runs is a URI; only a local path can be used here",
     "report s3://bucket/run --open": "--open s3://bucket/run is a URI; only a local path can be used here",
     # cluster, disk, trackers
     f"{MINE} --storage file/runs": "file/runs cannot be written to: Not a directory",
@@ -420,6 +421,27 @@ def test_runs_are_listed_with_state_and_best(tmp_path: Path, capsys: pytest.Capt
     assert lines["done"].startswith("finished, best trial_0") and " on test, 0 s ago" in lines["done"]
     assert lines["cut"].startswith("interrupted, best trial_0") and " on val, " in lines["cut"]
     assert lines["broken"].startswith("damaged, ") and "results.csv" in lines["broken"]
+
+
+def test_runs_at_a_uri_are_listed_as_local_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    remote = MemoryFileSystem()
+    for name in ("done", "alive", "cut"):
+        make_run(tmp_path / name, trials=2, epochs=1)
+        if name != "done":
+            (tmp_path / name / "summary.json").unlink()
+            (tmp_path / name / TRAINING.file).write_text(Holder(token="token").model_dump_json())
+    remote.put(str(tmp_path), "/runs", recursive=True)
+    try:
+        remote.pipe_file("/runs/objects/manifest.json", b"{}")  # a data set is no run
+        for file in ("results.csv", TRAINING.file):
+            remote.store[f"/runs/cut/{file}"].modified = datetime.now(UTC) - timedelta(hours=2)
+        assert main(["runs", "--storage", "memory://runs"]) == 0
+    finally:
+        remote.rm("/runs", recursive=True)
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines.keys() == {"done", "alive", "cut"}
+    assert lines["done"].startswith("finished, best trial_0") and lines["alive"].startswith("running, ")
+    assert lines["cut"].startswith("interrupted, ") and lines["cut"].endswith("2 h 0 min ago")
 
 
 def test_a_run_needs_the_cores_seconds_of_its_trials() -> None:

@@ -106,12 +106,12 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
             FaultError: If every other trial has trouble too: then neither is the reason.
         """
         self.set_aside[name] = fault
-        others = self._unfinished()
-        fate = (
-            f"it stays at epoch {self.population[name].epoch}, and the others continue" if others else "the run stops"
+        stops = self.admission.all_started and not set(self._unfinished()) - self._troubled
+        kept = f"it stays at epoch {self.population[name].epoch}, and the others continue"
+        self.population.run.trial_note(
+            name, f"cannot train: {fault.reason}; {'the run stops' if stops else kept}", fault.details
         )
-        self.population.run.trial_note(name, f"cannot train: {fault.reason}; {fate}", fault.details)
-        if self.admission.all_started and not set(others) - self._troubled:
+        if stops:
             self._stop_run()
         self._preempting = name
         self.go_on_without(name)

@@ -1,13 +1,19 @@
 """An overview of the runs in a storage directory."""
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from adios_ray.data.claim import TRAINING, holder_of
-from adios_ray.errors import InputError
+from adios_ray.errors import ConfigError, InputError
+from adios_ray.places import fetch_file
+from adios_ray.retry import promptly
 from adios_ray.run_directory import RunDirectory
+from adios_ray.store import PARALLEL_COPIES, Location, Store, local_path
 from adios_ray.tracking.formatting import duration
 from adios_ray.tracking.lineage import best_row
 from adios_ray.tracking.records import Row, RunSummary, measure_of, read_config, read_results, read_summary
@@ -38,10 +44,41 @@ class RunStatus(NamedTuple):
         return f"{self.name}: {self.state}, {reached}{self.best}, {duration(self.age_s)} ago"
 
 
-def runs_in(storage: Path) -> list[RunStatus]:
-    """Find all runs in a storage directory, the one that reported last first."""
+def runs_in(storage: Location) -> list[RunStatus]:
+    """Find all runs in a storage directory or at a URI, the one that reported last first.
+
+    Raises:
+        ConfigError: If there is no such directory, or a URI does not answer or must not be read.
+    """
+    if (path := local_path(storage)) is not None:
+        if not path.is_dir():
+            raise ConfigError(f"--storage {storage} is no directory: name the --storage of adios-ray train")
+        return _runs_below(path)
+    with tempfile.TemporaryDirectory(prefix="adios_ray-") as directory:
+        try:
+            _copy_runs(Store(storage), Path(directory))
+        except OSError as error:
+            raise ConfigError(f"--storage {storage} cannot be read: {error}") from None
+        return _runs_below(Path(directory))
+
+
+def _runs_below(storage: Path) -> list[RunStatus]:
     found = [_status(path.parent) for path in storage.glob(f"*/{RunDirectory(storage).config.name}")]
     return sorted(found, key=lambda run: run.age_s)
+
+
+def _copy_runs(store: Store, directory: Path) -> None:
+    """Copy the files that a status is read from."""
+    run = RunDirectory(Path())
+    files = (run.config.name, run.summary.name, run.results.name, TRAINING.file)
+
+    def copy(name: str) -> None:
+        with suppress(FileNotFoundError):
+            fetch_file(store, name, directory / name)
+
+    names = [f"{folder}/{file}" for folder in promptly(store.names) for file in files]
+    with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
+        list(pool.map(copy, names))
 
 
 def state_of(run_dir: Path, summary: RunSummary | None) -> State:

@@ -29,8 +29,12 @@ port=$((20000 + SLURM_JOB_ID % 20000))  # other jobs may share the node
 # The job's own steps: they end with the job. `ray stop` would stop the clusters of all of the user's jobs on the node.
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
     ray start --head --node-ip-address="$address" --port="$port" --block &
+head_step=$!
 export RAY_ADDRESS="$address:$port"
-until ray health-check --address "$RAY_ADDRESS" > /dev/null 2>&1; do sleep 2; done
+until ray health-check --address "$RAY_ADDRESS" > /dev/null 2>&1; do
+    kill -0 "$head_step" 2> /dev/null || { echo "error: Ray's head on $head has ended; see above" >&2; exit 1; }
+    sleep 2
+done
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     srun --overlap --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --exclude="$head" \
         ray start --address="$RAY_ADDRESS" --block &
