@@ -1,9 +1,15 @@
 """The files in docs/cluster: a SLURM script, `ray up`, KubeRay and Prometheus configurations, a Grafana dashboard."""
 
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jsonschema
@@ -33,6 +39,69 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
 def test_the_slurm_script_is_valid_bash() -> None:
     subprocess.run(["bash", "-n", str(FILES / "slurm.sh")], check=True)
     assert "ray stop" not in re.sub(r"#.*", "", (FILES / "slurm.sh").read_text())
+
+
+STUBS = {
+    "scontrol": 'if [ "$1" = show ]; then printf "n1\\nn2\\n"; else echo "$@" >> scontrol.log; fi',
+    # Runs what follows its options, on this machine.
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "hostname": "echo 10.0.0.1 10.0.0.2",
+    "ray": 'case "$1 $HEAD" in "start alive") sleep 60;; "health-check alive") true;; *) false;; esac',
+    "adios-ray": 'echo "$@" > training.log; if [ -e stays ]; then touch begun; exec sleep 60; fi',
+}
+"""Programs in the place of SLURM's, Ray's and this package's."""
+
+
+@contextmanager
+def slurm_job(folder: Path, head: str) -> "Iterator[subprocess.Popen[str]]":
+    """Run the script in a folder as SLURM would, on two nodes; ``head`` tells whether Ray's head is alive."""
+    (folder / "bin").mkdir()
+    for name, body in STUBS.items():
+        (folder / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / "bin" / name).chmod(0o755)
+    (folder / "bin" / "activate").touch()
+    (folder / "home").mkdir()
+    variables = {
+        **{"VENV": str(folder), "STORAGE": "/storage", "DATA": "/data", "HOME": str(folder / "home"), "HEAD": head},
+        **{"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"},
+        "PATH": f"{folder}/bin:{Path(sys.executable).parent}:/usr/bin:/bin",
+    }
+    job = subprocess.Popen(
+        ["bash", str(FILES / "slurm.sh")],
+        cwd=folder, env=variables, text=True, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield job
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+
+
+def test_the_slurm_job_ends_with_its_training_and_leaves_no_token(tmp_path: Path) -> None:
+    with slurm_job(tmp_path, "alive") as job:
+        assert job.wait(timeout=30) == 0
+    assert (tmp_path / "training.log").read_text().startswith("train --preset in100s --data-dir /data --storage /stor")
+    assert not list((tmp_path / "home" / ".ray").iterdir()) and not (tmp_path / "scontrol.log").exists()
+
+
+def test_the_slurm_job_ends_where_rays_head_does(tmp_path: Path) -> None:
+    with slurm_job(tmp_path, "dead") as job:
+        _, said = job.communicate(timeout=30)
+        assert job.returncode == 1 and "error: Ray's head on n1 has ended" in said
+    assert not (tmp_path / "training.log").exists()
+
+
+def test_the_slurm_job_is_requeued_before_its_time_limit(tmp_path: Path) -> None:
+    (tmp_path / "stays").touch()
+    with slurm_job(tmp_path, "alive") as job:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "begun").exists():
+            assert job.poll() is None and time.monotonic() < deadline, "the training was not started"
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(timeout=30) == 0
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 7\n"
 
 
 def test_the_cluster_file_fits_the_schema_of_ray_up() -> None:

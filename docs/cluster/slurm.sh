@@ -22,7 +22,8 @@ mkdir -p "$HOME/.ray"
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 export RAY_TMPDIR="/tmp/ray-$SLURM_JOB_ID"  # short: Unix sockets below it have at most 107 characters
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes[0]}
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | cut -d ' ' -f 1)
 port=$((20000 + SLURM_JOB_ID % 20000))  # other jobs may share the node
 
