@@ -93,6 +93,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bad_config").mkdir()
     records.write_config(folder / "bad_config", {"epochs": "many"})
     (folder / "file").write_text("text")
+    (folder / "dangling").symlink_to("nowhere")
     (folder / "empty").mkdir()
     (folder / "images").mkdir()
     (folder / "images" / "note.txt").write_text("no image")
@@ -179,6 +180,8 @@ CASES = {
     f"{DEMO} --masking.scheme none --masking.fill mix": "scheme none hides nothing that fill mix could replace",
     f"{DEMO} --name a/b": "--name 'a/b' must be letters",
     f"{DEMO} --name {'x' * 300}": "must be shorter: it has 300 characters of at most 128",
+    f"{DEMO} --storage . --name file": "file is a file or a broken link, no run directory: remove it, or choose",
+    f"{DEMO} --storage . --name dangling": "dangling is a file or a broken link, no run directory",
     f"{DEMO} --take-over": "--take-over needs the run to take over: give its --name, or --resume RUN",
     f"{DEMO} --name ..": "--name '..' must be letters",
     f"{DEMO} --population 1": "--population 1 must be greater than or equal to 2",

@@ -1,5 +1,6 @@
 """Start and resumption of a run; everything is checked before the first worker starts."""
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -167,8 +168,11 @@ def _has_begun(run: RunStorage) -> bool:
     """Tell whether a run is stored at its place: it has a population.
 
     Raises:
-        ConfigError: If the place must not be read, or does not answer within seconds.
+        ConfigError: If the place is no directory, must not be read, or does not answer within seconds.
     """
+    path = local_path(run.place)
+    if path is not None and os.path.lexists(path) and not path.is_dir():
+        raise ConfigError(f"{path} is a file or a broken link, no run directory: remove it, or choose another --name")
     try:
         return promptly(partial(run.has, _layout(run).population))
     except OSError as error:
