@@ -68,6 +68,7 @@ class InProcess:
         self.at: dict[str, Position] = {}
         self._train = train
         self._held: set[str] = set()
+        self._left: set[str] = set()
 
     def register(self, trial: str, config: TrialConfig, checkpoint: Pointer | None, epoch: int, held: bool) -> None:
         """See ``Channel.register``."""
@@ -81,6 +82,10 @@ class InProcess:
     def hold(self, trials: Iterable[str], held: bool) -> None:
         """See ``Channel.hold``."""
         self._held = self._held | set(trials) if held else self._held - set(trials)
+
+    def preempt(self, trial: str) -> None:
+        """See ``Channel.preempt``; where all train at once, only trials that leave in an opening are preempted."""
+        self._left.add(trial)
 
     def drive(
         self,
@@ -133,3 +138,4 @@ class InProcess:
             else:
                 assert decision == CONTINUE, "a population with barriers trains all trials at once"
                 idle.add(name)
+            idle -= self._left

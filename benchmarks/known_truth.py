@@ -140,6 +140,9 @@ class KnownTruth:
         """Count a refused copy."""
         self.refusals += 1
 
+    def drop(self, **_: object) -> None:
+        """Forget a trial that leaves in an opening."""
+
     def exploit(self, trial: str, donor: str, **_: object) -> None:
         """Keep the truth behind a copy."""
         if donor != trial:

@@ -43,6 +43,7 @@ from known_truth import KnownTruth, Measured, Problem, Values, Weights
 from adios_ray.backend.admission import Admission
 from adios_ray.config import Strict, TrialConfig, replaced
 from adios_ray.errors import exit_status
+from adios_ray.search.opening import Rung, rungs
 from adios_ray.search.pb2 import PB2
 from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import Population
@@ -56,17 +57,21 @@ MEMORY = Path("/dev/shm")
 WEIGHT, RATE, SLOTS = "masking.sparsity_weight", "optimizer.encoder_lr", "masking.slots"
 
 
-def evolve(space: SearchSpace, problem: Problem, initial: list[Values], seed: int) -> KnownTruth:
-    """Train a population under the scheduler of a space."""
+def evolve(
+    space: SearchSpace, problem: Problem, initial: list[Values], seed: int, halvings: tuple[Rung, ...] = ()
+) -> KnownTruth:
+    """Train a population under the scheduler of a space, after the halvings of an opening."""
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
         population = KnownTruth(space, problem, initial, seed, Path(directory))
+        if halvings:
+            population.members.state.next_decision_epoch = halvings[0].epoch
 
         def make(members: Population, admission: Admission) -> LiveScheduler:
             if space.scheduler == "pb2":
                 return PopulationBasedTraining(members, admission, space, PB2(space, members.state))
             if space.evolving:
                 return PopulationBasedTraining(
-                    members, admission, space, lambda name, donor, random: space.explore(donor.values, random)
+                    members, admission, space, lambda name, donor, random: space.explore(donor.values, random), halvings
                 )
             return StoppingSearch(members, admission, make_rule(space, problem.epochs), lambda name: {})
 
@@ -370,6 +375,8 @@ NOISY_SPACES: dict[str, dict[str, Any]] = {
     "pbt, significance 0.01": {"scheduler": "pbt", "interval_epochs": 2, "significance": 0.01},
     "pbt, significance 0.001": {"scheduler": "pbt", "interval_epochs": 2, "significance": 0.001},
     "pbt, explore_without_copy": {"scheduler": "pbt", "interval_epochs": 2, "explore_without_copy": True},
+    # 12 trials for 4 epochs, then 7 for 16: as many epochs as 8 trials for 20.
+    "pbt, opening": {"scheduler": "pbt", "interval_epochs": 2, "opening": {"trials": 12, "epochs": 4}},
 }
 EVERYWHERE = ("random", "pbt", "pbt, no test")
 """Rows of all populations; the others are of 8 trials."""
@@ -396,8 +403,9 @@ class Outcome(NamedTuple):
 def run_noisy(name: str, landscape: str, population: int, noise: float, seed: int) -> Outcome:
     """Train a noisy population."""
     space = space_of(NOISY_PARAMETERS, **NOISY_SPACES[name])
-    initial = [space.sample(Random(f"{seed}/{number}")) for number in range(population)]
-    trained = evolve(space, Noisy(landscape, noise), initial, seed)
+    trials = space.opening.trials if space.opening else population
+    initial = [space.sample(Random(f"{seed}/{number}")) for number in range(trials)]
+    trained = evolve(space, Noisy(landscape, noise), initial, seed, rungs(space.opening, population - 1))
     gains = [exploit.donor - exploit.trial for exploit in trained.exploits]
     false = sum(gain <= 0 for gain in gains)
     return Outcome(trained.best(), len(gains), false, trained.refusals, sum(gains))
