@@ -185,6 +185,14 @@ def test_knn_of_several_labels_has_a_score_and_its_error(scenes: Path) -> None:
 
 
 @pytest.mark.slow
+def test_val_of_several_labels_is_neither_used_nor_checked(tmp_path: Path) -> None:
+    scenes = make_objects(tmp_path / "scenes", counts={"train": 96, "val": 1, "test": 40}, multi_label=True)
+    for kind in (kinds.knn, kinds.multilabel):
+        result, _, _ = evaluated(scenes, kind, classes=24)
+        assert set(result.images_per_split) == {"train", "test"}
+
+
+@pytest.mark.slow
 def test_segmentation_equals_a_loop_over_images(data: Path) -> None:
     result, subject, _ = evaluated(data, kinds.segmentation)
     indices, occlusion = np.arange(140), subject.networks.occlusion

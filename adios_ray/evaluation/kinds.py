@@ -67,7 +67,9 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
             setting is out of range, or settings are given for multi-label data.
     """
     own, manifest = subject.networks.config.evaluation, subject.dataset.manifest
-    splits = ("train", "val", subject.split) if subject.has_val else ("train", subject.split)
+    # Of several labels an image nothing is chosen on val.
+    val = ("val",) if subject.has_val and not manifest.multi_label else ()
+    splits = ("train", *val, subject.split)
     check_labels(subject, "k-NN", splits, manifest.multi_label)
     images = len(subject.dataset.split("train"))
     if images < (most := max([own.neighbors, *neighbors])):
@@ -87,7 +89,7 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
         present = held_out[1] > 0
         (error,) = jackknife_errors(lambda kept: [macro_f1(predicted[kept], present[kept])], len(present))
         f1 = Score(macro_f1(predicted, present), error)
-        return subject.result("knn", {"knn_macro_f1": f1}, configuration, ("train", subject.split))
+        return subject.result("knn", {"knn_macro_f1": f1}, configuration, splits)
     sweeps = {
         split: knn_sweep(*bank, *_on_device(subject, split), swept_counts, swept_temperatures) for split in splits[1:]
     }
