@@ -232,6 +232,8 @@ class All:
         Raises:
             EvaluationError: If the data allow none.
         """
+        from adios_ray.evaluation.result import ALL, EVALUATION, LEFT_OUT
+
         results: dict[str, EvaluationResult] = {}
         left_out: dict[str, str] = {}
         for name, kind in PARTS.items():
@@ -239,14 +241,13 @@ class All:
                 results[name] = kind.evaluate(subject)
             except EvaluationError as error:
                 left_out[name] = str(error)
-                print(f"{name} is left out: {error}", file=sys.stderr)
         if not results:
             raise EvaluationError(f"no evaluation is possible: {'; '.join(left_out.values())}")
         scores = {f"{name}.{score}": own for name, of in results.items() for score, own in of.scores.items()}
-        configuration = {name: of.configuration for name, of in results.items()} | {"left_out": left_out}
+        configuration = {name: of.configuration for name, of in results.items()} | {LEFT_OUT: left_out}
         splits = dict.fromkeys(split for of in results.values() for split in of.images_per_split)
-        details = [{"evaluation": name, **row} for name, of in results.items() for row in of.details]
-        return subject.result("all", scores, configuration, list(splits), details)
+        details = [{EVALUATION: name, **row} for name, of in results.items() for row in of.details]
+        return subject.result(ALL, scores, configuration, list(splits), details)
 
 
 KINDS: Mapping[str, type[Kind]] = {
