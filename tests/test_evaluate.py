@@ -410,7 +410,11 @@ def test_all_keeps_the_details_of_its_parts(
 
 @pytest.mark.slow
 def test_several_checkpoints_have_a_mean(
-    checkpoint: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     save_weights(tmp_path / "second.safetensors", weights(seed=1))
     own = []
@@ -425,9 +429,13 @@ def test_several_checkpoints_have_a_mean(
     assert values[2] == pytest.approx((values[0] + values[1]) / 2) and values[0] != values[1]
     assert own[2]["scores"]["nmi"]["seeds_standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
     assert own[2]["weights_sha256"] == own[0]["weights_sha256"] + own[1]["weights_sha256"]
+    unmasked = str(tmp_path / "unmasked.safetensors")
+    save_weights(Path(unmasked), weights(masking={"scheme": "none"}))
+    monkeypatch.setattr(kinds, "segment", lambda *_: pytest.fail("segmented"))
     for arguments, message in (
         (["clustering", "--checkpoint", checkpoint, checkpoint], "the same weights twice"),
         (["transfer", "--mode", "scratch", "--checkpoint", *files], "--mode scratch uses no weights"),
+        (["segmentation", "--checkpoint", checkpoint, unmasked], "has no occlusion model, as masking.scheme was none"),
     ):
         assert main(["evaluate", *arguments, "--data-dir", str(data)]) == 2
         assert message in capsys.readouterr().err
@@ -437,7 +445,17 @@ def test_several_checkpoints_have_a_mean(
     ("arguments", "message"),
     [
         ("multilabel", "one class each; it needs several labels"),
-        ("clustering --seed -1", "--seed must be >= 0"),
+        ("clustering --seed -1", "--seed -1 must be at least 0 and below 2^32"),
+        ("clustering --seed 4294967296", "--seed 4294967296 must be at least 0 and below 2^32"),
+        ("linear --solver lbfgs --rates 0.1", "--solver lbfgs does not use --rates: leave out, or take --solver sgd"),
+        (
+            "linear --solver lbfgs --epochs 100 --batch-size 64 --augment",
+            "use --epochs, --batch-size, --augment: leave",
+        ),
+        ("transfer --mode scratch --averaged", "--mode scratch uses no weights: leave out --averaged"),
+        ("segmentation --averaged", "--averaged is for an encoder, and segmentation is of masks: leave it out"),
+        ("segmentation --ray", "--ray extracts features, of which segmentation uses none: leave it out"),
+        ("transfer --ray", "--ray extracts features, of which transfer uses none: leave it out"),
         ("knn --neighbors 0", "neighbors = "),
         ("linear --rates 0", "rates above 0"),
         ("linear --rates nan", "finite rates above 0"),

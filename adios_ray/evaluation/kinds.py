@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adios_ray.config import AugmentConfig
+from adios_ray.config import AugmentConfig, TrialConfig
 from adios_ray.data.augment import denormalize
 from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.errors import EvaluationError
@@ -244,13 +244,9 @@ def segmentation(subject: Subject) -> EvaluationResult:
         EvaluationError: If the checkpoint has no occlusion model, the data have no object masks, or fewer than two
             images have objects.
     """
+    check_masks_are_learned(subject.networks.config, subject.origin)
     occlusion = subject.networks.occlusion
-    if occlusion is None:
-        scheme = subject.networks.config.masking.scheme
-        raise EvaluationError(
-            f"segmentation: {subject.origin} has no occlusion model, as masking.scheme was {scheme}; "
-            "it needs a checkpoint whose masks are learned"
-        )
+    assert occlusion is not None
     if not subject.dataset.manifest.has_instances:
         raise EvaluationError(f"segmentation: {subject.dataset.location} has no object masks, which it needs")
     slots, rng = occlusion.slots, np.random.default_rng(subject.seed)
@@ -320,6 +316,19 @@ def labelfree(subject: Subject) -> EvaluationResult:
         raise EvaluationError(f"LiDAR cannot be computed of features of this size: {error}") from error
     configuration = {"features": width, "view_images": len(views), "views": LIDAR_VIEWS}
     return subject.result("labelfree", scores, configuration, (subject.split,))
+
+
+def check_masks_are_learned(config: TrialConfig, origin: str) -> None:
+    """Check that a checkpoint has an occlusion model, whose masks can be segmented.
+
+    Raises:
+        EvaluationError: If not; names the checkpoint's origin and its masking scheme.
+    """
+    if not config.masking.learned:
+        raise EvaluationError(
+            f"segmentation: {origin} has no occlusion model, as masking.scheme was {config.masking.scheme}; "
+            "it needs a checkpoint whose masks are learned"
+        )
 
 
 def check_labels(subject: Subject, measure: str, splits: Sequence[str], multi_label: bool = False) -> None:
