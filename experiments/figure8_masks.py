@@ -15,7 +15,7 @@ from adios_ray.arguments import parse_arguments
 from adios_ray.commands.masks import Masks
 from adios_ray.errors import exit_status
 from adios_ray.tables.cells import last_checkpoint
-from adios_ray.tables.command import RESUMES, Options, check_complete, choose_table, print_estimate, run_all
+from adios_ray.tables.command import Options, check_complete, choose_table, print_estimate, run_all
 from adios_ray.tables.grid import Column, DataSet, Row, Table
 from adios_ray.tables.methods import CLASSIFICATION_DATA, SCENES, SCENES_EPOCHS, published_training, small_training
 
@@ -63,4 +63,4 @@ def run(options: Options) -> None:
 
 if __name__ == "__main__":
     description = (__doc__ or "").split("\n")[0]
-    sys.exit(exit_status(lambda: run(parse_arguments(Options, description=description)), RESUMES))
+    sys.exit(exit_status(lambda: run(parse_arguments(Options, description=description))))

@@ -19,7 +19,7 @@ from adios_ray.errors import ConfigError, RunError
 from adios_ray.tables import cells as cells_module
 from adios_ray.tables import estimate as estimate_module
 from adios_ray.tables.cells import cell_name, finished, measured, run_cell
-from adios_ray.tables.command import Options, run_table
+from adios_ray.tables.command import RESUMES, Options, main, run_table
 from adios_ray.tables.estimate import estimate, tuned_images
 from adios_ray.tables.grid import Cell, Column, DataSet, Published, Row, Table, evaluation_of
 from adios_ray.tables.render import as_csv, html, markdown
@@ -219,6 +219,26 @@ def test_a_table_is_resumed_and_a_failed_cell_does_not_lose_the_others(
     for line in lines:
         entry = dict(zip(head, line, strict=True))
         assert entry["trainings"] == entry["planned"] or entry["planned"] == "0"
+
+
+@pytest.mark.parametrize(("words", "line"), [("--dry-run", "interrupted"), ("", f"interrupted; {RESUMES}")])
+def test_an_interruption_says_how_to_resume_where_there_is_something_to(
+    words: str,
+    line: str,
+    objects_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(estimate_module, "measure_step", interrupted)
+    monkeypatch.setattr("adios_ray.tables.run.run_cells", interrupted)
+    places = ["--data", "objects", str(objects_dir), "--storage", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["table", *words.split(), *places])
+    assert main("table", "A table.", {"small": small_table}) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == line
 
 
 def test_what_a_table_lacks_is_said_before_anything_is_trained(tmp_path: Path) -> None:

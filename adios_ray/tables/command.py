@@ -58,7 +58,7 @@ def main(name: str, description: str, presets: Mapping[str, Callable[[], Table]]
     Returns:
         Exit status; see ``errors.exit_status``.
     """
-    return exit_status(lambda: run_table(name, presets, parse_arguments(Options, description=description)), RESUMES)
+    return exit_status(lambda: run_table(name, presets, parse_arguments(Options, description=description)))
 
 
 def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Options) -> None:
@@ -115,14 +115,19 @@ def run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str,
     Raises:
         ConfigError: If a data set is missing.
         DatasetError: If a data set is damaged.
+        KeyboardInterrupt: With a note that says how to resume.
     """
     from adios_ray.tables.cells import cell_name
     from adios_ray.tables.run import run_cells
 
     storage = Path(check_storage(options.directory))
-    places = _places(table, options.data, storage)
-    folders = {cell: storage / CELLS / cell_name(cell) for cell in table.cells(places, options.seeds)}
-    return folders, run_cells(folders, places, options.gpus_per_cell)
+    try:
+        places = _places(table, options.data, storage)
+        folders = {cell: storage / CELLS / cell_name(cell) for cell in table.cells(places, options.seeds)}
+        return folders, run_cells(folders, places, options.gpus_per_cell)
+    except KeyboardInterrupt as stop:
+        stop.add_note(RESUMES)
+        raise
 
 
 def check_complete(failed: Mapping[str, str]) -> None:
