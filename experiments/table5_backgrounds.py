@@ -12,7 +12,7 @@ from pathlib import Path
 
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Column, DataSet, Table
-from adios_ray.tables.methods import CLASSIFICATION_DATA, OBJECTS, SMALL_EPOCHS, published_pairs, small_pairs
+from adios_ray.tables.methods import OBJECTS, PREPARED_DATA, SMALL_EPOCHS, published_pairs, small_pairs
 
 GROUP = "ImageNet100-S"
 VARIATIONS = {
@@ -50,7 +50,7 @@ def paper() -> Table:
     }
     rows = published_pairs({GROUP: "in100s"}, "resnet18", numbers)
     data = {
-        GROUP: CLASSIFICATION_DATA[GROUP],
+        GROUP: PREPARED_DATA[GROUP],
         "Backgrounds": DataSet("--dataset backgrounds --source bg_challenge", images=45_000, image_size=160),
     }
     return Table("Table 5: backgrounds challenge", rows, columns(GROUP, ("Backgrounds",)), data)

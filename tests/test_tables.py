@@ -188,6 +188,8 @@ def test_rows_of_a_script_differ_from_their_baselines_in_the_masks_alone(module:
         groups = {column.group for column in table.columns}
         assert {group for row in table.rows for group in row.trainings} == groups <= set(table.data)
         for row in table.rows:
+            for group, configs in row.trainings.items():
+                assert {config.image_size for config in configs} <= {None, table.data[group].image_size}
             assert {key[0] for key in row.published} <= groups
             assert {key[1] for key in row.published} <= {column.name for column in table.columns}
             if row.baseline:
