@@ -12,7 +12,15 @@ import pytest
 from rich.console import Console
 
 from adios_ray.errors import EvaluationError
-from adios_ray.evaluation.result import PRINTED_ROWS, EvaluationResult, Score, mean_over_seeds, read_result, write_json
+from adios_ray.evaluation.result import (
+    PRINTED_ROWS,
+    EvaluationResult,
+    Row,
+    Score,
+    mean_over_seeds,
+    read_result,
+    write_json,
+)
 
 
 def make(value: float, weights: str = "a", rate: float = 0.1) -> EvaluationResult:
@@ -113,8 +121,8 @@ def test_tables_of_many_checkpoints_are_whole_at_any_width(width: int) -> None:
 
 
 def test_details_are_tables_of_rows_alike() -> None:
-    rows = [{"evaluation": "knn", "neighbors": count, "top1": 0.5} for count in range(PRINTED_ROWS + 1)]
-    other = {"evaluation": "linear", "rate": 0.1, "val top1": 0.25}
+    rows: list[Row] = [{"evaluation": "knn", "neighbors": count, "top1": 0.5} for count in range(PRINTED_ROWS + 1)]
+    other: Row = {"evaluation": "linear", "rate": 0.1, "val top1": 0.25}
     text = printed(replace(make(0.5), details=(*rows, other)), 80)
     assert f"the JSON object has {PRINTED_ROWS + 1} rows of details of knn\n" in text
     assert re.search(r"linear +│ +0.1 │ +0.25 │", text)

@@ -83,7 +83,7 @@ def test_fine_tuned_images_are_those_of_all_epochs_and_rates() -> None:
 def test_the_gain_and_its_interval_are_those_of_a_paired_t_test() -> None:
     rng = np.random.default_rng(0)
     own, baseline = rng.normal(size=5), rng.normal(size=5)
-    found = gain({(0, i): v for i, v in enumerate(own)}, {(0, i): v for i, v in enumerate(baseline)})
+    found = gain((own - baseline).tolist())
     interval = stats.ttest_rel(own, baseline).confidence_interval(0.95)
     assert found is not None and found.half_width is not None
     assert found.mean == pytest.approx((own - baseline).mean(), abs=1e-12)
@@ -91,9 +91,26 @@ def test_the_gain_and_its_interval_are_those_of_a_paired_t_test() -> None:
     assert found.mean + found.half_width == pytest.approx(interval.high, abs=1e-12)
 
 
-def test_the_gain_pairs_finished_trainings_alone() -> None:
-    assert gain({(0, 0): 3.0, (0, 1): None}, {(0, 0): 1.0, (0, 1): 7.0, (0, 2): 8.0}) == (2.0, None, 1)
-    assert gain({(0, 0): None}, {(0, 0): 1.0}) is None
+def test_an_average_gain_is_over_all_pairs_of_finished_trainings() -> None:
+    plain = [Row(name, {"objects": (config("none"),)}) for name in ("a", "b")]
+    masked = [Row(f"{row.name} + ADIOS", {"objects": (config("adios"),)}, row.name) for row in plain]
+    published = {("objects", "k-NN"): Published(1.5)}
+    average = Row("Avg. gain", {}, published=published, averaged=("a + ADIOS", "b + ADIOS"))
+    table = replace(small_table(), rows=(*plain, *masked, average))
+    found = list(table.cells({"objects": "PLACE"}, seeds=3))
+    assert {cell.row for cell in found} == {row.name for row in (*plain, *masked)}
+    values = {(cell.row, cell.seed): number**1.5 for number, cell in enumerate(found)}
+
+    def score(cell: Cell, column: Column) -> float | None:
+        return None if (cell.row, cell.seed) == ("b", 2) else values[cell.row, cell.seed]
+
+    computed = entries(table, found, score)
+    pairs = [(name, seed) for name in ("a", "b") for seed in range(3) if (name, seed) != ("b", 2)]
+    own = [values[f"{name} + ADIOS", seed] - values[name, seed] for name, seed in pairs]
+    entry = computed["Avg. gain", "objects", "k-NN"]
+    assert (entry.mean, entry.planned) == (None, 0) and entry.gain == gain(own)
+    assert entry.gain is not None and entry.gain.pairs == 5 and entry.gain.mean == pytest.approx(np.mean(own))
+    assert f"| Avg. gain |  | +1.5 | {np.mean(own):+.1f} ± " in markdown(table, computed)
 
 
 def test_entries_are_means_and_deviations_of_finished_trainings() -> None:
@@ -111,6 +128,9 @@ def test_entries_are_means_and_deviations_of_finished_trainings() -> None:
     assert (none.trainings, none.planned, none.published, none.gain) == (3, 3, Published(54.1, 0.09), None)
     assert (adios.trainings, adios.planned) == (2, 3)
     assert adios.gain is not None and (adios.gain.mean, adios.gain.pairs) == (len("<adios>") - len("none"), 2)
+    one = entries(table, found, lambda cell, column: None if cell.seed else score(cell, column))
+    assert one["<adios>", "objects", "k-NN"].gain == (adios.gain.mean, None, 1)
+    assert entries(table, found, lambda *_: None)["<adios>", "objects", "k-NN"].gain is None
     assert computed["none", "objects", "largest slot"].planned == 0
 
 
@@ -200,6 +220,15 @@ def test_rows_of_a_script_differ_from_their_baselines_in_the_masks_alone(module:
                         # A row of other epochs, at equal time, says so.
                         assert own.epochs == other.epochs or f"{own.epochs} epochs" in row.name
                         assert own.objective.name == other.objective.name
+
+
+def test_the_published_average_gains_are_those_of_the_published_rows() -> None:
+    table = next(module for module in scripts() if module.__name__.startswith("table5")).paper()
+    average = table.rows[-1]
+    for key, gained in average.published.items():
+        rows = [table.row(name) for name in average.averaged]
+        differences = [row.published[key].mean - table.row(row.baseline).published[key].mean for row in rows]
+        assert len(differences) == 3 and np.mean(differences) == pytest.approx(gained.mean, abs=0.07)  # rounded
 
 
 @pytest.mark.ray
