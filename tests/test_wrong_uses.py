@@ -256,6 +256,9 @@ CASES = {
     "import-official nowhere --output out.safetensors": "nowhere",
     "import-official empty --output out.safetensors": "empty",
     "masks --checkpoint nowhere --images images --output out": "nowhere",
+    "export --checkpoint weights.safetensors --output weights.safetensors": "would change weights.safetensors,",
+    "evaluate --checkpoint a --data-dir data --output data/r.json": "--output data/r.json would change data, which",
+    "masks --checkpoint a --data-dir data --output m.png --max-pixels 0": "--max-pixels is for --images; --data-dir",
     "masks --checkpoint nowhere --output out": "give --images, files or folders of images, or --data-dir",
     "reproduce nowhere": "nowhere",
     # runs

@@ -11,7 +11,7 @@ import tyro
 
 from adios_ray.config import CentralView
 from adios_ray.errors import EvaluationError, UsageError
-from adios_ray.store import Location, split_location
+from adios_ray.store import Location, local_path, split_location
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -314,18 +314,20 @@ class Evaluate:
         from adios_ray.places import check_output_file, check_place, delivered
 
         if self.output is not None:
-            check_output_file(self.output)
-            check_place(split_location(self.output)[0])
+            baseline = self.kind.baseline if isinstance(self.kind, Robustness) else None
+            check_output_file(self.output, *self.checkpoint, self.data_dir, *([baseline] if baseline else []))
+            if local_path(self.output) is None:
+                check_place(split_location(self.output)[0])
         console = Console(stderr=True)
         # Whatever else is printed, such as the address of Ray's dashboard, must not precede the JSON object.
         with contextlib.redirect_stdout(sys.stderr):
             result = self.result(console)
             result.print(console)
         values = {**(_earlier_names(result) if result.kind == "knn" else {}), **result.to_json()}
+        print(json.dumps(values, allow_nan=False), flush=True)  # first: storage may fail
         if self.output is not None:
             with delivered(self.output) as output:
                 write_json(output, values)
-        print(json.dumps(values, allow_nan=False))
 
     def result(self, console: "Console") -> "EvaluationResult":
         """Evaluate, with progress on a console.

@@ -78,10 +78,10 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
         raise EvaluationError("k-NN: multi-label data have no sweep; leave neighbors and temperatures out")
     configuration: dict[str, Any] = {"neighbors": own.neighbors, "temperature": own.temperature}
     counts = neighbors or [count for count in NEIGHBORS if count <= images]
+    check_settings(counts, temperatures or TEMPERATURES)
     # Without repetitions, in this order: among equally good settings, the first one is chosen.
     swept_counts = tuple(dict.fromkeys((*counts, own.neighbors)))
     swept_temperatures = tuple(dict.fromkeys((*(temperatures or TEMPERATURES), own.temperature)))
-    check_settings(swept_counts, swept_temperatures)
     bank = _on_device(subject, "train")
     if manifest.multi_label:
         held_out = _on_device(subject, subject.split)
@@ -270,7 +270,13 @@ def segmentation(subject: Subject) -> EvaluationResult:
             return masks
 
         for name, masks_of in partitions.items():
-            found[name] = segment(counted(masks_of), images, indices, subject.image_size, subject.device, subject.view)
+            try:
+                found[name] = segment(
+                    counted(masks_of), images, indices, subject.image_size, subject.device, subject.view
+                )
+            except EvaluationError as error:
+                place = f"{subject.split} of {subject.dataset.location}"
+                raise EvaluationError(f"segmentation: {place}: {error}") from None
     measures = found[""].scores._fields
     scores = {
         f"{name}{measure}": Score(getattr(own.scores, measure), getattr(own.standard_errors, measure))
