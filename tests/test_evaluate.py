@@ -341,6 +341,8 @@ def test_statistics_of_unmasked_images_are_used_where_the_checkpoint_says_so(dat
     torch.testing.assert_close(splits["train"][0], expected, rtol=1e-5, atol=1e-5)
     alone = changed(data, tmp_path, lambda manifest: {"splits": {"test": manifest.splits["test"]}})
     assert evaluated(alone, kinds.clustering)[0].scores == plain.scores
+    with pytest.raises(EvaluationError, match=r"k-NN: .* has no train split \(it has test\); prepare it with one"):
+        evaluated(alone, kinds.knn)
     with pytest.raises(DatasetError, match="has no split 'train'"):
         evaluated(alone, kinds.clustering, evaluation={"fresh_statistics": True})
 

@@ -353,6 +353,9 @@ def check_labels(subject: Subject, measure: str, splits: Sequence[str], multi_la
         raise EvaluationError(f"{measure}: images of {location} have {has} each; it needs {needs} for each image")
     known: set[int] | None = None
     for split in splits:
+        if not manifest.splits.get(split):
+            has = ", ".join(sorted(manifest.splits))
+            raise EvaluationError(f"{measure}: {location} has no {split} split (it has {has}); prepare it with one")
         labels = subject.dataset.split(split).labels
         if len(labels) < 2:
             raise EvaluationError(f"{measure}: {split} of {location} has {len(labels)} images; it needs at least two")
