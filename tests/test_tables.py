@@ -280,5 +280,7 @@ def test_what_a_table_lacks_is_said_before_anything_is_trained(tmp_path: Path) -
         run_table("table", presets, Options(preset="big"))
     with pytest.raises(ConfigError, match="--data scenes: the table's data sets are objects"):
         run_table("table", presets, Options(data={"scenes": "PLACE"}))
+    with pytest.raises(ConfigError, match="--gpus-per-cell -1 must be a number from 0"):
+        run_table("table", presets, Options(gpus_per_cell=-1))
     with pytest.raises(ConfigError, match="--seeds 0 must be at least 1"):
         run_table("table", presets, Options(seeds=0))

@@ -1,5 +1,6 @@
 """The command line of a table's script."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -100,6 +101,8 @@ def choose_table(presets: Mapping[str, Callable[[], Table]], options: Options) -
         raise ConfigError(f"--preset {options.preset}: choose one of {', '.join(presets)}")
     if options.seeds < 1:
         raise ConfigError(f"--seeds {options.seeds} must be at least 1")
+    if options.gpus_per_cell is not None and not 0 <= options.gpus_per_cell < math.inf:
+        raise ConfigError(f"--gpus-per-cell {options.gpus_per_cell:g} must be a number from 0")
     table = presets[options.preset]()
     if unknown := set(options.data) - set(table.data):
         raise ConfigError(f"--data {', '.join(sorted(unknown))}: the table's data sets are {', '.join(table.data)}")
