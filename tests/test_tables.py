@@ -15,7 +15,7 @@ from scipy import stats
 from small import make_objects, small_config
 
 from adios_ray.config import TrialConfig, replaced
-from adios_ray.errors import ConfigError, RunError
+from adios_ray.errors import ConfigError, EvaluationError, RunError
 from adios_ray.tables import cells as cells_module
 from adios_ray.tables import estimate as estimate_module
 from adios_ray.tables.cells import cell_name, finished, measured, run_cell
@@ -272,7 +272,10 @@ def test_an_interruption_says_how_to_resume_where_there_is_something_to(
     assert capsys.readouterr().err.splitlines()[-1] == line
 
 
-def test_what_a_table_lacks_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+def test_what_a_table_lacks_is_said_before_anything_is_trained(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adios_ray.tables.run.run_cells", lambda *_: pytest.fail("trained"))
     presets = {"small": small_table}
     with pytest.raises(ConfigError, match="no data for objects: make it with `adios-ray prepare --dataset objects"):
         run_table("table", presets, Options(storage=tmp_path))
@@ -280,6 +283,10 @@ def test_what_a_table_lacks_is_said_before_anything_is_trained(tmp_path: Path) -
         run_table("table", presets, Options(preset="big"))
     with pytest.raises(ConfigError, match="--data scenes: the table's data sets are objects"):
         run_table("table", presets, Options(data={"scenes": "PLACE"}))
+    objects = {"objects": str(objects_dir)}
+    labels = replace(small_table(), columns=(Column("objects", "F1", "multilabel", "f1_macro"),))
+    with pytest.raises(EvaluationError, match="multilabel: images of .* have one class each; it needs several labels"):
+        run_table("table", {"small": lambda: labels}, Options(data=objects, storage=tmp_path))
     with pytest.raises(ConfigError, match="--gpus-per-cell -1 must be a number from 0"):
         run_table("table", presets, Options(gpus_per_cell=-1))
     with pytest.raises(ConfigError, match="--seeds 0 must be at least 1"):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adios_ray.config import AugmentConfig, TrialConfig
 from adios_ray.data.augment import denormalize
+from adios_ray.data.shards import Dataset
 from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation import label_free
@@ -70,7 +71,7 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
     # Of several labels an image nothing is chosen on val.
     val = ("val",) if subject.has_val and not manifest.multi_label else ()
     splits = ("train", *val, subject.split)
-    check_labels(subject, "k-NN", splits, manifest.multi_label)
+    check_labels(subject.dataset, "k-NN", splits, manifest.multi_label)
     images = len(subject.dataset.split("train"))
     if images < (most := max([own.neighbors, *neighbors])):
         raise EvaluationError(f"k-NN: train has {images} images; {most} neighbors need at least {most}")
@@ -148,7 +149,7 @@ def linear(
             "choice: one rate, or the solver lbfgs"
         )
     splits = ("train", "val", subject.split) if subject.has_val else ("train", subject.split)
-    check_labels(subject, "linear evaluation", splits)
+    check_labels(subject.dataset, "linear evaluation", splits)
     features = {split: subject.features(split) for split in splits}
     train, held_out = features["train"], features[subject.split]
     milestones = tuple(round(share * epochs) for share in (0.6, 0.8))
@@ -206,7 +207,7 @@ def clustering(subject: Subject) -> EvaluationResult:
     Raises:
         EvaluationError: If the data have no classes, several labels an image, or fewer than two images for each class.
     """
-    check_labels(subject, "clustering", (subject.split,))
+    check_labels(subject.dataset, "clustering", (subject.split,))
     labels = subject.held_out.labels
     classes = len(np.unique(labels))
     if len(labels) < 2 * classes:
@@ -226,7 +227,7 @@ def multilabel(subject: Subject) -> EvaluationResult:
     Raises:
         EvaluationError: If images have one class each, or train has no image with a label of the others.
     """
-    check_labels(subject, "multi-label probe", ("train", subject.split), multi_label=True)
+    check_labels(subject.dataset, "multi-label probe", ("train", subject.split), multi_label=True)
     found = multilabel_probe(*subject.features("train"), *subject.features(subject.split), errors=True)
     names = subject.dataset.manifest.classes
     configuration = {"labels": len(names), "constant_labels": tuple(names[number] for number in found.constant)}
@@ -247,8 +248,7 @@ def segmentation(subject: Subject) -> EvaluationResult:
     check_masks_are_learned(subject.networks.config, subject.origin)
     occlusion = subject.networks.occlusion
     assert occlusion is not None
-    if not subject.dataset.manifest.has_instances:
-        raise EvaluationError(f"segmentation: {subject.dataset.location} has no object masks, which it needs")
+    check_object_masks(subject.dataset)
     slots, rng = occlusion.slots, np.random.default_rng(subject.seed)
     partitions: dict[str, Callable[[Tensor], Masks]] = {
         "": occlusion,
@@ -337,13 +337,23 @@ def check_masks_are_learned(config: TrialConfig, origin: str) -> None:
         )
 
 
-def check_labels(subject: Subject, measure: str, splits: Sequence[str], multi_label: bool = False) -> None:
+def check_object_masks(dataset: Dataset) -> None:
+    """Check that a data set has object masks, with which masks can be compared.
+
+    Raises:
+        EvaluationError: If not; names it.
+    """
+    if not dataset.manifest.has_instances:
+        raise EvaluationError(f"segmentation: {dataset.location} has no object masks, which it needs")
+
+
+def check_labels(dataset: Dataset, measure: str, splits: Sequence[str], multi_label: bool = False) -> None:
     """Check that images have labels of the needed kind, and that the first split has images of all classes.
 
     Raises:
         EvaluationError: If not; names the measure, what it has and what it needs.
     """
-    manifest, location = subject.dataset.manifest, subject.dataset.location
+    manifest, location = dataset.manifest, dataset.location
     if len(manifest.classes) < 2:
         raise EvaluationError(
             f"{measure}: {location} has no labels but {', '.join(manifest.classes)!r}; it needs two classes or more"
@@ -356,7 +366,7 @@ def check_labels(subject: Subject, measure: str, splits: Sequence[str], multi_la
         if not manifest.splits.get(split):
             has = ", ".join(sorted(manifest.splits))
             raise EvaluationError(f"{measure}: {location} has no {split} split (it has {has}); prepare it with one")
-        labels = subject.dataset.split(split).labels
+        labels = dataset.split(split).labels
         if len(labels) < 2:
             raise EvaluationError(f"{measure}: {split} of {location} has {len(labels)} images; it needs at least two")
         if unlabeled := int((labels == NO_LABEL).sum()):
@@ -380,7 +390,7 @@ def check_selection(subject: Subject, measure: str) -> None:
     """
     if not subject.has_val:
         raise EvaluationError(f"{measure} chooses its learning rate on val, and {_why_not_val(subject)}")
-    check_labels(subject, measure, ("train", "val", subject.split))
+    check_labels(subject.dataset, measure, ("train", "val", subject.split))
 
 
 def _why_not_val(subject: Subject) -> str:

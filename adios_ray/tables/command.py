@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from adios_ray.arguments import parse_arguments
 from adios_ray.commands.data import Prepare
-from adios_ray.data.shards import verify
+from adios_ray.data.shards import open_shards, verify
 from adios_ray.errors import ConfigError, RunError, exit_status
 from adios_ray.experiment.checks import check_storage
 from adios_ray.places import require_local
@@ -118,15 +118,21 @@ def run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str,
     Raises:
         ConfigError: If a data set is missing.
         DatasetError: If a data set is damaged.
+        EvaluationError: If a data set lacks the labels or object masks of an evaluation.
         KeyboardInterrupt: With a note that says how to resume.
     """
     from adios_ray.tables.cells import cell_name
+    from adios_ray.tables.evaluate import check_data
     from adios_ray.tables.run import run_cells
 
     storage = Path(check_storage(options.directory))
     try:
         places = _places(table, options.data, storage)
-        folders = {cell: storage / CELLS / cell_name(cell) for cell in table.cells(places, options.seeds)}
+        cells = list(table.cells(places, options.seeds))
+        evaluated = {(each.kind, places[each.data[0]]) for cell in cells for each in cell.evaluations}
+        for kind, place in sorted(evaluated):
+            check_data(kind, open_shards(place))
+        folders = {cell: storage / CELLS / cell_name(cell) for cell in cells}
         return folders, run_cells(folders, places, options.gpus_per_cell)
     except KeyboardInterrupt as stop:
         stop.add_note(RESUMES)
