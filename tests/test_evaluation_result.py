@@ -64,6 +64,12 @@ def test_scores_that_json_does_not_have_are_refused(value: float) -> None:
         make(value)
 
 
+def test_one_score_of_an_evaluation_may_have_no_mean() -> None:
+    more = replace(make(0.5), scores={"top1": Score(0.5), "top1_gain": Score(0.125)})
+    text = printed(mean_over_seeds([more, make(0.75, "b")]), 80)
+    assert re.search(r"top1_gain +│ +– │ +– │ +0.1250 │ +– │", text)
+
+
 def test_a_score_that_a_checkpoint_lacks_has_no_mean() -> None:
     both = replace(
         make(0.5),

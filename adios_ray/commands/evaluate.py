@@ -376,9 +376,10 @@ class Evaluate:
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"--seed {self.seed} must be at least 0 and below 2^32")
         if isinstance(kind, Linear) and kind.solver == "lbfgs":
-            flags = [f"--{name.replace('_', '-')}" for name in kind.given] + ["--augment"] * kind.augment
-            if flags:
-                raise UsageError(f"--solver lbfgs does not use {', '.join(flags)}: leave out, or take --solver sgd")
+            unused = [*kind.given, *(["augment"] if kind.augment else [])]
+            if unused:
+                flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+                raise UsageError(f"--solver lbfgs does not use {flags}: leave out, or take --solver sgd")
         if isinstance(kind, Transfer) and kind.mode == "scratch" and (self.averaged or len(self.checkpoint) > 1):
             advice = "leave out --averaged" if self.averaged else "give one --checkpoint, and other seeds by --seed"
             raise UsageError(f"--mode scratch uses no weights: {advice}")

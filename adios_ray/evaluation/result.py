@@ -26,7 +26,7 @@ PRINTED_ROWS = 24
 ALL = "all"
 """Kind of a result of several evaluations, whose scores are named ``EVALUATION.SCORE``."""
 MISSING = "–"
-"""Printed for a score that a checkpoint does not have."""
+"""Printed for a score that a checkpoint does not have, and for its mean."""
 LEFT_OUT = "left_out"
 """Setting with the reason of each evaluation that is left out, by its name."""
 EVALUATION = "evaluation"
@@ -127,12 +127,13 @@ class EvaluationResult:
     def _score_columns(self, evaluation: str, names: Sequence[str]) -> list[list[str]]:
         """Write scores of one evaluation as columns, whose first cells are their heads."""
         columns = [[evaluation or "score", *(name.removeprefix(f"{evaluation}.") for name in names)]]
-        scores = [self.scores[name] for name in names if name in self.scores]
+        scores = [self.scores.get(name) for name in names]
+        values = [MISSING if score is None else score.text for score in scores]
         if len(self.weights_sha256) == 1:
-            return [*columns, ["value ± standard error", *(score.text for score in scores)]]
-        if scores:  # of one evaluation, there are means of all scores or of none
-            columns.append(["mean ± over\nimages", *(score.text for score in scores)])
-            columns.append(["± over\nseeds", *(f"{score.seeds_standard_error:.2g}" for score in scores)])
+            return [*columns, ["value ± standard error", *values]]
+        if any(scores):
+            spreads = [MISSING if score is None else f"{score.seeds_standard_error:.2g}" for score in scores]
+            columns += [["mean ± over\nimages", *values], ["± over\nseeds", *spreads]]
         for number, row in enumerate(self.details, 1):
             columns.append([f"#{number}", *(_aligned(row.get(name)) for name in names)])
         return columns
