@@ -143,6 +143,8 @@ CASES = {
     "verify": "adios-ray verify needs LOCATION (Directory or URI of the data set)",
     "prepare --dataset objects": "adios-ray prepare needs --output",
     "prepare --dataset films --output out": "--dataset films is not one of imagenet100",
+    "evaluate linear --rates x --checkpoint a --data-dir data": "--rates x must be numbers",
+    "evaluate knn --neighbors 2.5 --checkpoint a --data-dir data": "--neighbors 2.5 must be whole numbers",
     "evaluate --checkpoint weights.safetensors": "adios-ray evaluate needs --data-dir",
     "evaluate --checkpoint a --data-dir data knn --neighbor 3": "--neighbor is not known; did you mean --neighbors?",
     "masks --checkpoint a --output out --stretch much": "--stretch much must be file or a whole number",
