@@ -26,7 +26,15 @@ _FLAG = re.compile(r"^[^\w-]*(--[a-z][\w.-]*)", re.MULTILINE)
 """A flag at the begin of a line of ``--help``, inside its box."""
 _COMMAND = re.compile(r"^[^\w-]*• ([a-z][\w-]*)", re.MULTILINE)
 """A sub-command in ``--help``."""
-_EXPECTED = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path", "STR": "a text"}
+_EXPECTED = {
+    "INT": "a whole number",
+    "FLOAT": "a number",
+    "PATH": "a path",
+    "STR": "a text",
+    "[INT [INT ...]]": "whole numbers",
+    "[FLOAT [FLOAT ...]]": "numbers",
+    "[STR STR [STR STR ...]]": "pairs of a name and a value",
+}
 """Descriptions of tyro's names of types."""
 _SENTENCE_END = re.compile(r"(?<=[^.])[.;:] ")
 """The end of the first sentence of a help text."""

@@ -83,11 +83,11 @@ def delivered(location: Location) -> Iterator[Path]:
             retry(partial(store.put, file, file.relative_to(directory).as_posix()), _say, LASTING)
 
 
-def check_output_file(location: Location) -> None:
-    """Check that ``--output``, where a file is to be written, is no directory, nor below a file.
+def check_output_file(location: Location, *inputs: Location) -> None:
+    """Check that ``--output`` names a file that can be written, and that is none of the inputs, nor inside one.
 
     Raises:
-        UsageError: If it is.
+        UsageError: If not. Of a URI, nothing is checked.
     """
     if (path := local_path(location)) is None:
         return
@@ -96,6 +96,13 @@ def check_output_file(location: Location) -> None:
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
         raise UsageError(f"--output {location} cannot be written: {above} is a file, not a directory")
+    try:
+        check_writable(above)
+    except OSError as error:
+        raise UsageError(f"--output {location} cannot be written: {above}: {error.strerror or error}") from None
+    for place in inputs:
+        if (own := local_path(place)) is not None and path.resolve().is_relative_to(own.resolve()):
+            raise UsageError(f"--output {location} would change {place}, which is read: name another file")
 
 
 def check_place(location: Location) -> None:

@@ -15,9 +15,9 @@ from adios_ray.arguments import parse_arguments
 from adios_ray.commands.masks import Masks
 from adios_ray.errors import exit_status
 from adios_ray.tables.cells import last_checkpoint
-from adios_ray.tables.command import RESUMES, Options, check_complete, choose_table, print_estimate, run_all
-from adios_ray.tables.grid import Column, DataSet, Row, Table
-from adios_ray.tables.methods import CLASSIFICATION_DATA, SCENES, SCENES_EPOCHS, published_training, small_training
+from adios_ray.tables.command import Options, check_complete, choose_table, print_estimate, run_all
+from adios_ray.tables.grid import Column, Row, Table
+from adios_ray.tables.methods import PREPARED_DATA, SCENES, SCENES_EPOCHS, published_training, small_training
 
 PRESETS = {"STL10": "stl10", "CLEVR": "clevr", "ImageNet100-S": "in100s"}
 IMAGES = 8
@@ -33,8 +33,7 @@ def paper() -> Table:
     trainings = {
         group: (published_training(preset, "resnet18", "simclr", "adios"),) for group, preset in PRESETS.items()
     }
-    clevr = DataSet("--dataset clevr --source CLEVR", images=63_000, image_size=96)
-    data = {group: CLASSIFICATION_DATA.get(group, clevr) for group in PRESETS}
+    data = {group: PREPARED_DATA[group] for group in PRESETS}
     return Table("Figure 8: masks", (Row("SimCLR + ADIOS", trainings),), columns(tuple(PRESETS)), data)
 
 
@@ -63,4 +62,4 @@ def run(options: Options) -> None:
 
 if __name__ == "__main__":
     description = (__doc__ or "").split("\n")[0]
-    sys.exit(exit_status(lambda: run(parse_arguments(Options, description=description)), RESUMES))
+    sys.exit(exit_status(lambda: run(parse_arguments(Options, description=description))))

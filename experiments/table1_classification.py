@@ -11,8 +11,8 @@ from pathlib import Path
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Table
 from adios_ray.tables.methods import (
-    CLASSIFICATION_DATA,
     OBJECTS,
+    PREPARED_DATA,
     SMALL_EPOCHS,
     classification,
     published_backbones,
@@ -46,7 +46,7 @@ def paper() -> Table:
     """Return the paper's table: two backbones at 96 pixels."""
     rows = published_backbones(PRESETS, COLUMNS, TOP1)
     columns = tuple(column for group in PRESETS for column in classification(group))
-    data = {group: CLASSIFICATION_DATA[group] for group in PRESETS}
+    data = {group: PREPARED_DATA[group] for group in PRESETS}
     return Table("Table 1: classification", rows, columns, data)
 
 

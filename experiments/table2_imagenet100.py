@@ -15,9 +15,9 @@ from adios_ray.config import TrialConfig, replaced
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Published, Row, Table
 from adios_ray.tables.methods import (
-    CLASSIFICATION_DATA,
     OBJECTIVES,
     OBJECTS,
+    PREPARED_DATA,
     SMALL_EPOCHS,
     classification,
     published_training,
@@ -43,7 +43,7 @@ def paper() -> Table:
             names = (name, None) if scheme == "none" else (f"{name} + ADIOS-s", name)
             rows.append(Row(names[0], {"ImageNet100": (config,)}, names[1], published))
     columns = (classification("ImageNet100")[1],)
-    data = {"ImageNet100": CLASSIFICATION_DATA["ImageNet100"]}
+    data = {"ImageNet100": PREPARED_DATA["ImageNet100"]}
     return Table("Table 2: ADIOS-s on ImageNet100", tuple(rows), columns, data)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Column, Table
-from adios_ray.tables.methods import CLASSIFICATION_DATA, OBJECTS, SMALL_EPOCHS, published_backbones, small_pairs
+from adios_ray.tables.methods import OBJECTS, PREPARED_DATA, SMALL_EPOCHS, published_backbones, small_pairs
 
 PRESETS = {"ImageNet100-S": "in100s", "STL10": "stl10"}
 SCORES = ("FMI", "ARI", "NMI")
@@ -70,7 +70,7 @@ def columns(group: str) -> tuple[Column, ...]:
 def paper() -> Table:
     """Return the paper's table: two backbones at 96 pixels."""
     rows = published_backbones(PRESETS, COLUMNS, INDICES)
-    data = {group: CLASSIFICATION_DATA[group] for group in PRESETS}
+    data = {group: PREPARED_DATA[group] for group in PRESETS}
     return Table("Table 3: clustering", rows, tuple(c for group in PRESETS for c in columns(group)), data)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Column, DataSet, Published, Row, Table
-from adios_ray.tables.methods import CLASSIFICATION_DATA, OBJECTS, SMALL_EPOCHS, published_pairs, small_pairs
+from adios_ray.tables.methods import OBJECTS, PREPARED_DATA, SMALL_EPOCHS, published_pairs, small_pairs
 
 GROUP = "ImageNet100-S"
 TARGETS = {
@@ -65,7 +65,7 @@ def paper() -> Table:
     }
     rows = published_pairs({GROUP: "in100s"}, "resnet18", numbers)
     scratch = {(GROUP, f"{target} f.t."): Published(value) for target, value in zip(TARGETS, SCRATCH, strict=True)}
-    data = {GROUP: CLASSIFICATION_DATA[GROUP], **TARGETS}
+    data = {GROUP: PREPARED_DATA[GROUP], **TARGETS}
     return Table("Table 4: transfer", with_scratch(rows, columns, scratch), columns, data)
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Published, Row, Table
 from adios_ray.tables.methods import (
-    CLASSIFICATION_DATA,
     OBJECTIVES,
+    PREPARED_DATA,
     classification,
     published_trainings,
     small_training,
@@ -48,7 +48,7 @@ def paper() -> Table:
         for scheme, name in NAMES.items()
     )
     columns = tuple(column for group in presets for column in classification(group) if column.name == "linear")
-    data = {group: CLASSIFICATION_DATA[group] for group in presets}
+    data = {group: PREPARED_DATA[group] for group in presets}
     return Table("Table 6: masking schemes on photographs", rows, columns, data)
 
 
@@ -62,7 +62,7 @@ def small() -> Table:
             rows.append(Row(f"{name}, {scheme}", {"CIFAR-10": (training,)}, None if scheme == "none" else none))
         longer = small_training(objective, "none", EQUAL_TIME_EPOCHS)
         rows.append(Row(f"{none}, {EQUAL_TIME_EPOCHS} epochs", {"CIFAR-10": (longer,)}, f"{name}, adios"))
-    data = {"CIFAR-10": CLASSIFICATION_DATA["CIFAR-10"]}
+    data = {"CIFAR-10": PREPARED_DATA["CIFAR-10"]}
     notes = (
         f"10,000 images of CIFAR-10, a small ResNet, {SMALL_EPOCHS} epochs: directions, not the paper's numbers.",
         f"{EQUAL_TIME_EPOCHS} epochs without masks take as long as {SMALL_EPOCHS} of ADIOS: their gain is over ADIOS.",

@@ -17,7 +17,7 @@ from adios_ray.config import Fill, TrialConfig, replaced
 from adios_ray.experiment.presets import preset_config
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Published, Row, Table
-from adios_ray.tables.methods import CLASSIFICATION_DATA, classification, small_training
+from adios_ray.tables.methods import PREPARED_DATA, classification, small_training
 
 OBJECTIVES = {"simclr": "SimCLR", "mocov2": "MoCo v2"}
 FILLS: tuple[Fill, ...] = get_args(Fill)
@@ -69,7 +69,7 @@ def paper() -> Table:
         for scheme, fill in MASKS
     )
     columns = (classification("ImageNet100")[1],)
-    data = {"ImageNet100": CLASSIFICATION_DATA["ImageNet100"]}
+    data = {"ImageNet100": PREPARED_DATA["ImageNet100"]}
     notes = (
         "The published column is Chin et al., WACV 2024; their learning rates are not known. Their own masks have "
         "77.2 with SimCLR and 70.3 with MoCo v2.",
@@ -84,7 +84,7 @@ def small() -> Table:
         for objective in OBJECTIVES
         for scheme, fill in SMALL_MASKS
     )
-    data = {"CIFAR-10": CLASSIFICATION_DATA["CIFAR-10"]}
+    data = {"CIFAR-10": PREPARED_DATA["CIFAR-10"]}
     notes = (f"10,000 images of CIFAR-10, a small ResNet, {SMALL_EPOCHS} epochs: directions, not published numbers.",)
     return Table("Masks and fills on CIFAR-10", rows, classification("CIFAR-10"), data, notes)
 

@@ -5,7 +5,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from adios_ray.commands.evaluate import Knn
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import central_instances, central_views
 from adios_ray.data.shards import Manifest, open_shards
-from adios_ray.errors import EvaluationError
+from adios_ray.errors import DatasetError, EvaluationError
 from adios_ray.evaluation import features as features_module
 from adios_ray.evaluation import kinds
 from adios_ray.evaluation.features import MapParts, features_of
@@ -185,6 +185,14 @@ def test_knn_of_several_labels_has_a_score_and_its_error(scenes: Path) -> None:
 
 
 @pytest.mark.slow
+def test_val_of_several_labels_is_neither_used_nor_checked(tmp_path: Path) -> None:
+    scenes = make_objects(tmp_path / "scenes", counts={"train": 96, "val": 1, "test": 40}, multi_label=True)
+    for kind in (kinds.knn, kinds.multilabel):
+        result, _, _ = evaluated(scenes, kind, classes=24)
+        assert set(result.images_per_split) == {"train", "test"}
+
+
+@pytest.mark.slow
 def test_segmentation_equals_a_loop_over_images(data: Path) -> None:
     result, subject, _ = evaluated(data, kinds.segmentation)
     indices, occlusion = np.arange(140), subject.networks.occlusion
@@ -258,6 +266,13 @@ def test_data_that_do_not_allow_a_measure_are_refused(data: Path, scenes: Path, 
         (data, kinds.multilabel, {}, learned, "multi-label probe: .* have one class each; it needs several labels"),
         (no_val, kinds.linear, {}, learned, "linear evaluation chooses .* on val, and .* has no val split"),
         (data, kinds.linear, {"augment": True, "solver": "lbfgs"}, learned, "augmented views need the solver sgd"),
+        (
+            single,
+            kinds.segmentation,
+            {},
+            learned,
+            "segmentation: test of .*single: 1 of 1 images have objects; at least",
+        ),
         (data, kinds.segmentation, {}, fixed, "made for a test has no occlusion model, as masking.scheme was none"),
     ):
         with pytest.raises(EvaluationError, match=message):
@@ -316,7 +331,7 @@ def test_a_cluster_extracts_the_same_features(data: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_statistics_of_unmasked_images_are_used_where_the_checkpoint_says_so(data: Path) -> None:
+def test_statistics_of_unmasked_images_are_used_where_the_checkpoint_says_so(data: Path, tmp_path: Path) -> None:
     plain, _, _ = evaluated(data, kinds.clustering)
     result, subject, splits = evaluated(data, kinds.clustering, evaluation={"fresh_statistics": True})
     assert result.scores != plain.scores
@@ -324,6 +339,12 @@ def test_statistics_of_unmasked_images_are_used_where_the_checkpoint_says_so(dat
     with fresh_statistics(backbone, train, SIZE):
         expected = extract_features(backbone, train, np.arange(len(train)), SIZE)
     torch.testing.assert_close(splits["train"][0], expected, rtol=1e-5, atol=1e-5)
+    alone = changed(data, tmp_path, lambda manifest: {"splits": {"test": manifest.splits["test"]}})
+    assert evaluated(alone, kinds.clustering)[0].scores == plain.scores
+    with pytest.raises(EvaluationError, match=r"k-NN: .* has no train split \(it has test\); prepare it with one"):
+        evaluated(alone, kinds.knn)
+    with pytest.raises(DatasetError, match="has no split 'train'"):
+        evaluated(alone, kinds.clustering, evaluation={"fresh_statistics": True})
 
 
 @pytest.fixture
@@ -358,6 +379,7 @@ def test_each_kind_prints_one_object(
     assert printed["kind"] == kind.split()[0] and printed["scores"][score]["value"] is not None
     assert json.loads(output.read_text()) == printed and len(list(output.parent.iterdir())) == 1
     assert score in captured.err and printed["images_per_split"]["test"] == 140
+    assert printed["configuration"]["origin"] == "made for a test"
     assert len(printed["data_sha256"]) == 64 and len(printed["weights_sha256"]) == 1 and printed["seconds"] > 0
 
 
@@ -401,8 +423,26 @@ def test_all_keeps_the_details_of_its_parts(
 
 
 @pytest.mark.slow
+def test_a_result_is_printed_before_storage_can_fail(
+    checkpoint: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> NoReturn:
+        raise OSError(28, "No space left on device", "r.json")
+
+    monkeypatch.setattr("adios_ray.evaluation.result.write_json", full)
+    inputs = ["--checkpoint", checkpoint, "--data-dir", str(data), "--output", str(tmp_path / "r.json")]
+    assert main(["evaluate", "clustering", *inputs]) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["scores"]["nmi"] and "error: r.json: No space left on device" in captured.err
+
+
+@pytest.mark.slow
 def test_several_checkpoints_have_a_mean(
-    checkpoint: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     save_weights(tmp_path / "second.safetensors", weights(seed=1))
     own = []
@@ -417,9 +457,13 @@ def test_several_checkpoints_have_a_mean(
     assert values[2] == pytest.approx((values[0] + values[1]) / 2) and values[0] != values[1]
     assert own[2]["scores"]["nmi"]["seeds_standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
     assert own[2]["weights_sha256"] == own[0]["weights_sha256"] + own[1]["weights_sha256"]
+    unmasked = str(tmp_path / "unmasked.safetensors")
+    save_weights(Path(unmasked), weights(masking={"scheme": "none"}))
+    monkeypatch.setattr(kinds, "segment", lambda *_: pytest.fail("segmented"))
     for arguments, message in (
         (["clustering", "--checkpoint", checkpoint, checkpoint], "the same weights twice"),
         (["transfer", "--mode", "scratch", "--checkpoint", *files], "--mode scratch uses no weights"),
+        (["segmentation", "--checkpoint", checkpoint, unmasked], "has no occlusion model, as masking.scheme was none"),
     ):
         assert main(["evaluate", *arguments, "--data-dir", str(data)]) == 2
         assert message in capsys.readouterr().err
@@ -429,11 +473,23 @@ def test_several_checkpoints_have_a_mean(
     ("arguments", "message"),
     [
         ("multilabel", "one class each; it needs several labels"),
-        ("clustering --seed -1", "--seed must be >= 0"),
+        ("clustering --seed -1", "--seed -1 must be at least 0 and below 2^32"),
+        ("clustering --seed 4294967296", "--seed 4294967296 must be at least 0 and below 2^32"),
+        ("linear --solver lbfgs --rates 0.1", "--solver lbfgs does not use --rates: leave out, or take --solver sgd"),
+        (
+            "linear --solver lbfgs --epochs 100 --batch-size 64 --augment",
+            "use --epochs, --batch-size, --augment: leave",
+        ),
+        ("transfer --mode scratch --averaged", "--mode scratch uses no weights: leave out --averaged"),
+        ("segmentation --averaged", "--averaged is for an encoder, and segmentation is of masks: leave it out"),
+        ("segmentation --ray", "--ray extracts features, of which segmentation uses none: leave it out"),
+        ("transfer --ray", "--ray extracts features, of which transfer uses none: leave it out"),
         ("knn --neighbors 0", "neighbors = "),
         ("linear --rates 0", "rates above 0"),
         ("linear --rates nan", "finite rates above 0"),
         ("clustering --output .", "--output . is a directory"),
+        ("clustering --output w.safetensors", "--output w.safetensors would change "),
+        ("multilabel --output new/result.json", "one class each; it needs several labels"),
         ("robustness", "has none of the splits only_bg_b"),
         ("robustness --variation no_fg", "--variation no_fg must be NAME=DATA_DIR"),
         ("robustness --variation original=data", "original is there already; give another name"),

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -10,7 +12,15 @@ import pytest
 from rich.console import Console
 
 from adios_ray.errors import EvaluationError
-from adios_ray.evaluation.result import EvaluationResult, Score, mean_over_seeds, read_result, write_json
+from adios_ray.evaluation.result import (
+    PRINTED_ROWS,
+    EvaluationResult,
+    Row,
+    Score,
+    mean_over_seeds,
+    read_result,
+    write_json,
+)
 
 
 def make(value: float, weights: str = "a", rate: float = 0.1) -> EvaluationResult:
@@ -54,9 +64,71 @@ def test_scores_that_json_does_not_have_are_refused(value: float) -> None:
         make(value)
 
 
-def test_the_table_shows_values_with_errors() -> None:
-    console = Console(file=StringIO(), width=100)
-    mean_over_seeds([make(0.5), make(0.75, "b")]).print(console)
+def test_one_score_of_an_evaluation_may_have_no_mean() -> None:
+    more = replace(make(0.5), scores={"top1": Score(0.5), "top1_gain": Score(0.125)})
+    text = printed(mean_over_seeds([more, make(0.75, "b")]), 80)
+    assert re.search(r"top1_gain +│ +– │ +– │ +0.1250 │ +– │", text)
+
+
+def test_a_score_that_a_checkpoint_lacks_has_no_mean() -> None:
+    both = replace(
+        make(0.5),
+        kind="all",
+        scores={"linear.top1": Score(0.5), "segmentation.ari": Score(0.25)},
+        configuration={"left_out": {}},
+    )
+    alone = replace(
+        make(0.75, "b"),
+        kind="all",
+        scores={"linear.top1": Score(0.75)},
+        configuration={"left_out": {"segmentation": "b has no occlusion model"}},
+    )
+    for results in ([both, alone], [alone, both]):
+        mean = mean_over_seeds(results)
+        assert list(mean.scores) == ["linear.top1"] and mean.scores["linear.top1"].value == 0.625
+        assert [row.get("segmentation.ari") for row in mean.details] == [
+            score.value if (score := result.scores.get("segmentation.ari")) else None for result in results
+        ]
+        text = printed(mean, 80)
+        assert "segmentation is left out: b has no occlusion model" in text
+        assert re.search("ari.*0.2500.*–" if results[0] is both else "ari.*–.*0.2500", text)
+
+
+def printed(result: EvaluationResult, width: int) -> str:
+    """Print a result to a console that is no terminal."""
+    console = Console(file=StringIO(), width=width)
+    result.print(console)
     assert isinstance(console.file, StringIO)
-    text = console.file.getvalue()
-    assert "linear: 40 images of test; 3.0 s" in text and "0.625 ± 0.02 ± 0.12 over seeds" in text and "0.75" in text
+    return console.file.getvalue()
+
+
+def test_the_table_shows_values_with_errors() -> None:
+    text = printed(mean_over_seeds([make(0.5), make(0.75, "b")]), 100)
+    assert "linear: 40 images of test; 3.0 s\ncheckpoints: #1 a, #2 b\n" in text
+    assert re.search(r"top1 +│ +0.625 ± 0.02 │ +0.12 │ +0.5000 │ +0.7500 │", text)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_of_many_checkpoints_are_whole_at_any_width(width: int) -> None:
+    """Each name and value, and no sign that one was cut."""
+    names = ["ari", "random_partition_foreground_weighted_covering"]
+    results = [
+        replace(make(0, str(number)), kind="all", scores={
+            f"segmentation.{name}": Score(0.1234 + number / 10 + place / 100, 0.001) for place, name in enumerate(names)
+        })
+        for number in range(8)
+    ]  # fmt: skip
+    text = printed(mean_over_seeds(results), width)
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    for place, name in enumerate(names):
+        rows = [re.findall(r"[\d.]+", line.split(name)[1]) for line in text.splitlines() if f"│ {name} " in line]
+        values = [f"{0.1234 + number / 10 + place / 100:.4f}" for number in range(8)]
+        assert [value for row in rows for value in row][-8:] == values and len(rows) == (4 if width == 80 else 2)
+
+
+def test_details_are_tables_of_rows_alike() -> None:
+    rows: list[Row] = [{"evaluation": "knn", "neighbors": count, "top1": 0.5} for count in range(PRINTED_ROWS + 1)]
+    other: Row = {"evaluation": "linear", "rate": 0.1, "val top1": 0.25}
+    text = printed(replace(make(0.5), details=(*rows, other)), 80)
+    assert f"the JSON object has {PRINTED_ROWS + 1} rows of details of knn\n" in text
+    assert re.search(r"linear +│ +0.1 │ +0.25 │", text)

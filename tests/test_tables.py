@@ -15,11 +15,11 @@ from scipy import stats
 from small import make_objects, small_config
 
 from adios_ray.config import TrialConfig, replaced
-from adios_ray.errors import ConfigError, RunError
+from adios_ray.errors import ConfigError, EvaluationError, RunError
 from adios_ray.tables import cells as cells_module
 from adios_ray.tables import estimate as estimate_module
 from adios_ray.tables.cells import cell_name, finished, measured, run_cell
-from adios_ray.tables.command import Options, run_table
+from adios_ray.tables.command import RESUMES, Options, main, run_table
 from adios_ray.tables.estimate import estimate, tuned_images
 from adios_ray.tables.grid import Cell, Column, DataSet, Published, Row, Table, evaluation_of
 from adios_ray.tables.render import as_csv, html, markdown
@@ -83,7 +83,7 @@ def test_fine_tuned_images_are_those_of_all_epochs_and_rates() -> None:
 def test_the_gain_and_its_interval_are_those_of_a_paired_t_test() -> None:
     rng = np.random.default_rng(0)
     own, baseline = rng.normal(size=5), rng.normal(size=5)
-    found = gain({(0, i): v for i, v in enumerate(own)}, {(0, i): v for i, v in enumerate(baseline)})
+    found = gain((own - baseline).tolist())
     interval = stats.ttest_rel(own, baseline).confidence_interval(0.95)
     assert found is not None and found.half_width is not None
     assert found.mean == pytest.approx((own - baseline).mean(), abs=1e-12)
@@ -91,9 +91,26 @@ def test_the_gain_and_its_interval_are_those_of_a_paired_t_test() -> None:
     assert found.mean + found.half_width == pytest.approx(interval.high, abs=1e-12)
 
 
-def test_the_gain_pairs_finished_trainings_alone() -> None:
-    assert gain({(0, 0): 3.0, (0, 1): None}, {(0, 0): 1.0, (0, 1): 7.0, (0, 2): 8.0}) == (2.0, None, 1)
-    assert gain({(0, 0): None}, {(0, 0): 1.0}) is None
+def test_an_average_gain_is_over_all_pairs_of_finished_trainings() -> None:
+    plain = [Row(name, {"objects": (config("none"),)}) for name in ("a", "b")]
+    masked = [Row(f"{row.name} + ADIOS", {"objects": (config("adios"),)}, row.name) for row in plain]
+    published = {("objects", "k-NN"): Published(1.5)}
+    average = Row("Avg. gain", {}, published=published, averaged=("a + ADIOS", "b + ADIOS"))
+    table = replace(small_table(), rows=(*plain, *masked, average))
+    found = list(table.cells({"objects": "PLACE"}, seeds=3))
+    assert {cell.row for cell in found} == {row.name for row in (*plain, *masked)}
+    values = {(cell.row, cell.seed): number**1.5 for number, cell in enumerate(found)}
+
+    def score(cell: Cell, column: Column) -> float | None:
+        return None if (cell.row, cell.seed) == ("b", 2) else values[cell.row, cell.seed]
+
+    computed = entries(table, found, score)
+    pairs = [(name, seed) for name in ("a", "b") for seed in range(3) if (name, seed) != ("b", 2)]
+    own = [values[f"{name} + ADIOS", seed] - values[name, seed] for name, seed in pairs]
+    entry = computed["Avg. gain", "objects", "k-NN"]
+    assert (entry.mean, entry.planned) == (None, 0) and entry.gain == gain(own)
+    assert entry.gain is not None and entry.gain.pairs == 5 and entry.gain.mean == pytest.approx(np.mean(own))
+    assert f"| Avg. gain |  | +1.5 | {np.mean(own):+.1f} ± " in markdown(table, computed)
 
 
 def test_entries_are_means_and_deviations_of_finished_trainings() -> None:
@@ -111,6 +128,9 @@ def test_entries_are_means_and_deviations_of_finished_trainings() -> None:
     assert (none.trainings, none.planned, none.published, none.gain) == (3, 3, Published(54.1, 0.09), None)
     assert (adios.trainings, adios.planned) == (2, 3)
     assert adios.gain is not None and (adios.gain.mean, adios.gain.pairs) == (len("<adios>") - len("none"), 2)
+    one = entries(table, found, lambda cell, column: None if cell.seed else score(cell, column))
+    assert one["<adios>", "objects", "k-NN"].gain == (adios.gain.mean, None, 1)
+    assert entries(table, found, lambda *_: None)["<adios>", "objects", "k-NN"].gain is None
     assert computed["none", "objects", "largest slot"].planned == 0
 
 
@@ -188,6 +208,8 @@ def test_rows_of_a_script_differ_from_their_baselines_in_the_masks_alone(module:
         groups = {column.group for column in table.columns}
         assert {group for row in table.rows for group in row.trainings} == groups <= set(table.data)
         for row in table.rows:
+            for group, configs in row.trainings.items():
+                assert {config.image_size for config in configs} <= {None, table.data[group].image_size}
             assert {key[0] for key in row.published} <= groups
             assert {key[1] for key in row.published} <= {column.name for column in table.columns}
             if row.baseline:
@@ -198,6 +220,15 @@ def test_rows_of_a_script_differ_from_their_baselines_in_the_masks_alone(module:
                         # A row of other epochs, at equal time, says so.
                         assert own.epochs == other.epochs or f"{own.epochs} epochs" in row.name
                         assert own.objective.name == other.objective.name
+
+
+def test_the_published_average_gains_are_those_of_the_published_rows() -> None:
+    table = next(module for module in scripts() if module.__name__.startswith("table5")).paper()
+    average = table.rows[-1]
+    for key, gained in average.published.items():
+        rows = [table.row(name) for name in average.averaged]
+        differences = [row.published[key].mean - table.row(row.baseline).published[key].mean for row in rows]
+        assert len(differences) == 3 and np.mean(differences) == pytest.approx(gained.mean, abs=0.07)  # rounded
 
 
 @pytest.mark.ray
@@ -221,7 +252,30 @@ def test_a_table_is_resumed_and_a_failed_cell_does_not_lose_the_others(
         assert entry["trainings"] == entry["planned"] or entry["planned"] == "0"
 
 
-def test_what_a_table_lacks_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("words", "line"), [("--dry-run", "interrupted"), ("", f"interrupted; {RESUMES}")])
+def test_an_interruption_says_how_to_resume_where_there_is_something_to(
+    words: str,
+    line: str,
+    objects_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(estimate_module, "measure_step", interrupted)
+    monkeypatch.setattr("adios_ray.tables.run.run_cells", interrupted)
+    places = ["--data", "objects", str(objects_dir), "--storage", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["table", *words.split(), *places])
+    assert main("table", "A table.", {"small": small_table}) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+def test_what_a_table_lacks_is_said_before_anything_is_trained(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adios_ray.tables.run.run_cells", lambda *_: pytest.fail("trained"))
     presets = {"small": small_table}
     with pytest.raises(ConfigError, match="no data for objects: make it with `adios-ray prepare --dataset objects"):
         run_table("table", presets, Options(storage=tmp_path))
@@ -229,5 +283,11 @@ def test_what_a_table_lacks_is_said_before_anything_is_trained(tmp_path: Path) -
         run_table("table", presets, Options(preset="big"))
     with pytest.raises(ConfigError, match="--data scenes: the table's data sets are objects"):
         run_table("table", presets, Options(data={"scenes": "PLACE"}))
+    objects = {"objects": str(objects_dir)}
+    labels = replace(small_table(), columns=(Column("objects", "F1", "multilabel", "f1_macro"),))
+    with pytest.raises(EvaluationError, match="multilabel: images of .* have one class each; it needs several labels"):
+        run_table("table", {"small": lambda: labels}, Options(data=objects, storage=tmp_path))
+    with pytest.raises(ConfigError, match="--gpus-per-cell -1 must be a number from 0"):
+        run_table("table", presets, Options(gpus_per_cell=-1))
     with pytest.raises(ConfigError, match="--seeds 0 must be at least 1"):
         run_table("table", presets, Options(seeds=0))

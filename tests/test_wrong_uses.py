@@ -153,6 +153,8 @@ CASES = {
     "verify": "adios-ray verify needs LOCATION (Directory or URI of the data set)",
     "prepare --dataset objects": "adios-ray prepare needs --output",
     "prepare --dataset films --output out": "--dataset films is not one of imagenet100",
+    "evaluate linear --rates x --checkpoint a --data-dir data": "--rates x must be numbers",
+    "evaluate knn --neighbors 2.5 --checkpoint a --data-dir data": "--neighbors 2.5 must be whole numbers",
     "evaluate --checkpoint weights.safetensors": "adios-ray evaluate needs --data-dir",
     "evaluate --checkpoint a --data-dir data knn --neighbor 3": "--neighbor is not known; did you mean --neighbors?",
     "masks --checkpoint a --output out --stretch much": "--stretch much must be file or a whole number",
@@ -269,6 +271,9 @@ CASES = {
     "import-official nowhere --output out.safetensors": "nowhere",
     "import-official empty --output out.safetensors": "empty",
     "masks --checkpoint nowhere --images images --output out": "nowhere",
+    "export --checkpoint weights.safetensors --output weights.safetensors": "would change weights.safetensors,",
+    "evaluate --checkpoint a --data-dir data --output data/r.json": "--output data/r.json would change data, which",
+    "masks --checkpoint a --data-dir data --output m.png --max-pixels 0": "--max-pixels is for --images; --data-dir",
     "masks --checkpoint nowhere --output out": "give --images, files or folders of images, or --data-dir",
     "reproduce nowhere": "nowhere",
     # runs

@@ -11,7 +11,7 @@ import tyro
 
 from adios_ray.config import CentralView
 from adios_ray.errors import EvaluationError, UsageError
-from adios_ray.store import Location, split_location
+from adios_ray.store import Location, local_path, split_location
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,14 +60,14 @@ class Linear:
     """Train on random crops and flips, another of each image in each epoch, instead of on the central views. Each epoch
     is a forward pass over train, in this process."""
 
-    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-    """Learning rates of sgd for batches of 256."""
+    rates: tuple[float, ...] | None = None
+    """Learning rates of sgd for batches of 256; 0.003, 0.01, 0.03, 0.1, 0.3, 1 and 3 if not given."""
 
-    epochs: int = 100
-    """Epochs of sgd; the rate is multiplied by 0.1 after 60 % and 80 % of them."""
+    epochs: int | None = None
+    """Epochs of sgd, 100 if not given; the rate is multiplied by 0.1 after 60 % and 80 % of them."""
 
-    batch_size: int = 256
-    """Images in a batch of sgd; rates are multiplied by this / 256."""
+    batch_size: int | None = None
+    """Images in a batch of sgd, 256 if not given; rates are multiplied by this / 256."""
 
     standardize: bool = False
     """Normalize features by mean and standard deviation of the training features."""
@@ -76,9 +76,13 @@ class Linear:
         """Evaluate; see ``kinds.linear``."""
         from adios_ray.evaluation import kinds
 
-        return kinds.linear(
-            subject, self.solver, self.augment, self.rates, self.epochs, self.batch_size, self.standardize
-        )
+        return kinds.linear(subject, self.solver, self.augment, standardize=self.standardize, **self.given)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings of sgd that were given."""
+        settings = {"rates": self.rates, "epochs": self.epochs, "batch_size": self.batch_size}
+        return {name: value for name, value in settings.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -232,6 +236,8 @@ class All:
         Raises:
             EvaluationError: If the data allow none.
         """
+        from adios_ray.evaluation.result import ALL, EVALUATION, LEFT_OUT
+
         results: dict[str, EvaluationResult] = {}
         left_out: dict[str, str] = {}
         for name, kind in PARTS.items():
@@ -239,14 +245,13 @@ class All:
                 results[name] = kind.evaluate(subject)
             except EvaluationError as error:
                 left_out[name] = str(error)
-                print(f"{name} is left out: {error}", file=sys.stderr)
         if not results:
             raise EvaluationError(f"no evaluation is possible: {'; '.join(left_out.values())}")
         scores = {f"{name}.{score}": own for name, of in results.items() for score, own in of.scores.items()}
-        configuration = {name: of.configuration for name, of in results.items()} | {"left_out": left_out}
+        configuration = {name: of.configuration for name, of in results.items()} | {LEFT_OUT: left_out}
         splits = dict.fromkeys(split for of in results.values() for split in of.images_per_split)
-        details = [{"evaluation": name, **row} for name, of in results.items() for row in of.details]
-        return subject.result("all", scores, configuration, list(splits), details)
+        details = [{EVALUATION: name, **row} for name, of in results.items() for row in of.details]
+        return subject.result(ALL, scores, configuration, list(splits), details)
 
 
 KINDS: Mapping[str, type[Kind]] = {
@@ -309,45 +314,46 @@ class Evaluate:
         from adios_ray.places import check_output_file, check_place, delivered
 
         if self.output is not None:
-            check_output_file(self.output)
-            check_place(split_location(self.output)[0])
+            baseline = self.kind.baseline if isinstance(self.kind, Robustness) else None
+            check_output_file(self.output, *self.checkpoint, self.data_dir, *([baseline] if baseline else []))
+            if local_path(self.output) is None:
+                check_place(split_location(self.output)[0])
         console = Console(stderr=True)
         # Whatever else is printed, such as the address of Ray's dashboard, must not precede the JSON object.
         with contextlib.redirect_stdout(sys.stderr):
             result = self.result(console)
             result.print(console)
         values = {**(_earlier_names(result) if result.kind == "knn" else {}), **result.to_json()}
+        print(json.dumps(values, allow_nan=False), flush=True)  # first: storage may fail
         if self.output is not None:
             with delivered(self.output) as output:
                 write_json(output, values)
-        print(json.dumps(values, allow_nan=False))
 
     def result(self, console: "Console") -> "EvaluationResult":
         """Evaluate, with progress on a console.
 
         Raises:
-            UsageError: If there is no checkpoint, or the seed is negative.
+            UsageError: If there is no checkpoint, the seed is out of range, or an option would not be used.
             CheckpointError: If a checkpoint cannot be used.
             DatasetError: If the data set cannot be used.
             EvaluationError: If the data do not allow this evaluation.
         """
         from adios_ray.data.shards import open_shards
         from adios_ray.evaluation.features import MapParts
+        from adios_ray.evaluation.kinds import check_masks_are_learned
         from adios_ray.evaluation.result import mean_over_seeds
         from adios_ray.evaluation.subject import opened
         from adios_ray.models.weights import averaged, checksum, load_weights
 
-        if not self.checkpoint or self.seed < 0:
-            raise UsageError("--checkpoint needs at least one file" if self.checkpoint == () else "--seed must be >= 0")
+        self._check_options()
         weights, dataset = [load_weights(path) for path in self.checkpoint], open_shards(self.data_dir)
         if self.averaged:
             weights = [averaged(own) for own in weights]
-            if isinstance(self.kind, Robustness) and self.kind.baseline is not None:
-                raise UsageError("--baseline is evaluated by the weights of its last step: leave out --averaged")
         if len({checksum(own.tensors) for own in weights}) < len(weights):
             raise UsageError("--checkpoint has the same weights twice: their spread over seeds would be too small")
-        if len(weights) > 1 and isinstance(self.kind, Transfer) and self.kind.mode == "scratch":
-            raise UsageError("--mode scratch uses no weights: give one --checkpoint, and other seeds by --seed")
+        if isinstance(self.kind, Segmentation):
+            for own in weights:  # before the first is evaluated
+                check_masks_are_learned(own.config, own.origin)
         with contextlib.ExitStack() as stack:
             map_parts: MapParts = map
             if self.ray:
@@ -361,6 +367,29 @@ class Evaluate:
                 with opened(each, dataset, self.split, self.view, self.seed, map_parts, _progress(console)) as subject:
                     results.append(self.kind.evaluate(subject))
         return mean_over_seeds(results)
+
+    def _check_options(self) -> None:
+        """Raise a UsageError for an option that is out of range, or that the others leave without a use."""
+        kind = self.kind
+        if not self.checkpoint:
+            raise UsageError("--checkpoint needs at least one file")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"--seed {self.seed} must be at least 0 and below 2^32")
+        if isinstance(kind, Linear) and kind.solver == "lbfgs":
+            unused = [*kind.given, *(["augment"] if kind.augment else [])]
+            if unused:
+                flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+                raise UsageError(f"--solver lbfgs does not use {flags}: leave out, or take --solver sgd")
+        if isinstance(kind, Transfer) and kind.mode == "scratch" and (self.averaged or len(self.checkpoint) > 1):
+            advice = "leave out --averaged" if self.averaged else "give one --checkpoint, and other seeds by --seed"
+            raise UsageError(f"--mode scratch uses no weights: {advice}")
+        if self.averaged and isinstance(kind, Robustness) and kind.baseline is not None:
+            raise UsageError("--baseline is evaluated by the weights of its last step: leave out --averaged")
+        if self.averaged and isinstance(kind, Segmentation):
+            raise UsageError("--averaged is for an encoder, and segmentation is of masks: leave it out")
+        if self.ray and isinstance(kind, Segmentation | Transfer):
+            name = type(kind).__name__.lower()
+            raise UsageError(f"--ray extracts features, of which {name} uses none: leave it out")
 
 
 def _progress(

@@ -108,15 +108,15 @@ class Masks:
 
         if isinstance(self.images, tuple):
             raise UsageError("give either --images, files or folders of images, or --data-dir, not both")
-        unused = {
+        given = {
             "--format npz": self.format == "npz",
             "--overlay": self.overlay,
             "--overwrite": self.overwrite,
-            "--max-pixels": self.max_pixels,
-            "--stretch": self.stretch,
+            "--max-pixels": self.max_pixels is not None,
+            "--stretch": self.stretch is not None,
         }
-        if given := [option for option, value in unused.items() if value]:
-            raise UsageError(f"{', '.join(given)} is for --images; --data-dir draws a PNG")
+        if unused := [option for option, is_given in given.items() if is_given]:
+            raise UsageError(f"{', '.join(unused)} is for --images; --data-dir draws a PNG")
         number = DRAWN if self.images is None else self.images
         if number < 1:
             raise UsageError(f"--images {number} must be at least 1")

@@ -65,7 +65,7 @@ class Export:
         from adios_ray.models.weights import averaged, load_weights
         from adios_ray.places import check_output_file, delivered
 
-        check_output_file(self.output)
+        check_output_file(self.output, self.checkpoint)
         to_onnx = str(self.output).endswith(onnx.SUFFIX)
         if self.naming is not None and (self.occlusion or to_onnx):
             raise UsageError("--naming is for an encoder as safetensors, not for --occlusion or ONNX")

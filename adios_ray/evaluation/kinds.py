@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adios_ray.config import AugmentConfig
+from adios_ray.config import AugmentConfig, TrialConfig
 from adios_ray.data.augment import denormalize
+from adios_ray.data.shards import Dataset
 from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation import label_free
@@ -67,8 +68,10 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
             setting is out of range, or settings are given for multi-label data.
     """
     own, manifest = subject.networks.config.evaluation, subject.dataset.manifest
-    splits = ("train", "val", subject.split) if subject.has_val else ("train", subject.split)
-    check_labels(subject, "k-NN", splits, manifest.multi_label)
+    # Of several labels an image nothing is chosen on val.
+    val = ("val",) if subject.has_val and not manifest.multi_label else ()
+    splits = ("train", *val, subject.split)
+    check_labels(subject.dataset, "k-NN", splits, manifest.multi_label)
     images = len(subject.dataset.split("train"))
     if images < (most := max([own.neighbors, *neighbors])):
         raise EvaluationError(f"k-NN: train has {images} images; {most} neighbors need at least {most}")
@@ -76,10 +79,10 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
         raise EvaluationError("k-NN: multi-label data have no sweep; leave neighbors and temperatures out")
     configuration: dict[str, Any] = {"neighbors": own.neighbors, "temperature": own.temperature}
     counts = neighbors or [count for count in NEIGHBORS if count <= images]
+    check_settings(counts, temperatures or TEMPERATURES)
     # Without repetitions, in this order: among equally good settings, the first one is chosen.
     swept_counts = tuple(dict.fromkeys((*counts, own.neighbors)))
     swept_temperatures = tuple(dict.fromkeys((*(temperatures or TEMPERATURES), own.temperature)))
-    check_settings(swept_counts, swept_temperatures)
     bank = _on_device(subject, "train")
     if manifest.multi_label:
         held_out = _on_device(subject, subject.split)
@@ -87,7 +90,7 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
         present = held_out[1] > 0
         (error,) = jackknife_errors(lambda kept: [macro_f1(predicted[kept], present[kept])], len(present))
         f1 = Score(macro_f1(predicted, present), error)
-        return subject.result("knn", {"knn_macro_f1": f1}, configuration, ("train", subject.split))
+        return subject.result("knn", {"knn_macro_f1": f1}, configuration, splits)
     sweeps = {
         split: knn_sweep(*bank, *_on_device(subject, split), swept_counts, swept_temperatures) for split in splits[1:]
     }
@@ -146,7 +149,7 @@ def linear(
             "choice: one rate, or the solver lbfgs"
         )
     splits = ("train", "val", subject.split) if subject.has_val else ("train", subject.split)
-    check_labels(subject, "linear evaluation", splits)
+    check_labels(subject.dataset, "linear evaluation", splits)
     features = {split: subject.features(split) for split in splits}
     train, held_out = features["train"], features[subject.split]
     milestones = tuple(round(share * epochs) for share in (0.6, 0.8))
@@ -204,7 +207,7 @@ def clustering(subject: Subject) -> EvaluationResult:
     Raises:
         EvaluationError: If the data have no classes, several labels an image, or fewer than two images for each class.
     """
-    check_labels(subject, "clustering", (subject.split,))
+    check_labels(subject.dataset, "clustering", (subject.split,))
     labels = subject.held_out.labels
     classes = len(np.unique(labels))
     if len(labels) < 2 * classes:
@@ -224,7 +227,7 @@ def multilabel(subject: Subject) -> EvaluationResult:
     Raises:
         EvaluationError: If images have one class each, or train has no image with a label of the others.
     """
-    check_labels(subject, "multi-label probe", ("train", subject.split), multi_label=True)
+    check_labels(subject.dataset, "multi-label probe", ("train", subject.split), multi_label=True)
     found = multilabel_probe(*subject.features("train"), *subject.features(subject.split), errors=True)
     names = subject.dataset.manifest.classes
     configuration = {"labels": len(names), "constant_labels": tuple(names[number] for number in found.constant)}
@@ -242,15 +245,10 @@ def segmentation(subject: Subject) -> EvaluationResult:
         EvaluationError: If the checkpoint has no occlusion model, the data have no object masks, or fewer than two
             images have objects.
     """
+    check_masks_are_learned(subject.networks.config, subject.origin)
     occlusion = subject.networks.occlusion
-    if occlusion is None:
-        scheme = subject.networks.config.masking.scheme
-        raise EvaluationError(
-            f"segmentation: {subject.origin} has no occlusion model, as masking.scheme was {scheme}; "
-            "it needs a checkpoint whose masks are learned"
-        )
-    if not subject.dataset.manifest.has_instances:
-        raise EvaluationError(f"segmentation: {subject.dataset.location} has no object masks, which it needs")
+    assert occlusion is not None
+    check_object_masks(subject.dataset)
     slots, rng = occlusion.slots, np.random.default_rng(subject.seed)
     partitions: dict[str, Callable[[Tensor], Masks]] = {
         "": occlusion,
@@ -272,7 +270,13 @@ def segmentation(subject: Subject) -> EvaluationResult:
             return masks
 
         for name, masks_of in partitions.items():
-            found[name] = segment(counted(masks_of), images, indices, subject.image_size, subject.device, subject.view)
+            try:
+                found[name] = segment(
+                    counted(masks_of), images, indices, subject.image_size, subject.device, subject.view
+                )
+            except EvaluationError as error:
+                place = f"{subject.split} of {subject.dataset.location}"
+                raise EvaluationError(f"segmentation: {place}: {error}") from None
     measures = found[""].scores._fields
     scores = {
         f"{name}{measure}": Score(getattr(own.scores, measure), getattr(own.standard_errors, measure))
@@ -320,13 +324,36 @@ def labelfree(subject: Subject) -> EvaluationResult:
     return subject.result("labelfree", scores, configuration, (subject.split,))
 
 
-def check_labels(subject: Subject, measure: str, splits: Sequence[str], multi_label: bool = False) -> None:
+def check_masks_are_learned(config: TrialConfig, origin: str) -> None:
+    """Check that a checkpoint has an occlusion model, whose masks can be segmented.
+
+    Raises:
+        EvaluationError: If not; names the checkpoint's origin and its masking scheme.
+    """
+    if not config.masking.learned:
+        raise EvaluationError(
+            f"segmentation: {origin} has no occlusion model, as masking.scheme was {config.masking.scheme}; "
+            "it needs a checkpoint whose masks are learned"
+        )
+
+
+def check_object_masks(dataset: Dataset) -> None:
+    """Check that a data set has object masks, with which masks can be compared.
+
+    Raises:
+        EvaluationError: If not; names it.
+    """
+    if not dataset.manifest.has_instances:
+        raise EvaluationError(f"segmentation: {dataset.location} has no object masks, which it needs")
+
+
+def check_labels(dataset: Dataset, measure: str, splits: Sequence[str], multi_label: bool = False) -> None:
     """Check that images have labels of the needed kind, and that the first split has images of all classes.
 
     Raises:
         EvaluationError: If not; names the measure, what it has and what it needs.
     """
-    manifest, location = subject.dataset.manifest, subject.dataset.location
+    manifest, location = dataset.manifest, dataset.location
     if len(manifest.classes) < 2:
         raise EvaluationError(
             f"{measure}: {location} has no labels but {', '.join(manifest.classes)!r}; it needs two classes or more"
@@ -336,7 +363,10 @@ def check_labels(subject: Subject, measure: str, splits: Sequence[str], multi_la
         raise EvaluationError(f"{measure}: images of {location} have {has} each; it needs {needs} for each image")
     known: set[int] | None = None
     for split in splits:
-        labels = subject.dataset.split(split).labels
+        if not manifest.splits.get(split):
+            has = ", ".join(sorted(manifest.splits))
+            raise EvaluationError(f"{measure}: {location} has no {split} split (it has {has}); prepare it with one")
+        labels = dataset.split(split).labels
         if len(labels) < 2:
             raise EvaluationError(f"{measure}: {split} of {location} has {len(labels)} images; it needs at least two")
         if unlabeled := int((labels == NO_LABEL).sum()):
@@ -360,7 +390,7 @@ def check_selection(subject: Subject, measure: str) -> None:
     """
     if not subject.has_val:
         raise EvaluationError(f"{measure} chooses its learning rate on val, and {_why_not_val(subject)}")
-    check_labels(subject, measure, ("train", "val", subject.split))
+    check_labels(subject.dataset, measure, ("train", "val", subject.split))
 
 
 def _why_not_val(subject: Subject) -> str:

@@ -6,11 +6,13 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from adios_ray.errors import EvaluationError
 from adios_ray.files import write_output
@@ -21,6 +23,16 @@ Row = dict[str, Scalar]
 """A row of a table, by column; a column may be missing."""
 PRINTED_ROWS = 24
 """Most rows of details that are printed."""
+ALL = "all"
+"""Kind of a result of several evaluations, whose scores are named ``EVALUATION.SCORE``."""
+MISSING = "–"
+"""Printed for a score that a checkpoint does not have, and for its mean."""
+LEFT_OUT = "left_out"
+"""Setting with the reason of each evaluation that is left out, by its name."""
+EVALUATION = "evaluation"
+"""Column of details that names the evaluation they come from, where there are several."""
+WEIGHTS = "weights"
+"""Column of details with the first letters of the checksum of a checkpoint's tensors."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +52,8 @@ class Score:
 
     @property
     def text(self) -> str:
-        """The value to four digits, ± its standard errors."""
-        over_images = "" if self.standard_error is None else f" ± {self.standard_error:.2g}"
-        over_seeds = "" if self.seeds_standard_error is None else f" ± {self.seeds_standard_error:.2g} over seeds"
-        return f"{self.value:.4g}{over_images}{over_seeds}"
+        """The value to four digits, ± its standard error over images."""
+        return f"{self.value:.4g}" + ("" if self.standard_error is None else f" ± {self.standard_error:.2g}")
 
 
 @dataclass(frozen=True)
@@ -86,22 +96,67 @@ class EvaluationResult:
         return dataclasses.asdict(self)
 
     def print(self, console: Console) -> None:
-        """Print a table of the scores, and one of the details if they are few."""
+        """Print tables of the scores, by evaluation and with those of each checkpoint, and of the details if few."""
         images = ", ".join(f"{count:,} images of {split}" for split, count in self.images_per_split.items())
-        console.print(f"{self.kind}: {images}; {self.seconds:.1f} s")
-        table = Table("score")
-        table.add_column("value ± standard error", justify="right")
-        for name, score in self.scores.items():
-            table.add_row(name, score.text)
+        lines = [f"{self.kind}: {images}; {self.seconds:.1f} s"]
+        several = self.details if len(self.weights_sha256) > 1 else ()
+        if several:
+            named = (f"#{number} {checksum[:12]}" for number, checksum in enumerate(self.weights_sha256, 1))
+            lines.append(f"checkpoints: {', '.join(named)}")
+        for line in (*self._left_out(), *lines):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        names = [*self.scores, *(name for row in several for name in row if name not in (WEIGHTS, *self.scores))]
+        for evaluation, own in groupby(
+            dict.fromkeys(names), key=lambda name: name.partition(".")[0] if self.kind == ALL else ""
+        ):
+            _print_columns(console, self._score_columns(evaluation, list(own)))
+        for columns, alike in groupby(() if several else self.details, key=tuple):
+            rows = list(alike)
+            if len(rows) > PRINTED_ROWS:
+                of = f" of {rows[0][EVALUATION]}" if EVALUATION in columns else ""
+                console.print(f"the JSON object has {len(rows)} rows of details{of}")
+            else:
+                _print_columns(console, [[column, *(_cell(row[column]) for row in rows)] for column in columns])
+
+    def _left_out(self) -> list[str]:
+        """Say which evaluations are left out, each reason once; several checkpoints may have their own."""
+        found = self.configuration.get(LEFT_OUT, {})
+        reasons = [pair for each in (found if isinstance(found, list) else [found]) for pair in each.items()]
+        return [f"{evaluation} is left out: {reason}" for evaluation, reason in dict.fromkeys(reasons)]
+
+    def _score_columns(self, evaluation: str, names: Sequence[str]) -> list[list[str]]:
+        """Write scores of one evaluation as columns, whose first cells are their heads."""
+        columns = [[evaluation or "score", *(name.removeprefix(f"{evaluation}.") for name in names)]]
+        scores = [self.scores.get(name) for name in names]
+        values = [MISSING if score is None else score.text for score in scores]
+        if len(self.weights_sha256) == 1:
+            return [*columns, ["value ± standard error", *values]]
+        if any(scores):
+            spreads = [MISSING if score is None else f"{score.seeds_standard_error:.2g}" for score in scores]
+            columns += [["mean ± over\nimages", *values], ["± over\nseeds", *spreads]]
+        for number, row in enumerate(self.details, 1):
+            columns.append([f"#{number}", *(_aligned(row.get(name)) for name in names)])
+        return columns
+
+
+def _print_columns(console: Console, columns: Sequence[Sequence[str]]) -> None:
+    """Print columns as a table; those that do not fit beside each other continue below, behind the first one again."""
+    first, *left = columns
+    while left:
+        shown = [first, left.pop(0)]
+        while left and _width([*shown, left[0]]) <= console.width:
+            shown.append(left.pop(0))
+        table = Table()
+        for number, (head, *_) in enumerate(shown):
+            table.add_column(Text(head), justify="right" if number else "left", no_wrap=True)
+        for row in zip(*(cells for _, *cells in shown), strict=True):
+            table.add_row(*map(Text, row))
         console.print(table)
-        if len(self.details) > PRINTED_ROWS:
-            console.print(f"the JSON object has {len(self.details)} rows of details")
-        elif self.details:
-            columns = list(dict.fromkeys(column for row in self.details for column in row))
-            details = Table(*columns)
-            for row in self.details:
-                details.add_row(*(_cell(row.get(column)) for column in columns))
-            console.print(details)
+
+
+def _width(columns: Sequence[Sequence[str]]) -> int:
+    """Return the width of a table, with a line and two spaces for each column."""
+    return 1 + sum(3 + max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -126,25 +181,28 @@ def mean_over_seeds(results: Sequence[EvaluationResult]) -> EvaluationResult:
     """Average the results of several checkpoints, such as those of several seeds; a single one is returned as it is.
 
     Settings that differ become lists with one value for each checkpoint; the details are one row of scores for each.
+    A score that not all checkpoints have, such as that of masks, is in their rows alone: it has no mean.
 
     Raises:
-        EvaluationError: If they are of different kinds, data or scores.
+        EvaluationError: If they are of different kinds or data.
     """
     first = results[0]
     if len(results) == 1:
         return first
-    if len({(result.kind, result.data_sha256, *result.scores) for result in results}) > 1:
-        raise EvaluationError(f"{first.kind}: results of different kinds, data or scores have no mean")
+    if len({(result.kind, result.data_sha256) for result in results}) > 1:
+        raise EvaluationError(f"{first.kind}: results of different kinds or data have no mean")
+    common = [name for name in first.scores if all(name in result.scores for result in results)]
+    settings = dict.fromkeys(key for result in results for key in result.configuration)
     return EvaluationResult(
         first.kind,
-        {name: _mean([result.scores[name] for result in results]) for name in first.scores},
-        {key: _one_or_all([result.configuration.get(key) for result in results]) for key in first.configuration},
-        first.images_per_split,
+        {name: _mean([result.scores[name] for result in results]) for name in common},
+        {key: _one_or_all([result.configuration.get(key) for result in results]) for key in settings},
+        {split: count for result in results for split, count in result.images_per_split.items()},
         tuple(checksum for result in results for checksum in result.weights_sha256),
         first.data_sha256,
         sum(result.seconds for result in results),
         tuple(
-            {"weights": result.weights_sha256[0][:12], **{name: s.value for name, s in result.scores.items()}}
+            {WEIGHTS: result.weights_sha256[0][:12], **{name: score.value for name, score in result.scores.items()}}
             for result in results
         ),
     )
@@ -165,3 +223,10 @@ def _cell(value: Scalar) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _aligned(value: Scalar) -> str:
+    """Write a score for a narrow column, where those below 1 have their points below each other."""
+    if value is None:
+        return MISSING
+    return f"{value:.4f}" if isinstance(value, float) and abs(value) < 1 else _cell(value)

@@ -1,8 +1,8 @@
 """The subject of an evaluation: a frozen encoder, and the data set on which it is evaluated."""
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ class Subject:
 
     Attributes:
         networks: All networks of the checkpoint, in evaluation mode, on ``device``.
-        origin: Source of the weights, for messages.
+        origin: Source of the weights, for people.
         weights_sha256: Checksum of their tensors.
         dataset: The data set.
         image_size: Side S of the views in pixels.
@@ -92,6 +92,7 @@ class Subject:
             details: See ``EvaluationResult``.
         """
         common = {
+            "origin": self.origin,
             "backbone": self.networks.config.backbone.name,
             "image_size": self.image_size,
             "view": self.view,
@@ -110,7 +111,7 @@ class Subject:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened(
     weights: Weights,
     dataset: Dataset,
@@ -145,8 +146,10 @@ def opened(
     check_view(view, weights.image_size)
     dataset.split(split)
     networks = build_networks(weights).to(device)
-    fresh = fresh_statistics(networks.backbone, dataset.split("train"), weights.image_size, view)
-    with fresh if config.fresh_statistics else nullcontext():
+    with contextlib.ExitStack() as stack:
+        if config.fresh_statistics:
+            train = dataset.split("train")
+            stack.enter_context(fresh_statistics(networks.backbone, train, weights.image_size, view))
         yield Subject(
             networks,
             weights.origin,

@@ -1,5 +1,6 @@
 """The command line of a table's script."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from adios_ray.arguments import parse_arguments
 from adios_ray.commands.data import Prepare
-from adios_ray.data.shards import verify
+from adios_ray.data.shards import open_shards, verify
 from adios_ray.errors import ConfigError, RunError, exit_status
 from adios_ray.experiment.checks import check_storage
 from adios_ray.places import require_local
@@ -58,7 +59,7 @@ def main(name: str, description: str, presets: Mapping[str, Callable[[], Table]]
     Returns:
         Exit status; see ``errors.exit_status``.
     """
-    return exit_status(lambda: run_table(name, presets, parse_arguments(Options, description=description)), RESUMES)
+    return exit_status(lambda: run_table(name, presets, parse_arguments(Options, description=description)))
 
 
 def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Options) -> None:
@@ -100,6 +101,8 @@ def choose_table(presets: Mapping[str, Callable[[], Table]], options: Options) -
         raise ConfigError(f"--preset {options.preset}: choose one of {', '.join(presets)}")
     if options.seeds < 1:
         raise ConfigError(f"--seeds {options.seeds} must be at least 1")
+    if options.gpus_per_cell is not None and not 0 <= options.gpus_per_cell < math.inf:
+        raise ConfigError(f"--gpus-per-cell {options.gpus_per_cell:g} must be a number from 0")
     table = presets[options.preset]()
     if unknown := set(options.data) - set(table.data):
         raise ConfigError(f"--data {', '.join(sorted(unknown))}: the table's data sets are {', '.join(table.data)}")
@@ -115,14 +118,25 @@ def run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str,
     Raises:
         ConfigError: If a data set is missing.
         DatasetError: If a data set is damaged.
+        EvaluationError: If a data set lacks the labels or object masks of an evaluation.
+        KeyboardInterrupt: With a note that says how to resume.
     """
     from adios_ray.tables.cells import cell_name
+    from adios_ray.tables.evaluate import check_data
     from adios_ray.tables.run import run_cells
 
     storage = Path(check_storage(options.directory))
-    places = _places(table, options.data, storage)
-    folders = {cell: storage / CELLS / cell_name(cell) for cell in table.cells(places, options.seeds)}
-    return folders, run_cells(folders, places, options.gpus_per_cell)
+    try:
+        places = _places(table, options.data, storage)
+        cells = list(table.cells(places, options.seeds))
+        evaluated = {(each.kind, places[each.data[0]]) for cell in cells for each in cell.evaluations}
+        for kind, place in sorted(evaluated):
+            check_data(kind, open_shards(place))
+        folders = {cell: storage / CELLS / cell_name(cell) for cell in cells}
+        return folders, run_cells(folders, places, options.gpus_per_cell)
+    except KeyboardInterrupt as stop:
+        stop.add_note(RESUMES)
+        raise
 
 
 def check_complete(failed: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from adios_ray.checkpoints import KEPT_CHECKPOINTS
 from adios_ray.config import TrialConfig
@@ -36,10 +36,11 @@ def estimate(table: Table, cells: Sequence[Cell], device: torch.device) -> list[
     keep_freed_memory()
     sizes = [cell.config.image_size or table.data[cell.group].image_size for cell in cells]
     kinds = {_kind(cell.config, size): (cell.config, size) for cell, size in zip(cells, sizes, strict=True)}
-    measured = {
-        kind: measure_step(config, size, device, cpu_pixels=CPU_PIXELS)
-        for kind, (config, size) in track(kinds.items(), "measuring steps", console=Console(stderr=True))
-    }
+    with Progress(console=Console(stderr=True)) as progress:  # rich's track() would end after an interruption's line
+        measured = {
+            kind: measure_step(config, size, device, cpu_pixels=CPU_PIXELS)
+            for kind, (config, size) in progress.track(kinds.items(), description="measuring steps")
+        }
     costs = []
     for cell, size in zip(cells, sizes, strict=True):
         step = measured[_kind(cell.config, size)]

@@ -7,13 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from adios_ray.commands.evaluate import PARTS, Robustness, Transfer
-from adios_ray.data.shards import open_shards
+from adios_ray.data.shards import Dataset, open_shards
+from adios_ray.evaluation.kinds import check_labels, check_object_masks
 from adios_ray.evaluation.subject import opened
 from adios_ray.experiment.replay import REPORTS_FILE
 from adios_ray.models.weights import load_weights
 
 SLOTS = "slots"
 """Kind that returns sizes and overlap of the masks from the training's last report."""
+
+
+def check_data(kind: str, dataset: Dataset) -> None:
+    """Check that a data set has the labels or object masks of an evaluation, before hours of training.
+
+    Args:
+        kind: Name of the evaluation.
+        dataset: The data set to evaluate.
+
+    Raises:
+        EvaluationError: If not; names what it has and what the evaluation needs.
+    """
+    if kind == "segmentation":
+        check_object_masks(dataset)
+    elif kind == "multilabel":
+        check_labels(dataset, kind, ("train", "test"), multi_label=True)
+    elif kind not in (SLOTS, "labelfree"):
+        check_labels(dataset, kind, ("train", "val", "test"))
 
 
 def evaluate(

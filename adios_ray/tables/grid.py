@@ -59,9 +59,10 @@ class Row:
         trainings: Configurations by group, without data and seed. A group may have several, such as one for each
             objective, over which the row averages; a group that is missing leaves the row's entries empty.
         baseline: Name of the row that the gain refers to. Its trainings must correspond to this row's one by one.
-        published: Published numbers by group and column name.
+        published: Published numbers by group and column name; of a row of average gains, published gains.
         options: Options of all its evaluations, over those of the columns.
         left_out: Names of the columns in which it has no entries.
+        averaged: Names of the rows whose gains it averages, in place of trainings of its own.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Row:
     published: Mapping[tuple[str, str], Published] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
+    averaged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from adios_ray.validation import parse
 OBJECTIVES = {"simclr": "SimCLR", "simsiam": "SimSiam", "byol": "BYOL"}
 """The paper's objectives, with their names."""
 
-CLASSIFICATION_DATA = {
+PREPARED_DATA = {
     "ImageNet100-S": DataSet("--dataset imagenet100s --source ILSVRC2012", images=114_020, image_size=96),
     "ImageNet100": DataSet("--dataset imagenet100 --source ILSVRC2012", images=114_020, image_size=224),
     "STL10": DataSet("--dataset stl10 --source STL10", images=104_500, image_size=96),
@@ -20,6 +20,7 @@ CLASSIFICATION_DATA = {
         images=10_000,
         image_size=32,
     ),
+    "CLEVR": DataSet("--dataset clevr --source CLEVR", images=63_000, image_size=64),
 }
 """Data sets that the user prepares, by the name of their columns."""
 OBJECTS = DataSet("--dataset objects --num-images 3000 --image-size 32", images=2100, image_size=32, rendered=True)

@@ -14,7 +14,8 @@ NAMES = ("table.md", "table.csv", "table.html")
 LEGEND = (
     "ours: mean (standard deviation) over trainings, of all seeds and, where a row has several, of all objectives; "
     "paper: the published number; gain: mean difference to the baseline with its 95 % interval, paired by seed and "
-    "objective. A number in brackets counts the finished trainings of those planned."
+    "objective; an average gain is over all pairs of the rows above. A number in brackets counts the finished "
+    "trainings of those planned."
 )
 
 
@@ -65,7 +66,9 @@ def _grid(table: Table, entries: Entries) -> list[list[str]]:
         own = [entries[row.name, column.group, column.name] for row in table.rows]
         parts = {
             "": [_ours(entry, column) for entry in own],
-            "paper": [_paper(entry, column) for entry in own],
+            "paper": [
+                _paper(entry, column, "+" if row.averaged else "-") for row, entry in zip(table.rows, own, strict=True)
+            ],
             "gain": [_gain(entry, column) for entry in own],
         }
         for part, texts in parts.items():
@@ -84,11 +87,12 @@ def _ours(entry: Entry, column: Column) -> str:
     return ("-" if entry.mean is None else f"{entry.mean:.{column.digits}f}{spread}") + count
 
 
-def _paper(entry: Entry, column: Column) -> str:
+def _paper(entry: Entry, column: Column, sign: str) -> str:
+    """Write the published number; with the sign "+" also of positive ones, which are gains then."""
     if entry.published is None:
         return ""
     mean, std = entry.published
-    return f"{mean:.{column.digits}f}" + ("" if std is None else f" ({std:g})")
+    return f"{mean:{sign}.{column.digits}f}" + ("" if std is None else f" ({std:g})")
 
 
 def _gain(entry: Entry, column: Column) -> str:

@@ -39,7 +39,7 @@ class Entry(NamedTuple):
         trainings: Number of finished trainings.
         planned: Number of trainings that the entry is the mean of once all are finished.
         published: The published number, if there is one.
-        gain: Difference to the row's baseline, if it has one.
+        gain: Difference to the row's baseline, if it has one; of a row of average gains, the mean over its rows.
     """
 
     mean: float | None
@@ -57,34 +57,44 @@ Entries = Mapping[tuple[str, str, str], Entry]
 def entries(table: Table, cells: Sequence[Cell], score: Score) -> Entries:
     """Compute the entries of a table."""
     return {
-        (row.name, column.group, column.name): _entry(row, column, cells, score)
+        (row.name, column.group, column.name): _entry(table, row, column, cells, score)
         for row in table.rows
         for column in table.columns
     }
 
 
-def _entry(row: Row, column: Column, cells: Sequence[Cell], score: Score) -> Entry:
-    own = {} if column.name in row.left_out else _scores(row.name, column, cells, score)
+def _entry(table: Table, row: Row, column: Column, cells: Sequence[Cell], score: Score) -> Entry:
+    own = _scores(row, column, cells, score)
     values = [value for value in own.values() if value is not None]
+    compared = [table.row(name) for name in row.averaged] or [row]
     return Entry(
         mean=statistics.mean(values) if values else None,
         std=statistics.stdev(values) if len(values) > 1 else None,
         trainings=len(values),
         planned=len(own),
         published=row.published.get((column.group, column.name)),
-        gain=gain(own, _scores(row.baseline, column, cells, score)) if row.baseline else None,
+        gain=gain([one for each in compared for one in _differences(table, each, column, cells, score)]),
     )
 
 
-def _scores(row: str, column: Column, cells: Sequence[Cell], score: Score) -> dict[_Training, float | None]:
-    own = [cell for cell in cells if cell.row == row and column.applies(cell.group, cell.config)]
+def _scores(row: Row, column: Column, cells: Sequence[Cell], score: Score) -> dict[_Training, float | None]:
+    if column.name in row.left_out:
+        return {}
+    own = [cell for cell in cells if cell.row == row.name and column.applies(cell.group, cell.config)]
     return {(cell.variant, cell.seed): score(cell, column) for cell in own}
 
 
-def gain(own: Mapping[_Training, float | None], baseline: Mapping[_Training, float | None]) -> Gain | None:
-    """Compute the mean paired difference and its interval; None without a pair of finished trainings."""
-    pairs = [(value, baseline.get(training)) for training, value in own.items()]
-    differences = [value - other for value, other in pairs if value is not None and other is not None]
+def _differences(table: Table, row: Row, column: Column, cells: Sequence[Cell], score: Score) -> list[float]:
+    """Subtract the scores of a row's baseline, training by training where both are finished; none without one."""
+    if row.baseline is None:
+        return []
+    baseline = _scores(table.row(row.baseline), column, cells, score)
+    pairs = [(value, baseline.get(training)) for training, value in _scores(row, column, cells, score).items()]
+    return [value - other for value, other in pairs if value is not None and other is not None]
+
+
+def gain(differences: Sequence[float]) -> Gain | None:
+    """Compute the mean of paired differences and its interval; None without a difference."""
     if not differences:
         return None
     mean, count = statistics.mean(differences), len(differences)
