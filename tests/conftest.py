@@ -16,8 +16,13 @@ torch.set_num_threads(1)  # like a trial's worker, so that results can be compar
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests that share a Ray cluster in one process of pytest-xdist, and tests that start their own in another."""
+    """Run tests that share a Ray cluster in one process of pytest-xdist, and tests that start their own in another.
+
+    Long tests are slow ones, too: ``-m "not ray and not slow"`` selects the fast tier.
+    """
     for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("ray"):
             shared = "ray_cluster" in getattr(item, "fixturenames", ())
             item.add_marker(pytest.mark.xdist_group("ray" if shared else "clusters"))
