@@ -384,6 +384,20 @@ def test_each_kind_prints_one_object(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error")
+def test_a_collapsed_encoder_is_evaluated_by_what_it_has(data: Path) -> None:
+    collapsed = weights()
+    for name, values in collapsed.tensors.items():
+        if name.startswith("backbone.") and values.is_floating_point() and "running" not in name:
+            values.zero_()  # every feature is 0
+    with opened(collapsed, open_shards(data), "test") as subject:
+        result, clusters = kinds.labelfree(subject), kinds.clustering(subject)
+    assert result.configuration["left_out"].keys() == {"alpha_req"} and "alpha_req" not in result.scores
+    assert result.scores["rankme"].value == pytest.approx(1, abs=1e-3) and result.scores["feature_std"].value == 0
+    assert clusters.scores["ari"].value == 0
+
+
+@pytest.mark.slow
 def test_robustness_compares_two_checkpoints_on_data_sets_of_variations(
     checkpoint: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -393,6 +407,8 @@ def test_robustness_compares_two_checkpoints_on_data_sets_of_variations(
     assert main(["evaluate", "robustness", *inputs, *options]) == 0
     scores = json.loads(capsys.readouterr().out)["scores"]
     assert scores["same"] == scores["again"] == scores["original"] and scores["same_gain"] == scores["original_gain"]
+    assert main(["evaluate", "robustness", *inputs, *options[:-1], checkpoint]) == 2
+    assert "--baseline has the weights of --checkpoint: every gain would be 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

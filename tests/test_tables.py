@@ -237,7 +237,7 @@ def test_a_table_is_resumed_and_a_failed_cell_does_not_lose_the_others(
     tmp_path: Path, objects_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = Options(preset="small", data={"objects": str(objects_dir)}, storage=tmp_path, seeds=1)
-    with pytest.raises(RunError, match=r"1 cells failed.*batch_size 97"):
+    with pytest.raises(RunError, match=r"1 cell failed.*batch_size 97"):
         run_table("table", {"small": lambda: small_table(batch_size=97)}, options)
     assert "2 cells: 0 finished, 2 to run" in capsys.readouterr().out
     run_table("table", {"small": small_table}, options)

@@ -158,7 +158,7 @@ class Robustness:
         from adios_ray.data.shards import open_shards
         from adios_ray.evaluation.robustness import robustness
         from adios_ray.evaluation.subject import opened
-        from adios_ray.models.weights import load_weights
+        from adios_ray.models.weights import checksum, load_weights
 
         places: dict[str, str] = {}
         for text in self.variation:
@@ -173,6 +173,8 @@ class Robustness:
             baseline = None
             if self.baseline is not None:
                 weights, dataset, split = load_weights(self.baseline), subject.dataset, subject.split
+                if checksum(weights.tensors) == subject.weights_sha256:
+                    raise UsageError("--baseline has the weights of --checkpoint: every gain would be 0")
                 shown = subject.view, subject.seed, subject.map_parts, subject.progress
                 baseline = stack.enter_context(opened(weights, dataset, split, *shown))
             return robustness(subject, variations or None, baseline, self.rates, self.epochs, self.batch_size)
@@ -247,6 +249,8 @@ class All:
                 left_out[name] = str(error)
         if not results:
             raise EvaluationError(f"no evaluation is possible: {'; '.join(left_out.values())}")
+        for name, of in results.items():
+            left_out |= {f"{name}.{score}": reason for score, reason in of.configuration.get(LEFT_OUT, {}).items()}
         scores = {f"{name}.{score}": own for name, of in results.items() for score, own in of.scores.items()}
         configuration = {name: of.configuration for name, of in results.items()} | {LEFT_OUT: left_out}
         splits = dict.fromkeys(split for of in results.values() for split in of.images_per_split)

@@ -1,10 +1,12 @@
 """Clustering of frozen features: k-means clusters against true classes (paper, Section 4.1 and Table 3)."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, fowlkes_mallows_score, normalized_mutual_info_score
 from torch import Tensor
 
@@ -62,7 +64,10 @@ def clustering_scores(features: Tensor, labels: Tensor, seed: int, errors: bool 
     else:
         # A batch has at least two images for each cluster, so that few clusters miss an update.
         kmeans = MiniBatchKMeans(classes, batch_size=max(MINI_BATCH, 2 * classes), n_init="auto", random_state=seed)
-    clusters = kmeans.fit_predict(features.detach().cpu().numpy())
+    with warnings.catch_warnings():
+        # Of fewer distinct features than clusters, as a collapsed encoder has: the scores show it.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        clusters = kmeans.fit_predict(features.detach().cpu().numpy())
     truth = labels.cpu().numpy()
 
     def scores(rows: slice | npt.NDArray[np.int64]) -> list[float]:

@@ -39,7 +39,7 @@ from adios_ray.evaluation.knn import (
 )
 from adios_ray.evaluation.linear import PENALTY, RATES, Accuracy, check_sgd, evaluate_linear
 from adios_ray.evaluation.multilabel import multilabel_probe
-from adios_ray.evaluation.result import EvaluationResult, Row, Score
+from adios_ray.evaluation.result import LEFT_OUT, EvaluationResult, Row, Score
 from adios_ray.evaluation.segmentation import Masks, color_kmeans, random_partition, segment
 from adios_ray.evaluation.subject import Subject
 
@@ -290,7 +290,8 @@ def segmentation(subject: Subject) -> EvaluationResult:
 def labelfree(subject: Subject) -> EvaluationResult:
     """Compute scores that need no labels: ranks, decay of the spectrum, spread, uniformity and alignment.
 
-    LiDAR and alignment compare augmented views of at most 512 images. Standard errors are those of a jackknife.
+    LiDAR and alignment compare augmented views of at most 512 images. Standard errors are those of a jackknife. A score
+    that the features of a collapsed encoder do not have, as alpha-ReQ without a second eigenvalue, is left out.
 
     Raises:
         EvaluationError: If the split has too few images for a rank, or the features are not finite.
@@ -320,8 +321,13 @@ def labelfree(subject: Subject) -> EvaluationResult:
     # Of features so large that rounding outweighs what LiDAR adds to their covariance.
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # documented, but missing in __all__
         raise EvaluationError(f"LiDAR cannot be computed of features of this size: {error}") from error
-    configuration = {"features": width, "view_images": len(views), "views": LIDAR_VIEWS}
-    return subject.result("labelfree", scores, configuration, (subject.split,))
+    undefined = [name for name, score in scores.items() if not math.isfinite(score.value)]
+    configuration: dict[str, Any] = {"features": width, "view_images": len(views), "views": LIDAR_VIEWS}
+    if undefined:
+        reason = "features that are all alike have no such score: the encoder has collapsed"
+        configuration[LEFT_OUT] = dict.fromkeys(undefined, reason)
+    defined = {name: score for name, score in scores.items() if name not in undefined}
+    return subject.result("labelfree", defined, configuration, (subject.split,))
 
 
 def check_masks_are_learned(config: TrialConfig, origin: str) -> None:

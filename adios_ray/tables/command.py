@@ -16,6 +16,7 @@ from adios_ray.places import require_local
 from adios_ray.store import Location
 from adios_ray.tables.grid import Cell, Column, Table, evaluation_of
 from adios_ray.tables.summary import entries
+from adios_ray.tracking.formatting import counted
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +144,7 @@ def check_complete(failed: Mapping[str, str]) -> None:
     """Raise a RunError that names the cells that have failed, if there are any."""
     if failed:
         reasons = "; ".join(f"{cell}: {reason}" for cell, reason in failed.items())
-        raise RunError(f"{len(failed)} cells failed and are missing ({reasons}); {RESUMES}")
+        raise RunError(f"{counted(len(failed), 'cell')} failed, missing in the table ({reasons}); {RESUMES}")
 
 
 def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The cells of a table under Ray Tune: each one a trial, finished ones left alone, a failed one lost by itself."""
 
 import logging
+import re
 import tempfile
 import time
 import traceback
@@ -96,7 +97,9 @@ class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no type infor
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Say that a cell has failed, and why."""
         file = Path(trial.config["folder"]) / ERROR
-        reason = file.read_text().splitlines()[-1] if file.is_file() else "its process died"
+        # The last line of a traceback, without the module of the exception's class.
+        last = re.sub(r"^(\w+\.)+(?=\w+: )", "", file.read_text().splitlines()[-1]) if file.is_file() else ""
+        reason = last or "its process died"
         self.failed[file.parent.name] = reason
         self._say(trial, f"failed: {reason}; {file}")
 

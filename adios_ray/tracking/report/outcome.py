@@ -10,7 +10,7 @@ from pathlib import Path
 from scipy.stats import norm, t
 
 from adios_ray.run_directory import RunDirectory
-from adios_ray.tracking.formatting import value_text
+from adios_ray.tracking.formatting import counted, value_text
 from adios_ray.tracking.records import SLOTS
 from adios_ray.tracking.report.run_data import STOPPING, RunData
 from adios_ray.tracking.report.verdicts import SIGNIFICANT, Verdict
@@ -82,22 +82,18 @@ def outcome_of(run: RunData, verdicts: Sequence[Verdict]) -> Outcome:
 def search_course(run: RunData) -> str:
     """Say in one line what a search did: exploits, or trials that were stopped and how many combinations were tried."""
     if run.evolves:
-        left = [f"{_counted(len(run.drops), 'trial')} left in the opening"] * bool(run.drops)
-        exploits = _counted(sum(exploit.copies for exploit in run.exploits), "exploit")
-        changes = [f"{_counted(sum(e.changes_slots for e in run.exploits), 'change')} of N"] * (SLOTS in run.searched)
+        left = [f"{counted(len(run.drops), 'trial')} left in the opening"] * bool(run.drops)
+        exploits = counted(sum(exploit.copies for exploit in run.exploits), "exploit")
+        changes = [f"{counted(sum(e.changes_slots for e in run.exploits), 'change')} of N"] * (SLOTS in run.searched)
         return ", ".join([*left, exploits, f"{len(run.refusals)} refused", *changes])
     tried = {str(sorted(row.values.items())) for row in run.rows}
-    course = [f"{_counted(len(tried), 'combination')} of values tried"]
+    course = [f"{counted(len(tried), 'combination')} of values tried"]
     if run.summary is not None:
         last = [rows[-1] for rows in run.by_trial.values()]
         stopped = Counter(row.epoch for row in last if row.epoch < run.summary.epochs and math.isfinite(row.fitness))
         if stopped or run.scheduler in STOPPING:
             course.append(_stops(stopped, len(last)))
     return ", ".join(course)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _stops(stopped: Counter[int], trials: int) -> str:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from scipy.stats import chi2, norm
 
 from adios_ray.tracking import lineage
-from adios_ray.tracking.formatting import label, value_text
+from adios_ray.tracking.formatting import counted, label, value_text
 from adios_ray.tracking.records import Row
 from adios_ray.tracking.report.mask_statistics import slot_overlaps, slot_statistics
 from adios_ray.tracking.report.run_data import RunData
@@ -138,7 +138,7 @@ def no_exploits(run: RunData) -> Iterator[Verdict]:
     yield Verdict(
         "look",
         "No trial copied another",
-        f"{epochs} epochs, {len(run.refusals)} copies refused because the donor was not better by enough",
+        f"{epochs} epochs, {counted(len(run.refusals), 'copy')} refused because the donor was not better by enough",
         f"the run {'was' if run.summary else 'is so far'} a random search; train longer, "
         "or raise significance in the search space",
     )
@@ -152,7 +152,7 @@ def one_family(run: RunData) -> Iterator[Verdict]:
         yield Verdict(
             "look",
             f"All trials descend from {founders.pop()}",
-            f"{len(finals)} trials, {sum(exploit.copies for exploit in run.exploits)} copies",
+            f"{len(finals)} trials, {counted(sum(exploit.copies for exploit in run.exploits), 'copy')}",
             "a smaller quantile_fraction or a longer interval_epochs keeps more families alive",
         )
 
