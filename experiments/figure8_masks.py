@@ -1,6 +1,6 @@
 """Figure 8: the masks that ADIOS learns, with each image below its masks in color.
 
-    python experiments/figure8_masks.py   # rendered scenes, two CPU cores, about 5 minutes
+    python experiments/figure8_masks.py   # rendered scenes, two CPU cores, 5 minutes
     python experiments/figure8_masks.py --preset paper --data STL10 data/stl10 CLEVR data/clevr ImageNet100-S in100s
     python experiments/figure8_masks.py --preset paper --dry-run
 
@@ -11,11 +11,7 @@ are those of Tables 1 and 7.
 import sys
 from pathlib import Path
 
-from adios_ray.arguments import parse_arguments
-from adios_ray.commands.masks import Masks
-from adios_ray.errors import exit_status
-from adios_ray.tables.cells import last_checkpoint
-from adios_ray.tables.command import Options, check_complete, choose_table, print_estimate, run_all
+from adios_ray.tables.command import main
 from adios_ray.tables.grid import Column, Row, Table
 from adios_ray.tables.methods import PREPARED_DATA, SCENES, SCENES_EPOCHS, published_training, small_training
 
@@ -34,32 +30,14 @@ def paper() -> Table:
         group: (published_training(preset, "resnet18", "simclr", "adios"),) for group, preset in PRESETS.items()
     }
     data = {group: PREPARED_DATA[group] for group in PRESETS}
-    return Table("Figure 8: masks", (Row("SimCLR + ADIOS", trainings),), columns(tuple(PRESETS)), data)
+    return Table("Figure 8: masks", (Row("SimCLR + ADIOS", trainings),), columns(tuple(PRESETS)), data, pictures=IMAGES)
 
 
 def small() -> Table:
     """Return one training on rendered scenes: that of Table 7's small setting."""
     row = Row("SimCLR + ADIOS", {"scenes": (small_training("simclr", "adios", SCENES_EPOCHS),)})
-    return Table("Masks on rendered scenes", (row,), columns(("scenes",)), {"scenes": SCENES})
-
-
-def run(options: Options) -> None:
-    """Train what is missing, and draw one picture for each data set."""
-    table = choose_table({"paper": paper, "small": small}, options)
-    if options.dry_run:
-        print_estimate(table, options)
-        return
-    folders, failed = run_all(table, options)
-    folder = options.directory / f"{Path(__file__).stem}-{options.preset}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for cell, of_cell in folders.items():
-        if cell.seed == 0 and last_checkpoint(of_cell, cell).is_dir():
-            assert cell.config.data_dir is not None
-            picture = folder / f"{cell.group}.png"
-            Masks(last_checkpoint(of_cell, cell), picture, IMAGES, cell.config.data_dir).run()
-    check_complete(failed)
+    return Table("Masks on rendered scenes", (row,), columns(("scenes",)), {"scenes": SCENES}, pictures=IMAGES)
 
 
 if __name__ == "__main__":
-    description = (__doc__ or "").split("\n")[0]
-    sys.exit(exit_status(lambda: run(parse_arguments(Options, description=description))))
+    sys.exit(main(Path(__file__).stem, (__doc__ or "").split("\n")[0], {"paper": paper, "small": small}))

@@ -1,6 +1,6 @@
 """What the sparsity weight does to masks and features, from too small to too large.
 
-    python experiments/sparsity_sweep.py   # rendered scenes, two CPU cores, about 25 minutes
+    python experiments/sparsity_sweep.py   # rendered scenes, two CPU cores, 25 minutes
 
 Trains SimCLR with ADIOS at each weight, and draws the masks, so that a collapsed occlusion model can be recognized.
 """
@@ -28,7 +28,7 @@ def small() -> Table:
         Column("scenes", "overlap", "slots", "slot_overlap", of_masks=True, scale=1.0, digits=2),
     )
     notes = ("Sizes are means in percent of the image. An overlap of 1 means that two slots are the same.",)
-    return Table("Sparsity weight", rows, multilabel("scenes") + masks, {"scenes": SCENES}, notes)
+    return Table("Sparsity weight", rows, multilabel("scenes") + masks, {"scenes": SCENES}, notes, pictures=8)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Table 2: the lightweight ADIOS-s on ImageNet100 at 224 pixels, by linear evaluation.
 
-    python experiments/table2_imagenet100.py   # rendered objects, two CPU cores, about 4 minutes
+    python experiments/table2_imagenet100.py   # rendered objects, two CPU cores, 3 minutes after Table 1
     python experiments/table2_imagenet100.py --preset paper --data ImageNet100 data/in100
     python experiments/table2_imagenet100.py --preset paper --dry-run
 

@@ -1,6 +1,6 @@
 """Table 7: does it matter what is masked? Eight masking schemes, and none, on CLEVR's multi-label task.
 
-    python experiments/table7_clevr_masks.py   # rendered scenes, SimCLR, two CPU cores, about 45 minutes
+    python experiments/table7_clevr_masks.py   # rendered scenes, SimCLR, two CPU cores, 25 minutes
     python experiments/table7_clevr_masks.py --preset paper --data CLEVR data/clevr
     python experiments/table7_clevr_masks.py --preset paper --dry-run
 

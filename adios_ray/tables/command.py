@@ -1,6 +1,7 @@
 """The command line of a table's script."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from adios_ray.arguments import parse_arguments
 from adios_ray.commands.data import Prepare
+from adios_ray.commands.masks import Masks
 from adios_ray.data.shards import open_shards, verify
 from adios_ray.errors import ConfigError, RunError, exit_status
 from adios_ray.experiment.checks import check_storage
@@ -71,14 +73,14 @@ def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Op
         DatasetError: If a data set is damaged.
         RunError: If cells have failed; the table is written without them.
     """
-    table = choose_table(presets, options)
+    table = _choose_table(presets, options)
     if options.dry_run:
-        print_estimate(table, options)
+        _print_estimate(table, options)
         return
     from adios_ray.tables.cells import measured
     from adios_ray.tables.render import markdown, write_table
 
-    folders, failed = run_all(table, options)
+    folders, failed = _run_all(table, options)
 
     def score(cell: Cell, column: Column) -> float | None:
         scores = measured(folders[cell], evaluation_of(table.row(cell.row), column))
@@ -89,10 +91,25 @@ def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Op
     write_table(folder, table, found)
     print(markdown(table, found))
     print(f"written: {folder}/table.md, table.csv, table.html")
-    check_complete(failed)
+    if table.pictures:
+        _draw_masks(folders, folder, table.pictures)
+    if failed:
+        reasons = "; ".join(f"{cell}: {reason}" for cell, reason in failed.items())
+        raise RunError(f"{counted(len(failed), 'cell')} failed, missing in the table ({reasons}); {RESUMES}")
 
 
-def choose_table(presets: Mapping[str, Callable[[], Table]], options: Options) -> Table:
+def _draw_masks(folders: Mapping[Cell, Path], folder: Path, images: int) -> None:
+    """Draw the masks of the finished trainings of the first seed, as `adios-ray masks` does."""
+    from adios_ray.tables.cells import last_checkpoint
+
+    for cell, of_cell in folders.items():
+        checkpoint = last_checkpoint(of_cell, cell)
+        if cell.seed == 0 and cell.config.masking.learned and checkpoint.is_dir():
+            name = re.sub(r"[^\w.]+", "-", f"{cell.row} {cell.config.objective.name} {cell.group}").strip("-")
+            Masks(checkpoint, folder / f"{name}.png", images, cell.config.data_dir).run()
+
+
+def _choose_table(presets: Mapping[str, Callable[[], Table]], options: Options) -> Table:
     """Make the table of the chosen preset.
 
     Raises:
@@ -110,7 +127,7 @@ def choose_table(presets: Mapping[str, Callable[[], Table]], options: Options) -
     return table
 
 
-def run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str, str]]:
+def _run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str, str]]:
     """Train and evaluate the cells of a table that are not finished.
 
     Returns:
@@ -140,13 +157,6 @@ def run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str,
         raise
 
 
-def check_complete(failed: Mapping[str, str]) -> None:
-    """Raise a RunError that names the cells that have failed, if there are any."""
-    if failed:
-        reasons = "; ".join(f"{cell}: {reason}" for cell, reason in failed.items())
-        raise RunError(f"{counted(len(failed), 'cell')} failed, missing in the table ({reasons}); {RESUMES}")
-
-
 def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, str]:
     """Return where each data set is; render those that can be rendered, and check the others.
 
@@ -170,7 +180,7 @@ def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, 
     return places
 
 
-def print_estimate(table: Table, options: Options) -> None:
+def _print_estimate(table: Table, options: Options) -> None:
     """Print how many trainings a table has, their hours by measured steps, and the disk they need."""
     from adios_ray.devices import best_device
     from adios_ray.tables.estimate import estimate, tuned_images

@@ -101,6 +101,7 @@ class Table:
         columns: Its columns, in order.
         data: Data sets by name: that of each group, which is trained on, and others that columns evaluate.
         notes: What a reader must know, one paragraph each.
+        pictures: How many images are drawn with their masks for each training of the first seed that learns masks.
     """
 
     title: str
@@ -108,6 +109,7 @@ class Table:
     columns: tuple[Column, ...]
     data: Mapping[str, DataSet]
     notes: tuple[str, ...] = ()
+    pictures: int = 0
 
     def row(self, name: str) -> Row:
         """Return the row of this name."""
