@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from itertools import dropwhile, takewhile
 from types import UnionType
 from typing import Any, NoReturn, TypeVar, overload
 
@@ -152,7 +153,7 @@ def _readable_help() -> Iterator[None]:
         field.argconf = dataclasses.replace(field.argconf, help_behavior_hint=default)
         if lowered.metavar:
             words = re.sub(r"\{None\}\||(?<=\{)None,", "", lowered.metavar)
-            lowered.metavar = words.replace("STR|PATH", "PATH").replace("{[", "").replace("]}", "")
+            lowered.metavar = words.replace("STR|PATH", "PATH").replace("{[", "[").replace("]}", "]")
         original(arg, lowered)
 
     tyro_arguments._rule_apply_argconf = apply
@@ -244,13 +245,22 @@ def _invalid(event: tyro_errors.InstantiationFailure, given: Sequence[str]) -> s
     """Describe a value of the wrong type, or what a model says of its values."""
     if event.argument is not None:
         name = _name(event.argument)
-        return f"{name} {_shown(last_value(given, name))} must be {_expected(event.argument)}"
+        listed = "..." in str(event.argument.lowered.metavar)
+        value = " ".join(_listed(given, name)) if listed else last_value(given, name)
+        return f"{name} {_shown(value)} must be {_expected(event.argument)}"
     # At the root the model's own error; in a section tyro's, raised while it handled the model's.
     raised = sys.exception()
     cause, prefix = (raised, "") if isinstance(raised, ValidationError) else _in_section(raised)
     if not isinstance(cause, ValidationError):
         return event.message
     return explain(cause, spell=lambda path, value: f"{as_flag(prefix + path)} {value}")
+
+
+def _listed(given: Sequence[str], flag: str) -> Iterator[str]:
+    """Iterate over the values that follow a flag."""
+    after = dropwhile(lambda word: word != flag, given)
+    next(after, None)
+    return takewhile(lambda word: not word.startswith("--"), after)
 
 
 def _in_section(raised: BaseException | None) -> tuple[BaseException | None, str]:

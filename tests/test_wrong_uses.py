@@ -153,6 +153,7 @@ CASES = {
     "verify": "adios-ray verify needs LOCATION (Directory or URI of the data set)",
     "prepare --dataset objects": "adios-ray prepare needs --output",
     "prepare --dataset films --output out": "--dataset films is not one of imagenet100",
+    "evaluate linear --rates 0.1 x --checkpoint a --data-dir data": "--rates 0.1 x must be numbers",
     "evaluate linear --rates x --checkpoint a --data-dir data": "--rates x must be numbers",
     "evaluate knn --neighbors 2.5 --checkpoint a --data-dir data": "--neighbors 2.5 must be whole numbers",
     "evaluate --checkpoint weights.safetensors": "adios-ray evaluate needs --data-dir",
