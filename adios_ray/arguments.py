@@ -246,7 +246,7 @@ def _invalid(event: tyro_errors.InstantiationFailure, given: Sequence[str]) -> s
     if event.argument is not None:
         name = _name(event.argument)
         listed = "..." in str(event.argument.lowered.metavar)
-        value = " ".join(_listed(given, name)) if listed else last_value(given, name)
+        value = (" ".join(_listed(given, name)) if listed else "") or last_value(given, name)
         return f"{name} {_shown(value)} must be {_expected(event.argument)}"
     # At the root the model's own error; in a section tyro's, raised while it handled the model's.
     raised = sys.exception()
