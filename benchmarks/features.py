@@ -26,7 +26,7 @@ from adios_ray.devices import timed
 from adios_ray.errors import exit_status
 from adios_ray.evaluation.fitness import extract_features
 from adios_ray.evaluation.knn import NEIGHBORS, knn_sweep
-from adios_ray.evaluation.linear import linear_sweep
+from adios_ray.evaluation.linear import Sgd, linear_sweep
 from adios_ray.evaluation.statistics import BATCH
 from adios_ray.models.backbones import build_backbone
 from adios_ray.store import Store
@@ -107,7 +107,7 @@ def sweep_pairs(options: Options, classes: int) -> dict[str, tuple[Callable[[], 
     unknown = features[options.features :], labels[options.features :]
 
     def linear(rates: tuple[float, ...]) -> object:
-        return linear_sweep(*known, *unknown, rates=rates, epochs=options.epochs, milestones=())
+        return linear_sweep(known, unknown, Sgd(rates, options.epochs, milestones=()))
 
     def knn(neighbors: tuple[int, ...], temperatures: tuple[float, ...]) -> object:
         return knn_sweep(*known, *unknown, neighbors, temperatures)

@@ -28,7 +28,7 @@ from adios_ray.evaluation import kinds
 from adios_ray.evaluation.features import MapParts, features_of
 from adios_ray.evaluation.fitness import extract_features
 from adios_ray.evaluation.knn import knn_label_shares
-from adios_ray.evaluation.linear import train_rates
+from adios_ray.evaluation.linear import Sgd, train_rates
 from adios_ray.evaluation.result import EvaluationResult
 from adios_ray.evaluation.statistics import fresh_statistics
 from adios_ray.evaluation.subject import Subject, opened
@@ -132,19 +132,10 @@ def test_linear_trains_on_another_view_of_each_image_in_each_epoch(data: Path) -
         assert not (drawn.jitter | drawn.grayscale | drawn.blur | drawn.solarize).any() and drawn.flip.any()
         with torch.no_grad():
             views.append(backbone(apply_view(torch.from_numpy(train.gather(every)), drawn, SIZE)))
-    labels = torch.from_numpy(train.labels)
     (classifier,) = train_rates(
-        splits["train"][0],
-        labels,
-        [0.5 * 32 / 256],
-        3,
-        32,
-        (2, 2),
-        0.9,
-        0,
-        False,
-        torch.device("cpu"),
-        lambda epoch, batch: views[epoch][batch],
+        (splits["train"][0], torch.from_numpy(train.labels)),
+        Sgd((0.5,), 3, 32, (2, 2)),
+        batches=lambda epoch, batch: views[epoch][batch],
     ).unbind(dim=1)
     features, truth = splits["test"]
     logits = features @ classifier[:, :-1].T + classifier[:, -1]

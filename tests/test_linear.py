@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +13,17 @@ from torch.nn import functional
 
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation import linear
-from adios_ray.evaluation.linear import evaluate_linear, linear_sweep, logistic_regression, train_rates
+from adios_ray.evaluation.linear import (
+    Labeled,
+    Lbfgs,
+    Sgd,
+    evaluate_linear,
+    linear_sweep,
+    logistic_regression,
+    train_rates,
+)
 
-CPU = torch.device("cpu")
-SOLVERS: tuple[Literal["sgd", "lbfgs"], ...] = ("sgd", "lbfgs")
+SOLVERS = (Sgd(epochs=9), Lbfgs())
 
 
 def clusters(images: int, classes: int, size: int = 6, seed: int = 0, noise: float = 1.5) -> tuple[Tensor, Tensor]:
@@ -27,9 +34,9 @@ def clusters(images: int, classes: int, size: int = 6, seed: int = 0, noise: flo
     return centers[labels] + noise * torch.randn(images, size, generator=generator, dtype=torch.float64), labels
 
 
-def thrice(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def thrice(features: Tensor, labels: Tensor) -> tuple[Labeled, Labeled, Labeled]:
     """Make one split the training, the validation and the test split."""
-    return features, labels, features, labels, features, labels
+    return (features, labels), (features, labels), (features, labels)
 
 
 def naive_sgd(features: Tensor, labels: Tensor, rate: float, epochs: int, batch_size: int, seed: int) -> Tensor:
@@ -61,7 +68,8 @@ def test_each_rate_equals_an_optimizer_of_its_own(classes: int, standardize: boo
     features, labels = clusters(50, classes)
     features = 3 * features + torch.arange(6)
     rates = [0.003, 0.1, 2.0]
-    found = train_rates(features, labels, rates, 7, 16, (3, 5), 0.9, 4, standardize, CPU)
+    sgd = Sgd(tuple(16 * rate for rate in rates), 7, 16, (3, 5), seed=4)  # for batches of 256
+    found = train_rates((features, labels), sgd, standardize)
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
     for number, rate in enumerate(rates):
         if standardize:
@@ -77,9 +85,8 @@ def test_features_of_each_epoch_equal_an_optimizer_that_sees_them() -> None:
     features, labels = clusters(50, 5)
     views = features + torch.randn(7, 50, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rates = [0.01, 0.5]
-    found = train_rates(
-        features, labels, rates, 7, 16, (3, 5), 0.9, 4, False, CPU, lambda epoch, batch: views[epoch, batch]
-    )
+    sgd = Sgd(tuple(16 * rate for rate in rates), 7, 16, (3, 5), seed=4)
+    found = train_rates((features, labels), sgd, batches=lambda epoch, batch: views[epoch, batch])
     for number, rate in enumerate(rates):
         torch.testing.assert_close(found[:, number], naive_sgd(views, labels, rate, 7, 16, 4), rtol=0, atol=1e-10)
 
@@ -98,8 +105,8 @@ def test_a_sweep_reports_every_rate_and_the_best_on_test(elements: int, monkeypa
     monkeypatch.setattr(linear, "VALUES", elements)  # 150: each rate is trained by itself, and accuracy is in parts
     train, val, test = (clusters(n, 8, seed=seed, noise=0.7) for n, seed in ((60, 1), (90, 2), (70, 3)))
     rates, batch_size = (1e-4, 0.3, 30.0, 0.1), 16
-    protocol: dict[str, Any] = {"rates": rates, "epochs": 6, "batch_size": batch_size, "milestones": (3, 5), "seed": 5}
-    sweep = linear_sweep(*train, *val, **protocol)
+    sgd = Sgd(rates, 6, batch_size, (3, 5), seed=5)
+    sweep = linear_sweep(train, val, sgd)
     classifiers = [naive_sgd(*train, rate * batch_size / 256, 6, batch_size, 5) for rate in rates]
     expected = [naive_accuracy(classifier, *val, 1) for classifier in classifiers]
     assert [found.rate for found in sweep.rates] == list(rates)
@@ -113,7 +120,7 @@ def test_a_sweep_reports_every_rate_and_the_best_on_test(elements: int, monkeypa
     assert sweep.best == sweep.rates[best]
     torch.testing.assert_close(sweep.classifier, classifiers[best], rtol=0, atol=1e-10)
 
-    result = evaluate_linear(*train, *val, *test, **protocol)
+    result = evaluate_linear(train, val, test, sgd)
     assert (result.rate, result.val) == sweep.best
     assert result.test[:2] == pytest.approx([naive_accuracy(classifiers[best], *test, top) for top in (1, 5)])
 
@@ -138,7 +145,7 @@ def test_logistic_regression_equals_scikit_learn(classes: int, elements: int, mo
     expected = model.score(others.numpy(), truth.numpy())
     for dtype in (torch.float32, torch.float64):
         split = others.to(dtype), truth
-        found = evaluate_linear(features.to(dtype), labels, *split, *split, solver="lbfgs", penalty=penalty)
+        found = evaluate_linear((features.to(dtype), labels), split, split, Lbfgs(penalty))
         assert found.test.top1 == pytest.approx(expected, abs=1e-3)
         assert found.rate is None and found.val == found.test
     classifier = logistic_regression(features, labels, penalty)
@@ -161,8 +168,8 @@ def test_a_constant_feature_can_be_standardized() -> None:
     features[:, 2] = 7
     rest = features[:, [0, 1, 3, 4, 5]]
     for solver in SOLVERS:
-        found = evaluate_linear(*thrice(features, labels), solver=solver, standardize=True, epochs=9)
-        assert found == evaluate_linear(*thrice(rest, labels), solver=solver, standardize=True, epochs=9)
+        found = evaluate_linear(*thrice(features, labels), solver, standardize=True)
+        assert found == evaluate_linear(*thrice(rest, labels), solver, standardize=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
@@ -170,16 +177,16 @@ def test_integers_of_any_width_and_classes_without_images(dtype: torch.dtype) ->
     features, labels = clusters(60, 3)
     labels = labels * 2  # classes 1 and 3 have no images
     for solver in SOLVERS:
-        wide = evaluate_linear(*thrice(features, labels), solver=solver, epochs=5)
-        assert evaluate_linear(*thrice(features, labels.to(dtype)), solver=solver, epochs=5) == wide
+        wide = evaluate_linear(*thrice(features, labels), solver)
+        assert evaluate_linear(*thrice(features, labels.to(dtype)), solver) == wide
         assert wide.test.top1 > 0.5
 
 
 def test_half_precision_is_computed_in_single_precision() -> None:
     features, labels = clusters(60, 3)
     half = features.half()
-    found = evaluate_linear(*thrice(half, labels), epochs=5, standardize=False)
-    assert found == evaluate_linear(*thrice(half.float(), labels), epochs=5)
+    found = evaluate_linear(*thrice(half, labels), Sgd(epochs=5))
+    assert found == evaluate_linear(*thrice(half.float(), labels), Sgd(epochs=5))
 
 
 @pytest.mark.slow
@@ -188,7 +195,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for images, classes in ((9000, 10), (1000, 1000)):  # more than 2**16 features, logits and weights of all rates
         features, labels = clusters(images, classes, 9)
         with LargestTensor() as sweep:
-            linear_sweep(features, labels, features, labels, [0.1] * 9, epochs=1, batch_size=60)
+            linear_sweep((features, labels), (features, labels), Sgd((0.1,) * 9, epochs=1, batch_size=60))
         with LargestTensor() as regression:
             logistic_regression(features, labels, penalty=1.0)
         assert 0 < sweep.elements <= 2**16 and 0 < regression.elements <= 2**16
@@ -227,12 +234,12 @@ def test_the_history_of_lbfgs_is_bounded(values: int, pairs: int, monkeypatch: p
 )
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_splits_that_cannot_be_used_are_refused(
-    solver: Literal["sgd", "lbfgs"], split: str, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], message: str
+    solver: Sgd | Lbfgs, split: str, change: Callable[[Tensor, Tensor], Labeled], message: str
 ) -> None:
     splits = {name: clusters(20, 3) for name in ("train", "val", "test")}
     splits[split] = change(*splits[split])
     with pytest.raises(EvaluationError, match=message):
-        evaluate_linear(*splits["train"], *splits["val"], *splits["test"], solver=solver)
+        evaluate_linear(splits["train"], splits["val"], splits["test"], solver)
 
 
 @pytest.mark.parametrize(
@@ -244,9 +251,17 @@ def test_splits_that_cannot_be_used_are_refused(
         ({"rates": (math.inf,)}, r"rates \[inf\], .* finite rates"),
         ({"epochs": 0}, "0 epochs"),
         ({"batch_size": 0}, "batches of 0"),
-        ({"solver": "lbfgs", "penalty": 0.0}, "penalty 0; .* needs one above 0"),
     ],
 )
-def test_settings_out_of_range_are_refused(setting: dict[str, Any], message: str) -> None:
+def test_settings_of_sgd_out_of_range_are_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(EvaluationError, match=message):
-        evaluate_linear(*thrice(*clusters(20, 3)), **setting)
+        Sgd(**setting)
+
+
+def test_a_penalty_out_of_range_is_refused() -> None:
+    with pytest.raises(EvaluationError, match="penalty 0; .* needs one above 0"):
+        evaluate_linear(*thrice(*clusters(20, 3)), Lbfgs(0.0))
+
+
+def test_the_rate_decays_after_60_and_80_percent_of_the_epochs() -> None:
+    assert Sgd().decays == (60, 80) and Sgd(epochs=7).decays == (4, 6) and Sgd(milestones=()).decays == ()

@@ -13,7 +13,7 @@ from test_linear import clusters
 from adios_ray.data.shards import Dataset, open_shards
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.features import Features
-from adios_ray.evaluation.linear import linear_sweep
+from adios_ray.evaluation.linear import Sgd, linear_sweep
 from adios_ray.evaluation.robustness import gain, probe_variations, robustness, share
 from adios_ray.evaluation.subject import Subject, opened
 from adios_ray.models.networks import Networks
@@ -51,9 +51,9 @@ def test_the_probe_of_the_original_is_tested_on_each_variation() -> None:
     sets = {name: Features(*clusters(60, 4, seed=seed)) for seed, name in enumerate(("train", "val", "a", "b"))}
     train, val = sets.pop("train"), sets.pop("val")
     sets["b"] = Features(sets["b"].features + 1.0, sets["b"].labels)
-    rates = (0.01, 0.3)
-    found = probe_variations(train, val, sets, rates, epochs=10, batch_size=16, seed=5)
-    sweep = linear_sweep(*train, *val, rates, 10, 16, (6, 8), seed=5)
+    sgd = Sgd((0.01, 0.3), epochs=10, batch_size=16, seed=5)
+    found = probe_variations(train, val, sets, sgd)
+    sweep = linear_sweep(train, val, sgd)
     assert found.rate == sweep.best.rate and found.val == sweep.best.accuracy.top1
     for name, (features, labels) in sets.items():
         logits = features @ sweep.classifier[:, :-1].T + sweep.classifier[:, -1]

@@ -37,7 +37,7 @@ from adios_ray.evaluation.knn import (
     knn_sweep,
     macro_f1,
 )
-from adios_ray.evaluation.linear import PENALTY, RATES, Accuracy, check_sgd, evaluate_linear
+from adios_ray.evaluation.linear import RATES, Accuracy, Lbfgs, Sgd, evaluate_linear
 from adios_ray.evaluation.multilabel import multilabel_probe
 from adios_ray.evaluation.result import LEFT_OUT, EvaluationResult, Row, Score
 from adios_ray.evaluation.segmentation import Masks, color_kmeans, random_partition, segment
@@ -140,8 +140,7 @@ def linear(
     """
     if augment and solver != "sgd":
         raise EvaluationError(f"linear evaluation: augmented views need the solver sgd, not {solver}")
-    if solver == "sgd":
-        check_sgd(rates, epochs, batch_size)
+    settings = Sgd(tuple(rates), epochs, batch_size, seed=subject.seed) if solver == "sgd" else Lbfgs()
     chooses = solver == "sgd" and len(rates) > 1
     if chooses and not subject.has_val:
         raise EvaluationError(
@@ -152,7 +151,6 @@ def linear(
     check_labels(subject.dataset, "linear evaluation", splits)
     features = {split: subject.features(split) for split in splits}
     train, held_out = features["train"], features[subject.split]
-    milestones = tuple(round(share * epochs) for share in (0.6, 0.8))
     images = subject.dataset.split("train")
     steps = epochs * len(images) if solver == "sgd" else 0
     with subject.progress("linear classifiers", steps) as advance:
@@ -167,33 +165,21 @@ def linear(
                 backbone, images, batch.numpy(), size, CROPS_AND_FLIPS, subject.seed, STREAM, epoch
             )
 
-        found = evaluate_linear(
-            *train,
-            *features.get("val", held_out),
-            *held_out,
-            solver=solver,
-            rates=rates,
-            epochs=epochs,
-            batch_size=batch_size,
-            milestones=milestones,
-            seed=subject.seed,
-            standardize=standardize,
-            device=subject.device,
-            batches=batch_features,
-        )
+        val = features.get("val", held_out)
+        found = evaluate_linear(train, val, held_out, settings, standardize, subject.device, batch_features)
     configuration: dict[str, Any] = {"solver": solver, "standardize": standardize}
-    if solver == "sgd":
+    if isinstance(settings, Sgd):
         configuration |= {
             "augment": augment,
-            "rates": tuple(rates),
+            "rates": settings.rates,
             "selected_rate": found.rate,
             "selected_on": "val" if chooses else None,
             "epochs": epochs,
             "batch_size": batch_size,
-            "milestones": milestones,
+            "milestones": settings.decays,
         }
     else:
-        configuration["penalty"] = PENALTY
+        configuration["penalty"] = settings.penalty
     details: list[Row] = [
         {"rate": rate, "val top1": accuracy.top1, "val top5": accuracy.top5} for rate, accuracy in found.rates
     ]

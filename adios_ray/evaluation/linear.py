@@ -11,8 +11,9 @@ as long on a CPU.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,25 +98,73 @@ class LinearEvaluation(NamedTuple):
     rates: tuple[RateAccuracy, ...] = ()
 
 
+Labeled = tuple[Tensor, Tensor]
+"""Features [M, F] of the images of a split, and their classes, integers [M], 0 to C - 1."""
 Batches = Callable[[int, Tensor], Tensor]
 """Features [B, F] of training images, given the epoch and their indices int64 [B] on the CPU."""
 
 
+@dataclass(frozen=True)
+class Sgd:
+    """Settings of SGD with momentum; by default those of the protocol.
+
+    Attributes:
+        rates: Learning rates > 0 for batches of 256; they are multiplied by ``batch_size`` / 256.
+        epochs: >= 1.
+        batch_size: >= 1; the last batch of an epoch may be smaller.
+        milestones: After how many epochs the rate is multiplied by 0.1; None: after 60 % and 80 % of them.
+        momentum: As in ``torch.optim.SGD``.
+        seed: Of the order of the images.
+    """
+
+    rates: tuple[float, ...] = RATES
+    epochs: int = 100
+    batch_size: int = 256
+    milestones: tuple[int, ...] | None = None
+    momentum: float = 0.9
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            EvaluationError: If there is no rate, one is not finite or not above 0, or there is no epoch or an empty
+                batch.
+        """
+        usable = bool(self.rates) and all(0 < rate < math.inf for rate in self.rates)
+        if not usable or self.epochs < 1 or self.batch_size < 1:
+            raise EvaluationError(
+                f"rates {list(self.rates)}, {self.epochs} epochs, batches of {self.batch_size}; "
+                "linear evaluation needs at least one rate, finite rates above 0, one epoch and one image in a batch"
+            )
+
+    @property
+    def decays(self) -> tuple[int, ...]:
+        """The milestones, whether given or not."""
+        default = round(0.6 * self.epochs), round(0.8 * self.epochs)
+        return default if self.milestones is None else self.milestones
+
+
+@dataclass(frozen=True)
+class Lbfgs:
+    """Settings of logistic regression by L-BFGS, which chooses nothing by the validation split.
+
+    Attributes:
+        penalty: See ``logistic_regression``.
+    """
+
+    penalty: float = PENALTY
+
+
+PROTOCOL = Sgd()
+"""The protocol of the paper."""
+
+
 def evaluate_linear(
-    train_features: Tensor,
-    train_labels: Tensor,
-    val_features: Tensor,
-    val_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
-    solver: Literal["sgd", "lbfgs"] = "sgd",
-    rates: Sequence[float] = RATES,
-    penalty: float = PENALTY,
-    epochs: int = 100,
-    batch_size: int = 256,
-    milestones: Sequence[int] = (60, 80),
-    momentum: float = 0.9,
-    seed: int = 0,
+    train: Labeled,
+    val: Labeled,
+    test: Labeled,
+    solver: Sgd | Lbfgs = PROTOCOL,
     standardize: bool = False,
     device: torch.device | None = None,
     batches: Batches | None = None,
@@ -123,70 +172,32 @@ def evaluate_linear(
     """Train a linear classifier, and report its accuracy on the test split.
 
     Args:
-        train_features: Features of the training images, [M, F].
-        train_labels: Their classes, integers [M], 0 to C - 1.
-        val_features: Features of the images by which the rate is chosen, [V, F].
-        val_labels: Their classes, integers [V], 0 to C - 1.
-        test_features: Features of the images of the result, [T, F].
-        test_labels: Their classes, integers [T], 0 to C - 1.
-        solver: ``sgd``, the protocol (see ``linear_sweep``), or ``lbfgs``, logistic regression (see
-            ``logistic_regression``), which reports the validation split and chooses nothing by it.
-        rates: Of ``sgd``.
-        penalty: Of ``lbfgs``.
-        epochs: Of ``sgd``.
-        batch_size: Of ``sgd``.
-        milestones: Of ``sgd``.
-        momentum: Of ``sgd``.
-        seed: Of ``sgd``.
+        train: The training images.
+        val: The images by which the rate is chosen.
+        test: The images of the result.
+        solver: The protocol (see ``linear_sweep``), or logistic regression.
         standardize: Normalize by mean and standard deviation of the training features; the authors do not.
         device: Where to compute; None: where the training features are.
-        batches: Of ``sgd``; see ``train_rates``.
+        batches: Of ``Sgd``; see ``train_rates``.
 
     Raises:
         EvaluationError: If features, labels or a setting cannot be used.
     """
-    device = device or train_features.device
-    classes = _check_training(train_features, train_labels)
-    for name, features, labels in (("val", val_features, val_labels), ("test", test_features, test_labels)):
-        check_split(name, features, labels, train_features.shape[1], classes)
-    rate: float | None = None
-    found: tuple[RateAccuracy, ...] = ()
-    if solver == "sgd":
-        sweep = linear_sweep(
-            train_features,
-            train_labels,
-            val_features,
-            val_labels,
-            rates,
-            epochs,
-            batch_size,
-            milestones,
-            momentum,
-            seed,
-            standardize,
-            device,
-            batches,
-        )
-        rate, val = sweep.best
-        found, classifier = sweep.rates, sweep.classifier
-    else:
-        classifier = logistic_regression(train_features, train_labels, penalty, standardize, device)
-        val = accuracy(classifier, val_features, val_labels)
-    test = accuracy(classifier, test_features, test_labels)
-    return LinearEvaluation(test, val, rate, found)
+    device = device or train[0].device
+    classes = _check_training(*train)
+    for name, split in (("val", val), ("test", test)):
+        check_split(name, *split, train[0].shape[1], classes)
+    if isinstance(solver, Sgd):
+        sweep = linear_sweep(train, val, solver, standardize, device, batches)
+        return LinearEvaluation(accuracy(sweep.classifier, *test), sweep.best.accuracy, sweep.best.rate, sweep.rates)
+    classifier = logistic_regression(*train, solver.penalty, standardize, device)
+    return LinearEvaluation(accuracy(classifier, *test), accuracy(classifier, *val), None)
 
 
 def linear_sweep(
-    train_features: Tensor,
-    train_labels: Tensor,
-    val_features: Tensor,
-    val_labels: Tensor,
-    rates: Sequence[float] = RATES,
-    epochs: int = 100,
-    batch_size: int = 256,
-    milestones: Sequence[int] = (60, 80),
-    momentum: float = 0.9,
-    seed: int = 0,
+    train: Labeled,
+    val: Labeled,
+    sgd: Sgd = PROTOCOL,
     standardize: bool = False,
     device: torch.device | None = None,
     batches: Batches | None = None,
@@ -194,48 +205,26 @@ def linear_sweep(
     """Train a linear classifier at each learning rate by SGD, and compare them on the validation split.
 
     Args:
-        train_features: Features of the training images, [M, F].
-        train_labels: Their classes, integers [M], 0 to C - 1.
-        val_features: Features of the validation images, [V, F].
-        val_labels: Their classes, integers [V], 0 to C - 1.
-        rates: Learning rates > 0 for batches of 256; they are multiplied by ``batch_size`` / 256.
-        epochs: >= 1.
-        batch_size: >= 1; the last batch of an epoch may be smaller.
-        milestones: After how many epochs the rate is multiplied by 0.1.
-        momentum: Of SGD, as in ``torch.optim.SGD``.
-        seed: Of the order of the images.
+        train: The training images.
+        val: The validation images.
+        sgd: Rates and settings.
         standardize: Normalize by mean and standard deviation of the training features; the authors do not.
         device: Where to compute; None: where the training features are.
         batches: See ``train_rates``. Where the classifiers of all rates do not fit together, groups of rates take them
             in turn.
 
     Raises:
-        EvaluationError: If features, labels or a setting cannot be used.
+        EvaluationError: If features or labels cannot be used.
     """
-    classes = _check_training(train_features, train_labels)
-    check_split("val", val_features, val_labels, train_features.shape[1], classes)
-    check_sgd(rates, epochs, batch_size)
-    device = device or train_features.device
+    classes, size = _check_training(*train), train[0].shape[1]
+    check_split("val", *val, size, classes)
     # Rates are independent of each other: where their classifiers do not fit together, groups are trained in turn.
-    group = max(VALUES // (classes * max(train_features.shape[1] + 1, batch_size)), 1)
+    group = max(VALUES // (classes * max(size + 1, sgd.batch_size)), 1)
     found: list[RateAccuracy] = []
-    for first in range(0, len(rates), group):
-        some = rates[first : first + group]
-        classifiers = train_rates(
-            train_features,
-            train_labels,
-            [rate * batch_size / 256 for rate in some],
-            epochs,
-            batch_size,
-            milestones,
-            momentum,
-            seed,
-            standardize,
-            device,
-            batches,
-        )
-        accuracies = _accuracies(classifiers, val_features, val_labels)
-        found += map(RateAccuracy, some, accuracies)
+    for first in range(0, len(sgd.rates), group):
+        some = replace(sgd, rates=sgd.rates[first : first + group])
+        classifiers = train_rates(train, some, standardize, device, batches)
+        found += map(RateAccuracy, some.rates, _accuracies(classifiers, *val))
         number = max(range(len(found)), key=lambda index: found[index].accuracy.top1)
         if number >= first:
             classifier = classifiers[:, number - first].clone()  # a view would keep those of all rates
@@ -244,57 +233,48 @@ def linear_sweep(
 
 @torch.no_grad()
 def train_rates(
-    features: Tensor,
-    labels: Tensor,
-    rates: Sequence[float],
-    epochs: int,
-    batch_size: int,
-    milestones: Sequence[int],
-    momentum: float,
-    seed: int,
-    standardize: bool,
-    device: torch.device,
+    train: Labeled,
+    sgd: Sgd,
+    standardize: bool = False,
+    device: torch.device | None = None,
     batches: Batches | None = None,
 ) -> Tensor:
-    """Train one classifier for each learning rate by SGD on the cross entropy, from zero.
+    """Train one classifier for each of R learning rates by SGD on the cross entropy, from zero.
 
-    Each epoch takes the images in the order of the next ``torch.randperm`` of a CPU generator with this seed.
+    Each epoch takes the images in the order of the next ``torch.randperm`` of a CPU generator with the seed.
 
     Args:
-        features: [M, F].
-        labels: Integers [M], 0 to C - 1.
-        rates: R learning rates, as they are.
-        epochs: >= 1.
-        batch_size: >= 1.
-        milestones: After how many epochs the rates are multiplied by 0.1.
-        momentum: As in ``torch.optim.SGD``.
-        seed: Of the order of the images.
+        train: The training images.
+        sgd: Rates and settings.
         standardize: Train on features normalized by their mean and standard deviation.
-        device: Where to compute.
+        device: Where to compute; None: where the features are.
         batches: What to train on in place of the features, such as features of other augmented views in each epoch.
 
     Returns:
         Classifiers for features that are not normalized, [C, R, F + 1], at least in single precision.
     """
+    features, count = train[0], len(sgd.rates)
+    device = device or features.device
     inputs = _Inputs(features, standardize, device)
-    labels = labels.to(device, torch.int64)
+    labels = train[1].to(device, torch.int64)
     classes = int(labels.max()) + 1
-    weights = torch.zeros(classes * len(rates), features.shape[1] + 1, dtype=inputs.dtype, device=device)
+    weights = torch.zeros(classes * count, features.shape[1] + 1, dtype=inputs.dtype, device=device)
     # The learning rate is part of the velocity, v = momentum v - rate gradient: this saves a pass over all weights.
     velocity = torch.zeros_like(weights)
+    rates = [rate * sgd.batch_size / 256 for rate in sgd.rates]
     steps = -torch.tensor(rates, dtype=inputs.dtype, device=device)[:, None]
-    generator = torch.Generator().manual_seed(seed)
-    for epoch in range(epochs):
-        if epoch in milestones:
+    generator = torch.Generator().manual_seed(sgd.seed)
+    for epoch in range(sgd.epochs):
+        if epoch in sgd.decays:
             steps *= DECAY
             velocity *= DECAY
-        for batch in torch.randperm(len(features), generator=generator).split(batch_size):
+        for batch in torch.randperm(len(features), generator=generator).split(sgd.batch_size):
             x = inputs.rows(features[batch.to(features.device)] if batches is None else batches(epoch, batch))
-            logits = (weights @ x.T).view(classes, len(rates), len(x))
+            logits = (weights @ x.T).view(classes, count, len(x))
             gradient = _gradient(logits, labels[batch.to(device)], steps / len(x))
-            velocity.addmm_(gradient.flatten(0, 1), x, beta=momentum)
+            velocity.addmm_(gradient.flatten(0, 1), x, beta=sgd.momentum)
             weights += velocity
-    return inputs.unscaled(weights).view(classes, len(rates), -1)
+    return inputs.unscaled(weights).view(classes, count, -1)
 
 
 @torch.no_grad()
@@ -448,19 +428,6 @@ def _check_training(features: Tensor, labels: Tensor) -> int:
             f"train: {len(labels)} images of {classes} classes; linear evaluation needs at least as many images"
         )
     return classes
-
-
-def check_sgd(rates: Sequence[float], epochs: int, batch_size: int) -> None:
-    """Check the settings of SGD.
-
-    Raises:
-        EvaluationError: If there is no rate, one is not finite or not above 0, or there is no epoch or an empty batch.
-    """
-    if not rates or not all(0 < rate < math.inf for rate in rates) or epochs < 1 or batch_size < 1:
-        raise EvaluationError(
-            f"rates {list(rates)}, {epochs} epochs, batches of {batch_size}; "
-            "linear evaluation needs at least one rate, finite rates above 0, one epoch and one image in a batch"
-        )
 
 
 def check_split(name: str, features: Tensor, labels: Tensor, size: int, classes: int | None = None) -> None:

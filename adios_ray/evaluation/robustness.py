@@ -16,7 +16,7 @@ from adios_ray.data.sources.backgrounds import ORIGINAL, VARIATIONS
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.features import Features
 from adios_ray.evaluation.kinds import check_selection
-from adios_ray.evaluation.linear import RATES, check_sgd, check_split, correct, linear_sweep
+from adios_ray.evaluation.linear import PROTOCOL, RATES, Sgd, check_split, correct, linear_sweep
 from adios_ray.evaluation.result import EvaluationResult, Row, Score
 from adios_ray.evaluation.subject import Subject
 
@@ -64,7 +64,7 @@ def robustness(
         DatasetError: If a split is missing.
     """
     check_selection(subject, "robustness")
-    check_sgd(rates, epochs, batch_size)
+    sgd = Sgd(tuple(rates), epochs, batch_size, seed=subject.seed)
     own = subject.dataset
     if variations is None:
         variations = {name: (own, name) for name in VARIATIONS if own.manifest.splits.get(name)}
@@ -76,14 +76,14 @@ def robustness(
         _check_variation(name, dataset, own)
         dataset.split(split)
     tested = {ORIGINAL: (own, subject.split), **variations}
-    probed = _probe(subject, tested, rates, epochs, batch_size)
+    probed = _probe(subject, tested, sgd)
     scores = {name: share(hits) for name, hits in probed.correct.items()}
     details: list[Row] = [
         {"variation": name, "images": len(hits), "accuracy": scores[name].value, "error": scores[name].standard_error}
         for name, hits in probed.correct.items()
     ]
     configuration: dict[str, Any] = {
-        "rates": tuple(rates),
+        "rates": sgd.rates,
         "epochs": epochs,
         "batch_size": batch_size,
         "selected_on": "val",
@@ -94,7 +94,7 @@ def robustness(
         },
     }
     if baseline is not None:
-        compared = _probe(baseline, tested, rates, epochs, batch_size)
+        compared = _probe(baseline, tested, sgd)
         for row, (name, hits) in zip(details, compared.correct.items(), strict=True):
             scores[f"{name}_gain"] = gained = gain(probed.correct[name], hits)
             row |= {"baseline": share(hits).value, "gain": gained.value, "gain error": gained.standard_error}
@@ -110,10 +110,7 @@ def probe_variations(
     train: Features,
     val: Features,
     variations: Mapping[str, Features],
-    rates: Sequence[float] = RATES,
-    epochs: int = 100,
-    batch_size: int = 256,
-    seed: int = 0,
+    sgd: Sgd = PROTOCOL,
     device: torch.device | None = None,
 ) -> ProbedVariations:
     """Train a linear probe on original images and test it on each variation; see ``linear_sweep``.
@@ -122,20 +119,16 @@ def probe_variations(
         train: Features and classes of the original's training images.
         val: Those of its validation images, by which the rate is chosen.
         variations: Those of the images of each variation, by its name.
-        rates: Learning rates for batches of 256.
-        epochs: Of SGD; the rate is multiplied by 0.1 after 60 % and 80 % of them.
-        batch_size: Images in a step.
-        seed: Of the order of the images.
+        sgd: Rates and settings.
         device: Where to compute; None: where the features are.
 
     Raises:
-        EvaluationError: If features, labels or a setting cannot be used; names the variation.
+        EvaluationError: If features or labels cannot be used; names the variation.
     """
     # Before the training, which would be lost if a variation did not fit.
     for name, (features, labels) in variations.items():
         check_split(name, features, labels, train.features.shape[-1], int(train.labels.max()) + 1)
-    milestones = tuple(round(part * epochs) for part in (0.6, 0.8))
-    sweep = linear_sweep(*train, *val, rates, epochs, batch_size, milestones, seed=seed, device=device)
+    sweep = linear_sweep(train, val, sgd, device=device)
     found = {name: correct(sweep.classifier, *images).cpu() for name, images in variations.items()}
     return ProbedVariations(sweep.best.rate, sweep.best.accuracy.top1, found)
 
@@ -176,9 +169,7 @@ def _mean(values: Tensor) -> Score:
     return Score(float(values.mean()), float(values.std(correction=0)) / math.sqrt(len(values)))
 
 
-def _probe(
-    subject: Subject, tested: Mapping[str, tuple[Dataset, str]], rates: Sequence[float], epochs: int, batch_size: int
-) -> ProbedVariations:
+def _probe(subject: Subject, tested: Mapping[str, tuple[Dataset, str]], sgd: Sgd) -> ProbedVariations:
     train, val = subject.features("train"), subject.features("val")
     features = {name: replace(subject, dataset=dataset).features(split) for name, (dataset, split) in tested.items()}
-    return probe_variations(train, val, features, rates, epochs, batch_size, subject.seed, subject.device)
+    return probe_variations(train, val, features, sgd, subject.device)
