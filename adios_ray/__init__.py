@@ -5,12 +5,18 @@ from typing import TYPE_CHECKING, Any
 from adios_ray.errors import (
     AdiosRayError,
     CheckpointError,
+    ClaimError,
     ConfigError,
     DatasetError,
+    EvaluationError,
+    FaultError,
     InputError,
+    MemoryLimitError,
+    NodeError,
     RecordError,
     RunError,
     StorageError,
+    UsageError,
 )
 
 if TYPE_CHECKING:
@@ -20,12 +26,18 @@ __version__ = "0.1.0"
 __all__ = [
     "AdiosRayError",
     "CheckpointError",
+    "ClaimError",
     "ConfigError",
     "DatasetError",
+    "EvaluationError",
+    "FaultError",
     "InputError",
+    "MemoryLimitError",
+    "NodeError",
     "RecordError",
     "RunError",
     "StorageError",
+    "UsageError",
     "evaluate",
     "load_encoder",
     "load_occlusion_model",

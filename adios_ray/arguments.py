@@ -149,7 +149,7 @@ def _readable_help() -> Iterator[None]:
         def default(value: str) -> str:
             return "" if value == "" or (value == "None" and "None" not in _text(source)) else f"(default: {value})"
 
-        field.helptext = lambda: _text(source)
+        field.helptext = lambda: "\n\n".join(_paragraphs(source))
         field.argconf = dataclasses.replace(field.argconf, help_behavior_hint=default)
         if lowered.metavar:
             words = re.sub(r"\{None\}\||(?<=\{)None,", "", lowered.metavar)
@@ -288,8 +288,14 @@ def _summary(argument: Any) -> str:
 
 
 def _text(source: Any) -> str:
-    """Return an argument's help in one line, from what tyro calls where it is needed."""
-    return " ".join(((source() if callable(source) else source) or "").split())
+    """Return an argument's help in one line."""
+    return " ".join(_paragraphs(source))
+
+
+def _paragraphs(source: Any) -> list[str]:
+    """Return the paragraphs of an argument's help, from what tyro calls where it is needed, each in one line."""
+    text = (source() if callable(source) else source) or ""
+    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
 
 
 def _expected(argument: Any) -> str:

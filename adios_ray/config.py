@@ -51,6 +51,10 @@ else:
     SchemeName = Literal[tuple(SCHEMES)]
     FitnessName = Literal[tuple(MEASURES)]
 
+LARGEST_WIDTH = 2**17
+"""Largest width of a projector's or predictor's layer."""
+MOST_EPOCHS = 10**6
+
 Place = Annotated[
     str,
     Field(min_length=1),  # else an empty one, such as an unset variable of a shell, would be the current directory
@@ -150,14 +154,14 @@ class ObjectiveConfig(Strict):
     """Self-supervised objective; pixel is inpainting."""
     temperature: Adaptable[float] = Field(0.2, gt=0)
     """SimCLR, MoCo v2 and v3: temperature of the contrastive loss."""
-    hidden_dim: int | None = Field(None, ge=1)
+    hidden_dim: int | None = Field(None, ge=1, le=LARGEST_WIDTH)
     """Hidden width of projector and predictor; None takes the method's default (SimCLR 2048, BYOL 4096 and 8192)."""
-    predictor_dim: int | None = Field(None, ge=1)
+    predictor_dim: int | None = Field(None, ge=1, le=LARGEST_WIDTH)
     """SimSiam, BYOL, MoCo v3: hidden width of the predictor; None takes a quarter of the output for SimSiam, else
     hidden_dim or the method's default."""
-    output_dim: int | None = Field(None, ge=2)
+    output_dim: int | None = Field(None, ge=2, le=LARGEST_WIDTH)
     """Width of the projection; None takes the method's default (SimCLR 128, SimSiam 2048, BYOL 256)."""
-    queue: int = Field(QUEUE, ge=1)
+    queue: int = Field(QUEUE, ge=1, le=2**24)
     """MoCo v2: keys of earlier batches that serve as negatives (about 4096 for CIFAR-10); more than the training
     images include earlier keys of the same image."""
     masked_views: Literal["one", "both"] = "one"
@@ -208,7 +212,7 @@ class MaskingConfig(Strict):
     entropy_weight: Adaptable[float] = Field(0.0, ge=0, le=100)
     """Alpha: weight of the negative entropy of an image's mask sizes, which the occlusion model maximizes too (used in
     two of the authors' scripts)."""
-    width: int = Field(32, ge=8, multiple_of=8)
+    width: int = Field(32, ge=8, le=4096, multiple_of=8)
     """Channels c of the U-Net at full resolution."""
     norm: Norm = "group"
     """Normalization inside the U-Net."""
@@ -255,7 +259,7 @@ class OptimizerConfig(Strict):
     """Momentum of sgd and lars; the first decay rate of adamw."""
     weight_decay: Adaptable[float] = Field(1e-5, ge=0, le=1)
     """Weight decay of both players; not applied to norms and biases."""
-    warmup_epochs: Adaptable[float] = Field(10.0, ge=0)
+    warmup_epochs: Adaptable[float] = Field(10.0, ge=0, le=MOST_EPOCHS)
     """Epochs of linear warm-up."""
     warmup_start_lr: Adaptable[float] = Field(0.003, ge=0)
     """Learning rate at the first step of the warm-up (never above the peak)."""
@@ -300,13 +304,13 @@ class EvaluationConfig(Strict):
     """Spread of the features (1: uniform directions, 0: all the same) below which a trial counts as collapsed."""
     min_effective_rank: float = Field(1.5, ge=0)
     """Effective rank of the centered features below which a trial counts as collapsed."""
-    neighbors: int = Field(20, ge=1)
+    neighbors: int = Field(20, ge=1, le=10**6)
     """Neighbors k that vote."""
     temperature: float = Field(0.07, gt=0)
     """A neighbor of cosine similarity s votes with exp(s / temperature)."""
-    interval_epochs: int = Field(1, ge=1)
+    interval_epochs: int = Field(1, ge=1, le=MOST_EPOCHS)
     """Epochs between two reports of a trial."""
-    train_images: int = Field(50_000, ge=1)
+    train_images: int = Field(50_000, ge=1, le=10**9)
     """Largest number of training images that serve as neighbors."""
     smoothing: float = Field(0.0, ge=0, lt=1)
     """Weight of the previous score in a trial's score (exponential smoothing); 0 takes each report by itself."""
@@ -328,14 +332,14 @@ class TrialConfig(Strict):
     """Directory or URI (s3://, gs://, ...) of Arrow shards made by `adios-ray prepare`."""
     image_size: int | None = Field(None, ge=32, le=1024)
     """Side of the views in pixels; None takes the size of the stored images, whose crops are then magnified."""
-    epochs: int = Field(400, ge=1)
+    epochs: int = Field(400, ge=1, le=MOST_EPOCHS)
     """Passes over the training split."""
-    batch_size: int = Field(128, ge=2)
+    batch_size: int = Field(128, ge=2, le=2**31)
     """Images in a step, over all workers of the trial."""
     micro_batch_size: int | None = Field(None, ge=2)
     """Images whose activations a worker keeps in memory at once; None takes all. Costs one more forward pass. Results
     are the same, except that BatchNorm normalizes over these images instead of the batch."""
-    slots_at_once: int | None = Field(None, ge=1)
+    slots_at_once: int | None = Field(None, ge=1, le=64)
     """Masked views of an image that pass through the encoder in one batch, each normalized by itself: faster on GPUs,
     at the memory of as many views; results are the same up to rounding. None takes one on CPUs, on GPUs as many as fit
     into the memory when training begins."""

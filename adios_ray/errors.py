@@ -125,6 +125,26 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Keep the handlers of Ctrl-C and SIGTERM through a block that replaces them, as the start of Ray does.
+
+    Ray's print a stack of C++ and exit by themselves.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except SystemExit:  # by the handler that Ray installs for SIGTERM
+        handler = before[signal.SIGTERM]
+        if callable(handler):
+            handler(signal.SIGTERM, None)
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def check_stop() -> None:
     """Raise ``Interrupted`` again if a signal has asked this process to stop.
 
@@ -150,13 +170,14 @@ def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
             has notes, which say it in its place.
 
     Returns:
-        0 for success, 2 for an InputError or OSError, 1 for a RunError, 130 after Ctrl-C, 143 after SIGTERM: by the
-        convention of shells, 128 plus the signal's number. Other exceptions are bugs of this package: they propagate
-        with their traceback.
+        0 for success, 2 for an InputError or OSError, 1 for a RunError, 130 after Ctrl-C, 143 after SIGTERM, 141 where
+        the reader of the output has closed it: by the convention of shells, 128 plus the signal's number. Other
+        exceptions are bugs of this package: they propagate with their traceback.
     """
     with stoppable():
         try:
             program()
+            sys.stdout.flush()
         except KeyboardInterrupt as stop:
             # By what the handler noted first: where it interrupts a call into Ray, Ray raises an exception of its own.
             raised = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
@@ -165,6 +186,9 @@ def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
             advice = getattr(stop, "__notes__", [on_interrupt] if on_interrupt else [])
             print("; ".join([cause, *advice]), file=sys.stderr)
             return 128 + number
+        except BrokenPipeError:  # the reader of the output, such as `head`, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+            return 128 + signal.SIGPIPE
         except (AdiosRayError, OSError) as error:
             print(f"error: {_in_one_line(error)}", file=sys.stderr)
             return 1 if isinstance(error, RunError) else 2

@@ -34,7 +34,7 @@ def options(**given: object) -> list[str]:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"image_size": 40}, "--image-size 40 must be a multiple of 16, at least 32"),
+        ({"image_size": 40}, "--image-size 40 must be a multiple of 16 from 32 to 4096"),
         ({"image_size": 16}, "--image-size 16 must"),
         ({"image_size": 0}, "--image-size 0 must"),
         ({"image_size": -32}, "--image-size -32 must"),
@@ -80,6 +80,7 @@ def test_help_explains_every_option_of_prepare(capsys: pytest.CaptureFixture[str
     for name in ("train", "val", "test", "num"):
         assert f"--{name}-images" in said
     assert "from each class" in said and "(required)" in said
+    assert [line for line in said.splitlines() if line.strip("│ ").startswith("stl10: 100,000")], "a list of lines"
 
 
 @pytest.mark.parametrize(

@@ -126,3 +126,11 @@ def test_a_damaged_lineage_ends_a_replay_in_one_line(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stderr.startswith(f"error: {tmp_path / 'lineage.jsonl'}, line 1: ")
     assert ended.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_reader_that_has_had_enough_ends_the_program_in_silence() -> None:
+    code = "import sys; from adios_ray.errors import exit_status; sys.exit(exit_status(lambda: print('x' * 10**6)))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        assert program.stdout is not None and program.stderr is not None
+        program.stdout.close()
+        assert program.stderr.read() == b"" and program.wait() == 141

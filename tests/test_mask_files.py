@@ -188,6 +188,13 @@ def test_single_files_keep_their_places_below_the_folder_they_share(checkpoint: 
     assert listed(tmp_path / "o") == ["a/x.masks.png", "b/c/x.png.masks.png", "b/x.png.masks.png", "masks.json"]
 
 
+def test_a_run_that_could_use_no_image_is_not_in_the_way_of_the_next(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    assert masks(checkpoint, tmp_path / "text.png", tmp_path / "out") == 2
+    assert listed(tmp_path / "out") == ["masks.json"]  # has the reasons
+    assert masks(checkpoint, drawn(tmp_path / "a.png", 20, 20), tmp_path / "out") == 0
+
+
 def test_a_second_run_is_refused_or_replaces_all_masks(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -144,6 +144,13 @@ CASES = {
     f"{DEMO} --population 4 8": "'8' after 4 is not expected",
     f"{DEMO} --compile yes": "--compile takes no value, not 'yes'",
     f"{DEMO} extra": "'extra' after demo is not expected",
+    f"{DEMO} --objective.hidden-dim 1000000000": "1000000000 must be less than or equal to 131072",
+    f"{DEMO} --masking.width 100000000": "--masking.width 100000000 must be less than or equal to 4096",
+    f"{DEMO} --population 1000000": "--population 1000000 must be less than or equal to 10000",
+    "prepare --dataset objects --output out --image-size 1000000": "1000000 must be a multiple of 16 from 32 to 4096",
+    "prepare --dataset objects --output out --num-images 99999999999": "99999999999 must be at most 10,000,000",
+    "doctor --seconds 5": "--seconds is for the measurement of a preset: give --preset",
+    "doctor --objective vicreg --storage runs": "--objective is checked by itself: leave the other options out",
     f"{DEMO} --seed 1 --seed 2": "--seed is given twice",
     f"{DEMO} --compile --no-compile": "--compile is given twice",
     f"{DEMO} --batch-size 4 --batch_size=8": "--batch-size is given twice",
@@ -430,6 +437,15 @@ def test_runs_are_listed_with_state_and_best(tmp_path: Path, capsys: pytest.Capt
     assert lines["done"].startswith("finished, best trial_0") and " on test, 0 s ago" in lines["done"]
     assert lines["cut"].startswith("interrupted, best trial_0") and " on val, " in lines["cut"]
     assert lines["broken"].startswith("damaged, ") and "results.csv" in lines["broken"]
+
+
+def test_a_cluster_that_does_not_answer_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert main(["train", "--preset", "demo"]) == 2
+    assert "RAY_ADDRESS 127.0.0.1:1 does not answer" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_runs_at_a_uri_are_listed_as_local_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,7 @@
 
 import json
 import os
-import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,7 +18,7 @@ from adios_ray.backend.ray_private import (
     silence_process_advice,
     use_stored_token,
 )
-from adios_ray.errors import ConfigError, RunError
+from adios_ray.errors import ConfigError, RunError, handlers_kept
 from adios_ray.files import check_writable
 
 LOCAL, AUTO = "local", "auto"
@@ -61,31 +59,22 @@ def connected() -> Iterator[None]:
         address = address_to_join()
         if address == LOCAL:
             check_temporary_directory()
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            context = ray.init(
-                address=address,
-                # On a cluster that is joined, workers do not inherit this process's environment.
-                runtime_env={"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}},
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-        except SystemExit:  # by the handler that Ray installs for SIGTERM while it starts
-            handler = handlers[signal.SIGTERM]
-            if callable(handler):
-                handler(signal.SIGTERM, None)
-            raise
+            with handlers_kept():
+                context = ray.init(
+                    address=address,
+                    # On a cluster that is joined, workers do not inherit this process's environment.
+                    runtime_env={"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}},
+                    dashboard_host="127.0.0.1",
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                )
         except Exception as error:  # where a busy machine starts Ray too slowly, it is a plain Exception
             if isinstance(error, OSError) and error.filename is not None:
                 raise ConfigError(
                     f"Ray cannot use {error.filename}: {error.strerror}; set HOME to a directory that can be written to"
                 ) from error
             raise RunError(f"Ray could not be joined or started: {error}") from error
-        if threading.current_thread() is threading.main_thread():
-            # Ray replaces them by handlers that print a stack of C++ and exit by themselves.
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
         silence_process_advice()
         if context.dashboard_url:
             print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)

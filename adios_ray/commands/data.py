@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 DEFAULT_NUM_IMAGES = 10_000
 SIZE_MULTIPLE = 16
-SMALLEST_SIZE = 32
+SMALLEST_SIZE, LARGEST_SIZE = 32, 4096
+MOST_RENDERED = 10**7
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Prepare:
     parquet and webdataset take a URI (s3://, gs://, ...) too. Not for rendered ones."""
 
     image_size: int | None = None
-    """Pixels a side to store, a multiple of 16, at least 32; the data set's own if not given. A whole photograph is
+    """Pixels a side to store, a multiple of 16 from 32 to 4096; the data set's own if not given. A whole photograph is
     squeezed into a square of this size. Views (--image-size of a training) should be about 0.6 times as large, so that
     most crops are not magnified."""
 
@@ -52,7 +53,7 @@ class Prepare:
     """Parquet only: column of the labels; the class label of the schema, or label, class, ... if not given."""
 
     num_images: int | None = None
-    """Rendered sets only: number of images in all splits together; 10,000 if not given."""
+    """Rendered sets only: number of images in all splits together, at most 10 million; 10,000 if not given."""
 
     seed: int | None = None
     """Rendered sets only: seed of the images; 0 if not given."""
@@ -197,8 +198,10 @@ class Prepare:
         size = entry.image_size if self.image_size is None else self.image_size
         if size is None:
             raise UsageError(f"--dataset {self.dataset} needs --image-size, the pixels a side to store")
-        if size < SMALLEST_SIZE or size % SIZE_MULTIPLE:
-            raise UsageError(f"--image-size {size} must be a multiple of {SIZE_MULTIPLE}, at least {SMALLEST_SIZE}")
+        if not SMALLEST_SIZE <= size <= LARGEST_SIZE or size % SIZE_MULTIPLE:
+            raise UsageError(
+                f"--image-size {size} must be a multiple of {SIZE_MULTIPLE} from {SMALLEST_SIZE} to {LARGEST_SIZE}"
+            )
         return size
 
     def _check(self, entry: Entry) -> None:
@@ -209,6 +212,8 @@ class Prepare:
             raise UsageError(f"--dataset {self.dataset} needs --source, the folder of images")
         if not entry.rendered and (self.num_images is not None or self.seed is not None):
             raise UsageError(f"--num-images and --seed are for rendered sets, not for --dataset {self.dataset}")
+        if self.num_images is not None and self.num_images > MOST_RENDERED:
+            raise UsageError(f"--num-images {self.num_images} must be at most {MOST_RENDERED:,}")
         if self.variation != "original" and self.dataset != "objects":
             raise UsageError(f"--variation is for --dataset objects, not for {self.dataset}")
         if entry.rendered and self.source is not None:

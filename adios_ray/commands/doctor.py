@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from adios_ray.objectives import Objective
 
 GIB = 2**30
+STORAGE, SECONDS = "runs", 10.0
+"""Where runs are written and how long a preset is measured, if nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,15 @@ class Doctor:
     preset: PresetName | None = None
     """Preset to measure a step of: whether it fits, hours, memory and disk."""
 
-    storage: Location = "runs"
-    """Directory or URI that runs would be written into; only its writability and free space are checked."""
+    storage: Location | None = None
+    """Directory or URI that runs would be written into, runs if not given; only its writability and free space are
+    checked."""
 
     data_dir: str | None = None
     """Directory or URI of the data set to train on; the published number of images if not given."""
 
-    seconds: float = 10.0
-    """Seconds of the measurement; three steps are measured in any case."""
+    seconds: float | None = None
+    """Seconds of the measurement of --preset, 0 to 600, 10 if not given; three steps are measured in any case."""
 
     objective: str | None = None
     """Check an objective instead: a name such as vicreg, or MODULE:CLASS, a class that you are writing."""
@@ -48,14 +51,13 @@ class Doctor:
             UsageError: If options cannot be used.
             RunError: If a check has found a problem.
         """
-        if not 0 <= self.seconds <= 600:
+        if self.seconds is not None and not 0 <= self.seconds <= 600:
             raise UsageError(f"--seconds {self.seconds:g} must be in [0, 600]")
-        if self.objective is None:
-            problems = self._check_machine()
-        elif self.preset or self.data_dir:
-            raise UsageError("--objective is checked by itself: leave --preset and --data-dir out")
-        else:
-            problems = _check_objective(self.objective)
+        if self.objective is not None and (self.preset or self.data_dir or self.storage or self.seconds is not None):
+            raise UsageError("--objective is checked by itself: leave the other options out")
+        if self.seconds is not None and self.preset is None:
+            raise UsageError("--seconds is for the measurement of a preset: give --preset, or leave --seconds out")
+        problems = self._check_machine() if self.objective is None else _check_objective(self.objective)
         if problems:
             raise RunError(f"{problems} problem{'s' if problems > 1 else ''}, marked with ! above")
 
@@ -87,13 +89,14 @@ class Doctor:
         """Print whether the storage can be written to and how much is free; nothing is created."""
         from adios_ray.files import check_writable
 
-        if (path := local_path(self.storage)) is None:
+        storage = self.storage or STORAGE
+        if (path := local_path(storage)) is None:
             try:
-                check_place(self.storage)
+                check_place(storage)
             except InputError as error:
                 print(f"! {error}")
                 return True
-            print(f"storage: {self.storage} can be written to")
+            print(f"storage: {storage} can be written to")
             return False
         folder = path.resolve()
         existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -117,7 +120,7 @@ class Doctor:
         config, device = preset_config(preset), best_device()
         size, images = view_size(config, stored), images or TRAINING_IMAGES[preset]
         keep_freed_memory()
-        step = measure_step(config.trial(), size, device, self.seconds)
+        step = measure_step(config.trial(), size, device, SECONDS if self.seconds is None else self.seconds)
         where = "one GPU" if device.type == "cuda" else "one CPU core"
         print(f"speed: {1 / step.seconds_per_image:.3g} images/s of {size} pixels on {where}")
         found = needs(config, images, step, nodes)
@@ -127,7 +130,7 @@ class Doctor:
         )
         memory = _gpu_memory_bytes() if device.type == "cuda" else _memory_bytes()
         problems: int = _fits("memory", found.memory_bytes, memory, "lower --batch-size or give --micro-batch-size")
-        if (path := local_path(self.storage)) is not None:
+        if (path := local_path(self.storage or STORAGE)) is not None:
             free = shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
             problems += _fits("disk", found.disk_bytes, free, "name another --storage")
         return problems

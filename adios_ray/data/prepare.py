@@ -45,7 +45,7 @@ from adios_ray.data.shards import (
 from adios_ray.data.source_files import check_unchanged, write_files
 from adios_ray.data.sources.base import Sample, Source
 from adios_ray.data.sources.passed_over import PassedOver
-from adios_ray.errors import DatasetError, RefusedImageError
+from adios_ray.errors import DatasetError, RefusedImageError, handlers_kept
 from adios_ray.store import Location, Store
 
 _PARTS = ".parts"
@@ -349,7 +349,8 @@ def _quiet_ray() -> Iterator[None]:
     """Use the running Ray, or start one for the duration of the block; Ray Data logs to its file only."""
     started = not ray.is_initialized()
     if started:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        with handlers_kept():
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     # Ray Data's console handler is the one at INFO; its lines would break up the progress bar.
     console = [handler for handler in logging.getLogger("ray.data").handlers if handler.level == logging.INFO]
     for handler in console:

@@ -117,6 +117,13 @@ def _check_networks(config: ExperimentConfig, manifest: Manifest) -> Networks:
             load_initial(networks, load_weights(path), path)
     except ValueError as error:  # raised for configurations and for damaged weights
         raise ConfigError(str(error)) from None
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        raise ConfigError(
+            f"the networks do not fit into this machine's memory ({str(error).splitlines()[0]}): lower the widths of "
+            "objective and masking, or take a smaller backbone"
+        ) from None
     return networks
 
 

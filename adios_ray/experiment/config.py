@@ -66,14 +66,14 @@ class ExperimentConfig(TrialConfig):
     name: Annotated[str, AfterValidator(_folder_name)] | None = None
     """Name of the run's directory in the storage; the same command again resumes the run of that name. None makes a new
     name of the search space and the time."""
-    population: int = Field(4, ge=2)
+    population: int = Field(4, ge=2, le=10_000)
     """Number of trials; those that do not fit into the cluster at once take turns. A grid has one per combination; an
     opening begins with more."""
-    workers_per_trial: int = Field(1, ge=1)
+    workers_per_trial: int = Field(1, ge=1, le=10_000)
     """Ray Train workers that share a trial's batches."""
-    gpus_per_worker: float | None = Field(None, ge=0)
+    gpus_per_worker: float | None = Field(None, ge=0, le=10_000)
     """GPUs of each worker, may be a fraction; None takes 1 if the cluster has GPUs."""
-    cpus_per_worker: float | None = Field(None, gt=0)
+    cpus_per_worker: float | None = Field(None, gt=0, le=10_000)
     """CPUs of each worker, may be a fraction; None shares the CPUs of the nodes that
     can hold a worker."""
     wandb: Literal["off", "offline", "online"] = "off"

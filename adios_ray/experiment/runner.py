@@ -65,11 +65,12 @@ def start(config: ExperimentConfig) -> Path:
     begun = config.name and _has_begun(RunStorage(f"{config.storage}/{config.name}"))
     if not begun:  # a run that has begun may have finished, and then needs no data
         (check_demo if renders else check_data)(config, space)
+    made = (path := local_path(config.storage)) is not None and not path.exists()
     storage = check_storage(config.storage)  # last, because it creates the directory
     images = f"{storage}/objects-{DEMO_IMAGES}-{DEMO_IMAGE_SIZE}px"
     config = _with_absolute_paths(config, storage, images if renders else config.data_dir)
     run = RunStorage(f"{storage}/{config.name}") if config.name else _new_run(storage, config)
-    with _claimed(run, config) as claim:
+    with _emptied(storage if made else None), _claimed(run, config) as claim:
         if _has_begun(run):
             return _continue(run, config, space, claim)
         _check_unused(run)
@@ -142,6 +143,17 @@ def _with_absolute_paths(config: ExperimentConfig, storage: str, data_dir: str |
     weights = config.initial_weights and str(Store(config.initial_weights))
     paths = {"data_dir": data_dir and str(Store(data_dir)), "initial_weights": weights, "storage": storage}
     return replaced(config, paths)
+
+
+@contextmanager
+def _emptied(storage: str | None) -> Iterator[None]:
+    """Remove a directory that this run has made, if it ended before anything was stored there."""
+    try:
+        yield
+    finally:
+        if storage is not None:
+            with suppress(OSError):  # refused if it is not empty
+                Path(storage).rmdir()
 
 
 @contextmanager

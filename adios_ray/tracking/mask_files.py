@@ -149,7 +149,7 @@ def claim_output(output: Path, images: Sequence[Path], overwrite: bool) -> None:
         return
     if not output.is_dir():
         raise UsageError(f"--output {output} is a file; masks of --images need a folder")
-    if not overwrite and any(output.iterdir()):
+    if not overwrite and any(path.name != SUMMARY or not _is_of_none(path) for path in output.iterdir()):
         raise UsageError(f"--output {output} is not empty: choose another folder, or replace its masks by --overwrite")
     files = [Path(folder) / name for folder, _, names in os.walk(output) for name in names]
     written = [file for file in files if file.match(".*.tmp") or _WRITTEN.search(file.name)]
@@ -171,6 +171,11 @@ def _is_summary(path: Path) -> bool:
     except (ConfigError, OSError):
         return False
     return True
+
+
+def _is_of_none(path: Path) -> bool:
+    """Tell whether a file is the summary of a command that could use no image, which nobody misses."""
+    return _is_summary(path) and read_json(MaskSummary, path).images == 0
 
 
 def write_masks(
