@@ -448,6 +448,16 @@ def test_a_cluster_that_does_not_answer_leaves_nothing(
     assert "RAY_ADDRESS 127.0.0.1:1 does not answer" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_the_doctor_marks_a_missing_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert main(["doctor", "--data-dir", "nowhere"]) == 1
+    captured = capsys.readouterr()
+    assert "! data: no data set in nowhere" in captured.out and "1 problem, marked with !" in captured.err
+
+
 def test_runs_at_a_uri_are_listed_as_local_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     remote = MemoryFileSystem()
     for name in ("done", "alive", "cut"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adios_ray.config import OBJECTIVES
-from adios_ray.errors import InputError, RunError, UsageError
+from adios_ray.errors import DatasetError, InputError, RunError, UsageError
 from adios_ray.experiment.config import PresetName
 from adios_ray.places import check_place
 from adios_ray.store import Location, local_path
@@ -78,9 +78,14 @@ class Doctor:
         if self.data_dir is not None:
             from adios_ray.data.shards import read_manifest
 
-            manifest = read_manifest(self.data_dir)
-            images, stored = sum(map(manifest.images, manifest.training_splits)), manifest.image_size
-            print(f"data: {self.data_dir}: {images:,} training images of {stored} pixels")
+            try:
+                manifest = read_manifest(self.data_dir)
+            except DatasetError as error:
+                print(f"! data: {error}")
+                problems += 1
+            else:
+                images, stored = sum(map(manifest.images, manifest.training_splits)), manifest.image_size
+                print(f"data: {self.data_dir}: {images:,} training images of {stored} pixels")
         if self.preset is not None:
             problems += self._check_preset(self.preset, nodes, images, stored)
         return problems
