@@ -112,6 +112,8 @@ def check_place(location: Location) -> None:
         ConfigError: If it cannot, or does not answer within seconds.
     """
     store = Store(location)
+    if store.local is not None and store.local.is_file():
+        raise ConfigError(f"storage {location} is a file: name a directory")
     try:
         if store.local is not None:
             store.local.mkdir(parents=True, exist_ok=True)

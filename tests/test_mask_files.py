@@ -232,7 +232,7 @@ def test_nothing_of_others_is_overwritten(checkpoint: Path, tmp_path: Path, caps
     ("options", "message"),
     [
         ("--output o", "give --images, files or folders of images, or --data-dir, a prepared data set"),
-        ("--images 5 --output o", "give --images, files or folders of images, or --data-dir, a prepared data set"),
+        ("--images 5 --output o", "--images 5 is a number, which is for --data-dir: name files or folders"),
         ("--images in --data-dir d --output o", "give either --images, files or folders of images, or --data-dir"),
         ("--images none in --output o", "none does not exist"),
         ("--images empty --output o", "there are no images in empty"),

@@ -192,6 +192,9 @@ CASES = {
     f"{DEMO} --name {'x' * 300}": "must be shorter: it has 300 characters of at most 128",
     f"{DEMO} --storage . --name file": "file is a file or a broken link, no run directory: remove it, or choose",
     f"{DEMO} --storage . --name dangling": "dangling is a file or a broken link, no run directory",
+    f"{DEMO} --storage file": "/file is a file: name a directory",
+    "report run other --output both.pdf": "--output both.pdf must end in .html",
+    "masks --checkpoint a --output out --images 5": "--images 5 is a number, which is for --data-dir",
     f"{DEMO} --take-over": "--take-over needs the run to take over: give its --name, or --resume RUN",
     f"{DEMO} --name ..": "--name '..' must be letters",
     f"{DEMO} --population 1": "--population 1 must be greater than or equal to 2",
@@ -310,7 +313,6 @@ CASES = {
     "report s3://bucket/run --open": "--open s3://bucket/run is a URI; only a local path can be used here",
     # cluster, disk, trackers
     f"{MINE} --storage file/runs": "file/runs cannot be written to: Not a directory",
-    f"{MINE} --storage file": "file cannot be written to",
     f"{MINE} --storage ~nobody-of-this-name/runs": "~nobody-of-this-name/runs: there is no such home directory",
     f"{MINE} --storage nope://bucket/runs": "nope://bucket/runs cannot be reached: Protocol not known: nope",
     f"{MINE} --storage s3:// --name a": "names no bucket: write s3://BUCKET/FOLDER",
@@ -455,7 +457,7 @@ def test_the_doctor_marks_a_missing_data_set(
     monkeypatch.setenv("RAY_ADDRESS", "local")
     assert main(["doctor", "--data-dir", "nowhere"]) == 1
     captured = capsys.readouterr()
-    assert "! data: no data set in nowhere" in captured.out and "1 problem, marked with !" in captured.err
+    assert f"! data: no data set in {tmp_path}/nowhere" in captured.out and "1 problem, marked with !" in captured.err
 
 
 def test_runs_at_a_uri_are_listed_as_local_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

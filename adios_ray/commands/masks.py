@@ -55,6 +55,8 @@ class Masks:
             self._draw(self.data_dir)
         elif isinstance(self.images, tuple) and self.images:
             self._write(self.images)
+        elif isinstance(self.images, int):
+            raise UsageError(f"--images {self.images} is a number, which is for --data-dir: name files or folders")
         else:
             raise UsageError("give --images, files or folders of images, or --data-dir, a prepared data set")
 

@@ -47,6 +47,8 @@ class Report:
             raise UsageError("--output is for the comparison of several runs; one run's page is RUN/report.html")
         if self.output is not None:
             check_output_file(self.output)
+            if not str(self.output).endswith(".html"):
+                raise UsageError(f"--output {self.output} must end in .html: the comparison is a page")
         if self.open:
             for place in self.runs:
                 require_local(place, "--open")
