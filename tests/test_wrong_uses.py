@@ -23,6 +23,8 @@ from adios_ray.arguments import parse_arguments
 from adios_ray.cli import EXAMPLES, FIRST_STEPS, Command, main
 from adios_ray.data.claim import TRAINING, Holder, claimed
 from adios_ray.data.shards import SCHEMA_VERSION
+from adios_ray.errors import ConfigError
+from adios_ray.experiment import runner
 from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.feasibility import needs
@@ -444,10 +446,13 @@ def test_runs_are_listed_with_state_and_best(tmp_path: Path, capsys: pytest.Capt
 def test_a_cluster_that_does_not_answer_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def refuse() -> NoReturn:
+        raise ConfigError("the cluster does not answer")
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(runner, "connected", refuse)
     assert main(["train", "--preset", "demo"]) == 2
-    assert "RAY_ADDRESS 127.0.0.1:1 does not answer" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "the cluster does not answer" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_the_doctor_marks_a_missing_data_set(
