@@ -23,6 +23,7 @@ Each message names the object and its value, and what to do where that is known.
 """
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -186,13 +187,22 @@ def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
             advice = getattr(stop, "__notes__", [on_interrupt] if on_interrupt else [])
             print("; ".join([cause, *advice]), file=sys.stderr)
             return 128 + number
-        except BrokenPipeError:  # the reader of the output, such as `head`, has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
-            return 128 + signal.SIGPIPE
         except (AdiosRayError, OSError) as error:
+            if isinstance(error, BrokenPipeError) and _has_lost_reader():
+                return 128 + signal.SIGPIPE
             print(f"error: {_in_one_line(error)}", file=sys.stderr)
             return 1 if isinstance(error, RunError) else 2
         return 0
+
+
+def _has_lost_reader() -> bool:
+    """Tell whether the reader of standard output, such as `head`, has closed it; what is left is dropped then."""
+    output, poll = sys.stdout.fileno(), select.poll()
+    poll.register(output, select.POLLOUT)
+    lost = any(event & select.POLLERR for _, event in poll.poll(0))
+    if lost:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # else Python complains when it ends
+    return lost
 
 
 def _in_one_line(error: Exception) -> str:

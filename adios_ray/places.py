@@ -1,6 +1,5 @@
 """Inputs and outputs at places that a user names: a local path, or a URI from and to which files are copied."""
 
-import os
 import sys
 import tempfile
 from collections.abc import Container, Iterator
@@ -52,9 +51,7 @@ def fetched(location: Location, *beside: str, without: Container[str] = ()) -> P
             others = [copy.with_suffix(suffix).name for suffix in beside if suffix != copy.suffix]
             names = [name, *(other for other in others if retry(partial(store.size, other), _say, LASTING) is not None)]
         with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
-            list(
-                pool.map(lambda each: retry(partial(fetch_file, store, each, copy.parent / each), _say, LASTING), names)
-            )
+            list(pool.map(lambda each: retry(partial(_fetch, store, each, copy.parent / each), _say, LASTING), names))
     except LASTING as error:
         raise ConfigError(f"{location} cannot be read: {error}") from None
     return copy
@@ -124,16 +121,9 @@ def check_place(location: Location) -> None:
         raise ConfigError(f"storage {location} cannot be written to: {error.strerror or error}") from None
 
 
-def fetch_file(store: Store, name: str, target: Path) -> None:
-    """Copy a file with the time of its last change, by which is told whether a run's driver is alive.
-
-    Raises:
-        FileNotFoundError: If it does not exist.
-    """
+def _fetch(store: Store, name: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     store.fetch(name, target)
-    changed = store.changed(name)
-    os.utime(target, (changed, changed))
 
 
 def _say(text: str) -> None:

@@ -14,6 +14,7 @@ from adios_ray.errors import DatasetError, InputError, RunError, UsageError
 from adios_ray.experiment.config import PresetName
 from adios_ray.places import check_place
 from adios_ray.store import Location, local_path
+from adios_ray.tracking.formatting import counted
 
 if TYPE_CHECKING:
     from adios_ray.experiment.resources import Node
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 STORAGE, SECONDS = "runs", 10.0
-"""Where runs are written and how long a preset is measured, if nothing else is asked for."""
+"""Defaults of ``--storage`` and ``--seconds``."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Doctor:
             raise UsageError("--seconds is for the measurement of a preset: give --preset, or leave --seconds out")
         problems = self._check_machine() if self.objective is None else _check_objective(self.objective)
         if problems:
-            raise RunError(f"{problems} problem{'s' if problems > 1 else ''}, marked with ! above")
+            raise RunError(f"{counted(problems, 'problem')}, marked with ! above")
 
     def _check_machine(self) -> int:
         """Print what there is, then whether the preset fits; return the number of problems."""
@@ -90,18 +91,21 @@ class Doctor:
             problems += self._check_preset(self.preset, nodes, images, stored)
         return problems
 
+    @property
+    def _place(self) -> Location:
+        return self.storage or STORAGE
+
     def _check_storage(self) -> bool:
         """Print whether the storage can be written to and how much is free; nothing is created."""
         from adios_ray.files import check_writable
 
-        storage = self.storage or STORAGE
-        if (path := local_path(storage)) is None:
+        if (path := local_path(self._place)) is None:
             try:
-                check_place(storage)
+                check_place(self._place)
             except InputError as error:
                 print(f"! {error}")
                 return True
-            print(f"storage: {storage} can be written to")
+            print(f"storage: {self._place} can be written to")
             return False
         folder = path.resolve()
         existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -135,7 +139,7 @@ class Doctor:
         )
         memory = _gpu_memory_bytes() if device.type == "cuda" else _memory_bytes()
         problems: int = _fits("memory", found.memory_bytes, memory, "lower --batch-size or give --micro-batch-size")
-        if (path := local_path(self.storage or STORAGE)) is not None:
+        if (path := local_path(self._place)) is not None:
             free = shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
             problems += _fits("disk", found.disk_bytes, free, "name another --storage")
         return problems

@@ -356,8 +356,7 @@ def check_labels(dataset: Dataset, measure: str, splits: Sequence[str], multi_la
     known: set[int] | None = None
     for split in splits:
         if not manifest.splits.get(split):
-            has = ", ".join(sorted(manifest.splits))
-            raise EvaluationError(f"{measure}: {location} has no {split} split (it has {has}); prepare it with one")
+            raise EvaluationError(f"{measure}: {_lacks(dataset, split)}")
         labels = dataset.split(split).labels
         if len(labels) < 2:
             raise EvaluationError(f"{measure}: {split} of {location} has {len(labels)} images; it needs at least two")
@@ -387,10 +386,15 @@ def check_selection(subject: Subject, measure: str) -> None:
 
 def _why_not_val(subject: Subject) -> str:
     """Say why nothing can be chosen on val."""
-    splits = subject.dataset.manifest.splits
-    if not splits.get("val"):
-        return f"{subject.dataset.location} has no val split (it has {', '.join(sorted(splits))}); prepare it with one"
+    if not subject.dataset.manifest.splits.get("val"):
+        return _lacks(subject.dataset, "val")
     return "reports another split, not val: give the split test"
+
+
+def _lacks(dataset: Dataset, split: str) -> str:
+    """Say that a data set has no such split."""
+    has = ", ".join(sorted(dataset.manifest.splits))
+    return f"{dataset.location} has no {split} split (it has {has}); prepare it with one"
 
 
 def _on_device(subject: Subject, split: str) -> tuple[Tensor, Tensor]:

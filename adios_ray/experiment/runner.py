@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -70,7 +70,7 @@ def start(config: ExperimentConfig) -> Path:
     images = f"{storage}/objects-{DEMO_IMAGES}-{DEMO_IMAGE_SIZE}px"
     config = _with_absolute_paths(config, storage, images if renders else config.data_dir)
     run = RunStorage(f"{storage}/{config.name}") if config.name else _new_run(storage, config)
-    with _emptied(storage if made else None), _claimed(run, config) as claim:
+    with _removed_if_empty(Path(storage)) if made else nullcontext(), _claimed(run, config) as claim:
         if _has_begun(run):
             return _continue(run, config, space, claim)
         _check_unused(run)
@@ -146,34 +146,30 @@ def _with_absolute_paths(config: ExperimentConfig, storage: str, data_dir: str |
 
 
 @contextmanager
-def _emptied(storage: str | None) -> Iterator[None]:
-    """Remove a directory that this run has made, if it ended before anything was stored there."""
+def _removed_if_empty(directory: Path) -> Iterator[None]:
+    """Remove a directory at the end if it is empty: then the run was refused before it began."""
     try:
         yield
     finally:
-        if storage is not None:
-            with suppress(OSError):  # refused if it is not empty
-                Path(storage).rmdir()
+        with suppress(OSError):  # refused if it is not empty
+            directory.rmdir()
 
 
 @contextmanager
 def _claimed(run: RunStorage, config: ExperimentConfig) -> Iterator[Claim]:
     """Claim a run for this driver; if it is interrupted, say how to resume."""
     store = Store(run.place)
-    try:
-        with (
-            claimed(store, _say, TRAINING, wait=False, take_over=config.take_over, job=queue_job()) as claim,
-            run.driven(claim.check),
-        ):
-            try:
-                yield claim
-            except KeyboardInterrupt as stop:
-                if _layout(run).population.is_file():
-                    stop.add_note(f"what was reported is kept: resume with --resume {run.place}")
-                raise
-    finally:
-        with suppress(OSError):  # refused if it is not empty; else the run was refused before it began
-            run.directory.rmdir()
+    with (
+        _removed_if_empty(run.directory),
+        claimed(store, _say, TRAINING, wait=False, take_over=config.take_over, job=queue_job()) as claim,
+        run.driven(claim.check),
+    ):
+        try:
+            yield claim
+        except KeyboardInterrupt as stop:
+            if _layout(run).population.is_file():
+                stop.add_note(f"what was reported is kept: resume with --resume {run.place}")
+            raise
 
 
 def _has_begun(run: RunStorage) -> bool:

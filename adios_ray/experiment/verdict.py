@@ -12,6 +12,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from adios_ray.backend.faults import fault_of
 from adios_ray.backend.preflight import refused_nodes
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
@@ -164,7 +165,7 @@ def _answer(submit: Callable[[], "ObjectRef[Estimate]"], place: Location) -> "Es
         except RayTaskError as error:
             reason = f"{type(error.cause).__name__}: {error.cause}"
         except RayError as error:  # its process or node was lost, or ran out of memory
-            reason = str(error).splitlines()[0]
+            reason = fault_of(error).reason
         else:
             return found
     raise FaultError(

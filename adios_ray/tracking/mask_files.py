@@ -149,12 +149,15 @@ def claim_output(output: Path, images: Sequence[Path], overwrite: bool) -> None:
         return
     if not output.is_dir():
         raise UsageError(f"--output {output} is a file; masks of --images need a folder")
-    if not overwrite and any(path.name != SUMMARY or not _is_of_none(path) for path in output.iterdir()):
+    summary = _read_summary(output / SUMMARY)
+    # A command that could use no image has left its summary alone.
+    lost = [path for path in output.iterdir() if path.name != SUMMARY or summary is None or summary.images]
+    if lost and not overwrite:
         raise UsageError(f"--output {output} is not empty: choose another folder, or replace its masks by --overwrite")
     files = [Path(folder) / name for folder, _, names in os.walk(output) for name in names]
     written = [file for file in files if file.match(".*.tmp") or _WRITTEN.search(file.name)]
     # A run that was interrupted leaves masks alone.
-    if len(written) < len(files) and not _is_summary(output / SUMMARY):
+    if len(written) < len(files) and summary is None:
         raise UsageError(
             f"--output {output} has files that are no masks, and no {SUMMARY} of an earlier run: choose another folder"
         )
@@ -164,18 +167,12 @@ def claim_output(output: Path, images: Sequence[Path], overwrite: bool) -> None:
         file.unlink()
 
 
-def _is_summary(path: Path) -> bool:
-    """Tell whether a file is the summary that ``write_masks`` writes."""
+def _read_summary(path: Path) -> MaskSummary | None:
+    """Read the summary that ``write_masks`` writes; None if the file is none."""
     try:
-        read_json(MaskSummary, path)
+        return read_json(MaskSummary, path)
     except (ConfigError, OSError):
-        return False
-    return True
-
-
-def _is_of_none(path: Path) -> bool:
-    """Tell whether a file is the summary of a command that could use no image, which nobody misses."""
-    return _is_summary(path) and read_json(MaskSummary, path).images == 0
+        return None
 
 
 def write_masks(

@@ -1,5 +1,6 @@
 """An overview of the runs in a storage directory."""
 
+import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 
 from adios_ray.data.claim import TRAINING, holder_of
 from adios_ray.errors import ConfigError, InputError
-from adios_ray.places import fetch_file
 from adios_ray.retry import promptly
 from adios_ray.run_directory import RunDirectory
 from adios_ray.store import PARALLEL_COPIES, Location, Store, local_path
@@ -68,13 +68,17 @@ def _runs_below(storage: Path) -> list[RunStatus]:
 
 
 def _copy_runs(store: Store, directory: Path) -> None:
-    """Copy the files that a status is read from."""
+    """Copy the files that a status is read from, with their times: by these is told whether a driver is alive."""
     run = RunDirectory(Path())
     files = (run.config.name, run.summary.name, run.results.name, TRAINING.file)
 
     def copy(name: str) -> None:
+        target = directory / name
+        target.parent.mkdir(exist_ok=True)
         with suppress(FileNotFoundError):
-            fetch_file(store, name, directory / name)
+            store.fetch(name, target)
+            changed = store.changed(name)
+            os.utime(target, (changed, changed))
 
     names = [f"{folder}/{file}" for folder in promptly(store.names) for file in files]
     with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
