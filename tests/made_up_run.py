@@ -129,7 +129,8 @@ class MadeUpRun:
         """Write every file except the summary."""
         self.run_dir.mkdir(exist_ok=True)
         RunDirectory(self.run_dir).make_folders()
-        records.write_config(self.run_dir, {"seed": 0, "masking": {"scheme": "adios", "slots": 4}})
+        masking = {"scheme": "adios", "slots": 4}
+        records.write_config(self.run_dir, {"seed": 0, "data_dir": "data/cifar10", "masking": masking})
         records.begin_results(self.run_dir, list(SETTINGS))
         records.begin_lineage(self.run_dir)
         for epoch in range(1, self.epochs + 1):

@@ -346,7 +346,8 @@ def test_a_single_mask_and_large_images_are_drawn(tmp_path: Path) -> None:
 def test_runs_are_compared(run_dir: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(run_dir, other)
-    records.write_config(other, {"seed": 1, "masking": {"scheme": "adios", "slots": 6}})
+    config = {**records.read_config(run_dir), "seed": 1, "masking": {"scheme": "adios", "slots": 6}}
+    records.write_config(other, config)
     rows = records.read_results(run_dir)
     summary = make_summary(rows)
     better = summary.model_copy(update={"test_fitness": summary.test_fitness + 0.05, "test_standard_error": 0.01})

@@ -115,24 +115,36 @@ def repeating_command(config: ExperimentConfig, run: Location) -> str:
         config: The run's resolved configuration.
         run: The run's directory or URI, whose copy of the search space is taken unless that comes with the package.
     """
-    chosen = (config.family, config.objective.name, config.backbone.name, config.masking.scheme)
-    published = config.preset not in (None, DEMO)
-    defaults = preset_config(config.preset, *(chosen if published else ()))
     words = ["adios-ray", "train"]
     if config.preset is not None:
         words += ["--preset", config.preset]
-    if published:  # the defaults of all others depend on these
-        for flag, value in zip(list(_CHOOSING.values())[1:], chosen, strict=True):
+    if _is_published(config):  # the defaults of all others depend on these
+        for flag, value in zip(list(_CHOOSING.values())[1:], _choice(config), strict=True):
             words += [] if value is None else [flag, value]
     packaged = Path(config.space).parent == SPACES
     words += ["--space", Path(config.space).stem if packaged else f"{run}/{RunDirectory(Path()).space.name}"]
     # The run's copy has the overridden scheduler and search.
     left_out = {"preset", "family", "space", "resume", "take_over"} | (set() if packaged else {"scheduler", "search"})
-    before = dict(leaves(defaults.model_dump(mode="json")))
-    for path, value in leaves(config.model_dump(mode="json")):
-        if value != before[path] and path not in left_out:
+    for path, value in changed_settings(config).items():
+        if path not in left_out:
             words += _spelled(path, value)
     return shlex.join(words)
+
+
+def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the settings that differ from the defaults of their preset, as JSON values by path."""
+    defaults = preset_config(config.preset, *(_choice(config) if _is_published(config) else ()))
+    before = dict(leaves(defaults.model_dump(mode="json")))
+    return {path: value for path, value in leaves(config.model_dump(mode="json")) if value != before[path]}
+
+
+def _is_published(config: ExperimentConfig) -> bool:
+    return config.preset not in (None, DEMO)
+
+
+def _choice(config: ExperimentConfig) -> tuple[str | None, ...]:
+    """Return the values by which a published setting is chosen, in the order of ``_CHOOSING``."""
+    return config.family, config.objective.name, config.backbone.name, config.masking.scheme
 
 
 def _spelled(path: str, value: Any) -> list[str]:

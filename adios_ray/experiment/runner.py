@@ -26,6 +26,7 @@ from adios_ray.experiment.config import (
     read_experiment,
 )
 from adios_ray.experiment.evolution import evolve, fresh_population
+from adios_ray.experiment.remarks import remarks
 from adios_ray.experiment.resources import nodes, worker_resources
 from adios_ray.experiment.resumption import (
     check_changes,
@@ -74,6 +75,8 @@ def start(config: ExperimentConfig) -> Path:
         if _has_begun(run):
             return _continue(run, config, space, claim)
         _check_unused(run)
+        for remark in remarks(config, space):
+            _say(remark)
         with connected():
             resources = worker_resources(config, nodes(), autoscaler_runs())
             if renders:

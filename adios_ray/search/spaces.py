@@ -301,7 +301,7 @@ class SearchSpace(Strict):
         Args:
             config: What the trials have in common.
             origin: Name of the search space in errors.
-            population: Number of trials, if known, which an opening must exceed.
+            population: Number of trials, if known, which an opening must exceed and controls must not reach.
 
         Raises:
             ConfigError: If one does not, naming the path; if the opening is too small or too long; if decisions fall
@@ -318,6 +318,11 @@ class SearchSpace(Strict):
                     f"{origin}: opening.epochs {self.opening.epochs} must end before the last of {config.epochs} "
                     "epochs: lower it, or raise --epochs"
                 )
+        if population is not None and (self.controls or 0) >= population:
+            raise ConfigError(
+                f"{origin}: controls {self.controls} must be less than the population of {population}: lower it, or "
+                "raise --population"
+            )
         fitness = config.evaluation.fitness
         if self.scheduler != "none" and not MEASURES[fitness].is_share:
             raise ConfigError(

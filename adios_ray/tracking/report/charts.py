@@ -344,17 +344,17 @@ def _whole_numbers_chart(population: ChartData, path: str, values: Sequence[int]
 
 def overlap_chart(population: ChartData) -> Figure:
     """Draw the largest overlap of two slots over epochs."""
-    traces = [_trace(population, trial, lambda row: row.slot_overlap, ":.3f") for trial in back_to_front(population)]
-    return small_figure(population, traces, value_axis(rangemode="tozero"))
+    traces = [_trace(population, trial, lambda row: row.slot_overlap, ":.1%") for trial in back_to_front(population)]
+    return small_figure(population, traces, value_axis(tickformat=".0%", rangemode="tozero"))
 
 
 def slot_size_chart(population: ChartData) -> Figure:
     """Draw the mean mask value of each trial's largest and, dotted, smallest slot over epochs."""
-    largest = [_trace(population, trial, lambda row: row.mask_mean_max, ":.3f") for trial in back_to_front(population)]
-    smallest = [_trace(population, trial, lambda row: row.mask_mean_min, ":.3f") for trial in back_to_front(population)]
+    largest = [_trace(population, trial, lambda row: row.mask_mean_max, ":.1%") for trial in back_to_front(population)]
+    smallest = [_trace(population, trial, lambda row: row.mask_mean_min, ":.1%") for trial in back_to_front(population)]
     for trace in smallest:
         trace["line"]["dash"] = "dot"
-    return small_figure(population, largest + smallest, value_axis(rangemode="tozero"))
+    return small_figure(population, largest + smallest, value_axis(tickformat=".0%", rangemode="tozero"))
 
 
 def _strip_line(population: ChartData, trial: str, height: int) -> Figure:

@@ -212,9 +212,11 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
             NextStep(f"copy {run.where}/{layout.space} to wider.yaml, widen its bounds, and search again", wider)
         )
     checkpoint = f"{run.where}/{layout.checkpoint(summary.best_trial, summary.best_epoch)}"
-    data = shlex.quote(str((run.config or {}).get("data_dir") or "DATA"))
-    evaluate = f"adios-ray evaluate linear --checkpoint {shlex.quote(checkpoint)} --data-dir {data}"
-    steps.append(NextStep("evaluate the winner with a linear classifier", evaluate))
+    if data_dir := (run.config or {}).get("data_dir"):
+        evaluate = (
+            f"adios-ray evaluate linear --checkpoint {shlex.quote(checkpoint)} --data-dir {shlex.quote(data_dir)}"
+        )
+        steps.append(NextStep("evaluate the winner with a linear classifier", evaluate))
     return steps
 
 

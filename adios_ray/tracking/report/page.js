@@ -45,7 +45,7 @@ function showSheet(number) {
     + `each slot masks, after epoch ${sheet.epoch}`;
   const labels = document.getElementById("sheet-labels");
   labels.style.gridTemplateRows = `repeat(${rows}, ${cell}px)`;
-  const texts = ["images", "slots", ...sheet.sizes.map((size, k) => `${k + 1}: ${(100 * size).toFixed(1)} %`)];
+  const texts = ["images", "slots", ...sheet.sizes.map((size, k) => `slot ${k + 1}: ${(100 * size).toFixed(1)} %`)];
   labels.replaceChildren(...texts.map((text, row) => {
     const label = document.createElement("span");
     if (row > 1) {

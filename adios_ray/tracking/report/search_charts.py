@@ -66,7 +66,7 @@ def parallel_chart(run: RunData, population: ChartData) -> Figure:
     ticks = {"tickvals": list(range(len(names))), "ticktext": [_wrapped(name) for name in names]}
     layout = charts.figure_layout(
         60 + 52 * len(names),
-        xaxis={"range": [-0.03, 1.03], "showticklabels": False, "zeroline": False, "showgrid": False},
+        xaxis={"range": [-0.03, 1.03], "showticklabels": False, "ticks": "", "zeroline": False, "showgrid": False},
         yaxis=charts.value_axis(**ticks, range=[len(names) - 0.4, -0.5], automargin=True),
         annotations=notes,
     )
@@ -116,7 +116,8 @@ def importance_chart(importance: Importance) -> Figure:
     means = [mean for mean, _ in importance.values.values()]
     errors = [error for _, error in importance.values.values()]
     colors = ["#0077bb" if mean > importance.noise else charts.GRAY for mean in means]
-    least, most = min(0.0, *means), max(importance.noise, *(m + e for m, e in zip(means, errors, strict=True)))
+    values = importance.values.values()
+    least, most = min(0.0, *(m - e for m, e in values)), max(importance.noise, *(m + e for m, e in values))
     span = (most - least) or 1.0
     band = {"type": "rect", "xref": "x", "yref": "paper", "x0": 0, "x1": importance.noise, "y0": 0, "y1": 1}
     style = {"fillcolor": "rgba(128, 136, 144, 0.22)", "line": {"width": 0}, "layer": "below"}
@@ -197,7 +198,7 @@ def slot_charts(statistics: dict[int, SlotStatistics], agreements: dict[int, flo
     others = {
         "largest overlap": (epochs, [found.overlap for found in statistics.values()], "#cc3311"),
         "entropy": (epochs, [found.entropy for found in statistics.values()], "#aa4499"),
-        "same as before": (list(agreements), list(agreements.values()), "#009988"),
+        "agreement": (list(agreements), list(agreements.values()), "#009988"),
     }
     lines = [
         {

@@ -1,0 +1,106 @@
+"""Remarks on settings without effect, against trainings that differ in nothing but such a setting."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import small_config
+
+from adios_ray.config import OBJECTIVES, SCHEMES, TrialConfig, replaced, value_at
+from adios_ray.experiment.command import read_arguments
+from adios_ray.experiment.presets import published
+from adios_ray.experiment.remarks import NEEDS, remarks
+from adios_ray.search.spaces import load_space
+from adios_ray.training.trainer import Trainer
+
+OTHERS: dict[str, Any] = {
+    "masking.sparsity_weight": 5.0,
+    "masking.entropy_weight": 5.0,
+    "masking.width": 16,
+    "masking.norm": "none",
+    "masking.levels": 5,
+    "masking.order": "alternating",
+    "masking.slots": 2,
+    "optimizer.occlusion_lr": 0.5,
+    "objective.temperature": 0.9,
+    "objective.momentum_start": 0.3,
+    "optimizer.predictor_schedule": "constant",
+    "backbone.cifar_stem": True,
+    "backbone.stem_padding": 2,
+}
+"""A value for each setting, other than those of the trainings here."""
+
+
+def said(*flags: str) -> list[str]:
+    """Return the remarks on a command line, under the preset of the demo unless it names another."""
+    config = read_arguments("", flags if "--preset" in flags else ["--preset", "demo", *flags], "pbt_in100", "pbt_demo")
+    return list(remarks(config, load_space(config.space, config.scheduler, config.search)))
+
+
+def encoder(config: TrialConfig) -> torch.Tensor:
+    """Train three steps and return the backbone's weights."""
+    trainer = Trainer(config, torch.device("cpu"))
+    trainer.train_until(3)  # a predictor's rate shows in its second step, and in the backbone in the third
+    return torch.cat([value.flatten() for value in trainer.networks.backbone.parameters()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(("objective.name", name) for name in OBJECTIVES),
+        *(("masking.scheme", name) for name in SCHEMES),
+        *(("backbone.name", name) for name in ("resnet_small", "resnet18")),
+        *(("backbone.cifar_stem", value) for value in (False, True)),
+    ],
+)
+def test_what_is_said_to_be_without_effect_changes_no_weight(setting: str, value: Any, objects_dir: Path) -> None:
+    config = small_config(objects_dir, batch_size=8, optimizer={"warmup_epochs": 0, "predictor_schedule": "cosine"})
+    name = "resnet18" if setting == "backbone.cifar_stem" else "resnet_small"
+    config = replaced(config, {"backbone.name": name, setting: value})
+    weights = encoder(config)
+    for path, (depends_on, used) in NEEDS.items():
+        if depends_on == setting:
+            other = encoder(replaced(config, {path: OTHERS[path]}))
+            assert value_at(config, path) != OTHERS[path]
+            assert torch.equal(weights, other) is not used(config), path
+
+
+def test_each_setting_has_a_case() -> None:
+    assert OTHERS.keys() == NEEDS.keys()
+
+
+def test_nothing_is_said_of_the_published_settings_with_learned_masks() -> None:
+    for setting in published():
+        if SCHEMES[setting.scheme] == "learned":
+            flags = ["--preset", setting.data, "--family", setting.family, "--objective", setting.objective]
+            assert said(*flags, "--backbone", setting.backbone, "--masking", setting.scheme) == []
+    assert said() == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ["--masking", "none"],
+            "masking.sparsity_weight, optimizer.occlusion_lr, masking.slots: searched without effect, as "
+            "masking.scheme is none",
+        ),
+        (
+            ["--objective", "byol", "--objective.temperature", "0.3"],
+            "objective.temperature: given without effect, as objective.name is byol",
+        ),
+        (
+            ["--optimizer.warmup-epochs", "6", "--epochs", "6"],
+            "optimizer.warmup_epochs 6 of 6 epochs: the learning rates never reach their peaks; lower it, or raise "
+            "--epochs",
+        ),
+        (
+            ["--optimizer.warmup-epochs", "0", "--epochs", "1"],
+            "interval_epochs 1 of 1 epochs: pbt decides nothing; lower it, or raise --epochs",
+        ),
+    ],
+)
+def test_a_remark_names_the_setting_and_the_reason(flags: list[str], expected: str) -> None:
+    assert said(*flags) == [expected]
