@@ -87,8 +87,9 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "adios-ray export --checkpoint weights.safetensors --output masks.onnx --occlusion",
     ),
     "evaluate": (
-        "adios-ray evaluate --checkpoint runs/RUN/checkpoints/trial_00/epoch_00100 --data-dir data/photos",
-        "adios-ray evaluate --checkpoint weights.safetensors --data-dir data/photos linear --epochs 100",
+        "adios-ray evaluate knn --checkpoint runs/RUN/checkpoints/trial_00/epoch_00100 --data-dir data/photos",
+        "adios-ray evaluate linear --checkpoint weights.safetensors --data-dir data/photos --epochs 100",
+        "adios-ray evaluate robustness --checkpoint adios.safetensors --baseline none.safetensors --data-dir data/bgs",
     ),
     "masks": (
         "adios-ray masks --checkpoint weights.safetensors --images photos --output masks --overlay",
@@ -138,7 +139,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
 
     return exit_status(run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -105,6 +105,22 @@ def test_the_command_line_starts_without_ray_and_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_package_is_a_program_that_may_be_interrupted_while_it_imports() -> None:
+    helped = subprocess.run([sys.executable, "-m", "adios_ray", "runs", "--help"], capture_output=True, text=True)
+    assert helped.returncode == 0 and helped.stdout.startswith("usage: adios-ray runs")
+    code = """
+import importlib.abc, runpy, sys
+class Interrupts(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "tyro":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupts())
+runpy.run_module("adios_ray", run_name="__main__")
+"""
+    interrupted = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (interrupted.returncode, interrupted.stderr) == (130, "interrupted\n")
+
+
 def test_interruption_prints_how_to_resume(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,7 +61,7 @@ def epochs(run: Path) -> dict[str, int]:
 
 def test_an_interrupted_run_ends_in_one_line_and_the_same_command_resumes_it(objects_dir: Path, tmp_path: Path) -> None:
     options = f"--preset demo --data-dir {objects_dir} --batch-size 32 --epochs 500 --population 2 --name one"
-    command = [sys.executable, "-m", "adios_ray.cli", "train", *options.split(), "--storage", str(tmp_path)]
+    command = [sys.executable, "-m", "adios_ray", "train", *options.split(), "--storage", str(tmp_path)]
     run, before = tmp_path / "one", dict[str, int]()
     for number, cause in ((signal.SIGINT, "interrupted"), (signal.SIGTERM, "stopped by SIGTERM")):
         driver = Driver("env", "RAY_ADDRESS=local", *command)

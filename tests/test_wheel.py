@@ -40,7 +40,7 @@ def test_a_wheel_that_is_installed_elsewhere_trains_a_population(objects_dir: Pa
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     settings = ("--data-dir", objects_dir, "--population", "2", "--epochs", "1", "--storage", "runs")
-    train = ("-m", "adios_ray.cli", "train", "--preset", "demo", "--space", "asha_demo", *settings)
+    train = ("-m", "adios_ray", "train", "--preset", "demo", "--space", "asha_demo", *settings)
     printed = run(sys.executable, *train, cwd=elsewhere, PYTHONPATH=str(installed), RAY_ADDRESS="local")
     (directory,) = (elsewhere / "runs").glob("asha_demo-*")
     assert f"Report: {directory / 'report.html'}" in printed
