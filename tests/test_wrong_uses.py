@@ -280,6 +280,7 @@ CASES = {
     "import-official empty --output taken.safetensors": "--output taken.safetensors is a directory; name a file",
     "report run run --output empty --images 0": "--output empty is a directory; name a file",
     "masks --checkpoint a --data-dir data --output masks.gif": "--output masks.gif must end in .png",
+    "masks --checkpoint a --data-dir data --images 9 --output m.png": "--images 9 is more than the 8 validation images",
     "masks --checkpoint a --data-dir data --output taken.png": "--output taken.png is a directory; name a file",
     "import-official nowhere --output out.safetensors": "nowhere",
     "import-official empty --output out.safetensors": "empty",

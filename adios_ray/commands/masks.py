@@ -126,6 +126,8 @@ class Masks:
             raise UsageError(f"--output {self.output} must end in .png: --data-dir draws a PNG")
         check_output_file(self.output)
         device, split = best_device(), open_shards(data_dir).split("val")
+        if self.images is not None and number > len(split):
+            raise UsageError(f"--images {number} is more than the {len(split)} validation images of {data_dir}")
         occlusion = load_occlusion_model(self.checkpoint).to(device)
         x = central_views(split, np.arange(min(number, len(split))), occlusion_image_size(occlusion), device)
         with torch.no_grad():
