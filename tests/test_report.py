@@ -283,6 +283,10 @@ def test_importance_finds_the_value_that_matters(tmp_path: Path) -> None:
     assert found is not None and not found.of_gains and found.samples == 60 and found.r2 > 0.8
     assert next(iter(found.values)) == "optimizer.encoder_lr" and found.values["optimizer.encoder_lr"][0] > 0.5
     assert all(found.values[path][0] <= max(found.noise, 0.02) for path in ("augment.hue", "optimizer.name"))
+    assert found.known
+    alike = [row.model_copy(update={"fitness": 0.3 + rng.normal(0, 0.01)}) for row in rows]
+    unknown = importance_of(RunData(tmp_path, sorted(alike, key=lambda row: row.trial)))
+    assert unknown is not None and not unknown.known
     assert importance_of(RunData(tmp_path, rows[:5])) is None
 
 

@@ -34,6 +34,11 @@ class Importance(NamedTuple):
     of_gains: bool
     r2: float
 
+    @property
+    def known(self) -> bool:
+        """Whether any value is known to matter: its importance is above the noise."""
+        return any(mean > self.noise for mean, _ in self.values.values())
+
 
 def importance_of(run: RunData, seed: int = 0) -> Importance | None:
     """Compute the permutation importance of the searched values (Breiman 2001); None for too few reports.
