@@ -85,18 +85,50 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
         steps = RunDirectory(run_dir).diverged  # not there if all trials collapsed
         held = f"; {storage.place}/{steps.name} holds the steps that diverged" if storage.names(steps) else ""
         raise RunError(f"every trial diverged or collapsed{held}; lower learning rates may help")
-    name, final = max(finals.items(), key=lambda item: item[1].fitness)
-    best, space = state.members[name], load_space(RunDirectory(run_dir).space)
-    assert config.data_dir is not None and best.checkpoint is not None
+    name = max(finals, key=lambda name: finals[name].fitness)
+    best = state.members[name]
+    assert best.checkpoint is not None
     own = replaced(config.trial(), best.values)
     # Only the trial that is best on validation sees the test split: the maximum over the population would be biased
     # upward.
     print(f"{name} is evaluated on the test split, as soon as the cluster has a place for it", flush=True)
     submit = partial(_submit, own, best.checkpoint, storage.place, resources)
     test = _answer(submit, storage.place)
-    manifest = read_manifest(config.data_dir)
+    summary = _summarize(config, storage, state, finals, name, test)
+    write_summary(run_dir, summary)
+    schedule_of(run_dir, name).save(RunDirectory(run_dir).schedule)
+    measure = MEASURES[config.evaluation.fitness]
+    chance = f" (chance {measure.text(summary.chance)})" if measure.is_share else ""
+    if summary.gain is not None:
+        gain = measure.difference_text(summary.gain, summary.gain_standard_error)
+        print(f"Best minus control: {gain} on validation ({summary.compared})")
+    values = ", ".join(f"{label(path)} {value_text(value)}" for path, value in best.values.items())
+    print(f"Values of {name}: {values}")
+    print(
+        f"Best: {name}, {measure.label} fitness {measure.text(summary.best_fitness, summary.best_standard_error)} on "
+        f"validation, {measure.scores_text(test.value, test.standard_error, test.accuracy)} on test{chance}; "
+        f"{search_course(read_run(run_dir))}, {summary.seconds:.0f} s"
+    )
+    written = write_report(run_dir, storage.uri)
+    retry(storage.push, print)
+    print(f"Report: {storage.place}/{written.name}", flush=True)
+
+
+def _summarize(
+    config: ExperimentConfig,
+    storage: RunStorage,
+    state: PopulationState,
+    finals: "Mapping[str, Final]",
+    name: str,
+    test: "Estimate",
+) -> RunSummary:
+    """Summarize a run whose best trial is ``name``."""
+    assert config.data_dir is not None
+    run_dir, best, final = storage.directory, state.members[name], finals[name]
+    rows, lineage = read_results(run_dir), read_lineage(run_dir)
+    space, manifest = load_space(RunDirectory(run_dir).space), read_manifest(config.data_dir)
     first_epoch = min(row.epoch for row in rows)
-    summary = RunSummary(
+    return RunSummary(
         best_trial=name,
         best_fitness=final.fitness,
         best_standard_error=final.standard_error,
@@ -119,23 +151,6 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
         dataset=str(manifest.recipe.get("dataset", config.data_dir)),
         command=repeating_command(config, storage.place),
     )
-    write_summary(run_dir, summary)
-    schedule_of(run_dir, name).save(RunDirectory(run_dir).schedule)
-    measure = MEASURES[config.evaluation.fitness]
-    chance = f" (chance {measure.text(summary.chance)})" if measure.is_share else ""
-    if summary.gain is not None:
-        gain = measure.difference_text(summary.gain, summary.gain_standard_error)
-        print(f"Best minus control: {gain} on validation ({summary.compared})")
-    values = ", ".join(f"{label(path)} {value_text(value)}" for path, value in best.values.items())
-    print(f"Values of {name}: {values}")
-    print(
-        f"Best: {name}, {measure.label} fitness {measure.text(final.fitness, final.standard_error)} on validation, "
-        f"{measure.scores_text(test.value, test.standard_error, test.accuracy)} on test{chance}; "
-        f"{search_course(read_run(run_dir))}, {summary.seconds:.0f} s"
-    )
-    written = write_report(run_dir, storage.uri)
-    retry(storage.push, print)
-    print(f"Report: {storage.place}/{written.name}", flush=True)
 
 
 def _submit(
