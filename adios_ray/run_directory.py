@@ -24,15 +24,11 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 from adios_ray.errors import RecordError
 
 MASKS = "masks"
 """Name of the folder of masks."""
-Part = Literal["selection", "holdout"]
-"""A part of val: for decisions, or for the final comparison of trials."""
-PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class RunDirectory:
             OSError: If storage fails.
         """
         folders = (self.checkpoints, self._masks, self.diverged, self.controllers, self._logs, self._outcomes)
-        for folder in (*folders, *(self._outcomes / part for part in PARTS)):
+        for folder in folders:
             folder.mkdir(exist_ok=True)
 
     @property
@@ -160,9 +156,9 @@ class RunDirectory:
         """
         return self.path / (Path(*path.parts[-_CHECKPOINT_PARTS:]) if path.is_absolute() else path)
 
-    def outcomes(self, trial: str, epoch: int, part: Part = "selection") -> Path:
-        """Return the path of the outcomes of the images in one part of val, in a trial's report."""
-        return self._outcomes / part / trial / epoch_name(epoch)
+    def outcomes(self, trial: str, epoch: int) -> Path:
+        """Return the path of the outcomes of the validation images of selection, in a trial's report."""
+        return self._outcomes / trial / epoch_name(epoch)
 
     def diverged_step(self, trial: str, epoch: int) -> Path:
         """Return the folder of the step at which a trial diverged, by the epoch of its report."""

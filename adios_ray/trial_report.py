@@ -59,8 +59,6 @@ class TrialReport(Measured):
     outcomes: str | None = None
     """Outcome of each validation image of selection, in the order of the split, for paired tests: one byte each, 255
     times the outcome in [0, 1], rounded; in base64. None for measures without outcomes of single images."""
-    holdout_outcomes: str | None = None
-    """The same of the images behind ``holdout_fitness``."""
     divergence: str | None = None
     """How the trial diverged or collapsed; None if it did not."""
     done: bool = False

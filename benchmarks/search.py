@@ -124,7 +124,6 @@ class AccuracyTrainer(Trainer):
         unknown = {
             "standard_error": None,
             "outcomes": None,
-            "holdout_outcomes": None,
             "holdout_fitness": math.nan,
             "holdout_standard_error": None,
         }

@@ -2,6 +2,7 @@
 
 import base64
 import math
+import os
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,15 +13,26 @@ import scipy.stats
 from lcbench import EPOCHS as LAST_EPOCH
 from lcbench import halving, ray_decisions
 from made_up_run import make_exploit
-from schedulers import ASYNCHRONOUS, BEFORE, Toy, naive_pbt, run_drift, run_noisy, run_slow, run_toy
+from schedulers import ASYNCHRONOUS, BEFORE, SYNCHRONOUS, Toy, naive_pbt, run_drift, run_noisy, run_slow, run_toy
 from simulated import Simulation, optimum
 from test_schedulers import EPOCHS, crashing, simulation, space_of
 
 from adios_ray.config import replaced, value_at
 from adios_ray.experiment.schedule import schedule_of
-from adios_ray.experiment.verdict import Final, gain_over_control
+from adios_ray.experiment.verdict import Final, best_control
 from adios_ray.run_directory import RunDirectory
-from adios_ray.search.comparison import History, Score, extended, familywise, fluctuation, paired, score_at, unpaired
+from adios_ray.search.comparison import (
+    History,
+    Score,
+    compared,
+    decoded,
+    extended,
+    familywise,
+    fluctuation,
+    paired,
+    score_at,
+    unpaired,
+)
 from adios_ray.search.population import WORST_SCORE, scores_at_common_epoch
 from adios_ray.search.state import KEPT_OUTCOMES, Member, PopulationState
 from adios_ray.search.suggest import startup_trials
@@ -62,6 +74,16 @@ def test_the_paired_test_is_that_of_scipy() -> None:
     assert paired(first, first).z == 0 and paired(np.ones(9), np.zeros(9)).z == np.inf
 
 
+def test_images_are_compared_only_where_their_mean_is_the_score() -> None:
+    """Macro F1 is no mean of outcomes; neither is a score that is smoothed over reports."""
+    first, second = np.random.default_rng(0).random((2, 50))
+    one, two = Score(3, first.mean(), 0.04), Score(3, second.mean(), 0.04)
+    assert compared(one, two, first, second) == paired(first, second)
+    smoothed = one._replace(value=one.value + 0.01)
+    assert compared(smoothed, two, first, second) == unpaired(smoothed, two) != paired(first, second)
+    assert compared(one, two, first, None) == unpaired(one, two)
+
+
 def test_scores_with_standard_errors_are_compared_unpaired() -> None:
     found = unpaired(Score(3, 0.5, 0.03), Score(3, 0.4, 0.04))
     assert found.z == pytest.approx(2) and found.standard_error == pytest.approx(0.05)
@@ -101,6 +123,9 @@ def test_what_only_one_report_shows_is_estimated_and_widens_the_error() -> None:
     assert found == pytest.approx(0.02**2, rel=0.35)  # 54 degrees of freedom, which neighbors share
     assert fluctuation([tuple(Score(epoch, 2.0 * epoch + epoch**2) for epoch in (1, 2, 3))] * 3) == 0
     assert fluctuation(histories[:1]) == fluctuation([]) == 0
+    # Copies have their donor's history, whose deviations say nothing new.
+    early = [history[:12] for history in histories]
+    assert fluctuation(early[:1] * 4) == 0 and fluctuation([*early, *early[:3]]) == fluctuation(early)
     wider = unpaired(Score(3, 0.5, 0.03), Score(3, 0.4, 0.04)).with_fluctuation(0.0006)
     assert wider.standard_error == pytest.approx(math.sqrt(0.0025 + 0.0012))
     assert wider.z == pytest.approx(0.1 / math.sqrt(0.0037)) and wider.value == pytest.approx(0.1)
@@ -125,21 +150,31 @@ def test_a_history_is_bounded_and_exact_where_it_is_new() -> None:
     assert score_at(history, 500).value == pytest.approx(1000)
 
 
-def outcomes(skills: dict[str, float], noise: float = 0.1) -> Any:
-    """Report outcomes of images around a trial's skill: equally hard images for all, and noise by (trial, epoch)."""
+def outcomes(trial: str, epoch: int, fitness: float) -> dict[str, Any]:
+    """Report outcomes of images, with the fitness as their mean: equally hard for all trials, and with noise."""
     hardness = np.random.default_rng(0).uniform(-0.2, 0.2, IMAGES)
-
-    def details(trial: str, epoch: int, fitness: float) -> dict[str, Any]:
-        drawn = np.random.default_rng([int(trial[-2:]), epoch]).standard_normal(IMAGES)
-        values = np.clip(skills.get(trial, 0.5) + hardness + noise * drawn, 0, 1)
-        return {"outcomes": base64.b64encode(np.rint(255 * values).astype(np.uint8).tobytes()).decode()}
-
-    return details
+    drawn = np.random.default_rng([int(trial[-2:]), epoch]).normal(0, 0.1, IMAGES)
+    values = np.clip(fitness + hardness - hardness.mean() + drawn - drawn.mean(), 0, 1)
+    return {"outcomes": base64.b64encode(np.rint(255 * values).astype(np.uint8).tobytes()).decode()}
 
 
 def ranked_by_number(simulated: Simulation) -> Simulation:
     """Let later trials score higher."""
     simulated.fitness = lambda trial, epoch, config, before: int(trial[-2:]) / 100
+    return simulated
+
+
+def alike(simulated: Simulation, **others: float) -> Simulation:
+    """Let trials score alike but for less than the noise of their images, later ones higher; others as given."""
+    simulated.fitness = lambda trial, epoch, config, before: others.get(trial, 0.5 + int(trial[-2:]) / 10_000)
+    simulated.details = outcomes
+    return simulated
+
+
+def within_one(simulated: Simulation) -> Simulation:
+    """Shrink what the trials gain, so that it is the mean of outcomes."""
+    simulated.fitness = lambda trial, epoch, config, before: (before or 0.3) + optimum(config) / 100
+    simulated.details = outcomes
     return simulated
 
 
@@ -158,8 +193,7 @@ def test_of_equal_trials_the_first_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_donor_must_be_better_beyond_the_noise(tmp_path: Path) -> None:
-    simulated = ranked_by_number(simulation(tmp_path / "alike", population=4, interval_epochs=2))
-    simulated.details = outcomes({})
+    simulated = alike(simulation(tmp_path / "alike", population=4, interval_epochs=2))
     simulated.drive()
     refusals = read_refusals(simulated.directory)
     assert read_lineage(simulated.directory) == []
@@ -167,19 +201,20 @@ def test_a_donor_must_be_better_beyond_the_noise(tmp_path: Path) -> None:
         (epoch, "trial_00", "trial_03") for epoch in (2, 4, 6, 8)
     ]
     for refusal in refusals:
-        raw = [base64.b64decode(simulated.details(t, refusal.epoch, 0)["outcomes"]) for t in ("trial_03", "trial_00")]
-        better, worse = (np.frombuffer(content, np.uint8) / 255 for content in raw)
+        better, worse = (
+            decoded(base64.b64decode(outcomes(trial, refusal.epoch, fitness)["outcomes"]))
+            for trial, fitness in (("trial_03", 0.5003), ("trial_00", 0.5))
+        )
         assert refusal.z == pytest.approx(scipy.stats.ttest_rel(better, worse).statistic, rel=1e-9)
         assert refusal.p == pytest.approx(familywise(refusal.z, 4), rel=1e-12)
-    kept = list(simulated.directory.glob("outcomes/selection/*/*"))
+    kept = list(simulated.directory.glob("outcomes/*/*"))
     assert len(kept) == 4 * KEPT_OUTCOMES < 4 * EPOCHS
 
 
 def test_observations_know_the_error_of_a_gain(tmp_path: Path) -> None:
     """Image by image against the trial's last report or, after a copy, the donor's: the same weights."""
-    simulated = ranked_by_number(simulation(tmp_path / "run", population=4))
+    simulated = alike(simulation(tmp_path / "run", population=4), trial_00=0.4)
     simulated.config = simulated.config.model_copy(update={"epochs": 3})
-    simulated.details = outcomes({"trial_00": 0.4})
     state = simulated.drive()
     copied = {(trial, epoch + 1): donor for epoch, trial, donor, _ in simulated.lineage()}
     assert copied[("trial_00", 2)] == "trial_03"
@@ -187,20 +222,19 @@ def test_observations_know_the_error_of_a_gain(tmp_path: Path) -> None:
         before, after = observed.epochs
         if before:
             source = copied.get((observed.trial, after), observed.trial)
-            raw = [
-                base64.b64decode(simulated.details(trial, epoch, 0)["outcomes"])
-                for trial, epoch in ((observed.trial, after), (source, before))
-            ]
-            expected = paired(*(np.frombuffer(content, np.uint8) / 255 for content in raw)).standard_error
+            both = (
+                decoded(base64.b64decode(outcomes(*key, simulated.fitness(*key, simulated.config, 0.0))["outcomes"]))
+                for key in ((observed.trial, after), (source, before))
+            )
+            expected = paired(*both).standard_error
             assert observed.standard_error == pytest.approx(expected, rel=1e-12)
         else:
             assert observed.standard_error is None
 
 
 def test_a_better_donor_is_copied_and_the_lineage_says_how_sure_that_is(tmp_path: Path) -> None:
-    simulated = ranked_by_number(simulation(tmp_path / "run", population=4))
+    simulated = alike(simulation(tmp_path / "run", population=4), trial_00=0.4)
     simulated.config = simulated.config.model_copy(update={"epochs": 2})
-    simulated.details = outcomes({"trial_00": 0.4})
     simulated.drive()
     (exploit,) = read_lineage(simulated.directory)
     assert (exploit.trial, exploit.donor) == ("trial_00", "trial_03")
@@ -218,8 +252,7 @@ def test_standard_errors_alone_gate_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("level", [1, None])
 def test_the_test_can_be_switched_off(tmp_path: Path, level: float | None) -> None:
-    simulated = ranked_by_number(simulation(tmp_path / "run", population=4, significance=level, interval_epochs=4))
-    simulated.details = outcomes({})
+    simulated = alike(simulation(tmp_path / "run", population=4, significance=level, interval_epochs=4))
     simulated.drive()
     assert len(simulated.lineage()) == 2 and read_refusals(simulated.directory) == []
 
@@ -230,9 +263,7 @@ def test_a_killed_driver_refuses_the_same_copies(tmp_path: Path, every: int) -> 
     """Half of the trials differ beyond the noise; decisions need outcomes that an earlier driver received."""
 
     def run(name: str) -> Simulation:
-        simulated = simulation(tmp_path / name, interval_epochs=2)
-        simulated.details = lambda trial, epoch, fitness: outcomes({trial: 0.3 + fitness / 20})(trial, epoch, fitness)
-        return simulated
+        return within_one(simulation(tmp_path / name, interval_epochs=2))
 
     whole, broken = run("whole"), run("broken")
     whole.drive()
@@ -243,8 +274,7 @@ def test_a_killed_driver_refuses_the_same_copies(tmp_path: Path, every: int) -> 
 
 
 def test_a_refused_trial_may_explore_with_its_own_weights(tmp_path: Path) -> None:
-    simulated = simulation(tmp_path / "run", population=4, explore_without_copy=True)
-    simulated.details = outcomes({})
+    simulated = within_one(simulation(tmp_path / "run", population=4, explore_without_copy=True, significance=1e-9))
     state = simulated.drive()
     exploits = read_lineage(simulated.directory)
     assert len(exploits) == len(read_refusals(simulated.directory)) == EPOCHS - 1
@@ -254,7 +284,7 @@ def test_a_refused_trial_may_explore_with_its_own_weights(tmp_path: Path) -> Non
         stages = list(schedule_of(simulated.directory, name).intervals())
         assert {stage.trial for stage, _ in stages} == {name}
         gains = [(end - s.from_epoch) * optimum(replaced(simulated.config, s.values)) for s, end in stages]
-        assert sum(gains) == pytest.approx(member.score, abs=1e-9)
+        assert 0.3 + sum(gains) / 100 == pytest.approx(member.score, abs=1e-9)
 
 
 def test_decisions_are_readable(tmp_path: Path) -> None:
@@ -290,18 +320,14 @@ def test_the_random_start_of_hyperopt_follows_the_number_of_trials() -> None:
     assert [startup_trials(trials) for trials in (2, 8, 30, 1000)] == [1, 3, 10, 10]
 
 
-def test_the_verdict_compares_the_best_trial_with_the_control() -> None:
+def test_the_verdict_compares_the_best_trial_with_the_best_control() -> None:
     members = {name: Member(values={}, number=i, control=i == 0) for i, name in enumerate("abc")}
     state = PopulationState(members=members, next_decision_epoch=1)
     finals = {"a": Final(0.5, 0.03), "b": Final(0.6, 0.04), "c": Final(0.4, None)}
-    assert gain_over_control(state, finals, "b") == {
-        "control": "a",
-        "gain": pytest.approx(0.1),
-        "gain_standard_error": pytest.approx(0.05),
-    }
-    assert gain_over_control(state, finals, "c")["gain_standard_error"] is None
-    assert gain_over_control(state, finals, "a") == {"control": "a", "gain": 0.0}
-    assert gain_over_control(state, {"b": finals["b"]}, "b") == {}
+    assert [best_control(state, finals, best) for best in "abc"] == ["a", "a", "a"]
+    assert best_control(state, {"b": finals["b"]}, "b") is None
+    members["c"].control = True
+    assert best_control(state, finals, "b") == "a"
 
 
 def test_the_closed_forms_are_those_that_were_published() -> None:
@@ -346,6 +372,37 @@ def test_decisions_by_last_scores_drift_to_what_is_fast() -> None:
     """The fault that equal epochs mended, restated: without it the rows above would show nothing."""
     assert run_slow(3.0, BEFORE, 0) == 0
     assert fmean(run_drift(BEFORE, seed) for seed in range(2)) < 4
+
+
+@pytest.mark.slow
+def test_asynchronous_decisions_do_not_drift() -> None:
+    slots = {
+        decisions: fmean(run_drift(decisions, seed) for seed in range(12)) for decisions in (ASYNCHRONOUS, SYNCHRONOUS)
+    }
+    assert slots[ASYNCHRONOUS] == pytest.approx(slots[SYNCHRONOUS], abs=0.3)
+
+
+def test_the_interval_of_a_copy_begins_at_the_copy(tmp_path: Path) -> None:
+    """Not at the last decision about its donor: without a barrier, the next one would follow too early."""
+    simulated = alike(simulation(tmp_path / "run", population=4, synchronous=False))
+    simulated.drive()
+    population, donor = simulated.members, simulated.members["trial_03"]
+    donor.epoch, donor.decided_epoch = 8, 6
+    population.copy("trial_00", "trial_03", donor.values)
+    assert population["trial_00"].epoch == population["trial_00"].decided_epoch == 8
+
+
+def test_the_outcomes_that_are_kept_are_the_last_that_were_written(tmp_path: Path) -> None:
+    """Not those of the latest epochs: a copy of a donor that lags behind sets a trial back."""
+    state = PopulationState(members={}, next_decision_epoch=1)
+    for second, epoch in enumerate([*range(11, 21), 11, 12]):
+        path = RunDirectory(tmp_path).outcomes("trial_00", epoch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"outcomes")
+        os.utime(path, (second, second))
+        state.remove_old_outcomes(tmp_path, ["trial_00"])
+    kept = {int(path.name.rpartition("_")[2]) for path in tmp_path.glob("outcomes/trial_00/*")}
+    assert kept == {11, 12, *range(15, 21)} and len(kept) == KEPT_OUTCOMES
 
 
 @pytest.mark.parametrize(("grace", "factor"), [(1, 4), (2, 3), (3, 2.5)])

@@ -205,6 +205,5 @@ def test_reports_measure_selection_and_holdout(objects_dir: Path, monkeypatch: p
     whole = trainer.train_to_report()
     assert parted.holdout_fitness != parted.fitness and whole.holdout_fitness == whole.fitness
     images = [len(base64.b64decode(report.outcomes or "")) for report in (parted, whole)]
-    held = [len(base64.b64decode(report.holdout_outcomes or "")) for report in (parted, whole)]
-    assert images[0] > 10 and held[0] > 10 and images[0] + held[0] == images[1] == held[1] == len(trainer.val_split)
+    assert 10 < images[0] < images[1] - 10 and images[1] == len(trainer.val_split)
     assert whole.fitness == trainer.evaluate("val").value and whole.accuracy == trainer.evaluate("val").accuracy

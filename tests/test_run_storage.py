@@ -172,13 +172,13 @@ def test_the_journal_is_copied_after_what_it_rests_on(nodes: Nodes, server: S3Se
     state.journal(driver.directory, ["trial_00"])
     driver.push()
     written = [path.rpartition("a_run/")[2] for method, path in server.requests if method == "PUT"]
-    assert sorted(written[:2]) == ["lineage.jsonl", "outcomes/selection/trial_00/epoch_00001"]
+    assert sorted(written[:2]) == ["lineage.jsonl", "outcomes/trial_00/epoch_00001"]
     assert written[2:] == ["population.jsonl"]  # and nothing that has not changed
     driver.push()
     assert len([method for method, _ in server.requests if method == "PUT"]) == 3
     run.outcomes("trial_00", 1).unlink()
     driver.push()
-    assert Store(nodes.place).size("outcomes/selection/trial_00/epoch_00001") is None
+    assert Store(nodes.place).size("outcomes/trial_00/epoch_00001") is None
 
 
 def test_a_long_journal_at_the_uri_is_replaced_by_a_snapshot(

@@ -473,6 +473,7 @@ def test_a_resumed_rule_decides_as_the_one_that_heard_every_report(
         ({}, EPOCHS, "it has trained its last epoch"),
         ({"opening": {"trials": 7, "epochs": 2}}, 1, "it ranks last in the opening"),
         ({"opening": {"trials": 7, "epochs": 2}}, 4, "it waits for a donor"),
+        ({"controls": 1}, 4, "it is a control, which copies no other: the run goes on without it"),
         ({"scheduler": "asha"}, 1, "it is stopped"),
         ({"scheduler": "none"}, 4, "it is stopped"),
     ],
@@ -484,7 +485,7 @@ def test_users_are_told_what_becomes_of_a_diverged_trial(
     diverges: list[str] = []
 
     def details(trial: str, now: int, fitness: float) -> dict[str, Any]:
-        if now != epoch or diverges or trial == "trial_00":
+        if now != epoch or diverges or (trial == "trial_00") is not ("controls" in options):
             return {}
         diverges.append(trial)
         return {"divergence": "step 7: loss is nan"}

@@ -11,10 +11,9 @@ from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from adios_ray.checkpoints import Pointer
 from adios_ray.errors import DatasetError, FaultError
+from adios_ray.evaluation.fitness import Estimate
 from adios_ray.experiment import verdict
-from adios_ray.experiment.verdict import LAST_REPORTS, Final, final_fitness, gain_over_control
-from adios_ray.files import write_output
-from adios_ray.run_directory import RunDirectory
+from adios_ray.experiment.verdict import LAST_REPORTS, Final, best_control, final_fitness, gain_over_control
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.state import Member, PopulationState
 
@@ -43,40 +42,25 @@ def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_li
     assert "no data set in data. All trainings are kept" in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_the_error_of_the_gain_is_that_of_paired_images(tmp_path: Path) -> None:
-    """Over the last reports, donors' included; by the two errors alone where outcomes are no part of the fitness."""
+def test_the_gain_over_the_control_is_that_of_paired_test_images() -> None:
     rng, images = np.random.default_rng(0), 400
     difficulty = rng.uniform(0.2, 0.8, images)
-    reports = {
-        (name, epoch): np.rint(255 * (difficulty + skill + rng.normal(0, 0.02, images)).clip(0, 1)).astype(np.uint8)
-        for name, skill in (("a", 0.0), ("b", 0.1))
-        for epoch in (1, 2, 3, 4)
-    }
-    for (name, epoch), outcomes in reports.items():
-        write_output(RunDirectory(tmp_path).outcomes(name, epoch, "holdout"), outcomes.tobytes())
-    rows = [
-        make_row(name, epoch, 0.9, holdout_fitness=outcomes.mean() / 255, holdout_standard_error=0.01)
-        for (name, epoch), outcomes in reports.items()
+    skills = (0.1, 0.0)
+    raw = [
+        np.rint(255 * (difficulty + skill + rng.normal(0, 0.02, images)).clip(0, 1)).astype(np.uint8)
+        for skill in skills
     ]
-    members = {n: Member(values={}, number=i, checkpoint=POINTER, epoch=4, score=1.0) for i, n in enumerate("ab")}
-    members["a"].control = True
-    state = PopulationState(members=members, next_decision_epoch=9)
-    finals = final_fitness(state, rows, [], tmp_path)
-    gain = gain_over_control(state, finals, "b")
-    last = {name: np.mean([reports[name, epoch] / 255 for epoch in (2, 3, 4)], axis=0) for name in "ab"}
-    test = scipy.stats.ttest_rel(last["b"], last["a"])
-    assert gain["gain"] / gain["gain_standard_error"] == pytest.approx(test.statistic, rel=1e-9)
+    best, control = (Estimate(outcomes.mean() / 255, 0.01, 0.5, outcomes.tobytes()) for outcomes in raw)
+    gain = gain_over_control(best, control)
+    expected = scipy.stats.ttest_rel(raw[0] / 255, raw[1] / 255)
+    assert gain["gain"] is not None and gain["gain_standard_error"] is not None
+    assert gain["gain"] / gain["gain_standard_error"] == pytest.approx(expected.statistic, rel=1e-9)
     assert gain["gain_standard_error"] < 0.1 * math.hypot(0.01, 0.01)
-    copied = final_fitness(state, rows, [make_exploit(3, "a", "b")], tmp_path)["a"].outcomes
-    assert copied is not None
-    expected = np.mean([reports["b", 2], reports["b", 3], reports["a", 4]], axis=0) / 255
-    np.testing.assert_allclose(copied, expected, rtol=1e-12)
-    others = [row.model_copy(update={"holdout_fitness": row.holdout_fitness + 0.1}) for row in rows]  # as macro F1
-    gain = gain_over_control(state, final_fitness(state, others, [], tmp_path), "b")
-    assert gain["gain_standard_error"] == pytest.approx(math.hypot(0.01, 0.01))
-    RunDirectory(tmp_path).outcomes("b", 2, "holdout").unlink()
-    gain = gain_over_control(state, final_fitness(state, rows, [], tmp_path), "b")
-    assert gain["gain_standard_error"] == pytest.approx(math.hypot(0.01, 0.01))
+    # As macro F1, which is not the mean of the outcomes.
+    others = [each._replace(value=each.value + 0.1) for each in (best, control)]
+    assert gain_over_control(*others)["gain_standard_error"] == pytest.approx(math.hypot(0.01, 0.01))
+    without = gain_over_control(Estimate(0.5), Estimate(0.4))
+    assert without == {"gain": pytest.approx(0.1), "gain_standard_error": None}
 
 
 def test_trials_are_compared_by_the_holdout_of_their_weights_last_reports() -> None:
@@ -110,8 +94,7 @@ def test_a_trial_that_kept_the_configured_values_as_long_as_the_best_is_a_contro
         for name, slots in (("a", 3), ("b", 4), ("c", 5))
     }
     state, configured = PopulationState(members=members, next_decision_epoch=9), {"masking.slots": 3}
-    assert gain_over_control(state, finals, "b") == {}
-    gain = gain_over_control(state, finals, "b", configured)
-    assert gain == {"control": "a", "gain": pytest.approx(0.2), "gain_standard_error": pytest.approx(0.05)}
+    assert best_control(state, finals, "b") is None
+    assert best_control(state, finals, "b", configured) == "a"
     members["a"].epoch = 1
-    assert gain_over_control(state, finals, "b", configured) == {}
+    assert best_control(state, finals, "b", configured) is None

@@ -105,7 +105,7 @@ def _settings(schedule: Schedule) -> dict[str, Any]:
 def _write_report(path: Path, report: TrialReport, stage: Stage, measure: Measure) -> None:
     """Append a report, dropping reports of this and later epochs that an interrupted replay left."""
     lines = [line for line in complete_lines(path).splitlines() if json.loads(line)["epoch"] < report.epoch]
-    written = {**report.model_dump(exclude={"outcomes", "holdout_outcomes"}), "trial": stage.trial, **stage.values}
+    written = {**report.model_dump(exclude={"outcomes"}), "trial": stage.trial, **stage.values}
     atomic_write(path, b"".join(line + b"\n" for line in [*lines, json.dumps(written).encode()]))
     values = "".join(f", {label(name)} {value_text(value)}" for name, value in stage.values.items())
     fitness = measure.scores_text(report.fitness, report.standard_error, report.accuracy)

@@ -4,11 +4,9 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -26,7 +24,7 @@ from adios_ray.measures import MEASURES
 from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
-from adios_ray.search.comparison import Outcomes, paired, read_outcomes
+from adios_ray.search.comparison import Score, compared, decoded
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
@@ -79,30 +77,38 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
 
     run_dir = storage.directory
     rows, lineage = read_results(run_dir), read_lineage(run_dir)
-    finals = final_fitness(state, rows, lineage, run_dir)
+    finals = final_fitness(state, rows, lineage)
     if not finals:
         write_report(run_dir, storage.uri)
         steps = RunDirectory(run_dir).diverged  # not there if all trials collapsed
         held = f"; {storage.place}/{steps.name} holds the steps that diverged" if storage.names(steps) else ""
         raise RunError(f"every trial diverged or collapsed{held}; lower learning rates may help")
     name = max(finals, key=lambda name: finals[name].fitness)
-    best = state.members[name]
-    assert best.checkpoint is not None
-    own = replaced(config.trial(), best.values)
-    # Only the trial that is best on validation sees the test split: the maximum over the population would be biased
-    # upward.
-    print(f"{name} is evaluated on the test split, as soon as the cluster has a place for it", flush=True)
-    submit = partial(_submit, own, best.checkpoint, storage.place, resources)
-    test = _answer(submit, storage.place)
+    space = load_space(RunDirectory(run_dir).space)
+    control = best_control(state, finals, name, None if space.evolving else space.configured(config.trial()))
+
+    def on_test(trial: str) -> "Estimate":
+        print(f"{trial} is evaluated on the test split, as soon as the cluster has a place for it", flush=True)
+        member = state.members[trial]
+        assert member.checkpoint is not None
+        own = replaced(config.trial(), member.values)
+        return _answer(partial(_submit, own, member.checkpoint, storage.place, resources), storage.place)
+
+    # Only the trial that is best on validation, and what it is compared with, see the test split: the maximum over the
+    # population would be biased upward.
+    test = on_test(name)
     summary = _summarize(config, storage, state, finals, name, test)
+    if control is not None:
+        gain = {"gain": 0.0} if control == name else gain_over_control(test, on_test(control))
+        summary = summary.model_copy(update={"control": control, **gain})
     write_summary(run_dir, summary)
     schedule_of(run_dir, name).save(RunDirectory(run_dir).schedule)
     measure = MEASURES[config.evaluation.fitness]
     chance = f" (chance {measure.text(summary.chance)})" if measure.is_share else ""
     if summary.gain is not None:
-        gain = measure.difference_text(summary.gain, summary.gain_standard_error)
-        print(f"Best minus control: {gain} on validation ({summary.compared})")
-    values = ", ".join(f"{label(path)} {value_text(value)}" for path, value in best.values.items())
+        ahead = measure.difference_text(summary.gain, summary.gain_standard_error)
+        print(f"Best minus control: {ahead} on test ({summary.compared})")
+    values = ", ".join(f"{label(path)} {value_text(value)}" for path, value in state.members[name].values.items())
     print(f"Values of {name}: {values}")
     print(
         f"Best: {name}, {measure.label} fitness {measure.text(summary.best_fitness, summary.best_standard_error)} on "
@@ -126,7 +132,7 @@ def _summarize(
     assert config.data_dir is not None
     run_dir, best, final = storage.directory, state.members[name], finals[name]
     rows, lineage = read_results(run_dir), read_lineage(run_dir)
-    space, manifest = load_space(RunDirectory(run_dir).space), read_manifest(config.data_dir)
+    manifest = read_manifest(config.data_dir)
     first_epoch = min(row.epoch for row in rows)
     return RunSummary(
         best_trial=name,
@@ -140,7 +146,6 @@ def _summarize(
         test_fitness=test.value,
         test_standard_error=test.standard_error,
         test_accuracy=test.accuracy,
-        **gain_over_control(state, finals, name, None if space.evolving else space.configured(config.trial())),
         chance=1 / len(manifest.classes),
         seconds=state.seconds,
         exploits=sum(exploit.copies for exploit in lineage),
@@ -195,18 +200,16 @@ class Final(NamedTuple):
     Attributes:
         fitness: Mean holdout fitness of the last reports of the weights that the trial holds.
         standard_error: Its standard error over images; None where it is unknown.
-        outcomes: Mean outcome of each image of the holdout over these reports; None where they are not known.
     """
 
     fitness: float
     standard_error: float | None
-    outcomes: Outcomes | None = None
 
 
-def gain_over_control(
+def best_control(
     state: PopulationState, finals: Mapping[str, Final], best: str, configured: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Compute the fields of ``RunSummary`` that compare the best trial with the best control; none without controls.
+) -> str | None:
+    """Return the best of the controls, which may be the best trial itself; None without any that can be evaluated.
 
     Args:
         state: The population.
@@ -221,57 +224,43 @@ def gain_over_control(
         for name, member in state.members.items()
         if name in finals and (member.control or (member.values == configured and member.epoch == epoch))
     ]
-    if not controls:
-        return {}
-    control = max(controls, key=lambda name: finals[name].fitness)
-    if control == best:
-        return {"control": control, "gain": 0.0}
-    first, second = finals[best], finals[control]
-    error = _error_of_difference(first, second)
-    return {"control": control, "gain": first.fitness - second.fitness, "gain_standard_error": error}
+    return max(controls, key=lambda name: finals[name].fitness, default=None)
 
 
-def _error_of_difference(first: Final, second: Final) -> float | None:
-    """Estimate the standard error of a difference, image by image where the fitness is the mean of the outcomes."""
-    one, two = first.outcomes, second.outcomes
-    if one is not None and two is not None:
-        # Macro F1 is no such mean; else the two differ by the rounding of outcomes to bytes alone.
-        if max(abs(one.mean() - first.fitness), abs(two.mean() - second.fitness)) < 1 / 255:
-            return paired(one, two).standard_error
-    errors = [final.standard_error for final in (first, second) if final.standard_error is not None]
-    return math.hypot(*errors) if len(errors) == 2 else None
+def gain_over_control(best: "Estimate", control: "Estimate") -> dict[str, float | None]:
+    """Compute the fields of ``RunSummary`` by which the best trial is better on test than the control.
+
+    On test, where neither was chosen: of many trials, the best on val is better there by luck as well.
+    """
+    outcomes = [None if each.outcomes is None else decoded(each.outcomes) for each in (best, control)]
+    first, second = (Score(0, each.value, each.standard_error) for each in (best, control))
+    difference = compared(first, second, *outcomes)
+    return {"gain": best.value - control.value, "gain_standard_error": difference.standard_error}
 
 
-def final_fitness(
-    state: PopulationState, rows: Sequence[Row], lineage: Sequence[Exploit], run_dir: Path | None = None
-) -> dict[str, Final]:
+def final_fitness(state: PopulationState, rows: Sequence[Row], lineage: Sequence[Exploit]) -> dict[str, Final]:
     """Compute by what each trial enters the final comparison, without trials that diverged or collapsed.
 
     Args:
         state: The population.
         rows: Reports of all trials, those of a trial by epoch.
         lineage: Exploits in the order of their decisions.
-        run_dir: Where outcomes of single images are; None leaves them out.
     """
     return {
-        name: _final(last_rows(rows, lineage, name, member.epoch, LAST_REPORTS), run_dir)
+        name: _final(last_rows(rows, lineage, name, member.epoch, LAST_REPORTS))
         for name, member in state.members.items()
         if member.checkpoint is not None and member.score not in (None, WORST_SCORE)
     }
 
 
-def _final(rows: Sequence[Row], run_dir: Path | None = None) -> Final:
+def _final(rows: Sequence[Row]) -> Final:
     """Average the holdout fitness of the last reports of a trial's weights."""
     held = [(row.holdout_fitness, row.holdout_standard_error) for row in rows if math.isfinite(row.holdout_fitness)]
     # Earlier versions had no holdout.
     held = held or [(row.fitness, row.standard_error) for row in rows if math.isfinite(row.fitness)]
     errors = [error for _, error in held if error is not None]
     # The reports are of the same images, whose outcomes hardly change between them: no error averages out.
-    error = mean(errors) if errors else None
-    outcomes = [read_outcomes(run_dir, row.trial, row.epoch, "holdout") for row in rows] if run_dir else []
-    known = [each for each in outcomes if each is not None]
-    together = np.mean(known, axis=0) if len(known) == len(rows) == len(held) else None
-    return Final(mean(value for value, _ in held), error, together)
+    return Final(mean(value for value, _ in held), mean(errors) if errors else None)
 
 
 def _on_test(config: TrialConfig, checkpoint: Pointer, run: str) -> "Estimate":

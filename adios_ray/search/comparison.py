@@ -9,16 +9,21 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from adios_ray.run_directory import Part, RunDirectory
+from adios_ray.run_directory import RunDirectory
 
 Outcomes = npt.NDArray[np.float64]
 """Outcome of each validation image in [0, 1], [n]; the same images in the same order for all trials of a run."""
 
 
-def read_outcomes(run_dir: Path, trial: str, epoch: int, part: Part = "selection") -> Outcomes | None:
-    """Read the outcomes of the images of a part of val in a trial's report; None where there are none, or no longer."""
-    path = RunDirectory(run_dir).outcomes(trial, epoch, part)
-    return np.frombuffer(path.read_bytes(), np.uint8) / 255 if path.exists() else None
+def read_outcomes(run_dir: Path, trial: str, epoch: int) -> Outcomes | None:
+    """Read the outcomes of the images in a trial's report; None where there are none, or no longer."""
+    path = RunDirectory(run_dir).outcomes(trial, epoch)
+    return decoded(path.read_bytes()) if path.exists() else None
+
+
+def decoded(outcomes: bytes) -> Outcomes:
+    """Decode outcomes of a byte each."""
+    return np.frombuffer(outcomes, np.uint8) / 255
 
 
 class Score(NamedTuple):
@@ -100,12 +105,13 @@ def fluctuation(histories: Iterable[History]) -> float:
     Returns:
         The variance, which includes changes of single images; 0 without three reports of two trials.
     """
-    bends = defaultdict[int, list[float]](list)
+    # By the scores themselves: after a copy, two histories share those of the donor, which count once.
+    bends = defaultdict[int, dict[History, float]](dict)
     for history in histories:
         for first, second, third in zip(history, history[1:], history[2:], strict=False):
             if third.epoch - second.epoch == second.epoch - first.epoch:
-                bends[third.epoch].append(third.value - 2 * second.value + first.value)
-    groups = [np.array(group) for group in bends.values() if len(group) > 1]
+                bends[third.epoch][first, second, third] = third.value - 2 * second.value + first.value
+    groups = [np.array(list(group.values())) for group in bends.values() if len(group) > 1]
     freedom = sum(len(group) - 1 for group in groups)
     return float(sum(((group - group.mean()) ** 2).sum() for group in groups)) / freedom / 6 if freedom else 0.0
 
@@ -124,6 +130,19 @@ def unpaired(first: Score, second: Score) -> Difference:
         return Difference(difference)
     error = math.hypot(first.standard_error, second.standard_error)
     return Difference(difference, error, _ratio(difference, error))
+
+
+def compared(first: Score, second: Score, outcomes: Outcomes | None, others: Outcomes | None) -> Difference:
+    """Compare two scores image by image where they are the means of their reports' outcomes, else by their errors.
+
+    Macro F1 is no such mean, nor is a score that is smoothed over reports: their outcomes would test something else
+    than what ranks the trials.
+    """
+    if outcomes is not None and others is not None:
+        # Outcomes are rounded to bytes.
+        if max(abs(outcomes.mean() - first.value), abs(others.mean() - second.value)) < 1 / 255:
+            return paired(outcomes, others)
+    return unpaired(first, second)
 
 
 def familywise(z: float, trials: int) -> float:

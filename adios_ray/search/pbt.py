@@ -68,9 +68,11 @@ class PopulationBasedTraining(LiveScheduler):
         return any(rung.survivors < remaining for rung in self._halvings)
 
     def fate_of_diverged(self, name: str) -> str:
-        """Say that the trial waits for a donor, or ranks last in the opening."""
+        """Say that the trial waits for a donor, ranks last in the opening, or is a control, which never copies."""
         if self._opening and not stays(self.population[name]):
             return "it ranks last in the opening"
+        if self.population[name].control:
+            return "it is a control, which copies no other: the run goes on without it"
         return "it waits for a donor"
 
     def decide(self, name: str) -> str:

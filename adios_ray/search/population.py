@@ -11,8 +11,8 @@ from adios_ray.backend.channel import ChannelCalls
 from adios_ray.backend.line import Reply
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.files import atomic_write
-from adios_ray.run_directory import Part, RunDirectory
-from adios_ray.search.comparison import Difference, Outcomes, Score, extended, paired, read_outcomes, score_at, unpaired
+from adios_ray.run_directory import RunDirectory
+from adios_ray.search.comparison import Difference, Outcomes, Score, compared, extended, read_outcomes, score_at
 from adios_ray.search.state import Member, Observation, PopulationState
 from adios_ray.tracking.run import Run
 
@@ -72,8 +72,7 @@ class Population:
         value = self._score(member, report.fitness)
         score = Score(epoch, value, report.standard_error, name)
         # Before the journal: a resumed driver finds what a decision about the journaled report needs.
-        self._write_outcomes(name, epoch, "selection", report.outcomes)
-        self._write_outcomes(name, epoch, "holdout", report.holdout_outcomes)
+        self._write_outcomes(name, epoch, report.outcomes)
         self._unwritten.setdefault(name, []).append(f"{name}/{epoch}")
         self.state.observations[f"{name}/{epoch}"] = Observation(
             trial=name,
@@ -91,10 +90,10 @@ class Population:
             member.checkpoint = self.run.storage.here(reply.checkpoint)
         return True
 
-    def _write_outcomes(self, name: str, epoch: int, part: Part, outcomes: str | None) -> None:
+    def _write_outcomes(self, name: str, epoch: int, outcomes: str | None) -> None:
         """Store the outcomes of a report's images, if it has any."""
         if outcomes is not None:
-            path, content = RunDirectory(self.run.directory).outcomes(name, epoch, part), base64.b64decode(outcomes)
+            path, content = RunDirectory(self.run.directory).outcomes(name, epoch), base64.b64decode(outcomes)
 
             def write() -> None:
                 path.parent.mkdir(exist_ok=True)
@@ -117,9 +116,7 @@ class Population:
         return self._difference(*scores_at_common_epoch(self[first], self[second]))
 
     def _difference(self, one: Score, two: Score) -> Difference:
-        if (outcomes := self._outcomes(one)) is not None and (others := self._outcomes(two)) is not None:
-            return paired(outcomes, others)
-        return unpaired(one, two)
+        return compared(one, two, self._outcomes(one), self._outcomes(two))
 
     def _outcomes(self, score: Score) -> Outcomes | None:
         """Read the outcomes in a report; a score between two reports has none."""
@@ -173,6 +170,7 @@ class Population:
                 "number": old.number,
                 "score": old.score,
                 "base_score": source.score,
+                "decided_epoch": source.epoch,
                 "replaced_history": old.reported,
                 "control": False,
             }

@@ -14,7 +14,7 @@ from adios_ray.checkpoints import KEPT_CHECKPOINTS, Pointer
 from adios_ray.config import SearchedValues
 from adios_ray.errors import ConfigError
 from adios_ray.files import append_line, atomic_write, complete_lines
-from adios_ray.run_directory import PARTS, RunDirectory, newest_epochs
+from adios_ray.run_directory import RunDirectory, newest_epochs
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.comparison import History, Score
 from adios_ray.validation import parse_json, read_json
@@ -181,9 +181,10 @@ class PopulationState(BaseModel):
     def remove_old_outcomes(self, run_dir: Path, trials: Iterable[str]) -> None:
         """Delete the outcomes of images in reports of these trials, except those of their newest reports."""
         for trial in trials:
-            for part in PARTS:
-                for path in list(newest_epochs(RunDirectory(run_dir).outcomes(trial, 0, part).parent))[KEPT_OUTCOMES:]:
-                    path.unlink(missing_ok=True)
+            folder = RunDirectory(run_dir).outcomes(trial, 0).parent
+            # The last written, not those of the latest epochs: a copy may have set the trial back.
+            for path in sorted(newest_epochs(folder), key=_written, reverse=True)[KEPT_OUTCOMES:]:
+                path.unlink(missing_ok=True)
 
     def remove_unused_checkpoints(self, storage: RunStorage, trials: Iterable[str]) -> None:
         """Delete the checkpoints of these trials that no member resumes from, except each trial's newest two."""
@@ -195,6 +196,10 @@ class PopulationState(BaseModel):
             older -= {member.checkpoint.path for member in self.members.values() if member.checkpoint}
         for directory in older:
             storage.remove(directory)
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns
 
 
 def _with_pointers(members: Mapping[str, Member], move: Callable[[Path], Path]) -> dict[str, Member]:

@@ -168,7 +168,7 @@ class RunSummary(_Record):
     control: str | None = None
     """The best of the trials that kept the configured values; None without any."""
     gain: float | None = None
-    """``best_fitness`` minus the same of the control."""
+    """Fitness of the best trial minus that of the control, on the test split; on val in earlier versions."""
     gain_standard_error: float | None = None
     """Standard error of ``gain`` over images, paired where their outcomes are known; None where it is unknown."""
     test_fitness: float

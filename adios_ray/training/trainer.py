@@ -187,7 +187,6 @@ class Trainer:
             holdout_fitness=holdout.value,
             holdout_standard_error=holdout.standard_error,
             outcomes=_encoded(selection.outcomes),
-            holdout_outcomes=_encoded(holdout.outcomes),
             divergence=self.divergence or collapse,
             done=self.done,
             evaluate_s=time.perf_counter() - began,
