@@ -1,6 +1,6 @@
 """ADIOS beside other people's masks (Chin et al., WACV 2024): is their table a matter of the fill or of the objective?
 
-    python experiments/table_wacv24.py --data CIFAR-10 data/cifar10   # small: 76 minutes
+    python experiments/table_wacv24.py --data CIFAR-10 data/cifar10   # small: 37 minutes after Table 6
     python experiments/table_wacv24.py --preset paper --data ImageNet100 data/in100
     python experiments/table_wacv24.py --preset paper --dry-run
 
