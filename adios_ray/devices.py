@@ -8,6 +8,8 @@ from functools import cache
 import torch
 
 CPU = torch.device("cpu")
+CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""Occurs in torch's messages that memory for the CPU cannot be allocated."""
 
 
 def best_device() -> torch.device:
@@ -23,6 +25,13 @@ def native_bfloat16(device: torch.device) -> bool:
     with torch.cuda.device(device):
         native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
     return native
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether torch or Python could not allocate memory, on a GPU or for the CPU."""
+    # Only torch's allocator for GPUs has an error class of its own.
+    texts = (CPU_ALLOCATOR, "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
 
 
 def prepare_device(device: torch.device) -> None:

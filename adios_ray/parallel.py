@@ -3,7 +3,8 @@
 Every worker of a trial must call them in the same order.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -12,14 +13,32 @@ from torch import Tensor, distributed
 Value = TypeVar("Value")
 
 
+_alone = False
+"""Whether this process acts as the only worker; not by thread, as gradients are computed in threads of their own."""
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Act as the only worker inside the block: for steps that may fail here and succeed on another worker.
+
+    An operation that the others do not take part in would wait for them forever.
+    """
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def world_size() -> int:
     """Count the workers of the trial; 1 without a process group."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return distributed.get_world_size() if distributed.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
     """Return this worker's number, from 0."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    return distributed.get_rank() if distributed.is_initialized() and not _alone else 0
 
 
 class _Gather(torch.autograd.Function):

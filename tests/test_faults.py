@@ -18,13 +18,14 @@ from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
-from adios_ray.config import TrialConfig
+from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import CheckpointError, ClaimError, FaultError, StorageError
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.log import Event, EventLog, append_log, read_events
 from adios_ray.tracking.run import Run
+from adios_ray.training import cost
 from adios_ray.trial_report import TrialReport
 
 MISSING, BROKEN_PIPE = CheckpointError("checkpoint c does not exist"), RuntimeError("Connection closed by peer\nat 1")
@@ -270,7 +271,8 @@ def test_what_a_worker_prints_is_passed_on_in_bounded_parts(tmp_path: Path, monk
 
 
 def test_an_error_of_memory_names_the_values_to_change() -> None:
-    from adios_ray.backend.loop import is_out_of_memory, memory_advice
+    from adios_ray.backend.loop import memory_advice
+    from adios_ray.devices import is_out_of_memory
 
     config = TrialConfig(batch_size=64)
     on_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8 GiB")
@@ -286,3 +288,21 @@ def test_an_error_of_memory_names_the_values_to_change() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**62, dtype=torch.uint8)
     assert is_out_of_memory(refused.value)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("CUDA error: out of memory")])
+def test_slots_are_halved_until_a_measured_step_fits(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = list[int | None]()
+
+    def measure(config: TrialConfig, size: int, device: torch.device) -> None:
+        measured.append(config.slots_at_once)
+        if config.slots_at_once not in (1, 2):
+            raise error
+
+    monkeypatch.setattr(cost, "measure_step", measure)
+    config = replaced(TrialConfig(), {"masking.slots": 7})
+    assert cost.fitting_slots(config, 32, torch.device("cpu")) == 2 and measured == [7, 4, 2]
+    assert cost.fitting_slots(replaced(config, {"masking.scheme": "adios-s"}), 32, torch.device("cpu")) == 1
+    monkeypatch.setattr(cost, "measure_step", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cost.fitting_slots(config, 32, torch.device("cpu"))

@@ -111,6 +111,9 @@ def work(rank: int, meeting_point: str, directory: str) -> None:
     results += [accumulate_gradients(synchronized_config(*case), rank, WORKERS) for case in SYNCHRONIZED]
     results.append({"exchanges": torch.tensor([count_exchanges(*game, rank) for game in EXCHANGES])})
     results.append({"shuffled": shuffled_shares(rank)})
+    # As where another worker has run out of memory: what one does alone waits for no other.
+    with parallel.alone():
+        results.append(accumulate_gradients(game_config(*GAMES[0]), 0, 1) if rank == 1 else {})
     terms = Terms(torch.tensor([1.0, torch.nan if rank == 1 else 2.0]), torch.ones(2))
     parallel.begin_averaging(terms)()
     assert "objective of slot 1" in str(terms.fault())
@@ -124,6 +127,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Tens
     directory = tmp_path_factory.mktemp("workers")
     start_processes(work, (str(directory / "meeting"), str(directory)), nprocs=WORKERS, start_method="spawn")
     return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
+
+
+def test_a_worker_may_take_steps_alone(shared: list[list[dict[str, Tensor]]]) -> None:
+    expected = accumulate_gradients(game_config(*GAMES[0]), 0, 1)
+    assert all(torch.equal(value, expected[name]) for name, value in shared[1][-1].items()) and shared[1][-1]
 
 
 @pytest.mark.parametrize("number", range(len(GAMES)), ids=["-".join(game) for game in GAMES])
@@ -161,7 +169,7 @@ def test_a_distance_over_two_workers_equals_that_of_the_global_batch(
 
 
 def test_a_step_exchanges_once_for_each_player(shared: list[list[dict[str, Tensor]]]) -> None:
-    assert [own[-2]["exchanges"].tolist() for own in shared] == WORKERS * [list(EXCHANGES.values())]
+    assert [own[-3]["exchanges"].tolist() for own in shared] == WORKERS * [list(EXCHANGES.values())]
 
 
 def test_shuffled_rows_are_normalized_with_others_and_come_back(shared: list[list[dict[str, Tensor]]]) -> None:
@@ -169,7 +177,7 @@ def test_shuffled_rows_are_normalized_with_others_and_come_back(shared: list[lis
     rows, order, expected = torch.arange(8, dtype=torch.float64).square(), torch.randperm(8), torch.empty(8).double()
     for share in order.chunk(WORKERS):
         expected[share] = rows[share] - rows[share].mean()
-    assert_close(torch.cat([own[-1]["shuffled"] for own in shared]), expected)
+    assert_close(torch.cat([own[-2]["shuffled"] for own in shared]), expected)
     assert set(order[:4].tolist()) != set(range(4))
 
 

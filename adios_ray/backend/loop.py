@@ -17,7 +17,7 @@ from adios_ray.backend.line import Start
 from adios_ray.backend.loop_config import LoopConfig
 from adios_ray.checkpoints import Pointer, load_checkpoint, newest_intact
 from adios_ray.config import TrialConfig
-from adios_ray.devices import CPU, native_bfloat16
+from adios_ray.devices import CPU, CPU_ALLOCATOR, is_out_of_memory, native_bfloat16
 from adios_ray.errors import CheckpointError, MemoryLimitError, RunError
 from adios_ray.files import remove_drafts
 from adios_ray.retry import retry, retry_in_run
@@ -30,8 +30,6 @@ MASK_PICTURES = 8
 """Validation images whose masks are kept."""
 MASK_EPOCHS = 20
 """Number of epochs, about, for which masks are kept over a training."""
-_CPU_ALLOCATOR = "DefaultCPUAllocator"
-"""Occurs in torch's messages that memory for the CPU cannot be allocated."""
 
 
 def train_loop(config: LoopConfig) -> None:
@@ -162,18 +160,11 @@ def _train(
     ray.train.report({"epoch": report.epoch, "fitness": report.fitness})
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether torch or Python could not allocate memory, on a GPU or for the CPU."""
-    # Only torch's allocator for GPUs has an error class of its own.
-    texts = (_CPU_ALLOCATOR, "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
-
-
 def memory_advice(error: BaseException, config: TrialConfig, workers: int) -> str:
     """Say which values to change after an error of memory, with those that the configuration has."""
     cause = ". ".join(str(error).split(". ")[:2]) or type(error).__name__
     limit = config.micro_batch_size or config.batch_size // workers
-    share = "cpus" if isinstance(error, MemoryError) or _CPU_ALLOCATOR in str(error) else "gpus"
+    share = "cpus" if isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error) else "gpus"
     # Without a number, a GPU embeds as many as fitted when training began.
     alone = config.slots_at_once == 1 or config.micro_batch_size or (config.slots_at_once is None and share == "cpus")
     slots = "" if alone else "--slots-at-once 1, or "

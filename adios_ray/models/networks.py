@@ -20,6 +20,9 @@ from adios_ray.models.backbones import build_backbone
 from adios_ray.models.slot_norm import grouped, use_slot_norms
 from adios_ray.objectives import Embedding, Objective, objective_class
 
+_VARIANTS = 64
+"""Compiled variants of one part, at most."""
+
 
 class View(NamedTuple):
     """A view to embed.
@@ -105,6 +108,11 @@ class Networks(nn.Module):
 
     def compile_parts(self) -> None:
         """Compile the backbones and the U-Net, in place: names in the state stay the same."""
+        # Each number of views at once is a variant of the backbone, as are evaluation and a frozen backbone. Beyond 8,
+        # by torch's default, further ones would silently run without having been compiled.
+        import torch._dynamo  # takes seconds, which trainings that compile nothing need not wait
+
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
         # Not the occlusion model's head: N may change while a trial trains, and each N would be compiled again.
         parts: list[nn.Module] = [self.backbone]
         if self.momentum is not None:

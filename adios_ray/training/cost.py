@@ -9,20 +9,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from adios_ray import parallel
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.loader import Batch
-from adios_ray.devices import timed
+from adios_ray.devices import is_out_of_memory, timed
 from adios_ray.masking.schemes import OBJECT_SCHEMES, PATTERN_SCHEMES
 from adios_ray.masking.schemes.base import IDS
 from adios_ray.models.networks import Networks
-from adios_ray.training.graphs import step_function
+from adios_ray.training.graphs import WARM_UP_STEPS, step_function
 from adios_ray.training.optimizers import Optimizers, build_optimizers
 from adios_ray.training.step import StepResult
 
 CPU_PIXELS = 16 * 224**2
 """Bound on the pixels of a measured step on a CPU, whose time is in proportion to them; a GPU takes the whole batch."""
-STEPS = 3
-"""Smallest number of steps."""
+STEPS = WARM_UP_STEPS + 1
+"""Smallest number of steps: with CUDA graphs, the last one records them, into memory of their own."""
 CLASSES = 100
 
 
@@ -109,18 +110,23 @@ def _core_seconds(work: Callable[[], object]) -> float:
 def fitting_slots(config: TrialConfig, size: int, device: torch.device) -> int:
     """Find how many slots a GPU can embed at once: all of them, or a half until a measured step fits into its memory.
 
+    Each worker measures its share of a batch by itself; the trial takes the smallest number of all.
+
     Args:
         config: The trial's configuration.
         size: Side S of the views in pixels.
         device: The GPU.
     """
     slots = 1 if config.masking.scheme in ("none", "adios-s") else config.masking.slots
-    with torch.random.fork_rng([device]):
+    share = max(config.batch_size // parallel.world_size(), 2)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), parallel.alone():
         while slots > 1:
             try:
-                measure_step(replaced(config, {"slots_at_once": slots}), size, device)
+                measure_step(replaced(config, {"slots_at_once": slots, "batch_size": share}), size, device)
                 break
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 slots = -(-slots // 2)
             finally:
                 torch.cuda.empty_cache()
