@@ -157,13 +157,13 @@ def evaluate(
     """
     chosen = [torch.from_numpy(part) for part in parts or [np.arange(len(held_out))]]
     backbone, probe = networks.evaluated
+    precision = networks.autocast(next(backbone.parameters()).device)
     fresh: AbstractContextManager[None] = nullcontext()
     if networks.averaged is not None:
         # Mean weights have no statistics of their own; these are kept, so that what is exported is what was evaluated.
-        refresh_statistics(backbone, train, image_size, config.view)
+        refresh_statistics(backbone, train, image_size, config.view, precision)
     elif config.fresh_statistics:
-        fresh = fresh_statistics(backbone, train, image_size, config.view)
-    precision = networks.autocast(next(backbone.parameters()).device)
+        fresh = fresh_statistics(backbone, train, image_size, config.view, precision)
     with fresh:
         whole = np.arange(len(held_out))
         features = extract_features(backbone, held_out, whole, image_size, config.view, precision)
@@ -304,7 +304,7 @@ def _of_features(measure: Callable[[Tensor], float]) -> Callable[[_Evaluated], S
 
 def _lidar(evaluated: _Evaluated) -> Score:
     """Compute LiDAR of random views of some held-out images."""
-    views = features_of_views(evaluated.backbone, evaluated.held_out, evaluated.image_size)
+    views = features_of_views(evaluated.backbone, evaluated.held_out, evaluated.image_size, evaluated.precision)
     indices = torch.from_numpy(evaluated.held_out.spread(LIDAR_IMAGES)).to(views.device)
     return _label_free(lidar, views, indices)
 
@@ -319,29 +319,34 @@ def extract_view_features(
     seed: int,
     stream: str,
     epoch: int,
+    precision: AbstractContextManager[object] | None = None,
 ) -> Tensor:
     """Extract features of one augmented view of each image, float32 [M, F] on the backbone's device.
 
-    See ``draw_parameters`` for what the views follow from.
+    See ``draw_parameters`` for what the views follow from, and ``extract_features`` for ``precision``.
     """
     device, training = next(backbone.parameters()).device, backbone.training
     backbone.eval()
     batches, parts = [indices[first : first + BATCH] for first in range(0, len(indices), BATCH)], []
     for chosen, images in stored_batches(split, batches, device):
         drawn = draw_parameters(config, seed, stream, epoch, chosen, split.heights[chosen], split.widths[chosen])
-        parts.append(backbone(apply_view(images, drawn, image_size)).float())
+        views = apply_view(images, drawn, image_size)
+        with precision or nullcontext():
+            parts.append(backbone(views).float())
     backbone.train(training)
     return torch.cat(parts)
 
 
-def features_of_views(backbone: nn.Module, split: Split, image_size: int) -> Tensor:
+def features_of_views(
+    backbone: nn.Module, split: Split, image_size: int, precision: AbstractContextManager[object] | None = None
+) -> Tensor:
     """Extract features of K random views, the same ones at each call, [M, K, F].
 
     Views are made by the default augmentations, not the trial's: a search over augmentations must not change the score.
     """
     indices = split.spread(LIDAR_IMAGES)  # not the first: shards of some sources hold few classes each
     views = [
-        extract_view_features(backbone, split, indices, image_size, AugmentConfig(), 0, "view_a", number)
+        extract_view_features(backbone, split, indices, image_size, AugmentConfig(), 0, "view_a", number, precision)
         for number in range(LIDAR_VIEWS)
     ]
     return torch.stack(views, dim=1)

@@ -1,7 +1,7 @@
 """BatchNorm statistics for an evaluation, computed from images as the evaluation sees them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -18,7 +18,13 @@ IMAGES = 2048
 BATCH = 256
 
 
-def refresh_statistics(backbone: nn.Module, train: Split, image_size: int, view: CentralView = "square") -> None:
+def refresh_statistics(
+    backbone: nn.Module,
+    train: Split,
+    image_size: int,
+    view: CentralView = "square",
+    precision: AbstractContextManager[object] | None = None,
+) -> None:
     """Replace a backbone's BatchNorm statistics by those of unmasked images: averages over batches of central views.
 
     A no-op for networks without BatchNorm.
@@ -28,6 +34,7 @@ def refresh_statistics(backbone: nn.Module, train: Split, image_size: int, view:
         train: Split of the images; at most ``IMAGES`` of them, evenly spaced, are used.
         image_size: Side S in pixels.
         view: Part of each photograph that is used.
+        precision: Context of the forward passes, for example ``torch.autocast``, as in ``extract_features``.
     """
     norms = _norms(backbone)
     if not norms:
@@ -44,7 +51,8 @@ def refresh_statistics(backbone: nn.Module, train: Split, image_size: int, view:
         with torch.no_grad():
             batches = np.array_split(indices, -(-len(indices) // BATCH))
             for views in central_batches(train, batches, image_size, device, view):
-                backbone(views)
+                with precision or nullcontext():
+                    backbone(views)
         # Workers computed these from the same images, and may have rounded differently.
         parallel.broadcast_from_first(buffer for norm in norms for buffer in norm.buffers())
     finally:
@@ -55,7 +63,11 @@ def refresh_statistics(backbone: nn.Module, train: Split, image_size: int, view:
 
 @contextmanager
 def fresh_statistics(
-    backbone: nn.Module, train: Split, image_size: int, view: CentralView = "square"
+    backbone: nn.Module,
+    train: Split,
+    image_size: int,
+    view: CentralView = "square",
+    precision: AbstractContextManager[object] | None = None,
 ) -> Iterator[None]:
     """Make a backbone's BatchNorm use statistics of unmasked images inside the block; see ``refresh_statistics``.
 
@@ -65,7 +77,7 @@ def fresh_statistics(
     norms, training = _norms(backbone), backbone.training
     kept = [{name: values.clone() for name, values in norm.named_buffers()} for norm in norms]
     try:
-        refresh_statistics(backbone, train, image_size, view)
+        refresh_statistics(backbone, train, image_size, view, precision)
         backbone.eval()
         yield
     finally:

@@ -258,8 +258,12 @@ def with_average(tensors: Mapping[str, Tensor], averages: bool) -> dict[str, Ten
 
 def _move(means: list[Tensor], current: list[Tensor], weight: float | Tensor) -> None:
     """Replace means by (1 - weight) means + weight current, in place; exact at weights of 0 and 1."""
-    # A few calls for all tensors. A weight on the device, which lerp does not take, is not read by the host.
-    torch._foreach_mul_(means, 1 - weight)
+    # A few calls for all tensors. A weight on the device, which lerp does not take, is not read by the host; in another
+    # precision than theirs, it would be multiplied with one tensor after the other.
+    kept = 1 - weight
+    if isinstance(weight, Tensor) and isinstance(kept, Tensor):
+        kept, weight = kept.to(means[0].dtype), weight.to(means[0].dtype)
+    torch._foreach_mul_(means, kept)
     torch._foreach_add_(means, torch._foreach_mul(current, weight))
 
 
