@@ -207,3 +207,15 @@ def test_reports_measure_selection_and_holdout(objects_dir: Path, monkeypatch: p
     images = [len(base64.b64decode(report.outcomes or "")) for report in (parted, whole)]
     assert 10 < images[0] < images[1] - 10 and images[1] == len(trainer.val_split)
     assert whole.fitness == trainer.evaluate("val").value and whole.accuracy == trainer.evaluate("val").accuracy
+
+
+@pytest.mark.parametrize("section", [{"fitness": "lidar", "fresh_statistics": True}, {"average_weights": True}])
+def test_all_forward_passes_of_an_evaluation_are_in_the_trials_precision(
+    section: dict[str, Any], objects_dir: Path
+) -> None:
+    trainer = Trainer(small_config(objects_dir, precision="bfloat16", evaluation=section), CPU)
+    backbone, seen = trainer.networks.evaluated[0], set[torch.dtype]()
+    stem = backbone.get_submodule("stem.0")
+    stem.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    trainer.evaluate("val")
+    assert seen == {torch.bfloat16}
