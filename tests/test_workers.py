@@ -114,7 +114,7 @@ def work(rank: int, meeting_point: str, directory: str) -> None:
     # As where another worker has run out of memory: what one does alone waits for no other.
     with parallel.alone():
         results.append(accumulate_gradients(game_config(*GAMES[0]), 0, 1) if rank == 1 else {})
-    terms = Terms(torch.tensor([1.0, torch.nan if rank == 1 else 2.0]), torch.ones(2))
+    terms = Terms(torch.tensor([1.0, torch.nan if rank == 1 else 2.0]), torch.ones(2), torch.ones(2))
     parallel.begin_averaging(terms)()
     assert "objective of slot 1" in str(terms.fault())
     torch.save(results, Path(directory) / f"{rank}.pt")

@@ -190,9 +190,6 @@ def check_poles(subject: Subject) -> str | None:
     _set_head(networks, torch.tensor([POLE_LOGIT, 0.0, 0.0]))
     if fault := game.train_step(networks, optimizers, _batch(), config, 0.0).terms.fault():
         return f"masks that are all 1 and all 0: {fault}: bound what diverges there away from the poles"
-    broken = [name for name, values in networks.named_parameters() if not values.isfinite().all()]
-    if broken:
-        return f"masks that are all 1 and all 0 make gradients that are not finite, as in {broken[0]}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Non-finite losses and penalties: updates that they stop, without waiting for the device, and what reproduces them.
+"""Non-finite losses and gradients: updates that they stop, without waiting for the device, and what reproduces them.
 
 A step records on the device whether its terms are finite, and optimizers skip their updates where one is not
 (``found_inf``). The host reads the terms of a step while the device computes the next one.
@@ -20,10 +20,12 @@ class Terms(NamedTuple):
     Attributes:
         losses: Objective of each slot that was embedded, [K]; of the passes of an alternating step, [2, K].
         penalties: Sparsity term of each slot, [N]; [1] without masks.
+        gradients: Largest absolute value of the gradients of each player, [G]; a finite loss may have others.
     """
 
     losses: Tensor
     penalties: Tensor
+    gradients: Tensor
 
     def found_inf(self) -> Tensor:
         """Tell on the device whether any term is not finite: 1.0 or 0.0, float32."""
@@ -36,7 +38,19 @@ class Terms(NamedTuple):
                 for slot, value in enumerate(turn):
                     if not math.isfinite(value):
                         return f"{kind} of slot {slot} is {value}"
+        for player, value in zip(PLAYERS, self.gradients.tolist(), strict=False):
+            if not math.isfinite(value):
+                return f"a gradient of the {player} is {value}"
         return None
+
+
+PLAYERS = ("encoder", "occlusion model")
+"""In the order of ``Terms.gradients``."""
+
+
+def largest(gradients: list[Tensor]) -> Tensor:
+    """Compute the largest absolute value of some gradients, [1]; nan if one is nan."""
+    return torch.stack(torch._foreach_norm(gradients, math.inf)).amax().reshape(1)
 
 
 class Failure(NamedTuple):

@@ -25,7 +25,7 @@ from adios_ray.devices import tf32_products
 from adios_ray.masking.sparsity import size_entropy, sparsity
 from adios_ray.models.networks import Networks, View
 from adios_ray.objectives import Embedding
-from adios_ray.training.divergence import Terms
+from adios_ray.training.divergence import Terms, largest
 from adios_ray.training.optimizers import Optimizers
 
 
@@ -50,7 +50,7 @@ class StepResult(NamedTuple):
 
     Attributes:
         measurements: Scalars for reports.
-        terms: Losses and penalties, all of which must be finite.
+        terms: Losses, penalties and largest gradients, all of which must be finite.
     """
 
     measurements: Measurements
@@ -85,8 +85,8 @@ def train_step(
         config: The trial's configuration.
         progress: Share of the training that is done, 0 to 1, which sets the momentum.
 
-    From the first loss or penalty on that is not finite, ``optimizers.found_inf`` is 1 and nothing is updated: see
-    ``DivergenceWatch``.
+    From the first loss, penalty or gradient on that is not finite, ``optimizers.found_inf`` is 1 and nothing is
+    updated: see ``DivergenceWatch``.
     """
     return update_networks(networks, optimizers, batch, config, momentum_rate(networks, progress))
 
@@ -157,12 +157,17 @@ def _adversarial_update(
     if simultaneous:
         # Workers have exchanged the encoder's gradients while the occlusion model's were computed, and neither player
         # moves before both gradients are taken.
+        own = _gradients(optimizers.occlusion)
+        finish = parallel.begin_averaging(own)
         terms = exchanged()
+        finish()
+        terms = terms._replace(gradients=torch.cat([terms.gradients, largest(own)]))
+        _stop_if_not_finite(optimizers, terms)
         _update(optimizers.encoder)
-        parallel.begin_averaging(_gradients(optimizers.occlusion))()
     else:
         second = _exchange(optimizers, (optimizers.occlusion,), played, penalties)()
-        terms = Terms(torch.stack([first.losses, second.losses]), second.penalties)
+        losses = torch.stack([first.losses, second.losses])
+        terms = Terms(losses, second.penalties, torch.cat([first.gradients, second.gradients]))
     _update(optimizers.occlusion)
     return found, StepResult(Measurements(found.losses.mean(), penalties.detach().mean(), *probe), terms)
 
@@ -186,15 +191,21 @@ def _exchange(
         it returns the terms.
     """
     gradients = [gradient for optimizer in own for gradient in _gradients(optimizer)]
-    terms = Terms(found.losses.clone(), penalties.detach().reshape(-1).clone())  # averaged in place
-    finish = parallel.begin_averaging([*gradients, *terms])
+    losses, means = found.losses.clone(), penalties.detach().reshape(-1).clone()  # averaged in place
+    finish = parallel.begin_averaging([*gradients, losses, means])
 
     def guard() -> Terms:
         finish()
-        torch.maximum(optimizers.found_inf, terms.found_inf(), out=optimizers.found_inf)
+        terms = Terms(losses, means, largest(gradients))
+        _stop_if_not_finite(optimizers, terms)
         return terms
 
     return guard
+
+
+def _stop_if_not_finite(optimizers: Optimizers, terms: Terms) -> None:
+    """Stop all updates from now on if a term is not finite; the host does not wait to know."""
+    torch.maximum(optimizers.found_inf, terms.found_inf(), out=optimizers.found_inf)
 
 
 def accumulate_gradients(
