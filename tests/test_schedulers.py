@@ -473,7 +473,7 @@ def test_a_resumed_rule_decides_as_the_one_that_heard_every_report(
         ({}, EPOCHS, "it has trained its last epoch"),
         ({"opening": {"trials": 7, "epochs": 2}}, 1, "it ranks last in the opening"),
         ({"opening": {"trials": 7, "epochs": 2}}, 4, "it waits for a donor"),
-        ({"controls": 1}, 4, "it is a control, which copies no other: the run goes on without it"),
+        ({"controls": 1}, 4, "it is a control, and controls never copy: the run continues without it"),
         ({"scheduler": "asha"}, 1, "it is stopped"),
         ({"scheduler": "none"}, 4, "it is stopped"),
     ],

@@ -97,7 +97,7 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
     # Only the trial that is best on validation, and what it is compared with, see the test split: the maximum over the
     # population would be biased upward.
     test = on_test(name)
-    summary = _summarize(config, storage, state, finals, name, test)
+    summary = _summarize(config, storage, state, rows, lineage, name, finals[name], test)
     if control is not None:
         gain = {"gain": 0.0} if control == name else gain_over_control(test, on_test(control))
         summary = summary.model_copy(update={"control": control, **gain})
@@ -124,14 +124,15 @@ def _summarize(
     config: ExperimentConfig,
     storage: RunStorage,
     state: PopulationState,
-    finals: "Mapping[str, Final]",
+    rows: Sequence[Row],
+    lineage: Sequence[Exploit],
     name: str,
+    final: "Final",
     test: "Estimate",
 ) -> RunSummary:
     """Summarize a run whose best trial is ``name``."""
     assert config.data_dir is not None
-    run_dir, best, final = storage.directory, state.members[name], finals[name]
-    rows, lineage = read_results(run_dir), read_lineage(run_dir)
+    run_dir, best = storage.directory, state.members[name]
     manifest = read_manifest(config.data_dir)
     first_epoch = min(row.epoch for row in rows)
     return RunSummary(

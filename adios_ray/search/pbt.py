@@ -72,7 +72,7 @@ class PopulationBasedTraining(LiveScheduler):
         if self._opening and not stays(self.population[name]):
             return "it ranks last in the opening"
         if self.population[name].control:
-            return "it is a control, which copies no other: the run goes on without it"
+            return "it is a control, and controls never copy: the run continues without it"
         return "it waits for a donor"
 
     def decide(self, name: str) -> str:
