@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -11,6 +12,7 @@ from in_process import InProcess, MakeScheduler, Position
 from adios_ray.backend.line import Reply
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
+from adios_ray.experiment.verdict import LAST_REPORTS
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.spaces import SearchSpace
@@ -57,6 +59,20 @@ class Reported(NamedTuple):
     fitness: float
 
 
+class Stored(NamedTuple):
+    """A checkpoint.
+
+    Attributes:
+        weights: The weights.
+        ancestor: Trial in which they began.
+        holdout: Fitness on the holdout at their last reports, by which the trial is chosen at the end.
+    """
+
+    weights: Weights
+    ancestor: str
+    holdout: tuple[float, ...]
+
+
 class Decided(NamedTuple):
     """A copy: the true fitness of donor and trial at the decision."""
 
@@ -88,10 +104,10 @@ class KnownTruth:
         self.exploits, self.refusals = list[Decided](), 0
         self.reports = list[Reported]()
         self._random = np.random.default_rng(seed)
-        self._stored: dict[Path, tuple[Weights, str]] = {}
+        self._stored: dict[Path, Stored] = {}
         state = PopulationState(next_decision_epoch=space.interval_epochs)
         for number, values in enumerate(initial):
-            state.add(f"trial_{number:02d}", values)
+            state.add(f"trial_{number:02d}", values, control=number < space.controls_among(len(initial)))
         RunDirectory(directory).make_folders()
         state.save(directory)
         config = parse(TrialConfig, {"epochs": problem.epochs, "seed": seed})
@@ -111,15 +127,16 @@ class KnownTruth:
         self._process.drive(make, names, workers, self.problem.seconds, enough)
 
     def _train(self, name: str, position: Position) -> Reply:
-        before, ancestor = self.problem.start, name
+        before = Stored(self.problem.start, name, ())
         if position.checkpoint:
-            before, ancestor = self._stored[position.checkpoint.path]
+            before = self._stored[position.checkpoint.path]
         epoch = position.epoch + 1
-        weights = self.problem.train(before, position.config, epoch, self._random)
-        path = self.directory / name / str(len(self._stored))
-        self._stored[path] = weights, ancestor
+        weights = self.problem.train(before.weights, position.config, epoch, self._random)
         measured = self.problem.measure(weights, position.config, self._random)
         report = TrialReport(epoch=epoch, done=epoch >= self.problem.epochs, **measured)
+        held = report.fitness if math.isnan(report.holdout_fitness) else report.holdout_fitness
+        path = self.directory / name / str(len(self._stored))
+        self._stored[path] = Stored(weights, before.ancestor, (*before.holdout, held)[-LAST_REPORTS:])
         self.reports.append(Reported(name, epoch, report.fitness))
         return Reply(report, Pointer(path=path, sha256=""))
 
@@ -150,16 +167,22 @@ class KnownTruth:
 
     def truth(self, trial: str) -> float:
         """Return the true fitness of a trial's weights."""
-        at = self._process.at[trial]
-        assert at.checkpoint is not None
-        return self.problem.truth(self._stored[at.checkpoint.path][0], at.config)
+        return self.problem.truth(self._holds(trial).weights, self._process.at[trial].config)
 
     def ancestors(self) -> list[str]:
         """List the trials in which the weights of each trial began."""
-        pointers = (at.checkpoint for at in self._process.at.values())
-        return [self._stored[pointer.path][1] for pointer in pointers if pointer is not None]
+        return [self._holds(name).ancestor for name in self._finished()]
 
     def best(self) -> float:
-        """Return the true fitness of the trial that scores best at the end."""
-        members = self.members.state.members
-        return self.truth(max(members, key=lambda name: (members[name].score or -math.inf, -members[name].number)))
+        """Return the true fitness of the trial that a run would choose at the end."""
+        return self.truth(max(self._finished(), key=lambda name: fmean(self._holds(name).holdout)))
+
+    def _finished(self) -> list[str]:
+        """List the trials that have weights, in the order in which they started."""
+        return [name for name, at in self._process.at.items() if at.checkpoint]
+
+    def _holds(self, trial: str) -> Stored:
+        """Return what a trial has trained."""
+        pointer = self._process.at[trial].checkpoint
+        assert pointer is not None
+        return self._stored[pointer.path]

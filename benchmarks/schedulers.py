@@ -8,11 +8,12 @@ some minutes on two cores. The schedulers are the package's own, with a driver t
   the best constant value reaches 1.097, the best schedule 1.198. ``naive_pbt`` is written from Jaderberg et al. (2017).
 - ``drift``: mean N at the end, where N costs time and has no effect; and how many of 8 final trials descend from slow
   trials, where those are better. ``by last scores`` restates the asynchronous decisions of earlier versions.
-- ``noisy``: a model of fitness on rendered objects (``objects_curves.py``). ``over random``: true fitness of the trial
-  chosen at the end minus that of random search with as many epochs, in points. ``donor better``: share of copies whose
-  donor was truly better; ``false exploits per decision``: the others' share of all tests, where a level of significance
-  bounds it; ``points per exploit``: mean true difference of donor and trial. Keys are landscape, population, and the
-  noise of a report.
+- ``noisy``: a model of fitness on rendered objects (``objects_curves.py``). As in a run, the first trial has configured
+  values, populations from 8 on have a control, and the trial is chosen by its last reports on the holdout. ``over
+  random``: true fitness of the chosen trial minus that of random search with as many epochs, in points. ``donor
+  better``: share of copies whose donor was truly better; ``false exploits per decision``: the others' share of all
+  tests, where a level of significance bounds it; ``points per exploit``: mean true difference of donor and trial. Keys
+  are landscape, population, and the noise of a report.
 - ``lcbench``: learning curves of 34 tasks (``lcbench.py``). ``regret``: the best of 4,000 configurations minus the best
   accuracy within equal epochs, in points. ``decisions``, and how many were unlike those of Ray's own ASHA, of the
   published rule restated, and of Syne Tune's variant, in which a trial's own score counts for the quantile.
@@ -147,17 +148,13 @@ def naive_pbt(toy: Toy, seed: int) -> float:
 
 
 TOY_PARAMETERS = {WEIGHT: {"low": 1e-4, "high": 1.1, "scale": "linear", "factor": 2}}
+TOY_PBT = {"scheduler": "pbt", "resample_probability": 0, "controls": 0}
 TOY_SPACES: dict[str, dict[str, Any]] = {
-    "pbt": {"scheduler": "pbt", "resample_probability": 0},
-    "pbt, interval 3": {"scheduler": "pbt", "resample_probability": 0, "interval_epochs": 3},
-    "pbt, asynchronous": {"scheduler": "pbt", "resample_probability": 0, "synchronous": False},
-    "pbt, asynchronous, interval 3": {
-        "scheduler": "pbt",
-        "resample_probability": 0,
-        "synchronous": False,
-        "interval_epochs": 3,
-    },
-    "pb2, interval 3": {"scheduler": "pb2", "interval_epochs": 3},
+    "pbt": TOY_PBT,
+    "pbt, interval 3": {**TOY_PBT, "interval_epochs": 3},
+    "pbt, asynchronous": {**TOY_PBT, "synchronous": False},
+    "pbt, asynchronous, interval 3": {**TOY_PBT, "synchronous": False, "interval_epochs": 3},
+    "pb2, interval 3": {"scheduler": "pb2", "interval_epochs": 3, "controls": 0},
     "asha": {"scheduler": "asha", "grace_epochs": 3},
     "median": {"scheduler": "median", "grace_epochs": 3},
     "none": {"scheduler": "none"},
@@ -248,7 +245,8 @@ def run_drift(decisions: str, seed: int) -> float:
     """Return the mean N at the end of 8 trials whose quality does not depend on it."""
     weight = {"low": 0.1, "high": 1.0, "scale": "linear"}
     parameters = {WEIGHT: weight, SLOTS: {"low": 2, "high": 8, "scale": "integer"}}
-    space = space_of(parameters, scheduler="pbt", synchronous=decisions == SYNCHRONOUS, interval_epochs=10)
+    options = {"scheduler": "pbt", "interval_epochs": 10, "controls": 0}
+    space = space_of(parameters, synchronous=decisions == SYNCHRONOUS, **options)
     initial = [space.sample(Random(f"{seed}/{number}")) for number in range(8)]
     if decisions == BEFORE:
         return statistics.fmean(values[SLOTS] for _, values in last_scores(Uneven(None), space, initial, seed))
@@ -259,7 +257,7 @@ def run_drift(decisions: str, seed: int) -> float:
 def run_slow(slow: float, decisions: str, seed: int) -> int:
     """Count which of 8 final trials descend from the four on slow nodes, which begin with better values."""
     parameters = {WEIGHT: {"low": 0.1, "high": 1.0, "scale": "linear", "factor": 1.01}}
-    space = space_of(parameters, scheduler="pbt", synchronous=False, interval_epochs=10, resample_probability=0)
+    space = space_of(parameters, **TOY_PBT, synchronous=False, interval_epochs=10)
     initial = [{WEIGHT: 0.6 if number % 2 else 0.3} for number in range(8)]
     if decisions == BEFORE:
         return sum(origin % 2 for origin, _ in last_scores(Uneven(slow), space, initial, seed))
@@ -320,8 +318,8 @@ class Noisy:
         self.model = read_json(Curves, CURVES)
         images = round((self.model.image_variance + self.model.own_variance) / self.noise**2) if self.noise else 1
         share = (np.arange(images) + 0.5) / images
-        # Quantiles of a uniform distribution, so that the images' mean is exact.
-        self._common = math.sqrt(12 * self.model.image_variance) * (share - 0.5)
+        # Quantiles of a uniform distribution, so that the images' mean is exact, for selection and for the holdout.
+        self._common = np.tile(math.sqrt(12 * self.model.image_variance) * (share - 0.5), (2, 1))
         self.start: Weights = State(self.model.start, 0.0, None)
 
     def train(self, weights: Weights, config: TrialConfig, epoch: int, random: np.random.Generator) -> Weights:
@@ -338,7 +336,7 @@ class Noisy:
         fitness = before.fitness + speed * (goal - before.fitness)
         if not self.noise:
             return State(fitness, 0.0, None)
-        drawn = math.sqrt(model.own_variance) * random.standard_normal(len(self._common))
+        drawn = math.sqrt(model.own_variance) * random.standard_normal(self._common.shape)
         own = drawn
         if before.own is not None:
             own = model.memory * before.own + math.sqrt(1 - model.memory**2) * drawn
@@ -350,14 +348,20 @@ class Noisy:
         return float(weights[0]) - (0.4 * self.model.goal * x if self.landscape == "trap" else 0)
 
     def measure(self, weights: Weights, config: TrialConfig, random: np.random.Generator) -> Measured:
-        """Measure the fitness on the validation images."""
+        """Measure the fitness on both halves of the validation images."""
         state, truth = State(*weights), self.truth(weights, config)
         if state.own is None:
             return {"fitness": truth}
         values = np.rint(255 * np.clip(truth + state.jitter + self._common + state.own, 0, 1)) / 255
-        error = float(values.std(ddof=1)) / math.sqrt(len(values))
-        outcomes = base64.b64encode(np.rint(255 * values).astype(np.uint8).tobytes()).decode()
-        return {"fitness": float(values.mean()), "standard_error": error, "outcomes": outcomes}
+        selection, holdout = values
+        error = float(selection.std(ddof=1)) / math.sqrt(len(selection))
+        outcomes = base64.b64encode(np.rint(255 * selection).astype(np.uint8).tobytes()).decode()
+        return {
+            "fitness": float(selection.mean()),
+            "standard_error": error,
+            "outcomes": outcomes,
+            "holdout_fitness": float(holdout.mean()),
+        }
 
     def seconds(self, trial: str, config: TrialConfig) -> float:
         """Return one second."""
@@ -368,6 +372,8 @@ NOISY_PARAMETERS = {
     WEIGHT: {"low": 0.1, "high": 1.0, "scale": "linear"},
     RATE: {"low": 0.03, "high": 0.6, "scale": "log"},
 }
+CONFIGURED: Values = {WEIGHT: 0.3, RATE: 0.06}
+"""Of the first trial, those of the demo."""
 NOISY_SPACES: dict[str, dict[str, Any]] = {
     "random": {"scheduler": "none"},
     "pbt": {"scheduler": "pbt", "interval_epochs": 2},
@@ -404,7 +410,7 @@ def run_noisy(name: str, landscape: str, population: int, noise: float, seed: in
     """Train a noisy population."""
     space = space_of(NOISY_PARAMETERS, **NOISY_SPACES[name])
     trials = space.opening.trials if space.opening else population
-    initial = [space.sample(Random(f"{seed}/{number}")) for number in range(trials)]
+    initial = [CONFIGURED, *(space.sample(Random(f"{seed}/{number}")) for number in range(1, trials))]
     trained = evolve(space, Noisy(landscape, noise), initial, seed, rungs(space.opening, population - 1))
     gains = [exploit.donor - exploit.trial for exploit in trained.exploits]
     false = sum(gain <= 0 for gain in gains)

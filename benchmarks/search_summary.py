@@ -110,13 +110,15 @@ def correlations(records: Sequence[Record]) -> dict[str, Any]:
     """Compute Spearman's rank correlation of each score at the end of a training with its linear probe on test.
 
     Returns:
-        The number of trainings, and for each score the correlation with a bootstrap interval of 95 %.
+        Of all trainings, and of those of each row alone (with the same values, with drawn ones): their number, and for
+        each score the correlation with a bootstrap interval of 95 %.
     """
-    probes, scores = [], defaultdict(list)
+    rows, probes, scores = [], [], defaultdict(list)
     for record in records:
         for trial in record["trials"] if record["row"] in INDEPENDENT else []:
             if "probe" not in trial["plain"] or not trial["label_free"]:
                 continue
+            rows.append(record["row"])
             probes.append(trial["plain"]["probe"])
             for name, value in trial["label_free"][-1].items():
                 if name != "epoch":
@@ -124,17 +126,26 @@ def correlations(records: Sequence[Record]) -> dict[str, Any]:
             _, share, _, accuracy, _ = trial["plain"]["reports"][-1]
             scores["votes' share"].append(share)
             scores["k-NN accuracy"].append(accuracy)
-    if len(probes) < 3:
-        return {"trainings": len(probes)}
-    found = {name: spearman(np.array(values), np.array(probes)) for name, values in scores.items()}
-    return {"trainings": len(probes), **found}
+    of_row, of_probe = np.array(rows), np.array(probes)
+    columns = {name: np.array(values) for name, values in scores.items()}
+    found: dict[str, Any] = {}
+    for name, chosen in (("all", of_row != ""), *((row, of_row == row) for row in INDEPENDENT)):
+        found[name] = {"trainings": int(chosen.sum())}
+        if chosen.sum() > 2:
+            own = {
+                score: spearman(values[chosen], of_probe[chosen], of_row[chosen]) for score, values in columns.items()
+            }
+            found[name] |= own
+    return found
 
 
-def spearman(scores: Values, probes: Values) -> dict[str, Any]:
-    """Compute a rank correlation, and its interval by resampling trainings; nan ranks last."""
+def spearman(scores: Values, probes: Values, rows: npt.NDArray[np.str_]) -> dict[str, Any]:
+    """Compute a rank correlation, and its interval by resampling the trainings of each row; nan ranks last."""
     scores = np.nan_to_num(scores, nan=-math.inf, neginf=-math.inf)
-    random, n = np.random.default_rng(0), len(scores)
-    drawn = (random.integers(n, size=n) for _ in range(RESAMPLES))
+    random = np.random.default_rng(0)
+    groups = [np.flatnonzero(rows == row) for row in np.unique(rows)]
+    # Rows are parts of the study, not drawn: one keeps its number of trainings.
+    drawn = (np.concatenate([random.choice(group, len(group)) for group in groups]) for _ in range(RESAMPLES))
     resampled = [rank_correlation(scores[chosen], probes[chosen]) for chosen in drawn]
     low, high = np.nanquantile(resampled, [0.025, 0.975])
     return {"rho": round(rank_correlation(scores, probes), 3), "interval": [round(low, 3), round(high, 3)]}

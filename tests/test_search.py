@@ -13,7 +13,7 @@ from real_trainings import train_population
 from rich.console import Console
 from schedule_free import ScheduleFreeTrainer
 from search import RIVALS, read_records, space_of, study_of
-from search_summary import curve, draw, optimism, signal_over_noise, spearman, summary
+from search_summary import correlations, curve, draw, optimism, signal_over_noise, spearman, summary
 from small import small_config
 from test_trainer import assert_identical
 
@@ -134,10 +134,26 @@ def test_rank_correlations_are_those_of_scipy() -> None:
     random = np.random.default_rng(0)
     probes = random.random(60)
     scores = np.round(probes + 0.3 * random.standard_normal(60), 1)  # with ties
-    found = spearman(scores, probes)
+    found = spearman(scores, probes, np.full(60, "random"))
     assert found["rho"] == pytest.approx(scipy.stats.spearmanr(scores, probes).statistic, abs=1e-3)
     low, high = found["interval"]
     assert low < found["rho"] < high and high - low < 0.4
+
+
+def test_rank_correlations_are_resampled_within_rows() -> None:
+    trials = {"configured": [(0.1, 0.12), (0.11, 0.1), (0.12, 0.11)], "random": [(0.2, 0.3), (0.4, 0.2), (0.6, 0.4)]}
+    records = []
+    for row, pairs in trials.items():
+        made = record(row, 1, [probe for _, probe in pairs], 0)
+        for (score, probe), trial in zip(pairs, made["trials"], strict=True):
+            trial["label_free"] = [{"epoch": 4, "lidar": -1.0}, {"epoch": 20, "lidar": score}]
+            trial["plain"]["reports"] = [[20, probe, 0.01, probe, probe]]
+        records.append(made)
+    found = correlations(records)
+    assert {name: found[name]["trainings"] for name in found} == {"all": 6, "configured": 3, "random": 3}
+    assert found["random"]["lidar"]["rho"] == 0.5 and found["random"]["votes' share"]["rho"] == 1
+    # Each resample has three of the trainings that are alike: they always rank below the three others.
+    assert found["all"]["lidar"]["interval"][0] > 0.5
 
 
 def test_signal_over_noise_is_the_ratio_that_was_drawn() -> None:
