@@ -1,11 +1,12 @@
 """Cost of a training step in forward passes of the backbone, beside the minimum that the mathematics needs.
 
 Usage: ``python benchmarks/step.py [--rounds 9] [--channels-last] [--threads 2]``. Prints one JSON object: the rate of a
-large matrix product; for each size of batch F, the time of one forward pass of the backbone over one batch (training
-mode, graph recorded) in the faster memory layout; and for each row the seconds of a whole step (both views, both
-players, both optimizers, probe), its multiple of F, the floor in F, its floating-point operations, and their rate as a
-share of the matrix product's. All measurements are interleaved in one process, F before each row; figures are medians.
-About four minutes on two cores.
+large matrix product; for each backbone and size of batch F, the time of one forward pass of the backbone over one batch
+(training mode, graph recorded) in the faster memory layout; and for each row the seconds of a whole step (both views,
+both players, both optimizers, probe), its multiple of F, the floor in F, its floating-point operations, and their rate
+as a share of the matrix product's. The first rows have heads of 512 and 128; the last are presets with their own
+backbones, widths and sizes, on 32 images. All measurements are interleaved in one process, F before each row; figures
+are medians. About ten minutes on two cores.
 """
 
 import copy
@@ -24,9 +25,11 @@ from rich.progress import track
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from adios_ray.config import TrialConfig
+from adios_ray.config import TrialConfig, replaced
 from adios_ray.devices import prepare_device, timed
 from adios_ray.errors import exit_status
+from adios_ray.experiment.config import DEMO_IMAGE_SIZE
+from adios_ray.experiment.presets import preset_config
 from adios_ray.models.networks import Networks
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.cost import random_step
@@ -42,60 +45,78 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 class Row:
     """One kind of training step to measure."""
 
-    objective: str
-    masking: str
-    slots: int
-    order: str
-    masked_views: str = "one"
-    batch: int = BATCH
+    config: TrialConfig
     size: int = SIZE
-    width: int = 16
-    channels_last: bool = False
+    batch: int = BATCH
+    preset: str | None = None
 
-    def config(self, channels_last: bool) -> TrialConfig:
-        """Build the configuration: ResNet-18, heads 512 wide with 128 outputs."""
-        values: dict[str, Any] = {
-            "channels_last": channels_last,
-            "objective": {
-                "name": self.objective,
-                "hidden_dim": 512,
-                "output_dim": 128,
-                "masked_views": self.masked_views,
-            },
-            "masking": {"scheme": self.masking, "slots": self.slots, "order": self.order, "width": self.width},
-        }
-        return parse(TrialConfig, values)
+    @property
+    def forward(self) -> tuple[str, int, int]:
+        """What a forward pass depends on: backbone, images of a batch, side of an image."""
+        return self.config.backbone.name, self.batch, self.size
 
     def described(self) -> dict[str, Any]:
         """Name the row in the results."""
-        objective = self.objective if self.masked_views == "one" else f"{self.objective} (eight terms)"
-        kind = {"objective": objective, "masking": self.masking, "slots": self.slots, "order": self.order}
-        return kind | {"batch": self.batch, "size": self.size, "width": self.width}
+        objective, masking = self.config.objective, self.config.masking
+        name = objective.name if objective.masked_views == "one" else f"{objective.name} (eight terms)"
+        kind = {"objective": name, "masking": masking.scheme, "slots": masking.slots, "order": masking.order}
+        sizes = {"batch": self.batch, "size": self.size, "width": masking.width}
+        own = {} if self.preset is None else {"preset": self.preset, "backbone": self.config.backbone.name}
+        return own | kind | sizes
 
     def floor(self) -> int:
         """Count the backbone work that the mathematics needs, in forward passes; a backward pass counts as two."""
-        slots = 1 if self.masking == "adios-s" else self.slots
-        unmasked, masked = (2, 2 * slots) if self.masked_views == "both" else (1, slots)
+        slots = 1 if self.config.masking.scheme == "adios-s" else self.config.masking.slots
+        unmasked, masked = (2, 2 * slots) if self.config.objective.masked_views == "both" else (1, slots)
         floor = 3 * (unmasked + masked)
-        if self.objective == "byol":  # the target network: forward only
+        if self.config.objective.name == "byol":  # the target network: forward only
             floor += unmasked + masked
         # The occlusion model's own step: forward on all views, and the gradient with respect to masked inputs only.
-        if self.order == "alternating":
+        if self.config.masking.order == "alternating":
             floor += unmasked + 2 * masked
         return floor
 
 
-ROWS = (
-    Row("simclr", "adios", 4, "simultaneous"),
-    Row("simclr", "adios", 4, "alternating"),
-    Row("simclr", "adios", 6, "simultaneous"),
-    Row("byol", "adios", 4, "simultaneous"),
-    Row("byol", "adios", 4, "alternating"),
-    Row("simsiam", "adios", 4, "simultaneous", "both"),
-    Row("simsiam", "adios", 4, "simultaneous"),
-    Row("simclr", "adios-s", 4, "simultaneous"),
-    Row("simclr", "adios", 4, "simultaneous", batch=64, size=96, width=32, channels_last=True),
-)
+def resnet18(
+    objective: str,
+    order: str,
+    scheme: str = "adios",
+    slots: int = 4,
+    views: str = "one",
+    width: int = 16,
+    channels_last: bool = False,
+) -> TrialConfig:
+    """Configure a ResNet-18 with heads 512 wide and 128 outputs."""
+    heads = {"name": objective, "hidden_dim": 512, "output_dim": 128, "masked_views": views}
+    masking = {"scheme": scheme, "slots": slots, "order": order, "width": width}
+    return parse(TrialConfig, {"channels_last": channels_last, "objective": heads, "masking": masking})
+
+
+def preset(name: str, *variant: str) -> Row:
+    """Make the row of a preset: family, objective and backbone, where it has several."""
+    config = preset_config(name, *variant)
+    return Row(config.trial(), config.image_size or DEMO_IMAGE_SIZE, preset=" ".join((name, *variant)))
+
+
+def rows() -> tuple[Row, ...]:
+    """List all rows."""
+    return (
+        Row(resnet18("simclr", "simultaneous")),
+        Row(resnet18("simclr", "alternating")),
+        Row(resnet18("simclr", "simultaneous", slots=6)),
+        Row(resnet18("byol", "simultaneous")),
+        Row(resnet18("byol", "alternating")),
+        Row(resnet18("simsiam", "simultaneous", views="both")),
+        Row(resnet18("simsiam", "simultaneous")),
+        Row(resnet18("simclr", "simultaneous", "adios-s")),
+        Row(resnet18("simclr", "simultaneous", width=32, channels_last=True), 96, 64),
+        preset("demo"),
+        preset("clevr", "paper", "simclr", "resnet18"),
+        preset("stl10", "paper", "simclr", "resnet18"),
+        preset("in100s", "paper", "byol", "resnet18"),
+        preset("in100s", "paper", "simclr", "vit_tiny_patch16_224"),
+        preset("in100", "authors", "simclr", "resnet18"),
+    )
 
 
 @dataclass(frozen=True)
@@ -106,8 +127,8 @@ class Options:
     """Number of times that each row is measured."""
     channels_last: bool = False
     """Whether the backbone is channels-last in all rows."""
-    rows: tuple[int, ...] = tuple(range(len(ROWS)))
-    """Which rows, from 0."""
+    rows: tuple[int, ...] = ()
+    """Which rows, from 0; all by default."""
     threads: int = 2
     """CPU threads."""
     device: str = "cpu"
@@ -117,7 +138,7 @@ class Options:
 def make_step(row: Row, options: Options) -> tuple[Networks, Callable[[], object]]:
     """Build the networks of a row, and a function that takes one training step."""
     torch.manual_seed(0)
-    config = row.config(row.channels_last or options.channels_last)
+    config = replaced(row.config, {"channels_last": row.config.channels_last or options.channels_last})
     networks, _, step = random_step(config, row.size, row.batch, torch.device(options.device))
     return networks, step
 
@@ -141,10 +162,6 @@ def count_operations(work: Callable[[], object]) -> int:
     return total
 
 
-Shape = tuple[int, int]
-"""Images of a batch and side of an image."""
-
-
 def main(options: Options) -> None:
     """Measure all rows, interleaved."""
     torch.set_num_threads(options.threads)
@@ -152,33 +169,33 @@ def main(options: Options) -> None:
     prepare_device(device)
     if device.type == "cpu":
         keep_freed_memory()
-    rows = [ROWS[index] for index in options.rows]
+    known = rows()
+    chosen = [known[index] for index in options.rows or range(len(known))]
     steps: list[Callable[[], object]] = []
-    forwards: dict[Shape, dict[str, Callable[[], object]]] = {}
-    for row in rows:
+    forwards: dict[tuple[str, int, int], dict[str, Callable[[], object]]] = {}
+    for row in chosen:
         networks, step = make_step(row, options)
         steps.append(step)
-        if (row.batch, row.size) not in forwards:
-            forwards[row.batch, row.size] = make_forwards(networks.backbone, row, device)
+        if row.forward not in forwards:
+            forwards[row.forward] = make_forwards(networks.backbone, row, device)
     operations = [count_operations(step) for step in steps]  # also their warm-up
     matrix = torch.randn(PRODUCT, PRODUCT, device=device)
     works: list[dict[object, Callable[[], object]]] = []
-    for index, (row, step) in enumerate(zip(rows, steps, strict=True)):
-        shape = row.batch, row.size
+    for index, (row, step) in enumerate(zip(chosen, steps, strict=True)):
         passes: dict[object, Callable[[], object]] = {
-            (shape, layout): forward for layout, forward in forwards[shape].items()
+            (row.forward, layout): forward for layout, forward in forwards[row.forward].items()
         }
         works.append({"product": lambda: matrix @ matrix, index: step, **passes})
     medians = median_seconds(works, options.rounds, device)
     rate = 2 * PRODUCT**3 / medians["product"]
-    fastest = {shape: min(LAYOUTS, key=lambda layout: medians[shape, layout]) for shape in forwards}
+    fastest = {kind: min(LAYOUTS, key=lambda layout: medians[kind, layout]) for kind in forwards}
     measured = []
-    for index, row in enumerate(rows):
-        seconds, shape = medians[index], (row.batch, row.size)
+    for index, row in enumerate(chosen):
+        seconds = medians[index]
         figures = {
-            "channels_last": row.channels_last or options.channels_last,
+            "channels_last": row.config.channels_last or options.channels_last,
             "seconds": round(seconds, 4),
-            "forwards": round(seconds / medians[shape, fastest[shape]], 2),
+            "forwards": round(seconds / medians[row.forward, fastest[row.forward]], 2),
             "floor": row.floor(),
             "gflop": round(operations[index] / 1e9, 1),
             "share": round(operations[index] / seconds / rate, 3),
@@ -186,12 +203,11 @@ def main(options: Options) -> None:
         measured.append(row.described() | figures)
     passes_s = [
         {
-            "batch": shape[0],
-            "size": shape[1],
-            "fastest": fastest[shape],
-            "seconds": {layout: round(medians[shape, layout], 4) for layout in LAYOUTS},
+            **dict(zip(("backbone", "batch", "size"), kind, strict=True)),
+            "fastest": fastest[kind],
+            "seconds": {layout: round(medians[kind, layout], 4) for layout in LAYOUTS},
         }
-        for shape in forwards
+        for kind in forwards
     ]
     print(json.dumps({"product_gflop_per_s": round(rate / 1e9, 1), "forward": passes_s, "rows": measured}))
 
