@@ -34,10 +34,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
 
 
+def copied_to(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor from the CPU to a device, without waiting for the device's pending work."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 def prepare_device(device: torch.device) -> None:
     """Let cuDNN measure which kernels are the fastest, for the whole process; a no-op for CPUs."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
+
+
+def limit_memory(device: torch.device, share: float) -> None:
+    """Keep this process's tensors within a share, in (0, 1], of a GPU's memory: beyond it, it is out of memory itself.
+
+    Without a limit, the one that asks for more last is out of memory, whichever took too much.
+    """
+    if device.type == "cuda" and share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 @contextmanager

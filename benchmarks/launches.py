@@ -2,8 +2,9 @@
 
 Usage: ``python benchmarks/launches.py [--compiled]``. Prints one JSON object: the launches of augmenting two views of a
 batch (operators on chosen images, as a CPU does it, and on all images, as a GPU does it; with ``--compiled`` also the
-kernels and library calls of the latter when it is compiled, which takes a minute), and of whole steps with SGD and
-LARS. Counted on the CPU with small tensors: the count does not depend on sizes. Views of memory are not counted.
+kernels and library calls of the latter when it is compiled, which takes a minute), and of whole steps: with SGD, the
+same in bfloat16 and with all slots embedded at once, and with LARS. Counted on the CPU with small tensors: the count
+does not depend on sizes. Views of memory are not counted.
 """
 
 import json
@@ -37,7 +38,12 @@ STEPS: tuple[tuple[str, str, int], ...] = (
     ("byol", "adios", 4),
 )
 """Objective, masking scheme and slots of each step."""
-
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "sgd, bfloat16": {"precision": "bfloat16"},
+    "sgd, slots at once": {"slots_at_once": 8},
+    "lars": {"optimizer": {"name": "lars"}},
+}
 
 NO_LAUNCH = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view", "detach")
 """Operators that allocate memory or, like those whose results are views, do nothing on the device."""
@@ -101,12 +107,12 @@ def augmentation(options: Options) -> dict[str, int]:
     return counts
 
 
-def step(objective: str, scheme: str, slots: int, optimizer: str) -> int:
+def step(objective: str, scheme: str, slots: int, variant: dict[str, Any]) -> int:
     """Count the launches of a whole step: ResNet-18, U-Net, both optimizers, probe."""
     values = {
         "objective": {"name": objective, "hidden_dim": 64, "output_dim": 32},
         "masking": {"scheme": scheme, "slots": slots, "width": 8},
-        "optimizer": {"name": optimizer},
+        **variant,
     }
     return launches(random_step(parse(TrialConfig, values), SIZE, BATCH, CPU)[2])
 
@@ -116,7 +122,7 @@ def main(options: Options) -> None:
     torch.manual_seed(0)
     steps = [
         {"objective": objective, "masking": scheme, "slots": slots}
-        | {optimizer: step(objective, scheme, slots, optimizer) for optimizer in ("sgd", "lars")}
+        | {name: step(objective, scheme, slots, variant) for name, variant in VARIANTS.items()}
         for objective, scheme, slots in STEPS
     ]
     print(json.dumps({"two_views": augmentation(options), "steps": steps}))

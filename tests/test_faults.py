@@ -19,6 +19,7 @@ from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
 from adios_ray.config import TrialConfig, replaced
+from adios_ray.devices import limit_memory
 from adios_ray.errors import CheckpointError, ClaimError, FaultError, StorageError
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
@@ -288,6 +289,14 @@ def test_an_error_of_memory_names_the_values_to_change() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**62, dtype=torch.uint8)
     assert is_out_of_memory(refused.value)
+
+
+def test_a_worker_of_a_part_of_a_gpu_is_kept_within_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = list[float]()
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: limits.append(share))
+    for device, share in (("cuda:0", 0.25), ("cuda:0", 1.0), ("cpu", 0.5)):
+        limit_memory(torch.device(device), share)
+    assert limits == [0.25]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("CUDA error: out of memory")])

@@ -254,6 +254,13 @@ def test_an_exploit_changes_n_as_on_the_cpu_and_trains_on(slots: int, objects_di
     assert math.isfinite(report.loss) and report.epoch == 2 and trial.masks(2)[1].shape == (2, slots, 32, 32)
 
 
+def test_how_many_slots_fit_is_measured_where_training_begins(objects_dir: Path) -> None:
+    trainer = Trainer(small_config(objects_dir), GPU)
+    assert trainer.networks.slots_at_once == 1  # an evaluation ends here
+    trainer.train_until(1)
+    assert trainer.networks.slots_at_once == trainer.config.masking.slots > 1
+
+
 @pytest.mark.parametrize("fitness", ["knn", "probe"])
 def test_the_fitness_is_the_cpus(fitness: str, objects_dir: Path, tmp_path: Path) -> None:
     config = small_config(objects_dir, evaluation={"fitness": fitness})

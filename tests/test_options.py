@@ -4,6 +4,7 @@ import copy
 import math
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from test_step import CLASSES, SIZE, assert_close, make_batch, make_config, make
 from torch import nn
 from torch.nn import functional
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adios_ray.config import OptimizerConfig, TrialConfig, replaced
 from adios_ray.data.loader import Batch
@@ -23,7 +25,7 @@ from adios_ray.models.stem import StemConv2d, convolve_phases
 from adios_ray.models.timm_alone import timm
 from adios_ray.objectives import build_objective
 from adios_ray.training.optimizers import Optimizers, build_optimizer, build_optimizers
-from adios_ray.training.step import train_step
+from adios_ray.training.step import accumulate_gradients, train_step
 from adios_ray.validation import parse
 
 
@@ -188,6 +190,42 @@ def test_bfloat16_follows_full_precision_in_the_forward_pass_alone() -> None:
     train_step(networks, optimizers, batch, half, 0.0)
     moved = [not torch.equal(old, new) for old, new in zip(before, networks.encoder_parameters(), strict=True)]
     assert all(moved) and {parameter.dtype for parameter in networks.parameters()} == {torch.float32}
+
+
+class WeightCasts(TorchDispatchMode):
+    """Counts the copies, in bfloat16, of weights that are trained: autocast keeps no others."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count the conversion of a weight."""
+        options = kwargs or {}
+        weight = isinstance(args[0], nn.Parameter) and args[0].requires_grad
+        self.count += weight and options.get("dtype") == torch.bfloat16
+        return func(*args, **options)
+
+
+@pytest.mark.parametrize("objective", ["simclr", "byol", "simsiam"])
+def test_a_play_casts_each_trained_weight_once(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replaced(make_config(objective), {"precision": "bfloat16"})
+    double = make_batch(0)
+    batch = Batch(double.a.float(), double.b.float(), double.labels, double.drawn_slots.float())
+    leaves = [mask.detach() for mask in torch.rand(4, 3, SIZE, SIZE).softmax(dim=1).split(1, dim=1)]
+    counts, gradients = [], []
+    for number in (1, 3):
+        networks = make_players(config, dtype=torch.float32)[0]
+        with WeightCasts() as casts:
+            accumulate_gradients(networks, batch, leaves[:number], config)
+        counts.append(casts.count)
+    gradients.append([parameter.grad for parameter in networks.encoder_parameters()])
+    assert counts[0] == counts[1] >= 10
+    monkeypatch.setattr(Networks, "weights_cast_once", lambda *_: nullcontext())
+    networks = make_players(config, dtype=torch.float32)[0]
+    with WeightCasts() as casts:
+        accumulate_gradients(networks, batch, leaves, config)
+    gradients.append([parameter.grad for parameter in networks.encoder_parameters()])
+    assert casts.count == 4 * counts[0]
+    assert all(torch.equal(once, often) for once, often in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])

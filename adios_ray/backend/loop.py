@@ -17,7 +17,7 @@ from adios_ray.backend.line import Start
 from adios_ray.backend.loop_config import LoopConfig
 from adios_ray.checkpoints import Pointer, load_checkpoint, newest_intact
 from adios_ray.config import TrialConfig
-from adios_ray.devices import CPU, CPU_ALLOCATOR, is_out_of_memory, native_bfloat16
+from adios_ray.devices import CPU, CPU_ALLOCATOR, is_out_of_memory, limit_memory, native_bfloat16
 from adios_ray.errors import CheckpointError, MemoryLimitError, RunError
 from adios_ray.files import remove_drafts
 from adios_ray.retry import retry, retry_in_run
@@ -63,7 +63,9 @@ def train_loop(config: LoopConfig) -> None:
 def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
     """Build the trainer, and run the commands from where a worker group starts."""
     settings, checkpoint, position = start
-    trainer, say = Trainer(settings, _device()), partial(note, config["channel"], config["trial"])
+    device = _device()
+    limit_memory(device, config["gpus"])
+    trainer, say = Trainer(settings, device), partial(note, config["channel"], config["trial"])
     if settings.precision == "bfloat16" and not native_bfloat16(trainer.device) and parallel.rank() == 0:
         say(f"{torch.cuda.get_device_name(trainer.device)} has no bfloat16 of its own: it trains in float32")
     if checkpoint:

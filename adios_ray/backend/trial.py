@@ -188,6 +188,7 @@ def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = 
         run_dir=config["run_dir"],
         channel=channel,
         threads=max(int(config["cpus_per_worker"]), 1),
+        gpus=config["gpus_per_worker"],
     )
     gpus, record = config["gpus_per_worker"], ControllerRecord(config["run_dir"], say)
     # Lean: workers read shards themselves, and the driver removes orphaned placement groups of all trials. A single

@@ -20,6 +20,7 @@ from torch import Tensor
 from adios_ray.config import RESIZED_SIDE, AugmentConfig, CentralView
 from adios_ray.data import pixels
 from adios_ray.data.counter_random import uniforms
+from adios_ray.devices import copied_to
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -146,7 +147,7 @@ def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Ten
     """
     if images.device.type != "cpu":
         packed = pack_views((parameters,), images.shape[1])
-        return render_views(images, _to_device(packed, images.device), out_size)[0]
+        return render_views(images, copied_to(packed, images.device), out_size)[0]
     out = torch.empty(len(images), 3, out_size, out_size)
     places = _hue_places(parameters)
     for chosen in torch.arange(len(images)).split(max(1, CPU_CHUNK_PIXELS // out_size**2)):
@@ -306,7 +307,7 @@ def center_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, vi
     # Squares that need no crop use torch's own resizing, whatever else is in the batch: their features stay the same.
     for chosen, cropped in ((whole, False), (~whole, True)):
         if chosen.any():
-            indices = _to_device(chosen.nonzero()[:, 0], images.device)
+            indices = copied_to(chosen.nonzero()[:, 0], images.device)
             if cropped:
                 upright = torch.zeros(len(indices), dtype=torch.bool)
                 crops = _stored_crops(boxes[chosen], sizes[chosen], upright, images.shape[1])
@@ -384,7 +385,7 @@ def _crop(images: Tensor, crops: Tensor, out_size: int, kernel: pixels.Kernel, d
         Planes, contiguous float32 [C, B, out_size, out_size].
     """
     if images.device.type != "cpu":
-        crops = _to_device(crops, images.device)
+        crops = copied_to(crops, images.device)
         return torch.stack(_crop_by_matrices(images, crops, out_size, kernel, divisor))
     count, side, _, channels = images.shape
     rows, columns = _taps(crops, side, out_size, kernel)
@@ -417,8 +418,3 @@ def _taps(
     taps = pixels.interpolation_taps(start, length, mirrored > 0, stored_size, out_size, kernel, dense)
     rows, columns = (pixels.Taps(*parts) for parts in zip(*(values.chunk(2) for values in taps), strict=True))
     return rows, columns
-
-
-def _to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor without waiting for the device's pending work."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

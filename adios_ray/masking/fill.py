@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adios_ray.devices import copied_to
 from adios_ray.masking.schemes import Draws
 
 BLUR_SIGMA = 10 / 224
@@ -82,7 +83,7 @@ def mix(x: Tensor, draws: Draws) -> Tensor:
     """Choose another image of the worker's batch for each image, each of the others equally likely."""
     others = len(x) - 1
     partners = (np.arange(len(x)) + 1 + (draws * others).astype(np.int64)) % len(x)
-    return x[torch.from_numpy(partners).to(x.device, non_blocking=True)]
+    return x[copied_to(torch.from_numpy(partners), x.device)]
 
 
 FILLS: Mapping[str, Callable[[Tensor, Draws], Tensor]] = {

@@ -17,11 +17,12 @@ GROUPS = 8
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalization that inductor compiles in any memory layout, and that keeps bfloat16 under autocast."""
+    """Group normalization that, compiled, keeps any memory layout, and bfloat16 under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to the same shape, normalized over each image's groups of channels."""
-        # torch's kernel is the faster one uncompiled; on GPUs it copies channels-last tensors to the other layout.
+        # torch's kernel is the faster one uncompiled, though on GPUs it copies channels-last tensors to the other
+        # layout, and takes and returns float32 under autocast.
         normalize = group_norm if torch.compiler.is_compiling() else functional.group_norm
         return normalize(x, self.num_groups, self.weight, self.bias, self.eps)
 

@@ -214,6 +214,11 @@ class Networks(nn.Module):
         half = self.config.precision == "bfloat16" and native_bfloat16(device)
         return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
+    def weights_cast_once(self, device: torch.device) -> torch.autocast:
+        """Return a context around forward passes of the same weights, which ``autocast`` then casts only once."""
+        # What has been cast is forgotten at the end of the outermost context, whether or not that one casts by itself.
+        return torch.autocast(device.type, enabled=False)
+
     @torch.no_grad()
     def update_momentum(self, rate: float | Tensor) -> None:
         """Move the momentum networks towards the encoder by the share ``rate``, in [0, 1]; 0 changes no bit."""

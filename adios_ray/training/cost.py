@@ -13,6 +13,7 @@ from adios_ray import parallel
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.loader import Batch
 from adios_ray.devices import is_out_of_memory, timed
+from adios_ray.masking.fill import make_fill
 from adios_ray.masking.schemes import OBJECT_SCHEMES, PATTERN_SCHEMES
 from adios_ray.masking.schemes.base import IDS
 from adios_ray.models.networks import Networks
@@ -110,6 +111,8 @@ def _core_seconds(work: Callable[[], object]) -> float:
 def fitting_slots(config: TrialConfig, size: int, device: torch.device) -> int:
     """Find how many slots a GPU can embed at once: all of them, or a half until a measured step fits into its memory.
 
+    Where several workers share the GPU, it is this one's share of the memory (``devices.limit_memory``).
+
     Each worker measures its share of a batch by itself; the trial takes the smallest number of all.
 
     Args:
@@ -144,4 +147,6 @@ def _random_batch(config: TrialConfig, batch_size: int, size: int, device: torch
     elif objects := OBJECT_SCHEMES.get(masking.scheme):
         instances = torch.randint(masking.slots, (masked, size, size), dtype=torch.uint8)
         masks = objects.make(instances, masking.slots, rng.random((masked, IDS))).float().to(device)
-    return Batch(a, b, labels, torch.rand(batch_size, device=device), masks)
+    fill_a, fill_b = (make_fill(masking.fill, view, rng.random(batch_size)) for view in (a, b))
+    drawn = torch.rand(batch_size, device=device)
+    return Batch(a, b, labels, drawn, masks, fill_a=fill_a if masked > batch_size else None, fill_b=fill_b)

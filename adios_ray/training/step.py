@@ -108,7 +108,8 @@ def update_networks(
             fixed = [None] if batch.masks is None else batch.masks.split(1, dim=1)
             found = accumulate_gradients(networks, batch, fixed, config)
             probe, penalty = probe_gradients(networks, found.features, batch.labels), found.losses.new_zeros(())
-            terms = _exchange(optimizers, (optimizers.encoder, optimizers.probe), found, penalty)()
+            terms = _exchange((optimizers.encoder, optimizers.probe), found, penalty)()
+            _stop_if_not_finite(optimizers, terms)
             _update(optimizers.encoder)
             result = StepResult(Measurements(found.losses.mean(), penalty, *probe), terms)
         # What follows the encoder: its average after the update, running statistics, the probe on detached features.
@@ -137,9 +138,10 @@ def _adversarial_update(
     shown = leaves if simultaneous else [leaf.detach() for leaf in leaves]
     found = played = accumulate_gradients(networks, batch, shown, config)
     probe = probe_gradients(networks, found.features, batch.labels)
-    exchanged = _exchange(optimizers, (optimizers.encoder, optimizers.probe), found, penalties)
+    exchanged = _exchange((optimizers.encoder, optimizers.probe), found, penalties)
     if not simultaneous:
         first = exchanged()
+        _stop_if_not_finite(optimizers, first)
         _update(optimizers.encoder)
         # The momentum networks move at the end of the step: the targets they gave are still valid.
         targets = found.targets if networks.momentum is not None else None
@@ -165,7 +167,8 @@ def _adversarial_update(
         _stop_if_not_finite(optimizers, terms)
         _update(optimizers.encoder)
     else:
-        second = _exchange(optimizers, (optimizers.occlusion,), played, penalties)()
+        second = _exchange((optimizers.occlusion,), played, penalties)()
+        _stop_if_not_finite(optimizers, second)
         losses = torch.stack([first.losses, second.losses])
         terms = Terms(losses, second.penalties, torch.cat([first.gradients, second.gradients]))
     _update(optimizers.occlusion)
@@ -181,26 +184,21 @@ def _update_statistics(networks: Networks, view: Embedding, found_inf: Tensor) -
         values.copy_(torch.where(found_inf > 0, old, values))
 
 
-def _exchange(
-    optimizers: Optimizers, own: Iterable[torch.optim.Optimizer], found: SlotLosses, penalties: Tensor
-) -> Callable[[], Terms]:
-    """Begin to average the gradients of some of the optimizers and a step's terms over the workers, in one exchange.
+def _exchange(own: Iterable[torch.optim.Optimizer], found: SlotLosses, penalties: Tensor) -> Callable[[], Terms]:
+    """Begin to average the gradients of some optimizers and a step's terms over the workers, in one exchange.
 
     Returns:
-        A function that waits for the means and stops all updates from now on if a term is not finite on any worker;
-        it returns the terms.
+        A function that waits for the means and returns the terms, not finite if one is not on any worker.
     """
     gradients = [gradient for optimizer in own for gradient in _gradients(optimizer)]
     losses, means = found.losses.clone(), penalties.detach().reshape(-1).clone()  # averaged in place
     finish = parallel.begin_averaging([*gradients, losses, means])
 
-    def guard() -> Terms:
+    def terms() -> Terms:
         finish()
-        terms = Terms(losses, means, largest(gradients))
-        _stop_if_not_finite(optimizers, terms)
-        return terms
+        return Terms(losses, means, largest(gradients))
 
-    return guard
+    return terms
 
 
 def _stop_if_not_finite(optimizers: Optimizers, terms: Terms) -> None:
@@ -239,30 +237,31 @@ def accumulate_gradients(
         return embedded
 
     both = config.objective.masked_views == "both" and slots[0] is not None
-    _seed(batch, 0)
-    view_a, features = networks.embed(batch.a, target=None if targets is None else targets[0])
-    seen.append(view_a.target)
-    unmasked = [view_a, *embed([View(batch.b)])] if both else [view_a]
-    # Only the online embeddings carry gradients; targets come without (``Networks.embed``).
-    leaves = [Embedding(view.online.detach().requires_grad_(), view.target) for view in unmasked]
-    weight = 1 / len(slots) if config.masking.reduction == "mean" else 1.0
-    losses, at_once = [], networks.slots_at_once
-    for first in range(0, len(slots), at_once):
-        views = [view for slot in slots[first : first + at_once] for view in _masked_views(batch, slot, both)]
-        # One view at a time where memory must not grow.
-        embedded = embed(views) if at_once > 1 else [view for one in views for view in embed([one])]
-        if both:
-            pairs = zip(embedded[::2], embedded[1::2], strict=True)
-            own = [networks.objective.loss_of_both((leaves[0], leaves[1]), pair) for pair in pairs]
-        else:
-            own = [networks.objective.loss_between(leaves[0], view) for view in embedded]
-        # At once: it frees the graph of these slots before the next one is built.
-        (weight * torch.stack(own).sum()).backward()
-        losses += [loss.detach() for loss in own]
-    # No gradient where the encoder is frozen, or where the objective ignores the unmasked view (pixel).
-    for view, leaf in zip(unmasked, leaves, strict=True):
-        if view.online.requires_grad and leaf.online.grad is not None:
-            view.online.backward(leaf.online.grad)
+    with networks.weights_cast_once(batch.a.device):
+        _seed(batch, 0)
+        view_a, features = networks.embed(batch.a, target=None if targets is None else targets[0])
+        seen.append(view_a.target)
+        unmasked = [view_a, *embed([View(batch.b)])] if both else [view_a]
+        # Only the online embeddings carry gradients; targets come without (``Networks.embed``).
+        leaves = [Embedding(view.online.detach().requires_grad_(), view.target) for view in unmasked]
+        weight = 1 / len(slots) if config.masking.reduction == "mean" else 1.0
+        losses, at_once = [], networks.slots_at_once
+        for first in range(0, len(slots), at_once):
+            views = [view for slot in slots[first : first + at_once] for view in _masked_views(batch, slot, both)]
+            # One view at a time where memory must not grow.
+            embedded = embed(views) if at_once > 1 else [view for one in views for view in embed([one])]
+            if both:
+                pairs = zip(embedded[::2], embedded[1::2], strict=True)
+                own = [networks.objective.loss_of_both((leaves[0], leaves[1]), pair) for pair in pairs]
+            else:
+                own = [networks.objective.loss_between(leaves[0], view) for view in embedded]
+            # At once: it frees the graph of these slots before the next one is built.
+            (weight * torch.stack(own).sum()).backward()
+            losses += [loss.detach() for loss in own]
+        # No gradient where the encoder is frozen, or where the objective ignores the unmasked view (pixel).
+        for view, leaf in zip(unmasked, leaves, strict=True):
+            if view.online.requires_grad and leaf.online.grad is not None:
+                view.online.backward(leaf.online.grad)
     return SlotLosses(torch.stack(losses), view_a, features, seen)
 
 

@@ -88,15 +88,13 @@ class Trainer:
             load_initial(self.networks, load_weights(config.initial_weights), config.initial_weights)
         if config.compile:
             self.networks.compile_parts()  # after the change of layout: compiled code is specialized to strides
-        if device.type == "cuda" and config.slots_at_once is None and self.networks.can_batch_slots:
-            slots = fitting_slots(config, self.image_size, device)
-            self.networks.slots_at_once = min(parallel.gather_values(slots))
         self.optimizers = build_optimizers(self.networks, config.optimizer)
         # Compared before masks are resized, which is collective: workers that read different files of initial weights
         # could disagree on whether to resize, and would wait for each other forever.
         self._check_replicas("at the start")
         self._resize_masks(config.masking.slots)
         self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
+        self._measures_slots = device.type == "cuda" and config.slots_at_once is None and self.networks.can_batch_slots
         self._sums = torch.zeros(len(Measurements._fields), device=device)
         self.divergence: str | None = None
         self._failed_batch: Batch | None = None
@@ -121,6 +119,9 @@ class Trainer:
         """
         began, first, waited_before = time.perf_counter(), self.step, self.feed.waited_s
         peak = self.config.optimizer
+        if self._measures_slots:  # not at the start: an evaluation needs no such measurement
+            slots = fitting_slots(self.config, self.image_size, self.device)
+            self.networks.slots_at_once, self._measures_slots = min(parallel.gather_values(slots)), False
         self.networks.train()
         watch, failure = DivergenceWatch(), None
         for batch in self.feed.batches(self.seed, self.step, step if self.divergence is None else self.step):
