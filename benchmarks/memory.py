@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import track
-from step import BATCH, SIZE, Row
+from step import BATCH, SIZE, resnet18
 
 from adios_ray.config import OBJECTIVES, TrialConfig
 from adios_ray.devices import best_device
@@ -50,7 +50,7 @@ def growth_mib(objective: str, slots: int, masked_views: str) -> float:
     if DEVICE.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(0)
-    config = Row(objective, "adios", 2, "simultaneous", masked_views).config(channels_last=False)
+    config = resnet18(objective, "simultaneous", slots=2, views=masked_views)
     _, _, step = random_step(with_slots(config, slots), SIZE, BATCH, DEVICE)
     before = held_mib()
     for _ in range(STEPS):

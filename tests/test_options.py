@@ -195,7 +195,10 @@ def test_bfloat16_follows_full_precision_in_the_forward_pass_alone() -> None:
 class WeightCasts(TorchDispatchMode):
     """Counts the copies, in bfloat16, of weights that are trained: autocast keeps no others."""
 
-    count = 0
+    def __init__(self) -> None:
+        """Begin to count at 0."""
+        super().__init__()  # type: ignore[no-untyped-call] # torch has no annotation here
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count the conversion of a weight."""
