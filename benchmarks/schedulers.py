@@ -373,7 +373,7 @@ NOISY_PARAMETERS = {
     RATE: {"low": 0.03, "high": 0.6, "scale": "log"},
 }
 CONFIGURED: Values = {WEIGHT: 0.3, RATE: 0.06}
-"""Of the first trial, those of the demo."""
+"""Values of the first trial: those of the demo."""
 NOISY_SPACES: dict[str, dict[str, Any]] = {
     "random": {"scheduler": "none"},
     "pbt": {"scheduler": "pbt", "interval_epochs": 2},

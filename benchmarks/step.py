@@ -52,7 +52,7 @@ class Row:
 
     @property
     def forward(self) -> tuple[str, int, int]:
-        """What a forward pass depends on: backbone, images of a batch, side of an image."""
+        """Return what determines the time of a forward pass: backbone, images of a batch, side of an image."""
         return self.config.backbone.name, self.batch, self.size
 
     def described(self) -> dict[str, Any]:

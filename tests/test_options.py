@@ -214,21 +214,19 @@ def test_a_play_casts_each_trained_weight_once(objective: str, monkeypatch: pyte
     double = make_batch(0)
     batch = Batch(double.a.float(), double.b.float(), double.labels, double.drawn_slots.float())
     leaves = [mask.detach() for mask in torch.rand(4, 3, SIZE, SIZE).softmax(dim=1).split(1, dim=1)]
-    counts, gradients = [], []
-    for number in (1, 3):
+
+    def play(slots: int) -> tuple[int, list[Any]]:
         networks = make_players(config, dtype=torch.float32)[0]
         with WeightCasts() as casts:
-            accumulate_gradients(networks, batch, leaves[:number], config)
-        counts.append(casts.count)
-    gradients.append([parameter.grad for parameter in networks.encoder_parameters()])
-    assert counts[0] == counts[1] >= 10
+            accumulate_gradients(networks, batch, leaves[:slots], config)
+        return casts.count, [parameter.grad for parameter in networks.encoder_parameters()]
+
+    (one, _), (three, gradients) = play(1), play(3)
+    assert one == three >= 10
     monkeypatch.setattr(Networks, "weights_cast_once", lambda *_: nullcontext())
-    networks = make_players(config, dtype=torch.float32)[0]
-    with WeightCasts() as casts:
-        accumulate_gradients(networks, batch, leaves, config)
-    gradients.append([parameter.grad for parameter in networks.encoder_parameters()])
-    assert casts.count == 4 * counts[0]
-    assert all(torch.equal(once, often) for once, often in zip(*gradients, strict=True))
+    casts, expected = play(3)
+    assert casts == 4 * one
+    assert all(map(torch.equal, gradients, expected)) and len(gradients) == len(expected)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])

@@ -183,14 +183,14 @@ def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = 
     name_controller(name)
     storage, say = RunStorage(config["run_dir"]), partial(note, channel, config["trial"], kind="wait")
     retry(storage.open, say)
+    gpus, record = config["gpus_per_worker"], ControllerRecord(config["run_dir"], say)
     loop = LoopConfig(
         trial=config["trial"],
         run_dir=config["run_dir"],
         channel=channel,
         threads=max(int(config["cpus_per_worker"]), 1),
-        gpus=config["gpus_per_worker"],
+        gpus=gpus,
     )
-    gpus, record = config["gpus_per_worker"], ControllerRecord(config["run_dir"], say)
     # Lean: workers read shards themselves, and the driver removes orphaned placement groups of all trials. A single
     # worker needs no process group, and without one the trial's actor need not import torch.
     return lean_trainer_class(process_group=config["workers"] > 1)(

@@ -141,12 +141,13 @@ def _random_batch(config: TrialConfig, batch_size: int, size: int, device: torch
     a, b = (view.contiguous(memory_format=layout) for view in torch.randn(2, batch_size, 3, size, size, device=device))
     labels = torch.randint(CLASSES, (batch_size,), device=device)
     masking, masks, rng = config.masking, None, np.random.default_rng(0)
-    masked = 2 * batch_size if config.objective.masked_views == "both" else batch_size
+    both = config.objective.masked_views == "both"
+    masked = 2 * batch_size if both else batch_size
     if scheme := PATTERN_SCHEMES.get(masking.scheme):
         masks = scheme.make(rng.random((masked, scheme.draws)), size).to(device)
     elif objects := OBJECT_SCHEMES.get(masking.scheme):
         instances = torch.randint(masking.slots, (masked, size, size), dtype=torch.uint8)
         masks = objects.make(instances, masking.slots, rng.random((masked, IDS))).float().to(device)
-    fill_a, fill_b = (make_fill(masking.fill, view, rng.random(batch_size)) for view in (a, b))
-    drawn = torch.rand(batch_size, device=device)
-    return Batch(a, b, labels, drawn, masks, fill_a=fill_a if masked > batch_size else None, fill_b=fill_b)
+    fill_a = make_fill(masking.fill, a, rng.random(batch_size)) if both else None
+    fill_b = make_fill(masking.fill, b, rng.random(batch_size))
+    return Batch(a, b, labels, torch.rand(batch_size, device=device), masks, fill_a=fill_a, fill_b=fill_b)
