@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from adios_ray.config import CentralView, Strict, replaced
 from adios_ray.errors import ConfigError, RecordError, UsageError
@@ -19,16 +19,13 @@ from adios_ray.places import require_local
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import records
 from adios_ray.tracking.records import COLUMNS, MaskFile, RunSummary
-from adios_ray.validation import explain, leaves
+from adios_ray.validation import leaves, parse
 
 if TYPE_CHECKING:
     from torch import nn
 
     from adios_ray.evaluation.result import EvaluationResult
     from adios_ray.masking.occlusion import OcclusionModel
-
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,7 @@ def load_run(path: str | Path) -> LoadedRun:
     Raises:
         ConfigError: If it is not a run directory.
     """
-    run = RunDirectory(require_local(path, "run"))
+    run = RunDirectory(require_local(_place(path, "path"), "path"))
     if not run.config.is_file():
         raise ConfigError(f"{path} is not a run directory: it has no {run.config.name}")
     return LoadedRun(run.path)
@@ -177,9 +174,9 @@ def train(
     changes = dict(leaves(settings))
     chosen = (changes.get(path) for path in ("objective.name", "backbone.name", "masking.scheme"))
     defaults = preset_config(preset, family, *chosen)
-    changes["space"] = named_space(os.fspath(space) if space is not None else default_space(preset))
+    changes["space"] = named_space(_place(space, "space") if space is not None else default_space(preset))
     if data_dir is not None:
-        changes["data_dir"] = os.fspath(data_dir)
+        changes["data_dir"] = _place(data_dir, "data_dir")
     config = replaced(defaults, changes, "train")
     require_local(config.storage, "storage")  # a run at a URI leaves nothing on this machine to be read
     return LoadedRun(runner.start(config))
@@ -236,28 +233,34 @@ def evaluate(
 
     from adios_ray.commands.evaluate import KINDS, Evaluate
 
-    common = _validated(_Common, {"split": split, "view": view, "averaged": averaged, "seed": seed}, "evaluate")
-    if kind not in KINDS:
+    several = checkpoint if isinstance(checkpoint, Sequence) and not isinstance(checkpoint, str) else [checkpoint]
+    checkpoints = [_place(each, "checkpoint") for each in several]
+    place = _place(data_dir, "data_dir")
+    given = {"split": split, "view": view, "averaged": averaged, "seed": seed}
+    common = parse(_Common, given, "evaluate", UsageError)
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UsageError(f"there is no evaluation {kind!r}: choose one of {', '.join(KINDS)}")
     known = [field.name for field in fields(KINDS[kind])]  # type: ignore[arg-type]  # every kind is a dataclass
     if unknown := [name for name in options if name not in known]:
         raise UsageError(f"evaluation {kind} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    chosen = _validated(KINDS[kind], options, f"evaluation {kind}")
-    checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
+    chosen = parse(KINDS[kind], options, f"evaluation {kind}", UsageError)
     return Evaluate(
         kind=chosen,  # type: ignore[arg-type]  # one of the kinds, by KINDS
         checkpoint=tuple(checkpoints),
-        data_dir=os.fspath(data_dir),
+        data_dir=place,
         **dict(common),
     ).result(Console(quiet=True))
 
 
-def _validated(kind: type[Value], values: Mapping[str, Any], origin: str) -> Value:
-    """Make a dataclass or model of keyword arguments, or raise a UsageError."""
-    try:
-        return TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        raise UsageError(f"{origin}: {explain(error)}") from None
+def _place(value: Any, name: str) -> str:
+    """Return an argument that names a path or URI as text.
+
+    Raises:
+        UsageError: If it is something else.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise UsageError(f"{name} = {value!r} must be a path or a URI")
+    return os.fspath(value)
 
 
 def load_encoder(path: str | Path) -> "nn.Module":
@@ -276,7 +279,7 @@ def load_encoder(path: str | Path) -> "nn.Module":
     """
     from adios_ray.models import export
 
-    return export.load_encoder(path)
+    return export.load_encoder(_place(path, "path"))
 
 
 def load_occlusion_model(path: str | Path) -> "OcclusionModel":
@@ -296,4 +299,4 @@ def load_occlusion_model(path: str | Path) -> "OcclusionModel":
     """
     from adios_ray.models import export
 
-    return export.load_occlusion_model(path)
+    return export.load_occlusion_model(_place(path, "path"))

@@ -3,9 +3,12 @@
 import dataclasses
 import io
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from functools import partial
 from itertools import dropwhile, takewhile
 from types import UnionType
 from typing import Any, NoReturn, TypeVar, overload
@@ -17,6 +20,7 @@ from pydantic import ValidationError
 # tests/test_wrong_uses.py and tests/test_cli.py fail where an error or help is printed otherwise.
 from tyro import _arguments as tyro_arguments
 from tyro import _errors as tyro_errors
+from tyro._backends import _tyro_help_formatting as tyro_help
 
 from adios_ray.errors import UsageError
 from adios_ray.validation import explain, suggestion
@@ -37,6 +41,10 @@ _EXPECTED = {
     "[STR STR [STR STR ...]]": "pairs of a name and a value",
 }
 """Descriptions of tyro's names of types."""
+_CHOICES = re.compile(r"\{[^{}]+\}(?=\]?$)")
+"""All commands, at the end of the usage."""
+_STYLE = re.compile(r"\x1b\[[\d;]*m")
+"""Change of color or weight in a terminal."""
 _SENTENCE_END = re.compile(r"(?<=[^.])[.;:] ")
 """The end of the first sentence of a help text."""
 
@@ -140,8 +148,8 @@ def _check_flags(given: Sequence[str]) -> None:
 
 @contextmanager
 def _readable_help() -> Iterator[None]:
-    """Let tyro's ``--help`` fill its lines, and leave out what only means "not given"."""
-    original = tyro_arguments._rule_apply_argconf
+    """Let tyro's ``--help`` fill its lines, none wider than the terminal, and leave out what only means "not given"."""
+    original, format_help = tyro_arguments._rule_apply_argconf, tyro_help.format_help
 
     def apply(arg: Any, lowered: Any) -> None:
         field, source = arg.field, arg.field.helptext
@@ -152,15 +160,25 @@ def _readable_help() -> Iterator[None]:
         field.helptext = lambda: "\n\n".join(_paragraphs(source))
         field.argconf = dataclasses.replace(field.argconf, help_behavior_hint=default)
         if lowered.metavar:
-            words = re.sub(r"\{None\}\||(?<=\{)None,", "", lowered.metavar)
-            lowered.metavar = words.replace("STR|PATH", "PATH").replace("{[", "[").replace("]}", "]")
+            words = re.sub(r"\{None\}\||(?<=\{)None,", "", lowered.metavar).replace("STR|PATH", "PATH")
+            if "URI" in _text(source):  # of a place, which configurations keep as a text
+                words = words.replace("STR", "PATH")
+            lowered.metavar = words.replace("{[", "[").replace("]}", "]")
         original(arg, lowered)
 
-    tyro_arguments._rule_apply_argconf = apply
+    def wrapped(**parts: Any) -> list[str]:
+        usage, *lines = format_help(**parts)
+        if parts["subparser_frontier"]:
+            usage = _CHOICES.sub("COMMAND", usage)
+        width, description = shutil.get_terminal_size().columns, parts["parser_spec"].description
+        fill = partial(textwrap.fill, width=width, break_on_hyphens=False)
+        return [fill(_STYLE.sub("", usage)), *(fill(line) if line == description else line for line in lines)]
+
+    tyro_arguments._rule_apply_argconf, tyro_help.format_help = apply, wrapped
     try:
         yield
     finally:
-        tyro_arguments._rule_apply_argconf = original
+        tyro_arguments._rule_apply_argconf, tyro_help.format_help = original, format_help
 
 
 def last_value(arguments: Sequence[str], flag: str) -> str | None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from adios_ray.errors import ConfigError
 from adios_ray.measures import MEASURES
-from adios_ray.validation import Model, leaves, parse, suggestion
+from adios_ray.validation import leaves, parse, suggestion
 
 OBJECTIVES: Mapping[str, str] = {
     "simclr": "simclr:SimCLR",
@@ -86,6 +86,7 @@ RESIZED_SIDE = 256
 
 _ADAPTABLE = object()
 _Value = TypeVar("_Value")
+Model = TypeVar("Model", bound=BaseModel)
 Adaptable = Annotated[_Value, _ADAPTABLE]
 """Type of a field that may change while a trial trains; of a section, of all its fields. Other fields determine the
 shapes of networks, the order of the data, or what a fitness means."""

@@ -11,20 +11,49 @@ from yaml.constructor import ConstructorError
 
 from adios_ray.errors import ConfigError, InputError
 
-Model = TypeVar("Model", bound=BaseModel)
 Value = TypeVar("Value")
 
 
-def parse(model: type[Model], values: Mapping[str, Any], origin: str = "configuration") -> Model:
+def parse(
+    kind: type[Value],
+    values: Mapping[str, Any],
+    origin: str = "configuration",
+    error_type: type[InputError] = ConfigError,
+) -> Value:
     """Validate plain values.
 
+    Args:
+        kind: A model or a dataclass.
+        values: The values by name.
+        origin: Source of the values; the error message begins with it.
+        error_type: Type of the error.
+
     Raises:
-        ConfigError: If a key is unknown or a value out of range; names all of them in one line, with their paths.
+        InputError: Of ``error_type``, if a key is unknown or a value out of range, or true or false where a number is
+            asked for; names all of them in one line, with their paths.
     """
     try:
-        return model.model_validate(values)
+        parsed = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {explain(error, model, values)}") from None
+        model = kind if issubclass(kind, BaseModel) else None
+        raise error_type(f"{origin}: {explain(error, model, values)}") from None
+    if taken := [f"{path} = {value} must be a number" for path, value in _truths_as_numbers(values, parsed)]:
+        raise error_type(f"{origin}: {'; '.join(taken)}")
+    return parsed
+
+
+def _truths_as_numbers(given: Any, parsed: Any, path: str = "") -> Iterator[tuple[str, bool]]:
+    """Yield what was given as true or false and was taken for the numbers 1 and 0, as pydantic does, by path."""
+    if isinstance(given, bool):
+        if isinstance(parsed, int | float) and not isinstance(parsed, bool):
+            yield path, given
+    elif isinstance(given, Mapping):
+        for name, value in given.items():
+            inner = parsed.get(name) if isinstance(parsed, Mapping) else getattr(parsed, str(name), None)
+            yield from _truths_as_numbers(value, inner, f"{path}.{name}" if path else str(name))
+    elif isinstance(given, list | tuple) and isinstance(parsed, list | tuple):
+        for position, (value, inner) in enumerate(zip(given, parsed, strict=True)):
+            yield from _truths_as_numbers(value, inner, f"{path}.{position}")
 
 
 def leaves(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:

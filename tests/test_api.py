@@ -13,7 +13,7 @@ from small import small_config
 import adios_ray
 from adios_ray import api
 from adios_ray.commands.evaluate import KINDS
-from adios_ray.errors import ConfigError, RecordError, UsageError
+from adios_ray.errors import ConfigError, InputError, RecordError, UsageError
 from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
@@ -76,10 +76,16 @@ def test_evaluation_from_python_is_that_of_the_command(objects_dir: Path, tmp_pa
         ({"seed": "x"}, "seed = 'x' must be a whole number"),
         ({"split": "train"}, "split = 'train' must be 'val' or 'test'"),
         ({"view": "wide"}, "view = 'wide' must be"),
+        ({"seed": True}, "seed = True must be a number"),
+        ({"neighbors": [5, True]}, "neighbors.1 = True must be a number"),
+        ({"kind": ["knn"]}, r"no evaluation \['knn'\]"),
+        ({"checkpoint": None}, "checkpoint = None must be a path or a URI"),
+        ({"checkpoint": [file, 3]}, "checkpoint = 3 must be a path or a URI"),
+        ({"data_dir": None}, "data_dir = None must be a path or a URI"),
     ]
     for wrong, message in mistakes:
         with pytest.raises(UsageError, match=message):
-            adios_ray.evaluate(file, objects_dir, **wrong)
+            adios_ray.evaluate(**{"checkpoint": file, "data_dir": objects_dir, **wrong})
 
 
 @pytest.mark.slow
@@ -106,8 +112,22 @@ def test_settings_of_a_training_are_those_of_the_command_line(tmp_path: Path, mo
         adios_ray.train(preset="demo", resume="runs/one")
     with pytest.raises(UsageError, match="s3://b/one is a URI; only a local path"):
         adios_ray.load_run("s3://b/one")
-    with pytest.raises(ConfigError, match="unknown key 'masking.slot'"):
-        adios_ray.train(preset="demo", masking={"slot": 6})
+    mistakes: list[tuple[dict[str, Any], str]] = [
+        ({"masking": {"slot": 6}}, "unknown key 'masking.slot'"),
+        ({"masking": {"sparsity_weight": True}}, "masking.sparsity_weight = True must be a number"),
+        ({"space": 3}, "space = 3 must be a path or a URI"),
+        ({"data_dir": 3}, "data_dir = 3 must be a path or a URI"),
+    ]
+    for wrong, message in mistakes:
+        with pytest.raises(InputError, match=message):
+            adios_ray.train(preset="demo", **wrong)
+
+
+def test_places_are_paths_or_uris() -> None:
+    unusable: Any = None
+    for function in (adios_ray.load_run, adios_ray.load_encoder, adios_ray.load_occlusion_model):
+        with pytest.raises(UsageError, match="path = None must be a path or a URI"):
+            function(unusable)
 
 
 def test_everything_that_is_offered_is_documented() -> None:
