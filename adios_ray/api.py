@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-from pydantic import Field
 
-from adios_ray.config import CentralView, Strict, replaced
+from adios_ray.config import CentralView, Seed, Strict, replaced
 from adios_ray.errors import ConfigError, RecordError, UsageError
 from adios_ray.places import require_local
 from adios_ray.run_directory import RunDirectory
@@ -193,7 +192,7 @@ class _Common(Strict):
     split: Literal["val", "test"]
     view: CentralView | None
     averaged: bool
-    seed: int = Field(ge=0, lt=2**32)
+    seed: Seed
 
 
 def evaluate(

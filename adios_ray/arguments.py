@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, NoReturn, TypeVar, overload
 
 import tyro
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 # tyro's hooks for errors and help are not parts of its public interface: pyproject.toml bounds tyro's version, and
 # tests/test_wrong_uses.py and tests/test_cli.py fail where an error or help is printed otherwise.
@@ -45,6 +45,8 @@ _CHOICES = re.compile(r"\{[^{}]+\}(?=\]?$)")
 """All commands, at the end of the usage."""
 _STYLE = re.compile(r"\x1b\[[\d;]*m")
 """Change of color or weight in a terminal."""
+_ITEM = re.compile(r"\.\d+$")
+"""Position of an item, at the end of a path."""
 _SENTENCE_END = re.compile(r"(?<=[^.])[.;:] ")
 """The end of the first sentence of a help text."""
 
@@ -106,11 +108,14 @@ def parse_arguments(
 
     with tyro_errors.on_parse_error(refuse), _readable_help():
         try:
-            return parse(given)
+            parsed = parse(given)
         except SystemExit:
             if {"-h", "--help"} & set(given) and examples:
                 print("\n".join(["examples:", *(f"  {example}" for example in examples)]))
             raise
+    if dataclasses.is_dataclass(parsed):
+        _check_ranges(parsed)
+    return parsed
 
 
 def completion_script(kind: Any, shell: str, program: str) -> str:
@@ -146,6 +151,22 @@ def _check_flags(given: Sequence[str]) -> None:
             flags.add(name)
 
 
+def _check_ranges(options: Any) -> None:
+    """Check the values of a dataclass of options by its annotations; of a model, pydantic has done so.
+
+    Raises:
+        UsageError: If a value is out of range; names its flag.
+    """
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    try:
+        TypeAdapter(type(options)).validate_python(values)
+    except ValidationError as error:
+        raise UsageError(explain(error, spell=lambda path, value: f"{as_flag(path)} {value}")) from None
+    for value in values.values():
+        if dataclasses.is_dataclass(value):  # a sub-command, which pydantic takes as it is
+            _check_ranges(value)
+
+
 @contextmanager
 def _readable_help() -> Iterator[None]:
     """Let tyro's ``--help`` fill its lines, none wider than the terminal, and leave out what only means "not given"."""
@@ -174,7 +195,8 @@ def _readable_help() -> Iterator[None]:
         fill = partial(textwrap.fill, width=width, break_on_hyphens=False)
         return [fill(_STYLE.sub("", usage)), *(fill(line) if line == description else line for line in lines)]
 
-    tyro_arguments._rule_apply_argconf, tyro_help.format_help = apply, wrapped
+    tyro_arguments._rule_apply_argconf = apply
+    tyro_help.format_help = wrapped  # type: ignore[assignment]  # tyro calls it by keywords
     try:
         yield
     finally:
@@ -287,8 +309,8 @@ def _in_section(raised: BaseException | None) -> tuple[BaseException | None, str
 
 
 def as_flag(path: str) -> str:
-    """Spell a configuration path as the flag that sets it."""
-    return f"--{path.replace('_', '-')}"
+    """Spell a configuration path, or that of an item in a list, as the flag that sets it."""
+    return f"--{_ITEM.sub('', path).replace('_', '-')}"
 
 
 def _shown(value: str | None) -> str:

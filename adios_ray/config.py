@@ -62,6 +62,15 @@ Place = Annotated[
 ]
 """A path or a URI (s3://, gs://, ...)."""
 
+Count = Annotated[int, Field(ge=1)]
+"""A number of at least one."""
+Natural = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A finite number above zero."""
+Rates = Annotated[tuple[Positive, ...], Field(min_length=1)]
+"""Learning rates to choose from."""
+
 PROBE_LR = 0.1
 """Learning rate of the online probe."""
 LARS_TRUST = 0.02
@@ -347,7 +356,7 @@ class TrialConfig(Strict):
     sync_batch_norm: bool = False
     """With several workers: BatchNorm normalizes over the images of all workers, as one worker does, instead of each
     worker's own. Each norm then waits for an exchange. Not with micro_batch_size or compile."""
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
     """Seed of initial weights, sample order, augmentations and drawn slots."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs the forward passes under autocast, on devices that compute in it."""

@@ -38,8 +38,8 @@ def options(**given: object) -> list[str]:
         ({"image_size": 16}, "--image-size 16 must"),
         ({"image_size": 0}, "--image-size 0 must"),
         ({"image_size": -32}, "--image-size -32 must"),
-        ({"max_bad_fraction": 1.5}, "--max-bad-fraction 1.5 must be in [0, 1]"),
-        ({"max_bad_fraction": "nan"}, "--max-bad-fraction nan must be in [0, 1]"),
+        ({"max_bad_fraction": 1.5}, "--max-bad-fraction 1.5 must be less than or equal to 1"),
+        ({"max_bad_fraction": "nan"}, "--max-bad-fraction nan must be less than or equal to 1"),
         ({"source": None}, "--dataset folder needs --source"),
         ({"num_images": 5}, "--num-images and --seed are for rendered sets"),
         ({"seed": 0}, "--num-images and --seed are for rendered sets"),
@@ -50,6 +50,8 @@ def options(**given: object) -> list[str]:
         ({"output": "images"}, "is not empty and not an unfinished data set"),
         ({"output": "images/0.png"}, "Not a directory"),
         ({"train_images": 11}, "11 images asked for train"),
+        ({"val_images": -1}, "--val-images -1 must be greater than or equal to 0"),
+        ({"max_pixels": 0}, "--max-pixels 0 must be greater than or equal to 1"),
     ],
 )
 def test_bad_options_are_one_line(

@@ -308,9 +308,12 @@ def test_a_trial_that_can_never_be_placed_is_refused(
         worker_resources(ExperimentConfig(population=4, **settings), cluster)
 
 
+SEARCHED = {"parameters": {"masking.sparsity_weight": {"low": 0.1, "high": 1.0, "scale": "log"}}}
+
+
 @pytest.mark.parametrize("reports", [1, 2, 3, 6])
 def test_decisions_at_reports_are_accepted(reports: int) -> None:
-    space = parse(SearchSpace, {"scheduler": "pb2", "interval_epochs": 6, "parameters": {}})
+    space = parse(SearchSpace, {"scheduler": "pb2", "interval_epochs": 6, **SEARCHED})
     space.bind(TrialConfig(evaluation=EvaluationConfig(interval_epochs=reports)))
 
 
@@ -319,13 +322,13 @@ def test_decisions_at_reports_are_accepted(reports: int) -> None:
     "options", [{"scheduler": "pbt"}, {"scheduler": "pbt", "synchronous": False}, {"scheduler": "pb2"}]
 )
 def test_decisions_between_reports_are_refused(decisions: int, reports: int, options: dict[str, Any]) -> None:
-    space = parse(SearchSpace, {**options, "interval_epochs": decisions, "parameters": {}})
+    space = parse(SearchSpace, {**options, "interval_epochs": decisions, **SEARCHED})
     config = TrialConfig(evaluation=EvaluationConfig(interval_epochs=reports))
     with pytest.raises(
         ConfigError, match=f"every {reports} epochs .*cannot be {decisions} epochs .*multiple of {reports}"
     ):
         space.bind(config)
-    parse(SearchSpace, {"scheduler": "asha", "grace_epochs": decisions, "parameters": {}}).bind(config)
+    parse(SearchSpace, {"scheduler": "asha", "grace_epochs": decisions, **SEARCHED}).bind(config)
 
 
 @pytest.mark.parametrize(

@@ -200,8 +200,11 @@ def test_flags_choose_among_what_is_published() -> None:
             "for family authors, simclr, resnet18, none",
         ),
         (["--preset", "cifar"], "no preset 'cifar'; choose one of demo, clevr, in100, in100s, stl10"),
-        (["--preset", "demo", "--family", "paper"], "--family paper is for the presets of published settings"),
-        (["--family", "authors"], "--family authors is for the presets of published settings"),
+        (
+            ["--preset", "demo", "--family", "paper"],
+            "--family paper chooses among published settings: give",
+        ),
+        (["--family", "authors"], "--family authors chooses among published settings: give --preset too"),
     ],
 )
 def test_what_is_not_published_is_refused(arguments: list[str], message: str) -> None:

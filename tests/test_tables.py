@@ -14,8 +14,9 @@ import torch
 from scipy import stats
 from small import make_objects, small_config
 
+from adios_ray.arguments import parse_arguments
 from adios_ray.config import TrialConfig, replaced
-from adios_ray.errors import ConfigError, EvaluationError, RunError
+from adios_ray.errors import ConfigError, EvaluationError, RunError, UsageError
 from adios_ray.tables import cells as cells_module
 from adios_ray.tables import estimate as estimate_module
 from adios_ray.tables.cells import cell_name, finished, measured, run_cell
@@ -287,7 +288,5 @@ def test_what_a_table_lacks_is_said_before_anything_is_trained(
     labels = replace(small_table(), columns=(Column("objects", "F1", "multilabel", "f1_macro"),))
     with pytest.raises(EvaluationError, match="multilabel: images of .* have one class each; it needs several labels"):
         run_table("table", {"small": lambda: labels}, Options(data=objects, storage=tmp_path))
-    with pytest.raises(ConfigError, match="--gpus-per-cell -1 must be a number from 0"):
-        run_table("table", presets, Options(gpus_per_cell=-1))
-    with pytest.raises(ConfigError, match="--seeds 0 must be at least 1"):
-        run_table("table", presets, Options(seeds=0))
+    with pytest.raises(UsageError, match=r"--seeds 0 must be greater than or equal to 1; --gpus-per-cell -1.0 must be"):
+        parse_arguments(Options, ["--gpus-per-cell", "-1", "--seeds", "0"])

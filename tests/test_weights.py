@@ -307,7 +307,7 @@ def test_commands(
         ("export --checkpoint w.safetensors --output e.safetensors", "resnet_small is adios_ray's own and not in timm"),
         ("export --checkpoint w.safetensors --output e.pt", "e.pt: the name of an exported encoder must end in"),
         ("masks --checkpoint w.safetensors --data-dir data --output m.png --images 0", "--images 0 must be at least 1"),
-        ("import-official none --output w.safetensors", "none/args.json does not exist"),
+        ("import-official none --output w.safetensors", "none has no args.json: name a folder of the authors' release"),
     ],
 )
 def test_errors_of_commands_are_one_line(

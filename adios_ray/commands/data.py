@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from pydantic import Field
 
-from adios_ray.config import FolderLayout, OnBadImage, Variation
+from adios_ray.config import Count, FolderLayout, Natural, OnBadImage, Seed, Variation
 from adios_ray.data.sources.catalog import CATALOG, Entry, Name, table
 from adios_ray.errors import UsageError
 from adios_ray.store import local_path
@@ -43,7 +44,7 @@ class Prepare:
     download: bool = False
     """Download files that are missing in --source first, where torchvision can."""
 
-    fold: int | None = None
+    fold: Annotated[int, Field(ge=0, le=9)] | None = None
     """STL-10 only: train has the 1,000 images of this fold (0 to 9); the other 4,000 join the unlabeled ones."""
 
     image_column: str | None = None
@@ -52,10 +53,10 @@ class Prepare:
     label_column: str | None = None
     """Parquet only: column of the labels; the class label of the schema, or label, class, ... if not given."""
 
-    num_images: int | None = None
+    num_images: Annotated[int, Field(ge=1, le=MOST_RENDERED)] | None = None
     """Rendered sets only: number of images in all splits together, at most 10 million; 10,000 if not given."""
 
-    seed: int | None = None
+    seed: Seed | None = None
     """Rendered sets only: seed of the images; 0 if not given."""
 
     variation: Variation = "original"
@@ -63,16 +64,16 @@ class Prepare:
     the object's box black (only_bg_b) or filled with the texture (only_bg_t), object black (no_fg), background black
     (only_fg), background of another image of the same (mixed_same), any (mixed_rand) or the next class (mixed_next)."""
 
-    train_images: int | None = None
+    train_images: Natural | None = None
     """Images to take for the train split, from each class in proportion to its size; all if not given."""
 
-    val_images: int | None = None
+    val_images: Natural | None = None
     """Images to take for the val split, carved out of train where there is none; all (carved: 10 %) if not given."""
 
-    test_images: int | None = None
+    test_images: Natural | None = None
     """Images to take for the test split, carved out of train where there is none; all (carved: 10 %) if not given."""
 
-    unlabeled_images: int | None = None
+    unlabeled_images: Natural | None = None
     """Images to take for the unlabeled split, where there is one (STL-10, a folder); all if not given."""
 
     layout: FolderLayout | None = None
@@ -93,7 +94,7 @@ class Prepare:
     """Where the data set is there already: compare the content of --source with what it was made from, not only names,
     sizes and times."""
 
-    max_pixels: int | None = None
+    max_pixels: Count | None = None
     """Largest number of pixels that are decoded at once (89 million if not given); larger JPEGs are reduced first,
     other larger images are refused."""
 
@@ -107,7 +108,7 @@ class Prepare:
     on_bad_image: OnBadImage = "skip"
     """Skip an unusable image and record the reason in the manifest, or fail at the first one."""
 
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Highest share of unusable images, in [0, 1], with which the data set is still completed."""
 
     def run(self) -> None:
@@ -206,14 +207,10 @@ class Prepare:
 
     def _check(self, entry: Entry) -> None:
         """Raise a UsageError for options that do not fit the data set."""
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UsageError(f"--max-bad-fraction {self.max_bad_fraction} must be in [0, 1]")
         if not entry.rendered and self.source is None:
             raise UsageError(f"--dataset {self.dataset} needs --source, the folder of images")
         if not entry.rendered and (self.num_images is not None or self.seed is not None):
             raise UsageError(f"--num-images and --seed are for rendered sets, not for --dataset {self.dataset}")
-        if self.num_images is not None and self.num_images > MOST_RENDERED:
-            raise UsageError(f"--num-images {self.num_images} must be at most {MOST_RENDERED:,}")
         if self.variation != "original" and self.dataset != "objects":
             raise UsageError(f"--variation is for --dataset objects, not for {self.dataset}")
         if entry.rendered and self.source is not None:

@@ -7,7 +7,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from adios_ray.config import OBJECTIVES
 from adios_ray.errors import DatasetError, InputError, RunError, UsageError
@@ -39,7 +41,7 @@ class Doctor:
     data_dir: str | None = None
     """Directory or URI of the data set to train on; the published number of images if not given."""
 
-    seconds: float | None = None
+    seconds: Annotated[float, Field(ge=0, le=600)] | None = None
     """Seconds of the measurement of --preset, 0 to 600, 10 if not given; three steps are measured in any case."""
 
     objective: str | None = None
@@ -52,8 +54,6 @@ class Doctor:
             UsageError: If options cannot be used.
             RunError: If a check has found a problem.
         """
-        if self.seconds is not None and not 0 <= self.seconds <= 600:
-            raise UsageError(f"--seconds {self.seconds:g} must be in [0, 600]")
         if self.objective is not None and (self.preset or self.data_dir or self.storage or self.seconds is not None):
             raise UsageError("--objective is checked by itself: leave the other options out")
         if self.seconds is not None and self.preset is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import tyro
 
-from adios_ray.config import CentralView
+from adios_ray.config import CentralView, Count, Positive, Rates, Seed
 from adios_ray.errors import EvaluationError, UsageError
 from adios_ray.store import Location, local_path, split_location
 
@@ -35,11 +35,11 @@ class Kind(Protocol):
 class Knn:
     """Weighted k-nearest-neighbor accuracy at the checkpoint's own k and temperature, and at the best of a sweep."""
 
-    neighbors: tuple[int, ...] = ()
+    neighbors: tuple[Count, ...] = ()
     """Numbers of neighbors of the sweep; 1, 2, 5, 10, 20, 50, 100 and 200, where train has that many images, if not
     given."""
 
-    temperatures: tuple[float, ...] = ()
+    temperatures: tuple[Positive, ...] = ()
     """Temperatures of the sweep; 0.01, 0.02, 0.05, 0.07, 0.1, 0.2, 0.5 and 1 if not given."""
 
     def evaluate(self, subject: "Subject") -> "EvaluationResult":
@@ -60,13 +60,13 @@ class Linear:
     """Train on random crops and flips, another of each image in each epoch, instead of on the central views. Each epoch
     is a forward pass over train, in this process."""
 
-    rates: tuple[float, ...] | None = None
+    rates: Rates | None = None
     """Learning rates of sgd for batches of 256; 0.003, 0.01, 0.03, 0.1, 0.3, 1 and 3 if not given."""
 
-    epochs: int | None = None
+    epochs: Count | None = None
     """Epochs of sgd, 100 if not given; the rate is multiplied by 0.1 after 60 % and 80 % of them."""
 
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Images in a batch of sgd, 256 if not given; rates are multiplied by this / 256."""
 
     standardize: bool = False
@@ -140,13 +140,13 @@ class Robustness:
     baseline: Location | None = None
     """Checkpoint or weights file to compare with, a path or a URI, image by image."""
 
-    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    rates: Rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     """Learning rates of the probe for batches of 256, of which one is chosen on val."""
 
-    epochs: int = 100
+    epochs: Count = 100
     """Epochs of the probe; the rate is multiplied by 0.1 after 60 % and 80 % of them."""
 
-    batch_size: int = 256
+    batch_size: Count = 256
     """Images in a batch; rates are multiplied by this / 256."""
 
     def evaluate(self, subject: "Subject") -> "EvaluationResult":
@@ -191,10 +191,10 @@ class Transfer:
     """fine-tune: train all weights; linear: train a classifier on the frozen encoder; scratch: begin with new weights
     of the same architecture."""
 
-    rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
+    rates: Rates = (0.001, 0.003, 0.01, 0.03, 0.1)
     """Learning rates at the first step."""
 
-    epochs: int = 100
+    epochs: Count = 100
     """Passes over the training images at each rate."""
 
     batch_size: int = 512
@@ -304,7 +304,7 @@ class Evaluate:
     averaged: bool = False
     """Evaluate the checkpoints' averaged weights (evaluation.average_weights), not those of the last step."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the order of images, crops, and starts of k-means."""
 
     ray: bool = False
@@ -337,7 +337,7 @@ class Evaluate:
         """Evaluate, with progress on a console.
 
         Raises:
-            UsageError: If there is no checkpoint, the seed is out of range, or an option would not be used.
+            UsageError: If there is no checkpoint, or an option would not be used.
             CheckpointError: If a checkpoint cannot be used.
             DatasetError: If the data set cannot be used.
             EvaluationError: If the data do not allow this evaluation.
@@ -373,12 +373,10 @@ class Evaluate:
         return mean_over_seeds(results)
 
     def _check_options(self) -> None:
-        """Raise a UsageError for an option that is out of range, or that the others leave without a use."""
+        """Raise a UsageError for an option that is missing, or that the others leave without a use."""
         kind = self.kind
         if not self.checkpoint:
             raise UsageError("--checkpoint needs at least one file")
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"--seed {self.seed} must be at least 0 and below 2^32")
         if isinstance(kind, Linear) and kind.solver == "lbfgs":
             unused = [*kind.given, *(["augment"] if kind.augment else [])]
             if unused:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from adios_ray.config import MaskFormat
+from adios_ray.config import Count, MaskFormat
 from adios_ray.errors import UsageError
 from adios_ray.store import Location, Store, local_path
 
@@ -41,7 +41,7 @@ class Masks:
     overwrite: bool = False
     """Replace all masks that --output holds."""
 
-    max_pixels: int | None = None
+    max_pixels: Count | None = None
     """Largest number of pixels that are decoded at once (89 million if not given); larger JPEGs are reduced first,
     other larger images are refused."""
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from adios_ray.errors import ConfigError, UsageError, exit_status
+from adios_ray.config import Count, Seed
+from adios_ray.errors import ConfigError, exit_status
 from adios_ray.files import expand_home
 from adios_ray.store import Location
 
@@ -52,13 +53,13 @@ class Replay:
     """Run directory, a path or a URI, with --trial, in place of --schedule."""
     trial: str | None = None
     """Trial of --run whose schedule to replay."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Total epochs; the run's if not given."""
     data_dir: str | None = None
     """Directory or URI of shards; the run's if not given."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of weights, order and augmentations; the run's if not given."""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads."""
 
     def run(self) -> None:
@@ -71,9 +72,6 @@ class Replay:
         from adios_ray.places import require_local
 
         output = require_local(self.output, "--output")
-        for flag, number in (("--epochs", self.epochs), ("--threads", self.threads)):
-            if number is not None and number < 1:
-                raise UsageError(f"{flag} {number} must be 1 or more")
         schedule = self._schedule()
         schedule = schedule if self.epochs is None else schedule.scaled(self.epochs)
         changes = {"data_dir": self.data_dir, "seed": self.seed}

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from adios_ray.config import CentralView, Strict
+from adios_ray.config import CentralView, Count, Rates, Strict
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.counter_random import permutation
 from adios_ray.data.shards import Split
@@ -49,9 +49,9 @@ class TransferConfig(Strict):
 
     mode: Mode = "fine-tune"
     """fine-tune: train all weights; linear: train a classifier on the frozen backbone; scratch: draw all weights."""
-    rates: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.001, 0.003, 0.01, 0.03, 0.1), min_length=1)
+    rates: Rates = (0.001, 0.003, 0.01, 0.03, 0.1)
     """Learning rates at the first step; the best one on the validation split is reported."""
-    epochs: int = Field(100, ge=1)
+    epochs: Count = 100
     """Passes over the training split."""
     batch_size: int = Field(512, ge=2)
     """Most images in a step. An epoch is cut into batches of equal size, so that no image is dropped."""

@@ -67,7 +67,8 @@ def preset_config(
     """
     if name is None or name == DEMO:
         if family is not None:
-            raise ConfigError(f"--family {family} is for the presets of published settings")
+            names = ", ".join(sorted({setting.data for setting in published()}))
+            raise ConfigError(f"--family {family} chooses among published settings: give --preset too, one of {names}")
         values = {} if name is None else _read(PRESETS / f"{DEMO}.yaml")
         return parse(ExperimentConfig, {**values, "preset": name}, "preset")
     chosen = _choose(name, family, objective or "simclr", backbone or "resnet18", scheme)

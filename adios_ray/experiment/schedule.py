@@ -15,6 +15,8 @@ from adios_ray.tracking.lineage import copies
 from adios_ray.tracking.records import read_lineage
 from adios_ray.validation import parse, read_json
 
+_WHERE = "a finished run's is RUN/schedule.json"
+
 
 class Stage(BaseModel):
     """Searched values and the epoch from which they are used."""
@@ -72,8 +74,11 @@ def load_schedule(path: Path) -> Schedule:
         ConfigError: If the file is missing or damaged.
     """
     if not path.is_file():
-        raise ConfigError(f"schedule {path} does not exist; finished runs have one in their run directory")
-    return read_json(Schedule, path)
+        raise ConfigError(f"schedule {path} does not exist; {_WHERE}")
+    try:
+        return read_json(Schedule, path)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {_WHERE}") from None
 
 
 def schedule_of(run_dir: Path, trial: str) -> Schedule:

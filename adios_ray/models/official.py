@@ -116,7 +116,7 @@ def import_official(folder: Path) -> Weights:
         ConfigError: If a file is missing, or no ``TrialConfig`` describes the model.
         CheckpointError: If the checkpoint is damaged.
     """
-    arguments = read_json(dict[str, Any], folder / "args.json")
+    arguments = _read_arguments(folder)
     checkpoints = sorted(folder.glob("*.ckpt"))
     if len(checkpoints) != 1:
         names = ", ".join(path.name for path in checkpoints) or "none"
@@ -142,7 +142,7 @@ def unsupported(folder: Path) -> list[str]:
     Raises:
         ConfigError: If ``args.json`` is missing or not a JSON object.
     """
-    arguments = read_json(dict[str, Any], folder / "args.json")
+    arguments = _read_arguments(folder)
     lines = []
     for path, theirs in _TRANSLATED.items():
         if _agreed(arguments, *theirs) is None and len(values := _values(arguments, *theirs)) > 1:
@@ -157,6 +157,17 @@ def unsupported(folder: Path) -> list[str]:
     if isinstance(gpus, list) and len(gpus) > 1:
         lines.append(f"gpus {gpus}: the imported batch_size is that of one GPU")
     return lines
+
+
+def _read_arguments(folder: Path) -> dict[str, Any]:
+    """Read ``args.json``, or raise a ConfigError."""
+    path = folder / "args.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder} has no {path.name}: name a folder of the authors' release or of solo-learn, with {path.name} "
+            "and one *.ckpt"
+        )
+    return read_json(dict[str, Any], path)
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

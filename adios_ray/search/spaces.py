@@ -244,6 +244,8 @@ class SearchSpace(Strict):
                 f"search {self.search} cannot be combined with {self.scheduler}, which itself changes the values of "
                 "trials while they train; leave search out, or use asha, median or none"
             )
+        if self.evolving and not self.parameters:
+            raise ValueError(f"{self.scheduler} needs parameters to change: name some, or take scheduler none")
         if self.search == "grid" and (ranges := [p for p, x in self.parameters.items() if isinstance(x, Continuous)]):
             raise ValueError(f"search grid needs values: [...] instead of bounds for {', '.join(ranges)}")
         if self.scheduler == "pb2" and (choices := [p for p, x in self.parameters.items() if isinstance(x, Choice)]):

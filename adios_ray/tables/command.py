@@ -1,16 +1,18 @@
 """The command line of a table's script."""
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from adios_ray.arguments import parse_arguments
 from adios_ray.commands.data import Prepare
 from adios_ray.commands.masks import Masks
+from adios_ray.config import Count
 from adios_ray.data.shards import open_shards, verify
 from adios_ray.errors import ConfigError, RunError, exit_status
 from adios_ray.experiment.checks import check_storage
@@ -38,9 +40,9 @@ class Options:
     """Data sets made by `adios-ray prepare`: NAME PLACE, once for each data set of the table; --dry-run lists them."""
     storage: Location = "runs/tables"
     """Local directory of trainings, which tables share, and of the tables; shared by all nodes of a cluster."""
-    seeds: int = 3
+    seeds: Count = 3
     """Trainings of each configuration."""
-    gpus_per_cell: float | None = None
+    gpus_per_cell: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """GPUs of each training, may be a fraction; 1 if not given and the cluster has GPUs."""
     dry_run: bool = False
     """Print the trainings, their hours from a measured step, and the disk they need; train nothing."""
@@ -117,10 +119,6 @@ def _choose_table(presets: Mapping[str, Callable[[], Table]], options: Options) 
     """
     if options.preset not in presets:
         raise ConfigError(f"--preset {options.preset}: choose one of {', '.join(presets)}")
-    if options.seeds < 1:
-        raise ConfigError(f"--seeds {options.seeds} must be at least 1")
-    if options.gpus_per_cell is not None and not 0 <= options.gpus_per_cell < math.inf:
-        raise ConfigError(f"--gpus-per-cell {options.gpus_per_cell:g} must be a number from 0")
     table = presets[options.preset]()
     if unknown := set(options.data) - set(table.data):
         raise ConfigError(f"--data {', '.join(sorted(unknown))}: the table's data sets are {', '.join(table.data)}")

@@ -106,14 +106,19 @@ def options(kind: type) -> Iterator[tuple[str, str, str]]:
             written[ast.unparse(statement.target)] = ast.unparse(statement.annotation), str(meaning)
     for field in dataclasses.fields(kind):
         annotation, meaning = written[field.name]
-        own = {k: v for each in getattr(field.type, "__metadata__", ()) for k, v in vars(each).items() if v is not None}
-        name = own.get("name", field.name).replace("_", "-")
-        meaning = meaning or own.get("help", "").partition("\n\n")[0]  # without the table that --help shows
+        name = _annotated(field, "name", field.name).replace("_", "-")
+        meaning = meaning or _annotated(field, "help", "").partition("\n\n")[0]  # without the table that --help shows
         default = "required" if field.default is dataclasses.MISSING else _default(field.default)
         # A sub-command has an empty name: its place is that of an argument.
         positional = not name or "Positional" in annotation
         flag = (name or field.name).upper() if positional else f"--{name}"
         yield f"`{flag}`", default, " ".join(meaning.split()).replace("|", "\\|")
+
+
+def _annotated(field: dataclasses.Field[Any], name: str, default: str) -> str:
+    """Return what tyro's annotation of a field says, else the default."""
+    found = (getattr(each, name, None) for each in getattr(field.type, "__metadata__", ()))
+    return next((text for text in found if text is not None), default)
 
 
 def _default(value: object) -> str:
