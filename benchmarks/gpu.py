@@ -99,6 +99,7 @@ ROWS: tuple[Changes, ...] = (
     *({"backbone.name": "vit_small_patch16_224", "masking.scheme": m, **LARGE} for m in ("none", "adios")),
 )
 """Measured one factor at a time."""
+FEEDS: tuple[Changes, ...] = ({}, {"compile": True}, {"batch_size": 128}, {"batch_size": 128, "compile": True})
 FED: tuple[Changes, ...] = (
     {},
     {"compile": True, "cuda_graphs": True},
@@ -588,9 +589,8 @@ def measure(options: Options, report: Report) -> None:
         if "feed" in options.parts or "trainer" in options.parts:
             report.attempt("data", store_random_images, data["data_dir"], 4096 if on_gpu else 64)
         if "feed" in options.parts:
-            for batch in (512, 128) if on_gpu else (SMALL["batch_size"],):
-                own = {**data, "batch_size": batch}
-                report.measure("feed", f"batch {batch}", measure_feed, own, device, options.seconds)
+            for own in FEEDS if on_gpu else FEEDS[:1]:
+                report.measure("feed", title(own), measure_feed, {**own, **data}, device, options.seconds)
         if "trainer" in options.parts:
             for row in FED if on_gpu else FED[:1]:
                 report.measure("trainer", title(row), measure_trainer, {**row, **data}, device)
