@@ -1,6 +1,7 @@
 """A population that trains in one process, on problems whose truth is known: no network, no cluster."""
 
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -9,17 +10,28 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 from in_process import InProcess, MakeScheduler, Position
 
+from adios_ray.backend.admission import Admission
 from adios_ray.backend.line import Reply
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.experiment.verdict import LAST_REPORTS
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
+from adios_ray.search.opening import Rung
+from adios_ray.search.pb2 import PB2
+from adios_ray.search.pbt import PopulationBasedTraining
+from adios_ray.search.population import Population
+from adios_ray.search.scheduler import LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
+from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.tracking.run import Run
 from adios_ray.trial_report import TrialReport
 from adios_ray.validation import parse
+
+MEMORY = Path("/dev/shm")
+"""Directory that Linux keeps in memory, because a population journals every report."""
+WEIGHT, RATE, SLOTS = "masking.sparsity_weight", "optimizer.encoder_lr", "masking.slots"
 
 Weights = tuple[Any, ...]
 Values = dict[str, Any]
@@ -186,3 +198,30 @@ class KnownTruth:
         pointer = self._process.at[trial].checkpoint
         assert pointer is not None
         return self._stored[pointer.path]
+
+
+def evolve(
+    space: SearchSpace, problem: Problem, initial: list[Values], seed: int, halvings: tuple[Rung, ...] = ()
+) -> KnownTruth:
+    """Train a population under the scheduler of a space, after the halvings of an opening."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
+        population = KnownTruth(space, problem, initial, seed, Path(directory))
+        if halvings:
+            population.members.state.next_decision_epoch = halvings[0].epoch
+
+        def make(members: Population, admission: Admission) -> LiveScheduler:
+            if space.scheduler == "pb2":
+                return PopulationBasedTraining(members, admission, space, PB2(space, members.state))
+            if space.evolving:
+                return PopulationBasedTraining(
+                    members, admission, space, lambda name, donor, random: space.explore(donor.values, random), halvings
+                )
+            return StoppingSearch(members, admission, make_rule(space, problem.epochs), lambda name: {})
+
+        population.run(make)
+        return population
+
+
+def space_of(parameters: dict[str, Any], **options: Any) -> SearchSpace:
+    """Make a search space."""
+    return parse(SearchSpace, {"parameters": parameters, **options})

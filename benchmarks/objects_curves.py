@@ -1,4 +1,4 @@
-"""Fit the model of noisy trainings in ``schedulers.py`` to real populations on rendered objects.
+"""Fit the model of noisy trainings in ``noisy_trainings.py`` to real populations on rendered objects.
 
 Usage: ``python benchmarks/objects_curves.py RUN_DIR... > benchmarks/objects_curves.json``. The runs are those of a
 search that changes encoder rate and sparsity weight, such as ``adios-ray train --preset demo``, at one report an epoch.

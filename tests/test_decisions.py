@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+from closed_forms import ASYNCHRONOUS, BEFORE, SYNCHRONOUS, Toy, naive_pbt, run_drift, run_slow, run_toy
 from lcbench import EPOCHS as LAST_EPOCH
 from lcbench import halving, ray_decisions
 from made_up_run import make_exploit
-from schedulers import ASYNCHRONOUS, BEFORE, SYNCHRONOUS, Toy, naive_pbt, run_drift, run_noisy, run_slow, run_toy
+from noisy_trainings import run_noisy
 from simulated import Simulation, optimum
 from test_schedulers import EPOCHS, crashing, simulation, space_of
 
