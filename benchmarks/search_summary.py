@@ -6,7 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ Values = npt.NDArray[np.float64]
 
 INDEPENDENT = ("configured", "random")
 """Rows whose trainings take nothing from each other, and are measured with averaged weights too."""
+AVERAGED = ", averaged"
+"""End of the names of rows that are chosen by averaged weights."""
 RESAMPLES = 1000
 """Of the bootstrap."""
 LATE = 0.5
@@ -34,7 +36,8 @@ def summary(records: Sequence[Record], plot: Path | None = None) -> dict[str, An
     """
     rows = by_row(records)
     if plot is not None and rows:
-        write_output(plot, draw({name: curve(results) for name, results in rows.items()}).encode())
+        curves = {name: curve(results) for name, results in rows.items() if not name.endswith(AVERAGED)}
+        write_output(plot, draw(curves).encode())
     baseline = {record["seed"]: record for record, variant in rows.get("random", []) if variant == "plain"}
     return {
         "rows": {name: _row(results, baseline) for name, results in rows.items()},
@@ -54,7 +57,7 @@ def by_row(records: Sequence[Record]) -> dict[str, list[tuple[Record, str]]]:
             if record["chosen"].get(variant) is None:
                 continue
             if record["row"] in INDEPENDENT:
-                rows[record["row"] + (", averaged" if variant == "averaged" else "")].append((record, variant))
+                rows[record["row"] + (AVERAGED if variant == "averaged" else "")].append((record, variant))
             elif variant == ("averaged" if "averaged" in record["chosen"] else "plain"):
                 rows[record["row"]].append((record, variant))
     return rows
@@ -190,33 +193,49 @@ def _ratio(curves: Sequence[Values]) -> float | None:
     return statistics.stdev(float(curve.mean()) for curve in finite) / noise if noise else None
 
 
-def curve(results: Sequence[tuple[Record, str]]) -> list[tuple[float, float]]:
-    """Average test accuracies over seeds: images in millions and percent, ascending."""
+class Point(NamedTuple):
+    """Test accuracy at some compute, over seeds.
+
+    Attributes:
+        images: Images that all trials have seen, in millions.
+        mean: Mean accuracy, in percent, and ``error``, its standard error; None for one seed.
+    """
+
+    images: float
+    mean: float
+    error: float | None
+
+
+def curve(results: Sequence[tuple[Record, str]]) -> list[Point]:
+    """Average test accuracies over seeds, by images, ascending."""
     points: dict[float, list[float]] = defaultdict(list)
     for record, variant in results:
         for point in record["curve"]:
             if variant in point:
                 images = point["reports"] * record["images"] / record["reports"] / 1e6
                 points[images].append(100 * point[variant]["accuracy"])
-    return [(images, statistics.fmean(points[images])) for images in sorted(points)]
+    return [
+        Point(images, statistics.fmean(seeds), statistics.stdev(seeds) / math.sqrt(len(seeds)) if seeds[1:] else None)
+        for images, seeds in sorted(points.items())
+    ]
 
 
 PALETTE = ("#0077bb", "#ee7733", "#009988", "#cc3311", "#33bbee", "#ee3377", "#aa4499", "#bbaa22", "#555555", "#88cc66")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 420, 50, 190, 20, 45
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 780, 430, 40, 210, 40, 45
 
 
-def draw(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Draw curves of accuracy in percent over images in millions, as SVG, with the rows named beside them."""
+def draw(curves: Mapping[str, Sequence[Point]]) -> str:
+    """Draw curves as SVG, with the rows and their last values named beside them."""
     points = [point for line in curves.values() for point in line]
-    right = max((x for x, _ in points), default=1.0)
-    low = math.floor(min((y for _, y in points), default=0.0) / 5) * 5
-    high = math.ceil(max((y for _, y in points), default=100.0) / 5) * 5 or 5
+    right = max((point.images for point in points), default=1.0)
+    low = math.floor(min((point.mean for point in points), default=0.0) / 5) * 5
+    high = math.ceil(max((point.mean for point in points), default=100.0) / 5) * 5 or 5
     plot_width, plot_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
     def place(x: float, y: float) -> tuple[float, float]:
         return LEFT + plot_width * x / right, TOP + plot_height * (high - y) / max(high - low, 1)
 
-    parts = []
+    parts = [f'<text x="{LEFT}" y="{TOP - 18}">k-NN accuracy of the chosen trial on test images, %</text>']
     for y in range(low, high + 1, 5):
         _, at = place(0, y)
         parts.append(f'<line x1="{LEFT}" x2="{LEFT + plot_width}" y1="{at:.1f}" y2="{at:.1f}" stroke="#ddd"/>')
@@ -227,12 +246,14 @@ def draw(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
         parts.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>')
     middle = LEFT + plot_width / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">images seen by all trials, millions</text>')
-    ranked = sorted(curves, key=lambda name: -curves[name][-1][1] if curves[name] else 0.0)
+    ranked = sorted(curves, key=lambda name: -curves[name][-1].mean if curves[name] else 0.0)
     colors = dict(zip(curves, PALETTE * (1 + len(curves) // len(PALETTE)), strict=False))
     for number, name in enumerate(ranked):
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in curves[name]))
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(point.images, point.mean) for point in curves[name]))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colors[name]}" stroke-width="2"/>')
-        last = f" {curves[name][-1][1]:.1f}" if curves[name] else ""
+        last = f" {curves[name][-1].mean:.1f}" if curves[name] else ""
+        if curves[name] and (error := curves[name][-1].error) is not None:
+            last += f" ± {error:.1f}"
         at = TOP + 14 + 20 * number
         parts.append(f'<text x="{WIDTH - RIGHT + 12}" y="{at}" fill="{colors[name]}">{html.escape(name)}{last}</text>')
     style = "font-family:sans-serif;font-size:13px;background:white"
