@@ -18,7 +18,8 @@ class Measured(BaseModel):
     standard_error: float | None = None
     """Standard error of ``fitness`` over images; None where it is unknown."""
     accuracy: float = math.nan
-    """Accuracy on the same images, 0 to 1 (multi-label k-NN: macro F1); nan for measures without labels."""
+    """Accuracy on the same images, 0 to 1 (multi-label: share of labels that are right); nan where the measure needs no
+    labels."""
     holdout_fitness: float = math.nan
     """The same measure on the validation images that take no part in decisions, for the final comparison of trials."""
     holdout_standard_error: float | None = None

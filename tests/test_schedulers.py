@@ -416,15 +416,20 @@ def test_a_diverged_trial_of_a_search_is_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("low", [0.2, 0.55])
-def test_a_search_by_hyperopt_begins_with_the_configured_values_if_it_may(tmp_path: Path, low: float) -> None:
+def test_a_search_by_hyperopt_begins_with_the_configured_values(tmp_path: Path, low: float) -> None:
+    """Also where they are outside of the space, in which hyperopt cannot place them, and after a resumption."""
     parameters = {**PARAMETERS, "masking.sparsity_weight": {"low": low, "high": 1.0, "scale": "linear"}}
     simulated = simulation(tmp_path / "run", 3, 1, scheduler="asha", search="hyperopt", parameters=parameters)
     state = searched(simulated)
     configured = {path: value_at(simulated.config, path) for path in parameters}
     assert configured["masking.sparsity_weight"] == 0.5
-    assert (state.initial["trial_00"] == configured) == (low < 0.5)
-    assert all(simulated.space.contains(values) for values in state.initial.values())
+    assert state.initial["trial_00"] == configured
+    assert simulated.space.contains(configured) == (low < 0.5)
+    suggested = [values for name, values in state.initial.items() if name != "trial_00"]
+    assert all(simulated.space.contains(values) for values in suggested)
     assert len({str(values) for values in state.initial.values()}) == 3
+    resumed = make_suggest(simulated.space, simulated.config, state, 4)
+    assert simulated.space.contains(resumed("trial_03"))
 
 
 @pytest.mark.parametrize(

@@ -175,9 +175,8 @@ def _train(
 def _announce(config: ExperimentConfig, space: SearchSpace, trials: int, halvings: Sequence[Rung]) -> None:
     """Print how a search that does not begin with the whole population begins."""
     if space.search == "hyperopt":
-        first = ", except the very first: the configured values" if space.contains(space.configured(config)) else ""
-        startup = startup_trials(trials)
-        print(f"hyperopt: the first {startup} of {trials} trials are random draws{first}", flush=True)
+        drawn = startup_trials(trials) - 1
+        print(f"hyperopt: of {trials} trials, the first has the configured values; {drawn} are random", flush=True)
     if halvings:
         kept = ", ".join(f"{rung.survivors} after epoch {rung.epoch}" for rung in halvings)
         print(f"opening: {trials} trials begin; the best continue, {kept}", flush=True)

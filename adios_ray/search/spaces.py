@@ -203,7 +203,7 @@ class SearchSpace(Strict):
     trials below the median (Golovin et al. 2017); none: train every trial to its end."""
     search: Search = "random"
     """Initial values of trials: random draws, hyperopt's tree-structured Parzen estimator, or every combination. Of the
-    first two, the first trial has the configured values (with hyperopt, if they are inside the bounds)."""
+    first two, the first trial has the configured values, inside the bounds or not."""
     synchronous: bool = True
     """pbt, pb2: decide once all trials have reached the interval; else for each trial as it reaches it."""
     interval_epochs: int = Field(1, ge=1)

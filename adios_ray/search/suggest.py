@@ -71,37 +71,41 @@ def fill(
 class TreeParzen:
     """Draws values that resemble good earlier ones (TPE, Bergstra et al. 2011).
 
-    The first are the configured values, where the space contains them; the others of the first ``startup`` are random.
+    The first are the configured values, inside the space or not; the others of the first ``startup`` are random.
     """
 
     def __init__(self, space: SearchSpace, config: TrialConfig, state: PopulationState, startup: int) -> None:
         """Continue after the trials of ``state``, whose values and scores are replayed to hyperopt."""
         from ray.tune.search.hyperopt import HyperOptSearch  # here: other searches need not wait for hyperopt
 
-        self._space, self._state = space, state
+        self._space, self._state, self._configured = space, state, space.configured(config)
+        # Trials whose scores hyperopt accepts: those that it suggested. It cannot place values outside of the space.
+        self._told = [name for name, member in state.members.items() if space.contains(member.values)]
         self._completed: set[str] = set()
-        known = [dict(member.values) for member in state.members.values()]
-        configured = space.configured(config)
-        # hyperopt cannot place a point outside of the space.
-        first = [configured] if space.contains(configured) else []
+        inside = space.contains(self._configured)
+        first = [self._configured] if inside and not state.members else []
         self._search = HyperOptSearch(
             space={path: _distribution(parameter) for path, parameter in space.parameters.items()},
             metric="score",
             mode="max",
-            points_to_evaluate=known or first or None,
-            n_initial_points=startup,
-            random_state_seed=config.seed + len(known),  # the same seed would repeat the draws of the trials above
+            points_to_evaluate=[dict(state.members[name].values) for name in self._told] or first or None,
+            n_initial_points=startup if inside else max(startup - 1, 1),
+            random_state_seed=config.seed
+            + len(state.members),  # the same seed would repeat the draws of the trials above
         )
-        # hyperopt accepts scores only of trials that it suggested. It suggests the known points first, in their order.
-        for name in state.members:
+        for name in self._told:  # hyperopt suggests the known points first, in their order
             self._search.suggest(name)
 
     def __call__(self, name: str) -> dict[str, Any]:
         """Suggest values for the trial ``name``, after the scores of all trials that have ended."""
-        for other, member in self._state.members.items():
+        if not self._state.members and not self._space.contains(self._configured):
+            return self._configured
+        for other in self._told:
+            member = self._state.members[other]
             if member.finished and member.score is not None and other not in self._completed:
                 self._completed.add(other)
                 self._search.on_trial_complete(other, {"score": member.score})
+        self._told.append(name)
         drawn = self._search.suggest(name)
         # Exponentials of drawn logarithms may miss the bounds by rounding.
         return {

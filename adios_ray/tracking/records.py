@@ -50,7 +50,7 @@ class Row(Measured):
     trial: str
     """The trial's name."""
     values: SearchedValues
-    """Searched values in use, by configuration path; one column for each."""
+    """Searched values in use: one column for each, named by its configuration path."""
 
 
 class _Record(BaseModel):
@@ -58,12 +58,12 @@ class _Record(BaseModel):
 
 
 class Exploit(_Record):
-    """One copy of a donor's weights into a trial, after both reported ``epoch``: a line of ``lineage.jsonl``."""
+    """One copy of a donor's weights into a trial: a line of ``lineage.jsonl``."""
 
     time: AwareDatetime
     """When it was decided, in UTC."""
     epoch: int
-    """Epoch that the trial had reported."""
+    """Epoch of the checkpoint that was copied; the trial's own where it kept its weights."""
     trial: str
     """The trial that changes."""
     donor: str

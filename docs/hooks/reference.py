@@ -21,7 +21,9 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from adios_ray import cli
+from adios_ray.commands.evaluate import KINDS, Evaluate
 from adios_ray.config import ADAPTABLE
+from adios_ray.experiment.config import SPACES
 
 log = logging.getLogger("mkdocs.hooks.reference")  # below mkdocs' logger: --strict fails on its warnings
 
@@ -89,10 +91,17 @@ def command(kind: type, subcommand: Any) -> str:
     """Return a section on a command: its summary, its examples, and a table of its options."""
     name = subcommand.name
     parts = [f"## {name}", inspect.getdoc(kind) or "", "```\n" + "\n".join(cli.EXAMPLES[name]) + "\n```"]
-    lines = [f"| {flag} | {default} | {meaning} |" for flag, default, meaning in options(kind)]
-    if lines:
-        parts.append("\n".join(["| option | default | meaning |", "|---|---|---|", *lines]))
+    parts += _options_table(kind)
+    if kind is Evaluate:
+        for of, options_of in KINDS.items():
+            parts += [f"### {name} {of}", inspect.getdoc(options_of) or "", *_options_table(options_of)]
     return "\n\n".join(parts)
+
+
+def _options_table(kind: type) -> list[str]:
+    """Return a table of a command's options; nothing if it has none."""
+    lines = [f"| {flag} | {default} | {meaning} |" for flag, default, meaning in options(kind)]
+    return ["\n".join(["| option | default | meaning |", "|---|---|---|", *lines])] if lines else []
 
 
 def options(kind: type) -> Iterator[tuple[str, str, str]]:
@@ -127,7 +136,7 @@ def _default(value: object) -> str:
         return f"`{type(value).__name__.lower()}`"
     if isinstance(value, tuple):
         value = " ".join(map(str, value))
-    return "" if value in (None, "", False) else f"`{value}`"
+    return "" if value is None or value is False or value == "" else f"`{value}`"
 
 
 def table(model: type[BaseModel], prefix: str = "") -> str:
@@ -145,9 +154,19 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, s
     for name, schema in model.model_json_schema()["properties"].items():
         if name in inherited or "$ref" in schema:
             continue
-        default = "" if "default" not in schema else f"`{'none' if schema['default'] is None else schema['default']}`"
+        default = _default_of_model(schema)
         path = f"{prefix}.{name}" if prefix else name
         yield path, _kind(schema), default, schema.get("description", "").replace("|", "\\|")
+
+
+def _default_of_model(schema: Mapping[str, Any]) -> str:
+    """Write the default in a JSON schema; a file of the package by its name, as it may be given."""
+    if "default" not in schema:
+        return ""
+    default = schema["default"]
+    if default is None:
+        return "not set"
+    return f"`{Path(default).stem if str(default).startswith(str(SPACES)) else default}`"
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
