@@ -15,7 +15,7 @@ from PIL import Image
 from ray import cloudpickle
 
 from adios_ray.data import plan
-from adios_ray.data.plan import make_plan, plan_jobs, plan_splits
+from adios_ray.data.plan import deciding, make_plan, plan_jobs, plan_splits
 from adios_ray.data.prepare import PrepareSummary, make_shard, prepare
 from adios_ray.data.rendered import scenes
 from adios_ray.data.shards import Layout, open_shards, verify
@@ -66,6 +66,10 @@ class Failing:
         """Files of the folder."""
         return self.folder.files()
 
+    def file_of(self, item: str) -> str:
+        """File of an item of the folder."""
+        return self.folder.file_of(item)
+
     def checksum(self, name: str) -> str:
         """Checksum of a file of the folder."""
         return self.folder.checksum(name)
@@ -110,7 +114,8 @@ def make_in_this_process(folder: ImageFiles, output: Path, every: int, recipe: M
     """Do every ``every``-th job of ``prepare`` here, the last one first, as a single worker would."""
     settings = {f"{split}_images": None for split in NO_COUNTS}
     full = {**recipe, **settings, "image_size": SIZE, "resize": PHOTOGRAPH}
-    jobs = plan_jobs(make_plan(folder, NO_COUNTS).splits, Layout(SIZE, None, False), full, folder.files())
+    decided = deciding(folder, full, folder.files())
+    jobs = plan_jobs(make_plan(folder, NO_COUNTS).splits, Layout(SIZE, None, False), *decided)
     (output / ".parts").mkdir(parents=True)
     for job in reversed(jobs[::every]):
         make_shard({"job": job.model_dump_json()}, folder, Store(output), SIZE, "skip")

@@ -170,7 +170,7 @@ def test_signal_over_noise_is_the_ratio_that_was_drawn() -> None:
 def test_a_plot_has_a_line_for_each_row() -> None:
     points = [{"reports": n, "plain": {"accuracy": n / 20}} for n in (5, 10)]
     lines = {name: curve([(record("pbt", 1, [0.5], 0, curve=points), "plain")]) for name in ("pbt", "a < b")}
-    assert lines["pbt"] == [(0.0005, 25.0), (0.001, 50.0)]
+    assert [(point.images, point.mean) for point in lines["pbt"]] == [(0.0005, 25.0), (0.001, 50.0)]
     root = ElementTree.fromstring(draw(lines))
     assert len(root.findall("{http://www.w3.org/2000/svg}polyline")) == 2
     assert any(text.text == "a < b 50.0" for text in root.iter("{http://www.w3.org/2000/svg}text"))

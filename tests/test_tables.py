@@ -3,6 +3,9 @@
 import csv
 import importlib.util
 import io
+import math
+import re
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +22,14 @@ from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import ConfigError, EvaluationError, RunError, UsageError
 from adios_ray.tables import cells as cells_module
 from adios_ray.tables import estimate as estimate_module
-from adios_ray.tables.cells import cell_name, finished, measured, run_cell
+from adios_ray.tables.cells import Measured, cell_name, finished, measured, run_cell
 from adios_ray.tables.command import RESUMES, Options, main, run_table
 from adios_ray.tables.estimate import estimate, tuned_images
 from adios_ray.tables.grid import Cell, Column, DataSet, Published, Row, Table, evaluation_of
 from adios_ray.tables.render import as_csv, html, markdown
 from adios_ray.tables.summary import entries, gain
 from adios_ray.training.cost import StepCost
+from adios_ray.validation import parse_json
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 KNN = Column("objects", "k-NN", "knn", "knn_accuracy")
@@ -183,21 +187,31 @@ def test_a_cell_is_trained_once_and_evaluated_as_often_as_needed(
         return {"knn_accuracy": 0.5}
 
     monkeypatch.setattr(cells_module, "replay", train)
-    places = {"objects": str(objects_dir), "other": "OTHER"}
+    others = [str(shutil.copytree(objects_dir, tmp_path / name)) for name in ("other", "changed")]
+    manifest = Path(others[1], "manifest.json")
+    manifest.write_text(re.sub(r'"sha256": "..', '"sha256": "00', manifest.read_text()))
+    places = {"objects": str(objects_dir), "other": others[0]}
+    folder = tmp_path / "cell"
     cell = next(cell for cell in small_table().cells(places, 2) if cell.seed == 1)
     for _ in range(2):
-        run_cell(cell, tmp_path, places, torch.device("cpu"), evaluate)
+        run_cell(cell, folder, places, torch.device("cpu"), evaluate)
     row = small_table().row(cell.row)
     more = Column("objects", "linear", "linear", "top1", {"epochs": 5}, data=("other",))
     both = cell._replace(evaluations=(*cell.evaluations, evaluation_of(row, more)))
-    assert finished(tmp_path, cell) and not finished(tmp_path, both)
-    run_cell(both, tmp_path, places, torch.device("cpu"), evaluate)
+    assert finished(folder, cell, places) and not finished(folder, both, places)
+    run_cell(both, folder, places, torch.device("cpu"), evaluate)
     assert trainings == [2]
     assert asked == [
         ("knn", "epoch_00002", {"objects": str(objects_dir)}, {}, 1),
-        ("linear", "epoch_00002", {"other": "OTHER"}, {"epochs": 5}, 1),
+        ("linear", "epoch_00002", {"other": others[0]}, {"epochs": 5}, 1),
     ]
-    assert measured(tmp_path, evaluation_of(row, KNN)) == {"knn_accuracy": 0.5}
+    assert measured(folder, evaluation_of(row, KNN), places) == {"knn_accuracy": 0.5}
+    assert finished(folder, both, places) and not finished(folder, both, {**places, "other": others[1]})
+
+
+def test_an_undefined_score_is_kept_and_read() -> None:
+    written = Measured(scores={"slot_overlap": math.nan}, seconds=1.0).model_dump_json()
+    assert math.isnan(parse_json(Measured, written, "cell").scores["slot_overlap"])
 
 
 @pytest.mark.parametrize("module", scripts(), ids=lambda module: module.__name__)

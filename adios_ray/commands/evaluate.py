@@ -326,9 +326,9 @@ class Evaluate:
         # Whatever else is printed, such as the address of Ray's dashboard, must not precede the JSON object.
         with contextlib.redirect_stdout(sys.stderr):
             result = self.result(console)
-            result.print(console)
         values = {**(_earlier_names(result) if result.kind == "knn" else {}), **result.to_json()}
         print(json.dumps(values, allow_nan=False), flush=True)  # first: storage may fail
+        result.print(console)
         if self.output is not None:
             with delivered(self.output) as output:
                 write_json(output, values)

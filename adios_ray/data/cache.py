@@ -8,6 +8,7 @@ disk or ``$ADIOS_RAY_CACHE_BYTES`` is exhausted, copies that no process uses are
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from adios_ray.local_cache import CACHE_VARIABLE, cache_folder, hold, remove_unl
 from adios_ray.store import PARALLEL_COPIES, Store
 
 BYTES_VARIABLE = "ADIOS_RAY_CACHE_BYTES"
+_COPY = re.compile(r"\.?[0-9a-f]{32}")
+"""Names of copies, and of those whose removal was interrupted; other folders of the cache keep results."""
 
 
 class RemoteFile(NamedTuple):
@@ -98,7 +101,8 @@ def _make_room(cache: Path, needed: int, store: Store) -> None:
     Raises:
         DatasetError: If they still do not fit.
     """
-    unused = sorted((path for path in cache.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    copies = (path for path in cache.iterdir() if path.is_dir() and _COPY.fullmatch(path.name))
+    unused = sorted(copies, key=lambda path: path.stat().st_mtime)
     while (free := _free_bytes(cache)) < needed:
         if not unused:
             raise DatasetError(

@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from adios_ray.data.shards import SCHEMA_VERSION, Layout, Record
@@ -136,7 +137,7 @@ def group_by_pattern(pattern: str) -> Key:
         found = expression.search(item)
         if found is None:
             raise DatasetError(f"the pattern {pattern!r} that groups images does not match {item}")
-        return found[1] if expression.groups else found[0]
+        return found[0] if not expression.groups or found[1] is None else found[1]
 
     return group
 
@@ -331,7 +332,7 @@ def plan_jobs(
     splits: Mapping[str, Sequence[str]],
     layout: Layout,
     recipe: Mapping[str, Any],
-    files: Mapping[str, tuple[int, int]] | None = None,
+    state: Callable[[str], object] = lambda item: None,
 ) -> list[ShardJob]:
     """Cut each split into shards of nearly equal length, at most 1024 rows and 32 MiB of pixels.
 
@@ -339,7 +340,7 @@ def plan_jobs(
         splits: Items of each split.
         layout: Columns of the shards.
         recipe: What else decides their bytes.
-        files: Size and time of change of the items' files: a shard of a changed file is made again.
+        state: What else decides the row of an item, as a JSON value: a shard is made again where it has changed.
     """
     most = max(1, min(MAX_SHARD_ROWS, MAX_SHARD_BYTES // layout.row_bytes))
     jobs = []
@@ -348,8 +349,30 @@ def plan_jobs(
         for number in range(shards):
             chunk = items[len(items) * number // shards : len(items) * (number + 1) // shards]
             file = f"{split}-{number:05d}.arrow"
-            states = [files[item] for item in chunk if item in files] if files else []
-            decides = json.dumps([SCHEMA_VERSION, recipe, file, list(chunk), states], sort_keys=True)
+            decides = json.dumps(
+                [SCHEMA_VERSION, recipe, file, [[item, state(item)] for item in chunk]], sort_keys=True
+            )
             digest = hashlib.sha256(decides.encode()).hexdigest()
             jobs.append(ShardJob(file=file, split=split, items=tuple(chunk), digest=digest))
     return jobs
+
+
+def deciding(
+    source: Source, recipe: Mapping[str, Any], files: Mapping[str, tuple[int, int]]
+) -> tuple[dict[str, Any], Callable[[str], object]]:
+    """Find what decides the bytes of shards, for ``plan_jobs``.
+
+    Args:
+        source: The images.
+        recipe: The recipe of the data set. Where local files are does not matter: their times of change tell.
+        files: The source's files.
+
+    Returns:
+        What decides all rows, and a function from an item to what decides its row.
+    """
+    items = chain.from_iterable(source.listing().values())
+    shared = files.keys() - {source.file_of(item) for item in items}
+    untimed = any(changed_ns == 0 for _, changed_ns in files.values())  # at a URI
+    common = {key: value for key, value in recipe.items() if key != "source" or untimed}
+    common |= {"classes": list(source.classes), "shared_files": {name: files[name] for name in sorted(shared)}}
+    return common, lambda item: [source.stratum(item), files.get(source.file_of(item))]

@@ -26,7 +26,7 @@ from adios_ray.config import OnBadImage
 from adios_ray.console import open_console
 from adios_ray.data.claim import PREPARING, claimed
 from adios_ray.data.duplicates import Pixels, find_duplicates
-from adios_ray.data.plan import Key, Plan, ShardJob, image_counts, make_plan, plan_jobs
+from adios_ray.data.plan import Key, Plan, ShardJob, deciding, image_counts, make_plan, plan_jobs
 from adios_ray.data.shards import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -173,8 +173,7 @@ def prepare(
         if manifest := find_finished():  # made by the preparation that this one has waited for
             return PrepareSummary(manifest, time.perf_counter() - start, decoded=0, complete_before=True)
         say(plan.text())
-        decisive = {key: value for key, value in full_recipe.items() if key != "source"}
-        jobs = plan_jobs(plan.splits, _layout(source, image_size), decisive, files)
+        jobs = plan_jobs(plan.splits, _layout(source, image_size), *deciding(source, full_recipe, files))
         _check_free(store)
         with store.writing(_CLAIM) as path:
             path.touch()

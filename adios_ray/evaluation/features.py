@@ -103,9 +103,10 @@ def features_of(
             extracted.append(part)
             advance(len(part))
     features = torch.cat(extracted)
-    with atomic_path(path) as draft:
-        safetensors.torch.save_file({"features": features}, draft)
-    remove_least_used(path.parent, KEPT_BYTES)
+    with suppress(OSError):  # features that cannot be kept are extracted again the next time
+        with atomic_path(path) as draft:
+            draft.write_bytes(safetensors.torch.save({"features": features}))
+        remove_least_used(path.parent, KEPT_BYTES)
     return Features(features, labels)
 
 

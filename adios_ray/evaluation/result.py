@@ -121,7 +121,8 @@ class EvaluationResult:
     def _left_out(self) -> list[str]:
         """Say which evaluations are left out, each reason once; several checkpoints may have their own."""
         found = self.configuration.get(LEFT_OUT, {})
-        reasons = [pair for each in (found if isinstance(found, list) else [found]) for pair in each.items()]
+        # Of several checkpoints, those that leave nothing out have None.
+        reasons = [pair for each in (found if isinstance(found, list) else [found]) if each for pair in each.items()]
         return [f"{evaluation} is left out: {reason}" for evaluation, reason in dict.fromkeys(reasons)]
 
     def _score_columns(self, evaluation: str, names: Sequence[str]) -> list[list[str]]:

@@ -130,7 +130,8 @@ def opened(
         weights: The checkpoint.
         dataset: The data set.
         split: Name of the split that is reported.
-        view: Part of each photograph; that of the checkpoint's configuration if None.
+        view: Part of each photograph; None takes that of the checkpoint's configuration, or the whole square where the
+            stored images are no larger than the checkpoint's views.
         seed: Seed of everything that is drawn, >= 0.
         map_parts: Where features are extracted; see ``features_of``.
         progress: Shows the progress of long work.
@@ -142,7 +143,8 @@ def opened(
     """
     config, device = weights.config.evaluation, best_device()
     prepare_device(device)
-    view = view or config.view
+    # The middle of a photograph, as published, is for photographs: smaller images are seen whole.
+    view = view or (config.view if dataset.manifest.image_size > weights.image_size else "square")
     check_view(view, weights.image_size)
     dataset.split(split)
     networks = build_networks(weights).to(device)

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from adios_ray.config import CentralView, Count, Rates, Strict
+from adios_ray.config import CentralView, Count, Rates, Strict, check_view
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.counter_random import permutation
 from adios_ray.data.shards import Split
@@ -139,6 +139,7 @@ def transfer(subject: Subject, config: TransferConfig, folder: Path) -> Evaluati
         )
     side = config.image_size or min(subject.image_size, subject.dataset.manifest.image_size)
     config = config.model_copy(update={"image_size": side})
+    check_view(subject.view, side)
     results = []
     for rate in config.rates:
         path = folder / f"{config.mode}-{rate:g}-{_checksum(subject, config, rate)}.json"

@@ -9,6 +9,7 @@ import torch
 
 from adios_ray.checkpoints import KEPT_CHECKPOINTS, newest_intact
 from adios_ray.config import TrialConfig, replaced
+from adios_ray.data.shards import read_manifest
 from adios_ray.errors import ConfigError, RunError
 from adios_ray.experiment.schedule import Schedule, Stage, load_schedule
 from adios_ray.files import atomic_write, complete_lines, remove_drafts
@@ -81,9 +82,16 @@ def _claim(output: Path, schedule: Schedule) -> None:
         ConfigError: If ``output`` holds another replay, or anything else.
     """
     path = output / REPLAY_FILE
+    schedule = schedule.model_copy(update={"images": read_manifest(schedule.config["data_dir"]).checksum})
     remove_drafts(output)
     if path.is_file():
-        if changes := differences(_settings(load_schedule(path)), _settings(schedule)):
+        known = load_schedule(path)
+        changes = differences(_settings(known), _settings(schedule))
+        if known.images is None:
+            del changes["images"]
+        elif known.images == schedule.images:
+            changes.pop("data_dir", None)
+        if changes:
             texts = [f"{name} is {old} there and {new} here" for name, (old, new) in changes.items()]
             raise ConfigError(
                 f"output {output} holds a replay with other settings ({'; '.join(texts)}): name another directory"
@@ -99,7 +107,7 @@ def _claim(output: Path, schedule: Schedule) -> None:
 def _settings(schedule: Schedule) -> dict[str, Any]:
     """Return configuration and stages; settings that an earlier version did not write down have their defaults."""
     stages = {str(number): stage.model_dump(mode="json") for number, stage in enumerate(schedule.stages)}
-    return {**schedule.trial().model_dump(mode="json"), "stages": stages}
+    return {**schedule.trial().model_dump(mode="json"), "stages": stages, "images": schedule.images}
 
 
 def _write_report(path: Path, report: TrialReport, stage: Stage, measure: Measure) -> None:

@@ -36,6 +36,8 @@ class Schedule(BaseModel):
     """The trial's configuration as JSON values, with the seed that initialized the weights."""
     stages: list[Stage] = Field(min_length=1)
     """Stages in order of their epochs; the first begins at 0."""
+    images: str | None = None
+    """Checksum of the data set that a replay trains on, wherever it is; None where no replay has written it."""
 
     def trial(self, changes: Mapping[str, Any] | None = None) -> TrialConfig:
         """Return the configuration without searched values, with changes by path applied.
@@ -53,7 +55,7 @@ class Schedule(BaseModel):
             stage.model_copy(update={"from_epoch": round(stage.from_epoch * ratio / interval) * interval})
             for stage in self.stages
         ]
-        return Schedule(config={**self.config, "epochs": epochs}, stages=stages)
+        return self.model_copy(update={"config": {**self.config, "epochs": epochs}, "stages": stages})
 
     def intervals(self) -> Iterator[tuple[Stage, int]]:
         """Yield each stage with the epoch at which it ends, without stages that were replaced before any epoch."""

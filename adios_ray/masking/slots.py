@@ -37,7 +37,8 @@ def slot_statistics(masks: Tensor) -> SlotStatistics:
         for j in range(i):
             both = torch.minimum(masks[:, i], masks[:, j]).sum()
             either = torch.maximum(masks[:, i], masks[:, j]).sum()
-            overlap[i, j] = overlap[j, i] = both / either
+            # Two slots that hide nothing anywhere have no overlap.
+            overlap[i, j] = overlap[j, i] = both / either.clamp(min=torch.finfo(either.dtype).tiny)
     return SlotStatistics(masks.mean(dim=(0, 2, 3)).cpu(), overlap)
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ Evaluate = Callable[[str, Path, Mapping[str, str], Mapping[str, Any], int], dict
 class Measured(Strict):
     """Result of one evaluation of a cell."""
 
-    model_config = ConfigDict(allow_inf_nan=True)  # a score may be undefined
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")  # a score may be undefined
 
     scores: dict[str, float]
     """Scores by name."""
@@ -50,22 +51,22 @@ def cell_name(cell: Cell) -> str:
     """
     config = cell.config
     assert config.data_dir is not None
-    images = open_shards(config.data_dir).manifest.checksum
+    images = _images(config.data_dir)
     # Without defaults, so that a setting that a later version adds leaves the names as they are.
     digest = _checksum([config.model_dump(mode="json", exclude={"data_dir"}, exclude_defaults=True), images])
     parts = (cell.group, config.backbone.name, config.objective.name, config.masking.scheme, f"seed{cell.seed}")
     return "-".join([*(re.sub(r"[^a-z0-9]+", "", part.lower()) for part in parts), digest])
 
 
-def measured(folder: Path, evaluation: Evaluation) -> dict[str, float] | None:
-    """Read the scores of an evaluation of a cell; None if it is still to be done."""
-    path = _result_file(folder, evaluation)
+def measured(folder: Path, evaluation: Evaluation, places: Mapping[str, str]) -> dict[str, float] | None:
+    """Read the scores of an evaluation of a cell on the data sets at ``places``; None if it is still to be done."""
+    path = _result_file(folder, evaluation, places)
     return read_json(Measured, path).scores if path.is_file() else None
 
 
-def finished(folder: Path, cell: Cell) -> bool:
-    """Tell whether all evaluations of a cell are there."""
-    return all(_result_file(folder, evaluation).is_file() for evaluation in cell.evaluations)
+def finished(folder: Path, cell: Cell, places: Mapping[str, str]) -> bool:
+    """Tell whether all evaluations of a cell on the data sets at ``places`` are there."""
+    return all(_result_file(folder, evaluation, places).is_file() for evaluation in cell.evaluations)
 
 
 def last_checkpoint(folder: Path, cell: Cell) -> Path:
@@ -94,7 +95,7 @@ def run_cell(cell: Cell, folder: Path, places: Mapping[str, str], device: torch.
     if not last.is_dir():
         replay(schedule, config, folder / TRAINING, device)
     for evaluation in cell.evaluations:
-        path = _result_file(folder, evaluation)
+        path = _result_file(folder, evaluation, places)
         if path.is_file():
             continue
         began = time.perf_counter()
@@ -110,8 +111,15 @@ def _reporting(config: TrialConfig) -> TrialConfig:
     return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"interval_epochs": interval})})
 
 
-def _result_file(folder: Path, evaluation: Evaluation) -> Path:
-    return folder / EVALUATIONS / f"{evaluation.kind}-{_checksum(evaluation)}.json"
+def _result_file(folder: Path, evaluation: Evaluation, places: Mapping[str, str]) -> Path:
+    images = [_images(places[name]) for name in evaluation.data]
+    return folder / EVALUATIONS / f"{evaluation.kind}-{_checksum([evaluation, images])}.json"
+
+
+@cache  # a table asks for each of its entries
+def _images(place: str) -> str:
+    """Read the checksum of a data set's images."""
+    return open_shards(place).manifest.checksum
 
 
 def _checksum(values: Any) -> str:

@@ -1,5 +1,6 @@
 """The command line of a table's script."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -82,11 +83,12 @@ def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Op
     from adios_ray.tables.cells import measured
     from adios_ray.tables.render import markdown, write_table
 
-    folders, failed = _run_all(table, options)
+    folders, failed, places = _run_all(table, options)
 
     def score(cell: Cell, column: Column) -> float | None:
-        scores = measured(folders[cell], evaluation_of(table.row(cell.row), column))
-        return None if scores is None else scores[column.score] * column.scale
+        scores = measured(folders[cell], evaluation_of(table.row(cell.row), column), places)
+        # An undefined score, such as that of empty masks, leaves the entry to the other trainings.
+        return None if scores is None or math.isnan(scores[column.score]) else scores[column.score] * column.scale
 
     found = entries(table, list(folders), score)
     folder = options.directory / f"{name}-{options.preset}"
@@ -125,11 +127,11 @@ def _choose_table(presets: Mapping[str, Callable[[], Table]], options: Options) 
     return table
 
 
-def _run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str, str]]:
+def _run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str, str], dict[str, str]]:
     """Train and evaluate the cells of a table that are not finished.
 
     Returns:
-        The folder of each cell, and the reasons of those that failed.
+        The folder of each cell, the reasons of those that failed, and the place of each data set.
 
     Raises:
         ConfigError: If a data set is missing.
@@ -149,7 +151,7 @@ def _run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str
         for kind, place in sorted(evaluated):
             check_data(kind, open_shards(place))
         folders = {cell: storage / CELLS / cell_name(cell) for cell in cells}
-        return folders, run_cells(folders, places, options.gpus_per_cell)
+        return folders, run_cells(folders, places, options.gpus_per_cell), places
     except KeyboardInterrupt as stop:
         stop.add_note(RESUMES)
         raise

@@ -45,7 +45,7 @@ def run_cells(folders: Mapping[Cell, Path], places: Mapping[str, str], gpus: flo
         if str(folder) in pending:  # two rows of a table may share a training, and evaluate it differently
             both = (*pending[str(folder)].evaluations, *cell.evaluations)
             cell = cell._replace(evaluations=tuple(dict.fromkeys(both)))
-        if not finished(folder, cell):
+        if not finished(folder, cell, places):
             pending[str(folder)] = cell
     print(f"{len(folders)} cells: {len(folders) - len(pending)} finished, {len(pending)} to run", flush=True)
     if not pending:

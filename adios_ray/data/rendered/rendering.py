@@ -327,6 +327,10 @@ class RenderedSource:
         """Look up no files: there are none."""
         return {}
 
+    def file_of(self, item: str) -> str:
+        """Name nothing: there are no files."""
+        return ""
+
     def checksum(self, name: str) -> str:
         """Refuse: there are no files."""
         raise KeyError(name)

@@ -1,8 +1,10 @@
 """The interface between sources of images and ``prepare``: samples, the protocol, and a base for sources of files."""
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -97,6 +99,10 @@ class Source(Protocol):
         """Size in bytes and time of change in nanoseconds of each file that is read, by name; none if it is drawn."""
         ...
 
+    def file_of(self, item: str) -> str:
+        """Name the file, as in ``files``, that holds an item."""
+        ...
+
     def checksum(self, name: str) -> str:
         """Compute the checksum of a file's content, as in ``Sample.content``."""
         ...
@@ -151,9 +157,14 @@ class ListedSource:
         """Name the folder of an item, which in most sources is its class."""
         return item.rpartition("/")[0]
 
+    def file_of(self, item: str) -> str:
+        """Name the item itself, which is a file in most sources."""
+        return item
+
     def files(self) -> Mapping[str, tuple[int, int]]:
-        """Look up size and time of change of each file; see ``Source.files``."""
-        return {}
+        """Look up size and time of change of each file; -1 where there is none."""
+        names = {self.file_of(item) for item in chain.from_iterable(self.items.values())}
+        return {name: file_status(self.root / name) for name in sorted(names)}
 
     def checksum(self, name: str) -> str:
         """Compute the checksum of a file's content."""
@@ -162,3 +173,12 @@ class ListedSource:
     def __getstate__(self) -> dict[str, Any]:
         """Keep what a worker needs to decode."""
         return {**self.__dict__, "items": {}, "passed_over": PassedOver()}
+
+
+def file_status(path: Path) -> tuple[int, int]:
+    """Look up size in bytes and time of change in nanoseconds of a file; -1 where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns

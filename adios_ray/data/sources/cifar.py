@@ -45,6 +45,14 @@ _CIFAR100 = _Files(
 class Batches(ListedSource):
     """Pickled batches. Items are ``<batch>/<class>/<row>``."""
 
+    def file_of(self, item: str) -> str:
+        """Name the batch."""
+        return item.partition("/")[0]
+
+    def stratum(self, item: str) -> str:
+        """Name the class."""
+        return item.split("/")[1]
+
     def load(self, item: str, image_size: int) -> Sample:
         """Load one row of a batch, resized to ``image_size`` (bicubic).
 

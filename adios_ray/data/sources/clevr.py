@@ -15,7 +15,7 @@ import numpy as np
 from adios_ray.data.decode import decode
 from adios_ray.data.plan import mixed
 from adios_ray.data.shards import Bytes
-from adios_ray.data.sources.base import WHOLE, ListedSource, Sample
+from adios_ray.data.sources.base import WHOLE, ListedSource, Sample, file_status
 from adios_ray.data.sources.image_files import read_image_file
 from adios_ray.errors import DatasetError, RefusedImageError
 
@@ -36,11 +36,21 @@ class Clevr(ListedSource):
 
     Attributes:
         kinds: Bit set of the classes in each picture.
+        described_in: Files that the classes were read from, relative to the root.
     """
 
     kinds: Mapping[str, int] = field(repr=False)
+    described_in: tuple[str, ...] = ()
     multi_label: bool = True
     resize: str = WHOLE
+
+    def files(self) -> Mapping[str, tuple[int, int]]:
+        """Look up the pictures, and the files of their classes."""
+        return {**super().files(), **{name: file_status(self.root / name) for name in self.described_in}}
+
+    def stratum(self, item: str) -> str:
+        """Name nothing: a picture has several classes."""
+        return ""
 
     def load(self, item: str, image_size: int) -> Sample:
         """Load one picture squeezed to ``image_size`` pixels a side, with its classes and its instance map, if any.
@@ -88,8 +98,9 @@ def _of_scenes(base: Path) -> Clevr:
     """Read the release of CLEVR's authors."""
     items: dict[str, list[str]] = {}
     kinds: dict[str, int] = {}
+    scenes = {name: f"scenes/CLEVR_{name}_scenes.json" for name in ("train", "val")}
     for split, name in (("train", "train"), ("test", "val")):
-        path = base / "scenes" / f"CLEVR_{name}_scenes.json"
+        path = base / scenes[name]
         try:
             for scene in json.loads(path.read_bytes())["scenes"]:
                 item = f"images/{name}/{scene['image_filename']}"
@@ -99,7 +110,7 @@ def _of_scenes(base: Path) -> Clevr:
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(f"{path} is not a list of CLEVR's scenes: {error}") from error
     classes = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
-    return Clevr(root=base.absolute(), classes=classes, items=items, kinds=kinds)
+    return Clevr(root=base.absolute(), classes=classes, items=items, kinds=kinds, described_in=tuple(scenes.values()))
 
 
 def _bits(pairs: Iterable[tuple[int, int]], colors: int) -> int:
@@ -123,7 +134,10 @@ def _of_release(base: Path) -> Clevr:
     }
     classes = tuple(f"color {c + 1} shape {s + 1}" for s in range(most_shapes) for c in range(most_colors))
     items = _release_splits(base, list(kinds))
-    return Clevr(root=base.absolute(), classes=classes, items=items, has_instances=True, kinds=kinds)
+    described_in = ("shape.pt", "color.pt")
+    return Clevr(
+        root=base.absolute(), classes=classes, items=items, has_instances=True, kinds=kinds, described_in=described_in
+    )
 
 
 def _release_splits(base: Path, pictures: Sequence[str]) -> dict[str, list[str]]:

@@ -87,10 +87,14 @@ class EncodedImages(ABC):
         """Name the class of an item."""
         return Place.of(item).class_name
 
+    def file_of(self, item: str) -> str:
+        """Name the file that holds an item."""
+        return Place.of(item).file
+
     def files(self) -> Mapping[str, tuple[int, int]]:
         """Look up size and, of local files, time of change of each file that holds images."""
         store = Store(self.root)
-        names = sorted({Place.of(item).file for item in chain.from_iterable(self.items.values())})
+        names = sorted({self.file_of(item) for item in chain.from_iterable(self.items.values())})
         if store.local is None:
             return {name: (store.size(name) or -1, 0) for name in names}
         status = {name: (store.local / name).stat() for name in names}

@@ -1,6 +1,5 @@
 """Image files with their classes: what most sources are."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -33,11 +32,10 @@ class ImageFiles(ListedSource):
 
     def files(self) -> Mapping[str, tuple[int, int]]:
         """Look up size and, of local files, time of change of each image; -1 where there is none (refused later)."""
-        items = chain.from_iterable(self.items.values())
         if self.uri is None:
-            return {item: _status(self.root / item) for item in items}
+            return super().files()
         sizes = Store(self.uri).sizes()
-        return {item: (sizes.get(item, -1), 0) for item in items}
+        return {item: (sizes.get(item, -1), 0) for item in chain.from_iterable(self.items.values())}
 
     def load(self, item: str, image_size: int) -> Sample:
         """Decode one file: RGB, upright, the whole picture squeezed into a square (bicubic, antialiased).
@@ -65,14 +63,6 @@ class ImageFiles(ListedSource):
 
     def _label(self, item: str) -> int:
         return self.labels[item if item in self.labels else item.rpartition("/")[0]]
-
-
-def _status(path: Path) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 def read_image_file(path: Path) -> bytes:

@@ -21,6 +21,14 @@ FOLDER = "stl10_binary"
 class Binaries(ListedSource):
     """The files ``<part>_X.bin``. Items are ``<part>/<class>/<row>``, or ``<part>/<row>`` where there is no label."""
 
+    def file_of(self, item: str) -> str:
+        """Name the file of the pixels."""
+        return f"{item.partition('/')[0]}_X.bin"
+
+    def stratum(self, item: str) -> str:
+        """Name the class; UNLABELED where there is none."""
+        return name[0] if (name := item.split("/")[1:-1]) else UNLABELED
+
     def load(self, item: str, image_size: int) -> Sample:
         """Load one image, resized to ``image_size`` (bicubic).
 
