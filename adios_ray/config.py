@@ -514,6 +514,8 @@ def replaced(config: Model, changes: Mapping[str, Any], origin: str = "configura
         node = values
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{origin}: {path} does not exist: {parent} is a value, not a section")
         node[leaf] = value
     return parse(type(config), values, origin)
 

@@ -189,9 +189,12 @@ def test_the_rest_of_an_interrupted_removal_is_removed(
     in_use = open_shards(URI).directory
     (cache / f".{in_use.name}").mkdir()
     (cache / f".{in_use.name}" / "train-00000.arrow").write_bytes(bytes(1000))
-    monkeypatch.setenv(mirroring.BYTES_VARIABLE, str(size_of(in_use) + 500))
+    (cache / "transfer").mkdir()  # results of hours, which are no copies
+    (cache / "transfer" / "rate.json").write_bytes(bytes(100))
+    monkeypatch.setenv(mirroring.BYTES_VARIABLE, str(size_of(in_use) + 600))
     mirroring._make_room(cache, 400, Store(URI))
-    assert [path.name for path in cache.iterdir() if path.is_dir()] == [in_use.name]
+    assert sorted(path.name for path in cache.iterdir() if path.is_dir()) == sorted([in_use.name, "transfer"])
+    assert (cache / "transfer" / "rate.json").is_file()
 
 
 def test_unused_copies_are_evicted(remote: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

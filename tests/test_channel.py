@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from adios_ray.backend import node_checks
 from adios_ray.backend.channel import Channel, ReplacedError
 from adios_ray.backend.line import Note, Reply
 from adios_ray.checkpoints import Pointer
@@ -262,6 +263,20 @@ def test_a_node_that_joins_is_checked_once_and_refused_with_a_note() -> None:
         assert await channel.check_nodes(["known", "good", "bad"]) == ["known", "good"]
         assert await channel.refused_nodes() == ["bad"]
         assert await channel.take_notes() == [Note("", "it lacks data. No trial starts there")]
+
+    asyncio.run(scenario())
+
+
+def test_a_refused_node_is_checked_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        problems = ["it does not see the run", "it does not see the run", ""]
+        channel = Channel([], lambda node: problems.pop(0))
+        assert await channel.check_node("late") == "it does not see the run"
+        assert await channel.check_nodes(["late"]) == [] and len(problems) == 2
+        monkeypatch.setattr(node_checks, "AGAIN_S", 0.0)
+        assert await channel.check_node("late") == "it does not see the run"
+        assert await channel.check_node("late") == "" and await channel.check_nodes(["late"]) == ["late"]
+        assert len(await channel.take_notes()) == 1  # said once
 
     asyncio.run(scenario())
 

@@ -352,3 +352,41 @@ def test_single_images_are_for_networks_without_batch_norm() -> None:
     mixed = TrialConfig(batch_size=2, masking=MaskingConfig(fill="mix"))
     with pytest.raises(ConfigError, match="fill mix .* above 2"):
         check_batch(mixed, 100, workers=2, batch_norm=False)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "parameters", "settings", "message"),
+    [
+        ("pbt", {"masking.slots": {"low": 2, "high": 8, "scale": "linear"}}, {}, "masking.slots = .* whole number"),
+        ("none", {"masking.width": {"low": 16, "high": 64, "scale": "integer"}}, {}, "masking.width = 17"),
+        ("none", {"seed": {"values": [1, 2]}}, {}, "seed cannot be searched"),
+        ("pbt", SEARCHED["parameters"], {"seed": 2**32 - 2}, "--seed 4294967294 is too large"),
+        (
+            "pb2",
+            {"objective.momentum_start": {"low": 0.9, "high": 0.99, "scale": "linear"}},
+            {"objective": {"name": "byol"}},
+            "objective.momentum_start is not set, and pb2 changes the first trial's value",
+        ),
+    ],
+)
+def test_spaces_whose_values_cannot_be_trained_with_are_refused(
+    scheduler: str, parameters: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    space = parse(SearchSpace, {"scheduler": scheduler, "parameters": parameters})
+    with pytest.raises(ConfigError, match=message):
+        space.bind(parse(TrialConfig, settings), population=4)
+
+
+def test_values_that_do_not_fit_together_are_refused_before_a_run(objects_dir: Path) -> None:
+    parameters = {"masking.scheme": {"values": ["adios", "none"]}, "masking.fill": {"values": ["zero", "noise"]}}
+    space = parse(SearchSpace, {"scheduler": "none", "search": "grid", "parameters": parameters})
+    values = {"data_dir": str(objects_dir), "batch_size": 8, "backbone": {"name": "resnet_small"}}
+    config = parse(ExperimentConfig, values)
+    space.bind(config.trial(), population=config.population)
+    with pytest.raises(ConfigError, match="masking.scheme = none, masking.fill = noise of the search space"):
+        check_data(config, space)
+
+
+def test_a_section_in_place_of_a_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match="epochs.a does not exist: epochs is a value, not a section"):
+        replaced(TrialConfig(), {"epochs.a": 1})

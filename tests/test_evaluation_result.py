@@ -83,6 +83,7 @@ def test_a_score_that_a_checkpoint_lacks_has_no_mean() -> None:
         scores={"linear.top1": Score(0.75)},
         configuration={"left_out": {"segmentation": "b has no occlusion model"}},
     )
+    assert "segmentation is left out" in printed(mean_over_seeds([replace(both, configuration={}), alone]), 80)
     for results in ([both, alone], [alone, both]):
         mean = mean_over_seeds(results)
         assert list(mean.scores) == ["linear.top1"] and mean.scores["linear.top1"].value == 0.625

@@ -3,6 +3,8 @@
 from collections import Counter
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from adios_ray.data import plan
 from adios_ray.data.plan import (
     Quota,
     ShardJob,
+    deciding,
     group_by_pattern,
     in_blocks,
     make_plan,
@@ -238,3 +241,29 @@ def test_a_plan_says_what_is_read_and_what_is_not(tmp_path: Path) -> None:
 )
 def test_the_plan_of_rendered_images_names_their_classes_or_labels(source: Source, expected: str) -> None:
     assert plan.make_plan(source, plan.image_counts()).text().startswith(expected)
+
+
+def test_a_group_that_takes_no_part_in_a_match_leaves_the_whole_match() -> None:
+    group = group_by_pattern(r"seq(\d+)|clip")
+    assert [group(item) for item in ("cat/seq0_1.jpg", "cat/clip_3.jpg")] == ["0", "clip"]
+
+
+def test_shards_are_made_again_where_classes_or_files_have_changed() -> None:
+    """An index of a class is another class once one more is there; a file of many images may be another one."""
+    layout, splits = Layout(16, None, False), {"train": ["a/x.tar#1", "a/x.tar#2"], "val": ["a/y.tar#1"]}
+
+    def digests(classes: tuple[str, ...], changed_ns: int) -> list[str]:
+        files = {"a/x.tar": (9, changed_ns), "a/y.tar": (9, 1)}
+        source: Any = SimpleNamespace(
+            classes=classes,
+            listing=lambda: splits,
+            file_of=lambda item: item.partition("#")[0],
+            stratum=lambda item: "a",
+        )
+        return [job.digest for job in plan_jobs(splits, layout, *deciding(source, {"source": "here"}, files))]
+
+    before = digests(("a", "b"), 1)
+    assert digests(("a", "b"), 1) == before
+    assert not set(digests(("0", "a", "b"), 1)) & set(before)
+    train, val = digests(("a", "b"), 2)
+    assert train != before[0] and val == before[1]

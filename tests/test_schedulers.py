@@ -14,7 +14,7 @@ from adios_ray.backend import line
 from adios_ray.backend.admission import Admission
 from adios_ray.backend.line import Line, Request
 from adios_ray.config import TrialConfig, replaced, value_at
-from adios_ray.errors import FaultError
+from adios_ray.errors import ClaimError, FaultError
 from adios_ray.experiment.schedule import Schedule, Stage, schedule_of
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.comparison import Score
@@ -28,6 +28,7 @@ from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import make_suggest
 from adios_ray.tracking.lineage import ancestry
 from adios_ray.tracking.records import read_drops, read_lineage
+from adios_ray.trial_report import TrialReport
 from adios_ray.validation import parse
 
 PARAMETERS = {
@@ -626,3 +627,43 @@ def test_a_trial_that_cannot_train_leaves_the_opening_last(tmp_path: Path) -> No
     assert state.members["trial_03"].finished and state.members["trial_03"].epoch == 0
     assert [(drop.trial, drop.rank) for drop in read_drops(simulated.directory)][-1] == ("trial_03", 8)
     assert sum(member.epoch == EPOCHS for member in state.members.values()) == 4
+
+
+@pytest.mark.parametrize("seed", [40, 44, 57, 59])
+def test_no_trial_overwrites_a_checkpoint_that_another_still_has_to_load(tmp_path: Path, seed: int) -> None:
+    """Asynchronously, donors may be behind: a trial that copies one trains epochs again that were copied from it."""
+    options: dict[str, Any] = {"synchronous": False, "interval_epochs": 3, "significance": 1}
+    simulated = simulation(tmp_path / "run", population=6, capacity=3, order=seed, **options)
+    simulated.config = simulated.config.model_copy(update={"epochs": 30})
+    drawn, overwritten, choose = Random(seed), list[str](), simulated.random.choice
+
+    def fitness(trial: str, epoch: int, config: TrialConfig, before: float) -> float:
+        target = RunDirectory(simulated.directory).checkpoint(trial, epoch)
+        for other, member in simulated.members.state.members.items():
+            if other != trial and member.checkpoint is not None and member.checkpoint.path == target:
+                overwritten.append(f"{other} refers to {trial} at {epoch}")
+        return math.nan if drawn.random() < 0.06 else before + optimum(config)
+
+    def choose_fast(options: Sequence[Any]) -> Any:
+        """Let a third of the trials report less often."""
+        if isinstance(options[0], tuple) and simulated.random.random() < 0.8:
+            options = [option for option in options if int(option[0][-2:]) % 3] or options
+        return choose(options)
+
+    simulated.fitness = fitness
+    simulated.random.choice = choose_fast  # type: ignore[method-assign, assignment]  # of this simulation alone
+    assert all(member.epoch == 30 for member in simulated.drive().members.values())
+    assert not overwritten
+
+
+def test_an_error_while_a_trial_is_completed_ends_the_run(tmp_path: Path) -> None:
+    """Tune would take what is raised there for the trial's own failure, and start it again."""
+    simulated = simulation(tmp_path / "run", population=2)
+
+    def record(trial: str, report: TrialReport, *rest: Any) -> None:
+        if report.done:
+            raise ClaimError("taken over")
+
+    simulated.on_step = lambda simulated: setattr(simulated.run, "report", record)
+    with pytest.raises(ClaimError, match="taken over"):
+        simulated.drive()

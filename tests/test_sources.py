@@ -180,6 +180,8 @@ def test_cifar_batches(tmp_path: Path, version: str, inside: bool) -> None:
     assert source.classes == ("cat", "dog", "sparrow")
     train, test = source.listing()["train"], source.listing()["test"]
     assert len(train) == 4 * (len(pixels) - 1) and len(test) == 4
+    assert {source.stratum(item) for item in (*train, *test)} == set(source.classes)
+    assert {source.file_of(item) for item in (*train, *test)} == source.files().keys()
     assert list(labels_of(source, "train").values()) == [0, 1, 2, 0] * (len(pixels) - 1)
     for items, rows in ((train, pixels[:-1].reshape(-1, 3, 32, 32)), (test, pixels[-1].reshape(-1, 3, 32, 32))):
         for item, row in zip(items, rows, strict=True):

@@ -273,3 +273,10 @@ def test_the_last_reports_of_copied_weights_are_the_donors() -> None:
 
     assert names("a", 5, 3) == ["b3", "b4", "a5"] and names("b", 5, 9) == ["a1", "a2", "b3", "b4", "b5"]
     assert lineage.last_rows(rows, [make_exploit(5, "a", "b")], "a", 5, 1) == rows[-1:]  # copied at the end
+
+
+def test_settings_of_no_section_can_be_searched(tmp_path: Path) -> None:
+    row = make_row("trial_00", 1).model_copy(update={"values": {"batch_size": 64}})
+    records.begin_results(tmp_path, ["batch_size"])
+    records.append_result(tmp_path, row)
+    assert records.read_results(tmp_path)[0].values == {"batch_size": 64}

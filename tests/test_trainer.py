@@ -544,3 +544,14 @@ def test_a_value_that_cannot_change_is_refused_by_name(objects_dir: Path, tmp_pa
     with pytest.raises(ConfigError, match=r"masking.width \(8 -> 16\) cannot change while a trial trains"):
         trainer.load(pointer, replaced(config, {"masking.width": 16, "masking.slots": 2}))
     assert trainer.config.masking.slots == 4
+
+
+@pytest.mark.slow
+def test_measurements_are_means_over_the_steps_since_the_last_report(objects_dir: Path, tmp_path: Path) -> None:
+    """Also where more epochs are asked for after a report at the end, between two intervals."""
+    settings: dict[str, Any] = {"evaluation": {"interval_epochs": 4}, "optimizer": {"encoder_lr": 1e-9}}
+    trainer = Trainer(small_config(objects_dir, epochs=2, **settings), CPU)
+    first = trainer.train_to_report()
+    again = Trainer(small_config(objects_dir, epochs=4, **settings), CPU)
+    again.load(trainer.save(tmp_path / "two"), again.config)
+    assert again.train_to_report().penalty == pytest.approx(first.penalty, rel=0.2)  # half, as it was

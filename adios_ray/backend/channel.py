@@ -193,6 +193,10 @@ class ChannelCalls:
         notes: list[Note] = ray.get(self._actor.take_notes.remote())
         return notes
 
+    def kill(self) -> None:
+        """End the channel, and with it all calls that wait."""
+        ray.kill(self._actor)
+
 
 def channel_name(run: str) -> str:
     """Make a name for a channel of a run, whose earlier one may still be ending."""

@@ -1,7 +1,11 @@
-"""Checks of nodes that join the cluster while a run trains, each once, before a trial starts there."""
+"""Checks of nodes that join the cluster while a run trains, before a trial starts there."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
+
+AGAIN_S = 60.0
+"""Seconds after which a node that cannot train is checked again: its storage may have been mounted since."""
 
 
 class NodeChecks:
@@ -16,13 +20,14 @@ class NodeChecks:
             say: Called with a line about each node that cannot train.
         """
         self._find_problem, self._say = find_problem, say
-        self._problems = dict.fromkeys(known, "")
+        self._problems, self._checked = dict.fromkeys(known, ""), dict[str, float]()
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def begin(self, nodes: Iterable[str]) -> None:
         """Begin to check nodes, without waiting for the answers."""
         for node in nodes:
-            if node not in self._problems and node not in self._running:
+            due = self._problems.get(node, "unknown") and time.monotonic() > self._checked.get(node, 0.0) + AGAIN_S
+            if due and node not in self._running:
                 self._running[node] = asyncio.create_task(self._check(node))
 
     async def problem(self, node: str) -> str:
@@ -46,8 +51,9 @@ class NodeChecks:
 
     async def _check(self, node: str) -> None:
         try:
-            problem = self._problems[node] = await asyncio.to_thread(self._find_problem, node)
-            if problem:
+            before, problem = self._problems.get(node), await asyncio.to_thread(self._find_problem, node)
+            self._problems[node], self._checked[node] = problem, time.monotonic()
+            if problem and problem != before:
                 self._say(f"{problem}. No trial starts there")
         finally:
             del self._running[node]

@@ -5,18 +5,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ray
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from adios_ray.backend.admission import Admission, GatedSearch
-from adios_ray.backend.capacity import remove_orphaned
+from adios_ray.backend.capacity import groups, remove_orphaned
 from adios_ray.backend.channel import ChannelCalls
 from adios_ray.backend.line import Note
 from adios_ray.backend.ray_private import named_resources
 from adios_ray.backend.trial import TUNE, LiveTrial, TrialSettings, full_name
-from adios_ray.errors import RunError, check_stop
+from adios_ray.errors import AdiosRayError, check_stop
 from adios_ray.store import Location, Store
 
 TRIAL_RESOURCES = {"memory": 1}
@@ -25,6 +26,8 @@ TRIAL_RESTARTS = 20
 """How often Tune restarts a trial's actor before giving the trial up."""
 ORPHAN_REMOVAL_S = 2.0
 """Seconds between two scans for orphaned placement groups."""
+END_S, POLL_S = 5.0, 0.1
+"""Most seconds to wait for the processes of an interrupted run, and seconds between two looks."""
 NOTES_S = 0.5
 """Seconds between two looks for notes of trials."""
 
@@ -54,6 +57,7 @@ def run_trials(
     """
     run = settings["run_dir"]
     storage_path, file_system = ray_storage(run)
+    started = Started()
     # Tune advises reuse_actors, but a trial's actor lives from its start to its end: there is none to reuse.
     warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
     tuner = tune.Tuner(
@@ -70,13 +74,17 @@ def run_trials(
             storage_filesystem=file_system,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
-            callbacks=[OrphanRemoval(run), Notes(channel, on_note)],
+            callbacks=[OrphanRemoval(run), Notes(channel, on_note), started],
         ),
     )
     try:
         tuner.fit()
     except Exception as error:  # Tune wraps what its scheduler raises, possibly more than once
         raise _own_error(error) or error from error
+    except BaseException:  # an interruption, after which Tune cleans nothing up: Ray may be the caller's, and go on
+        started.kill(run)
+        channel.kill()
+        raise
 
 
 def _resources(config: TrialSettings) -> Any:
@@ -130,8 +138,34 @@ class Notes(tune.Callback):  # type: ignore[misc]  # Ray ships no type informati
             self._on_note(note)
 
 
-def _own_error(error: BaseException | None) -> RunError | None:
+class Started(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
+    """Knows the actors of trials, to end them."""
+
+    def __init__(self) -> None:
+        """Know none."""
+        self._trials: list[Trial] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Drop everything when Tune pickles its callbacks, which are not used again."""
+        return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Note the trials."""
+        self._trials = trials
+
+    def kill(self, run: Location) -> None:
+        """End the trials' processes, and release their resources."""
+        for trial in self._trials:
+            if actor := trial.temporary_state.ray_actor:
+                ray.kill(actor)
+        ends = time.monotonic() + END_S
+        while groups(run) and time.monotonic() < ends:  # controllers end with the actors that started them
+            time.sleep(POLL_S)
+            remove_orphaned(run)
+
+
+def _own_error(error: BaseException | None) -> AdiosRayError | None:
     """Find this package's own error among an exception's causes."""
-    while error is not None and not isinstance(error, RunError):
+    while error is not None and not isinstance(error, AdiosRayError):
         error = error.__cause__ or error.__context__
     return error

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from adios_ray.config import check_batch, check_image_size, check_view, replaced
+from adios_ray.config import ADAPTABLE, check_batch, check_image_size, check_view, replaced
 from adios_ray.data.rendered import objects
 from adios_ray.data.shards import SCHEMA_VERSION, Manifest, ShardEntry, verify
 from adios_ray.errors import ConfigError, DatasetError, EvaluationError
@@ -13,10 +13,13 @@ from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.places import check_place
 from adios_ray.search.spaces import SearchSpace
+from adios_ray.search.suggest import initial_values
 from adios_ray.store import Location, Store, local_path
 from adios_ray.tracking.trackers.wandb import check_login
 
 HELD_OUT = ("val", "test")
+MOST_CHECKED = 256
+"""Trials whose values are checked together before the first one starts."""
 
 
 def check_data(config: ExperimentConfig, space: SearchSpace | None = None) -> None:
@@ -68,9 +71,15 @@ def _check_fits(config: ExperimentConfig, space: SearchSpace | None, manifest: M
         if not manifest.splits.get(split):
             present = ", ".join(sorted(manifest.splits))
             raise DatasetError(f"{data} has no {split!r} split (it has {present}); prepare it with one")
-    for values in ({}, *(space.variants() if space else ())):
+    # Values that change neither networks nor batches have been checked by themselves; here it is their combinations.
+    begun = initial_values(space, config.trial(), config.population)[:MOST_CHECKED] if space else []
+    fixed = [{path: value for path, value in values.items() if path not in ADAPTABLE} for values in begun]
+    variants = {repr(values): values for values in ({}, *(space.variants() if space else ()), *fixed)}
+    for values in (*begun, *variants.values()):
         try:
-            _check_trial(replaced(config, values), manifest, data)
+            changed = replaced(config, values)
+            if repr(values) in variants:
+                _check_trial(changed, manifest, data)
         except (ConfigError, EvaluationError) as error:
             searched = ", ".join(f"{path} = {value}" for path, value in values.items())
             raise type(error)(f"{searched} of the search space: {error}" if searched else str(error)) from None

@@ -53,11 +53,7 @@ def fresh_population(config: ExperimentConfig, space: SearchSpace, dataset: str)
 
 def trial_names(config: ExperimentConfig, space: SearchSpace) -> list[str]:
     """Name all trials of an experiment."""
-    if space.search == "grid":
-        count = sum(1 for _ in space.combinations())
-    else:
-        count = config.population if space.opening is None else space.opening.trials
-    return [f"trial_{number:02d}" for number in range(count)]
+    return [f"trial_{number:02d}" for number in range(space.trials(config.population))]
 
 
 def evolve(
@@ -84,7 +80,7 @@ def evolve(
     """
     print(f"Run directory: {storage.place}", flush=True)
     run_dir = storage.directory
-    view = LiveView(config.epochs, config.population, run_dir.name, read_results(run_dir))
+    view = LiveView(config.epochs, len(trial_names(config, space)), run_dir.name, read_results(run_dir))
     with Trackers(_trackers(config), run_dir, view.note) as trackers:
         state = _train(config, space, storage, resources, claim, view, trackers)
         claim.check()
@@ -137,7 +133,7 @@ def _train(
         ):
 
             def count_wanted() -> int:
-                return min(len(set(state.unfinished(names)) - scheduler.set_aside.keys()), config.population)
+                return len(set(state.unfinished(names)) - scheduler.set_aside.keys())
 
             count_fitting, say = partial(_count_fitting, config, resources, calls), partial(run.note, kind="wait")
             capacity = ClusterCapacity(storage.place, count_fitting, count_wanted, say)
@@ -159,6 +155,8 @@ def _train(
             )
             scheduler = make_scheduler(space, population, admission, len(names), halvings)
             run_trials(unfinished, settings, scheduler, admission, calls, scheduler.on_note)
+            if scheduler.failure:  # at the last report of all
+                raise scheduler.failure
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(storage.place)
     # From disk: the verdict rests on what was written down, exactly as after a resume.

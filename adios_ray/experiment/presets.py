@@ -92,7 +92,8 @@ def _choose(name: str, family: str | None, objective: str, backbone: str, scheme
         and (setting.scheme == "none") == (scheme == "none")
     ]
     if not candidates:
-        asked = ", ".join([f"family {family}"] * (family is not None) + [objective, backbone, scheme or "adios"])
+        names = [f"family {family}"] * (family is not None) + [objective, backbone, scheme or "adios"]
+        asked = ", ".join(map(str, names))
         raise ConfigError(
             f"preset {name}: no published setting for {asked} (published: {_overview(of_data)}); leave --preset out "
             "and give all values, or choose a published setting and change single values"

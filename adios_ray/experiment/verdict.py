@@ -153,7 +153,7 @@ def _summarize(
         refusals=len(read_refusals(run_dir)),
         slot_changes=sum(exploit.changes_slots for exploit in lineage),
         epochs=config.epochs,
-        population=config.population,
+        population=len(state.members),
         dataset=str(manifest.recipe.get("dataset", config.data_dir)),
         command=repeating_command(config, storage.place),
     )

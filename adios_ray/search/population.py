@@ -217,8 +217,10 @@ class Population:
         """Journal these members in one atomic step, then delete the checkpoints that no member uses any more."""
         self.state.seconds = self._seconds_before + time.monotonic() - self._began
         # Not by the members' epochs: a member that has become a copy is at its donor's, which may be another one.
-        keys = [key for name in names for key in self._unwritten.pop(name, ())]
+        keys = [key for name in names for key in self._unwritten.get(name, ())]
         self.run.write(lambda: self.state.journal(self.run.directory, names, keys))
+        for name in names:
+            self._unwritten.pop(name, None)
         if self.run.storage.uri is not None:
             self._copy_to_uri()
         # Only now: until the journal has the new pointers, a resumed driver would look for the old checkpoints.

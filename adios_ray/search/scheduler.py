@@ -28,6 +28,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         admission: Which trials have resources.
         set_aside: Trials that cannot train while others can, with the reason. They stay at their epochs without
             resources, and no decision waits for them.
+        failure: What ended the run while Tune was completing a trial.
     """
 
     def __init__(self, population: Population, admission: Admission) -> None:
@@ -41,6 +42,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         # Trials whose workers keep failing while others train, and trials that had trouble since their last report.
         self.set_aside: dict[str, Fault] = {}
         self._troubled: set[str] = set()
+        self.failure: Exception | None = None
 
     @abstractmethod
     def decide(self, name: str) -> str:
@@ -139,10 +141,13 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Record a trial's last report."""
         name = name_of(trial)
-        self._observe(name, result[REPLY])
-        self.population[name].finished = True
-        self.population.commit(name)
-        self._trial_ended(name)
+        try:
+            self._observe(name, result[REPLY])
+            self.population[name].finished = True
+            self.population.commit(name)
+            self._trial_ended(name)
+        except Exception as error:  # Tune would take it for the trial's, and start its actor again
+            self.failure = error
 
     def _observe(self, name: str, reply: Reply) -> bool:
         """Record a report; returns whether it is new."""
@@ -194,7 +199,10 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
 
         Raises:
             FaultError: If all trials that have epochs left are set aside, or wait for one that is.
+            Exception: What was raised while a trial was completed.
         """
+        if self.failure:
+            raise self.failure
         if self.set_aside and self.admission.all_started and not any(map(self.ready, self._unfinished())):
             self._stop_run()
         # Trials without a request, which ``channel.preempt`` could end: Tune stops them only when it is told to.

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal, Self
@@ -263,6 +263,12 @@ class SearchSpace(Strict):
         """Whether trials are changed while they train."""
         return self.scheduler in EVOLVING
 
+    def trials(self, population: int) -> int:
+        """Return how many trials there are: of a grid one for each combination, in an opening more than remain."""
+        if self.search == "grid":
+            return sum(1 for _ in self.combinations())
+        return population if self.opening is None else self.opening.trials
+
     def configured(self, config: TrialConfig) -> dict[str, Any]:
         """Return the values of all parameters in a configuration, by path."""
         return {path: value_at(config, path) for path in self.parameters}
@@ -339,6 +345,12 @@ class SearchSpace(Strict):
                 f"{self.interval_epochs} epochs apart (interval_epochs): make this a multiple of {reports}, or "
                 f"evaluation.interval_epochs a divisor of {self.interval_epochs}"
             )
+        if "seed" in self.parameters:
+            raise ConfigError(f"{origin}: seed cannot be searched: each trial has one of its own, from --seed on")
+        if population is not None and config.seed + self.trials(population) > 2**32:
+            raise ConfigError(
+                f"--seed {config.seed} is too large: trials have this one and those that follow, below 2^32"
+            )
         for path, parameter in self.parameters.items():
             configured = value_at(config, path, origin)
             if path.startswith(_COMMON):
@@ -348,8 +360,12 @@ class SearchSpace(Strict):
                     f"{origin}: {path} cannot change while a trial trains, so {self.scheduler} cannot search it; "
                     "use asha, median or none"
                 )
-            for value in parameter.extremes:
+            for value in _examples(parameter):
                 replaced(config, {path: value}, origin)
+            if self.evolving and configured is None and not isinstance(parameter, Choice):
+                raise ConfigError(
+                    f"{origin}: {path} is not set, and {self.scheduler} changes the first trial's value: give it one"
+                )
             logarithmic = isinstance(parameter, Continuous) and parameter.scale == "log"
             values = [value for value in (configured, *parameter.extremes) if value is not None]
             if (logarithmic or path in _KEPT_POSITIVE) and min(values) <= 0:
@@ -358,6 +374,19 @@ class SearchSpace(Strict):
                     f"{origin}: {path} must stay above 0 ({reason}): raise "
                     f"{'its configured value' if values[0] <= 0 else 'the lowest value'}, or do not search it"
                 )
+
+
+MOST_EXAMPLES = 256
+"""Values of one parameter that are checked before a run."""
+
+
+def _examples(parameter: Parameter) -> Sequence[Any]:
+    """List values of a parameter: those between its bounds may be wrong where the bounds are right."""
+    if isinstance(parameter, Integer):
+        return range(parameter.low, parameter.high + 1, parameter.step)[:MOST_EXAMPLES]
+    if isinstance(parameter, Continuous):  # a whole number is asked for where only the bounds are accepted
+        return [*parameter.extremes, parameter.low + (parameter.high - parameter.low) / math.pi]
+    return parameter.extremes
 
 
 def load_space(place: Location, scheduler: Scheduler | None = None, search: Search | None = None) -> SearchSpace:

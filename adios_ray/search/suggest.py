@@ -68,6 +68,15 @@ def fill(
         state.add(name, suggest(name), control=number < controls)
 
 
+def initial_values(space: SearchSpace, config: TrialConfig, population: int) -> list[dict[str, Any]]:
+    """List the values with which trials will begin, as far as they are known before: none of hyperopt's."""
+    if space.search == "hyperopt":
+        return []
+    state = PopulationState(next_decision_epoch=1)
+    fill(state, space, config, [str(number) for number in range(space.trials(population))], population)
+    return [member.values for member in state.members.values()]
+
+
 class TreeParzen:
     """Draws values that resemble good earlier ones (TPE, Bergstra et al. 2011).
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, model_validator
 
-from adios_ray.config import SearchedValues
+from adios_ray.config import SearchedValues, TrialConfig
 from adios_ray.errors import RecordError
 from adios_ray.files import append_line, atomic_write, complete_lines
 from adios_ray.measures import MEASURES, Measure
@@ -243,7 +243,10 @@ def _header(path: Path, content: bytes) -> list[str]:
     header = next(csv.reader([_text(path, content.split(b"\n", 1)[0])]))
     searched = [name for name in header if name not in COLUMNS]
     complete = set(COLUMNS) - _LATER_COLUMNS <= set(header)
-    if not complete or any("." not in name and name not in _EARLIER_NAMES for name in searched):
+    # Sections have had other names and settings in earlier versions; settings of no section have not.
+    if not complete or any(
+        "." not in name and name not in TrialConfig.model_fields and name not in _EARLIER_NAMES for name in searched
+    ):
         raise RecordError(
             f"{path}: the header is {','.join(header)!r}, expected {','.join(COLUMNS)!r} and paths of searched values"
         )

@@ -149,6 +149,9 @@ class Run(AbstractContextManager["Run"]):
             self.note(f"{trial}: {text}", kind, trial)
         # Not retried: the note may be about storage that fails, and the user has seen it.
         try:
+            self._check_claim()
             append_log(self.directory, trial, text, details)
+        except ClaimError:  # the log is another driver's now; the next report ends this one
+            pass
         except OSError as error:
             self.note(f"{trial}: its log could not be written: {error}")

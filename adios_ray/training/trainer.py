@@ -96,6 +96,7 @@ class Trainer:
         self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
         self._measures_slots = device.type == "cuda" and config.slots_at_once is None and self.networks.can_batch_slots
         self._sums = torch.zeros(len(Measurements._fields), device=device)
+        self._reported_step = 0
         self.divergence: str | None = None
         self._failed_batch: Batch | None = None
         self._take_step = step_function(self.networks, self.optimizers, config)
@@ -162,11 +163,11 @@ class Trainer:
         Returns:
             The report; its measurements are means over the epochs since the previous one.
         """
-        goal, interval = self.config.next_report(self.epoch), self.config.evaluation.interval_epochs
-        epochs = goal - (goal - 1) // interval * interval
-        speed = self.train_until(goal * self.feed.steps_per_epoch)
-        means = parallel.average(self._sums / (epochs * self.feed.steps_per_epoch)).tolist()
+        goal = self.config.next_report(self.epoch) * self.feed.steps_per_epoch
+        speed = self.train_until(goal)
+        means = parallel.average(self._sums / (goal - self._reported_step)).tolist()
         self._sums.zero_()
+        self._reported_step = goal
         # BatchNorm's running statistics follow each worker's own images. They are equalized here, because the
         # evaluation uses them and checkpoints are written by the first worker.
         parallel.broadcast_from_first(self.networks.buffers())
@@ -253,6 +254,7 @@ class Trainer:
             "step": self.step,
             "seed": self.seed,
             "sums": self._sums,
+            "reported_step": self._reported_step,
             "divergence": self.divergence,
             "networks": self.networks.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.all().items()},
@@ -305,6 +307,8 @@ class Trainer:
         self.optimizers.found_inf.zero_()
         self.step, self.seed = state["step"], state["seed"]
         self._sums.copy_(state["sums"])
+        # Earlier versions saved after reports alone.
+        self._reported_step = state.get("reported_step", state["step"])
         self._adapt(config)
         # Compared before masks are resized, as in __init__: workers may have read different checkpoints.
         self._check_replicas(f"after loading {origin}")

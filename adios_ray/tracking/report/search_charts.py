@@ -99,7 +99,8 @@ class _Scale:
 
 def _sorted_values(values: Sequence[Any]) -> list[Any]:
     """Sort the different values: numbers by size, everything else as text."""
-    different = list(dict.fromkeys(value for value in values if value is not None)) or ["–"]
+    # By their text: lists cannot be told apart by their hashes.
+    different = list({value_text(value): value for value in values if value is not None}.values()) or ["–"]
     if all(isinstance(value, int | float) for value in different):
         return sorted(different)
     return sorted(different, key=str)

@@ -75,10 +75,11 @@ class WandbLog:
 
     def summary(self, summary: RunSummary) -> None:
         """Add the outcome to the summary of the best trial's run."""
-        if config := self._configs.get(summary.best_trial):
-            outcome = summary.model_dump(include={"test_fitness", "test_standard_error", "test_accuracy", "gain"})
-            known = {key: value for key, value in outcome.items() if value is not None}
-            self._run(summary.best_trial, config).summary.update({"best": True, **known})
+        outcome = summary.model_dump(include={"test_fitness", "test_standard_error", "test_accuracy", "gain"})
+        known = {key: value for key, value in outcome.items() if value is not None}
+        # The trial may have ended under an earlier driver, whose run on the server is continued.
+        run = self._runs.get(summary.best_trial) or self._start(summary.best_trial, self._experiment)
+        run.summary.update({"best": True, **known})
 
     def close(self) -> None:
         """Close all wandb runs."""
