@@ -162,6 +162,31 @@ def test_an_opening_leaves_a_population(ray_cluster: None, objects_dir: Path, tm
     assert read_summary(run_dir) is not None
 
 
+@pytest.mark.slow
+def test_an_interrupted_call_leaves_nothing_in_a_cluster_that_goes_on(
+    ray_cluster: None, objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook, whose process keeps its connection, and the exception with all that it refers to."""
+    import ray
+
+    from adios_ray.backend.capacity import groups
+    from adios_ray.experiment.runner import start
+    from adios_ray.search.population import Population
+
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Population, "observe", interrupted)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        start(experiment(objects_dir, tmp_path, epochs=2))
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert not groups(run_dir) and kept.tb is not None
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.1)
+
+
 def in_background(config: ExperimentConfig) -> Future[Path]:
     """Start a population in a daemon thread, so that a hang does not keep the tests from exiting."""
     from adios_ray.experiment.runner import start
