@@ -1,6 +1,9 @@
 """Preflight checks: a configuration that cannot work here is refused before the first worker starts."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from adios_ray.config import ADAPTABLE, check_batch, check_image_size, check_view, replaced
 from adios_ray.data.rendered import objects
@@ -18,8 +21,8 @@ from adios_ray.store import Location, Store, local_path
 from adios_ray.tracking.trackers.wandb import check_login
 
 HELD_OUT = ("val", "test")
-MOST_CHECKED = 256
-"""Trials whose values are checked together before the first one starts."""
+MOST_CHECKED, MOST_BUILT = 256, 32
+"""Trials whose values are checked together before the first one starts, and those whose networks are built, too."""
 
 
 def check_data(config: ExperimentConfig, space: SearchSpace | None = None) -> None:
@@ -73,16 +76,24 @@ def _check_fits(config: ExperimentConfig, space: SearchSpace | None, manifest: M
             raise DatasetError(f"{data} has no {split!r} split (it has {present}); prepare it with one")
     # Values that change neither networks nor batches have been checked by themselves; here it is their combinations.
     begun = initial_values(space, config.trial(), config.population)[:MOST_CHECKED] if space else []
-    fixed = [{path: value for path, value in values.items() if path not in ADAPTABLE} for values in begun]
+    fixed = [{path: own for path, own in values.items() if path not in ADAPTABLE} for values in begun[:MOST_BUILT]]
     variants = {repr(values): values for values in ({}, *(space.variants() if space else ()), *fixed)}
-    for values in (*begun, *variants.values()):
-        try:
-            changed = replaced(config, values)
-            if repr(values) in variants:
-                _check_trial(changed, manifest, data)
-        except (ConfigError, EvaluationError) as error:
-            searched = ", ".join(f"{path} = {value}" for path, value in values.items())
-            raise type(error)(f"{searched} of the search space: {error}" if searched else str(error)) from None
+    for values in begun:
+        with _naming(values):
+            replaced(config, values)
+    for values in variants.values():
+        with _naming(values):
+            _check_trial(replaced(config, values), manifest, data)
+
+
+@contextmanager
+def _naming(values: Mapping[str, Any]) -> Iterator[None]:
+    """Name the searched values in errors."""
+    try:
+        yield
+    except (ConfigError, EvaluationError) as error:
+        searched = ", ".join(f"{path} = {value}" for path, value in values.items())
+        raise type(error)(f"{searched} of the search space: {error}" if searched else str(error)) from None
 
 
 def _check_trial(config: ExperimentConfig, manifest: Manifest, data: str) -> None:
