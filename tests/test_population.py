@@ -21,6 +21,7 @@ from small import small_config
 from test_trainer import assert_identical
 
 from adios_ray.checkpoints import load_checkpoint, open_checkpoint
+from adios_ray.errors import ClaimError
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.replay import replay
 from adios_ray.experiment.schedule import load_schedule
@@ -215,6 +216,22 @@ def run_dir_of(storage: Path, running: Future[Path]) -> Path:
     """Wait for the run directory and return it."""
     wait_until(lambda: list(storage.glob("*/population.json")), running)
     return next(storage.glob("*/population.json")).parent
+
+
+@pytest.mark.slow
+def test_a_driver_stops_soon_after_another_one_has_taken_its_run_over(
+    ray_cluster: None, objects_dir: Path, tmp_path: Path
+) -> None:
+    """Not only at its next report, which may be hours away: until then its workers would write checkpoints."""
+    config = experiment(objects_dir, tmp_path, epochs=100_000, evaluation={"interval_epochs": 100_000})
+    space = {**yaml.safe_load(Path(config.space).read_text()), "interval_epochs": 100_000}
+    Path(config.space).write_text(yaml.safe_dump(space))
+    running = in_background(config)
+    run_dir = run_dir_of(tmp_path / "runs", running)
+    wait_until(lambda: (run_dir / "controllers").is_dir() and any((run_dir / "controllers").iterdir()), running)
+    (run_dir / "driver.json").write_text(json.dumps({"token": "another"}))
+    with pytest.raises(ClaimError, match="taken over"):
+        running.result(timeout=60)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -28,6 +29,8 @@ ORPHAN_REMOVAL_S = 2.0
 """Seconds between two scans for orphaned placement groups."""
 END_S, POLL_S = 5.0, 0.1
 """Most seconds to wait for the processes of an interrupted run, and seconds between two looks."""
+CLAIM_S = 2.0
+"""Seconds between two looks whether another driver has taken the run over."""
 NOTES_S = 0.5
 """Seconds between two looks for notes of trials."""
 
@@ -39,6 +42,7 @@ def run_trials(
     admission: Admission,
     channel: ChannelCalls,
     on_note: Callable[[Note], None],
+    check_claim: Callable[[], None],
 ) -> None:
     """Run trials to their ends under Tune; ``admission`` limits how many run at a time.
 
@@ -49,6 +53,7 @@ def run_trials(
         admission: Decides how many trials run at a time.
         channel: Carries the notes of trials.
         on_note: Called with each note as it arrives, not only with the trial's next report.
+        check_claim: Raises an error once another driver has taken the run over.
 
     Raises:
         FaultError: If a trial's workers fail again and again.
@@ -74,7 +79,7 @@ def run_trials(
             storage_filesystem=file_system,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
-            callbacks=[OrphanRemoval(run), Notes(channel, on_note), started],
+            callbacks=[OrphanRemoval(run), Notes(channel, on_note), ClaimCheck(check_claim), started],
         ),
     )
     try:
@@ -136,6 +141,25 @@ class Notes(tune.Callback):  # type: ignore[misc]  # Ray ships no type informati
     def _pass_on(self) -> None:
         for note in self._channel.take_notes():
             self._on_note(note)
+
+
+class ClaimCheck(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
+    """Ends the run soon after another driver has taken it over, and with it the workers, which write checkpoints."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        """Take the check, which raises an error."""
+        self._check, self._due = check, 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Drop everything when Tune pickles its callbacks, which are not used again."""
+        return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Check, if the interval is over; storage that is away says nothing about other drivers."""
+        if time.monotonic() > self._due:
+            with suppress(OSError):
+                self._check()
+            self._due = time.monotonic() + CLAIM_S
 
 
 class Started(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
