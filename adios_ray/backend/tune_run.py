@@ -3,7 +3,6 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import ray
@@ -29,8 +28,6 @@ ORPHAN_REMOVAL_S = 2.0
 """Seconds between two scans for orphaned placement groups."""
 END_S, POLL_S = 5.0, 0.1
 """Most seconds to wait for the processes of an interrupted run, and seconds between two looks."""
-CLAIM_S = 2.0
-"""Seconds between two looks whether another driver has taken the run over."""
 NOTES_S = 0.5
 """Seconds between two looks for notes of trials."""
 
@@ -53,7 +50,7 @@ def run_trials(
         admission: Decides how many trials run at a time.
         channel: Carries the notes of trials.
         on_note: Called with each note as it arrives, not only with the trial's next report.
-        check_claim: Raises an error once another driver has taken the run over.
+        check_claim: Raises an error once another driver has taken the run over; called often.
 
     Raises:
         FaultError: If a trial's workers fail again and again.
@@ -148,18 +145,15 @@ class ClaimCheck(tune.Callback):  # type: ignore[misc]  # Ray ships no type info
 
     def __init__(self, check: Callable[[], None]) -> None:
         """Take the check, which raises an error."""
-        self._check, self._due = check, 0.0
+        self._check = check
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop everything when Tune pickles its callbacks, which are not used again."""
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Check, if the interval is over; storage that is away says nothing about other drivers."""
-        if time.monotonic() > self._due:
-            with suppress(OSError):
-                self._check()
-            self._due = time.monotonic() + CLAIM_S
+        """Check."""
+        self._check()
 
 
 class Started(tune.Callback):  # type: ignore[misc]  # Ray ships no type information

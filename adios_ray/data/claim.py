@@ -92,6 +92,7 @@ class Claim:
             since=time.strftime("%Y-%m-%d %H:%M:%S"),
         )
         self._ended = threading.Event()
+        self._lost: ClaimError | None = None
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def check(self) -> None:
@@ -106,6 +107,11 @@ class Claim:
             raise ClaimError(
                 f"{self._store} has been taken over by {_parse(content)}; this process stops and writes no more"
             )
+
+    def check_beats(self) -> None:
+        """Raise the ClaimError that the last beat has found, if it has; this one asks no storage."""
+        if self._lost is not None:
+            raise self._lost
 
     def make(self, say: Say, wait: bool, take_over: bool) -> None:
         """Claim the place and start the beats; see ``claimed``."""
@@ -190,7 +196,8 @@ class Claim:
                 self.check()
                 self._holder.beat += 1
                 self._write()
-            except ClaimError:  # whoever works at the place finds out by check()
+            except ClaimError as error:
+                self._lost = error
                 return
             except Exception:  # noqa: S110,BLE001 - a beat that is lost is made up for by the next
                 continue

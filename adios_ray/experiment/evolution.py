@@ -154,7 +154,7 @@ def _train(
                 gpus_per_worker=resources.gpus,
             )
             scheduler = make_scheduler(space, population, admission, len(names), halvings)
-            run_trials(unfinished, settings, scheduler, admission, calls, scheduler.on_note, claim.check)
+            run_trials(unfinished, settings, scheduler, admission, calls, scheduler.on_note, claim.check_beats)
             if scheduler.failure:  # at the last report of all
                 raise scheduler.failure
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
