@@ -81,6 +81,7 @@ def train(options: Options, order: str, seed: int) -> dict[str, Any]:
     linear = 100 * linear_accuracy(trainer, test)
     return {
         "data": split_location(options.data_dir)[1],
+        "recipe": options.recipe,
         "order": order,
         "seed": seed,
         "epochs": options.epochs,
@@ -103,14 +104,24 @@ def linear_accuracy(trainer: Trainer, test: Split) -> float:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Format one line per data set and order: mean (std) over seeds."""
-    lines = ["| data | order | k-NN | linear | seconds per run |", "|---|---|---|---|---|"]
-    for data, order in sorted({(run["data"], run["order"]) for run in runs}):
-        own = [run for run in runs if (run["data"], run["order"]) == (data, order)]
+    """Format one line per data set, recipe, number of epochs and order: mean (std) over seeds."""
+    lines = ["| data | recipe | epochs | order | k-NN | linear | seconds per run |", "|---|---|---|---|---|---|---|"]
+    for kind in sorted({_kind(run) for run in runs}):
+        own = [run for run in runs if _kind(run) == kind]
         columns = [[run[key] for run in own] for key in ("knn", "linear", "seconds")]
-        knn, linear = (f"{statistics.mean(c):.1f} ({statistics.stdev(c):.1f})" for c in columns[:2])
-        lines.append(f"| {data} | {order} | {knn} | {linear} | {statistics.median(columns[2]):.0f} |")
+        knn, linear = (_with_deviation(column) for column in columns[:2])
+        named = " | ".join(map(str, kind))
+        lines.append(f"| {named} | {knn} | {linear} | {statistics.median(columns[2]):.0f} |")
     return "\n".join(lines)
+
+
+def _kind(run: dict[str, Any]) -> tuple[str, str, int, str]:
+    """Return what runs that differ in their seeds share; earlier versions did not write the recipe."""
+    return run["data"], run.get("recipe", "photographs"), run["epochs"], run["order"]
+
+
+def _with_deviation(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f}" + (f" ({statistics.stdev(values):.1f})" if values[1:] else "")
 
 
 def main(options: Options) -> None:
@@ -120,11 +131,11 @@ def main(options: Options) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.touch()
     runs = [json.loads(line) for line in output.read_text().splitlines()]
-    done = {(run["data"], run["order"], run["seed"], run["epochs"]) for run in runs}
+    done = {(*_kind(run), run["seed"]) for run in runs}
     # Seeds outside, orders inside: whenever it is interrupted, both orders have about the same number of runs.
     for seed in range(options.seeds):
         for order in ORDERS:
-            if (split_location(options.data_dir)[1], order, seed, options.epochs) in done:
+            if (split_location(options.data_dir)[1], options.recipe, options.epochs, order, seed) in done:
                 continue
             # Written after each run, so that an interruption loses one run at most.
             runs.append(train(options, order, seed))

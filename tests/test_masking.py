@@ -179,3 +179,12 @@ def test_a_skip_convolution_is_one_of_the_concatenation(upsampling: int, bias: b
     actual, expected = (torch.autograd.grad((y * weighting).sum(), tensors) for y in outputs)
     torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-12)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-11)
+
+
+def test_a_merge_of_slots_that_do_not_overlap_keeps_the_largest() -> None:
+    """Hard masks: no pair overlaps, and the smallest two become one, instead of the first being lost."""
+    masks = torch.zeros(1, 3, 4, 4)
+    masks[0, 0, :2], masks[0, 1, 2:, :3], masks[0, 2, 2:, 3:] = 1, 1, 1
+    head = Head(torch.eye(3)[:, :, None, None], torch.tensor([10.0, 20.0, 30.0]), {}, None)
+    resized = resize_head(head, masks, 2)
+    assert resized.bias.tolist() == pytest.approx([10.0, 25.0 + math.log(2)])

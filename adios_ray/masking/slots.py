@@ -64,7 +64,7 @@ POWERS = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2}
 
 
 def resize_head(head: Head, masks: Tensor, slots: int, noise: float = SPLIT_NOISE) -> Head:
-    """Split the largest slots, or merge those that overlap most, until there are ``slots``.
+    """Split the largest slots, or merge those that overlap most (the smallest, if none do), until there are ``slots``.
 
     A split gives both halves the logit minus log 2, so that their masks add up to the old one, and weights that differ
     by a little noise, the same in each run. A merge averages two logits and adds log 2, which is exact if they are
@@ -88,7 +88,9 @@ def resize_head(head: Head, masks: Tensor, slots: int, noise: float = SPLIT_NOIS
         masks = torch.cat([masks, masks[:, largest : largest + 1]], dim=1)
         masks[:, [largest, -1]] /= 2
     while len(head.bias) > slots:
-        first, second = sorted(divmod(int(slot_statistics(masks).overlap.argmax()), masks.shape[1]))
+        size, overlap = slot_statistics(masks)
+        pair = divmod(int(overlap.argmax()), masks.shape[1]) if overlap.any() else size.argsort()[:2].tolist()
+        first, second = sorted(pair)
         head = _merge(head, first, second)
         masks = torch.cat([masks[:, :second], masks[:, second + 1 :]], dim=1).index_add(
             1, torch.tensor([first], device=masks.device), masks[:, second : second + 1]

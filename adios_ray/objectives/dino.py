@@ -55,7 +55,10 @@ class DINO(Objective):
 
     @torch.no_grad()
     def update_statistics(self, view: Embedding) -> None:
-        """Move the center towards the teacher's mean output over the global batch (Caron et al. 2021, Equation 4)."""
+        """Move the center towards the teacher's mean output over the global batch (Caron et al. 2021, Equation 4).
+
+        The mean is over the first view, which is never masked; there it is over all views.
+        """
         self.center.lerp_(average(view.target.mean(dim=0)), 1 - CENTER_MOMENTUM)
 
 
