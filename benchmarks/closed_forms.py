@@ -17,7 +17,7 @@ from adios_ray.validation import parse
 
 
 class Exact(ABC):
-    """What closed forms share: reports without noise, epochs of one second."""
+    """Base of the closed forms: reports without noise, and epochs of one second."""
 
     @abstractmethod
     def truth(self, weights: Weights, config: TrialConfig) -> float:

@@ -175,8 +175,7 @@ class Simulation:
         state.save(self.directory)
 
     def _names(self) -> list[str]:
-        count = self.population if self.space.opening is None else self.space.opening.trials
-        return [f"trial_{number:02d}" for number in range(count)]
+        return [f"trial_{number:02d}" for number in range(self.space.trials(self.population))]
 
     def drive(self, make: Callable[[Population, Admission], LiveScheduler] | None = None) -> PopulationState:
         """Run as the driver until all trials have ended; may be called again after a crash."""

@@ -83,7 +83,7 @@ def run_trials(
         tuner.fit()
     except Exception as error:  # Tune wraps what its scheduler raises, possibly more than once
         raise _own_error(error) or error from error
-    except BaseException:  # an interruption, after which Tune cleans nothing up: Ray may be the caller's, and go on
+    except BaseException:  # Tune does not clean up after an interruption, and the caller may stay connected to Ray
         started.kill(run)
         channel.kill()
         raise
@@ -97,6 +97,14 @@ def ray_storage(location: Location) -> tuple[str, Any]:
     """Return a place as Ray takes it: a path, and pyarrow's view of the file system at a URI."""
     store = Store(location)
     return store.root, None if store.local is not None else PyFileSystem(FSSpecHandler(store.files))
+
+
+class _DriverCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
+    """A callback that is dropped when Tune pickles its callbacks, which are not used again."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep nothing: open files and actors cannot be pickled."""
+        return {}
 
 
 class OrphanRemoval(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
@@ -114,16 +122,12 @@ class OrphanRemoval(tune.Callback):  # type: ignore[misc]  # Ray ships no type i
             self._due = time.monotonic() + ORPHAN_REMOVAL_S
 
 
-class Notes(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
+class Notes(_DriverCallback):
     """Passes on the notes of trials as they arrive."""
 
     def __init__(self, channel: ChannelCalls, on_note: Callable[[Note], None]) -> None:
         """Take notes from a channel."""
         self._channel, self._on_note, self._due = channel, on_note, 0.0
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Drop everything when Tune pickles its callbacks, which are not used again: open files cannot be pickled."""
-        return {}
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Pass on new notes, if the interval is over."""
@@ -140,32 +144,24 @@ class Notes(tune.Callback):  # type: ignore[misc]  # Ray ships no type informati
             self._on_note(note)
 
 
-class ClaimCheck(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
+class ClaimCheck(_DriverCallback):
     """Ends the run soon after another driver has taken it over, and with it the workers, which write checkpoints."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         """Take the check, which raises an error."""
         self._check = check
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Drop everything when Tune pickles its callbacks, which are not used again."""
-        return {}
-
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Check."""
         self._check()
 
 
-class Started(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
+class Started(_DriverCallback):
     """Knows the actors of trials, to end them."""
 
     def __init__(self) -> None:
         """Know none."""
         self._trials: list[Trial] = []
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Drop everything when Tune pickles its callbacks, which are not used again."""
-        return {}
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Note the trials."""

@@ -80,7 +80,7 @@ def evolve(
     """
     print(f"Run directory: {storage.place}", flush=True)
     run_dir = storage.directory
-    view = LiveView(config.epochs, len(trial_names(config, space)), run_dir.name, read_results(run_dir))
+    view = LiveView(config.epochs, space.trials(config.population), run_dir.name, read_results(run_dir))
     with Trackers(_trackers(config), run_dir, view.note) as trackers:
         state = _train(config, space, storage, resources, claim, view, trackers)
         claim.check()
