@@ -9,7 +9,7 @@
       driver.json                         the driver's process, while one is alive (data/claim.py)
       results.csv  lineage.jsonl          one line for each report, one for each exploit or refused one
       events.jsonl                        one line for each note, exploit, refusal, restart and wait
-      outcomes/PART/TRIAL/epoch_NNNNN     one byte for each image of a part of val, of each trial's last reports
+      outcomes/TRIAL/epoch_NNNNN          one byte for each image that selects, of the reports in trials' histories
       checkpoints/TRIAL/epoch_NNNNN/      weights
       masks/TRIAL/epoch_NNNNN.npz         masks of the first validation images
       diverged/TRIAL/epoch_NNNNN/         what reproduces a step that became non-finite

@@ -2,10 +2,11 @@
 
 import base64
 import math
-import os
+from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from lcbench import EPOCHS as LAST_EPOCH
 from lcbench import halving, ray_decisions
 from made_up_run import make_exploit
 from noisy_trainings import run_noisy
-from simulated import Simulation, optimum
+from simulated import SimulatedChannel, SimulatedRun, Simulation, optimum
 from test_schedulers import EPOCHS, crashing, simulation, space_of
 
-from adios_ray.config import replaced, value_at
+from adios_ray.backend.channel import ChannelCalls
+from adios_ray.backend.line import Reply
+from adios_ray.config import TrialConfig, replaced, value_at
 from adios_ray.experiment.schedule import schedule_of
 from adios_ray.experiment.verdict import Final, best_control
 from adios_ray.run_directory import RunDirectory
@@ -34,12 +37,14 @@ from adios_ray.search.comparison import (
     score_at,
     unpaired,
 )
-from adios_ray.search.population import WORST_SCORE, scores_at_common_epoch
-from adios_ray.search.state import KEPT_OUTCOMES, Member, PopulationState
+from adios_ray.search.population import WORST_SCORE, Population, scores_at_common_epoch
+from adios_ray.search.state import MOST_OUTCOMES, Member, PopulationState
 from adios_ray.search.suggest import startup_trials
 from adios_ray.tracking.live import exploit_line, refusal_line
 from adios_ray.tracking.records import Refusal, begin_results, read_lineage, read_refusals
 from adios_ray.tracking.report.page import write_report
+from adios_ray.tracking.run import Run
+from adios_ray.trial_report import TrialReport
 
 IMAGES = 200
 
@@ -208,8 +213,6 @@ def test_a_donor_must_be_better_beyond_the_noise(tmp_path: Path) -> None:
         )
         assert refusal.z == pytest.approx(scipy.stats.ttest_rel(better, worse).statistic, rel=1e-9)
         assert refusal.p == pytest.approx(familywise(refusal.z, 4), rel=1e-12)
-    kept = list(simulated.directory.glob("outcomes/*/*"))
-    assert len(kept) == 4 * KEPT_OUTCOMES < 4 * EPOCHS
 
 
 def test_observations_know_the_error_of_a_gain(tmp_path: Path) -> None:
@@ -393,17 +396,47 @@ def test_the_interval_of_a_copy_begins_at_the_copy(tmp_path: Path) -> None:
     assert population["trial_00"].epoch == population["trial_00"].decided_epoch == 8
 
 
-def test_the_outcomes_that_are_kept_are_the_last_that_were_written(tmp_path: Path) -> None:
-    """Not those of the latest epochs: a copy of a donor that lags behind sets a trial back."""
-    state = PopulationState(members={}, next_decision_epoch=1)
-    for second, epoch in enumerate([*range(11, 21), 11, 12]):
-        path = RunDirectory(tmp_path).outcomes("trial_00", epoch)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"outcomes")
-        os.utime(path, (second, second))
-        state.remove_old_outcomes(tmp_path, ["trial_00"])
-    kept = {int(path.name.rpartition("_")[2]) for path in tmp_path.glob("outcomes/trial_00/*")}
-    assert kept == {11, 12, *range(15, 21)} and len(kept) == KEPT_OUTCOMES
+def test_outcomes_are_kept_as_long_as_a_history_has_their_report(tmp_path: Path) -> None:
+    """A trial on a slow node is compared at its own epoch, a copy by what its donor reported."""
+
+    def reports(epochs: Iterable[int]) -> History:
+        return reduce(extended, (Score(epoch, 0.5, trial="trial_00") for epoch in epochs), ())
+
+    members = {
+        "trial_00": Member(values={}, number=0, epoch=200, history=reports(range(1, 201))),
+        "copy": Member(values={}, number=1, epoch=40, history=reports(range(30, 41))),
+    }
+    members["replaced"] = members["copy"].model_copy(update={"replaced_history": reports([7])})
+    state, folder = PopulationState(members=members, next_decision_epoch=1), RunDirectory(tmp_path)
+    stored = folder.outcomes("trial_00", 0).parent
+    stored.mkdir(parents=True)
+    for epoch in range(1, MOST_OUTCOMES + 1):
+        folder.outcomes("trial_00", epoch).touch()
+    state.remove_old_outcomes(tmp_path, ["trial_00"])
+    assert len(list(stored.iterdir())) == MOST_OUTCOMES
+    for epoch in range(MOST_OUTCOMES + 1, 201):
+        folder.outcomes("trial_00", epoch).touch()
+    state.remove_old_outcomes(tmp_path, ["trial_00"])
+    kept = {int(path.name.rpartition("_")[2]) for path in stored.iterdir()}
+    assert kept == {score.epoch for score in members["trial_00"].history} | {7, *range(30, 41)}
+    assert kept >= set(range(185, 201))
+
+
+def test_a_trial_far_behind_is_compared_image_by_image(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).make_folders()
+    state = PopulationState(next_decision_epoch=1)
+    state.save(tmp_path)
+    run, channel = cast(Run, SimulatedRun(tmp_path)), cast(ChannelCalls, SimulatedChannel())
+    population = Population(TrialConfig(), state, run, channel)
+    for name, epochs, fitness in (("trial_00", 20, 0.5), ("trial_01", 3, 0.4)):
+        state.add(name, {})
+        for epoch in range(1, epochs + 1):
+            report = TrialReport(epoch=epoch, fitness=fitness, **outcomes(name, epoch, fitness))
+            population.observe(name, Reply(report))
+            population.commit(name)
+    both = (outcomes("trial_00", 3, 0.5), outcomes("trial_01", 3, 0.4))
+    expected = paired(*(decoded(base64.b64decode(each["outcomes"])) for each in both))
+    assert population.compare("trial_00", "trial_01") == expected
 
 
 @pytest.mark.parametrize(("grace", "factor"), [(1, 4), (2, 3), (3, 2.5)])

@@ -100,6 +100,11 @@ def test_nothing_is_said_of_the_published_settings_with_learned_masks() -> None:
             ["--optimizer.warmup-epochs", "0", "--epochs", "1"],
             "interval_epochs 1 of 1 epochs: pbt decides nothing; lower it, or raise --epochs",
         ),
+        (
+            ["--evaluation.fitness", "lidar", "--scheduler", "none"],
+            "evaluation.fitness lidar: the best of 4 trials is chosen without labels; where it was measured, such "
+            "scores preferred the worse trainings (docs/results.md)",
+        ),
     ],
 )
 def test_a_remark_names_the_setting_and_the_reason(flags: list[str], expected: str) -> None:

@@ -64,12 +64,26 @@ def test_gain_over_control() -> None:
     rows = curves({"a": [0.4], "b": [0.5]})
     versus = {"best_trial": "b", "control": "a"}
     clear = run_of(rows, summary=summary_of(rows, **versus, gain=0.1, gain_standard_error=0.02))
-    assert said(verdicts.gain_over_control, clear) == ["The winner is better than the control by 10.0 ± 2.0 points"]
+    assert said(verdicts.gain_over_control, clear) == [
+        "The winner's weights are better than the control's by 10.0 ± 2.0 points"
+    ]
     noise = run_of(rows, summary=summary_of(rows, **versus, gain=0.01, gain_standard_error=0.02))
     assert said(verdicts.gain_over_control, noise) == ["The winner is not distinguishable from the control"]
     itself = run_of(rows, summary=summary_of(rows, best_trial="a", control="a", gain=0.0))
     assert said(verdicts.gain_over_control, itself) == ["The search found nothing better than the configured values"]
     assert said(verdicts.gain_over_control, run_of(rows)) == []
+
+
+def test_the_best_by_a_score_without_labels() -> None:
+    def run(*trials: str, fitness: str) -> RunData:
+        config = {"evaluation": {"fitness": fitness}}
+        return run_of(curves({trial: [90.0] for trial in trials}), config=config)
+
+    assert said(verdicts.chosen_without_labels, run("a", "b", fitness="lidar")) == [
+        "The best of 2 trials was chosen by a score without labels"
+    ]
+    assert said(verdicts.chosen_without_labels, run("a", fitness="lidar")) == []
+    assert said(verdicts.chosen_without_labels, run("a", "b", fitness="probe")) == []
 
 
 def test_alike_trials() -> None:

@@ -237,6 +237,7 @@ CASES = {
     f"{MINE} --space spaces/backbones.yaml": "backbone.name = resnet9999 of the search space: ",
     f"{DEMO} --evaluation.fitness lidar": "evaluation.fitness lidar needs no labels, and pbt cannot select by it",
     f"{DEMO} --evaluation.fitness rankme --scheduler asha": "evaluation.fitness rankme needs no labels, and asha",
+    f"{DEMO} --evaluation.fitness lidar --scheduler none --search hyperopt": "hyperopt cannot select by it",
     f"{DEMO} --search grid": "search grid cannot be combined with pbt",
     # data
     "train": "no data: choose --preset demo",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from adios_ray.config import TrialConfig, value_at
 from adios_ray.experiment.command import changed_settings
 from adios_ray.experiment.config import ExperimentConfig
+from adios_ray.measures import MEASURES
 from adios_ray.search.spaces import SearchSpace
 
 NEEDS: Mapping[str, tuple[str, Callable[[TrialConfig], bool]]] = {
@@ -44,6 +45,12 @@ def remarks(config: ExperimentConfig, space: SearchSpace) -> Iterator[str]:
     given = [path for path in changed_settings(config) if path not in space.parameters]
     yield from _unused(config, space.parameters, "searched")
     yield from _unused(config, given, "given")
+    measure = MEASURES[config.evaluation.fitness]
+    if not measure.is_share:
+        yield (
+            f"evaluation.fitness {config.evaluation.fitness}: the best of {config.population} trials is chosen without "
+            "labels; where it was measured, such scores preferred the worse trainings (docs/results.md)"
+        )
     warmup = config.optimizer.warmup_epochs
     if warmup >= config.epochs:
         yield (

@@ -45,15 +45,15 @@ class Score(NamedTuple):
 History = tuple[Score, ...]
 """Scores at successive reports, oldest first."""
 
+LONGEST_HISTORY = 32
 _KEPT_EXACT = 16
-_LONGEST = 32
 _STEPS_PER_UNIT = 10
 
 
 def extended(history: History, score: Score) -> History:
     """Append a score; beyond 32, every second one of the older half is dropped, since scores are interpolated."""
     history = (*history, score)
-    return history if len(history) <= _LONGEST else (*history[:-_KEPT_EXACT:2], *history[-_KEPT_EXACT:])
+    return history if len(history) <= LONGEST_HISTORY else (*history[:-_KEPT_EXACT:2], *history[-_KEPT_EXACT:])
 
 
 def score_at(history: History, epoch: int) -> Score:

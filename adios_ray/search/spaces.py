@@ -332,11 +332,12 @@ class SearchSpace(Strict):
                 "raise --population"
             )
         fitness = config.evaluation.fitness
-        if self.scheduler != "none" and not MEASURES[fitness].is_share:
+        selecting = [name for name in (self.scheduler, self.search) if name not in ("none", "random", "grid")]
+        if selecting and not MEASURES[fitness].is_share:
             raise ConfigError(
-                f"{origin}: evaluation.fitness {fitness} needs no labels, and {self.scheduler} cannot select by it: "
+                f"{origin}: evaluation.fitness {fitness} needs no labels, and {selecting[0]} cannot select by it: "
                 "where it was measured, such scores preferred the worse trainings (docs/results.md). Label some "
-                "images, or give --scheduler none"
+                "images, or give --scheduler none and --search random"
             )
         reports = config.evaluation.interval_epochs
         if self.evolving and self.interval_epochs % reports:

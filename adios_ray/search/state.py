@@ -14,13 +14,13 @@ from adios_ray.checkpoints import KEPT_CHECKPOINTS, Pointer
 from adios_ray.config import SearchedValues
 from adios_ray.errors import ConfigError
 from adios_ray.files import append_line, atomic_write, complete_lines
-from adios_ray.run_directory import RunDirectory, newest_epochs
+from adios_ray.run_directory import RunDirectory, epoch_name, newest_epochs
 from adios_ray.run_storage import RunStorage
-from adios_ray.search.comparison import History, Score
+from adios_ray.search.comparison import LONGEST_HISTORY, History, Score
 from adios_ray.validation import parse_json, read_json
 
-KEPT_OUTCOMES = 8
-"""Newest reports of each trial whose outcomes are kept for tests."""
+MOST_OUTCOMES = 2 * LONGEST_HISTORY
+"""Reports of a trial with stored outcomes from which those that no test needs any more are deleted."""
 
 
 class Member(BaseModel):
@@ -179,12 +179,20 @@ class PopulationState(BaseModel):
         return state
 
     def remove_old_outcomes(self, run_dir: Path, trials: Iterable[str]) -> None:
-        """Delete the outcomes of images in reports of these trials, except those of their newest reports."""
-        for trial in trials:
-            folder = RunDirectory(run_dir).outcomes(trial, 0).parent
-            # The last written, not those of the latest epochs: a copy may have set the trial back.
-            for path in sorted(newest_epochs(folder), key=_written, reverse=True)[KEPT_OUTCOMES:]:
-                path.unlink(missing_ok=True)
+        """Delete the outcomes of images in reports of these trials that no member's history has any more.
+
+        A trial that is far behind is compared at its own epoch, with reports that the others made long before.
+        """
+        stored = {trial: [*newest_epochs(RunDirectory(run_dir).outcomes(trial, 0).parent)] for trial in trials}
+        many = {trial: paths for trial, paths in stored.items() if len(paths) > MOST_OUTCOMES}
+        # All members are asked once for many reports, since this runs at each.
+        if many:
+            histories = (history for member in self.members.values() for history in (member.history, member.reported))
+            needed = {(score.trial, epoch_name(score.epoch)) for history in histories for score in history}
+            for trial, paths in many.items():
+                for path in paths:
+                    if (trial, path.name) not in needed:
+                        path.unlink(missing_ok=True)
 
     def remove_unused_checkpoints(self, storage: RunStorage, trials: Iterable[str]) -> None:
         """Delete the checkpoints of these trials that no member resumes from, except each trial's newest two."""
@@ -196,10 +204,6 @@ class PopulationState(BaseModel):
             older -= {member.checkpoint.path for member in self.members.values() if member.checkpoint}
         for directory in older:
             storage.remove(directory)
-
-
-def _written(path: Path) -> int:
-    return path.stat().st_mtime_ns
 
 
 def _with_pointers(members: Mapping[str, Member], move: Callable[[Path], Path]) -> dict[str, Member]:

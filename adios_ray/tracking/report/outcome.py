@@ -120,7 +120,7 @@ def _gain(run: RunData) -> tuple[str, str]:
     text = run.measure.difference_text(summary.gain, summary.gain_standard_error)
     if not summary.gain_standard_error:
         return text, f"{summary.compared}; its error is unknown"
-    return text, f"{summary.compared}: {sureness(summary.gain / summary.gain_standard_error)}"
+    return text, f"{summary.compared}: {sureness(summary.gain / summary.gain_standard_error)} over images, of one seed"
 
 
 def _error_of_difference(*errors: float | None) -> float | None:

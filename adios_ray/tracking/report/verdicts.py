@@ -74,7 +74,14 @@ def gain_over_control(run: RunData) -> Iterator[Verdict]:
     z = summary.gain / summary.gain_standard_error
     evidence = f"{summary.compared}: {gain}, {z:.1f} standard errors"
     if norm.sf(z) < SIGNIFICANT:
-        yield Verdict("good", f"The winner is better than the control by {gain}", evidence)
+        # An error over images says nothing about another seed, and the winner was chosen among several trainings.
+        yield Verdict(
+            "good",
+            f"The winner's weights are better than the control's by {gain}",
+            f"{evidence}, over images",
+            "repeat with other seeds before crediting the search: the best of several trainings with the same values "
+            "is ahead of one, too",
+        )
     else:
         yield Verdict(
             "look",
@@ -294,6 +301,18 @@ def diverged(run: RunData) -> Iterator[Verdict]:
         )
 
 
+def chosen_without_labels(run: RunData) -> Iterator[Verdict]:
+    """Say that the best of several trials was chosen by a score that needs no labels."""
+    if run.measure.is_share or len(run.by_trial) < 2:
+        return
+    yield Verdict(
+        "wrong",
+        f"The best of {len(run.by_trial)} trials was chosen by a score without labels",
+        f"evaluation.fitness is {run.measure.label}: where it was measured, such scores preferred the worse trainings",
+        "label some images, or take the trial with the configured values",
+    )
+
+
 def still_rising(run: RunData) -> Iterator[Verdict]:
     """Say that the winner was still getting better at the end of a finished run."""
     rows = [row for row in run.ancestral_rows if math.isfinite(row.fitness)]
@@ -355,6 +374,7 @@ JUDGES: tuple[Callable[[RunData], Iterator[Verdict]], ...] = (
     slow_data,
     idle_trials,
     diverged,
+    chosen_without_labels,
     still_rising,
     selected_by_luck,
     at_chance,
