@@ -87,22 +87,22 @@ class TreeParzen:
         """Continue after the trials of ``state``, whose values and scores are replayed to hyperopt."""
         from ray.tune.search.hyperopt import HyperOptSearch  # here: other searches need not wait for hyperopt
 
-        self._space, self._state, self._configured = space, state, space.configured(config)
+        self._space, self._state, self._configured, self._seed = space, state, space.configured(config), config.seed
         # Trials whose scores hyperopt accepts: those that it suggested. It cannot place values outside of the space.
         self._told = [name for name, member in state.members.items() if space.contains(member.values)]
         self._completed: set[str] = set()
         inside = space.contains(self._configured)
         first = [self._configured] if inside and not state.members else []
+        # Ray asks for known points in this order, but numbers them in the other one, by which TPE forgets the oldest.
+        replayed = self._told[::-1]
         self._search = HyperOptSearch(
             space={path: _distribution(parameter) for path, parameter in space.parameters.items()},
             metric="score",
             mode="max",
-            points_to_evaluate=[dict(state.members[name].values) for name in self._told] or first or None,
+            points_to_evaluate=[dict(state.members[name].values) for name in replayed] or first or None,
             n_initial_points=startup if inside else max(startup - 1, 1),
-            random_state_seed=config.seed
-            + len(state.members),  # the same seed would repeat the draws of the trials above
         )
-        for name in self._told:  # hyperopt suggests the known points first, in their order
+        for name in replayed:
             self._search.suggest(name)
 
     def __call__(self, name: str) -> dict[str, Any]:
@@ -115,6 +115,8 @@ class TreeParzen:
                 self._completed.add(other)
                 self._search.on_trial_complete(other, {"score": member.score})
         self._told.append(name)
+        # Not from one stream: a restarted driver makes the same suggestions.
+        self._search.rstate.seed((self._seed, len(self._state.members)))
         drawn = self._search.suggest(name)
         # Exponentials of drawn logarithms may miss the bounds by rounding.
         return {
