@@ -23,8 +23,8 @@ AVERAGED = ", averaged"
 """End of the names of rows that are chosen by averaged weights."""
 RESAMPLES = 1000
 """Of the bootstrap."""
-LATE = 0.5
-"""Share of a training after which its reports count for signal and noise."""
+EARLY, LATE = 0.4, 0.5
+"""Share of a training whose last report foretells its end, and after which reports count for signal and noise."""
 
 
 def summary(records: Sequence[Record], plot: Path | None = None) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def summary(records: Sequence[Record], plot: Path | None = None) -> dict[str, An
     return {
         "rows": {name: _row(results, baseline) for name, results in rows.items()},
         "labelfree": correlations(records),
-        "signal_over_noise": signal_over_noise(records),
+        "measures": judge_measures(records),
     }
 
 
@@ -161,35 +161,44 @@ def rank_correlation(first: Values, second: Values) -> float:
     return float(a @ b) / norm if norm else math.nan
 
 
-def signal_over_noise(records: Sequence[Record]) -> dict[str, Any]:
-    """Compare measures by the spread between trainings over the noise within one.
+def judge_measures(records: Sequence[Record]) -> dict[str, Any]:
+    """Compare measures by how well they tell trainings apart.
 
-    Of each training the reports of the second half count. The spread is the standard deviation of their means over the
-    trainings of one row and seed; the noise is that of the residuals of a line through each training's reports.
+    Returns:
+        For each row and measure, means over seeds. "signal over noise": the standard deviation, over trainings, of the
+        mean of the second half of the reports, over that of the residuals of a parabola through each training's; a line
+        would take the bend of the curves for noise. "foresight": Spearman's rank correlation of the report after 40 %
+        of the epochs with the accuracy on test at the end, without averaged weights.
     """
-    measured: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    measured: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for record in records:
         if record["row"] not in INDEPENDENT:
             continue
         for variant in ("plain", "averaged"):
             for position, name in ((3, "accuracy"), (1, "votes' share")):
-                curves = [[report[position] for report in trial[variant]["reports"]] for trial in record["trials"]]
-                late = [curve[int(LATE * record["epochs"]) :] for curve in curves if len(curve) == record["epochs"]]
-                if (ratio := _ratio([np.array(curve) for curve in late])) is not None:
-                    measured[record["row"]][f"{name}, {variant}"].append(ratio)
+                whole = [trial for trial in record["trials"] if len(trial[variant]["reports"]) == record["epochs"]]
+                curves = [np.array([report[position] for report in trial[variant]["reports"]]) for trial in whole]
+                ended = np.array([trial["plain"]["accuracy"] for trial in whole])
+                found = measured[record["row"]][f"{name}, {variant}"]
+                if (ratio := _ratio([curve[int(LATE * record["epochs"]) :] for curve in curves])) is not None:
+                    found["signal over noise"].append(ratio)
+                    early = np.array([curve[int(EARLY * record["epochs"]) - 1] for curve in curves])
+                    found["foresight"].append(rank_correlation(early, ended))
     return {
-        row: {name: round(statistics.fmean(ratios), 2) for name, ratios in found.items()}
-        for row, found in measured.items()
+        row: {
+            name: {kind: round(statistics.fmean(seeds), 2) for kind, seeds in of.items()} for name, of in rows.items()
+        }
+        for row, rows in measured.items()
     }
 
 
 def _ratio(curves: Sequence[Values]) -> float | None:
     finite = [curve for curve in curves if np.isfinite(curve).all()]
-    if len(finite) < 3 or len(finite[0]) < 4:
+    if len(finite) < 3 or len(finite[0]) < 5:
         return None
     at = np.arange(len(finite[0]))
-    residuals = [curve - np.polynomial.Polynomial.fit(at, curve, 1)(at) for curve in finite]
-    noise = math.sqrt(sum(float(r @ r) for r in residuals) / sum(len(r) - 2 for r in residuals))
+    residuals = [curve - np.polynomial.Polynomial.fit(at, curve, 2)(at) for curve in finite]
+    noise = math.sqrt(sum(float(r @ r) for r in residuals) / sum(len(r) - 3 for r in residuals))
     return statistics.stdev(float(curve.mean()) for curve in finite) / noise if noise else None
 
 

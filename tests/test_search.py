@@ -13,7 +13,7 @@ from real_trainings import train_population
 from rich.console import Console
 from schedule_free import ScheduleFreeTrainer
 from search import RIVALS, read_records, space_of, study_of
-from search_summary import correlations, curve, draw, optimism, signal_over_noise, spearman, summary
+from search_summary import correlations, curve, draw, judge_measures, optimism, spearman, summary
 from small import small_config
 from test_trainer import assert_identical
 
@@ -156,15 +156,21 @@ def test_rank_correlations_are_resampled_within_rows() -> None:
     assert found["all"]["lidar"]["interval"][0] > 0.5
 
 
-def test_signal_over_noise_is_the_ratio_that_was_drawn() -> None:
+def test_measures_are_judged_by_what_was_drawn() -> None:
+    """On curves that bend by ten times the noise."""
     random = np.random.default_rng(0)
     trials = []
     for _ in range(100):
-        values = 0.06 * random.standard_normal() + 0.01 * np.arange(20) + 0.02 * random.standard_normal(20)
+        level = 0.06 * random.standard_normal()
+        values = level + 0.2 * (1 - np.arange(20) / 20) ** 2 + 0.02 * random.standard_normal(20)
         report = [[epoch, value, 0.01, value, value] for epoch, value in enumerate(values)]
-        trials.append({"plain": {"reports": report}, "averaged": {"reports": report}})
-    ratio = signal_over_noise([record("random", 1, [], 0, trials=trials)])["random"]["votes' share, plain"]
-    assert ratio == pytest.approx(3, rel=0.2)
+        trials.append({"plain": {"reports": report, "accuracy": level}, "averaged": {"reports": report}})
+    found = judge_measures([record("random", 1, [], 0, trials=trials)])["random"]
+    assert len(found) == 4
+    for judged in found.values():
+        assert judged["signal over noise"] == pytest.approx(3, rel=0.2)
+        # Spearman's of two normal variables whose correlation is 0.06 / hypot(0.06, 0.02).
+        assert judged["foresight"] == pytest.approx(6 / math.pi * math.asin(0.9487 / 2), abs=0.05)
 
 
 def test_a_plot_has_a_line_for_each_row() -> None:
