@@ -123,15 +123,18 @@ def test_p_values_are_uniform_where_all_trials_are_alike(trials: int) -> None:
 
 def test_what_only_one_report_shows_is_estimated_and_widens_the_error() -> None:
     random, curve = np.random.default_rng(0), 1 - np.exp(-np.arange(1, 21) / 5)
-    values = [level + curve + 0.02 * random.standard_normal(20) for level in (0.0, 0.3, 0.5, 0.9)]
+    values = [level + curve + 0.02 * random.standard_normal(20) for level in np.linspace(0, 0.9, 40)]
     histories = [tuple(Score(epoch, float(v), 0.01, "a") for epoch, v in enumerate(own, 1)) for own in values]
     found = fluctuation(histories)
-    assert found == pytest.approx(0.02**2, rel=0.35)  # 54 degrees of freedom, which neighbors share
+    assert found == pytest.approx(0.02**2, rel=0.3)  # 117 degrees of freedom, which neighbors share
     assert fluctuation([tuple(Score(epoch, 2.0 * epoch + epoch**2) for epoch in (1, 2, 3))] * 3) == 0
     assert fluctuation(histories[:1]) == fluctuation([]) == 0
     # Copies have their donor's history, whose deviations say nothing new.
     early = [history[:12] for history in histories]
     assert fluctuation(early[:1] * 4) == 0 and fluctuation([*early, *early[:3]]) == fluctuation(early)
+    # What fluctuated once need not do so now.
+    calm = [(*history[:20], *(Score(epoch, 0.7) for epoch in range(21, 26))) for history in histories]
+    assert fluctuation(calm) == 0 < fluctuation([history[:20] for history in calm])
     wider = unpaired(Score(3, 0.5, 0.03), Score(3, 0.4, 0.04)).with_fluctuation(0.0006)
     assert wider.standard_error == pytest.approx(math.sqrt(0.0025 + 0.0012))
     assert wider.z == pytest.approx(0.1 / math.sqrt(0.0037)) and wider.value == pytest.approx(0.1)

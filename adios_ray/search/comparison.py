@@ -47,6 +47,7 @@ History = tuple[Score, ...]
 
 LONGEST_HISTORY = 32
 _KEPT_EXACT = 16
+_RECENT = 5
 _STEPS_PER_UNIT = 10
 
 
@@ -97,7 +98,8 @@ def fluctuation(histories: Iterable[History]) -> float:
 
     A difference that the next epoch does not keep is no reason for a copy, and the images of one report do not show
     it. It is seen in second differences of scores over three equally distant reports, whose variance is six times that
-    of a report; what they have in common at an epoch is the curve of learning.
+    of a report; what they have in common at an epoch is the curve of learning. Only each trial's last five reports
+    count: weights fluctuate less and less as the learning rates fall.
 
     Args:
         histories: Scores of each trial.
@@ -108,7 +110,8 @@ def fluctuation(histories: Iterable[History]) -> float:
     # By the scores themselves: after a copy, two histories share those of the donor, which count once.
     bends = defaultdict[int, dict[History, float]](dict)
     for history in histories:
-        for first, second, third in zip(history, history[1:], history[2:], strict=False):
+        last = history[-_RECENT:]
+        for first, second, third in zip(last, last[1:], last[2:], strict=False):
             if third.epoch - second.epoch == second.epoch - first.epoch:
                 bends[third.epoch][first, second, third] = third.value - 2 * second.value + first.value
     groups = [np.array(list(group.values())) for group in bends.values() if len(group) > 1]
