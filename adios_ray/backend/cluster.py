@@ -18,6 +18,7 @@ from adios_ray.backend.ray_private import (
     silence_process_advice,
     use_stored_token,
 )
+from adios_ray.console import say
 from adios_ray.errors import ConfigError, RunError, handlers_kept
 from adios_ray.files import check_writable
 
@@ -77,7 +78,7 @@ def connected() -> Iterator[None]:
             raise RunError(f"Ray could not be joined or started: {error}") from error
         silence_process_advice()
         if context.dashboard_url:
-            print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)
+            say(f"Ray dashboard: http://{context.dashboard_url}")
     try:
         yield
     finally:
@@ -128,7 +129,7 @@ def address_to_join() -> str:
         text = f"the Ray cluster {running}, which {note} names, does not answer ({problem})"
         if asked:
             raise ConfigError(f"RAY_ADDRESS is auto, but {text}: run `ray start` again, or unset RAY_ADDRESS")
-        print(f"{text}; one is started here.", flush=True)
+        say(f"{text}; one is started here.")
         return LOCAL
     return running
 

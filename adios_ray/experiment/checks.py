@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adios_ray.config import ADAPTABLE, check_batch, check_image_size, check_view, replaced
+from adios_ray.console import say
 from adios_ray.data.rendered import objects
 from adios_ray.data.shards import SCHEMA_VERSION, Manifest, ShardEntry, verify
 from adios_ray.errors import ConfigError, DatasetError, EvaluationError
@@ -41,10 +42,9 @@ def check_data(config: ExperimentConfig, space: SearchSpace | None = None) -> No
     manifest = verify(config.data_dir)
     _check_fits(config, space, manifest, config.data_dir)
     if (rows := manifest.images("val")) < SMALLEST_PARTED:
-        print(
+        say(
             f"val has {rows} images, all of which decisions and the final comparison use; from {SMALLEST_PARTED} on, "
-            "each would use a half, and the best fitness would not be biased by its selection",
-            flush=True,
+            "each would use a half, and the best fitness would not be biased by its selection"
         )
 
 

@@ -12,6 +12,7 @@ from adios_ray.backend.channel import ChannelCalls, channel_name, start_channel
 from adios_ray.backend.preflight import check_nodes, node_problem
 from adios_ray.backend.trial import TrialSettings
 from adios_ray.backend.tune_run import run_trials
+from adios_ray.console import say
 from adios_ray.data.claim import Claim
 from adios_ray.errors import RunError
 from adios_ray.experiment.config import ExperimentConfig
@@ -78,7 +79,7 @@ def evolve(
         StorageError: If the run's storage stays away.
         ClaimError: If another driver takes the run over; this one writes no more.
     """
-    print(f"Run directory: {storage.place}", flush=True)
+    say(f"Run directory: {storage.place}")
     run_dir = storage.directory
     view = LiveView(config.epochs, space.trials(config.population), run_dir.name, read_results(run_dir))
     with Trackers(_trackers(config), run_dir, view.note) as trackers:
@@ -135,8 +136,8 @@ def _train(
             def count_wanted() -> int:
                 return len(set(state.unfinished(names)) - scheduler.set_aside.keys())
 
-            count_fitting, say = partial(_count_fitting, config, resources, calls), partial(run.note, kind="wait")
-            capacity = ClusterCapacity(storage.place, count_fitting, count_wanted, say)
+            count_fitting = partial(_count_fitting, config, resources, calls)
+            capacity = ClusterCapacity(storage.place, count_fitting, count_wanted, partial(run.note, kind="wait"))
 
             def count() -> int:
                 if request:  # Ray Train itself requests what the admitted trials need
@@ -174,10 +175,10 @@ def _announce(config: ExperimentConfig, space: SearchSpace, trials: int, halving
     """Print how a search that does not begin with the whole population begins."""
     if space.search == "hyperopt":
         drawn = startup_trials(trials) - 1
-        print(f"hyperopt: of {trials} trials, the first has the configured values; {drawn} are random", flush=True)
+        say(f"hyperopt: of {trials} trials, the first has the configured values; {drawn} are random")
     if halvings:
         kept = ", ".join(f"{rung.survivors} after epoch {rung.epoch}" for rung in halvings)
-        print(f"opening: {trials} trials begin; the best continue, {kept}", flush=True)
+        say(f"opening: {trials} trials begin; the best continue, {kept}")
 
 
 def _count_fitting(config: ExperimentConfig, resources: WorkerResources, calls: ChannelCalls) -> int:

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from adios_ray.checkpoints import STATE_FILE
+from adios_ray.console import say
 from adios_ray.data.shards import read_manifest
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.experiment.config import ExperimentConfig
@@ -125,7 +126,7 @@ def outcome(run: RunStorage, state: PopulationState, config: ExperimentConfig, s
     summary = read_summary(run.directory)
     report = RunDirectory(run.directory).report
     # The report is written last: without it, the driver was stopped while it concluded the run.
-    if summary is None or not retry(partial(run.has, report), print):
+    if summary is None or not retry(partial(run.has, report), say):
         return None
     if state.unfinished(trial_names(config, space)) or config.epochs > (state.epochs or 0):
         return None

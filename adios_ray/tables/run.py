@@ -15,6 +15,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from adios_ray.backend.cluster import connected
+from adios_ray.console import say
 from adios_ray.data.claim import TRAINING, claimed
 from adios_ray.devices import best_device
 from adios_ray.experiment.resources import nodes
@@ -47,7 +48,7 @@ def run_cells(folders: Mapping[Cell, Path], places: Mapping[str, str], gpus: flo
             cell = cell._replace(evaluations=tuple(dict.fromkeys(both)))
         if not finished(folder, cell, places):
             pending[str(folder)] = cell
-    print(f"{len(folders)} cells: {len(folders) - len(pending)} finished, {len(pending)} to run", flush=True)
+    say(f"{len(folders)} cells: {len(folders) - len(pending)} finished, {len(pending)} to run")
     if not pending:
         return {}
     with connected(), tempfile.TemporaryDirectory() as records:
@@ -73,7 +74,7 @@ def _trial(settings: Mapping[str, Any], cells: Mapping[str, Cell], places: Mappi
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     folder = Path(settings["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    with claimed(Store(folder), print, TRAINING):  # two tables that run at the same time may share the cell
+    with claimed(Store(folder), say, TRAINING):  # two tables that run at the same time may share the cell
         (folder / ERROR).unlink(missing_ok=True)
         try:
             run_cell(cells[settings["folder"]], folder, places, best_device(), evaluate)
@@ -108,4 +109,4 @@ class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no type infor
         elapsed = time.monotonic() - self._began
         left = elapsed / self._ended * (self._cells - self._ended)
         count, times = f"[{self._ended}/{self._cells}]", f"{duration(elapsed)}, about {duration(left)} left"
-        print(f"{count} {Path(trial.config['folder']).name} {what}; {times}", flush=True)
+        say(f"{count} {Path(trial.config['folder']).name} {what}; {times}")

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from adios_ray.console import open_console
+from adios_ray.console import dispensable, open_console
 from adios_ray.tracking.formatting import duration, label, value_text
 from adios_ray.tracking.lineage import best_row
 from adios_ray.tracking.records import Drop, Exploit, Refusal, Row
@@ -134,7 +134,8 @@ class LiveView:
     ) -> None:
         """Stop the display; the last state of the table stays in the terminal."""
         if self._live:
-            self._live.stop()
+            with dispensable():
+                self._live.stop()
 
     def report(self, row: Row) -> None:
         """Show a report."""
@@ -169,7 +170,8 @@ class LiveView:
             self._held = self._held.union(trials) if held else self._held.difference(trials)
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        with dispensable():
+            self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _epochs_done(self) -> int:
         """Count the epochs completed over the population, the most trained of all trials."""
