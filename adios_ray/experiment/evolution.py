@@ -32,7 +32,7 @@ from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import fill, make_suggest, startup_trials
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
-from adios_ray.tracking.records import begin_lineage, read_results, read_summary
+from adios_ray.tracking.records import begin_lineage, read_results
 from adios_ray.tracking.run import Run
 from adios_ray.tracking.trackers.base import TrackerName
 from adios_ray.tracking.trackers.isolation import Trackers
@@ -82,12 +82,11 @@ def evolve(
     say(f"Run directory: {storage.place}")
     run_dir = storage.directory
     view = LiveView(config.epochs, space.trials(config.population), run_dir.name, read_results(run_dir))
-    with Trackers(_trackers(config), run_dir, view.note) as trackers:
-        state = _train(config, space, storage, resources, claim, view, trackers)
-        claim.check()
-        conclude(config, storage, state, resources)
-        if summary := read_summary(run_dir):
-            trackers.summary(summary)
+    trackers = Trackers(_trackers(config), run_dir, lambda text: run.note(text))
+    run = Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check)
+    with trackers:
+        state = _train(config, space, run, resources, claim)
+        trackers.summary(conclude(config, run, state, resources))
     return run_dir
 
 
@@ -99,14 +98,12 @@ def _trackers(config: ExperimentConfig) -> list[TrackerName]:
 def _train(
     config: ExperimentConfig,
     space: SearchSpace,
-    storage: RunStorage,
+    run: Run,
     resources: WorkerResources,
     claim: Claim,
-    view: LiveView,
-    trackers: Trackers,
 ) -> PopulationState:
     """Train the unfinished trials to the end, and return the population as it was written down."""
-    run_dir = storage.directory
+    storage, run_dir = run.storage, run.directory
     state = PopulationState.load(run_dir)
     names, halvings = trial_names(config, space), rungs(space.opening, config.population)
     _announce(config, space, len(names), halvings)
@@ -120,7 +117,7 @@ def _train(
         remove_drafts(run_dir)
         state.save(run_dir)
         begin_lineage(run_dir, state.lineage_lines)
-        retry(storage.push, view.note)
+        run.write(storage.push)
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
         name = channel_name(run_dir.name)
         workers = config.workers_per_trial
@@ -128,10 +125,7 @@ def _train(
         channel = start_channel(name, len(unfinished), workers, checked, look)
         calls = ChannelCalls(channel)
         request = NodeRequest(storage.place, bundles(config, resources)) if autoscaler_runs() else None
-        with (
-            Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check) as run,
-            request or nullcontext(),
-        ):
+        with run, request or nullcontext():
 
             def count_wanted() -> int:
                 return len(set(state.unfinished(names)) - scheduler.set_aside.keys())
@@ -162,11 +156,11 @@ def _train(
         remove_orphaned(storage.place)
     # From disk: the verdict rests on what was written down, exactly as after a resume.
     state = PopulationState.load(run_dir)
-    retry(lambda: storage.pull(MASKS), view.note)
+    retry(lambda: storage.pull(MASKS), partial(run.note, kind="wait"))
     if failed := state.unfinished(names):
         from adios_ray.tracking.report.page import write_report  # here: first steps need not wait for what it imports
 
-        write_report(run_dir, storage.uri)
+        run.write(lambda: write_report(run_dir, storage.uri))
         raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {storage.place}")
     return state
 

@@ -142,7 +142,7 @@ class LiveView:
         with self._lock:
             self._rows[row.trial].append(row)
             self._trial_notes.pop(row.trial, None)
-            if not self._live:
+            if not self._shows_table:
                 self._print(report_line(row, self._total_epochs))
 
     def exploit(self, exploit: Exploit) -> None:
@@ -156,7 +156,7 @@ class LiveView:
         """Show any other event."""
         with self._lock:
             self._events.append(text)
-            if not self._live:
+            if not self._shows_table:
                 self._print(text)
 
     def keep(self, trial: str, note: str) -> None:
@@ -168,6 +168,11 @@ class LiveView:
         """Show that trials wait for the others before the next decision, or no longer."""
         with self._lock:
             self._held = self._held.union(trials) if held else self._held.difference(trials)
+
+    @property
+    def _shows_table(self) -> bool:
+        """Whether the table is on the screen: before and after, a terminal shows lines too."""
+        return self._live is not None and self._live.is_started
 
     def _print(self, line: str) -> None:
         with dispensable():

@@ -9,8 +9,10 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import adios_ray
 from adios_ray.config import TrialConfig
@@ -31,14 +33,20 @@ class Trackers(AbstractContextManager["Trackers"]):
     """All trackers of a run. Calls return at once; a tracker that fails is named once, and what it could not send."""
 
     def __init__(self, names: Sequence[TrackerName], run_dir: Path, say: Say) -> None:
-        """Start a process for each tracker.
+        """Prepare trackers, whose processes start with the block.
 
         Args:
             names: The trackers.
             run_dir: The run directory.
             say: Shows a line to the user; called from threads.
         """
-        self._processes = [_Process(name, run_dir, say) for name in names]
+        self._start = [partial(_Process, name, run_dir, say) for name in names]
+        self._processes = list[_Process]()
+
+    def __enter__(self) -> Self:
+        """Start a process for each tracker."""
+        self._processes = [start() for start in self._start]
+        return self
 
     def report(self, row: Row, config: TrialConfig) -> None:
         """Pass on a trial's report."""
