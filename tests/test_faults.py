@@ -1,6 +1,8 @@
 """Faults of a trial's workers: what is said about them, how often workers are started again, and what then stops."""
 
 import pickle
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,7 @@ from adios_ray.devices import limit_memory
 from adios_ray.errors import CheckpointError, ClaimError, FaultError, StorageError
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
+from adios_ray.search.scheduler import ACTOR_RESTARTS
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.log import Event, EventLog, append_log, read_events
 from adios_ray.tracking.run import Run
@@ -182,19 +185,23 @@ def test_a_fault_of_all_trials_stops_the_run_which_resumes_as_if_nothing_had_hap
     assert stopped.lineage() == whole.lineage()
 
 
-def test_an_actor_that_tune_gives_up_stops_the_run(tmp_path: Path) -> None:
-    def lose(now: Simulation) -> None:
-        lost = SimpleNamespace(
-            config={"trial": "trial_00"},
-            should_recover=lambda: False,
-            num_failures=21,
-            get_error=lambda: RuntimeError("no module named adios_ray"),
-        )
-        now.scheduler.on_trial_error(None, lost)
+def test_an_actor_that_is_lost_again_and_again_stops_the_run_unless_its_trial_reports(tmp_path: Path) -> None:
+    error = RuntimeError("no module named adios_ray")
+    lost = SimpleNamespace(config={"trial": "trial_00"}, get_error=lambda: error)
+    losses = Counter[int]()
 
-    simulated = simulation(tmp_path / "run")
-    simulated.on_step = lose
-    with pytest.raises(FaultError, match="trial_00 cannot train: its actor failed 21 times"):
+    def lose(each_time: int, now: Simulation) -> None:
+        reports = sum(trial == "trial_00" for trial, *_ in now.run.reports)
+        while losses[each_time] < each_time * reports:
+            now.scheduler.on_trial_error(None, lost)
+            losses[each_time] += 1
+
+    simulated = simulation(tmp_path / "spot")
+    simulated.on_step = partial(lose, 9)
+    assert all(member.finished for member in simulated.drive().members.values()) and losses[9] > 2 * ACTOR_RESTARTS
+    simulated = simulation(tmp_path / "broken")
+    simulated.on_step = partial(lose, 1 + ACTOR_RESTARTS)
+    with pytest.raises(FaultError, match="trial_00 cannot train: its actor failed 21 times without a report"):
         simulated.drive()
 
 

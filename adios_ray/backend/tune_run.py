@@ -22,8 +22,6 @@ from adios_ray.store import Location, Store
 
 TRIAL_RESOURCES = {"memory": 1}
 """One byte of memory: Tune requires some resource, and the CPUs and GPUs are for the workers."""
-TRIAL_RESTARTS = 20
-"""How often Tune restarts a trial's actor before giving the trial up."""
 ORPHAN_REMOVAL_S = 2.0
 """Seconds between two scans for orphaned placement groups."""
 END_S, POLL_S = 5.0, 0.1
@@ -75,7 +73,7 @@ def run_trials(
             storage_path=storage_path,
             storage_filesystem=file_system,
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
+            failure_config=tune.FailureConfig(max_failures=-1),  # the scheduler counts how often actors are lost
             callbacks=[OrphanRemoval(run), Notes(channel, on_note), ClaimCheck(check_claim), started],
         ),
     )
