@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
+from ray import tune
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from simulated import Simulation
@@ -20,9 +21,10 @@ from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
+from adios_ray.backend.tune_run import run_trials
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.devices import limit_memory
-from adios_ray.errors import CheckpointError, ClaimError, FaultError, StorageError
+from adios_ray.errors import CheckpointError, ClaimError, FaultError, RunError, StorageError
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.scheduler import ACTOR_RESTARTS
@@ -203,6 +205,30 @@ def test_an_actor_that_is_lost_again_and_again_stops_the_run_unless_its_trial_re
     simulated.on_step = partial(lose, 1 + ACTOR_RESTARTS)
     with pytest.raises(FaultError, match="trial_00 cannot train: its actor failed 21 times without a report"):
         simulated.drive()
+
+
+def test_a_lost_channel_ends_the_run_in_one_line_and_a_fault_of_our_own_with_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([ActorDiedError(), RayTaskError("observe", "Traceback ...", KeyError("trial_00"))])
+
+    class Tuner:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def fit(self) -> None:
+            raise tune.TuneError("The run failed") from next(errors)
+
+    monkeypatch.setattr("ray.tune.Tuner", Tuner)
+    nothing: Any = SimpleNamespace()
+    settings = TrialSettings(
+        trial="", run_dir=str(tmp_path), channel="c", workers=1, cpus_per_worker=1, gpus_per_worker=0
+    )
+    arguments = (["trial_00"], settings, nothing, nothing, nothing, print, print)
+    with pytest.raises(RunError, match=f"the run stops .*No report is lost. Resume with --resume {tmp_path}$"):
+        run_trials(*arguments)
+    with pytest.raises(tune.TuneError):
+        run_trials(*arguments)
 
 
 def test_a_trials_note_is_shown_and_logged_with_its_details(

@@ -3,21 +3,23 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import tune
+from ray.exceptions import RayError, RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from adios_ray.backend.admission import Admission, GatedSearch
 from adios_ray.backend.capacity import groups, remove_orphaned
 from adios_ray.backend.channel import ChannelCalls
+from adios_ray.backend.faults import fault_of
 from adios_ray.backend.line import Note
 from adios_ray.backend.ray_private import named_resources
 from adios_ray.backend.trial import TUNE, LiveTrial, TrialSettings, full_name
-from adios_ray.errors import AdiosRayError, check_stop
+from adios_ray.errors import AdiosRayError, RunError, check_stop
 from adios_ray.store import Location, Store
 
 TRIAL_RESOURCES = {"memory": 1}
@@ -28,6 +30,8 @@ END_S, POLL_S = 5.0, 0.1
 """Most seconds to wait for the processes of an interrupted run, and seconds between two looks."""
 NOTES_S = 0.5
 """Seconds between two looks for notes of trials."""
+
+E = TypeVar("E", bound=BaseException)
 
 
 def run_trials(
@@ -52,6 +56,7 @@ def run_trials(
 
     Raises:
         FaultError: If a trial's workers fail again and again.
+        RunError: If the process of the channel is lost.
         StorageError: If the run's storage stays away.
         ClaimError: If another driver has taken the run over.
     """
@@ -80,7 +85,14 @@ def run_trials(
     try:
         tuner.fit()
     except Exception as error:  # Tune wraps what its scheduler raises, possibly more than once
-        raise _own_error(error) or error from error
+        if own := _cause(error, AdiosRayError):
+            raise own from error
+        if (lost := _cause(error, RayError)) and not isinstance(lost, RayTaskError):  # that is an error of the task
+            raise RunError(
+                f"the run stops because it has lost a process that it needs ({fault_of(lost).reason}). No report is "
+                f"lost. Resume with --resume {run}"
+            ) from error
+        raise
     except BaseException:  # Tune does not clean up after an interruption, and the caller may stay connected to Ray
         started.kill(run)
         channel.kill()
@@ -176,8 +188,8 @@ class Started(_DriverCallback):
             remove_orphaned(run)
 
 
-def _own_error(error: BaseException | None) -> AdiosRayError | None:
-    """Find this package's own error among an exception's causes."""
-    while error is not None and not isinstance(error, AdiosRayError):
+def _cause(error: BaseException | None, kind: type[E]) -> E | None:
+    """Find an error of a kind among an exception and its causes."""
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error
