@@ -236,13 +236,11 @@ def test_storage_may_be_a_file_uri(tmp_path: Path) -> None:
 
 
 def test_relative_paths_are_refused_in_a_job(tmp_path: Path) -> None:
-    config = ExperimentConfig(storage=tmp_path, data_dir="data/objects")
-    check_job_paths(config, None)
-    with pytest.raises(ConfigError, match="data_dir data/objects is relative, and job 7 works in a copy .*--data-dir"):
-        check_job_paths(config, "7")
-    check_job_paths(config.model_copy(update={"data_dir": "s3://bucket/objects"}), "7")
-    with pytest.raises(ConfigError, match="storage runs is relative"):
-        check_job_paths(ExperimentConfig(), "7")
+    places = {"--storage": tmp_path, "--data-dir": "data/objects", "--resume": None}
+    check_job_paths(places, None)
+    with pytest.raises(ConfigError, match="--data-dir data/objects is relative, and job 7 works in a copy"):
+        check_job_paths(places, "7")
+    check_job_paths({**places, "--data-dir": "s3://bucket/objects"}, "7")
 
 
 def test_without_data_both_choices_are_named() -> None:

@@ -61,7 +61,7 @@ def start(config: ExperimentConfig) -> Path:
         raise ConfigError("--take-over needs the run to take over: give its --name, or --resume RUN")
     space = load_space(config.space, config.scheduler, config.search)
     space.bind(config.trial(), f"search space {config.space}", config.population)
-    check_job_paths(config, submitted_job())
+    check_job_paths(_named_places(config), submitted_job())
     check_trackers(config)
     renders = config.data_dir is None and config.preset == DEMO
     begun = config.name and _has_begun(RunStorage(f"{config.storage}/{config.name}"))
@@ -109,7 +109,7 @@ def resume(place: Location, asked: ExperimentConfig | None = None) -> Path:
         StorageError: If remote storage fails for longer than five minutes.
     """
     if asked:
-        check_job_paths(asked, submitted_job())
+        check_job_paths(_named_places(asked), submitted_job())
     path = local_path(place)
     run = RunStorage(place if path is None else path.resolve())
     if not _has_begun(run):
@@ -140,6 +140,16 @@ def _continue(run: RunStorage, asked: ExperimentConfig, asked_space: SearchSpace
         resources = worker_resources(config, nodes(), autoscaler_runs())
         save_changes(run.directory, state, own, config, space)
         return evolve(config, space, run, resources, claim)
+
+
+def _named_places(config: ExperimentConfig) -> dict[str, Location | None]:
+    """Collect the places that a command line names, by option."""
+    return {
+        "--data-dir": config.data_dir,
+        "--initial-weights": config.initial_weights,
+        "--storage": config.storage,
+        "--resume": config.resume,
+    }
 
 
 def _with_absolute_paths(config: ExperimentConfig, storage: str, data_dir: str | None) -> ExperimentConfig:
