@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
@@ -14,9 +15,10 @@ from ray.tune.schedulers import TrialScheduler
 
 from adios_ray.backend.admission import Admission, GatedSearch
 from adios_ray.backend.capacity import groups, remove_orphaned
-from adios_ray.backend.channel import ChannelCalls
+from adios_ray.backend.channel import ChannelCalls, find_channel
 from adios_ray.backend.faults import fault_of
 from adios_ray.backend.line import Note
+from adios_ray.backend.node_checks import outside
 from adios_ray.backend.ray_private import named_resources
 from adios_ray.backend.trial import TUNE, LiveTrial, TrialSettings, full_name
 from adios_ray.errors import AdiosRayError, RunError, check_stop
@@ -100,7 +102,12 @@ def run_trials(
 
 
 def _resources(config: TrialSettings) -> Any:
-    return named_resources(TRIAL_RESOURCES, full_name(config))
+    return named_resources(TRIAL_RESOURCES, full_name(config), partial(_labels, config["channel"]))
+
+
+def _labels(channel: str) -> dict[str, str]:
+    """Select the nodes on which a trial's actor may start, with Ray Train's controller beside it."""
+    return outside(ray.get(find_channel(channel).refused_nodes.remote()))
 
 
 def ray_storage(location: Location) -> tuple[str, Any]:
