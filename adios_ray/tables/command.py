@@ -144,8 +144,8 @@ def _run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str
     from adios_ray.tables.evaluate import check_data
     from adios_ray.tables.run import run_cells
 
-    named = {"--storage": options.directory, **{f"--data {name}": place for name, place in options.data.items()}}
-    check_job_paths(named, submitted_job())
+    data: dict[str, Location | None] = {f"--data {name}": place for name, place in options.data.items()}
+    check_job_paths({"--storage": options.directory, **data}, submitted_job())
     storage = Path(check_storage(options.directory))
     try:
         places = _places(table, options.data, storage)
