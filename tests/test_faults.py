@@ -21,7 +21,7 @@ from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
-from adios_ray.backend.tune_run import run_trials
+from adios_ray.backend.tune_run import Periodic, run_trials
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.devices import limit_memory
 from adios_ray.errors import CheckpointError, ClaimError, FaultError, RunError, StorageError
@@ -224,11 +224,29 @@ def test_a_lost_channel_ends_the_run_in_one_line_and_a_fault_of_our_own_with_its
     settings = TrialSettings(
         trial="", run_dir=str(tmp_path), channel="c", workers=1, cpus_per_worker=1, gpus_per_worker=0
     )
-    arguments = (["trial_00"], settings, nothing, nothing, nothing, print, print)
+    arguments = (["trial_00"], settings, nothing, nothing, nothing, print, print, print)
     with pytest.raises(RunError, match=f"the run stops .*No report is lost. Resume with --resume {tmp_path}$"):
         run_trials(*arguments)
     with pytest.raises(tune.TuneError):
         run_trials(*arguments)
+
+
+def test_what_is_done_at_intervals_is_not_done_at_each_step_and_ends_the_run_by_its_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, calls = 100.0, list[float]()
+    monkeypatch.setattr("adios_ray.backend.tune_run.time", SimpleNamespace(monotonic=lambda: now))
+    periodic = Periodic(2.0, lambda: calls.append(now))
+    for _ in range(10):
+        periodic.on_step_begin(0, [])
+        now += 0.5
+    assert calls == [100.0, 102.5]
+
+    def lose() -> None:
+        raise ClaimError("taken over")
+
+    with pytest.raises(ClaimError):
+        Periodic(0.0, lose).on_step_begin(0, [])
 
 
 def test_a_trials_note_is_shown_and_logged_with_its_details(

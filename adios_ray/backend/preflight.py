@@ -67,8 +67,8 @@ def check_nodes(run: Location, data_dir: str) -> list[str]:
     return [own, *others]
 
 
-def node_problem(run: Location, data_dir: str, node: str) -> str:
-    """Say why a node that has joined cannot train; nothing if it can, or has left.
+def find_node_problem(run: Location, data_dir: str, node: str) -> str:
+    """Ask a node that has joined why it cannot train; nothing if it can, or has left.
 
     Raises:
         OSError: If the run's storage is away.
@@ -78,8 +78,8 @@ def node_problem(run: Location, data_dir: str, node: str) -> str:
     return f"{name} has joined, but cannot train: {', '.join(found)}" if found else ""
 
 
-def refused_nodes(run: Location, data_dir: str) -> list[str]:
-    """List the IDs of the nodes that cannot train: such as have joined since ``check_nodes``.
+def find_refused_nodes(run: Location, data_dir: str) -> list[str]:
+    """Ask all other nodes, and list the IDs of those that cannot train: such as have joined since ``check_nodes``.
 
     Raises:
         StorageError: If the run's storage stays away.

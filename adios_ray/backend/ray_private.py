@@ -134,8 +134,8 @@ def reported_autoscaler() -> bool | None:
     return not {format_readonly_node_type(node["NodeID"]) for node in ray.nodes()}.issuperset(types.values())
 
 
-def autoscaling_coordinator() -> Any:
-    """Find or start the actor that adds up what is requested of the cluster's autoscaler."""
+def find_or_start_coordinator() -> Any:
+    """Find the detached actor that adds up what is requested of the cluster's autoscaler, or start it."""
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
         get_or_create_autoscaling_coordinator,
     )

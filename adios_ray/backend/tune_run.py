@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from adios_ray.backend.admission import Admission, GatedSearch
+from adios_ray.backend.admission import REFRESH_S, Admission, GatedSearch
 from adios_ray.backend.capacity import groups, remove_orphaned
 from adios_ray.backend.channel import ChannelCalls, find_channel
 from adios_ray.backend.faults import fault_of
@@ -27,7 +27,7 @@ from adios_ray.store import Location, Store
 TRIAL_RESOURCES = {"memory": 1}
 """One byte of memory: Tune requires some resource, and the CPUs and GPUs are for the workers."""
 ORPHAN_REMOVAL_S = 2.0
-"""Seconds between two scans for orphaned placement groups."""
+"""Seconds between two scans for orphaned placement groups, for whose resources restarted controllers wait."""
 END_S, POLL_S = 5.0, 0.1
 """Most seconds to wait for the processes of an interrupted run, and seconds between two looks."""
 NOTES_S = 0.5
@@ -44,6 +44,7 @@ def run_trials(
     channel: ChannelCalls,
     on_note: Callable[[Note], None],
     check_claim: Callable[[], None],
+    refresh: Callable[[], None],
 ) -> None:
     """Run trials to their ends under Tune; ``admission`` limits how many run at a time.
 
@@ -55,6 +56,7 @@ def run_trials(
         channel: Carries the notes of trials.
         on_note: Called with each note as it arrives, not only with the trial's next report.
         check_claim: Raises an error once another driver has taken the run over; called often.
+        refresh: Called every ``REFRESH_S`` seconds, for what depends on the nodes that are there.
 
     Raises:
         FaultError: If a trial's workers fail again and again.
@@ -81,7 +83,14 @@ def run_trials(
             storage_filesystem=file_system,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=-1),  # the scheduler counts how often actors are lost
-            callbacks=[OrphanRemoval(run), Notes(channel, on_note), ClaimCheck(check_claim), started],
+            callbacks=[
+                Periodic(0.0, check_stop),
+                Periodic(0.0, check_claim),  # ends the workers too, which write checkpoints
+                Periodic(ORPHAN_REMOVAL_S, partial(remove_orphaned, run)),
+                Periodic(REFRESH_S, refresh),
+                Notes(channel, on_note),
+                started,
+            ],
         ),
     )
     try:
@@ -124,19 +133,18 @@ class _DriverCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no type
         return {}
 
 
-class OrphanRemoval(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
-    """Removes orphaned placement groups every few seconds: restarted controllers wait for the resources they hold."""
+class Periodic(_DriverCallback):
+    """Calls a function at steps of Tune, at most every few seconds."""
 
-    def __init__(self, run: Location) -> None:
-        """Watch the controllers of a run."""
-        self._run, self._due = run, 0.0
+    def __init__(self, interval_s: float, call: Callable[[], None]) -> None:
+        """Take the seconds between two calls, 0 for every step, and the function, whose error ends the run."""
+        self._interval_s, self._call, self._due = interval_s, call, 0.0
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Remove orphaned groups, if the interval is over."""
-        check_stop()
+        """Call it, if the interval is over."""
         if time.monotonic() > self._due:
-            remove_orphaned(self._run)
-            self._due = time.monotonic() + ORPHAN_REMOVAL_S
+            self._call()
+            self._due = time.monotonic() + self._interval_s
 
 
 class Notes(_DriverCallback):
@@ -159,18 +167,6 @@ class Notes(_DriverCallback):
     def _pass_on(self) -> None:
         for note in self._channel.take_notes():
             self._on_note(note)
-
-
-class ClaimCheck(_DriverCallback):
-    """Ends the run soon after another driver has taken it over, and with it the workers, which write checkpoints."""
-
-    def __init__(self, check: Callable[[], None]) -> None:
-        """Take the check, which raises an error."""
-        self._check = check
-
-    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Check."""
-        self._check()
 
 
 class Started(_DriverCallback):

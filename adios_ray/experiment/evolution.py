@@ -9,7 +9,7 @@ from adios_ray.backend.admission import Admission
 from adios_ray.backend.autoscaling import NodeRequest, autoscaler_runs
 from adios_ray.backend.capacity import ClusterCapacity, remove_orphaned
 from adios_ray.backend.channel import ChannelCalls, channel_name, start_channel
-from adios_ray.backend.preflight import check_nodes, node_problem
+from adios_ray.backend.preflight import check_nodes, find_node_problem
 from adios_ray.backend.trial import TrialSettings
 from adios_ray.backend.tune_run import run_trials
 from adios_ray.console import say
@@ -121,7 +121,7 @@ def _train(
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
         name = channel_name(run_dir.name)
         workers = config.workers_per_trial
-        look = partial(node_problem, storage.place, config.data_dir)
+        look = partial(find_node_problem, storage.place, config.data_dir)
         channel = start_channel(name, len(unfinished), workers, checked, look)
         calls = ChannelCalls(channel)
         request = NodeRequest(storage.place, bundles(config, resources)) if autoscaler_runs() else None
@@ -130,15 +130,18 @@ def _train(
             def count_wanted() -> int:
                 return len(set(state.unfinished(names)) - scheduler.set_aside.keys())
 
-            count_fitting = partial(_count_fitting, config, resources, calls)
-            capacity = ClusterCapacity(storage.place, count_fitting, count_wanted, partial(run.note, kind="wait"))
+            passed = set(checked)
 
-            def count() -> int:
+            def count_fitting() -> int:
+                return count_capacity(config, resources, [node for node in nodes() if node.id in passed])
+
+            def refresh() -> None:
+                passed.update(calls.check_nodes([node.id for node in nodes()]))
                 if request:  # Ray Train itself requests what the admitted trials need
                     request.update(max(count_wanted() - admission.taken(), 0))
-                return capacity.count()
 
-            admission = Admission(len(unfinished), count)
+            capacity = ClusterCapacity(storage.place, count_fitting, count_wanted, partial(run.note, kind="wait"))
+            admission = Admission(len(unfinished), capacity.count)
             population = Population(config.trial(), state, run, calls)
             settings = TrialSettings(
                 trial="",
@@ -149,7 +152,7 @@ def _train(
                 gpus_per_worker=resources.gpus,
             )
             scheduler = make_scheduler(space, population, admission, len(names), halvings)
-            run_trials(unfinished, settings, scheduler, admission, calls, scheduler.on_note, claim.check_beats)
+            run_trials(unfinished, settings, scheduler, admission, calls, scheduler.on_note, claim.check_beats, refresh)
             if scheduler.failure:  # at the last report of all
                 raise scheduler.failure
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
@@ -173,13 +176,6 @@ def _announce(config: ExperimentConfig, space: SearchSpace, trials: int, halving
     if halvings:
         kept = ", ".join(f"{rung.survivors} after epoch {rung.epoch}" for rung in halvings)
         say(f"opening: {trials} trials begin; the best continue, {kept}")
-
-
-def _count_fitting(config: ExperimentConfig, resources: WorkerResources, calls: ChannelCalls) -> int:
-    """Count the trials that the resources of nodes which have passed the check suffice for."""
-    cluster = nodes()
-    passed = calls.check_nodes([node.id for node in cluster])
-    return count_capacity(config, resources, [node for node in cluster if node.id in passed])
 
 
 def make_scheduler(

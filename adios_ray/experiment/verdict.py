@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from adios_ray.backend.faults import Fault, fault_of
 from adios_ray.backend.node_checks import outside
-from adios_ray.backend.preflight import refused_nodes
+from adios_ray.backend.preflight import find_refused_nodes
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.console import say
@@ -175,7 +175,7 @@ def _submit(
 ) -> "ObjectRef[Estimate]":
     """Start the evaluation on the test split as a Ray task, on a node that can train: the driver's may have no GPU."""
     assert config.data_dir is not None
-    labels = outside(refused_nodes(place, config.data_dir))
+    labels = outside(find_refused_nodes(place, config.data_dir))
     task = ray.remote(_on_test).options(num_cpus=resources.cpus, num_gpus=resources.gpus, label_selector=labels or None)
     return task.remote(config, checkpoint, place)
 
