@@ -1,5 +1,9 @@
 """Consoles for lines and progress."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
 
 
@@ -8,3 +12,24 @@ def open_console(stderr: bool = False) -> Console:
     console = Console(stderr=stderr)
     # Without the second argument rich would draw for a terminal: ipykernel's streams say that they are one.
     return Console(stderr=stderr, force_jupyter=False, force_terminal=False) if console.is_jupyter else console
+
+
+@contextmanager
+def dispensable() -> Iterator[None]:
+    """Print in a block what a run can do without: it goes on where its output cannot be written, as on a full disk.
+
+    Raises:
+        BrokenPipeError: If the reader of the output has closed it.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
+
+
+def say(text: str, stderr: bool = False) -> None:
+    """Print a line at once, if it can be printed; see ``dispensable``."""
+    with dispensable():
+        print(text, file=sys.stderr if stderr else sys.stdout, flush=True)

@@ -28,7 +28,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class AdiosRayError(Exception):
@@ -110,14 +110,17 @@ _asked: list[int] = []
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raise ``Interrupted`` in the main thread at the first Ctrl-C or SIGTERM; a second one ends the process at once.
+    """Raise ``Interrupted`` in the main thread at the first Ctrl-C, SIGTERM or SIGHUP; a second one ends the process.
 
-    SIGTERM is what SLURM, ``docker stop``, Kubernetes and ``ray job stop`` send some seconds before they kill.
+    SIGTERM is what SLURM, ``docker stop``, Kubernetes and ``ray job stop`` send some seconds before they kill, SIGHUP
+    what a closed terminal sends; ``nohup`` lets it be ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers, and only it receives signals
         return
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} - ignored
+    before = {number: signal.signal(number, _stop) for number in numbers}
     try:
         yield
     finally:
@@ -156,6 +159,8 @@ def check_stop() -> None:
 
 
 def _stop(number: int, frame: object) -> None:
+    if _asked == [signal.SIGHUP] and number == signal.SIGHUP:
+        return  # the system and the shell both send it for one closed terminal
     if _asked:
         os._exit(128 + number)  # without any cleaning up, which may be what takes long
     _asked.append(number)
@@ -167,13 +172,13 @@ def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
 
     Args:
         program: The program's body.
-        on_interrupt: How to continue after Ctrl-C or SIGTERM, added to the line that is printed, unless the exception
-            has notes, which say it in its place.
+        on_interrupt: How to continue after one of these signals, added to the line that is printed, unless the
+            exception has notes, which say it in its place.
 
     Returns:
-        0 for success, 2 for an InputError or OSError, 1 for a RunError, 130 after Ctrl-C, 143 after SIGTERM, 141 where
-        the reader of the output has closed it: by the convention of shells, 128 plus the signal's number. Other
-        exceptions are bugs of this package: they propagate with their traceback.
+        0 for success, 2 for an InputError or OSError, 1 for a RunError, 130 after Ctrl-C, 143 after SIGTERM, 129
+        after SIGHUP, 141 where the reader of the output has closed it: by the convention of shells, 128 plus the
+        signal's number. Other exceptions are bugs of this package: they propagate with their traceback.
     """
     with stoppable():
         try:
@@ -185,14 +190,19 @@ def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
             number = _asked[0] if _asked else raised
             cause = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
             advice = getattr(stop, "__notes__", [on_interrupt] if on_interrupt else [])
-            print("; ".join([cause, *advice]), file=sys.stderr)
+            _print_error("; ".join([cause, *advice]))
             return 128 + number
         except (AdiosRayError, OSError) as error:
             if isinstance(error, BrokenPipeError) and _has_lost_reader():
                 return 128 + signal.SIGPIPE
-            print(f"error: {_in_one_line(error)}", file=sys.stderr)
+            _print_error(f"error: {_in_one_line(error)}")
             return 1 if isinstance(error, RunError) else 2
         return 0
+
+
+def _print_error(line: str) -> None:
+    with suppress(OSError):  # the terminal may be closed
+        print(line, file=sys.stderr)
 
 
 def _has_lost_reader() -> bool:

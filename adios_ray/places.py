@@ -1,6 +1,5 @@
 """Inputs and outputs at places that a user names: a local path, or a URI from and to which files are copied."""
 
-import sys
 import tempfile
 from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
+from adios_ray.console import say
 from adios_ray.errors import ConfigError, UsageError
 from adios_ray.files import check_writable
 from adios_ray.retry import LASTING, promptly, retry
@@ -127,7 +127,7 @@ def _fetch(store: Store, name: str, target: Path) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # standard output may be for a JSON object
+    say(text, stderr=True)  # standard output may be for a JSON object
 
 
 @cache

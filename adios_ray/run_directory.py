@@ -18,7 +18,8 @@
       logs/tracker_NAME.log               what each tracker's process printed
       inspection.npz                      features of validation images, for the report
       tune/                               Ray Tune's and Ray Train's own files
-      report.html  summary.json  schedule.json   for people; the last two are written when the run has finished
+      report.html  schedule.json          for people; the schedule is written when the run has finished
+      summary.json                        the outcome; written last: by it, a run counts as finished
 """
 
 from collections.abc import Iterable, Iterator

@@ -23,6 +23,7 @@ from functools import cached_property
 from pathlib import Path
 
 from adios_ray.checkpoints import META_FILE, Pointer, damage
+from adios_ray.console import say
 from adios_ray.files import atomic_path, check_writable
 from adios_ray.local_cache import cache_directory, hold, release, remove_unless_held
 from adios_ray.places import fetched
@@ -104,7 +105,7 @@ class RunStorage:
                 check_claim()
                 self.push(at_end=True)
             except OSError as error:
-                print(f"{self.place} lacks the latest files, which {self.directory} holds: {error}", flush=True)
+                say(f"{self.place} lacks the latest files, which {self.directory} holds: {error}")
             else:
                 self.close()
 

@@ -14,17 +14,21 @@ from typing import BinaryIO
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import known_implementations
 
 from adios_ray.errors import ConfigError
 from adios_ray.files import atomic_path, expand_home
 
 Location = str | Path
-"""A place that a user names: a local path, the same after ``file://``, or the URI of a place on remote storage. The
-options of commands have this type: a ``Path`` would drop a slash of the URI, and name a local folder "s3:"."""
+"""A place that a user names: a local path, an absolute one after ``file://``, or the URI of a place on remote storage.
+The options of commands have this type: a ``Path`` would drop a slash of the URI, and name a local folder "s3:"."""
 
 PARALLEL_COPIES = 8
 """Files that are copied at once."""
-_ONE_SLASH = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")
+_LOCAL = re.compile(r"file:(//(localhost)?)?(?=/(?!/))")
+"""Begins the URI of an absolute path of this machine."""
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):(/?)(?!/)")
+"""Begins a URI that lacks a slash or two."""
 _NO_BUCKET = re.compile(r"([a-z][a-z0-9+.-]+)://(?:/|$)")
 _DENIED = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "DefaultCredentialsError"}
 """Errors of protocols' packages that do not pass by themselves."""
@@ -34,12 +38,15 @@ def local_path(location: Location) -> Path | None:
     """Return the path of a local place; None for a URI of remote storage.
 
     Raises:
-        ConfigError: If it is a URI that lacks a slash or a bucket, as s3:/bucket and s3:// do, or in a home directory
-            that does not exist.
+        ConfigError: If it is a URI that lacks slashes or a bucket, as s3:bucket, s3:/bucket and s3:// do, or of a file
+            on another machine, or in a home directory that does not exist.
     """
-    text = os.fspath(location).removeprefix("file://")
-    if _ONE_SLASH.match(text):
-        raise ConfigError(f"{text} is neither a path nor a URI: write {text.replace(':/', '://', 1)}, or ./{text}")
+    text = _LOCAL.sub("", os.fspath(location), count=1)
+    if text.startswith("file:"):
+        raise ConfigError(f"{text} names no absolute path of this machine: write file:///PATH, or the path alone")
+    if (lacks := _SCHEME.match(text)) and (lacks[2] or lacks[1] in known_implementations):
+        whole = f"{lacks[1]}://{text[lacks.end() :]}"
+        raise ConfigError(f"{text} is neither a path nor a URI: write {whole}, or ./{text}")
     if nowhere := _NO_BUCKET.match(text):
         raise ConfigError(f"{text} names no bucket: write {nowhere[1]}://BUCKET/FOLDER")
     return None if "://" in text else expand_home(text)

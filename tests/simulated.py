@@ -113,10 +113,6 @@ class SimulatedTrial:
     pausing: bool = False
     request: Request | None = None
 
-    def should_recover(self) -> bool:
-        """Return True: Tune restarts the actor."""
-        return True
-
 
 class CrashedError(Exception):
     """The driver was killed."""

@@ -9,10 +9,11 @@ random moment after the first report. Kills: a worker, a trial's actor, Ray Trai
 to resume the run), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs permission
 to mount a file system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and
 its workers killed; ``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until
-the run stops, and then the run is resumed; ``stranger``, a node that does not see the storage (needs permission to
-mount, too) has joined, so that the run is refused, and resumed without that node; ``newcomer``, such a node joins
-after a node was lost, until another one joins; ``grow``, the run has a cluster of its own whose autoscaler has started
-no node yet; every second one is interrupted, and resumed when no node is left again. Ends: ``interrupt`` and
+the run stops, and then the run is resumed; ``channel``, its process is killed, which ends the run, and the run is
+resumed; ``stranger``, a node that does not see the storage (needs permission to mount, too) has joined, so that the run
+is refused, and resumed without that node; ``newcomer``, such a node joins after a node was lost, until another one
+joins; ``grow``, the run has a cluster of its own whose autoscaler has started no node yet; every second one is
+interrupted, and resumed when no node is left again. Ends: ``interrupt`` and
 ``terminate``, the driver gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is
 refused; ``moved``, the driver is killed, and the run is resumed in another place. The round then waits for the end and
 checks that all trials are at their last epoch, that every report exists once, that lineage and numbers equal those of
@@ -60,7 +61,7 @@ from adios_ray.store import Location, Store, split_location
 from adios_ray.tracking.records import read_lineage, read_results
 
 KILLS = ("worker", "actor", "controller", "driver", "node")
-FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "stranger", "newcomer", "grow")
+FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "channel", "stranger", "newcomer", "grow")
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 ENDS = (*SIGNALS, "second", "moved")
 HALF = (*ENDS, "stranger", "newcomer", "grow")
@@ -73,7 +74,12 @@ DISK_BYTES, AWAY_S = 2**26, 10.0
 HEAD = {"num_cpus": 0, "resources": {"head": 1}, "include_dashboard": False}
 SERVICES = ("Foreign", "IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 """Title prefixes of processes that Ray keeps while a cluster runs."""
-TITLES = {"worker": "ray::RayTrainWorker", "actor": "ray::ResourceTrainable", "controller": "ray::TrainController"}
+TITLES = {
+    "worker": "ray::RayTrainWorker",
+    "actor": "ray::ResourceTrainable",
+    "controller": "ray::TrainController",
+    "channel": "ray::Channel",
+}
 EPOCHS, LATEST, TRIALS, TIMEOUT_S = 12, 4, 2, 480.0
 PATIENCE = {"RAY_raylet_start_wait_time_s": "300", "RAY_worker_register_timeout_seconds": "300"}
 """Environment variables: Ray kills its processes that take longer to start, which on a busy machine they do."""
@@ -117,8 +123,8 @@ class Options:
     """Options of the soak test."""
 
     kinds: tuple[str, ...] = (*KILLS, *FAULTS, *ENDS)
-    """Kills (worker, actor, controller, driver, node), faults (disk, storage, checkpoint, data, fault, stranger,
-    newcomer, grow), and ends (interrupt, terminate, second, moved)."""
+    """Kills (worker, actor, controller, driver, node), faults (disk, storage, checkpoint, data, fault, channel,
+    stranger, newcomer, grow), and ends (interrupt, terminate, second, moved)."""
     rounds: int = 20
     """Rounds of each kill; each end and each fault of nodes has half of them, each other fault a quarter."""
     seed: int = 0
@@ -361,6 +367,9 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", place: Loc
         if driver.poll() is not None:
             raise WrongError(f"the run ended before a process of the {kind} could be killed")
         rng.choice(processes(kind)).kill()
+        if kind == "channel":
+            driver.wait(timeout=TIMEOUT_S)
+            return resumed_after(stage, "it has lost a process that it needs", run)
     return driver
 
 

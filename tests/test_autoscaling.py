@@ -51,7 +51,7 @@ def coordinator(monkeypatch: pytest.MonkeyPatch) -> Coordinator:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # it starts no thread of its own then
     monkeypatch.setattr(ray, "wait", lambda references, timeout: None)
     made = Coordinator()
-    monkeypatch.setattr(autoscaling, "autoscaling_coordinator", lambda: made)
+    monkeypatch.setattr(autoscaling, "find_or_start_coordinator", lambda: made)
     return made
 
 

@@ -1,13 +1,15 @@
 """The channel's protocol: races between driver, trials' actors and workers, without a cluster."""
 
 import asyncio
+import errno
 from collections.abc import Awaitable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from adios_ray.backend import node_checks
-from adios_ray.backend.channel import Channel, ReplacedError
+from adios_ray.backend.channel import Channel, ReplacedError, note
 from adios_ray.backend.line import Note, Reply
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
@@ -234,6 +236,17 @@ def test_notes_arrive_without_a_report_and_once() -> None:
         await request
 
     asyncio.run(scenario())
+
+
+def test_a_note_arrives_although_its_own_log_is_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    notes: list[tuple[str, ...]] = []
+    monkeypatch.setattr("builtins.print", fail)
+    monkeypatch.setattr("adios_ray.backend.channel.ray.get", lambda answer: answer)
+    note(SimpleNamespace(note=SimpleNamespace(remote=lambda *fields: notes.append(fields))), "t", "storage refuses")
+    assert notes == [("t", "storage refuses", "", "note")]
 
 
 def test_a_stop_ends_every_worker_group_of_its_actor_and_none_of_the_next() -> None:

@@ -143,10 +143,15 @@ def start_with(monkeypatch: pytest.MonkeyPatch, init: Callable[..., None]) -> No
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", init)
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    for name in {**cluster.WORKER_ENVIRONMENT, **cluster.DRIVER_ENVIRONMENT}:
-        monkeypatch.setenv(name, "set")  # else connected() would set them for the tests after this one
+    keep_variables(monkeypatch)
     with connected():
         pytest.fail("connected")
+
+
+def keep_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set what ``connected`` would set for the tests after this one too."""
+    for name in {**cluster.WORKER_ENVIRONMENT, **cluster.DRIVER_ENVIRONMENT}:
+        monkeypatch.setenv(name, "set")
 
 
 def test_what_ray_says_of_a_failed_start_is_an_error_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +180,16 @@ def test_sigterm_while_ray_starts_ends_the_run_like_any_other(
 
     assert exit_status(lambda: start_with(monkeypatch, stopped), "run it again") == 143
     assert capsys.readouterr().err == "stopped by SIGTERM; run it again\n"
+
+
+def test_a_client_of_a_cluster_cannot_drive_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    keep_variables(monkeypatch)
+    with connected():  # a driver that the caller has connected
+        pass
+    monkeypatch.setattr(cluster.ray_client, "is_connected", lambda: True)
+    with pytest.raises(ConfigError, match="a Ray client, which cannot drive a run"), connected():
+        pytest.fail("connected")
 
 
 def test_rays_temporary_directory_fits_sockets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.experiment.presets import preset_config
 from adios_ray.experiment.resources import Node, bundles, count_capacity, worker_resources
 from adios_ray.search.spaces import Choice, Continuous, Integer, SearchSpace, load_space, save_space
+from adios_ray.store import Location
 from adios_ray.tracking.records import write_config
 from adios_ray.validation import parse
 
@@ -224,6 +225,9 @@ def test_a_name_that_is_no_safe_name_of_a_folder_is_refused(name: str) -> None:
         ("nosuch://bucket/runs", "nosuch://bucket/runs cannot be reached: Protocol not known: nosuch"),
         ("memory://runs", "storage memory://runs is the memory of one process"),
         ("s3:/bucket/runs", "s3:/bucket/runs is neither a path nor a URI: write s3://bucket/runs, or ./s3:"),
+        ("s3:bucket/runs", "s3:bucket/runs is neither a path nor a URI: write s3://bucket/runs, or ./s3:bucket/runs"),
+        ("file://host/runs", "file://host/runs names no absolute path of this machine: write file:///PATH"),
+        ("file:runs", "file:runs names no absolute path of this machine"),
     ],
 )
 def test_storage_that_cannot_work_is_refused_by_name(storage: str, named: str) -> None:
@@ -231,18 +235,23 @@ def test_storage_that_cannot_work_is_refused_by_name(storage: str, named: str) -
         check_storage(storage)
 
 
-def test_storage_may_be_a_file_uri(tmp_path: Path) -> None:
-    assert check_storage(f"file://{tmp_path}/runs") == f"{tmp_path}/runs" and (tmp_path / "runs").is_dir()
+@pytest.mark.parametrize("prefix", ["file:", "file://", "file://localhost"])
+def test_storage_may_be_a_file_uri(prefix: str, tmp_path: Path) -> None:
+    assert check_storage(f"{prefix}{tmp_path}/runs") == f"{tmp_path}/runs" and (tmp_path / "runs").is_dir()
+
+
+def test_a_colon_in_the_name_of_a_folder_makes_no_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("./s3:bucket", "run:2", "localhost"):
+        assert check_storage(name) == str(tmp_path / name)
 
 
 def test_relative_paths_are_refused_in_a_job(tmp_path: Path) -> None:
-    config = ExperimentConfig(storage=tmp_path, data_dir="data/objects")
-    check_job_paths(config, None)
-    with pytest.raises(ConfigError, match="data_dir data/objects is relative, and job 7 works in a copy .*--data-dir"):
-        check_job_paths(config, "7")
-    check_job_paths(config.model_copy(update={"data_dir": "s3://bucket/objects"}), "7")
-    with pytest.raises(ConfigError, match="storage runs is relative"):
-        check_job_paths(ExperimentConfig(), "7")
+    places: dict[str, Location | None] = {"--storage": tmp_path, "--data-dir": "data/objects", "--resume": None}
+    check_job_paths(places, None)
+    with pytest.raises(ConfigError, match="--data-dir data/objects is relative, and job 7 works in a copy"):
+        check_job_paths(places, "7")
+    check_job_paths({**places, "--data-dir": "s3://bucket/objects"}, "7")
 
 
 def test_without_data_both_choices_are_named() -> None:
@@ -257,7 +266,7 @@ def test_a_storage_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert Path(check_storage(tmp_path / "a" / "b")).is_dir()
 
 
-def test_workers_share_the_cpus_and_take_a_gpu_each() -> None:
+def test_workers_share_the_cpus_and_take_a_gpu_each(capsys: pytest.CaptureFixture[str]) -> None:
     config = ExperimentConfig(population=4)
     assert worker_resources(config, [Node(2, 0)]) == (0.5, 0)
     assert worker_resources(config, [Node(64, 0)]) == (16, 0)
@@ -270,6 +279,10 @@ def test_workers_share_the_cpus_and_take_a_gpu_each() -> None:
     assert count_capacity(crowd, worker_resources(crowd, [head, node, node]), [head, node, node]) == 16
     growing = ExperimentConfig(gpus_per_worker=1, population=3, workers_per_trial=2)
     assert worker_resources(growing, [Node(4, 0)], grows=True) == (1, 1)
+    assert "each is given 1 CPUs and 1 GPUs, whatever nodes the autoscaler adds" in capsys.readouterr().out
+    chosen = growing.model_copy(update={"cpus_per_worker": 8})
+    assert worker_resources(chosen, [Node(4, 0)], grows=True) == (8, 1)
+    assert worker_resources(growing, [Node(16, 4)], grows=True) == (4, 1) and not capsys.readouterr().out
     with pytest.raises(ConfigError, match="the cluster can never give"):
         worker_resources(growing, [Node(4, 0)])
     assert bundles(growing, worker_resources(growing, [], grows=True)) == [{"CPU": 1, "GPU": 1}] * 2

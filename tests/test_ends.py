@@ -1,4 +1,4 @@
-"""Ctrl-C in a terminal and SIGTERM end a run in one line, with nothing left running and no epoch lost."""
+"""Ctrl-C in a terminal, its end, and SIGTERM end a run in one line, with nothing left running and no epoch lost."""
 
 import os
 import pty
@@ -36,6 +36,11 @@ class Driver:
     def press_control_c(self) -> None:
         """Type it: the terminal makes it a signal for all processes in the foreground."""
         os.write(self._terminal, b"\x03")
+
+    def close_terminal(self) -> int:
+        """Close it, which the system tells all processes in the foreground; return the status."""
+        os.close(self._terminal)
+        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
 
     def end(self) -> tuple[int, list[str], list[psutil.Process]]:
         """Wait for the end; return the status, the lines that were printed, and the processes that ran before."""
@@ -79,3 +84,8 @@ def test_an_interrupted_run_ends_in_one_line_and_the_same_command_resumes_it(obj
         assert not alive
         assert all(epoch >= before[name] for name, epoch in epochs(run).items())
         assert not list(run.glob("driver.json"))
+    driver = Driver("env", "RAY_ADDRESS=local", *command)
+    driver.wait_for_epoch(run, max(before.values()) + 1)
+    processes = psutil.Process(driver.process).children(recursive=True)
+    assert driver.close_terminal() == 128 + signal.SIGHUP
+    assert not psutil.wait_procs(processes, timeout=30)[1] and not list(run.glob("driver.json"))

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -38,6 +39,7 @@ def raiser(error: BaseException) -> None:
         (FileNotFoundError(2, "No such file", "here"), 2, "error: here: No such file"),
         (KeyboardInterrupt(), 130, "interrupted; run it again"),
         (Interrupted(signal.SIGTERM), 143, "stopped by SIGTERM; run it again"),
+        (Interrupted(signal.SIGHUP), 129, "stopped by SIGHUP; run it again"),
     ],
 )
 def test_an_expected_error_is_one_line_and_a_status(
@@ -90,6 +92,32 @@ def test_the_second_signal_ends_a_process_that_does_not_come_to_its_end() -> Non
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
+
+
+def test_a_closed_terminal_ends_a_program_in_order(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom adios_ray.console import say\n"
+        "from adios_ray.errors import check_stop, exit_status\n"
+        "def program():\n    try:\n        say('ready')\n        time.sleep(60)\n"
+        "    finally:\n        os.kill(os.getpid(), 1)\n        say('ends')\n        Path('ended').touch()\n"
+        "sys.exit(exit_status(program))"
+    )
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, "-c", script], {**os.environ, "PYTHONPATH": str(ROOT)})
+    assert os.read(terminal, 100).startswith(b"ready")
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 129
+    assert (tmp_path / "ended").exists()
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup
+    try:
+        assert exit_status(lambda: os.kill(os.getpid(), signal.SIGHUP)) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_success_is_silent_and_a_fault_of_the_program_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

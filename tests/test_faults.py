@@ -1,13 +1,16 @@
 """Faults of a trial's workers: what is said about them, how often workers are started again, and what then stops."""
 
 import pickle
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
+from ray import tune
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from simulated import Simulation
@@ -18,11 +21,13 @@ from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
+from adios_ray.backend.tune_run import Periodic, run_trials
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.devices import limit_memory
-from adios_ray.errors import CheckpointError, ClaimError, FaultError, StorageError
+from adios_ray.errors import CheckpointError, ClaimError, FaultError, RunError, StorageError
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
+from adios_ray.search.scheduler import ACTOR_RESTARTS
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.log import Event, EventLog, append_log, read_events
 from adios_ray.tracking.run import Run
@@ -182,20 +187,66 @@ def test_a_fault_of_all_trials_stops_the_run_which_resumes_as_if_nothing_had_hap
     assert stopped.lineage() == whole.lineage()
 
 
-def test_an_actor_that_tune_gives_up_stops_the_run(tmp_path: Path) -> None:
-    def lose(now: Simulation) -> None:
-        lost = SimpleNamespace(
-            config={"trial": "trial_00"},
-            should_recover=lambda: False,
-            num_failures=21,
-            get_error=lambda: RuntimeError("no module named adios_ray"),
-        )
-        now.scheduler.on_trial_error(None, lost)
+def test_an_actor_that_is_lost_again_and_again_stops_the_run_unless_its_trial_reports(tmp_path: Path) -> None:
+    error = RuntimeError("no module named adios_ray")
+    lost = SimpleNamespace(config={"trial": "trial_00"}, get_error=lambda: error)
+    losses = Counter[int]()
 
-    simulated = simulation(tmp_path / "run")
-    simulated.on_step = lose
-    with pytest.raises(FaultError, match="trial_00 cannot train: its actor failed 21 times"):
+    def lose(each_time: int, now: Simulation) -> None:
+        reports = sum(trial == "trial_00" for trial, *_ in now.run.reports)
+        while losses[each_time] < each_time * reports:
+            now.scheduler.on_trial_error(None, lost)
+            losses[each_time] += 1
+
+    simulated = simulation(tmp_path / "spot")
+    simulated.on_step = partial(lose, 9)
+    assert all(member.finished for member in simulated.drive().members.values()) and losses[9] > 2 * ACTOR_RESTARTS
+    simulated = simulation(tmp_path / "broken")
+    simulated.on_step = partial(lose, 1 + ACTOR_RESTARTS)
+    with pytest.raises(FaultError, match="trial_00 cannot train: its actor failed 21 times without a report"):
         simulated.drive()
+
+
+def test_a_lost_channel_ends_the_run_in_one_line_and_a_fault_of_our_own_with_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([ActorDiedError(), RayTaskError("observe", "Traceback ...", KeyError("trial_00"))])
+
+    class Tuner:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def fit(self) -> None:
+            raise tune.TuneError("The run failed") from next(errors)
+
+    monkeypatch.setattr("ray.tune.Tuner", Tuner)
+    nothing: Any = SimpleNamespace()
+    settings = TrialSettings(
+        trial="", run_dir=str(tmp_path), channel="c", workers=1, cpus_per_worker=1, gpus_per_worker=0
+    )
+    arguments = (["trial_00"], settings, nothing, nothing, nothing, print, print, print)
+    with pytest.raises(RunError, match=f"the run stops .*No report is lost. Resume with --resume {tmp_path}$"):
+        run_trials(*arguments)
+    with pytest.raises(tune.TuneError):
+        run_trials(*arguments)
+
+
+def test_what_is_done_at_intervals_is_not_done_at_each_step_and_ends_the_run_by_its_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, calls = 100.0, list[float]()
+    monkeypatch.setattr("adios_ray.backend.tune_run.time", SimpleNamespace(monotonic=lambda: now))
+    periodic = Periodic(2.0, lambda: calls.append(now))
+    for _ in range(10):
+        periodic.on_step_begin(0, [])
+        now += 0.5
+    assert calls == [100.0, 102.5]
+
+    def lose() -> None:
+        raise ClaimError("taken over")
+
+    with pytest.raises(ClaimError):
+        Periodic(0.0, lose).on_step_begin(0, [])
 
 
 def test_a_trials_note_is_shown_and_logged_with_its_details(

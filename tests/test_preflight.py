@@ -12,8 +12,8 @@ from adios_ray.backend.preflight import (
     Expected,
     ask_nodes,
     expected_in,
+    find_node_problem,
     find_problems,
-    node_problem,
     probed,
     refuse,
     source_checksum,
@@ -94,7 +94,7 @@ def test_one_error_names_all_nodes_that_cannot_train() -> None:
 def test_a_node_that_joins_is_named_with_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "_names", lambda: {"a": "one (10.0.0.1)", "b": "two (10.0.0.2)"})
     monkeypatch.setattr(preflight, "_ask", lambda nodes, *places: {"a": ["no data", "torch"], "b": []})
-    look = partial(node_problem, tmp_path, "data")
+    look = partial(find_node_problem, tmp_path, "data")
     assert look("a") == "one (10.0.0.1) has joined, but cannot train: no data, torch"
     assert look("b") == look("gone") == ""
 
@@ -108,11 +108,11 @@ def test_the_evaluation_on_the_test_split_stays_off_nodes_that_cannot_train(
     own, beside = ray.get_runtime_context().get_node_id(), "a" * 56
     monkeypatch.setattr(preflight, "_names", lambda: dict.fromkeys((own, beside, "b"), ""))
     monkeypatch.setattr(preflight, "_ask", lambda nodes, *_: dict.fromkeys(nodes, ["no data"]) | {"b": []})
-    assert preflight.refused_nodes(tmp_path, "data") == [beside]
+    assert preflight.find_refused_nodes(tmp_path, "data") == [beside]
     monkeypatch.setattr(verdict, "_on_test", lambda *_: ray.get_runtime_context().get_node_id())
     config, pointer = TrialConfig(data_dir="data"), Pointer(path=Path("checkpoint"), sha256="")
     for refused, answers in (([], [own]), ([beside], [own]), ([beside, own], [])):
-        monkeypatch.setattr(verdict, "refused_nodes", lambda *_, found=refused: found)
+        monkeypatch.setattr(verdict, "find_refused_nodes", lambda *_, found=refused: found)
         task = verdict._submit(config, pointer, tmp_path, WorkerResources(cpus=0, gpus=0))
         answered, waiting = ray.wait([task], timeout=10 if answers else 1)
         assert [ray.get(each) for each in answered] == answers

@@ -43,6 +43,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup
 
 from adios_ray.backend import ray_private
+from adios_ray.backend.node_checks import outside
 from adios_ray.backend.ray_private import (
     controller_callback,
     is_dead,
@@ -299,10 +300,21 @@ def test_the_groups_of_tune_carry_the_name(monkeypatch: pytest.MonkeyPatch) -> N
         return Made()
 
     monkeypatch.setattr(ray_private, "placement_group", create)
-    request = ray.cloudpickle.loads(ray.cloudpickle.dumps(named_resources({"memory": 1}, "run/trial_00")))
-    assert request == named_resources({"memory": 1}, "run/trial_00") != named_resources({"memory": 1}, "run/trial_01")
+    made = partial(named_resources, {"memory": 1}, labels=partial(outside, ["ab", "cd"]))
+    request = ray.cloudpickle.loads(ray.cloudpickle.dumps(made("run/trial_00")))
+    assert request == made("run/trial_00") != made("run/trial_01")
     PlacementGroupResourceManager().request_resources(request)
     assert groups[0]["bundles"] == [{"memory": 1}] and groups[0]["name"].startswith("run/trial_00/")
+    assert groups[0]["bundle_label_selector"] == [{"ray.io/node-id": "!in(ab, cd)"}]
+
+
+@pytest.mark.ray
+def test_no_group_of_tune_is_placed_on_a_refused_node(ray_cluster: None) -> None:
+    own = ray.get_runtime_context().get_node_id()
+    for refused, ready in (([], True), (["a" * 56], True), ([own], False)):
+        group = named_resources({"memory": 1}, "run/trial_00", partial(outside, refused)).to_placement_group()
+        assert group.wait(10 if ready else 1) == ready
+        ray.util.remove_placement_group(group)
 
 
 @pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR", None])

@@ -49,8 +49,8 @@ def train(storage: RunStorage, config: ExperimentConfig, epochs: int) -> None:
     state.next_decision_epoch = 2 * ((epochs - 1) // 2 + 1)  # no decision is made at the last epoch
     state.save(run_dir)
     if epochs >= config.epochs:
-        write_summary(run_dir, RunSummary.model_validate(SUMMARY))
         RunDirectory(run_dir).report.touch()
+        write_summary(run_dir, RunSummary.model_validate(SUMMARY))
 
 
 SUMMARY = {
@@ -115,14 +115,14 @@ def test_the_same_command_starts_resumes_and_then_says_finished(
     assert contents(run_dir) == before
 
 
-def test_a_run_that_was_stopped_before_its_report_is_concluded_again(
+def test_a_run_that_was_stopped_before_its_summary_is_concluded_again(
     config: ExperimentConfig, trained: Trained
 ) -> None:
     runner.start(config)
     run_dir = runner.start(config)
-    (run_dir / "report.html").unlink()
+    (run_dir / "summary.json").unlink()  # a report has been there since the first minute
     runner.start(config)
-    assert (run_dir / "report.html").is_file() and [epochs for _, epochs in trained[2:]] == [{}]
+    assert (run_dir / "summary.json").is_file() and [epochs for _, epochs in trained[2:]] == [{}]
 
 
 @pytest.mark.slow

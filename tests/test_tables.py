@@ -7,9 +7,10 @@ import math
 import re
 import shutil
 import statistics
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import ConfigError, EvaluationError, RunError, UsageError
 from adios_ray.tables import cells as cells_module
 from adios_ray.tables import estimate as estimate_module
+from adios_ray.tables import run as run_module
 from adios_ray.tables.cells import Measured, cell_name, finished, measured, run_cell
 from adios_ray.tables.command import RESUMES, Options, main, run_table
 from adios_ray.tables.estimate import estimate, tuned_images
@@ -285,6 +287,39 @@ def test_an_interruption_says_how_to_resume_where_there_is_something_to(
     monkeypatch.setattr("sys.argv", ["table", *words.split(), *places])
     assert main("table", "A table.", {"small": small_table}) == 130
     assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+def test_cells_run_where_every_node_has_the_storage_and_the_data(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(storage: Path, data: str) -> None:
+        raise ConfigError(f"1 of 1 other nodes cannot train: it does not see {storage} and {data}")
+
+    monkeypatch.setattr(run_module, "connected", nullcontext)
+    monkeypatch.setattr(run_module, "check_nodes", refuse)
+    presets, data = {"small": small_table}, {"objects": str(objects_dir)}
+    with pytest.raises(ConfigError, match=f"does not see {tmp_path} and {objects_dir}"):
+        run_table("table", presets, Options(data=data, storage=tmp_path))
+    monkeypatch.setattr("adios_ray.tables.command.submitted_job", lambda: "7")
+    with pytest.raises(ConfigError, match="--storage runs/tables is relative, and job 7 works in a copy"):
+        run_table("table", presets, Options(data=data))
+    with pytest.raises(ConfigError, match="--data objects images is relative"):
+        run_table("table", presets, Options(data={"objects": "images"}, storage=tmp_path))
+
+
+def test_a_cell_whose_results_do_not_arrive_has_failed(
+    objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"objects": str(objects_dir)}
+    cell, other = list(small_table().cells(places, 1))
+    cells = {str(tmp_path / "here"): cell, str(tmp_path / "elsewhere"): other}
+    run_cell(cell, tmp_path / "here", places, torch.device("cpu"), lambda *_: {"knn_accuracy": 0.5})
+    progress = run_module._Progress(cells, places)
+    for folder in cells:
+        progress.on_trial_complete(0, [], SimpleNamespace(config={"folder": folder}))
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert first.startswith("[1/2] here finished") and second.startswith("[2/2] elsewhere failed: its results did not")
+    assert list(progress.failed) == ["elsewhere"]
 
 
 def test_what_a_table_lacks_is_said_before_anything_is_trained(

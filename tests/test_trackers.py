@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import struct
 import subprocess
 import sys
@@ -38,6 +39,18 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_get_everything(tmp_pa
     assert said[1:] == [f"jsonl: 3 of 3 records were not sent; see {log}"] and "Traceback" in log.read_text()
     (file,) = (tmp_path / "tensorboard" / "trial_00").iterdir()
     assert [epoch for epoch, _ in scalars(file, "fitness")] == [1, 2, 3]
+
+
+def test_a_tracker_whose_process_is_killed_is_named_when_that_happens(tmp_path: Path) -> None:
+    before, said = set(psutil.Process().children()), queue.SimpleQueue[str]()
+    log = tmp_path / "logs" / "tracker_jsonl.log"
+    with Trackers(["jsonl"], tmp_path, said.put) as trackers:
+        (process,) = set(psutil.Process().children()) - before
+        process.kill()
+        named = said.get(timeout=60)
+        trackers.report(make_row(), CONFIG)
+    assert named == f"jsonl failed, and the run continues without it: its process ended with status -9; see {log}"
+    assert said.get() == f"jsonl: 1 of 1 records were not sent; see {log}" and said.empty()
 
 
 def test_a_tracker_that_hangs_delays_the_end_by_its_limit_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Records of a run: files, ancestry of weights, pictures of masks and the terminal view."""
 
+import errno
 import io
 import math
 import os
@@ -14,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from adios_ray.errors import RecordError
+from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import lineage, pictures, records
 from adios_ray.tracking.formatting import duration
@@ -228,6 +230,35 @@ def test_live_prints_plain_lines_without_a_terminal() -> None:
         "epoch 6: trial_02 copied trial_00, N 4 -> 5, lambda 0.4 -> 0.5",
         "resumed from epoch 5",
     ]
+
+
+class FailingOutput(io.StringIO):
+    """Output on a disk that fills, or to a terminal that is closed."""
+
+    fails = False
+
+    def write(self, text: str) -> int:
+        """Write, unless that fails now."""
+        if self.fails:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_run_goes_on_where_its_output_cannot_be_written(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adios_ray.retry.PAUSE_S", 0.0)
+    attempts = iter([OSError(errno.ENOSPC, "No space left on device"), None])
+
+    def write() -> str:
+        if error := next(attempts):
+            raise error
+        return "written"
+
+    output = FailingOutput()
+    with LiveView(12, 2, "title", console=Console(file=output, force_terminal=terminal)) as view:
+        output.fails = True
+        assert retry(write, view.note) == "written"
+        view.report(make_row())
 
 
 def test_live_table_shows_best_and_worst_of_many() -> None:

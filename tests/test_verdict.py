@@ -1,29 +1,41 @@
 """The final comparison of a run's trials."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
-from made_up_run import make_exploit, make_row
+from made_up_run import SETTINGS, make_exploit, make_row, make_run
 from ray.exceptions import RayTaskError, WorkerCrashedError
+from small import small_config
 
 from adios_ray.checkpoints import Pointer
-from adios_ray.errors import DatasetError, FaultError
+from adios_ray.errors import ClaimError, DatasetError, FaultError
 from adios_ray.evaluation.fitness import Estimate
 from adios_ray.experiment import verdict
+from adios_ray.experiment.config import SPACES, ExperimentConfig
+from adios_ray.experiment.resources import WorkerResources
 from adios_ray.experiment.verdict import LAST_REPORTS, Final, best_control, final_fitness, gain_over_control
+from adios_ray.run_storage import RunStorage
 from adios_ray.search.population import WORST_SCORE
+from adios_ray.search.spaces import load_space, save_space
 from adios_ray.search.state import Member, PopulationState
+from adios_ray.tracking.live import LiveView
+from adios_ray.tracking.log import read_events
+from adios_ray.tracking.records import RunSummary, read_summary, write_config
+from adios_ray.tracking.run import Run
 
 POINTER = Pointer(path=Path("checkpoint"), sha256="")
 
 
 def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    missing = RayTaskError("_on_test", "Traceback ...", DatasetError("no data set in data"))
+    missing = RayTaskError("_on_test", "Traceback ...\n  in line 1", DatasetError("no data set in data"))
     answers = iter([WorkerCrashedError(), missing, "estimate", *[missing] * verdict.ATTEMPTS])
 
     def get(_: object) -> object:
@@ -34,12 +46,83 @@ def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_li
 
     monkeypatch.setattr("ray.get", get)
     monkeypatch.setattr(verdict, "PAUSE_S", 0.0)
-    submitted = list[None]()
-    assert verdict._answer(lambda: submitted.append(None), "runs/one") == "estimate"  # type: ignore[comparison-overlap]  # no task runs
+    submitted, run = list[None](), recorded(tmp_path)
+    assert verdict._answer(run, "a", lambda: submitted.append(None)) == "estimate"  # type: ignore[comparison-overlap]  # no task runs
     assert len(submitted) == 3 and "failed (DatasetError: no data set in data) and is" in capsys.readouterr().out
+    assert [event.kind for event in read_events(tmp_path)] == ["restart", "restart"]
+    assert (tmp_path / "logs" / "a.log").read_text().count("in line 1") == 1
     with pytest.raises(FaultError) as refused:
-        verdict._answer(lambda: submitted.append(None), "runs/one")
-    assert "no data set in data. All trainings are kept" in str(refused.value) and "\n" not in str(refused.value)
+        verdict._answer(run, "a", lambda: submitted.append(None))
+    assert f"no data set in data; {tmp_path}/logs/a.log has the whole" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert (tmp_path / "logs" / "a.log").read_text().count("in line 1") == 1 + verdict.ATTEMPTS
+
+
+def recorded(directory: Path, check_claim: Callable[[], None] = lambda: None) -> Run:
+    """Record a run of two trials, which nothing follows."""
+    nothing: Any = SimpleNamespace()
+    return Run(RunStorage(directory), list(SETTINGS), LiveView(12, 2, "run"), nothing, nothing, check_claim)
+
+
+CONCLUSION = ("schedule.json", "report.html", "summary.json")
+
+
+@pytest.fixture
+def concluded(
+    tmp_path: Path, objects_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[], None]], RunSummary]:
+    """Return a function that concludes a made-up run in ``tmp_path``, under a claim that is checked as given."""
+    make_run(tmp_path, trials=2)
+    (tmp_path / "summary.json").unlink()
+    pointer = POINTER.model_copy(update={"path": tmp_path / "checkpoints" / "a" / "epoch_00012"})
+    members = {
+        name: Member(values=SETTINGS, number=number, epoch=12, score=0.5, checkpoint=pointer, finished=True)
+        for number, name in enumerate(("trial_00", "trial_01"))
+    }
+    initial = {name: member.values for name, member in members.items()}
+    state = PopulationState(members=members, initial=initial, next_decision_epoch=12, epochs=12)
+    config = ExperimentConfig(**small_config(objects_dir, epochs=12).model_dump(), population=2)
+    state.save(tmp_path)
+    write_config(tmp_path, config.model_dump(mode="json"))
+    save_space(load_space(SPACES / "pbt_in100.yaml"), tmp_path / "space.yaml")
+    monkeypatch.setattr(verdict, "_answer", lambda *_: Estimate(0.4, 0.01, 0.5))
+
+    def conclude(check_claim: Callable[[], None]) -> RunSummary:
+        return verdict.conclude(config, recorded(tmp_path, check_claim), state, WorkerResources(1, 0))
+
+    return conclude
+
+
+def test_a_run_counts_as_finished_once_all_that_concludes_it_is_written(
+    concluded: Callable[[Callable[[], None]], RunSummary], tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").write_text("of the training")
+    times = list[tuple[bool, ...]]()
+
+    def look() -> None:
+        written = [(tmp_path / name).exists() for name in CONCLUSION]
+        written[1] = (tmp_path / "report.html").read_text() != "of the training"
+        times.append(tuple(written))
+
+    summary = concluded(look)
+    assert read_summary(tmp_path) == summary and all((tmp_path / name).is_file() for name in CONCLUSION)
+    assert "finished" in (tmp_path / "report.html").read_text()
+    assert times == sorted(times) and set(times) >= {(False,) * 3, (True, True, False)}
+    assert not any(finished for *_, finished in times[: times.index((True, True, False))])
+
+
+def test_a_driver_that_was_taken_over_while_it_evaluated_concludes_nothing(
+    concluded: Callable[[Callable[[], None]], RunSummary], tmp_path: Path
+) -> None:
+    def taken() -> None:
+        raise ClaimError("taken over")
+
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ClaimError, match="taken over"):
+        concluded(taken)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path.name for path in after.keys() - before.keys()} <= {"environment.json", "events.jsonl"}
+    assert after.items() >= before.items() and not (tmp_path / "events.jsonl").read_bytes()
 
 
 def test_the_gain_over_the_control_is_that_of_paired_test_images() -> None:

@@ -7,7 +7,7 @@ from typing import Self
 
 import ray
 
-from adios_ray.backend.ray_private import autoscaling_coordinator, reported_autoscaler
+from adios_ray.backend.ray_private import find_or_start_coordinator, reported_autoscaler
 
 EXPIRY_S = 180.0
 """Seconds for which the request of a driver that was killed stays in force."""
@@ -42,8 +42,8 @@ class NodeRequest:
         self._requester, self._trial = f"adios_ray/{run}", [dict(bundle) for bundle in trial]
 
     def __enter__(self) -> Self:
-        """Find the cluster's coordinator."""
-        self._coordinator = autoscaling_coordinator()
+        """Find the cluster's coordinator, or start it: it outlives this job."""
+        self._coordinator = find_or_start_coordinator()
         return self
 
     def update(self, trials: int) -> None:

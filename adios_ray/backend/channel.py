@@ -31,6 +31,7 @@ from adios_ray.backend.line import Command, Lines, Note, NoteKind, Reply, Start
 from adios_ray.backend.node_checks import NodeChecks
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
+from adios_ray.console import say
 from adios_ray.trial_report import TrialReport
 
 
@@ -237,5 +238,5 @@ def find_channel(name: str) -> Any:
 
 def note(channel: Any, trial: str, text: str, details: str = "", kind: NoteKind = "note") -> None:
     """Send the driver a message about a trial from another process, and print it to that process's own log."""
-    print(text, flush=True)
+    say(text)
     ray.get(channel.note.remote(trial, text, details, kind))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import grpc
 import ray
+from ray.util.client import ray as ray_client
 
 from adios_ray.backend.ray_private import (
     JOB_CONFIG_VARIABLE,
@@ -18,9 +19,14 @@ from adios_ray.backend.ray_private import (
     silence_process_advice,
     use_stored_token,
 )
+from adios_ray.console import say
 from adios_ray.errors import ConfigError, RunError, handlers_kept
 from adios_ray.files import check_writable
 
+NO_DRIVER = (
+    "which cannot drive a run: the driver must be on a node of the cluster. Submit it as a job (ray job submit "
+    "--address http://HEAD:8265 -- adios-ray train ...), or start it on a node"
+)
 LOCAL, AUTO = "local", "auto"
 ANSWER_S = 5.0
 """Seconds that a running cluster has to accept a connection, and again to answer."""
@@ -48,13 +54,15 @@ def connected() -> Iterator[None]:
     The dashboard of a cluster that is started here listens on loopback only, and its address is printed.
 
     Raises:
-        ConfigError: If RAY_ADDRESS or the temporary directory cannot be used.
+        ConfigError: If RAY_ADDRESS or the temporary directory cannot be used, or this process is a Ray client.
         RunError: If Ray can be neither joined nor started.
     """
     for name, value in {**WORKER_ENVIRONMENT, **DRIVER_ENVIRONMENT}.items():
         # Before ray.init, whose processes inherit the environment; a value that the user has set is kept.
         os.environ.setdefault(name, value)
     joined_before = ray.is_initialized()
+    if joined_before and ray_client.is_connected():
+        raise ConfigError(f"this process is a Ray client, {NO_DRIVER} without ray.init('ray://...')")
     if not joined_before:
         address = address_to_join()
         if address == LOCAL:
@@ -77,7 +85,7 @@ def connected() -> Iterator[None]:
             raise RunError(f"Ray could not be joined or started: {error}") from error
         silence_process_advice()
         if context.dashboard_url:
-            print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)
+            say(f"Ray dashboard: http://{context.dashboard_url}")
     try:
         yield
     finally:
@@ -109,11 +117,7 @@ def address_to_join() -> str:
     if asked == LOCAL:
         return LOCAL
     if "://" in asked:
-        raise ConfigError(
-            f"RAY_ADDRESS {asked} names a server for Ray clients, which cannot drive a run: the driver must be on a "
-            "node of the cluster. Submit it as a job (ray job submit --address http://HEAD:8265 -- adios-ray train "
-            "...), or start it on a node with RAY_ADDRESS=auto"
-        )
+        raise ConfigError(f"RAY_ADDRESS {asked} names a server for Ray clients, {NO_DRIVER} with RAY_ADDRESS=auto")
     if asked not in ("", AUTO):
         if problem := _no_answer(asked):
             raise ConfigError(
@@ -128,7 +132,7 @@ def address_to_join() -> str:
         text = f"the Ray cluster {running}, which {note} names, does not answer ({problem})"
         if asked:
             raise ConfigError(f"RAY_ADDRESS is auto, but {text}: run `ray start` again, or unset RAY_ADDRESS")
-        print(f"{text}; one is started here.", flush=True)
+        say(f"{text}; one is started here.")
         return LOCAL
     return running
 

@@ -2,10 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+
+from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 AGAIN_S = 60.0
 """Seconds after which a node that cannot train is checked again: its storage may have been mounted since."""
+
+
+def outside(nodes: Sequence[str]) -> dict[str, str]:
+    """Make a selector for the labels of all nodes but those of some IDs; empty if there are none."""
+    return {NODE_ID_LABEL_KEY: f"!in({', '.join(nodes)})"} if nodes else {}
 
 
 class NodeChecks:

@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import adios_ray
+from adios_ray.console import say
 from adios_ray.data.shards import read_manifest
 from adios_ray.errors import ConfigError, DatasetError
 from adios_ray.retry import retry
@@ -61,13 +62,13 @@ def check_nodes(run: Location, data_dir: str) -> list[str]:
     names = _names()
     others = [node for node in names if node != own]
     if others:
-        print(f"Checking storage, data and packages on {len(others)} other nodes", flush=True)
+        say(f"Checking storage, data and packages on {len(others)} other nodes")
         refuse([(names[node], found) for node, found in _ask(others, run, data_dir).items()])
     return [own, *others]
 
 
-def node_problem(run: Location, data_dir: str, node: str) -> str:
-    """Say why a node that has joined cannot train; nothing if it can, or has left.
+def find_node_problem(run: Location, data_dir: str, node: str) -> str:
+    """Ask a node that has joined why it cannot train; nothing if it can, or has left.
 
     Raises:
         OSError: If the run's storage is away.
@@ -77,8 +78,8 @@ def node_problem(run: Location, data_dir: str, node: str) -> str:
     return f"{name} has joined, but cannot train: {', '.join(found)}" if found else ""
 
 
-def refused_nodes(run: Location, data_dir: str) -> list[str]:
-    """List the IDs of the nodes that cannot train: such as have joined since ``check_nodes``.
+def find_refused_nodes(run: Location, data_dir: str) -> list[str]:
+    """Ask all other nodes, and list the IDs of those that cannot train: such as have joined since ``check_nodes``.
 
     Raises:
         StorageError: If the run's storage stays away.
@@ -134,7 +135,7 @@ def _found(answer: "ray.ObjectRef[list[str]]", expected: Expected, node: str) ->
     except RayError as error:  # also where the node has no package adios_ray, or another one without this module
         return [str(error).strip().splitlines()[-1].strip()]
     # Only if the node itself saw no problem: the first cause says it all.
-    if not problems and retry(partial(Store(expected.folder).size, node), print) is None:
+    if not problems and retry(partial(Store(expected.folder).size, node), say) is None:
         return [f"what it writes to {split_location(expected.folder)[0]} does not arrive here"]
     return problems
 
@@ -196,7 +197,7 @@ def torch_version() -> str | None:
 def probed(run: Location) -> Iterator[Location]:
     """Make a folder of a new name, and delete it with what nodes have written there."""
     store, name = Store(run), f".nodes-{secrets.token_hex(8)}"
-    retry(partial(_write_empty, store, f"{name}/driver"), print)  # object stores have no empty folders
+    retry(partial(_write_empty, store, f"{name}/driver"), say)  # object stores have no empty folders
     try:
         yield f"{run}/{name}"
     finally:

@@ -134,8 +134,8 @@ def reported_autoscaler() -> bool | None:
     return not {format_readonly_node_type(node["NodeID"]) for node in ray.nodes()}.issuperset(types.values())
 
 
-def autoscaling_coordinator() -> Any:
-    """Find or start the actor that adds up what is requested of the cluster's autoscaler."""
+def find_or_start_coordinator() -> Any:
+    """Find the detached actor that adds up what is requested of the cluster's autoscaler, or start it."""
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
         get_or_create_autoscaling_coordinator,
     )
@@ -179,13 +179,19 @@ def is_dead(actor: str) -> bool:
     return row is not None and bool(ActorTableData.FromString(row).state == ActorTableData.DEAD)
 
 
-def named_resources(bundle: Mapping[str, float], name: str) -> Any:
-    """Request resources for a Tune trial, in placement groups that carry a name."""
+def named_resources(bundle: Mapping[str, float], name: str, labels: Callable[[], Mapping[str, str]]) -> Any:
+    """Request resources for a Tune trial, in placement groups that carry a name.
+
+    Args:
+        bundle: The resources.
+        name: The name.
+        labels: Returns, as each group is created, a selector for the labels of nodes; an empty one selects all nodes.
+    """
     from ray.tune import PlacementGroupFactory
 
     class NamedResources(PlacementGroupFactory):  # type: ignore[misc]  # Ray ships no type information
         def to_placement_group(self) -> PlacementGroup:
-            return _named_group(**self._bound.arguments)
+            return _named_group(**self._bound.arguments, bundle_label_selector=[dict(labels())])
 
     return NamedResources([dict(bundle)], name=name)
 

@@ -10,13 +10,13 @@ from typing import Any, TypedDict
 
 import ray
 from ray import tune
-from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from adios_ray.backend.capacity import ControllerRecord
 from adios_ray.backend.channel import find_channel, note
 from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Reply
 from adios_ray.backend.loop_config import LoopConfig
+from adios_ray.backend.node_checks import outside
 from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.ray_private import controller_callback, lean_trainer_class, name_controller
 from adios_ray.checkpoints import Pointer
@@ -200,7 +200,7 @@ def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = 
             num_workers=config["workers"],
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": config["cpus_per_worker"], **({"GPU": gpus} if gpus else {})},
-            label_selector={NODE_ID_LABEL_KEY: f"!in({', '.join(refused)})"} if refused else None,
+            label_selector=outside(refused) or None,
         ),
         run_config=RunConfig(
             name=name,

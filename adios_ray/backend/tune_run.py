@@ -3,33 +3,37 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import ray
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import tune
+from ray.exceptions import RayError, RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from adios_ray.backend.admission import Admission, GatedSearch
+from adios_ray.backend.admission import REFRESH_S, Admission, GatedSearch
 from adios_ray.backend.capacity import groups, remove_orphaned
-from adios_ray.backend.channel import ChannelCalls
+from adios_ray.backend.channel import ChannelCalls, find_channel
+from adios_ray.backend.faults import fault_of
 from adios_ray.backend.line import Note
+from adios_ray.backend.node_checks import outside
 from adios_ray.backend.ray_private import named_resources
 from adios_ray.backend.trial import TUNE, LiveTrial, TrialSettings, full_name
-from adios_ray.errors import AdiosRayError, check_stop
+from adios_ray.errors import AdiosRayError, RunError, check_stop
 from adios_ray.store import Location, Store
 
 TRIAL_RESOURCES = {"memory": 1}
 """One byte of memory: Tune requires some resource, and the CPUs and GPUs are for the workers."""
-TRIAL_RESTARTS = 20
-"""How often Tune restarts a trial's actor before giving the trial up."""
 ORPHAN_REMOVAL_S = 2.0
-"""Seconds between two scans for orphaned placement groups."""
+"""Seconds between two scans for orphaned placement groups, for whose resources restarted controllers wait."""
 END_S, POLL_S = 5.0, 0.1
 """Most seconds to wait for the processes of an interrupted run, and seconds between two looks."""
 NOTES_S = 0.5
 """Seconds between two looks for notes of trials."""
+
+E = TypeVar("E", bound=BaseException)
 
 
 def run_trials(
@@ -40,6 +44,7 @@ def run_trials(
     channel: ChannelCalls,
     on_note: Callable[[Note], None],
     check_claim: Callable[[], None],
+    refresh: Callable[[], None],
 ) -> None:
     """Run trials to their ends under Tune; ``admission`` limits how many run at a time.
 
@@ -51,9 +56,11 @@ def run_trials(
         channel: Carries the notes of trials.
         on_note: Called with each note as it arrives, not only with the trial's next report.
         check_claim: Raises an error once another driver has taken the run over; called often.
+        refresh: Called every ``REFRESH_S`` seconds, for what depends on the nodes that are there.
 
     Raises:
         FaultError: If a trial's workers fail again and again.
+        RunError: If the process of the channel is lost.
         StorageError: If the run's storage stays away.
         ClaimError: If another driver has taken the run over.
     """
@@ -75,14 +82,28 @@ def run_trials(
             storage_path=storage_path,
             storage_filesystem=file_system,
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=TRIAL_RESTARTS),
-            callbacks=[OrphanRemoval(run), Notes(channel, on_note), ClaimCheck(check_claim), started],
+            failure_config=tune.FailureConfig(max_failures=-1),  # the scheduler counts how often actors are lost
+            callbacks=[
+                Periodic(0.0, check_stop),
+                Periodic(0.0, check_claim),  # ends the workers too, which write checkpoints
+                Periodic(ORPHAN_REMOVAL_S, partial(remove_orphaned, run)),
+                Periodic(REFRESH_S, refresh),
+                Notes(channel, on_note),
+                started,
+            ],
         ),
     )
     try:
         tuner.fit()
     except Exception as error:  # Tune wraps what its scheduler raises, possibly more than once
-        raise _own_error(error) or error from error
+        if own := _cause(error, AdiosRayError):
+            raise own from error
+        if (lost := _cause(error, RayError)) and not isinstance(lost, RayTaskError):  # that is an error of the task
+            raise RunError(
+                f"the run stops because it has lost a process that it needs ({fault_of(lost).reason}). No report is "
+                f"lost. Resume with --resume {run}"
+            ) from error
+        raise
     except BaseException:  # Tune does not clean up after an interruption, and the caller may stay connected to Ray
         started.kill(run)
         channel.kill()
@@ -90,7 +111,12 @@ def run_trials(
 
 
 def _resources(config: TrialSettings) -> Any:
-    return named_resources(TRIAL_RESOURCES, full_name(config))
+    return named_resources(TRIAL_RESOURCES, full_name(config), partial(_labels, config["channel"]))
+
+
+def _labels(channel: str) -> dict[str, str]:
+    """Select the nodes on which a trial's actor may start, with Ray Train's controller beside it."""
+    return outside(ray.get(find_channel(channel).refused_nodes.remote()))
 
 
 def ray_storage(location: Location) -> tuple[str, Any]:
@@ -107,19 +133,18 @@ class _DriverCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no type
         return {}
 
 
-class OrphanRemoval(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
-    """Removes orphaned placement groups every few seconds: restarted controllers wait for the resources they hold."""
+class Periodic(_DriverCallback):
+    """Calls a function at steps of Tune, at most every few seconds."""
 
-    def __init__(self, run: Location) -> None:
-        """Watch the controllers of a run."""
-        self._run, self._due = run, 0.0
+    def __init__(self, interval_s: float, call: Callable[[], None]) -> None:
+        """Take the seconds between two calls, 0 for every step, and the function, whose error ends the run."""
+        self._interval_s, self._call, self._due = interval_s, call, 0.0
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Remove orphaned groups, if the interval is over."""
-        check_stop()
+        """Call it, if the interval is over."""
         if time.monotonic() > self._due:
-            remove_orphaned(self._run)
-            self._due = time.monotonic() + ORPHAN_REMOVAL_S
+            self._call()
+            self._due = time.monotonic() + self._interval_s
 
 
 class Notes(_DriverCallback):
@@ -144,18 +169,6 @@ class Notes(_DriverCallback):
             self._on_note(note)
 
 
-class ClaimCheck(_DriverCallback):
-    """Ends the run soon after another driver has taken it over, and with it the workers, which write checkpoints."""
-
-    def __init__(self, check: Callable[[], None]) -> None:
-        """Take the check, which raises an error."""
-        self._check = check
-
-    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Check."""
-        self._check()
-
-
 class Started(_DriverCallback):
     """Knows the actors of trials, to end them."""
 
@@ -178,8 +191,8 @@ class Started(_DriverCallback):
             remove_orphaned(run)
 
 
-def _own_error(error: BaseException | None) -> AdiosRayError | None:
-    """Find this package's own error among an exception's causes."""
-    while error is not None and not isinstance(error, AdiosRayError):
+def _cause(error: BaseException | None, kind: type[E]) -> E | None:
+    """Find an error of a kind among an exception and its causes."""
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adios_ray.config import ADAPTABLE, check_batch, check_image_size, check_view, replaced
+from adios_ray.console import say
 from adios_ray.data.rendered import objects
 from adios_ray.data.shards import SCHEMA_VERSION, Manifest, ShardEntry, verify
 from adios_ray.errors import ConfigError, DatasetError, EvaluationError
@@ -41,10 +42,9 @@ def check_data(config: ExperimentConfig, space: SearchSpace | None = None) -> No
     manifest = verify(config.data_dir)
     _check_fits(config, space, manifest, config.data_dir)
     if (rows := manifest.images("val")) < SMALLEST_PARTED:
-        print(
+        say(
             f"val has {rows} images, all of which decisions and the final comparison use; from {SMALLEST_PARTED} on, "
-            "each would use a half, and the best fitness would not be biased by its selection",
-            flush=True,
+            "each would use a half, and the best fitness would not be biased by its selection"
         )
 
 
@@ -147,25 +147,23 @@ def _check_networks(config: ExperimentConfig, manifest: Manifest) -> Networks:
     return networks
 
 
-def check_job_paths(config: ExperimentConfig, job: str | None) -> None:
+def check_job_paths(places: Mapping[str, Location | None], job: str | None) -> None:
     """Refuse relative paths in a Ray job, whose working directory is a copy on one node, deleted with the job.
 
     Args:
-        config: The experiment as the command line gives it.
+        places: What the command line names, by option; None of what it does not.
         job: ID of the Ray job; None outside of one.
 
     Raises:
         ConfigError: If a path is relative.
     """
-    names = ("data_dir", "initial_weights", "storage", "resume") if job else ()
-    for name in names:
-        path = getattr(config, name)
-        place = None if path is None else local_path(path)
-        if place is not None and not place.is_absolute():
+    for option, place in places.items() if job else ():
+        path = None if place is None else local_path(place)
+        if path is not None and not path.is_absolute():
             raise ConfigError(
-                f"{name} {path} is relative, and job {job} works in a copy of the working directory, {Path.cwd()}, "
-                f"which other nodes lack and which is deleted after the job: give --{name.replace('_', '-')} an "
-                "absolute path on storage that all nodes share"
+                f"{option} {place} is relative, and job {job} works in a copy of the working directory, {Path.cwd()}, "
+                f"which other nodes lack and which is deleted after the job: give {option} an absolute path on storage "
+                "that all nodes share"
             )
 
 

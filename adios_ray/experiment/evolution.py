@@ -9,9 +9,10 @@ from adios_ray.backend.admission import Admission
 from adios_ray.backend.autoscaling import NodeRequest, autoscaler_runs
 from adios_ray.backend.capacity import ClusterCapacity, remove_orphaned
 from adios_ray.backend.channel import ChannelCalls, channel_name, start_channel
-from adios_ray.backend.preflight import check_nodes, node_problem
+from adios_ray.backend.preflight import check_nodes, find_node_problem
 from adios_ray.backend.trial import TrialSettings
 from adios_ray.backend.tune_run import run_trials
+from adios_ray.console import say
 from adios_ray.data.claim import Claim
 from adios_ray.errors import RunError
 from adios_ray.experiment.config import ExperimentConfig
@@ -31,7 +32,7 @@ from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import fill, make_suggest, startup_trials
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
-from adios_ray.tracking.records import begin_lineage, read_results, read_summary
+from adios_ray.tracking.records import begin_lineage, read_results
 from adios_ray.tracking.run import Run
 from adios_ray.tracking.trackers.base import TrackerName
 from adios_ray.tracking.trackers.isolation import Trackers
@@ -78,15 +79,14 @@ def evolve(
         StorageError: If the run's storage stays away.
         ClaimError: If another driver takes the run over; this one writes no more.
     """
-    print(f"Run directory: {storage.place}", flush=True)
+    say(f"Run directory: {storage.place}")
     run_dir = storage.directory
     view = LiveView(config.epochs, space.trials(config.population), run_dir.name, read_results(run_dir))
-    with Trackers(_trackers(config), run_dir, view.note) as trackers:
-        state = _train(config, space, storage, resources, claim, view, trackers)
-        claim.check()
-        conclude(config, storage, state, resources)
-        if summary := read_summary(run_dir):
-            trackers.summary(summary)
+    trackers = Trackers(_trackers(config), run_dir, lambda text: run.note(text))
+    run = Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check)
+    with trackers:
+        state = _train(config, space, run, resources, claim)
+        trackers.summary(conclude(config, run, state, resources))
     return run_dir
 
 
@@ -98,14 +98,12 @@ def _trackers(config: ExperimentConfig) -> list[TrackerName]:
 def _train(
     config: ExperimentConfig,
     space: SearchSpace,
-    storage: RunStorage,
+    run: Run,
     resources: WorkerResources,
     claim: Claim,
-    view: LiveView,
-    trackers: Trackers,
 ) -> PopulationState:
     """Train the unfinished trials to the end, and return the population as it was written down."""
-    run_dir = storage.directory
+    storage, run_dir = run.storage, run.directory
     state = PopulationState.load(run_dir)
     names, halvings = trial_names(config, space), rungs(space.opening, config.population)
     _announce(config, space, len(names), halvings)
@@ -119,31 +117,31 @@ def _train(
         remove_drafts(run_dir)
         state.save(run_dir)
         begin_lineage(run_dir, state.lineage_lines)
-        retry(storage.push, view.note)
+        run.write(storage.push)
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
         name = channel_name(run_dir.name)
         workers = config.workers_per_trial
-        look = partial(node_problem, storage.place, config.data_dir)
+        look = partial(find_node_problem, storage.place, config.data_dir)
         channel = start_channel(name, len(unfinished), workers, checked, look)
         calls = ChannelCalls(channel)
         request = NodeRequest(storage.place, bundles(config, resources)) if autoscaler_runs() else None
-        with (
-            Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check) as run,
-            request or nullcontext(),
-        ):
+        with run, request or nullcontext():
 
             def count_wanted() -> int:
                 return len(set(state.unfinished(names)) - scheduler.set_aside.keys())
 
-            count_fitting, say = partial(_count_fitting, config, resources, calls), partial(run.note, kind="wait")
-            capacity = ClusterCapacity(storage.place, count_fitting, count_wanted, say)
+            passed = set(checked)
 
-            def count() -> int:
+            def count_fitting() -> int:
+                return count_capacity(config, resources, [node for node in nodes() if node.id in passed])
+
+            def refresh() -> None:
+                passed.update(calls.check_nodes([node.id for node in nodes()]))
                 if request:  # Ray Train itself requests what the admitted trials need
                     request.update(max(count_wanted() - admission.taken(), 0))
-                return capacity.count()
 
-            admission = Admission(len(unfinished), count)
+            capacity = ClusterCapacity(storage.place, count_fitting, count_wanted, partial(run.note, kind="wait"))
+            admission = Admission(len(unfinished), capacity.count)
             population = Population(config.trial(), state, run, calls)
             settings = TrialSettings(
                 trial="",
@@ -154,18 +152,18 @@ def _train(
                 gpus_per_worker=resources.gpus,
             )
             scheduler = make_scheduler(space, population, admission, len(names), halvings)
-            run_trials(unfinished, settings, scheduler, admission, calls, scheduler.on_note, claim.check_beats)
+            run_trials(unfinished, settings, scheduler, admission, calls, scheduler.on_note, claim.check_beats, refresh)
             if scheduler.failure:  # at the last report of all
                 raise scheduler.failure
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(storage.place)
     # From disk: the verdict rests on what was written down, exactly as after a resume.
     state = PopulationState.load(run_dir)
-    retry(lambda: storage.pull(MASKS), view.note)
+    retry(lambda: storage.pull(MASKS), partial(run.note, kind="wait"))
     if failed := state.unfinished(names):
         from adios_ray.tracking.report.page import write_report  # here: first steps need not wait for what it imports
 
-        write_report(run_dir, storage.uri)
+        run.write(lambda: write_report(run_dir, storage.uri))
         raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {storage.place}")
     return state
 
@@ -174,17 +172,10 @@ def _announce(config: ExperimentConfig, space: SearchSpace, trials: int, halving
     """Print how a search that does not begin with the whole population begins."""
     if space.search == "hyperopt":
         drawn = startup_trials(trials) - 1
-        print(f"hyperopt: of {trials} trials, the first has the configured values; {drawn} are random", flush=True)
+        say(f"hyperopt: of {trials} trials, the first has the configured values; {drawn} are random")
     if halvings:
         kept = ", ".join(f"{rung.survivors} after epoch {rung.epoch}" for rung in halvings)
-        print(f"opening: {trials} trials begin; the best continue, {kept}", flush=True)
-
-
-def _count_fitting(config: ExperimentConfig, resources: WorkerResources, calls: ChannelCalls) -> int:
-    """Count the trials that the resources of nodes which have passed the check suffice for."""
-    cluster = nodes()
-    passed = calls.check_nodes([node.id for node in cluster])
-    return count_capacity(config, resources, [node for node in cluster if node.id in passed])
+        say(f"opening: {trials} trials begin; the best continue, {kept}")
 
 
 def make_scheduler(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import ray
 
+from adios_ray.console import say
 from adios_ray.errors import ConfigError
 from adios_ray.experiment.config import ExperimentConfig
 
@@ -40,19 +41,27 @@ def worker_resources(config: ExperimentConfig, cluster: Sequence[Node], grows: b
     Args:
         config: The experiment.
         cluster: The cluster's nodes.
-        grows: Whether an autoscaler adds nodes: then resources that no node has yet are believed to come.
+        grows: Whether an autoscaler adds nodes: then resources that no node has yet are believed to come. What is
+            chosen without seeing such a node is printed.
 
     Raises:
         ConfigError: If not even one trial fits, and never will.
     """
     gpus = float(any(node.gpus for node in cluster)) if config.gpus_per_worker is None else config.gpus_per_worker
     resources = WorkerResources(config.cpus_per_worker or _cpu_share(config, gpus, cluster), gpus)
-    if not grows and not count_capacity(config, resources, cluster):
+    if count_capacity(config, resources, cluster):
+        return resources
+    if not grows:
         has = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in cluster)
         raise ConfigError(
             f"a trial's {config.workers_per_trial} workers need {resources.cpus:g} CPUs and {gpus:g} GPUs each, which "
             f"the cluster can never give (its nodes have {has}): lower --workers-per-trial, --cpus-per-worker or "
             "--gpus-per-worker"
+        )
+    if None in (config.cpus_per_worker, config.gpus_per_worker):
+        say(
+            f"no node fits a worker yet, so that each is given {resources.cpus:g} CPUs and {gpus:g} GPUs, whatever "
+            "nodes the autoscaler adds: choose with --cpus-per-worker and --gpus-per-worker"
         )
     return resources
 

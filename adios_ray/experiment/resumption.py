@@ -1,6 +1,5 @@
 """Resumption of a run: what may differ from its configuration, where its data and checkpoints are now, its end."""
 
-from functools import partial
 from pathlib import Path
 
 from adios_ray.checkpoints import STATE_FILE
@@ -9,7 +8,6 @@ from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.evolution import trial_names
 from adios_ray.measures import MEASURES
-from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.spaces import SearchSpace
@@ -123,12 +121,9 @@ def save_changes(
 def outcome(run: RunStorage, state: PopulationState, config: ExperimentConfig, space: SearchSpace) -> str | None:
     """Describe the outcome of a finished run in one line; None if there is something left to do."""
     summary = read_summary(run.directory)
-    report = RunDirectory(run.directory).report
-    # The report is written last: without it, the driver was stopped while it concluded the run.
-    if summary is None or not retry(partial(run.has, report), print):
-        return None
-    if state.unfinished(trial_names(config, space)) or config.epochs > (state.epochs or 0):
+    if summary is None or state.unfinished(trial_names(config, space)) or config.epochs > (state.epochs or 0):
         return None
     measure = MEASURES[config.evaluation.fitness]
     found = measure.scores_text(summary.test_fitness, summary.test_standard_error, summary.test_accuracy)
-    return f"finished: {run.place}: best {summary.best_trial}, {found} on test; report {run.place}/{report.name}"
+    report = RunDirectory(run.directory).report.name
+    return f"finished: {run.place}: best {summary.best_trial}, {found} on test; report {run.place}/{report}"

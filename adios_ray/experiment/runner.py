@@ -11,6 +11,7 @@ from pathlib import Path
 from adios_ray.backend.autoscaling import autoscaler_runs
 from adios_ray.backend.cluster import connected, queue_job, submitted_job
 from adios_ray.config import replaced
+from adios_ray.console import say
 from adios_ray.data.claim import TRAINING, Claim, claimed
 from adios_ray.data.prepare import prepare
 from adios_ray.data.rendered import objects
@@ -60,7 +61,7 @@ def start(config: ExperimentConfig) -> Path:
         raise ConfigError("--take-over needs the run to take over: give its --name, or --resume RUN")
     space = load_space(config.space, config.scheduler, config.search)
     space.bind(config.trial(), f"search space {config.space}", config.population)
-    check_job_paths(config, submitted_job())
+    check_job_paths(_named_places(config), submitted_job())
     check_trackers(config)
     renders = config.data_dir is None and config.preset == DEMO
     begun = config.name and _has_begun(RunStorage(f"{config.storage}/{config.name}"))
@@ -76,7 +77,7 @@ def start(config: ExperimentConfig) -> Path:
             return _continue(run, config, space, claim)
         _check_unused(run)
         for remark in remarks(config, space):
-            _say(remark)
+            say(remark)
         with connected():
             resources = worker_resources(config, nodes(), autoscaler_runs())
             if renders:
@@ -108,7 +109,7 @@ def resume(place: Location, asked: ExperimentConfig | None = None) -> Path:
         StorageError: If remote storage fails for longer than five minutes.
     """
     if asked:
-        check_job_paths(asked, submitted_job())
+        check_job_paths(_named_places(asked), submitted_job())
     path = local_path(place)
     run = RunStorage(place if path is None else path.resolve())
     if not _has_begun(run):
@@ -123,22 +124,32 @@ def resume(place: Location, asked: ExperimentConfig | None = None) -> Path:
 
 def _continue(run: RunStorage, asked: ExperimentConfig, asked_space: SearchSpace, claim: Claim) -> Path:
     """Resume a run that this driver has claimed."""
-    retry(run.fetch_run, _say)
+    retry(run.fetch_run, say)
     own, space = read_experiment(run.directory), load_space(_layout(run).space)
     config = check_changes(run.place, own, asked, space, asked_space)
     state = PopulationState.load(run.directory)
     state.epochs = state.epochs or own.epochs  # earlier versions did not store it
     if line := outcome(run, state, config, space):
-        _say(line)
+        say(line)
         return run.directory
     state.dataset = check_same_data(state, own, config)
     check_data(config, space)
     check_trackers(config)
-    retry(partial(check_checkpoints, run, state), _say)
+    retry(partial(check_checkpoints, run, state), say)
     with connected():
         resources = worker_resources(config, nodes(), autoscaler_runs())
         save_changes(run.directory, state, own, config, space)
         return evolve(config, space, run, resources, claim)
+
+
+def _named_places(config: ExperimentConfig) -> dict[str, Location | None]:
+    """Collect the places that a command line names, by option."""
+    return {
+        "--data-dir": config.data_dir,
+        "--initial-weights": config.initial_weights,
+        "--storage": config.storage,
+        "--resume": config.resume,
+    }
 
 
 def _with_absolute_paths(config: ExperimentConfig, storage: str, data_dir: str | None) -> ExperimentConfig:
@@ -164,7 +175,7 @@ def _claimed(run: RunStorage, config: ExperimentConfig) -> Iterator[Claim]:
     store = Store(run.place)
     with (
         _removed_if_empty(run.directory),
-        claimed(store, _say, TRAINING, wait=False, take_over=config.take_over, job=queue_job()) as claim,
+        claimed(store, say, TRAINING, wait=False, take_over=config.take_over, job=queue_job()) as claim,
         run.driven(claim.check),
     ):
         try:
@@ -200,10 +211,6 @@ def _check_unused(run: RunStorage) -> None:
 
 def _layout(run: RunStorage) -> RunDirectory:
     return RunDirectory(run.directory)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def _new_run(storage: str, config: ExperimentConfig) -> RunStorage:

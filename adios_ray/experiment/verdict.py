@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from adios_ray.backend.faults import fault_of
-from adios_ray.backend.preflight import refused_nodes
+from adios_ray.backend.faults import Fault, fault_of
+from adios_ray.backend.node_checks import outside
+from adios_ray.backend.preflight import find_refused_nodes
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
+from adios_ray.console import say
 from adios_ray.data.shards import read_manifest
 from adios_ray.errors import FaultError, RunError
 from adios_ray.experiment.command import repeating_command
@@ -41,6 +43,7 @@ from adios_ray.tracking.records import (
     write_summary,
 )
 from adios_ray.tracking.report.run_data import read_run
+from adios_ray.tracking.run import Run
 
 if TYPE_CHECKING:  # the driver needs no torch for it
     from ray import ObjectRef
@@ -55,31 +58,36 @@ LAST_REPORTS = 3
 """Reports over which the holdout fitness of a trial is averaged."""
 
 
-def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationState, resources: WorkerResources) -> None:
-    """Evaluate the best trial on the test split, once, and write summary, schedule and report.
+def conclude(config: ExperimentConfig, run: Run, state: PopulationState, resources: WorkerResources) -> RunSummary:
+    """Evaluate the best trial on the test split, once, and write schedule, report and, last of all, the summary.
 
     Trials are compared by the half of val that took no part in decisions: the best of many on the other half is so by
     chance too.
 
     Args:
         config: The experiment's configuration.
-        storage: The run's files.
+        run: The run's record.
         state: The population, all of whose trials have finished.
         resources: CPUs and GPUs of the evaluation.
+
+    Returns:
+        The summary.
 
     Raises:
         RunError: If every trial diverged or collapsed.
         FaultError: If the evaluation fails again and again.
+        StorageError: If the run's storage stays away.
+        ClaimError: If another driver has taken the run over; nothing is written then.
     """
     # Here: the first steps of a run need not wait for what these import, scipy and plotly.
     from adios_ray.tracking.report.outcome import search_course
     from adios_ray.tracking.report.page import write_report
 
-    run_dir = storage.directory
+    storage, run_dir = run.storage, run.directory
     rows, lineage = read_results(run_dir), read_lineage(run_dir)
     finals = final_fitness(state, rows, lineage)
     if not finals:
-        write_report(run_dir, storage.uri)
+        run.write(lambda: write_report(run_dir, storage.uri))
         steps = RunDirectory(run_dir).diverged  # not there if all trials collapsed
         held = f"; {storage.place}/{steps.name} holds the steps that diverged" if storage.names(steps) else ""
         raise RunError(f"every trial diverged or collapsed{held}; lower learning rates may help")
@@ -88,11 +96,11 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
     control = best_control(state, finals, name, None if space.evolving else space.configured(config.trial()))
 
     def on_test(trial: str) -> "Estimate":
-        print(f"{trial} is evaluated on the test split, as soon as the cluster has a place for it", flush=True)
+        run.note(f"{trial} is evaluated on the test split, as soon as the cluster has a place for it", trial=trial)
         member = state.members[trial]
         assert member.checkpoint is not None
         own = replaced(config.trial(), member.values)
-        return _answer(partial(_submit, own, member.checkpoint, storage.place, resources), storage.place)
+        return _answer(run, trial, partial(_submit, own, member.checkpoint, storage.place, resources))
 
     # Only the trial that is best on validation, and what it is compared with, see the test split: the maximum over the
     # population would be biased upward.
@@ -101,23 +109,26 @@ def conclude(config: ExperimentConfig, storage: RunStorage, state: PopulationSta
     if control is not None:
         gain = {"gain": 0.0} if control == name else gain_over_control(test, on_test(control))
         summary = summary.model_copy(update={"control": control, **gain})
-    write_summary(run_dir, summary)
-    schedule_of(run_dir, name).save(RunDirectory(run_dir).schedule)
+    run.write(lambda: schedule_of(run_dir, name).save(RunDirectory(run_dir).schedule))
+    run.write(lambda: write_report(run_dir, storage.uri, summary))
+    run.write(storage.push)
+    # Last, at a URI too: by its summary a run counts as finished, while one that was stopped before is concluded again.
+    run.write(lambda: write_summary(run_dir, summary))
+    run.write(storage.push)
     measure = MEASURES[config.evaluation.fitness]
     chance = f" (chance {measure.text(summary.chance)})" if measure.is_share else ""
     if summary.gain is not None:
         ahead = measure.difference_text(summary.gain, summary.gain_standard_error)
-        print(f"Best minus control: {ahead} on test ({summary.compared})")
+        say(f"Best minus control: {ahead} on test ({summary.compared})")
     values = ", ".join(f"{label(path)} {value_text(value)}" for path, value in state.members[name].values.items())
-    print(f"Values of {name}: {values}")
-    print(
+    say(f"Values of {name}: {values}")
+    say(
         f"Best: {name}, {measure.label} fitness {measure.text(summary.best_fitness, summary.best_standard_error)} on "
         f"validation, {measure.scores_text(test.value, test.standard_error, test.accuracy)} on test{chance}; "
         f"{search_course(read_run(run_dir))}, {summary.seconds:.0f} s"
     )
-    written = write_report(run_dir, storage.uri)
-    retry(storage.push, print)
-    print(f"Report: {storage.place}/{written.name}", flush=True)
+    say(f"Report: {storage.place}/{RunDirectory(run_dir).report.name}")
+    return summary
 
 
 def _summarize(
@@ -164,34 +175,36 @@ def _submit(
 ) -> "ObjectRef[Estimate]":
     """Start the evaluation on the test split as a Ray task, on a node that can train: the driver's may have no GPU."""
     assert config.data_dir is not None
-    refused = refused_nodes(place, config.data_dir)
-    labels = {"ray.io/node-id": f"!in({','.join(refused)})"} if refused else None
-    task = ray.remote(_on_test).options(num_cpus=resources.cpus, num_gpus=resources.gpus, label_selector=labels)
+    labels = outside(find_refused_nodes(place, config.data_dir))
+    task = ray.remote(_on_test).options(num_cpus=resources.cpus, num_gpus=resources.gpus, label_selector=labels or None)
     return task.remote(config, checkpoint, place)
 
 
-def _answer(submit: Callable[[], "ObjectRef[Estimate]"], place: Location) -> "Estimate":
-    """Return what the evaluation on the test split finds, after a bounded number of attempts.
+def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[Estimate]"]) -> "Estimate":
+    """Return what the evaluation of a trial on the test split finds, after a bounded number of attempts.
 
     Raises:
-        FaultError: If each failed, with the reason of the last.
+        FaultError: If each failed, with the reason of the last; the trial's log has all of them whole.
     """
-    reason = ""
-    for attempt in range(ATTEMPTS):
-        if reason:
-            print(f"the evaluation on the test split failed ({reason}) and is started again", flush=True)
-            time.sleep(PAUSE_S * attempt)
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             found: Estimate = ray.get(submit())
         except RayTaskError as error:
-            reason = f"{type(error.cause).__name__}: {error.cause}"
+            fault = Fault(f"{type(error.cause).__name__}: {error.cause}", str(error))
         except RayError as error:  # its process or node was lost, or ran out of memory
-            reason = fault_of(error).reason
+            fault = fault_of(error)
         else:
             return found
+        again = " and is started again" if attempt < ATTEMPTS else ""
+        text = f"its evaluation on the test split failed ({fault.reason}){again}"
+        run.trial_note(trial, text, fault.details, "restart")
+        if again:
+            time.sleep(PAUSE_S * attempt)
+    layout, place = RunDirectory(run.directory), run.storage.place
     raise FaultError(
-        f"{place}: the evaluation on the test split failed {ATTEMPTS} times, at last with {reason}. All trainings are "
-        f"kept: mend it, then run again with --resume {place}"
+        f"{place}: the evaluation on the test split failed {ATTEMPTS} times, at last with {fault.reason}; "
+        f"{place}/{layout.relative(layout.log(trial))} has the whole of it. All trainings are kept: mend it, then run "
+        f"again with --resume {place}"
     )
 
 
@@ -270,9 +283,9 @@ def _on_test(config: TrialConfig, checkpoint: Pointer, run: str) -> "Estimate":
     from adios_ray.training.trainer import Trainer
 
     trainer, storage = Trainer(config, best_device()), RunStorage(run)
-    retry(storage.open, print)
+    retry(storage.open, say)
     here = storage.here(checkpoint)
-    retry(lambda: storage.fetch(here), print)
+    retry(lambda: storage.fetch(here), say)
     trainer.load(here, config)
     storage.close()
     return trainer.evaluate("test")

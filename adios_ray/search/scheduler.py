@@ -4,6 +4,7 @@ Subclasses decide about one trial at a time (``decide``) and name the trials tha
 """
 
 from abc import abstractmethod
+from collections import Counter
 from typing import Any, NoReturn
 
 from ray.tune.experiment import Trial
@@ -17,6 +18,8 @@ from adios_ray.errors import FaultError
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.population import Population
 
+ACTOR_RESTARTS = 20
+"""How often a trial's actor is restarted without a report in between, before the run stops."""
 CONTINUE, PAUSE, STOP = TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP
 
 
@@ -42,6 +45,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         # Trials whose workers keep failing while others train, and trials that had trouble since their last report.
         self.set_aside: dict[str, Fault] = {}
         self._troubled: set[str] = set()
+        self._lost = Counter[str]()
         self.failure: Exception | None = None
 
     @abstractmethod
@@ -153,6 +157,8 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         """Record a report; returns whether it is new."""
         self._troubled.discard(name)
         new = self.population.observe(name, reply)
+        if new:
+            del self._lost[name]
         if new and reply.report is not None and reply.report.divergence:
             fate = "it has trained its last epoch" if reply.report.done else self.fate_of_diverged(name)
             self.population.run.note(
@@ -164,16 +170,19 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         """Note that Tune restarts a trial's actor, and will add the trial again; after too many restarts, stop the run.
 
         Raises:
-            FaultError: If Tune gives the trial up.
+            FaultError: If the actor was lost too often since the trial's last report.
         """
-        if trial.should_recover():
-            self._forget_preemption(name_of(trial))
-            self.population.run.note(f"{name_of(trial)} lost its actor; Tune restarts it", "restart", name_of(trial))
+        # Counted here: Tune counts over the whole life of the driver, in which a cluster may lose many nodes.
+        name = name_of(trial)
+        self._lost[name] += 1
+        if self._lost[name] <= ACTOR_RESTARTS:
+            self._forget_preemption(name)
+            self.population.run.note(f"{name} lost its actor; Tune restarts it", "restart", name)
             return
-        fault = Fault(f"its actor failed {trial.num_failures} times", str(trial.get_error() or ""))
-        self.population.run.trial_note(name_of(trial), f"cannot train: {fault.reason}; the run stops", fault.details)
-        self.set_aside[name_of(trial)] = fault
-        self._stop_run()  # Tune forgets a trial that it has given up
+        fault = Fault(f"its actor failed {self._lost[name]} times without a report", str(trial.get_error() or ""))
+        self.population.run.trial_note(name, f"cannot train: {fault.reason}; the run stops", fault.details)
+        self.set_aside[name] = fault
+        self._stop_run()
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Continue without a trial that was removed."""

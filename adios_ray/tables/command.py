@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from adios_ray.arguments import parse_arguments
+from adios_ray.backend.cluster import submitted_job
 from adios_ray.commands.data import Prepare
 from adios_ray.commands.masks import Masks
 from adios_ray.config import Count
 from adios_ray.data.shards import open_shards, verify
 from adios_ray.errors import ConfigError, RunError, exit_status
-from adios_ray.experiment.checks import check_storage
+from adios_ray.experiment.checks import check_job_paths, check_storage
 from adios_ray.places import require_local
 from adios_ray.store import Location
 from adios_ray.tables.grid import Cell, Column, Table, evaluation_of
@@ -134,7 +135,7 @@ def _run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str
         The folder of each cell, the reasons of those that failed, and the place of each data set.
 
     Raises:
-        ConfigError: If a data set is missing.
+        ConfigError: If a data set is missing, or a node of the cluster lacks the storage, the data or the packages.
         DatasetError: If a data set is damaged.
         EvaluationError: If a data set lacks the labels or object masks of an evaluation.
         KeyboardInterrupt: With a note that says how to resume.
@@ -143,6 +144,8 @@ def _run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str
     from adios_ray.tables.evaluate import check_data
     from adios_ray.tables.run import run_cells
 
+    data: dict[str, Location | None] = {f"--data {name}": place for name, place in options.data.items()}
+    check_job_paths({"--storage": options.directory, **data}, submitted_job())
     storage = Path(check_storage(options.directory))
     try:
         places = _places(table, options.data, storage)
@@ -151,7 +154,7 @@ def _run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str
         for kind, place in sorted(evaluated):
             check_data(kind, open_shards(place))
         folders = {cell: storage / CELLS / cell_name(cell) for cell in cells}
-        return folders, run_cells(folders, places, options.gpus_per_cell), places
+        return folders, run_cells(storage, folders, places, options.gpus_per_cell), places
     except KeyboardInterrupt as stop:
         stop.add_note(RESUMES)
         raise

@@ -15,6 +15,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from adios_ray.backend.cluster import connected
+from adios_ray.backend.preflight import check_nodes
+from adios_ray.console import say
 from adios_ray.data.claim import TRAINING, claimed
 from adios_ray.devices import best_device
 from adios_ray.experiment.resources import nodes
@@ -29,16 +31,22 @@ ERROR = "error.txt"
 """File of a cell's folder with the traceback of its last run, if that failed."""
 
 
-def run_cells(folders: Mapping[Cell, Path], places: Mapping[str, str], gpus: float | None) -> dict[str, str]:
+def run_cells(
+    storage: Path, folders: Mapping[Cell, Path], places: Mapping[str, str], gpus: float | None
+) -> dict[str, str]:
     """Train and evaluate the cells that are not finished.
 
     Args:
+        storage: The directory of all of them.
         folders: The directory of each cell, which all nodes of the cluster see; cells with the same one are run once.
         places: Directory or URI of each data set by name.
         gpus: GPUs of each cell, may be a fraction; None takes one if the cluster has any.
 
     Returns:
         The last line of the error of each cell that failed, by the name of its directory, which holds the whole error.
+
+    Raises:
+        ConfigError: If a node of the cluster lacks the storage, the data or the packages.
     """
     pending: dict[str, Cell] = {}
     for cell, folder in folders.items():
@@ -47,11 +55,13 @@ def run_cells(folders: Mapping[Cell, Path], places: Mapping[str, str], gpus: flo
             cell = cell._replace(evaluations=tuple(dict.fromkeys(both)))
         if not finished(folder, cell, places):
             pending[str(folder)] = cell
-    print(f"{len(folders)} cells: {len(folders) - len(pending)} finished, {len(pending)} to run", flush=True)
+    say(f"{len(folders)} cells: {len(folders) - len(pending)} finished, {len(pending)} to run")
     if not pending:
         return {}
     with connected(), tempfile.TemporaryDirectory() as records:
-        progress = _Progress(len(pending))
+        for place in sorted(set(places.values())):
+            check_nodes(storage, place)
+        progress = _Progress(pending, places)
         # Tune logs the traceback of a failed cell, which is in the cell's folder, and the reason is printed.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         tuner = tune.Tuner(
@@ -73,7 +83,7 @@ def _trial(settings: Mapping[str, Any], cells: Mapping[str, Cell], places: Mappi
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     folder = Path(settings["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    with claimed(Store(folder), print, TRAINING):  # two tables that run at the same time may share the cell
+    with claimed(Store(folder), say, TRAINING):  # two tables that run at the same time may share the cell
         (folder / ERROR).unlink(missing_ok=True)
         try:
             run_cell(cells[settings["folder"]], folder, places, best_device(), evaluate)
@@ -86,26 +96,33 @@ def _trial(settings: Mapping[str, Any], cells: Mapping[str, Cell], places: Mappi
 class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
     """Prints a line for each cell that ends, and keeps the reasons of those that failed."""
 
-    def __init__(self, cells: int) -> None:
+    def __init__(self, cells: Mapping[str, Cell], places: Mapping[str, str]) -> None:
         self.failed: dict[str, str] = {}
-        self._cells, self._ended, self._began = cells, 0, time.monotonic()
+        self._cells, self._places, self._ended, self._began = cells, places, 0, time.monotonic()
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Say that a cell is finished."""
-        self._say(trial, "finished")
+        """Say that a cell is finished, if its results are here: a node that joined later may lack the storage."""
+        folder = trial.config["folder"]
+        if finished(Path(folder), self._cells[folder], self._places):
+            self._say(trial, "finished")
+        else:
+            self._fail(trial, "its results did not arrive on this node, which must share --storage with all others")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Say that a cell has failed, and why."""
         file = Path(trial.config["folder"]) / ERROR
         # The last line of a traceback, without the module of the exception's class.
         last = re.sub(r"^(\w+\.)+(?=\w+: )", "", file.read_text().splitlines()[-1]) if file.is_file() else ""
-        reason = last or "its process died"
+        self._fail(trial, last or "its process died")
+
+    def _fail(self, trial: Trial, reason: str) -> None:
+        file = Path(trial.config["folder"]) / ERROR
         self.failed[file.parent.name] = reason
         self._say(trial, f"failed: {reason}; {file}")
 
     def _say(self, trial: Trial, what: str) -> None:
         self._ended += 1
         elapsed = time.monotonic() - self._began
-        left = elapsed / self._ended * (self._cells - self._ended)
-        count, times = f"[{self._ended}/{self._cells}]", f"{duration(elapsed)}, about {duration(left)} left"
-        print(f"{count} {Path(trial.config['folder']).name} {what}; {times}", flush=True)
+        left = elapsed / self._ended * (len(self._cells) - self._ended)
+        count, times = f"[{self._ended}/{len(self._cells)}]", f"{duration(elapsed)}, about {duration(left)} left"
+        say(f"{count} {Path(trial.config['folder']).name} {what}; {times}")

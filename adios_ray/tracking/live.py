@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from adios_ray.console import open_console
+from adios_ray.console import dispensable, open_console
 from adios_ray.tracking.formatting import duration, label, value_text
 from adios_ray.tracking.lineage import best_row
 from adios_ray.tracking.records import Drop, Exploit, Refusal, Row
@@ -134,14 +134,15 @@ class LiveView:
     ) -> None:
         """Stop the display; the last state of the table stays in the terminal."""
         if self._live:
-            self._live.stop()
+            with dispensable():
+                self._live.stop()
 
     def report(self, row: Row) -> None:
         """Show a report."""
         with self._lock:
             self._rows[row.trial].append(row)
             self._trial_notes.pop(row.trial, None)
-            if not self._live:
+            if not self._shows_table:
                 self._print(report_line(row, self._total_epochs))
 
     def exploit(self, exploit: Exploit) -> None:
@@ -155,7 +156,7 @@ class LiveView:
         """Show any other event."""
         with self._lock:
             self._events.append(text)
-            if not self._live:
+            if not self._shows_table:
                 self._print(text)
 
     def keep(self, trial: str, note: str) -> None:
@@ -168,8 +169,14 @@ class LiveView:
         with self._lock:
             self._held = self._held.union(trials) if held else self._held.difference(trials)
 
+    @property
+    def _shows_table(self) -> bool:
+        """Whether the table is on the screen: before and after, a terminal shows lines too."""
+        return self._live is not None and self._live.is_started
+
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        with dispensable():
+            self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _epochs_done(self) -> int:
         """Count the epochs completed over the population, the most trained of all trials."""

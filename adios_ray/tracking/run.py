@@ -72,7 +72,7 @@ class Run(AbstractContextManager["Run"]):
         """Close the view and end the refreshing of the report."""
         self._open.close()
 
-    def write(self, action: Callable[[], None]) -> None:
+    def write(self, action: Callable[[], object]) -> None:
         """Write into the run directory as ``retry_in_run`` does, as long as the run is this driver's.
 
         Raises:

@@ -9,8 +9,7 @@ from adios_ray.data.decode import EXTENSIONS
 from adios_ray.data.sources.base import UNLABELED
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.errors import DatasetError
-from adios_ray.files import expand_home
-from adios_ray.store import Location, Store
+from adios_ray.store import Location, Store, local_path
 
 HIDDEN = "hidden, by a name that begins with a dot or an underscore"
 METADATA = "metadata"
@@ -84,10 +83,10 @@ def find(
 
 def _place(root: str, ending: str) -> tuple[str, str | None]:
     """Return the folder, and the name of the file if the root is one."""
-    text = root.removeprefix("file://").rstrip("/")
-    remote = "://" in text
-    if text.lower().endswith(ending) and (remote or expand_home(text).is_file()):
-        folder, _, name = (text if remote else str(expand_home(text).absolute())).rpartition("/")
+    path = local_path(root)
+    text = root.rstrip("/") if path is None else str(path.absolute())
+    if text.lower().endswith(ending) and (path is None or path.is_file()):
+        folder, _, name = text.rpartition("/")
         return folder, name
     return text, None
 

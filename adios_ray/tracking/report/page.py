@@ -21,6 +21,7 @@ from adios_ray.tracking import lineage, records
 from adios_ray.tracking.environment import environment_of
 from adios_ray.tracking.formatting import duration, value_text
 from adios_ray.tracking.live import exploit_line
+from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report import charts, search_charts
 from adios_ray.tracking.report.charts import ChartData, Figure
 from adios_ray.tracking.report.features import feature_section
@@ -51,17 +52,18 @@ class Event(NamedTuple):
     text: str
 
 
-def write_report(run_dir: Path, uri: str | None = None) -> Path:
+def write_report(run_dir: Path, uri: str | None = None, summary: RunSummary | None = None) -> Path:
     """Write ``report.html`` from the run's files as they are now; it loads no other file and needs no network.
 
     Args:
         run_dir: The run directory, or a copy of the run.
         uri: URI of the run if this is a copy.
+        summary: The outcome, if it is not yet written down.
 
     Raises:
         RecordError: If a file of the run is damaged.
     """
-    run = read_run(run_dir, uri)
+    run = read_run(run_dir, uri, summary)
     path = RunDirectory(run_dir).report
     atomic_write(path, render("report.html.j2", _context(run)).encode())
     return path

@@ -189,8 +189,8 @@ class RunData:
         return [rows[-1] for rows in valid.values() if rows]
 
 
-def read_run(run_dir: Path, uri: str | None = None) -> RunData:
-    """Read the files of a run, or of a copy of the run at ``uri``, as they are now.
+def read_run(run_dir: Path, uri: str | None = None, summary: RunSummary | None = None) -> RunData:
+    """Read the files of a run, or of a copy of the run at ``uri``, as they are now; ``summary`` if none is there yet.
 
     Raises:
         RecordError: If a file of the run is damaged.
@@ -201,7 +201,7 @@ def read_run(run_dir: Path, uri: str | None = None) -> RunData:
         records.read_lineage(run_dir),
         records.read_refusals(run_dir),
         records.read_drops(run_dir),
-        records.read_summary(run_dir),
+        summary or records.read_summary(run_dir),
         records.read_config(run_dir),
         _read_space(RunDirectory(run_dir).space),
         *_read_population(RunDirectory(run_dir)),

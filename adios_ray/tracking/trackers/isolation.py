@@ -9,8 +9,10 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import adios_ray
 from adios_ray.config import TrialConfig
@@ -31,14 +33,20 @@ class Trackers(AbstractContextManager["Trackers"]):
     """All trackers of a run. Calls return at once; a tracker that fails is named once, and what it could not send."""
 
     def __init__(self, names: Sequence[TrackerName], run_dir: Path, say: Say) -> None:
-        """Start a process for each tracker.
+        """Prepare trackers, whose processes start with the block.
 
         Args:
             names: The trackers.
             run_dir: The run directory.
             say: Shows a line to the user; called from threads.
         """
-        self._processes = [_Process(name, run_dir, say) for name in names]
+        self._start = [partial(_Process, name, run_dir, say) for name in names]
+        self._processes = list[_Process]()
+
+    def __enter__(self) -> Self:
+        """Start a process for each tracker."""
+        self._processes = [start() for start in self._start]
+        return self
 
     def report(self, row: Row, config: TrialConfig) -> None:
         """Pass on a trial's report."""
@@ -65,11 +73,12 @@ class Trackers(AbstractContextManager["Trackers"]):
 
 
 class _Process:
-    """The process of one tracker, a thread that writes to it, and one that reads its answers."""
+    """The process of one tracker, and threads that write to it, read its answers and wait for its end."""
 
     def __init__(self, name: TrackerName, run_dir: Path, say: Say) -> None:
         self._name, self._say = name, say
         self._given = self._sent = 0
+        self._finishing = self._failed = False
         self._messages = queue.SimpleQueue[Message | None]()
         self._log = RunDirectory(run_dir).tracker_log(name)
         self._log.parent.mkdir(exist_ok=True)
@@ -84,7 +93,8 @@ class _Process:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])},
                 start_new_session=True,  # Ctrl-C is for the run, which then ends the tracker's input
             )
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._read)]
+        work = (self._write, self._read, self._wait)
+        self._threads = [threading.Thread(target=each, daemon=True) for each in work]
         for thread in self._threads:
             thread.start()
 
@@ -94,6 +104,7 @@ class _Process:
 
     def finish(self, seconds: float) -> None:
         """End the tracker's input, and stop it if it does not end by itself in time."""
+        self._finishing = True
         self._messages.put(None)
         try:
             self._process.wait(seconds)
@@ -115,10 +126,20 @@ class _Process:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        failed = False
         for answer in self._process.stdout:
             if (reason := json.loads(answer)) is None:
                 self._sent += 1
-            elif not failed:
-                failed = True
-                self._say(f"{self._name} failed, and the run continues without it: {reason}")
+            else:
+                self._fail(reason)
+
+    def _wait(self) -> None:
+        # Not by the end of its answers, whose pipe a process that the tracker has started may hold.
+        status = self._process.wait()
+        if not self._finishing:
+            self._fail(f"its process ended with status {status}; see {self._log}")
+
+    def _fail(self, reason: str) -> None:
+        """Say once that the tracker has failed."""
+        if not self._failed:
+            self._failed = True
+            self._say(f"{self._name} failed, and the run continues without it: {reason}")
