@@ -15,15 +15,16 @@ import torch
 from small import make_objects, small_config
 
 from adios_ray.checkpoints import STATE_FILE, load_checkpoint
+from adios_ray.cli import main
 from adios_ray.config import ADAPTABLE, PROBE_LR, CentralView, OptimizerConfig, TrialConfig, check_view, replaced
 from adios_ray.data.loader import Batch, central_views
 from adios_ray.data.sources.base import NO_LABEL
-from adios_ray.errors import CheckpointError, ConfigError
+from adios_ray.errors import CheckpointError, ConfigError, InputError
 from adios_ray.evaluation.fitness import evaluate, extract_features
 from adios_ray.experiment.checks import check_data
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.masking.slots import read_head, replace_head, resize_head
-from adios_ray.training.divergence import Terms
+from adios_ray.training.divergence import Terms, batch_state
 from adios_ray.training.optimizers import make_schedule
 from adios_ray.training.reproduce import reproduce
 from adios_ray.training.step import StepResult, probe_gradients
@@ -308,7 +309,7 @@ def poisoned(config: TrialConfig) -> Trainer:
 @pytest.mark.parametrize("order", ["simultaneous", "alternating"])
 @pytest.mark.slow
 def test_a_diverged_training_stops_before_anybody_moves_and_can_be_reproduced(
-    order: str, objects_dir: Path, tmp_path: Path
+    order: str, objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = poisoned(small_config(objects_dir, masking={"order": order}))
     weights = {name: values.clone() for name, values in trainer.networks.named_parameters()}
@@ -318,7 +319,8 @@ def test_a_diverged_training_stops_before_anybody_moves_and_can_be_reproduced(
     for name, values in trainer.networks.named_parameters():
         torch.testing.assert_close(values.detach(), weights[name], rtol=0, atol=0, equal_nan=True)
     trainer.save(tmp_path / "dump", trainer.take_failed_batch())
-    assert reproduce(tmp_path / "dump", CPU) == "objective of slot 0 is nan"
+    assert main(["reproduce", str(tmp_path / "dump")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'dump'}: objective of slot 0 is nan\n"
 
 
 def test_a_penalty_that_is_not_finite_is_named(objects_dir: Path) -> None:
@@ -372,6 +374,10 @@ def test_a_healthy_dump_or_a_plain_checkpoint_reproduces_nothing(objects_dir: Pa
     trainer.save(tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match="not the dump of a step that diverged"):
         reproduce(tmp_path / "checkpoint", CPU)
+    batch = next(iter(trainer.feed.batches(trainer.seed, 1, 2)))
+    trainer.save(tmp_path / "dump", batch_state(batch))
+    with pytest.raises(InputError, match="dump: step 1 is finite on cpu, which may round differently"):
+        reproduce(tmp_path / "dump", CPU)
 
 
 def test_a_damaged_or_missing_checkpoint_is_named(objects_dir: Path, tmp_path: Path) -> None:
