@@ -1,6 +1,7 @@
 """The command line: its outputs, its messages, and its failures."""
 
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +25,16 @@ def images(tmp_path: Path) -> Path:
 
 
 def options(**given: object) -> list[str]:
-    """Return options of ``prepare`` that are valid for a folder, except for those given; None leaves one out."""
+    """Return options of ``prepare`` that are valid for a folder, except for those given.
+
+    True names an option that has no value; None leaves one out.
+    """
     right = {"dataset": "folder", "source": "images", "output": "out", "image_size": 32}
-    merged = {**right, **given}
-    pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in merged.items() if value is not None]
-    return ["prepare", *(word for pair in pairs for word in pair)]
+    words = ["prepare"]
+    for name, value in {**right, **given}.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words
 
 
 @pytest.mark.parametrize(
@@ -52,6 +58,29 @@ def options(**given: object) -> list[str]:
         ({"train_images": 11}, "11 images asked for train"),
         ({"val_images": -1}, "--val-images -1 must be greater than or equal to 0"),
         ({"max_pixels": 0}, "--max-pixels 0 must be greater than or equal to 1"),
+        ({"group_by": "("}, "--group-by '(' is neither folder nor a regular expression: missing ), unterminated"),
+        ({"group_by": r"video\d"}, "the pattern 'video\\\\d' that groups images does not match "),
+        *(
+            (
+                {"dataset": "objects", "source": None, **option},
+                "--group-by, --drop-duplicates and --check-content are for files, not for --dataset objects",
+            )
+            for option in ({"group_by": "folder"}, {"drop_duplicates": True}, {"check_content": True})
+        ),
+        *(
+            (
+                {"dataset": "objects", "source": None, **option},
+                "--max-pixels and --stretch are for encoded images, not for --dataset objects",
+            )
+            for option in ({"max_pixels": 9}, {"stretch": "file"})
+        ),
+        *(
+            (
+                {"dataset": "cifar10", **option},
+                "--layout and --allow-missing-classes are for --dataset folder, not for cifar10",
+            )
+            for option in ({"layout": "flat"}, {"allow_missing_classes": True})
+        ),
     ],
 )
 def test_bad_options_are_one_line(
@@ -157,6 +186,59 @@ def test_prepare_and_verify(images: Path, tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "out" / "val-00000.arrow").unlink()
     assert main(["verify", str(tmp_path / "out")]) == 2
     assert "val-00000.arrow is missing" in capsys.readouterr().err
+
+
+def plant_videos(folder: Path) -> None:
+    """Write two classes, ant of ten videos and bee of two, of three images each."""
+    for name, videos in (("ant", 10), ("bee", 2)):
+        for video in range(videos):
+            (folder / name / f"video{video}").mkdir(parents=True)
+            for number in range(3):
+                shade = (100 * (name == "bee") + video, number, 0)
+                Image.new("RGB", (40, 40), shade).save(folder / name / f"video{video}" / f"{number}.png")
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plant_videos(tmp_path / "videos")
+    alone = """\
+3 splits, 2 classes: train 28, test 4, val 4 (val and test carved out of train)
+  ant: train 24, test 3, val 3
+  bee: train 4, test 1, val 1
+"""
+    by_video = """\
+3 splits, 2 classes: train 30, test 3, val 3 (val and test carved out of train)
+1 class too small to be in val and test, kept in train: bee
+  ant: train 24, test 3, val 3
+  bee: train 6, test 0, val 0
+"""
+    for group, expected in ((None, alone), ("folder", by_video), (r"\w+/video\d", by_video)):
+        assert main(options(source=tmp_path / "videos", output=tmp_path / "out", dry_run=True, group_by=group)) == 0
+        assert capsys.readouterr().out == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["videos"]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_videos_stay_together_copies_are_dropped_and_content_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant_videos(tmp_path / "videos")
+    changed = tmp_path / "videos" / "ant" / "video0" / "0.png"
+    changed.write_bytes((changed.parent / "1.png").read_bytes())
+    arguments = options(source=tmp_path / "videos", output=tmp_path / "out", group_by="folder", drop_duplicates=True)
+    assert main(arguments) == 0
+    dataset = open_shards(tmp_path / "out")
+    stored = {split: [str(item) for item in dataset.split(split).source_ids] for split in ("train", "val", "test")}
+    assert sum(map(len, stored.values())) == 35  # of 36, one is a copy
+    videos = [{item.rpartition("/")[0] for item in items} for items in stored.values()]
+    assert len(set.union(*videos)) == sum(map(len, videos)) == 12
+    capsys.readouterr()
+    status = changed.stat()
+    changed.write_bytes(changed.read_bytes()[:-1] + b"x")
+    os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert main(arguments) == 0
+    assert main([*arguments, "--check-content"]) == 2
+    assert "1 changed (ant/video0/0.png)" in capsys.readouterr().err
 
 
 def test_a_uri_that_cannot_be_read_is_one_line(

@@ -1,6 +1,7 @@
 """Strict configuration: what is refused, and the error messages."""
 
 import math
+import sys
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -230,7 +231,8 @@ def test_a_name_that_is_no_safe_name_of_a_folder_is_refused(name: str) -> None:
         ("file:runs", "file:runs names no absolute path of this machine"),
     ],
 )
-def test_storage_that_cannot_work_is_refused_by_name(storage: str, named: str) -> None:
+def test_storage_that_cannot_work_is_refused_by_name(storage: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ConfigError, match=named):
         check_storage(storage)
 

@@ -3,7 +3,7 @@
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,12 +26,13 @@ from adios_ray.errors import DatasetError, EvaluationError
 from adios_ray.evaluation import features as features_module
 from adios_ray.evaluation import kinds
 from adios_ray.evaluation.features import MapParts, features_of
-from adios_ray.evaluation.fitness import extract_features
+from adios_ray.evaluation.fitness import Indices, extract_features
 from adios_ray.evaluation.knn import knn_label_shares
 from adios_ray.evaluation.linear import Sgd, train_rates
 from adios_ray.evaluation.result import EvaluationResult
 from adios_ray.evaluation.statistics import fresh_statistics
 from adios_ray.evaluation.subject import Subject, opened
+from adios_ray.local_cache import CACHE_VARIABLE
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
 
@@ -54,7 +55,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep features in a folder of these tests."""
-    monkeypatch.setenv("ADIOS_RAY_CACHE", str(tmp_path_factory.getbasetemp() / "features"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path_factory.getbasetemp() / "features"))
 
 
 def weights(classes: int = 8, seed: int = 0, **changes: Any) -> Weights:
@@ -280,45 +281,74 @@ def test_features_that_are_not_finite_are_named(data: Path) -> None:
                 kind(subject)
 
 
+def extracted(data: Path, cache: Path, map_parts: MapParts) -> tuple[Tensor, list[int]]:
+    """Extract the features of val by a fixed network, with a cache of its own; return the sizes of the parts, too."""
+    parts: list[int] = []
+
+    def recorded(function: Callable[[Indices], Tensor], indices: Sequence[Indices]) -> Iterable[Tensor]:
+        parts.extend(map(len, indices))
+        return map_parts(function, indices)
+
+    with pytest.MonkeyPatch.context() as patch, opened(weights(seed=5), open_shards(data)) as subject:
+        patch.setenv(CACHE_VARIABLE, str(cache))
+        found = features_of(subject.networks, subject.dataset, "val", SIZE, "square", map_parts=recorded)
+    return found.features, parts
+
+
 @pytest.mark.slow
 def test_features_are_extracted_elsewhere_by_what_can_be_sent_there(
-    data: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def elsewhere(function: Callable[[Indices], Tensor], indices: Sequence[Indices]) -> Iterable[Tensor]:
+        return (pickle.loads(pickle.dumps(function))(part) for part in indices)
+
+    here, _ = extracted(data, tmp_path / "here", map)
     monkeypatch.setattr(features_module, "PART", 32)
-    parts = []
-
-    def elsewhere(function: Any, indices: Any) -> Any:
-        for part in indices:
-            parts.append(len(part))
-            yield pickle.loads(pickle.dumps(function))(part)
-
-    remote = extracted(data, elsewhere)
-    assert parts == [32, 8]
-    monkeypatch.setattr(features_module, "VERSION", 0)  # what was kept is not found
-    assert torch.equal(extracted(data, map), remote)
-
-
-def extracted(data: Path, map_parts: MapParts) -> Tensor:
-    """Extract the features of val by a fixed network."""
-    with opened(weights(seed=5), open_shards(data)) as subject:
-        return features_of(subject.networks, subject.dataset, "val", SIZE, "square", map_parts=map_parts).features
+    remote, parts = extracted(data, tmp_path / "elsewhere", elsewhere)
+    assert parts == [32, 8] and torch.equal(here, remote)
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_cluster_extracts_the_same_features(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_extracts_the_same_features(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from adios_ray.backend.extraction import map_on_cluster
 
+    here, _ = extracted(data, tmp_path / "here", map)
     monkeypatch.setattr(features_module, "PART", 20)
-    remote = extracted(data, map_on_cluster)
-    monkeypatch.setattr(features_module, "VERSION", 0)
-    torch.testing.assert_close(extracted(data, map), remote, rtol=1e-5, atol=1e-5)
+    remote, parts = extracted(data, tmp_path / "remote", map_on_cluster)
+    assert parts == [20, 20]
+    torch.testing.assert_close(here, remote, rtol=1e-5, atol=1e-5)
 
     def fail(part: Any) -> Tensor:
         raise EvaluationError("one line")
 
     with pytest.raises(EvaluationError, match="^one line$"):
         list(map_on_cluster(fail, [np.arange(2)]))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_evaluation_on_a_cluster_prints_what_one_process_does(
+    checkpoint: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from adios_ray.backend import extraction
+
+    images: list[int] = []
+    map_on_cluster = extraction.map_on_cluster
+
+    def recorded(function: Callable[[Indices], Tensor], parts: Sequence[Indices]) -> Iterable[Tensor]:
+        images.append(sum(map(len, parts)))
+        return map_on_cluster(function, parts)
+
+    monkeypatch.setattr(extraction, "map_on_cluster", recorded)
+    scores = []
+    for option in ([], ["--ray"]):
+        assert not images
+        monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / f"cache{option}"))
+        assert main(["evaluate", "clustering", "--checkpoint", checkpoint, "--data-dir", str(data), *option]) == 0
+        scores.append(json.loads(capsys.readouterr().out)["scores"])
+    assert images == [COUNTS["test"]]
+    assert scores[1]["nmi"]["value"] == pytest.approx(scores[0]["nmi"]["value"], abs=0.01)
 
 
 @pytest.mark.slow

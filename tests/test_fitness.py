@@ -2,6 +2,7 @@
 
 import base64
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,11 +15,19 @@ from small import SIZE, make_objects, small_config
 from test_evaluation import naive_votes
 from test_masking import golden
 
-from adios_ray.config import EvaluationConfig
+from adios_ray.config import AugmentConfig, EvaluationConfig
+from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.shards import Split
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation import fitness
-from adios_ray.evaluation.fitness import LABEL_FREE_GROUPS, check_measurable, evaluate, extract_features, halves
+from adios_ray.evaluation.fitness import (
+    LABEL_FREE_GROUPS,
+    check_measurable,
+    evaluate,
+    extract_features,
+    features_of_views,
+    halves,
+)
 from adios_ray.evaluation.jackknife import jackknife_errors
 from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
 from adios_ray.evaluation.label_free import alpha_req, lidar, rankme
@@ -132,9 +141,30 @@ def test_features_that_a_measure_cannot_decompose_count_as_a_collapse(monkeypatc
     assert found.collapse is not None and found.collapse.startswith("lidar cannot be computed: linalg.cholesky")
 
 
-def rankme_error(features: torch.Tensor) -> float:
-    """Estimate the error of RankMe by the jackknife."""
-    return jackknife_errors(lambda kept: [rankme(features[kept])], len(features), LABEL_FREE_GROUPS)[0]
+def label_free_error(measure: Callable[[torch.Tensor], float], features: torch.Tensor) -> float:
+    """Estimate the error of a label-free measure by the jackknife."""
+    return jackknife_errors(lambda kept: [measure(features[kept])], len(features), LABEL_FREE_GROUPS)[0]
+
+
+@pytest.mark.slow
+def test_features_of_views_equal_a_loop_over_images_and_views(
+    objects_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitness, "LIDAR_IMAGES", 10)
+    monkeypatch.setattr(fitness, "LIDAR_VIEWS", 3)
+    trainer = Trainer(small_config(objects_dir, augment={"brightness": 0.0, "min_crop_scale": 0.9}), CPU)
+    backbone, val, expected = trainer.networks.backbone, trainer.val_split, []
+    for image in (0, 4, 8, 13, 17, 21, 26, 30, 34, 39):  # spread over the 40
+        own = np.array([image])
+        stored = torch.from_numpy(val.gather(own))
+        for number in range(3):
+            drawn = draw_parameters(AugmentConfig(), 0, "view_a", number, own, val.heights[own], val.widths[own])
+            with torch.no_grad():
+                expected.append(backbone.eval()(apply_view(stored, drawn, SIZE))[0])
+    backbone.train()
+    found = features_of_views(backbone, val, SIZE)
+    torch.testing.assert_close(found, torch.stack(expected).unflatten(0, (10, 3)), rtol=0, atol=1e-5)
+    assert backbone.training and (found[:, 0] - found[:, 1]).abs().amax(dim=1).min() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -143,6 +173,7 @@ def rankme_error(features: torch.Tensor) -> float:
 def test_parts_are_scored_as_if_they_were_alone(name: str, objects_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitness, "SMALLEST_PARTED", 10)
     monkeypatch.setattr(fitness, "LIDAR_VIEWS", 2)
+    monkeypatch.setattr(fitness, "LIDAR_IMAGES", 30)  # of 40
     trainer = Trainer(small_config(objects_dir, evaluation={"fitness": name}), CPU)
     torch.nn.init.normal_(trainer.networks.probe.weight, std=0.1)
     val, parts = trainer.val_split, halves(trainer.val_split)
@@ -157,12 +188,18 @@ def test_parts_are_scored_as_if_they_were_alone(name: str, objects_dir: Path, mo
             assert estimate.standard_error == pytest.approx(exact.std(ddof=1) / math.sqrt(len(part)), abs=1 / 255)
         sizes = [len(part) for part in parts]
         assert whole.accuracy == pytest.approx(np.average([e.accuracy for e in found.estimates], weights=sizes))
-    elif name == "rankme":
-        features = extract_features(trainer.networks.backbone, val, np.arange(len(val)), SIZE)
-        for estimate, part in zip(found.estimates, parts, strict=True):
-            assert estimate.value == pytest.approx(rankme(features[part]))
-            own = features[part]
-            assert estimate.standard_error == pytest.approx(rankme_error(own))
+        return
+    backbone, measure = trainer.networks.backbone, {"rankme": rankme, "lidar": lidar}[name]
+    images = val.spread(30) if name == "lidar" else np.arange(len(val))
+    if name == "lidar":
+        features = features_of_views(backbone, val, SIZE)
+    else:
+        features = extract_features(backbone, val, images, SIZE)
+    for estimate, part in zip(found.estimates, parts, strict=True):
+        own = features[np.isin(images, part)]
+        assert 10 < len(own) < len(images)
+        assert estimate.value == pytest.approx(measure(own))
+        assert estimate.standard_error == pytest.approx(label_free_error(measure, own))
 
 
 def test_the_probe_scores_the_probability_of_the_right_class(objects_dir: Path) -> None:

@@ -254,6 +254,30 @@ def test_an_exploit_changes_n_as_on_the_cpu_and_trains_on(slots: int, objects_di
     assert math.isfinite(report.loss) and report.epoch == 2 and trial.masks(2)[1].shape == (2, slots, 32, 32)
 
 
+@pytest.mark.parametrize("slots", [2, 5])
+def test_a_recorded_training_goes_on_through_an_exploit_that_changes_n(
+    slots: int, objects_dir: Path, tmp_path: Path
+) -> None:
+    """Compare six steps after the exploit, of which three are replayed, with those of a training without a recording.
+
+    Before it six steps are taken as well: a recording of the old head must not be replayed.
+    """
+    config = small_config(objects_dir, epochs=4, optimizer={"encoder_lr": 1e-3, "occlusion_lr": 1e-3})
+    pointer = trained(replaced(config, {"seed": 7}), 6, GPU).save(tmp_path / "donor")
+    starts, ends = list[Tensor](), list[Tensor]()
+    for cuda_graphs in (False, True):
+        own = replaced(config, {"cuda_graphs": cuda_graphs})
+        trial = trained(own, 6, GPU)
+        trial.load(pointer, replaced(own, {"masking.slots": slots}))
+        starts.append(in_one(trial.networks.state_dict().values()))
+        reports = trial.train_to_report(), trial.train_to_report()
+        assert trial.step == 12 and all(math.isfinite(report.loss) for report in reports)
+        ends.append(in_one(trial.networks.state_dict().values()))
+        assert isinstance(trial._take_step, GraphedStep) is cuda_graphs and trial.masks(2)[1].shape[1] == slots
+    assert difference(starts[1], starts[0]) < 1e-6
+    assert float((ends[1] - ends[0]).norm()) < 0.02 * float((ends[0] - starts[0]).norm())
+
+
 def test_how_many_slots_fit_is_measured_where_training_begins(objects_dir: Path) -> None:
     trainer = Trainer(small_config(objects_dir), GPU)
     assert trainer.networks.slots_at_once == 1  # an evaluation ends here

@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from adios_ray.cli import main
-from adios_ray.config import ALL_TERMS, BackboneConfig, MaskingConfig
+from adios_ray.config import ALL_TERMS
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.models.official import import_official, unsupported
 from adios_ray.models.weights import build_networks
@@ -194,7 +194,6 @@ def test_a_vision_transformer(tmp_path: Path) -> None:
     assert_equal_outputs(write(tmp_path / "release", source.state("encoder"), arguments), source, 64)
 
 
-@pytest.mark.skipif("stem_padding" not in BackboneConfig.model_fields, reason="no such option")
 def test_the_stem_for_cifar_pads_by_two(resnet: nn.Module, tmp_path: Path) -> None:
     encoder = copy.deepcopy(resnet)
     encoder.conv1, encoder.maxpool = nn.Conv2d(3, 64, 3, 1, padding=2, bias=False), nn.Identity()
@@ -203,7 +202,6 @@ def test_the_stem_for_cifar_pads_by_two(resnet: nn.Module, tmp_path: Path) -> No
     assert_equal_outputs(write(tmp_path / "release", source.state("encoder"), arguments), source)
 
 
-@pytest.mark.skipif("levels" not in MaskingConfig.model_fields, reason="no such option")
 def test_an_occlusion_model_with_a_number_of_levels_of_its_own(resnet: nn.Module, tmp_path: Path) -> None:
     source, size = make_source(resnet, 512, "simsiam_adios"), 2 * SIZE  # their SimSiam: four levels at any size
     side = 2 * size // 16

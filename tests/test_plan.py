@@ -13,6 +13,7 @@ from adios_ray.data.plan import (
     Quota,
     ShardJob,
     deciding,
+    folder_of,
     group_by_pattern,
     in_blocks,
     make_plan,
@@ -209,6 +210,20 @@ def test_classes_of_few_groups_are_in_train_and_named() -> None:
     many = [f"many/video{number % 10}/{number}.png" for number in range(100)]
     splits = plan_splits({"train": few + many}, ALL, class_of, lambda item: item.rpartition("/")[0])
     assert {class_of(item) for item in (*splits["val"], *splits["test"])} == {"many"}
+
+
+def test_a_plan_keeps_the_images_of_a_folder_together(tmp_path: Path) -> None:
+    for number in range(60):
+        image = tmp_path / f"class{number % 2}" / f"video{number % 20}" / f"{number}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.touch()
+    found = make_plan(folder.source(tmp_path), ALL, folder_of)
+    folders = {split: {item.rpartition("/")[0] for item in items} for split, items in found.splits.items()}
+    assert found.images == 60 and folders.keys() == {"train", "val", "test"}
+    assert sum(map(len, folders.values())) == 20 == len(set.union(*folders.values()))
+    assert any(
+        len({*map(folder_of, items)}) > 20 / 3 for items in make_plan(folder.source(tmp_path), ALL).splits.values()
+    )
 
 
 def test_a_pattern_must_match_every_image() -> None:

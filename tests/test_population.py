@@ -21,10 +21,10 @@ from small import small_config
 from test_trainer import assert_identical
 
 from adios_ray.checkpoints import load_checkpoint, open_checkpoint
+from adios_ray.cli import main
 from adios_ray.errors import ClaimError
 from adios_ray.experiment.config import ExperimentConfig
-from adios_ray.experiment.replay import replay
-from adios_ray.experiment.schedule import load_schedule
+from adios_ray.experiment.schedule import load_schedule, schedule_of
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.records import read_drops, read_lineage, read_results, read_summary
@@ -104,8 +104,8 @@ def trained_in_one_process(config: ExperimentConfig, run_dir: Path, output: Path
 
 def replayed_alone(run_dir: Path, output: Path, best: str, state: PopulationState) -> None:
     """Assert that the best trial's schedule, trained without a population, ends with the same bits."""
-    schedule = load_schedule(run_dir / "schedule.json")
-    replay(schedule, schedule.trial(), output, torch.device("cpu"))
+    assert load_schedule(run_dir / "schedule.json") == schedule_of(run_dir, best)
+    assert main(["replay", "--run", str(run_dir), "--trial", best, "--output", str(output)]) == 0
     pointer = state.members[best].checkpoint
     assert pointer is not None and sorted(path.name for path in (output / "checkpoints").iterdir())[-1] == "epoch_00004"
     trained = load_checkpoint(pointer, torch.device("cpu"))

@@ -1,6 +1,7 @@
 """Checks of a cluster's nodes: what each node compares, and the one error that names those that cannot train."""
 
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def test_a_node_without_the_data_or_with_other_data_is_told_apart(expected: Expe
 
 
 @pytest.mark.slow
-def test_nodes_leave_their_answers_at_a_uri(expected: Expected) -> None:
+def test_nodes_leave_their_answers_at_a_uri(expected: Expected, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     with s3_server() as server:
         with probed(f"{server.uri}/run") as folder:
             there = expected._replace(folder=folder)

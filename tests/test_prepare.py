@@ -186,6 +186,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder: ImageFiles, tmp_path:
     assert 14 <= summary.decoded < 60
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_preparation_killed_at_any_point_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("adios-ray")

@@ -9,7 +9,8 @@ import torch
 from small import small_config
 from test_trainer import assert_identical
 
-from adios_ray.checkpoints import open_checkpoint
+from adios_ray.checkpoints import newest_intact, open_checkpoint
+from adios_ray.cli import main
 from adios_ray.config import replaced
 from adios_ray.errors import ConfigError
 from adios_ray.experiment.replay import REPLAY_FILE, replay
@@ -63,6 +64,29 @@ def test_a_replay_trains_its_stages_and_resumes_where_it_was_cut_off(objects_dir
     assert_identical(final(output), whole)
     learned = ("epoch", "trial", "fitness", "loss")
     assert [[r[key] for key in learned] for r in reports(output)] == [[r[key] for key in learned] for r in reported]
+
+
+@pytest.mark.slow
+def test_the_command_stretches_a_schedule_and_prints_the_fitness_on_test(
+    objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schedule(objects_dir).save(tmp_path / "schedule.json")
+    output = tmp_path / "replayed"
+    options = ["--schedule", str(tmp_path / "schedule.json"), "--output", str(output)]
+    assert main(["replay", *options, "--epochs", "6", "--seed", "3"]) == 0
+    *epochs, last = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in epochs] == [f"epoch {epoch}" for epoch in range(1, 7)]
+    assert [report["trial"] for report in reports(output)] == ["trial_01"] * 2 + ["trial_00"] * 4
+    trainer = Trainer(replaced(small_config(objects_dir, epochs=6), VALUES[1]), CPU)
+    pointer = newest_intact(output / "checkpoints")
+    assert pointer is not None and pointer.path.name == "epoch_00006"
+    trainer.load(pointer, trainer.config)
+    assert trainer.seed == 3
+    found = trainer.evaluate("test")
+    assert found.standard_error is not None
+    value, error, accuracy = (f"{100 * number:.1f}" for number in (found.value, found.standard_error, found.accuracy))
+    scores = f"k-NN fitness {value} ± {error} %, accuracy {accuracy} %"
+    assert last == f"{scores} on test; checkpoints: {output / 'checkpoints'}"
 
 
 @pytest.mark.slow

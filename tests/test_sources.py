@@ -580,6 +580,15 @@ def test_bad_commands_are_one_line(
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+def test_content_is_compared_of_files_of_single_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, folder, layout = VERSIONS["cifar10"]
+    plant_cifar(tmp_path / folder, *layout)
+    command = ["prepare", "--dataset", "cifar10", "--source", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert main([*command, "--check-content"]) == 2
+    message = "error: --check-content compares files of single images, not those of --dataset cifar10\n"
+    assert capsys.readouterr().err == message and not (tmp_path / "out").exists()
+
+
 PAGE = Path(__file__).parent.parent / "docs" / "datasets.md"
 COMMANDS = re.findall(r"^ +adios-ray (prepare .*--(?:source|num-images).*)$", PAGE.read_text(), re.MULTILINE)
 

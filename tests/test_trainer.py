@@ -15,17 +15,19 @@ import torch
 from small import make_objects, small_config
 
 from adios_ray.checkpoints import STATE_FILE, load_checkpoint
-from adios_ray.config import ADAPTABLE, CentralView, TrialConfig, check_view, replaced
-from adios_ray.data.loader import central_views
+from adios_ray.cli import main
+from adios_ray.config import ADAPTABLE, PROBE_LR, CentralView, OptimizerConfig, TrialConfig, check_view, replaced
+from adios_ray.data.loader import Batch, central_views
 from adios_ray.data.sources.base import NO_LABEL
-from adios_ray.errors import CheckpointError, ConfigError
+from adios_ray.errors import CheckpointError, ConfigError, InputError
 from adios_ray.evaluation.fitness import evaluate, extract_features
 from adios_ray.experiment.checks import check_data
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.masking.slots import read_head, replace_head, resize_head
-from adios_ray.training.divergence import Terms
+from adios_ray.training.divergence import Terms, batch_state
+from adios_ray.training.optimizers import make_schedule
 from adios_ray.training.reproduce import reproduce
-from adios_ray.training.step import probe_gradients
+from adios_ray.training.step import StepResult, probe_gradients
 from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
 
@@ -90,6 +92,38 @@ def test_seeds_decide_everything(objects_dir: Path, tmp_path: Path) -> None:
     assert not torch.equal(first["networks"]["probe.weight"], other["networks"]["probe.weight"])
 
 
+@pytest.mark.parametrize(
+    ("warmup_epochs", "peak", "expected"),
+    [
+        (2, 0.5, {0: 0.1, 2: 0.2, 6: 0.4, 8: 0.5, 16: 0.4267767, 24: 0.25, 32: 0.0732233, 40: 0.0, 50: 0.0}),
+        (0, 0.5, {0: 0.5, 10: 0.4267767, 20: 0.25, 40: 0.0}),
+        (8, 0.5, {0: 0.1, 10: 0.3, 20: 0.5, 30: 0.25, 40: 0.0}),  # the warm-up ends in the middle of the training
+        (2, 0.05, {0: 0.05, 4: 0.05, 8: 0.05, 24: 0.025}),  # the peak is below the first rate of the warm-up
+    ],
+)
+def test_learning_rates_rise_in_a_line_and_fall_as_a_cosine(
+    warmup_epochs: float, peak: float, expected: dict[int, float]
+) -> None:
+    config = OptimizerConfig(warmup_epochs=warmup_epochs, warmup_start_lr=0.1)
+    schedule = make_schedule(config, epochs=10, steps_per_epoch=4)
+    assert {step: schedule.lr(peak, step) for step in expected} == pytest.approx(expected, abs=1e-7)
+
+
+def test_each_step_has_its_learning_rates_and_its_share_of_the_training(objects_dir: Path) -> None:
+    trainer = Trainer(small_config(objects_dir, epochs=1, optimizer={"occlusion_lr": 0.01}), CPU)
+    take_step, seen = trainer._take_step, []
+
+    def recorded(batch: Batch, progress: float) -> StepResult:
+        groups = [optimizer.param_groups[0] for optimizer in trainer.optimizers.all().values()]
+        seen.append((progress, *(group["lr"] for group in groups)))
+        return take_step(batch, progress)
+
+    trainer._take_step = recorded
+    trainer.train_until(3)
+    expected = [(0, 0.003, 0.003, PROBE_LR), (1 / 3, 0.05, 0.01, PROBE_LR), (2 / 3, 0.025, 0.005, PROBE_LR)]
+    assert seen == [pytest.approx(step) for step in expected]
+
+
 @pytest.mark.slow
 def test_an_exploit_takes_over_the_donor_and_its_own_new_values(objects_dir: Path, tmp_path: Path) -> None:
     donor = trained(small_config(objects_dir, seed=7), 3)
@@ -101,9 +135,9 @@ def test_an_exploit_takes_over_the_donor_and_its_own_new_values(objects_dir: Pat
     assert mine.pop("config") != donors.pop("config")
     assert_identical(mine, donors)
     assert (trial.step, trial.seed) == (3, 7)
-    trial.train_until(4)
-    expected = trial.schedule.lr(0.01, 3)
-    assert {group["lr"] for group in trial.optimizers.encoder.param_groups} == {expected}
+    trial.train_until(4)  # the last of these steps is a quarter of the way down from the peak
+    expected = pytest.approx(0.01 * (1 + math.sqrt(0.5)) / 2)
+    assert all(group["lr"] == expected for group in trial.optimizers.encoder.param_groups)
 
 
 @pytest.mark.slow
@@ -186,11 +220,10 @@ def test_the_predictor_keeps_its_rate_where_it_is_constant(
     config = small_config(objects_dir, objective={"name": objective}, optimizer=changes)
     trainer = trained(config, 5)
     predictor = {id(parameter) for parameter in trainer.networks.objective.predictor.parameters()}
-    expected = trainer.schedule.lr(0.05, 4)
-    assert 0 < expected < 0.05
+    half_of_the_peak = pytest.approx(0.025)  # after 2 steps of warm-up, 2 of 4 steps down to 0
     for group in trainer.optimizers.encoder.param_groups:
         for parameter in group["params"]:
-            assert group["lr"] == (0.05 if constant and id(parameter) in predictor else expected)
+            assert group["lr"] == (0.05 if constant and id(parameter) in predictor else half_of_the_peak)
     trainer.load(trainer.save(tmp_path / "saved"), replaced(config, {"optimizer.weight_decay": 0.5}))
     for group in trainer.optimizers.encoder.param_groups:
         assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] == 0.5}
@@ -276,7 +309,7 @@ def poisoned(config: TrialConfig) -> Trainer:
 @pytest.mark.parametrize("order", ["simultaneous", "alternating"])
 @pytest.mark.slow
 def test_a_diverged_training_stops_before_anybody_moves_and_can_be_reproduced(
-    order: str, objects_dir: Path, tmp_path: Path
+    order: str, objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = poisoned(small_config(objects_dir, masking={"order": order}))
     weights = {name: values.clone() for name, values in trainer.networks.named_parameters()}
@@ -286,7 +319,8 @@ def test_a_diverged_training_stops_before_anybody_moves_and_can_be_reproduced(
     for name, values in trainer.networks.named_parameters():
         torch.testing.assert_close(values.detach(), weights[name], rtol=0, atol=0, equal_nan=True)
     trainer.save(tmp_path / "dump", trainer.take_failed_batch())
-    assert reproduce(tmp_path / "dump", CPU) == "objective of slot 0 is nan"
+    assert main(["reproduce", str(tmp_path / "dump")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'dump'}: objective of slot 0 is nan\n"
 
 
 def test_a_penalty_that_is_not_finite_is_named(objects_dir: Path) -> None:
@@ -340,6 +374,10 @@ def test_a_healthy_dump_or_a_plain_checkpoint_reproduces_nothing(objects_dir: Pa
     trainer.save(tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match="not the dump of a step that diverged"):
         reproduce(tmp_path / "checkpoint", CPU)
+    batch = next(iter(trainer.feed.batches(trainer.seed, 1, 2)))
+    trainer.save(tmp_path / "dump", batch_state(batch))
+    with pytest.raises(InputError, match="dump: step 1 is finite on cpu, which may round differently"):
+        reproduce(tmp_path / "dump", CPU)
 
 
 def test_a_damaged_or_missing_checkpoint_is_named(objects_dir: Path, tmp_path: Path) -> None:

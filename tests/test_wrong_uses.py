@@ -241,9 +241,9 @@ CASES = {
     f"{DEMO} --search grid": "search grid cannot be combined with pbt",
     # data
     "train": "no data: choose --preset demo",
-    "train --data-dir nowhere": "nowhere",
-    "train --data-dir no_manifest": "no_manifest",
-    "train --data-dir bad_manifest": "bad_manifest",
+    "train --data-dir nowhere": "/nowhere (manifest.json is missing): run adios-ray prepare",
+    "train --data-dir no_manifest": "/no_manifest (manifest.json is missing): run adios-ray prepare",
+    "train --data-dir bad_manifest": "/bad_manifest/manifest.json is not a manifest: not JSON: EOF",
     "train --data-dir no_test": "no_test has no 'test' split (it has train, val); prepare it with one",
     "train --data-dir damaged": "val-00000.arrow",
     "train --data-dir incomplete": "test-00000.arrow is missing",
@@ -258,22 +258,22 @@ CASES = {
     ),
     "prepare --dataset folder --source broken --output out --image-size 32 --val-images 0 --test-images 0 "
     "--on-bad-image fail": "only.jpg was refused: ",
-    "prepare --dataset objects --output out --num-images 50 --train-images 100": "100",
-    "verify nowhere": "nowhere",
+    "prepare --dataset objects --output out --num-images 50 --train-images 100": "100 images asked for train, but",
+    "verify nowhere": "/nowhere (manifest.json is missing): run adios-ray prepare",
     "verify incomplete": "test-00000.arrow is missing",
     "prepare --dataset folder --output out --image-size 32": "--dataset folder needs --source, the folder of images",
     "prepare --dataset folder --source nowhere --output out --image-size 32": "nowhere is not a folder",
-    "prepare --dataset folder --source images --output out --image-size 32": "images",
+    "prepare --dataset folder --source images --output out --image-size 32": "/images (looked for .jpg .jpeg .jpe ",
     "prepare --dataset folder --source images --output out --image-size 33": "--image-size 33 must be a multiple of 16",
-    "prepare --dataset stl10 --source empty --output out": "empty",
+    "prepare --dataset stl10 --source empty --output out": "/empty lacks train_X.bin, train_y.bin, test_X.bin",
     "prepare --dataset objects --output out --num-images 5": "num_images",
     # checkpoints
-    f"{MINE} --initial-weights nowhere": "nowhere",
-    f"{MINE} --initial-weights weights.safetensors": "weights.safetensors",
-    "evaluate --checkpoint nowhere --data-dir data": "nowhere",
-    "evaluate --checkpoint checkpoint --data-dir data": "checkpoint",
-    "export --checkpoint weights.safetensors --output out.safetensors": "weights.safetensors",
-    "export --checkpoint nowhere --output out.safetensors": "nowhere",
+    f"{MINE} --initial-weights nowhere": "weights nowhere do not exist",
+    f"{MINE} --initial-weights weights.safetensors": "weights.safetensors is not a safetensors file, or a damaged one",
+    "evaluate --checkpoint nowhere --data-dir data": "weights nowhere do not exist",
+    "evaluate --checkpoint checkpoint --data-dir data": "checkpoint is not a checkpoint of a run, as it has",
+    "export --checkpoint weights.safetensors --output out.safetensors": "weights.safetensors is not a safetensors file",
+    "export --checkpoint nowhere --output out.safetensors": "weights nowhere do not exist",
     "evaluate --checkpoint other.pt --data-dir data": "other.pt is not a safetensors file, or a damaged one",
     "evaluate --checkpoint other.safetensors --data-dir data": "other.safetensors was not written as a weights file by",
     "evaluate --checkpoint data --data-dir data": "data is not a checkpoint of a run, as it has no meta.json",
@@ -285,14 +285,14 @@ CASES = {
     "masks --checkpoint a --data-dir data --output masks.gif": "--output masks.gif must end in .png",
     "masks --checkpoint a --data-dir data --images 9 --output m.png": "--images 9 is more than the 8 validation images",
     "masks --checkpoint a --data-dir data --output taken.png": "--output taken.png is a directory; name a file",
-    "import-official nowhere --output out.safetensors": "nowhere",
-    "import-official empty --output out.safetensors": "empty",
-    "masks --checkpoint nowhere --images images --output out": "nowhere",
+    "import-official nowhere --output out.safetensors": "nowhere has no args.json: name a folder of the",
+    "import-official empty --output out.safetensors": "empty has no args.json: name a folder of the",
+    "masks --checkpoint nowhere --images images --output out": "weights nowhere do not exist",
     "export --checkpoint weights.safetensors --output weights.safetensors": "would change weights.safetensors,",
     "evaluate --checkpoint a --data-dir data --output data/r.json": "--output data/r.json would change data, which",
     "masks --checkpoint a --data-dir data --output m.png --max-pixels 9": "--max-pixels is for --images; --data-dir",
     "masks --checkpoint nowhere --output out": "give --images, files or folders of images, or --data-dir",
-    "reproduce nowhere": "nowhere",
+    "reproduce nowhere": "nowhere is not a checkpoint: meta.json cannot be read",
     # runs
     "train --resume nowhere": "nowhere is not a run directory: it has no config.json",
     "train --resume empty": "empty is not a run directory: it has no config.json",
@@ -354,6 +354,7 @@ def test_a_wrong_use_is_one_line(
     status = main(shlex.split(line))
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1, said
+    assert CASES[line] not in line, "a message that repeats the line names no reason"
     assert CASES[line] in said and "input_value" not in said and "Errno" not in said
     assert status == 2 and contents(place) == before
 

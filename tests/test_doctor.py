@@ -1,0 +1,86 @@
+"""The doctor: its checks of an objective, of a machine, and of whether a preset fits."""
+
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from adios_ray.cli import main
+from adios_ray.commands import doctor
+from adios_ray.experiment.resources import Node
+from adios_ray.training import cost
+from adios_ray.training.cost import StepCost
+from adios_ray.training.diagnosis import CHECKS
+
+GIB = 2**30
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a machine of two CPUs without a cluster, and a working directory in which nothing is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("adios_ray.devices.best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(doctor, "_cluster", lambda on_gpu: ([Node(2, 0)], False))
+
+
+@pytest.mark.slow
+def test_an_objective_without_faults_passes_every_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--objective", "simclr"]) == 0
+    *checks, last = capsys.readouterr().out.splitlines()
+    assert checks == [f"{name}: as it should be" for name in (*CHECKS, "gradients of several workers")]
+    assert re.fullmatch(r"simclr: checked in \d+ s", last)
+
+
+@pytest.mark.slow
+def test_a_preset_is_measured_for_a_data_set_and_nothing_is_written(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert main(["doctor", "--preset", "demo", "--data-dir", str(objects_dir), "--seconds", "0"]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["cluster"] == "none is running; a run starts one on this machine"
+    assert lines["data"] == f"{objects_dir}: 96 training images of 32 pixels"
+    assert float(lines["speed"].split()[0]) > 0 and "images/s of 32 pixels on one " in lines["speed"]
+    assert re.match(r"4 trials, [1-4] at once, 6 epochs of 96 images: ", lines["preset demo"])
+    assert re.fullmatch(r"about \S+ of \S+ GiB", lines["memory"]) and re.fullmatch(
+        r"about \S+ of \S+ GiB", lines["disk"]
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("memory", "free", "said"),
+    [
+        (8, 2, ["memory: about 4 of 8 GiB", "disk: about 1 of 2 GiB"]),
+        (
+            3,
+            0.5,
+            [
+                "! memory: about 4 of 3 GiB: lower --batch-size or give --micro-batch-size",
+                "! disk: about 1 of 0.5 GiB: name another --storage",
+            ],
+        ),
+    ],
+)
+@pytest.mark.usefixtures("machine")
+def test_what_a_preset_needs_follows_from_a_measured_step(
+    memory: float, free: float, said: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of four trials at once with two checkpoints each; 6 epochs of 4,200 images are 504 s of both cores."""
+    step = StepCost(seconds_per_image=0.01, state_bytes=GIB // 8, memory_bytes=GIB)
+    monkeypatch.setattr(cost, "measure_step", lambda config, size, device, seconds: step)
+    monkeypatch.setattr(doctor, "_memory_bytes", lambda: int(memory * GIB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free * GIB))
+    problems = sum(line.startswith("!") for line in said)
+    assert main(["doctor", "--preset", "demo"]) == (1 if problems else 0)
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-4:] == [
+        "speed: 100 images/s of 32 pixels on one CPU core",
+        "preset demo: 4 trials, 4 at once, 6 epochs of 4,200 images: 8 min 24 s of steps (evaluations not counted)",
+        *said,
+    ]
+    assert captured.err == ("error: 2 problems, marked with ! above\n" if problems else "")
