@@ -49,7 +49,7 @@ class Measured(BaseModel):
     load_s: float = math.nan
     """Seconds of loading a copied checkpoint since the previous report; part of ``idle_s``."""
     idle_s: float = 0.0
-    """Seconds between the previous report and the next step: decisions, waiting for other trials, loading."""
+    """Seconds from sending the previous report to the next step: decisions, waiting for other trials, loading."""
     worker_pid: int = 0
     """Process ID of the first worker of the trial, which an exploit does not change."""
 

@@ -12,16 +12,19 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
-import tyro
+from pydantic import Field
 from rich.console import Console
 from rich.progress import track
+from stored import store
 
-from adios_ray.config import BackboneConfig
+from adios_ray.arguments import parse_arguments
+from adios_ray.config import BackboneConfig, Count
 from adios_ray.data.rendered import objects
-from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, Split, open_shards, write_manifest, write_shard
+from adios_ray.data.shards import Split, open_shards
 from adios_ray.devices import timed
 from adios_ray.errors import exit_status
 from adios_ray.evaluation.fitness import extract_features
@@ -29,7 +32,6 @@ from adios_ray.evaluation.knn import NEIGHBORS, knn_sweep
 from adios_ray.evaluation.linear import Sgd, linear_sweep
 from adios_ray.evaluation.statistics import BATCH
 from adios_ray.models.backbones import build_backbone
-from adios_ray.store import Store
 
 RATES = tuple(0.003 * 2**power for power in range(10))
 TEMPERATURES = (0.02, 0.07, 0.2, 1.0)
@@ -40,23 +42,23 @@ TARGETS = {"extraction": 1.15, "linear": 3.0, "knn": 1.5}
 class Options:
     """Options of the measurement."""
 
-    rounds: int = 5
+    rounds: Count = 5
     """Number of times that each side of a pair is measured."""
-    images: int = 512
-    """Images whose features are extracted, a multiple of 256."""
-    image_size: int = 96
+    images: Count = 512
+    """Images whose features are extracted."""
+    image_size: Count = 96
     """Side of the images in pixels."""
     backbone: str = "resnet18"
     """Backbone whose features are extracted."""
-    features: int = 10_000
+    features: Annotated[int, Field(ge=10)] = 10_000
     """Random features in training split and bank; a tenth as many are classified."""
-    width: int = 512
+    width: Count = 512
     """Width of the random features."""
-    classes: tuple[int, ...] = (10, 100)
+    classes: tuple[Annotated[int, Field(ge=2)], ...] = (10, 100)
     """Numbers of classes of the random features; the more there are, the more of the sweep is arithmetic."""
-    epochs: int = 1
+    epochs: Count = 1
     """Epochs of linear evaluation."""
-    threads: int = 2
+    threads: Count = 2
     """CPU threads."""
     device: str = "cpu"
     """Device, for example cuda."""
@@ -64,21 +66,9 @@ class Options:
 
 def write_images(directory: Path, options: Options) -> Split:
     """Write a split of rendered images; each of 64 images is repeated."""
-    layout = Layout(options.image_size, None, has_instances=True)
     some = [objects.render(0, index, options.image_size) for index in range(64)]
     samples = [(str(index), some[index % 64]) for index in range(options.images)]
-    entry = write_shard(Store(directory), "train-00000.arrow", layout, samples)
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        image_size=options.image_size,
-        multi_label=False,
-        has_instances=True,
-        classes=objects.CLASSES,
-        splits={"train": (entry,)},
-        recipe={"dataset": "objects"},
-        refused=(),
-    )
-    write_manifest(Store(directory), manifest)
+    store(directory, options.image_size, {"train": [samples]}, objects.CLASSES, has_instances=True)
     return open_shards(directory).split("train")
 
 
@@ -91,7 +81,8 @@ def extraction_pair(split: Split, options: Options) -> tuple[Callable[[], object
 
     @torch.no_grad()
     def forward() -> object:
-        return [backbone(batch) for _ in range(options.images // BATCH)][-1].cpu()
+        firsts = range(0, options.images, BATCH)
+        return [backbone(batch[: min(BATCH, options.images - first)]) for first in firsts][-1].cpu()
 
     return forward, lambda: extract_features(backbone, split, np.arange(options.images), size).cpu()
 
@@ -150,5 +141,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    options = tyro.cli(Options, description=__doc__)
-    sys.exit(exit_status(lambda: main(options)))
+    sys.exit(exit_status(lambda: main(parse_arguments(Options, description=__doc__))))

@@ -31,18 +31,18 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-import tyro
-from loader import store_samples
 from memory import with_slots
 from rich.console import Console
 from step import count_operations
+from stored import store
 
-from adios_ray.config import TrialConfig, replaced
+from adios_ray.arguments import parse_arguments
+from adios_ray.config import Positive, TrialConfig, replaced
 from adios_ray.data.loader import BatchLoader
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.base import Sample
 from adios_ray.devices import best_device, prepare_device, timed
-from adios_ray.errors import exit_status
+from adios_ray.errors import RunError, exit_status
 from adios_ray.files import write_output
 from adios_ray.models.networks import Networks
 from adios_ray.training.cost import random_step
@@ -121,7 +121,7 @@ class Options:
 
     parts: tuple[Part, ...] = get_args(Part)
     """Parts of the measurement."""
-    seconds: float = 1.0
+    seconds: Positive = 1.0
     """Time for the steps of a row, without its warm-up."""
     full: bool = False
     """Measure the whole product of networks, sizes, objectives, maskings, precisions and compilation: hours."""
@@ -393,7 +393,7 @@ def store_random_images(directory: Path, count: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, STORED, STORED, 3), dtype=np.uint8)
     samples = [(str(i), Sample(image, i % 10, None, STORED, STORED)) for i, image in enumerate(images)]
-    store_samples(directory, samples, STORED, tuple(map(str, range(10))))
+    store(directory, STORED, dict.fromkeys(("train", "val"), [samples]), tuple(map(str, range(10))))
     return {}
 
 
@@ -569,9 +569,13 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measure(options: Options, report: Report) -> None:
-    """Measure all parts that were asked for, and print the results."""
-    device = best_device()
+def main(options: Options) -> None:
+    """Measure all parts that were asked for, and print the results.
+
+    Raises:
+        RunError: If a measurement failed.
+    """
+    report, device = Report(options.output), best_device()
     prepare_device(device)
     on_gpu = device.type == "cuda"
     report.found["base"] = BASE if on_gpu else {**BASE, **SMALL, "precision": "float32"}
@@ -601,9 +605,9 @@ def measure(options: Options, report: Report) -> None:
             measure_sharing(report, device)
     report.console.print(table(report.found), markup=False, soft_wrap=True)
     print(json.dumps(report.found))
+    if failures := report.found["failures"]:
+        raise RunError(f"{len(failures)} measurements failed, the first of them {failures[0]['what']}")
 
 
 if __name__ == "__main__":
-    report = Report((options := tyro.cli(Options, description=__doc__)).output)
-    status = exit_status(lambda: measure(options, report))
-    sys.exit(status or int(bool(report.found["failures"])))
+    sys.exit(exit_status(lambda: main(parse_arguments(Options, description=__doc__))))

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 from torch._inductor import metrics
 from torch._ops import OpOverload
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from adios_ray.arguments import parse_arguments
 from adios_ray.config import AugmentConfig, TrialConfig
 from adios_ray.data.augment import apply_view, draw_parameters, pack_views, render_views
 from adios_ray.devices import CPU
@@ -129,5 +129,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    options = tyro.cli(Options, description=__doc__)
-    sys.exit(exit_status(lambda: main(options)))
+    sys.exit(exit_status(lambda: main(parse_arguments(Options, description=__doc__))))

@@ -14,34 +14,24 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image, ImageFilter
+from stored import store
 from torchvision import transforms
 
-from adios_ray.config import AugmentConfig, TrialConfig
+from adios_ray.arguments import parse_arguments
+from adios_ray.config import AugmentConfig, Count, TrialConfig
 from adios_ray.data.augment import BLUR_SIGMAS, MEAN, STD
 from adios_ray.data.loader import BatchLoader
-from adios_ray.data.shards import (
-    SCHEMA_VERSION,
-    Layout,
-    Manifest,
-    ShardEntry,
-    Split,
-    open_shards,
-    write_manifest,
-    write_shard,
-)
-from adios_ray.data.sources.base import Sample
+from adios_ray.data.shards import Split, open_shards
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.errors import exit_status
-from adios_ray.store import Store
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
@@ -57,38 +47,18 @@ class Options:
 
     source: Path
     """Folder of JPEGs."""
-    image_size: int = 96
+    image_size: Count = 96
     """Side of the views."""
-    stored_size: int = 160
+    stored_size: Count = 160
     """Side of the stored images."""
 
 
 def make_shards(source: ImageFiles, directory: Path, stored_size: int) -> list[Path]:
     """Store all images, once as train and once as val; return their files."""
     items = [item for split in source.listing().values() for item in split]
-    store_samples(directory, [(item, source.load(item, stored_size)) for item in items], stored_size, source.classes)
+    samples = [(item, source.load(item, stored_size)) for item in items]
+    store(directory, stored_size, dict.fromkeys(("train", "val"), [samples]), source.classes)
     return [source.root / item for item in items]
-
-
-def store_samples(
-    directory: Path, samples: Sequence[tuple[str, Sample]], stored_size: int, classes: tuple[str, ...]
-) -> None:
-    """Write a data set without Ray, whose train and val splits both hold all samples."""
-    layout = Layout(stored_size, None, has_instances=False)
-    splits: dict[str, tuple[ShardEntry, ...]] = {
-        name: (write_shard(Store(directory), f"{name}-00000.arrow", layout, samples),) for name in ("train", "val")
-    }
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        image_size=stored_size,
-        multi_label=False,
-        has_instances=False,
-        classes=classes,
-        splits=splits,
-        recipe={},
-        refused=(),
-    )
-    write_manifest(Store(directory), manifest)
 
 
 def authors_transform(config: AugmentConfig, size: int) -> Callable[[Image.Image], torch.Tensor]:
@@ -191,5 +161,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    options = tyro.cli(Options, description=__doc__)
-    sys.exit(exit_status(lambda: main(options)))
+    sys.exit(exit_status(lambda: main(parse_arguments(Options, description=__doc__))))

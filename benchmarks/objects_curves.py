@@ -16,7 +16,8 @@ import numpy as np
 import tyro
 from scipy.optimize import least_squares
 
-from adios_ray.errors import exit_status
+from adios_ray.arguments import parse_arguments
+from adios_ray.errors import UsageError, exit_status
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.records import read_lineage
@@ -103,7 +104,12 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
 
     Args:
         runs: Run directories.
+
+    Raises:
+        UsageError: If there is none.
     """
+    if not runs:
+        raise UsageError("name at least one run directory")
     real = [RealRun(run) for run in runs]
     names = list(GUESS)
     low, first, high = (np.array(column) for column in zip(*GUESS.values(), strict=True))
@@ -139,4 +145,4 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda: tyro.cli(main)))
+    sys.exit(exit_status(lambda: parse_arguments(main)))

@@ -17,24 +17,25 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
-import tyro
 from ray import tune
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
+from adios_ray.arguments import parse_arguments
 from adios_ray.backend.admission import Admission, GatedSearch
 from adios_ray.backend.channel import ChannelCalls, find_channel, start_channel
 from adios_ray.backend.cluster import DRIVER_ENVIRONMENT
 from adios_ray.backend.line import Reply
 from adios_ray.backend.trial import REPLY
 from adios_ray.checkpoints import Pointer
-from adios_ray.config import TrialConfig
+from adios_ray.config import Count, TrialConfig
 from adios_ray.errors import exit_status
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
@@ -65,7 +66,7 @@ SPACE = {
 class Options:
     """Sizes of the measurement."""
 
-    populations: tuple[int, int] = (64, 256)
+    populations: tuple[Count, Count] = (64, 256)
     """Sizes of the two populations to compare."""
 
 
@@ -211,7 +212,7 @@ def main(options: Options) -> None:
     for _ in range(NODES - 1):
         cluster.add_node(num_cpus=CPUS)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, redirect_stdout(sys.stderr):  # runs show their progress
         evolve(8, Path(temporary) / "warm")  # warm-up: imports and allocations that happen once
         small, large = (evolve(population, Path(temporary) / str(population)) for population in options.populations)
     ray.shutdown()
@@ -223,5 +224,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    options = tyro.cli(Options)
-    sys.exit(exit_status(lambda: main(options)))
+    sys.exit(exit_status(lambda: main(parse_arguments(Options, description=__doc__))))

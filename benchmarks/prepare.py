@@ -19,12 +19,13 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import ray
-import tyro
 from PIL import Image
 
+from adios_ray.arguments import parse_arguments
+from adios_ray.config import Count
 from adios_ray.data.prepare import prepare
 from adios_ray.data.sources.folder import source as folder_source
-from adios_ray.errors import exit_status
+from adios_ray.errors import DatasetError, exit_status
 
 REPEATS = 3
 REFERENCE_IMAGES = 400
@@ -37,15 +38,21 @@ class Options:
 
     source: Path
     """Folder of JPEGs."""
-    images: int = 20_000
+    images: Count = 20_000
     """Number of images to prepare."""
-    image_size: int = 160
+    image_size: Count = 160
     """Side of the stored images."""
 
 
 def repeat_images(source: Path, images: int, folder: Path) -> list[Path]:
-    """Make ``images`` links to the found images, repeated in turn, in one class folder; return them."""
+    """Make ``images`` links to the found images, repeated in turn, in one class folder; return them.
+
+    Raises:
+        DatasetError: If there is none.
+    """
     found = sorted(path for path in source.resolve().rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not found:
+        raise DatasetError(f"{source} has no JPEGs")
     (folder / "all").mkdir(parents=True)
     links = []
     for number, path in enumerate(islice(cycle(found), images)):
@@ -79,11 +86,11 @@ def prepare_images_per_s(folder: Path, output: Path, size: int) -> float:
 def main(options: Options) -> None:
     """Measure both in turns."""
     cores = len(os.sched_getaffinity(0))
-    # Started here, so that ``prepare`` does not start Ray within the measured time.
-    ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "images"
         files = repeat_images(options.source, options.images, folder)
+        # Started here, so that ``prepare`` does not start Ray within the measured time.
+        ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         speeds = [
             (
                 plain_images_per_s(files, options.image_size, cores),
@@ -102,5 +109,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    options = tyro.cli(Options, description=__doc__)
-    sys.exit(exit_status(lambda: main(options)))
+    sys.exit(exit_status(lambda: main(parse_arguments(Options, description=__doc__))))

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from adios_ray.arguments import parse_arguments
+from adios_ray.config import Count
 from adios_ray.errors import exit_status
 
 SIZES = (10**4, 10**5, 10**6)
@@ -30,7 +30,7 @@ WIDTH = 128
 class Options:
     """What is measured."""
 
-    classes: int = 10_000
+    classes: Count = 10_000
     """Number of classes."""
 
 
@@ -129,9 +129,8 @@ def measure(arguments: tuple[str, int, int]) -> tuple[float, float]:
     return time.perf_counter() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def run_benchmark() -> None:
+def main(options: Options) -> None:
     """Measure all and print."""
-    options = tyro.cli(Options, description=__doc__)
     found: dict[str, Any] = {"classes": options.classes}
     context = multiprocessing.get_context("spawn")
     for name in MEASURED:
@@ -144,4 +143,4 @@ def run_benchmark() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(run_benchmark))
+    sys.exit(exit_status(lambda: main(parse_arguments(Options, description=__doc__))))

@@ -11,9 +11,9 @@ some minutes on two cores. The schedulers are the package's own, with a driver t
 - ``noisy``: a model of fitness on rendered objects (``objects_curves.py``). As in a run, the first trial has configured
   values, populations from 8 on have a control, and the trial is chosen by its last reports on the holdout. ``over
   random``: true fitness of the chosen trial minus that of random search with as many epochs, in points. ``donor
-  better``: share of copies whose donor was truly better; ``false exploits per decision``: the others' share of all
-  tests, where a level of significance bounds it; ``points per exploit``: mean true difference of donor and trial. Keys
-  are landscape, population, and the noise of a report.
+  better``: share of copies whose donor was truly better; ``false exploits per decision``: copies whose donor was not
+  truly better, as a share of all tests, which a level of significance bounds; ``points per exploit``: mean true
+  difference of donor and trial. Keys are landscape, population, and the noise of a report.
 - ``lcbench``: learning curves of 34 tasks (``lcbench.py``). ``regret``: the best of 4,000 configurations minus the best
   accuracy within equal epochs, in points. ``decisions``, and how many were unlike those of Ray's own ASHA, of the
   published rule restated, and of Syne Tune's variant, in which a trial's own score counts for the quantile.
@@ -26,16 +26,18 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import lcbench
-import tyro
 from closed_forms import ASYNCHRONOUS, BEFORE, SYNCHRONOUS, TOY_SPACES, run_drift, run_slow, run_toy
 from known_truth import MEMORY
 from noisy_trainings import EVERYWHERE, LANDSCAPES, NOISES, NOISY_SPACES, POPULATIONS, Outcome, noisy_row, run_noisy
 
+from adios_ray.arguments import parse_arguments
+from adios_ray.config import Count
 from adios_ray.errors import exit_status
 
 SLOW = (1.5, 2.0, 3.0)
@@ -61,13 +63,19 @@ def call(job: Job) -> Any:
     return function(*arguments)
 
 
-def main(seeds: int = 20, lcbench_file: Annotated[Path | None, tyro.conf.arg(name="lcbench")] = None) -> None:
-    """Run every problem under every scheduler.
+@dataclass(frozen=True)
+class Options:
+    """Size of the benchmark."""
 
-    Args:
-        seeds: Populations of each row.
-        lcbench_file: LCBench's surrogate network (lcbench_surrogate.onnx, lcbench_tasks.json beside it).
-    """
+    seeds: Count = 20
+    """Populations of each row."""
+    lcbench: Path | None = None
+    """LCBench's surrogate network (lcbench_surrogate.onnx, lcbench_tasks.json beside it)."""
+
+
+def main(options: Options) -> None:
+    """Run every problem under every scheduler."""
+    seeds = options.seeds
     toys = [(name, linked) for linked in (False, True) for name in ("naive_pbt", *TOY_SPACES)]
     noisy = [
         (name, landscape, population, noise)
@@ -79,9 +87,9 @@ def main(seeds: int = 20, lcbench_file: Annotated[Path | None, tyro.conf.arg(nam
         if (name in EVERYWHERE or population == 8) and (noise or name in ("random", "pbt"))
     ]
     searches = []
-    if lcbench_file is not None:
-        tasks = lcbench.task_numbers(lcbench_file)
-        searches = [(lcbench_file, name, task) for name in lcbench.SPACES for task in tasks]
+    if options.lcbench is not None:
+        tasks = lcbench.task_numbers(options.lcbench)
+        searches = [(options.lcbench, name, task) for name in lcbench.SPACES for task in tasks]
     rows: list[Job] = [
         *((run_toy, row) for row in toys),
         *((run_drift, (decisions,)) for decisions in (BEFORE, ASYNCHRONOUS, SYNCHRONOUS)),
@@ -137,4 +145,4 @@ def lcbench_row(found: list[lcbench.Searched]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda: tyro.cli(main)))
+    sys.exit(exit_status(lambda: main(parse_arguments(Options, description=__doc__))))

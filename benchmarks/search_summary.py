@@ -12,13 +12,19 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from adios_ray.errors import ConfigError
 from adios_ray.files import write_output
+from adios_ray.tables.summary import gain
 
 Record = Mapping[str, Any]
 Values = npt.NDArray[np.float64]
 
 INDEPENDENT = ("configured", "random")
 """Rows whose trainings take nothing from each other, and are measured with averaged weights too."""
+CONFIGURED = "trial_00"
+"""The trial of ``random`` with the configured values: under its seed, the same training as that of ``configured``."""
+SCORES = {"knn": "accuracy", "share": "share", "probe": "probe"}
+"""Scores on test in records, by their name in the summary."""
 AVERAGED = ", averaged"
 """End of the names of rows that are chosen by averaged weights."""
 RESAMPLES = 1000
@@ -27,19 +33,30 @@ EARLY, LATE = 0.4, 0.5
 """Share of a training whose last report foretells its end, and after which reports count for signal and noise."""
 
 
-def summary(records: Sequence[Record], plot: Path | None = None) -> dict[str, Any]:
-    """Summarize finished rows, in percent and points; ± are standard errors over seeds.
+def summary(records: Sequence[Record], over: str = "random", plot: Path | None = None) -> dict[str, Any]:
+    """Summarize finished rows, in percent and points.
 
     Args:
         records: The lines of the output file.
+        over: The row that the others are compared with, seed by seed.
         plot: SVG file to write the best test accuracy over compute into.
+
+    Returns:
+        For each row means over seeds with standard errors, and mean gains with 95 % intervals by Student's t; scores
+        without labels; signal over noise.
+
+    Raises:
+        ConfigError: If there is no row ``over``.
     """
     rows = by_row(records)
-    if plot is not None and rows:
+    if over not in rows:
+        raise ConfigError(f"there is no finished row {over} to compare with; choose among {'; '.join(rows)}")
+    if plot is not None:
         curves = {name: curve(results) for name, results in rows.items() if not name.endswith(AVERAGED)}
         write_output(plot, draw(curves).encode())
-    baseline = {record["seed"]: record for record, variant in rows.get("random", []) if variant == "plain"}
+    baseline = {record["seed"]: _chosen(record, variant) for record, variant in rows[over]}
     return {
+        "over": over,
         "rows": {name: _row(results, baseline) for name, results in rows.items()},
         "labelfree": correlations(records),
         "measures": judge_measures(records),
@@ -70,20 +87,16 @@ def _chosen(record: Record, variant: str) -> dict[str, float]:
     return scores
 
 
-def _row(results: Sequence[tuple[Record, str]], baseline: Mapping[int, Record]) -> dict[str, Any]:
-    scores = [_chosen(record, variant) for record, variant in results]
-    gains = [
-        _chosen(record, variant)["accuracy"] - _chosen(baseline[record["seed"]], "plain")["accuracy"]
-        for record, variant in results
-        if record["seed"] in baseline
-    ]
+def _row(results: Sequence[tuple[Record, str]], baseline: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+    scores = {record["seed"]: _chosen(record, variant) for record, variant in results}
+    paired = [(own, baseline[seed]) for seed, own in scores.items() if seed in baseline]
     return {
         "seeds": len(results),
         "images": round(statistics.fmean(record["images"] for record, _ in results)),
-        "test_knn": mean_text([score["accuracy"] for score in scores]),
-        "test_share": mean_text([score["share"] for score in scores]),
-        "test_probe": mean_text([score["probe"] for score in scores]),
-        "gain_over_random": mean_text(gains),
+        "test": {name: mean_text([own[score] for own in scores.values()]) for name, score in SCORES.items()},
+        "gain": {
+            name: gain_text([own[score] - other[score] for own, other in paired]) for name, score in SCORES.items()
+        },
         "optimism": mean_text([value for result in results if (value := optimism(*result)) is not None]),
         "exploits": sum(
             exploit["donor"] != exploit["trial"] for record, _ in results for exploit in record["exploits"]
@@ -109,17 +122,25 @@ def mean_text(shares: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(shares):.2f}{error}"
 
 
+def gain_text(differences: Sequence[float]) -> str:
+    """Write the mean of differences by seed with its 95 % interval, in points."""
+    if (found := gain([100 * difference for difference in differences])) is None:
+        return "–"
+    return f"{found.mean:+.2f}" + ("" if found.half_width is None else f" ± {found.half_width:.2f}")
+
+
 def correlations(records: Sequence[Record]) -> dict[str, Any]:
     """Compute Spearman's rank correlation of each score at the end of a training with its linear probe on test.
 
     Returns:
         Of all trainings, and of those of each row alone (with the same values, with drawn ones): their number, and for
-        each score the correlation with a bootstrap interval of 95 %.
+        each score the correlation with a bootstrap interval of 95 %. No training counts twice.
     """
     rows, probes, scores = [], [], defaultdict(list)
     for record in records:
         for trial in record["trials"] if record["row"] in INDEPENDENT else []:
-            if "probe" not in trial["plain"] or not trial["label_free"]:
+            counted = record["row"] == "random" and trial["trial"] == CONFIGURED
+            if counted or "probe" not in trial["plain"] or not trial["label_free"]:
                 continue
             rows.append(record["row"])
             probes.append(trial["plain"]["probe"])

@@ -15,14 +15,17 @@ import tempfile
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-import tyro
+from pydantic import Field
+from stored import Shard, store
 
-from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, open_shards, write_manifest, write_shard
+from adios_ray.arguments import parse_arguments
+from adios_ray.config import Count
+from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.base import Sample
 from adios_ray.errors import exit_status
-from adios_ray.store import Store
 
 SIZE, SHARD_ROWS, BATCH = 96, 1024, 128
 
@@ -31,32 +34,23 @@ SIZE, SHARD_ROWS, BATCH = 96, 1024, 128
 class Options:
     """Size of the measurement."""
 
-    images: int = 20_480
+    images: Count = 20_480
     """Images of 96 pixels in the data set, 27,648 bytes each."""
-    trials: int = 4
-    """Largest number of processes."""
+    trials: Annotated[int, Field(ge=2)] = 4
+    """Largest number of processes; the growth is that from one to these."""
 
 
 def make_data(directory: Path, images: int) -> int:
     """Write a data set of noise; return the bytes of its shards."""
-    rng, layout = np.random.default_rng(0), Layout(SIZE, None, has_instances=False)
-    entries = []
-    for number in range(images // SHARD_ROWS):
-        pixels = rng.integers(0, 256, (SHARD_ROWS, SIZE, SIZE, 3), dtype=np.uint8)
-        samples = [(str(i), Sample(image, 0, None, SIZE, SIZE)) for i, image in enumerate(pixels)]
-        entries.append(write_shard(Store(directory), f"train-{number:05d}.arrow", layout, samples))
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        image_size=SIZE,
-        multi_label=False,
-        has_instances=False,
-        classes=("noise",),
-        splits={"train": tuple(entries)},
-        recipe={},
-        refused=(),
-    )
-    write_manifest(Store(directory), manifest)
-    return sum(entry.bytes for entry in entries)
+    rng = np.random.default_rng(0)
+
+    def shard(first: int) -> Shard:
+        rows = range(first, min(first + SHARD_ROWS, images))
+        pixels = rng.integers(0, 256, (len(rows), SIZE, SIZE, 3), dtype=np.uint8)
+        return [(str(row), Sample(image, 0, None, SIZE, SIZE)) for row, image in zip(rows, pixels, strict=True)]
+
+    written = store(directory, SIZE, {"train": map(shard, range(0, images, SHARD_ROWS))}, ("noise",))
+    return sum(entry.bytes for entry in written.splits["train"])
 
 
 def trial(directory: Path, seed: int, connection: Connection) -> None:
@@ -118,5 +112,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    options = tyro.cli(Options)
-    sys.exit(exit_status(lambda: main(options)))
+    sys.exit(exit_status(lambda: main(parse_arguments(Options, description=__doc__))))

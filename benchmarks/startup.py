@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import tyro
 
+from adios_ray.arguments import parse_arguments
+from adios_ray.config import Count
 from adios_ray.errors import exit_status
 from adios_ray.tracking.records import read_results
 
@@ -35,7 +36,7 @@ IMPORTS = {
 class Options:
     """Size of the measurement."""
 
-    population: int = 4
+    population: Count = 4
     """Number of trials."""
 
 
@@ -90,5 +91,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    options = tyro.cli(Options)
-    sys.exit(exit_status(lambda: main(options)))
+    sys.exit(exit_status(lambda: main(parse_arguments(Options, description=__doc__))))

@@ -5,8 +5,8 @@ large matrix product; for each backbone and size of batch F, the time of one for
 (training mode, graph recorded) in the faster memory layout; and for each row the seconds of a whole step (both views,
 both players, both optimizers, probe), its multiple of F, the floor in F, its floating-point operations, and their rate
 as a share of the matrix product's. The first rows have heads of 512 and 128; the last are presets with their own
-backbones, widths and sizes, on 32 images. All measurements are interleaved in one process, F before each row; figures
-are medians. About ten minutes on two cores.
+backbones, widths and sizes, on 32 images. All measurements are interleaved in one process, in each row the product, the
+step, then F in both layouts; figures are medians. About ten minutes on two cores.
 """
 
 import copy
@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from adios_ray.config import TrialConfig, replaced
+from adios_ray.arguments import parse_arguments
+from adios_ray.config import Count, Natural, TrialConfig, replaced
 from adios_ray.devices import prepare_device, timed
-from adios_ray.errors import exit_status
+from adios_ray.errors import UsageError, exit_status
 from adios_ray.experiment.config import DEMO_IMAGE_SIZE
 from adios_ray.experiment.presets import preset_config
 from adios_ray.models.networks import Networks
@@ -123,13 +123,13 @@ def rows() -> tuple[Row, ...]:
 class Options:
     """Options of the measurement."""
 
-    rounds: int = 9
+    rounds: Count = 9
     """Number of times that each row is measured."""
     channels_last: bool = False
     """Whether the backbone is channels-last in all rows."""
-    rows: tuple[int, ...] = ()
+    rows: tuple[Natural, ...] = ()
     """Which rows, from 0; all by default."""
-    threads: int = 2
+    threads: Count = 2
     """CPU threads."""
     device: str = "cpu"
     """Device, for example cuda."""
@@ -170,6 +170,8 @@ def main(options: Options) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     known = rows()
+    if max(options.rows, default=0) >= len(known):
+        raise UsageError(f"--rows {max(options.rows)}: the rows are 0 to {len(known) - 1}")
     chosen = [known[index] for index in options.rows or range(len(known))]
     steps: list[Callable[[], object]] = []
     forwards: dict[tuple[str, int, int], dict[str, Callable[[], object]]] = {}
@@ -226,5 +228,4 @@ def median_seconds(
 
 
 if __name__ == "__main__":
-    options = tyro.cli(Options, description=__doc__)
-    sys.exit(exit_status(lambda: main(options)))
+    sys.exit(exit_status(lambda: main(parse_arguments(Options, description=__doc__))))

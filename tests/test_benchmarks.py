@@ -2,13 +2,21 @@
 
 import io
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import features
+import numpy as np
 import pytest
+import shared_pages
+import torch
 from encoded_images import picture
 from PIL import Image
+from torch import Tensor, nn
+
+from adios_ray.data.shards import open_shards
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -42,5 +50,68 @@ def test_a_benchmark_prints_one_json_object(command: str, tmp_path: Path) -> Non
     run = [sys.executable, str(BENCHMARKS / name), *options]
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert isinstance(json.loads(done.stdout.splitlines()[-1]), dict)
+    assert isinstance(json.loads(done.stdout), dict)
     assert {path.name for path in tmp_path.iterdir()} == {"pictures"}
+
+
+@pytest.mark.parametrize(
+    ("command", "refusal"),
+    [
+        ("exploit.py --runs 0", "--runs 0 must be greater than or equal to 1"),
+        ("features.py --classes 1", "--classes 1 must be greater than or equal to 2"),
+        ("objects_curves.py", "name at least one run directory"),
+        ("population.py --populations 4 0", "--populations 0 must be greater than or equal to 1"),
+        ("prepare.py --source /nonexistent", "/nonexistent has no JPEGs"),
+        ("schedulers.py --seeds 0", "--seeds 0 must be greater than or equal to 1"),
+        ("shared_pages.py --trials 1", "--trials 1 must be greater than or equal to 2"),
+        ("step.py --rows 99", "--rows 99: the rows are 0 to 14"),
+        ("step.py --rouns 3", "--rouns is not known; did you mean --rounds?"),
+        (
+            "../experiments/compare_orders.py --data-dir data --output runs.jsonl --recipe photos",
+            "--recipe photos is not one of photographs, objects; did you mean photographs?",
+        ),
+    ],
+)
+def test_a_wrong_use_ends_in_one_line(
+    command: str, refusal: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *options = command.split()
+    monkeypatch.setattr(sys, "argv", [name, *options])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+    assert capsys.readouterr() == ("", f"error: {refusal}\n")
+
+
+class Counter(nn.Module):
+    """Counts the images that pass through it."""
+
+    def __init__(self) -> None:
+        """Begin at 0."""
+        super().__init__()
+        self.weight, self.images = nn.Parameter(torch.zeros(())), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Count."""
+        self.images += len(x)
+        return x.mean(dim=(2, 3)) + self.weight
+
+
+@pytest.mark.parametrize("images", [100, 300])
+def test_an_extraction_is_compared_with_passes_of_as_many_images(
+    images: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, options = Counter(), features.Options(images=images, image_size=32)
+    monkeypatch.setattr(features, "build_backbone", lambda config, size: (backbone, 3))
+    split = features.write_images(tmp_path, options)
+    assert len(split) == images
+    for work in features.extraction_pair(split, options):
+        backbone.images = 0
+        work()
+        assert backbone.images == images
+
+
+def test_shared_pages_stores_as_many_images_as_asked_for(tmp_path: Path) -> None:
+    size = shared_pages.make_data(tmp_path, 1500)
+    split = open_shards(tmp_path).split("train")
+    assert len(split) == 1500 and size > 1500 * 96 * 96 * 3
+    assert not np.array_equal(*split.gather(np.array([0, 1024])))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+import search
 import torch
 from real_trainings import train_population
 from rich.console import Console
@@ -115,10 +116,22 @@ def record(row: str, seed: int, tests: list[float], chosen: int, **more: Any) ->
 def test_rows_are_summarized_over_seeds() -> None:
     records = [record("random", seed, [0.5, 0.52], 1) for seed in (1, 2)]
     records += [record("pbt", 2, [0.6, 0.5], 0), record("pbt", 1, [0.5, 0.56], 1)]
+    records[3]["trials"][1]["plain"]["probe"] = 0.66
     rows = summary(records)["rows"]
-    assert rows["pbt"]["test_knn"] == "58.00 ± 2.00" and rows["pbt"]["gain_over_random"] == "6.00 ± 2.00"
-    assert rows["random"]["test_knn"] == "52.00 ± 0.00"
+    assert rows["pbt"]["test"] == {"knn": "58.00 ± 2.00", "share": "58.00 ± 2.00", "probe": "63.00 ± 3.00"}
+    assert rows["random"]["test"]["knn"] == "52.00 ± 0.00"
+    # Gains of 4 and 8 have a standard error of 2; 12.706 is Student's t at 97.5 %, one degree of freedom.
+    assert rows["pbt"]["gain"]["knn"] == f"+6.00 ± {2 * 12.706:.2f}"
+    over = summary(records, over="pbt")["rows"]["random"]["gain"]
+    assert over["share"] == f"-6.00 ± {2 * 12.706:.2f}" and over["probe"] == f"-11.00 ± {3 * 12.706:.2f}"
     assert optimism(records[0], "plain") == pytest.approx(0.01)
+
+
+def test_a_summary_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.jsonl has no finished row to summarize"):
+        search.main("objects", tmp_path / "none.jsonl", summarize=True)
+    with pytest.raises(ConfigError, match="no finished row pbt to compare with; choose among random"):
+        summary([record("random", 1, [0.5], 0)], over="pbt")
 
 
 def test_results_of_two_studies_are_not_mixed(tmp_path: Path) -> None:
@@ -141,7 +154,10 @@ def test_rank_correlations_are_those_of_scipy() -> None:
 
 
 def test_rank_correlations_are_resampled_within_rows() -> None:
-    trials = {"configured": [(0.1, 0.12), (0.11, 0.1), (0.12, 0.11)], "random": [(0.2, 0.3), (0.4, 0.2), (0.6, 0.4)]}
+    trials = {
+        "configured": [(0.1, 0.12), (0.11, 0.1), (0.12, 0.11)],
+        "random": [(0.1, 0.12), (0.2, 0.3), (0.4, 0.2), (0.6, 0.4)],  # the first is the first of the configured ones
+    }
     records = []
     for row, pairs in trials.items():
         made = record(row, 1, [probe for _, probe in pairs], 0)

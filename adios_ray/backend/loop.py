@@ -82,8 +82,7 @@ def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
             load_s += time.monotonic() - began
         else:
             idle_s = time.monotonic() - reported_at if reported_at else 0.0
-            _train(trainer, config, storage, position, idle_s, load_s)
-            reported_at, load_s = time.monotonic(), 0.0
+            reported_at, load_s = _train(trainer, config, storage, position, idle_s, load_s), 0.0
         position += 1
 
 
@@ -134,8 +133,12 @@ def _read(pointer: Pointer) -> tuple[dict[str, Any], str | None]:
 
 def _train(
     trainer: Trainer, config: LoopConfig, storage: RunStorage, position: int, idle_s: float, load_s: float
-) -> None:
-    """Train to the next report, save, answer the command, and report to Ray Train."""
+) -> float:
+    """Train to the next report, save, answer the command, and report to Ray Train.
+
+    Returns:
+        The moment before the answer, from which on the population decides and the trial is idle.
+    """
     report = trainer.train_to_report(idle_s)
     trained_at = time.monotonic()
     checkpoint, trial, run_dir = None, config["trial"], storage.directory
@@ -154,12 +157,15 @@ def _train(
             retry(partial(storage.publish, path), say)
         storage.trim(trial)
         report = report.model_copy(update={"checkpoint_s": time.monotonic() - trained_at, "load_s": load_s})
+    reported_at = time.monotonic()
+    if parallel.rank() == 0:
         # Save, then answer: from the answer on, restarts begin at this checkpoint, so it must exist. After a crash in
         # between, the "train" has no answer, and a new group repeats it with the same result.
         ray.get(config["channel"].answer.remote(trial, position, report, checkpoint))
     # Answer, then report: this call waits for all workers and for a poll of Ray Train's controller, for which the
     # population need not wait. Ray Train only displays the report; only the channel knows of checkpoints.
     ray.train.report({"epoch": report.epoch, "fitness": report.fitness})
+    return reported_at
 
 
 def memory_advice(error: BaseException, config: TrialConfig, workers: int) -> str:

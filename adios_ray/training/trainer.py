@@ -158,7 +158,7 @@ class Trainer:
         """Train to the next report and evaluate.
 
         Args:
-            idle_s: Seconds since the previous report, measured by the caller.
+            idle_s: Seconds since the previous report was sent, measured by the caller.
 
         Returns:
             The report; its measurements are means over the epochs since the previous one.

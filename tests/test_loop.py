@@ -1,0 +1,83 @@
+"""The loop of a worker without Ray: what it measures between reports."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import ray.train
+import torch
+from small import small_config
+
+from adios_ray.backend import loop
+from adios_ray.backend.line import Command, Start
+from adios_ray.checkpoints import Pointer
+from adios_ray.run_storage import RunStorage
+from adios_ray.tracking.records import write_config
+from adios_ray.trial_report import TrialReport
+
+
+class Clock:
+    """A clock that stands still but for what the test's parts take."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        """Tell the time, as ``time.monotonic``."""
+        return self.now
+
+    def passing(self, seconds: float, result: Any = None) -> Any:
+        """Make a function that takes so long."""
+
+        def pass_by(*_: Any, **__: Any) -> Any:
+            self.now += seconds
+            return result
+
+        return pass_by
+
+
+def test_idle_time_is_all_between_sending_a_report_and_the_next_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run, clock, reports = tmp_path / "run", Clock(), list[TrialReport]()
+    run.mkdir()
+    write_config(run, {})
+    checkpoint, config = Pointer(path=run, sha256=""), small_config(tmp_path)
+
+    def train_to_report(idle_s: float) -> TrialReport:
+        clock.now += 1000
+        return TrialReport(epoch=len(reports) + 1, idle_s=idle_s)
+
+    def answer(trial: str, position: int, report: TrialReport, checkpoint: Pointer) -> None:
+        reports.append(report)
+        clock.now += 1
+
+    trainer = SimpleNamespace(
+        train_to_report=train_to_report,
+        take_failed_batch=lambda: None,
+        save=clock.passing(300, checkpoint),
+        networks=SimpleNamespace(occlusion=None),
+        device=torch.device("cpu"),
+    )
+    line = [Command("train"), Command("load", config, checkpoint), Command("train"), Command("train"), Command("stop")]
+
+    def take(trial: str, position: int) -> Command:
+        clock.now += 20
+        return line[position]
+
+    channel = SimpleNamespace(take=SimpleNamespace(remote=take), answer=SimpleNamespace(remote=answer))
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(loop, "Trainer", lambda *_: trainer)
+    monkeypatch.setattr(loop, "_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(loop, "load_intact", clock.passing(7))
+    monkeypatch.setattr(ray, "get", lambda done: done)
+    monkeypatch.setattr(ray.train, "report", clock.passing(4))
+    settings: Any = {"trial": "trial_00", "run_dir": str(run), "channel": channel, "threads": 1, "gpus": 0.0}
+    storage = RunStorage(str(run))
+    storage.open()
+    loop._follow(Start(config, None, 0), settings, storage)
+    # The answer, Ray Train's report, taking the next command; in between a load, which is a command, too.
+    assert [report.idle_s for report in reports] == [0, 1 + 4 + 20 + 7 + 20, 1 + 4 + 20]
+    assert [report.load_s for report in reports] == [0, 7, 0]
+    assert [report.checkpoint_s for report in reports] == [300, 300, 300]
