@@ -20,14 +20,15 @@ some minutes on two cores. The schedulers are the package's own, with a driver t
 """
 
 import json
+import signal
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import Pool
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,6 +56,12 @@ def summary(values: list[float], digits: int = 4) -> dict[str, float]:
     """Summarize runs by mean and standard deviation."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": round(statistics.fmean(values), digits), "std": round(spread, digits)}
+
+
+def leave_signals_to_main() -> None:
+    """End with the main process, without tracebacks of one's own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def call(job: Job) -> Any:
@@ -101,8 +108,8 @@ def main(options: Options) -> None:
     counts = {run_drift: 2 * seeds, run_lcbench: max(1, seeds // 10)}
     jobs = [(function, (*row, seed)) for function, row in rows for seed in range(counts.get(function, seeds))]
     began = time.perf_counter()
-    with ProcessPoolExecutor(2) as pool:
-        done = pool.map(call, jobs, chunksize=4)
+    with Pool(2, leave_signals_to_main) as pool:
+        done = pool.imap(call, jobs, chunksize=4)
         found = {(function, row): list(islice(done, counts.get(function, seeds))) for function, row in rows}
     result: dict[str, Any] = {"seeds": seeds, "seconds": round(time.perf_counter() - began)}
     result["toys"] = {
