@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects
 import pytest
+import torch
 from made_up_run import COPIES, SETTINGS, make_exploit, make_row, make_run, make_summary
 from scipy.stats import sem, ttest_ind
 
@@ -28,7 +29,7 @@ from adios_ray.tracking.report import charts, search_charts
 from adios_ray.tracking.report.background import BackgroundReport
 from adios_ray.tracking.report.comparison import differences, verdict_between, write_comparison
 from adios_ray.tracking.report.importance import importance_of
-from adios_ray.tracking.report.inspection import _projected
+from adios_ray.tracking.report.inspection import _classified, _projected
 from adios_ray.tracking.report.mask_statistics import agreement, slot_overlaps, slot_statistics
 from adios_ray.tracking.report.masks import mask_section, spread
 from adios_ray.tracking.report.outcome import outcome_of
@@ -238,6 +239,19 @@ def test_the_first_screen_names_winner_values_gain_and_commands(run_dir: Path) -
     summary = run.summary.model_copy(update={"control": "other", "gain": 0.03, "gain_standard_error": 0.01})
     gained = outcome_of(RunData(run_dir, run.rows, summary=summary), [])
     assert gained.gain == "3.0 ± 1.0 points" and "fairly sure (3.0 standard errors, p 0.0013)" in gained.sureness
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [({}, "linear"), ({"multi_label": True}, "multilabel"), ({"chance": 1.0}, "labelfree")],
+)
+def test_the_recommended_evaluation_is_one_that_the_labels_allow(
+    run_dir: Path, labels: dict[str, Any], kind: str
+) -> None:
+    run = read_run(run_dir)
+    assert run.summary is not None
+    found = outcome_of(replace(run, summary=run.summary.model_copy(update=labels)), [])
+    assert found.steps[-1].command.startswith(f"adios-ray evaluate {kind} --checkpoint ")
 
 
 def test_a_running_run_says_who_leads(tmp_path: Path) -> None:
@@ -450,6 +464,14 @@ def test_features_are_projected_by_pca_or_by_umap_where_installed(monkeypatch: p
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
     points, masked, name, explained = _projected(whole, several)
     assert name == "UMAP" and explained == 0 and (points == whole[:, :2]).all() and (masked == several[..., :2]).all()
+
+
+def test_images_of_a_single_class_have_no_classes_on_the_map() -> None:
+    manifest = types.SimpleNamespace(classes=("unlabeled",), multi_label=False)
+    held_out = types.SimpleNamespace(labels=np.zeros(4, np.int64))
+    subject: Any = types.SimpleNamespace(dataset=types.SimpleNamespace(manifest=manifest), held_out=held_out)
+    labels, predicted, classes = _classified(subject, np.arange(3), torch.zeros(3, 2))
+    assert labels.tolist() == predicted.tolist() == [-1, -1, -1] and classes == []
 
 
 @pytest.mark.slow

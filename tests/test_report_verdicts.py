@@ -86,6 +86,15 @@ def test_the_best_by_a_score_without_labels() -> None:
     assert said(verdicts.chosen_without_labels, run("a", "b", fitness="probe")) == []
 
 
+def test_nothing_is_good_by_scores_without_labels() -> None:
+    rows = curves({"a": [0.4], "b": [0.9]}, standard_error=0.01)
+    summary = summary_of(rows, best_trial="b", control="a", gain=0.5, gain_standard_error=0.02)
+    by_labels = run_of(rows, summary=summary)
+    assert [verdict.kind for verdict in verdicts.verdicts(by_labels)] == ["good", "good"]
+    without = replace(by_labels, config={"evaluation": {"fitness": "rankme"}})
+    assert {verdict.kind for verdict in verdicts.verdicts(without)} == {"wrong"}
+
+
 def test_alike_trials() -> None:
     apart = curves({"a": [0.4], "b": [0.5], "c": [0.6]}, standard_error=0.01)
     assert said(verdicts.alike_trials, run_of(apart)) == ["The trials differ by more than the noise"]

@@ -188,6 +188,8 @@ class RunSummary(_Record):
 
     chance: float
     """Accuracy of guessing, 1 / number of classes."""
+    multi_label: bool = False
+    """Whether images have several labels each; False in earlier versions."""
     seconds: float
     """Seconds that the run took, over all its drivers."""
     exploits: int

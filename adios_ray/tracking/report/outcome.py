@@ -11,7 +11,7 @@ from scipy.stats import norm, t
 
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking.formatting import counted, value_text
-from adios_ray.tracking.records import SLOTS
+from adios_ray.tracking.records import SLOTS, RunSummary
 from adios_ray.tracking.report.run_data import STOPPING, RunData
 from adios_ray.tracking.report.verdicts import SIGNIFICANT, Verdict
 
@@ -213,11 +213,21 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
         )
     checkpoint = f"{run.where}/{layout.checkpoint(summary.best_trial, summary.best_epoch)}"
     if data_dir := (run.config or {}).get("data_dir"):
+        kind, how = _evaluation(summary)
         evaluate = (
-            f"adios-ray evaluate linear --checkpoint {shlex.quote(checkpoint)} --data-dir {shlex.quote(data_dir)}"
+            f"adios-ray evaluate {kind} --checkpoint {shlex.quote(checkpoint)} --data-dir {shlex.quote(data_dir)}"
         )
-        steps.append(NextStep("evaluate the winner with a linear classifier", evaluate))
+        steps.append(NextStep(f"evaluate the winner {how}", evaluate))
     return steps
+
+
+def _evaluation(summary: RunSummary) -> tuple[str, str]:
+    """Choose the kind of evaluation that the labels of a run's data allow, and say how it evaluates."""
+    if summary.chance == 1:  # of a single class
+        return "labelfree", "by all scores that need no labels"
+    if summary.multi_label:
+        return "multilabel", "with a classifier for each label"
+    return "linear", "with a linear classifier"
 
 
 def _without(command: str, *flags: str) -> str:
