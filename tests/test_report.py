@@ -24,6 +24,7 @@ from adios_ray.run_directory import RunDirectory
 from adios_ray.store import Store
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.environment import record_environment
+from adios_ray.tracking.log import Event, EventLog
 from adios_ray.tracking.records import MaskFile, Row
 from adios_ray.tracking.report import charts, search_charts
 from adios_ray.tracking.report.background import BackgroundReport
@@ -125,6 +126,55 @@ def test_a_damaged_file_is_named_in_one_sentence(
         (damaged / name).write_bytes(content)
         assert main(["report", str(damaged)]) != 0
         assert f"{damaged / name} {sentence}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("space.yaml", "parameters:\n", "parameters = None must be a mapping"),
+        ("space.yaml", "parameters: {a.b: {low: x}}", "parameters.a.b.low = 'x' must be a number"),
+        ("population.json", '{"members": {"a": 1}}', "members.a = 1 must be a mapping"),
+        ("config.json", '{"evaluation": {"fitness": "beauty"}}', "evaluation.fitness 'beauty' is not one of"),
+    ],
+)
+def test_a_file_with_other_content_is_named(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, complaint: str
+) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    assert main(["report", str(tmp_path / "run"), "--images", "0"]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'run' / name}: " in said and complaint in said
+
+
+def test_damaged_lines_of_events_are_named_and_left_out(tmp_path: Path) -> None:
+    make_run(tmp_path, trials=2, epochs=2)
+    log = EventLog(tmp_path)
+    log.append(Event(kind="note", text="before"))
+    with RunDirectory(tmp_path).events.open("ab") as file:
+        file.write(b'{"kind": \xff\n')
+    log.append(Event(kind="note", text="after"))
+    run = read_run(tmp_path)
+    assert [event.text for event in run.events] == ["before", "after"]
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "A line of the events cannot be read and is left out" in text and "events.jsonl, line 2: " in text
+
+
+def test_a_run_without_any_score_is_not_resumed_but_looked_into(tmp_path: Path) -> None:
+    records.begin_results(tmp_path, list(SETTINGS))
+    for trial in "ab":
+        records.append_result(tmp_path, make_row(trial, 3, math.nan))
+    records.write_config(tmp_path, {"population": 3})
+    assert "--resume" in outcome_of(read_run(tmp_path), []).steps[0].command  # the third trial may still have one
+    records.write_config(tmp_path, {"population": 2})
+    collapsed = outcome_of(read_run(tmp_path), [])
+    assert collapsed.headline == "No trial has a score" and collapsed.steps == []
+    step = RunDirectory(tmp_path).diverged_step("b", 3)
+    step.mkdir(parents=True)
+    (found,) = outcome_of(read_run(tmp_path), []).steps
+    assert found.command == f"adios-ray reproduce {step.resolve()}" and "lower the learning rates" in found.reason
+    page = write_report(tmp_path).read_text()
+    assert "No report has a score: every trial diverged or collapsed" in page and 'id="chart-fitness"' not in page
 
 
 def test_report_escapes_text_from_files(tmp_path: Path) -> None:

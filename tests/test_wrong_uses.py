@@ -447,6 +447,24 @@ def test_runs_are_listed_with_state_and_best(tmp_path: Path, capsys: pytest.Capt
     assert lines["broken"].startswith("damaged, ") and "results.csv" in lines["broken"]
 
 
+def test_one_odd_folder_hides_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("good", "unknown", "text", "unreadable"):
+        make_run(tmp_path / name, trials=2, epochs=1)
+    records.write_config(tmp_path / "unknown", {"evaluation": {"fitness": "beauty"}})
+    records.write_config(tmp_path / "text", {"evaluation": "x"})
+    (tmp_path / "unreadable" / "results.csv").unlink()
+    (tmp_path / "unreadable" / "results.csv").mkdir()
+    (tmp_path / "model").mkdir()
+    records.write_config(tmp_path / "model", {"architectures": ["ResNetModel"], "evaluation": "x"})
+    assert main(["runs", "--storage", str(tmp_path)]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines.keys() == {"good", "unknown", "text", "unreadable"}
+    assert lines.pop("good").startswith("finished, ")
+    assert all(line.startswith("damaged, ") for line in lines.values())
+    assert "'beauty' is not one of knn, probe, " in lines["unknown"] and "text/config.json: evaluation" in lines["text"]
+    assert "unreadable/results.csv" in lines["unreadable"]
+
+
 def test_a_cluster_that_does_not_answer_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

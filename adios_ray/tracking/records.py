@@ -28,7 +28,7 @@ from adios_ray.measures import MEASURES, Measure
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking.formatting import LABELS, label, value_text
 from adios_ray.trial_report import Measured
-from adios_ray.validation import explain, parse_json, read_json
+from adios_ray.validation import explain, parse, parse_json, read_json
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -37,9 +37,25 @@ _EARLIER_NAMES = {path.rpartition(".")[2]: path for path in LABELS}
 """Earlier versions always recorded these four values, searched or not, under the last part of their paths."""
 
 
-def measure_of(config: Mapping[str, Any]) -> Measure:
-    """Look up the measure that a run's configuration names; k-NN if it names none."""
-    return MEASURES[config.get("evaluation", {}).get("fitness", "knn")]
+class _Evaluation(BaseModel):
+    fitness: str = "knn"
+
+
+class _Measured(BaseModel):
+    evaluation: _Evaluation = _Evaluation()
+
+
+def measure_of(config: Mapping[str, Any], run_dir: Path) -> Measure:
+    """Look up the measure that a run's configuration names; k-NN if it names none.
+
+    Raises:
+        RecordError: If it names none that is known, or has no such section.
+    """
+    path = RunDirectory(run_dir).config
+    name = parse(_Measured, config, str(path), RecordError).evaluation.fitness
+    if name not in MEASURES:
+        raise RecordError(f"{path}: evaluation.fitness {name!r} is not one of {', '.join(MEASURES)}")
+    return MEASURES[name]
 
 
 class Row(Measured):

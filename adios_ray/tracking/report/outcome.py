@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,8 @@ class Outcome:
 def outcome_of(run: RunData, verdicts: Sequence[Verdict]) -> Outcome:
     """Summarize a run, finished or not."""
     if run.best is None:
-        return Outcome("No trial has a score yet", "–", "", "–", "", [], _steps(run, verdicts))
+        headline = f"No trial has a score{'' if run.without_a_score else ' yet'}"
+        return Outcome(headline, "–", "", "–", "", [], _steps(run, verdicts))
     trial, epoch = run.best
     summary, text = run.summary, run.measure.text
     if summary is None:
@@ -186,6 +187,8 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
     """Choose what to do next, most useful first."""
     where = shlex.quote(run.where)
     layout = RunDirectory(Path())
+    if run.without_a_score:
+        return list(_reproductions(run))
     if run.summary is None:
         resume = f"adios-ray train --resume {where}"
         if run.state == "interrupted":
@@ -219,6 +222,17 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
         )
         steps.append(NextStep(f"evaluate the winner {how}", evaluate))
     return steps
+
+
+def _reproductions(run: RunData) -> Iterator[NextStep]:
+    """Say how to look into a step that diverged, if its folder is there: trials that collapsed have none."""
+    for trial, rows in run.by_trial.items():
+        step = RunDirectory(run.path).diverged_step(trial, rows[-1].epoch)
+        if run.uri or step.exists():  # a copy of a run lacks them
+            place = f"{run.where}/{RunDirectory(run.path).relative(step)}"
+            reason = "lower the learning rates in the search space and search again; this repeats a step that diverged"
+            yield NextStep(reason, f"adios-ray reproduce {shlex.quote(place)}")
+            return
 
 
 def _evaluation(summary: RunSummary) -> tuple[str, str]:
