@@ -12,8 +12,9 @@ from test_trainer import assert_identical
 from adios_ray.checkpoints import open_checkpoint
 from adios_ray.config import replaced
 from adios_ray.errors import ConfigError
-from adios_ray.experiment.replay import REPLAY_FILE, replay
+from adios_ray.experiment.replay import replay
 from adios_ray.experiment.schedule import Schedule, Stage
+from adios_ray.run_directory import REPLAY_FILE
 from adios_ray.training.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from scipy.stats import sem, ttest_ind
 from adios_ray.cli import main
 from adios_ray.data.claim import TRAINING, claimed
 from adios_ray.measures import MEASURES
-from adios_ray.run_directory import RunDirectory
+from adios_ray.run_directory import REPLAY_FILE, RunDirectory
 from adios_ray.store import Store
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.environment import record_environment
@@ -145,6 +145,14 @@ def test_a_file_with_other_content_is_named(
     assert main(["report", str(tmp_path / "run"), "--images", "0"]) == 2
     said = capsys.readouterr().err
     assert f"{tmp_path / 'run' / name}: " in said and complaint in said
+
+
+def test_the_report_of_a_replay_is_refused_with_the_place_of_its_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / REPLAY_FILE).write_text("{}")
+    assert main(["report", str(tmp_path)]) == 2
+    assert f"is a replay, of which there is no report: {tmp_path}/reports.jsonl" in capsys.readouterr().err
 
 
 def test_damaged_lines_of_events_are_named_and_left_out(tmp_path: Path) -> None:

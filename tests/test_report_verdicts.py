@@ -249,6 +249,7 @@ def test_verdicts_choose_the_next_command_and_the_gravest_is_first(tmp_path: Pat
     assert found[0].kind == "wrong" and [verdict.kind for verdict in found] == sorted(
         (verdict.kind for verdict in found), key=("wrong", "look", "good").index
     )
+    assert "reports.jsonl of the output" in outcome_of(run, found).steps[0].reason
     longer, again, *_ = (step.command for step in outcome_of(run, found).steps)
     assert longer.startswith("adios-ray replay --schedule") and "--epochs 16" in longer
     assert again == "adios-ray train --preset demo --seed 4"

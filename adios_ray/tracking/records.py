@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import math
+import secrets
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -352,6 +353,17 @@ def begin_lineage(run_dir: Path, lines: int = 0) -> None:
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Write the resolved configuration, which must hold JSON-compatible values only."""
     atomic_write(RunDirectory(run_dir).config, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def write_token(run_dir: Path) -> None:
+    """Give a new run its token; a resumed run keeps its own."""
+    atomic_write(RunDirectory(run_dir).token, secrets.token_hex(8).encode())
+
+
+def read_token(run_dir: Path) -> str | None:
+    """Read the run's token; None in runs of earlier versions."""
+    path = RunDirectory(run_dir).token
+    return path.read_text() if path.exists() else None
 
 
 def write_summary(run_dir: Path, summary: RunSummary) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scipy.stats import norm, t
 
-from adios_ray.run_directory import RunDirectory
+from adios_ray.run_directory import REPORTS_FILE, RunDirectory
 from adios_ray.tracking.formatting import counted, value_text
 from adios_ray.tracking.records import SLOTS, RunSummary
 from adios_ray.tracking.report.run_data import STOPPING, RunData
@@ -203,7 +203,9 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
         schedule = shlex.quote(f"{run.where}/{layout.schedule}")
         output = shlex.quote(f"{run.name if run.uri else run.where}-longer")
         longer = f"adios-ray replay --schedule {schedule} --epochs {2 * summary.epochs} --output {output}"
-        steps.append(NextStep(f"train the winner's {'schedule' if run.evolves else 'values'} twice as long", longer))
+        what = "schedule" if run.evolves else "values"
+        reason = f"train the winner's {what} twice as long; {REPORTS_FILE} of the output then has the numbers"
+        steps.append(NextStep(reason, longer))
     if any(doubt in sentences for doubt in ("within the noise", "ended alike", "not distinguishable")):
         seed = int((run.config or {}).get("seed", 0)) + 1
         steps.append(
