@@ -278,7 +278,9 @@ def _unknown(token: str, given: Sequence[str], program: str, command: Sequence[s
     if before.startswith("-"):
         return f"{before} takes no value, not {token!r}; {see}"
     before = before and f" after {before}"
-    return f"{token!r}{before} is not expected: it belongs to no flag; {see}"
+    flags = set(_FLAG.findall(help_text)) - {"--help"}
+    cure = f"write {flags.pop()} {token}" if len(flags) == 1 else see
+    return f"{token!r}{before} is not expected: it belongs to no flag; {cure}"
 
 
 def _invalid(event: tyro_errors.InstantiationFailure, given: Sequence[str]) -> str:

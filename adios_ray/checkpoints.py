@@ -118,5 +118,6 @@ def open_checkpoint(directory: Path, device: "torch.device") -> dict[str, Any]:
     try:
         pointer = _recorded(directory)
     except (OSError, CheckpointError) as error:
-        raise CheckpointError(f"{directory} is not a checkpoint: {META_FILE} cannot be read ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{directory} is not a checkpoint: {META_FILE} cannot be read ({reason})") from error
     return load_checkpoint(pointer, device)

@@ -4,6 +4,7 @@
 
     RUN/
       config.json  space.yaml             the resolved configuration and search space; written first
+      token                               random text that no other run has, of whatever name
       environment.json                    versions and machine at the start
       population.json  population.jsonl   the population: a snapshot and the journal of changes since
       driver.json                         the driver's process, while one is alive (data/claim.py)
@@ -30,6 +31,8 @@ from adios_ray.errors import RecordError
 
 MASKS = "masks"
 """Name of the folder of masks."""
+REPLAY_FILE, REPORTS_FILE = "replay.json", "reports.jsonl"
+"""What a replay trains, and a line for each of its reports, in the directory of a replay."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class RunDirectory:
     def space(self) -> Path:
         """The search space."""
         return self.path / "space.yaml"
+
+    @property
+    def token(self) -> Path:
+        """Random text that tells the run from others of its name; runs of earlier versions have none."""
+        return self.path / "token"
 
     @property
     def environment(self) -> Path:

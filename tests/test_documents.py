@@ -2,8 +2,10 @@
 
 import ast
 import functools
+import inspect
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ import reference
 import torch
 import tyro
 from encoded_images import picture
+from made_up_run import make_run
 from small import small_config
 
+import adios_ray
+from adios_ray.api import LoadedRun
 from adios_ray.cli import EXAMPLES, Command, main
 from adios_ray.commands.evaluate import PARTS, All, Evaluate, Transfer
 from adios_ray.data.shards import open_shards, verify
@@ -24,6 +29,9 @@ from adios_ray.experiment.presets import preset_config
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
 from adios_ray.tracking.records import write_config
+from adios_ray.tracking.report import verdicts
+from adios_ray.training.trainer import Trainer
+from adios_ray.validation import parse
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "adios_ray"
@@ -158,6 +166,73 @@ def test_the_page_of_the_format_writes_a_data_set(tmp_path: Path, monkeypatch: p
     )
     split = open_shards("mine").split("val")
     assert split.labels.tolist() == [0, 1] * 10 and (split.heights == 480).all() and (split.widths == 640).all()
+
+
+def blocks(document: str) -> list[str]:
+    """Return the Python blocks of a document, by its path."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def finished_run(objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedRun:
+    """Write a run with its best checkpoint and data where documents name them, stand in for trainings, and enter."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(objects_dir, "data/mine")
+    Path("runs").mkdir()
+    make_run(Path("runs/RUN"))
+    write_config(Path("runs/RUN"), {"seed": 0, "data_dir": "data/mine"})
+    run = adios_ray.load_run("runs/RUN")
+    trainer = Trainer(small_config(Path("data/mine")), torch.device("cpu"))
+    trainer.save(run.best_checkpoint)
+    trainer.save(Path("encoder.safetensors"))
+
+    def train(data_dir: str | None = None, **settings: Any) -> LoadedRun:
+        parse(ExperimentConfig, settings)
+        return run
+
+    monkeypatch.setattr(adios_ray, "train", train)
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", ["README.md", "docs/start.md", "docs/weights.md", "docs/reference/python.md"])
+def test_the_code_of_a_page_runs(document: str, finished_run: LoadedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = blocks(document)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    if "encoder" in names:
+        features = names["encoder"](torch.zeros(2, 3, 32, 32))
+        assert features.ndim == 2 and len(features) == 2
+    if "run" in names:
+        assert names["run"].path == finished_run.path and capsys.readouterr().out
+
+
+def without_documentation(code: str) -> list[str]:
+    """Return the statements of a module as text, without documentation."""
+    module = ast.parse(code)
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return [ast.unparse(node) for node in module.body]
+
+
+@pytest.mark.parametrize(
+    ("page", "file"), [("add_a_scheme", "masking/schemes/grid.py"), ("add_an_objective", "objectives/vicreg.py")]
+)
+def test_a_page_that_walks_through_a_file_shows_its_code(page: str, file: str) -> None:
+    shown = [part for block in blocks(f"docs/{page}.md") for part in without_documentation(block)]
+    assert shown and set(shown) <= set(without_documentation((PACKAGE / file).read_text()))
+
+
+def test_every_verdict_is_explained() -> None:
+    explained = " ".join(f"{(ROOT / 'docs' / page).read_text()}" for page in ("troubleshooting.md", "report.md"))
+    explained = " ".join(explained.split())
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(verdicts))) if isinstance(node, ast.Call)]
+    sentences = [call.args[1] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Verdict"]
+    pieces = [piece for s in sentences for piece in (s.values if isinstance(s, ast.JoinedStr) else [s])]
+    parts = [piece.value for piece in pieces if isinstance(piece, ast.Constant)]
+    assert len(sentences) >= len(verdicts.JUDGES)
+    assert [part for part in parts if str(part).strip() not in explained] == []
 
 
 @pytest.mark.slow

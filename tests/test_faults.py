@@ -267,7 +267,7 @@ def test_a_trials_note_is_shown_and_logged_with_its_details(
         "    hello",
         "storage is back",
     ]
-    assert [(event.kind, event.trial, event.text) for event in read_events(tmp_path)] == [
+    assert [(event.kind, event.trial, event.text) for event in read_events(tmp_path)[0]] == [
         ("note", "trial_01", "trial_01: its workers failed (no data)"),
         ("wait", "trial_01", "trial_01: storage is back"),
     ]
@@ -286,7 +286,7 @@ def test_events_are_kept_while_remote_storage_is_away_but_not_in_another_drivers
     run = Run(RunStorage(tmp_path), [], LiveView(1, 2, "run"), SimpleNamespace(), SimpleNamespace(), check_claim)  # type: ignore[arg-type]
     for text in ("storage refuses", "storage is back", "another driver's"):
         run.note(text)
-    assert [event.text for event in read_events(tmp_path)] == ["storage refuses", "storage is back"]
+    assert [event.text for event in read_events(tmp_path)[0]] == ["storage refuses", "storage is back"]
 
 
 def test_events_that_storage_refused_are_written_when_it_is_back(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_events_that_storage_refused_are_written_when_it_is_back(tmp_path: Path)
     assert not path.exists()
     path.touch()
     log.append(Event(kind="exploit", trial="trial_00", epoch=2, text="copied"))
-    first, second = read_events(tmp_path)
+    (first, second), _ = read_events(tmp_path)
     assert (first.text, second.text, second.epoch) == ("storage refuses", "copied", 2) and first.time <= second.time
 
 

@@ -27,7 +27,7 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.schedule import load_schedule, schedule_of
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking.records import read_drops, read_lineage, read_results, read_summary
+from adios_ray.tracking.records import read_drops, read_lineage, read_results, read_summary, read_token
 from adios_ray.training.reproduce import reproduce
 
 pytestmark = pytest.mark.ray
@@ -79,7 +79,8 @@ def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_
         assert before.worker_pid == after.worker_pid
         assert (before.values, after.values) == (exploit.old, exploit.new)
     assert "<html" in (run_dir / "report.html").read_text()
-    assert len(list((run_dir / "wandb").glob("offline-run-*-trial_0?"))) == 2
+    names = {path.name.rpartition("-trial_0")[0] for path in (run_dir / "wandb").glob("offline-run-*-trial_0?")}
+    assert {name.rpartition("-")[2] for name in names} == {read_token(run_dir)}
     state = PopulationState.load(run_dir)
     kept = list((run_dir / "checkpoints").glob("trial_*/epoch_*"))
     assert len(kept) <= 2 * 2 and all(member.finished for member in state.members.values())

@@ -13,8 +13,9 @@ from adios_ray.checkpoints import newest_intact, open_checkpoint
 from adios_ray.cli import main
 from adios_ray.config import replaced
 from adios_ray.errors import ConfigError
-from adios_ray.experiment.replay import REPLAY_FILE, replay
+from adios_ray.experiment.replay import replay
 from adios_ray.experiment.schedule import Schedule, Stage
+from adios_ray.run_directory import REPLAY_FILE
 from adios_ray.training.trainer import Trainer
 
 CPU = torch.device("cpu")

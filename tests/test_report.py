@@ -12,22 +12,24 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects
 import pytest
+import torch
 from made_up_run import COPIES, SETTINGS, make_exploit, make_row, make_run, make_summary
 from scipy.stats import sem, ttest_ind
 
 from adios_ray.cli import main
 from adios_ray.data.claim import TRAINING, claimed
 from adios_ray.measures import MEASURES
-from adios_ray.run_directory import RunDirectory
+from adios_ray.run_directory import REPLAY_FILE, RunDirectory
 from adios_ray.store import Store
 from adios_ray.tracking import lineage, records
 from adios_ray.tracking.environment import record_environment
+from adios_ray.tracking.log import Event, EventLog
 from adios_ray.tracking.records import MaskFile, Row
 from adios_ray.tracking.report import charts, search_charts
 from adios_ray.tracking.report.background import BackgroundReport
 from adios_ray.tracking.report.comparison import differences, verdict_between, write_comparison
 from adios_ray.tracking.report.importance import importance_of
-from adios_ray.tracking.report.inspection import _projected
+from adios_ray.tracking.report.inspection import _classified, _projected
 from adios_ray.tracking.report.mask_statistics import agreement, slot_overlaps, slot_statistics
 from adios_ray.tracking.report.masks import mask_section, spread
 from adios_ray.tracking.report.outcome import outcome_of
@@ -123,6 +125,63 @@ def test_a_damaged_file_is_named_in_one_sentence(
         (damaged / name).write_bytes(content)
         assert main(["report", str(damaged)]) != 0
         assert f"{damaged / name} {sentence}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("space.yaml", "parameters:\n", "parameters = None must be a mapping"),
+        ("space.yaml", "parameters: {a.b: {low: x}}", "parameters.a.b.low = 'x' must be a number"),
+        ("population.json", '{"members": {"a": 1}}', "members.a = 1 must be a mapping"),
+        ("config.json", '{"evaluation": {"fitness": "beauty"}}', "evaluation.fitness 'beauty' is not one of"),
+    ],
+)
+def test_a_file_with_other_content_is_named(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, complaint: str
+) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    assert main(["report", str(tmp_path / "run"), "--images", "0"]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'run' / name}: " in said and complaint in said
+
+
+def test_the_report_of_a_replay_is_refused_with_the_place_of_its_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / REPLAY_FILE).write_text("{}")
+    assert main(["report", str(tmp_path)]) == 2
+    assert f"is a replay, of which there is no report: {tmp_path}/reports.jsonl" in capsys.readouterr().err
+
+
+def test_damaged_lines_of_events_are_named_and_left_out(tmp_path: Path) -> None:
+    make_run(tmp_path, trials=2, epochs=2)
+    log = EventLog(tmp_path)
+    log.append(Event(kind="note", text="before"))
+    with RunDirectory(tmp_path).events.open("ab") as file:
+        file.write(b'{"kind": \xff\n')
+    log.append(Event(kind="note", text="after"))
+    run = read_run(tmp_path)
+    assert [event.text for event in run.events] == ["before", "after"]
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "A line of the events cannot be read and is left out" in text and "events.jsonl, line 2: " in text
+
+
+def test_a_run_without_any_score_is_not_resumed_but_looked_into(tmp_path: Path) -> None:
+    records.begin_results(tmp_path, list(SETTINGS))
+    for trial in "ab":
+        records.append_result(tmp_path, make_row(trial, 3, math.nan))
+    records.write_config(tmp_path, {"population": 3})
+    assert "--resume" in outcome_of(read_run(tmp_path), []).steps[0].command  # the third trial may still have one
+    records.write_config(tmp_path, {"population": 2})
+    collapsed = outcome_of(read_run(tmp_path), [])
+    assert collapsed.headline == "No trial has a score" and collapsed.steps == []
+    step = RunDirectory(tmp_path).diverged_step("b", 3)
+    step.mkdir(parents=True)
+    (found,) = outcome_of(read_run(tmp_path), []).steps
+    assert found.command == f"adios-ray reproduce {step.resolve()}" and "lower the learning rates" in found.reason
+    page = write_report(tmp_path).read_text()
+    assert "No report has a score: every trial diverged or collapsed" in page and 'id="chart-fitness"' not in page
 
 
 def test_report_escapes_text_from_files(tmp_path: Path) -> None:
@@ -237,6 +296,19 @@ def test_the_first_screen_names_winner_values_gain_and_commands(run_dir: Path) -
     summary = run.summary.model_copy(update={"control": "other", "gain": 0.03, "gain_standard_error": 0.01})
     gained = outcome_of(RunData(run_dir, run.rows, summary=summary), [])
     assert gained.gain == "3.0 ± 1.0 points" and "fairly sure (3.0 standard errors, p 0.0013)" in gained.sureness
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [({}, "linear"), ({"multi_label": True}, "multilabel"), ({"chance": 1.0}, "labelfree")],
+)
+def test_the_recommended_evaluation_is_one_that_the_labels_allow(
+    run_dir: Path, labels: dict[str, Any], kind: str
+) -> None:
+    run = read_run(run_dir)
+    assert run.summary is not None
+    found = outcome_of(replace(run, summary=run.summary.model_copy(update=labels)), [])
+    assert found.steps[-1].command.startswith(f"adios-ray evaluate {kind} --checkpoint ")
 
 
 def test_a_running_run_says_who_leads(tmp_path: Path) -> None:
@@ -449,6 +521,14 @@ def test_features_are_projected_by_pca_or_by_umap_where_installed(monkeypatch: p
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
     points, masked, name, explained = _projected(whole, several)
     assert name == "UMAP" and explained == 0 and (points == whole[:, :2]).all() and (masked == several[..., :2]).all()
+
+
+def test_images_of_a_single_class_have_no_classes_on_the_map() -> None:
+    manifest = types.SimpleNamespace(classes=("unlabeled",), multi_label=False)
+    held_out = types.SimpleNamespace(labels=np.zeros(4, np.int64))
+    subject: Any = types.SimpleNamespace(dataset=types.SimpleNamespace(manifest=manifest), held_out=held_out)
+    labels, predicted, classes = _classified(subject, np.arange(3), torch.zeros(3, 2))
+    assert labels.tolist() == predicted.tolist() == [-1, -1, -1] and classes == []
 
 
 @pytest.mark.slow

@@ -86,6 +86,15 @@ def test_the_best_by_a_score_without_labels() -> None:
     assert said(verdicts.chosen_without_labels, run("a", "b", fitness="probe")) == []
 
 
+def test_nothing_is_good_by_scores_without_labels() -> None:
+    rows = curves({"a": [0.4], "b": [0.9]}, standard_error=0.01)
+    summary = summary_of(rows, best_trial="b", control="a", gain=0.5, gain_standard_error=0.02)
+    by_labels = run_of(rows, summary=summary)
+    assert [verdict.kind for verdict in verdicts.verdicts(by_labels)] == ["good", "good"]
+    without = replace(by_labels, config={"evaluation": {"fitness": "rankme"}})
+    assert {verdict.kind for verdict in verdicts.verdicts(without)} == {"wrong"}
+
+
 def test_alike_trials() -> None:
     apart = curves({"a": [0.4], "b": [0.5], "c": [0.6]}, standard_error=0.01)
     assert said(verdicts.alike_trials, run_of(apart)) == ["The trials differ by more than the noise"]
@@ -240,6 +249,7 @@ def test_verdicts_choose_the_next_command_and_the_gravest_is_first(tmp_path: Pat
     assert found[0].kind == "wrong" and [verdict.kind for verdict in found] == sorted(
         (verdict.kind for verdict in found), key=("wrong", "look", "good").index
     )
+    assert "reports.jsonl of the output" in outcome_of(run, found).steps[0].reason
     longer, again, *_ = (step.command for step in outcome_of(run, found).steps)
     assert longer.startswith("adios-ray replay --schedule") and "--epochs 16" in longer
     assert again == "adios-ray train --preset demo --seed 4"

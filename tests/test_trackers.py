@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
@@ -17,7 +18,15 @@ from made_up_run import make_row, make_run
 from wandb_server import wandb_server
 
 from adios_ray.config import TrialConfig, replaced
-from adios_ray.tracking.records import Exploit, Row, RunSummary, read_lineage, read_results, read_summary
+from adios_ray.tracking.records import (
+    Exploit,
+    Row,
+    RunSummary,
+    read_lineage,
+    read_results,
+    read_summary,
+    write_token,
+)
 from adios_ray.tracking.trackers import isolation
 from adios_ray.tracking.trackers.isolation import Trackers
 from adios_ray.tracking.trackers.jsonl import JsonLinesLog
@@ -121,6 +130,26 @@ def test_wandbs_server_has_a_resumed_trials_epochs_masks_lineage_and_outcome(
     captions = {caption for step in run.history for caption in step.get("masks", {}).get("captions", ())}
     assert "validation image 0, epoch 1: image, slots, masked inputs" in captions
     assert run.summary["test_fitness"] == summary.test_fitness and run.summary["best"] is True
+
+
+def test_another_run_of_the_same_name_has_other_wandb_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = MagicMock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for storage in "ab":
+        (tmp_path / storage).mkdir()
+        make_run(tmp_path / storage / "first", trials=2, epochs=1)
+
+    def started(storage: str) -> str:
+        run_dir = tmp_path / storage / "first"
+        summary = read_summary(run_dir)
+        assert summary
+        WandbLog(run_dir, "offline").summary(summary)
+        return str(wandb.init.call_args.kwargs["id"]).removesuffix(f"-{summary.best_trial}")
+
+    assert started("a") == "first"  # as earlier versions called it, whose runs are continued
+    for storage in "ab":
+        write_token(tmp_path / storage / "first")
+    assert started("a") == started("a") and len({"first", started("a"), started("b")}) == 3
 
 
 def events(file: Path) -> Iterator[Any]:

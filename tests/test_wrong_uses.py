@@ -160,6 +160,7 @@ CASES = {
     f"{DEMO} --name=": "--name is empty: give a value, or leave it out",
     "runs --storage ''": "--storage is empty: give a value, or leave it out",
     "report run ''": "an argument is empty: give a value, or leave it out",
+    "runs run": "'run' after runs is not expected: it belongs to no flag; write --storage run",
     "verify": "adios-ray verify needs LOCATION (Directory or URI of the data set)",
     "prepare --dataset objects": "adios-ray prepare needs --output",
     "prepare --dataset films --output out": "--dataset films is not one of imagenet100",
@@ -203,7 +204,9 @@ CASES = {
     f"{DEMO} --population 1": "--population 1 must be greater than or equal to 2",
     f"{DEMO} --masking.sparsity-weight 0": "masking.sparsity_weight must stay above 0",
     # search spaces
-    f"{DEMO} --space nowhere": "search space nowhere cannot be read: No such file or directory",
+    f"{DEMO} --space nowhere": "search space nowhere is no file, nor one of asha_demo, ",
+    f"{DEMO} --space asha-demo": "pbt_in100; did you mean asha_demo?",
+    f"{DEMO} --space nowhere.yaml": "search space nowhere.yaml cannot be read: No such file or directory",
     f"{DEMO} --space empty": "search space empty cannot be read: Is a directory",
     f"{DEMO} --space spaces/syntax.yaml": "search space spaces/syntax.yaml, line 2, column 18: no valid YAML",
     f"{DEMO} --space spaces/list.yaml": "search space spaces/list.yaml is a list, expected a mapping of options",
@@ -260,6 +263,7 @@ CASES = {
     "--on-bad-image fail": "only.jpg was refused: ",
     "prepare --dataset objects --output out --num-images 50 --train-images 100": "100 images asked for train, but",
     "verify nowhere": "/nowhere (manifest.json is missing): run adios-ray prepare",
+    "verify data/manifest.json": "is a file, no data set: name the directory that has manifest.json",
     "verify incomplete": "test-00000.arrow is missing",
     "prepare --dataset folder --output out --image-size 32": "--dataset folder needs --source, the folder of images",
     "prepare --dataset folder --source nowhere --output out --image-size 32": "nowhere is not a folder",
@@ -292,7 +296,9 @@ CASES = {
     "evaluate --checkpoint a --data-dir data --output data/r.json": "--output data/r.json would change data, which",
     "masks --checkpoint a --data-dir data --output m.png --max-pixels 9": "--max-pixels is for --images; --data-dir",
     "masks --checkpoint nowhere --output out": "give --images, files or folders of images, or --data-dir",
-    "reproduce nowhere": "nowhere is not a checkpoint: meta.json cannot be read",
+    "reproduce nowhere": "is not the dump of a step that diverged",
+    "reproduce run": "run is not the dump of a step that diverged: give the folder of one, RUN/diverged/TRIAL/epoch_",
+    "reproduce weights.safetensors": "weights.safetensors is not the dump of a step that diverged: give the folder of",
     # runs
     "train --resume nowhere": "nowhere is not a run directory: it has no config.json",
     "train --resume empty": "empty is not a run directory: it has no config.json",
@@ -326,6 +332,7 @@ CASES = {
     f"{MINE} --storage s3:/bucket/runs": "write s3://bucket/runs",
     f"{MINE} --wandb maybe": "--wandb maybe is not one of off, offline, online",
     f"{MINE} --wandb online": "wandb online needs a login",
+    f"{MINE} --trackers jsonl jsonl": "must not contain a name twice",
     f"{MINE} --trackers mlflow": "--trackers mlflow is not one of tensorboard, jsonl",
     "doctor --objective vicregg": "--objective vicregg is not one of simclr",
     "doctor --objective json:dumps": "json has no subclass of Objective of the name 'dumps'",
@@ -446,6 +453,24 @@ def test_runs_are_listed_with_state_and_best(tmp_path: Path, capsys: pytest.Capt
     assert lines["done"].startswith("finished, best trial_0") and " on test, 0 s ago" in lines["done"]
     assert lines["cut"].startswith("interrupted, best trial_0") and " on val, " in lines["cut"]
     assert lines["broken"].startswith("damaged, ") and "results.csv" in lines["broken"]
+
+
+def test_one_odd_folder_hides_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("good", "unknown", "text", "unreadable"):
+        make_run(tmp_path / name, trials=2, epochs=1)
+    records.write_config(tmp_path / "unknown", {"evaluation": {"fitness": "beauty"}})
+    records.write_config(tmp_path / "text", {"evaluation": "x"})
+    (tmp_path / "unreadable" / "results.csv").unlink()
+    (tmp_path / "unreadable" / "results.csv").mkdir()
+    (tmp_path / "model").mkdir()
+    records.write_config(tmp_path / "model", {"architectures": ["ResNetModel"], "evaluation": "x"})
+    assert main(["runs", "--storage", str(tmp_path)]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines.keys() == {"good", "unknown", "text", "unreadable"}
+    assert lines.pop("good").startswith("finished, ")
+    assert all(line.startswith("damaged, ") for line in lines.values())
+    assert "'beauty' is not one of knn, probe, " in lines["unknown"] and "text/config.json: evaluation" in lines["text"]
+    assert "unreadable/results.csv" in lines["unreadable"]
 
 
 def test_a_cluster_that_does_not_answer_leaves_nothing(

@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from adios_ray.errors import UsageError
-from adios_ray.run_directory import RunDirectory
+from adios_ray.run_directory import REPLAY_FILE, REPORTS_FILE, RunDirectory
 from adios_ray.store import Location, Store, local_path, split_location
 
 
@@ -54,6 +54,11 @@ class Report:
                 require_local(place, "--open")
         paths = [fetched_run(place) for place in self.runs]
         for place, path in zip(self.runs, paths, strict=True):
+            if (path / REPLAY_FILE).is_file():
+                raise UsageError(
+                    f"{place} is a replay, of which there is no report: {place}/{REPORTS_FILE} has its numbers, a line "
+                    f"for each epoch, and adios-ray evaluate takes what is in {place}/checkpoints"
+                )
             if not RunDirectory(path).config.is_file():
                 raise UsageError(f"{place} is not a run directory: it has no {RunDirectory(path).config.name}")
         resolved = [path.resolve() for path in paths]

@@ -287,7 +287,9 @@ def read_manifest(location: Location) -> Manifest:
 def _manifest_bytes(store: Store) -> bytes:
     try:
         return store.read(MANIFEST_NAME)
-    except (FileNotFoundError, NotADirectoryError):
+    except NotADirectoryError:
+        raise DatasetError(f"{store} is a file, no data set: name the directory that has {MANIFEST_NAME}") from None
+    except FileNotFoundError:
         raise DatasetError(f"no data set in {store} ({MANIFEST_NAME} is missing): run adios-ray prepare") from None
     except Exception as error:  # each protocol has errors of its own
         raise DatasetError(f"{store}/{MANIFEST_NAME} cannot be read: {type(error).__name__}: {error}") from error

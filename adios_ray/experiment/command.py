@@ -12,7 +12,7 @@ from adios_ray.experiment.config import DEMO, SPACES, ExperimentConfig, read_exp
 from adios_ray.experiment.presets import preset_config
 from adios_ray.run_directory import RunDirectory
 from adios_ray.store import Location
-from adios_ray.validation import leaves
+from adios_ray.validation import leaves, suggestion
 
 _CHOOSING = {
     "name": "--preset",
@@ -103,9 +103,20 @@ def default_space(preset: str | None, space: str = "pbt_in100", demo_space: str 
 
 
 def named_space(space: str) -> str:
-    """Return the file of a search space that comes with the package, if this is its name; else the place itself."""
+    """Return the file of a search space that comes with the package, if this is its name; else the place itself.
+
+    Raises:
+        ConfigError: If it looks like a name, but neither such a space nor a file has it.
+    """
     named = SPACES / f"{space}.yaml"
-    return str(named) if not Path(space).suffix and named.is_file() else space
+    if Path(space).suffix or "/" in space:
+        return space
+    if named.is_file():
+        return str(named)
+    if not Path(space).exists():
+        names = sorted(path.stem for path in SPACES.glob("*.yaml"))
+        raise ConfigError(f"search space {space} is no file, nor one of {', '.join(names)}{suggestion(space, names)}")
+    return space
 
 
 def repeating_command(config: ExperimentConfig, run: Location) -> str:

@@ -43,6 +43,12 @@ def _folder_name(name: str) -> str:
     return name
 
 
+def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):  # two processes would write into one file
+        raise ValueError("must not contain a name twice")
+    return names
+
+
 class ExperimentConfig(TrialConfig):
     """Configuration of an experiment: the trials' settings, the population, the search, and the resources."""
 
@@ -79,7 +85,7 @@ class ExperimentConfig(TrialConfig):
     wandb: Literal["off", "offline", "online"] = "off"
     """Weights & Biases; online needs a login, offline keeps files that `wandb sync` uploads. The project is
     WANDB_PROJECT or adios_ray, the entity WANDB_ENTITY."""
-    trackers: tuple[Literal["tensorboard", "jsonl"], ...] = ()
+    trackers: Annotated[tuple[Literal["tensorboard", "jsonl"], ...], AfterValidator(_different)] = ()
     """Further logs in the run directory: tensorboard (event files for each trial), jsonl (log.jsonl: a line of JSON for
     each report, exploit and outcome)."""
     resume: Place | None = None

@@ -14,14 +14,11 @@ from adios_ray.errors import ConfigError, RunError
 from adios_ray.experiment.schedule import Schedule, Stage, load_schedule
 from adios_ray.files import atomic_write, complete_lines, remove_drafts
 from adios_ray.measures import MEASURES, Measure
-from adios_ray.run_directory import epoch_name, newest_epochs
+from adios_ray.run_directory import REPLAY_FILE, REPORTS_FILE, epoch_name, newest_epochs
 from adios_ray.tracking.formatting import label, value_text
 from adios_ray.training.trainer import Trainer
 from adios_ray.trial_report import TrialReport
 from adios_ray.validation import differences
-
-REPLAY_FILE = "replay.json"
-REPORTS_FILE = "reports.jsonl"
 
 
 def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.device) -> Trainer:

@@ -42,7 +42,7 @@ from adios_ray.run_storage import RunStorage
 from adios_ray.search.spaces import SearchSpace, load_space, save_space
 from adios_ray.search.state import PopulationState
 from adios_ray.store import Location, Store, local_path, split_location
-from adios_ray.tracking.records import write_config
+from adios_ray.tracking.records import write_config, write_token
 
 
 def start(config: ExperimentConfig) -> Path:
@@ -88,6 +88,7 @@ def start(config: ExperimentConfig) -> Path:
             # configuration first: while it is missing, every write into the run takes the run's storage to be away.
             write_config(run.directory, config.model_dump(mode="json"))
             save_space(space, RunDirectory(run.directory).space)
+            write_token(run.directory)
             fresh_population(config, space, read_manifest(config.data_dir).checksum).save(run.directory)
             return evolve(config, space, run, resources, claim)
 
@@ -204,7 +205,7 @@ def _has_begun(run: RunStorage) -> bool:
 def _check_unused(run: RunStorage) -> None:
     """Refuse a place with anything else than a driver leaves that is stopped before its population exists."""
     layout = _layout(run)
-    left = {layout.config.name, layout.space.name, TRAINING.file}
+    left = {layout.config.name, layout.space.name, layout.token.name, TRAINING.file}
     if others := sorted(name for name in Store(run.place).names() if name not in left and not name.endswith(".tmp")):
         raise ConfigError(f"{run.place} is not a run directory, but contains {others[0]}: choose another --name")
 

@@ -159,6 +159,7 @@ def _summarize(
         test_standard_error=test.standard_error,
         test_accuracy=test.accuracy,
         chance=1 / len(manifest.classes),
+        multi_label=manifest.multi_label,
         seconds=state.seconds,
         exploits=sum(exploit.copies for exploit in lineage),
         refusals=len(read_refusals(run_dir)),

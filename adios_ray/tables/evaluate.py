@@ -10,8 +10,8 @@ from adios_ray.commands.evaluate import PARTS, Robustness, Transfer
 from adios_ray.data.shards import Dataset, open_shards
 from adios_ray.evaluation.kinds import check_labels, check_object_masks
 from adios_ray.evaluation.subject import opened
-from adios_ray.experiment.replay import REPORTS_FILE
 from adios_ray.models.weights import load_weights
+from adios_ray.run_directory import REPORTS_FILE
 
 SLOTS = "slots"
 """Kind that returns sizes and overlap of the masks from the training's last report."""

@@ -57,15 +57,19 @@ class EventLog:
                 pass  # the event itself may be that storage fails, and the user has seen it
 
 
-def read_events(run_dir: Path) -> list[Event]:
-    """Read all events in their order; empty if there is no file.
+def read_events(run_dir: Path) -> tuple[list[Event], list[str]]:
+    """Read all events in their order, and what is wrong with the lines that cannot be read; empty without a file.
 
-    Raises:
-        RecordError: If a complete line does not parse.
+    A run neither waits for this log nor resumes from it: a damaged line costs its own event alone.
     """
     path = RunDirectory(run_dir).events
-    lines = enumerate(complete_lines(path).splitlines(), start=1)
-    return [parse_json(Event, line, f"{path}, line {number}", RecordError) for number, line in lines]
+    events, damaged = [], []
+    for number, line in enumerate(complete_lines(path).splitlines(), start=1):
+        try:
+            events.append(parse_json(Event, line, f"{path}, line {number}", RecordError))
+        except RecordError as error:
+            damaged.append(str(error))
+    return events, damaged
 
 
 def append_log(run_dir: Path, trial: str, text: str, details: str = "") -> None:

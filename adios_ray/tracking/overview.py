@@ -3,14 +3,15 @@
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from adios_ray.data.claim import TRAINING, holder_of
 from adios_ray.errors import ConfigError, InputError
+from adios_ray.measures import Measure
 from adios_ray.retry import promptly
 from adios_ray.run_directory import RunDirectory
 from adios_ray.store import PARALLEL_COPIES, Location, Store, local_path
@@ -63,14 +64,20 @@ def runs_in(storage: Location) -> list[RunStatus]:
 
 
 def _runs_below(storage: Path) -> list[RunStatus]:
-    found = [_status(path.parent) for path in storage.glob(f"*/{RunDirectory(storage).config.name}")]
-    return sorted(found, key=lambda run: run.age_s)
+    folders = [path.parent for path in storage.glob(f"*/{RunDirectory(storage).config.name}")]
+    return sorted((_status(folder) for folder in folders if _is_run(folder)), key=lambda run: run.age_s)
+
+
+def _is_run(folder: Path) -> bool:
+    """Tell whether a folder with a ``config.json`` is of a run: other programs write files of that name, too."""
+    run = RunDirectory(folder)
+    return any(path.exists() for path in (run.space, run.results))
 
 
 def _copy_runs(store: Store, directory: Path) -> None:
     """Copy the files that a status is read from, with their times: by these is told whether a driver is alive."""
     run = RunDirectory(Path())
-    files = (run.config.name, run.summary.name, run.results.name, TRAINING.file)
+    files = (run.config.name, run.space.name, run.summary.name, run.results.name, TRAINING.file)
 
     def copy(name: str) -> None:
         target = directory / name
@@ -98,15 +105,15 @@ def _status(path: Path) -> RunStatus:
     age_s = max(time.time() - last.stat().st_mtime, 0.0)
     try:
         config, summary, rows = read_config(path), read_summary(path), read_results(path)
-    except InputError as error:
+        best, state = _best(measure_of(config, path), summary, rows), state_of(path, summary)
+    except (InputError, OSError) as error:  # whatever is wrong with one run, the others are listed
         return RunStatus(path.name, "damaged", str(error), (0, 0), age_s)
     epochs = max((row.epoch for row in rows), default=0), config.get("epochs", 0)
-    return RunStatus(path.name, state_of(path, summary), _best(config, summary, rows), epochs, age_s)
+    return RunStatus(path.name, state, best, epochs, age_s)
 
 
-def _best(config: Mapping[str, Any], summary: RunSummary | None, rows: Sequence[Row]) -> str:
+def _best(measure: Measure, summary: RunSummary | None, rows: Sequence[Row]) -> str:
     """Describe the best result: of a finished run that on the test split, else the best report."""
-    measure = measure_of(config)
     if summary is not None:
         found = measure.scores_text(summary.test_fitness, summary.test_standard_error, summary.test_accuracy)
         return f"best {summary.best_trial}: {found} on test"

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import math
+import secrets
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from adios_ray.measures import MEASURES, Measure
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking.formatting import LABELS, label, value_text
 from adios_ray.trial_report import Measured
-from adios_ray.validation import explain, parse_json, read_json
+from adios_ray.validation import explain, parse, parse_json, read_json
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -37,9 +38,25 @@ _EARLIER_NAMES = {path.rpartition(".")[2]: path for path in LABELS}
 """Earlier versions always recorded these four values, searched or not, under the last part of their paths."""
 
 
-def measure_of(config: Mapping[str, Any]) -> Measure:
-    """Look up the measure that a run's configuration names; k-NN if it names none."""
-    return MEASURES[config.get("evaluation", {}).get("fitness", "knn")]
+class _Evaluation(BaseModel):
+    fitness: str = "knn"
+
+
+class _Measured(BaseModel):
+    evaluation: _Evaluation = _Evaluation()
+
+
+def measure_of(config: Mapping[str, Any], run_dir: Path) -> Measure:
+    """Look up the measure that a run's configuration names; k-NN if it names none.
+
+    Raises:
+        RecordError: If it names none that is known, or has no such section.
+    """
+    path = RunDirectory(run_dir).config
+    name = parse(_Measured, config, str(path), RecordError).evaluation.fitness
+    if name not in MEASURES:
+        raise RecordError(f"{path}: evaluation.fitness {name!r} is not one of {', '.join(MEASURES)}")
+    return MEASURES[name]
 
 
 class Row(Measured):
@@ -188,6 +205,8 @@ class RunSummary(_Record):
 
     chance: float
     """Accuracy of guessing, 1 / number of classes."""
+    multi_label: bool = False
+    """Whether images have several labels each; False in earlier versions."""
     seconds: float
     """Seconds that the run took, over all its drivers."""
     exploits: int
@@ -334,6 +353,17 @@ def begin_lineage(run_dir: Path, lines: int = 0) -> None:
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Write the resolved configuration, which must hold JSON-compatible values only."""
     atomic_write(RunDirectory(run_dir).config, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def write_token(run_dir: Path) -> None:
+    """Give a new run its token; a resumed run keeps its own."""
+    atomic_write(RunDirectory(run_dir).token, secrets.token_hex(8).encode())
+
+
+def read_token(run_dir: Path) -> str | None:
+    """Read the run's token; None in runs of earlier versions."""
+    path = RunDirectory(run_dir).token
+    return path.read_text() if path.exists() else None
 
 
 def write_summary(run_dir: Path, summary: RunSummary) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from adios_ray.checkpoints import open_checkpoint
+from adios_ray.checkpoints import META_FILE, open_checkpoint
 from adios_ray.config import TrialConfig
 from adios_ray.data.loader import Batch
 from adios_ray.errors import CheckpointError, InputError
@@ -28,11 +28,12 @@ def reproduce(directory: Path, device: torch.device) -> str:
         CheckpointError: If the directory holds no dump, or a damaged one.
         InputError: If the step is finite here, for example because the device rounds differently.
     """
+    cure = "give the folder of one, RUN/diverged/TRIAL/epoch_NNNNN"
+    if not (directory / META_FILE).is_file():
+        raise CheckpointError(f"{directory} is not the dump of a step that diverged: {cure}")
     state = open_checkpoint(directory, device)
     if "batch" not in state:
-        raise CheckpointError(
-            f"{directory} is a checkpoint, not the dump of a step that diverged: give a folder of RUN/diverged"
-        )
+        raise CheckpointError(f"{directory} is a checkpoint, not the dump of a step that diverged: {cure}")
     config = parse(TrialConfig, state["config"], str(directory))
     classes = len(state["networks"]["probe.bias"])
     networks = Networks(config, state["image_size"], classes).to(device).train()

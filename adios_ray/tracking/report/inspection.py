@@ -277,7 +277,7 @@ def _classified(subject: "Subject", chosen: Integers, whole: "Tensor") -> tuple[
 
     manifest = subject.dataset.manifest
     labels, none = subject.held_out.labels[chosen], np.full(len(chosen), -1)
-    if manifest.multi_label or labels.min() < 0:
+    if manifest.multi_label or len(manifest.classes) < 2 or labels.min() < 0:
         return none, none, []
     config = subject.networks.config.evaluation
     size, view = subject.image_size, subject.view

@@ -3,15 +3,15 @@
 import math
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scipy.stats import norm, t
 
-from adios_ray.run_directory import RunDirectory
+from adios_ray.run_directory import REPORTS_FILE, RunDirectory
 from adios_ray.tracking.formatting import counted, value_text
-from adios_ray.tracking.records import SLOTS
+from adios_ray.tracking.records import SLOTS, RunSummary
 from adios_ray.tracking.report.run_data import STOPPING, RunData
 from adios_ray.tracking.report.verdicts import SIGNIFICANT, Verdict
 
@@ -53,7 +53,8 @@ class Outcome:
 def outcome_of(run: RunData, verdicts: Sequence[Verdict]) -> Outcome:
     """Summarize a run, finished or not."""
     if run.best is None:
-        return Outcome("No trial has a score yet", "–", "", "–", "", [], _steps(run, verdicts))
+        headline = f"No trial has a score{'' if run.without_a_score else ' yet'}"
+        return Outcome(headline, "–", "", "–", "", [], _steps(run, verdicts))
     trial, epoch = run.best
     summary, text = run.summary, run.measure.text
     if summary is None:
@@ -186,6 +187,8 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
     """Choose what to do next, most useful first."""
     where = shlex.quote(run.where)
     layout = RunDirectory(Path())
+    if run.without_a_score:
+        return list(_reproductions(run))
     if run.summary is None:
         resume = f"adios-ray train --resume {where}"
         if run.state == "interrupted":
@@ -200,7 +203,9 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
         schedule = shlex.quote(f"{run.where}/{layout.schedule}")
         output = shlex.quote(f"{run.name if run.uri else run.where}-longer")
         longer = f"adios-ray replay --schedule {schedule} --epochs {2 * summary.epochs} --output {output}"
-        steps.append(NextStep(f"train the winner's {'schedule' if run.evolves else 'values'} twice as long", longer))
+        what = "schedule" if run.evolves else "values"
+        reason = f"train the winner's {what} twice as long; {REPORTS_FILE} of the output then has the numbers"
+        steps.append(NextStep(reason, longer))
     if any(doubt in sentences for doubt in ("within the noise", "ended alike", "not distinguishable")):
         seed = int((run.config or {}).get("seed", 0)) + 1
         steps.append(
@@ -213,11 +218,32 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
         )
     checkpoint = f"{run.where}/{layout.checkpoint(summary.best_trial, summary.best_epoch)}"
     if data_dir := (run.config or {}).get("data_dir"):
+        kind, how = _evaluation(summary)
         evaluate = (
-            f"adios-ray evaluate linear --checkpoint {shlex.quote(checkpoint)} --data-dir {shlex.quote(data_dir)}"
+            f"adios-ray evaluate {kind} --checkpoint {shlex.quote(checkpoint)} --data-dir {shlex.quote(data_dir)}"
         )
-        steps.append(NextStep("evaluate the winner with a linear classifier", evaluate))
+        steps.append(NextStep(f"evaluate the winner {how}", evaluate))
     return steps
+
+
+def _reproductions(run: RunData) -> Iterator[NextStep]:
+    """Say how to look into a step that diverged, if its folder is there: trials that collapsed have none."""
+    for trial, rows in run.by_trial.items():
+        step = RunDirectory(run.path).diverged_step(trial, rows[-1].epoch)
+        if run.uri or step.exists():  # a copy of a run lacks them
+            place = f"{run.where}/{RunDirectory(run.path).relative(step)}"
+            reason = "lower the learning rates in the search space and search again; this repeats a step that diverged"
+            yield NextStep(reason, f"adios-ray reproduce {shlex.quote(place)}")
+            return
+
+
+def _evaluation(summary: RunSummary) -> tuple[str, str]:
+    """Choose the kind of evaluation that the labels of a run's data allow, and say how it evaluates."""
+    if summary.chance == 1:  # of a single class
+        return "labelfree", "by all scores that need no labels"
+    if summary.multi_label:
+        return "multilabel", "with a classifier for each label"
+    return "linear", "with a linear classifier"
 
 
 def _without(command: str, *flags: str) -> str:

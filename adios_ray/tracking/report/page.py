@@ -163,11 +163,9 @@ def _page_data(context: dict[str, Any]) -> dict[str, Any]:
 
 def _population_charts(run: RunData, population: ChartData) -> dict[str, Figure]:
     """Draw the charts of all trials; those that need a decision or a score only where there is one."""
-    drawn = {
-        "fitness": charts.fitness_chart(population),
-        "overlap": charts.overlap_chart(population),
-        "slot_size": charts.slot_size_chart(population),
-    }
+    drawn = {"overlap": charts.overlap_chart(population), "slot_size": charts.slot_size_chart(population)}
+    if run.final_rows():
+        drawn["fitness"] = charts.fitness_chart(population)
     if len(run.final_rows()) > 1 and run.searched:
         drawn["parallel"] = search_charts.parallel_chart(run, population)
     if run.evolves:

@@ -1,6 +1,5 @@
 """All that a report shows of one run, read once from the run's files."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import BaseModel
 
 from adios_ray.errors import RecordError
 from adios_ray.files import complete_lines
@@ -21,6 +21,7 @@ from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.log import Event, read_events
 from adios_ray.tracking.overview import State, state_of
 from adios_ray.tracking.records import Drop, Exploit, MaskFile, Refusal, Row, RunSummary
+from adios_ray.validation import parse, parse_json, read_json
 
 EVOLVING = ("pbt", "pb2")
 """Schedulers that change the values of trials while they train."""
@@ -58,6 +59,7 @@ class RunData:
         controls: Trials that keep the configured values and their weights.
         dataset: Checksum of the data; None in runs of earlier versions.
         events: Everything that happened, in its order; nothing in runs of earlier versions.
+        damaged_events: What is wrong with each line of the events that cannot be read.
         uri: URI of the run if ``path`` is a copy.
     """
 
@@ -72,6 +74,7 @@ class RunData:
     controls: frozenset[str] = frozenset()
     dataset: str | None = None
     events: Sequence[Event] = ()
+    damaged_events: Sequence[str] = ()
     uri: str | None = None
 
     @cached_property
@@ -94,7 +97,7 @@ class RunData:
     @cached_property
     def measure(self) -> Measure:
         """The measure of fitness."""
-        return records.measure_of(self.config or {})
+        return records.measure_of(self.config or {}, self.path)
 
     @cached_property
     def by_trial(self) -> dict[str, list[Row]]:
@@ -108,6 +111,12 @@ class RunData:
             return self.summary.best_trial, self.summary.best_epoch
         best = lineage.best_row(self.rows)
         return (best.trial, best.epoch) if best else None
+
+    @property
+    def without_a_score(self) -> bool:
+        """Whether every trial has reported, and none a number: all diverged or collapsed; resuming would not help."""
+        every = len(self.by_trial) >= int((self.config or {}).get("population", 1))
+        return bool(self.rows) and every and self.best is None
 
     @cached_property
     def path_of_best(self) -> list[Ancestor]:
@@ -205,41 +214,52 @@ def read_run(run_dir: Path, uri: str | None = None, summary: RunSummary | None =
         records.read_config(run_dir),
         _read_space(RunDirectory(run_dir).space),
         *_read_population(RunDirectory(run_dir)),
-        read_events(run_dir),
+        *read_events(run_dir),
         uri,
     )
 
 
+class _Parameter(BaseModel):
+    low: float | None = None
+    high: float | None = None
+
+
+class _Space(BaseModel):
+    """What a report reads of a search space, which is of a higher room."""
+
+    scheduler: str = ""
+    interval_epochs: int = 1
+    parameters: dict[str, _Parameter] = {}
+
+
 def _read_space(path: Path) -> dict[str, Any]:
-    # As plain values: search spaces are of a higher room, and nothing is drawn here.
+    """Read a search space as plain values: nothing is drawn here."""
     try:
         values = yaml.safe_load(path.read_text()) if path.exists() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} is no valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecordError(f"{path} is a {type(values).__name__}, expected a mapping of options")
+    parse(_Space, values, str(path), RecordError)
     return values
+
+
+class _Member(BaseModel):
+    control: bool = False
+
+
+class _Population(BaseModel):
+    """What a report reads of the population's snapshot, and of a line of its journal."""
+
+    members: dict[str, _Member] = {}
+    dataset: str | None = None
 
 
 def _read_population(run: RunDirectory) -> tuple[frozenset[str], str | None]:
     """Read which members of the population are controls, which no change concerns, and the checksum of the data."""
-    members: dict[str, Any] = {}
-    dataset = None
-    if run.population.exists():
-        try:
-            population = json.loads(run.population.read_bytes())
-            members, dataset = population.get("members", {}), population.get("dataset")
-        except (ValueError, AttributeError) as error:
-            raise RecordError(f"{run.population}: {error}") from None
+    snapshot = read_json(_Population, run.population, RecordError) if run.population.exists() else _Population()
+    members = dict(snapshot.members)
     for line in complete_lines(run.journal).splitlines():
-        members |= _members_of(line)
-    return frozenset(name for name, member in members.items() if member.get("control")), dataset
-
-
-def _members_of(line: bytes) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return {}  # the population's own reader complains
-    members = entry.get("members", {}) if isinstance(entry, dict) else {}
-    return members if isinstance(members, dict) else {}
+        with suppress(RecordError):  # the population's own reader complains
+            members |= parse_json(_Population, line, str(run.journal), RecordError).members
+    return frozenset(name for name, member in members.items() if member.control), snapshot.dataset

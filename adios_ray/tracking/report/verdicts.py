@@ -50,8 +50,10 @@ class Verdict(NamedTuple):
 
 
 def verdicts(run: RunData) -> list[Verdict]:
-    """List all verdicts about a run, the gravest first."""
+    """List all verdicts about a run, the gravest first; none is good where it rests on scores without labels."""
     found = [verdict for judge in JUDGES for verdict in judge(run)]
+    if not run.measure.is_share:
+        found = [verdict for verdict in found if verdict.kind != "good"]  # every good one is of scores
     order = ("wrong", "look", "good")
     return sorted(found, key=lambda verdict: order.index(verdict.kind))
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import ConfigError
-from adios_ray.tracking.records import Exploit, Row, RunSummary, read_config
+from adios_ray.tracking.records import Exploit, Row, RunSummary, read_config, read_token
 from adios_ray.tracking.trackers.measurements import lineage_of, measurements, sheets
 
 PROJECT = "adios_ray"
@@ -36,8 +36,9 @@ def check_login() -> None:
 class WandbLog:
     """Logs each trial's reports, masks and exploits, by epoch.
 
-    A resumed population continues its wandb runs, whose IDs are made of the names of the run and the trial; offline,
-    each start leaves folders of its own, which `wandb sync` puts together by those IDs.
+    A resumed population continues its wandb runs, whose IDs are made of the run's token and the trial's name: another
+    population of the same name has others. Offline, each start leaves folders of its own, which `wandb sync` puts
+    together by those IDs.
     """
 
     def __init__(self, directory: Path, mode: Literal["online", "offline"]) -> None:
@@ -50,6 +51,7 @@ class WandbLog:
         os.environ.setdefault("WANDB_SILENT", "true")
         self._directory, self._mode = directory, mode
         self._experiment = read_config(directory)  # overridden by each trial's own values
+        self._token = read_token(directory) or directory.name  # as earlier versions did
         self._runs: dict[str, Any] = {}
         self._configs: dict[str, TrialConfig] = {}
 
@@ -103,7 +105,7 @@ class WandbLog:
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             group=self._directory.name,
             name=trial,
-            id=f"{self._directory.name}-{trial}",
+            id=f"{self._token}-{trial}",
             # Offline, wandb ignores this with a warning.
             resume="allow" if self._mode == "online" else None,
             mode=self._mode,
