@@ -187,7 +187,7 @@ def test_a_client_of_a_cluster_cannot_drive_a_run(monkeypatch: pytest.MonkeyPatc
     keep_variables(monkeypatch)
     with connected():  # a driver that the caller has connected
         pass
-    monkeypatch.setattr(cluster.ray_client, "is_connected", lambda: True)
+    monkeypatch.setattr("ray.util.client.ray.is_connected", lambda: True)
     with pytest.raises(ConfigError, match="a Ray client, which cannot drive a run"), connected():
         pytest.fail("connected")
 
