@@ -27,6 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("ray" if shared else "clusters"))
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Let each test draw the same numbers, alone or after others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Start one local Ray cluster for the whole session, with four logical CPUs and a logical GPU without hardware."""

@@ -35,7 +35,6 @@ def test_masks_agree_with_the_published_model(size: int, slots: int) -> None:
 
 
 def test_masks_share_every_pixel() -> None:
-    torch.manual_seed(0)
     masks = OcclusionModel(48, 5, width=8, norm="instance")(torch.randn(2, 3, 48, 48))
     assert masks.shape == (2, 5, 48, 48)
     torch.testing.assert_close(masks.sum(dim=1), torch.ones(2, 48, 48), rtol=0, atol=1e-6)
@@ -71,7 +70,6 @@ def test_sparsity_has_its_closed_form_and_slope() -> None:
 
 
 def test_sparsity_passes_gradcheck() -> None:
-    torch.manual_seed(0)
     masks = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(sparsity, (masks,))
 
@@ -151,7 +149,6 @@ def test_the_optimizer_goes_on_with_a_changed_head(optimizer_name: str) -> None:
 
 
 def test_group_norm_by_plain_operations_is_torchs() -> None:
-    torch.manual_seed(0)
     x = (3 + 2 * torch.randn(2, 16, 6, 6, dtype=torch.float64)).to(memory_format=torch.channels_last).requires_grad_()
     weight, bias = torch.randn(2, 16, dtype=torch.float64).requires_grad_().unbind()
     weighting = torch.randn_like(x)
@@ -168,7 +165,6 @@ def test_group_norm_by_plain_operations_is_torchs() -> None:
 @pytest.mark.parametrize("upsampling", [1, 2])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_skip_convolution_is_one_of_the_concatenation(upsampling: int, bias: bool) -> None:
-    torch.manual_seed(0)
     convolution = SkipConv2d(7, 5, 3, padding=1, bias=bias).double()
     x = torch.randn(2, 4, 6 // upsampling, 8 // upsampling, dtype=torch.float64, requires_grad=True)
     skip = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)

@@ -187,7 +187,6 @@ def test_wrapped_names_are_read_and_infinite_values_refused(resnet: nn.Module, t
 
 
 def test_a_vision_transformer(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     encoder = VisionTransformer(img_size=64, patch_size=16, embed_dim=192, depth=12, num_heads=3, num_classes=0)
     source = make_source(encoder, 192, "simclr")
     arguments = {**AUTHORS, "encoder": "vit_tiny", "method": "simclr", "img_size": 64}
@@ -243,7 +242,6 @@ def test_values_are_translated(resnet: nn.Module, tmp_path: Path) -> None:
     ],
 )
 def test_the_terms_of_simsiam_are_translated(options: dict[str, bool], terms: set[str], tmp_path: Path) -> None:
-    torch.manual_seed(0)
     encoder: nn.Module = torchvision.models.resnet18()
     encoder.fc = nn.Identity()
     source = make_source(encoder, 512, "simsiam_adios")
