@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from naive import golden, naive_votes
 from small import SIZE, make_objects, small_config
-from test_evaluation import naive_votes
-from test_masking import golden
 
 from adios_ray.config import AugmentConfig, EvaluationConfig
 from adios_ray.data.augment import apply_view, draw_parameters

@@ -1,11 +1,10 @@
 """The occlusion model and its penalty against pinned numbers and closed forms; changing the number of slots."""
 
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from naive import golden
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,14 +14,6 @@ from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, 
 from adios_ray.masking.sparsity import sparsity
 from adios_ray.training.optimizers import build_optimizer
 from adios_ray.validation import parse
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def golden(name: str) -> dict[str, Tensor]:
-    """Read the arrays of a golden file as tensors; tests/golden/README.md gives their source."""
-    with np.load(GOLDEN / name) as arrays:
-        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
 
 
 @pytest.mark.parametrize(("size", "slots"), [(32, 3), (64, 4)])

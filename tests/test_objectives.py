@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_masking import golden
+from naive import golden
 from torch import Tensor, nn
 
 from adios_ray import objectives
