@@ -1,6 +1,5 @@
 """Fixtures shared by the tests."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,16 +27,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("ray" if shared else "clusters"))
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Let each test draw the same numbers, alone or after others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Start one local Ray cluster for the whole session, with four logical CPUs and a logical GPU without hardware."""
     import ray
 
-    os.environ.update({**DRIVER_ENVIRONMENT, **WORKER_ENVIRONMENT, "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"})
-    os.environ[POLL_INTERVAL_VARIABLE] = "0.2"
-    ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, address="local", log_to_driver=False)
-    yield
-    ray.shutdown()
+    own = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", POLL_INTERVAL_VARIABLE: "0.2"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**DRIVER_ENVIRONMENT, **WORKER_ENVIRONMENT, **own}.items():
+            patch.setenv(name, value)
+        ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, address="local", log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,14 @@
-"""The oracle of the training step: ADIOS written literally, N full forward passes in one graph.
+"""Oracles: pinned numbers, votes of neighbors in a loop, and the training step.
 
-Shape letters are those of ``adios_ray/objectives/base.py``.
+The step is ADIOS written literally, N full forward passes in one graph. Shape letters are those of
+``adios_ray/objectives/base.py``.
 """
 
 import copy
+import math
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +17,26 @@ from adios_ray.data.loader import Batch
 from adios_ray.models.networks import Networks
 from adios_ray.objectives import Embedding
 from adios_ray.training.optimizers import Optimizers
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name: str) -> dict[str, Tensor]:
+    """Read the arrays of a golden file as tensors; tests/golden/README.md gives their source."""
+    with np.load(GOLDEN / name) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
+def naive_votes(bank: Tensor, labels: Tensor, queries: Tensor, neighbors: int, temperature: float) -> list[list[float]]:
+    """Count shares of the votes for each query and class, neighbor by neighbor; labels are zeros and ones."""
+    votes = []
+    for query in queries.double():
+        cosine = [float(query @ b / (query.norm() * b.norm())) for b in bank.double()]
+        nearest = sorted(range(len(bank)), key=lambda i: -cosine[i])[:neighbors]
+        weights = {i: math.exp(cosine[i] / temperature) for i in nearest}
+        of_classes = [sum(w for i, w in weights.items() if row[i]) for row in labels.T.tolist()]
+        votes.append([share / sum(weights.values()) for share in of_classes])
+    return votes
 
 
 def naive_masks(networks: Networks, batch: Batch, both: bool) -> tuple[Tensor | None, Tensor]:

@@ -271,7 +271,6 @@ def as_features(boxes: Tensor, size: int) -> dict[str, Any]:
 @pytest.mark.parametrize("min_scale", [0.08, 0.9])
 @pytest.mark.slow
 def test_crops_are_distributed_as_torchvisions(min_scale: float) -> None:
-    torch.manual_seed(0)
     image = torch.empty(3, 96, 96)
     theirs = [RandomResizedCrop.get_params(image, [min_scale, 1.0], [3 / 4, 4 / 3]) for _ in range(MANY // 2)]
     boxes = draw(AugmentConfig(min_crop_scale=min_scale), MANY, 96).boxes
@@ -297,7 +296,6 @@ def test_crop_falls_back_to_the_whole_image_when_no_attempt_fits() -> None:
 
 
 def test_jitter_is_distributed_as_torchvisions() -> None:
-    torch.manual_seed(0)
     config = AugmentConfig()
     bounds = [[0.6, 1.4], [0.6, 1.4], [0.8, 1.2], [-0.1, 0.1]]
     theirs = np.array([ColorJitter.get_params(*bounds)[1:] for _ in range(MANY // 4)], dtype=np.float64)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from small import SIZE, small_config
-from test_trainer import assert_identical, saved, trained
 from torch import Tensor
+from trainers import assert_identical, saved, trained
 
 from adios_ray import load_encoder
 from adios_ray.checkpoints import load_checkpoint

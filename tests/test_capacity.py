@@ -13,6 +13,7 @@ import pytest
 import ray
 from ray._private.state import state as cluster_state  # public tables need a dashboard
 from ray.util import placement_group_table
+from waiting import until
 
 from adios_ray.backend import capacity
 from adios_ray.backend.capacity import ClusterCapacity, groups, remove_orphaned
@@ -134,14 +135,6 @@ def other(ray_cluster: None) -> Iterator[Callable[..., Other]]:
 def is_held(group: str) -> bool:
     """Tell whether a placement group's resources are reserved."""
     return bool(placement_group_table().get(group, {}).get("state") == "CREATED")
-
-
-def until(done: Callable[[], bool]) -> None:
-    """Wait until Ray has done something on its own."""
-    deadline = time.monotonic() + 120  # processes start slowly where other tests run
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_placement_groups_of_dead_actors_are_removed(hold: Hold, tmp_path: Path) -> None:

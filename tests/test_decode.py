@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from encoded_images import noise
 from PIL import Image, PngImagePlugin, TiffImagePlugin, TiffTags, features
 
 from adios_ray.data.decode import EXTENSIONS, FORMATS, DecodeOptions, Picture, decode, sniff, square
@@ -27,11 +28,6 @@ GARBLED = {
     "nine": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x09\0\0\0\0\0\0",
 }
 """EXIF blocks that do not give an orientation."""
-
-
-def noise(height: int, width: int, channels: int = 3) -> Pixels:
-    """Draw random pixels, [height, width, channels]."""
-    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -79,7 +75,7 @@ def naive(image: Image.Image, size: int) -> Pixels:
 
 @pytest.mark.parametrize("shape", [(16, 16), (32, 64), (64, 32), (8, 24)])
 def test_the_whole_picture_is_squeezed_and_its_size_kept(shape: tuple[int, int]) -> None:
-    image = Image.fromarray(noise(*shape))
+    image = Image.fromarray(noise(*shape, 3))
     picture = decode(encoded(image, "PNG"), 16)
     np.testing.assert_allclose(picture.pixels, naive(image, 16), atol=1, rtol=0)
     assert (picture.height, picture.width) == shape and picture.note is None
@@ -174,7 +170,7 @@ TURNS = {
 @pytest.mark.parametrize("orientation", TURNS)
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_a_turned_image_is_the_upright_one(kind: str, orientation: int) -> None:
-    upright = Image.fromarray(noise(64, 32))
+    upright = Image.fromarray(noise(64, 32, 3))
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture = decode(encoded(upright.transpose(TURNS[orientation]), kind, exif=exif), 16)
@@ -523,7 +519,7 @@ def test_a_black_16_bit_image_stays_black() -> None:
 
 
 def test_8_bits_are_not_stretched() -> None:
-    dark = Image.fromarray(noise(32, 32) // 16)
+    dark = Image.fromarray(noise(32, 32, 3) // 16)
     np.testing.assert_array_equal(decode(encoded(dark, "PNG"), 32, DecodeOptions(stretch="file")).pixels, dark)
 
 

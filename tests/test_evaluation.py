@@ -1,46 +1,12 @@
 """k-NN against pinned numbers and a loop, and its memory."""
 
-import math
-from typing import Any
-
 import pytest
 import torch
-from test_masking import golden
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from largest_tensor import LargestTensor
+from naive import golden, naive_votes
 
 from adios_ray.evaluation import knn
 from adios_ray.evaluation.knn import knn_accuracy, knn_label_shares, macro_f1
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the number of elements of the largest tensor that any operation allocates; views do not count."""
-
-    def __init__(self) -> None:
-        """Start from zero."""
-        TorchDispatchMode.__init__(self)
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and measure its outputs."""
-        outputs = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            sizes = [output.numel() for output in tree_iter(outputs) if isinstance(output, Tensor)]
-            self.elements = max([self.elements, *sizes])
-        return outputs
-
-
-def naive_votes(bank: Tensor, labels: Tensor, queries: Tensor, neighbors: int, temperature: float) -> list[list[float]]:
-    """Count shares of the votes for each query and class, neighbor by neighbor; labels are zeros and ones."""
-    votes = []
-    for query in queries.double():
-        cosine = [float(query @ b / (query.norm() * b.norm())) for b in bank.double()]
-        nearest = sorted(range(len(bank)), key=lambda i: -cosine[i])[:neighbors]
-        weights = {i: math.exp(cosine[i] / temperature) for i in nearest}
-        of_classes = [sum(w for i, w in weights.items() if row[i]) for row in labels.T.tolist()]
-        votes.append([share / sum(weights.values()) for share in of_classes])
-    return votes
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 from small import SIZE, small_config
-from test_trainer import assert_identical, saved, trained
+from trainers import assert_identical, saved, trained
 
 from adios_ray import parallel
 from adios_ray.config import MaskingConfig, TrialConfig

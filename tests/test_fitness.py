@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from naive import golden, naive_votes
 from small import SIZE, make_objects, small_config
-from test_evaluation import naive_votes
-from test_masking import golden
 
 from adios_ray.config import AugmentConfig, EvaluationConfig
 from adios_ray.data.augment import apply_view, draw_parameters
@@ -51,7 +50,6 @@ def split_of(*items: str) -> Split:
 
 
 def test_shares_of_the_votes_equal_a_loop_and_sum_to_one() -> None:
-    torch.manual_seed(0)
     bank, queries, classes = torch.randn(30, 4), torch.randn(6, 4), 5
     numbers = torch.randint(classes, (30,))
     expected = torch.tensor(naive_votes(bank, torch.nn.functional.one_hot(numbers), queries, 7, 0.2))
@@ -131,7 +129,6 @@ def test_the_smallest_split_that_is_accepted_can_be_measured(name: str) -> None:
 
 
 def test_features_that_a_measure_cannot_decompose_count_as_a_collapse(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
     monkeypatch.setattr(fitness, "extract_features", lambda *arguments: torch.randn(40, 64))
     monkeypatch.setattr(fitness, "features_of_views", lambda *arguments: 1e9 * torch.randn(40, 2, 64))
     split, parts = split_of(*map(str, range(40))), (torch.nn.Linear(1, 1), None)

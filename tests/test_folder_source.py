@@ -5,21 +5,13 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pytest
+from encoded_images import noise
 from PIL import Image
 
 from adios_ray.data.decode import DecodeOptions
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.errors import DatasetError, RefusedImageError
-
-Pixels = npt.NDArray[np.uint8]
-
-
-def noise(height: int, width: int, channels: int = 3) -> Pixels:
-    """Draw random pixels, [height, width, channels]."""
-    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
 def plant(root: Path, *items: str) -> Path:
@@ -27,7 +19,7 @@ def plant(root: Path, *items: str) -> Path:
     for item in items:
         path = root / item
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noise(8, 8)).save(path, "PNG")
+        Image.fromarray(noise(8, 8, 3)).save(path, "PNG")
     return root
 
 
@@ -46,7 +38,7 @@ def test_splits_with_classes(tmp_path: Path) -> None:
 
 def test_a_photograph_comes_with_its_size(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    Image.fromarray(noise(24, 40)).save(tmp_path / "a" / "1.png")
+    Image.fromarray(noise(24, 40, 3)).save(tmp_path / "a" / "1.png")
     sample = folder_source(tmp_path).load("a/1.png", 16)
     assert sample.image.shape == (16, 16, 3) and (sample.height, sample.width) == (24, 40)
 

@@ -18,10 +18,10 @@ from small import small_config
 from test_augment import MIXED, pictures
 from test_population import experiment
 from test_step import CPU, assert_close, make_batch, make_config, make_players, moved
-from test_trainer import assert_identical, saved, trained
 from test_workers import WORKERS, accumulate_gradients, game_config
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import start_processes
+from trainers import assert_identical, saved, trained
 
 from adios_ray.checkpoints import STATE_FILE, load_checkpoint
 from adios_ray.config import OBJECTIVES, TrialConfig, replaced

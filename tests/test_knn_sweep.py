@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from largest_tensor import LargestTensor
+from naive import golden
 from sklearn.neighbors import KNeighborsClassifier
-from test_evaluation import LargestTensor
-from test_masking import golden
 from torch import Tensor
 
 from adios_ray.errors import EvaluationError

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from largest_tensor import LargestTensor
 from sklearn.linear_model import LogisticRegression
-from test_evaluation import LargestTensor
 from torch import Tensor
 from torch.nn import functional
 

@@ -12,7 +12,7 @@ import pytest
 import soak
 import torch
 from small import small_config
-from test_trainer import assert_identical
+from trainers import assert_identical
 
 from adios_ray.backend.line import Note
 from adios_ray.backend.trial import REPLY

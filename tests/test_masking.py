@@ -1,11 +1,10 @@
 """The occlusion model and its penalty against pinned numbers and closed forms; changing the number of slots."""
 
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from naive import golden
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,14 +14,6 @@ from adios_ray.masking.slots import Head, read_head, replace_head, resize_head, 
 from adios_ray.masking.sparsity import sparsity
 from adios_ray.training.optimizers import build_optimizer
 from adios_ray.validation import parse
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def golden(name: str) -> dict[str, Tensor]:
-    """Read the arrays of a golden file as tensors; tests/golden/README.md gives their source."""
-    with np.load(GOLDEN / name) as arrays:
-        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
 
 
 @pytest.mark.parametrize(("size", "slots"), [(32, 3), (64, 4)])
@@ -35,7 +26,6 @@ def test_masks_agree_with_the_published_model(size: int, slots: int) -> None:
 
 
 def test_masks_share_every_pixel() -> None:
-    torch.manual_seed(0)
     masks = OcclusionModel(48, 5, width=8, norm="instance")(torch.randn(2, 3, 48, 48))
     assert masks.shape == (2, 5, 48, 48)
     torch.testing.assert_close(masks.sum(dim=1), torch.ones(2, 48, 48), rtol=0, atol=1e-6)
@@ -71,7 +61,6 @@ def test_sparsity_has_its_closed_form_and_slope() -> None:
 
 
 def test_sparsity_passes_gradcheck() -> None:
-    torch.manual_seed(0)
     masks = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(sparsity, (masks,))
 
@@ -151,7 +140,6 @@ def test_the_optimizer_goes_on_with_a_changed_head(optimizer_name: str) -> None:
 
 
 def test_group_norm_by_plain_operations_is_torchs() -> None:
-    torch.manual_seed(0)
     x = (3 + 2 * torch.randn(2, 16, 6, 6, dtype=torch.float64)).to(memory_format=torch.channels_last).requires_grad_()
     weight, bias = torch.randn(2, 16, dtype=torch.float64).requires_grad_().unbind()
     weighting = torch.randn_like(x)
@@ -168,7 +156,6 @@ def test_group_norm_by_plain_operations_is_torchs() -> None:
 @pytest.mark.parametrize("upsampling", [1, 2])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_skip_convolution_is_one_of_the_concatenation(upsampling: int, bias: bool) -> None:
-    torch.manual_seed(0)
     convolution = SkipConv2d(7, 5, 3, padding=1, bias=bias).double()
     x = torch.randn(2, 4, 6 // upsampling, 8 // upsampling, dtype=torch.float64, requires_grad=True)
     skip = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)

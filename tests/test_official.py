@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torchvision
+from naive import golden
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ from adios_ray.models.official import import_official, unsupported
 from adios_ray.models.weights import build_networks
 
 SIZE, SLOTS, CLASSES = 32, 3, 5
-GOLDEN = Path(__file__).parent / "golden" / "occlusion_32px_3slots.npz"
+OCCLUSION = "occlusion_32px_3slots.npz"
 AUTHORS = {
     "dataset": "imagenet100s",
     "encoder": "resnet18",
@@ -106,8 +106,7 @@ def make_source(encoder: nn.Module, features: int, method: str) -> Source:
         shaken(parts["momentum_encoder"])
     for name in parts.keys() - {"encoder", "momentum_encoder"}:
         shaken(parts[name])
-    with np.load(GOLDEN) as arrays:
-        masks = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name.startswith("mask_")}
+    masks = {name: values for name, values in golden(OCCLUSION).items() if name.startswith("mask_")}
     return Source(nn.ModuleDict(parts), masks if masked else {})
 
 
@@ -156,9 +155,8 @@ def assert_equal_outputs(folder: Path, source: Source, size: int = SIZE) -> None
                 inputs = torch.randn(8, 16) if name == "predictor" else torch.randn(8, features.shape[1])
                 torch.testing.assert_close(ours.train(mode)(inputs), head.train(mode)(inputs), rtol=0, atol=1e-5)
     if source.masks:
-        with np.load(GOLDEN) as arrays:
-            x, masks = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["masks"])
-        torch.testing.assert_close(networks.occlude(x), masks, rtol=0, atol=1e-5)
+        values = golden(OCCLUSION)
+        torch.testing.assert_close(networks.occlude(values["x"]), values["masks"], rtol=0, atol=1e-5)
     assert (networks.occlusion is None) == (not source.masks)
 
 
@@ -187,7 +185,6 @@ def test_wrapped_names_are_read_and_infinite_values_refused(resnet: nn.Module, t
 
 
 def test_a_vision_transformer(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     encoder = VisionTransformer(img_size=64, patch_size=16, embed_dim=192, depth=12, num_heads=3, num_classes=0)
     source = make_source(encoder, 192, "simclr")
     arguments = {**AUTHORS, "encoder": "vit_tiny", "method": "simclr", "img_size": 64}
@@ -243,7 +240,6 @@ def test_values_are_translated(resnet: nn.Module, tmp_path: Path) -> None:
     ],
 )
 def test_the_terms_of_simsiam_are_translated(options: dict[str, bool], terms: set[str], tmp_path: Path) -> None:
-    torch.manual_seed(0)
     encoder: nn.Module = torchvision.models.resnet18()
     encoder.fc = nn.Identity()
     source = make_source(encoder, 512, "simsiam_adios")

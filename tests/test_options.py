@@ -170,7 +170,6 @@ def test_both_plays_of_a_step_drop_the_same(objective: str) -> None:
 
 
 def test_bfloat16_follows_full_precision_in_the_forward_pass_alone() -> None:
-    torch.manual_seed(0)
     config = make_config("simclr", width=16)
     half = replaced(config, {"precision": "bfloat16"})
     networks = Networks(half, SIZE, CLASSES).train()
@@ -232,7 +231,6 @@ def test_a_play_casts_each_trained_weight_once(objective: str, monkeypatch: pyte
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
 @pytest.mark.parametrize("size", [(8, 12), (7, 9)])
 def test_the_stem_has_a_convolutions_gradients(kernel: int, size: tuple[int, int]) -> None:
-    torch.manual_seed(0)
     plain = nn.Conv2d(3, 5, kernel, 2, kernel // 2, bias=False).double()
     stem = StemConv2d.of(copy.deepcopy(plain))
     assert StemConv2d.suits(plain) and stem.state_dict().keys() == plain.state_dict().keys()
@@ -250,7 +248,6 @@ def test_the_stem_has_a_convolutions_gradients(kernel: int, size: tuple[int, int
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
 def test_a_convolution_of_phases_is_the_strided_one(kernel: int) -> None:
-    torch.manual_seed(0)
     x = torch.randn(2, 3, 8, 12, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, 3, kernel, kernel, dtype=torch.float64, requires_grad=True)
     outputs = [functional.conv2d(x, weight, stride=2, padding=kernel // 2), convolve_phases(x, weight)]

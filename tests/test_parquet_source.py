@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from encoded_images import picture, squeezed, upload
+from encoded_images import labels_of, picture, squeezed, upload
 from s3 import s3_server
 
 from adios_ray.cli import main
@@ -54,12 +54,6 @@ def hub(tmp_path: Path) -> Path:
     hub_file(tmp_path / "hub/data/test-00000-of-00001.parquet", [0, 1, 2] * 2)
     (tmp_path / "hub/README.md").write_text("---\n")
     return tmp_path / "hub"
-
-
-def labels_of(read: Any, split: str) -> list[int]:
-    """Labels of a split in the order of the listing, after the journey to a worker."""
-    sent = pickle.loads(pickle.dumps(read))
-    return [sent.load(item, 16).label for item in read.listing()[split]]
 
 
 def test_the_layout_of_the_hub(hub: Path) -> None:

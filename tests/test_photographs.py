@@ -90,7 +90,6 @@ def test_the_last_resort_is_torchvisions() -> None:
 
 
 def test_crops_of_a_wide_photograph_are_distributed_as_torchvisions() -> None:
-    torch.manual_seed(0)
     image, samples = torch.empty(3, 240, 400), np.arange(20_000, dtype=np.int64)
     theirs = torch.tensor([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)])
     boxes = draw_parameters(AugmentConfig(), 7, "view_a", 0, samples, *sides(20_000, (240, 400))).boxes

@@ -18,7 +18,7 @@ import yaml
 from real_trainings import Trainers, train_population
 from rich.console import Console
 from small import small_config
-from test_trainer import assert_identical
+from trainers import assert_identical
 
 from adios_ray.checkpoints import load_checkpoint, open_checkpoint
 from adios_ray.cli import main

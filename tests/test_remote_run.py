@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import yaml
 from s3 import INTERNAL_ERROR, S3Server, s3_server
 from small import small_config
 from test_population import trained_in_one_process
+from waiting import until
 
 from adios_ray.data.claim import TRAINING
 from adios_ray.experiment.config import ExperimentConfig
@@ -103,11 +102,3 @@ def checkpoints_of_epoch(epoch: int, server: S3Server) -> list[str]:
     """List the checkpoints of an epoch that were written to the server."""
     name = f"epoch_{epoch:05d}/meta.json"
     return [path for method, path in server.requests.copy() if method == "PUT" and path.endswith(name)]
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

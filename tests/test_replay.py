@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from small import small_config
-from test_trainer import assert_identical
+from trainers import assert_identical
 
 from adios_ray.checkpoints import newest_intact, open_checkpoint
 from adios_ray.cli import main

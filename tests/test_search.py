@@ -16,7 +16,7 @@ from schedule_free import ScheduleFreeTrainer
 from search import RIVALS, read_records, space_of, study_of
 from search_summary import correlations, curve, draw, judge_measures, optimism, spearman, summary
 from small import small_config
-from test_trainer import assert_identical
+from trainers import assert_identical
 
 from adios_ray.backend.line import Reply
 from adios_ray.checkpoints import Pointer, load_checkpoint

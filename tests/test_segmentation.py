@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from naive import golden
 from sklearn.metrics import adjusted_rand_score
 from small import make_objects, small_config
-from test_masking import golden
 from torch import Tensor
 
 from adios_ray.config import CentralView

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import tyro
+from encoded_images import noise
 from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
@@ -31,11 +32,6 @@ from adios_ray.errors import DatasetError
 
 Pixels = npt.NDArray[np.uint8]
 SYNSETS = imagenet.synsets()
-
-
-def noise(*shape: int) -> Pixels:
-    """Draw random bytes."""
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def plant(path: Path, pixels: Pixels | None = None, value: int = 0) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from encoded_images import picture, squeezed, upload
+from encoded_images import labels_of, picture, squeezed, upload
 from s3 import s3_server
 
 from adios_ray.data.plan import plan_splits
@@ -42,12 +42,6 @@ def samples(count: int, classes: int = 3, first: int = 0) -> dict[str, bytes | s
         members[f"{number:05d}.cls"] = str(number % classes)
         members[f"{number:05d}.png"] = picture(number)
     return members
-
-
-def labels_of(read: Any, split: str) -> list[int]:
-    """Labels of a split in the order of the listing, after the journey to a worker."""
-    sent = pickle.loads(pickle.dumps(read))
-    return [sent.load(item, 16).label for item in read.listing()[split]]
 
 
 @pytest.fixture
