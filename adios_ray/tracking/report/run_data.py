@@ -211,7 +211,7 @@ def read_run(run_dir: Path, uri: str | None = None) -> RunData:
 
 
 def _read_space(path: Path) -> dict[str, Any]:
-    # As plain values: search spaces are of a higher room, and nothing is drawn here.
+    # As plain values: search spaces are of a higher layer, and nothing is drawn here.
     try:
         values = yaml.safe_load(path.read_text()) if path.exists() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
