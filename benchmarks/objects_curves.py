@@ -42,9 +42,9 @@ class RealRun:
         """Read a run directory."""
         observed = PopulationState.load(directory).observations.values()
         self._observed = {(each.trial, each.epochs[1]): each for each in observed}
-        self._copies = {
-            (each.trial, each.epoch): each.donor for each in read_lineage(directory) if each.donor != each.trial
-        }
+        lineage = read_lineage(directory)
+        self._copies = {(each.trial, each.epoch): each.donor for each in lineage if each.copies}
+        self._changes = {(each.trial, each.epoch) for each in lineage}
         self._epochs = sorted({epoch for _, epoch in self._observed})
         self._outcomes = {}
         for trial, epoch in self._observed:
@@ -95,7 +95,7 @@ class RealRun:
         return [
             score[t, e] - (score[t, e - 1] + score[t, e + 1]) / 2
             for t, e in score
-            if e > 3 and (t, e - 1) in score and (t, e + 1) in score and not {(t, e - 1), (t, e)} & set(self._copies)
+            if e > 3 and (t, e - 1) in score and (t, e + 1) in score and not {(t, e - 1), (t, e)} & self._changes
         ]
 
 

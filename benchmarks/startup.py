@@ -2,8 +2,8 @@
 
 Prints one JSON object of the seconds after the launch at which the last of the four trials reached each stage: ``ray``
 (imports of the driver, Ray itself and the checks), ``trials`` (the processes of their actors), ``controllers`` (those
-of Ray Train), ``workers`` (those of the workers), ``first_step``; and ``imports``, the seconds that a process of each
-kind takes for its imports.
+of Ray Train), ``workers`` (those of the workers), ``first_step``; and ``imports``, the seconds that one process of each
+kind took for its imports. All are single measurements.
 """
 
 import json
@@ -20,7 +20,7 @@ import psutil
 from adios_ray.arguments import parse_arguments
 from adios_ray.config import Count
 from adios_ray.errors import exit_status
-from adios_ray.tracking.records import read_results
+from adios_ray.tracking.records import Row, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLES = {"trials": "ray::ResourceTrainable", "controllers": "ray::TrainController", "workers": "ray::RayTrainWorker"}
@@ -67,9 +67,13 @@ def watch(driver: "subprocess.Popen[bytes]", storage: Path, population: int) -> 
     for kind, processes in seen.items():
         moments[kind] = sorted(processes.values())[min(population, len(processes)) - 1]
     rows = [row for row in read_results(next(storage.glob("*-*"))) if row.epoch == 1]
-    # The report comes at the end of the first epoch: 640 images earlier.
-    moments["first_step"] = max(row.time.timestamp() - 640 / row.images_per_s for row in rows)
+    moments["first_step"] = max(map(first_step, rows))
     return moments
+
+
+def first_step(row: Row) -> float:
+    """Compute when a trial took its first step, in seconds since 1970, from its first report."""
+    return row.time.timestamp() - row.train_s - row.evaluate_s - row.checkpoint_s
 
 
 def main(options: Options) -> None:

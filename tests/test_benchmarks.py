@@ -1,10 +1,12 @@
 """Benchmarks, each run at its smallest size: what changes in the package must not leave one behind."""
 
 import io
+import itertools
 import json
 import runpy
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import features
@@ -13,10 +15,15 @@ import pytest
 import shared_pages
 import torch
 from encoded_images import picture
+from made_up_run import make_row
+from objects_curves import RealRun
 from PIL import Image
+from startup import first_step
 from torch import Tensor, nn
 
 from adios_ray.data.shards import open_shards
+from adios_ray.search.state import Observation, PopulationState
+from adios_ray.tracking.records import Exploit, append_exploit, begin_lineage
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -115,3 +122,21 @@ def test_shared_pages_stores_as_many_images_as_asked_for(tmp_path: Path) -> None
     split = open_shards(tmp_path).split("train")
     assert len(split) == 1500 and size > 1500 * 96 * 96 * 3
     assert not np.array_equal(*split.gather(np.array([0, 1024])))
+
+
+def test_bends_are_those_of_reports_where_values_stayed(tmp_path: Path) -> None:
+    scores = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2]  # by epoch; it rises faster from epoch 6 on
+    state = PopulationState(next_decision_epoch=1)
+    for epoch, pair in enumerate(itertools.pairwise(scores), start=1):
+        state.observations[f"a {epoch}"] = Observation(trial="a", values={}, epochs=(epoch - 1, epoch), scores=pair)
+    state.save(tmp_path)
+    begin_lineage(tmp_path)
+    assert RealRun(tmp_path).bends() == pytest.approx([0, 0, -0.05, 0, 0])
+    explored = Exploit(time=datetime.now(UTC), epoch=6, trial="a", donor="a", old={}, new={}, scores={})
+    append_exploit(tmp_path, explored)
+    assert RealRun(tmp_path).bends() == pytest.approx([0, 0, 0])
+
+
+def test_the_first_step_is_before_training_evaluation_and_checkpoint() -> None:
+    row = make_row("a", 1, train_s=4.0, evaluate_s=2.0, checkpoint_s=0.5)
+    assert row.time.timestamp() - first_step(row) == pytest.approx(6.5)

@@ -225,7 +225,7 @@ class _Parameter(BaseModel):
 
 
 class _Space(BaseModel):
-    """What a report reads of a search space, which is of a higher room."""
+    """What a report reads of a search space, which is of a higher layer."""
 
     scheduler: str = ""
     interval_epochs: int = 1
