@@ -1,15 +1,20 @@
 """The files of a made-up run: rows, exploits, masks and summary as if a population had trained."""
 
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
 from adios_ray.tracking import lineage, records
+from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.records import Exploit, MaskFile, Row, RunSummary
+from adios_ray.tracking.run import Run
 
 _START = datetime(2025, 3, 4, 9, 30, tzinfo=UTC)
 COPIES = {3: 5, 5: 4, 6: 6, 9: 6, 10: 3}
@@ -27,6 +32,12 @@ def make_settings(sparsity_weight: float, encoder_lr: float, occlusion_lr: float
 
 
 SETTINGS = make_settings(0.4, 0.13, 0.02, 4)
+
+
+def recorded(directory: Path, check_claim: Callable[[], None] = lambda: None) -> Run:
+    """Record a run of two trials, which nothing follows."""
+    nothing: Any = SimpleNamespace()
+    return Run(RunStorage(directory), list(SETTINGS), LiveView(12, 2, "run"), nothing, nothing, check_claim)
 
 
 def make_row(trial: str = "trial_00", epoch: int = 1, fitness: float = 0.5, **values: Any) -> Row:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from made_up_run import make_row
+from made_up_run import make_row, recorded
 from small import small_config
 
 from adios_ray.errors import RunError
@@ -17,7 +17,6 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import Node, WorkerResources
 from adios_ray.experiment.verdict import conclude
 from adios_ray.run_directory import RunDirectory
-from adios_ray.run_storage import RunStorage
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.spaces import load_space, save_space
 from adios_ray.search.state import PopulationState
@@ -76,7 +75,7 @@ def test_a_run_all_of_whose_trials_diverged_or_collapsed_has_a_report_and_no_sum
             layout.diverged_step(name, 2).mkdir(parents=True)
     state.save(run)
     with pytest.raises(RunError) as stopped:
-        conclude(config, RunStorage(run), state, WorkerResources(1, 0))
+        conclude(config, recorded(run), state, WorkerResources(1, 0))
     held = f"; {run}/diverged holds the steps that diverged" if diverged else ""
     assert str(stopped.value) == f"every trial diverged or collapsed{held}; lower learning rates may help"
     assert "<html" in layout.report.read_text() and not layout.summary.exists()

@@ -3,13 +3,11 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
-from made_up_run import SETTINGS, make_exploit, make_row, make_run
+from made_up_run import SETTINGS, make_exploit, make_row, make_run, recorded
 from ray.exceptions import RayTaskError, WorkerCrashedError
 from small import small_config
 
@@ -20,14 +18,11 @@ from adios_ray.experiment import verdict
 from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources
 from adios_ray.experiment.verdict import LAST_REPORTS, Final, best_control, final_fitness, gain_over_control
-from adios_ray.run_storage import RunStorage
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.spaces import load_space, save_space
 from adios_ray.search.state import Member, PopulationState
-from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.log import read_events
 from adios_ray.tracking.records import RunSummary, read_summary, write_config
-from adios_ray.tracking.run import Run
 
 POINTER = Pointer(path=Path("checkpoint"), sha256="")
 
@@ -49,19 +44,13 @@ def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_li
     submitted, run = list[None](), recorded(tmp_path)
     assert verdict._answer(run, "a", lambda: submitted.append(None)) == "estimate"  # type: ignore[comparison-overlap]  # no task runs
     assert len(submitted) == 3 and "failed (DatasetError: no data set in data) and is" in capsys.readouterr().out
-    assert [event.kind for event in read_events(tmp_path)] == ["restart", "restart"]
+    assert [event.kind for event in read_events(tmp_path)[0]] == ["restart", "restart"]
     assert (tmp_path / "logs" / "a.log").read_text().count("in line 1") == 1
     with pytest.raises(FaultError) as refused:
         verdict._answer(run, "a", lambda: submitted.append(None))
     assert f"no data set in data; {tmp_path}/logs/a.log has the whole" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert (tmp_path / "logs" / "a.log").read_text().count("in line 1") == 1 + verdict.ATTEMPTS
-
-
-def recorded(directory: Path, check_claim: Callable[[], None] = lambda: None) -> Run:
-    """Record a run of two trials, which nothing follows."""
-    nothing: Any = SimpleNamespace()
-    return Run(RunStorage(directory), list(SETTINGS), LiveView(12, 2, "run"), nothing, nothing, check_claim)
 
 
 CONCLUSION = ("schedule.json", "report.html", "summary.json")
