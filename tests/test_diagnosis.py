@@ -160,6 +160,14 @@ def test_an_error_of_the_objective_itself_is_a_finding(monkeypatch: Patch) -> No
     assert "test_diagnosis.py, line" in first.fault and second.fault is None
 
 
+@pytest.mark.slow
+def test_an_error_in_a_worker_is_one_line(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(diagnosis, "CHECKS", {})
+    (finding,) = diagnose(Subject("simclr", Unfinished))
+    assert finding.fault is not None and finding.fault.startswith("AttributeError: no temprature (")
+    assert "test_diagnosis.py, line" in finding.fault and "\n" not in finding.fault
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.slow
 def test_the_objectives_that_ship_have_no_fault(name: str) -> None:

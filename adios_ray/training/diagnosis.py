@@ -5,6 +5,8 @@ takes of the whole game in one graph. ``adios-ray doctor --objective`` runs all 
 """
 
 import copy
+import re
+import sysconfig
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
 
 from adios_ray import parallel
 from adios_ray.config import QUEUE, TrialConfig
@@ -38,6 +40,8 @@ COLLAPSED = 1e-3
 """Distance of a slot's mean size from 0 or 1 below which it is collapsed."""
 POLE_LOGIT = 1e4
 """Difference of logits whose softmax is exactly 0 and 1."""
+_INSTALLED = ("<frozen ", *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+"""Beginnings of the file names of Python's own and installed modules."""
 
 
 class Subject(NamedTuple):
@@ -362,9 +366,22 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def _fault_or_error(check: Callable[[], str | None]) -> str | None:
-    """Return a check's fault; of an error of the objective's own code, its type, message and line."""
+    """Return a check's fault, or the description of an error of the objective's own code."""
     try:
         return check()
+    except ProcessRaisedException as error:  # its message is the traceback of a worker
+        *_, (file, line) = re.findall(r'File "(.+)", line (\d+)', str(error))
+        return f"{str(error).splitlines()[-1]} ({file}, line {line})"
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+        return described(error)
+
+
+def described(error: Exception) -> str:
+    """Describe an error of others' code that the caller has caught: its type, message and line, in one line.
+
+    The line is the last one outside of installed packages, if there is one: a wrong shape is found only inside torch.
+    """
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first one is the caller's
+    own = [frame for frame in frames if not frame.filename.startswith(_INSTALLED)]
+    return f"{text} ({own[-1].filename}, line {own[-1].lineno})" if own else text
