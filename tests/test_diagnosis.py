@@ -1,6 +1,9 @@
 """The checks of an objective name each of the bugs that are seeded here, and find none in those that ship."""
 
+import atexit
 import math
+import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +48,16 @@ class DividesByTheNorm(BYOL):
         third, fourth = v.online / v.online.norm(dim=1, keepdim=True), u.target / u.target.norm(dim=1, keepdim=True)
         loss: Tensor = 4 - 2 * (first * second).sum(dim=1).mean() - 2 * (third * fourth).sum(dim=1).mean()
         return loss
+
+
+class AbortsAtExit(SimCLR):
+    """SimCLR in a process that aborts when it is torn down."""
+
+    def loss_between(self, u: Embedding, v: Embedding) -> Tensor:
+        """Let a worker abort."""
+        if multiprocessing.parent_process() is not None:
+            atexit.register(os.abort)
+        return super().loss_between(u, v)
 
 
 class OwnNegatives(SimCLR):
@@ -178,6 +191,8 @@ def test_the_objectives_that_ship_have_no_fault(name: str) -> None:
 @pytest.mark.slow
 def test_losses_over_workers_are_compared_with_the_whole_batch() -> None:
     shipped = [Subject(name, objective_class(name)) for name in OBJECTIVES]
-    *without, with_fault = worker_faults([*shipped, Subject("simclr", OwnNegatives)])
-    assert without == [None] * len(OBJECTIVES)
+    *without, with_fault = worker_faults(
+        [*shipped, Subject("simclr", AbortsAtExit), Subject("simclr", OwnNegatives)]
+    )
+    assert without == [None] * (len(OBJECTIVES) + 1)
     assert with_fault is not None and "must gather those of all workers" in with_fault

@@ -5,6 +5,7 @@ takes of the whole game in one graph. ``adios-ray doctor --objective`` runs all 
 """
 
 import copy
+import os
 import re
 import sysconfig
 import tempfile
@@ -269,9 +270,14 @@ def worker_faults(subjects: Sequence[Subject]) -> list[str | None]:
 def _work(rank: int, folder: str, subjects: Sequence[Subject]) -> None:
     """Compute one worker's part."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORKERS)
+    store = distributed.FileStore(f"{folder}/meeting", WORKERS)  # type: ignore[attr-defined]  # but documents it
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=WORKERS)
     torch.save([_loss_terms(subject, rank, WORKERS) for subject in subjects], Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
+    # No worker closes its connections while another one still reads from them; and none is torn down, since threads of
+    # gloo that have not ended by then abort the process.
+    store.set(f"saved by {rank}", "")
+    store.wait([f"saved by {worker}" for worker in range(WORKERS)])
+    os._exit(0)
 
 
 def _loss_terms(subject: Subject, rank: int, workers: int) -> dict[str, Tensor]:
