@@ -290,6 +290,12 @@ def test_an_error_in_a_worker_is_one_line(monkeypatch: Patch) -> None:
     assert "test_diagnosis.py, line" in finding.fault and "\n" not in finding.fault
 
 
+@pytest.mark.slow
+def test_a_changed_target_is_no_fault_of_what_is_compared_afterwards() -> None:
+    subject = Subject("byol", InPlace)
+    assert [check for check, of in CHECKS.items() if of(subject)] == ["embeddings left alone"]
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.slow
 def test_the_objectives_that_ship_have_no_fault(name: str) -> None:
