@@ -128,6 +128,9 @@ def _write_more(folder: Path) -> None:
     make_run(folder / "binary_space", epochs=2)
     (folder / "binary_space" / "space.yaml").write_bytes(b"\xff\xfe")
     (folder / "no_images" / "train" / "cat").mkdir(parents=True)
+    (folder / "no_syntax.py").write_text("class Mine(\n")
+    (folder / "no_name.py").write_text("class Mine(Objective):\n    pass\n")
+    (folder / "no_copy.py").write_text("import shutil\nshutil.copyfile('file', 'file')\n")
     (folder / "broken").mkdir()
     (folder / "broken" / "only.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
 
@@ -336,7 +339,12 @@ CASES = {
     f"{MINE} --trackers mlflow": "--trackers mlflow is not one of tensorboard, jsonl",
     "doctor --objective vicregg": "--objective vicregg is not one of simclr",
     "doctor --objective json:dumps": "json has no subclass of Objective of the name 'dumps'",
-    "doctor --objective nowhere:Mine": "--objective nowhere:Mine: nowhere cannot be imported",
+    "doctor --objective nowhere:Mine": "nowhere cannot be imported: ModuleNotFoundError: No module named 'nowhere'\n",
+    "doctor --objective ./unfinished.py:Mine": "--objective ./unfinished.py:Mine: MODULE:CLASS is a module's dotted",
+    "doctor --objective :Mine": "--objective :Mine: MODULE:CLASS is a module's dotted name",
+    "doctor --objective no_syntax:Mine": "SyntaxError: '(' was never closed (no_syntax.py, line 1)",
+    "doctor --objective no_name:Mine": "NameError: name 'Objective' is not defined (",
+    "doctor --objective no_copy:Mine": "no_copy cannot be imported: SameFileError: 'file' and 'file' are",
     "doctor --seconds -1": "--seconds -1.0 must be greater than or equal to 0",
 }
 
@@ -355,6 +363,7 @@ def test_a_wrong_use_is_one_line(
         pytest.fail("Ray was started")
 
     monkeypatch.chdir(place)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)  # of modules that a command imports
     monkeypatch.setattr("ray.init", no_worker)
     monkeypatch.setattr("adios_ray.tracking.trackers.wandb.check_login", cli_without_login)
     before = contents(place)

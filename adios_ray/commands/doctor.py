@@ -215,6 +215,7 @@ def _objective(name: str) -> "type[Objective]":
         UsageError: If there is none.
     """
     from adios_ray.objectives import Objective, objective_class
+    from adios_ray.training.diagnosis import described
     from adios_ray.validation import suggestion
 
     module, colon, attribute = name.partition(":")
@@ -223,11 +224,15 @@ def _objective(name: str) -> "type[Objective]":
             near = suggestion(name, OBJECTIVES)
             raise UsageError(f"--objective {name} is not one of {', '.join(OBJECTIVES)}, or MODULE:CLASS{near}")
         return objective_class(name)
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise UsageError(
+            f"--objective {name}: MODULE:CLASS is a module's dotted name, such as package.module, and a class"
+        )
     sys.path.insert(0, str(Path.cwd()))  # the program's own folder is there instead
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
-        raise UsageError(f"--objective {name}: {module} cannot be imported: {error}") from None
+    except Exception as error:  # whatever a module raises that is being written
+        raise UsageError(f"--objective {name}: {module} cannot be imported: {described(error)}") from None
     if not isinstance(found, type) or not issubclass(found, Objective):
         raise UsageError(f"--objective {name}: {module} has no subclass of Objective of the name {attribute!r}")
     return found

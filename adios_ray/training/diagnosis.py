@@ -1,10 +1,14 @@
 """Checks of an objective in the game, each for a bug that trains without an error and is seen only weeks later.
 
 A small trial in double precision plays single steps on random images; gradients are compared with those that autograd
-takes of the whole game in one graph. ``adios-ray doctor --objective`` runs all checks.
+takes of the whole game in one graph. What may overflow is computed in single precision, as in training. ``adios-ray
+doctor --objective`` runs all checks.
 """
 
 import copy
+import os
+import re
+import sysconfig
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,20 +17,23 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
+from torch.nn.modules.dropout import _DropoutNd
 
 from adios_ray import parallel
 from adios_ray.config import QUEUE, TrialConfig
 from adios_ray.data.loader import Batch
 from adios_ray.masking.slots import slot_statistics
 from adios_ray.masking.sparsity import sparsity
-from adios_ray.models.networks import Networks
+from adios_ray.models.networks import Networks, View
 from adios_ray.objectives import Embedding, Objective
 from adios_ray.training import step as game
 from adios_ray.training.optimizers import Optimizers, build_optimizers
 from adios_ray.validation import parse
 
 SIZE, IMAGES, CLASSES, SLOTS = 32, 4, 5, 3
+ROWS = 64
+"""Images of random embeddings, enough for their sample covariances to be small."""
 WORKERS = 2
 STEPS = 3
 """Steps after which slots must still differ."""
@@ -36,8 +43,16 @@ COPIED = 1 - 1e-6
 """Soft intersection over union above which two slots are copies."""
 COLLAPSED = 1e-3
 """Distance of a slot's mean size from 0 or 1 below which it is collapsed."""
+ROUNDING = 1e-9
+"""Relative difference of equal losses, gradients or embeddings in double precision."""
+LARGE = 10.0
+"""Standard deviation of large embeddings: projections are not bounded."""
+OTHERS = {"temperature": 0.7, "momentum_start": 0.5}
+"""Other values of what may be searched while a trial trains."""
 POLE_LOGIT = 1e4
 """Difference of logits whose softmax is exactly 0 and 1."""
+_INSTALLED = ("<frozen ", *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+"""Beginnings of the file names of Python's own and installed modules."""
 
 
 class Subject(NamedTuple):
@@ -64,9 +79,9 @@ class Subject(NamedTuple):
         }
         return parse(TrialConfig, values)
 
-    def players(self, config: TrialConfig) -> tuple[Networks, Optimizers]:
+    def players(self, config: TrialConfig, seed: int = 0) -> tuple[Networks, Optimizers]:
         """Build seeded networks in double precision, with their optimizers."""
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         networks = Networks(config, SIZE, CLASSES, self.kind).double().train()
         optimizers = build_optimizers(networks, config.optimizer)
         optimizers.set_learning_rates(config.optimizer.encoder_lr, config.optimizer.occlusion_lr)
@@ -99,17 +114,104 @@ def diagnose(subject: Subject) -> Iterator[Finding]:
 
 def check_direction(subject: Subject) -> str | None:
     """Compare the loss of embeddings that agree with that of unrelated ones."""
-    view = subject.embedding()
-    objective = subject.players(subject.config())[0].objective
-    z, *others = _random((4, *view.target.shape), seed=1)
-    with torch.no_grad():
-        agreeing = float(objective.loss_between(Embedding(z, z), Embedding(z, z)))
-        unrelated = float(objective.loss_between(Embedding(z, others[0]), Embedding(others[1], others[2])))
+    objective, parts = _objective_and_embeddings(subject)
+    agreeing, unrelated = float(_loss(objective, [parts[0]] * 4)), float(_loss(objective, parts))
     if agreeing < unrelated:
         return None
     return (
         f"the loss of views that agree is {agreeing:.4g}, of unrelated views {unrelated:.4g}: it must be lower "
         "where views agree; loss_between returns a similarity, perhaps, instead of its negative"
+    )
+
+
+def check_collapse(subject: Subject) -> str | None:
+    """Compare the loss of predictions that are the same for all images with that of predictions that are right."""
+    objective, (z, *_) = _objective_and_embeddings(subject)
+    right, collapsed = float(_loss(objective, [z] * 4)), float(_loss(objective, [z[:1].expand_as(z), z] * 2))
+    if collapsed - right > ROUNDING * max(abs(right), 1):
+        return None
+    return (
+        f"the loss is {collapsed:.4g} where all images have the same online embedding, and {right:.4g} where images "
+        "differ: training collapses; predict the other view's target, which has no gradient, or contrast images"
+    )
+
+
+def check_inputs(subject: Subject) -> str | None:
+    """Check that loss and statistics leave embeddings alone, which the step uses again."""
+    objective, parts = _objective_and_embeddings(subject)
+    before = [part.clone() for part in parts]
+    objective.loss_between(Embedding(*parts[:2]), Embedding(*parts[2:]))
+    objective.update_statistics(Embedding(*parts[:2]))
+    if all(map(torch.equal, before, parts)):
+        return None
+    return (
+        "loss_between or update_statistics changes an embedding that it is given, which all slots of a step share: "
+        "compute new tensors instead of changing these in place"
+    )
+
+
+def check_adapting(subject: Subject) -> str | None:
+    """Compare an objective whose values change while it trains with one that is built with the new values."""
+    config, (_, parts) = subject.config(), _objective_and_embeddings(subject)
+    other = config.model_copy(update={"objective": config.objective.model_copy(update=OTHERS)})
+    adapted, built = (subject.players(own)[0] for own in (config, other))
+    adapted.adapt(other)
+    if not _close(_loss(adapted.objective, parts), _loss(built.objective, parts)):
+        return (
+            f"a temperature of {OTHERS['temperature']} that is set while a trial trains has another loss than one that "
+            "is set at the start: read it from self.config in loss_between, not once in __init__"
+        )
+    if adapted.objective.momentum_at(0.5) != built.objective.momentum_at(0.5):
+        return "momentum_start has no effect when it is set while a trial trains: read it from self.config"
+    return None
+
+
+def check_state(subject: Subject) -> str | None:
+    """Check that an objective with the state of another one, after a step's statistics, has the same loss."""
+    saved, parts = _objective_and_embeddings(subject)
+    saved.update_statistics(Embedding(*parts[:2]))
+    loaded = subject.players(subject.config(), seed=1)[0].objective
+    loaded.load_state_dict(saved.state_dict())
+    if _close(_loss(loaded, parts), _loss(saved, parts)):
+        return None
+    return (
+        "the loss is another one after the state has been saved and loaded: a tensor is a plain attribute, lost by "
+        "resumed and copied trials; register it (register_buffer), and change it in place"
+    )
+
+
+def check_parameters(subject: Subject) -> str | None:
+    """Check that a step's loss has a gradient with respect to each parameter of the objective."""
+    config = subject.config()
+    networks, _ = subject.players(config)
+    batch = _batch()
+    game.accumulate_gradients(networks, batch, list(networks.occlude(batch.b).detach().split(1, dim=1)), config)
+    unused = [name for name, own in networks.objective.named_parameters() if own.requires_grad and own.grad is None]
+    if not unused:
+        return None
+    return (
+        f"no gradient reaches {', '.join(unused)}: only self.projector and self.predictor are applied, so a head of "
+        "another name is never used"
+    )
+
+
+def check_batched_views(subject: Subject) -> str | None:
+    """Compare views that are embedded in one batch, as on GPUs, with the same views embedded one by one."""
+    networks, _ = subject.players(subject.config())
+    if not networks.can_batch_slots:
+        return None
+    for module in networks.modules():
+        if isinstance(module, _DropoutNd):
+            module.eval()  # its random numbers depend on the batch, as they may
+    batch = _batch()
+    with torch.no_grad():
+        views = [View(batch.b, mask) for mask in networks.occlude(batch.b).split(1, dim=1)]
+        together, apart = networks.embed_together(views), [networks.embed(view.x, view.mask)[0] for view in views]
+    if all(_close(a, b) for one, own in zip(together, apart, strict=True) for a, b in zip(one, own, strict=True)):
+        return None
+    return (
+        "views of several slots in one batch have other embeddings than one by one: projector and predictor combine "
+        "images; normalize by nn.BatchNorm1d, or train with --slots-at-once 1"
     )
 
 
@@ -173,22 +275,25 @@ def check_frozen_encoder(subject: Subject) -> str | None:
 
 
 def check_poles(subject: Subject) -> str | None:
-    """Take a step with masks that are all 1 and all 0, and losses of collapsed embeddings: all must be finite."""
-    view = subject.embedding()
-    objective = subject.players(subject.config())[0].objective
-    for name, values in (("equal", torch.ones_like(view.target)), ("zero", torch.zeros_like(view.target))):
+    """Take a step with masks that are all 1 and all 0, and losses of extreme embeddings: all must be finite."""
+    objective, (z, *_) = _objective_and_embeddings(subject)
+    objective, z = objective.float(), z.float()
+    hides = "which a mask that hides everything makes: bound norms and spreads away from 0 (eps)"
+    for name, values, reason in (
+        ("equal", torch.ones_like(z), hides),
+        ("zero", torch.zeros_like(z), hides),
+        ("large", LARGE * z, "in single precision: use logsumexp, log_softmax or cross_entropy instead of exp and log"),
+    ):
         u, v = values.clone().requires_grad_(), values.clone().requires_grad_()
         loss = objective.loss_between(Embedding(u, values), Embedding(v, values))
         gradients = torch.autograd.grad(loss, [u, v], allow_unused=True)
         if not all(term.isfinite().all() for term in (loss, *gradients) if term is not None):
-            return (
-                f"the loss of {name} embeddings, or its gradient, is not finite, which a mask that hides everything "
-                "makes: bound norms and spreads away from 0 (eps)"
-            )
+            return f"the loss of {name} embeddings, or its gradient, is not finite, {reason}"
     config = subject.config(sparsity_weight=0.5)
     networks, optimizers = subject.players(config)
+    networks.float()
     _set_head(networks, torch.tensor([POLE_LOGIT, 0.0, 0.0]))
-    if fault := game.train_step(networks, optimizers, _batch(), config, 0.0).terms.fault():
+    if fault := game.train_step(networks, optimizers, _batch(dtype=torch.float32), config, 0.0).terms.fault():
         return f"masks that are all 1 and all 0: {fault}: bound what diverges there away from the poles"
     return None
 
@@ -238,6 +343,12 @@ def check_slots(subject: Subject) -> str | None:
 
 CHECKS: Mapping[str, Callable[[Subject], str | None]] = {
     "direction of the loss": check_direction,
+    "constant embeddings": check_collapse,
+    "embeddings left alone": check_inputs,
+    "values that change": check_adapting,
+    "saved state": check_state,
+    "heads in use": check_parameters,
+    "views in one batch": check_batched_views,
     "sign of the game": check_game,
     "gradient of the masks": check_masks,
     "frozen encoder": check_frozen_encoder,
@@ -265,25 +376,38 @@ def worker_faults(subjects: Sequence[Subject]) -> list[str | None]:
 def _work(rank: int, folder: str, subjects: Sequence[Subject]) -> None:
     """Compute one worker's part."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORKERS)
+    store = distributed.FileStore(f"{folder}/meeting", WORKERS)  # type: ignore[attr-defined]  # but documents it
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=WORKERS)
     torch.save([_loss_terms(subject, rank, WORKERS) for subject in subjects], Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
+    # No worker closes its connections while another one still reads from them; and none is torn down, since threads of
+    # gloo that have not ended by then abort the process.
+    store.set(f"saved by {rank}", "")
+    store.wait([f"saved by {worker}" for worker in range(WORKERS)])
+    os._exit(0)
 
 
 def _loss_terms(subject: Subject, rank: int, workers: int) -> dict[str, Tensor]:
-    """Compute the loss of this worker's rows, its gradients by them, and the statistics after one update."""
+    """Compute the loss of this worker's rows, its gradients by them, and statistics and loss after one update."""
     view = subject.embedding()
     objective = subject.players(subject.config())[0].objective
     embeddings = _random((4, *view.target.shape), seed=2)
     online_u, target_u, online_v, target_v = (part.clone() for part in embeddings.chunk(workers, dim=1)[rank])
     online = online_u.requires_grad_(), online_v.requires_grad_()
-    loss = objective.loss_between(Embedding(online_u, target_u), Embedding(online_v, target_v))
+    u, v = Embedding(online_u, target_u), Embedding(online_v, target_v)
+    loss = objective.loss_between(u, v)
     loss.backward()
     objective.update_statistics(Embedding(online_u.detach(), target_u))
+    with torch.no_grad():
+        later = objective.loss_between(u, v)
     # The step averages gradients over workers: each worker's gradient of its own rows counts as its share.
     gradients = [torch.zeros_like(own) if own.grad is None else own.grad / workers for own in online]
     statistics = {f"buffer {name}": values.double() for name, values in objective.named_buffers()}
-    return {"loss": parallel.average(loss.detach()), "gradient": torch.stack(gradients, dim=1), **statistics}
+    return {
+        "loss": parallel.average(loss.detach()),
+        "gradient": torch.stack(gradients, dim=1),
+        **statistics,
+        "loss after update_statistics": parallel.average(later),
+    }
 
 
 def _worker_fault(alone: Mapping[str, Tensor], shared: Sequence[Mapping[str, Tensor]]) -> str | None:
@@ -291,23 +415,43 @@ def _worker_fault(alone: Mapping[str, Tensor], shared: Sequence[Mapping[str, Ten
     for name, expected in alone.items():
         parts = [own[name] for own in shared]
         found = [torch.cat(parts)] if name == "gradient" else parts
-        scale = max(float(expected.abs().max()), 1e-6)
-        if any(not torch.allclose(own, expected, rtol=0, atol=1e-9 * scale) for own in found):
+        if not all(_close(own, expected) for own in found):
             return (
                 f"the {name} of {len(shared)} workers differs from that of one process with the whole batch: a loss "
-                "that combines images must gather those of all workers (parallel.gather_with_gradient)"
+                "that combines images must gather those of all workers (parallel.gather_with_gradient), and statistics "
+                "are averaged over them (parallel.average)"
             )
     return None
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """Tell whether two tensors are equal up to rounding."""
+    scale = max(float(expected.abs().max()), 1e-6)
+    return torch.allclose(found, expected, rtol=0, atol=ROUNDING * scale)
+
+
+def _objective_and_embeddings(subject: Subject) -> tuple[Objective, Sequence[Tensor]]:
+    """Build the objective, and draw four unrelated parts of embeddings, each [ROWS, D]."""
+    shape = subject.embedding().target.shape[1:]
+    return subject.players(subject.config())[0].objective, _random((4, ROWS, *shape), seed=1).unbind()
+
+
+@torch.no_grad()
+def _loss(objective: Objective, parts: Sequence[Tensor]) -> Tensor:
+    """Compute the seeded loss between two views with the given embeddings: online and target of each, [B, D]."""
+    torch.manual_seed(0)
+    own = [part.clone() for part in parts]  # one that is changed in place is a fault of ``check_inputs`` alone
+    return objective.loss_between(Embedding(*own[:2]), Embedding(*own[2:]))
 
 
 def _random(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def _batch(seed: int = 0) -> Batch:
-    """Draw random views in double precision."""
+def _batch(seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
+    """Draw random views."""
     generator = torch.Generator().manual_seed(seed)
-    a, b = _random((2, IMAGES, 3, SIZE, SIZE), seed)
+    a, b = _random((2, IMAGES, 3, SIZE, SIZE), seed).to(dtype)
     labels = torch.randint(CLASSES, (IMAGES,), generator=generator)
     return Batch(a, b, labels, torch.rand(IMAGES, dtype=torch.float64, generator=generator))
 
@@ -362,9 +506,22 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def _fault_or_error(check: Callable[[], str | None]) -> str | None:
-    """Return a check's fault; of an error of the objective's own code, its type, message and line."""
+    """Return a check's fault, or the description of an error of the objective's own code."""
     try:
         return check()
+    except ProcessRaisedException as error:  # its message is the traceback of a worker
+        *_, (file, line) = re.findall(r'File "(.+)", line (\d+)', str(error))
+        return f"{str(error).splitlines()[-1]} ({file}, line {line})"
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+        return described(error)
+
+
+def described(error: Exception) -> str:
+    """Describe an error of others' code that the caller has caught: its type, message and line, in one line.
+
+    The line is the last one outside of installed packages, if there is one: a wrong shape is found only inside torch.
+    """
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first one is the caller's
+    own = [frame for frame in frames if not frame.filename.startswith(_INSTALLED)]
+    return f"{text} ({own[-1].filename}, line {own[-1].lineno})" if own else text
