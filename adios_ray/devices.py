@@ -10,6 +10,15 @@ import torch
 CPU = torch.device("cpu")
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """Occurs in torch's messages that memory for the CPU cannot be allocated."""
+_OUT_OF_MEMORY = (
+    CPU_ALLOCATOR,
+    "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    # Of cuDNN's search for the fastest kernel (``prepare_device``), when none has the memory that it needs.
+    "unable to find an engine to execute this computation",
+)
 
 
 def best_device() -> torch.device:
@@ -30,8 +39,7 @@ def native_bfloat16(device: torch.device) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether torch or Python could not allocate memory, on a GPU or for the CPU."""
     # Only torch's allocator for GPUs has an error class of its own.
-    texts = (CPU_ALLOCATOR, "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def copied_to(values: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -23,7 +23,7 @@ from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
 from adios_ray.backend.tune_run import Periodic, run_trials
 from adios_ray.config import TrialConfig, replaced
-from adios_ray.devices import limit_memory
+from adios_ray.devices import is_out_of_memory, limit_memory
 from adios_ray.errors import CheckpointError, ClaimError, FaultError, RunError, StorageError
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
@@ -322,9 +322,23 @@ def test_what_a_worker_prints_is_passed_on_in_bounded_parts(tmp_path: Path, monk
     assert sent == ["(14 bytes are left out here)\n1234567"]
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "Triton Error [CUDA]: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "GET was unable to find an engine to execute this computation",
+        "FIND was unable to find an engine to execute this computation",
+    ],
+)
+def test_memory_of_a_gpu_is_exhausted_in_many_words(message: str) -> None:
+    assert is_out_of_memory(RuntimeError(message))
+
+
 def test_an_error_of_memory_names_the_values_to_change() -> None:
     from adios_ray.backend.loop import memory_advice
-    from adios_ray.devices import is_out_of_memory
 
     config = TrialConfig(batch_size=64)
     on_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8 GiB")

@@ -19,7 +19,7 @@ from test_augment import MIXED, pictures
 from test_population import experiment
 from test_step import CPU, assert_close, make_batch, make_config, make_players, moved
 from test_workers import WORKERS, accumulate_gradients, game_config
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import start_processes
 from trainers import assert_identical, saved, trained
 
@@ -29,6 +29,7 @@ from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import BatchLoader
 from adios_ray.data.shards import open_shards
 from adios_ray.masking.slots import read_head
+from adios_ray.models.stem import StemConv2d
 from adios_ray.tracking.records import read_lineage, read_results
 from adios_ray.training.graphs import GraphedStep
 from adios_ray.training.step import train_step
@@ -294,6 +295,15 @@ def test_the_fitness_is_the_cpus(fitness: str, objects_dir: Path, tmp_path: Path
     # Rounding may exchange neighbors that are equally far: one of 20 of one of 40 images.
     assert abs(found.value - expected.value) <= 1 / 800
     assert abs(found.accuracy - expected.accuracy) <= 1 / 40
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("half", [False, True])
+def test_the_stem_keeps_the_memory_layout(layout: torch.memory_format, half: bool) -> None:
+    stem = StemConv2d.of(nn.Conv2d(3, 64, 7, 2, 3, bias=False)).to(GPU).to(memory_format=layout)
+    x = torch.randn(4, 3, 32, 32, device=GPU).contiguous(memory_format=layout)
+    with torch.autocast("cuda", torch.bfloat16, enabled=half):
+        assert stem(x).is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("objective", ["simclr", "byol"])

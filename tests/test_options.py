@@ -1,16 +1,18 @@
 """Options that make a step cheaper do not change its numbers; optimizers match their formulas."""
 
 import copy
+import functools
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_step import CLASSES, SIZE, assert_close, make_batch, make_config, make_players
+from test_step import CLASSES, IMAGES, SIZE, assert_close, make_batch, make_config, make_players
 from torch import nn
 from torch.nn import functional
 from torch.optim import Optimizer
@@ -106,6 +108,29 @@ def test_compiling_keeps_the_numbers() -> None:
     networks, optimizers = make_players(config)
     networks.compile_parts()
     assert_same_networks(after_steps(config, networks, optimizers, 1), after_steps(config, *make_players(config), 1))
+
+
+@pytest.mark.slow
+def test_each_number_of_views_is_compiled_once_and_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step compiles the U-Net and the backbone for one view and for all slots; the next ones nothing."""
+    from torch._dynamo.backends.debugging import aot_eager  # takes seconds, which other tests need not wait
+
+    images: list[tuple[Any, ...]] = []
+
+    def record(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        values = [value for value in inputs if not isinstance(value, nn.Parameter)]
+        images.extend(tuple(value.shape) for value in values if getattr(value, "ndim", 0) == 4)
+        assert not any(isinstance(value, torch.SymInt) for value in inputs)
+        compiled: Callable[..., Any] = aot_eager(graph, inputs)
+        return compiled
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=record))
+    config = replaced(make_config("simclr", slots=4), {"slots_at_once": 4})
+    networks, optimizers = make_players(config)
+    networks.compile_parts()
+    after_steps(config, networks, optimizers, 3)
+    assert images == [(IMAGES, 3, SIZE, SIZE), (IMAGES, 3, SIZE, SIZE), (4 * IMAGES, 3, SIZE, SIZE)]
 
 
 @pytest.mark.slow
@@ -255,6 +280,17 @@ def test_a_convolution_of_phases_is_the_strided_one(kernel: int) -> None:
     expected, actual = (torch.autograd.grad((y * weighting).sum(), (x, weight)) for y in outputs)
     torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-10)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_convolution_of_phases_keeps_the_memory_layout(
+    layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where ``pixel_unshuffle`` does not, as on GPUs."""
+    unshuffle = functional.pixel_unshuffle
+    monkeypatch.setattr(functional, "pixel_unshuffle", lambda x, factor: unshuffle(x.contiguous(), factor))
+    x, weight = torch.randn(2, 3, 8, 12), torch.randn(16, 3, 7, 7)
+    assert convolve_phases(x.contiguous(memory_format=layout), weight).is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ class Networks(nn.Module):
         if self.averaged is not None:
             parts.append(self.averaged["backbone"])
         for part in parts:
-            part.compile()
+            part.compile(dynamic=False)  # few shapes, each faster by itself than as a case of symbolic ones
 
     def embed(
         self, x: Tensor, mask: Tensor | None = None, target: Tensor | None = None, fill: Tensor | None = None

@@ -23,8 +23,8 @@ class _SlotNorm(_BatchNorm):
         synchronized: Whether each group's statistics are those of all workers' images.
     """
 
-    groups = 1
-    synchronized = False
+    groups: int
+    synchronized: bool
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [K * B, C, ...]; running statistics move as if the groups came one after the other."""
@@ -97,6 +97,8 @@ def use_slot_norms(module: nn.Module) -> bool:
     for norm in norms:
         if type(norm) in _CLASSES and norm.track_running_stats and norm.momentum is not None:
             norm.__class__ = _CLASSES[type(norm)]  # a new instance would need its parameters, hooks and state moved
+            # Of the instance from the beginning: an attribute that appears later invalidates what has been compiled.
+            norm.groups, norm.synchronized = 1, False
     return all(isinstance(norm, _SlotNorm) for norm in norms)
 
 

@@ -69,7 +69,7 @@ def convolve_phases(x: Tensor, weight: Tensor) -> Tensor:
         weight: [C_out, C_in, k, k], k odd.
 
     Returns:
-        [B, C_out, H / 2, W / 2].
+        [B, C_out, H / 2, W / 2], in the memory layout of ``x``.
     """
     size, padding = weight.shape[-1], weight.shape[-1] // 2
     # The kernel's first row must meet an even row of the image, and its rows come in pairs.
@@ -81,7 +81,11 @@ def convolve_phases(x: Tensor, weight: Tensor) -> Tensor:
     # Multiples of 8 channels, for tensor cores.
     missing = -kernel.shape[1] % CHANNELS
     phases = functional.pad(functional.pixel_unshuffle(x, 2), (before, after, before, after, 0, missing))
-    return functional.conv2d(phases, functional.pad(kernel, (0, 0, 0, 0, 0, missing)))
+    kernel = functional.pad(kernel, (0, 0, 0, 0, 0, missing))
+    # On GPUs pixel_unshuffle does not keep the layout, which decides that of the result and so of all that follows.
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return functional.conv2d(phases.contiguous(memory_format=layout), kernel.contiguous(memory_format=layout))
 
 
 class _HalvingConvolution(torch.autograd.Function):
