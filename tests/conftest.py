@@ -10,8 +10,6 @@ from small import make_objects
 from adios_ray.backend.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
 from adios_ray.backend.ray_private import POLL_INTERVAL_VARIABLE
 
-torch.set_num_threads(1)  # like a trial's worker, so that results can be compared bit for bit
-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,8 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Let each test draw the same numbers, alone or after others."""
+    """Let each test compute the same numbers, alone or after others."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # like a trial's worker, so that results can be compared bit for bit
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ class Driver:
         """Start it."""
         self.process, self._terminal = pty.fork()
         if not self.process:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup may have made the tests ignore
             os.execvp(command[0], command)
 
     def wait_for_epoch(self, run: Path, epoch: int) -> dict[str, int]:

@@ -104,6 +104,7 @@ def test_a_closed_terminal_ends_a_program_in_order(tmp_path: Path) -> None:
     )
     process, terminal = pty.fork()
     if not process:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup may have made the tests ignore
         os.chdir(tmp_path)
         os.execve(sys.executable, [sys.executable, "-c", script], {**os.environ, "PYTHONPATH": str(ROOT)})
     assert os.read(terminal, 100).startswith(b"ready")

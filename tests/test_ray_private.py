@@ -300,12 +300,13 @@ def test_the_groups_of_tune_carry_the_name(monkeypatch: pytest.MonkeyPatch) -> N
         return Made()
 
     monkeypatch.setattr(ray_private, "placement_group", create)
+    monkeypatch.setattr("ray.air.execution.resources.placement_group.remove_placement_group", lambda group: None)
     made = partial(named_resources, {"memory": 1}, labels=partial(outside, ["ab", "cd"]))
     request = ray.cloudpickle.loads(ray.cloudpickle.dumps(made("run/trial_00")))
     assert request == made("run/trial_00") != made("run/trial_01")
     PlacementGroupResourceManager().request_resources(request)
     assert groups[0]["bundles"] == [{"memory": 1}] and groups[0]["name"].startswith("run/trial_00/")
-    assert groups[0]["bundle_label_selector"] == [{"ray.io/node-id": "!in(ab, cd)"}]
+    assert groups[0]["bundle_label_selector"] == [{"ray.io/node-id": "!in(ab,cd)"}]
 
 
 @pytest.mark.ray

@@ -12,7 +12,8 @@ AGAIN_S = 60.0
 
 def outside(nodes: Sequence[str]) -> dict[str, str]:
     """Make a selector for the labels of all nodes but those of some IDs; empty if there are none."""
-    return {NODE_ID_LABEL_KEY: f"!in({', '.join(nodes)})"} if nodes else {}
+    # Without spaces, which Ray takes for the beginning of an ID.
+    return {NODE_ID_LABEL_KEY: f"!in({','.join(nodes)})"} if nodes else {}
 
 
 class NodeChecks:
