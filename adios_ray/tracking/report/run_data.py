@@ -115,7 +115,8 @@ class RunData:
     @property
     def without_a_score(self) -> bool:
         """Whether every trial has reported, and none a number: all diverged or collapsed; resuming would not help."""
-        every = len(self.by_trial) >= int((self.config or {}).get("population", 1))
+        population = (self.config or {}).get("population")
+        every = not isinstance(population, int) or len(self.by_trial) >= population
         return bool(self.rows) and every and self.best is None
 
     @cached_property
