@@ -41,7 +41,7 @@ from adios_ray.config import Positive, TrialConfig, replaced
 from adios_ray.data.loader import BatchLoader
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.base import Sample
-from adios_ray.devices import best_device, limit_memory, prepare_device, timed
+from adios_ray.devices import best_device, prepare_device, timed
 from adios_ray.errors import RunError, exit_status
 from adios_ray.files import write_output
 from adios_ray.models.networks import Networks
@@ -440,13 +440,9 @@ def measure_trainer(changes: Changes, device: torch.device) -> dict[str, Any]:
     return row if device.type == "cpu" else row | profiled(lambda: train(steps), steps, calls=1)
 
 
-def train_alongside(
-    config: TrialConfig, share: float, seconds: float, start: Barrier, results: "SimpleQueue[float]"
-) -> None:
-    """Train in a process of its own, as a worker with a share of the card, and report images/s once all are warm."""
+def train_alongside(config: TrialConfig, seconds: float, start: Barrier, results: "SimpleQueue[float]") -> None:
+    """Train in a process of its own, and report images per second from when all processes are warm."""
     device = best_device()
-    prepare_device(device)
-    limit_memory(device, share)
     torch.set_num_threads(1)
     try:
         with tf32(True):
@@ -477,8 +473,7 @@ def share_card(config: TrialConfig, processes: int, seconds: float) -> dict[str,
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(processes), context.SimpleQueue()
     workers = [
-        context.Process(target=train_alongside, args=(config, 1 / processes, seconds, start, results))
-        for _ in range(processes)
+        context.Process(target=train_alongside, args=(config, seconds, start, results)) for _ in range(processes)
     ]
     deadline = time.monotonic() + PATIENCE_S + seconds
     try:

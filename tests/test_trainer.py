@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 import torch
 from small import make_objects, small_config
-from torch import Tensor
 from trainers import assert_identical, saved, trained
 
 from adios_ray.checkpoints import STATE_FILE, load_checkpoint
@@ -26,8 +25,6 @@ from adios_ray.evaluation.fitness import evaluate, extract_features
 from adios_ray.experiment.checks import check_data
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.masking.slots import read_head, replace_head, resize_head
-from adios_ray.models.networks import Networks
-from adios_ray.training import step
 from adios_ray.training.divergence import Terms, batch_state
 from adios_ray.training.optimizers import make_schedule
 from adios_ray.training.reproduce import reproduce
@@ -293,27 +290,6 @@ def test_a_diverged_training_stops_before_anybody_moves_and_can_be_reproduced(
     trainer.save(tmp_path / "dump", trainer.take_failed_batch())
     assert main(["reproduce", str(tmp_path / "dump")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'dump'}: objective of slot 0 is nan\n"
-
-
-def test_a_second_pass_that_is_not_finite_can_be_reproduced(
-    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In alternating order the encoder moves before it; the weights then, and no others, make the loss overflow."""
-    trainer = trained(small_config(objects_dir, masking={"order": "alternating"}), 1)
-    accumulate, moved = step.accumulate_gradients, list[Tensor]()
-
-    def overflowing(networks: Networks, *others: Any) -> Any:
-        found = accumulate(networks, *others)
-        weights = next(networks.backbone.parameters()).detach()
-        if next(networks.backbone.parameters()).requires_grad:
-            return found
-        moved.append(weights.clone())
-        return found._replace(losses=found.losses * (math.nan if torch.equal(weights, moved[0]) else 1))
-
-    monkeypatch.setattr(step, "accumulate_gradients", overflowing)
-    assert trainer.train_to_report().divergence == "step 1: objective of slot 0 is nan"
-    trainer.save(tmp_path / "dump", trainer.take_failed_batch())
-    assert reproduce(tmp_path / "dump", CPU) == "objective of slot 0 is nan"
 
 
 def test_a_penalty_that_is_not_finite_is_named(objects_dir: Path) -> None:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -202,10 +201,7 @@ class Networks(nn.Module):
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _statistics_kept(module)
 
-        # What a CUDA graph records draws none, and reading the generator's state would end the recording.
-        draws = not (x.is_cuda and torch.cuda.is_current_stream_capturing())
-        recomputed = partial(checkpoint, module, use_reentrant=False, context_fn=contexts, preserve_rng_state=draws)
-        return torch.cat([recomputed(images) for images in parts])
+        return torch.cat([checkpoint(module, images, use_reentrant=False, context_fn=contexts) for images in parts])
 
     def occlude(self, x: Tensor) -> Tensor:
         """Compute masks [B, N, S, S] in [0, 1] for normalized images [B, 3, S, S]."""

@@ -41,8 +41,6 @@ def reproduce(directory: Path, device: torch.device) -> str:
     optimizers = build_optimizers(networks, config.optimizer)
     for name, optimizer in optimizers.all().items():
         optimizer.load_state_dict(state["optimizers"][name])
-    # In alternating order, the encoder of a dump may have moved, and must not move again before the second pass.
-    optimizers.set_learning_rates(encoder_lr=0.0, occlusion_lr=0.0)
     # The progress sets only the momentum update, which follows what must fail here.
     result = train_step(networks, optimizers, Batch(**state["batch"]), config, 0.0)
     if fault := result.terms.fault():

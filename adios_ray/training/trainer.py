@@ -94,7 +94,7 @@ class Trainer:
         self._check_replicas("at the start")
         self._resize_masks(config.masking.slots)
         self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
-        self._measures_slots = True
+        self._measures_slots = device.type == "cuda" and config.slots_at_once is None and self.networks.can_batch_slots
         self._sums = torch.zeros(len(Measurements._fields), device=device)
         self._reported_step = 0
         self.divergence: str | None = None
@@ -121,7 +121,8 @@ class Trainer:
         began, first, waited_before = time.perf_counter(), self.step, self.feed.waited_s
         peak = self.config.optimizer
         if self._measures_slots:  # not at the start: an evaluation needs no such measurement
-            self._choose_slots_at_once()
+            slots = fitting_slots(self.config, self.image_size, self.device)
+            self.networks.slots_at_once, self._measures_slots = min(parallel.gather_values(slots)), False
         self.networks.train()
         watch, failure = DivergenceWatch(), None
         for batch in self.feed.batches(self.seed, self.step, step if self.divergence is None else self.step):
@@ -303,7 +304,6 @@ class Trainer:
                 ) from error
             optimizer.zero_grad()
         self.divergence = state["divergence"]
-        self._measures_slots |= config.masking.slots != self.config.masking.slots
         self.optimizers.found_inf.zero_()
         self.step, self.seed = state["step"], state["seed"]
         self._sums.copy_(state["sums"])
@@ -314,13 +314,6 @@ class Trainer:
         self._check_replicas(f"after loading {origin}")
         self._resize_masks(config.masking.slots)
         self._take_step = step_function(self.networks, self.optimizers, self.config)
-
-    def _choose_slots_at_once(self) -> None:
-        """On a GPU, measure how many slots fit at once where the configuration leaves it open; on a CPU it is one."""
-        self._measures_slots = False
-        if self.device.type == "cuda" and self.config.slots_at_once is None and self.networks.can_batch_slots:
-            slots = fitting_slots(self.config, self.image_size, self.device)
-            self.networks.slots_at_once = min(parallel.gather_values(slots))
 
     def _adapt(self, config: TrialConfig) -> None:
         """Continue under another configuration; masks are resized by ``_resize_masks``."""
