@@ -282,6 +282,19 @@ def test_the_stem_keeps_the_memory_layout(layout: torch.memory_format, half: boo
         assert stem(x).is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_u_net_keeps_its_memory_layout(compiled: bool, objects_dir: Path) -> None:
+    config = replaced(small_config(objects_dir), {"channels_last": True, "compile": compiled})
+    trainer = trained(config, 2, GPU)
+    assert trainer.networks.occlusion is not None
+    layout = torch.channels_last if compiled else torch.contiguous_format
+    x = torch.randn(4, 3, 32, 32, device=GPU).contiguous(memory_format=torch.channels_last)
+    features: list[Tensor] = []
+    trainer.networks.occlusion.mask_head.register_forward_pre_hook(lambda _, inputs: features.extend(inputs))
+    trainer.networks.occlude(x)
+    assert features[0].is_contiguous(memory_format=layout)
+
+
 @pytest.mark.parametrize("objective", ["simclr", "byol"])
 def test_memory_does_not_grow_with_the_slots(objective: str) -> None:
     """Compare what a step adds to the memory of networks and batch, which N does not change."""

@@ -141,6 +141,28 @@ def test_n_changes_with_the_exploit_and_training_goes_on(old: int, new: int, obj
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_checkpoint_of_another_memory_layout_trains_on_as_its_own(
+    optimizer: str, objects_dir: Path, tmp_path: Path
+) -> None:
+    config = small_config(objects_dir, optimizer={"name": optimizer, "encoder_lr": 1e-3, "occlusion_lr": 1e-3})
+    pointer, changed = trained(config, 2).save(tmp_path / "donor"), replaced(config, {"masking.slots": 5})
+    ends = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        trainer = Trainer(config, CPU)
+        assert trainer.networks.occlusion is not None
+        trainer.networks.occlusion.use_layout(layout)
+        trainer.load(pointer, changed)
+        start = [weights.detach().clone() for weights in trainer.networks.occlusion.parameters()]
+        trainer.train_until(5)
+        kernels = [weights for weights in trainer.networks.occlusion.parameters() if weights.ndim == 4]
+        assert all(kernel.is_contiguous(memory_format=layout) for kernel in kernels)
+        ends.append(torch.cat([weights.detach().flatten() for weights in trainer.networks.occlusion.parameters()]))
+    way = ends[0] - torch.cat([weights.flatten() for weights in start])
+    assert float((ends[1] - ends[0]).norm()) < 0.02 * float(way.norm())
+
+
+@pytest.mark.slow
 def test_reports_come_at_the_interval_and_at_the_end(objects_dir: Path) -> None:
     trainer = Trainer(small_config(objects_dir, epochs=3, evaluation={"interval_epochs": 2}), CPU)
     first, last = trainer.train_to_report(), trainer.train_to_report()

@@ -9,7 +9,7 @@ from adios_ray.config import TrialConfig
 from adios_ray.data.loader import Batch
 from adios_ray.errors import CheckpointError, InputError
 from adios_ray.models.networks import Networks, with_average
-from adios_ray.training.optimizers import build_optimizers
+from adios_ray.training.optimizers import build_optimizers, load_moments
 from adios_ray.training.step import train_step
 from adios_ray.validation import parse
 
@@ -36,10 +36,11 @@ def reproduce(directory: Path, device: torch.device) -> str:
     config = parse(TrialConfig, state["config"], str(directory))
     classes = len(state["networks"]["probe.bias"])
     networks = Networks(config, state["image_size"], classes).to(device).train()
+    networks.choose_layouts(device)
     networks.load_state_dict(with_average(state["networks"], networks.averaged is not None))
     optimizers = build_optimizers(networks, config.optimizer)
     for name, optimizer in optimizers.all().items():
-        optimizer.load_state_dict(state["optimizers"][name])
+        load_moments(optimizer, state["optimizers"][name])
     # The progress sets only the momentum update, which follows what must fail here.
     result = train_step(networks, optimizers, Batch(**state["batch"]), config, 0.0)
     if fault := result.terms.fault():

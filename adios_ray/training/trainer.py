@@ -31,7 +31,7 @@ from adios_ray.training.cost import fitting_slots
 from adios_ray.training.divergence import DivergenceWatch, batch_state
 from adios_ray.training.dynamo import leave_out_dynamo
 from adios_ray.training.graphs import step_function
-from adios_ray.training.optimizers import build_optimizers, make_schedule
+from adios_ray.training.optimizers import build_optimizers, load_moments, make_schedule
 from adios_ray.training.step import Measurements
 from adios_ray.trial_report import TrialReport
 from adios_ray.validation import parse
@@ -80,8 +80,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.networks = Networks(config, self.image_size, self.classes).to(device)
         check_batch(config, len(self.feed.split), parallel.world_size(), self.networks.batch_norm)
-        if config.channels_last:
-            self.networks.to(memory_format=torch.channels_last)
+        self.networks.choose_layouts(device)
         # Loaded before the optimizers are built: where the file has another number of slots, the occlusion model gets a
         # new head, whose parameters the optimizer must hold.
         if config.initial_weights:
@@ -296,7 +295,7 @@ class Trainer:
         self.networks.load_state_dict(with_average(state["networks"], self.networks.averaged is not None))
         for name, optimizer in self.optimizers.all().items():
             try:
-                optimizer.load_state_dict(state["optimizers"][name])
+                load_moments(optimizer, state["optimizers"][name])
             except ValueError as error:
                 raise CheckpointError(
                     f"checkpoint {origin}: the state of its {name} optimizer does not fit ({error}); set "
