@@ -255,11 +255,14 @@ def test_an_exploit_changes_n_as_on_the_cpu_and_trains_on(slots: int, objects_di
     assert math.isfinite(report.loss) and report.epoch == 2 and trial.masks(2)[1].shape == (2, slots, 32, 32)
 
 
-def test_how_many_slots_fit_is_measured_where_training_begins(objects_dir: Path) -> None:
+def test_how_many_slots_fit_is_measured_where_training_begins_and_n_changes(objects_dir: Path, tmp_path: Path) -> None:
     trainer = Trainer(small_config(objects_dir), GPU)
     assert trainer.networks.slots_at_once == 1  # an evaluation ends here
     trainer.train_until(1)
-    assert trainer.networks.slots_at_once == trainer.config.masking.slots > 1
+    assert trainer.networks.slots_at_once == trainer.config.masking.slots == 3
+    trainer.load(trainer.save(tmp_path / "donor"), small_config(objects_dir, masking={"slots": 5}))
+    trainer.train_until(2)
+    assert trainer.networks.slots_at_once == 5
 
 
 @pytest.mark.parametrize("fitness", ["knn", "probe"])

@@ -13,19 +13,21 @@ import pyarrow as pa
 import pytest
 import torch
 from small import make_objects, small_config
+from torch.nn.utils import parameters_to_vector
 
 from adios_ray.checkpoints import STATE_FILE, load_checkpoint
 from adios_ray.config import ADAPTABLE, CentralView, TrialConfig, check_view, replaced
-from adios_ray.data.loader import central_views
+from adios_ray.data.loader import Batch, central_views
 from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.evaluation.fitness import evaluate, extract_features
 from adios_ray.experiment.checks import check_data
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.masking.slots import read_head, replace_head, resize_head
+from adios_ray.models.networks import Networks
 from adios_ray.training.divergence import Terms
 from adios_ray.training.reproduce import reproduce
-from adios_ray.training.step import probe_gradients
+from adios_ray.training.step import SlotLosses, accumulate_gradients, probe_gradients
 from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
 
@@ -160,6 +162,28 @@ def test_a_checkpoint_of_another_memory_layout_trains_on_as_its_own(
         ends.append(torch.cat([weights.detach().flatten() for weights in trainer.networks.occlusion.parameters()]))
     way = ends[0] - torch.cat([weights.flatten() for weights in start])
     assert float((ends[1] - ends[0]).norm()) < 0.02 * float(way.norm())
+
+
+def test_how_many_slots_fit_is_measured_for_each_number_of_slots(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where nothing else differs."""
+    measured = list[int]()
+
+    def measure(config: TrialConfig, *_: Any) -> int:
+        measured.append(config.masking.slots)
+        return config.masking.slots
+
+    monkeypatch.setattr("adios_ray.training.trainer.fitting_slots", measure)
+    config = small_config(objects_dir)
+    pointer, trainer = trained(config, 1).save(tmp_path / "donor"), Trainer(config, CPU)
+    assert not measured
+    trainer._measures_slots = True
+    for slots, end in ((3, 1), (3, 2), (5, 2), (5, 3)):
+        trainer.load(pointer, replaced(config, {"masking.slots": slots}))
+        trainer.train_until(end)
+        assert trainer.networks.slots_at_once == slots
+    assert measured == [3, 5]
 
 
 @pytest.mark.slow
@@ -309,6 +333,29 @@ def test_a_diverged_training_stops_before_anybody_moves_and_can_be_reproduced(
         torch.testing.assert_close(values.detach(), weights[name], rtol=0, atol=0, equal_nan=True)
     trainer.save(tmp_path / "dump", trainer.take_failed_batch())
     assert reproduce(tmp_path / "dump", CPU) == "objective of slot 0 is nan"
+
+
+def test_a_step_that_failed_after_the_encoder_moved_is_reproduced_from_there(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let the occlusion model's gradients be nan at one state of the encoder: that after the first pass of a step."""
+    fatal: list[torch.Tensor] = []
+
+    def fail(networks: Networks, batch: Batch, slots: list[torch.Tensor], *others: Any) -> SlotLosses:
+        found = accumulate_gradients(networks, batch, slots, *others)
+        weights = parameters_to_vector(networks.backbone.parameters()).detach()
+        if slots[0].requires_grad:
+            fatal.append(weights)
+            if torch.equal(weights, fatal[0]):
+                for slot in slots:
+                    slot.grad = torch.full_like(slot, torch.nan)
+        return found
+
+    trainer = trained(small_config(objects_dir, masking={"order": "alternating"}), 1)
+    monkeypatch.setattr("adios_ray.training.step.accumulate_gradients", fail)
+    assert trainer.train_to_report().divergence == "step 1: a gradient of the occlusion model is nan"
+    trainer.save(tmp_path / "dump", trainer.take_failed_batch())
+    assert reproduce(tmp_path / "dump", CPU) == "a gradient of the occlusion model is nan"
 
 
 def test_a_penalty_that_is_not_finite_is_named(objects_dir: Path) -> None:

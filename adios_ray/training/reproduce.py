@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from adios_ray.checkpoints import open_checkpoint
-from adios_ray.config import TrialConfig
+from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.loader import Batch
 from adios_ray.errors import CheckpointError, InputError
 from adios_ray.models.networks import Networks, with_average
@@ -41,9 +41,16 @@ def reproduce(directory: Path, device: torch.device) -> str:
     optimizers = build_optimizers(networks, config.optimizer)
     for name, optimizer in optimizers.all().items():
         load_moments(optimizer, state["optimizers"][name])
+    encoder_moved = state.get("encoder_moved", False)  # earlier versions did not say
+    if encoder_moved:
+        # What is left of an alternating step is the occlusion model's pass. A simultaneous step has the same one, in
+        # which the encoder moves last.
+        config = replaced(config, {"masking.order": "simultaneous"})
     # The progress sets only the momentum update, which follows what must fail here.
-    result = train_step(networks, optimizers, Batch(**state["batch"]), config, 0.0)
-    if fault := result.terms.fault():
+    terms = train_step(networks, optimizers, Batch(**state["batch"]), config, 0.0).terms
+    if encoder_moved:
+        terms.gradients[0] = 0.0  # the encoder's, which the failed pass has not computed
+    if fault := terms.fault():
         return fault
     raise InputError(
         f"{directory}: step {state['step']} is finite on {device}, which may round differently from where it diverged"
