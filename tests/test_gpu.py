@@ -150,13 +150,19 @@ def test_a_step_never_waits_for_the_gpu(objective: str, scheme: str, order: str,
 
 
 @pytest.mark.parametrize(
-    ("objective", "optimizer", "compiled"),
-    [("simclr", "sgd", False), ("simclr", "sgd", True), ("byol", "lars", False), ("dino", "adamw", False)],
+    ("objective", "optimizer", "compiled", "at_once"),
+    [
+        ("simclr", "sgd", False, {"slots_at_once": 2}),
+        ("simclr", "sgd", True, {"slots_at_once": 2}),
+        ("byol", "lars", False, {"slots_at_once": 2}),
+        ("dino", "adamw", False, {"slots_at_once": 2}),
+        ("byol", "sgd", False, {"micro_batch_size": IMAGES // 2}),
+    ],
 )
-def test_a_recorded_step_is_the_step(objective: str, optimizer: str, compiled: bool) -> None:
+def test_a_recorded_step_is_the_step(objective: str, optimizer: str, compiled: bool, at_once: dict[str, int]) -> None:
     """Compare weights after eight steps at changing rates, of which five are replayed, with those of plain steps."""
-    config = make_config(objective, order="alternating")
-    config = replaced(config, {"optimizer.name": optimizer, "optimizer.encoder_lr": 1e-3, "slots_at_once": 2})
+    changes = {"optimizer.name": optimizer, "optimizer.encoder_lr": 1e-3, "cuda_graphs": True, **at_once}
+    config = replaced(make_config(objective, order="alternating"), changes)
     (networks, optimizers), (recorded, other_optimizers) = (make_players(config, GPU, torch.float32) for _ in range(2))
     for own in (networks, recorded) if compiled else ():
         own.compile_parts()
