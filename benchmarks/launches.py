@@ -2,9 +2,10 @@
 
 Usage: ``python benchmarks/launches.py [--compiled]``. Prints one JSON object: the launches of augmenting two views of a
 batch (operators on chosen images, as a CPU does it, and on all images, as a GPU does it; with ``--compiled`` also the
-kernels and library calls of the latter when it is compiled, which takes a minute), and of whole steps: with SGD, the
-same in bfloat16 and with all slots embedded at once, and with LARS. Counted on the CPU with small tensors: the count
-does not depend on sizes. Views of memory are not counted.
+kernels and library calls of the latter when it is compiled, which takes a minute), of what replaces hidden pixels of a
+view, by the name of the fill, and of whole steps: with SGD, the same in bfloat16 and with all slots embedded at once,
+and with LARS. Counted on the CPU with small tensors: the count does not depend on sizes. Views of memory are not
+counted.
 """
 
 import json
@@ -26,6 +27,7 @@ from adios_ray.config import AugmentConfig, TrialConfig
 from adios_ray.data.augment import apply_view, draw_parameters, pack_views, render_views
 from adios_ray.devices import CPU
 from adios_ray.errors import exit_status
+from adios_ray.masking.fill import FILLS, make_fill
 from adios_ray.training.cost import random_step
 from adios_ray.validation import parse
 
@@ -107,6 +109,16 @@ def augmentation(options: Options) -> dict[str, int]:
     return counts
 
 
+def fills() -> dict[str, int]:
+    """Count the launches of each fill of a view."""
+    x, draws = torch.randn(BATCH, 3, SIZE, SIZE), np.random.default_rng(0).random(BATCH)
+
+    def of(name: str) -> int:
+        return launches(lambda: make_fill(name, x, draws))
+
+    return {name: of(name) for name in FILLS}
+
+
 def step(objective: str, scheme: str, slots: int, variant: dict[str, Any]) -> int:
     """Count the launches of a whole step: ResNet-18, U-Net, both optimizers, probe."""
     values = {
@@ -125,7 +137,7 @@ def main(options: Options) -> None:
         | {name: step(objective, scheme, slots, variant) for name, variant in VARIANTS.items()}
         for objective, scheme, slots in STEPS
     ]
-    print(json.dumps({"two_views": augmentation(options), "steps": steps}))
+    print(json.dumps({"two_views": augmentation(options), "fills": fills(), "steps": steps}))
 
 
 if __name__ == "__main__":

@@ -199,7 +199,9 @@ def test_views_are_the_cpus(allowed: bool, tolerance: float) -> None:
     assert float((found - apply_view(images, parameters, 32)).abs().max()) < tolerance
 
 
-@pytest.mark.parametrize(("scheme", "fill"), [("adios-s", "zero"), ("mae", "mix"), ("ground-truth", "zero")])
+@pytest.mark.parametrize(
+    ("scheme", "fill"), [("adios-s", "zero"), ("mae", "mix"), ("mae", "noise"), ("ground-truth", "zero")]
+)
 def test_batches_are_the_cpus(scheme: str, fill: str, objects_dir: Path) -> None:
     config = small_config(objects_dir, masking={"scheme": scheme, "fill": fill})
     split = open_shards(objects_dir).split("train")
