@@ -10,7 +10,7 @@ counted.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 NO_LAUNCH = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view", "detach")
 """Operators that allocate memory or, like those whose results are views, do nothing on the device."""
+TENSORS = (110, 64, 48, 36, 30)
+"""Small tensors that one launch of an operator on lists takes, by the number of lists (torch's MultiTensorApply)."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,21 @@ class LaunchCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count one operator, unless it only makes a view or allocates memory."""
-        self.count += not (func.is_view or func.overloadpacket.__name__ in NO_LAUNCH)
+        name = func.overloadpacket.__name__
+        if name.startswith(("_foreach", "_fused")):
+            lists = [own for own in args if isinstance(own, list | tuple) and own and isinstance(own[0], Tensor)]
+            self.count += launches_of_lists(name, lists)
+        else:
+            self.count += not (func.is_view or name in NO_LAUNCH)
         return func(*args, **(kwargs or {}))
+
+
+def launches_of_lists(name: str, lists: Sequence[Sequence[Tensor]]) -> int:
+    """Count the launches of an operator that reads lists of tensors, by position of one shape; if not, one for each."""
+    if name.startswith("_foreach") and any(len({own.shape for own in each}) > 1 for each in zip(*lists, strict=True)):
+        return len(lists[0])
+    makes_one = not name.endswith("_")
+    return -(-len(lists[0]) // TENSORS[len(lists) + makes_one - 1])
 
 
 def launches(work: Callable[[], object]) -> int:

@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,25 +129,44 @@ def test_a_compiled_step_is_the_cpus(objective: str, game: tuple[str, str], at_o
     assert_step_is_the_cpus(objective, game, at_once, dtype, compiled=True)
 
 
-@pytest.mark.parametrize(
-    ("objective", "scheme", "order", "optimizer"),
-    [
-        *itertools.product(OBJECTIVES, ["none"], ["simultaneous"], ["sgd"]),
-        *itertools.product(OBJECTIVES, ["adios"], ["simultaneous", "alternating"], ["sgd"]),
-        *itertools.product(["simclr"], ["adios-s"], ["simultaneous"], ["sgd", "lars", "adamw"]),
-    ],
-)
-def test_a_step_never_waits_for_the_gpu(objective: str, scheme: str, order: str, optimizer: str) -> None:
-    config = replaced(make_config(objective, scheme, order), {"optimizer.name": optimizer})
-    networks, optimizers = make_players(config, GPU, torch.float32)
-    batch = moved(make_batch(0, images=IMAGES), GPU, torch.float32)
-    train_step(networks, optimizers, batch, config, 0.5)  # libraries and buffers of optimizers start here
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raise an error inside the block where the host waits for the GPU."""
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train_step(networks, optimizers, batch, config, 0.5)
+        yield
     finally:
         torch.cuda.set_sync_debug_mode(mode)
+
+
+@pytest.mark.parametrize(
+    ("objective", "scheme", "order", "optimizer", "at_once"),
+    [
+        *itertools.product(OBJECTIVES, ["none"], ["simultaneous"], ["sgd"], [1]),
+        *itertools.product(OBJECTIVES, ["adios"], ["simultaneous", "alternating"], ["sgd"], [1]),
+        *itertools.product(OBJECTIVES, ["adios"], ["simultaneous"], ["sgd"], [2, 3]),
+        *itertools.product(["simclr"], ["adios-s"], ["simultaneous"], ["sgd", "lars", "adamw"], [1]),
+    ],
+)
+def test_a_step_never_waits_for_the_gpu(objective: str, scheme: str, order: str, optimizer: str, at_once: int) -> None:
+    config = make_config(objective, scheme, order)
+    config = replaced(config, {"optimizer.name": optimizer, "slots_at_once": at_once})
+    networks, optimizers = make_players(config, GPU, torch.float32)
+    batch = moved(make_batch(0, images=IMAGES), GPU, torch.float32)
+    train_step(networks, optimizers, batch, config, 0.5)  # libraries and buffers of optimizers start here
+    with no_waiting():
+        train_step(networks, optimizers, batch, config, 0.5)
+
+
+@pytest.mark.parametrize("fill", ["zero", "noise", "mix"])
+def test_a_training_with_its_feed_never_waits_for_the_gpu(fill: str, objects_dir: Path) -> None:
+    """By default all slots are embedded at once."""
+    config = small_config(objects_dir, masking={"fill": fill}, evaluation={"average_weights": True})
+    trainer = trained(config, 2, GPU)
+    assert trainer.networks.slots_at_once == config.masking.slots
+    with no_waiting():
+        trainer.train_until(5)
 
 
 @pytest.mark.parametrize(
