@@ -41,7 +41,7 @@ from adios_ray.config import Positive, TrialConfig, replaced
 from adios_ray.data.loader import BatchLoader
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.base import Sample
-from adios_ray.devices import best_device, prepare_device, timed
+from adios_ray.devices import best_device, is_out_of_memory, limit_memory, prepare_device, timed
 from adios_ray.errors import RunError, exit_status
 from adios_ray.files import write_output
 from adios_ray.models.networks import Networks
@@ -273,8 +273,8 @@ def measure_step(changes: Changes, device: torch.device, seconds: float, report:
     while True:
         try:
             return {"changes": changes, **_measure_step(config, device, seconds, report, name)}
-        except torch.OutOfMemoryError:
-            if config.batch_size < 16:
+        except RuntimeError as error:
+            if config.batch_size < 16 or not is_out_of_memory(error):
                 raise
         release()  # after the handler, whose exception holds the step's tensors
         config = replaced(config, {"batch_size": config.batch_size // 2})
@@ -313,13 +313,13 @@ def _measure_step(
     return row | report.attempt(f"steps: {name}: kernels", profiled, step, PROFILED)
 
 
-def synchronizations(step: Callable[[], object]) -> dict[str, Any]:
-    """Count how often a step makes the host wait for the GPU, and name the lines that do."""
+def synchronizations(work: Callable[[], object]) -> dict[str, Any]:
+    """Count how often one call makes the host wait for the GPU, and name the lines that do."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            step()
+            work()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = [warning for warning in caught if "synchronizing CUDA operation" in str(warning.message)]
@@ -419,7 +419,7 @@ def measure_feed(changes: Changes, device: torch.device, seconds: float) -> dict
 
 
 def measure_trainer(changes: Changes, device: torch.device) -> dict[str, Any]:
-    """Measure a training with its feed: its start, its first step, images per second, and how long the GPU idles."""
+    """Measure a training with its feed: start, first step, images per second, waits of all steps, idle time."""
     config = config_of(changes, device)
     began = time.perf_counter()
     trainer = Trainer(config, device)
@@ -437,12 +437,21 @@ def measure_trainer(changes: Changes, device: torch.device) -> dict[str, Any]:
         "first_step_s": round(first_s, 2),
         "images_per_s": round(steps * config.batch_size / seconds, 1),
     }
-    return row if device.type == "cpu" else row | profiled(lambda: train(steps), steps, calls=1)
+    if device.type == "cpu":
+        return row
+    return row | synchronizations(lambda: train(steps)) | profiled(lambda: train(steps), steps, calls=1)
 
 
-def train_alongside(config: TrialConfig, seconds: float, start: Barrier, results: "SimpleQueue[float]") -> None:
-    """Train in a process of its own, and report images per second from when all processes are warm."""
+def train_alongside(
+    config: TrialConfig, share: float, seconds: float, start: Barrier, results: "SimpleQueue[float]"
+) -> None:
+    """Train in a process of its own, and report images per second from when all processes are warm.
+
+    The device is prepared as for a trial of ``--gpus-per-worker SHARE``.
+    """
     device = best_device()
+    prepare_device(device)
+    limit_memory(device, share)
     torch.set_num_threads(1)
     try:
         with tf32(True):
@@ -473,7 +482,8 @@ def share_card(config: TrialConfig, processes: int, seconds: float) -> dict[str,
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(processes), context.SimpleQueue()
     workers = [
-        context.Process(target=train_alongside, args=(config, seconds, start, results)) for _ in range(processes)
+        context.Process(target=train_alongside, args=(config, 1 / processes, seconds, start, results))
+        for _ in range(processes)
     ]
     deadline = time.monotonic() + PATIENCE_S + seconds
     try:

@@ -2,14 +2,15 @@
 
 Usage: ``python benchmarks/launches.py [--compiled]``. Prints one JSON object: the launches of augmenting two views of a
 batch (operators on chosen images, as a CPU does it, and on all images, as a GPU does it; with ``--compiled`` also the
-kernels and library calls of the latter when it is compiled, which takes a minute), and of whole steps: with SGD, the
-same in bfloat16 and with all slots embedded at once, and with LARS. Counted on the CPU with small tensors: the count
-does not depend on sizes. Views of memory are not counted.
+kernels and library calls of the latter when it is compiled, which takes a minute), of what replaces hidden pixels of a
+view, by the name of the fill, and of whole steps: with SGD, the same in bfloat16 and with all slots embedded at once,
+and with LARS. Counted on the CPU with small tensors: the count does not depend on sizes. Views of memory are not
+counted.
 """
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from adios_ray.config import AugmentConfig, TrialConfig
 from adios_ray.data.augment import apply_view, draw_parameters, pack_views, render_views
 from adios_ray.devices import CPU
 from adios_ray.errors import exit_status
+from adios_ray.masking.fill import FILLS, make_fill
 from adios_ray.training.cost import random_step
 from adios_ray.validation import parse
 
@@ -47,6 +49,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 NO_LAUNCH = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view", "detach")
 """Operators that allocate memory or, like those whose results are views, do nothing on the device."""
+TENSORS = (110, 64, 48, 36, 30)
+"""Small tensors that one launch of an operator on lists takes, by the number of lists (torch's MultiTensorApply)."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,21 @@ class LaunchCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count one operator, unless it only makes a view or allocates memory."""
-        self.count += not (func.is_view or func.overloadpacket.__name__ in NO_LAUNCH)
+        name = func.overloadpacket.__name__
+        if name.startswith(("_foreach", "_fused")):
+            lists = [own for own in args if isinstance(own, list | tuple) and own and isinstance(own[0], Tensor)]
+            self.count += launches_of_lists(name, lists)
+        else:
+            self.count += not (func.is_view or name in NO_LAUNCH)
         return func(*args, **(kwargs or {}))
+
+
+def launches_of_lists(name: str, lists: Sequence[Sequence[Tensor]]) -> int:
+    """Count the launches of an operator that reads lists of tensors, by position of one shape; if not, one for each."""
+    if name.startswith("_foreach") and any(len({own.shape for own in each}) > 1 for each in zip(*lists, strict=True)):
+        return len(lists[0])
+    makes_one = not name.endswith("_")
+    return -(-len(lists[0]) // TENSORS[len(lists) + makes_one - 1])
 
 
 def launches(work: Callable[[], object]) -> int:
@@ -107,6 +124,16 @@ def augmentation(options: Options) -> dict[str, int]:
     return counts
 
 
+def fills() -> dict[str, int]:
+    """Count the launches of each fill of a view."""
+    x, draws = torch.randn(BATCH, 3, SIZE, SIZE), np.random.default_rng(0).random(BATCH)
+
+    def of(name: str) -> int:
+        return launches(lambda: make_fill(name, x, draws))
+
+    return {name: of(name) for name in FILLS}
+
+
 def step(objective: str, scheme: str, slots: int, variant: dict[str, Any]) -> int:
     """Count the launches of a whole step: ResNet-18, U-Net, both optimizers, probe."""
     values = {
@@ -125,7 +152,7 @@ def main(options: Options) -> None:
         | {name: step(objective, scheme, slots, variant) for name, variant in VARIANTS.items()}
         for objective, scheme, slots in STEPS
     ]
-    print(json.dumps({"two_views": augmentation(options), "steps": steps}))
+    print(json.dumps({"two_views": augmentation(options), "fills": fills(), "steps": steps}))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """What hidden pixels become: each fill against an independent implementation, and in the batches of a training."""
 
+import cmath
+import math
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from launches import launches
 from scipy import ndimage
 from small import SIZE, small_config
 from trainers import assert_identical, saved, trained
@@ -89,6 +92,30 @@ def test_noise_is_standard_normal_and_independent() -> None:
     assert abs(float((rows**4).mean()) - 3) < 10 * error  # the fourth moment has a deviation of sqrt(96)
     correlation = torch.corrcoef(rows) - torch.eye(16)
     assert float(correlation.abs().max()) < 5 / rows.shape[1] ** 0.5
+
+
+def test_noise_is_made_of_the_numbers_of_splitmix64() -> None:
+    """The generator's published first numbers from state 0, through the formula of Box and Muller."""
+    numbers = (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F)
+    halves = [((n % 2**32 + 0.5) / 2**32, (n >> 32) / 2**32) for n in numbers]
+    polar = [cmath.rect(math.sqrt(-2 * math.log(first)), math.tau * second) for first, second in halves]
+    expected = [z.real for z in polar] + [z.imag for z in polar]
+    found = filled("noise", torch.zeros(1, 3, 1, 2, dtype=torch.float64), np.zeros(1))
+    torch.testing.assert_close(found.flatten(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_noise_has_the_memory_layout_of_the_images() -> None:
+    x = views().contiguous(memory_format=torch.channels_last)
+    assert filled("noise", x, draws()).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(filled("noise", x, draws()), filled("noise", views(), draws()))
+
+
+def test_noise_of_many_images_takes_as_many_launches_as_of_one() -> None:
+    def count(images: int) -> int:
+        x, numbers = views(images), draws(images)
+        return launches(lambda: make_fill("noise", x, numbers))
+
+    assert count(1) == count(64)
 
 
 def test_mix_takes_every_other_image_equally_often_and_never_the_image_itself() -> None:

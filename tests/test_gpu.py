@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,35 +129,60 @@ def test_a_compiled_step_is_the_cpus(objective: str, game: tuple[str, str], at_o
     assert_step_is_the_cpus(objective, game, at_once, dtype, compiled=True)
 
 
-@pytest.mark.parametrize(
-    ("objective", "scheme", "order", "optimizer"),
-    [
-        *itertools.product(OBJECTIVES, ["none"], ["simultaneous"], ["sgd"]),
-        *itertools.product(OBJECTIVES, ["adios"], ["simultaneous", "alternating"], ["sgd"]),
-        *itertools.product(["simclr"], ["adios-s"], ["simultaneous"], ["sgd", "lars", "adamw"]),
-    ],
-)
-def test_a_step_never_waits_for_the_gpu(objective: str, scheme: str, order: str, optimizer: str) -> None:
-    config = replaced(make_config(objective, scheme, order), {"optimizer.name": optimizer})
-    networks, optimizers = make_players(config, GPU, torch.float32)
-    batch = moved(make_batch(0, images=IMAGES), GPU, torch.float32)
-    train_step(networks, optimizers, batch, config, 0.5)  # libraries and buffers of optimizers start here
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raise an error inside the block where the host waits for the GPU."""
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train_step(networks, optimizers, batch, config, 0.5)
+        yield
     finally:
         torch.cuda.set_sync_debug_mode(mode)
 
 
 @pytest.mark.parametrize(
-    ("objective", "optimizer", "compiled"),
-    [("simclr", "sgd", False), ("simclr", "sgd", True), ("byol", "lars", False), ("dino", "adamw", False)],
+    ("objective", "scheme", "order", "optimizer", "at_once"),
+    [
+        *itertools.product(OBJECTIVES, ["none"], ["simultaneous"], ["sgd"], [1]),
+        *itertools.product(OBJECTIVES, ["adios"], ["simultaneous", "alternating"], ["sgd"], [1]),
+        *itertools.product(OBJECTIVES, ["adios"], ["simultaneous"], ["sgd"], [2, 3]),
+        *itertools.product(["simclr"], ["adios-s"], ["simultaneous"], ["sgd", "lars", "adamw"], [1]),
+    ],
 )
-def test_a_recorded_step_is_the_step(objective: str, optimizer: str, compiled: bool) -> None:
+def test_a_step_never_waits_for_the_gpu(objective: str, scheme: str, order: str, optimizer: str, at_once: int) -> None:
+    config = make_config(objective, scheme, order)
+    config = replaced(config, {"optimizer.name": optimizer, "slots_at_once": at_once})
+    networks, optimizers = make_players(config, GPU, torch.float32)
+    batch = moved(make_batch(0, images=IMAGES), GPU, torch.float32)
+    train_step(networks, optimizers, batch, config, 0.5)  # libraries and buffers of optimizers start here
+    with no_waiting():
+        train_step(networks, optimizers, batch, config, 0.5)
+
+
+@pytest.mark.parametrize("fill", ["zero", "noise", "mix"])
+def test_a_training_with_its_feed_never_waits_for_the_gpu(fill: str, objects_dir: Path) -> None:
+    """By default all slots are embedded at once."""
+    config = small_config(objects_dir, masking={"fill": fill}, evaluation={"average_weights": True})
+    trainer = trained(config, 2, GPU)
+    assert trainer.networks.slots_at_once == config.masking.slots
+    with no_waiting():
+        trainer.train_until(5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "optimizer", "compiled", "at_once"),
+    [
+        ("simclr", "sgd", False, {"slots_at_once": 2}),
+        ("simclr", "sgd", True, {"slots_at_once": 2}),
+        ("byol", "lars", False, {"slots_at_once": 2}),
+        ("dino", "adamw", False, {"slots_at_once": 2}),
+        ("byol", "sgd", False, {"micro_batch_size": IMAGES // 2}),
+    ],
+)
+def test_a_recorded_step_is_the_step(objective: str, optimizer: str, compiled: bool, at_once: dict[str, int]) -> None:
     """Compare weights after eight steps at changing rates, of which five are replayed, with those of plain steps."""
-    config = make_config(objective, order="alternating")
-    config = replaced(config, {"optimizer.name": optimizer, "optimizer.encoder_lr": 1e-3, "slots_at_once": 2})
+    changes = {"optimizer.name": optimizer, "optimizer.encoder_lr": 1e-3, "cuda_graphs": True, **at_once}
+    config = replaced(make_config(objective, order="alternating"), changes)
     (networks, optimizers), (recorded, other_optimizers) = (make_players(config, GPU, torch.float32) for _ in range(2))
     for own in (networks, recorded) if compiled else ():
         own.compile_parts()
@@ -193,7 +219,9 @@ def test_views_are_the_cpus(allowed: bool, tolerance: float) -> None:
     assert float((found - apply_view(images, parameters, 32)).abs().max()) < tolerance
 
 
-@pytest.mark.parametrize(("scheme", "fill"), [("adios-s", "zero"), ("mae", "mix"), ("ground-truth", "zero")])
+@pytest.mark.parametrize(
+    ("scheme", "fill"), [("adios-s", "zero"), ("mae", "mix"), ("mae", "noise"), ("ground-truth", "zero")]
+)
 def test_batches_are_the_cpus(scheme: str, fill: str, objects_dir: Path) -> None:
     config = small_config(objects_dir, masking={"scheme": scheme, "fill": fill})
     split = open_shards(objects_dir).split("train")
@@ -279,11 +307,14 @@ def test_a_recorded_training_goes_on_through_an_exploit_that_changes_n(
     assert float((ends[1] - ends[0]).norm()) < 0.02 * float((ends[0] - starts[0]).norm())
 
 
-def test_how_many_slots_fit_is_measured_where_training_begins(objects_dir: Path) -> None:
+def test_how_many_slots_fit_is_measured_where_training_begins_and_n_changes(objects_dir: Path, tmp_path: Path) -> None:
     trainer = Trainer(small_config(objects_dir), GPU)
     assert trainer.networks.slots_at_once == 1  # an evaluation ends here
     trainer.train_until(1)
-    assert trainer.networks.slots_at_once == trainer.config.masking.slots > 1
+    assert trainer.networks.slots_at_once == trainer.config.masking.slots == 3
+    trainer.load(trainer.save(tmp_path / "donor"), small_config(objects_dir, masking={"slots": 5}))
+    trainer.train_until(2)
+    assert trainer.networks.slots_at_once == 5
 
 
 @pytest.mark.parametrize("fitness", ["knn", "probe"])
@@ -304,6 +335,19 @@ def test_the_stem_keeps_the_memory_layout(layout: torch.memory_format, half: boo
     x = torch.randn(4, 3, 32, 32, device=GPU).contiguous(memory_format=layout)
     with torch.autocast("cuda", torch.bfloat16, enabled=half):
         assert stem(x).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_u_net_keeps_its_memory_layout(compiled: bool, objects_dir: Path) -> None:
+    config = replaced(small_config(objects_dir), {"channels_last": True, "compile": compiled})
+    trainer = trained(config, 2, GPU)
+    assert trainer.networks.occlusion is not None
+    layout = torch.channels_last if compiled else torch.contiguous_format
+    x = torch.randn(4, 3, 32, 32, device=GPU).contiguous(memory_format=torch.channels_last)
+    features: list[Tensor] = []
+    trainer.networks.occlusion.mask_head.register_forward_pre_hook(lambda _, inputs: features.extend(inputs))
+    trainer.networks.occlude(x)
+    assert features[0].is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("objective", ["simclr", "byol"])

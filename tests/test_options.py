@@ -102,6 +102,27 @@ def test_channels_last_keeps_the_numbers() -> None:
     assert_same_networks(after_steps(config, networks, optimizers), after_steps(config, *make_players(config)))
 
 
+@pytest.mark.parametrize(
+    ("device", "compiled", "planar"), [("cpu", False, False), ("cuda", False, True), ("cuda", True, False)]
+)
+def test_the_u_nets_layout_is_the_devices(device: str, compiled: bool, planar: bool) -> None:
+    config = replaced(make_config("simclr"), {"channels_last": True, "compile": compiled})
+    networks, optimizers = make_players(config)
+    networks.choose_layouts(torch.device(device))
+    assert networks.occlusion is not None
+    seen: list[torch.Tensor] = []
+    networks.occlusion.mask_encoder.register_forward_hook(lambda *values: seen.append(values[2]))
+    batch = make_batch(0)
+    last = {name: getattr(batch, name).contiguous(memory_format=torch.channels_last) for name in ("a", "b")}
+    train_step(networks, optimizers, batch._replace(**last), config, 0.0)
+    expected = torch.contiguous_format if planar else torch.channels_last
+    assert seen and all(values.is_contiguous(memory_format=expected) for values in seen)
+    kernels = [kernel for kernel in networks.occlusion.parameters() if kernel.ndim == 4]
+    assert all(kernel.is_contiguous(memory_format=expected) for kernel in kernels)
+    kernels = [kernel for kernel in networks.backbone.parameters() if kernel.ndim == 4]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
 @pytest.mark.slow
 def test_compiling_keeps_the_numbers() -> None:
     config = make_config("simclr")

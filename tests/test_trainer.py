@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 from small import make_objects, small_config
+from torch.nn.utils import parameters_to_vector
 from trainers import assert_identical, saved, trained
 
 from adios_ray.checkpoints import STATE_FILE, load_checkpoint
@@ -25,10 +26,11 @@ from adios_ray.evaluation.fitness import evaluate, extract_features
 from adios_ray.experiment.checks import check_data
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.masking.slots import read_head, replace_head, resize_head
+from adios_ray.models.networks import Networks
 from adios_ray.training.divergence import Terms, batch_state
 from adios_ray.training.optimizers import make_schedule
 from adios_ray.training.reproduce import reproduce
-from adios_ray.training.step import StepResult, probe_gradients
+from adios_ray.training.step import SlotLosses, StepResult, accumulate_gradients, probe_gradients
 from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
 
@@ -141,6 +143,50 @@ def test_n_changes_with_the_exploit_and_training_goes_on(old: int, new: int, obj
     again = Trainer(small_config(objects_dir, masking={"slots": new}), CPU)
     again.load(trial.save(tmp_path / "changed"), again.config)
     assert torch.equal(again.masks(2)[1], trial.masks(2)[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_checkpoint_of_another_memory_layout_trains_on_as_its_own(
+    optimizer: str, objects_dir: Path, tmp_path: Path
+) -> None:
+    config = small_config(objects_dir, optimizer={"name": optimizer, "encoder_lr": 1e-3, "occlusion_lr": 1e-3})
+    pointer, changed = trained(config, 2).save(tmp_path / "donor"), replaced(config, {"masking.slots": 5})
+    ends = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        trainer = Trainer(config, CPU)
+        assert trainer.networks.occlusion is not None
+        trainer.networks.occlusion.use_layout(layout)
+        trainer.load(pointer, changed)
+        start = [weights.detach().clone() for weights in trainer.networks.occlusion.parameters()]
+        trainer.train_until(5)
+        kernels = [weights for weights in trainer.networks.occlusion.parameters() if weights.ndim == 4]
+        assert all(kernel.is_contiguous(memory_format=layout) for kernel in kernels)
+        ends.append(torch.cat([weights.detach().flatten() for weights in trainer.networks.occlusion.parameters()]))
+    way = ends[0] - torch.cat([weights.flatten() for weights in start])
+    assert float((ends[1] - ends[0]).norm()) < 0.02 * float(way.norm())
+
+
+def test_how_many_slots_fit_is_measured_for_each_number_of_slots(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where nothing else differs."""
+    measured = list[int]()
+
+    def measure(config: TrialConfig, *_: Any) -> int:
+        measured.append(config.masking.slots)
+        return config.masking.slots
+
+    monkeypatch.setattr("adios_ray.training.trainer.fitting_slots", measure)
+    config = small_config(objects_dir)
+    pointer, trainer = trained(config, 1).save(tmp_path / "donor"), Trainer(config, CPU)
+    assert not measured
+    trainer._measures_slots = True
+    for slots, end in ((3, 1), (3, 2), (5, 2), (5, 3)):
+        trainer.load(pointer, replaced(config, {"masking.slots": slots}))
+        trainer.train_until(end)
+        assert trainer.networks.slots_at_once == slots
+    assert measured == [3, 5]
 
 
 @pytest.mark.slow
@@ -290,6 +336,29 @@ def test_a_diverged_training_stops_before_anybody_moves_and_can_be_reproduced(
     trainer.save(tmp_path / "dump", trainer.take_failed_batch())
     assert main(["reproduce", str(tmp_path / "dump")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'dump'}: objective of slot 0 is nan\n"
+
+
+def test_a_step_that_failed_after_the_encoder_moved_is_reproduced_from_there(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let the occlusion model's gradients be nan at one state of the encoder: that after the first pass of a step."""
+    fatal: list[torch.Tensor] = []
+
+    def fail(networks: Networks, batch: Batch, slots: list[torch.Tensor], *others: Any) -> SlotLosses:
+        found = accumulate_gradients(networks, batch, slots, *others)
+        weights = parameters_to_vector(networks.backbone.parameters()).detach()
+        if slots[0].requires_grad:
+            fatal.append(weights)
+            if torch.equal(weights, fatal[0]):
+                for slot in slots:
+                    slot.grad = torch.full_like(slot, torch.nan)
+        return found
+
+    trainer = trained(small_config(objects_dir, masking={"order": "alternating"}), 1)
+    monkeypatch.setattr("adios_ray.training.step.accumulate_gradients", fail)
+    assert trainer.train_to_report().divergence == "step 1: a gradient of the occlusion model is nan"
+    trainer.save(tmp_path / "dump", trainer.take_failed_batch())
+    assert reproduce(tmp_path / "dump", CPU) == "a gradient of the occlusion model is nan"
 
 
 def test_a_penalty_that_is_not_finite_is_named(objects_dir: Path) -> None:

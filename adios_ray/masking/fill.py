@@ -5,6 +5,7 @@ and serves all N masks, both passes of an alternating step, and micro-batches, w
 are filled.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -21,6 +22,9 @@ HIGHPASS_SIGMA = 5 / 224
 """That of the blur which a high-pass subtracts: 5 of 224 pixels in the same code."""
 SUPPORT = 3
 """Reach of the Gaussian in standard deviations; 0.3 % of its weight is beyond."""
+# SplitMix64's increment and factors (Steele et al. 2014), as in ``data/counter_random.py``, but signed.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_FACTORS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1))
 
 
 def hide(x: Tensor, mask: Tensor, fill: Tensor | None = None) -> Tensor:
@@ -71,12 +75,26 @@ def blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def noise(x: Tensor, draws: Draws) -> Tensor:
-    """Draw independent normal values with the mean and deviation of normalized pixels, 0 and 1."""
-    out, generator = torch.empty_like(x), torch.Generator(x.device)
-    # Image by image: an image's noise follows from its own draw, whatever worker it is on.
-    for image, draw in zip(out, draws, strict=True):
-        image.normal_(generator=generator.manual_seed(int(draw * 2**53)))
-    return out
+    """Draw independent normal values with the mean and deviation of normalized pixels, 0 and 1.
+
+    They are numbers of SplitMix64, whose state follows from the image's own draw, by the formula of Box and Muller.
+    """
+    # Of all images at once, by counters: generators would need a call for each image.
+    seeds, values = copied_to(torch.from_numpy((draws * 2**53).astype(np.int64)), x.device), x[0].numel()
+    counters = torch.arange(1, -(-values // 2) + 1, device=x.device) * _GOLDEN
+    bits = _mixed(_mixed(seeds)[:, None] + counters)
+    first, second = ((half & 0xFFFFFFFF).to(x.dtype) for half in (bits, bits >> 32))
+    radius, angle = ((first + 0.5) * 2**-32).log().mul(-2).sqrt(), second * (2 * math.pi * 2**-32)
+    normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :values]
+    return torch.empty_like(x).copy_(normal.view_as(x))
+
+
+def _mixed(values: Tensor) -> Tensor:
+    """Apply the finalizer of SplitMix64 to int64 values: every input bit reaches every output bit."""
+    for shift, factor in _FACTORS:
+        # Shifts of signed numbers repeat the sign.
+        values = (values ^ (values >> shift & 2 ** (64 - shift) - 1)) * factor
+    return values
 
 
 def mix(x: Tensor, draws: Draws) -> Tensor:

@@ -136,7 +136,11 @@ class UNet(nn.Module):
 
 
 class OcclusionModel(nn.Module):
-    """Maps images to N masks that sum to one at every pixel; 1 removes the pixel."""
+    """Maps images to N masks that sum to one at every pixel; 1 removes the pixel.
+
+    Attributes:
+        layout: Memory layout of the U-Net, whatever that of the images; ``use_layout`` changes it.
+    """
 
     def __init__(
         self, image_size: int, slots: int, width: int, norm: Norm = "group", levels: int | None = None
@@ -153,8 +157,12 @@ class OcclusionModel(nn.Module):
         self.image_size = image_size
         self.mask_encoder = UNet(image_size, width, norm, levels)
         self.mask_head = nn.Sequential(nn.Conv2d(width, slots, 1))
-        # Whatever config.channels_last says: with so few channels this layout is the fastest.
-        self.to(memory_format=torch.channels_last)
+        self.use_layout(torch.channels_last)
+
+    def use_layout(self, layout: torch.memory_format) -> None:
+        """Compute in another memory layout from now on; results change by rounding alone."""
+        self.layout = layout
+        self.to(memory_format=layout)
 
     @property
     def head(self) -> nn.Conv2d:
@@ -177,7 +185,7 @@ class OcclusionModel(nn.Module):
         if x.shape[1:] != (3, self.image_size, self.image_size):
             side = self.image_size
             raise UsageError(f"the occlusion model takes images [B, 3, {side}, {side}], not {list(x.shape)}")
-        logits: Tensor = self.mask_head(self.mask_encoder(x))
+        logits: Tensor = self.mask_head(self.mask_encoder(x.contiguous(memory_format=self.layout)))
         # Single precision even under autocast: bfloat16 resolves a mask's mean to 3 digits, too few for the penalty
         # near its poles. No longer channels-last, since masks are split by slot.
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

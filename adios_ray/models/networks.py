@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -106,6 +107,16 @@ class Networks(nn.Module):
         yield from self.backbone.parameters()
         yield from self.objective.parameters()
 
+    def choose_layouts(self, device: torch.device) -> None:
+        """Store weights in the memory layouts that are the fastest on a device."""
+        if self.config.channels_last:
+            self.to(memory_format=torch.channels_last)
+        if self.occlusion is not None:
+            # Whatever the configuration says of the backbone: with so few channels, channels-last is the fastest, but
+            # not where each norm copies it to the other layout and back, as torch's GroupNorm does on GPUs.
+            copied = device.type == "cuda" and not self.config.compile
+            self.occlusion.use_layout(torch.contiguous_format if copied else torch.channels_last)
+
     def compile_parts(self) -> None:
         """Compile the backbones and the U-Net, in place: names in the state stay the same."""
         # Each number of views at once is a variant of the backbone, as are evaluation and a frozen backbone. Beyond 8,
@@ -197,11 +208,14 @@ class Networks(nn.Module):
 
         # Checkpointing instead of one backward pass for each micro-batch: objectives compare all images of a batch, so
         # that no gradient is known before all of them are embedded. The forward pass counts into BatchNorm's running
-        # statistics, the recomputation must not. Its random numbers are restored by checkpoint() itself.
+        # statistics, the recomputation must not. Its random numbers are restored by checkpoint() itself, but not in a
+        # recorded step, which draws none and must not read the state of generators.
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _statistics_kept(module)
 
-        return torch.cat([checkpoint(module, images, use_reentrant=False, context_fn=contexts) for images in parts])
+        draws = not (x.is_cuda and self.config.cuda_graphs)
+        recomputed = partial(checkpoint, module, use_reentrant=False, context_fn=contexts, preserve_rng_state=draws)
+        return torch.cat([recomputed(images) for images in parts])
 
     def occlude(self, x: Tensor) -> Tensor:
         """Compute masks [B, N, S, S] in [0, 1] for normalized images [B, 3, S, S]."""

@@ -97,6 +97,7 @@ def use_slot_norms(module: nn.Module) -> bool:
     for norm in norms:
         if type(norm) in _CLASSES and norm.track_running_stats and norm.momentum is not None:
             norm.__class__ = _CLASSES[type(norm)]  # a new instance would need its parameters, hooks and state moved
+            assert isinstance(norm, _SlotNorm)
             # Of the instance from the beginning: an attribute that appears later invalidates what has been compiled.
             norm.groups, norm.synchronized = 1, False
     return all(isinstance(norm, _SlotNorm) for norm in norms)

@@ -82,8 +82,7 @@ def random_step(
         device: Where to train.
     """
     networks = Networks(config, size, CLASSES).to(device).train()
-    if config.channels_last:
-        networks.to(memory_format=torch.channels_last)
+    networks.choose_layouts(device)
     optimizers = build_optimizers(networks, config.optimizer)
     batch = _random_batch(config, batch_size, size, device)
     take_step = step_function(networks, optimizers, config)

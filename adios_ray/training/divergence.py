@@ -43,6 +43,14 @@ class Terms(NamedTuple):
                 return f"a gradient of the {player} is {value}"
         return None
 
+    def encoder_moved(self) -> bool:
+        """Tell whether the encoder has moved in the step nevertheless: its own pass of an alternating step was finite.
+
+        Waits for the device.
+        """
+        own = [self.losses[0], self.penalties, self.gradients[0]]
+        return self.losses.ndim == 2 and all(bool(values.isfinite().all()) for values in own)
+
 
 PLAYERS = ("encoder", "occlusion model")
 """In the order of ``Terms.gradients``."""
@@ -54,11 +62,19 @@ def largest(gradients: list[Tensor]) -> Tensor:
 
 
 class Failure(NamedTuple):
-    """The first step with a term that is not finite: which, and on which batch."""
+    """The first step with a term that is not finite.
+
+    Attributes:
+        step: Its number.
+        fault: The term, by name and value.
+        batch: The batch that it was taken on.
+        encoder_moved: Whether the encoder had moved before the term was computed.
+    """
 
     step: int
     fault: str
     batch: Batch
+    encoder_moved: bool
 
 
 class DivergenceWatch:
@@ -88,7 +104,7 @@ class DivergenceWatch:
         if copied is not None:
             copied.synchronize()
         fault = terms.fault()
-        return None if fault is None else Failure(step, fault, batch)
+        return None if fault is None else Failure(step, fault, batch, terms.encoder_moved())
 
 
 def batch_state(batch: Batch) -> dict[str, Any]:

@@ -136,6 +136,20 @@ def build_optimizer(parts: Iterable[Iterable[nn.Parameter]], config: OptimizerCo
     return SGD(groups, lr=config.encoder_lr, **_momentum(config))
 
 
+def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state, whatever the memory layout of the weights that it was saved with.
+
+    Raises:
+        ValueError: If the state is that of other parameter groups.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, values in moments.items():
+            # Fused optimizers read both as flat memory.
+            if isinstance(values, Tensor) and values.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(values)
+
+
 def _momentum(config: OptimizerConfig) -> dict[str, Any]:
     """Return the configured momentum under the optimizer's own name for it."""
     return {"betas": (config.momentum, ADAM_BETA2)} if config.name == "adamw" else {"momentum": config.momentum}

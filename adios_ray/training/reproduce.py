@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 
 from adios_ray.checkpoints import META_FILE, open_checkpoint
-from adios_ray.config import TrialConfig
+from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.loader import Batch
 from adios_ray.errors import CheckpointError, InputError
 from adios_ray.models.networks import Networks, with_average
-from adios_ray.training.optimizers import build_optimizers
+from adios_ray.training.optimizers import build_optimizers, load_moments
 from adios_ray.training.step import train_step
 from adios_ray.validation import parse
 
@@ -37,13 +37,21 @@ def reproduce(directory: Path, device: torch.device) -> str:
     config = parse(TrialConfig, state["config"], str(directory))
     classes = len(state["networks"]["probe.bias"])
     networks = Networks(config, state["image_size"], classes).to(device).train()
+    networks.choose_layouts(device)
     networks.load_state_dict(with_average(state["networks"], networks.averaged is not None))
     optimizers = build_optimizers(networks, config.optimizer)
     for name, optimizer in optimizers.all().items():
-        optimizer.load_state_dict(state["optimizers"][name])
+        load_moments(optimizer, state["optimizers"][name])
+    encoder_moved = state.get("encoder_moved", False)  # earlier versions did not say
+    if encoder_moved:
+        # What is left of an alternating step is the occlusion model's pass. A simultaneous step has the same one, in
+        # which the encoder moves last.
+        config = replaced(config, {"masking.order": "simultaneous"})
     # The progress sets only the momentum update, which follows what must fail here.
-    result = train_step(networks, optimizers, Batch(**state["batch"]), config, 0.0)
-    if fault := result.terms.fault():
+    terms = train_step(networks, optimizers, Batch(**state["batch"]), config, 0.0).terms
+    if encoder_moved:
+        terms.gradients[0] = 0.0  # the encoder's, which the failed pass has not computed
+    if fault := terms.fault():
         return fault
     raise InputError(
         f"{directory}: step {state['step']} is finite on {device}, which may round differently from where it diverged"

@@ -72,5 +72,6 @@ def _adapted(
     trust = LARS_TRUST * weights / (slopes + weight_decay * weights + EPSILON)
     ratio = torch.where((weights > 0) & (slopes > 0), trust, 1.0).div(lr).clamp(max=1.0)
     adapted = list(torch._foreach_add(gradients, parameters, alpha=weight_decay))
+    # One launch a layer: few launches multiply lists only by numbers of the host, or by tensors of the same shapes.
     torch._foreach_mul_(adapted, ratio.unbind())
     return adapted

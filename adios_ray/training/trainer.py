@@ -18,7 +18,7 @@ from adios_ray import parallel
 from adios_ray.checkpoints import Pointer, load_checkpoint, save_checkpoint
 from adios_ray.config import TrialConfig, check_adapted, check_batch, check_image_size, check_view
 from adios_ray.data.augment import denormalize
-from adios_ray.data.loader import Batch, BatchLoader, central_views
+from adios_ray.data.loader import BatchLoader, central_views
 from adios_ray.data.shards import Split, open_shards
 from adios_ray.devices import CPU, prepare_device
 from adios_ray.errors import CheckpointError, ReplicaError
@@ -28,10 +28,10 @@ from adios_ray.models.networks import Networks, with_average
 from adios_ray.models.weights import load_initial, load_weights
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.cost import fitting_slots
-from adios_ray.training.divergence import DivergenceWatch, batch_state
+from adios_ray.training.divergence import DivergenceWatch, Failure, batch_state
 from adios_ray.training.dynamo import leave_out_dynamo
 from adios_ray.training.graphs import step_function
-from adios_ray.training.optimizers import build_optimizers, make_schedule
+from adios_ray.training.optimizers import build_optimizers, load_moments, make_schedule
 from adios_ray.training.step import Measurements
 from adios_ray.trial_report import TrialReport
 from adios_ray.validation import parse
@@ -80,8 +80,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.networks = Networks(config, self.image_size, self.classes).to(device)
         check_batch(config, len(self.feed.split), parallel.world_size(), self.networks.batch_norm)
-        if config.channels_last:
-            self.networks.to(memory_format=torch.channels_last)
+        self.networks.choose_layouts(device)
         # Loaded before the optimizers are built: where the file has another number of slots, the occlusion model gets a
         # new head, whose parameters the optimizer must hold.
         if config.initial_weights:
@@ -95,10 +94,11 @@ class Trainer:
         self._resize_masks(config.masking.slots)
         self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
         self._measures_slots = device.type == "cuda" and config.slots_at_once is None and self.networks.can_batch_slots
+        self._measured_slots = 0  # N at the last measurement; an exploit may change it
         self._sums = torch.zeros(len(Measurements._fields), device=device)
         self._reported_step = 0
         self.divergence: str | None = None
-        self._failed_batch: Batch | None = None
+        self._failure: Failure | None = None
         self._take_step = step_function(self.networks, self.optimizers, config)
 
     @property
@@ -120,9 +120,11 @@ class Trainer:
         """
         began, first, waited_before = time.perf_counter(), self.step, self.feed.waited_s
         peak = self.config.optimizer
-        if self._measures_slots:  # not at the start: an evaluation needs no such measurement
+        # Not at the start: an evaluation needs no such measurement.
+        if self._measures_slots and self._measured_slots != self.config.masking.slots:
             slots = fitting_slots(self.config, self.image_size, self.device)
-            self.networks.slots_at_once, self._measures_slots = min(parallel.gather_values(slots)), False
+            self.networks.slots_at_once = min(parallel.gather_values(slots))
+            self._measured_slots = self.config.masking.slots
         self.networks.train()
         watch, failure = DivergenceWatch(), None
         for batch in self.feed.batches(self.seed, self.step, step if self.divergence is None else self.step):
@@ -143,7 +145,7 @@ class Trainer:
             self.networks.update_average(weight * self.optimizers.updates)
         failure = failure or watch.last()
         if failure:
-            self.divergence, self._failed_batch = f"step {failure.step}: {failure.fault}", failure.batch
+            self.divergence, self._failure = f"step {failure.step}: {failure.fault}", failure
         seconds = time.perf_counter() - began
         # A diverged trial reports at the same epochs as the others, so that it takes part in their decisions and can
         # copy a donor.
@@ -236,17 +238,18 @@ class Trainer:
     def take_failed_batch(self) -> dict[str, Any] | None:
         """Return the batch at which training has diverged since the last call, None if it has not.
 
-        Every worker of the trial must call this. ``save`` with this batch writes what reproduces the step.
+        Every worker of the trial must call this. ``save`` with this batch, and with whether the encoder had moved
+        before the step failed, writes what reproduces the step.
         """
-        batch, self._failed_batch = self._failed_batch, None
-        return None if batch is None else batch_state(batch)
+        failure, self._failure = self._failure, None
+        return failure and {"batch": batch_state(failure.batch), "encoder_moved": failure.encoder_moved}
 
     def save(self, directory: Path, failed_batch: dict[str, Any] | None = None) -> Pointer:
         """Write a checkpoint from which training resumes bit for bit.
 
         Args:
             directory: Directory of the checkpoint.
-            failed_batch: The batch at which training diverged, to be saved with the state.
+            failed_batch: What ``take_failed_batch`` returned, to be saved with the state.
         """
         state = {
             "config": self.config.model_dump(mode="json"),
@@ -258,7 +261,7 @@ class Trainer:
             "divergence": self.divergence,
             "networks": self.networks.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.all().items()},
-            **({} if failed_batch is None else {"batch": failed_batch}),
+            **(failed_batch or {}),
         }
         meta = {key: state[key] for key in ("step", "config", "divergence")}
         return save_checkpoint(directory, state, {"epoch": self.epoch, **meta})
@@ -296,7 +299,7 @@ class Trainer:
         self.networks.load_state_dict(with_average(state["networks"], self.networks.averaged is not None))
         for name, optimizer in self.optimizers.all().items():
             try:
-                optimizer.load_state_dict(state["optimizers"][name])
+                load_moments(optimizer, state["optimizers"][name])
             except ValueError as error:
                 raise CheckpointError(
                     f"checkpoint {origin}: the state of its {name} optimizer does not fit ({error}); set "
