@@ -413,7 +413,7 @@ def test_a_healthy_dump_or_a_plain_checkpoint_reproduces_nothing(objects_dir: Pa
     with pytest.raises(CheckpointError, match="not the dump of a step that diverged"):
         reproduce(tmp_path / "checkpoint", CPU)
     batch = next(iter(trainer.feed.batches(trainer.seed, 1, 2)))
-    trainer.save(tmp_path / "dump", batch_state(batch))
+    trainer.save(tmp_path / "dump", {"batch": batch_state(batch), "encoder_moved": False})
     with pytest.raises(InputError, match="dump: step 1 is finite on cpu, which may round differently"):
         reproduce(tmp_path / "dump", CPU)
 
