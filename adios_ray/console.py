@@ -16,7 +16,7 @@ def open_console(stderr: bool = False) -> Console:
 
 @contextmanager
 def dispensable() -> Iterator[None]:
-    """Print in a block what a run can do without: it goes on where its output cannot be written, as on a full disk.
+    """Ignore failures to write output in the block, for example on a full disk: a run does not depend on its output.
 
     Raises:
         BrokenPipeError: If the reader of the output has closed it.

@@ -32,7 +32,7 @@ from adios_ray.errors import RecordError
 MASKS = "masks"
 """Name of the folder of masks."""
 REPLAY_FILE, REPORTS_FILE = "replay.json", "reports.jsonl"
-"""What a replay trains, and a line for each of its reports, in the directory of a replay."""
+"""Files of a replay's directory: the schedule that it trains, and its reports, one per line."""
 
 
 @dataclass(frozen=True)

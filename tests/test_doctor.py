@@ -70,7 +70,7 @@ def test_a_preset_is_measured_for_a_data_set_and_nothing_is_written(
 def test_what_a_preset_needs_follows_from_a_measured_step(
     memory: float, free: float, said: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of four trials at once with two checkpoints each; 6 epochs of 4,200 images are 504 s of both cores."""
+    """Four trials run at once, with two checkpoints each; 6 epochs of 4,200 images take 504 s on both cores."""
     step = StepCost(seconds_per_image=0.01, state_bytes=GIB // 8, memory_bytes=GIB)
     monkeypatch.setattr(cost, "measure_step", lambda config, size, device, seconds: step)
     monkeypatch.setattr(doctor, "_memory_bytes", lambda: int(memory * GIB))

@@ -539,7 +539,7 @@ def test_a_report_is_refreshed_beside_the_run_and_never_after_it(tmp_path: Path)
     page.refresh()
     first = page._process
     page.refresh()
-    assert page._process is first is not None and first.poll() is None  # one at a time, and nobody waits for it
+    assert page._process is first is not None and first.poll() is None  # a single process, for which no caller waits
     assert first.wait() == 0 and (tmp_path / "report.html").stat().st_size > 1e6
     (tmp_path / "summary.json").write_text("damaged")
     page.refresh()

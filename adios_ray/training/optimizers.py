@@ -145,8 +145,9 @@ def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict(state)
     for parameter, moments in optimizer.state.items():
         for name, values in moments.items():
+            moment = isinstance(values, Tensor) and values.shape == parameter.shape
             # Fused optimizers read both as flat memory.
-            if isinstance(values, Tensor) and values.shape == parameter.shape:
+            if moment and values.stride() != parameter.stride():
                 moments[name] = torch.empty_like(parameter).copy_(values)
 
 

@@ -226,7 +226,7 @@ class _Parameter(BaseModel):
 
 
 class _Space(BaseModel):
-    """What a report reads of a search space, which is of a higher layer."""
+    """The part of a search space that a report reads; ``SearchSpace`` itself belongs to a higher layer."""
 
     scheduler: str = ""
     interval_epochs: int = 1
@@ -250,7 +250,7 @@ class _Member(BaseModel):
 
 
 class _Population(BaseModel):
-    """What a report reads of the population's snapshot, and of a line of its journal."""
+    """The part of the population's snapshot, or of a line of its journal, that a report reads."""
 
     members: dict[str, _Member] = {}
     dataset: str | None = None
