@@ -473,6 +473,7 @@ def main(
     if data_dir is None:
         raise ConfigError("--data-dir must name the prepared data set")
     torch.set_num_threads(1)
+    output = output.absolute()  # as the paths of checkpoints are
     output.parent.mkdir(parents=True, exist_ok=True)
     output.touch()
     study, todo = study_of(data), [(row, seed) for seed in seeds for row in rows]
