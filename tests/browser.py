@@ -7,19 +7,18 @@ import json
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+from waiting import TIMEOUT_S, until
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 """Path of the browser; "" where there is none."""
-_START_S, _CALL_S = 60.0, 60.0
 
 
 class Tab:
@@ -40,7 +39,7 @@ class Tab:
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Call a method of the protocol and wait for its result."""
-        return self._loop.run_until_complete(asyncio.wait_for(self._call(method, parameters), _CALL_S))
+        return self._loop.run_until_complete(asyncio.wait_for(self._call(method, parameters), TIMEOUT_S))
 
     async def _call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         number = next(self._numbers)
@@ -80,10 +79,7 @@ class Tab:
         """Open a file in a window of this size, and wait until its script says that it is ready."""
         self.resize(width, height, dark)
         self.call("Page.navigate", url=path.resolve().as_uri())
-        deadline = time.monotonic() + _CALL_S
-        while self.run("document.documentElement?.dataset.ready") != "true":
-            assert time.monotonic() < deadline, self.problems
-            time.sleep(0.05)
+        until(lambda: self.run("document.documentElement?.dataset.ready") == "true")
 
     def press(self, key: str, code: int) -> None:
         """Press a key, e.g. ("Tab", 9)."""
@@ -120,11 +116,7 @@ def opened_tab() -> Iterator[Tab]:
 
 
 def _port(file: Path, browser: subprocess.Popen[bytes]) -> int:
-    deadline = time.monotonic() + _START_S
-    while not file.exists() or not file.read_text().strip():
-        assert browser.poll() is None, f"{CHROMIUM} ended with status {browser.returncode}"
-        assert time.monotonic() < deadline, f"{CHROMIUM} opened no port in {_START_S:.0f} s"
-        time.sleep(0.05)
+    until(lambda: file.exists() and file.read_text().strip(), lambda: browser.poll() is None)
     return int(file.read_text().splitlines()[0])
 
 

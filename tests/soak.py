@@ -2,6 +2,7 @@
 
     python tests/soak.py                      every kill 20 times, every end 10, faults 5 or 10 (`make soak`)
     python tests/soak.py --kinds worker --rounds 1
+    python tests/soak.py --kinds disk+node+driver      kills and faults one after the other in each round
     python tests/soak.py --storage s3         kills, signals, and storage away, with the runs on an S3 server that fails
 
 Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a
@@ -124,7 +125,7 @@ class Options:
 
     kinds: tuple[str, ...] = (*KILLS, *FAULTS, *ENDS)
     """Kills (worker, actor, controller, driver, node), faults (disk, storage, checkpoint, data, fault, channel,
-    stranger, newcomer, grow), and ends (interrupt, terminate, second, moved)."""
+    stranger, newcomer, grow), and ends (interrupt, terminate, second, moved); kills and faults can be joined with +."""
     rounds: int = 20
     """Rounds of each kill; each end and each fault of nodes has half of them, each other fault a quarter."""
     seed: int = 0
@@ -540,15 +541,18 @@ def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> 
             (run,) = (path.parent for path in Path(storage).glob("*-*/population.json"))
             place, unseen = run, f"it does not see the run directory {Path(storage).resolve()}"
             driver = resumed_after(stage, unseen, run)
-        elif kind != "grow":
+        elif kind in ENDS:
             place = place_of(storage, driver, rng.randint(1, TRIALS * LATEST))
-        if kind in ENDS:
             driver, place = end(stage, kind, driver, place, rng)
-        elif kind not in ("stranger", "grow"):
-            driver = disturb(stage, kind, driver, place, rng)
+        elif kind != "grow":
+            joined, reports = kind.split("+"), 0
+            for part in joined:
+                reports += rng.randint(1, math.ceil(TRIALS * LATEST / len(joined)))
+                place = place_of(storage, driver, reports)
+                driver = disturb(stage, part, driver, place, rng)
         if driver.wait(timeout=TIMEOUT_S):
             raise WrongError(f"the driver ended with status {driver.returncode}")
-        check(stage, place, None if kind == "checkpoint" else expected)
+        check(stage, place, None if "checkpoint" in kind else expected)
     except subprocess.TimeoutExpired:
         raise WrongError(f"the driver did not end in {TIMEOUT_S:.0f} s") from None
     finally:
@@ -565,7 +569,7 @@ def main(options: Options) -> int:
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         server = stack.enter_context(s3_server()) if options.storage == "s3" else None
         if server is not None:
-            server.fault, kinds = occasional, tuple(kind for kind in kinds if kind in ON_S3)
+            server.fault, kinds = occasional, tuple(kind for kind in kinds if set(kind.split("+")) <= set(ON_S3))
             logging.getLogger("werkzeug").setLevel("ERROR")
         stage = Stage(Path(directory), server)
         expected = undisturbed(stage)

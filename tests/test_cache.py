@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from s3 import BUCKET, s3_server
 from small import make_objects, small_config
+from waiting import TIMEOUT_S
 
 from adios_ray import local_cache
 from adios_ray.data import cache as mirroring
@@ -106,7 +107,7 @@ def test_files_are_fetched_once(remote: Path, cache: Path, fetched: Counter[str]
 def test_many_processes_share_one_copy(remote: Path, cache: Path, fetched: Counter[str]) -> None:
     code = f"from adios_ray.data.shards import open_shards; print(open_shards({URI!r}).split('train').images[0].sum())"
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
     assert outputs == [f"{open_shards(remote).split('train').images[0].sum()}\n"] * 4
     assert fetched == {entry.file: 1 for entry in read_manifest(remote).entries}
     assert len(copies(cache)) == 1 and not list(cache.rglob("*.tmp"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from waiting import TIMEOUT_S
 
 from adios_ray.backend import node_checks
 from adios_ray.backend.channel import Channel, ReplacedError, note
@@ -34,7 +35,7 @@ async def settle() -> None:
 
 async def soon(reply: Awaitable[Reply]) -> Reply:
     """Await a reply that no further event is needed for."""
-    return await asyncio.wait_for(reply, timeout=1.0)
+    return await asyncio.wait_for(reply, TIMEOUT_S)
 
 
 def epoch_of(reply: Reply) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from s3 import s3_server
+from waiting import TIMEOUT_S, until
 
 from adios_ray.data import claim
 from adios_ray.data.claim import PREPARING, TRAINING, Holder, claimed
@@ -65,7 +66,7 @@ def test_the_second_waits_for_the_first_and_says_for_which(place: Store) -> None
         second.start()
         second.join(timeout=1.0)  # longer than a holder that has died would be waited for
         assert second.is_alive()
-    second.join(timeout=10)
+    second.join(TIMEOUT_S)
     assert second.held and not second.is_alive()
     (line,) = second.said
     assert line.startswith(f"{place} is being prepared by process {os.getpid()} on ")
@@ -86,7 +87,7 @@ def test_the_place_of_a_process_that_was_killed_is_taken_over(place: Store, requ
         process.kill()
     second = Second(place)
     second.start()
-    second.join(timeout=10)
+    second.join(TIMEOUT_S)
     assert second.held and not second.is_alive()
     assert "taking over" in second.said[-1] and f"process {process.pid} on " in second.said[-1]
     assert len(second.said) == (2 if unknown else 1)  # elsewhere, it has to listen first
@@ -147,7 +148,4 @@ def test_beats_go_on_while_storage_is_away_and_make_no_folder_in_its_place(tmp_p
         assert not (tmp_path / "run").exists()
         away.rename(tmp_path / "run")
         before = (tmp_path / "run" / TRAINING.file).read_text()
-        deadline = time.monotonic() + 10
-        while (tmp_path / "run" / TRAINING.file).read_text() == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: (tmp_path / "run" / TRAINING.file).read_text() != before)

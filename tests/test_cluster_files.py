@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import jsonschema
 import yaml
 from ray.autoscaler import _private as autoscaler
+from waiting import TIMEOUT_S, until
 
 from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import SPACES
@@ -80,14 +80,14 @@ def slurm_job(folder: Path, head: str) -> "Iterator[subprocess.Popen[str]]":
 
 def test_the_slurm_job_ends_with_its_training_and_leaves_no_token(tmp_path: Path) -> None:
     with slurm_job(tmp_path, "alive") as job:
-        assert job.wait(timeout=30) == 0
+        assert job.wait(TIMEOUT_S) == 0
     assert (tmp_path / "training.log").read_text().startswith("train --preset in100s --data-dir /data --storage /stor")
     assert not list((tmp_path / "home" / ".ray").iterdir()) and not (tmp_path / "scontrol.log").exists()
 
 
 def test_the_slurm_job_ends_where_rays_head_does(tmp_path: Path) -> None:
     with slurm_job(tmp_path, "dead") as job:
-        _, said = job.communicate(timeout=30)
+        _, said = job.communicate(timeout=TIMEOUT_S)
         assert job.returncode == 1 and "error: Ray's head on n1 has ended" in said
     assert not (tmp_path / "training.log").exists()
 
@@ -95,12 +95,9 @@ def test_the_slurm_job_ends_where_rays_head_does(tmp_path: Path) -> None:
 def test_the_slurm_job_is_requeued_before_its_time_limit(tmp_path: Path) -> None:
     (tmp_path / "stays").touch()
     with slurm_job(tmp_path, "alive") as job:
-        deadline = time.monotonic() + 30
-        while not (tmp_path / "begun").exists():
-            assert job.poll() is None and time.monotonic() < deadline, "the training was not started"
-            time.sleep(0.05)
+        until((tmp_path / "begun").exists, lambda: job.poll() is None)
         job.send_signal(signal.SIGTERM)
-        assert job.wait(timeout=30) == 0
+        assert job.wait(TIMEOUT_S) == 0
     assert (tmp_path / "scontrol.log").read_text() == "requeue 7\n"
 
 

@@ -5,11 +5,11 @@ import pty
 import re
 import signal
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import TIMEOUT_S, until
 
 from adios_ray.search.state import PopulationState
 
@@ -28,11 +28,11 @@ class Driver:
 
     def wait_for_epoch(self, run: Path, epoch: int) -> dict[str, int]:
         """Wait until a trial has trained an epoch; return the epochs of all."""
-        deadline = time.monotonic() + 180
-        while max((found := epochs(run)).values(), default=0) < epoch:
-            assert time.monotonic() < deadline and not os.waitpid(self.process, os.WNOHANG)[0]
-            time.sleep(0.05)
-        return found
+        until(
+            lambda: max(epochs(run).values(), default=0) >= epoch,
+            lambda: not os.waitpid(self.process, os.WNOHANG)[0],
+        )
+        return epochs(run)
 
     def press_control_c(self) -> None:
         """Type it: the terminal makes it a signal for all processes in the foreground."""
@@ -81,7 +81,7 @@ def test_an_interrupted_run_ends_in_one_line_and_the_same_command_resumes_it(obj
         assert status == 128 + number
         assert lines[-1].endswith(f"{cause}; what was reported is kept: resume with --resume {run}")
         assert not [line for line in lines if "Traceback" in line or "*** SIG" in line or "StackTrace" in line]
-        _, alive = psutil.wait_procs({*processes, *more}, timeout=30)
+        _, alive = psutil.wait_procs({*processes, *more}, TIMEOUT_S)
         assert not alive
         assert all(epoch >= before[name] for name, epoch in epochs(run).items())
         assert not list(run.glob("driver.json"))
@@ -89,4 +89,4 @@ def test_an_interrupted_run_ends_in_one_line_and_the_same_command_resumes_it(obj
     driver.wait_for_epoch(run, max(before.values()) + 1)
     processes = psutil.Process(driver.process).children(recursive=True)
     assert driver.close_terminal() == 128 + signal.SIGHUP
-    assert not psutil.wait_procs(processes, timeout=30)[1] and not list(run.glob("driver.json"))
+    assert not psutil.wait_procs(processes, TIMEOUT_S)[1] and not list(run.glob("driver.json"))

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from ray_head import RAY, free_ports, ray_head
+from waiting import TIMEOUT_S, until
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent
@@ -32,10 +33,10 @@ class Head:
     environment: dict[str, str]
 
     def get(self, url: str, token: str | None) -> tuple[int, str]:
-        """Fetch the status and body of a page; status 0 while the port is closed."""
+        """Fetch the status and body of a page; status 0 where none comes: a closed port, a busy server."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as answer:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -65,12 +66,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
 
 def wait_until_ready(node: Head, process: "subprocess.Popen[bytes]") -> None:
     """Wait until the dashboard answers."""
-    deadline = time.monotonic() + 120
-    while True:
-        assert process.poll() is None and time.monotonic() < deadline
-        if node.get(f"{node.dashboard}/api/version", node.token)[0] == 200:
-            return
-        time.sleep(0.5)
+    until(lambda: node.get(f"{node.dashboard}/api/version", node.token)[0] == 200, lambda: process.poll() is None)
 
 
 def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objects_dir: Path, tmp_path: Path) -> None:
@@ -78,14 +74,14 @@ def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objec
     entrypoint = f"python experiments/pbt_in100.py {arguments}"
     job = submit(head, entrypoint, tmp_path / "job.log")
     metrics, runs, actors, groups = "", [], [], []
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + TIMEOUT_S
     while job.poll() is None and time.monotonic() < deadline:
         page = head.get(head.metrics, None)[1]
         if "adios_fitness" in page and 'trial="trial_01"' in page:
             metrics = page
             runs, actors, groups = train_runs(head), listed(head, "actors"), listed(head, "placement_groups")
         time.sleep(0.5)
-    job.wait(timeout=60)
+    job.wait(TIMEOUT_S)
     output = (tmp_path / "job.log").read_text()
     assert job.returncode == 0 and "succeeded" in output and "Report: " in output, output
     searched = ("masking_sparsity_weight", "optimizer_encoder_lr", "optimizer_occlusion_lr", "masking_slots")
@@ -105,7 +101,7 @@ def submit(head: Head, entrypoint: str, log: Path) -> "subprocess.Popen[bytes]":
     """Submit a job once the head has an agent to run it; return the process that follows the job."""
     # The dashboard answers before its agent has registered: a job submitted in between is refused.
     command = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *entrypoint.split()]
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         with log.open("w") as output:
             job = subprocess.Popen(command, cwd=ROOT, env=head.environment, stdout=output, stderr=subprocess.STDOUT)
@@ -118,15 +114,25 @@ def submit(head: Head, entrypoint: str, log: Path) -> "subprocess.Popen[bytes]":
 
 def listed(head: Head, what: str) -> list[dict[str, Any]]:
     """List what lives in the cluster, as `ray list WHAT --detail` does."""
-    status, body = head.get(f"{head.dashboard}/api/v0/{what}?detail=true", head.token)
-    assert status == 200, body
-    rows: list[dict[str, Any]] = json.loads(body)["data"]["result"]["result"]
+    rows: list[dict[str, Any]] = read(head, f"api/v0/{what}?detail=true")["data"]["result"]["result"]
     return rows
 
 
 def train_runs(head: Head) -> list[dict[str, Any]]:
     """List the Ray Train runs that the dashboard's API reports."""
-    status, body = head.get(f"{head.dashboard}/api/train/v2/runs/v1", head.token)
-    assert status == 200, body
-    runs: list[dict[str, Any]] = json.loads(body)["train_runs"]
+    runs: list[dict[str, Any]] = read(head, "api/train/v2/runs/v1")["train_runs"]
     return runs
+
+
+def read(head: Head, path: str) -> Any:
+    """Read what the dashboard's API answers; a dashboard that is too busy to answer is asked again."""
+    answers: list[tuple[int, str]] = []
+
+    def answered() -> int:
+        answers.append(head.get(f"{head.dashboard}/{path}", head.token))
+        return answers[-1][0]
+
+    until(answered)
+    status, body = answers[-1]
+    assert status == 200, body
+    return json.loads(body)

@@ -13,6 +13,7 @@ import soak
 import torch
 from small import small_config
 from trainers import assert_identical
+from waiting import TIMEOUT_S, until
 
 from adios_ray.backend.line import Note
 from adios_ray.backend.trial import REPLY
@@ -69,7 +70,7 @@ class Driven:
         """Train to the next report."""
         import ray
 
-        result: dict[str, Any] = ray.get(self.actors[trial].train.remote(), timeout=120)
+        result: dict[str, Any] = ray.get(self.actors[trial].train.remote(), timeout=TIMEOUT_S)
         report, checkpoint, _ = result[REPLY]
         return Reported(report, checkpoint, result["pid"])
 
@@ -96,14 +97,15 @@ class Driven:
 
         from adios_ray.backend.capacity import groups, remove_orphaned
 
-        ray.get([actor.stop.remote() for actor in self.actors.values()], timeout=60)
+        ray.get([actor.stop.remote() for actor in self.actors.values()], timeout=TIMEOUT_S)
         for actor in [*self.actors.values(), self.channel]:
             ray.kill(actor)
-        deadline = time.monotonic() + 30
-        while groups(self.run_dir):
+
+        def removed() -> bool:
             remove_orphaned(self.run_dir)
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+            return not groups(self.run_dir)
+
+        until(removed)
 
 
 @pytest.fixture
@@ -198,7 +200,7 @@ def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: 
     def meet(config: dict[str, Any]) -> None:
         import ray
 
-        mine, deadline = Path(config["run_dir"]) / config["trial"], time.monotonic() + 60
+        mine, deadline = Path(config["run_dir"]) / config["trial"], time.monotonic() + TIMEOUT_S
         mine.write_text(str(ray.get_gpu_ids()))
         while len(list(mine.parent.glob("trial_??"))) < 2:
             if time.monotonic() > deadline:

@@ -3,10 +3,8 @@
 import json
 import math
 import re
-import subprocess
+import runpy
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
@@ -19,6 +17,7 @@ from real_trainings import Trainers, train_population
 from rich.console import Console
 from small import small_config
 from trainers import assert_identical
+from waiting import TIMEOUT_S, until
 
 from adios_ray.checkpoints import load_checkpoint, open_checkpoint
 from adios_ray.cli import main
@@ -141,9 +140,9 @@ def test_trials_beyond_the_capacity_take_turns(ray_cluster: None, objects_dir: P
     from adios_ray.experiment.runner import start
 
     config = experiment(objects_dir, tmp_path, epochs=2)
-    run_dir = start(config.model_copy(update={"population": 3, "cpus_per_worker": 2.0}))  # of four CPUs
+    run_dir = start(config.model_copy(update={"cpus_per_worker": 3.0}))  # of four CPUs
     reports = [(row.trial, row.epoch) for row in read_results(run_dir)]
-    assert reports == [(f"trial_0{trial}", epoch) for trial in range(3) for epoch in (1, 2)]
+    assert reports == [(f"trial_0{trial}", epoch) for trial in range(2) for epoch in (1, 2)]
     assert [exploit.epoch for exploit in read_lineage(run_dir)] == [1]
 
 
@@ -183,10 +182,7 @@ def test_an_interrupted_call_leaves_nothing_in_a_cluster_that_goes_on(
         start(experiment(objects_dir, tmp_path, epochs=2))
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert not groups(run_dir) and kept.tb is not None
-    deadline = time.monotonic() + 20
-    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
-        assert time.monotonic() < deadline, ray.available_resources()
-        time.sleep(0.1)
+    until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
 
 
 def in_background(config: ExperimentConfig) -> Future[Path]:
@@ -205,17 +201,9 @@ def in_background(config: ExperimentConfig) -> Future[Path]:
     return result
 
 
-def wait_until(done: Callable[[], Any], running: Future[Path]) -> None:
-    """Wait until a population in a thread has reached a state."""
-    deadline = time.monotonic() + 180
-    while not done():
-        assert not running.done() and time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def run_dir_of(storage: Path, running: Future[Path]) -> Path:
     """Wait for the run directory and return it."""
-    wait_until(lambda: list(storage.glob("*/population.json")), running)
+    until(lambda: list(storage.glob("*/population.json")), lambda: not running.done())
     return next(storage.glob("*/population.json")).parent
 
 
@@ -229,10 +217,13 @@ def test_a_driver_stops_soon_after_another_one_has_taken_its_run_over(
     Path(config.space).write_text(yaml.safe_dump(space))
     running = in_background(config)
     run_dir = run_dir_of(tmp_path / "runs", running)
-    wait_until(lambda: (run_dir / "controllers").is_dir() and any((run_dir / "controllers").iterdir()), running)
+    until(
+        lambda: (run_dir / "controllers").is_dir() and any((run_dir / "controllers").iterdir()),
+        lambda: not running.done(),
+    )
     (run_dir / "driver.json").write_text(json.dumps({"token": "another"}))
     with pytest.raises(ClaimError, match="taken over"):
-        running.result(timeout=60)
+        running.result(TIMEOUT_S)
 
 
 @pytest.mark.slow
@@ -244,10 +235,10 @@ def test_a_fault_is_said_at_once_and_burns_no_epoch(
     (run_dir / "masks").mkdir(exist_ok=True)
     in_the_way, log = run_dir / "masks" / "trial_01", run_dir / "logs" / "trial_01.log"
     in_the_way.write_text("a file where the trial's masks should be written")
-    wait_until(log.exists, running)
+    until(log.exists, lambda: not running.done())
     assert not [row for row in read_results(run_dir) if row.trial == "trial_01"]
     in_the_way.unlink()
-    assert running.result(timeout=180) == run_dir
+    assert running.result(TIMEOUT_S) == run_dir
     output = capsys.readouterr().out
     assert re.search(r"trial_01: its workers failed \(\w+Error: .*trial_01.*\) and are started again", output), output
     assert re.search(r" its workers failed .*\n    worker 0:\n    Traceback .*write_masks", log.read_text(), re.DOTALL)
@@ -264,16 +255,19 @@ def test_storage_that_is_away_for_a_while_stops_no_trial(
     storage = tmp_path / "runs"
     running = in_background(experiment(objects_dir, tmp_path, epochs=4))
     run_dir = run_dir_of(storage, running)
-    wait_until(lambda: read_results(run_dir), running)
+    until(lambda: read_results(run_dir), lambda: not running.done())
     take_away(storage)
-    assert running.result(timeout=240) == run_dir
+    assert running.result(TIMEOUT_S) == run_dir
     rows = read_results(run_dir)
     assert {(row.trial, row.epoch) for row in rows} == {(f"trial_0{t}", e) for t in (0, 1) for e in range(1, 5)}
     assert all(math.isfinite(row.fitness) for row in rows)
     assert "storage refuses" in capsys.readouterr().out
 
 
-def test_bad_input_is_one_line_before_anything_starts(objects_dir: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_before_anything_starts(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("adios_ray.experiment.runner.connected", lambda *_: pytest.fail("it has started"))
     broken = tmp_path / "broken"
     broken.mkdir()
     manifest = json.loads((objects_dir / "manifest.json").read_text())
@@ -298,6 +292,9 @@ def test_bad_input_is_one_line_before_anything_starts(objects_dir: Path, tmp_pat
         "nowhere do not exist": ["--data-dir", str(objects_dir), "--batch-size", "32", "--initial-weights", "nowhere"],
     }
     for text, arguments in wrong.items():
-        done = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 2, text
-        assert text in done.stderr and done.stderr.count("\n") == 1 and done.stdout == ""
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        said = capsys.readouterr()
+        assert ended.value.code == 2, text
+        assert text in said.err and said.err.count("\n") == 1 and said.out == ""

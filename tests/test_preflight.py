@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from s3 import s3_server
+from waiting import TIMEOUT_S
 
 from adios_ray.backend import preflight
 from adios_ray.backend.preflight import (
@@ -116,7 +117,7 @@ def test_the_evaluation_on_the_test_split_stays_off_nodes_that_cannot_train(
     for refused, answers in (([], [own]), ([beside], [own]), ([beside, own], [])):
         monkeypatch.setattr(verdict, "find_refused_nodes", lambda *_, found=refused: found)
         task = verdict._submit(config, pointer, tmp_path, WorkerResources(cpus=0, gpus=0))
-        answered, waiting = ray.wait([task], timeout=10 if answers else 1)
+        answered, waiting = ray.wait([task], timeout=TIMEOUT_S if answers else 1)
         assert [ray.get(each) for each in answered] == answers
         for each in waiting:
             ray.cancel(each)

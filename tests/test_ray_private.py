@@ -41,6 +41,7 @@ from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup
+from waiting import TIMEOUT_S
 
 from adios_ray.backend import ray_private
 from adios_ray.backend.node_checks import outside
@@ -116,7 +117,7 @@ def test_an_actor_is_dead_if_its_row_records_it(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.ray
 def test_a_running_cluster_answers_in_these_forms(ray_cluster: None) -> None:
     group = ray.util.placement_group([{"CPU": 0.001}])
-    assert group.wait(30)
+    assert group.wait(TIMEOUT_S)
     (mine,) = [each for each in placement_groups() if each.id == group.id]
     assert mine.placed and not mine.removed and ray.ActorID.from_hex(mine.maker).is_nil()
     assert not is_dead(ACTOR)
@@ -314,7 +315,7 @@ def test_no_group_of_tune_is_placed_on_a_refused_node(ray_cluster: None) -> None
     own = ray.get_runtime_context().get_node_id()
     for refused, ready in (([], True), (["a" * 56], True), ([own], False)):
         group = named_resources({"memory": 1}, "run/trial_00", partial(outside, refused)).to_placement_group()
-        assert group.wait(10 if ready else 1) == ready
+        assert group.wait(TIMEOUT_S if ready else 1) == ready
         ray.util.remove_placement_group(group)
 
 

@@ -23,7 +23,6 @@ from adios_ray.tracking.records import read_lineage, read_results, read_summary
 
 pytestmark = pytest.mark.ray
 
-TIMEOUT_S = 240.0
 DRIVER = """
 import json, sys
 from pathlib import Path

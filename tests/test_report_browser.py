@@ -10,6 +10,7 @@ import torch
 from browser import CHROMIUM, Tab, opened_tab
 from made_up_run import MadeUpRun, make_run
 from small import small_config
+from waiting import until
 
 from adios_ray.tracking import records
 from adios_ray.tracking.records import Refusal
@@ -158,10 +159,12 @@ def test_controls_work_by_keyboard(tab: Tab, page: Path) -> None:
     at = "JSON.parse(JSON.stringify(document.querySelector('#chart-map .points path').getBoundingClientRect()))"
     box = tab.run(at)
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    deadline = time.monotonic() + 20
-    while not tab.run("Boolean(document.querySelector('.peek:not([hidden])'))"):
-        assert time.monotonic() < deadline
+
+    def shown() -> object:
         tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + time.monotonic() % 1, y=y)
+        return tab.run("Boolean(document.querySelector('.peek:not([hidden])'))")
+
+    until(shown)
     assert tab.run("getComputedStyle(document.querySelector('.peek')).backgroundImage").startswith("url(")
     assert tab.problems == []
 

@@ -12,6 +12,7 @@ import torch
 from made_up_run import make_run
 from s3 import BUCKET, FORBIDDEN, INTERNAL_ERROR, S3Server, s3_server
 from simulated import SimulatedRun
+from waiting import TIMEOUT_S
 
 from adios_ray import local_cache, places, retry
 from adios_ray.backend.channel import ChannelCalls
@@ -287,7 +288,7 @@ def test_storage_that_fails_or_does_not_answer_is_refused_within_seconds(
     answer = threading.Event()
 
     def hang(method: str, path: str) -> str:
-        answer.wait(30)
+        answer.wait(TIMEOUT_S)
         return INTERNAL_ERROR
 
     server.fault = hang

@@ -15,6 +15,7 @@ from unittest.mock import MagicMock
 import psutil
 import pytest
 from made_up_run import make_row, make_run
+from waiting import TIMEOUT_S
 from wandb_server import wandb_server
 
 from adios_ray.config import TrialConfig, replaced
@@ -56,7 +57,7 @@ def test_a_tracker_whose_process_is_killed_is_named_when_that_happens(tmp_path: 
     with Trackers(["jsonl"], tmp_path, said.put) as trackers:
         (process,) = set(psutil.Process().children()) - before
         process.kill()
-        named = said.get(timeout=60)
+        named = said.get(timeout=TIMEOUT_S)
         trackers.report(make_row(), CONFIG)
     assert named == f"jsonl failed, and the run continues without it: its process ended with status -9; see {log}"
     assert said.get() == f"jsonl: 1 of 1 records were not sent; see {log}" and said.empty()
