@@ -55,6 +55,7 @@ from s3 import INTERNAL_ERROR, S3Server, s3_server
 from small import make_objects, small_config
 
 from adios_ray.backend.ray_private import POLL_INTERVAL_VARIABLE
+from adios_ray.checkpoints import STATE_FILE
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.places import fetched
 from adios_ray.search.state import PopulationState
@@ -335,7 +336,7 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", place: Loc
         take_away(run.parent.readlink())
     elif kind == "checkpoint":
         newest = sorted((run / "checkpoints" / f"trial_0{rng.randrange(TRIALS)}").glob("epoch_*"))[-1]
-        os.truncate(newest / "state.pt", (newest / "state.pt").stat().st_size // 2)
+        os.truncate(newest / STATE_FILE, (newest / STATE_FILE).stat().st_size // 2)
         for worker in processes("worker"):
             worker.kill()
     elif kind in ("data", "fault"):

@@ -8,16 +8,20 @@ import pytest
 import torch
 from made_up_run import make_masks
 from small import small_config
+from trainers import assert_identical, saved
 
+from adios_ray.checkpoints import Pointer, damage
 from adios_ray.config import TrialConfig, by_current_paths
 from adios_ray.data.shards import open_shards
-from adios_ray.errors import RecordError
+from adios_ray.errors import CheckpointError, RecordError
+from adios_ray.files import sha256
 from adios_ray.models.networks import Networks
-from adios_ray.models.weights import unwrapped
+from adios_ray.models.weights import load_weights, unwrapped
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking import records
+from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
 
 OLD_COLUMNS = (
@@ -134,6 +138,27 @@ def test_a_data_set_with_an_unlabelled_split_is_read(objects_dir: Path, tmp_path
     dataset = open_shards(tmp_path)
     assert dataset.manifest.training_splits == ("train", "unlabeled")
     assert dataset.manifest.recipe["unlabeled_images"] == 3
+
+
+def test_a_checkpoint_in_torchs_format_is_read(objects_dir: Path, tmp_path: Path) -> None:
+    trainer = Trainer(small_config(objects_dir), torch.device("cpu"))
+    trainer.train_until(2)
+    state = saved(trainer, tmp_path / "now")
+    (tmp_path / "then").mkdir()
+    torch.save(state, tmp_path / "then" / "state.pt")
+    checksum = sha256(tmp_path / "then" / "state.pt")
+    (tmp_path / "then" / "meta.json").write_text(json.dumps({"step": 2, "sha256": checksum}))
+    pointer = Pointer(path=tmp_path / "then", sha256=checksum)
+    assert damage(pointer) is None
+    resumed = Trainer(small_config(objects_dir), torch.device("cpu"))
+    resumed.load(pointer, small_config(objects_dir))
+    assert_identical(saved(resumed, tmp_path / "again"), state)
+    for path in (tmp_path / "then", tmp_path / "then" / "state.pt"):
+        tensors = load_weights(path).tensors
+        assert all(torch.equal(tensors[name], values) for name, values in state["networks"].items())
+    (tmp_path / "then" / "state.pt").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="state.pt is damaged"):
+        resumed.load(pointer, small_config(objects_dir))
 
 
 @pytest.mark.parametrize("read", ["trainer", "weights"])

@@ -6,12 +6,14 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from adios_ray.checkpoints import load_checkpoint, save_checkpoint
+from adios_ray.checkpoints import STATE_FILE, load_checkpoint, save_checkpoint
 from adios_ray.files import append_line, atomic_path, atomic_write, check_writable, complete_lines, remove_drafts
+from adios_ray.tensor_files import pack_nested, unpack_nested
 
 
 @contextmanager
@@ -108,7 +110,7 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
         left = draft.rename(draft.with_suffix(".0.tmp"))  # as a kill leaves it: not cleaned up
         raise KeyboardInterrupt
     (tmp_path / ".epoch_00001.7.tmp").mkdir()
-    (tmp_path / ".epoch_00001.7.tmp" / "state.pt").write_bytes(b"half")
+    (tmp_path / ".epoch_00001.7.tmp" / STATE_FILE).write_bytes(b"half")
     atomic_write(tmp_path / "whole", b"whole")
     assert left.exists()
     remove_drafts(tmp_path)
@@ -123,3 +125,29 @@ def test_a_folder_that_takes_no_mebibyte_is_not_writable(tmp_path: Path) -> None
     with pytest.raises(FileNotFoundError):
         check_writable(tmp_path / "nowhere")
     assert not list(tmp_path.iterdir())
+
+
+def test_nested_state_is_read_as_it_was_written() -> None:
+    generator = torch.Generator().manual_seed(0)
+    kernel = torch.randn(4, 3, 2, 2, generator=generator).contiguous(memory_format=torch.channels_last)
+    tensors: dict[str, Any] = {
+        "shared": [kernel, kernel.flatten()[:3]],
+        "scalar": torch.tensor(7, dtype=torch.int64),
+        "empty": torch.zeros(0, 5, dtype=torch.uint8),
+        "half": torch.randn(3, generator=generator).bfloat16(),
+        "flag": torch.tensor([True, False]),
+    }
+    numbers = {
+        "state": {0: {"step": 0.1}, 1: {}},
+        "seed": 2**64 - 1,
+        "text": "tensor",
+        "tensor": None,
+        "items": [[True]],
+    }
+    read = unpack_nested(pack_nested({**numbers, "tensors": tensors, "betas": (0.9, 0.999)}), torch.device("cpu"))
+    found = read.pop("tensors")
+    assert read == {**numbers, "betas": [0.9, 0.999]} and list(read) == [*numbers, "betas"]
+    assert found.keys() == tensors.keys()
+    for name, values in tensors.items():
+        pairs = zip(values, found[name], strict=True) if isinstance(values, list) else [(values, found[name])]
+        assert all(now.dtype == was.dtype and torch.equal(now, was) for was, now in pairs)

@@ -190,7 +190,7 @@ def test_a_truncated_checkpoint_is_skipped(driven: Driven, objects_dir: Path) ->
     failed, skipped = driven.notes()
     assert failed.text.startswith("its workers failed (") and failed.text.endswith("started again, attempt 2 of 6")
     assert "The actor died unexpectedly" in failed.details
-    assert "epoch_00002/state.pt is damaged" in skipped.text and skipped.text.endswith("resumes from epoch_00001")
+    assert f"epoch_00002/{STATE_FILE} is damaged" in skipped.text and skipped.text.endswith("resumes from epoch_00001")
     assert driven.report("trial").report.epoch == 3
 
 

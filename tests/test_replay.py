@@ -9,7 +9,7 @@ import torch
 from small import small_config
 from trainers import assert_identical
 
-from adios_ray.checkpoints import newest_intact, open_checkpoint
+from adios_ray.checkpoints import STATE_FILE, newest_intact, open_checkpoint
 from adios_ray.cli import main
 from adios_ray.config import replaced
 from adios_ray.errors import ConfigError
@@ -60,7 +60,7 @@ def test_a_replay_trains_its_stages_and_resumes_where_it_was_cut_off(objects_dir
     ]
 
     whole = final(output)
-    (output / "checkpoints" / "epoch_00003" / "state.pt").write_bytes(b"cut off")
+    (output / "checkpoints" / "epoch_00003" / STATE_FILE).write_bytes(b"cut off")
     replay(plan, plan.trial(), output, CPU)
     assert_identical(final(output), whole)
     learned = ("epoch", "trial", "fitness", "loss")
@@ -121,5 +121,5 @@ def test_a_replay_that_diverges_says_so_and_keeps_what_it_had(objects_dir: Path,
     plan = schedule(objects_dir, **{"objective.temperature": 1e-42})  # every logit overflows
     with pytest.raises(RuntimeError, match=r"training diverged at step 3: .* lower learning rates may help"):
         replay(plan, plan.trial(), tmp_path / "replayed", CPU)
-    assert (tmp_path / "replayed" / "diverged" / "epoch_00002" / "state.pt").is_file()
+    assert (tmp_path / "replayed" / "diverged" / "epoch_00002" / STATE_FILE).is_file()
     assert [path.name for path in (tmp_path / "replayed" / "checkpoints").iterdir()] == ["epoch_00001"]

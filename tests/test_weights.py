@@ -20,7 +20,7 @@ from small import SIZE, small_config
 from torch import nn
 
 import adios_ray
-from adios_ray.checkpoints import save_checkpoint
+from adios_ray.checkpoints import STATE_FILE, load_checkpoint, save_checkpoint
 from adios_ray.cli import main
 from adios_ray.config import replaced
 from adios_ray.data.augment import MEAN, STD
@@ -97,7 +97,7 @@ def test_a_weights_file_gives_the_same_networks(byol: Networks, tmp_path: Path) 
 def test_a_checkpoint_gives_the_same_networks(trainer: Trainer, tmp_path: Path) -> None:
     directory, x = trainer.save(tmp_path / "000000").path, torch.randn(2, 3, SIZE, SIZE)
     networks = trainer.networks.eval()
-    for path in (directory, directory / "state.pt"):
+    for path in (directory, directory / STATE_FILE):
         weights = load_weights(path)
         assert same_state(build_networks(weights), networks) and weights.origin == f"checkpoint {directory}, step 0"
         assert torch.equal(adios_ray.load_encoder(path)(x), networks.backbone(x))
@@ -126,8 +126,8 @@ def test_files_that_are_no_weights_are_named(byol: Networks, trainer: Trainer, t
     for folder in ("run", "unfinished"):
         (tmp_path / folder / "config.json").write_text("{}")
     (tmp_path / "run" / "summary.json").write_text('{"best_trial": "trial_01", "best_epoch": 5, "seconds": 1.0}')
-    state = torch.load(trainer.save(tmp_path / "broken").path / "state.pt", weights_only=True)
-    (tmp_path / "broken" / "state.pt").write_bytes(b"0")
+    state = load_checkpoint(trainer.save(tmp_path / "broken"), torch.device("cpu"))
+    (tmp_path / "broken" / STATE_FILE).write_bytes(b"0")
     save_checkpoint(tmp_path / "older", {key: state[key] for key in state.keys() - {"image_size"}}, {})
     for name, kind, message in (
         ("none.safetensors", ConfigError, "do not exist"),
@@ -137,7 +137,7 @@ def test_files_that_are_no_weights_are_named(byol: Networks, trainer: Trainer, t
         ("bad.safetensors", CheckpointError, "metadata: not JSON"),
         ("newer.safetensors", ConfigError, "schema_version = 2"),
         ("folder", ConfigError, "is not a checkpoint of a run, as it has no meta.json"),
-        ("none/state.pt", ConfigError, "is not a checkpoint of a run, as it has no meta.json"),
+        (f"none/{STATE_FILE}", ConfigError, "is not a checkpoint of a run, as it has no meta.json"),
         ("run", ConfigError, f"best trial is {tmp_path}/run/checkpoints/trial_01/epoch_00005"),
         ("unfinished", ConfigError, "is a run that has not finished: name one of its checkpoints"),
         ("broken", CheckpointError, "its checksum is not the one it was saved with"),
@@ -145,7 +145,7 @@ def test_files_that_are_no_weights_are_named(byol: Networks, trainer: Trainer, t
     ):
         with pytest.raises(kind, match=message) as caught:
             load_weights(tmp_path / name)
-        assert str(tmp_path / name).removesuffix("/state.pt") in str(caught.value)
+        assert str(tmp_path / name).removesuffix(f"/{STATE_FILE}") in str(caught.value)
     with pytest.raises(
         CheckpointError, match=r"made for a test does not fit its own configuration: probe.bias is \[4\]"
     ):

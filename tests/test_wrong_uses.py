@@ -20,6 +20,7 @@ from small import make_objects, small_config
 
 from adios_ray import cli
 from adios_ray.arguments import parse_arguments
+from adios_ray.checkpoints import STATE_FILE
 from adios_ray.cli import EXAMPLES, FIRST_STEPS, Command, main
 from adios_ray.data.claim import TRAINING, Holder, claimed
 from adios_ray.data.shards import SCHEMA_VERSION
@@ -33,6 +34,7 @@ from adios_ray.local_cache import CACHE_VARIABLE
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
 from adios_ray.store import Store
+from adios_ray.tensor_files import pack_nested
 from adios_ray.tracking import records
 from adios_ray.training.cost import StepCost
 
@@ -102,7 +104,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images" / "note.txt").write_text("no image")
     (folder / "weights.safetensors").write_bytes(b"not safetensors")
     (folder / "checkpoint").mkdir()
-    torch.save({"networks": 1}, folder / "checkpoint" / "state.pt")
+    (folder / "checkpoint" / STATE_FILE).write_bytes(pack_nested({"networks": 1}))
     (folder / "schedule.json").write_text('{"stages": 3}')
     _write_more(folder)
     return folder

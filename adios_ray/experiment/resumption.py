@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from adios_ray.checkpoints import STATE_FILE
+from adios_ray.checkpoints import STATE_FILES
 from adios_ray.data.shards import read_manifest
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.experiment.config import ExperimentConfig
@@ -100,7 +100,7 @@ def _lacks(run: RunStorage, member: Member) -> bool:
     assert member.checkpoint is not None
     own = member.checkpoint.path
     older = [] if member.finished else [path for path in run.epochs(own.parent) if path.name < own.name]
-    return not any(run.has(path / STATE_FILE) for path in (own, *older))
+    return not any(run.has(path / name) for path in (own, *older) for name in STATE_FILES)
 
 
 def save_changes(

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import safetensors.torch
 from torch import Tensor, nn
 
-from adios_ray.checkpoints import STATE_FILE
+from adios_ray.checkpoints import STATE_FILES
 from adios_ray.config import BackboneConfig, Naming, Norm, Strict, TrialConfig
 from adios_ray.data.augment import MEAN, STD
 from adios_ray.errors import CheckpointError, ConfigError
@@ -24,10 +24,10 @@ from adios_ray.models.weights import (
     file_metadata,
     load_weights,
     misfit,
-    plain,
 )
 from adios_ray.places import fetched
 from adios_ray.store import Location
+from adios_ray.tensor_files import pack
 from adios_ray.validation import parse, read_json
 
 SUFFIX = ".safetensors"
@@ -164,7 +164,7 @@ def _check_suffix(output: Path, part: str) -> None:
 
 
 def _tensors(module: nn.Module) -> bytes:
-    return safetensors.torch.save(plain(module.state_dict()), {"format": "pt"})
+    return pack(module.state_dict(), {"format": "pt"})
 
 
 def _write(output: Path, content: bytes, info: _Info) -> None:
@@ -251,7 +251,7 @@ def occlusion_of(weights: Weights) -> OcclusionModel:
 
 
 def _is_exported(path: Path) -> bool:
-    return path.is_file() and path.name != STATE_FILE and METADATA_KEY not in file_metadata(path)
+    return path.is_file() and path.name not in STATE_FILES and METADATA_KEY not in file_metadata(path)
 
 
 def _read(path: Path, kind: type[Info], part: str) -> tuple[Info, dict[str, Tensor]]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from adios_ray.checkpoints import META_FILE, STATE_FILE, open_checkpoint
+from adios_ray.checkpoints import META_FILE, STATE_FILES, open_checkpoint
 from adios_ray.config import BackboneConfig, MaskingConfig, Strict, TrialConfig
 from adios_ray.devices import CPU
 from adios_ray.errors import CheckpointError, ConfigError, RecordError
@@ -30,6 +30,7 @@ from adios_ray.models.networks import Networks, with_average
 from adios_ray.places import fetched
 from adios_ray.run_directory import RunDirectory
 from adios_ray.store import Location, split_location
+from adios_ray.tensor_files import pack
 from adios_ray.validation import parse, parse_json
 
 METADATA_KEY = "adios_ray"
@@ -91,7 +92,7 @@ def save_weights(path: Path, weights: Weights) -> None:
         classes=weights.classes,
         config=weights.config,
     )
-    write_output(path, safetensors.torch.save(plain(weights.tensors), {METADATA_KEY: header.model_dump_json()}))
+    write_output(path, pack(weights.tensors, {METADATA_KEY: header.model_dump_json()}))
 
 
 WRAPPERS = ("module", "_orig_mod")
@@ -107,13 +108,6 @@ def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {names[name].replace("objective.centre", "objective.center"): t for name, t in tensors.items()}
 
 
-def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors into the form that safetensors accepts: on the CPU, contiguous, none sharing memory."""
-    # clone() after cpu(), which returns the same tensor where it is there already; channels-last is not contiguous.
-    copies = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    return {name: copy.clone(memory_format=torch.contiguous_format) for name, copy in copies.items()}
-
-
 def checksum(tensors: Mapping[str, Tensor]) -> str:
     """Compute the SHA-256 checksum of named tensors, in hexadecimal; their order and device do not matter."""
     digest = hashlib.sha256()
@@ -124,17 +118,17 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_weights(place: Location) -> Weights:
-    """Read a weights file, a checkpoint directory of a run, or the ``state.pt`` of one; a path or a URI.
+    """Read a weights file, a checkpoint directory of a run, or the state file of one; a path or a URI.
 
     Raises:
         ConfigError: If there is no such file, or it is of another kind.
         CheckpointError: If it is damaged.
     """
     folder, name = split_location(place)
-    if name == STATE_FILE:
+    if name in STATE_FILES:
         place = folder
     path = fetched(place)
-    if path.is_dir() or name == STATE_FILE:
+    if path.is_dir() or name in STATE_FILES:
         return _from_checkpoint(path, place)
     text = file_metadata(path).get(METADATA_KEY)
     if text is None:

@@ -264,7 +264,7 @@ class Trainer:
             **(failed_batch or {}),
         }
         meta = {key: state[key] for key in ("step", "config", "divergence")}
-        return save_checkpoint(directory, state, {"epoch": self.epoch, **meta})
+        return save_checkpoint(directory, state, {"epoch": self.epoch, "device": self.device.type, **meta})
 
     def load(self, pointer: Pointer, config: TrialConfig) -> None:
         """Load all state of a checkpoint, then continue under ``config``.

@@ -1,0 +1,63 @@
+"""Tensors and text as the bytes of a safetensors file, in which nothing can be executed."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+NESTED = "nested"
+"""Key of the metadata with a nested value, without its tensors, as JSON."""
+
+
+def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Encode tensors of any device, layout and sharing."""
+    # clone() after cpu(), which returns the same tensor where it is there already; safetensors takes only contiguous
+    # tensors, which channels-last ones are not, and none that share memory.
+    copies = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    plain = {name: copy.clone(memory_format=torch.contiguous_format) for name, copy in copies.items()}
+    return bytes(safetensors.torch.save(plain, dict(metadata)))
+
+
+def pack_nested(value: Any) -> bytes:
+    """Encode tensors, numbers, text and None in nested dictionaries and lists."""
+    tensors: dict[str, Tensor] = {}
+    nested = json.dumps(_without_tensors(value, "", tensors))
+    return pack(tensors, {NESTED: nested})
+
+
+def unpack_nested(content: bytes, device: torch.device) -> Any:
+    """Decode what ``pack_nested`` has encoded, with its tensors on a device. Tuples have become lists."""
+    # The library reads metadata from paths alone. The file begins with the length of its header, which is JSON.
+    length = int.from_bytes(content[:8], "little")
+    nested = json.loads(content[8 : 8 + length])["__metadata__"][NESTED]
+    tensors = {name: tensor.to(device) for name, tensor in safetensors.torch.load(content).items()}
+    return _with_tensors(json.loads(nested), tensors)
+
+
+def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Describe a value as JSON, and collect its tensors in ``tensors`` by name.
+
+    A tensor becomes its name, and a dictionary its items, since keys of JSON are text.
+    """
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"items": [[key, _without_tensors(each, f"{name}/{key}", tensors)] for key, each in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_without_tensors(each, f"{name}/{number}", tensors) for number, each in enumerate(value)]
+    return value
+
+
+def _with_tensors(described: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Make the value that ``_without_tensors`` has described."""
+    if isinstance(described, list):
+        return [_with_tensors(each, tensors) for each in described]
+    if not isinstance(described, dict):
+        return described
+    if "tensor" in described:
+        return tensors[described["tensor"]]
+    return {key: _with_tensors(each, tensors) for key, each in described["items"]}
