@@ -134,6 +134,27 @@ def test_a_summary_without_results_is_refused(tmp_path: Path) -> None:
         summary([record("random", 1, [0.5], 0)], over="pbt")
 
 
+def test_finished_rows_are_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[tuple[str, int]] = []
+
+    def train(study: Any, row: str, seed: int, data_dir: Path, directory: Path) -> dict[str, Any]:
+        assert directory == tmp_path / "results" / "objects" / f"{row}-{seed}"  # absolute, as paths of checkpoints are
+        (directory / "checkpoints").mkdir(parents=True)
+        trained.append((row, seed))
+        return {"row": row, "seed": seed}
+
+    monkeypatch.setattr(search, "train_row", train)
+    monkeypatch.chdir(tmp_path)
+    output = Path("results/objects.jsonl")
+    for seeds in ((1,), (1, 2)):
+        search.main("objects", output, tmp_path / "data", ("pbt", "random"), seeds)
+    assert trained == [("pbt", 1), ("random", 1), ("pbt", 2), ("random", 2)]
+    assert [(record["row"], record["seed"]) for record in read_records(output, "objects")] == trained
+    assert "random, seed 2 (4 of 4)" in capsys.readouterr().out
+
+
 def test_results_of_two_studies_are_not_mixed(tmp_path: Path) -> None:
     output = tmp_path / "results.jsonl"
     assert read_records(output, "objects") == []
