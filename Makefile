@@ -11,7 +11,9 @@ help: ## List the targets
 demo: $(READY) ## Train the demo population on rendered images
 	$(VENV)/bin/python experiments/pbt_in100.py --preset demo
 
+# Compiled first: where Python writes no bytecode, each of hundreds of processes would compile the package for itself.
 test: $(READY) ## Run all tests
+	$(VENV)/bin/python -m compileall -q adios_ray
 	$(VENV)/bin/pytest --numprocesses 2 --dist loadgroup
 
 soak: $(READY) ## Inject faults: kill every part of running populations, break their storage
