@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from adios_ray.errors import CheckpointError
-from adios_ray.files import atomic_path, sha256
+from adios_ray.files import atomic_path
 from adios_ray.run_directory import newest_epochs
 from adios_ray.validation import read_json
 
@@ -67,12 +67,7 @@ def load_checkpoint(pointer: Pointer, device: "torch.device") -> dict[str, Any]:
     Raises:
         CheckpointError: If it is missing or its bytes are not those that were written.
     """
-    file = _state_file(pointer.path)
-    if not file.is_file():
-        raise CheckpointError(_missing(file))
-    content = file.read_bytes()
-    if hashlib.sha256(content).hexdigest() != pointer.sha256:
-        raise CheckpointError(_damaged(file))
+    file, content = _read(pointer)
     if file.name == EARLIER_STATE_FILE:
         import torch
 
@@ -86,23 +81,27 @@ def load_checkpoint(pointer: Pointer, device: "torch.device") -> dict[str, Any]:
 
 def damage(pointer: Pointer) -> str | None:
     """Describe why a checkpoint cannot be read; None if it is intact."""
-    file = _state_file(pointer.path)
+    try:
+        _read(pointer)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _read(pointer: Pointer) -> tuple[Path, bytes]:
+    """Return the state file of a checkpoint and its content.
+
+    Raises:
+        CheckpointError: If it is missing or damaged.
+    """
+    earlier = pointer.path / EARLIER_STATE_FILE
+    file = earlier if earlier.is_file() else pointer.path / STATE_FILE
     if not file.is_file():
-        return _missing(file)
-    return _damaged(file) if sha256(file) != pointer.sha256 else None
-
-
-def _state_file(directory: Path) -> Path:
-    earlier = directory / EARLIER_STATE_FILE
-    return earlier if earlier.is_file() else directory / STATE_FILE
-
-
-def _missing(file: Path) -> str:
-    return f"checkpoint {file} does not exist"
-
-
-def _damaged(file: Path) -> str:
-    return f"checkpoint {file} is damaged: its checksum is not the one it was saved with"
+        raise CheckpointError(f"checkpoint {file} does not exist")
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != pointer.sha256:
+        raise CheckpointError(f"checkpoint {file} is damaged: its checksum is not the one it was saved with")
+    return file, content
 
 
 def newest_intact(folder: Path, before: str | None = None) -> Pointer | None:

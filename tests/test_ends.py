@@ -28,11 +28,12 @@ class Driver:
 
     def wait_for_epoch(self, run: Path, epoch: int) -> dict[str, int]:
         """Wait until a trial has trained an epoch; return the epochs of all."""
-        until(
-            lambda: max(epochs(run).values(), default=0) >= epoch,
-            lambda: not os.waitpid(self.process, os.WNOHANG)[0],
-        )
-        return epochs(run)
+
+        def reached() -> dict[str, int] | None:
+            found = epochs(run)
+            return found if max(found.values(), default=0) >= epoch else None
+
+        return until(reached, lambda: not os.waitpid(self.process, os.WNOHANG)[0])
 
     def press_control_c(self) -> None:
         """Type it: the terminal makes it a signal for all processes in the foreground."""

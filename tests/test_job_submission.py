@@ -126,13 +126,11 @@ def train_runs(head: Head) -> list[dict[str, Any]]:
 
 def read(head: Head, path: str) -> Any:
     """Read what the dashboard's API answers; a dashboard that is too busy to answer is asked again."""
-    answers: list[tuple[int, str]] = []
 
-    def answered() -> int:
-        answers.append(head.get(f"{head.dashboard}/{path}", head.token))
-        return answers[-1][0]
+    def answer() -> tuple[int, str] | None:
+        status, body = head.get(f"{head.dashboard}/{path}", head.token)
+        return (status, body) if status else None
 
-    until(answered)
-    status, body = answers[-1]
+    status, body = until(answer)
     assert status == 200, body
     return json.loads(body)

@@ -203,8 +203,7 @@ def in_background(config: ExperimentConfig) -> Future[Path]:
 
 def run_dir_of(storage: Path, running: Future[Path]) -> Path:
     """Wait for the run directory and return it."""
-    until(lambda: list(storage.glob("*/population.json")), lambda: not running.done())
-    return next(storage.glob("*/population.json")).parent
+    return until(lambda: list(storage.glob("*/population.json")), lambda: not running.done())[0].parent
 
 
 @pytest.mark.slow
