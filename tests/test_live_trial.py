@@ -152,9 +152,8 @@ def test_two_workers_train_one_trial(driven: Driven, objects_dir: Path) -> None:
         torch.testing.assert_close(value, expected, rtol=0, atol=2e-4 * max(1.0, float(expected.abs().max())))
 
 
-@pytest.mark.parametrize("kind", ["worker", "controller"])
-def test_a_process_that_is_killed_repeatedly_resumes_from_its_last_report(
-    driven: Driven, objects_dir: Path, kind: str
+def test_a_trial_whose_processes_are_killed_one_after_the_other_resumes_from_its_last_report(
+    driven: Driven, objects_dir: Path
 ) -> None:
     from adios_ray.backend.capacity import groups
 
@@ -162,7 +161,7 @@ def test_a_process_that_is_killed_repeatedly_resumes_from_its_last_report(
     driven.start("trial", config)
     reports = [driven.report("trial")]
     assert [(group.placed, group.orphaned) for group in groups(driven.run_dir)] == [(True, False)]
-    for _ in range(2):
+    for kind in ("worker", "controller"):
         for victim in soak.processes(kind):
             victim.kill()
         reports.append(driven.report("trial"))
