@@ -6,13 +6,16 @@ A checkpoint is a directory of two files: a safetensors file with all state, and
 import hashlib
 import io
 import json
+import struct
+from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from adios_ray.errors import CheckpointError
-from adios_ray.files import atomic_path
+from adios_ray.files import atomic_path, sha256
 from adios_ray.run_directory import newest_epochs
 from adios_ray.validation import read_json
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:  # imported in functions: processes that only pass pointers on
 
 STATE_FILE = "state.safetensors"
 EARLIER_STATE_FILE = "state.pt"
-"""State in torch's own format, as earlier versions wrote it; reading it took ten times as long."""
+"""State in torch's own format, as earlier versions wrote it."""
 STATE_FILES = (STATE_FILE, EARLIER_STATE_FILE)
 META_FILE = "meta.json"
 KEPT_CHECKPOINTS = 2
@@ -65,43 +68,58 @@ def load_checkpoint(pointer: Pointer, device: "torch.device") -> dict[str, Any]:
     """Read the state of a checkpoint. Tuples have become lists.
 
     Raises:
-        CheckpointError: If it is missing or its bytes are not those that were written.
+        CheckpointError: If it is missing, its bytes are not those that were written, or they are no state.
     """
-    file, content = _read(pointer)
-    if file.name == EARLIER_STATE_FILE:
-        import torch
-
-        earlier: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-        return earlier
-    from adios_ray.tensor_files import unpack_nested
-
-    state: dict[str, Any] = unpack_nested(content, device)
-    return state
+    files = _state_files(pointer)
+    for file in files:
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() == pointer.sha256:
+            return _decode(file, content, device)
+    raise CheckpointError(_fault(pointer, files))
 
 
 def damage(pointer: Pointer) -> str | None:
     """Describe why a checkpoint cannot be read; None if it is intact."""
-    try:
-        _read(pointer)
-    except CheckpointError as error:
-        return str(error)
-    return None
+    files = _state_files(pointer)
+    return None if any(sha256(file) == pointer.sha256 for file in files) else _fault(pointer, files)
 
 
-def _read(pointer: Pointer) -> tuple[Path, bytes]:
-    """Return the state file of a checkpoint and its content.
+def _state_files(pointer: Pointer) -> list[Path]:
+    """List the state files of a checkpoint.
+
+    An epoch that was published at a URI by an earlier version, and is trained again by this one, has both there.
+    """
+    return [file for name in STATE_FILES if (file := pointer.path / name).is_file()]
+
+
+def _fault(pointer: Pointer, files: Sequence[Path]) -> str:
+    """Say what is wrong with a checkpoint of which no state file has the checksum."""
+    if not files:
+        return f"checkpoint {pointer.path / STATE_FILE} does not exist"
+    return f"checkpoint {files[0]} is damaged: its checksum is not the one it was saved with"
+
+
+def _decode(file: Path, content: bytes, device: "torch.device") -> dict[str, Any]:
+    """Decode the content of a state file.
 
     Raises:
-        CheckpointError: If it is missing or damaged.
+        CheckpointError: If it is no state.
     """
-    earlier = pointer.path / EARLIER_STATE_FILE
-    file = earlier if earlier.is_file() else pointer.path / STATE_FILE
-    if not file.is_file():
-        raise CheckpointError(f"checkpoint {file} does not exist")
-    content = file.read_bytes()
-    if hashlib.sha256(content).hexdigest() != pointer.sha256:
-        raise CheckpointError(f"checkpoint {file} is damaged: its checksum is not the one it was saved with")
-    return file, content
+    import torch
+    from safetensors import SafetensorError
+
+    from adios_ray.tensor_files import unpack_nested
+
+    try:
+        if file.name == EARLIER_STATE_FILE:
+            state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        else:
+            state = unpack_nested(content, device)
+    except (ValueError, EOFError, struct.error, UnpicklingError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {file} is not the state of a training: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {file} is not the state of a training, but a {type(state).__name__}")
+    return state
 
 
 def newest_intact(folder: Path, before: str | None = None) -> Pointer | None:

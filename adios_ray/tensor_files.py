@@ -14,27 +14,39 @@ NESTED = "nested"
 
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """Encode tensors of any device, layout and sharing."""
-    # clone() after cpu(), which returns the same tensor where it is there already; safetensors takes only contiguous
-    # tensors, which channels-last ones are not, and none that share memory.
-    copies = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    plain = {name: copy.clone(memory_format=torch.contiguous_format) for name, copy in copies.items()}
-    return bytes(safetensors.torch.save(plain, dict(metadata)))
+    # safetensors takes only contiguous tensors, which channels-last ones are not, and none that share memory.
+    plain = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    content: bytes = safetensors.torch.save(plain, dict(metadata))
+    return content
 
 
 def pack_nested(value: Any) -> bytes:
-    """Encode tensors, numbers, text and None in nested dictionaries and lists."""
+    """Encode tensors, numbers, text and None in nested dictionaries and lists.
+
+    Raises:
+        ValueError: If the keys of two tensors make the same name, as those of ``{"a/b": x, "a": {"b": y}}`` do.
+    """
     tensors: dict[str, Tensor] = {}
     nested = json.dumps(_without_tensors(value, "", tensors))
     return pack(tensors, {NESTED: nested})
 
 
 def unpack_nested(content: bytes, device: torch.device) -> Any:
-    """Decode what ``pack_nested`` has encoded, with its tensors on a device. Tuples have become lists."""
+    """Decode what ``pack_nested`` has encoded, with its tensors on a device. Tuples have become lists.
+
+    Raises:
+        ValueError: If it is something else.
+    """
     # The library reads metadata from paths alone. The file begins with the length of its header, which is JSON.
     length = int.from_bytes(content[:8], "little")
-    nested = json.loads(content[8 : 8 + length])["__metadata__"][NESTED]
+    metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    if NESTED not in metadata:
+        raise ValueError(f"the metadata has no {NESTED!r}")
     tensors = {name: tensor.to(device) for name, tensor in safetensors.torch.load(content).items()}
-    return _with_tensors(json.loads(nested), tensors)
+    return _with_tensors(json.loads(metadata[NESTED]), tensors)
 
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -43,6 +55,8 @@ def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     A tensor becomes its name, and a dictionary its items, since keys of JSON are text.
     """
     if isinstance(value, Tensor):
+        if name in tensors:
+            raise ValueError(f"two tensors have the name {name}")
         tensors[name] = value
         return {"tensor": name}
     if isinstance(value, dict):

@@ -261,7 +261,7 @@ def main(
     if data_dir is None:
         raise ConfigError("--data-dir must name the prepared data set")
     torch.set_num_threads(1)
-    output = output.absolute()  # as the paths of checkpoints are
+    output = output.absolute()  # checkpoints are found below the run directory by absolute paths
     output.parent.mkdir(parents=True, exist_ok=True)
     output.touch()
     study, todo = study_of(data), [(row, seed) for seed in seeds for row in rows]

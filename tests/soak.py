@@ -66,6 +66,8 @@ KILLS = ("worker", "actor", "controller", "driver", "node")
 FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "channel", "stranger", "newcomer", "grow")
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 ENDS = (*SIGNALS, "second", "moved")
+ALONE = (*ENDS, "stranger", "grow")
+"""Disturbances that cannot be joined with others."""
 HALF = (*ENDS, "stranger", "newcomer", "grow")
 """Disturbances of half as many rounds as kills."""
 ON_S3 = (*KILLS, "storage", *SIGNALS)
@@ -126,7 +128,8 @@ class Options:
 
     kinds: tuple[str, ...] = (*KILLS, *FAULTS, *ENDS)
     """Kills (worker, actor, controller, driver, node), faults (disk, storage, checkpoint, data, fault, channel,
-    stranger, newcomer, grow), and ends (interrupt, terminate, second, moved); kills and faults can be joined with +."""
+    stranger, newcomer, grow), and ends (interrupt, terminate, second, moved); kills and faults but stranger and grow
+    can be joined with +."""
     rounds: int = 20
     """Rounds of each kill; each end and each fault of nodes has half of them, each other fault a quarter."""
     seed: int = 0
@@ -202,7 +205,7 @@ class Stage:
             return self._start(name, f"{self.server.uri}/{name}", joining)
         disk, storage = self.directory / f"{name}.disk", self.directory / name
         disk.mkdir()
-        if name.startswith("disk"):
+        if "disk" in name.rpartition("-")[0].split("+"):
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "soak", str(disk)], check=True)
         storage.symlink_to(disk)  # a link, because storage is behind one on many machines
         return self._start(name, storage, joining)
@@ -567,6 +570,11 @@ def main(options: Options) -> int:
     table = Table("disturbed", "rounds", "passed", "median s")
     wrong: list[str] = []
     kinds = options.kinds
+    for kind in kinds:
+        if unknown := set(parts := kind.split("+")) - {*KILLS, *FAULTS, *ENDS}:
+            raise SystemExit(f"--kinds {kind}: there is no {', '.join(sorted(unknown))}")
+        if len(parts) > 1 and (alone := set(parts) & set(ALONE)):
+            raise SystemExit(f"--kinds {kind}: {', '.join(sorted(alone))} cannot be joined with others")
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         server = stack.enter_context(s3_server()) if options.storage == "s3" else None
         if server is not None:

@@ -15,6 +15,7 @@ from adios_ray.config import TrialConfig, by_current_paths
 from adios_ray.data.shards import open_shards
 from adios_ray.errors import CheckpointError, RecordError
 from adios_ray.files import sha256
+from adios_ray.models.export import load_encoder
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_weights, unwrapped
 from adios_ray.run_directory import RunDirectory
@@ -155,6 +156,7 @@ def test_a_checkpoint_in_torchs_format_is_read(objects_dir: Path, tmp_path: Path
     assert_identical(saved(resumed, tmp_path / "again"), state)
     for path in (tmp_path / "then", tmp_path / "then" / "state.pt"):
         tensors = load_weights(path).tensors
+        assert_identical(load_encoder(path).state_dict(), trainer.networks.backbone.state_dict())
         assert all(torch.equal(tensors[name], values) for name, values in state["networks"].items())
     (tmp_path / "then" / "state.pt").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="state.pt is damaged"):

@@ -1,6 +1,7 @@
 """Atomic files, on storage that really refuses writes."""
 
 import errno
+import hashlib
 import os
 import resource
 from collections.abc import Iterator
@@ -9,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
-from adios_ray.checkpoints import STATE_FILE, load_checkpoint, save_checkpoint
+from adios_ray.checkpoints import STATE_FILE, Pointer, load_checkpoint, save_checkpoint
+from adios_ray.errors import CheckpointError
 from adios_ray.files import append_line, atomic_path, atomic_write, check_writable, complete_lines, remove_drafts
 from adios_ray.tensor_files import pack_nested, unpack_nested
+
+ONE = torch.ones(1)
 
 
 @contextmanager
@@ -125,6 +130,20 @@ def test_a_folder_that_takes_no_mebibyte_is_not_writable(tmp_path: Path) -> None
     with pytest.raises(FileNotFoundError):
         check_writable(tmp_path / "nowhere")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [{"a/b": ONE, "a": {"b": ONE}}, {1: ONE, "1": ONE}, {"x": [ONE], "x/0": ONE}])
+def test_tensors_whose_names_coincide_are_refused(value: dict[Any, Any]) -> None:
+    with pytest.raises(ValueError, match="two tensors have the name"):
+        pack_nested(value)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk that is long enough", safetensors.torch.save({"x": torch.ones(1)})])
+def test_a_checkpoint_that_holds_no_state_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / STATE_FILE).write_bytes(content)
+    pointer = Pointer(path=tmp_path, sha256=hashlib.sha256(content).hexdigest())
+    with pytest.raises(CheckpointError, match=f"{STATE_FILE} is not the state of a training"):
+        load_checkpoint(pointer, torch.device("cpu"))
 
 
 def test_nested_state_is_read_as_it_was_written() -> None:

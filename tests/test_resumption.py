@@ -12,7 +12,7 @@ import yaml
 from s3 import s3_server
 from small import make_objects, small_config
 
-from adios_ray.checkpoints import STATE_FILE, Pointer
+from adios_ray.checkpoints import STATE_FILES, Pointer
 from adios_ray.data.claim import TRAINING, Claim, claimed
 from adios_ray.errors import CheckpointError, ClaimError, ConfigError
 from adios_ray.experiment import runner
@@ -42,7 +42,7 @@ def train(storage: RunStorage, config: ExperimentConfig, epochs: int) -> None:
     for name, member in state.members.items():
         path = RunDirectory(run_dir).checkpoint(name, epochs)
         path.mkdir(parents=True, exist_ok=True)
-        (path / STATE_FILE).touch()
+        (path / STATE_FILES[member.number]).touch()  # the second trial's as earlier versions wrote it
         storage.publish(path)
         member.checkpoint, member.epoch = Pointer(path=path, sha256=""), epochs
         member.finished = epochs >= config.epochs

@@ -1,5 +1,6 @@
 """A run at a URI, on an S3 server that fails: what is complete there, who fetches what, and how long is waited."""
 
+import json
 import shutil
 import threading
 from collections.abc import Iterator
@@ -16,12 +17,20 @@ from waiting import TIMEOUT_S
 
 from adios_ray import local_cache, places, retry
 from adios_ray.backend.channel import ChannelCalls
-from adios_ray.checkpoints import META_FILE, STATE_FILE, Pointer, load_checkpoint, save_checkpoint
+from adios_ray.checkpoints import (
+    EARLIER_STATE_FILE,
+    META_FILE,
+    STATE_FILE,
+    Pointer,
+    damage,
+    load_checkpoint,
+    save_checkpoint,
+)
 from adios_ray.cli import main
 from adios_ray.config import TrialConfig
 from adios_ray.errors import ClaimError, ConfigError
 from adios_ray.experiment.checks import check_storage
-from adios_ray.files import append_line, atomic_write, write_output
+from adios_ray.files import append_line, atomic_write, sha256, write_output
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.population import Population
@@ -112,6 +121,26 @@ def test_a_damaged_or_outdated_copy_on_a_node_is_fetched_again(nodes: Nodes) -> 
     (reader.here(second).path / STATE_FILE).write_bytes(b"damaged")
     reader.fetch(reader.here(second))
     assert load_checkpoint(reader.here(second), CPU)["tensor"][0] == 2.0
+
+
+def test_an_epoch_that_an_earlier_version_published_is_replaced(nodes: Nodes) -> None:
+    earlier = nodes["earlier"]
+    earlier.open()
+    path = RunDirectory(earlier.directory).checkpoint("trial_00", 1)
+    path.mkdir(parents=True)
+    torch.save({"tensor": torch.zeros(1000)}, path / EARLIER_STATE_FILE)
+    first = Pointer(path=path, sha256=sha256(path / EARLIER_STATE_FILE))
+    (path / META_FILE).write_text(json.dumps({"sha256": first.sha256}))
+    earlier.publish(path)
+    writer = nodes["writer"]
+    second = saved(writer, 1, 2.0)
+    writer.publish(second.path)
+    assert Store(pointer_place(nodes, 1)).names() == {EARLIER_STATE_FILE, STATE_FILE, META_FILE}
+    reader = nodes["reader"]
+    for pointer, value in ((second, 2.0), (first, 0.0)):
+        here = reader.here(pointer)
+        reader.fetch(here)
+        assert damage(here) is None and load_checkpoint(here, CPU)["tensor"][0] == value
 
 
 def test_half_an_upload_is_no_checkpoint(nodes: Nodes, server: S3Server) -> None:

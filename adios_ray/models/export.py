@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeVar
 import safetensors.torch
 from torch import Tensor, nn
 
-from adios_ray.checkpoints import STATE_FILES
 from adios_ray.config import BackboneConfig, Naming, Norm, Strict, TrialConfig
 from adios_ray.data.augment import MEAN, STD
 from adios_ray.errors import CheckpointError, ConfigError
@@ -21,6 +20,7 @@ from adios_ray.models.weights import (
     METADATA_KEY,
     Weights,
     build_networks,
+    checkpoint_of,
     file_metadata,
     load_weights,
     misfit,
@@ -205,7 +205,7 @@ def load_encoder(place: Location) -> nn.Module:
         CheckpointError: If it is damaged.
     """
     path = fetched(place, ".json")
-    if not _is_exported(path):
+    if not _is_exported(place, path):
         return build_networks(load_weights(place)).backbone
     info, tensors = _read(path, EncoderInfo, "encoder")
     backbone, _ = build_backbone(info.config.backbone, info.image_size)
@@ -227,7 +227,7 @@ def load_occlusion_model(place: Location) -> OcclusionModel:
         CheckpointError: If it is damaged.
     """
     path = fetched(place, ".json")
-    if not _is_exported(path):
+    if not _is_exported(place, path):
         return occlusion_of(load_weights(place))
     info, tensors = _read(path, OcclusionInfo, "occlusion model")
     occlusion = OcclusionModel(info.image_size, info.slots, info.width, info.norm, info.levels)
@@ -250,8 +250,8 @@ def occlusion_of(weights: Weights) -> OcclusionModel:
     return occlusion
 
 
-def _is_exported(path: Path) -> bool:
-    return path.is_file() and path.name not in STATE_FILES and METADATA_KEY not in file_metadata(path)
+def _is_exported(place: Location, path: Path) -> bool:
+    return checkpoint_of(place) == place and path.is_file() and METADATA_KEY not in file_metadata(path)
 
 
 def _read(path: Path, kind: type[Info], part: str) -> tuple[Info, dict[str, Tensor]]:

@@ -29,7 +29,7 @@ from adios_ray.models.backbones import build_backbone
 from adios_ray.models.networks import Networks, with_average
 from adios_ray.places import fetched
 from adios_ray.run_directory import RunDirectory
-from adios_ray.store import Location, split_location
+from adios_ray.store import Location, Store, split_location
 from adios_ray.tensor_files import pack
 from adios_ray.validation import parse, parse_json
 
@@ -117,6 +117,12 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def checkpoint_of(place: Location) -> Location:
+    """Return the directory of a checkpoint whose state file is named, and any other place as it is."""
+    folder, name = split_location(place)
+    return folder if name in STATE_FILES and Store(folder).size(META_FILE) is not None else place
+
+
 def load_weights(place: Location) -> Weights:
     """Read a weights file, a checkpoint directory of a run, or the state file of one; a path or a URI.
 
@@ -124,11 +130,9 @@ def load_weights(place: Location) -> Weights:
         ConfigError: If there is no such file, or it is of another kind.
         CheckpointError: If it is damaged.
     """
-    folder, name = split_location(place)
-    if name in STATE_FILES:
-        place = folder
+    place = checkpoint_of(place)
     path = fetched(place)
-    if path.is_dir() or name in STATE_FILES:
+    if path.is_dir():
         return _from_checkpoint(path, place)
     text = file_metadata(path).get(METADATA_KEY)
     if text is None:

@@ -13,6 +13,9 @@ from adios_ray.training.optimizers import build_optimizers, load_moments
 from adios_ray.training.step import train_step
 from adios_ray.validation import parse
 
+_IMAGES = {"a", "b", "fill_a", "fill_b"}
+"""Parts of a batch in the layout of the feed."""
+
 
 def reproduce(directory: Path, device: torch.device) -> str:
     """Repeat a diverged step in one process, whatever number of workers the trial had.
@@ -48,7 +51,13 @@ def reproduce(directory: Path, device: torch.device) -> str:
         # which the encoder moves last.
         config = replaced(config, {"masking.order": "simultaneous"})
     # The progress sets only the momentum update, which follows what must fail here.
-    terms = train_step(networks, optimizers, Batch(**state["batch"]), config, 0.0).terms
+    # A file keeps no memory layout, by which convolutions round differently.
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    batch = {
+        name: value.contiguous(memory_format=layout) if name in _IMAGES and value is not None else value
+        for name, value in state["batch"].items()
+    }
+    terms = train_step(networks, optimizers, Batch(**batch), config, 0.0).terms
     if encoder_moved:
         terms.gradients[0] = 0.0  # the encoder's, which the failed pass has not computed
     if fault := terms.fault():
