@@ -353,28 +353,32 @@ class SearchSpace(Strict):
                 f"--seed {config.seed} is too large: trials have this one and those that follow, below 2^32"
             )
         for path, parameter in self.parameters.items():
-            configured = value_at(config, path, origin)
-            if path.startswith(_COMMON):
-                raise ConfigError(f"{origin}: {path} must be the same for all trials, so it cannot be searched")
-            if self.evolving and path not in ADAPTABLE:
-                raise ConfigError(
-                    f"{origin}: {path} cannot change while a trial trains, so {self.scheduler} cannot search it; "
-                    "use asha, median or none"
-                )
-            for value in _examples(parameter):
-                replaced(config, {path: value}, origin)
-            if self.evolving and configured is None and not isinstance(parameter, Choice):
-                raise ConfigError(
-                    f"{origin}: {path} is not set, and {self.scheduler} changes the first trial's value: give it one"
-                )
-            logarithmic = isinstance(parameter, Continuous) and parameter.scale == "log"
-            values = [value for value in (configured, *parameter.extremes) if value is not None]
-            if (logarithmic or path in _KEPT_POSITIVE) and min(values) <= 0:
-                reason = "a factor cannot perturb 0" if logarithmic else "at 0, masks collapse"
-                raise ConfigError(
-                    f"{origin}: {path} must stay above 0 ({reason}): raise "
-                    f"{'its configured value' if values[0] <= 0 else 'the lowest value'}, or do not search it"
-                )
+            self._check_parameter(path, parameter, config, origin)
+
+    def _check_parameter(self, path: str, parameter: Parameter, config: TrialConfig, origin: str) -> None:
+        """Check that a path exists, may change in training where it would, and accepts its extreme values."""
+        configured = value_at(config, path, origin)
+        if path.startswith(_COMMON):
+            raise ConfigError(f"{origin}: {path} must be the same for all trials, so it cannot be searched")
+        if self.evolving and path not in ADAPTABLE:
+            raise ConfigError(
+                f"{origin}: {path} cannot change while a trial trains, so {self.scheduler} cannot search it; "
+                "use asha, median or none"
+            )
+        for value in _examples(parameter):
+            replaced(config, {path: value}, origin)
+        if self.evolving and configured is None and not isinstance(parameter, Choice):
+            raise ConfigError(
+                f"{origin}: {path} is not set, and {self.scheduler} changes the first trial's value: give it one"
+            )
+        logarithmic = isinstance(parameter, Continuous) and parameter.scale == "log"
+        values = [value for value in (configured, *parameter.extremes) if value is not None]
+        if (logarithmic or path in _KEPT_POSITIVE) and min(values) <= 0:
+            reason = "a factor cannot perturb 0" if logarithmic else "at 0, masks collapse"
+            raise ConfigError(
+                f"{origin}: {path} must stay above 0 ({reason}): raise "
+                f"{'its configured value' if values[0] <= 0 else 'the lowest value'}, or do not search it"
+            )
 
 
 MOST_EXAMPLES = 256
