@@ -217,13 +217,15 @@ class PopulationBasedTraining(LiveScheduler):
         replaceable = [other for other in ranked[: len(ranked) - count] if not members[other].control]
         if name not in replaceable[:count]:
             return []
+        # A trial that copies a donor behind it writes its epochs again.
+        kept = self._last_epoch_in_use(name)
         return [
             other
             for other in ranked[len(ranked) - count :]
             if margins[other] > 0
             and self._can_give(other)
             and not self._too_far_ahead(other, name)
-            and not self._overwrites(other, name)
+            and members[other].epoch >= kept
         ]
 
     def _can_give(self, name: str) -> bool:
@@ -232,19 +234,18 @@ class PopulationBasedTraining(LiveScheduler):
         scored = donor.score is not None and donor.score > WORST_SCORE
         return scored and donor.checkpoint is not None and name not in self.set_aside
 
-    def _overwrites(self, donor: str, name: str) -> bool:
-        """Return whether a trial that copies a donor behind it would write again what another one still refers to."""
+    def _last_epoch_in_use(self, name: str) -> int:
+        """Return the last epoch of this trial whose checkpoint or outcomes another one still refers to; 0 without."""
         # A copy of this trial loads its checkpoint once it has resources, and is compared by its outcomes for some
         # reports more; both are kept under the trial's name and epoch.
-        epoch = self.population[donor].epoch
-        return any(
-            member.epoch > epoch
-            and member.checkpoint is not None
-            and member.checkpoint.path.parent.name == name
-            or any(score.trial == name and score.epoch > epoch for score in member.reported)
-            for other, member in self.population.state.members.items()
-            if other != name
-        )
+        last = 0
+        for other, member in self.population.state.members.items():
+            if other == name:
+                continue
+            if member.checkpoint is not None and member.checkpoint.path.parent.name == name:
+                last = max(last, member.epoch)
+            last = max([last, *(score.epoch for score in member.reported if score.trial == name)])
+        return last
 
     def _too_far_ahead(self, donor: str, name: str) -> bool:
         """Return whether copying the donor would skip more than one interval, for a trial that can train by itself."""

@@ -37,6 +37,7 @@ class Population:
         self.config, self.state, self.run, self.channel = config, state, run, channel
         self._registered: set[str] = set()
         self._unwritten: dict[str, list[str]] = {}
+        self._configs: dict[str, tuple[dict[str, Any], TrialConfig]] = {}
         self._began, self._seconds_before = time.monotonic(), state.seconds
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,11 +52,17 @@ class Population:
         """Tell the channel from which checkpoint a trial starts, and whether it is held at a barrier."""
         member = self[name]
         self._registered.add(name)
-        self.channel.register(name, self._own_config(member), member.checkpoint, member.epoch, held)
+        self.channel.register(name, self._own_config(name), member.checkpoint, member.epoch, held)
 
-    def _own_config(self, member: Member) -> TrialConfig:
-        """Return the configuration that a member starts with."""
-        return replaced(self.config, {**member.values, "seed": self.config.seed + member.number})
+    def _own_config(self, name: str) -> TrialConfig:
+        """Return the configuration that a member trains with, with its own seed."""
+        member = self[name]
+        # Kept as long as the values: to validate it again at each report would be a quarter of a report's time.
+        values, config = self._configs.get(name, (None, self.config))
+        if values != member.values:
+            config = replaced(self.config, {**member.values, "seed": self.config.seed + member.number})
+            self._configs[name] = member.values, config
+        return config
 
     def observe(self, name: str, reply: Reply) -> bool:
         """Record a report and update its member; ``commit`` makes the update durable.
@@ -68,7 +75,7 @@ class Population:
             return False
         epoch = report.epoch
         # If the driver dies before commit(), the next one asks again and writes a second row; readers keep the last.
-        self.run.report(name, report, member.values, self._own_config(member))
+        self.run.report(name, report, member.values, self._own_config(name))
         value = self._score(member, report.fitness)
         score = Score(epoch, value, report.standard_error, name)
         # Before the journal: a resumed driver finds what a decision about the journaled report needs.
