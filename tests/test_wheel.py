@@ -39,12 +39,12 @@ def test_a_wheel_that_is_installed_elsewhere_trains_a_population(objects_dir: Pa
     run(*pip, "install", "--quiet", "--no-deps", "--target", installed, wheel, cwd=tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    settings = ("--data-dir", objects_dir, "--population", "1", "--epochs", "1", "--storage", "runs")
+    settings = ("--data-dir", objects_dir, "--population", "2", "--epochs", "1", "--storage", "runs")
     train = ("-m", "adios_ray", "train", "--preset", "demo", "--space", "asha_demo", *settings)
     printed = run(sys.executable, *train, cwd=elsewhere, PYTHONPATH=str(installed), RAY_ADDRESS="local")
     (directory,) = (elsewhere / "runs").glob("asha_demo-*")
     assert f"Report: {directory / 'report.html'}" in printed
-    assert json.loads((directory / "summary.json").read_text())["population"] == 1
+    assert json.loads((directory / "summary.json").read_text())["population"] == 2
     code = "import adios_ray, pathlib; print(pathlib.Path(adios_ray.__file__).parent.parent, adios_ray.__version__)"
     assert run(sys.executable, "-c", code, cwd=elsewhere, PYTHONPATH=str(installed)).split() == [
         str(installed),
