@@ -1,4 +1,4 @@
-"""What a row of the benchmark of searches is judged by: its encoders on the test split, and a curve over compute."""
+"""Judging the rows of the search benchmark: scores of encoders on the test split, and a curve over compute."""
 
 import json
 import math

@@ -204,8 +204,9 @@ def load_encoder(place: Location) -> nn.Module:
         ConfigError: If the file is missing or of another kind.
         CheckpointError: If it is damaged.
     """
+    place = checkpoint_of(place)
     path = fetched(place, ".json")
-    if not _is_exported(place, path):
+    if not _is_exported(path):
         return build_networks(load_weights(place)).backbone
     info, tensors = _read(path, EncoderInfo, "encoder")
     backbone, _ = build_backbone(info.config.backbone, info.image_size)
@@ -226,8 +227,9 @@ def load_occlusion_model(place: Location) -> OcclusionModel:
         ConfigError: If the file is missing or of another kind, or has no occlusion model.
         CheckpointError: If it is damaged.
     """
+    place = checkpoint_of(place)
     path = fetched(place, ".json")
-    if not _is_exported(place, path):
+    if not _is_exported(path):
         return occlusion_of(load_weights(place))
     info, tensors = _read(path, OcclusionInfo, "occlusion model")
     occlusion = OcclusionModel(info.image_size, info.slots, info.width, info.norm, info.levels)
@@ -250,8 +252,8 @@ def occlusion_of(weights: Weights) -> OcclusionModel:
     return occlusion
 
 
-def _is_exported(place: Location, path: Path) -> bool:
-    return checkpoint_of(place) == place and path.is_file() and METADATA_KEY not in file_metadata(path)
+def _is_exported(path: Path) -> bool:
+    return path.is_file() and METADATA_KEY not in file_metadata(path)
 
 
 def _read(path: Path, kind: type[Info], part: str) -> tuple[Info, dict[str, Tensor]]:

@@ -238,14 +238,14 @@ class PopulationBasedTraining(LiveScheduler):
         """Return the last epoch of this trial whose checkpoint or outcomes another one still refers to; 0 without."""
         # A copy of this trial loads its checkpoint once it has resources, and is compared by its outcomes for some
         # reports more; both are kept under the trial's name and epoch.
-        last = 0
-        for other, member in self.population.state.members.items():
-            if other == name:
-                continue
-            if member.checkpoint is not None and member.checkpoint.path.parent.name == name:
-                last = max(last, member.epoch)
-            last = max([last, *(score.epoch for score in member.reported if score.trial == name)])
-        return last
+        others = [member for other, member in self.population.state.members.items() if other != name]
+        checkpoints = [
+            member.epoch
+            for member in others
+            if member.checkpoint is not None and member.checkpoint.path.parent.name == name
+        ]
+        outcomes = [score.epoch for member in others for score in member.reported if score.trial == name]
+        return max(checkpoints + outcomes, default=0)
 
     def _too_far_ahead(self, donor: str, name: str) -> bool:
         """Return whether copying the donor would skip more than one interval, for a trial that can train by itself."""
