@@ -24,7 +24,8 @@ from adios_ray.experiment.command import main, read_arguments
 from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.experiment.presets import preset_config
 from adios_ray.experiment.resources import Node, bundles, count_capacity, worker_resources
-from adios_ray.search.spaces import Choice, Continuous, Integer, SearchSpace, load_space, save_space
+from adios_ray.search.parameters import Choice, Continuous, Integer
+from adios_ray.search.spaces import SearchSpace, load_space, save_space
 from adios_ray.store import Location
 from adios_ray.tracking.records import write_config
 from adios_ray.validation import parse

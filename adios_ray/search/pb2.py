@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from adios_ray.search.gaussian_process import Data, Surrogate
+from adios_ray.search.parameters import Continuous, Integer, Parameter
 from adios_ray.search.population import WORST_SCORE
-from adios_ray.search.spaces import Continuous, Integer, Parameter, SearchSpace
+from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Member, Observation, PopulationState
 
 FEWEST_OBSERVATIONS = 4

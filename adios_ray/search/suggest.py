@@ -7,7 +7,8 @@ from typing import Any
 from ray import tune
 
 from adios_ray.config import TrialConfig
-from adios_ray.search.spaces import Choice, Continuous, Integer, Parameter, SearchSpace
+from adios_ray.search.parameters import Choice, Continuous, Integer, Parameter
+from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 
 MOST_STARTUP_TRIALS = 10
