@@ -32,6 +32,7 @@ from adios_ray.data.shards import (
     SCHEMA_VERSION,
     Account,
     Counted,
+    Duplicates,
     Layout,
     Manifest,
     Record,
@@ -403,32 +404,17 @@ def _finish(
         for item, checksum in zip(rows[job.file], part.pixels, strict=True)
     )
     duplicates, copies = find_duplicates(images)
-    passed_over, notes = PassedOver(plan.passed_over), PassedOver()
+    dropped = copies if drop_duplicates else set()
     splits: dict[str, tuple[ShardEntry, ...]] = {}
     for job, part in parts:
-        entry = part.entry
-        dropped = [item for item in rows[job.file] if item in copies] if drop_duplicates else []
-        if dropped:
-            entry = drop_rows(store, entry, set(dropped))
-        for item in dropped:
-            passed_over.add(_DROPPED, item)
-        for item, note in part.notes.items():
-            notes.add(note, item)
+        unwanted = dropped.intersection(rows[job.file])
+        entry = drop_rows(store, part.entry, unwanted) if unwanted else part.entry
         splits[job.split] = (*splits.get(job.split, ()), entry)
     if drop_duplicates:
-        duplicates = duplicates.model_copy(update={"dropped": len(copies)})
-    account = Account(
-        found=plan.images + plan.passed_over.total,
-        read=sum(entry.rows for entries in splits.values() for entry in entries),
-        passed_over=_counted(passed_over),
-        notes=_counted(notes),
-        duplicates=duplicates,
-    )
+        duplicates = duplicates.model_copy(update={"dropped": len(dropped)})
     refused = tuple(refusal for _, part in parts for refusal in part.refused)
-    if account.read + len(refused) + passed_over.total != account.found:
-        raise DatasetError(
-            f"{account.found} found, but {account.read} read, {len(refused)} refused, {passed_over.total} passed over"
-        )
+    in_order = [item for items in rows.values() for item in items if item in dropped]
+    account = _account(plan, splits, in_order, refused, [part.notes for _, part in parts], duplicates)
     _remove_leftovers(store, keep={job.file for job, _ in parts})
     contents = {
         item: content for job, part in parts for item, content in zip(rows[job.file], part.contents, strict=True)
@@ -448,6 +434,38 @@ def _finish(
     write_manifest(store, manifest)
     store.remove(_PARTS)
     return manifest
+
+
+def _account(
+    plan: Plan,
+    splits: Mapping[str, Sequence[ShardEntry]],
+    dropped: Sequence[str],
+    refused: Sequence[Refusal],
+    notes: Sequence[Mapping[str, str]],
+    duplicates: Duplicates,
+) -> Account:
+    """Say what became of every image that was found.
+
+    Raises:
+        DatasetError: If the sums differ.
+    """
+    passed_over, noted = PassedOver(plan.passed_over), PassedOver()
+    for item in dropped:
+        passed_over.add(_DROPPED, item)
+    for item, note in (each for part in notes for each in part.items()):
+        noted.add(note, item)
+    account = Account(
+        found=plan.images + plan.passed_over.total,
+        read=sum(entry.rows for entries in splits.values() for entry in entries),
+        passed_over=_counted(passed_over),
+        notes=_counted(noted),
+        duplicates=duplicates,
+    )
+    if account.read + len(refused) + passed_over.total != account.found:
+        raise DatasetError(
+            f"{account.found} found, but {account.read} read, {len(refused)} refused, {passed_over.total} passed over"
+        )
+    return account
 
 
 def _rows(job: ShardJob, part: _Part) -> list[str]:

@@ -1,6 +1,6 @@
 """Training of a run's population to its end: channel, capacity, scheduler, records and trials put together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -107,11 +107,10 @@ def _train(
     state = PopulationState.load(run_dir)
     names, halvings = trial_names(config, space), rungs(space.opening, config.population)
     _announce(config, space, len(names), halvings)
-    unfinished = state.unfinished(names)
     assert config.data_dir is not None
     checked = check_nodes(storage.place, config.data_dir)
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
-    if unfinished:
+    if unfinished := state.unfinished(names):
         # The lineage follows the state. An exploit is appended to the lineage before its change is journaled, so a
         # driver killed in between leaves an entry of a decision that is made again; begin_lineage drops it.
         remove_drafts(run_dir)
@@ -119,42 +118,11 @@ def _train(
         begin_lineage(run_dir, state.lineage_lines)
         run.write(storage.push)
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
-        name = channel_name(run_dir.name)
-        workers = config.workers_per_trial
         look = partial(find_node_problem, storage.place, config.data_dir)
-        channel = start_channel(name, len(unfinished), workers, checked, look)
-        calls = ChannelCalls(channel)
-        request = NodeRequest(storage.place, bundles(config, resources)) if autoscaler_runs() else None
-        with run, request or nullcontext():
-
-            def count_wanted() -> int:
-                return len(set(state.unfinished(names)) - scheduler.set_aside.keys())
-
-            passed = set(checked)
-
-            def count_fitting() -> int:
-                return count_capacity(config, resources, [node for node in nodes() if node.id in passed])
-
-            def refresh() -> None:
-                passed.update(calls.check_nodes([node.id for node in nodes()]))
-                if request:  # Ray Train itself requests what the admitted trials need
-                    request.update(max(count_wanted() - admission.taken(), 0))
-
-            capacity = ClusterCapacity(storage.place, count_fitting, count_wanted, partial(run.note, kind="wait"))
-            admission = Admission(len(unfinished), capacity.count)
-            population = Population(config.trial(), state, run, calls)
-            settings = TrialSettings(
-                trial="",
-                run_dir=storage.place,
-                channel=name,
-                workers=workers,
-                cpus_per_worker=resources.cpus,
-                gpus_per_worker=resources.gpus,
-            )
-            scheduler = make_scheduler(space, population, admission, len(names), halvings)
-            run_trials(unfinished, settings, scheduler, admission, calls, scheduler.on_note, claim.check_beats, refresh)
-            if scheduler.failure:  # at the last report of all
-                raise scheduler.failure
+        channel = start_channel(channel_name(run_dir.name), len(unfinished), config.workers_per_trial, checked, look)
+        population = Population(config.trial(), state, run, ChannelCalls(channel))
+        with run:
+            _run_unfinished(config, space, population, unfinished, resources, checked, claim)
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(storage.place)
     # From disk: the verdict rests on what was written down, exactly as after a resume.
@@ -166,6 +134,49 @@ def _train(
         run.write(lambda: write_report(run_dir, storage.uri))
         raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {storage.place}")
     return state
+
+
+def _run_unfinished(
+    config: ExperimentConfig,
+    space: SearchSpace,
+    population: Population,
+    unfinished: Sequence[str],
+    resources: WorkerResources,
+    checked: Iterable[str],
+    claim: Claim,
+) -> None:
+    """Run the unfinished trials on those nodes that have passed their check, and on later ones once they pass it."""
+    run, calls, place = population.run, population.channel, population.run.storage.place
+    names, halvings = trial_names(config, space), rungs(space.opening, config.population)
+    passed = set(checked)
+    request = NodeRequest(place, bundles(config, resources)) if autoscaler_runs() else None
+
+    def count_wanted() -> int:
+        return len(set(population.state.unfinished(names)) - scheduler.set_aside.keys())
+
+    def count_fitting() -> int:
+        return count_capacity(config, resources, [node for node in nodes() if node.id in passed])
+
+    def refresh() -> None:
+        passed.update(calls.check_nodes([node.id for node in nodes()]))
+        if request:  # Ray Train itself requests what the admitted trials need
+            request.update(max(count_wanted() - admission.taken(), 0))
+
+    with request or nullcontext():
+        capacity = ClusterCapacity(place, count_fitting, count_wanted, partial(run.note, kind="wait"))
+        admission = Admission(len(unfinished), capacity.count)
+        settings = TrialSettings(
+            trial="",
+            run_dir=place,
+            channel=channel_name(run.directory.name),
+            workers=config.workers_per_trial,
+            cpus_per_worker=resources.cpus,
+            gpus_per_worker=resources.gpus,
+        )
+        scheduler = make_scheduler(space, population, admission, len(names), halvings)
+        run_trials(unfinished, settings, scheduler, admission, calls, scheduler.on_note, claim.check_beats, refresh)
+    if scheduler.failure:  # at the last report of all
+        raise scheduler.failure
 
 
 def _announce(config: ExperimentConfig, space: SearchSpace, trials: int, halvings: Sequence[Rung]) -> None:
