@@ -23,7 +23,8 @@
       summary.json                        the outcome; written last: by it, a run counts as finished
 """
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,11 +213,18 @@ def epoch_name(epoch: int) -> str:
     return f"{_EPOCH}{epoch:05d}"
 
 
-def newest_epochs(folder: Path) -> Iterator[Path]:
-    """Iterate over what was written into a folder after each epoch, newest first."""
-    return iter(newest_first(folder.glob("*")))
+def newest_epochs(folder: Path) -> list[Path]:
+    """List what was written into a folder after each epoch, newest first; nothing if there is no such folder.
+
+    Raises:
+        OSError: If storage fails.
+    """
+    try:
+        return newest_first(folder, os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
-def newest_first(paths: Iterable[Path]) -> list[Path]:
-    """Select those paths that are named by ``epoch_name``, the newest epoch first."""
-    return sorted((path for path in paths if path.name.startswith(_EPOCH)), reverse=True)
+def newest_first(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Select those names in a folder that ``epoch_name`` gives, the newest epoch first."""
+    return [folder / name for name in sorted(names, reverse=True) if name.startswith(_EPOCH)]

@@ -14,6 +14,7 @@ Without a URI there is nothing to copy, and these methods do nothing.
 
 import fcntl
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -228,14 +229,12 @@ class RunStorage:
         with suppress(OSError):
             if self._remote is not None:
                 return self._remote.names(self._name(folder))
-            return {path.name for path in folder.iterdir()}
+            return set(os.listdir(folder))
         return set()
 
     def epochs(self, folder: Path) -> list[Path]:
         """List what was written into a folder after each epoch, newest first; none while storage fails."""
-        if self._remote is None:
-            return list(newest_epochs(folder))
-        return newest_first(folder / name for name in self.names(folder))
+        return newest_first(folder, self.names(folder))
 
     def remove(self, path: Path) -> None:
         """Remove a checkpoint or a file, as far as storage allows it."""

@@ -66,7 +66,7 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
             # now. With the checkpoint first, a crash in between would lose the report.
             _write_report(output / REPORTS_FILE, report, stage, measure)
             pointer = trainer.save(output / "checkpoints" / name)
-            for directory in list(newest_epochs(output / "checkpoints"))[KEPT_CHECKPOINTS:]:
+            for directory in newest_epochs(output / "checkpoints")[KEPT_CHECKPOINTS:]:
                 shutil.rmtree(directory)
     assert trainer is not None
     return trainer

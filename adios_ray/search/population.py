@@ -234,6 +234,10 @@ class Population:
         self.state.remove_unused_checkpoints(self.run.storage, names)
         self.state.remove_old_outcomes(self.run.directory, names)
 
+    def committed(self, name: str) -> bool:
+        """Return whether all reports of a member are in the journal."""
+        return name not in self._unwritten
+
     def _copy_to_uri(self) -> None:
         """Make the journal durable at the run's URI; if it is long, replace it by a snapshot there."""
         directory, push = self.run.directory, self.run.storage.push

@@ -101,8 +101,9 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
             self._preempting = name
         else:
             self._forget_preemption(name)
-        # Before Tune acts on the decision; where decide() has committed already, this line repeats the same state.
-        self.population.commit(name)
+        # Before Tune acts on the decision. Where decide() has changed others too, it has committed them all at once.
+        if decision == STOP or not self.population.committed(name):
+            self.population.commit(name)
         return str(decision)
 
     def _set_aside(self, name: str, fault: Fault) -> None:

@@ -176,7 +176,7 @@ class LiveView:
 
     def _print(self, line: str) -> None:
         with dispensable():
-            self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+            self._console.out(line, highlight=False)
 
     def _epochs_done(self) -> int:
         """Count the epochs completed over the population, the most trained of all trials."""
