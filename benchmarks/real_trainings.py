@@ -10,7 +10,7 @@ from in_process import InProcess, Position
 from rich.console import Console
 
 from adios_ray.backend.line import Reply
-from adios_ray.data.shards import read_manifest
+from adios_ray.data.manifest import read_manifest
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.evolution import fresh_population, make_scheduler, trial_names
 from adios_ray.run_directory import RunDirectory

@@ -46,8 +46,8 @@ def source(images: int, classes: int) -> Any:
 
 def plan(images: int, classes: int) -> Callable[[], object]:
     """Choose splits and shards."""
+    from adios_ray.data.manifest import Layout
     from adios_ray.data.plan import image_counts, make_plan, plan_jobs
-    from adios_ray.data.shards import Layout
 
     made_of = source(images, classes)
     return lambda: plan_jobs(make_plan(made_of, image_counts()).splits, Layout(160, None, False), {})
@@ -65,7 +65,7 @@ def account(images: int, classes: int) -> Callable[[], object]:
 
 def manifest(images: int, classes: int) -> Callable[[], object]:
     """Write and read the manifest and the table of source files."""
-    from adios_ray.data.shards import Manifest, Refusal, ShardEntry, read_manifest, write_manifest
+    from adios_ray.data.manifest import Manifest, Refusal, ShardEntry, read_manifest, write_manifest
     from adios_ray.data.source_files import check_unchanged, write_files
     from adios_ray.store import Store
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, write_manifest, write_shard
+from adios_ray.data.manifest import SCHEMA_VERSION, Layout, Manifest, write_manifest
+from adios_ray.data.shards import write_shard
 from adios_ray.data.sources.base import Sample
 from adios_ray.store import Store
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from adios_ray.config import TrialConfig
+from adios_ray.data.manifest import SCHEMA_VERSION, Layout, Manifest, write_manifest
 from adios_ray.data.rendered import objects, scenes
-from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, write_manifest, write_shard
+from adios_ray.data.shards import write_shard
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED
 from adios_ray.store import Store
 from adios_ray.validation import parse

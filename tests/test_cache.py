@@ -22,9 +22,10 @@ from waiting import TIMEOUT_S
 from adios_ray import local_cache
 from adios_ray.data import cache as mirroring
 from adios_ray.data import prepare as preparation
+from adios_ray.data.manifest import MANIFEST_NAME, read_manifest
 from adios_ray.data.plan import ShardJob
 from adios_ray.data.rendered import scenes
-from adios_ray.data.shards import MANIFEST_NAME, open_shards, read_manifest, verify
+from adios_ray.data.shards import open_shards, verify
 from adios_ray.errors import DatasetError, InputError
 from adios_ray.store import Store
 

@@ -21,7 +21,8 @@ from adios_ray.cli import main
 from adios_ray.commands.evaluate import Knn
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import central_instances, central_views
-from adios_ray.data.shards import Manifest, open_shards
+from adios_ray.data.manifest import Manifest
+from adios_ray.data.shards import open_shards
 from adios_ray.errors import DatasetError, EvaluationError
 from adios_ray.evaluation import features as features_module
 from adios_ray.evaluation import kinds

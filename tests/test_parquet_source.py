@@ -16,9 +16,10 @@ from s3 import s3_server
 
 from adios_ray.cli import main
 from adios_ray.data import plan
+from adios_ray.data.manifest import Layout
 from adios_ray.data.plan import in_blocks, plan_jobs, plan_splits
 from adios_ray.data.prepare import prepare
-from adios_ray.data.shards import Layout, open_shards
+from adios_ray.data.shards import open_shards
 from adios_ray.data.sources import parquet
 from adios_ray.data.sources.base import NO_LABEL, ReadInBlocks
 from adios_ray.data.sources.encoded import Place

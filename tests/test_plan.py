@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from adios_ray.data import plan
+from adios_ray.data.manifest import Layout
 from adios_ray.data.plan import (
     Quota,
     ShardJob,
@@ -24,7 +25,6 @@ from adios_ray.data.plan import (
     take,
 )
 from adios_ray.data.rendered import objects, scenes
-from adios_ray.data.shards import Layout
 from adios_ray.data.sources import folder
 from adios_ray.data.sources.base import Source
 from adios_ray.errors import DatasetError

@@ -15,10 +15,11 @@ from PIL import Image
 from ray import cloudpickle
 
 from adios_ray.data import plan
+from adios_ray.data.manifest import Layout
 from adios_ray.data.plan import deciding, make_plan, plan_jobs, plan_splits
 from adios_ray.data.prepare import PrepareSummary, make_shard, prepare
 from adios_ray.data.rendered import scenes
-from adios_ray.data.shards import Layout, open_shards, verify
+from adios_ray.data.shards import open_shards, verify
 from adios_ray.data.sources.base import PHOTOGRAPH, Sample
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles

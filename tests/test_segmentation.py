@@ -17,7 +17,8 @@ from torch import Tensor
 from adios_ray.config import CentralView
 from adios_ray.data.augment import center_maps, denormalize
 from adios_ray.data.loader import central_views
-from adios_ray.data.shards import SCHEMA_VERSION, Layout, Manifest, Split, open_shards, write_manifest, write_shard
+from adios_ray.data.manifest import SCHEMA_VERSION, Layout, Manifest, write_manifest
+from adios_ray.data.shards import Split, open_shards, write_shard
 from adios_ray.data.sources.base import Sample
 from adios_ray.errors import DatasetError, EvaluationError
 from adios_ray.evaluation import segmentation

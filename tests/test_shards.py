@@ -10,17 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from adios_ray.data.shards import (
-    SCHEMA_VERSION,
-    Layout,
-    Manifest,
-    Refusal,
-    ShardEntry,
-    open_shards,
-    verify,
-    write_manifest,
-    write_shard,
-)
+from adios_ray.data.manifest import SCHEMA_VERSION, Layout, Manifest, Refusal, ShardEntry, write_manifest
+from adios_ray.data.shards import open_shards, verify, write_shard
 from adios_ray.data.sources.base import Sample
 from adios_ray.errors import DatasetError
 from adios_ray.store import Store

@@ -23,7 +23,7 @@ from adios_ray.arguments import parse_arguments
 from adios_ray.checkpoints import STATE_FILE
 from adios_ray.cli import EXAMPLES, FIRST_STEPS, Command, main
 from adios_ray.data.claim import TRAINING, Holder, claimed
-from adios_ray.data.shards import SCHEMA_VERSION
+from adios_ray.data.manifest import SCHEMA_VERSION
 from adios_ray.errors import ConfigError
 from adios_ray.experiment import runner
 from adios_ray.experiment.command import read_arguments

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import adios_ray
 from adios_ray.console import say
-from adios_ray.data.shards import read_manifest
+from adios_ray.data.manifest import read_manifest
 from adios_ray.errors import ConfigError, DatasetError
 from adios_ray.retry import retry
 from adios_ray.store import Location, Store, split_location

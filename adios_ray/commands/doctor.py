@@ -77,7 +77,7 @@ class Doctor:
         problems += unusable
         images, stored = None, None
         if self.data_dir is not None:
-            from adios_ray.data.shards import read_manifest
+            from adios_ray.data.manifest import read_manifest
 
             try:
                 manifest = read_manifest(self.data_dir)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from adios_ray.data.shards import Duplicates
+from adios_ray.data.manifest import Duplicates
 from adios_ray.data.sources.base import UNLABELED
 
 EXAMPLES = 10

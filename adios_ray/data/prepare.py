@@ -26,8 +26,7 @@ from adios_ray.config import OnBadImage
 from adios_ray.console import open_console
 from adios_ray.data.claim import PREPARING, claimed
 from adios_ray.data.duplicates import Pixels, find_duplicates
-from adios_ray.data.plan import Key, Plan, ShardJob, deciding, image_counts, make_plan, plan_jobs
-from adios_ray.data.shards import (
+from adios_ray.data.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Account,
@@ -38,11 +37,11 @@ from adios_ray.data.shards import (
     Record,
     Refusal,
     ShardEntry,
-    drop_rows,
     read_manifest,
     write_manifest,
-    write_shard,
 )
+from adios_ray.data.plan import Key, Plan, ShardJob, deciding, image_counts, make_plan, plan_jobs
+from adios_ray.data.shards import drop_rows, write_shard
 from adios_ray.data.source_files import check_unchanged, write_files
 from adios_ray.data.sources.base import Sample, Source
 from adios_ray.data.sources.passed_over import PassedOver

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from adios_ray.data.shards import Manifest, SourceFiles
+from adios_ray.data.manifest import Manifest, SourceFiles
 from adios_ray.data.sources.base import Source
 from adios_ray.data.sources.passed_over import first_of
 from adios_ray.errors import DatasetError

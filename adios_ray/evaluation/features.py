@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from adios_ray.config import CentralView
-from adios_ray.data.shards import Dataset, ShardEntry, Split, open_shards
+from adios_ray.data.manifest import ShardEntry
+from adios_ray.data.shards import Dataset, Split, open_shards
 from adios_ray.devices import best_device, prepare_device
 from adios_ray.evaluation.fitness import Indices, extract_features
 from adios_ray.files import atomic_path

@@ -7,8 +7,9 @@ from typing import Any
 
 from adios_ray.config import ADAPTABLE, check_batch, check_image_size, check_view, replaced
 from adios_ray.console import say
+from adios_ray.data.manifest import SCHEMA_VERSION, Manifest, ShardEntry
 from adios_ray.data.rendered import objects
-from adios_ray.data.shards import SCHEMA_VERSION, Manifest, ShardEntry, verify
+from adios_ray.data.shards import verify
 from adios_ray.errors import ConfigError, DatasetError, EvaluationError
 from adios_ray.evaluation.fitness import SMALLEST_PARTED, check_measurable
 from adios_ray.experiment.config import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig

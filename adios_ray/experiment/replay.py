@@ -9,7 +9,7 @@ import torch
 
 from adios_ray.checkpoints import KEPT_CHECKPOINTS, newest_intact
 from adios_ray.config import TrialConfig, replaced
-from adios_ray.data.shards import read_manifest
+from adios_ray.data.manifest import read_manifest
 from adios_ray.errors import ConfigError, RunError
 from adios_ray.experiment.schedule import Schedule, Stage, load_schedule
 from adios_ray.files import atomic_write, complete_lines, remove_drafts

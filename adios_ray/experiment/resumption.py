@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from adios_ray.checkpoints import STATE_FILES
-from adios_ray.data.shards import read_manifest
+from adios_ray.data.manifest import read_manifest
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.evolution import trial_names

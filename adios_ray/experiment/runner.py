@@ -13,9 +13,9 @@ from adios_ray.backend.cluster import connected, queue_job, submitted_job
 from adios_ray.config import replaced
 from adios_ray.console import say
 from adios_ray.data.claim import TRAINING, Claim, claimed
+from adios_ray.data.manifest import read_manifest
 from adios_ray.data.prepare import prepare
 from adios_ray.data.rendered import objects
-from adios_ray.data.shards import read_manifest
 from adios_ray.errors import ConfigError
 from adios_ray.experiment.checks import check_data, check_demo, check_job_paths, check_storage, check_trackers
 from adios_ray.experiment.config import (

@@ -16,7 +16,7 @@ from adios_ray.backend.preflight import find_refused_nodes
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.console import say
-from adios_ray.data.shards import read_manifest
+from adios_ray.data.manifest import read_manifest
 from adios_ray.errors import FaultError, RunError
 from adios_ray.experiment.command import repeating_command
 from adios_ray.experiment.config import ExperimentConfig
