@@ -16,8 +16,9 @@ from adios_ray.config import CentralView, Seed, Strict, replaced
 from adios_ray.errors import ConfigError, RecordError, UsageError
 from adios_ray.places import require_local
 from adios_ray.run_directory import RunDirectory
-from adios_ray.tracking import records
-from adios_ray.tracking.records import COLUMNS, MaskFile, RunSummary
+from adios_ray.tracking import records, run_masks
+from adios_ray.tracking.records import COLUMNS, RunSummary
+from adios_ray.tracking.run_masks import MaskFile
 from adios_ray.validation import leaves, parse
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class LoadedRun:
 
     def mask_epochs(self, trial: str) -> list[int]:
         """List the epochs at which a trial's masks were stored, ascending."""
-        return records.mask_epochs(self.path, trial)
+        return run_masks.mask_epochs(self.path, trial)
 
     def masks(self, trial: str, epoch: int) -> MaskFile:
         """Read the masks of the run's fixed validation images.
@@ -104,7 +105,7 @@ class LoadedRun:
             FileNotFoundError: If none were stored at this epoch.
             RecordError: If the file is damaged.
         """
-        return records.read_masks(self.path, trial, epoch)
+        return run_masks.read_masks(self.path, trial, epoch)
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:

@@ -11,10 +11,11 @@ import numpy as np
 
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
-from adios_ray.tracking import lineage, records
+from adios_ray.tracking import lineage, records, run_masks
 from adios_ray.tracking.live import LiveView
-from adios_ray.tracking.records import Exploit, MaskFile, Row, RunSummary
+from adios_ray.tracking.records import Exploit, Row, RunSummary
 from adios_ray.tracking.run import Run
+from adios_ray.tracking.run_masks import MaskFile
 
 _START = datetime(2025, 3, 4, 9, 30, tzinfo=UTC)
 COPIES = {3: 5, 5: 4, 6: 6, 9: 6, 10: 3}
@@ -120,7 +121,7 @@ class MadeUpRun:
         self.skill[name] += gain + self.rng.normal(0, 0.006)
         if epoch % 2 == 1 or epoch == self.epochs:
             masks = make_masks(epoch, self.epochs, self.settings[name]["masking.slots"])
-            records.write_masks(self.run_dir, name, epoch, masks)
+            run_masks.write_masks(self.run_dir, name, epoch, masks)
         overlap = 0.75 * math.exp(-epoch / 6) + self.rng.uniform(0, 0.05)
         sizes = {"mask_mean_min": self.rng.uniform(0.08, 0.14), "mask_mean_max": self.rng.uniform(0.3, 0.36)}
         return make_row(name, epoch, self.skill[name], slot_overlap=overlap, values=self.settings[name], **sizes)

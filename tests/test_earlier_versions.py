@@ -21,7 +21,7 @@ from adios_ray.models.weights import load_weights, unwrapped
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking import records
+from adios_ray.tracking import records, run_masks
 from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
 
@@ -93,10 +93,10 @@ def test_exploits_and_the_outcome_are_read(tmp_path: Path) -> None:
 
 def test_masks_with_epochs_of_four_digits_are_found(tmp_path: Path) -> None:
     RunDirectory(tmp_path).make_folders()
-    records.write_masks(tmp_path, "a", 3, make_masks(1, 2, 3, images=1, side=8))
+    run_masks.write_masks(tmp_path, "a", 3, make_masks(1, 2, 3, images=1, side=8))
     path = RunDirectory(tmp_path).masks("a", 3)
     path.rename(path.with_name("epoch_0003.npz"))
-    assert records.mask_epochs(tmp_path, "a") == [3] and len(records.read_masks(tmp_path, "a", 3).masks) == 1
+    assert run_masks.mask_epochs(tmp_path, "a") == [3] and len(run_masks.read_masks(tmp_path, "a", 3).masks) == 1
 
 
 def test_configurations_and_search_spaces_with_british_spelling_are_read(tmp_path: Path) -> None:

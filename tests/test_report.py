@@ -21,10 +21,10 @@ from adios_ray.data.claim import TRAINING, claimed
 from adios_ray.measures import MEASURES
 from adios_ray.run_directory import REPLAY_FILE, RunDirectory
 from adios_ray.store import Store
-from adios_ray.tracking import lineage, records
+from adios_ray.tracking import lineage, records, run_masks
 from adios_ray.tracking.environment import record_environment
 from adios_ray.tracking.log import Event, EventLog
-from adios_ray.tracking.records import MaskFile, Row
+from adios_ray.tracking.records import Row
 from adios_ray.tracking.report import charts, search_charts
 from adios_ray.tracking.report.background import BackgroundReport
 from adios_ray.tracking.report.comparison import differences, verdict_between, write_comparison
@@ -35,6 +35,7 @@ from adios_ray.tracking.report.masks import mask_section, spread
 from adios_ray.tracking.report.outcome import outcome_of
 from adios_ray.tracking.report.page import write_report
 from adios_ray.tracking.report.run_data import RunData, read_run
+from adios_ray.tracking.run_masks import MaskFile
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_masks_follow_the_ancestry(run_dir: Path) -> None:
     assert epochs == [1, 3, 5, 7, 9, 11, 12]
     assert [sheet.trial for sheet in section.sheets] == [lineage.holder(run.path_of_best, e) for e in epochs]
     assert len({sheet.trial for sheet in section.sheets}) > 1
-    last = records.read_masks(run_dir, section.sheets[-1].trial, 12).masks
+    last = run_masks.read_masks(run_dir, section.sheets[-1].trial, 12).masks
     assert section.sheets[-1].sizes == pytest.approx((last / 255).mean(axis=(0, 2, 3)).tolist())
 
 
@@ -412,7 +413,7 @@ def test_a_single_mask_and_large_images_are_drawn(tmp_path: Path) -> None:
     make_run(tmp_path, trials=2, epochs=1)
     images = np.full((2, 200, 200, 3), 9, np.uint8)
     for trial in ("trial_00", "trial_01"):
-        records.write_masks(tmp_path, trial, 1, MaskFile(images, np.full((2, 1, 200, 200), 99, np.uint8)))
+        run_masks.write_masks(tmp_path, trial, 1, MaskFile(images, np.full((2, 1, 200, 200), 99, np.uint8)))
     section = mask_section(read_run(tmp_path))
     assert section is not None and len(section.sheets) == 1 and not section.pixelated
     assert section.statistics[1].entropy == 0.0 and "Pictures of masks" in write_report(tmp_path).read_text()

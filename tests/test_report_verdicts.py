@@ -11,11 +11,12 @@ import pytest
 from made_up_run import make_exploit, make_row, make_summary
 
 from adios_ray.run_directory import RunDirectory
-from adios_ray.tracking import records
-from adios_ray.tracking.records import MaskFile, Row, RunSummary
+from adios_ray.tracking import run_masks
+from adios_ray.tracking.records import Row, RunSummary
 from adios_ray.tracking.report import verdicts
 from adios_ray.tracking.report.outcome import outcome_of, search_course, sureness
 from adios_ray.tracking.report.run_data import RunData
+from adios_ray.tracking.run_masks import MaskFile
 
 PBT = {"scheduler": "pbt", "interval_epochs": 1, "synchronous": True}
 ASHA = {"scheduler": "asha", "search": "random"}
@@ -41,7 +42,7 @@ def masked_run(tmp_path: Path, masks: np.ndarray[Any, Any]) -> RunData:
     stored = np.rint(255 * masks[None]).astype(np.uint8)
     size = stored.shape[-1]
     RunDirectory(tmp_path).make_folders()
-    records.write_masks(tmp_path, "a", 1, MaskFile(np.zeros((1, size, size, 3), np.uint8), stored))
+    run_masks.write_masks(tmp_path, "a", 1, MaskFile(np.zeros((1, size, size, 3), np.uint8), stored))
     return RunData(tmp_path, [make_row("a", 1)])
 
 
@@ -242,7 +243,7 @@ def test_verdicts_choose_the_next_command_and_the_gravest_is_first(tmp_path: Pat
     rows = curves({"a": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], "b": [0.79] * 8}, standard_error=0.02)
     masks = np.rint(255 * halves()[[0, 0]] / 2).astype(np.uint8)[None]
     RunDirectory(tmp_path).make_folders()
-    records.write_masks(tmp_path, "a", 8, MaskFile(np.zeros((1, 8, 8, 3), np.uint8), masks))
+    run_masks.write_masks(tmp_path, "a", 8, MaskFile(np.zeros((1, 8, 8, 3), np.uint8), masks))
     summary = summary_of(rows, command="adios-ray train --seed 3 --name=first --preset demo")
     run = RunData(tmp_path, rows, summary=summary, config={"seed": 3})
     found = verdicts.verdicts(run)

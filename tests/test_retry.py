@@ -17,8 +17,8 @@ from adios_ray.files import atomic_write
 from adios_ray.retry import retry, retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking import records
-from adios_ray.tracking.records import MaskFile
+from adios_ray.tracking import records, run_masks
+from adios_ray.tracking.run_masks import MaskFile
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def _save(run: RunDirectory) -> None:
 
 
 def _draw(run: RunDirectory) -> None:
-    records.write_masks(
+    run_masks.write_masks(
         run.path, "trial_00", 1, MaskFile(np.zeros((1, 2, 2, 3), np.uint8), np.zeros((1, 1, 2, 2), np.uint8))
     )
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from adios_ray.errors import RecordError
 from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
-from adios_ray.tracking import lineage, pictures, records
+from adios_ray.tracking import lineage, pictures, records, run_masks
 from adios_ray.tracking.formatting import duration
 from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.live import LiveView, report_line, sparkline
@@ -107,9 +107,9 @@ def test_lineage_summary_config_and_masks_round_trip(tmp_path: Path) -> None:
     assert records.read_config(tmp_path) == {"a": {"b": [1, None]}}
     masks = make_masks(1, 2, 3, images=2, side=8)
     RunDirectory(tmp_path).make_folders()
-    records.write_masks(tmp_path, "trial_01", 12, masks)
-    assert records.mask_epochs(tmp_path, "trial_01") == [12]
-    np.testing.assert_array_equal(records.read_masks(tmp_path, "trial_01", 12).masks, masks.masks)
+    run_masks.write_masks(tmp_path, "trial_01", 12, masks)
+    assert run_masks.mask_epochs(tmp_path, "trial_01") == [12]
+    np.testing.assert_array_equal(run_masks.read_masks(tmp_path, "trial_01", 12).masks, masks.masks)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -134,8 +134,8 @@ def test_a_trial_name_does_not_lead_out_of_the_masks(tmp_path: Path) -> None:
     masks = make_masks(1, 2, 3, images=1, side=4)
     for name in ("..", "../x", "/tmp", "a/b", ""):
         with pytest.raises(RecordError, match="folder"):
-            records.write_masks(tmp_path, name, 1, masks)
-        assert records.mask_epochs(tmp_path, name) == []
+            run_masks.write_masks(tmp_path, name, 1, masks)
+        assert run_masks.mask_epochs(tmp_path, name) == []
 
 
 def test_ancestry_follows_the_copies_backward() -> None:
@@ -174,10 +174,10 @@ def test_slot_colors_are_distinct() -> None:
 
 def test_readme_picture_has_a_row_for_each_slot(run_dir: Path, tmp_path: Path) -> None:
     pictures.save_readme_picture(run_dir, tmp_path / "masks.png", trial="trial_02", images=5)
-    slots = records.read_masks(run_dir, "trial_02", 12).masks.shape[1]
+    slots = run_masks.read_masks(run_dir, "trial_02", 12).masks.shape[1]
     with Image.open(tmp_path / "masks.png") as sheet:
         assert sheet.size == (5 * 100 - 4, (2 + slots) * 100 - 4)
-        first = records.read_masks(run_dir, "trial_02", 12).images[0]
+        first = run_masks.read_masks(run_dir, "trial_02", 12).images[0]
         assert sheet.getpixel((1, 1)) == tuple(first[0, 0])
     with pytest.raises(RecordError, match="no masks of trial"):
         pictures.save_readme_picture(run_dir, tmp_path / "none.png", trial="trial_99")

@@ -23,7 +23,7 @@ from adios_ray.files import remove_drafts
 from adios_ray.retry import retry, retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
-from adios_ray.tracking.records import MaskFile, write_masks
+from adios_ray.tracking.run_masks import MaskFile, write_masks
 from adios_ray.training.trainer import Trainer
 
 MASK_PICTURES = 8

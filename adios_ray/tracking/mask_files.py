@@ -38,7 +38,7 @@ from adios_ray.files import atomic_path, write_output
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models.weights import occlusion_image_size
 from adios_ray.tracking.pictures import save_mask_sheet, slot_colors
-from adios_ray.tracking.records import Pixels
+from adios_ray.tracking.run_masks import Pixels
 from adios_ray.validation import read_json
 
 Masks = npt.NDArray[np.float32]

@@ -19,8 +19,8 @@ from adios_ray.errors import RecordError, exit_status
 from adios_ray.files import write_output
 from adios_ray.places import delivered, require_local
 from adios_ray.store import Location
-from adios_ray.tracking import lineage, records
-from adios_ray.tracking.records import Pixels
+from adios_ray.tracking import lineage, records, run_masks
+from adios_ray.tracking.run_masks import Pixels
 
 _FIRST_COLORS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#56b4e9", "#6a3d9a")
 _OVERLAY = 0.65
@@ -121,10 +121,10 @@ def save_readme_picture(run_dir: Path, path: Path, trial: str | None = None, ima
     """
     best = lineage.best_row(records.read_results(run_dir))
     name = trial or (best.trial if best else "")
-    epochs = records.mask_epochs(run_dir, name)
+    epochs = run_masks.mask_epochs(run_dir, name)
     if not epochs:
         raise RecordError(f"{run_dir}: no masks of trial {name!r} are stored")
-    stored = records.read_masks(run_dir, name, epochs[-1])
+    stored = run_masks.read_masks(run_dir, name, epochs[-1])
     save_mask_sheet(stored.images[:images], stored.masks[:images], path)
 
 

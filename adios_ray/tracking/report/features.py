@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adios_ray.tracking import pictures
-from adios_ray.tracking.records import Pixels
 from adios_ray.tracking.report import charts
 from adios_ray.tracking.report.charts import Figure, plotly_text
 from adios_ray.tracking.report.inspection import PICKED, Inspection
 from adios_ray.tracking.report.masks import data_uri, tiled
+from adios_ray.tracking.run_masks import Pixels
 
 _COLUMNS = 25
 _CONFUSED = 12

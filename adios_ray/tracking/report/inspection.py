@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from adios_ray.errors import RecordError
 from adios_ray.files import atomic_write
 from adios_ray.run_directory import RunDirectory
-from adios_ray.tracking.records import Pixels, opened_archive
 from adios_ray.tracking.report.run_data import RunData
+from adios_ray.tracking.run_masks import Pixels, opened_archive
 from adios_ray.validation import parse_json
 
 if TYPE_CHECKING:  # a report without features needs no torch

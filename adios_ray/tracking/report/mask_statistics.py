@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from adios_ray.tracking.records import Pixels
+from adios_ray.tracking.run_masks import Pixels
 
 Floats = npt.NDArray[np.float64]
 

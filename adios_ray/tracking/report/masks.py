@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from adios_ray.errors import RecordError
-from adios_ray.tracking import pictures, records
-from adios_ray.tracking.records import MaskFile, Pixels
+from adios_ray.tracking import pictures, run_masks
 from adios_ray.tracking.report.mask_statistics import SlotStatistics, agreement, slot_statistics
 from adios_ray.tracking.report.run_data import RunData
+from adios_ray.tracking.run_masks import MaskFile, Pixels
 
 SHEETS, IMAGES = 12, 8
 _LARGEST = 96
@@ -64,7 +64,7 @@ def mask_section(run: RunData) -> MaskSection | None:
     before: MaskFile | None = None
     for epoch in epochs:
         try:
-            stored = records.read_masks(run.path, run.mask_epochs[epoch], epoch)
+            stored = run_masks.read_masks(run.path, run.mask_epochs[epoch], epoch)
         except (RecordError, OSError) as error:
             damaged.append(str(error))
             continue

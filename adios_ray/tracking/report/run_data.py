@@ -16,11 +16,12 @@ from adios_ray.errors import RecordError
 from adios_ray.files import complete_lines
 from adios_ray.measures import Measure
 from adios_ray.run_directory import RunDirectory
-from adios_ray.tracking import lineage, records
+from adios_ray.tracking import lineage, records, run_masks
 from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.log import Event, read_events
 from adios_ray.tracking.overview import State, state_of
-from adios_ray.tracking.records import Drop, Exploit, MaskFile, Refusal, Row, RunSummary
+from adios_ray.tracking.records import Drop, Exploit, Refusal, Row, RunSummary
+from adios_ray.tracking.run_masks import MaskFile
 from adios_ray.validation import parse, parse_json, read_json
 
 EVOLVING = ("pbt", "pb2")
@@ -174,7 +175,7 @@ class RunData:
         for part in self.path_of_best:
             # Masks of the epoch at which weights were copied in are still of the trial's own.
             first = 0 if part.after == 0 else part.after + 1
-            for epoch in records.mask_epochs(self.path, part.trial):
+            for epoch in run_masks.mask_epochs(self.path, part.trial):
                 if first <= epoch <= part.until:
                     found[epoch] = part.trial
         return found
@@ -185,7 +186,7 @@ class RunData:
         for epoch in sorted(self.mask_epochs, reverse=True):
             # The section of masks names those that cannot.
             with suppress(RecordError, OSError):
-                return records.read_masks(self.path, self.mask_epochs[epoch], epoch)
+                return run_masks.read_masks(self.path, self.mask_epochs[epoch], epoch)
         return None
 
     @cached_property

@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from adios_ray.tracking.pictures import mask_sheet
-from adios_ray.tracking.records import Row, mask_epochs, read_lineage, read_masks
+from adios_ray.tracking.records import Row, read_lineage
+from adios_ray.tracking.run_masks import mask_epochs, read_masks
 
 IMAGES = 8
 """Validation images whose masks are logged."""
