@@ -119,10 +119,11 @@ def _train(
         run.write(storage.push)
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
         look = partial(find_node_problem, storage.place, config.data_dir)
-        channel = start_channel(channel_name(run_dir.name), len(unfinished), config.workers_per_trial, checked, look)
+        name = channel_name(run_dir.name)
+        channel = start_channel(name, len(unfinished), config.workers_per_trial, checked, look)
         population = Population(config.trial(), state, run, ChannelCalls(channel))
         with run:
-            _run_unfinished(config, space, population, unfinished, resources, checked, claim)
+            _run_unfinished(config, space, population, unfinished, name, resources, checked, claim)
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(storage.place)
     # From disk: the verdict rests on what was written down, exactly as after a resume.
@@ -141,11 +142,15 @@ def _run_unfinished(
     space: SearchSpace,
     population: Population,
     unfinished: Sequence[str],
+    channel: str,
     resources: WorkerResources,
     checked: Iterable[str],
     claim: Claim,
 ) -> None:
-    """Run the unfinished trials on those nodes that have passed their check, and on later ones once they pass it."""
+    """Run the unfinished trials on those nodes that have passed their check, and on later ones once they pass it.
+
+    ``channel`` is the name of the channel that the population's calls reach.
+    """
     run, calls, place = population.run, population.channel, population.run.storage.place
     names, halvings = trial_names(config, space), rungs(space.opening, config.population)
     passed = set(checked)
@@ -168,7 +173,7 @@ def _run_unfinished(
         settings = TrialSettings(
             trial="",
             run_dir=place,
-            channel=channel_name(run.directory.name),
+            channel=channel,
             workers=config.workers_per_trial,
             cpus_per_worker=resources.cpus,
             gpus_per_worker=resources.gpus,
