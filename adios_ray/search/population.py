@@ -12,7 +12,16 @@ from adios_ray.backend.line import Reply
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.files import atomic_write
 from adios_ray.run_directory import RunDirectory
-from adios_ray.search.comparison import Difference, Outcomes, Score, compared, extended, read_outcomes, score_at
+from adios_ray.search.comparison import (
+    Difference,
+    Outcomes,
+    Score,
+    compared,
+    decoded,
+    extended,
+    read_outcomes,
+    score_at,
+)
 from adios_ray.search.state import Member, Observation, PopulationState
 from adios_ray.tracking.run import Run
 
@@ -78,8 +87,10 @@ class Population:
         self.run.report(name, report, member.values, self._own_config(name))
         value = self._score(member, report.fitness)
         score = Score(epoch, value, report.standard_error, name)
-        # Before the journal: a resumed driver finds what a decision about the journaled report needs.
-        self._write_outcomes(name, epoch, report.outcomes)
+        outcomes = None if report.outcomes is None else base64.b64decode(report.outcomes)
+        if outcomes is not None:
+            # Before the journal: a resumed driver finds what a decision about the journaled report needs.
+            self._write_outcomes(name, epoch, outcomes)
         self._unwritten.setdefault(name, []).append(f"{name}/{epoch}")
         self.state.observations[f"{name}/{epoch}"] = Observation(
             trial=name,
@@ -87,7 +98,7 @@ class Population:
             epochs=(member.epoch, epoch),
             scores=(member.base_score, value),
             # After an exploit, against the donor's last report: the same weights.
-            standard_error=self._difference(score, member.history[-1]).standard_error if member.history else None,
+            standard_error=self._change(score, outcomes, member.history[-1]) if member.history else None,
         )
         member.score = member.base_score = value
         member.history = extended(member.history, score)
@@ -97,16 +108,21 @@ class Population:
             member.checkpoint = self.run.storage.here(reply.checkpoint)
         return True
 
-    def _write_outcomes(self, name: str, epoch: int, outcomes: str | None) -> None:
-        """Store the outcomes of a report's images, if it has any."""
-        if outcomes is not None:
-            path, content = RunDirectory(self.run.directory).outcomes(name, epoch), base64.b64decode(outcomes)
+    def _write_outcomes(self, name: str, epoch: int, outcomes: bytes) -> None:
+        """Store the outcomes of a report's images."""
+        path = RunDirectory(self.run.directory).outcomes(name, epoch)
 
-            def write() -> None:
-                path.parent.mkdir(exist_ok=True)
-                atomic_write(path, content)
+        def write() -> None:
+            path.parent.mkdir(exist_ok=True)
+            atomic_write(path, outcomes)
 
-            self.run.write(write)
+        self.run.write(write)
+
+    def _change(self, score: Score, outcomes: bytes | None, before: Score) -> float | None:
+        """Compute the standard error of the change of a trial's score since its last report."""
+        if outcomes is None:  # what is not paired needs no outcomes of the last report either
+            return compared(score, before, None, None).standard_error
+        return compared(score, before, decoded(outcomes), self._outcomes(before)).standard_error
 
     def _score(self, member: Member, fitness: float) -> float:
         """Smooth the fitness over reports as configured; never nan."""
@@ -120,9 +136,7 @@ class Population:
 
     def compare(self, first: str, second: str) -> Difference:
         """Compare two trials at the last epoch that both have reported, image by image where outcomes are stored."""
-        return self._difference(*scores_at_common_epoch(self[first], self[second]))
-
-    def _difference(self, one: Score, two: Score) -> Difference:
+        one, two = scores_at_common_epoch(self[first], self[second])
         return compared(one, two, self._outcomes(one), self._outcomes(two))
 
     def _outcomes(self, score: Score) -> Outcomes | None:
@@ -207,7 +221,7 @@ class Population:
         if name not in self._registered:
             return
         assert member.checkpoint is not None
-        self.channel.load(name, member.checkpoint, member.epoch, replaced(self.config, member.values))
+        self.channel.load(name, member.checkpoint, member.epoch, self._own_config(name))
 
     def hold(self, names: Sequence[str], held: bool) -> None:
         """Hold trials at a barrier, or release them; trials that this driver has not started are skipped."""

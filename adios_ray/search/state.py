@@ -183,7 +183,9 @@ class PopulationState(BaseModel):
 
         A trial that is far behind is compared at its own epoch, with reports that the others made long before.
         """
-        stored = {trial: newest_epochs(RunDirectory(run_dir).outcomes(trial, 0).parent) for trial in trials}
+        # Trials that have trained for fewer epochs have fewer reports.
+        longer = [trial for trial in trials if self.members[trial].epoch > MOST_OUTCOMES]
+        stored = {trial: newest_epochs(RunDirectory(run_dir).outcomes(trial, 0).parent) for trial in longer}
         many = {trial: paths for trial, paths in stored.items() if len(paths) > MOST_OUTCOMES}
         # All members are asked once for many reports, since this runs at each.
         if many:

@@ -176,7 +176,7 @@ class LiveView:
 
     def _print(self, line: str) -> None:
         with dispensable():
-            self._console.out(line, highlight=False)
+            print(line, file=self._console.file, flush=True)  # rich's own way costs as much as writing three files
 
     def _epochs_done(self) -> int:
         """Count the epochs completed over the population, the most trained of all trials."""
