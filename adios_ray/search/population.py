@@ -269,9 +269,10 @@ class Population:
 
 def scores_at_common_epoch(first: Member, second: Member) -> tuple[Score, Score]:
     """Look up the scores of two members, both of which have reported, at the last epoch that both have reached."""
+    one, two = first.reported, second.reported
     # A failure counts at once, whatever the trial scored before it.
     if WORST_SCORE in (first.score, second.score):
-        return first.reported[-1], second.reported[-1]
+        return one[-1], two[-1]
     # Trials on fast nodes are ahead: their last scores would win by the epochs alone.
-    epoch = min(first.reported[-1].epoch, second.reported[-1].epoch)
-    return score_at(first.reported, epoch), score_at(second.reported, epoch)
+    epoch = min(one[-1].epoch, two[-1].epoch)
+    return score_at(one, epoch), score_at(two, epoch)
