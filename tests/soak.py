@@ -18,9 +18,9 @@ interrupted, and resumed when no node is left again. Ends: ``interrupt`` and
 ``terminate``, the driver gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is
 refused; ``moved``, the driver is killed, and the run is resumed in another place. The round then waits for the end and
 checks that all trials are at their last epoch, that every report exists once, that lineage and numbers equal those of
-an undisturbed run bit for bit (except after ``checkpoint``, where a trial steps back), that no process, placement
-group or temporary file is left, and that another job's detached actor and placement group are as they were. Prints a
-table, and one line for each failed round; the exit status is 1 if there was any.
+an undisturbed training in one process bit for bit (except after ``checkpoint``, where a trial steps back), that no
+process, placement group or temporary file is left, and that another job's detached actor and placement group are as
+they were. Prints a table, and one line for each failed round; the exit status is 1 if there was any.
 """
 
 import contextlib
@@ -44,6 +44,7 @@ from typing import Any, Literal, NamedTuple
 
 import psutil
 import ray
+import torch
 import tyro
 import yaml
 from autoscaled import autoscaled
@@ -58,6 +59,7 @@ from adios_ray.backend.ray_private import POLL_INTERVAL_VARIABLE
 from adios_ray.checkpoints import STATE_FILE
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.places import fetched
+from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
 from adios_ray.store import Location, Store, split_location
 from adios_ray.tracking.records import read_lineage, read_results
@@ -211,13 +213,16 @@ class Stage:
         return self._start(name, storage, joining)
 
     def _start(self, name: str, storage: Location, joining: Variables) -> tuple["subprocess.Popen[str]", Location]:
+        file = self.directory / f"{name}.json"
+        file.write_text(self.config(storage).model_dump_json())
+        return self.drive(file, name, joining), storage
+
+    def config(self, storage: Location) -> ExperimentConfig:
+        """Make the configuration of a population."""
         trial = small_config(self.data, epochs=EPOCHS).model_dump()
-        config = ExperimentConfig(
+        return ExperimentConfig(
             **trial, space=self.directory / "space.yaml", storage=storage, population=TRIALS, cpus_per_worker=0.9
         )
-        file = self.directory / f"{name}.json"
-        file.write_text(config.model_dump_json())
-        return self.drive(file, name, joining), storage
 
     def drive(self, what: Location, name: str, joining: Variables = NONE) -> "subprocess.Popen[str]":
         """Start a driver for a configuration file, or to resume a run directory, on this cluster or another one.
@@ -520,12 +525,15 @@ def measured(run: Path) -> dict[tuple[str, int], tuple[float, ...]]:
 
 
 def undisturbed(stage: Stage) -> Outcome:
-    """Run without a disturbance; return the outcome."""
-    driver, storage = stage.start("undisturbed")
-    run = place_of(storage, driver, TRIALS * EPOCHS)
-    if driver.wait():
-        raise WrongError("the undisturbed run failed")
-    return Outcome(decisions(fetched(run)), measured(fetched(run)))
+    """Train the population in this process, without Ray and without a disturbance; return the outcome."""
+    sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # pytest takes it from pyproject.toml
+    from real_trainings import Trainers, train_population
+
+    run = stage.directory / "undisturbed"
+    config = stage.config(run)
+    torch.set_num_threads(1)  # like a trial's worker
+    train_population(config, load_space(config.space), run, Trainers(run), console=Console(quiet=True))
+    return Outcome(decisions(run), measured(run))
 
 
 def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> float:

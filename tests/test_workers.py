@@ -17,7 +17,7 @@ from adios_ray.objectives import Embedding, build_objective
 from adios_ray.training.divergence import Terms, batch_state
 from adios_ray.training.step import train_step
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workers")]  # one process makes what all tests compare
 WORKERS, STEPS = 2, 2
 CONTRASTS = ("simclr", "barlow", "vicreg", "mocov2", "mocov3", "dino")
 GAMES = list(itertools.product(("adios", "adios-s"), ("simultaneous", "alternating"), ("one", "both")))
