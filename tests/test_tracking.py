@@ -232,6 +232,14 @@ def test_live_prints_plain_lines_without_a_terminal() -> None:
     ]
 
 
+def test_a_quiet_console_shows_nothing() -> None:
+    out = io.StringIO()
+    with LiveView(12, 2, "title", console=Console(file=out, quiet=True)) as view:
+        view.report(make_row())
+        view.note("resumed from epoch 5")
+    assert not out.getvalue()
+
+
 class FailingOutput(io.StringIO):
     """Output on a disk that fills, or to a terminal that is closed."""
 
