@@ -159,6 +159,16 @@ def test_actors_that_die_change_no_decision_and_lose_no_report(tmp_path: Path, c
 
 
 @pytest.mark.parametrize("synchronous", [True, False])
+def test_a_report_and_the_decision_that_it_leads_to_are_one_line_of_the_journal(
+    tmp_path: Path, synchronous: bool
+) -> None:
+    simulated = simulation(tmp_path / "run", synchronous=synchronous, interval_epochs=2)
+    simulated.drive()
+    journal = RunDirectory(simulated.directory).journal.read_bytes()
+    assert len(simulated.lineage()) > 0 and len(journal.splitlines()) == len(simulated.run.reports)
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
 @pytest.mark.parametrize("order", range(3))
 def test_a_resumed_driver_knows_every_observation(tmp_path: Path, synchronous: bool, order: int) -> None:
     simulated = simulation(tmp_path / "run", order=order, synchronous=synchronous, interval_epochs=2)
