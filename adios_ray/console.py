@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 from rich.console import Console
 
@@ -31,5 +32,10 @@ def dispensable() -> Iterator[None]:
 
 def say(text: str, stderr: bool = False) -> None:
     """Print a line at once, if it can be printed; see ``dispensable``."""
+    write_line(text, sys.stderr if stderr else sys.stdout)
+
+
+def write_line(text: str, file: IO[str]) -> None:
+    """Write a line to an output at once, if it can be written; see ``dispensable``."""
     with dispensable():
-        print(text, file=sys.stderr if stderr else sys.stdout, flush=True)
+        print(text, file=file, flush=True)

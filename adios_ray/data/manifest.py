@@ -46,7 +46,7 @@ class Refusal(Record):
 
 
 class Counted(Record):
-    """What was passed over or noted for one reason: how much, and some of it."""
+    """Files that were passed over, or images that were noted, for one reason: their number, and examples."""
 
     number: int
     examples: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class Duplicates(Record):
 
 
 class Account(Record):
-    """What became of everything that the source has: read + refused + passed over = found.
+    """Counts of a source's files by outcome: read + refused + passed over = found.
 
     Attributes:
         found: Images and other files of the source.

@@ -24,14 +24,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from adios_ray.config import OnBadImage
 from adios_ray.console import open_console
+from adios_ray.data.account import take_account
 from adios_ray.data.claim import PREPARING, claimed
 from adios_ray.data.duplicates import Pixels, find_duplicates
 from adios_ray.data.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
-    Account,
-    Counted,
-    Duplicates,
     Layout,
     Manifest,
     Record,
@@ -44,14 +42,12 @@ from adios_ray.data.plan import Key, Plan, ShardJob, deciding, image_counts, mak
 from adios_ray.data.shards import drop_rows, write_shard
 from adios_ray.data.source_files import check_unchanged, write_files
 from adios_ray.data.sources.base import Sample, Source
-from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.errors import DatasetError, RefusedImageError, handlers_kept
 from adios_ray.store import Location, Store
 
 _PARTS = ".parts"
 _CLAIM = f"{_PARTS}/begun"
 _FILES = "files.arrow"
-_DROPPED = "exact copy of another image"
 _EXAMPLES = 10
 _TRIED = 16  # images that are decoded before Ray starts, if the first cannot be used
 
@@ -413,7 +409,7 @@ def _finish(
         duplicates = duplicates.model_copy(update={"dropped": len(dropped)})
     refused = tuple(refusal for _, part in parts for refusal in part.refused)
     in_order = [item for items in rows.values() for item in items if item in dropped]
-    account = _account(plan, splits, in_order, refused, [part.notes for _, part in parts], duplicates)
+    account = take_account(plan, splits, in_order, refused, [part.notes for _, part in parts], duplicates)
     _remove_leftovers(store, keep={job.file for job, _ in parts})
     contents = {
         item: content for job, part in parts for item, content in zip(rows[job.file], part.contents, strict=True)
@@ -435,46 +431,10 @@ def _finish(
     return manifest
 
 
-def _account(
-    plan: Plan,
-    splits: Mapping[str, Sequence[ShardEntry]],
-    dropped: Sequence[str],
-    refused: Sequence[Refusal],
-    notes: Sequence[Mapping[str, str]],
-    duplicates: Duplicates,
-) -> Account:
-    """Say what became of every image that was found.
-
-    Raises:
-        DatasetError: If the sums differ.
-    """
-    passed_over, noted = PassedOver(plan.passed_over), PassedOver()
-    for item in dropped:
-        passed_over.add(_DROPPED, item)
-    for item, note in (each for part in notes for each in part.items()):
-        noted.add(note, item)
-    account = Account(
-        found=plan.images + plan.passed_over.total,
-        read=sum(entry.rows for entries in splits.values() for entry in entries),
-        passed_over=_counted(passed_over),
-        notes=_counted(noted),
-        duplicates=duplicates,
-    )
-    if account.read + len(refused) + passed_over.total != account.found:
-        raise DatasetError(
-            f"{account.found} found, but {account.read} read, {len(refused)} refused, {passed_over.total} passed over"
-        )
-    return account
-
-
 def _rows(job: ShardJob, part: _Part) -> list[str]:
     """Items of the rows of a shard."""
     refused = {refusal.item for refusal in part.refused}
     return [item for item in job.items if item not in refused]
-
-
-def _counted(passed_over: PassedOver) -> dict[str, Counted]:
-    return {reason: Counted(number=number, examples=examples) for reason, (number, examples) in passed_over.items()}
 
 
 def _check_usable(

@@ -123,7 +123,7 @@ def _train(
         channel = start_channel(name, len(unfinished), config.workers_per_trial, checked, look)
         population = Population(config.trial(), state, run, ChannelCalls(channel))
         with run:
-            _run_unfinished(config, space, population, unfinished, name, resources, checked, claim)
+            _run_unfinished(config, space, population, name, resources, checked, claim)
         # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
         remove_orphaned(storage.place)
     # From disk: the verdict rests on what was written down, exactly as after a resume.
@@ -141,7 +141,6 @@ def _run_unfinished(
     config: ExperimentConfig,
     space: SearchSpace,
     population: Population,
-    unfinished: Sequence[str],
     channel: str,
     resources: WorkerResources,
     checked: Iterable[str],
@@ -153,7 +152,7 @@ def _run_unfinished(
     """
     run, calls, place = population.run, population.channel, population.run.storage.place
     names, halvings = trial_names(config, space), rungs(space.opening, config.population)
-    passed = set(checked)
+    unfinished, passed = population.state.unfinished(names), set(checked)
     request = NodeRequest(place, bundles(config, resources)) if autoscaler_runs() else None
 
     def count_wanted() -> int:

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from adios_ray.console import dispensable, open_console
+from adios_ray.console import dispensable, open_console, write_line
 from adios_ray.tracking.formatting import duration, label, value_text
 from adios_ray.tracking.lineage import best_row
 from adios_ray.tracking.records import Drop, Exploit, Refusal, Row
@@ -177,8 +177,7 @@ class LiveView:
     def _print(self, line: str) -> None:
         # Not by rich, whose way to a plain line takes as long as writing three files.
         if not self._console.quiet:
-            with dispensable():
-                print(line, file=self._console.file, flush=True)
+            write_line(line, self._console.file)
 
     def _epochs_done(self) -> int:
         """Count the epochs completed over the population, the most trained of all trials."""

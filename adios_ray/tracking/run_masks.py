@@ -19,7 +19,7 @@ from adios_ray.run_directory import RunDirectory
 Pixels = npt.NDArray[np.uint8]
 
 _DAMAGED_ARCHIVE = (KeyError, ValueError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile)
-"""What numpy raises on a damaged ``.npz``."""
+"""Errors that numpy raises for a damaged ``.npz``."""
 
 
 @dataclass(frozen=True)
