@@ -73,14 +73,12 @@ def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objec
     arguments = f"--preset demo --data-dir {objects_dir} --epochs 3 --population 2 --storage {tmp_path}"
     entrypoint = f"python experiments/pbt_in100.py {arguments}"
     job = submit(head, entrypoint, tmp_path / "job.log")
-    metrics, runs, actors, groups = "", [], [], []
-    deadline = time.monotonic() + TIMEOUT_S
-    while job.poll() is None and time.monotonic() < deadline:
-        page = head.get(head.metrics, None)[1]
-        if "adios_fitness" in page and 'trial="trial_01"' in page:
-            metrics = page
-            runs, actors, groups = train_runs(head), listed(head, "actors"), listed(head, "placement_groups")
-        time.sleep(0.5)
+    until(
+        lambda: any("trial_01" in file.read_text() for file in tmp_path.glob("*/results.csv")),
+        lambda: job.poll() is None,
+    )
+    metrics = until(lambda: reported(head, "trial_01"))
+    runs, actors, groups = train_runs(head), listed(head, "actors"), listed(head, "placement_groups")
     job.wait(TIMEOUT_S)
     output = (tmp_path / "job.log").read_text()
     assert job.returncode == 0 and "succeeded" in output and "Report: " in output, output
@@ -95,6 +93,12 @@ def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objec
         assert found == names, (kind, [(actor["class_name"], actor["repr_name"], actor["state"]) for actor in actors])
     assert {group["name"].rpartition("/")[0] for group in groups} == names
     assert head.get(f"{head.dashboard}/api/jobs/", None)[0] == 401
+
+
+def reported(head: Head, trial: str) -> str | None:
+    """Fetch the metrics once they have a trial's fitness."""
+    page = head.get(head.metrics, None)[1]
+    return page if "adios_fitness" in page and f'trial="{trial}"' in page else None
 
 
 def submit(head: Head, entrypoint: str, log: Path) -> "subprocess.Popen[bytes]":

@@ -1,7 +1,5 @@
 """Live trials on a real cluster: in-place loads, two workers, killed processes, truncated checkpoint, shared GPU."""
 
-import os
-import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -152,21 +150,28 @@ def test_two_workers_train_one_trial(driven: Driven, objects_dir: Path) -> None:
         torch.testing.assert_close(value, expected, rtol=0, atol=2e-4 * max(1.0, float(expected.abs().max())))
 
 
-def test_a_trial_whose_processes_are_killed_one_after_the_other_resumes_from_its_last_report(
+def test_a_trial_whose_processes_are_killed_resumes_from_its_last_whole_checkpoint(
     driven: Driven, objects_dir: Path
 ) -> None:
     from adios_ray.backend.capacity import groups
 
-    config = small_config(objects_dir, epochs=3)
+    config = small_config(objects_dir, epochs=4)
     driven.start("trial", config)
     reports = [driven.report("trial")]
     assert [(group.placed, group.orphaned) for group in groups(driven.run_dir)] == [(True, False)]
-    for kind in ("worker", "controller"):
-        for victim in soak.processes(kind):
-            victim.kill()
-        reports.append(driven.report("trial"))
-    assert [report.report.epoch for report in reports] == [1, 2, 3]
-    assert len({report.report.worker_pid for report in reports}) == 3
+    kill("controller")
+    reports.append(driven.report("trial"))
+    second = reports[-1].checkpoint.path / STATE_FILE
+    driven.notes()
+    second.write_bytes(second.read_bytes()[:1000])
+    kill("worker")
+    reports += [driven.report("trial") for _ in range(3)]
+    assert [report.report.epoch for report in reports] == [1, 2, 2, 3, 4]
+    assert [len({report.report.worker_pid for report in part}) for part in (reports[:3], reports[2:])] == [3, 1]
+    failed, skipped = driven.notes()
+    assert failed.text.startswith("its workers failed (") and failed.text.endswith("started again, attempt 2 of 6")
+    assert "The actor died unexpectedly" in failed.details
+    assert f"epoch_00002/{STATE_FILE} is damaged" in skipped.text and skipped.text.endswith("resumes from epoch_00001")
 
     from adios_ray.training.trainer import Trainer
 
@@ -176,21 +181,10 @@ def test_a_trial_whose_processes_are_killed_one_after_the_other_resumes_from_its
     assert_identical(driven.state(reports[-1])["networks"], dict(alone.networks.state_dict()))
 
 
-def test_a_truncated_checkpoint_is_skipped(driven: Driven, objects_dir: Path) -> None:
-    driven.start("trial", small_config(objects_dir, epochs=3))
-    driven.report("trial")
-    second = driven.report("trial")
-    before, state = driven.state(second), second.checkpoint.path / STATE_FILE
-    state.write_bytes(state.read_bytes()[:1000])
-    os.kill(second.report.worker_pid, signal.SIGKILL)
-    again = driven.report("trial")
-    assert again.report.epoch == 2
-    assert_identical(driven.state(again), before)
-    failed, skipped = driven.notes()
-    assert failed.text.startswith("its workers failed (") and failed.text.endswith("started again, attempt 2 of 6")
-    assert "The actor died unexpectedly" in failed.details
-    assert f"epoch_00002/{STATE_FILE} is damaged" in skipped.text and skipped.text.endswith("resumes from epoch_00001")
-    assert driven.report("trial").report.epoch == 3
+def kill(kind: str) -> None:
+    """Kill a trial's worker, or Ray Train's controller."""
+    for victim in soak.processes(kind):
+        victim.kill()
 
 
 def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

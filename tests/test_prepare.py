@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from ray import cloudpickle
 
+from adios_ray.cli import main
 from adios_ray.data import plan
 from adios_ray.data.manifest import Layout
 from adios_ray.data.plan import deciding, make_plan, plan_jobs, plan_splits
@@ -189,15 +190,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder: ImageFiles, tmp_path:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_preparation_killed_at_any_point_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    program = Path(sys.executable).with_name("adios-ray")
-    images = ["--dataset", "objects", "--num-images", "6000", "--image-size", "32", "--output"]
-    command = [str(program), "prepare", *images]
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_preparation_killed_at_any_point_ends_with_the_bytes_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.undo()  # shards as long as those of the processes to kill
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    command = ["prepare", "--dataset", "objects", "--num-images", "6000", "--image-size", "32", "--output"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run([*command, str(whole)], check=True, capture_output=True)
-    random = Random(0)
+    assert main([*command, str(whole)]) == 0
+    program, random = Path(sys.executable).with_name("adios-ray"), Random(0)
     for kept in (0, 3):
-        process = subprocess.Popen([*command, str(broken)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([program, *command, broken], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while len(list((broken / ".parts").glob("*.json"))) <= kept:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.01)
@@ -207,7 +213,7 @@ def test_a_preparation_killed_at_any_point_ends_with_the_bytes_of_an_uninterrupt
     finished = {part.stem for part in (broken / ".parts").glob("*.json")}
     before = {name: (broken / name).stat().st_mtime_ns for name in finished}
     assert len(before) > 3 and not (broken / "manifest.json").exists()
-    subprocess.run([*command, str(broken)], check=True, capture_output=True)
+    assert main([*command, str(broken)]) == 0
     assert contents(broken) == contents(whole)
     assert {name: (broken / name).stat().st_mtime_ns for name in finished} == before
 

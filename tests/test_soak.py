@@ -1,16 +1,15 @@
 """A short `make soak`: the disturbances of a running population that no other test covers.
 
-test_live_trial covers a killed worker or controller and a truncated checkpoint, test_population storage that goes away.
+test_live_trial covers a killed worker or controller and a truncated checkpoint.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-KINDS = "+".join((*(("disk",) if os.geteuid() == 0 else ()), "actor", "node", "driver"))  # mounting needs root
+KINDS = "storage+actor+node+driver"
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
