@@ -16,8 +16,9 @@ from adios_ray.config import CentralView, Seed, Strict, replaced
 from adios_ray.errors import ConfigError, RecordError, UsageError
 from adios_ray.places import require_local
 from adios_ray.run_directory import RunDirectory
-from adios_ray.tracking import records, run_masks
-from adios_ray.tracking.records import COLUMNS, RunSummary
+from adios_ray.tracking import decisions, records, results, run_masks
+from adios_ray.tracking.records import RunSummary
+from adios_ray.tracking.results import COLUMNS
 from adios_ray.tracking.run_masks import MaskFile
 from adios_ray.validation import leaves, parse
 
@@ -46,7 +47,7 @@ class LoadedRun:
     @cached_property
     def results(self) -> pa.Table:
         """A row for each report, by trial and epoch; searched values are columns named by their paths."""
-        rows = records.read_results(self.path)
+        rows = results.read_results(self.path)
         searched = dict.fromkeys(path for row in rows for path in row.values)
         columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
         return pa.table(columns | {path: [row.values.get(path) for row in rows] for path in searched})
@@ -65,18 +66,18 @@ class LoadedRun:
                 **{f"old.{path}": value for path, value in exploit.old.items()},
                 **{f"new.{path}": value for path, value in exploit.new.items()},
             }
-            for exploit in records.read_lineage(self.path)
+            for exploit in decisions.read_lineage(self.path)
         )
 
     @cached_property
     def refusals(self) -> pa.Table:
         """A row for each refused copy, in the order of the decisions."""
-        return _table(refusal.model_dump(exclude={"refused"}) for refusal in records.read_refusals(self.path))
+        return _table(refusal.model_dump(exclude={"refused"}) for refusal in decisions.read_refusals(self.path))
 
     @cached_property
     def drops(self) -> pa.Table:
         """A row for each trial that left in the opening."""
-        return _table(drop.model_dump(exclude={"dropped"}) for drop in records.read_drops(self.path))
+        return _table(drop.model_dump(exclude={"dropped"}) for drop in decisions.read_drops(self.path))
 
     @property
     def summary(self) -> RunSummary | None:

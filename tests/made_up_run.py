@@ -11,9 +11,11 @@ import numpy as np
 
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
-from adios_ray.tracking import lineage, records, run_masks
+from adios_ray.tracking import decisions, lineage, records, results, run_masks
+from adios_ray.tracking.decisions import Exploit
 from adios_ray.tracking.live import LiveView
-from adios_ray.tracking.records import Exploit, Row, RunSummary
+from adios_ray.tracking.records import RunSummary
+from adios_ray.tracking.results import Row
 from adios_ray.tracking.run import Run
 from adios_ray.tracking.run_masks import MaskFile
 
@@ -133,7 +135,7 @@ class MadeUpRun:
             **{"time": _START + timedelta(minutes=epoch, seconds=2), "epoch": epoch, "trial": trial, "donor": donor},
             **{"old": self.settings[trial], "new": mutated(self.settings[donor], epoch), "scores": self.skill},
         )
-        records.append_exploit(self.run_dir, exploit)
+        decisions.append_decision(self.run_dir, exploit)
         self.skill[trial], self.pace[trial] = self.skill[donor], 1.3 * max(self.pace.values())
         self.settings[trial] = exploit.new
 
@@ -143,11 +145,11 @@ class MadeUpRun:
         RunDirectory(self.run_dir).make_folders()
         masking = {"scheme": "adios", "slots": 4}
         records.write_config(self.run_dir, {"seed": 0, "data_dir": "data/cifar10", "masking": masking})
-        records.begin_results(self.run_dir, list(SETTINGS))
-        records.begin_lineage(self.run_dir)
+        results.begin_results(self.run_dir, list(SETTINGS))
+        decisions.begin_lineage(self.run_dir)
         for epoch in range(1, self.epochs + 1):
             for name in self.names:
-                records.append_result(self.run_dir, self.train(name, epoch))
+                results.append_result(self.run_dir, self.train(name, epoch))
             if epoch in COPIES:
                 self.exploit(epoch)
 
@@ -169,4 +171,4 @@ def make_summary(rows: list[Row]) -> RunSummary:
 def make_run(run_dir: Path, trials: int = 4, epochs: int = 12) -> None:
     """Write a finished run with five exploits: results, lineage, masks, configuration and summary."""
     MadeUpRun(run_dir, trials, epochs).write()
-    records.write_summary(run_dir, make_summary(records.read_results(run_dir)))
+    records.write_summary(run_dir, make_summary(results.read_results(run_dir)))

@@ -26,7 +26,7 @@ from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Member, PopulationState
 from adios_ray.search.suggest import fill
-from adios_ray.tracking.records import Drop, Exploit, Refusal, append_exploit, begin_lineage, read_lineage
+from adios_ray.tracking.decisions import Drop, Exploit, Refusal, append_decision, begin_lineage, read_lineage
 from adios_ray.tracking.run import Run
 from adios_ray.trial_report import TrialReport
 
@@ -73,15 +73,15 @@ class SimulatedRun:
 
     def exploit(self, **fields: Any) -> None:
         """Append an exploit to the lineage, always with the same time."""
-        append_exploit(self.directory, Exploit(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
+        append_decision(self.directory, Exploit(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
 
     def refusal(self, **fields: Any) -> None:
         """Append a refused copy to the lineage, always with the same time."""
-        append_exploit(self.directory, Refusal(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
+        append_decision(self.directory, Refusal(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
 
     def drop(self, **fields: Any) -> None:
         """Append a trial that left in the opening to the lineage, always with the same time."""
-        append_exploit(self.directory, Drop(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
+        append_decision(self.directory, Drop(time=datetime(2026, 1, 1, tzinfo=UTC), **fields))
 
     def hold(self, trials: Sequence[str], held: bool) -> None:
         """Show nothing of who waits."""

@@ -62,7 +62,8 @@ from adios_ray.places import fetched
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
 from adios_ray.store import Location, Store, split_location
-from adios_ray.tracking.records import read_lineage, read_results
+from adios_ray.tracking.decisions import read_lineage
+from adios_ray.tracking.results import read_results
 
 KILLS = ("worker", "actor", "controller", "driver", "node")
 FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "channel", "stranger", "newcomer", "grow")

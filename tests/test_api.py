@@ -17,13 +17,13 @@ from adios_ray.errors import ConfigError, InputError, RecordError, UsageError
 from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
-from adios_ray.tracking import records
+from adios_ray.tracking import decisions, records, results
 
 
 def test_a_run_is_tables(tmp_path: Path) -> None:
     make_run(tmp_path, trials=2, epochs=6)
     run = adios_ray.load_run(str(tmp_path))
-    rows, exploits = records.read_results(tmp_path), records.read_lineage(tmp_path)
+    rows, exploits = results.read_results(tmp_path), decisions.read_lineage(tmp_path)
     assert isinstance(run.results, pa.Table) and run.results.num_rows == len(rows) == 12
     table = run.results.to_pandas()
     assert table.fitness.tolist() == [row.fitness for row in rows]
@@ -46,7 +46,7 @@ def test_a_run_that_has_not_finished_or_is_none(tmp_path: Path) -> None:
         adios_ray.load_run(tmp_path)
     records.write_config(tmp_path, {})
     run = adios_ray.load_run(tmp_path)
-    assert run.results.num_rows == 0 and run.results.column_names == list(records.COLUMNS) and run.summary is None
+    assert run.results.num_rows == 0 and run.results.column_names == list(results.COLUMNS) and run.summary is None
     with pytest.raises(RecordError, match="has not finished"):
         run.best_checkpoint  # noqa: B018 - the property raises
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from adios_ray.data.shards import open_shards
 from adios_ray.search.state import Observation, PopulationState
-from adios_ray.tracking.records import Exploit, append_exploit, begin_lineage
+from adios_ray.tracking.decisions import Exploit, append_decision, begin_lineage
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -133,7 +133,7 @@ def test_bends_are_those_of_reports_where_values_stayed(tmp_path: Path) -> None:
     begin_lineage(tmp_path)
     assert RealRun(tmp_path).bends() == pytest.approx([0, 0, -0.05, 0, 0])
     explored = Exploit(time=datetime.now(UTC), epoch=6, trial="a", donor="a", old={}, new={}, scores={})
-    append_exploit(tmp_path, explored)
+    append_decision(tmp_path, explored)
     assert RealRun(tmp_path).bends() == pytest.approx([0, 0, 0])
 
 

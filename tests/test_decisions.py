@@ -40,9 +40,10 @@ from adios_ray.search.comparison import (
 from adios_ray.search.population import WORST_SCORE, Population, scores_at_common_epoch
 from adios_ray.search.state import MOST_OUTCOMES, Member, PopulationState
 from adios_ray.search.suggest import startup_trials
+from adios_ray.tracking.decisions import Refusal, read_lineage, read_refusals
 from adios_ray.tracking.live import exploit_line, refusal_line
-from adios_ray.tracking.records import Refusal, begin_results, read_lineage, read_refusals
 from adios_ray.tracking.report.page import write_report
+from adios_ray.tracking.results import begin_results
 from adios_ray.tracking.run import Run
 from adios_ray.trial_report import TrialReport
 

@@ -3,6 +3,7 @@
 import ast
 import functools
 import inspect
+import pkgutil
 import re
 import shlex
 import shutil
@@ -73,6 +74,11 @@ def anchors(document: Path) -> set[str]:
 def test_anchors_that_a_document_links_exist(document: Path) -> None:
     for file, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", document.read_text()):
         assert anchor in anchors(document.parent / file if file else document), f"{file}#{anchor}"
+
+
+def test_what_mkdocstrings_describes_exists() -> None:
+    names = [name for document in DOCUMENTS for name in re.findall(r"^::: (\S+)$", document.read_text(), re.MULTILINE)]
+    assert names and all(pkgutil.resolve_name(name) for name in names)
 
 
 def test_every_page_is_in_the_navigation() -> None:

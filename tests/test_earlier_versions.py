@@ -21,7 +21,7 @@ from adios_ray.models.weights import load_weights, unwrapped
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking import records, run_masks
+from adios_ray.tracking import decisions, records, results, run_masks
 from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
 
@@ -35,13 +35,13 @@ FOUR = ["masking.sparsity_weight", "optimizer.encoder_lr", "optimizer.occlusion_
 
 def test_results_are_read_and_continued_in_the_new_form(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text(f"{OLD_COLUMNS}\n{OLD_ROW}\n")
-    (row,) = records.read_results(tmp_path)
+    (row,) = results.read_results(tmp_path)
     assert row.values == dict(zip(FOUR, [0.3, 0.1, 0.02, 4], strict=True)) and row.fitness == 0.5
-    records.begin_results(tmp_path, [*FOUR[:2], "augment.hue"])
+    results.begin_results(tmp_path, [*FOUR[:2], "augment.hue"])
     header = (tmp_path / "results.csv").read_text().splitlines()[0]
     assert header.endswith("worker_pid,masking.sparsity_weight,optimizer.encoder_lr,augment.hue")
-    records.append_result(tmp_path, row.model_copy(update={"epoch": 2, "values": {**row.values, "augment.hue": 0.1}}))
-    first, second = records.read_results(tmp_path)
+    results.append_result(tmp_path, row.model_copy(update={"epoch": 2, "values": {**row.values, "augment.hue": 0.1}}))
+    first, second = results.read_results(tmp_path)
     assert first.values == {"masking.sparsity_weight": 0.3, "optimizer.encoder_lr": 0.1}
     assert second.values == {**first.values, "augment.hue": 0.1}
 
@@ -49,20 +49,20 @@ def test_results_are_read_and_continued_in_the_new_form(tmp_path: Path) -> None:
 def test_results_without_standard_errors_are_read_and_continued(tmp_path: Path) -> None:
     later = {"standard_error", "accuracy", "holdout_fitness", "holdout_standard_error"}
     later |= {"train_s", "evaluate_s", "checkpoint_s", "load_s"}
-    old = [name for name in records.COLUMNS if name not in later]
+    old = [name for name in results.COLUMNS if name not in later]
     row = "2026-01-01T00:00:00+00:00,trial_00,1,0.5,2.0,1.5,0.4,0.1,0.2,0.3,900,0.01,0.1,7,0.2"
     (tmp_path / "results.csv").write_text(f"{','.join(old)},augment.hue\n{row}\n")
-    (first,) = records.read_results(tmp_path)
+    (first,) = results.read_results(tmp_path)
     assert (first.fitness, first.standard_error) == (0.5, None) and math.isnan(first.accuracy)
     with pytest.raises(RecordError, match="for this search space"):
-        records.begin_results(tmp_path, ["augment.saturation"])
-    records.begin_results(tmp_path, ["augment.hue"])
-    assert (tmp_path / "results.csv").read_text().splitlines()[0] == ",".join([*records.COLUMNS, "augment.hue"])
+        results.begin_results(tmp_path, ["augment.saturation"])
+    results.begin_results(tmp_path, ["augment.hue"])
+    assert (tmp_path / "results.csv").read_text().splitlines()[0] == ",".join([*results.COLUMNS, "augment.hue"])
     known = {"standard_error": 0.02, "accuracy": 0.6, "holdout_fitness": 0.4, "holdout_standard_error": 0.03}
     known |= {"train_s": 41.5, "evaluate_s": 3.25, "checkpoint_s": 0.5, "load_s": 0.25}
     second = first.model_copy(update={"epoch": 2, **known})
-    records.append_result(tmp_path, second)
-    assert [row.model_dump_json() for row in records.read_results(tmp_path)] == [
+    results.append_result(tmp_path, second)
+    assert [row.model_dump_json() for row in results.read_results(tmp_path)] == [
         row.model_dump_json() for row in (first, second)
     ]
 
@@ -75,7 +75,7 @@ def test_exploits_and_the_outcome_are_read(tmp_path: Path) -> None:
         "values": {"masking.slots": 5, "augment.greyscale_probability": 0.2},
     }
     (tmp_path / "lineage.jsonl").write_text(json.dumps(line) + "\n")
-    (exploit,) = records.read_lineage(tmp_path)
+    (exploit,) = decisions.read_lineage(tmp_path)
     assert exploit.new == {"masking.slots": 5, "augment.grayscale_probability": 0.2}
     assert exploit.old == {"masking.slots": 4} and exploit.changes == "N 4 -> 5"
     outcome = {

@@ -32,7 +32,8 @@ from adios_ray.data.loader import BatchLoader
 from adios_ray.data.shards import open_shards
 from adios_ray.masking.slots import read_head
 from adios_ray.models.stem import StemConv2d
-from adios_ray.tracking.records import read_lineage, read_results
+from adios_ray.tracking.decisions import read_lineage
+from adios_ray.tracking.results import read_results
 from adios_ray.training.graphs import GraphedStep
 from adios_ray.training.step import train_step
 from adios_ray.training.trainer import Trainer

@@ -20,7 +20,7 @@ from adios_ray.run_directory import RunDirectory
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.spaces import load_space, save_space
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking import records
+from adios_ray.tracking import decisions, records, results
 
 
 def experiment(data_dir: Path, storage: Path) -> ExperimentConfig:
@@ -66,10 +66,10 @@ def test_a_run_all_of_whose_trials_diverged_or_collapsed_has_a_report_and_no_sum
     space = load_space(config.space, config.scheduler, config.search)
     save_space(space, layout.space)
     state = evolution.fresh_population(config, space, "checksum")
-    records.begin_results(run, list(space.parameters))
-    records.begin_lineage(run)
+    results.begin_results(run, list(space.parameters))
+    decisions.begin_lineage(run)
     for name, member in state.members.items():
-        records.append_result(run, make_row(name, 2, math.nan, values=member.values))
+        results.append_result(run, make_row(name, 2, math.nan, values=member.values))
         member.score, member.epoch, member.finished = WORST_SCORE, 2, True
         if diverged:
             layout.diverged_step(name, 2).mkdir(parents=True)

@@ -17,9 +17,11 @@ from adios_ray.search.opening import Rung, leaving, rungs
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.spaces import Opening, save_space
 from adios_ray.search.state import Member, PopulationState
+from adios_ray.tracking.decisions import read_drops, read_lineage
 from adios_ray.tracking.live import drop_line
-from adios_ray.tracking.records import append_result, begin_results, read_drops, read_lineage, write_config
+from adios_ray.tracking.records import write_config
 from adios_ray.tracking.report.page import write_report
+from adios_ray.tracking.results import append_result, begin_results
 from adios_ray.validation import parse
 
 OPENING = {"trials": 11, "epochs": 3}

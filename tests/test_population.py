@@ -26,7 +26,9 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.schedule import load_schedule, schedule_of
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking.records import read_drops, read_lineage, read_results, read_summary, read_token
+from adios_ray.tracking.decisions import read_drops, read_lineage
+from adios_ray.tracking.records import read_summary, read_token
+from adios_ray.tracking.results import read_results
 from adios_ray.training.reproduce import reproduce
 
 pytestmark = pytest.mark.ray

@@ -19,7 +19,9 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.places import fetched
 from adios_ray.run_directory import RunDirectory
 from adios_ray.store import Store
-from adios_ray.tracking.records import read_lineage, read_results, read_summary
+from adios_ray.tracking.decisions import read_lineage
+from adios_ray.tracking.records import read_summary
+from adios_ray.tracking.results import read_results
 
 pytestmark = pytest.mark.ray
 

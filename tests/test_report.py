@@ -21,10 +21,9 @@ from adios_ray.data.claim import TRAINING, claimed
 from adios_ray.measures import MEASURES
 from adios_ray.run_directory import REPLAY_FILE, RunDirectory
 from adios_ray.store import Store
-from adios_ray.tracking import lineage, records, run_masks
+from adios_ray.tracking import decisions, lineage, records, results, run_masks
 from adios_ray.tracking.environment import record_environment
 from adios_ray.tracking.log import Event, EventLog
-from adios_ray.tracking.records import Row
 from adios_ray.tracking.report import charts, search_charts
 from adios_ray.tracking.report.background import BackgroundReport
 from adios_ray.tracking.report.comparison import differences, verdict_between, write_comparison
@@ -35,6 +34,7 @@ from adios_ray.tracking.report.masks import mask_section, spread
 from adios_ray.tracking.report.outcome import outcome_of
 from adios_ray.tracking.report.page import write_report
 from adios_ray.tracking.report.run_data import RunData, read_run
+from adios_ray.tracking.results import Row
 from adios_ray.tracking.run_masks import MaskFile
 
 
@@ -169,9 +169,9 @@ def test_damaged_lines_of_events_are_named_and_left_out(tmp_path: Path) -> None:
 
 
 def test_a_run_without_any_score_is_not_resumed_but_looked_into(tmp_path: Path) -> None:
-    records.begin_results(tmp_path, list(SETTINGS))
+    results.begin_results(tmp_path, list(SETTINGS))
     for trial in "ab":
-        records.append_result(tmp_path, make_row(trial, 3, math.nan))
+        results.append_result(tmp_path, make_row(trial, 3, math.nan))
     records.write_config(tmp_path, {"population": 3})
     assert "--resume" in outcome_of(read_run(tmp_path), []).steps[0].command  # the third trial may still have one
     records.write_config(tmp_path, {"population": 2})
@@ -187,11 +187,11 @@ def test_a_run_without_any_score_is_not_resumed_but_looked_into(tmp_path: Path) 
 
 def test_report_escapes_text_from_files(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
-    records.begin_results(tmp_path, list(SETTINGS))
-    records.begin_lineage(tmp_path)
-    records.append_result(tmp_path, make_row(evil, 1))
-    records.append_result(tmp_path, make_row("<img src=x>", 1))
-    records.append_exploit(tmp_path, make_exploit(1, evil, "<img src=x>", slots=5))
+    results.begin_results(tmp_path, list(SETTINGS))
+    decisions.begin_lineage(tmp_path)
+    results.append_result(tmp_path, make_row(evil, 1))
+    results.append_result(tmp_path, make_row("<img src=x>", 1))
+    decisions.append_decision(tmp_path, make_exploit(1, evil, "<img src=x>", slots=5))
     records.write_config(tmp_path, {evil: "</pre>" + evil})
     html = write_report(tmp_path).read_text()
     page = Page(html)
@@ -201,9 +201,9 @@ def test_report_escapes_text_from_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [[], [make_row()], [make_row(fitness=math.nan)]])
 def test_report_of_a_run_that_has_just_begun(tmp_path: Path, rows: list[Row]) -> None:
-    records.begin_results(tmp_path, list(SETTINGS))
+    results.begin_results(tmp_path, list(SETTINGS))
     for row in rows:
-        records.append_result(tmp_path, row)
+        results.append_result(tmp_path, row)
     text = Page(write_report(tmp_path).read_text()).text
     assert "interrupted: no summary yet" in text and "No masks are stored yet" in text
 
@@ -424,7 +424,7 @@ def test_runs_are_compared(run_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(run_dir, other)
     config = {**records.read_config(run_dir), "seed": 1, "masking": {"scheme": "adios", "slots": 6}}
     records.write_config(other, config)
-    rows = records.read_results(run_dir)
+    rows = results.read_results(run_dir)
     summary = make_summary(rows)
     better = summary.model_copy(update={"test_fitness": summary.test_fitness + 0.05, "test_standard_error": 0.01})
     records.write_summary(other, better)
@@ -448,7 +448,7 @@ def test_data_is_compared_by_its_checksum_or_else_its_path(run_dir: Path) -> Non
 
 def test_runs_of_several_seeds_are_compared_over_seeds(tmp_path: Path) -> None:
     make_run(tmp_path / "made", trials=2, epochs=1)
-    summary = make_summary(records.read_results(tmp_path / "made"))
+    summary = make_summary(results.read_results(tmp_path / "made"))
     scores = {"a": [0.52, 0.50, 0.54], "b": [0.45, 0.47], "c": [0.3]}
     runs: dict[str, RunData] = {}
     for slots, (name, values) in enumerate(scores.items(), start=2):

@@ -12,8 +12,8 @@ from made_up_run import MadeUpRun, make_run
 from small import small_config
 from waiting import until
 
-from adios_ray.tracking import records
-from adios_ray.tracking.records import Refusal
+from adios_ray.tracking import decisions, records
+from adios_ray.tracking.decisions import Refusal
 from adios_ray.tracking.report.comparison import write_comparison
 from adios_ray.tracking.report.inspection import inspect_best, read_inspection
 from adios_ray.tracking.report.page import write_report
@@ -69,7 +69,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, objects_dir: Path) -> Path:
     assert run.best is not None
     exploit = run.exploits[0]
     refusal = Refusal(time=exploit.time, epoch=5, trial="trial_01", donor="trial_00", difference=0.01, z=0.5, p=0.4)
-    records.append_exploit(run_dir, refusal)
+    decisions.append_decision(run_dir, refusal)
     config = small_config(objects_dir)
     records.write_config(run_dir, {"seed": 0, "data_dir": str(objects_dir)})
     Trainer(config, torch.device("cpu")).save(run_dir / "checkpoints" / run.best[0] / "epoch_00012")

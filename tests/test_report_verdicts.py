@@ -12,10 +12,11 @@ from made_up_run import make_exploit, make_row, make_summary
 
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import run_masks
-from adios_ray.tracking.records import Row, RunSummary
+from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report import verdicts
 from adios_ray.tracking.report.outcome import outcome_of, search_course, sureness
 from adios_ray.tracking.report.run_data import RunData
+from adios_ray.tracking.results import Row
 from adios_ray.tracking.run_masks import MaskFile
 
 PBT = {"scheduler": "pbt", "interval_epochs": 1, "synchronous": True}

@@ -17,7 +17,7 @@ from adios_ray.files import atomic_write
 from adios_ray.retry import retry, retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking import records, run_masks
+from adios_ray.tracking import decisions, records, results, run_masks
 from adios_ray.tracking.run_masks import MaskFile
 
 
@@ -70,22 +70,22 @@ def test_other_errors_are_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_line_that_did_not_fit_is_written_whole_later(tmp_path: Path) -> None:
-    records.begin_results(tmp_path)
-    records.append_result(tmp_path, make_row(epoch=1))
+    results.begin_results(tmp_path)
+    results.append_result(tmp_path, make_row(epoch=1))
     before = (tmp_path / "results.csv").read_bytes()
-    line = records._csv_line([1, 2, 3])
+    line = results._csv_line([1, 2, 3])
     with (tmp_path / "results.csv").open("ab") as file:
         file.write(line.encode()[:3])  # the disk was full here
-    retry(lambda: records.append_result(tmp_path, make_row(epoch=2)), lambda text: None)
+    retry(lambda: results.append_result(tmp_path, make_row(epoch=2)), lambda text: None)
     content = (tmp_path / "results.csv").read_bytes()
-    assert content.startswith(before) and [row.epoch for row in records.read_results(tmp_path)] == [1, 2]
+    assert content.startswith(before) and [row.epoch for row in results.read_results(tmp_path)] == [1, 2]
 
 
 def test_a_directory_that_is_away_is_not_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     run.mkdir()
     records.write_config(run, {})
-    records.begin_results(run)
+    results.begin_results(run)
     said: list[str] = []
 
     def say(text: str) -> None:
@@ -100,30 +100,30 @@ def test_a_directory_that_is_away_is_not_made_anew(tmp_path: Path, monkeypatch: 
         run.mkdir()  # a mount point remains, and another process may create the run's folder in it
 
     go_away()
-    retry(lambda: records.append_result(run, make_row(epoch=1)), say)
+    retry(lambda: results.append_result(run, make_row(epoch=1)), say)
     assert len(said) == 2
     go_away()
     retry_in_run(run, lambda: atomic_write(run / "masks", b"drawn"), say)
     assert len(said) == 2
-    assert len(records.read_results(run)) == 1 and (run / "masks").read_bytes() == b"drawn"
+    assert len(results.read_results(run)) == 1 and (run / "masks").read_bytes() == b"drawn"
 
 
 def test_a_line_is_not_appended_again_if_storage_goes_away_after_it(tmp_path: Path) -> None:
     run, away = tmp_path / "run", tmp_path / "away"
     run.mkdir()
     records.write_config(run, {})
-    records.begin_lineage(run)
+    decisions.begin_lineage(run)
     exploit = make_exploit(1, "trial_00", "trial_01")
 
     def append() -> None:
-        records.append_exploit(run, exploit)
+        decisions.append_decision(run, exploit)
         run.rename(away)
 
     def come_back(text: str) -> None:
         away.rename(run)
 
     retry_in_run(run, append, come_back)
-    assert records.read_lineage(away) == [exploit]
+    assert decisions.read_lineage(away) == [exploit]
 
 
 def _save(run: RunDirectory) -> None:

@@ -27,8 +27,8 @@ from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Observation, PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import make_suggest
+from adios_ray.tracking.decisions import read_drops, read_lineage
 from adios_ray.tracking.lineage import ancestry
-from adios_ray.tracking.records import read_drops, read_lineage
 from adios_ray.trial_report import TrialReport
 from adios_ray.validation import parse
 

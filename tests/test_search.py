@@ -23,7 +23,8 @@ from adios_ray.checkpoints import Pointer, load_checkpoint
 from adios_ray.config import TrialConfig
 from adios_ray.errors import ConfigError
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking.records import read_lineage, read_results
+from adios_ray.tracking.decisions import read_lineage
+from adios_ray.tracking.results import read_results
 from adios_ray.trial_report import TrialReport
 
 

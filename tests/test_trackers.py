@@ -19,7 +19,9 @@ from waiting import TIMEOUT_S
 from wandb_server import wandb_server
 
 from adios_ray.config import TrialConfig, replaced
-from adios_ray.tracking.records import Exploit, Row, RunSummary, read_lineage, read_results, read_summary, write_token
+from adios_ray.tracking.decisions import Exploit, read_lineage
+from adios_ray.tracking.records import RunSummary, read_summary, write_token
+from adios_ray.tracking.results import Row, read_results
 from adios_ray.tracking.trackers import isolation
 from adios_ray.tracking.trackers.isolation import Trackers
 from adios_ray.tracking.trackers.jsonl import JsonLinesLog

@@ -17,7 +17,7 @@ from rich.console import Console
 from adios_ray.errors import RecordError
 from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
-from adios_ray.tracking import lineage, pictures, records, run_masks
+from adios_ray.tracking import decisions, lineage, pictures, records, results, run_masks
 from adios_ray.tracking.formatting import duration
 from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.live import LiveView, report_line, sparkline
@@ -33,18 +33,18 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_results_round_trip_and_continue(tmp_path: Path) -> None:
     rows = [make_row("trial_00", 1), make_row("trial_00", 2, math.nan), make_row('odd, "name"', 1, 1 / 3)]
-    records.begin_results(tmp_path, list(SETTINGS))
-    records.append_result(tmp_path, rows[0])
-    records.begin_results(tmp_path, list(SETTINGS))
-    records.append_result(tmp_path, rows[1])
-    records.append_result(tmp_path, rows[2])
+    results.begin_results(tmp_path, list(SETTINGS))
+    results.append_result(tmp_path, rows[0])
+    results.begin_results(tmp_path, list(SETTINGS))
+    results.append_result(tmp_path, rows[1])
+    results.append_result(tmp_path, rows[2])
     assert (tmp_path / "results.csv").read_text().count("time,trial,") == 1
-    read = records.read_results(tmp_path)
+    read = results.read_results(tmp_path)
     assert [row.model_dump_json() for row in read] == [row.model_dump_json() for row in (rows[2], *rows[:2])]
 
 
 def test_columns_are_the_contract(tmp_path: Path) -> None:
-    records.begin_results(tmp_path, list(SETTINGS))
+    results.begin_results(tmp_path, list(SETTINGS))
     assert (tmp_path / "results.csv").read_text() == (
         "time,trial,epoch,fitness,standard_error,accuracy,holdout_fitness,holdout_standard_error,loss,penalty,"
         "probe_accuracy,slot_overlap,mask_mean_min,mask_mean_max,images_per_s,data_wait_fraction,train_s,evaluate_s,"
@@ -54,52 +54,52 @@ def test_columns_are_the_contract(tmp_path: Path) -> None:
 
 
 def test_a_row_is_on_disk_before_the_file_is_closed(tmp_path: Path) -> None:
-    records.begin_results(tmp_path, list(SETTINGS))
-    records.append_result(tmp_path, make_row())
-    assert len(records.read_results(tmp_path)) == 1
+    results.begin_results(tmp_path, list(SETTINGS))
+    results.append_result(tmp_path, make_row())
+    assert len(results.read_results(tmp_path)) == 1
 
 
 def test_superseded_rows_give_way_to_the_last(tmp_path: Path) -> None:
-    records.begin_results(tmp_path, list(SETTINGS))
+    results.begin_results(tmp_path, list(SETTINGS))
     for epoch, fitness in [(1, 0.1), (2, 0.2), (3, 0.3), (2, 0.25)]:
-        records.append_result(tmp_path, make_row(epoch=epoch, fitness=fitness))
-    assert [row.fitness for row in records.read_results(tmp_path)] == [0.1, 0.25, 0.3]
+        results.append_result(tmp_path, make_row(epoch=epoch, fitness=fitness))
+    assert [row.fitness for row in results.read_results(tmp_path)] == [0.1, 0.25, 0.3]
 
 
 def test_a_lineage_keeps_the_order_of_its_decisions(tmp_path: Path) -> None:
     decided = [make_exploit(3, "a", "b"), make_exploit(2, "c", "a"), make_exploit(2, "c", "b")]
-    records.begin_lineage(tmp_path)
+    decisions.begin_lineage(tmp_path)
     for exploit in decided:
-        records.append_exploit(tmp_path, exploit)
-    assert records.read_lineage(tmp_path) == decided
-    records.begin_lineage(tmp_path, lines=2)
-    assert records.read_lineage(tmp_path) == decided[:2]
+        decisions.append_decision(tmp_path, exploit)
+    assert decisions.read_lineage(tmp_path) == decided
+    decisions.begin_lineage(tmp_path, lines=2)
+    assert decisions.read_lineage(tmp_path) == decided[:2]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
 def test_a_half_written_line_is_dropped_and_the_file_continued(tmp_path: Path, cut: int) -> None:
-    records.begin_results(tmp_path, list(SETTINGS))
-    records.begin_lineage(tmp_path)
-    records.append_result(tmp_path, make_row(epoch=1))
-    records.append_result(tmp_path, make_row(epoch=2))
+    results.begin_results(tmp_path, list(SETTINGS))
+    decisions.begin_lineage(tmp_path)
+    results.append_result(tmp_path, make_row(epoch=1))
+    results.append_result(tmp_path, make_row(epoch=2))
     for epoch in (1, 2):
-        records.append_exploit(tmp_path, make_exploit(epoch, "a", "b"))
+        decisions.append_decision(tmp_path, make_exploit(epoch, "a", "b"))
     for name in ("results.csv", "lineage.jsonl"):
         os.truncate(tmp_path / name, (tmp_path / name).stat().st_size - cut)
-    assert [row.epoch for row in records.read_results(tmp_path)] == [1]
-    assert [exploit.epoch for exploit in records.read_lineage(tmp_path)] == [1]
-    records.begin_results(tmp_path, list(SETTINGS))
-    records.append_result(tmp_path, make_row(epoch=3))
-    records.append_exploit(tmp_path, make_exploit(3, "a", "b"))
-    assert [row.epoch for row in records.read_results(tmp_path)] == [1, 3]
-    assert [exploit.epoch for exploit in records.read_lineage(tmp_path)] == [1, 3]
+    assert [row.epoch for row in results.read_results(tmp_path)] == [1]
+    assert [exploit.epoch for exploit in decisions.read_lineage(tmp_path)] == [1]
+    results.begin_results(tmp_path, list(SETTINGS))
+    results.append_result(tmp_path, make_row(epoch=3))
+    decisions.append_decision(tmp_path, make_exploit(3, "a", "b"))
+    assert [row.epoch for row in results.read_results(tmp_path)] == [1, 3]
+    assert [exploit.epoch for exploit in decisions.read_lineage(tmp_path)] == [1, 3]
 
 
 def test_lineage_summary_config_and_masks_round_trip(tmp_path: Path) -> None:
     exploit = make_exploit(4, "trial_01", "trial_00", slots=5)
-    records.begin_lineage(tmp_path)
-    records.append_exploit(tmp_path, exploit)
-    assert records.read_lineage(tmp_path) == [exploit]
+    decisions.begin_lineage(tmp_path)
+    decisions.append_decision(tmp_path, exploit)
+    assert decisions.read_lineage(tmp_path) == [exploit]
     summary = make_summary([make_row()]).model_copy(update={"test_fitness": math.nan})
     records.write_summary(tmp_path, summary)
     assert repr(records.read_summary(tmp_path)) == repr(summary)
@@ -116,10 +116,10 @@ def test_lineage_summary_config_and_masks_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "read"),
     [
-        ("results.csv", "time,trial\n", records.read_results),
-        ("results.csv", ",".join(records.COLUMNS) + "\nnoon,a,one\n", records.read_results),
-        ("lineage.jsonl", '{"epoch": 1}\n', records.read_lineage),
-        ("lineage.jsonl", "no json\n", records.read_lineage),
+        ("results.csv", "time,trial\n", results.read_results),
+        ("results.csv", ",".join(results.COLUMNS) + "\nnoon,a,one\n", results.read_results),
+        ("lineage.jsonl", '{"epoch": 1}\n', decisions.read_lineage),
+        ("lineage.jsonl", "no json\n", decisions.read_lineage),
         ("config.json", "[]", records.read_config),
         ("summary.json", '{"best_trial": "a"}', records.read_summary),
     ],
@@ -316,6 +316,6 @@ def test_the_last_reports_of_copied_weights_are_the_donors() -> None:
 
 def test_settings_of_no_section_can_be_searched(tmp_path: Path) -> None:
     row = make_row("trial_00", 1).model_copy(update={"values": {"batch_size": 64}})
-    records.begin_results(tmp_path, ["batch_size"])
-    records.append_result(tmp_path, row)
-    assert records.read_results(tmp_path)[0].values == {"batch_size": 64}
+    results.begin_results(tmp_path, ["batch_size"])
+    results.append_result(tmp_path, row)
+    assert results.read_results(tmp_path)[0].values == {"batch_size": 64}

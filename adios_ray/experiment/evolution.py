@@ -30,9 +30,10 @@ from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import fill, make_suggest, startup_trials
+from adios_ray.tracking.decisions import begin_lineage
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
-from adios_ray.tracking.records import begin_lineage, read_results
+from adios_ray.tracking.results import read_results
 from adios_ray.tracking.run import Run
 from adios_ray.tracking.trackers.base import TrackerName
 from adios_ray.tracking.trackers.isolation import Trackers

@@ -11,8 +11,8 @@ from adios_ray.errors import ConfigError
 from adios_ray.experiment.config import read_experiment
 from adios_ray.files import atomic_write
 from adios_ray.search.state import PopulationState
+from adios_ray.tracking.decisions import read_lineage
 from adios_ray.tracking.lineage import copies
-from adios_ray.tracking.records import read_lineage
 from adios_ray.validation import parse, read_json
 
 _WHERE = "a finished run's is RUN/schedule.json"

@@ -31,18 +31,12 @@ from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
 from adios_ray.store import Location
+from adios_ray.tracking.decisions import Exploit, read_lineage, read_refusals
 from adios_ray.tracking.formatting import label, value_text
 from adios_ray.tracking.lineage import last_rows
-from adios_ray.tracking.records import (
-    Exploit,
-    Row,
-    RunSummary,
-    read_lineage,
-    read_refusals,
-    read_results,
-    write_summary,
-)
+from adios_ray.tracking.records import RunSummary, write_summary
 from adios_ray.tracking.report.run_data import read_run
+from adios_ray.tracking.results import Row, read_results
 from adios_ray.tracking.run import Run
 
 if TYPE_CHECKING:  # the driver needs no torch for it

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+SLOTS = "masking.slots"
 LABELS = {
-    "masking.slots": "N",
+    SLOTS: "N",
     "masking.sparsity_weight": "lambda",
     "optimizer.encoder_lr": "encoder lr",
     "optimizer.occlusion_lr": "occlusion lr",

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from adios_ray.tracking.records import Exploit, Row
+from adios_ray.tracking.decisions import Exploit
+from adios_ray.tracking.results import Row
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from adios_ray.console import dispensable, open_console, write_line
+from adios_ray.tracking.decisions import Drop, Exploit, Refusal
 from adios_ray.tracking.formatting import duration, label, value_text
 from adios_ray.tracking.lineage import best_row
-from adios_ray.tracking.records import Drop, Exploit, Refusal, Row
+from adios_ray.tracking.results import Row
 
 _ALL_SHOWN = 16
 _BEST_SHOWN = 8

@@ -3,7 +3,7 @@
 from ray.util.metrics import Gauge
 
 from adios_ray.tracking.formatting import label
-from adios_ray.tracking.records import Row
+from adios_ray.tracking.results import Row
 
 GAUGES = {
     "fitness": "evaluation.fitness on the validation images of selection",

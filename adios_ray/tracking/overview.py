@@ -17,7 +17,8 @@ from adios_ray.run_directory import RunDirectory
 from adios_ray.store import PARALLEL_COPIES, Location, Store, local_path
 from adios_ray.tracking.formatting import duration
 from adios_ray.tracking.lineage import best_row
-from adios_ray.tracking.records import Row, RunSummary, measure_of, read_config, read_results, read_summary
+from adios_ray.tracking.records import RunSummary, measure_of, read_config, read_summary
+from adios_ray.tracking.results import Row, read_results
 
 State = Literal["running", "finished", "interrupted", "damaged"]
 

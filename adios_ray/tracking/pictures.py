@@ -19,7 +19,7 @@ from adios_ray.errors import RecordError, exit_status
 from adios_ray.files import write_output
 from adios_ray.places import delivered, require_local
 from adios_ray.store import Location
-from adios_ray.tracking import lineage, records, run_masks
+from adios_ray.tracking import lineage, results, run_masks
 from adios_ray.tracking.run_masks import Pixels
 
 _FIRST_COLORS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#56b4e9", "#6a3d9a")
@@ -119,7 +119,7 @@ def save_readme_picture(run_dir: Path, path: Path, trial: str | None = None, ima
     Raises:
         RecordError: If the trial has no masks, or no trial has reported.
     """
-    best = lineage.best_row(records.read_results(run_dir))
+    best = lineage.best_row(results.read_results(run_dir))
     name = trial or (best.trial if best else "")
     epochs = run_masks.mask_epochs(run_dir, name)
     if not epochs:

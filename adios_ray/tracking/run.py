@@ -12,12 +12,13 @@ from adios_ray.errors import ClaimError
 from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
+from adios_ray.tracking.decisions import Drop, Exploit, Refusal, append_decision
 from adios_ray.tracking.environment import record_environment
 from adios_ray.tracking.live import LiveView, drop_line, exploit_line, refusal_line
 from adios_ray.tracking.log import Event, EventKind, EventLog, append_log
 from adios_ray.tracking.metrics import RayMetrics
-from adios_ray.tracking.records import Drop, Exploit, Refusal, Row, append_exploit, append_result, begin_results
 from adios_ray.tracking.report.background import INTERVAL_S, BackgroundReport
+from adios_ray.tracking.results import Row, append_result, begin_results
 from adios_ray.tracking.trackers.isolation import Trackers
 from adios_ray.trial_report import Measured, TrialReport
 
@@ -108,7 +109,7 @@ class Run(AbstractContextManager["Run"]):
     def exploit(self, **fields: Any) -> None:
         """Record a copy of a donor into a trial; the fields are those of ``Exploit``."""
         exploit = Exploit(time=datetime.now(UTC), **fields)
-        self.write(lambda: append_exploit(self.directory, exploit))
+        self.write(lambda: append_decision(self.directory, exploit))
         self._view.exploit(exploit)
         self._record(Event(kind="exploit", trial=exploit.trial, epoch=exploit.epoch, text=exploit_line(exploit)))
         self._trackers.exploit(exploit)
@@ -116,13 +117,13 @@ class Run(AbstractContextManager["Run"]):
     def refusal(self, **fields: Any) -> None:
         """Record that a trial did not copy a donor; the fields are those of ``Refusal``."""
         refusal = Refusal(time=datetime.now(UTC), **fields)
-        self.write(lambda: append_exploit(self.directory, refusal))
+        self.write(lambda: append_decision(self.directory, refusal))
         self.note(refusal_line(refusal), "refusal", refusal.trial, refusal.epoch)
 
     def drop(self, **fields: Any) -> None:
         """Record that a trial left in the opening; the fields are those of ``Drop``."""
         drop = Drop(time=datetime.now(UTC), **fields)
-        self.write(lambda: append_exploit(self.directory, drop))
+        self.write(lambda: append_decision(self.directory, drop))
         self.note(drop_line(drop), "drop", drop.trial, drop.epoch)
 
     def hold(self, trials: Sequence[str], held: bool) -> None:

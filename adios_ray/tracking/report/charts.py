@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from adios_ray.measures import MEASURES, Measure
+from adios_ray.tracking.decisions import Exploit, Refusal
+from adios_ray.tracking.formatting import SLOTS
 from adios_ray.tracking.lineage import Ancestor, holder
-from adios_ray.tracking.records import SLOTS, Exploit, Refusal, Row
+from adios_ray.tracking.results import Row
 
 Figure = dict[str, Any]
 

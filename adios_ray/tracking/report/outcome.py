@@ -10,8 +10,8 @@ from pathlib import Path
 from scipy.stats import norm, t
 
 from adios_ray.run_directory import REPORTS_FILE, RunDirectory
-from adios_ray.tracking.formatting import counted, value_text
-from adios_ray.tracking.records import SLOTS, RunSummary
+from adios_ray.tracking.formatting import SLOTS, counted, value_text
+from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report.run_data import STOPPING, RunData
 from adios_ray.tracking.report.verdicts import SIGNIFICANT, Verdict
 

@@ -17,9 +17,9 @@ from markupsafe import Markup
 from adios_ray.files import atomic_write
 from adios_ray.measures import MEASURES
 from adios_ray.run_directory import RunDirectory
-from adios_ray.tracking import lineage, records
+from adios_ray.tracking import lineage
 from adios_ray.tracking.environment import environment_of
-from adios_ray.tracking.formatting import duration, value_text
+from adios_ray.tracking.formatting import SLOTS, duration, value_text
 from adios_ray.tracking.live import exploit_line
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report import charts, search_charts
@@ -34,7 +34,7 @@ from adios_ray.tracking.report.verdicts import verdicts
 
 _FOLDER = Path(__file__).parent
 HEADINGS = {
-    records.SLOTS: "Number of masks N",
+    SLOTS: "Number of masks N",
     "masking.sparsity_weight": "Sparsity weight λ",
     "optimizer.encoder_lr": "Encoder learning rate",
     "optimizer.occlusion_lr": "Occlusion learning rate",

@@ -16,11 +16,13 @@ from adios_ray.errors import RecordError
 from adios_ray.files import complete_lines
 from adios_ray.measures import Measure
 from adios_ray.run_directory import RunDirectory
-from adios_ray.tracking import lineage, records, run_masks
+from adios_ray.tracking import decisions, lineage, records, results, run_masks
+from adios_ray.tracking.decisions import Drop, Exploit, Refusal
 from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.log import Event, read_events
 from adios_ray.tracking.overview import State, state_of
-from adios_ray.tracking.records import Drop, Exploit, Refusal, Row, RunSummary
+from adios_ray.tracking.records import RunSummary
+from adios_ray.tracking.results import Row
 from adios_ray.tracking.run_masks import MaskFile
 from adios_ray.validation import parse, parse_json, read_json
 
@@ -208,10 +210,10 @@ def read_run(run_dir: Path, uri: str | None = None, summary: RunSummary | None =
     """
     return RunData(
         run_dir,
-        records.read_results(run_dir),
-        records.read_lineage(run_dir),
-        records.read_refusals(run_dir),
-        records.read_drops(run_dir),
+        results.read_results(run_dir),
+        decisions.read_lineage(run_dir),
+        decisions.read_refusals(run_dir),
+        decisions.read_drops(run_dir),
         summary or records.read_summary(run_dir),
         records.read_config(run_dir),
         _read_space(RunDirectory(run_dir).space),

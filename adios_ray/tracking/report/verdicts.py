@@ -15,9 +15,9 @@ from scipy.stats import chi2, norm
 
 from adios_ray.tracking import lineage
 from adios_ray.tracking.formatting import counted, label, value_text
-from adios_ray.tracking.records import Row
 from adios_ray.tracking.report.mask_statistics import slot_overlaps, slot_statistics
 from adios_ray.tracking.report.run_data import RunData
+from adios_ray.tracking.results import Row
 
 SIGNIFICANT = 0.05
 """Level of all tests here."""

@@ -5,7 +5,9 @@ from typing import Literal, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from adios_ray.config import TrialConfig
-from adios_ray.tracking.records import Exploit, Row, RunSummary
+from adios_ray.tracking.decisions import Exploit
+from adios_ray.tracking.records import RunSummary
+from adios_ray.tracking.results import Row
 
 TrackerName = Literal["wandb-offline", "wandb-online", "tensorboard", "jsonl"]
 

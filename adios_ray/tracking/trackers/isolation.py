@@ -17,7 +17,9 @@ from typing import Self
 import adios_ray
 from adios_ray.config import TrialConfig
 from adios_ray.run_directory import RunDirectory
-from adios_ray.tracking.records import Exploit, Row, RunSummary
+from adios_ray.tracking.decisions import Exploit
+from adios_ray.tracking.records import RunSummary
+from adios_ray.tracking.results import Row
 from adios_ray.tracking.trackers.base import Message, TrackerName
 
 CLOSE_S = 30.0

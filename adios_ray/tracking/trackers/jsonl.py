@@ -8,7 +8,9 @@ from pydantic import BaseModel
 
 from adios_ray.config import TrialConfig
 from adios_ray.files import append_line
-from adios_ray.tracking.records import Exploit, Row, RunSummary
+from adios_ray.tracking.decisions import Exploit
+from adios_ray.tracking.records import RunSummary
+from adios_ray.tracking.results import Row
 
 
 class JsonLinesLog:

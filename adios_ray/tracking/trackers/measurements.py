@@ -6,8 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from adios_ray.tracking.decisions import read_lineage
 from adios_ray.tracking.pictures import mask_sheet
-from adios_ray.tracking.records import Row, read_lineage
+from adios_ray.tracking.results import Row
 from adios_ray.tracking.run_masks import mask_epochs, read_masks
 
 IMAGES = 8

@@ -6,7 +6,9 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from adios_ray.config import TrialConfig
-from adios_ray.tracking.records import Exploit, Row, RunSummary
+from adios_ray.tracking.decisions import Exploit
+from adios_ray.tracking.records import RunSummary
+from adios_ray.tracking.results import Row
 from adios_ray.tracking.trackers.measurements import lineage_of, measurements, sheets
 
 

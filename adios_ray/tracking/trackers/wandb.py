@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import ConfigError
-from adios_ray.tracking.records import Exploit, Row, RunSummary, read_config, read_token
+from adios_ray.tracking.decisions import Exploit
+from adios_ray.tracking.records import RunSummary, read_config, read_token
+from adios_ray.tracking.results import Row
 from adios_ray.tracking.trackers.measurements import lineage_of, measurements, sheets
 
 PROJECT = "adios_ray"
