@@ -5,7 +5,9 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -36,6 +38,7 @@ from adios_ray.run_storage import RunStorage
 from adios_ray.search.population import Population
 from adios_ray.search.state import Member, PopulationState
 from adios_ray.store import Store
+from adios_ray.tracking.report import page
 from adios_ray.tracking.report.page import write_report
 from adios_ray.tracking.run import Run
 
@@ -328,8 +331,10 @@ def test_storage_that_fails_or_does_not_answer_is_refused_within_seconds(
 
 
 def test_the_report_of_a_run_at_a_uri_is_written_there_and_leaves_the_drivers_copy_alone(
-    nodes: Nodes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)  # both reports say when they were written
+    monkeypatch.setattr(page, "datetime", SimpleNamespace(now=lambda zone: noon))
     driver, store = nodes["driver"], Store(nodes.place)
     made_up = tmp_path / "a_run"
     make_run(made_up, trials=2, epochs=4)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]  # which is built once
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
