@@ -26,7 +26,8 @@ from adios_ray.files import append_line, complete_lines
 from adios_ray.masking.fill import hide
 from adios_ray.models.networks import Networks
 from adios_ray.search.state import Member, PopulationState
-from adios_ray.tracking.records import Row, read_lineage, read_results
+from adios_ray.tracking.decisions import read_lineage
+from adios_ray.tracking.results import Row, read_results
 from adios_ray.training.trainer import Trainer
 from adios_ray.trial_report import TrialReport
 

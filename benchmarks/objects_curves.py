@@ -20,7 +20,7 @@ from adios_ray.arguments import parse_arguments
 from adios_ray.errors import UsageError, exit_status
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking.records import read_lineage
+from adios_ray.tracking.decisions import read_lineage
 
 RATE, WEIGHT = "optimizer.encoder_lr", "masking.sparsity_weight"
 GUESS = {

@@ -44,9 +44,10 @@ from adios_ray.search.population import Population
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 from adios_ray.search.suggest import fill
+from adios_ray.tracking.decisions import begin_lineage
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
-from adios_ray.tracking.records import begin_lineage, write_config
+from adios_ray.tracking.records import write_config
 from adios_ray.tracking.run import Run
 from adios_ray.tracking.trackers.isolation import Trackers
 from adios_ray.trial_report import TrialReport

@@ -18,9 +18,11 @@ from adios_ray.run_storage import RunStorage
 from adios_ray.search.opening import rungs
 from adios_ray.search.spaces import SearchSpace, save_space
 from adios_ray.search.state import PopulationState
+from adios_ray.tracking.decisions import begin_lineage
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
-from adios_ray.tracking.records import Row, begin_lineage, read_results, write_config
+from adios_ray.tracking.records import write_config
+from adios_ray.tracking.results import Row, read_results
 from adios_ray.tracking.run import Run
 from adios_ray.tracking.trackers.isolation import Trackers
 from adios_ray.training.trainer import Trainer

@@ -54,7 +54,7 @@ from adios_ray.files import append_line, complete_lines
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.spaces import Scheduler, Search, SearchSpace, load_space
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking.records import read_lineage, read_refusals
+from adios_ray.tracking.decisions import read_lineage, read_refusals
 from adios_ray.training.trainer import Trainer
 from adios_ray.trial_report import TrialReport
 

@@ -20,7 +20,7 @@ import psutil
 from adios_ray.arguments import parse_arguments
 from adios_ray.config import Count
 from adios_ray.errors import exit_status
-from adios_ray.tracking.records import Row, read_results
+from adios_ray.tracking.results import Row, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLES = {"trials": "ray::ResourceTrainable", "controllers": "ray::TrainController", "workers": "ray::RayTrainWorker"}
