@@ -23,7 +23,8 @@ _OUT_OF_MEMORY = (
 
 def best_device() -> torch.device:
     """Return the first GPU if torch sees one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # By its index, without which some of torch's functions take no device.
+    return torch.device("cuda", 0) if torch.cuda.is_available() else CPU
 
 
 @cache  # asked in each forward pass

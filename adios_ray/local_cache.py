@@ -98,7 +98,9 @@ def remove_unless_held(folder: Path) -> None:
         if folder.is_dir():
             # Renamed first: a removal that is interrupted must not leave a manifest beside half of the files. The new
             # name has a lock of its own: what is left is removed later, whichever process uses a new copy.
-            shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}")))
+            hidden = folder.with_name(f".{folder.name}")
+            shutil.rmtree(hidden, ignore_errors=True)  # what an interrupted removal of an earlier copy left
+            shutil.rmtree(folder.rename(hidden))
 
 
 def _lock_file(folder: Path) -> Path:

@@ -80,7 +80,8 @@ class RunStorage:
         """Remove this node's copy of the URI, unless another process uses it."""
         if self._remote is not None:
             release(self._copy)
-            remove_unless_held(self._copy)
+            with suppress(OSError):  # a copy that stays is removed where room is needed
+                remove_unless_held(self._copy)
 
     @contextmanager
     def driven(self, check_claim: Callable[[], None]) -> Iterator[None]:

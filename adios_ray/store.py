@@ -1,6 +1,7 @@
 """One interface to files in a directory or at a URI (s3://, gs://, and any other protocol that fsspec knows)."""
 
 import errno
+import glob
 import os
 import re
 import tempfile
@@ -125,17 +126,23 @@ class Store:
         """Return the names of all files at any depth, sorted; none if the place is not a folder. Links are followed."""
         if self.local is not None:
             return sorted(_walk(self.local)) if self.local.is_dir() else []
-        prefix = f"{self.root.rstrip('/')}/"
-        with _os_errors():
-            paths = self.files.find(self.root)
-        return sorted(path.removeprefix(prefix) for path in paths if path != self.root)
+        return sorted(self.sizes())
 
     def sizes(self) -> dict[str, int]:
-        """Return the size in bytes of every file of a remote place, at any depth, by name."""
+        """Return the size in bytes of every file of a remote place, at any depth, by name.
+
+        Raises:
+            OSError: If an object's name would lead out of a folder that it is copied to.
+        """
         prefix = f"{self.root.rstrip('/')}/"
         with _os_errors():
-            found = self.files.find(self.root, detail=True).items()
-        return {path.removeprefix(prefix): int(info["size"]) for path, info in found}
+            found = self.files.find(self.root, detail=True)
+        # Consoles of object stores mark a folder by an object whose name ends in "/".
+        below = {path.removeprefix(prefix): info for path, info in found.items() if path.startswith(prefix)}
+        sizes = {name: int(info["size"]) for name, info in below.items() if name and not name.endswith("/")}
+        if odd := next((name for name in sizes if ".." in name.split("/")), None):
+            raise OSError(f"{self} holds an object of the name {odd!r}, which leads out of its folder: remove it")
+        return sizes
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes; None if it does not exist or is a folder."""
@@ -165,7 +172,8 @@ class Store:
             return set()
         if paths == [self.root]:  # fsspec lists a file as its own only entry
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self))
-        return {path.rstrip("/").rpartition("/")[2] for path in paths}
+        own = self._path(folder).rstrip("/")  # listed with a "/" where an object marks the folder
+        return {path.rstrip("/").rpartition("/")[2] for path in paths if path.rstrip("/") != own}
 
     def fetch(self, name: str, target: Path) -> None:
         """Copy a file to a local path.
@@ -223,8 +231,14 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with its contents, if it exists."""
+        path = self._path(name)
         with suppress(FileNotFoundError), _os_errors():
-            self.files.rm(self._path(name), recursive=True)
+            # Where the path would be taken for a pattern, fsspec would remove what matches it instead.
+            if self.local is None and glob.has_magic(path):
+                for file in self.files.find(path):
+                    self.files.rm_file(file)
+            else:
+                self.files.rm(path, recursive=True)
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"

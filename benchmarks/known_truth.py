@@ -159,7 +159,7 @@ class KnownTruth:
         """See ``Run.write``."""
         action()
 
-    def note(self, text: str) -> None:
+    def note(self, *_: object, **__: object) -> None:
         """Drop a note."""
 
     def hold(self, *_: object) -> None:

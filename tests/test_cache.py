@@ -199,6 +199,14 @@ def test_the_rest_of_an_interrupted_removal_is_removed(
     assert (cache / "transfer" / "rate.json").is_file()
 
 
+def test_a_copy_is_removed_beside_the_rest_of_an_earlier_one(tmp_path: Path) -> None:
+    for name in ("copy", ".copy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"")
+    local_cache.remove_unless_held(tmp_path / "copy")
+    assert {path.name for path in tmp_path.iterdir()} == {"copy.lock"}
+
+
 def test_unused_copies_are_evicted(remote: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, unlabeled in (("second", 1), ("third", 2)):
         upload(make_objects(tmp_path / name, unlabeled=unlabeled), f"s3://{BUCKET}/some/{name}")

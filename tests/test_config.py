@@ -300,6 +300,7 @@ def test_workers_share_the_cpus_and_take_a_gpu_each(capsys: pytest.CaptureFixtur
         ({"cpus_per_worker": 1}, [Node(2, 0), Node(3, 0)], 5),
         ({"gpus_per_worker": 0.6}, [Node(8, 1), Node(8, 1)], 2),  # 0.4 of each GPU is left over
         ({"gpus_per_worker": 0.3}, [Node(8, 1), Node(8, 0)], 3),
+        ({"gpus_per_worker": 0.6, "cpus_per_worker": 1}, [Node(16, 4)], 4),  # no worker takes parts of two
         ({"workers_per_trial": 4, "gpus_per_worker": 1}, [Node(8, 2), Node(8, 4)], 1),
     ],
 )

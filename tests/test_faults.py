@@ -23,7 +23,7 @@ from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
 from adios_ray.backend.tune_run import Periodic, run_trials
 from adios_ray.config import TrialConfig, replaced
-from adios_ray.devices import is_out_of_memory, limit_memory
+from adios_ray.devices import CPU, best_device, is_out_of_memory, limit_memory
 from adios_ray.errors import CheckpointError, ClaimError, FaultError, RunError, StorageError
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
@@ -357,11 +357,13 @@ def test_an_error_of_memory_names_the_values_to_change() -> None:
 
 
 def test_a_worker_of_a_part_of_a_gpu_is_kept_within_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = list[float]()
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: limits.append(share))
-    for device, share in (("cuda:0", 0.25), ("cuda:0", 1.0), ("cpu", 0.5)):
-        limit_memory(torch.device(device), share)
-    assert limits == [0.25]
+    limits = list[tuple[float, int]]()
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *limit: limits.append(limit), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device, share in ((best_device(), 0.25), (best_device(), 1.0), (CPU, 0.5)):
+        limit_memory(device, share)
+    assert limits == [(0.25, 0)]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("CUDA error: out of memory")])

@@ -1,5 +1,6 @@
 """Live trials on a real cluster: in-place loads, two workers, killed processes, truncated checkpoint, shared GPU."""
 
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -185,6 +186,16 @@ def kill(kind: str) -> None:
     """Kill a trial's worker, or Ray Train's controller."""
     for victim in soak.processes(kind):
         victim.kill()
+
+
+def test_what_is_given_no_gpu_sees_none(ray_cluster: None) -> None:
+    import ray
+
+    def visible() -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    seen = [ray.remote(num_cpus=0, num_gpus=gpus)(visible).remote() for gpus in (0, 0.5)]
+    assert ray.get(seen) == ["", "0"]
 
 
 def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFile
 from made_up_run import make_run
 from s3 import BUCKET, FORBIDDEN, INTERNAL_ERROR, S3Server, s3_server
 from simulated import SimulatedRun
@@ -366,6 +367,34 @@ def test_inputs_and_outputs_at_uris(server: S3Server, tmp_path: Path, capsys: py
     atomic_write(path, b"")
     append_line(path, "local")
     assert places.fetched(f"file://{path}") == path
+
+
+def test_what_marks_a_folder_is_no_file(server: S3Server) -> None:
+    store = Store(server.uri)
+    filesystem, root = store.files, store.root
+    for marker in ("", "cat/"):
+        filesystem.call_s3("put_object", Bucket=BUCKET, Key=f"{root.removeprefix(f'{BUCKET}/')}/{marker}", Body=b"")
+    filesystem.pipe(f"{root}/cat/0.png", b"image")
+    filesystem.invalidate_cache()
+    assert store.find() == ["cat/0.png"] and store.sizes() == {"cat/0.png": 5}
+    assert store.names() == {"cat"} and store.names("cat") == {"0.png"}
+
+
+def test_an_object_whose_name_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
+    store = Store(f"memory://{tmp_path.name}/run")
+    store.files.store[f"{store.root}/a/../../out"] = MemoryFile(None, "out", b"")  # as a client may name an object
+    with pytest.raises(OSError, match=r"holds an object of the name 'a/\.\./\.\./out', which leads out of its folder"):
+        store.find()
+
+
+def test_a_place_with_characters_of_patterns_is_no_pattern(server: S3Server) -> None:
+    other, store = Store(f"{server.uri}/d1"), Store(f"{server.uri}/d[1]")
+    for each in (other, store):
+        for name in (".parts/x", "y"):
+            with each.writing(name) as file:
+                file.write_bytes(b"")
+    store.remove(".parts")
+    assert other.find() == [".parts/x", "y"] and store.find() == ["y"]
 
 
 @pytest.mark.parametrize("remote", [False, True])

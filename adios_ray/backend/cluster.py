@@ -37,6 +37,7 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # fills the Train page of the dashboard
     POLL_INTERVAL_VARIABLE: "1",  # bounds how long a report may wait for Ray Train
     PREEMPTION_WATCHER_VARIABLE: "0",  # saves one process for each trial; a lost node is noticed without it
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # what is given no GPU sees none
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in every process
 }
 DRIVER_ENVIRONMENT = {

@@ -225,7 +225,8 @@ def _check_free(store: Store) -> None:
     Raises:
         DatasetError: If it is neither empty, nor a data set, nor what an interrupted call left.
     """
-    names = store.names() - {PREPARING.file}
+    # A claim's draft may be there for a moment, and stays where its process was killed in it.
+    names = {name for name in store.names() if not name.endswith(".tmp")} - {PREPARING.file}
     if names and _PARTS not in names and MANIFEST_NAME not in names:
         raise DatasetError(f"{store} is not empty and not an unfinished data set; choose another --output")
 

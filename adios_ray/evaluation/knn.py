@@ -241,16 +241,20 @@ def _ranks_of_values(values: Tensor) -> Tensor:
 
 
 def _cosine_votes(
-    bank: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperatures: Sequence[float]
+    bank: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperatures: Sequence[float], width: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield blocks of q queries, W temperatures: labels [q], weights > 0 [q, W, k], bank rows that vote [q, k]."""
+    """Yield blocks of q queries, W temperatures: labels [q, ...], weights > 0 [q, W, k], bank rows that vote [q, k].
+
+    ``width`` is the number of elements that the caller allocates for each query.
+    """
     count = min(neighbors, len(bank))
-    queries = _block(count, len(temperatures) * count)
+    queries = _block(count, max(width, len(temperatures) * count))
     norms = bank.norm(dim=1).clamp(min=EPSILON)
     divisors = torch.tensor(temperatures, dtype=features.dtype, device=features.device)[:, None]
     for part, truth in zip(features.split(queries), labels.split(queries), strict=True):
         unit = functional.normalize(part, dim=1)
         similarity, nearest = _nearest(_cosine, unit, bank, norms, count, VALUES // queries)
+        # Relative to the nearest neighbor, as in a softmax: exp() of s / temperature alone can overflow.
         weights = ((similarity - similarity[:, :1])[:, None] / divisors).exp()
         # A vote that underflows still counts: a weight of 0 would mean that the class has none.
         yield truth, weights.clamp(min=torch.finfo(weights.dtype).tiny), nearest
@@ -274,19 +278,9 @@ def _euclidean_votes(
 def _neighborhoods(
     bank: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperature: float, width: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield blocks of q queries: labels [q, ...], weights of votes [q, k] that sum to 1, bank rows that vote [q, k].
-
-    ``width`` is the number of elements that the caller allocates for each query.
-    """
-    count = min(neighbors, len(bank))
-    queries = _block(count, width)
-    norms = bank.norm(dim=1).clamp(min=EPSILON)
-    for part, truth in zip(features.split(queries), labels.split(queries), strict=True):
-        unit = functional.normalize(part, dim=1)
-        similarity, nearest = _nearest(_cosine, unit, bank, norms, count, VALUES // queries)
-        # Relative to the nearest neighbor, as in a softmax: exp() of s / temperature alone can overflow.
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        yield truth, weights / weights.sum(dim=1, keepdim=True), nearest
+    """Yield what ``_cosine_votes`` does for one temperature, with weights [q, k] that sum to 1."""
+    for truth, weights, nearest in _cosine_votes(bank, features, labels, neighbors, [temperature], width):
+        yield truth, weights[:, 0] / weights[:, 0].sum(dim=1, keepdim=True), nearest
 
 
 def _block(count: int, width: int) -> int:

@@ -21,6 +21,7 @@ from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.suggest import initial_values
 from adios_ray.store import Location, Store, local_path
 from adios_ray.tracking.trackers.wandb import check_login
+from adios_ray.training.graphs import check_recordable
 
 HELD_OUT = ("val", "test")
 MOST_CHECKED, MOST_BUILT = 256, 32
@@ -115,6 +116,8 @@ def _check_trial(config: ExperimentConfig, manifest: Manifest, data: str) -> Non
     networks = _check_networks(config, manifest)
     images = sum(map(manifest.images, manifest.training_splits))
     check_batch(config, images, config.workers_per_trial, networks.batch_norm)
+    if config.cuda_graphs and config.gpus_per_worker != 0:
+        check_recordable(networks, config.workers_per_trial)
     for split in HELD_OUT:
         check_measurable(manifest.images(split), networks.features, config.evaluation, f"{data}: {split}")
 

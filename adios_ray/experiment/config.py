@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 import adios_ray
 from adios_ray.config import Place, TrialConfig
@@ -94,6 +94,18 @@ class ExperimentConfig(TrialConfig):
     other values."""
     take_over: bool = False
     """Resume a run although its driver on another machine may be alive: for one that is known to be dead."""
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> Self:
+        gpus = self.gpus_per_worker or 0
+        if gpus % 1 and gpus > 1:
+            raise ValueError(f"gpus_per_worker is {gpus:g}: a part of one GPU, or whole ones")
+        if gpus % 1 and self.workers_per_trial > 1:  # NCCL, by which they exchange gradients, refuses to share one
+            raise ValueError(
+                f"gpus_per_worker is {gpus:g}: each of a trial's {self.workers_per_trial} workers needs a whole GPU; "
+                "set workers_per_trial to 1 for trials that share one"
+            )
+        return self
 
     def trial(self) -> TrialConfig:
         """Return the configuration that all trials share."""

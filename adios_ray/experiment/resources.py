@@ -74,7 +74,7 @@ def _cpu_share(config: ExperimentConfig, gpus: float, cluster: Sequence[Node]) -
     shares = {
         _round_down(node.cpus / count)
         for node in set(cluster)
-        for count in ([_fit(node.gpus, gpus)] if gpus else range(1, workers + 1))
+        for count in ([_fit_gpus(node.gpus, gpus)] if gpus else range(1, workers + 1))
         if count
     }
     most = trials(_SMALLEST_SHARE)
@@ -100,10 +100,15 @@ def bundles(config: ExperimentConfig, resources: WorkerResources) -> list[dict[s
 
 def count_capacity(config: ExperimentConfig, resources: WorkerResources, cluster: Sequence[Node]) -> int:
     """Count the trials that fit into a cluster at once; a worker needs one node, a trial's workers may use several."""
-    workers = sum(min(_fit(node.cpus, resources.cpus), _fit(node.gpus, resources.gpus)) for node in cluster)
+    workers = sum(min(_fit(node.cpus, resources.cpus), _fit_gpus(node.gpus, resources.gpus)) for node in cluster)
     return workers // config.workers_per_trial
 
 
 def _fit(available: float, each: float) -> int:
     """Count how often ``each`` fits; Ray counts fractions to a ten-thousandth."""
     return math.floor(available / each + 1e-6) if each else 10**6
+
+
+def _fit_gpus(available: float, each: float) -> int:
+    """Count how often GPUs fit; a part is one of a single GPU."""
+    return math.floor(available) * _fit(1, each) if 0 < each < 1 else _fit(available, each)

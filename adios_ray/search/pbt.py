@@ -187,7 +187,7 @@ class PopulationBasedTraining(LiveScheduler):
     def _compare(self, donor: str, name: str) -> Difference:
         """Compare a donor with a trial; the error includes the fluctuation of all trials' reports."""
         histories = [member.history for member in self._ranked().values()]
-        valid = [history for history in histories if all(score.value > WORST_SCORE for score in history)]
+        valid = [tuple(score for score in history if score.value > WORST_SCORE) for history in histories]
         return self.population.compare(donor, name).with_fluctuation(fluctuation(valid))
 
     def _ranked(self) -> dict[str, Member]:

@@ -18,7 +18,7 @@ from adios_ray.backend.cluster import connected
 from adios_ray.backend.preflight import check_nodes
 from adios_ray.console import say
 from adios_ray.data.claim import TRAINING, claimed
-from adios_ray.devices import best_device
+from adios_ray.devices import best_device, limit_memory
 from adios_ray.experiment.resources import nodes
 from adios_ray.files import write_output
 from adios_ray.store import Store
@@ -80,17 +80,24 @@ def _tune_resources(gpus: float | None) -> dict[str, float]:
 
 def _trial(settings: Mapping[str, Any], cells: Mapping[str, Cell], places: Mapping[str, str]) -> None:
     """Run one cell; the body of a Tune trial."""
-    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    torch.set_num_threads(max(1, int(_assigned("CPU"))))
     folder = Path(settings["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(Store(folder), say, TRAINING):  # two tables that run at the same time may share the cell
         (folder / ERROR).unlink(missing_ok=True)
         try:
-            run_cell(cells[settings["folder"]], folder, places, best_device(), evaluate)
+            device = best_device()
+            limit_memory(device, _assigned("GPU"))
+            run_cell(cells[settings["folder"]], folder, places, device, evaluate)
         except Exception:
             write_output(folder / ERROR, traceback.format_exc().encode())
             raise
     tune.report({"finished": 1})  # of a trial without a result Tune prints a line of its own
+
+
+def _assigned(resource: str) -> float:
+    """Return how much of a resource Ray has assigned to this cell, if it has one."""
+    return float(ray.get_runtime_context().get_assigned_resources().get(resource, 1))
 
 
 class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no type information

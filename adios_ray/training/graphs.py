@@ -32,7 +32,7 @@ class GraphedStep:
         Raises:
             ConfigError: If it cannot; says why.
         """
-        check_recordable(networks)
+        check_recordable(networks, parallel.world_size())
         self.networks, self.optimizers, self.config = networks, optimizers, config
         self._stream, self._graph, self._steps = torch.cuda.Stream(), torch.cuda.CUDAGraph(), 0
         self._groups = [group for own in optimizers.all().values() for group in own.param_groups]
@@ -94,13 +94,13 @@ def step_function(
     return lambda batch, progress: train_step(networks, optimizers, batch, config, progress)
 
 
-def check_recordable(networks: Networks) -> None:
-    """Check that nothing in a step differs from replay to replay, or needs the host.
+def check_recordable(networks: Networks, workers: int) -> None:
+    """Check that nothing in a step of a trial of so many workers differs from replay to replay, or needs the host.
 
     Raises:
         ConfigError: If several workers train one trial, or if networks draw random numbers.
     """
-    if parallel.world_size() > 1:
+    if workers > 1:
         raise ConfigError("cuda_graphs needs one worker for each trial: leave cuda_graphs out, or workers_per_trial")
     drawing = [name for name, module in networks.named_modules() if _draws(module)]
     if drawing or networks.objective.shuffles_targets:

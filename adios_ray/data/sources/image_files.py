@@ -1,5 +1,6 @@
 """Image files with their classes: what most sources are."""
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -9,6 +10,8 @@ from adios_ray.data.decode import DecodeOptions, decode
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED, ListedSource, Sample, content_checksum
 from adios_ray.errors import RefusedImageError
 from adios_ray.store import Store
+
+_OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +72,12 @@ def read_image_file(path: Path) -> bytes:
     """Read the bytes of an image file.
 
     Raises:
-        RefusedImageError: If the file cannot be read.
+        RefusedImageError: If there is no such file, or it may not be read.
+        OSError: If the storage fails, which says nothing about the image.
     """
     try:
         return path.read_bytes()
     except OSError as error:
+        if error.errno not in _OF_THE_FILE:
+            raise
         raise RefusedImageError(f"cannot be read: {error.strerror or error}") from error
