@@ -6,12 +6,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from yaml.constructor import ConstructorError
 
 from adios_ray.errors import ConfigError, InputError
 
 Value = TypeVar("Value")
+
+
+class Record(BaseModel):
+    """Base of the models that are stored as JSON: immutable, and strict when read back."""
+
+    # NaN and Infinity are written by name: JSON has no numbers for them.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants", use_attribute_docstrings=True)
 
 
 def parse(

@@ -164,9 +164,12 @@ def test_a_trial_whose_processes_are_killed_resumes_from_its_last_whole_checkpoi
     reports.append(driven.report("trial"))
     second = reports[-1].checkpoint.path / STATE_FILE
     driven.notes()
+    before = driven.state(reports[-1])
     second.write_bytes(second.read_bytes()[:1000])
     kill("worker")
-    reports += [driven.report("trial") for _ in range(3)]
+    reports.append(driven.report("trial"))
+    assert_identical(driven.state(reports[-1]), before)
+    reports += [driven.report("trial") for _ in range(2)]
     assert [report.report.epoch for report in reports] == [1, 2, 2, 3, 4]
     assert [len({report.report.worker_pid for report in part}) for part in (reports[:3], reports[2:])] == [3, 1]
     failed, skipped = driven.notes()

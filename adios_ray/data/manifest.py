@@ -9,23 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from adios_ray.data.sources.base import UNLABELED
 from adios_ray.errors import DatasetError
 from adios_ray.store import Location, Store
-from adios_ray.validation import parse_json
+from adios_ray.validation import Record, parse_json
 
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 MANIFEST_NAME = "manifest.json"
 MAKE_AGAIN = "Run adios-ray prepare again with another --output, or after removing the directory"
-
-
-class Record(BaseModel):
-    """Base of the models that are written as JSON: immutable, and strict when read back."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ShardEntry(Record):

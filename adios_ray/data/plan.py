@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from adios_ray.data.manifest import SCHEMA_VERSION, Layout, Record
+from adios_ray.data.manifest import SCHEMA_VERSION, Layout
 from adios_ray.data.sources.base import UNLABELED, ReadInBlocks, Source
 from adios_ray.data.sources.passed_over import PassedOver, first_of
 from adios_ray.errors import DatasetError
+from adios_ray.validation import Record
 
 MAX_SHARD_ROWS = 1024
 MAX_SHARD_BYTES = 32 * 2**20

@@ -32,7 +32,6 @@ from adios_ray.data.manifest import (
     SCHEMA_VERSION,
     Layout,
     Manifest,
-    Record,
     Refusal,
     ShardEntry,
     read_manifest,
@@ -44,6 +43,7 @@ from adios_ray.data.source_files import check_unchanged, write_files
 from adios_ray.data.sources.base import Sample, Source
 from adios_ray.errors import DatasetError, RefusedImageError, handlers_kept
 from adios_ray.store import Location, Store
+from adios_ray.validation import Record
 
 _PARTS = ".parts"
 _CLAIM = f"{_PARTS}/begun"

@@ -14,8 +14,8 @@ from adios_ray.errors import RecordError
 from adios_ray.files import append_line, atomic_write, complete_lines
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking.formatting import LABELS, SLOTS, label, value_text
-from adios_ray.tracking.records import EARLIER_NAMES, Record
-from adios_ray.validation import parse_json
+from adios_ray.tracking.records import EARLIER_NAMES
+from adios_ray.validation import Record, parse_json
 
 
 class Exploit(Record):

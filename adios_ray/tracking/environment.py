@@ -5,20 +5,16 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from adios_ray.errors import RecordError
 from adios_ray.files import atomic_write
 from adios_ray.run_directory import RunDirectory
-from adios_ray.validation import read_json
+from adios_ray.validation import Record, read_json
 
 _PACKAGES = ("adios_ray", "torch", "torchvision", "ray", "numpy", "timm", "pyarrow", "scikit-learn")
 
 
-class Environment(BaseModel):
+class Environment(Record):
     """Contents of ``environment.json``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     versions: dict[str, str]
     """Versions of Python and of the packages that decide results."""

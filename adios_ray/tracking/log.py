@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, Field
 
 from adios_ray.errors import RecordError
 from adios_ray.files import append_line, complete_lines
 from adios_ray.run_directory import RunDirectory
-from adios_ray.validation import parse_json
+from adios_ray.validation import Record, parse_json
 
 LOG_BYTES = 2**22
 """Size at which a trial's log becomes ``TRIAL.log.1``, in place of an earlier one."""
@@ -19,10 +19,8 @@ LOG_BYTES = 2**22
 EventKind = Literal["note", "restart", "wait", "exploit", "refusal", "drop"]
 
 
-class Event(BaseModel):
+class Event(Record):
     """Something that happened in a run: a line of ``events.jsonl``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     """When it happened, in UTC."""

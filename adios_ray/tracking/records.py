@@ -1,4 +1,4 @@
-"""What a run directory says of the run as a whole: its configuration, its token and its outcome.
+"""Configuration, token and summary of a run.
 
 These files are replaced atomically. Reading them needs neither Ray nor torch, as with all records.
 """
@@ -10,23 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, model_validator
 
 from adios_ray.errors import RecordError
 from adios_ray.files import atomic_write
 from adios_ray.measures import MEASURES, Measure
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking.formatting import LABELS
-from adios_ray.validation import parse, read_json
+from adios_ray.validation import Record, parse, read_json
 
 EARLIER_NAMES = {path.rpartition(".")[2]: path for path in LABELS}
 """Earlier versions always recorded these four values, searched or not, under the last part of their paths."""
-
-
-class Record(BaseModel):
-    """What is stored as JSON; numbers that are not finite are written as NaN and Infinity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants", use_attribute_docstrings=True)
 
 
 class _Evaluation(BaseModel):

@@ -12,6 +12,7 @@ from adios_ray.errors import RefusedImageError
 from adios_ray.store import Store
 
 _OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors that concern one file; any other is of the storage."""
 
 
 @dataclass(frozen=True, kw_only=True)

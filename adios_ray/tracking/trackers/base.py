@@ -2,12 +2,11 @@
 
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
-
 from adios_ray.config import TrialConfig
 from adios_ray.tracking.decisions import Exploit
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.results import Row
+from adios_ray.validation import Record
 
 TrackerName = Literal["wandb-offline", "wandb-online", "tensorboard", "jsonl"]
 
@@ -28,10 +27,8 @@ class Tracker(Protocol):
         """Send what is left, and close files and connections."""
 
 
-class Message(BaseModel):
+class Message(Record):
     """One record on its way to a tracker: a report with its configuration, an exploit, or the outcome."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     row: Row | None = None
     config: TrialConfig | None = None
