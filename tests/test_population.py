@@ -247,6 +247,24 @@ def test_a_fault_is_said_at_once_and_burns_no_epoch(
     assert len(rows) == 4 and all(row.fitness >= 0 for row in rows) and "diverged" not in output
 
 
+@pytest.mark.slow
+def test_storage_that_is_away_for_a_while_stops_no_trial(
+    ray_cluster: None, objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from soak import take_away
+
+    storage = tmp_path / "runs"
+    running = in_background(experiment(objects_dir, tmp_path, epochs=4))
+    run_dir = run_dir_of(storage, running)
+    until(lambda: read_results(run_dir), lambda: not running.done())
+    take_away(storage)
+    assert running.result(TIMEOUT_S) == run_dir
+    rows = read_results(run_dir)
+    assert {(row.trial, row.epoch) for row in rows} == {(f"trial_0{t}", e) for t in (0, 1) for e in range(1, 5)}
+    assert all(math.isfinite(row.fitness) for row in rows)
+    assert "storage refuses" in capsys.readouterr().out
+
+
 def test_bad_input_is_one_line_before_anything_starts(
     objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
