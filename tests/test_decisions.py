@@ -29,7 +29,6 @@ from adios_ray.search.comparison import (
     History,
     Score,
     compared,
-    decoded,
     extended,
     familywise,
     fluctuation,
@@ -42,6 +41,7 @@ from adios_ray.search.state import MOST_OUTCOMES, Member, PopulationState
 from adios_ray.search.suggest import startup_trials
 from adios_ray.tracking.decisions import Refusal, read_lineage, read_refusals
 from adios_ray.tracking.live import exploit_line, refusal_line
+from adios_ray.tracking.outcomes import decoded
 from adios_ray.tracking.report.page import write_report
 from adios_ray.tracking.results import begin_results
 from adios_ray.tracking.run import Run

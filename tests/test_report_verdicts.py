@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from made_up_run import make_exploit, make_row, make_summary
+from scipy.stats import norm, sem, ttest_rel
 
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import run_masks
+from adios_ray.tracking.outcomes import write_outcomes
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report import verdicts
 from adios_ray.tracking.report.outcome import outcome_of, search_course, sureness
@@ -69,6 +71,8 @@ def test_gain_over_control() -> None:
     assert said(verdicts.gain_over_control, clear) == [
         "The winner's weights are better than the control's by 10.0 ± 2.0 points"
     ]
+    worse = run_of(rows, summary=summary_of(rows, **versus, gain=-0.05, gain_standard_error=0.02))
+    assert said(verdicts.gain_over_control, worse) == ["The winner is worse than the control on the test split"]
     noise = run_of(rows, summary=summary_of(rows, **versus, gain=0.01, gain_standard_error=0.02))
     assert said(verdicts.gain_over_control, noise) == ["The winner is not distinguishable from the control"]
     itself = run_of(rows, summary=summary_of(rows, best_trial="a", control="a", gain=0.0))
@@ -97,21 +101,77 @@ def test_nothing_is_good_by_scores_without_labels() -> None:
     assert {verdict.kind for verdict in verdicts.verdicts(without)} == {"wrong"}
 
 
-def test_alike_trials() -> None:
+def with_outcomes(directory: Path, table: np.ndarray[Any, Any], epoch: int = 1) -> list[Row]:
+    """Store outcomes [trials, images] in [0, 1] of the last reports of trials a, b, ..., and make these reports."""
+    rows = []
+    for name, values in zip("abcdefgh", np.rint(255 * table).astype(np.uint8), strict=False):
+        (directory / "outcomes" / name).mkdir(parents=True, exist_ok=True)
+        write_outcomes(directory, name, epoch, values.tobytes())
+        error = float(sem(values / 255))
+        rows.append(make_row(name, epoch, float(values.mean()) / 255, standard_error=error))
+    return rows
+
+
+def images(rng: np.random.Generator, trials: int, better: float = 0.0, number: int = 300) -> np.ndarray[Any, Any]:
+    """Draw outcomes of images that are hard for all trials or for none; the first trial is better by so much."""
+    own = rng.normal(0, 0.1, (trials, number))
+    own[0] += better
+    return np.clip(rng.uniform(0.2, 0.8, number) + own, 0, 1)
+
+
+def test_alike_trials(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    apart = with_outcomes(tmp_path / "apart", images(rng, 3, better=0.03))
+    assert said(verdicts.alike_trials, replace(run_of(apart), path=tmp_path / "apart")) == [
+        "The trials differ by more than the noise"  # by twice what is noise here; the standard errors are 1.2 points
+    ]
+    alike = with_outcomes(tmp_path, images(rng, 3))
+    found = {
+        "Selection moved within the noise": {},
+        "The trials are alike so far: which of them leads is chance": {"space": PBT},
+        "The trials ended alike: which of them won is chance": {"space": PBT, "summary": summary_of(alike)},
+    }
+    for sentence, more in found.items():
+        assert said(verdicts.alike_trials, replace(run_of(alike, **more), path=tmp_path)) == [sentence]
+
+
+def test_alike_trials_are_told_apart_as_often_as_the_level_says(tmp_path: Path) -> None:
+    rng, wrong, missed = np.random.default_rng(2), 0, 0
+    for _ in range(200):
+        alike, apart = images(rng, 5), images(rng, 5, better=0.03)
+        alike[4] = np.clip(alike[3] + rng.normal(0, 0.02, alike.shape[1]), 0, 1)  # a copy, which agrees with its donor
+        for table in (alike, apart):
+            rows = with_outcomes(tmp_path, table)
+            (verdict,) = verdicts.alike_trials(replace(run_of(rows), path=tmp_path))
+            wrong += table is alike and verdict.kind == "good"
+            missed += table is apart and verdict.kind != "good"
+    assert 3 <= wrong <= 18 and missed <= 10  # of 200 at a level of 5 %: 10 +- 3
+
+
+def test_two_trials_are_compared_as_by_a_paired_test(tmp_path: Path) -> None:
+    table = images(np.random.default_rng(3), 2, better=0.01)
+    rows = with_outcomes(tmp_path, table)
+    (verdict,) = verdicts.alike_trials(replace(run_of(rows), path=tmp_path))
+    assert f"(p {ttest_rel(*np.rint(255 * table)).pvalue:.2g}, image by image)" in verdict.evidence
+
+
+def test_trials_without_outcomes_are_not_called_alike(tmp_path: Path) -> None:
     apart = curves({"a": [0.4], "b": [0.5], "c": [0.6]}, standard_error=0.01)
     assert said(verdicts.alike_trials, run_of(apart)) == ["The trials differ by more than the noise"]
-    alike = curves({"a": [0.50], "b": [0.505], "c": [0.51]}, standard_error=0.01)
-    assert said(verdicts.alike_trials, run_of(alike)) == ["Selection moved within the noise"]
-    evolved = run_of(alike, space=PBT)
-    assert said(verdicts.alike_trials, evolved) == ["The trials are alike so far: which of them leads is chance"]
-    finished = run_of(alike, space=PBT, summary=summary_of(alike))
-    assert said(verdicts.alike_trials, finished) == ["The trials ended alike: which of them won is chance"]
+    near = curves({"a": [0.50], "b": [0.505], "c": [0.51]}, standard_error=0.01)
+    for space in (PBT, ASHA):
+        untold = ["The last scores do not tell the trials apart"]
+        assert said(verdicts.alike_trials, run_of(near, space=space)) == untold
     assert said(verdicts.alike_trials, run_of(curves({"a": [0.5], "b": [0.6]}, standard_error=None))) == []
+    # Outcomes whose mean is not the score, such as those of macro F1, are of something else.
+    rows = [row.model_copy(update={"fitness": row.fitness + 0.1}) for row in with_outcomes(tmp_path, np.eye(2, 100))]
+    assert said(verdicts.alike_trials, replace(run_of(rows), path=tmp_path)) == untold
 
 
 def test_trials_that_were_stopped_early_are_not_compared_with_those_that_were_not() -> None:
     rows = curves({"a": [0.1], "b": [0.4, 0.5], "c": [0.4, 0.505]}, standard_error=0.01)
-    assert said(verdicts.alike_trials, run_of(rows, space=ASHA)) == ["Selection moved within the noise"]
+    untold = ["The last scores do not tell the trials apart"]
+    assert said(verdicts.alike_trials, run_of(rows, space=ASHA)) == untold
 
 
 def test_a_search_says_what_it_did() -> None:
@@ -234,8 +294,13 @@ def test_selected_by_luck_and_at_chance() -> None:
     fair = run_of([make_row("a", 1, 0.52, holdout_fitness=0.5, standard_error=0.02, holdout_standard_error=0.02)])
     assert said(verdicts.selected_by_luck, fair) == []
     rows = curves({"a": [0.1]})
-    guess = run_of(rows, summary=summary_of(rows, test_accuracy=0.11, test_standard_error=0.01))
+    # Of 900 guesses among 10 classes, 10 +- 1 % are right, however sure the fitness is.
+    of_900 = {"test_images": 900, "test_standard_error": 0.001}
+    guess = run_of(rows, summary=summary_of(rows, test_accuracy=0.115, **of_900))
     assert said(verdicts.at_chance, guess) == ["The winner guesses"]
+    assert said(verdicts.at_chance, run_of(rows, summary=summary_of(rows, test_accuracy=0.118, **of_900))) == []
+    several = summary_of(rows, test_accuracy=0.1, chance=None, multi_label=True)
+    assert said(verdicts.at_chance, run_of(rows, summary=several)) == []
     assert "verify" not in next(verdicts.at_chance(guess)).advice  # it compares checksums, not labels
     assert said(verdicts.at_chance, run_of(rows, summary=summary_of(rows, test_accuracy=0.5))) == []
 
@@ -245,6 +310,7 @@ def test_verdicts_choose_the_next_command_and_the_gravest_is_first(tmp_path: Pat
     masks = np.rint(255 * halves()[[0, 0]] / 2).astype(np.uint8)[None]
     RunDirectory(tmp_path).make_folders()
     run_masks.write_masks(tmp_path, "a", 8, MaskFile(np.zeros((1, 8, 8, 3), np.uint8), masks))
+    with_outcomes(tmp_path, np.array([0.8, 0.79])[:, None] + 0.15 * np.array([[1, -1] * 50, [1] * 50 + [-1] * 50]), 8)
     summary = summary_of(rows, command="adios-ray train --seed 3 --name=first --preset demo")
     run = RunData(tmp_path, rows, summary=summary, config={"seed": 3})
     found = verdicts.verdicts(run)
@@ -267,4 +333,9 @@ def test_bounds_are_widened_in_a_copy_of_the_space() -> None:
 
 @pytest.mark.parametrize(("z", "words"), [(4.0, "sure ("), (2.0, "fairly sure ("), (1.0, "not sure: within the noise")])
 def test_sureness_in_words(z: float, words: str) -> None:
-    assert sureness(z).startswith(words)
+    assert sureness(z).startswith(words) and sureness(-z).startswith(words)
+
+
+def test_sureness_is_of_a_difference_in_either_direction() -> None:
+    # The better of two runs that are alike is ahead by 1.645 standard errors or more in a tenth of all cases.
+    assert f"p {2 * norm.sf(1.645):.2g}" in sureness(1.645) and sureness(1.645).startswith("not sure")

@@ -445,6 +445,18 @@ def test_a_search_by_hyperopt_begins_with_the_configured_values(tmp_path: Path, 
     assert simulated.space.contains(resumed("trial_03"))
 
 
+def test_a_search_by_hyperopt_over_lists_goes_on_after_a_resumption(tmp_path: Path) -> None:
+    terms = {"values": [["masked-unmasked"], ["unmasked-masked"], ["masked-unmasked", "unmasked-masked"]]}
+    parameters = {"objective.terms": terms, "masking.slots": {"low": 2, "high": 6, "step": 2, "scale": "integer"}}
+    simulated = simulation(tmp_path / "run", 3, 1, scheduler="asha", search="hyperopt", parameters=parameters)
+    both = {"objective.name": "simsiam", "objective.masked_views": "both"}
+    simulated.config = replaced(simulated.config, both)
+    state = searched(simulated)
+    drawn = make_suggest(simulated.space, simulated.config, state, 4)("trial_03")
+    assert simulated.space.contains(drawn)
+    assert drawn == make_suggest(simulated.space, simulated.config, state, 4)("trial_03")
+
+
 @pytest.mark.parametrize(
     ("options", "diverged"),
     [

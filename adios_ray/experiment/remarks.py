@@ -45,10 +45,10 @@ def remarks(config: ExperimentConfig, space: SearchSpace) -> Iterator[str]:
     given = [path for path in changed_settings(config) if path not in space.parameters]
     yield from _unused(config, space.parameters, "searched")
     yield from _unused(config, given, "given")
-    measure = MEASURES[config.evaluation.fitness]
-    if not measure.is_share:
+    trials = space.trials(config.population)
+    if not MEASURES[config.evaluation.fitness].is_share and trials > 1:
         yield (
-            f"evaluation.fitness {config.evaluation.fitness}: the best of {config.population} trials is chosen without "
+            f"evaluation.fitness {config.evaluation.fitness}: the best of {trials} trials is chosen without "
             "labels; where it was measured, such scores preferred the worse trainings (docs/results.md)"
         )
     warmup = config.optimizer.warmup_epochs
@@ -58,9 +58,10 @@ def remarks(config: ExperimentConfig, space: SearchSpace) -> Iterator[str]:
             "peaks; lower it, or raise --epochs"
         )
     if space.evolving and space.interval_epochs >= config.epochs:
+        opening = " after the opening" if space.opening else ""
         yield (
-            f"interval_epochs {space.interval_epochs} of {config.epochs} epochs: {space.scheduler} decides nothing; "
-            "lower it, or raise --epochs"
+            f"interval_epochs {space.interval_epochs} of {config.epochs} epochs: {space.scheduler} decides nothing"
+            f"{opening}; lower it, or raise --epochs"
         )
 
 

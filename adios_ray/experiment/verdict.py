@@ -26,7 +26,7 @@ from adios_ray.measures import MEASURES
 from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
-from adios_ray.search.comparison import Score, compared, decoded
+from adios_ray.search.comparison import Score, compared
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
@@ -34,6 +34,7 @@ from adios_ray.store import Location
 from adios_ray.tracking.decisions import Exploit, read_lineage, read_refusals
 from adios_ray.tracking.formatting import label, value_text
 from adios_ray.tracking.lineage import last_rows
+from adios_ray.tracking.outcomes import decoded
 from adios_ray.tracking.records import RunSummary, write_summary
 from adios_ray.tracking.report.run_data import read_run
 from adios_ray.tracking.results import Row, read_results
@@ -110,7 +111,8 @@ def conclude(config: ExperimentConfig, run: Run, state: PopulationState, resourc
     run.write(lambda: write_summary(run_dir, summary))
     run.write(storage.push)
     measure = MEASURES[config.evaluation.fitness]
-    chance = f" (chance {measure.text(summary.chance)})" if measure.is_share else ""
+    known = measure.is_share and summary.chance is not None
+    chance = f" (chance {measure.text(summary.chance or 0.0)})" if known else ""
     if summary.gain is not None:
         ahead = measure.difference_text(summary.gain, summary.gain_standard_error)
         say(f"Best minus control: {ahead} on test ({summary.compared})")
@@ -152,7 +154,8 @@ def _summarize(
         test_fitness=test.value,
         test_standard_error=test.standard_error,
         test_accuracy=test.accuracy,
-        chance=1 / len(manifest.classes),
+        test_images=manifest.images("test"),
+        chance=None if manifest.multi_label else 1 / len(manifest.classes),
         multi_label=manifest.multi_label,
         seconds=state.seconds,
         exploits=sum(exploit.copies for exploit in lineage),

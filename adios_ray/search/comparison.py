@@ -3,27 +3,11 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from adios_ray.run_directory import RunDirectory
-
-Outcomes = npt.NDArray[np.float64]
-"""Outcome of each validation image in [0, 1], [n]; the same images in the same order for all trials of a run."""
-
-
-def read_outcomes(run_dir: Path, trial: str, epoch: int) -> Outcomes | None:
-    """Read the outcomes of the images in a trial's report; None where there are none, or no longer."""
-    path = RunDirectory(run_dir).outcomes(trial, epoch)
-    return decoded(path.read_bytes()) if path.exists() else None
-
-
-def decoded(outcomes: bytes) -> Outcomes:
-    """Decode outcomes of a byte each."""
-    return np.frombuffer(outcomes, np.uint8) / 255
+from adios_ray.tracking.outcomes import Outcomes, mean_is
 
 
 class Score(NamedTuple):
@@ -136,14 +120,9 @@ def unpaired(first: Score, second: Score) -> Difference:
 
 
 def compared(first: Score, second: Score, outcomes: Outcomes | None, others: Outcomes | None) -> Difference:
-    """Compare two scores image by image where they are the means of their reports' outcomes, else by their errors.
-
-    Macro F1 is no such mean, nor is a score that is smoothed over reports: their outcomes would test something else
-    than what ranks the trials.
-    """
+    """Compare two scores image by image where they are the means of their reports' outcomes, else by their errors."""
     if outcomes is not None and others is not None:
-        # Outcomes are rounded to bytes.
-        if max(abs(outcomes.mean() - first.value), abs(others.mean() - second.value)) < 1 / 255:
+        if mean_is(outcomes, first.value) and mean_is(others, second.value):
             return paired(outcomes, others)
     return unpaired(first, second)
 

@@ -89,13 +89,18 @@ class Integer(_Bounded):
             raise ValueError(f"high {self.high} is not a whole number of steps of {self.step} above low {self.low}")
         return self
 
+    @property
+    def options(self) -> Sequence[int]:
+        """All values, ascending."""
+        return range(self.low, self.high + 1, self.step)
+
     def sample(self, random: Random) -> int:
         """Draw a value."""
-        return random.choice(range(self.low, self.high + 1, self.step))
+        return random.choice(self.options)
 
     def contains(self, value: int | None) -> bool:
         """Return whether a value is one of those that are drawn."""
-        return value is not None and value in range(self.low, self.high + 1, self.step)
+        return value is not None and value in self.options
 
     def perturb(self, value: int, random: Random) -> int:
         """Return a neighboring value inside the bounds."""
@@ -113,6 +118,11 @@ class Choice(_Parameter):
         if any(value in self.values[:position] for position, value in enumerate(self.values)):
             raise ValueError(f"values {self.values} contain a duplicate")
         return self
+
+    @property
+    def options(self) -> Sequence[Any]:
+        """All values, in their order."""
+        return self.values
 
     @property
     def extremes(self) -> list[Any]:
@@ -152,7 +162,7 @@ Parameter = Annotated[
 def examples(parameter: Parameter) -> Sequence[Any]:
     """List values of a parameter: those between its bounds may be wrong where the bounds are right."""
     if isinstance(parameter, Integer):
-        return range(parameter.low, parameter.high + 1, parameter.step)[:MOST_EXAMPLES]
+        return parameter.options[:MOST_EXAMPLES]
     if isinstance(parameter, Continuous):  # a whole number is asked for where only the bounds are accepted
         return [*parameter.extremes, parameter.low + (parameter.high - parameter.low) / math.pi]
     return parameter.extremes

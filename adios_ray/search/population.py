@@ -4,25 +4,23 @@ import base64
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
 from adios_ray.backend.channel import ChannelCalls
 from adios_ray.backend.line import Reply
 from adios_ray.config import TrialConfig, replaced
-from adios_ray.files import atomic_write
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.comparison import (
     Difference,
-    Outcomes,
     Score,
     compared,
-    decoded,
     extended,
-    read_outcomes,
     score_at,
 )
 from adios_ray.search.state import Member, Observation, PopulationState
+from adios_ray.tracking.outcomes import Outcomes, decoded, read_outcomes, write_outcomes
 from adios_ray.tracking.run import Run
 
 WORST_SCORE = -1e9
@@ -90,7 +88,7 @@ class Population:
         outcomes = None if report.outcomes is None else base64.b64decode(report.outcomes)
         if outcomes is not None:
             # Before the journal: a resumed driver finds what a decision about the journaled report needs.
-            self._write_outcomes(name, epoch, outcomes)
+            self.run.write(partial(write_outcomes, self.run.directory, name, epoch, outcomes))
         self._unwritten.setdefault(name, []).append(f"{name}/{epoch}")
         self.state.observations[f"{name}/{epoch}"] = Observation(
             trial=name,
@@ -107,16 +105,6 @@ class Population:
         if reply.checkpoint is not None:
             member.checkpoint = self.run.storage.here(reply.checkpoint)
         return True
-
-    def _write_outcomes(self, name: str, epoch: int, outcomes: bytes) -> None:
-        """Store the outcomes of a report's images."""
-        path = RunDirectory(self.run.directory).outcomes(name, epoch)
-
-        def write() -> None:
-            path.parent.mkdir(exist_ok=True)
-            atomic_write(path, outcomes)
-
-        self.run.write(write)
 
     def _change(self, score: Score, outcomes: bytes | None, before: Score) -> float | None:
         """Compute the standard error of the change of a trial's score since its last report."""

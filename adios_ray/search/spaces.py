@@ -14,7 +14,7 @@ from adios_ray.errors import ConfigError
 from adios_ray.files import atomic_write
 from adios_ray.measures import MEASURES
 from adios_ray.places import fetched
-from adios_ray.search.parameters import Choice, Continuous, Integer, Parameter, examples
+from adios_ray.search.parameters import Choice, Continuous, Parameter, examples
 from adios_ray.store import Location
 from adios_ray.validation import parse, parse_yaml
 
@@ -156,9 +156,7 @@ class SearchSpace(Strict):
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """Iterate over all combinations of a grid's values."""
-        values = [
-            range(x.low, x.high + 1, x.step) if isinstance(x, Integer) else x.extremes for x in self.parameters.values()
-        ]
+        values = [x.extremes if isinstance(x, Continuous) else x.options for x in self.parameters.values()]
         for combination in itertools.product(*values):
             yield dict(zip(self.parameters, combination, strict=True))
 

@@ -1,13 +1,13 @@
 """Initial values of trials: random draws, a grid, or hyperopt's tree-structured Parzen estimator (TPE)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
 from ray import tune
 
 from adios_ray.config import TrialConfig
-from adios_ray.search.parameters import Choice, Continuous, Integer, Parameter
+from adios_ray.search.parameters import Continuous, Parameter
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 
@@ -93,14 +93,14 @@ class TreeParzen:
         self._told = [name for name, member in state.members.items() if space.contains(member.values)]
         self._completed: set[str] = set()
         inside = space.contains(self._configured)
-        first = [self._configured] if inside and not state.members else []
+        first = [self._placed(self._configured)] if inside and not state.members else []
         # Ray asks for known points in this order, but numbers them in the other one, by which TPE forgets the oldest.
         replayed = self._told[::-1]
         self._search = HyperOptSearch(
             space={path: _distribution(parameter) for path, parameter in space.parameters.items()},
             metric="score",
             mode="max",
-            points_to_evaluate=[dict(state.members[name].values) for name in replayed] or first or None,
+            points_to_evaluate=[self._placed(state.members[name].values) for name in replayed] or first or None,
             n_initial_points=startup if inside else max(startup - 1, 1),
         )
         for name in replayed:
@@ -121,16 +121,24 @@ class TreeParzen:
         drawn = self._search.suggest(name)
         # Exponentials of drawn logarithms may miss the bounds by rounding.
         return {
-            path: parameter.clipped(float(drawn[path])) if isinstance(parameter, Continuous) else drawn[path]
+            path: parameter.clipped(float(drawn[path]))
+            if isinstance(parameter, Continuous)
+            else parameter.options[drawn[path]]
+            for path, parameter in self._space.parameters.items()
+        }
+
+    def _placed(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return values as hyperopt knows them: it cannot look up an option that is a list or a mapping."""
+        return {
+            path: values[path] if isinstance(parameter, Continuous) else parameter.options.index(values[path])
             for path, parameter in self._space.parameters.items()
         }
 
 
 def _distribution(parameter: Parameter) -> Any:
-    if isinstance(parameter, Choice):
-        return tune.choice(parameter.values)
-    if isinstance(parameter, Integer):
-        return tune.choice(list(range(parameter.low, parameter.high + 1, parameter.step)))
+    """Return how hyperopt draws a number, or the position of an option."""
+    if not isinstance(parameter, Continuous):
+        return tune.choice(list(range(len(parameter.options))))
     if parameter.scale == "log":
         return tune.loguniform(parameter.low, parameter.high)
     return tune.uniform(parameter.low, parameter.high)

@@ -70,16 +70,10 @@ class RunSummary(Record):
     test_accuracy: float = math.nan
     """Accuracy of the best trial on the test split; nan for measures without labels, and in earlier versions."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_earlier_version(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """Translate earlier versions, which called the fitness on the test split an accuracy."""
-        if "test_fitness" in fields:
-            return fields
-        return {"test_fitness" if name == "test_accuracy" else name: value for name, value in fields.items()}
-
-    chance: float
-    """Accuracy of guessing, 1 / number of classes."""
+    test_images: int | None = None
+    """Number of test images; None in earlier versions."""
+    chance: float | None = None
+    """Accuracy of guessing, 1 / number of classes; None where images have several labels each."""
     multi_label: bool = False
     """Whether images have several labels each; False in earlier versions."""
     seconds: float
@@ -98,6 +92,14 @@ class RunSummary(Record):
     """Name of the data set."""
     command: str
     """The command line that repeats the run; in earlier versions that of the driver that finished it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_version(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Translate earlier versions: fitness on test was called an accuracy, and several labels had a chance."""
+        if "test_fitness" not in fields:
+            fields = {"test_fitness" if name == "test_accuracy" else name: value for name, value in fields.items()}
+        return fields | ({"chance": None} if fields.get("multi_label") else {})
 
     @property
     def compared(self) -> str:

@@ -1,6 +1,8 @@
 """Which searched values mattered: permutation importance in a random forest, with a band of noise."""
 
+import itertools
 import math
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,11 +101,15 @@ def _samples(run: RunData) -> tuple[Floats, Floats, npt.NDArray[np.str_], Floats
     """Return features [M, D] of the searched values, targets [M], trials [M], and context [M, C]."""
     rows, context, target = [], [], []
     if run.evolves:
-        copied = {(exploit.trial, exploit.epoch) for exploit in run.exploits if exploit.copies}
-        for reports in run.by_trial.values():
-            for before, row in zip(reports, reports[1:], strict=False):
+        copies = defaultdict[str, list[int]](list)
+        for exploit in run.exploits:
+            if exploit.copies:
+                copies[exploit.trial].append(exploit.epoch)
+        for trial, reports in run.by_trial.items():
+            for before, row in itertools.pairwise(reports):
                 gain = row.fitness - before.fitness
-                if math.isfinite(gain) and (row.trial, before.epoch) not in copied:
+                # A copy may be decided between two reports.
+                if math.isfinite(gain) and not any(before.epoch <= copy < row.epoch for copy in copies[trial]):
                     rows.append(row)
                     context.append([float(row.epoch), before.fitness])
                     target.append(gain)

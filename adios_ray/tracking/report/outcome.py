@@ -7,13 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scipy.stats import norm, t
-
 from adios_ray.run_directory import REPORTS_FILE, RunDirectory
 from adios_ray.tracking.formatting import SLOTS, counted, value_text
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report.run_data import STOPPING, RunData
-from adios_ray.tracking.report.verdicts import SIGNIFICANT, Verdict
+from adios_ray.tracking.report.verdicts import SIGNIFICANT, Verdict, p_of
 
 
 @dataclass(frozen=True)
@@ -149,13 +147,8 @@ def _gain_so_far(run: RunData) -> tuple[str, str]:
 
 
 def sureness(z: float, freedom: int | None = None) -> str:
-    """Say in words how sure a difference of ``z`` standard errors is.
-
-    Args:
-        z: The difference over its standard error.
-        freedom: Degrees of freedom of the standard error (Student's t); None if it is known well.
-    """
-    p = float(norm.sf(z) if freedom is None else t.sf(z, freedom))
+    """Say in words how sure a difference of ``z`` standard errors is; see ``verdicts.p_of``."""
+    p = p_of(z, freedom)
     if p < 0.001:
         return f"sure ({z:.1f} standard errors)"
     if p < SIGNIFICANT:
@@ -197,21 +190,21 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
             NextStep("see the newest state", f"adios-ray report {where}{'' if run.uri else ' --open'}"),
             NextStep("if the run is interrupted", resume),
         ]
-    summary, sentences = run.summary, " ".join(verdict.sentence for verdict in verdicts)
+    summary, remedies = run.summary, {verdict.remedy for verdict in verdicts}
     steps = []
-    if "still getting better" in sentences:
+    if "train longer" in remedies:
         schedule = shlex.quote(f"{run.where}/{layout.schedule}")
         output = shlex.quote(f"{run.name if run.uri else run.where}-longer")
         longer = f"adios-ray replay --schedule {schedule} --epochs {2 * summary.epochs} --output {output}"
         what = "schedule" if run.evolves else "values"
         reason = f"train the winner's {what} twice as long; {REPORTS_FILE} of the output then has the numbers"
         steps.append(NextStep(reason, longer))
-    if any(doubt in sentences for doubt in ("within the noise", "ended alike", "not distinguishable")):
+    if "another seed" in remedies:
         seed = int((run.config or {}).get("seed", 0)) + 1
         steps.append(
             NextStep("repeat with another seed", f"{_without(summary.command, '--seed', '--name')} --seed {seed}")
         )
-    if "ran against" in sentences:
+    if "wider bounds" in remedies:
         wider = f"{_without(summary.command, '--space', '--name')} --space wider.yaml"
         steps.append(
             NextStep(f"copy {run.where}/{layout.space} to wider.yaml, widen its bounds, and search again", wider)
@@ -239,10 +232,10 @@ def _reproductions(run: RunData) -> Iterator[NextStep]:
 
 def _evaluation(summary: RunSummary) -> tuple[str, str]:
     """Choose the kind of evaluation that the labels of a run's data allow, and say how it evaluates."""
-    if summary.chance == 1:  # of a single class
-        return "labelfree", "by all scores that need no labels"
     if summary.multi_label:
         return "multilabel", "with a classifier for each label"
+    if summary.chance == 1:  # of a single class
+        return "labelfree", "by all scores that need no labels"
     return "linear", "with a linear classifier"
 
 

@@ -61,6 +61,7 @@ class RunData:
         space: The search space as plain values; empty if none is stored.
         controls: Trials that keep the configured values and their weights.
         dataset: Checksum of the data; None in runs of earlier versions.
+        members: Number of trials in the population; hyperopt adds each when it starts.
         events: Everything that happened, in its order; nothing in runs of earlier versions.
         damaged_events: What is wrong with each line of the events that cannot be read.
         uri: URI of the run if ``path`` is a copy.
@@ -76,6 +77,7 @@ class RunData:
     space: Mapping[str, Any] | None = None
     controls: frozenset[str] = frozenset()
     dataset: str | None = None
+    members: int = 0
     events: Sequence[Event] = ()
     damaged_events: Sequence[str] = ()
     uri: str | None = None
@@ -118,8 +120,10 @@ class RunData:
     @property
     def without_a_score(self) -> bool:
         """Whether every trial has reported, and none a number: all diverged or collapsed; resuming would not help."""
-        population = (self.config or {}).get("population")
-        every = not isinstance(population, int) or len(self.by_trial) >= population
+        # A grid has a trial for each combination, and an opening more than remain.
+        known = self.members > 0 and (self.space or {}).get("search") != "hyperopt"
+        trials = self.members if known else (self.config or {}).get("population")
+        every = not isinstance(trials, int) or len(self.by_trial) >= trials
         return bool(self.rows) and every and self.best is None
 
     @cached_property
@@ -259,11 +263,12 @@ class _Population(BaseModel):
     dataset: str | None = None
 
 
-def _read_population(run: RunDirectory) -> tuple[frozenset[str], str | None]:
-    """Read which members of the population are controls, which no change concerns, and the checksum of the data."""
+def _read_population(run: RunDirectory) -> tuple[frozenset[str], str | None, int]:
+    """Read which members of the population are controls, the checksum of the data, and the number of members."""
     snapshot = read_json(_Population, run.population, RecordError) if run.population.exists() else _Population()
     members = dict(snapshot.members)
     for line in complete_lines(run.journal).splitlines():
         with suppress(RecordError):  # the population's own reader complains
             members |= parse_json(_Population, line, str(run.journal), RecordError).members
-    return frozenset(name for name, member in members.items() if member.control), snapshot.dataset
+    controls = frozenset(name for name, member in members.items() if member.control)
+    return controls, snapshot.dataset, len(members)

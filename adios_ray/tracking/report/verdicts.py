@@ -7,14 +7,16 @@ on a difference that its standard error explains.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import Literal, NamedTuple
 
-from scipy.stats import chi2, norm
+import numpy as np
+from scipy.stats import chi2, f, norm, t
 
 from adios_ray.tracking import lineage
 from adios_ray.tracking.formatting import counted, label, value_text
+from adios_ray.tracking.outcomes import Outcomes, mean_is, read_outcomes
 from adios_ray.tracking.report.mask_statistics import slot_overlaps, slot_statistics
 from adios_ray.tracking.report.run_data import RunData
 from adios_ray.tracking.results import Row
@@ -32,6 +34,9 @@ AT_BOUND = 0.02
 SLOW_DATA, MUCH_IDLE = 0.05, 0.25
 """Shares of the time that are worth a word."""
 
+Remedy = Literal["train longer", "another seed", "wider bounds"]
+"""What a next command can do about a finding."""
+
 
 class Verdict(NamedTuple):
     """A finding about a run.
@@ -41,12 +46,14 @@ class Verdict(NamedTuple):
         sentence: The verdict.
         evidence: The numbers behind it.
         advice: What to do; "" if nothing.
+        remedy: The kind of command that does it; None without one.
     """
 
     kind: Literal["good", "look", "wrong"]
     sentence: str
     evidence: str
     advice: str = ""
+    remedy: Remedy | None = None
 
 
 def verdicts(run: RunData) -> list[Verdict]:
@@ -74,51 +81,104 @@ def gain_over_control(run: RunData) -> Iterator[Verdict]:
     if not summary.gain_standard_error:
         return
     z = summary.gain / summary.gain_standard_error
-    evidence = f"{summary.compared}: {gain}, {z:.1f} standard errors"
-    if norm.sf(z) < SIGNIFICANT:
+    evidence = f"{summary.compared}: {gain}, {z:.1f} standard errors over images"
+    if p_of(z) >= SIGNIFICANT:
+        yield Verdict(
+            "look",
+            "The winner is not distinguishable from the control",
+            evidence,
+            "repeat with other seeds, or with more validation images",
+            "another seed",
+        )
+    elif z > 0:
         # An error over images says nothing about another seed, and the winner was chosen among several trainings.
         yield Verdict(
             "good",
             f"The winner's weights are better than the control's by {gain}",
-            f"{evidence}, over images",
+            evidence,
             "repeat with other seeds before crediting the search: the best of several trainings with the same values "
             "is ahead of one, too",
         )
     else:
         yield Verdict(
             "look",
-            "The winner is not distinguishable from the control",
+            "The winner is worse than the control on the test split",
             evidence,
-            "repeat with other seeds, or with more validation images",
+            "take the configured values; more validation images choose better",
         )
 
 
+def p_of(z: float, freedom: int | None = None) -> float:
+    """Compute the probability of a difference of at least so many standard errors, in either direction, by chance.
+
+    Two-sided, since what is compared here is ranked by the same scores.
+
+    Args:
+        z: The difference over its standard error.
+        freedom: Degrees of freedom of the standard error (Student's t); None if it is known well.
+    """
+    return 2 * float(norm.sf(abs(z)) if freedom is None else t.sf(abs(z), freedom))
+
+
 def alike_trials(run: RunData) -> Iterator[Verdict]:
-    """Say whether the trials' last scores differ by more than their standard errors explain (a chi-square test)."""
+    """Say whether the trials' last scores differ by more than the choice of validation images explains."""
     finals = run.final_rows()
     last = max((row.epoch for row in finals), default=0)
     # Trials that were stopped early differ by their epochs as well.
     compared = [row for row in finals if run.evolves or row.epoch == last]
-    known = [(row.fitness, row.standard_error) for row in compared if row.standard_error]
+    known = [row for row in compared if row.standard_error]
     if len(known) < 2:
         return
-    weights = [1 / error**2 for _, error in known]
-    center = sum(w * value for w, (value, _) in zip(weights, known, strict=True)) / sum(weights)
-    statistic = sum(w * (value - center) ** 2 for w, (value, _) in zip(weights, known, strict=True))
-    p = float(chi2.sf(statistic, len(known) - 1))
-    values, text = [value for value, _ in known], run.measure.text
+    outcomes = _outcomes(run, known)
+    p = _p_paired(outcomes) if outcomes else _p_unpaired(known)
+    values, text = [row.fitness for row in known], run.measure.text
     evidence = (
         f"the last scores of {len(known)} trials are between {text(min(values))} and {text(max(values))}, "
-        f"the standard error of one is {text(fmean(error for _, error in known))} (p {p:.2g})"
+        f"the standard error of one is {text(fmean(row.standard_error or 0.0 for row in known))} "
+        f"(p {p:.2g}, {'image by image' if outcomes else 'as if of different images'})"
     )
     if p < SIGNIFICANT:
         yield Verdict("good", "The trials differ by more than the noise", evidence)
+    elif not outcomes:
+        advice = "scores of the same images differ by less than such a test can see: compare them on the test split"
+        yield Verdict("look", "The last scores do not tell the trials apart", evidence, advice)
     elif run.evolves:
         finished, so_far = "ended alike: which of them won is chance", "are alike so far: which of them leads is chance"
-        yield Verdict("look", f"The trials {finished if run.summary else so_far}", evidence)
+        yield Verdict("look", f"The trials {finished if run.summary else so_far}", evidence, "", "another seed")
     else:
         advice = "more validation images make the noise smaller; wider bounds make the differences larger"
-        yield Verdict("look", "Selection moved within the noise", evidence, advice)
+        yield Verdict("look", "Selection moved within the noise", evidence, advice, "another seed")
+
+
+def _outcomes(run: RunData, rows: Sequence[Row]) -> list[Outcomes]:
+    """Read what single images say in these reports; nothing unless all scores are means over the same images."""
+    found = [read_outcomes(run.path, row.trial, row.epoch) for row in rows]
+    known = [own for own, row in zip(found, rows, strict=True) if own is not None and mean_is(own, row.fitness)]
+    return known if len(known) == len(rows) and len({len(own) for own in known}) == 1 else []
+
+
+def _p_paired(outcomes: Sequence[Outcomes]) -> float:
+    """Test whether trials have the same mean over the same images: analysis of variance with repeated measures.
+
+    What makes an image hard for all trials cancels out. Degrees of freedom are corrected where some trials agree more
+    than others, as a copy and its donor do (Greenhouse and Geisser 1959).
+    """
+    table = np.stack(outcomes)  # [trials, images]
+    trials, images = table.shape
+    rest = np.cov(table - table.mean(axis=0))
+    if not (variance := float(np.trace(rest))):
+        return 1.0 if np.ptp(table.mean(axis=1)) == 0 else 0.0
+    between = images * float(((table.mean(axis=1) - table.mean()) ** 2).sum())
+    freedom = variance**2 / float((rest**2).sum())
+    return float(f.sf(between / variance, freedom, freedom * (images - 1)))
+
+
+def _p_unpaired(rows: Sequence[Row]) -> float:
+    """Test the same by the scores' standard errors as if they were independent (chi-square), which sees less."""
+    weights = np.array([row.standard_error or math.inf for row in rows]) ** -2.0
+    values = np.array([row.fitness for row in rows])
+    center = np.average(values, weights=weights)
+    return float(chi2.sf((weights * (values - center) ** 2).sum(), len(rows) - 1))
 
 
 def selection_within_noise(run: RunData) -> Iterator[Verdict]:
@@ -133,7 +193,7 @@ def selection_within_noise(run: RunData) -> Iterator[Verdict]:
     )
     if 2 * len(unsure) >= len(decided):
         advice = "a smaller significance in the search space, or more validation images"
-        yield Verdict("look", "Selection moved within the noise", evidence, advice)
+        yield Verdict("look", "Selection moved within the noise", evidence, advice, "another seed")
     else:
         yield Verdict("good", "Selection followed differences above the noise", evidence)
 
@@ -189,6 +249,7 @@ def values_at_bounds(run: RunData) -> Iterator[Verdict]:
             f"{others} of {len(finals)} trials {'ended there' if run.summary else 'are there so far'}",
             f"give it more room: change {'low' if end == 'lower' else 'high'} in a copy of the run's space.yaml, "
             "and search with --space COPY",
+            "wider bounds",
         )
 
 
@@ -329,6 +390,7 @@ def still_rising(run: RunData) -> Iterator[Verdict]:
             "The winner was still getting better at the end",
             f"{text(rise)} more since epoch {earlier.epoch}, standard error {text(error)}",
             "train longer: replay the schedule over more epochs",
+            "train longer",
         )
 
 
@@ -351,15 +413,16 @@ def selected_by_luck(run: RunData) -> Iterator[Verdict]:
 def at_chance(run: RunData) -> Iterator[Verdict]:
     """Say that the winner's accuracy is no better than guessing."""
     summary = run.summary
-    if summary is None or not run.measure.is_share or not math.isfinite(summary.test_accuracy):
-        return
-    error = summary.test_standard_error or 0.0
-    if summary.test_accuracy <= summary.chance + 2 * error:
+    if summary is None or summary.chance is None or not math.isfinite(summary.test_accuracy):
+        return  # images have several labels, or the measure of fitness needs none
+    # Of the accuracy of guesses, which is not that of the fitness.
+    error = math.sqrt(summary.chance * (1 - summary.chance) / summary.test_images) if summary.test_images else 0.0
+    if summary.test_accuracy <= summary.chance + norm.isf(SIGNIFICANT) * error:
         yield Verdict(
             "wrong",
             "The winner guesses",
-            f"accuracy {run.measure.text(summary.test_accuracy, summary.test_standard_error)} on test, "
-            f"chance {run.measure.text(summary.chance)}",
+            f"accuracy {run.measure.text(summary.test_accuracy)} on test, "
+            f"chance {run.measure.text(summary.chance, error or None)}",
             "look at images and labels in the report's map of features, train longer, or lower the rates",
         )
 
