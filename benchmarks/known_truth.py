@@ -10,21 +10,16 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 from in_process import InProcess, MakeScheduler, Position
 
-from adios_ray.backend.admission import Admission
 from adios_ray.backend.line import Reply
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
+from adios_ray.experiment.evolution import make_scheduler
 from adios_ray.experiment.verdict import LAST_REPORTS
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.opening import Rung
-from adios_ray.search.pb2 import PB2
-from adios_ray.search.pbt import PopulationBasedTraining
-from adios_ray.search.population import Population
-from adios_ray.search.scheduler import LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
-from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.tracking.run import Run
 from adios_ray.trial_report import TrialReport
 from adios_ray.validation import parse
@@ -208,17 +203,7 @@ def evolve(
         population = KnownTruth(space, problem, initial, seed, Path(directory))
         if halvings:
             population.members.state.next_decision_epoch = halvings[0].epoch
-
-        def make(members: Population, admission: Admission) -> LiveScheduler:
-            if space.scheduler == "pb2":
-                return PopulationBasedTraining(members, admission, space, PB2(space, members.state))
-            if space.evolving:
-                return PopulationBasedTraining(
-                    members, admission, space, lambda name, donor, random: space.explore(donor.values, random), halvings
-                )
-            return StoppingSearch(members, admission, make_rule(space, problem.epochs), lambda name: {})
-
-        population.run(make)
+        population.run(lambda members, room: make_scheduler(space, members, room, len(initial), halvings))
         return population
 
 

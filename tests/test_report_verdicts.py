@@ -126,7 +126,7 @@ def test_alike_trials(tmp_path: Path) -> None:
         "The trials differ by more than the noise"  # by twice what is noise here; the standard errors are 1.2 points
     ]
     alike = with_outcomes(tmp_path, images(rng, 3))
-    found = {
+    found: dict[str, dict[str, Any]] = {
         "Selection moved within the noise": {},
         "The trials are alike so far: which of them leads is chance": {"space": PBT},
         "The trials ended alike: which of them won is chance": {"space": PBT, "summary": summary_of(alike)},
