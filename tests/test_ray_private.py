@@ -35,8 +35,9 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.callback_manager import CallbackManager
+from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
 from ray.train.v2._internal.execution.controller.controller import TrainController
-from ray.train.v2._internal.execution.worker_group import worker_group
+from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -275,6 +276,8 @@ def test_the_controller_starts_workers_and_groups_that_carry_the_name(monkeypatc
     monkeypatch.setattr(ray_private, "placement_group", lambda **options: groups.append(options))
     monkeypatch.setattr(worker_group, "placement_group", None)
     monkeypatch.setattr(worker_group.WorkerGroup, "_worker_cls", RayTrainWorker)
+    monkeypatch.setattr(worker_group, "SynchronizationActor", SynchronizationActor)
+    monkeypatch.setattr(state, "_shutdown_sync_actor", state._shutdown_sync_actor)
     controller_callback("run/trial_00", lambda: None, lambda error: None).after_controller_start(None)
     context = worker_group.WorkerGroupContext(
         run_attempt_id="", train_fn_ref=None, num_workers=2, resources_per_worker={"CPU": 0.5}
@@ -287,6 +290,22 @@ def test_the_controller_starts_workers_and_groups_that_carry_the_name(monkeypatc
     worker = worker_group.WorkerGroup._worker_cls
     assert issubclass(worker, RayTrainWorker) and worker.__name__ == "RayTrainWorker"
     assert repr(worker()) == "run/trial_00"
+
+
+def test_a_worker_group_starts_no_process_beside_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_group, "SynchronizationActor", SynchronizationActor)
+    monkeypatch.setattr(state, "_shutdown_sync_actor", state._shutdown_sync_actor)
+    monkeypatch.setattr(worker_group, "placement_group", None)
+    monkeypatch.setattr(worker_group.WorkerGroup, "_worker_cls", RayTrainWorker)
+    controller_callback("run/trial_00", lambda: None, lambda error: None).after_controller_start(None)
+    actor = worker_group.SynchronizationActor.options(label_selector={"node": "here"}).remote(timeout_s=None)
+    killed: list[Any] = []
+    monkeypatch.setattr(ray, "kill", killed.append)
+    builder, handle = state.WorkerGroupStateBuilder(), SimpleNamespace(shutdown=lambda: None)
+    builder.with_placement_group_handle(handle).with_workers([]).with_sync_actor(actor)
+    builder.build().shutdown()
+    builder.shutdown()
+    assert killed == [] and not isinstance(actor, ray.actor.ActorHandle)
 
 
 def test_the_groups_of_tune_carry_the_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import ray
 import torch
-from ray.train.torch import get_device
 
 from adios_ray import parallel
 from adios_ray.backend.channel import note
@@ -63,7 +62,7 @@ def train_loop(config: LoopConfig) -> None:
 def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
     """Build the trainer, and run the commands from where a worker group starts."""
     settings, checkpoint, position = start
-    device = _device()
+    device = _gpu() if config["gpus"] else CPU
     limit_memory(device, config["gpus"])
     trainer, say = Trainer(settings, device), partial(note, config["channel"], config["trial"])
     if settings.precision == "bfloat16" and not native_bfloat16(trainer.device) and parallel.rank() == 0:
@@ -134,7 +133,7 @@ def _read(pointer: Pointer) -> tuple[dict[str, Any], str | None]:
 def _train(
     trainer: Trainer, config: LoopConfig, storage: RunStorage, position: int, idle_s: float, load_s: float
 ) -> float:
-    """Train to the next report, save, answer the command, and report to Ray Train.
+    """Train to the next report, save, and answer the command.
 
     Returns:
         The moment before the answer, from which on the population decides and the trial is idle.
@@ -161,10 +160,9 @@ def _train(
     if parallel.rank() == 0:
         # Save, then answer: from the answer on, restarts begin at this checkpoint, so it must exist. After a crash in
         # between, the "train" has no answer, and a new group repeats it with the same result.
+        # Not by ``ray.train.report`` too, which nothing would read: it needs a process where the workers wait for each
+        # other, and waits for the next poll of Ray Train's controller. Tune has the report from the trial's actor.
         ray.get(config["channel"].answer.remote(trial, position, report, checkpoint))
-    # Answer, then report: this call waits for all workers and for a poll of Ray Train's controller, for which the
-    # population need not wait. Ray Train only displays the report; only the channel knows of checkpoints.
-    ray.train.report({"epoch": report.epoch, "fitness": report.fitness})
     return reported_at
 
 
@@ -199,14 +197,16 @@ def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> bool:
     return True
 
 
-def _device() -> torch.device:
-    """Find the GPU that Ray assigned to this worker; the CPU if it assigned none.
+def _gpu() -> torch.device:
+    """Find the GPU that Ray assigned to this worker.
 
     Raises:
         RunError: If torch cannot use the GPU.
     """
+    from ray.train.torch import get_device  # here, because it imports Ray Tune
+
     device: torch.device = get_device()
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise RunError(
             f"Ray assigned this worker a GPU that torch {torch.__version__} cannot use; install torch for this GPU's "
             "driver, or train on CPUs with --gpus-per-worker 0"

@@ -14,6 +14,8 @@
 - ``placement_group`` and ``WorkerGroup`` of Ray Train's ``worker_group``, ``TrainController`` of its trainer, and
   ``to_placement_group`` of Tune's resource requests: Ray gives these actors and placement groups no names, and no
   setting does.
+- ``SynchronizationActor`` of the same module, and the function that kills it: each worker group starts a process where
+  workers wait for each other in ``ray.train.report``, which none here calls, and no setting leaves it out.
 - The path of the file that names the running cluster: ``ray.init`` reads it, but reports the address only once it has
   connected, for which it waits minutes.
 - The call that ``ray.init`` makes first, and Ray's channel for it: ``ray.init`` waits minutes for an answer, and fills
@@ -215,13 +217,27 @@ def name_controller(name: str) -> None:
     data_parallel_trainer.TrainController = _named_class(TrainController, name)
 
 
-def _name_workers(name: str) -> None:
-    """Make ``name`` the ``repr_name`` of workers that this controller starts, and name their placement groups."""
-    from ray.train.v2._internal.execution.worker_group import worker_group
+class _NoActor:
+    """Stands in for a class of actors, and starts none."""
+
+    @staticmethod
+    def options(**_: Any) -> type["_NoActor"]:
+        return _NoActor
+
+    @staticmethod
+    def remote(**_: Any) -> str:
+        return "no actor"
+
+
+def _prepare_worker_groups(name: str) -> None:
+    """Name the workers that this controller starts and their placement groups, and start no process beside them."""
+    from ray.train.v2._internal.execution.worker_group import state, worker_group
     from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 
     worker_group.WorkerGroup._worker_cls = _named_class(RayTrainWorker, name)
     worker_group.placement_group = partial(_named_group, name=name)
+    worker_group.SynchronizationActor = _NoActor
+    state._shutdown_sync_actor = lambda actor: None
 
 
 def controller_callback(
@@ -238,7 +254,7 @@ def controller_callback(
 
     class Calls(ControllerCallback):  # type: ignore[misc]  # Ray ships no type information
         def after_controller_start(self, train_run_context: Any) -> None:
-            _name_workers(name)
+            _prepare_worker_groups(name)
             started()
 
         def after_controller_finish(self, result: Any) -> None:
