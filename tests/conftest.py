@@ -1,6 +1,7 @@
 """Fixtures shared by the tests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from small import make_objects
 
 from adios_ray.backend.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
 from adios_ray.backend.ray_private import POLL_INTERVAL_VARIABLE
+from adios_ray.data import prepare
+from adios_ray.data.plan import ShardJob
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -50,3 +53,14 @@ def ray_cluster() -> Iterator[None]:
 def objects_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write shards of rendered objects, 96/40/40 images of 32 pixels."""
     return make_objects(tmp_path_factory.mktemp("data") / "objects")
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``prepare`` make its shards in this process."""
+
+    def run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]") -> None:
+        for job in jobs:
+            task({"job": job.model_dump_json()})
+
+    monkeypatch.setattr(prepare, "_run", run)

@@ -1,11 +1,14 @@
 """The named data sets: each is built here in its published layout, and read back."""
 
+import io
 import json
+import os
 import pickle
 import re
 import struct
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +20,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import tyro
-from encoded_images import noise
+from encoded_images import noise, picture
 from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
@@ -25,7 +28,8 @@ from torchvision import datasets
 from adios_ray.cli import main
 from adios_ray.commands.data import Prepare
 from adios_ray.data.plan import plan_splits
-from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10
+from adios_ray.data.prepare import prepare
+from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10, webdataset
 from adios_ray.data.sources.catalog import CATALOG
 from adios_ray.data.sources.named import CIFAR100 as CIFAR100_CLASSES
 from adios_ray.errors import DatasetError
@@ -177,7 +181,7 @@ def test_cifar_batches(tmp_path: Path, version: str, inside: bool) -> None:
     train, test = source.listing()["train"], source.listing()["test"]
     assert len(train) == 4 * (len(pixels) - 1) and len(test) == 4
     assert {source.stratum(item) for item in (*train, *test)} == set(source.classes)
-    assert {source.file_of(item) for item in (*train, *test)} == source.files().keys()
+    assert {source.file_of(item) for item in (*train, *test)} | {layout[-1]} == source.files().keys()
     assert list(labels_of(source, "train").values()) == [0, 1, 2, 0] * (len(pixels) - 1)
     for items, rows in ((train, pixels[:-1].reshape(-1, 3, 32, 32)), (test, pixels[-1].reshape(-1, 3, 32, 32))):
         for item, row in zip(items, rows, strict=True):
@@ -265,18 +269,23 @@ def test_cifar_as_folders_of_classes(tmp_path: Path) -> None:
 # STL-10: binaries, stored by columns.
 
 
-@pytest.fixture
-def stl(tmp_path: Path) -> Path:
+def plant_stl(root: Path) -> Path:
     """Write six labeled images, two test images, five without labels, and two folds."""
-    folder = tmp_path / "stl10_binary"
-    folder.mkdir()
+    folder = root / "stl10_binary"
+    folder.mkdir(parents=True)
     for part, count in (("train", 6), ("test", 2), ("unlabeled", 5)):
         noise(count, 3, 96, 96).tofile(folder / f"{part}_X.bin")
     np.array([1, 2, 10, 1, 2, 3], np.uint8).tofile(folder / "train_y.bin")
     np.array([10, 1], np.uint8).tofile(folder / "test_y.bin")
     (folder / "class_names.txt").write_text("airplane bird car cat deer dog horse monkey ship truck".replace(" ", "\n"))
     (folder / "fold_indices.txt").write_text("0 2 4\n1 3 5\n")
-    return tmp_path
+    return root
+
+
+@pytest.fixture
+def stl(tmp_path: Path) -> Path:
+    """Write the binaries of STL-10; return the folder that holds theirs."""
+    return plant_stl(tmp_path)
 
 
 def test_stl10_binaries_are_those_of_torchvision(stl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,6 +520,124 @@ def test_backgrounds_variations(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no_fg/val not found"):
         (tmp_path / "bg_challenge" / "no_fg").rename(tmp_path / "elsewhere")
         backgrounds.source(tmp_path)
+
+
+# Files of labels and splits, which hold no image.
+
+
+def flowers(root: Path) -> Path:
+    """Write six flowers of two classes in three splits."""
+    for number in range(1, 7):
+        plant(root / "jpg" / f"image_{number:05d}.jpg", value=number)
+    savemat(root / "imagelabels.mat", {"labels": np.array([[1, 2, 1, 2, 1, 2]], np.uint8)})
+    savemat(
+        root / "setid.mat",
+        {key: np.array([[n, n + 1]], np.uint16) for n, key in ((1, "trnid"), (3, "valid"), (5, "tstid"))},
+    )
+    return root
+
+
+def annotated(root: Path) -> Path:
+    """Write two annotated images in each of two splits."""
+    for name in ("train", "val"):
+        plant_inaturalist(root, name, {f"{name}/1.jpg": 9, f"{name}/2.jpg": 5})
+    return root
+
+
+def tars(root: Path) -> Path:
+    """Write twelve images in a tar file, and the names of their classes."""
+    root.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(root / "train.tar", "w") as tar:
+        for number in range(12):
+            for ending, content in (("png", picture(number)), ("cls", str(number % 2).encode())):
+                member = tarfile.TarInfo(f"{number}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    (root / "classes.txt").write_text("ant\nbee\n")
+    return root
+
+
+def linked_kaggle(root: Path) -> Path:
+    """Write Kaggle's layout with the images behind a link."""
+    from_kaggle(root)
+    (root / "ILSVRC").rename(root.parent / "elsewhere")
+    (root / "ILSVRC").symlink_to(root.parent / "elsewhere")
+    return root
+
+
+def swap(one: str, other: str) -> Callable[[Path], None]:
+    """Make a function that exchanges two words of a text."""
+
+    def exchange(path: Path) -> None:
+        path.write_text(other.join(part.replace(other, one) for part in path.read_text().split(one)))
+
+    return exchange
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(
+    ("plant_source", "read", "file", "change"),
+    [
+        (plant_stl, stl10.source, "train_y.bin", lambda path: path.write_bytes(path.read_bytes()[::-1])),
+        (
+            flowers,
+            flowers102.source,
+            "imagelabels.mat",
+            lambda path: savemat(path, {"labels": np.array([[2, 1] * 3], np.uint8)}),
+        ),
+        (
+            flowers,
+            flowers102.source,
+            "setid.mat",
+            lambda path: savemat(
+                path, {key: np.array([[n, n + 1]], np.uint16) for n, key in ((5, "trnid"), (3, "valid"), (1, "tstid"))}
+            ),
+        ),
+        (annotated, inaturalist.source, "train2018.json", swap('"category_id": 9', '"category_id": 5')),
+        (linked_kaggle, imagenet.source, "../../../LOC_val_solution.csv", swap(*SYNSETS[:2])),
+        (
+            flat_with_devkit,
+            imagenet.source,
+            "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt",
+            swap("140", "210"),
+        ),
+        (tars, webdataset.source, "classes.txt", swap("ant", "bee")),
+    ],
+)
+def test_labels_that_have_changed_are_noticed(
+    tmp_path: Path,
+    plant_source: Callable[[Path], Path],
+    read: Callable[[Path], Any],
+    file: str,
+    change: Callable[[Path], Any],
+) -> None:
+    """The size and the time of change stay the same: the content tells."""
+    source = read(plant_source(tmp_path / "source"))
+    before = replace(source, described_in=())  # as earlier versions listed the files
+    for name, made_from in (("new", source), ("earlier", before)):
+        prepare(made_from, tmp_path / name, 16, {})
+        assert prepare(source, tmp_path / name, 16, {}).complete_before
+    path = Path(os.path.normpath(source.root / file))
+    status = path.stat()
+    change(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    with pytest.raises(
+        DatasetError, match=rf"the source has changed since .*new was made: 1 changed \({re.escape(file)}\)"
+    ):
+        prepare(read(tmp_path / "source"), tmp_path / "new", 16, {})
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_other_classes_are_another_source(tmp_path: Path) -> None:
+    source = flowers102.source(flowers(tmp_path / "source"))
+    prepare(source, tmp_path / "out", 16, {})
+    for classes, message in (
+        (("001", "003"), r"other classes \(002, 003\)"),
+        (("002", "001"), "another order of the classes"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            prepare(replace(source, classes=classes), tmp_path / "out", 16, {})
 
 
 # By name: the catalog, downloads and their page.

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -358,6 +358,11 @@ def plan_jobs(
     return jobs
 
 
+def descriptions(source: Source, names: Iterable[str]) -> set[str]:
+    """Choose those of a source's files that hold no item, but describe some."""
+    return set(names) - {source.file_of(item) for item in chain.from_iterable(source.listing().values())}
+
+
 def deciding(
     source: Source, recipe: Mapping[str, Any], files: Mapping[str, tuple[int, int]]
 ) -> tuple[dict[str, Any], Callable[[str], object]]:
@@ -371,8 +376,7 @@ def deciding(
     Returns:
         What decides all rows, and a function from an item to what decides its row.
     """
-    items = chain.from_iterable(source.listing().values())
-    shared = files.keys() - {source.file_of(item) for item in items}
+    shared = descriptions(source, files)
     untimed = any(changed_ns == 0 for _, changed_ns in files.values())  # at a URI
     common = {key: value for key, value in recipe.items() if key != "source" or untimed}
     common |= {"classes": list(source.classes), "shared_files": {name: files[name] for name in sorted(shared)}}

@@ -37,7 +37,7 @@ from adios_ray.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from adios_ray.data.plan import Key, Plan, ShardJob, deciding, image_counts, make_plan, plan_jobs
+from adios_ray.data.plan import Key, Plan, ShardJob, deciding, descriptions, image_counts, make_plan, plan_jobs
 from adios_ray.data.shards import drop_rows, write_shard
 from adios_ray.data.source_files import check_unchanged, write_files
 from adios_ray.data.sources.base import Sample, Source
@@ -414,7 +414,7 @@ def _finish(
     _remove_leftovers(store, keep={job.file for job, _ in parts})
     contents = {
         item: content for job, part in parts for item, content in zip(rows[job.file], part.contents, strict=True)
-    }
+    } | {name: source.checksum(name) for name in descriptions(source, files)}
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         image_size=recipe["image_size"],

@@ -1,5 +1,6 @@
 """Folders of image files, one folder a class: the layout that torchvision calls ImageFolder."""
 
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -191,6 +192,7 @@ def of_classes(
     found: Walk | None = None,
     unlabeled: Sequence[str] = (),
     allow_missing_classes: bool | None = None,
+    described_in: Sequence[Path] = (),
 ) -> ImageFiles:
     """Make a source of the items of each class of each split, paths relative to ``root``.
 
@@ -200,6 +202,7 @@ def of_classes(
         found: All files below ``root``, those outside the layout already passed over; None looks for them.
         unlabeled: Items of the unlabeled split.
         allow_missing_classes: Whether val and test may lack classes that train has; None if no option allows it.
+        described_in: Files that the classes of the items were read from.
 
     Raises:
         DatasetError: If the splits differ in their classes.
@@ -223,8 +226,9 @@ def of_classes(
     if found.empty:
         parts["notes"] = (f"empty folders: {first_of(sorted(found.empty))}",)
     if isinstance(root, Path):
-        return ImageFiles(root=root.absolute(), **parts)
-    return ImageFiles(root=Path(), uri=root, **parts)
+        names = tuple(Path(os.path.relpath(path, root)).as_posix() for path in described_in)
+        return ImageFiles(root=root.absolute(), described_in=names, **parts)
+    return ImageFiles(uri=root, **parts)
 
 
 def _labels(tree: Mapping[str, ByClass], numbers: Mapping[str, int]) -> dict[str, int]:

@@ -51,7 +51,8 @@ def _annotated(root: Path, files: dict[str, Path]) -> ImageFiles:
             tree[split].setdefault(name, []).append(item)
     # A category without images in one split still is a class of all of them.
     known = {name for found in tree.values() for name in found}
-    return of_classes(root, {split: {name: found.get(name, []) for name in known} for split, found in tree.items()})
+    tree = {split: {name: found.get(name, []) for name in known} for split, found in tree.items()}
+    return of_classes(root, tree, described_in=tuple(files.values()))
 
 
 def _read(path: Path) -> dict[str, Any]:

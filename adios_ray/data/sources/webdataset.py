@@ -38,7 +38,7 @@ class TarImages(EncodedImages):
     def content(self, place: Place) -> bytes:
         """Read exactly the member's bytes."""
         offset, size = map(int, place.position.rpartition("@")[2].split("+"))
-        return _store(self.root).read(place.file, offset, offset + size) if size else b""
+        return _store(self.place).read(place.file, offset, offset + size) if size else b""
 
 
 @lru_cache(maxsize=1)
@@ -86,12 +86,13 @@ def source(root: Location) -> TarImages:
     for name, split in found.files.items():
         labels.setdefault(split, set()).update(label for _, label in shards[name].images if label is not None)
     labels.pop(UNLABELED, None)
-    classes, named = class_names(labels, _listed_names(found), str(found.store))
+    lists = _lists(found)
+    classes, named = class_names(labels, _common(lists, found.store), str(found.store))
     items, passed_over = _items(found, shards, named)
     if not items:
         reasons = "; ".join(f"{reason} ({count:,})" for reason, (count, _) in passed_over.items())
         raise DatasetError(f"{found.store} has no images that can be used: {reasons or 'the files are empty'}")
-    return TarImages(root=str(found.store), classes=classes, items=items, passed_over=passed_over)
+    return TarImages.at(found.store, classes=classes, items=items, described_in=tuple(lists), passed_over=passed_over)
 
 
 def _items(
@@ -112,18 +113,27 @@ def _items(
     return items, passed_over
 
 
-def _listed_names(found: SplitFiles) -> tuple[str, ...] | None:
-    """Read the class names beside the tar files, if there are any."""
+def _lists(found: SplitFiles) -> dict[str, tuple[str, ...]]:
+    """Read the lists of class names beside the tar files, by file."""
     lists = {}
     for name in found.others:
         if name.rpartition("/")[2].lower() in NAMES_FILES:
             text = found.store.read(name).decode("utf-8-sig", errors="replace")
             lists[name] = tuple(line.strip() for line in text.splitlines() if line.strip())
+    return lists
+
+
+def _common(lists: Mapping[str, tuple[str, ...]], store: Store) -> tuple[str, ...] | None:
+    """Return what all lists say; None without any.
+
+    Raises:
+        DatasetError: If they differ.
+    """
     if not lists:
         return None
     first, *others = lists
     if different := [name for name in others if lists[name] != lists[first]]:
-        raise DatasetError(f"class names of {found.store} differ between {first} and {different[0]}")
+        raise DatasetError(f"class names of {store} differ between {first} and {different[0]}")
     return lists[first]
 
 
