@@ -27,8 +27,9 @@ from torchvision import datasets
 
 from adios_ray.cli import main
 from adios_ray.commands.data import Prepare
-from adios_ray.data.plan import plan_splits
+from adios_ray.data.plan import image_counts, make_plan, plan_splits
 from adios_ray.data.prepare import prepare
+from adios_ray.data.shards import open_shards
 from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10, webdataset
 from adios_ray.data.sources.catalog import CATALOG
 from adios_ray.data.sources.named import CIFAR100 as CIFAR100_CLASSES
@@ -99,7 +100,8 @@ def from_kaggle(root: Path) -> Path:
     plant_train(root / "ILSVRC/Data/CLS-LOC")
     plant_flat(root / "ILSVRC/Data/CLS-LOC/val")
     lines = [f"ILSVRC2012_val_{n:08d},{synset} 1 2 30 40 {synset} 5 6 7 8 " for n, synset in enumerate(ORDER, start=1)]
-    (root / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(lines)]) + "\n")
+    text = "\n".join(["ImageId,PredictionString", *reversed(lines)]) + "\n"
+    (root / "LOC_val_solution.csv").write_text(text, encoding="utf-8-sig")  # as spreadsheets save it
     return root
 
 
@@ -120,6 +122,14 @@ def test_imagenet_errors_name_what_is_missing(tmp_path: Path) -> None:
     plant_flat(tmp_path / "val")
     with pytest.raises(DatasetError, match="neither .*devkit.* nor .*LOC_val_solution.csv is there"):
         imagenet.source(tmp_path)
+    for rows, message in (
+        ("ImageId,Prediction\nILSVRC2012_val_00000001,n1", "line 2 has no ImageId and PredictionString"),
+        ("ImageId,PredictionString\nval_1,n1 1\nval_1,n2 1", "lists val_1 as n1 and as n2"),
+    ):
+        (tmp_path / imagenet.SOLUTION).write_text(rows)
+        with pytest.raises(DatasetError, match=f"LOC_val_solution.csv:? {message}"):
+            imagenet.source(tmp_path)
+    (tmp_path / imagenet.SOLUTION).unlink()
     plant_devkit(tmp_path)
     for image in (tmp_path / "train" / SYNSETS[3]).iterdir():
         image.unlink()
@@ -387,6 +397,22 @@ def test_inaturalist_with_categories_that_share_a_folder(tmp_path: Path) -> None
     assert labels_of(inaturalist.source(tmp_path), "train") == {"all/a.jpg": 0, "all/b.jpg": 1}
 
 
+def test_an_image_that_is_listed_twice_is_read_once_and_has_one_class(tmp_path: Path) -> None:
+    plant_inaturalist(tmp_path, "train", {"all/a.jpg": 5, "all/b.jpg": 12})
+    plant_inaturalist(tmp_path, "val", {"all/c.jpg": 5, "all/d.jpg": 12})
+    path = tmp_path / "train2018.json"
+    content = json.loads(path.read_text())
+    content["annotations"] *= 2
+    path.write_text(json.dumps(content))
+    plan = make_plan(inaturalist.source(tmp_path), image_counts())
+    assert sorted(plan.splits["train"]) == ["all/a.jpg", "all/b.jpg"] and plan.images + plan.passed_over.total == 6
+    assert "note: 2 images listed more than once, read once: all/a.jpg, all/b.jpg" in plan.text()
+    content["annotations"][0] = {**content["annotations"][0], "category_id": 12}
+    path.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match="all/a.jpg is listed as 00005 Bufo bufo and as 00012 Apis: remove one"):
+        inaturalist.source(tmp_path)
+
+
 def test_inaturalist_folders_of_torchvision(tmp_path: Path) -> None:
     for folder in ("2021_train_mini", "2021_valid"):
         for name in ("00000_Animalia_Apis", "00001_Plantae_Rosa"):
@@ -440,6 +466,10 @@ def test_clevr_scenes(tmp_path: Path) -> None:
     assert source.classes[int(np.argmax(sample.label))] == "red cylinder" and np.sum(sample.label) == 1
     assert (sample.image[:, :14] > 190).all() and (sample.image[:, 18:] < 10).all()
     assert sample.height == sample.width  # the central view is all of it: no object that the label names is lost
+    twice = [scene("x", ("red", "cube")), scene("x", ("blue", "cube"))]
+    (folder / "scenes" / "CLEVR_val_scenes.json").write_text(json.dumps({"scenes": twice}))
+    with pytest.raises(DatasetError, match="describes images/val/x twice, with different objects"):
+        clevr.source(tmp_path)
     (folder / "scenes" / "CLEVR_val_scenes.json").write_text(json.dumps({"scenes": [scene("x", ("pink", "cube"))]}))
     with pytest.raises(DatasetError, match="CLEVR_val_scenes.json is not a list of CLEVR's scenes"):
         clevr.source(tmp_path)
@@ -626,6 +656,16 @@ def test_labels_that_have_changed_are_noticed(
         DatasetError, match=rf"the source has changed since .*new was made: 1 changed \({re.escape(file)}\)"
     ):
         prepare(read(tmp_path / "source"), tmp_path / "new", 16, {})
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_of_an_image_in_two_splits_one_stays(tmp_path: Path) -> None:
+    root = flowers(tmp_path / "source")
+    splits = {"trnid": [[1, 2, 5]], "valid": [[3, 4]], "tstid": [[5, 6]]}
+    savemat(root / "setid.mat", {key: np.array(value, np.uint16) for key, value in splits.items()})
+    made = prepare(flowers102.source(root), tmp_path / "out", 16, {}, drop_duplicates=True)
+    assert made.images == {"train": 2, "val": 2, "test": 2}
+    assert "jpg/image_00005.jpg" in open_shards(tmp_path / "out").split("test").source_ids.to_pylist()
 
 
 @pytest.mark.usefixtures("without_ray")

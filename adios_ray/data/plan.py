@@ -92,7 +92,7 @@ def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | Non
     Raises:
         DatasetError: If there are fewer items than a count asks for, or none is left for train.
     """
-    listing = source.listing()
+    listing, notes = _once(source.listing())
     splits = plan_splits(listing, counts, source.stratum, group)
     if isinstance(source, ReadInBlocks):
         splits = {split: in_blocks(items, source.block) for split, items in splits.items()}
@@ -106,7 +106,15 @@ def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | Non
     carved = tuple(s for s in reversed(CARVED) if "train" in listing and s not in listing and counts[s] != 0)
     trained = classes.get("train", {})
     small = sorted(name for name in trained if any(name not in classes.get(split, {}) for split in carved))
-    return Plan(splits, classes, _labels(source, classes), carved, tuple(small), passed_over, source.notes)
+    return Plan(splits, classes, _labels(source, classes), carved, tuple(small), passed_over, (*source.notes, *notes))
+
+
+def _once(listing: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], list[str]]:
+    """Keep one of equal items in each split, and note how many are there more than once."""
+    counts = {split: Counter(items) for split, items in listing.items()}
+    repeated = [item for found in counts.values() for item, number in found.items() if number > 1]
+    notes = [f"{_number(len(repeated), 'image')} listed more than once, read once: {first_of(repeated)}"]
+    return {split: list(found) for split, found in counts.items()}, notes if repeated else []
 
 
 def _labels(source: Source, classes: Mapping[str, Mapping[str, int]]) -> str:

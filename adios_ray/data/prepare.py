@@ -403,13 +403,13 @@ def _finish(
     dropped = copies if drop_duplicates else set()
     splits: dict[str, tuple[ShardEntry, ...]] = {}
     for job, part in parts:
-        unwanted = dropped.intersection(rows[job.file])
+        unwanted = {item for item in rows[job.file] if (job.split, item) in dropped}
         entry = drop_rows(store, part.entry, unwanted) if unwanted else part.entry
         splits[job.split] = (*splits.get(job.split, ()), entry)
     if drop_duplicates:
         duplicates = duplicates.model_copy(update={"dropped": len(dropped)})
     refused = tuple(refusal for _, part in parts for refusal in part.refused)
-    in_order = [item for items in rows.values() for item in items if item in dropped]
+    in_order = [item for job, _ in parts for item in rows[job.file] if (job.split, item) in dropped]
     account = take_account(plan, splits, in_order, refused, [part.notes for _, part in parts], duplicates)
     _remove_leftovers(store, keep={job.file for job, _ in parts})
     contents = {

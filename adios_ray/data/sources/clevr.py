@@ -100,8 +100,12 @@ def _of_scenes(base: Path) -> Clevr:
             for scene in json.loads(path.read_bytes())["scenes"]:
                 item = f"images/{name}/{scene['image_filename']}"
                 pairs = ((COLORS.index(thing["color"]), SHAPES.index(thing["shape"])) for thing in scene["objects"])
-                kinds[item] = _bits(pairs, len(COLORS))
+                bits = _bits(pairs, len(COLORS))
+                if kinds.setdefault(item, bits) != bits:
+                    raise DatasetError(f"{path} describes {item} twice, with different objects: remove one of them")
                 items.setdefault(split, []).append(item)
+        except DatasetError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(f"{path} is not a list of CLEVR's scenes: {error}") from error
     classes = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)

@@ -78,10 +78,22 @@ def _flat(base: Path, val: Path, classes: Mapping[int, str]) -> dict[str, list[s
 
 
 def _kaggle_classes(path: Path) -> Mapping[int, str]:
-    """Read Kaggle's solution, whose prediction column begins with the synset."""
-    with path.open(newline="") as file:
-        rows = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file)]
-    return {int(name.rpartition("_")[2]): synset for name, synset in rows}
+    """Read Kaggle's solution, whose prediction column begins with the synset.
+
+    Raises:
+        DatasetError: If a row cannot be read, or an image is of two classes.
+    """
+    classes: dict[int, str] = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        for row in rows:
+            try:
+                number, synset = int(row["ImageId"].rpartition("_")[2]), row["PredictionString"].split()[0]
+            except (KeyError, AttributeError, IndexError, ValueError):
+                raise DatasetError(f"{path}: line {rows.line_num} has no ImageId and PredictionString") from None
+            if classes.setdefault(number, synset) != synset:
+                raise DatasetError(f"{path} lists {row['ImageId']} as {classes[number]} and as {synset}")
+    return classes
 
 
 def _devkit_classes(meta: Path, truth: Path) -> Mapping[int, str]:
