@@ -18,7 +18,8 @@ from adios_ray.data.plan import plan_splits
 from adios_ray.data.prepare import prepare
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.base import NO_LABEL, ReadInBlocks
-from adios_ray.data.sources.webdataset import source
+from adios_ray.data.sources.encoded import Place
+from adios_ray.data.sources.webdataset import TarImages, source
 from adios_ray.errors import DatasetError, RefusedImageError
 from adios_ray.store import Store
 
@@ -171,7 +172,28 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         source(tmp_path / "a")
 
 
-@pytest.mark.parametrize("damage", ["text", "empty", "cut", "cut between members", "garbage"])
+@pytest.mark.parametrize("padding", [0, 512, 10240])
+def test_archives_one_after_the_other_are_read_to_the_last(shards: Path, padding: int) -> None:
+    """The keys of the second are those of the first, as where shards that were numbered alike are joined."""
+    first, second = shards / "imagenet-train-000000.tar", shards / "imagenet-val-000000.tar"
+    expected = source(shards)
+    images = [content for split in ("train", "val") for content in contents_of(expected, split)]
+    joined = shards.parent / "joined" / "train.tar"
+    joined.parent.mkdir()
+    joined.write_bytes(first.read_bytes() + bytes(padding) + second.read_bytes())
+    read = source(joined)
+    assert contents_of(read, "train") == images[:25] + images[40:] and not read.passed_over
+    assert labels_of(read, "train") == [n % 3 for n in (*range(25), *range(9))]
+
+
+def contents_of(read: TarImages, split: str) -> list[bytes]:
+    """Read the encoded images of a split."""
+    return [read.content(Place.of(item)) for item in read.listing()[split]]
+
+
+@pytest.mark.parametrize(
+    "damage", ["text", "empty", "cut", "cut between members", "garbage", "garbage behind the end", "second cut"]
+)
 def test_damaged_files_are_named(shards: Path, damage: str) -> None:
     path = shards / "imagenet-val-000000.tar"
     content = path.read_bytes()
@@ -184,6 +206,8 @@ def test_damaged_files_are_named(shards: Path, damage: str) -> None:
             "cut": content[: start + 520],
             "cut between members": content[:start],
             "garbage": content[:start] + b"\xff" * 512 + content[start + 512 :],
+            "second cut": content + content[: start + 520],
+            "garbage behind the end": content + b"\xff" * 512,
         }[damage]
     )
     with pytest.raises(DatasetError, match="imagenet-val-000000.tar cannot be read, or is damaged: "):

@@ -138,30 +138,48 @@ def _common(lists: Mapping[str, tuple[str, ...]], store: Store) -> tuple[str, ..
 
 
 def _scan(store: Store, name: str) -> _Shard:
-    """Read the headers and labels of a tar file.
+    """Read the headers and labels of a tar file, which may be several archives one after the other.
 
     Raises:
         DatasetError: If it is damaged, or its end is missing.
     """
-    passed_over = PassedOver()
-    samples: dict[str, _Sample] = {}
+    shard = _Shard([], PassedOver())
+    start: int | None = 0
     try:
-        with store.open(name, read_ahead=True) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if not member.isdir():
-                    _sort_in(tar, member, name, samples, passed_over)
-                tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps them all
-            # tarfile takes garbage between members for the end, which is a block of zeros.
-            _check_end(file, tar.offset)
+        with store.open(name, read_ahead=True) as file:
+            while start is not None:
+                start = _scan_archive(file, start, name, shard)
     except Exception as error:  # a damaged file, or an error of a protocol
         raise DatasetError(f"{store}/{name} cannot be read, or is damaged: {error}") from error
-    return _Shard(list(_images(name, samples, passed_over)), passed_over)
+    return shard
 
 
-def _check_end(file: BinaryIO, offset: int) -> None:
-    file.seek(offset)
+def _scan_archive(file: BinaryIO, start: int, name: str, shard: _Shard) -> int | None:
+    """Add what an archive holds to ``shard``; returns where in the file the next archive begins."""
+    samples: dict[str, _Sample] = {}
+    file.seek(start)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if not member.isdir():
+                _sort_in(tar, member, name, samples, shard.passed_over)
+            tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps them all
+    shard.images.extend(_images(name, samples, shard.passed_over))
+    return _next_archive(file, tar.offset)
+
+
+def _next_archive(file: BinaryIO, end: int) -> int | None:
+    """Find the first block behind the end of an archive that is not of zeros.
+
+    Raises:
+        ReadError: If there is no end, for which tarfile takes garbage between members too: it is a block of zeros.
+    """
+    file.seek(end)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"neither a member nor the end of the archive at byte {offset}")
+        raise tarfile.ReadError(f"neither a member nor the end of the archive at byte {end}")
+    while block := file.read(tarfile.BLOCKSIZE):
+        if any(block):
+            return file.tell() - len(block)
+    return None
 
 
 def _sort_in(
