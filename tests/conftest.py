@@ -1,6 +1,7 @@
 """Fixtures shared by the tests."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -59,8 +60,8 @@ def objects_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``prepare`` make its shards in this process."""
 
-    def run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]") -> None:
-        for job in jobs:
-            task({"job": job.model_dump_json()})
+    def results(jobs: Sequence[ShardJob], task: "partial[dict[str, int]]") -> Iterator[dict[str, int]]:
+        return (task({"job": job.model_dump_json()}) for job in jobs)
 
-    monkeypatch.setattr(prepare, "_run", run)
+    monkeypatch.setattr(prepare, "_results", results)
+    monkeypatch.setattr(prepare, "_quiet_ray", nullcontext)

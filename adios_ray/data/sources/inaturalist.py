@@ -50,7 +50,7 @@ def _annotated(root: Path, files: dict[str, Path]) -> ImageFiles:
                 raise DatasetError(f"{path} annotates {error.args[0]}, which it does not list") from None
             tree[split].setdefault(name, []).append(item)
     # A category without images in one split still is a class of all of them.
-    known = {name for found in tree.values() for name in found}
+    known = sorted({name for found in tree.values() for name in found})
     tree = {split: {name: found.get(name, []) for name in known} for split, found in tree.items()}
     return of_classes(root, tree, described_in=tuple(files.values()))
 
