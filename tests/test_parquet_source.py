@@ -161,6 +161,17 @@ def test_images_named_by_their_path(tmp_path: Path) -> None:
             read.load(item, 16)
 
 
+@pytest.mark.parametrize("labels", [{}, {"label": ["unlabeled", "unlabeled"]}])
+def test_images_of_the_unlabeled_split_have_no_label_whatever_the_classes(
+    tmp_path: Path, labels: dict[str, list[str]]
+) -> None:
+    for split in ("train", "unlabeled"):
+        plain_file(tmp_path / f"{split}.parquet", {"image": [picture(0), picture(1)], **labels})
+    read = source(tmp_path)
+    assert read.classes == ("unlabeled",)
+    assert labels_of(read, "train") == [0, 0] and labels_of(read, "unlabeled") == [NO_LABEL, NO_LABEL]
+
+
 def test_rows_without_a_label_are_counted(tmp_path: Path) -> None:
     hub_file(tmp_path / "train-0.parquet", [0, 1, -1, 2, None])
     hub_file(tmp_path / "test-0.parquet", [-1] * 12)

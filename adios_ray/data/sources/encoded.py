@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self
 
 from adios_ray.data.decode import DecodeOptions, decode
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED, ListedSource, Sample
+from adios_ray.data.sources.split_files import SplitFiles
 from adios_ray.errors import DatasetError
 from adios_ray.store import Store
 
@@ -57,15 +58,19 @@ class EncodedImages(ListedSource, ABC):
     """Images inside larger files, each of one class or of none. Items name a ``Place``.
 
     Attributes:
+        unlabeled: Files of the unlabeled split.
         options: Limits of decoding, and the range of 16-bit values.
     """
 
+    unlabeled: frozenset[str] = frozenset()
     options: DecodeOptions = DecodeOptions()
 
     @classmethod
-    def at(cls, store: Store, **parts: Any) -> Self:
-        """Make a source of files in a store."""
-        return cls(uri=str(store), **parts) if store.local is None else cls(root=store.local, **parts)
+    def found_in(cls, found: SplitFiles, **parts: Any) -> Self:
+        """Make a source of files that were found at a place."""
+        unlabeled = frozenset(name for name, split in found.files.items() if split == UNLABELED)
+        place = {"uri": str(found.store)} if found.store.local is None else {"root": found.store.local}
+        return cls(unlabeled=unlabeled, **place, **parts)
 
     @property
     def place(self) -> str:
@@ -96,7 +101,7 @@ class EncodedImages(ListedSource, ABC):
         """
         place = Place.of(item)
         picture = decode(self.content(place), image_size, self.options)
-        label = self.classes.index(place.class_name) if place.class_name in self.classes else NO_LABEL
+        label = NO_LABEL if place.file in self.unlabeled else self.classes.index(place.class_name)
         return Sample(picture.pixels, label, None, picture.height, picture.width, picture.note)
 
     def _remote_sizes(self, store: Store, names: Sequence[str]) -> Mapping[str, int]:

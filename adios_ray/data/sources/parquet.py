@@ -149,8 +149,8 @@ def source(root: Location, image_column: str | None = None, label_column: str | 
     items = {split: listed for split, listed in items.items() if listed}
     if not items:
         raise DatasetError(f"{found.store} has no rows that can be used: {_reasons(passed_over)}")
-    return ParquetImages.at(
-        found.store, classes=classes, items=items, passed_over=passed_over, image_column=columns.image
+    return ParquetImages.found_in(
+        found, classes=classes, items=items, passed_over=passed_over, image_column=columns.image
     )
 
 

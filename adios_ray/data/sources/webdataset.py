@@ -92,7 +92,7 @@ def source(root: Location) -> TarImages:
     if not items:
         reasons = "; ".join(f"{reason} ({count:,})" for reason, (count, _) in passed_over.items())
         raise DatasetError(f"{found.store} has no images that can be used: {reasons or 'the files are empty'}")
-    return TarImages.at(found.store, classes=classes, items=items, described_in=tuple(lists), passed_over=passed_over)
+    return TarImages.found_in(found, classes=classes, items=items, described_in=tuple(lists), passed_over=passed_over)
 
 
 def _items(
