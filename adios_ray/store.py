@@ -54,10 +54,17 @@ def local_path(location: Location) -> Path | None:
 
 
 def split_location(location: Location) -> tuple[Location, str]:
-    """Split the place of a file into that of its folder and its name."""
+    """Split the place of a file into that of its folder and its name.
+
+    Raises:
+        ConfigError: If it is a whole bucket.
+    """
     if (path := local_path(location)) is not None:
         return path.parent, path.name
-    folder, _, name = str(location).rstrip("/").rpartition("/")
+    whole = str(location).rstrip("/")
+    folder, _, name = whole.rpartition("/")
+    if folder.endswith(":/"):
+        raise ConfigError(f"{location} names a whole bucket: write {whole}/NAME")
     return folder, name
 
 

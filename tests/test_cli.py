@@ -4,15 +4,19 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from adios_ray import retry
 from adios_ray.cli import main
 from adios_ray.data import prepare as preparation
 from adios_ray.data.shards import open_shards
+from adios_ray.store import Store
 
 
 @pytest.fixture
@@ -95,6 +99,24 @@ def test_bad_options_are_one_line(
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and message in captured.err
     assert captured.err.count("\n") == 1 and not captured.out
+
+
+@pytest.mark.parametrize(
+    "words", [["verify", "memory://set"], options(output="memory://out"), options(source="memory://images")]
+)
+def test_storage_that_does_not_answer_is_given_up_within_seconds(
+    words: list[str], images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = threading.Event()
+    for method in ("read", "names", "size", "find"):
+        monkeypatch.setattr(Store, method, lambda *arguments: answer.wait(10))
+    monkeypatch.setattr(retry, "ANSWER_S", 0.1)
+    monkeypatch.chdir(images.parent)
+    start = time.monotonic()
+    assert main(words) == 2 and time.monotonic() - start < 5
+    answer.set()
+    error = capsys.readouterr().err
+    assert error.startswith("error: memory://") and "no answer within 0 s" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["prepare"], ["prepare", "--nonsense", "1"], options(dataset="films")])
@@ -248,6 +270,6 @@ def test_a_uri_that_cannot_be_read_is_one_line(
         raise ConnectionRefusedError("no answer")
 
     monkeypatch.setattr("adios_ray.data.sources.folder.source", fail)
-    command = ["prepare", "--dataset", "folder", "--source", "s3://x/y", "--image-size", "32", "--output", "out"]
+    command = ["prepare", "--dataset", "folder", "--source", "memory://x/y", "--image-size", "32", "--output", "out"]
     assert main(command) == 2
-    assert capsys.readouterr().err == "error: s3://x/y cannot be read: ConnectionRefusedError: no answer\n"
+    assert capsys.readouterr().err == "error: memory://x/y cannot be read: ConnectionRefusedError: no answer\n"

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from adios_ray.data.sources.base import NO_LABEL, ReadInBlocks
 from adios_ray.data.sources.encoded import Place
 from adios_ray.data.sources.parquet import source
 from adios_ray.errors import DatasetError, RefusedImageError
+from adios_ray.store import Store
 
 CLASSES = ("ant", "bee/fly", "cat, big")
 NO_COUNTS = {"train": None, "val": None, "test": None}
@@ -218,6 +220,17 @@ def test_names_that_cannot_be_used(tmp_path: Path, names: list[str], message: st
         plain_file(tmp_path / name, {"image": [picture(0)], "label": [1]})
     with pytest.raises(DatasetError, match=message):
         source(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["memory://b/set.parquet", "memory://set.parquet", "set.parquet"])
+def test_a_folder_may_be_called_like_a_file(tmp_path: Path, hub: Path, place: str) -> None:
+    root = place if "://" in place else str(tmp_path / place)
+    for path in (hub / "data").iterdir():
+        with Store(root).writing(path.name) as target:
+            shutil.copy(path, target)
+    assert {split: len(items) for split, items in source(root).listing().items()} == {"train": 60, "val": 9, "test": 6}
+    single = source(f"{root}/train-00001-of-00002.parquet")
+    assert len(single.listing()["train"]) == len(labels_of(single, "train")) == 24
 
 
 def test_links_are_followed(hub: Path, tmp_path: Path) -> None:

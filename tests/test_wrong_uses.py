@@ -338,6 +338,7 @@ CASES = {
     f"{MINE} --storage nope://bucket/runs": "nope://bucket/runs cannot be reached: Protocol not known: nope",
     f"{MINE} --storage s3:// --name a": "names no bucket: write s3://BUCKET/FOLDER",
     "verify s3://": "s3:// names no bucket",
+    "evaluate --checkpoint s3://bucket --data-dir data": "s3://bucket names a whole bucket: write s3://bucket/NAME",
     f"{MINE} --storage s3:/bucket/runs": "write s3://bucket/runs",
     f"{MINE} --wandb maybe": "--wandb maybe is not one of off, offline, online",
     f"{MINE} --wandb online": "wandb online needs a login",

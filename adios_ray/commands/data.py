@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +12,8 @@ from pydantic import Field
 from adios_ray.config import Count, FolderLayout, Natural, OnBadImage, Seed, Variation
 from adios_ray.data.sources.catalog import CATALOG, Entry, Name, table
 from adios_ray.errors import UsageError
-from adios_ray.store import local_path
+from adios_ray.retry import promptly
+from adios_ray.store import Store, local_path
 
 if TYPE_CHECKING:
     from adios_ray.data.plan import Key
@@ -248,6 +250,8 @@ class Prepare:
             options["allow_missing_classes"] = True
         made_from = {"source": str(root), **options}
         try:
+            if path is None:
+                promptly(partial(Store(str(root)).size, ""))  # the listing of what is there may take longer
             return entry.source(root, **options), made_from
         except DatasetError:  # not downloaded yet, or not completely
             if not self.download:

@@ -8,6 +8,7 @@ from adios_ray.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from adios_ray.data.source_files import check_unchanged
 from adios_ray.data.sources.base import Source
 from adios_ray.errors import DatasetError
+from adios_ray.retry import promptly
 from adios_ray.store import Store
 
 PARTS = ".parts"
@@ -49,9 +50,13 @@ def check_free(store: Store) -> None:
     """Refuse a place that holds something else.
 
     Raises:
-        DatasetError: If it is neither empty, nor a data set, nor what an interrupted call left.
+        DatasetError: If it is neither empty, nor a data set, nor what an interrupted call left, or does not answer.
     """
+    try:
+        present = promptly(store.names)
+    except OSError as error:
+        raise DatasetError(f"{store} cannot be read: {error.strerror or error}") from error
     # A claim's draft may be there for a moment, and stays where its process was killed in it.
-    names = {name for name in store.names() if not name.endswith(".tmp")} - {PREPARING.file}
+    names = {name for name in present if not name.endswith(".tmp")} - {PREPARING.file}
     if names and PARTS not in names and MANIFEST_NAME not in names:
         raise DatasetError(f"{store} is not empty and not an unfinished data set; choose another --output")
