@@ -174,6 +174,14 @@ def test_images_of_the_unlabeled_split_have_no_label_whatever_the_classes(
     assert labels_of(read, "train") == [0, 0] and labels_of(read, "unlabeled") == [NO_LABEL, NO_LABEL]
 
 
+@pytest.mark.parametrize("text", ["", "[1]", '{"info": {}}', "[" * 100_000])
+def test_metadata_that_name_no_features_are_none(tmp_path: Path, text: str) -> None:
+    columns = {"image": [picture(0), picture(1)], "label": [1, 0]}
+    plain_file(tmp_path / "a.parquet", columns)
+    pq.write_table(pa.table(columns).replace_schema_metadata({"huggingface": text}), tmp_path / "b.parquet")
+    assert source(tmp_path / "b.parquet").classes == source(tmp_path / "a.parquet").classes == ("0", "1")
+
+
 def test_rows_without_a_label_are_counted(tmp_path: Path) -> None:
     hub_file(tmp_path / "train-0.parquet", [0, 1, -1, 2, None])
     hub_file(tmp_path / "test-0.parquet", [-1] * 12)

@@ -381,10 +381,16 @@ def plant_inaturalist(root: Path, name: str, content: Mapping[str, int]) -> None
     (root / f"{name}2018.json").write_text(json.dumps(annotations))
 
 
-def test_inaturalist_annotations(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_text", [(), ("id",), ("category_id", "image_id"), ("id", "category_id", "image_id")])
+def test_inaturalist_annotations(tmp_path: Path, as_text: tuple[str, ...]) -> None:
     train = {"train_val2018/Animalia/5/a.jpg": 5, "train_val2018/x/12/b.jpg": 12, "train_val2018/y/9/c.jpg": 9}
     plant_inaturalist(tmp_path, "train", train)
     plant_inaturalist(tmp_path, "val", {"train_val2018/Animalia/5/d.jpg": 5, "train_val2018/y/9/e.jpg": 9})
+    for path in tmp_path.glob("*.json"):
+        content = json.loads(path.read_text())
+        for each in (each for listed in content.values() for each in listed):
+            each |= {name: str(each[name]) for name in as_text if name in each}
+        path.write_text(json.dumps(content))
     source = inaturalist.source(tmp_path)
     assert source.classes == ("00005 Bufo bufo", "00009 Apis", "00012 Apis")
     assert labels_of(source, "train") == dict(zip(sorted(train), [0, 2, 1], strict=True))
@@ -434,8 +440,12 @@ def test_inaturalist_errors_name_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "val2018.json").write_text('{"images": []}')
     with pytest.raises(DatasetError, match="does not hold images, annotations and categories"):
         inaturalist.source(tmp_path)
-    (tmp_path / "val2018.json").write_text('{"images"')
-    with pytest.raises(DatasetError, match="val2018.json is not JSON"):
+    for text in ('{"images"', "[" * 100_000):
+        (tmp_path / "val2018.json").write_text(text)
+        with pytest.raises(DatasetError, match="val2018.json is not JSON"):
+            inaturalist.source(tmp_path)
+    (tmp_path / "val2018.json").write_text('{"images": [{}], "annotations": [], "categories": []}')
+    with pytest.raises(DatasetError, match="val2018.json is not in the format of iNaturalist: KeyError: 'id'"):
         inaturalist.source(tmp_path)
 
 
@@ -472,6 +482,9 @@ def test_clevr_scenes(tmp_path: Path) -> None:
         clevr.source(tmp_path)
     (folder / "scenes" / "CLEVR_val_scenes.json").write_text(json.dumps({"scenes": [scene("x", ("pink", "cube"))]}))
     with pytest.raises(DatasetError, match="CLEVR_val_scenes.json is not a list of CLEVR's scenes"):
+        clevr.source(tmp_path)
+    (folder / "scenes" / "CLEVR_val_scenes.json").write_text("[" * 100_000)
+    with pytest.raises(DatasetError, match="CLEVR_val_scenes.json is not a list of CLEVR's scenes: maximum recursion"):
         clevr.source(tmp_path)
 
 

@@ -102,7 +102,7 @@ def test_every_member_is_used_or_accounted_for(tmp_path: Path) -> None:
         **{"ok.txt": "caption", "ok.seg.png": picture(0), ".hidden.png": picture(0), "noending": "", "sub/.x": ""},
         **{"bare.png": picture(0), "minus.png": picture(0), "minus.cls": "-1", "field.png": picture(0)},
         **{"field.json": {"x": 1}, "list.png": picture(0), "list.json": {"label": [1]}, "cut.png": picture(0)},
-        **{"cut.json": "{", "lonely.cls": "1"},
+        **{"cut.json": "{", "lonely.cls": "1", "deep.png": picture(0), "deep.json": "[" * 100_000},
     }
     write_tar(tmp_path / "train.tar", {"ok.png": picture(0), "ok.cls": "1", **twins, **odd})
     with tarfile.open(tmp_path / "train.tar", "a") as tar:
@@ -124,7 +124,7 @@ def test_every_member_is_used_or_accounted_for(tmp_path: Path) -> None:
         "a link or special file": 1,
         "a label without an image of its key": 1,
         "one of several images of its key": 12,
-        "its label cannot be read": 2,
+        "its label cannot be read": 3,
         "no label": 3,
     }
     assert read.passed_over["no label"][1] == ("train.tar#bare", "train.tar#minus", "train.tar#field")

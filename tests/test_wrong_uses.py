@@ -67,6 +67,7 @@ def spoiled_spaces() -> Iterator[tuple[str, str]]:
     for name, values in changes.items():
         yield name, yaml.safe_dump(values)
     yield "syntax", "scheduler: pbt\nparameters: {a: [}\n"
+    yield "deep", "[" * 5000
     yield "twice", "scheduler: pbt\nparameters: {}\nscheduler: pb2\n"
     yield "list", "- 1\n- 2\n"
     yield "list_key", "scheduler: pbt\n? [a, b]\n: 3\n"
@@ -214,6 +215,7 @@ CASES = {
     f"{DEMO} --space nowhere.yaml": "search space nowhere.yaml cannot be read: No such file or directory",
     f"{DEMO} --space empty": "search space empty cannot be read: Is a directory",
     f"{DEMO} --space spaces/syntax.yaml": "search space spaces/syntax.yaml, line 2, column 18: no valid YAML",
+    f"{DEMO} --space spaces/deep.yaml": "search space spaces/deep.yaml: no valid YAML: nested too deeply",
     f"{DEMO} --space spaces/list.yaml": "search space spaces/list.yaml is a list, expected a mapping of options",
     f"{DEMO} --space spaces/key.yaml": "spaces/key.yaml: unknown key 'schedulr'; did you mean scheduler?",
     f"{DEMO} --space spaces/scheduler.yaml": "spaces/scheduler.yaml: scheduler = 'pbtt' must be 'pbt', 'pb2'",

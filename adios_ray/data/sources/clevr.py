@@ -106,7 +106,7 @@ def _of_scenes(base: Path) -> Clevr:
                 items.setdefault(split, []).append(item)
         except DatasetError:
             raise
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DatasetError(f"{path} is not a list of CLEVR's scenes: {error}") from error
     classes = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
     return Clevr(root=base.absolute(), classes=classes, items=items, kinds=kinds, described_in=tuple(scenes.values()))

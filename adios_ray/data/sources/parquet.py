@@ -226,7 +226,7 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     """Return the features of each column out of the Hugging Face metadata; empty without."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return {}
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 

@@ -218,7 +218,7 @@ def _images(file: str, samples: Mapping[str, _Sample], passed_over: PassedOver) 
             [(position, name)] = sample.images
             try:
                 yield _Image(position, _label(sample.labels))
-            except ValueError:
+            except (ValueError, RecursionError):  # JSON may be nested without end
                 passed_over.add(BAD_LABEL, f"{file}#{name}")
 
 
