@@ -11,7 +11,6 @@ from small import make_objects
 
 from adios_ray.backend.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
 from adios_ray.backend.ray_private import POLL_INTERVAL_VARIABLE
-from adios_ray.data import prepare
 from adios_ray.data.plan import ShardJob
 
 
@@ -58,10 +57,14 @@ def objects_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ``prepare`` make its shards in this process."""
+    """Let ``prepare`` make its shards in this process, after the pickling that Ray would do."""
+    from ray import cloudpickle
+
+    from adios_ray.data import prepare
 
     def results(jobs: Sequence[ShardJob], task: "partial[dict[str, int]]") -> Iterator[dict[str, int]]:
-        return (task({"job": job.model_dump_json()}) for job in jobs)
+        sent = cloudpickle.loads(cloudpickle.dumps(task))
+        return (sent({"job": job.model_dump_json()}) for job in jobs)
 
     monkeypatch.setattr(prepare, "_results", results)
     monkeypatch.setattr(prepare, "_quiet_ray", nullcontext)

@@ -339,6 +339,7 @@ CASES = {
     f"{MINE} --storage ~nobody-of-this-name/runs": "~nobody-of-this-name/runs: there is no such home directory",
     f"{MINE} --storage nope://bucket/runs": "nope://bucket/runs cannot be reached: Protocol not known: nope",
     f"{MINE} --storage s3:// --name a": "names no bucket: write s3://BUCKET/FOLDER",
+    "verify \udcff": "/\\xff' is not UTF-8: rename the file or folder",
     "verify s3://": "s3:// names no bucket",
     "evaluate --checkpoint s3://bucket --data-dir data": "s3://bucket names a whole bucket: write s3://bucket/NAME",
     f"{MINE} --storage s3:/bucket/runs": "write s3://bucket/runs",

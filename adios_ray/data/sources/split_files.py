@@ -9,7 +9,7 @@ from adios_ray.data.decode import EXTENSIONS
 from adios_ray.data.sources.base import UNLABELED
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.errors import DatasetError
-from adios_ray.store import Location, Store, split_location
+from adios_ray.store import Location, Store, as_text, split_location
 
 HIDDEN = "hidden, by a name that begins with a dot or an underscore"
 METADATA = "metadata"
@@ -63,7 +63,7 @@ def find(
     if packed := [name for name in (str(root), *names) if compressed and compressed.search(name)]:
         raise DatasetError(f"{packed[0]} is compressed, but images are read by position: decompress it")
     passed_over, chosen, others = PassedOver(), [], []
-    for name in map(_as_text, names):
+    for name in (as_text(name, DatasetError) for name in names):
         if name.rpartition("/")[2].lower() in beside:
             others.append(name)
         elif reason := _reason(name, ending):
@@ -83,14 +83,6 @@ def _listed(root: Location, ending: str) -> tuple[Store, list[str]]:
         return _single(store, ending) or (store, store.find())
     except Exception as error:  # each protocol has errors of its own
         raise DatasetError(f"{store} cannot be listed: {type(error).__name__}: {error}") from error
-
-
-def _as_text(name: str) -> str:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise DatasetError(f"the file name {name!r} is not UTF-8; rename the file") from None
-    return name
 
 
 def _single(store: Store, ending: str) -> tuple[Store, list[str]] | None:
