@@ -1,15 +1,18 @@
 """The command line: its outputs, its messages, and its failures."""
 
+import io
 import itertools
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from encoded_images import picture
 from PIL import Image
 
 from adios_ray import retry
@@ -218,6 +221,21 @@ def plant_videos(folder: Path) -> None:
             for number in range(3):
                 shade = (100 * (name == "bee") + video, number, 0)
                 Image.new("RGB", (40, 40), shade).save(folder / name / f"video{video}" / f"{number}.png")
+
+
+def test_images_in_larger_files_have_no_folder_to_group_by(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for number in range(20):
+            content = picture(number)
+            member = tarfile.TarInfo(f"video{number // 4}/{number}.png")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    command = options(dataset="webdataset", source=tmp_path, output=tmp_path / "out", dry_run=True)
+    assert main([*command, "--group-by", "folder"]) == 2
+    error = capsys.readouterr().err
+    assert "--group-by folder is for files of single images; give an expression for names such as unlabeled/" in error
+    assert main([*command, "--group-by", r"video\d"]) == 0
+    assert "train 12, test 4, val 4" in capsys.readouterr().out
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

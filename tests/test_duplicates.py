@@ -100,6 +100,28 @@ def test_everything_is_accounted_for_and_copies_are_left_out_on_request(
         np.testing.assert_array_equal(rest.images[0][row], whole.images[0][ids["kept"].index(item)])
 
 
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(
+    ("split", "content", "options", "reason"),
+    [
+        ("train", None, {"drop_duplicates": True}, "all images are copies that --drop-duplicates leaves out"),
+        ("val", b"", {"max_bad_fraction": 1.0}, "all images are refused"),
+    ],
+)
+def test_a_split_of_which_nothing_is_left_makes_no_data_set(
+    split: str, content: bytes | None, options: dict[str, Any], reason: str, photographs: Path, tmp_path: Path
+) -> None:
+    for path in (photographs / split).rglob("*.png"):
+        of_test = photographs / "test" / path.relative_to(photographs / split)
+        if of_test.exists():
+            path.write_bytes(of_test.read_bytes() if content is None else content)
+        else:
+            path.unlink()
+    with pytest.raises(DatasetError, match=f"nothing is left of {split}; {reason}: .* leave the split out"):
+        make(photographs, tmp_path / "out", **options)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 @pytest.mark.ray
 def test_a_source_that_has_changed_is_noticed_and_one_that_has_moved_is_the_same(
     ray_cluster: None, photographs: Path, tmp_path: Path

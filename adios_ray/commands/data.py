@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -118,8 +119,8 @@ class Prepare:
         entry = CATALOG[self.dataset]
         image_size = self._image_size(entry)
         self._check(entry)
-        group = self._group()
         source, made_from = self._rendered(entry) if entry.rendered else self._read(entry)
+        group = self._group(source)
         if self.group_by is not None:
             made_from["group_by"] = self.group_by
         source = self._with_decode_options(source, made_from)
@@ -177,17 +178,22 @@ class Prepare:
                 f"  {name}: {', '.join(f'{split} {numbers.get(name, 0):,}' for split, numbers in plan.classes.items())}"
             )
 
-    def _group(self) -> "Key | None":
+    def _group(self, source: "Source") -> "Key | None":
         """Make the function that names what an image belongs to, by its path.
 
         Raises:
-            UsageError: If the expression is not one.
+            UsageError: If the expression is not one, or images are in no folders.
         """
         if self.group_by is None:
             return None
         from adios_ray.data.plan import folder_of, group_by_pattern
 
         if self.group_by == "folder":
+            item = next(chain.from_iterable(source.listing().values()))
+            if source.file_of(item) != item:
+                raise UsageError(
+                    f"--group-by folder is for files of single images; give an expression for names such as {item}"
+                )
             return folder_of
         try:
             return group_by_pattern(self.group_by)

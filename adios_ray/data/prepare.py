@@ -346,7 +346,11 @@ def _finish(
     files: Mapping[str, tuple[int, int]],
     drop_duplicates: bool,
 ) -> Manifest:
-    """Account for every image, and leave copies out where that is asked for; returns the manifest to write."""
+    """Account for every image, and leave copies out where that is asked for; returns the manifest to write.
+
+    Raises:
+        DatasetError: If no image is left of a split.
+    """
     rows = {job.file: _rows(job, part) for job, part in parts}
     images = (
         Pixels(job.split, item, source.stratum(item), bytes.fromhex(checksum))
@@ -355,6 +359,7 @@ def _finish(
     )
     duplicates, copies = find_duplicates(images)
     dropped = copies if drop_duplicates else set()
+    _check_left(rows, [job for job, _ in parts], dropped)
     splits: dict[str, tuple[ShardEntry, ...]] = {}
     for job, part in parts:
         unwanted = {item for item in rows[job.file] if (job.split, item) in dropped}
@@ -381,6 +386,16 @@ def _finish(
         account=account,
         source_files=write_files(store, _FILES, files, contents) if files else None,
     )
+
+
+def _check_left(rows: Mapping[str, Sequence[str]], jobs: Sequence[ShardJob], dropped: Set[tuple[str, str]]) -> None:
+    """Raise a DatasetError for a split of which no image is left."""
+    left = {job.split for job in jobs if any((job.split, item) not in dropped for item in rows[job.file])}
+    if gone := list(dict.fromkeys(job.split for job in jobs if job.split not in left)):
+        reason = "all images are refused: repair them, or leave the split out"
+        if any(split in gone for split, _ in dropped):
+            reason = "all images are copies that --drop-duplicates leaves out: keep them, or leave the split out"
+        raise DatasetError(f"nothing is left of {', '.join(gone)}; {reason}")
 
 
 def _rows(job: ShardJob, part: _Part) -> list[str]:
