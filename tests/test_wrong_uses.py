@@ -233,7 +233,7 @@ CASES = {
     f"{DEMO} --space spaces/twice.yaml": "spaces/twice.yaml, line 3, column 1: no valid YAML: scheduler is given twice",
     "replay --output out --run bad_config --trial trial_00": "bad_config is not a run directory",
     "prepare --dataset objects --output out --num-images -5": "--num-images -5 must be greater than or equal to 1",
-    "prepare --dataset objects --output file --num-images 50": "file: Not a directory",
+    "prepare --dataset objects --output file --num-images 50": "file cannot be read: Not a directory",
     f"{DEMO} --space spaces/range.yaml": "masking.slots = 1 must be greater than or equal to 2",
     f"{DEMO} --space spaces/option.yaml": "spaces/option.yaml: grace_epochs is for asha and median, not for pbt",
     f"{DEMO} --space spaces/fixed.yaml": "masking.width cannot change while a trial trains, so pbt cannot search it",
@@ -280,7 +280,7 @@ CASES = {
     "prepare --dataset folder --source nowhere --output out --image-size 32": "nowhere is not a folder",
     "prepare --dataset folder --source images --output out --image-size 32": "/images (looked for .jpg .jpeg .jpe ",
     "prepare --dataset folder --source images --output out --image-size 33": "--image-size 33 must be a multiple of 16",
-    "prepare --dataset stl10 --source empty --output out": "/empty lacks train_X.bin, train_y.bin, test_X.bin",
+    "prepare --dataset stl10 --source empty --output out": "/empty lacks train_X.bin, test_X.bin, unlabeled_X.bin",
     "prepare --dataset objects --output out --num-images 5": "num_images",
     # checkpoints
     f"{MINE} --initial-weights nowhere": "weights nowhere do not exist",
