@@ -115,7 +115,7 @@ def _decode(file: Path, content: bytes, device: "torch.device") -> dict[str, Any
             state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         else:
             state = unpack_nested(content, device)
-    except (ValueError, EOFError, struct.error, UnpicklingError, SafetensorError) as error:
+    except (ValueError, RecursionError, EOFError, struct.error, UnpicklingError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {file} is not the state of a training: {error}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint {file} is not the state of a training, but a {type(state).__name__}")

@@ -17,7 +17,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
 
-from adios_ray.errors import ConfigError
+from adios_ray.errors import ConfigError, InputError
 from adios_ray.files import atomic_path, expand_home
 
 Location = str | Path
@@ -53,11 +53,31 @@ def local_path(location: Location) -> Path | None:
     return None if "://" in text else expand_home(text)
 
 
+def as_text(path: str, error_type: type[InputError] = ConfigError) -> str:
+    """Return a path or the name of a file as it is.
+
+    Raises:
+        InputError: Of ``error_type``, if it is not UTF-8, which Arrow and JSON need.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise error_type(f"the name {os.fsencode(path)!r} is not UTF-8: rename the file or folder") from None
+    return path
+
+
 def split_location(location: Location) -> tuple[Location, str]:
-    """Split the place of a file into that of its folder and its name."""
+    """Split the place of a file into that of its folder and its name.
+
+    Raises:
+        ConfigError: If it is a whole bucket.
+    """
     if (path := local_path(location)) is not None:
         return path.parent, path.name
-    folder, _, name = str(location).rstrip("/").rpartition("/")
+    whole = str(location).rstrip("/")
+    folder, _, name = whole.rpartition("/")
+    if folder.endswith(":/"):
+        raise ConfigError(f"{location} names a whole bucket: write {whole}/NAME")
     return folder, name
 
 
@@ -77,7 +97,7 @@ class Store:
         """Take a directory, optionally prefixed by ``file://``, or connect to a URI.
 
         Raises:
-            ConfigError: If no installed package supports the URI's protocol.
+            ConfigError: If no installed package supports the URI's protocol, or the path is not UTF-8.
         """
         path = local_path(location)
         self.local = path and path.absolute()
@@ -89,7 +109,7 @@ class Store:
             except (ImportError, ValueError) as error:
                 raise ConfigError(f"{location} cannot be reached: {error}") from None
         else:  # not through url_to_fs, which would split a path at "::"
-            self._place = self.root = str(self.local)
+            self._place = self.root = as_text(str(self.local))
             self.files = LocalFileSystem()
 
     def __str__(self) -> str:

@@ -133,6 +133,8 @@ def parse_yaml(text: str, origin: str) -> Any:
     """
     try:
         return yaml.load(text, _UniqueKeys)
+    except RecursionError:
+        raise ConfigError(f"{origin}: no valid YAML: nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -1,6 +1,8 @@
 """Fixtures shared by the tests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from small import make_objects
 
 from adios_ray.backend.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
 from adios_ray.backend.ray_private import POLL_INTERVAL_VARIABLE
+from adios_ray.data.plan import ShardJob
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -50,3 +53,18 @@ def ray_cluster() -> Iterator[None]:
 def objects_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write shards of rendered objects, 96/40/40 images of 32 pixels."""
     return make_objects(tmp_path_factory.mktemp("data") / "objects")
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``prepare`` make its shards in this process, after the pickling that Ray would do."""
+    from ray import cloudpickle
+
+    from adios_ray.data import prepare
+
+    def results(jobs: Sequence[ShardJob], task: "partial[dict[str, int]]") -> Iterator[dict[str, int]]:
+        sent = cloudpickle.loads(cloudpickle.dumps(task))
+        return (sent({"job": job.model_dump_json()}) for job in jobs)
+
+    monkeypatch.setattr(prepare, "_results", results)
+    monkeypatch.setattr(prepare, "_quiet_ray", nullcontext)

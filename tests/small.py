@@ -23,10 +23,11 @@ def make_objects(
     size: int = SIZE,
     counts: Mapping[str, int] = COUNTS,
     multi_label: bool = False,
+    one_class: bool = False,
 ) -> Path:
     """Write rendered objects, or scenes if multi-label, in splits, without Ray; return the directory.
 
-    ``unlabeled`` images are added in a split of their own.
+    ``unlabeled`` images are added in a split of their own. With ``one_class`` no image is labeled.
     """
     directory.mkdir(parents=True)
     rendered = scenes if multi_label else objects
@@ -34,8 +35,9 @@ def make_objects(
     splits, first = {}, 0
     for name, count in {**counts, **({UNLABELED: unlabeled} if unlabeled else {})}.items():
         samples = [(str(i), rendered.render(0, i, size)) for i in range(first, first + count)]
-        if name == UNLABELED:
-            samples = [(item, replace(sample, label=NO_LABEL)) for item, sample in samples]
+        if name == UNLABELED or one_class:
+            label = NO_LABEL if name == UNLABELED else 0
+            samples = [(item, replace(sample, label=label)) for item, sample in samples]
         splits[name] = (write_shard(Store(directory), f"{name}-00000.arrow", layout, samples),)
         first += count
     manifest = Manifest(
@@ -43,7 +45,7 @@ def make_objects(
         image_size=size,
         multi_label=multi_label,
         has_instances=True,
-        classes=rendered.CLASSES,
+        classes=(UNLABELED,) if one_class else rendered.CLASSES,
         splits=splits,
         recipe={"dataset": "objects"},
         refused=(),

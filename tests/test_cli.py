@@ -1,18 +1,25 @@
 """The command line: its outputs, its messages, and its failures."""
 
+import io
 import itertools
 import os
 import subprocess
 import sys
+import tarfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from encoded_images import picture
 from PIL import Image
 
+from adios_ray import retry
 from adios_ray.cli import main
 from adios_ray.data import prepare as preparation
 from adios_ray.data.shards import open_shards
+from adios_ray.store import Store
 
 
 @pytest.fixture
@@ -95,6 +102,24 @@ def test_bad_options_are_one_line(
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and message in captured.err
     assert captured.err.count("\n") == 1 and not captured.out
+
+
+@pytest.mark.parametrize(
+    "words", [["verify", "memory://set"], options(output="memory://out"), options(source="memory://images")]
+)
+def test_storage_that_does_not_answer_is_given_up_within_seconds(
+    words: list[str], images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = threading.Event()
+    for method in ("read", "names", "size", "find"):
+        monkeypatch.setattr(Store, method, lambda *arguments: answer.wait(10))
+    monkeypatch.setattr(retry, "ANSWER_S", 0.1)
+    monkeypatch.chdir(images.parent)
+    start = time.monotonic()
+    assert main(words) == 2 and time.monotonic() - start < 5
+    answer.set()
+    error = capsys.readouterr().err
+    assert error.startswith("error: memory://") and "no answer within 0 s" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["prepare"], ["prepare", "--nonsense", "1"], options(dataset="films")])
@@ -198,6 +223,21 @@ def plant_videos(folder: Path) -> None:
                 Image.new("RGB", (40, 40), shade).save(folder / name / f"video{video}" / f"{number}.png")
 
 
+def test_images_in_larger_files_have_no_folder_to_group_by(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for number in range(20):
+            content = picture(number)
+            member = tarfile.TarInfo(f"video{number // 4}/{number}.png")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    command = options(dataset="webdataset", source=tmp_path, output=tmp_path / "out", dry_run=True)
+    assert main([*command, "--group-by", "folder"]) == 2
+    error = capsys.readouterr().err
+    assert "--group-by folder is for files of single images; give an expression for names such as unlabeled/" in error
+    assert main([*command, "--group-by", r"video\d"]) == 0
+    assert "train 12, test 4, val 4" in capsys.readouterr().out
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plant_videos(tmp_path / "videos")
     alone = """\
@@ -248,6 +288,6 @@ def test_a_uri_that_cannot_be_read_is_one_line(
         raise ConnectionRefusedError("no answer")
 
     monkeypatch.setattr("adios_ray.data.sources.folder.source", fail)
-    command = ["prepare", "--dataset", "folder", "--source", "s3://x/y", "--image-size", "32", "--output", "out"]
+    command = ["prepare", "--dataset", "folder", "--source", "memory://x/y", "--image-size", "32", "--output", "out"]
     assert main(command) == 2
-    assert capsys.readouterr().err == "error: s3://x/y cannot be read: ConnectionRefusedError: no answer\n"
+    assert capsys.readouterr().err == "error: memory://x/y cannot be read: ConnectionRefusedError: no answer\n"

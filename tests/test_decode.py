@@ -3,6 +3,7 @@
 import io
 import struct
 import sys
+import textwrap
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from encoded_images import noise
-from PIL import Image, PngImagePlugin, TiffImagePlugin, TiffTags, features
+from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, TiffTags, features
 
 from adios_ray.data.decode import EXTENSIONS, FORMATS, DecodeOptions, Picture, decode, sniff, square
 from adios_ray.errors import RefusedImageError, UsageError
@@ -292,6 +293,38 @@ def test_garbled_exif_of_a_tiff(tag: int, compression: str | None) -> None:
 # PNG
 
 
+def raw_profile(block: bytes) -> bytes:
+    """Write an EXIF block as text, as ImageMagick does."""
+    lines = "\n".join(textwrap.wrap(block.hex(), 72))
+    return f"\nexif\n{len(block):8}\n{lines}\n".encode()
+
+
+@pytest.mark.parametrize("kind", ["eXIf", "tEXt", "zTXt"])
+@pytest.mark.parametrize("place", [1, -1])
+def test_exif_of_a_png_wherever_it_stands(kind: str, place: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    text = b"Raw profile type exif\0"
+    data = {
+        "eXIf": exif.tobytes().removeprefix(b"Exif\0\0"),
+        "tEXt": text + raw_profile(exif.tobytes()),
+        "zTXt": text + b"\0" + zlib.compress(raw_profile(exif.tobytes())),
+    }[kind]
+    parts = chunks(encoded(halves(RED, BLUE), "PNG"))
+    parts.insert(place, chunk(kind.encode(), data))
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    np.testing.assert_array_equal(decode(content, 32).pixels, np.asarray(ImageOps.exif_transpose(opened(content))))
+
+
+@pytest.mark.parametrize("data", [b"", b"\nexif\n 9\nno digits", b"\nexif\n 3\n457", b"\nexif"])
+@pytest.mark.parametrize("kind", ["tEXt", "zTXt"])
+def test_garbled_exif_as_text_leaves_a_png_as_stored(kind: str, data: bytes) -> None:
+    parts = chunks(encoded(halves(RED, BLUE), "PNG"))
+    parts.insert(1, chunk(kind.encode(), b"Raw profile type exif\0" + data))
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    np.testing.assert_array_equal(decode(content, 32).pixels, np.asarray(halves(RED, BLUE)))
+
+
 def chunks(png: bytes) -> list[bytes]:
     """List the chunks of a PNG."""
     found, at = [], 8
@@ -508,9 +541,25 @@ def test_16_bit_values_are_stretched(stretch: Any, largest: int) -> None:
     np.testing.assert_allclose(picture.pixels[:, :, 0], ramp(largest) * (255 / largest), atol=0.51)
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_whose_zero_is_white(compression: str | None) -> None:
+    options = {"compression": compression, "tiffinfo": {262: 0}}
+    eight = encoded(Image.fromarray(ramp(255).astype(np.uint8)), "TIFF", **options)  # Pillow inverts what it stores
+    np.testing.assert_array_equal(decode(eight, 64).pixels[:, :, 0], ramp(255))
+    sixteen = encoded(Image.fromarray(ramp(65535)), "TIFF", **options)
+    np.testing.assert_allclose(decode(sixteen, 64).pixels[:, :, 0], 255 - ramp(65535) / 257, atol=0.51)
+
+
+@pytest.mark.parametrize("stretch", ["file", 12])
+def test_stretching_keeps_zero_white(stretch: Any) -> None:
+    content = encoded(Image.fromarray(ramp(4095)), "TIFF", tiffinfo={262: 0})
+    picture = decode(content, 64, DecodeOptions(stretch=stretch))
+    np.testing.assert_allclose(picture.pixels[:, :, 0], 255 - ramp(4095) * (255 / 4095), atol=0.51)
+
+
 def test_values_above_the_bit_depth_are_noted() -> None:
     picture = gray(5000, stretch=12)
-    assert picture.note == "16-bit values above the bit depth that --stretch gives became white"
+    assert picture.note == "16-bit values above the bit depth that --stretch gives were clipped"
     assert (picture.pixels[-1] == 255).all()
 
 

@@ -37,7 +37,7 @@ def test_one_of_each_stays_that_of_the_split_that_is_evaluated() -> None:
         image("unlabeled", "u1", 3, "unlabeled"),
     ]
     found, copies = find_duplicates(images)
-    assert copies == {"t1", "t2", "t3", "t4", "u1"} and found.images == 5
+    assert copies == {*(("train", f"t{n}") for n in range(1, 5)), ("unlabeled", "u1")} and found.images == 5
     assert found.across == {"test, train": 2, "val, train": 2, "val, unlabeled": 1}
     assert found.two_labels == 1 and found.examples[0] == ("e2", "t4")
     assert find_duplicates(images[::-1]) == (found, copies)
@@ -98,6 +98,28 @@ def test_everything_is_accounted_for_and_copies_are_left_out_on_request(
     assert set(ids["kept"]) - set(ids["dropped"]) == {"train/cat/copy.png", "train/cat/1.png"}
     for row, item in enumerate(ids["dropped"]):
         np.testing.assert_array_equal(rest.images[0][row], whole.images[0][ids["kept"].index(item)])
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(
+    ("split", "content", "options", "reason"),
+    [
+        ("train", None, {"drop_duplicates": True}, "all images are copies that --drop-duplicates leaves out"),
+        ("val", b"", {"max_bad_fraction": 1.0}, "all images are refused"),
+    ],
+)
+def test_a_split_of_which_nothing_is_left_makes_no_data_set(
+    split: str, content: bytes | None, options: dict[str, Any], reason: str, photographs: Path, tmp_path: Path
+) -> None:
+    for path in (photographs / split).rglob("*.png"):
+        of_test = photographs / "test" / path.relative_to(photographs / split)
+        if of_test.exists():
+            path.write_bytes(of_test.read_bytes() if content is None else content)
+        else:
+            path.unlink()
+    with pytest.raises(DatasetError, match=f"nothing is left of {split}; {reason}: .* leave the split out"):
+        make(photographs, tmp_path / "out", **options)
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 @pytest.mark.ray

@@ -203,9 +203,9 @@ def test_segmentation_equals_a_loop_over_images(data: Path) -> None:
 
 @pytest.mark.slow
 def test_labelfree_needs_no_labels_and_as_many_images_as_features(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unlabeled = changed(data, tmp_path, lambda manifest: {"classes": ("unlabeled",)})
+    unlabeled = make_objects(tmp_path / "unlabeled", counts=COUNTS, one_class=True)
     result, _, splits = evaluated(unlabeled, kinds.labelfree)
     singular = np.linalg.svd(splits["test"][0].double().numpy(), compute_uv=False)
     shares = singular / singular.sum() + 1e-7

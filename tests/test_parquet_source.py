@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from adios_ray.data.sources.base import NO_LABEL, ReadInBlocks
 from adios_ray.data.sources.encoded import Place
 from adios_ray.data.sources.parquet import source
 from adios_ray.errors import DatasetError, RefusedImageError
+from adios_ray.store import Store
 
 CLASSES = ("ant", "bee/fly", "cat, big")
 NO_COUNTS = {"train": None, "val": None, "test": None}
@@ -73,7 +75,7 @@ def test_the_layout_of_the_hub(hub: Path) -> None:
 
 
 def test_workers_get_the_source_without_its_listing(hub: Path) -> None:
-    assert len(pickle.dumps(source(hub))) < 600
+    assert len(pickle.dumps(source(hub))) < 700
 
 
 def test_carved_splits_have_a_share_of_each_class(hub: Path) -> None:
@@ -161,6 +163,25 @@ def test_images_named_by_their_path(tmp_path: Path) -> None:
             read.load(item, 16)
 
 
+@pytest.mark.parametrize("labels", [{}, {"label": ["unlabeled", "unlabeled"]}])
+def test_images_of_the_unlabeled_split_have_no_label_whatever_the_classes(
+    tmp_path: Path, labels: dict[str, list[str]]
+) -> None:
+    for split in ("train", "unlabeled"):
+        plain_file(tmp_path / f"{split}.parquet", {"image": [picture(0), picture(1)], **labels})
+    read = source(tmp_path)
+    assert read.classes == ("unlabeled",)
+    assert labels_of(read, "train") == [0, 0] and labels_of(read, "unlabeled") == [NO_LABEL, NO_LABEL]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"info": {}}', "[" * 100_000])
+def test_metadata_that_name_no_features_are_none(tmp_path: Path, text: str) -> None:
+    columns = {"image": [picture(0), picture(1)], "label": [1, 0]}
+    plain_file(tmp_path / "a.parquet", columns)
+    pq.write_table(pa.table(columns).replace_schema_metadata({"huggingface": text}), tmp_path / "b.parquet")
+    assert source(tmp_path / "b.parquet").classes == source(tmp_path / "a.parquet").classes == ("0", "1")
+
+
 def test_rows_without_a_label_are_counted(tmp_path: Path) -> None:
     hub_file(tmp_path / "train-0.parquet", [0, 1, -1, 2, None])
     hub_file(tmp_path / "test-0.parquet", [-1] * 12)
@@ -207,6 +228,17 @@ def test_names_that_cannot_be_used(tmp_path: Path, names: list[str], message: st
         plain_file(tmp_path / name, {"image": [picture(0)], "label": [1]})
     with pytest.raises(DatasetError, match=message):
         source(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["memory://b/set.parquet", "memory://set.parquet", "set.parquet"])
+def test_a_folder_may_be_called_like_a_file(tmp_path: Path, hub: Path, place: str) -> None:
+    root = place if "://" in place else str(tmp_path / place)
+    for path in (hub / "data").iterdir():
+        with Store(root).writing(path.name) as target:
+            shutil.copy(path, target)
+    assert {split: len(items) for split, items in source(root).listing().items()} == {"train": 60, "val": 9, "test": 6}
+    single = source(f"{root}/train-00001-of-00002.parquet")
+    assert len(single.listing()["train"]) == len(labels_of(single, "train")) == 24
 
 
 def test_links_are_followed(hub: Path, tmp_path: Path) -> None:
@@ -287,7 +319,7 @@ def test_at_a_uri(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
         upload(hub, f"{bucket}/some/set")
         ours, theirs = source(hub), source(f"{bucket}/some/set/")
         assert ours.listing() == theirs.listing() and ours.passed_over == theirs.passed_over
-        assert theirs.root == f"{bucket}/some/set" and labels_of(theirs, "val") == labels_of(ours, "val")
+        assert theirs.place == f"{bucket}/some/set" and labels_of(theirs, "val") == labels_of(ours, "val")
         single = source(f"{bucket}/some/set/data/test-00000-of-00001.parquet")
         assert {split: len(items) for split, items in single.listing().items()} == {"test": 6}
         with pytest.raises(DatasetError, match=f"{bucket}/nothing has no .parquet files"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,8 @@ from PIL import Image
 from ray import cloudpickle
 
 from adios_ray.cli import main
-from adios_ray.data import plan
+from adios_ray.data import claim, plan
+from adios_ray.data import prepare as prepare_module
 from adios_ray.data.manifest import Layout
 from adios_ray.data.plan import deciding, make_plan, plan_jobs, plan_splits
 from adios_ray.data.prepare import PrepareSummary, make_shard, prepare
@@ -25,7 +27,7 @@ from adios_ray.data.sources.base import PHOTOGRAPH, Sample
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.sources.passed_over import PassedOver
-from adios_ray.errors import DatasetError
+from adios_ray.errors import ClaimError, DatasetError
 from adios_ray.store import Store
 
 SIZE = 16
@@ -282,6 +284,29 @@ def test_the_first_bad_image_stops_where_that_is_asked_for(folder: ImageFiles, t
     with pytest.raises(DatasetError, match=f"{item} was refused: empty file.*; run the same command again to resume"):
         prepare(folder, tmp_path / "out", SIZE, RECIPE, on_bad_image="fail")
     assert prepare(folder, tmp_path / "out", SIZE, RECIPE, max_bad_fraction=0.05).refused == 1
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(("step", "parts"), [("make_shard", 3), ("_parts", 9), ("write_files", 9)])
+def test_a_place_that_is_taken_over_is_left_to_its_holder(
+    step: str, parts: int, folder: ImageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was suspended for a minute writes nothing more, wherever it goes on."""
+    output, original = tmp_path / "out", getattr(prepare_module, step)
+
+    def suspended(*arguments: Any, **options: Any) -> Any:
+        result = original(*arguments, **options)
+        if len(list((output / ".parts").glob("*.json"))) == parts:
+            (output / ".preparing.json").write_text('{"token": "another"}')
+            time.sleep(0.1)
+        return result
+
+    monkeypatch.setattr(claim, "BEAT_S", 0.01 if step == "make_shard" else 60.0)
+    monkeypatch.setattr(prepare_module, step, suspended)
+    with pytest.raises(ClaimError, match="out has been taken over by another process"):
+        prepare(folder, output, SIZE, RECIPE)
+    assert not (output / "manifest.json").exists() and len(list((output / ".parts").glob("*.json"))) == parts
+    assert (output / ".preparing.json").read_text() == '{"token": "another"}'
 
 
 def test_a_directory_with_something_else_is_left_alone(folder: ImageFiles, tmp_path: Path) -> None:

@@ -263,6 +263,51 @@ def test_verify_counts_rows(directory: Path) -> None:
         open_shards(directory).split("train")
 
 
+def relabel(directory: Path, label: pa.Array | None) -> None:
+    """Write the third shard again with other labels, or without a record batch; the manifest agrees."""
+    path = directory / "train-00002.arrow"
+    table = pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        if label is not None:
+            position = table.schema.get_field_index("label")
+            (batch,) = table.set_column(position, table.schema.field("label"), label).to_batches()
+            writer.write_batch(batch)
+    manifest = json.loads((directory / "manifest.json").read_text())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest["splits"]["train"][2] |= {"bytes": path.stat().st_size, "sha256": digest}
+    edit_manifest(directory, splits=manifest["splits"])
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "message"),
+    [
+        (None, pa.array([0, None, 8]), "has rows without label"),
+        (None, pa.array([0, 9, 8]), "has labels from 0 to 9, not from 0 to 8"),
+        (None, pa.array([0, -1, 8]), "has labels from -1 to 8, not from 0 to 8"),
+        (
+            2,
+            pa.FixedShapeTensorArray.from_numpy_ndarray(np.array([[0, 1], [2, 0], [1, 1]], np.uint8)),
+            "has labels from 0 to 2, not from 0 to 1",
+        ),
+        (None, None, "cannot be read as a shard"),
+    ],
+)
+def test_labels_that_cannot_be_are_named(tmp_path: Path, classes: int | None, label: Any, message: str) -> None:
+    make_dataset(tmp_path / "set", classes)
+    relabel(tmp_path / "set", label)
+    for read in (verify, lambda directory: open_shards(directory).split("train")):
+        with pytest.raises(DatasetError, match=rf"train-00002\.arrow {message}"):
+            read(tmp_path / "set")
+
+
+def test_images_without_labels_have_none_in_their_split_alone(directory: Path) -> None:
+    relabel(directory, pa.array([-1, -1, -1]))
+    shards = json.loads((directory / "manifest.json").read_text())["splits"]["train"]
+    edit_manifest(directory, splits={"train": [*shards[:2], *shards[3:]], "unlabeled": [shards[2]]})
+    verify(directory)
+    assert open_shards(directory).split("unlabeled").labels.tolist() == [-1] * 3
+
+
 def test_a_shard_of_other_bytes_but_the_same_size_cannot_be_mapped(directory: Path) -> None:
     shard = directory / "train-00000.arrow"
     shard.write_bytes(bytes(shard.stat().st_size))

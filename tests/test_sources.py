@@ -1,11 +1,14 @@
 """The named data sets: each is built here in its published layout, and read back."""
 
+import io
 import json
+import os
 import pickle
 import re
 import struct
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,15 +20,17 @@ import numpy.typing as npt
 import pytest
 import torch
 import tyro
-from encoded_images import noise
+from encoded_images import noise, picture
 from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
 from adios_ray.cli import main
 from adios_ray.commands.data import Prepare
-from adios_ray.data.plan import plan_splits
-from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10
+from adios_ray.data.plan import image_counts, make_plan, plan_splits
+from adios_ray.data.prepare import prepare
+from adios_ray.data.shards import open_shards
+from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10, webdataset
 from adios_ray.data.sources.catalog import CATALOG
 from adios_ray.data.sources.named import CIFAR100 as CIFAR100_CLASSES
 from adios_ray.errors import DatasetError
@@ -95,7 +100,8 @@ def from_kaggle(root: Path) -> Path:
     plant_train(root / "ILSVRC/Data/CLS-LOC")
     plant_flat(root / "ILSVRC/Data/CLS-LOC/val")
     lines = [f"ILSVRC2012_val_{n:08d},{synset} 1 2 30 40 {synset} 5 6 7 8 " for n, synset in enumerate(ORDER, start=1)]
-    (root / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(lines)]) + "\n")
+    text = "\n".join(["ImageId,PredictionString", *reversed(lines)]) + "\n"
+    (root / "LOC_val_solution.csv").write_text(text, encoding="utf-8-sig")  # as spreadsheets save it
     return root
 
 
@@ -116,6 +122,14 @@ def test_imagenet_errors_name_what_is_missing(tmp_path: Path) -> None:
     plant_flat(tmp_path / "val")
     with pytest.raises(DatasetError, match="neither .*devkit.* nor .*LOC_val_solution.csv is there"):
         imagenet.source(tmp_path)
+    for rows, message in (
+        ("ImageId,Prediction\nILSVRC2012_val_00000001,n1", "line 2 has no ImageId and PredictionString"),
+        ("ImageId,PredictionString\nval_1,n1 1\nval_1,n2 1", "lists val_1 as n1 and as n2"),
+    ):
+        (tmp_path / imagenet.SOLUTION).write_text(rows)
+        with pytest.raises(DatasetError, match=f"LOC_val_solution.csv:? {message}"):
+            imagenet.source(tmp_path)
+    (tmp_path / imagenet.SOLUTION).unlink()
     plant_devkit(tmp_path)
     for image in (tmp_path / "train" / SYNSETS[3]).iterdir():
         image.unlink()
@@ -177,7 +191,7 @@ def test_cifar_batches(tmp_path: Path, version: str, inside: bool) -> None:
     train, test = source.listing()["train"], source.listing()["test"]
     assert len(train) == 4 * (len(pixels) - 1) and len(test) == 4
     assert {source.stratum(item) for item in (*train, *test)} == set(source.classes)
-    assert {source.file_of(item) for item in (*train, *test)} == source.files().keys()
+    assert {source.file_of(item) for item in (*train, *test)} | {layout[-1]} == source.files().keys()
     assert list(labels_of(source, "train").values()) == [0, 1, 2, 0] * (len(pixels) - 1)
     for items, rows in ((train, pixels[:-1].reshape(-1, 3, 32, 32)), (test, pixels[-1].reshape(-1, 3, 32, 32))):
         for item, row in zip(items, rows, strict=True):
@@ -265,18 +279,23 @@ def test_cifar_as_folders_of_classes(tmp_path: Path) -> None:
 # STL-10: binaries, stored by columns.
 
 
-@pytest.fixture
-def stl(tmp_path: Path) -> Path:
+def plant_stl(root: Path) -> Path:
     """Write six labeled images, two test images, five without labels, and two folds."""
-    folder = tmp_path / "stl10_binary"
-    folder.mkdir()
+    folder = root / "stl10_binary"
+    folder.mkdir(parents=True)
     for part, count in (("train", 6), ("test", 2), ("unlabeled", 5)):
         noise(count, 3, 96, 96).tofile(folder / f"{part}_X.bin")
     np.array([1, 2, 10, 1, 2, 3], np.uint8).tofile(folder / "train_y.bin")
     np.array([10, 1], np.uint8).tofile(folder / "test_y.bin")
     (folder / "class_names.txt").write_text("airplane bird car cat deer dog horse monkey ship truck".replace(" ", "\n"))
     (folder / "fold_indices.txt").write_text("0 2 4\n1 3 5\n")
-    return tmp_path
+    return root
+
+
+@pytest.fixture
+def stl(tmp_path: Path) -> Path:
+    """Write the binaries of STL-10; return the folder that holds theirs."""
+    return plant_stl(tmp_path)
 
 
 def test_stl10_binaries_are_those_of_torchvision(stl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,10 +381,16 @@ def plant_inaturalist(root: Path, name: str, content: Mapping[str, int]) -> None
     (root / f"{name}2018.json").write_text(json.dumps(annotations))
 
 
-def test_inaturalist_annotations(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_text", [(), ("id",), ("category_id", "image_id"), ("id", "category_id", "image_id")])
+def test_inaturalist_annotations(tmp_path: Path, as_text: tuple[str, ...]) -> None:
     train = {"train_val2018/Animalia/5/a.jpg": 5, "train_val2018/x/12/b.jpg": 12, "train_val2018/y/9/c.jpg": 9}
     plant_inaturalist(tmp_path, "train", train)
     plant_inaturalist(tmp_path, "val", {"train_val2018/Animalia/5/d.jpg": 5, "train_val2018/y/9/e.jpg": 9})
+    for path in tmp_path.glob("*.json"):
+        content = json.loads(path.read_text())
+        for each in (each for listed in content.values() for each in listed):
+            each |= {name: str(each[name]) for name in as_text if name in each}
+        path.write_text(json.dumps(content))
     source = inaturalist.source(tmp_path)
     assert source.classes == ("00005 Bufo bufo", "00009 Apis", "00012 Apis")
     assert labels_of(source, "train") == dict(zip(sorted(train), [0, 2, 1], strict=True))
@@ -376,6 +401,22 @@ def test_inaturalist_with_categories_that_share_a_folder(tmp_path: Path) -> None
     plant_inaturalist(tmp_path, "train", {"all/a.jpg": 5, "all/b.jpg": 12})
     plant_inaturalist(tmp_path, "val", {"all/c.jpg": 12})
     assert labels_of(inaturalist.source(tmp_path), "train") == {"all/a.jpg": 0, "all/b.jpg": 1}
+
+
+def test_an_image_that_is_listed_twice_is_read_once_and_has_one_class(tmp_path: Path) -> None:
+    plant_inaturalist(tmp_path, "train", {"all/a.jpg": 5, "all/b.jpg": 12})
+    plant_inaturalist(tmp_path, "val", {"all/c.jpg": 5, "all/d.jpg": 12})
+    path = tmp_path / "train2018.json"
+    content = json.loads(path.read_text())
+    content["annotations"] *= 2
+    path.write_text(json.dumps(content))
+    plan = make_plan(inaturalist.source(tmp_path), image_counts())
+    assert sorted(plan.splits["train"]) == ["all/a.jpg", "all/b.jpg"] and plan.images + plan.passed_over.total == 6
+    assert "note: 2 images listed more than once, read once: all/a.jpg, all/b.jpg" in plan.text()
+    content["annotations"][0] = {**content["annotations"][0], "category_id": 12}
+    path.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match="all/a.jpg is listed as 00005 Bufo bufo and as 00012 Apis: remove one"):
+        inaturalist.source(tmp_path)
 
 
 def test_inaturalist_folders_of_torchvision(tmp_path: Path) -> None:
@@ -399,8 +440,12 @@ def test_inaturalist_errors_name_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "val2018.json").write_text('{"images": []}')
     with pytest.raises(DatasetError, match="does not hold images, annotations and categories"):
         inaturalist.source(tmp_path)
-    (tmp_path / "val2018.json").write_text('{"images"')
-    with pytest.raises(DatasetError, match="val2018.json is not JSON"):
+    for text in ('{"images"', "[" * 100_000):
+        (tmp_path / "val2018.json").write_text(text)
+        with pytest.raises(DatasetError, match="val2018.json is not JSON"):
+            inaturalist.source(tmp_path)
+    (tmp_path / "val2018.json").write_text('{"images": [{}], "annotations": [], "categories": []}')
+    with pytest.raises(DatasetError, match="val2018.json is not in the format of iNaturalist: KeyError: 'id'"):
         inaturalist.source(tmp_path)
 
 
@@ -431,8 +476,15 @@ def test_clevr_scenes(tmp_path: Path) -> None:
     assert source.classes[int(np.argmax(sample.label))] == "red cylinder" and np.sum(sample.label) == 1
     assert (sample.image[:, :14] > 190).all() and (sample.image[:, 18:] < 10).all()
     assert sample.height == sample.width  # the central view is all of it: no object that the label names is lost
+    twice = [scene("x", ("red", "cube")), scene("x", ("blue", "cube"))]
+    (folder / "scenes" / "CLEVR_val_scenes.json").write_text(json.dumps({"scenes": twice}))
+    with pytest.raises(DatasetError, match="describes images/val/x twice, with different objects"):
+        clevr.source(tmp_path)
     (folder / "scenes" / "CLEVR_val_scenes.json").write_text(json.dumps({"scenes": [scene("x", ("pink", "cube"))]}))
     with pytest.raises(DatasetError, match="CLEVR_val_scenes.json is not a list of CLEVR's scenes"):
+        clevr.source(tmp_path)
+    (folder / "scenes" / "CLEVR_val_scenes.json").write_text("[" * 100_000)
+    with pytest.raises(DatasetError, match="CLEVR_val_scenes.json is not a list of CLEVR's scenes: maximum recursion"):
         clevr.source(tmp_path)
 
 
@@ -511,6 +563,134 @@ def test_backgrounds_variations(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no_fg/val not found"):
         (tmp_path / "bg_challenge" / "no_fg").rename(tmp_path / "elsewhere")
         backgrounds.source(tmp_path)
+
+
+# Files of labels and splits, which hold no image.
+
+
+def flowers(root: Path) -> Path:
+    """Write six flowers of two classes in three splits."""
+    for number in range(1, 7):
+        plant(root / "jpg" / f"image_{number:05d}.jpg", value=number)
+    savemat(root / "imagelabels.mat", {"labels": np.array([[1, 2, 1, 2, 1, 2]], np.uint8)})
+    savemat(
+        root / "setid.mat",
+        {key: np.array([[n, n + 1]], np.uint16) for n, key in ((1, "trnid"), (3, "valid"), (5, "tstid"))},
+    )
+    return root
+
+
+def annotated(root: Path) -> Path:
+    """Write two annotated images in each of two splits."""
+    for name in ("train", "val"):
+        plant_inaturalist(root, name, {f"{name}/1.jpg": 9, f"{name}/2.jpg": 5})
+    return root
+
+
+def tars(root: Path) -> Path:
+    """Write twelve images in a tar file, and the names of their classes."""
+    root.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(root / "train.tar", "w") as tar:
+        for number in range(12):
+            for ending, content in (("png", picture(number)), ("cls", str(number % 2).encode())):
+                member = tarfile.TarInfo(f"{number}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    (root / "classes.txt").write_text("ant\nbee\n")
+    return root
+
+
+def linked_kaggle(root: Path) -> Path:
+    """Write Kaggle's layout with the images behind a link."""
+    from_kaggle(root)
+    (root / "ILSVRC").rename(root.parent / "elsewhere")
+    (root / "ILSVRC").symlink_to(root.parent / "elsewhere")
+    return root
+
+
+def swap(one: str, other: str) -> Callable[[Path], None]:
+    """Make a function that exchanges two words of a text."""
+
+    def exchange(path: Path) -> None:
+        path.write_text(other.join(part.replace(other, one) for part in path.read_text().split(one)))
+
+    return exchange
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(
+    ("plant_source", "read", "file", "change"),
+    [
+        (plant_stl, stl10.source, "train_y.bin", lambda path: path.write_bytes(path.read_bytes()[::-1])),
+        (
+            flowers,
+            flowers102.source,
+            "imagelabels.mat",
+            lambda path: savemat(path, {"labels": np.array([[2, 1] * 3], np.uint8)}),
+        ),
+        (
+            flowers,
+            flowers102.source,
+            "setid.mat",
+            lambda path: savemat(
+                path, {key: np.array([[n, n + 1]], np.uint16) for n, key in ((5, "trnid"), (3, "valid"), (1, "tstid"))}
+            ),
+        ),
+        (annotated, inaturalist.source, "train2018.json", swap('"category_id": 9', '"category_id": 5')),
+        (linked_kaggle, imagenet.source, "../../../LOC_val_solution.csv", swap(*SYNSETS[:2])),
+        (
+            flat_with_devkit,
+            imagenet.source,
+            "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt",
+            swap("140", "210"),
+        ),
+        (tars, webdataset.source, "classes.txt", swap("ant", "bee")),
+    ],
+)
+def test_labels_that_have_changed_are_noticed(
+    tmp_path: Path,
+    plant_source: Callable[[Path], Path],
+    read: Callable[[Path], Any],
+    file: str,
+    change: Callable[[Path], Any],
+) -> None:
+    """The size and the time of change stay the same: the content tells."""
+    source = read(plant_source(tmp_path / "source"))
+    before = replace(source, described_in=())  # as earlier versions listed the files
+    for name, made_from in (("new", source), ("earlier", before)):
+        prepare(made_from, tmp_path / name, 16, {})
+        assert prepare(source, tmp_path / name, 16, {}).complete_before
+    path = Path(os.path.normpath(source.root / file))
+    status = path.stat()
+    change(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    with pytest.raises(
+        DatasetError, match=rf"the source has changed since .*new was made: 1 changed \({re.escape(file)}\)"
+    ):
+        prepare(read(tmp_path / "source"), tmp_path / "new", 16, {})
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_of_an_image_in_two_splits_one_stays(tmp_path: Path) -> None:
+    root = flowers(tmp_path / "source")
+    splits = {"trnid": [[1, 2, 5]], "valid": [[3, 4]], "tstid": [[5, 6]]}
+    savemat(root / "setid.mat", {key: np.array(value, np.uint16) for key, value in splits.items()})
+    made = prepare(flowers102.source(root), tmp_path / "out", 16, {}, drop_duplicates=True)
+    assert made.images == {"train": 2, "val": 2, "test": 2}
+    assert "jpg/image_00005.jpg" in open_shards(tmp_path / "out").split("test").source_ids.to_pylist()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_other_classes_are_another_source(tmp_path: Path) -> None:
+    source = flowers102.source(flowers(tmp_path / "source"))
+    prepare(source, tmp_path / "out", 16, {})
+    for classes, message in (
+        (("001", "003"), r"other classes \(002, 003\)"),
+        (("002", "001"), "another order of the classes"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            prepare(replace(source, classes=classes), tmp_path / "out", 16, {})
 
 
 # By name: the catalog, downloads and their page.

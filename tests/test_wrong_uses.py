@@ -67,6 +67,7 @@ def spoiled_spaces() -> Iterator[tuple[str, str]]:
     for name, values in changes.items():
         yield name, yaml.safe_dump(values)
     yield "syntax", "scheduler: pbt\nparameters: {a: [}\n"
+    yield "deep", "[" * 5000
     yield "twice", "scheduler: pbt\nparameters: {}\nscheduler: pb2\n"
     yield "list", "- 1\n- 2\n"
     yield "list_key", "scheduler: pbt\n? [a, b]\n: 3\n"
@@ -214,6 +215,7 @@ CASES = {
     f"{DEMO} --space nowhere.yaml": "search space nowhere.yaml cannot be read: No such file or directory",
     f"{DEMO} --space empty": "search space empty cannot be read: Is a directory",
     f"{DEMO} --space spaces/syntax.yaml": "search space spaces/syntax.yaml, line 2, column 18: no valid YAML",
+    f"{DEMO} --space spaces/deep.yaml": "search space spaces/deep.yaml: no valid YAML: nested too deeply",
     f"{DEMO} --space spaces/list.yaml": "search space spaces/list.yaml is a list, expected a mapping of options",
     f"{DEMO} --space spaces/key.yaml": "spaces/key.yaml: unknown key 'schedulr'; did you mean scheduler?",
     f"{DEMO} --space spaces/scheduler.yaml": "spaces/scheduler.yaml: scheduler = 'pbtt' must be 'pbt', 'pb2'",
@@ -231,7 +233,7 @@ CASES = {
     f"{DEMO} --space spaces/twice.yaml": "spaces/twice.yaml, line 3, column 1: no valid YAML: scheduler is given twice",
     "replay --output out --run bad_config --trial trial_00": "bad_config is not a run directory",
     "prepare --dataset objects --output out --num-images -5": "--num-images -5 must be greater than or equal to 1",
-    "prepare --dataset objects --output file --num-images 50": "file: Not a directory",
+    "prepare --dataset objects --output file --num-images 50": "file cannot be read: Not a directory",
     f"{DEMO} --space spaces/range.yaml": "masking.slots = 1 must be greater than or equal to 2",
     f"{DEMO} --space spaces/option.yaml": "spaces/option.yaml: grace_epochs is for asha and median, not for pbt",
     f"{DEMO} --space spaces/fixed.yaml": "masking.width cannot change while a trial trains, so pbt cannot search it",
@@ -278,7 +280,7 @@ CASES = {
     "prepare --dataset folder --source nowhere --output out --image-size 32": "nowhere is not a folder",
     "prepare --dataset folder --source images --output out --image-size 32": "/images (looked for .jpg .jpeg .jpe ",
     "prepare --dataset folder --source images --output out --image-size 33": "--image-size 33 must be a multiple of 16",
-    "prepare --dataset stl10 --source empty --output out": "/empty lacks train_X.bin, train_y.bin, test_X.bin",
+    "prepare --dataset stl10 --source empty --output out": "/empty lacks train_X.bin, test_X.bin, unlabeled_X.bin",
     "prepare --dataset objects --output out --num-images 5": "num_images",
     # checkpoints
     f"{MINE} --initial-weights nowhere": "weights nowhere do not exist",
@@ -337,7 +339,9 @@ CASES = {
     f"{MINE} --storage ~nobody-of-this-name/runs": "~nobody-of-this-name/runs: there is no such home directory",
     f"{MINE} --storage nope://bucket/runs": "nope://bucket/runs cannot be reached: Protocol not known: nope",
     f"{MINE} --storage s3:// --name a": "names no bucket: write s3://BUCKET/FOLDER",
+    "verify \udcff": "/\\xff' is not UTF-8: rename the file or folder",
     "verify s3://": "s3:// names no bucket",
+    "evaluate --checkpoint s3://bucket --data-dir data": "s3://bucket names a whole bucket: write s3://bucket/NAME",
     f"{MINE} --storage s3:/bucket/runs": "write s3://bucket/runs",
     f"{MINE} --wandb maybe": "--wandb maybe is not one of off, offline, online",
     f"{MINE} --wandb online": "wandb online needs a login",

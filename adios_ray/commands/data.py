@@ -2,6 +2,8 @@
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +13,8 @@ from pydantic import Field
 from adios_ray.config import Count, FolderLayout, Natural, OnBadImage, Seed, Variation
 from adios_ray.data.sources.catalog import CATALOG, Entry, Name, table
 from adios_ray.errors import UsageError
-from adios_ray.store import local_path
+from adios_ray.retry import promptly
+from adios_ray.store import Store, local_path
 
 if TYPE_CHECKING:
     from adios_ray.data.plan import Key
@@ -116,8 +119,8 @@ class Prepare:
         entry = CATALOG[self.dataset]
         image_size = self._image_size(entry)
         self._check(entry)
-        group = self._group()
         source, made_from = self._rendered(entry) if entry.rendered else self._read(entry)
+        group = self._group(source)
         if self.group_by is not None:
             made_from["group_by"] = self.group_by
         source = self._with_decode_options(source, made_from)
@@ -175,17 +178,22 @@ class Prepare:
                 f"  {name}: {', '.join(f'{split} {numbers.get(name, 0):,}' for split, numbers in plan.classes.items())}"
             )
 
-    def _group(self) -> "Key | None":
+    def _group(self, source: "Source") -> "Key | None":
         """Make the function that names what an image belongs to, by its path.
 
         Raises:
-            UsageError: If the expression is not one.
+            UsageError: If the expression is not one, or images are in no folders.
         """
         if self.group_by is None:
             return None
         from adios_ray.data.plan import folder_of, group_by_pattern
 
         if self.group_by == "folder":
+            item = next(chain.from_iterable(source.listing().values()))
+            if source.file_of(item) != item:
+                raise UsageError(
+                    f"--group-by folder is for files of single images; give an expression for names such as {item}"
+                )
             return folder_of
         try:
             return group_by_pattern(self.group_by)
@@ -248,6 +256,8 @@ class Prepare:
             options["allow_missing_classes"] = True
         made_from = {"source": str(root), **options}
         try:
+            if path is None:
+                promptly(partial(Store(str(root)).size, ""))  # the listing of what is there may take longer
             return entry.source(root, **options), made_from
         except DatasetError:  # not downloaded yet, or not completely
             if not self.download:

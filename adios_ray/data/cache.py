@@ -118,5 +118,13 @@ def _free_bytes(cache: Path) -> int:
     if limit := os.environ.get(BYTES_VARIABLE):
         if not limit.isdecimal():
             raise DatasetError(f"{BYTES_VARIABLE} is {limit!r}; it must be a whole number of bytes")
-        free = min(free, int(limit) - sum(path.stat().st_size for path in cache.glob("*/*")))
+        free = min(free, int(limit) - sum(map(_size, cache.glob("*/*"))))
     return free
+
+
+def _size(path: Path) -> int:
+    """Look up the size of a file; 0 where another process has removed it meanwhile."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -40,6 +40,10 @@ _MAX_PIXELS = 2**30 // 12
 # A progressive JPEG has about ten scans. Each one visits all coefficients, however few bytes it has: thousands of tiny
 # scans would take minutes. libjpeg-turbo's own fuzzers stop at this number.
 _MAX_SCANS = 500
+_RAW_PROFILE = b"Raw profile type exif\0"
+_MAX_PROFILE = 2**20
+_PHOTOMETRIC = 262
+"""The TIFF tag PhotometricInterpretation."""
 _BELOW = 2**14
 """Values below this leave two of 16 bits empty."""
 _DARK = "16-bit values leave most of their range empty (--stretch scales them)"
@@ -220,7 +224,7 @@ def _from_16_bits(image: Image.Image, stretch: _Stretch) -> tuple[Image.Image, s
     if stretch is None and largest < _BELOW:
         note = _DARK
     elif largest > top:
-        note = "16-bit values above the bit depth that --stretch gives became white"
+        note = "16-bit values above the bit depth that --stretch gives were clipped"
     # A table needs a byte a pixel; dividing would need eight or sixteen.
     table = np.round(np.arange(0x10000).clip(max=top) * (255 / top)).astype(np.uint8)
     return Image.fromarray(table[values]), note
@@ -334,8 +338,9 @@ def _orientation(exif: bytes) -> int:
 def _decode_other(kind: str, content: bytes, image_size: int, options: DecodeOptions) -> Picture:
     if claimed := _claimed_size(kind, content):
         _check_pixels(claimed, options)
+    exif = None
     if kind == "PNG":
-        content = _bare_png(content)
+        content, exif = _bare_png(content)
     image = _open(kind, content)
     _check_sides(image.size, options.smallest_side)
     _check_pixels(image.size, options)
@@ -345,9 +350,11 @@ def _decode_other(kind: str, content: bytes, image_size: int, options: DecodeOpt
         _mend_tiff(image, options)
         orientation = 1  # loading turns a TIFF upright
     else:
-        orientation = _orientation(image.info.get("exif") or b"")
+        orientation = _orientation(exif or image.info.get("exif") or b"")
     image.load()
     pixels, note = _squeeze(image, image_size, None, orientation, options.stretch)
+    if kind == "TIFF" and image.mode.startswith("I") and image.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+        pixels = 255 - pixels  # white is zero: of 8 bits Pillow inverts the values itself
     return _picture(pixels, image.size, orientation, note or _note_on_colors(kind, content, image))
 
 
@@ -385,21 +392,42 @@ def _claimed_size(kind: str, content: bytes) -> tuple[int, int] | None:
     return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
 
 
-def _bare_png(content: bytes) -> bytes:
+def _bare_png(content: bytes) -> tuple[bytes, bytes]:
     """Leave out of a PNG what is not needed for its pixels: texts and profiles may be of any size, and damaged.
+
+    Returns:
+        The PNG, and its EXIF block; empty if it has none.
 
     Raises:
         RefusedImageError: If a chunk that is needed is cut short or has a wrong checksum.
     """
     chunks: list[bytes | memoryview] = [content[:8]]
+    exif = profile = b""
     for kind, chunk, intact in _png_chunks(content):
         critical = not kind[0] & 0x20  # the case of the first letter says so
         if critical and not intact:
             raise RefusedImageError(f"damaged PNG: chunk {kind.decode('latin1')} is cut short or has a wrong checksum")
-        if critical or kind in (b"tRNS", b"eXIf") and intact:
+        if critical or kind == b"tRNS" and intact:
             chunks.append(chunk)
+        elif kind == b"eXIf" and intact:
+            exif = bytes(chunk[8:-4])
+        elif kind in (b"tEXt", b"zTXt") and intact:
+            profile = profile or _raw_profile(kind, chunk[8:-4])
     chunks.append(_PNG_END)  # a file may lack its end alone
-    return b"".join(chunks)
+    return b"".join(chunks), exif or profile
+
+
+def _raw_profile(kind: bytes, text: memoryview) -> bytes:
+    """Read the EXIF block that a text of a PNG holds in hexadecimal, as before there was a chunk for it; else empty."""
+    if bytes(text[: len(_RAW_PROFILE)]) != _RAW_PROFILE:
+        return b""
+    stored = text[len(_RAW_PROFILE) :][:_MAX_PROFILE]
+    try:
+        lines = zlib.decompressobj().decompress(stored[1:], _MAX_PROFILE) if kind == b"zTXt" else bytes(stored)
+        digits = b"".join(b"".join(lines.split(b"\n")[3:]).split())  # after an empty line, the kind and the length
+        return bytes.fromhex(digits[: len(digits) // 2 * 2].decode())
+    except (ValueError, zlib.error):  # malformed
+        return b""
 
 
 _PNG_END = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))

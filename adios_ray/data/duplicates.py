@@ -26,15 +26,15 @@ class Pixels(NamedTuple):
     checksum: bytes
 
 
-def find_duplicates(images: Iterable[Pixels]) -> tuple[Duplicates, set[str]]:
+def find_duplicates(images: Iterable[Pixels]) -> tuple[Duplicates, set[tuple[str, str]]]:
     """Find exact copies.
 
     Args:
         images: All images, in any order.
 
     Returns:
-        What there is, and the items to leave out so that one of each remains: that of the split that is evaluated (test
-        before val before train), the first of equals by name.
+        What there is, and the split and item of what to leave out so that one of each remains: that of the split that
+        is evaluated (test before val before train), the first of equals by name.
     """
     first: dict[bytes, Pixels] = {}
     copies: list[tuple[Pixels, Pixels]] = []
@@ -51,7 +51,7 @@ def find_duplicates(images: Iterable[Pixels]) -> tuple[Duplicates, set[str]]:
         two_labels=len(odd),
         examples=tuple((kept.item, copy.item) for kept, copy in list(examples)[:EXAMPLES]),
     )
-    return found, {copy.item for _, copy in copies}
+    return found, {(copy.split, copy.item) for _, copy in copies}
 
 
 def _order(split: str) -> int:

@@ -6,6 +6,7 @@ The manifest is written last; a directory without one is not a data set.
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from adios_ray.data.sources.base import UNLABELED
 from adios_ray.errors import DatasetError
+from adios_ray.retry import promptly
 from adios_ray.store import Location, Store
 from adios_ray.validation import Record, parse_json
 
@@ -221,10 +223,10 @@ def manifest_bytes(store: Store) -> bytes:
     """Read ``manifest.json``.
 
     Raises:
-        DatasetError: If it is missing or cannot be read.
+        DatasetError: If it is missing or cannot be read, or storage does not answer within 20 s.
     """
     try:
-        return store.read(MANIFEST_NAME)
+        return promptly(partial(store.read, MANIFEST_NAME))
     except NotADirectoryError:
         raise DatasetError(f"{store} is a file, no data set: name the directory that has {MANIFEST_NAME}") from None
     except FileNotFoundError:

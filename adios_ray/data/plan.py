@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -92,7 +92,7 @@ def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | Non
     Raises:
         DatasetError: If there are fewer items than a count asks for, or none is left for train.
     """
-    listing = source.listing()
+    listing, notes = _once(source.listing())
     splits = plan_splits(listing, counts, source.stratum, group)
     if isinstance(source, ReadInBlocks):
         splits = {split: in_blocks(items, source.block) for split, items in splits.items()}
@@ -106,7 +106,15 @@ def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | Non
     carved = tuple(s for s in reversed(CARVED) if "train" in listing and s not in listing and counts[s] != 0)
     trained = classes.get("train", {})
     small = sorted(name for name in trained if any(name not in classes.get(split, {}) for split in carved))
-    return Plan(splits, classes, _labels(source, classes), carved, tuple(small), passed_over, source.notes)
+    return Plan(splits, classes, _labels(source, classes), carved, tuple(small), passed_over, (*source.notes, *notes))
+
+
+def _once(listing: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], list[str]]:
+    """Keep one of equal items in each split, and note how many are there more than once."""
+    counts = {split: Counter(items) for split, items in listing.items()}
+    repeated = [item for found in counts.values() for item, number in found.items() if number > 1]
+    notes = [f"{_number(len(repeated), 'image')} listed more than once, read once: {first_of(repeated)}"]
+    return {split: list(found) for split, found in counts.items()}, notes if repeated else []
 
 
 def _labels(source: Source, classes: Mapping[str, Mapping[str, int]]) -> str:
@@ -358,6 +366,11 @@ def plan_jobs(
     return jobs
 
 
+def descriptions(source: Source, names: Iterable[str]) -> set[str]:
+    """Choose those of a source's files that hold no item, but describe some."""
+    return set(names) - {source.file_of(item) for item in chain.from_iterable(source.listing().values())}
+
+
 def deciding(
     source: Source, recipe: Mapping[str, Any], files: Mapping[str, tuple[int, int]]
 ) -> tuple[dict[str, Any], Callable[[str], object]]:
@@ -371,8 +384,7 @@ def deciding(
     Returns:
         What decides all rows, and a function from an item to what decides its row.
     """
-    items = chain.from_iterable(source.listing().values())
-    shared = files.keys() - {source.file_of(item) for item in items}
+    shared = descriptions(source, files)
     untimed = any(changed_ns == 0 for _, changed_ns in files.values())  # at a URI
     common = {key: value for key, value in recipe.items() if key != "source" or untimed}
     common |= {"classes": list(source.classes), "shared_files": {name: files[name] for name in sorted(shared)}}

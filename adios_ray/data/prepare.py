@@ -25,28 +25,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from adios_ray.config import OnBadImage
 from adios_ray.console import open_console
 from adios_ray.data.account import take_account
-from adios_ray.data.claim import PREPARING, claimed
+from adios_ray.data.claim import claimed
 from adios_ray.data.duplicates import Pixels, find_duplicates
-from adios_ray.data.manifest import (
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
-    Layout,
-    Manifest,
-    Refusal,
-    ShardEntry,
-    read_manifest,
-    write_manifest,
-)
-from adios_ray.data.plan import Key, Plan, ShardJob, deciding, image_counts, make_plan, plan_jobs
+from adios_ray.data.manifest import SCHEMA_VERSION, Layout, Manifest, Refusal, ShardEntry, write_manifest
+from adios_ray.data.output_place import PARTS, check_free, find_finished
+from adios_ray.data.plan import Key, Plan, ShardJob, deciding, descriptions, image_counts, make_plan, plan_jobs
 from adios_ray.data.shards import drop_rows, write_shard
-from adios_ray.data.source_files import check_unchanged, write_files
+from adios_ray.data.source_files import write_files
 from adios_ray.data.sources.base import Sample, Source
 from adios_ray.errors import DatasetError, RefusedImageError, handlers_kept
 from adios_ray.store import Location, Store
 from adios_ray.validation import Record
 
-_PARTS = ".parts"
-_CLAIM = f"{_PARTS}/begun"
+_BEGUN = f"{PARTS}/begun"
 _FILES = "files.arrow"
 _EXAMPLES = 10
 _TRIED = 16  # images that are decoded before Ray starts, if the first cannot be used
@@ -147,6 +138,7 @@ def prepare(
         say: Receives the plan before images are read, and what there is to wait for.
 
     Raises:
+        ClaimError: If another process has taken the place over meanwhile; nothing more is written then.
         DatasetError: If ``output`` holds something else or the source has changed since it was made, the counts cannot
             be met, or too many images are refused (the first, where ``on_bad_image`` is "fail").
     """
@@ -159,80 +151,41 @@ def prepare(
     # Through JSON, so that it equals a recipe read from a manifest: a tuple would not equal its list.
     full_recipe: dict[str, Any] = json.loads(json.dumps(asked))
     store, files = Store(output), source.files()
-    _check_free(store)
-    find_finished = partial(_find_finished, store, full_recipe, source, files, check_content)
-    if manifest := find_finished():
+    check_free(store)
+    find = partial(find_finished, store, full_recipe, source, files, check_content)
+    if manifest := find():
         return PrepareSummary(manifest, time.perf_counter() - start, decoded=0, complete_before=True)
     plan = make_plan(source, counts, group)
     _check_usable(plan, source, image_size, on_bad_image, max_bad_fraction)
-    with claimed(store, say):
-        if manifest := find_finished():  # made by the preparation that this one has waited for
+    with claimed(store, say) as claim:
+        if manifest := find():  # made by the preparation that this one has waited for
             return PrepareSummary(manifest, time.perf_counter() - start, decoded=0, complete_before=True)
         say(plan.text())
         jobs = plan_jobs(plan.splits, _layout(source, image_size), *deciding(source, full_recipe, files))
-        _check_free(store)
-        with store.writing(_CLAIM) as path:
+        check_free(store)
+        with store.writing(_BEGUN) as path:
             path.touch()
         pending = [job for job in jobs if _finished_part(store, job) is None]
         if pending:
             task = partial(make_shard, source=source, store=store, image_size=image_size, on_bad_image=on_bad_image)
-            _run(pending, len(jobs), task)
+            _run(pending, len(jobs), task, claim.check_beats)
+        claim.check()
         parts = _parts(store, jobs)
         _check_refused(store, parts, max_bad_fraction)
         manifest = _finish(store, source, plan, parts, full_recipe, files, drop_duplicates)
+        claim.check()
+        write_manifest(store, manifest)
+        store.remove(PARTS)
     decoded = sum(len(job.items) for job in pending)
     return PrepareSummary(manifest, time.perf_counter() - start, decoded, complete_before=False)
-
-
-def _find_finished(
-    store: Store,
-    recipe: Mapping[str, Any],
-    source: Source,
-    files: Mapping[str, tuple[int, int]],
-    check_content: bool,
-) -> Manifest | None:
-    """Read the manifest of a data set that is there already, of the same recipe and unchanged files.
-
-    Raises:
-        DatasetError: If it was made by another recipe, or the source has changed since.
-    """
-    if MANIFEST_NAME not in store.names():
-        return None
-    manifest = _made_by(store, recipe)
-    moved = manifest.recipe.get("source") != recipe.get("source")
-    check_unchanged(store, manifest, source, files, moved, check_content)
-    store.remove(_PARTS)  # which a process that was killed after it wrote the manifest has left
-    return manifest
 
 
 def _layout(source: Source, image_size: int) -> Layout:
     return Layout(image_size, len(source.classes) if source.multi_label else None, source.has_instances)
 
 
-def _made_by(store: Store, recipe: Mapping[str, Any]) -> Manifest:
-    """Read the manifest that is there already, if the same recipe made it, wherever the source was stored."""
-    manifest = read_manifest(str(store))
-    keys = sorted((recipe.keys() | manifest.recipe.keys()) - {"source"})
-    if odd := [key for key in keys if recipe.get(key) != manifest.recipe.get(key)]:
-        differences = ", ".join(f"{key} {manifest.recipe.get(key)!r}, not {recipe.get(key)!r}" for key in odd)
-        raise DatasetError(f"{store} holds another data set ({differences}); choose another --output")
-    return manifest
-
-
-def _check_free(store: Store) -> None:
-    """Refuse a place that holds something else.
-
-    Raises:
-        DatasetError: If it is neither empty, nor a data set, nor what an interrupted call left.
-    """
-    # A claim's draft may be there for a moment, and stays where its process was killed in it.
-    names = {name for name in store.names() if not name.endswith(".tmp")} - {PREPARING.file}
-    if names and _PARTS not in names and MANIFEST_NAME not in names:
-        raise DatasetError(f"{store} is not empty and not an unfinished data set; choose another --output")
-
-
 def _part_name(job: ShardJob) -> str:
-    return f"{_PARTS}/{job.file}.json"
+    return f"{PARTS}/{job.file}.json"
 
 
 def _finished_part(store: Store, job: ShardJob) -> _Part | None:
@@ -305,8 +258,8 @@ def _pixel_checksum(sample: Sample) -> str:
     return checksum.hexdigest()
 
 
-def _run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]") -> None:
-    """Run the jobs as Ray Data tasks, one per core, with a progress bar."""
+def _run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]", check: Callable[[], None]) -> None:
+    """Run the jobs as Ray Data tasks, one per core, with a progress bar; ``check`` is called after each."""
     resumed = f", {planned - len(jobs)} of {planned} shards already done" if len(jobs) < planned else ""
     images = sum(len(job.items) for job in jobs)
     with _progress() as progress:
@@ -317,6 +270,7 @@ def _run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]"
             for result in _results(jobs, task):
                 done, bad = done + result["images"], bad + result["refused"]
                 progress.update(bar, completed=done, bad=bad, rate=done / (time.perf_counter() - start))
+                check()
 
 
 def _results(jobs: Sequence[ShardJob], task: "partial[dict[str, int]]") -> Iterator[dict[str, int]]:
@@ -392,7 +346,11 @@ def _finish(
     files: Mapping[str, tuple[int, int]],
     drop_duplicates: bool,
 ) -> Manifest:
-    """Account for every image, leave copies out where that is asked for, and write the manifest."""
+    """Account for every image, and leave copies out where that is asked for; returns the manifest to write.
+
+    Raises:
+        DatasetError: If no image is left of a split.
+    """
     rows = {job.file: _rows(job, part) for job, part in parts}
     images = (
         Pixels(job.split, item, source.stratum(item), bytes.fromhex(checksum))
@@ -401,21 +359,22 @@ def _finish(
     )
     duplicates, copies = find_duplicates(images)
     dropped = copies if drop_duplicates else set()
+    _check_left(rows, [job for job, _ in parts], dropped)
     splits: dict[str, tuple[ShardEntry, ...]] = {}
     for job, part in parts:
-        unwanted = dropped.intersection(rows[job.file])
+        unwanted = {item for item in rows[job.file] if (job.split, item) in dropped}
         entry = drop_rows(store, part.entry, unwanted) if unwanted else part.entry
         splits[job.split] = (*splits.get(job.split, ()), entry)
     if drop_duplicates:
         duplicates = duplicates.model_copy(update={"dropped": len(dropped)})
     refused = tuple(refusal for _, part in parts for refusal in part.refused)
-    in_order = [item for items in rows.values() for item in items if item in dropped]
+    in_order = [item for job, _ in parts for item in rows[job.file] if (job.split, item) in dropped]
     account = take_account(plan, splits, in_order, refused, [part.notes for _, part in parts], duplicates)
     _remove_leftovers(store, keep={job.file for job, _ in parts})
     contents = {
         item: content for job, part in parts for item, content in zip(rows[job.file], part.contents, strict=True)
-    }
-    manifest = Manifest(
+    } | {name: source.checksum(name) for name in descriptions(source, files)}
+    return Manifest(
         schema_version=SCHEMA_VERSION,
         image_size=recipe["image_size"],
         multi_label=source.multi_label,
@@ -427,9 +386,16 @@ def _finish(
         account=account,
         source_files=write_files(store, _FILES, files, contents) if files else None,
     )
-    write_manifest(store, manifest)
-    store.remove(_PARTS)
-    return manifest
+
+
+def _check_left(rows: Mapping[str, Sequence[str]], jobs: Sequence[ShardJob], dropped: Set[tuple[str, str]]) -> None:
+    """Raise a DatasetError for a split of which no image is left."""
+    left = {job.split for job in jobs if any((job.split, item) not in dropped for item in rows[job.file])}
+    if gone := list(dict.fromkeys(job.split for job in jobs if job.split not in left)):
+        reason = "all images are refused: repair them, or leave the split out"
+        if any(split in gone for split, _ in dropped):
+            reason = "all images are copies that --drop-duplicates leaves out: keep them, or leave the split out"
+        raise DatasetError(f"nothing is left of {', '.join(gone)}; {reason}")
 
 
 def _rows(job: ShardJob, part: _Part) -> list[str]:

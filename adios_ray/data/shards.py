@@ -28,7 +28,7 @@ from adios_ray.data.manifest import (
     manifest_bytes,
     parse_manifest,
 )
-from adios_ray.data.sources.base import Sample
+from adios_ray.data.sources.base import NO_LABEL, UNLABELED, Sample
 from adios_ray.errors import DatasetError
 from adios_ray.files import sha256
 from adios_ray.store import Location, Store
@@ -111,10 +111,7 @@ class Split:
         """Take the record batches of the split's shards, in order, at least one."""
         self.name = name
         self.images: list[Bytes] = [batch["image"].to_numpy_ndarray() for batch in batches]
-        labels = [batch["label"] for batch in batches]
-        self.labels: npt.NDArray[Any] = np.concatenate(
-            [column.to_numpy() if column.type == pa.int64() else column.to_numpy_ndarray() for column in labels]
-        )
+        self.labels: npt.NDArray[Any] = np.concatenate([_labels(batch) for batch in batches])
         self.instances: list[Bytes] | None = None
         if "instances" in batches[0].schema.names:
             self.instances = [batch["instances"].to_numpy_ndarray() for batch in batches]
@@ -199,7 +196,7 @@ class Dataset:
         if lacking := [name for name in names if not splits.get(name)]:
             raise DatasetError(f"{self.directory} has no split {lacking[0]!r}; it has {', '.join(sorted(splits))}")
         entries = [entry for name in names for entry in splits[name]]
-        return Split("+".join(names), [_map_shard(self.directory / e.file, e, self.manifest.layout) for e in entries])
+        return Split("+".join(names), [_map_shard(self.directory / e.file, e, self.manifest) for e in entries])
 
 
 def open_shards(location: Location) -> Dataset:
@@ -217,19 +214,49 @@ def open_shards(location: Location) -> Dataset:
     return Dataset(directory, manifest, str(Store(location)))
 
 
-def _map_shard(path: Path, entry: ShardEntry, layout: Layout) -> pa.RecordBatch:
-    """Memory-map one shard without reading its pixels."""
-    try:
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path} cannot be read as a shard ({error}). {MAKE_AGAIN}") from error
-    if batch.num_rows != entry.rows or batch.schema != layout.schema():
-        raise DatasetError(f"{path} does not hold the rows or columns of the manifest. {MAKE_AGAIN}")
+def _map_shard(path: Path, entry: ShardEntry, manifest: Manifest) -> pa.RecordBatch:
+    """Memory-map one shard without reading its pixels.
+
+    Raises:
+        DatasetError: If it is not what the manifest says.
+    """
+    batch = _read_batch(path)
+    damage = batch if isinstance(batch, str) else _content_damage(batch, entry, manifest)
+    if damage:
+        raise DatasetError(f"{path} {damage}. {MAKE_AGAIN}")
     return batch
 
 
+def _read_batch(path: Path) -> pa.RecordBatch | str:
+    """Memory-map the rows of a shard; or say why that is impossible."""
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except (pa.ArrowException, OSError, ValueError) as error:  # a ValueError where there is no record batch
+        return f"cannot be read as a shard ({error})"
+
+
+def _content_damage(batch: pa.RecordBatch, entry: ShardEntry, manifest: Manifest) -> str | None:
+    """Say in what the rows are not those of the manifest."""
+    if batch.num_rows != entry.rows or batch.schema != manifest.layout.schema():
+        return "does not hold the rows or columns of the manifest"
+    if empty := [name for name in batch.schema.names if batch[name].null_count]:
+        return f"has rows without {', '.join(empty)}"
+    labels = _labels(batch)
+    lowest = NO_LABEL if entry in manifest.splits.get(UNLABELED, ()) else 0
+    highest = 1 if manifest.multi_label else len(manifest.classes) - 1
+    if labels.size and not lowest <= labels.min() <= labels.max() <= highest:
+        return f"has labels from {labels.min()} to {labels.max()}, not from {lowest} to {highest}"
+    return None
+
+
+def _labels(batch: pa.RecordBatch) -> npt.NDArray[Any]:
+    column = batch["label"]
+    values: npt.NDArray[Any] = column.to_numpy() if column.type == pa.int64() else column.to_numpy_ndarray()
+    return values
+
+
 def verify(location: Location, on_shard: Callable[[ShardEntry], None] | None = None) -> Manifest:
-    """Read every shard of a data set and compare it with the manifest: size, checksum, rows and columns.
+    """Read every shard of a data set and compare it with the manifest: size, checksum, rows, columns and labels.
 
     Args:
         location: Directory or URI of the data set; a remote one is copied to this machine first.
@@ -241,7 +268,7 @@ def verify(location: Location, on_shard: Callable[[ShardEntry], None] | None = N
     directory, manifest = _on_this_machine(location)
     damaged: list[str] = []
     for entry in manifest.entries:
-        if damage := _damage(directory / entry.file, entry, manifest.layout):
+        if damage := _damage(directory / entry.file, entry, manifest):
             damaged.append(f"{entry.file} {damage}")
         if on_shard is not None:
             on_shard(entry)
@@ -250,16 +277,13 @@ def verify(location: Location, on_shard: Callable[[ShardEntry], None] | None = N
     return manifest
 
 
-def _damage(path: Path, entry: ShardEntry, layout: Layout) -> str | None:
+def _damage(path: Path, entry: ShardEntry, manifest: Manifest) -> str | None:
     if damage := _size_damage(path, entry):
         return damage
     if sha256(path) != entry.sha256:
         return "does not have the checksum of the manifest"
-    try:
-        _map_shard(path, entry, layout)
-    except DatasetError:
-        return "does not hold the rows or columns of the manifest"
-    return None
+    batch = _read_batch(path)
+    return batch if isinstance(batch, str) else _content_damage(batch, entry, manifest)
 
 
 def _size_damage(path: Path, entry: ShardEntry) -> str | None:

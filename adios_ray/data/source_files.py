@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from adios_ray.data.manifest import Manifest, SourceFiles
+from adios_ray.data.plan import descriptions
 from adios_ray.data.sources.base import Source
 from adios_ray.data.sources.passed_over import first_of
 from adios_ray.errors import DatasetError
@@ -81,28 +82,42 @@ def check_unchanged(
         source: The source.
         files: Its files as they are now.
         moved: Whether the source is stored elsewhere now: copies have other times of change, which count for nothing.
-        content: Whether to compare checksums of the content too.
+        content: Whether to compare checksums of the content of images too. That of other files is in any case.
 
     Raises:
-        DatasetError: If files are new, removed or changed, with the first of them.
+        DatasetError: If files are new, removed or changed, with the first of them, or the classes are others.
     """
-    if manifest.source_files is None:
-        return
-    table = read_files(store, manifest.source_files)
-    common = sorted(files.keys() & table.keys())
-    changed = [
+    found = _changes(store, manifest.source_files, source, files, moved, content) if manifest.source_files else []
+    if manifest.classes != source.classes:
+        odd = sorted({*manifest.classes} ^ {*source.classes})
+        found.append(f"other classes ({first_of(odd)})" if odd else "another order of the classes")
+    if found:
+        raise DatasetError(
+            f"the source has changed since {store} was made: {'; '.join(found)}; choose another --output, or remove "
+            "this one"
+        )
+
+
+def _changes(
+    store: Store,
+    entry: SourceFiles,
+    source: Source,
+    files: Mapping[str, tuple[int, int]],
+    moved: bool,
+    content: bool,
+) -> list[str]:
+    """Say which files are new, removed or changed."""
+    table, described_in = read_files(store, entry), descriptions(source, files)
+    common = files.keys() & table.keys()
+    changed = {
         name for name in common if table[name].size != files[name][0] or not (moved or table[name][1] == files[name][1])
-    ]
-    if content:
-        unsure = [name for name in common if table[name].content and name not in set(changed)]
-        changed += [name for name in unsure if source.checksum(name) != table[name].content]
+    }
+    unsure = [name for name in common - changed if table[name].content and (content or name in described_in)]
+    changed |= {name for name in unsure if source.checksum(name) != table[name].content}
     found = {
-        "new": sorted(files.keys() - table.keys()),
+        # Descriptions were not listed by earlier versions.
+        "new": sorted(files.keys() - table.keys() - described_in),
         "removed": sorted(table.keys() - files.keys()),
         "changed": sorted(changed),
     }
-    if any(found.values()):
-        words = "; ".join(f"{len(names):,} {what} ({first_of(names)})" for what, names in found.items() if names)
-        raise DatasetError(
-            f"the source has changed since {store} was made: {words}; choose another --output, or remove this one"
-        )
+    return [f"{len(names):,} {what} ({first_of(names)})" for what, names in found.items() if names]

@@ -118,7 +118,7 @@ def _cells(row: Row, header: Sequence[str]) -> list[object]:
 def _value_of(cell: str) -> Any:
     try:
         return json.loads(cell)
-    except ValueError:
+    except (ValueError, RecursionError):
         return cell
 
 

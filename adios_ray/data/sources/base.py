@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adios_ray.data.sources.passed_over import PassedOver
+from adios_ray.store import Store
 
 UNLABELED = "unlabeled"
 """Name of the split of images without labels, which only training uses; also of the one class of a flat folder."""
@@ -131,8 +132,10 @@ class ListedSource:
 
     Attributes:
         root: The folder of the files.
+        uri: Where the files are, if they are not in the folder ``root``.
         classes: Class names.
         items: Items of each split. Workers get the source without them: there may be millions.
+        described_in: Files that classes, labels and splits were read from, relative to the root.
         multi_label: Whether an image carries any number of the classes.
         has_instances: Whether samples come with instance maps.
         resize: How an image becomes a square, as the manifest says it.
@@ -140,9 +143,11 @@ class ListedSource:
         notes: What people should know before it is read.
     """
 
-    root: Path
+    root: Path = Path()
+    uri: str | None = None
     classes: tuple[str, ...]
     items: Mapping[str, Sequence[str]] = field(repr=False)
+    described_in: tuple[str, ...] = ()
     multi_label: bool = False
     has_instances: bool = False
     resize: str = PHOTOGRAPH
@@ -162,21 +167,30 @@ class ListedSource:
         return item
 
     def files(self) -> Mapping[str, tuple[int, int]]:
-        """Look up size and time of change of each file; -1 where there is none."""
-        names = {self.file_of(item) for item in chain.from_iterable(self.items.values())}
-        return {name: file_status(self.root / name) for name in sorted(names)}
+        """Look up size and, of local files, time of change of each file; -1 where there is none."""
+        names = sorted({*self.described_in, *map(self.file_of, chain.from_iterable(self.items.values()))})
+        if self.uri is None:
+            return {name: _status(self._path(name)) for name in names}
+        sizes = self._remote_sizes(Store(self.uri), names)
+        return {name: (sizes.get(name, -1), 0) for name in names}
 
     def checksum(self, name: str) -> str:
         """Compute the checksum of a file's content."""
-        return content_checksum((self.root / name).read_bytes())
+        return content_checksum(self._path(name).read_bytes() if self.uri is None else Store(self.uri).read(name))
+
+    def _path(self, name: str) -> Path:
+        # Not by the system, since a description may be beside the root, and the root behind a link.
+        return Path(os.path.normpath(self.root / name))
+
+    def _remote_sizes(self, store: Store, names: Sequence[str]) -> Mapping[str, int]:
+        return store.sizes()
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep what a worker needs to decode."""
         return {**self.__dict__, "items": {}, "passed_over": PassedOver()}
 
 
-def file_status(path: Path) -> tuple[int, int]:
-    """Look up size in bytes and time of change in nanoseconds of a file; -1 where there is none."""
+def _status(path: Path) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except OSError:

@@ -100,7 +100,7 @@ def _source(root: Path, files: _Files) -> Batches | ImageFiles:
     items = {
         split: [item for b in batches for item in _items(base / b, files, classes)] for split, batches in splits.items()
     }
-    return Batches(root=base.absolute(), classes=classes, items=items, resize=SHORT_SIDE)
+    return Batches(root=base.absolute(), classes=classes, items=items, described_in=(files.meta,), resize=SHORT_SIDE)
 
 
 def _items(path: Path, files: _Files, classes: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from adios_ray.data.decode import decode
 from adios_ray.data.plan import mixed
 from adios_ray.data.shards import Bytes
-from adios_ray.data.sources.base import WHOLE, ListedSource, Sample, file_status
+from adios_ray.data.sources.base import WHOLE, ListedSource, Sample
 from adios_ray.data.sources.image_files import read_image_file
 from adios_ray.errors import DatasetError, RefusedImageError
 
@@ -26,6 +26,7 @@ COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 SHAPES = ("cube", "sphere", "cylinder")
 TRAIN_SHARE = 0.7
 FOLDER = "CLEVR_v1.0"
+_INDICES = {"train": "train_indices.pt", "test": "val_indices.pt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +37,11 @@ class Clevr(ListedSource):
 
     Attributes:
         kinds: Bit set of the classes in each picture.
-        described_in: Files that the classes were read from, relative to the root.
     """
 
     kinds: Mapping[str, int] = field(repr=False)
-    described_in: tuple[str, ...] = ()
     multi_label: bool = True
     resize: str = WHOLE
-
-    def files(self) -> Mapping[str, tuple[int, int]]:
-        """Look up the pictures, and the files of their classes."""
-        return {**super().files(), **{name: file_status(self.root / name) for name in self.described_in}}
 
     def stratum(self, item: str) -> str:
         """Name nothing: a picture has several classes."""
@@ -105,9 +100,13 @@ def _of_scenes(base: Path) -> Clevr:
             for scene in json.loads(path.read_bytes())["scenes"]:
                 item = f"images/{name}/{scene['image_filename']}"
                 pairs = ((COLORS.index(thing["color"]), SHAPES.index(thing["shape"])) for thing in scene["objects"])
-                kinds[item] = _bits(pairs, len(COLORS))
+                bits = _bits(pairs, len(COLORS))
+                if kinds.setdefault(item, bits) != bits:
+                    raise DatasetError(f"{path} describes {item} twice, with different objects: remove one of them")
                 items.setdefault(split, []).append(item)
-        except (ValueError, KeyError, TypeError) as error:
+        except DatasetError:
+            raise
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DatasetError(f"{path} is not a list of CLEVR's scenes: {error}") from error
     classes = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
     return Clevr(root=base.absolute(), classes=classes, items=items, kinds=kinds, described_in=tuple(scenes.values()))
@@ -133,17 +132,20 @@ def _of_release(base: Path) -> Clevr:
         for number, row in enumerate(rows)
     }
     classes = tuple(f"color {c + 1} shape {s + 1}" for s in range(most_shapes) for c in range(most_colors))
-    items = _release_splits(base, list(kinds))
-    described_in = ("shape.pt", "color.pt")
+    indices = _INDICES if (base / _INDICES["train"]).is_file() else {}
     return Clevr(
-        root=base.absolute(), classes=classes, items=items, has_instances=True, kinds=kinds, described_in=described_in
+        root=base.absolute(),
+        classes=classes,
+        items=_release_splits(base, list(kinds), indices),
+        has_instances=True,
+        kinds=kinds,
+        described_in=("shape.pt", "color.pt", *indices.values()),
     )
 
 
-def _release_splits(base: Path, pictures: Sequence[str]) -> dict[str, list[str]]:
-    if (base / "train_indices.pt").is_file():
-        names = {"train": "train_indices.pt", "test": "val_indices.pt"}
-        return {split: [pictures[i] for i in sorted(_tensor(base / n).tolist())] for split, n in names.items()}
+def _release_splits(base: Path, pictures: Sequence[str], indices: Mapping[str, str]) -> dict[str, list[str]]:
+    if indices:
+        return {split: [pictures[i] for i in sorted(_tensor(base / n).tolist())] for split, n in indices.items()}
     order = mixed(pictures)
     train = round(TRAIN_SHARE * len(order))
     return {"train": order[:train], "test": order[train:]}

@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 from adios_ray.data.decode import DecodeOptions, decode
-from adios_ray.data.sources.base import NO_LABEL, PHOTOGRAPH, UNLABELED, Sample
+from adios_ray.data.sources.base import NO_LABEL, UNLABELED, ListedSource, Sample
+from adios_ray.data.sources.split_files import SplitFiles
 from adios_ray.errors import DatasetError
 from adios_ray.store import Store
 
@@ -54,34 +54,28 @@ def unquote(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodedImages(ABC):
+class EncodedImages(ListedSource, ABC):
     """Images inside larger files, each of one class or of none. Items name a ``Place``.
 
     Attributes:
-        root: Directory or URI of the files.
-        classes: Class names.
-        items: Items of each split. Workers get the source without them: there may be millions.
-        passed_over: By reason, how much was found but is not used, with examples. Workers get the source without it.
-        multi_label: Whether an image carries any number of the classes.
-        has_instances: Whether samples come with instance maps.
-        resize: How an image becomes a square, as the manifest says it.
-        notes: What people should know before it is read.
+        unlabeled: Files of the unlabeled split.
         options: Limits of decoding, and the range of 16-bit values.
     """
 
-    root: str
-    classes: tuple[str, ...]
-    items: Mapping[str, Sequence[str]] = field(repr=False)
-    passed_over: Mapping[str, tuple[int, tuple[str, ...]]] = field(repr=False)
-    multi_label: bool = False
-    has_instances: bool = False
-    resize: str = PHOTOGRAPH
-    notes: tuple[str, ...] = ()
+    unlabeled: frozenset[str] = frozenset()
     options: DecodeOptions = DecodeOptions()
 
-    def listing(self) -> Mapping[str, Sequence[str]]:
-        """Return the items of each split."""
-        return self.items
+    @classmethod
+    def found_in(cls, found: SplitFiles, **parts: Any) -> Self:
+        """Make a source of files that were found at a place."""
+        unlabeled = frozenset(name for name, split in found.files.items() if split == UNLABELED)
+        place = {"uri": str(found.store)} if found.store.local is None else {"root": found.store.local}
+        return cls(unlabeled=unlabeled, **place, **parts)
+
+    @property
+    def place(self) -> str:
+        """Directory or URI of the files."""
+        return self.uri or str(self.root)
 
     def stratum(self, item: str) -> str:
         """Name the class of an item."""
@@ -90,19 +84,6 @@ class EncodedImages(ABC):
     def file_of(self, item: str) -> str:
         """Name the file that holds an item."""
         return Place.of(item).file
-
-    def files(self) -> Mapping[str, tuple[int, int]]:
-        """Look up size and, of local files, time of change of each file that holds images."""
-        store = Store(self.root)
-        names = sorted({self.file_of(item) for item in chain.from_iterable(self.items.values())})
-        if store.local is None:
-            return {name: (store.size(name) or -1, 0) for name in names}
-        status = {name: (store.local / name).stat() for name in names}
-        return {name: (found.st_size, found.st_mtime_ns) for name, found in status.items()}
-
-    def checksum(self, name: str) -> str:
-        """Refuse: of files that hold many images no checksum is known."""
-        raise KeyError(name)
 
     @abstractmethod
     def content(self, place: Place) -> bytes:
@@ -120,12 +101,12 @@ class EncodedImages(ABC):
         """
         place = Place.of(item)
         picture = decode(self.content(place), image_size, self.options)
-        label = self.classes.index(place.class_name) if place.class_name in self.classes else NO_LABEL
+        label = NO_LABEL if place.file in self.unlabeled else self.classes.index(place.class_name)
         return Sample(picture.pixels, label, None, picture.height, picture.width, picture.note)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a worker needs to decode."""
-        return {**self.__dict__, "items": {}, "passed_over": {}}
+    def _remote_sizes(self, store: Store, names: Sequence[str]) -> Mapping[str, int]:
+        # One by one: they are few, and not every protocol lists a place.
+        return {name: size for name in names if (size := store.size(name)) is not None}
 
 
 def class_names(

@@ -23,15 +23,16 @@ def source(root: Path) -> ImageFiles:
         DatasetError: If a file is missing, or the labels do not match the splits.
     """
     base = root / FOLDER if (root / FOLDER).is_dir() else root
-    if missing := [name for name in ("jpg", "imagelabels.mat", "setid.mat") if not (base / name).exists()]:
+    labels_file, splits_file = base / "imagelabels.mat", base / "setid.mat"
+    if missing := [path.name for path in (base / "jpg", labels_file, splits_file) if not path.exists()]:
         raise DatasetError(f"{base} lacks {', '.join(missing)}: --source is the folder that holds them")
-    labels = read_mat(base / "imagelabels.mat", "labels")[0].tolist()
-    chosen = read_mat(base / "setid.mat", *_KEYS.values())
+    labels = read_mat(labels_file, "labels")[0].tolist()
+    chosen = read_mat(splits_file, *_KEYS.values())
     tree: dict[str, dict[str, list[str]]] = {}
     for split, numbers in zip(_KEYS, chosen, strict=True):
         for number in numbers.tolist():
             if not 1 <= number <= len(labels):
-                raise DatasetError(f"{base / 'setid.mat'} names image {number}, imagelabels.mat has {len(labels)}")
+                raise DatasetError(f"{splits_file} names image {number}, {labels_file.name} has {len(labels)}")
             of_class = tree.setdefault(split, {}).setdefault(f"{labels[number - 1]:03d}", [])
             of_class.append(f"jpg/image_{number:05d}.jpg")
-    return of_classes(base, tree)
+    return of_classes(base, tree, described_in=(labels_file, splits_file))

@@ -1,5 +1,6 @@
 """Folders of image files, one folder a class: the layout that torchvision calls ImageFolder."""
 
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -191,6 +192,7 @@ def of_classes(
     found: Walk | None = None,
     unlabeled: Sequence[str] = (),
     allow_missing_classes: bool | None = None,
+    described_in: Sequence[Path] = (),
 ) -> ImageFiles:
     """Make a source of the items of each class of each split, paths relative to ``root``.
 
@@ -200,12 +202,13 @@ def of_classes(
         found: All files below ``root``, those outside the layout already passed over; None looks for them.
         unlabeled: Items of the unlabeled split.
         allow_missing_classes: Whether val and test may lack classes that train has; None if no option allows it.
+        described_in: Files that the classes of the items were read from.
 
     Raises:
-        DatasetError: If the splits differ in their classes.
+        DatasetError: If the splits differ in their classes, or an item is of two.
     """
     classes = _common_classes(root, tree, allow_missing_classes)
-    labels = _labels(tree, {name: label for label, name in enumerate(classes)})
+    labels = _labels(root, tree, classes)
     splits = {split: sorted(chain.from_iterable(found.values())) for split, found in tree.items()}
     if unlabeled:
         labels |= {_folder(item): NO_LABEL for item in unlabeled}
@@ -223,18 +226,27 @@ def of_classes(
     if found.empty:
         parts["notes"] = (f"empty folders: {first_of(sorted(found.empty))}",)
     if isinstance(root, Path):
-        return ImageFiles(root=root.absolute(), **parts)
-    return ImageFiles(root=Path(), uri=root, **parts)
+        names = tuple(Path(os.path.relpath(path, root)).as_posix() for path in described_in)
+        return ImageFiles(root=root.absolute(), described_in=names, **parts)
+    return ImageFiles(uri=root, **parts)
 
 
-def _labels(tree: Mapping[str, ByClass], numbers: Mapping[str, int]) -> dict[str, int]:
-    """Map each folder of images to its label, or each image where several classes share a folder."""
+def _labels(root: Path | str, tree: Mapping[str, ByClass], classes: Sequence[str]) -> dict[str, int]:
+    """Map each folder of images to its label, or each image where several classes share a folder.
+
+    Raises:
+        DatasetError: If an image is of two classes.
+    """
+    numbers = {name: label for label, name in enumerate(classes)}
+    labels: dict[str, int] = {}
+    of_folder: dict[str, set[int]] = {}
+    for name, items in chain.from_iterable(found.items() for found in tree.values()):
+        for item in items:
+            if (label := labels.setdefault(item, numbers[name])) != numbers[name]:
+                raise DatasetError(f"{root}: {item} is listed as {classes[label]} and as {name}: remove one of them")
+            of_folder.setdefault(_folder(item), set()).add(label)
     # By folder where possible: the mapping is sent to every worker, and there may be millions of images.
-    pairs = [(item, numbers[name]) for found in tree.values() for name, items in found.items() for item in items]
-    classes: dict[str, set[int]] = {}
-    for item, label in pairs:
-        classes.setdefault(_folder(item), set()).add(label)
-    return {item if len(classes[_folder(item)]) > 1 else _folder(item): label for item, label in pairs}
+    return {item if len(of_folder[_folder(item)]) > 1 else _folder(item): label for item, label in labels.items()}
 
 
 def _folder(item: str) -> str:

@@ -3,7 +3,6 @@
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 from adios_ray.data.decode import DecodeOptions, decode
@@ -22,24 +21,15 @@ class ImageFiles(ListedSource):
     Attributes:
         labels: Index of the class by item, or by the folder that holds the item.
         options: Limits of decoding, and the range of 16-bit values.
-        uri: Where the files are, if they are not in the folder ``root``.
     """
 
     labels: Mapping[str, int] = field(repr=False)
     options: DecodeOptions = DecodeOptions()
-    uri: str | None = None
 
     def stratum(self, item: str) -> str:
         """Name the class of an item; an item without a label has none."""
         label = self._label(item)
         return UNLABELED if label == NO_LABEL else self.classes[label]
-
-    def files(self) -> Mapping[str, tuple[int, int]]:
-        """Look up size and, of local files, time of change of each image; -1 where there is none (refused later)."""
-        if self.uri is None:
-            return super().files()
-        sizes = Store(self.uri).sizes()
-        return {item: (sizes.get(item, -1), 0) for item in chain.from_iterable(self.items.values())}
 
     def load(self, item: str, image_size: int) -> Sample:
         """Decode one file: RGB, upright, the whole picture squeezed into a square (bicubic, antialiased).
@@ -51,10 +41,6 @@ class ImageFiles(ListedSource):
         picture = decode(content, image_size, self.options)
         label, checksum = self._label(item), content_checksum(content)
         return Sample(picture.pixels, label, None, picture.height, picture.width, picture.note, checksum)
-
-    def checksum(self, name: str) -> str:
-        """Compute the checksum of a file's content."""
-        return content_checksum(self._content(name))
 
     def _content(self, item: str) -> bytes:
         """Read a file. Errors of remote storage are raised as they are: they say nothing about the image."""

@@ -42,25 +42,33 @@ def source(root: Path) -> ImageFiles:
     wanted = synsets()
     found = {name: list(images(train / name, base)) for name in wanted}
     held_out = {name: list(images(val / name, base)) for name in wanted}
+    described_in: tuple[Path, ...] = ()
     if not any(held_out.values()):
-        held_out = _flat(root, base, val)
+        classes, described_in = _classes(root, val)
+        held_out = _flat(base, val, classes)
     for folder, by_class in ((train, found), (val, held_out)):
         if lacking := [name for name in wanted if not by_class[name]]:
             raise DatasetError(f"{folder} has no images of {len(lacking)} of the 100 classes: {', '.join(lacking[:5])}")
-    return of_classes(base, {"train": found, "test": held_out})
+    return of_classes(base, {"train": found, "test": held_out}, described_in=described_in)
 
 
-def _flat(root: Path, base: Path, val: Path) -> dict[str, list[str]]:
-    """List the validation images of a folder without class folders by class."""
-    solution = root / SOLUTION
+def _classes(root: Path, val: Path) -> tuple[Mapping[int, str], tuple[Path, ...]]:
+    """Read the synset of each validation image by its number; returns the files that say it, too.
+
+    Raises:
+        DatasetError: If there are none.
+    """
+    solution, kit = root / SOLUTION, root / DEVKIT
     if solution.is_file():
-        classes = _kaggle_classes(solution)
-    elif (root / DEVKIT).is_dir():
-        classes = _devkit_classes(root / DEVKIT)
-    else:
-        raise DatasetError(
-            f"{val} has no folders of synsets, and neither {root / DEVKIT} nor {solution} is there with the classes"
-        )
+        return _kaggle_classes(solution), (solution,)
+    if kit.is_dir():
+        names, truth = kit / "meta.mat", kit / "ILSVRC2012_validation_ground_truth.txt"
+        return _devkit_classes(names, truth), (names, truth)
+    raise DatasetError(f"{val} has no folders of synsets, and neither {kit} nor {solution} is there with the classes")
+
+
+def _flat(base: Path, val: Path, classes: Mapping[int, str]) -> dict[str, list[str]]:
+    """List the validation images of a folder without class folders by class."""
     found: dict[str, list[str]] = {name: [] for name in synsets()}
     for item in sorted(images(val, base)):
         number = _NUMBER.search(item)
@@ -70,15 +78,26 @@ def _flat(root: Path, base: Path, val: Path) -> dict[str, list[str]]:
 
 
 def _kaggle_classes(path: Path) -> Mapping[int, str]:
-    """Read the synset of each validation image by its number; the prediction column begins with the synset."""
-    with path.open(newline="") as file:
-        rows = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file)]
-    return {int(name.rpartition("_")[2]): synset for name, synset in rows}
+    """Read Kaggle's solution, whose prediction column begins with the synset.
+
+    Raises:
+        DatasetError: If a row cannot be read, or an image is of two classes.
+    """
+    classes: dict[int, str] = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        for row in rows:
+            try:
+                number, synset = int(row["ImageId"].rpartition("_")[2]), row["PredictionString"].split()[0]
+            except (KeyError, AttributeError, IndexError, ValueError):
+                raise DatasetError(f"{path}: line {rows.line_num} has no ImageId and PredictionString") from None
+            if classes.setdefault(number, synset) != synset:
+                raise DatasetError(f"{path} lists {row['ImageId']} as {classes[number]} and as {synset}")
+    return classes
 
 
-def _devkit_classes(folder: Path) -> Mapping[int, str]:
-    """Read the synset of each validation image by its number; line n of the ground truth is the class of image n."""
-    (synsets_of_kit,) = read_mat(folder / "meta.mat", "synsets")
+def _devkit_classes(meta: Path, truth: Path) -> Mapping[int, str]:
+    """Read the development kit: line n of the ground truth is the class of image n."""
+    (synsets_of_kit,) = read_mat(meta, "synsets")
     names = {int(row["ILSVRC2012_ID"].item()): str(row["WNID"].item()) for row in synsets_of_kit}
-    lines = (folder / "ILSVRC2012_validation_ground_truth.txt").read_text().split()
-    return {number: names[int(line)] for number, line in enumerate(lines, start=1)}
+    return {number: names[int(line)] for number, line in enumerate(truth.read_text().split(), start=1)}

@@ -36,28 +36,41 @@ def _only(root: Path, pattern: str, found: list[Path]) -> Path:
 
 
 def _annotated(root: Path, files: dict[str, Path]) -> ImageFiles:
-    """Read the annotated images by category; its number precedes its name, as species of two kingdoms share names."""
-    tree: dict[str, dict[str, list[str]]] = {}
-    for split, path in files.items():
-        content = _read(path)
-        names = {category["id"]: f"{category['id']:05d} {category['name']}" for category in content["categories"]}
-        paths = {image["id"]: image["file_name"] for image in content["images"]}
-        tree[split] = {}
-        for annotation in content["annotations"]:
-            try:
-                name, item = names[annotation["category_id"]], paths[annotation["image_id"]]
-            except KeyError as error:
-                raise DatasetError(f"{path} annotates {error.args[0]}, which it does not list") from None
-            tree[split].setdefault(name, []).append(item)
+    """Read the annotated images by category."""
+    tree = {split: _by_category(path) for split, path in files.items()}
     # A category without images in one split still is a class of all of them.
-    known = {name for found in tree.values() for name in found}
-    return of_classes(root, {split: {name: found.get(name, []) for name in known} for split, found in tree.items()})
+    known = sorted({name for found in tree.values() for name in found})
+    tree = {split: {name: found.get(name, []) for name in known} for split, found in tree.items()}
+    return of_classes(root, tree, described_in=tuple(files.values()))
+
+
+def _by_category(path: Path) -> dict[str, list[str]]:
+    """Read the paths of the images of each category, whose number precedes its name: two kingdoms share names.
+
+    Raises:
+        DatasetError: If the file is not in the format of the competitions, or inconsistent.
+    """
+    content = _read(path)
+    try:
+        # As text: some programs write identifiers as numbers, others as text.
+        names = {str(each["id"]): f"{str(each['id']):0>5} {each['name']}" for each in content["categories"]}
+        paths = {str(each["id"]): str(each["file_name"]) for each in content["images"]}
+        annotated = [(str(each["category_id"]), str(each["image_id"])) for each in content["annotations"]]
+    except (KeyError, TypeError) as error:
+        raise DatasetError(f"{path} is not in the format of iNaturalist: {type(error).__name__}: {error}") from None
+    found: dict[str, list[str]] = {}
+    for category, image in annotated:
+        if category not in names or image not in paths:
+            unlisted = category if category not in names else image
+            raise DatasetError(f"{path} annotates {unlisted}, which it does not list")
+        found.setdefault(names[category], []).append(paths[image])
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict) or {"images", "annotations", "categories"} - content.keys():
         raise DatasetError(f"{path} does not hold images, annotations and categories")

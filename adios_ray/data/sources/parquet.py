@@ -44,7 +44,7 @@ class ParquetImages(EncodedImages):
             RefusedImageError: If the row has no image, or its row group is damaged.
         """
         group, row = map(int, place.position.split("."))
-        value = _images(self.root, place.file, group, self.image_column)[row].as_py()
+        value = _images(self.place, place.file, group, self.image_column)[row].as_py()
         content = value["bytes"] if isinstance(value, dict) else value
         if content is None and isinstance(value, dict) and value.get("path"):
             return self._linked(place.file, value["path"])
@@ -58,7 +58,7 @@ class ParquetImages(EncodedImages):
         if name.startswith(("/", "..")):
             raise RefusedImageError(f"its row names {path}, which is outside the data set")
         try:
-            return _store(self.root).read(name)
+            return _store(self.place).read(name)
         except (FileNotFoundError, IsADirectoryError):
             raise RefusedImageError(f"its row names {path}, which is not there") from None
 
@@ -149,8 +149,8 @@ def source(root: Location, image_column: str | None = None, label_column: str | 
     items = {split: listed for split, listed in items.items() if listed}
     if not items:
         raise DatasetError(f"{found.store} has no rows that can be used: {_reasons(passed_over)}")
-    return ParquetImages(
-        root=str(found.store), classes=classes, items=items, passed_over=passed_over, image_column=columns.image
+    return ParquetImages.found_in(
+        found, classes=classes, items=items, passed_over=passed_over, image_column=columns.image
     )
 
 
@@ -226,7 +226,7 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     """Return the features of each column out of the Hugging Face metadata; empty without."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return {}
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 

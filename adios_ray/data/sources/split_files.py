@@ -9,7 +9,7 @@ from adios_ray.data.decode import EXTENSIONS
 from adios_ray.data.sources.base import UNLABELED
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.errors import DatasetError
-from adios_ray.store import Location, Store, local_path
+from adios_ray.store import Location, Store, as_text, split_location
 
 HIDDEN = "hidden, by a name that begins with a dot or an underscore"
 METADATA = "metadata"
@@ -59,16 +59,11 @@ def find(
     Raises:
         DatasetError: If there is no such file, one is compressed, only some names say a split, or one says two.
     """
-    place, only = _place(str(root), ending)
-    store = Store(place)
-    try:
-        names = store.find() if only is None else [only]
-    except Exception as error:  # each protocol has errors of its own
-        raise DatasetError(f"{store} cannot be listed: {type(error).__name__}: {error}") from error
+    store, names = _listed(root, ending)
     if packed := [name for name in (str(root), *names) if compressed and compressed.search(name)]:
         raise DatasetError(f"{packed[0]} is compressed, but images are read by position: decompress it")
     passed_over, chosen, others = PassedOver(), [], []
-    for name in map(_as_text, names):
+    for name in (as_text(name, DatasetError) for name in names):
         if name.rpartition("/")[2].lower() in beside:
             others.append(name)
         elif reason := _reason(name, ending):
@@ -81,22 +76,24 @@ def find(
     return SplitFiles(store, _splits(chosen, store), others, passed_over)
 
 
-def _place(root: str, ending: str) -> tuple[str, str | None]:
-    """Return the folder, and the name of the file if the root is one."""
-    path = local_path(root)
-    text = root.rstrip("/") if path is None else str(path.absolute())
-    if text.lower().endswith(ending) and (path is None or path.is_file()):
-        folder, _, name = text.rpartition("/")
-        return folder, name
-    return text, None
-
-
-def _as_text(name: str) -> str:
+def _listed(root: Location, ending: str) -> tuple[Store, list[str]]:
+    """List the files below a place; where it is a file by itself, that alone, in its folder."""
+    store = Store(root)
     try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise DatasetError(f"the file name {name!r} is not UTF-8; rename the file") from None
-    return name
+        return _single(store, ending) or (store, store.find())
+    except Exception as error:  # each protocol has errors of its own
+        raise DatasetError(f"{store} cannot be listed: {type(error).__name__}: {error}") from error
+
+
+def _single(store: Store, ending: str) -> tuple[Store, list[str]] | None:
+    """Return the folder and the name of a place that is a file with an ending; None if it is none."""
+    whole = str(store)
+    if not whole.lower().endswith(ending) or "/" not in whole.rpartition("://")[2]:  # a bucket is no file
+        return None
+    location, name = split_location(whole)
+    folder = Store(location)
+    is_file = folder.size(name) is not None if store.local is None else store.local.is_file()
+    return (folder, [name]) if is_file else None
 
 
 def _reason(name: str, ending: str) -> str | None:

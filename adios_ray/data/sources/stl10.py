@@ -62,9 +62,9 @@ def source(root: Path, fold: int | None = None) -> Binaries:
         DatasetError: If files are missing or damaged, or there is no such fold.
     """
     base = root / FOLDER if (root / FOLDER).is_dir() else root
-    needed = [f"{part}_{kind}.bin" for part in ("train", "test") for kind in "Xy"]
-    needed += ["unlabeled_X.bin", "class_names.txt"] + (["fold_indices.txt"] if fold is not None else [])
-    if missing := [name for name in needed if not (base / name).is_file()]:
+    pixels = [f"{part}_X.bin" for part in ("train", "test", UNLABELED)]
+    described_in = ["train_y.bin", "test_y.bin", "class_names.txt", *(["fold_indices.txt"] if fold is not None else [])]
+    if missing := [name for name in (*pixels, *described_in) if not (base / name).is_file()]:
         raise DatasetError(f"{base} lacks {', '.join(missing)}: --source is the folder that holds {FOLDER}")
     classes = tuple((base / "class_names.txt").read_text().split())
     if classes != STL10:
@@ -78,7 +78,9 @@ def source(root: Path, fold: int | None = None) -> Binaries:
         unlabeled += [f"train/{row}" for row in range(len(train)) if row not in chosen]
         train = [train[row] for row in sorted(chosen)]
     items = {"train": train, "test": test, UNLABELED: unlabeled}
-    return Binaries(root=base.absolute(), classes=classes, items=items, resize=SHORT_SIDE)
+    return Binaries(
+        root=base.absolute(), classes=classes, items=items, described_in=tuple(described_in), resize=SHORT_SIDE
+    )
 
 
 def _count(path: Path) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from adios_ray.data.decode import EXTENSIONS, SNIFFED_BYTES, sniff
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.errors import DatasetError
-from adios_ray.store import Store
+from adios_ray.store import Store, as_text
 
 HIDDEN = "hidden"
 TOOLS = "folder of a file system or a tool"
@@ -94,7 +94,7 @@ def _descend(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], reas
         found.empty.append(prefix.rstrip("/"))
     above = (*above, (status.st_dev, status.st_ino))
     for name, is_folder, is_file in entries:
-        item = _as_text(f"{prefix}{name}")
+        item = as_text(f"{prefix}{name}", DatasetError)
         why = reason or _reason_of_name(name, is_folder)
         if is_folder:
             _descend(folder / name, f"{item}/", above, why, found)
@@ -138,11 +138,3 @@ def _is_image(path: Path) -> bool:
 
 def _has_image_ending(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
-
-
-def _as_text(item: str) -> str:
-    try:
-        item.encode()
-    except UnicodeEncodeError:
-        raise DatasetError(f"the file name {os.fsencode(item)!r} is not UTF-8; rename the file") from None
-    return item

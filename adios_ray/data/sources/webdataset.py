@@ -38,7 +38,7 @@ class TarImages(EncodedImages):
     def content(self, place: Place) -> bytes:
         """Read exactly the member's bytes."""
         offset, size = map(int, place.position.rpartition("@")[2].split("+"))
-        return _store(self.root).read(place.file, offset, offset + size) if size else b""
+        return _store(self.place).read(place.file, offset, offset + size) if size else b""
 
 
 @lru_cache(maxsize=1)
@@ -86,12 +86,13 @@ def source(root: Location) -> TarImages:
     for name, split in found.files.items():
         labels.setdefault(split, set()).update(label for _, label in shards[name].images if label is not None)
     labels.pop(UNLABELED, None)
-    classes, named = class_names(labels, _listed_names(found), str(found.store))
+    lists = _lists(found)
+    classes, named = class_names(labels, _common(lists, found.store), str(found.store))
     items, passed_over = _items(found, shards, named)
     if not items:
         reasons = "; ".join(f"{reason} ({count:,})" for reason, (count, _) in passed_over.items())
         raise DatasetError(f"{found.store} has no images that can be used: {reasons or 'the files are empty'}")
-    return TarImages(root=str(found.store), classes=classes, items=items, passed_over=passed_over)
+    return TarImages.found_in(found, classes=classes, items=items, described_in=tuple(lists), passed_over=passed_over)
 
 
 def _items(
@@ -112,46 +113,73 @@ def _items(
     return items, passed_over
 
 
-def _listed_names(found: SplitFiles) -> tuple[str, ...] | None:
-    """Read the class names beside the tar files, if there are any."""
+def _lists(found: SplitFiles) -> dict[str, tuple[str, ...]]:
+    """Read the lists of class names beside the tar files, by file."""
     lists = {}
     for name in found.others:
         if name.rpartition("/")[2].lower() in NAMES_FILES:
             text = found.store.read(name).decode("utf-8-sig", errors="replace")
             lists[name] = tuple(line.strip() for line in text.splitlines() if line.strip())
+    return lists
+
+
+def _common(lists: Mapping[str, tuple[str, ...]], store: Store) -> tuple[str, ...] | None:
+    """Return what all lists say; None without any.
+
+    Raises:
+        DatasetError: If they differ.
+    """
     if not lists:
         return None
     first, *others = lists
     if different := [name for name in others if lists[name] != lists[first]]:
-        raise DatasetError(f"class names of {found.store} differ between {first} and {different[0]}")
+        raise DatasetError(f"class names of {store} differ between {first} and {different[0]}")
     return lists[first]
 
 
 def _scan(store: Store, name: str) -> _Shard:
-    """Read the headers and labels of a tar file.
+    """Read the headers and labels of a tar file, which may be several archives one after the other.
 
     Raises:
         DatasetError: If it is damaged, or its end is missing.
     """
-    passed_over = PassedOver()
-    samples: dict[str, _Sample] = {}
+    shard = _Shard([], PassedOver())
+    start: int | None = 0
     try:
-        with store.open(name, read_ahead=True) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if not member.isdir():
-                    _sort_in(tar, member, name, samples, passed_over)
-                tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps them all
-            # tarfile takes garbage between members for the end, which is a block of zeros.
-            _check_end(file, tar.offset)
+        with store.open(name, read_ahead=True) as file:
+            while start is not None:
+                start = _scan_archive(file, start, name, shard)
     except Exception as error:  # a damaged file, or an error of a protocol
         raise DatasetError(f"{store}/{name} cannot be read, or is damaged: {error}") from error
-    return _Shard(list(_images(name, samples, passed_over)), passed_over)
+    return shard
 
 
-def _check_end(file: BinaryIO, offset: int) -> None:
-    file.seek(offset)
+def _scan_archive(file: BinaryIO, start: int, name: str, shard: _Shard) -> int | None:
+    """Add what an archive holds to ``shard``; returns where in the file the next archive begins."""
+    samples: dict[str, _Sample] = {}
+    file.seek(start)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if not member.isdir():
+                _sort_in(tar, member, name, samples, shard.passed_over)
+            tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps them all
+    shard.images.extend(_images(name, samples, shard.passed_over))
+    return _next_archive(file, tar.offset)
+
+
+def _next_archive(file: BinaryIO, end: int) -> int | None:
+    """Find the first block behind the end of an archive that is not of zeros.
+
+    Raises:
+        ReadError: If there is no end, for which tarfile takes garbage between members too: it is a block of zeros.
+    """
+    file.seek(end)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"neither a member nor the end of the archive at byte {offset}")
+        raise tarfile.ReadError(f"neither a member nor the end of the archive at byte {end}")
+    while block := file.read(tarfile.BLOCKSIZE):
+        if any(block):
+            return file.tell() - len(block)
+    return None
 
 
 def _sort_in(
@@ -190,7 +218,7 @@ def _images(file: str, samples: Mapping[str, _Sample], passed_over: PassedOver) 
             [(position, name)] = sample.images
             try:
                 yield _Image(position, _label(sample.labels))
-            except ValueError:
+            except (ValueError, RecursionError):  # JSON may be nested without end
                 passed_over.add(BAD_LABEL, f"{file}#{name}")
 
 
