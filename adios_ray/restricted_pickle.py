@@ -4,9 +4,11 @@ A pickle is a program that can import any function and call it. Here it gets sta
 expects; any other global is a placeholder, on which the operations of a pickle have no effect.
 """
 
+import io
 import pickle
+import pickletools
 from collections.abc import Mapping
-from typing import IO, Any, Self
+from typing import Any, Self
 
 
 class Placeholder:
@@ -38,15 +40,22 @@ class Placeholder:
 class RestrictedUnpickler(pickle.Unpickler):
     """An unpickler that imports and calls nothing but its stand-ins."""
 
-    def __init__(self, file: IO[bytes], stand_ins: Mapping[tuple[str, str], Any], **options: Any) -> None:
+    def __init__(self, content: bytes, stand_ins: Mapping[tuple[str, str], Any], **options: Any) -> None:
         """Read a pickle.
 
         Args:
-            file: Stream of the pickle.
+            content: The pickle.
             stand_ins: Objects by (module, name); all other globals become placeholders.
             options: Options of ``pickle.Unpickler``, such as ``encoding``.
+
+        Raises:
+            ValueError: If it is damaged, or loading it could fill the memory.
         """
-        super().__init__(file, **options)
+        # It has no more objects than bytes, but the unpickler makes room for any number of an object that is named.
+        for opcode, number, _ in pickletools.genops(content):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(number or 0) > len(content):
+                raise ValueError(f"a pickle of {len(content)} bytes names object {number}")
+        super().__init__(io.BytesIO(content), **options)
         self._stand_ins = stand_ins
 
     def find_class(self, module: str, name: str) -> Any:

@@ -24,6 +24,7 @@ import torch
 
 from adios_ray.arguments import parse_arguments
 from adios_ray.config import Count, TrialConfig
+from adios_ray.data.manifest import read_manifest
 from adios_ray.errors import exit_status
 from adios_ray.evaluation.fitness import extract_features
 from adios_ray.evaluation.linear import accuracy, logistic_regression
@@ -80,7 +81,7 @@ def train(options: Options, order: str, seed: int) -> dict[str, Any]:
     knn = 100 * trainer.evaluate("test").accuracy
     linear = 100 * linear_accuracy(trainer)
     return {
-        "data": split_location(options.data_dir)[1],
+        "data": name_of(options.data_dir),
         "recipe": options.recipe,
         "order": order,
         "seed": seed,
@@ -89,6 +90,11 @@ def train(options: Options, order: str, seed: int) -> dict[str, Any]:
         "linear": round(linear, 2),
         "seconds": round(seconds),
     }
+
+
+def name_of(data_dir: Location) -> str:
+    """Name a data set by its folder and its checksum: others may have the same name."""
+    return f"{split_location(data_dir)[1]} {read_manifest(data_dir).checksum[:8]}"
 
 
 def linear_accuracy(trainer: Trainer) -> float:
@@ -134,7 +140,7 @@ def main(options: Options) -> None:
     # Seeds outside, orders inside: whenever it is interrupted, both orders have about the same number of runs.
     for seed in range(options.seeds):
         for order in ORDERS:
-            if (split_location(options.data_dir)[1], options.recipe, options.epochs, order, seed) in done:
+            if (name_of(options.data_dir), options.recipe, options.epochs, order, seed) in done:
                 continue
             # Written after each run, so that an interruption loses one run at most.
             runs.append(train(options, order, seed))

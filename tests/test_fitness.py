@@ -162,6 +162,8 @@ def test_features_of_views_equal_a_loop_over_images_and_views(
     found = features_of_views(backbone, val, SIZE)
     torch.testing.assert_close(found, torch.stack(expected).unflatten(0, (10, 3)), rtol=0, atol=1e-5)
     assert backbone.training and (found[:, 0] - found[:, 1]).abs().amax(dim=1).min() > 1e-3
+    other = features_of_views(backbone, val, SIZE, seed=1)
+    assert (found - other).abs().amax(dim=2).min() > 1e-3
 
 
 @pytest.mark.parametrize(

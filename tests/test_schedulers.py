@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from simulated import CrashedError, Simulation, StuckError, optimum
 
 from adios_ray.backend import line
@@ -605,6 +606,23 @@ def test_a_scaled_schedule_keeps_the_shares() -> None:
     assert [stage.from_epoch for stage in scaled.stages] == [0, 0, 2, 4] and scaled.trial().epochs == 5
     assert [(stage.from_epoch, end) for stage, end in scaled.intervals()] == [(0, 2), (2, 4), (4, 5)]
     assert [stage.from_epoch for stage in Schedule(config=config, stages=stages).scaled(100).stages] == [0, 20, 40, 60]
+
+
+@pytest.mark.parametrize("epochs", range(1, 25))
+def test_no_stage_of_a_scaled_schedule_begins_after_the_last_epoch(epochs: int) -> None:
+    config = parse(TrialConfig, {"epochs": 20, "evaluation": {"interval_epochs": 5}}).model_dump(mode="json")
+    scaled = Schedule(config=config, stages=[Stage(from_epoch=e, trial="t", values={}) for e in (0, 10, 15)])
+    assert [end for _, end in scaled.scaled(epochs).intervals()][-1] == epochs
+
+
+@pytest.mark.parametrize(
+    ("begins", "complaint"),
+    [((1, 2), "the first must begin at 0"), ((0, 4, 2), "the others follow it"), ((0, 11), "after the last of 10")],
+)
+def test_a_schedule_whose_stages_are_out_of_order_is_refused(begins: Sequence[int], complaint: str) -> None:
+    config = parse(TrialConfig, {"epochs": 10}).model_dump(mode="json")
+    with pytest.raises(ValidationError, match=complaint):
+        Schedule(config=config, stages=[Stage(from_epoch=epoch, trial="t", values={}) for epoch in begins])
 
 
 def too_large(trial: str, config: TrialConfig) -> bool:

@@ -239,6 +239,17 @@ def test_rows_of_a_script_differ_from_their_baselines_in_the_masks_alone(module:
                         assert own.objective.name == other.objective.name
 
 
+def test_trainings_that_rows_share_are_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = {"objects": "PLACE"}
+    none, adios = small_table().cells(places, 1)
+    same = none._replace(row="again")
+    folders = {none: tmp_path / "a", same: tmp_path / "a", adios: tmp_path / "b"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "finished", lambda *_: True)
+        assert run_module.run_cells(tmp_path, folders, places, None) == {}
+    assert "2 cells: 2 finished, 0 to run" in capsys.readouterr().out
+
+
 def test_the_published_average_gains_are_those_of_the_published_rows() -> None:
     table = next(module for module in scripts() if module.__name__.startswith("table5")).paper()
     average = table.rows[-1]
@@ -253,7 +264,7 @@ def test_the_published_average_gains_are_those_of_the_published_rows() -> None:
 def test_a_table_is_resumed_and_a_failed_cell_does_not_lose_the_others(
     tmp_path: Path, objects_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = Options(preset="small", data={"objects": str(objects_dir)}, storage=tmp_path, seeds=1)
+    options = Options(preset="small", data=(("objects", str(objects_dir)),), storage=tmp_path, seeds=1)
     with pytest.raises(RunError, match=r"1 cell failed.*batch_size 97"):
         run_table("table", {"small": lambda: small_table(batch_size=97)}, options)
     assert "2 cells: 0 finished, 2 to run" in capsys.readouterr().out
@@ -297,14 +308,14 @@ def test_cells_run_where_every_node_has_the_storage_and_the_data(
 
     monkeypatch.setattr(run_module, "connected", nullcontext)
     monkeypatch.setattr(run_module, "check_nodes", refuse)
-    presets, data = {"small": small_table}, {"objects": str(objects_dir)}
+    presets, data = {"small": small_table}, (("objects", str(objects_dir)),)
     with pytest.raises(ConfigError, match=f"does not see {tmp_path} and {objects_dir}"):
         run_table("table", presets, Options(data=data, storage=tmp_path))
     monkeypatch.setattr("adios_ray.tables.command.submitted_job", lambda: "7")
     with pytest.raises(ConfigError, match="--storage runs/tables is relative, and job 7 works in a copy"):
         run_table("table", presets, Options(data=data))
     with pytest.raises(ConfigError, match="--data objects images is relative"):
-        run_table("table", presets, Options(data={"objects": "images"}, storage=tmp_path))
+        run_table("table", presets, Options(data=(("objects", "images"),), storage=tmp_path))
 
 
 def test_a_cell_whose_results_do_not_arrive_has_failed(
@@ -332,8 +343,11 @@ def test_what_a_table_lacks_is_said_before_anything_is_trained(
     with pytest.raises(ConfigError, match="--preset big: choose one of small"):
         run_table("table", presets, Options(preset="big"))
     with pytest.raises(ConfigError, match="--data scenes: the table's data sets are objects"):
-        run_table("table", presets, Options(data={"scenes": "PLACE"}))
-    objects = {"objects": str(objects_dir)}
+        run_table("table", presets, Options(data=(("scenes", "PLACE"),)))
+    twice = parse_arguments(Options, ["--data", "objects", "a", "objects", "b"])
+    with pytest.raises(UsageError, match="--data objects is given twice, a and b: leave one out"):
+        run_table("table", presets, twice)
+    objects = (("objects", str(objects_dir)),)
     labels = replace(small_table(), columns=(Column("objects", "F1", "multilabel", "f1_macro"),))
     with pytest.raises(EvaluationError, match="multilabel: images of .* have one class each; it needs several labels"):
         run_table("table", {"small": lambda: labels}, Options(data=objects, storage=tmp_path))

@@ -160,8 +160,11 @@ def test_tensors_beyond_their_storage_are_damage(arguments: tuple[Any, ...], tmp
 
 def test_other_damage(tmp_path: Path) -> None:
     path = forged_tensor(tmp_path / "a.ckpt", 0, (2,), (1,), compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(CheckpointError, match="storage 0 is compressed"):
+    with pytest.raises(CheckpointError, match="data.pkl is compressed"):
         read_state_dict(path)
+    # The unpickler would reserve 32 GiB for the numbers of objects up to this one.
+    with pytest.raises(CheckpointError, match="a pickle of 9 bytes names object 2147483647"):
+        read_state_dict(forge(tmp_path / "b.ckpt", b"}r\xff\xff\xff\x7f0}."))
     for program in (b"", b"(dS'state_dict'\n(ds", b"(dS'state_dict'\n(dsN(Nb.", b"cos\nsystem\n(dS'x'\nNsbQ."):
         with pytest.raises(CheckpointError, match="is damaged"):
             read_state_dict(forge(path, program))

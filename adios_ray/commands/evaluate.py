@@ -158,7 +158,7 @@ class Robustness:
         from adios_ray.data.shards import open_shards
         from adios_ray.evaluation.robustness import robustness
         from adios_ray.evaluation.subject import opened
-        from adios_ray.models.weights import checksum, load_weights
+        from adios_ray.models.weights import load_weights
 
         places: dict[str, str] = {}
         for text in self.variation:
@@ -167,14 +167,14 @@ class Robustness:
                 raise UsageError(f"--variation {text} must be NAME=DATA_DIR, such as no_fg=data/objects/no_fg")
             if name in places or name == "original":
                 raise UsageError(f"--variation {text}: {name} is there already; give another name")
+            if name.endswith("_gain"):
+                raise UsageError(f"--variation {text}: names that end in _gain are those of gains; give another name")
             places[name] = place
         variations = {name: (open_shards(place), subject.split) for name, place in places.items()}
         with contextlib.ExitStack() as stack:
             baseline = None
             if self.baseline is not None:
                 weights, dataset, split = load_weights(self.baseline), subject.dataset, subject.split
-                if checksum(weights.tensors) == subject.weights_sha256:
-                    raise UsageError("--baseline has the weights of --checkpoint: every gain would be 0")
                 shown = subject.view, subject.seed, subject.map_parts, subject.progress
                 baseline = stack.enter_context(opened(weights, dataset, split, *shown))
             return robustness(subject, variations or None, baseline, self.rates, self.epochs, self.batch_size)
@@ -299,7 +299,8 @@ class Evaluate:
 
     view: CentralView | None = None
     """Part of each photograph: its central square, or the middle of the photograph resized to 256 pixels on its shorter
-    side, as published for ImageNet100-S. The view of the checkpoint's configuration if not given."""
+    side, as published for ImageNet100-S. If not given, the view of the checkpoint's configuration, or the central
+    square where stored images are no larger than the checkpoint's views."""
 
     averaged: bool = False
     """Evaluate the checkpoints' averaged weights (evaluation.average_weights), not those of the last step."""
@@ -353,11 +354,16 @@ class Evaluate:
         weights, dataset = [load_weights(path) for path in self.checkpoint], open_shards(self.data_dir)
         if self.averaged:
             weights = [averaged(own) for own in weights]
-        if len({checksum(own.tensors) for own in weights}) < len(weights):
+        # All of them before the first is evaluated, which may take hours.
+        checksums = {checksum(own.tensors) for own in weights}
+        if len(checksums) < len(weights):
             raise UsageError("--checkpoint has the same weights twice: their spread over seeds would be too small")
         if isinstance(self.kind, Segmentation):
-            for own in weights:  # before the first is evaluated
+            for own in weights:
                 check_masks_are_learned(own.config, own.origin)
+        if isinstance(self.kind, Robustness) and self.kind.baseline is not None:
+            if checksum(load_weights(self.kind.baseline).tensors) in checksums:
+                raise UsageError("--baseline has the weights of --checkpoint: every gain would be 0")
         with contextlib.ExitStack() as stack:
             map_parts: MapParts = map
             if self.ray:

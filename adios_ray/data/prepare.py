@@ -39,7 +39,6 @@ from adios_ray.validation import Record
 
 _BEGUN = f"{PARTS}/begun"
 _FILES = "files.arrow"
-_EXAMPLES = 10
 _TRIED = 16  # images that are decoded before Ray starts, if the first cannot be used
 
 Say = Callable[[str], None]

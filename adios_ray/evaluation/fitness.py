@@ -338,15 +338,19 @@ def extract_view_features(
 
 
 def features_of_views(
-    backbone: nn.Module, split: Split, image_size: int, precision: AbstractContextManager[object] | None = None
+    backbone: nn.Module,
+    split: Split,
+    image_size: int,
+    precision: AbstractContextManager[object] | None = None,
+    seed: int = 0,
 ) -> Tensor:
-    """Extract features of K random views, the same ones at each call, [M, K, F].
+    """Extract features of K random views, the same ones at each call with a seed, [M, K, F].
 
     Views are made by the default augmentations, not the trial's: a search over augmentations must not change the score.
     """
     indices = split.spread(LIDAR_IMAGES)  # not the first: shards of some sources hold few classes each
     views = [
-        extract_view_features(backbone, split, indices, image_size, AugmentConfig(), 0, "view_a", number, precision)
+        extract_view_features(backbone, split, indices, image_size, AugmentConfig(), seed, "view_a", number, precision)
         for number in range(LIDAR_VIEWS)
     ]
     return torch.stack(views, dim=1)

@@ -292,7 +292,7 @@ def labelfree(subject: Subject) -> EvaluationResult:
                 f"{measure}: {subject.split} has {images} images; a rank of {width} features needs at least {needed}"
             )
     features = subject.features(subject.split).features.to(subject.device)
-    views = features_of_views(subject.networks.backbone, subject.held_out, subject.image_size)
+    views = features_of_views(subject.networks.backbone, subject.held_out, subject.image_size, seed=subject.seed)
     measures: dict[str, tuple[Callable[[Tensor], float], Tensor]] = {
         "rankme": (label_free.rankme, features),
         "alpha_req": (label_free.alpha_req, features),

@@ -100,11 +100,17 @@ def _naming(values: Mapping[str, Any]) -> Iterator[None]:
 
 def _check_trial(config: ExperimentConfig, manifest: Manifest, data: str) -> None:
     """Check that one trial can train on a data set."""
+    size, view = config.image_size or manifest.image_size, config.evaluation.view
     try:
-        check_image_size(config.image_size or manifest.image_size)
-        check_view(config.evaluation.view, config.image_size or manifest.image_size)
+        check_image_size(size)
+        check_view(view, size)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if view != "square" and manifest.image_size <= size:  # later evaluations see such images whole
+        raise ConfigError(
+            f"evaluation.view {view} is the middle of photographs, but {data} stores images of {manifest.image_size} "
+            f"pixels for views of {size}: prepare it with a larger --image-size, or leave evaluation.view out"
+        )
     if config.masking.needs_objects and not manifest.has_instances:
         raise ConfigError(f"masking.scheme {config.masking.scheme}: {data} has no object masks")
     if len(manifest.classes) < 2 and MEASURES[config.evaluation.fitness].is_share:

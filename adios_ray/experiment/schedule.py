@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from adios_ray.config import SearchedValues, TrialConfig, replaced
 from adios_ray.errors import ConfigError
@@ -39,6 +39,15 @@ class Schedule(BaseModel):
     images: str | None = None
     """Checksum of the data set that a replay trains on, wherever it is; None where no replay has written it."""
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        begins = [stage.from_epoch for stage in self.stages]
+        if begins[0] != 0 or begins != sorted(begins):
+            raise ValueError(f"stages begin at epochs {begins}: the first must begin at 0, and the others follow it")
+        if begins[-1] > self.trial().epochs:
+            raise ValueError(f"a stage begins at epoch {begins[-1]}, after the last of {self.trial().epochs}")
+        return self
+
     def trial(self, changes: Mapping[str, Any] | None = None) -> TrialConfig:
         """Return the configuration without searched values, with changes by path applied.
 
@@ -48,11 +57,12 @@ class Schedule(BaseModel):
         return replaced(parse(TrialConfig, self.config, "schedule"), dict(changes or {}))
 
     def scaled(self, epochs: int) -> "Schedule":
-        """Stretch the schedule over another number of epochs: stages begin at the same share of the training."""
+        """Stretch the schedule over another number of epochs: stages begin at about the same share of the training."""
         own = self.trial()
         interval, ratio = own.evaluation.interval_epochs, epochs / own.epochs
         stages = [
-            stage.model_copy(update={"from_epoch": round(stage.from_epoch * ratio / interval) * interval})
+            # Where trainings report; the last report may be less than an interval after the one before.
+            stage.model_copy(update={"from_epoch": min(round(stage.from_epoch * ratio / interval) * interval, epochs)})
             for stage in self.stages
         ]
         return self.model_copy(update={"config": {**self.config, "epochs": epochs}, "stages": stages})

@@ -103,8 +103,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if root is None:
             raise ConfigError(f"checkpoint {path} is a zip archive, but not one of torch: it has no {_PICKLE}")
         try:
-            with archive.open(root + _PICKLE) as stream:
-                content = _TensorUnpickler(stream, _STAND_INS).load()
+            _check_stored(archive.getinfo(root + _PICKLE))
+            content = _TensorUnpickler(archive.read(root + _PICKLE), _STAND_INS).load()
             # The methods of dict itself, here and below: a pickle can set attributes of an ordered dictionary.
             state = dict.get(content, STATE_DICT) if isinstance(content, dict) else None
             if not isinstance(state, dict):
@@ -116,6 +116,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
 
 
+def _check_stored(entry: zipfile.ZipInfo) -> None:
+    """Raise a ValueError for a compressed entry: some kilobytes can expand to fill the memory."""
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{entry.filename} is compressed, which torch never does")
+
+
 def _read_tensors(archive: zipfile.ZipFile, root: str, state: dict[Any, Any]) -> dict[str, Tensor]:
     """Read every stored tensor among the values of ``state``; a shared storage is read once."""
     storages: dict[StoredValues, Tensor] = {}
@@ -125,9 +131,7 @@ def _read_tensors(archive: zipfile.ZipFile, root: str, state: dict[Any, Any]) ->
             continue
         if (values := stored.values) not in storages:
             entry = archive.getinfo(f"{root}data/{values.key}")
-            # Refused before it is read: a compressed entry of some kilobytes can expand to fill the memory.
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"storage {values.key} is compressed, which torch never does")
+            _check_stored(entry)
             content = bytearray(archive.read(entry))
             flat = torch.frombuffer(content, dtype=values.dtype) if content else torch.empty(0, dtype=values.dtype)
             storages[values] = flat

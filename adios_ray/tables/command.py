@@ -4,7 +4,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +16,7 @@ from adios_ray.commands.data import Prepare
 from adios_ray.commands.masks import Masks
 from adios_ray.config import Count
 from adios_ray.data.shards import open_shards, verify
-from adios_ray.errors import ConfigError, RunError, exit_status
+from adios_ray.errors import ConfigError, RunError, UsageError, exit_status
 from adios_ray.experiment.checks import check_job_paths, check_storage
 from adios_ray.places import require_local
 from adios_ray.store import Location
@@ -38,7 +38,7 @@ class Options:
 
     preset: str = "small"
     """paper: the paper's setting. small: what two CPU cores train in the time that the script's header says."""
-    data: dict[str, str] = field(default_factory=dict)
+    data: tuple[tuple[str, str], ...] = ()
     """Data sets made by `adios-ray prepare`: NAME PLACE, once for each data set of the table; --dry-run lists them."""
     storage: Location = "runs/tables"
     """Local directory of trainings, which tables share, and of the tables; shared by all nodes of a cluster."""
@@ -48,6 +48,15 @@ class Options:
     """GPUs of each training, may be a fraction; 1 if not given and the cluster has GPUs."""
     dry_run: bool = False
     """Print the trainings, their hours from a measured step, and the disk they need; train nothing."""
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The place of each data set by its name; a UsageError is raised if one is given twice."""
+        places: dict[str, str] = {}
+        for name, place in self.data:
+            if places.setdefault(name, place) != place:
+                raise UsageError(f"--data {name} is given twice, {places[name]} and {place}: leave one out")
+        return places
 
     @property
     def directory(self) -> Path:
@@ -123,7 +132,7 @@ def _choose_table(presets: Mapping[str, Callable[[], Table]], options: Options) 
     if options.preset not in presets:
         raise ConfigError(f"--preset {options.preset}: choose one of {', '.join(presets)}")
     table = presets[options.preset]()
-    if unknown := set(options.data) - set(table.data):
+    if unknown := options.places.keys() - table.data.keys():
         raise ConfigError(f"--data {', '.join(sorted(unknown))}: the table's data sets are {', '.join(table.data)}")
     return table
 
@@ -144,11 +153,11 @@ def _run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str
     from adios_ray.tables.evaluate import check_data
     from adios_ray.tables.run import run_cells
 
-    data: dict[str, Location | None] = {f"--data {name}": place for name, place in options.data.items()}
+    data: dict[str, Location | None] = {f"--data {name}": place for name, place in options.places.items()}
     check_job_paths({"--storage": options.directory, **data}, submitted_job())
     storage = Path(check_storage(options.directory))
     try:
-        places = _places(table, options.data, storage)
+        places = _places(table, options.places, storage)
         cells = list(table.cells(places, options.seeds))
         evaluated = {(each.kind, places[each.data[0]]) for cell in cells for each in cell.evaluations}
         for kind, place in sorted(evaluated):
@@ -186,10 +195,11 @@ def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, 
 def _print_estimate(table: Table, options: Options) -> None:
     """Print how many trainings a table has, their hours by measured steps, and the disk they need."""
     from adios_ray.devices import best_device
+    from adios_ray.tables.cells import cell_name
     from adios_ray.tables.estimate import estimate, tuned_images
 
     device = best_device()
-    cells = list(table.cells({group: options.data.get(group, group) for group in table.data}, options.seeds))
+    cells = list(table.cells({group: options.places.get(group, group) for group in table.data}, options.seeds))
     costs = estimate(table, cells, device)
     hours = defaultdict[tuple[str, str], list[float]](list)
     for cell, cost in zip(cells, costs, strict=True):
@@ -198,14 +208,16 @@ def _print_estimate(table: Table, options: Options) -> None:
         print(f"{row}, {group}: {len(own)} trainings, {sum(own):.3g} h")
     for group, data in table.data.items():
         print(f"data {group}: adios-ray prepare {data.prepare}")
-    disk = sum(cost.disk_bytes for cost in costs) / 2**30
+    trainings = {cell_name(cell): (cell, cost) for cell, cost in zip(cells, costs, strict=True)}
+    disk = sum(cost.disk_bytes for _, cost in trainings.values()) / 2**30
     print(
-        f"{len(cells)} trainings, {sum(cost.hours for cost in costs):.3g} hours of one {_name(device)} by measured "
-        f"steps, {disk:.2g} GiB of checkpoints; cells that other tables share are counted again"
+        f"{len(trainings)} trainings, {sum(cost.hours for _, cost in trainings.values()):.3g} hours of one "
+        f"{_name(device)} by measured steps, {disk:.2g} GiB of checkpoints; those that rows share are counted once, "
+        "those that other tables share again"
     )
     passes = sum(tuned_images(table, cell) for cell in cells)
     if passes:
-        trained = sum(cell.config.epochs * table.data[cell.group].images for cell in cells)
+        trained = sum(cell.config.epochs * table.data[cell.group].images for cell, _ in trainings.values())
         print(
             f"not counted: fine-tuning, of {passes:.3g} images through the backbone, forward and back; the trainings "
             f"are of {trained:.3g} images, in several views each"

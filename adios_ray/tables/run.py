@@ -55,7 +55,8 @@ def run_cells(
             cell = cell._replace(evaluations=tuple(dict.fromkeys(both)))
         if not finished(folder, cell, places):
             pending[str(folder)] = cell
-    say(f"{len(folders)} cells: {len(folders) - len(pending)} finished, {len(pending)} to run")
+    trainings = len(set(folders.values()))
+    say(f"{trainings} cells: {trainings - len(pending)} finished, {len(pending)} to run")
     if not pending:
         return {}
     with connected(), tempfile.TemporaryDirectory() as records:

@@ -140,8 +140,7 @@ def read_batch(path: Path) -> dict[bytes, Any]:
         DatasetError: If the file is damaged or not a batch.
     """
     try:
-        with path.open("rb") as file:
-            content = RestrictedUnpickler(file, _STAND_INS, encoding="bytes").load()
+        content = RestrictedUnpickler(path.read_bytes(), _STAND_INS, encoding="bytes").load()
         return {key: _pixels(value) if key == b"data" else value for key, value in content.items()}
     except OSError:
         raise
