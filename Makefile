@@ -12,7 +12,7 @@ demo: $(READY) ## Train the demo population on rendered images
 	$(VENV)/bin/python experiments/pbt_in100.py --preset demo
 
 # Compiled first: where Python writes no bytecode, each of hundreds of processes would compile the package for itself.
-test: $(READY) ## Run all tests
+test: $(READY) ## Run all tests but the long ones
 	$(VENV)/bin/python -m compileall -q adios_ray
 	$(VENV)/bin/pytest --numprocesses 2 --dist loadgroup
 

@@ -86,7 +86,8 @@ def parse_arguments(
         kind: A dataclass, a model, a union of sub-commands, or a function, which is called.
         arguments: The command line without the program's name; the process's if None.
         program: The program's name in ``--help``; the process's own if None.
-        description: First paragraph of ``--help``; the docstring of ``kind`` if None.
+        description: First paragraphs of ``--help``, of which what is indented counts as examples, since tyro would fill
+            its lines; the docstring of ``kind`` if None.
         default: Values that flags replace.
         examples: Command lines that ``--help`` shows at its end.
 
@@ -99,6 +100,10 @@ def parse_arguments(
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     _check_flags(given)
+    blocks = (description or "").split("\n\n")
+    indented = [block for block in blocks if block.startswith("    ")]
+    examples = [*examples, *(line for block in indented for line in textwrap.dedent(block).splitlines())]
+    description = description and "\n\n".join(block for block in blocks if block not in indented)
 
     def parse(line: Sequence[str]) -> Any:
         return tyro.cli(kind, args=line, prog=program, description=description, default=default)
@@ -193,7 +198,8 @@ def _readable_help() -> Iterator[None]:
             usage = _CHOICES.sub("COMMAND", usage)
         width, description = shutil.get_terminal_size().columns, parts["parser_spec"].description
         fill = partial(textwrap.fill, width=width, break_on_hyphens=False)
-        return [fill(_STYLE.sub("", usage)), *(fill(line) if line == description else line for line in lines)]
+        filled = "\n\n".join(map(fill, description.split("\n\n")))
+        return [fill(_STYLE.sub("", usage)), *(filled if line == description else line for line in lines)]
 
     tyro_arguments._rule_apply_argconf = apply
     tyro_help.format_help = wrapped  # type: ignore[assignment]  # tyro calls it by keywords

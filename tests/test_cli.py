@@ -16,7 +16,9 @@ from encoded_images import picture
 from PIL import Image
 
 from adios_ray import retry
+from adios_ray.arguments import parse_arguments
 from adios_ray.cli import main
+from adios_ray.commands.doctor import Doctor
 from adios_ray.data import prepare as preparation
 from adios_ray.data.shards import open_shards
 from adios_ray.store import Store
@@ -156,6 +158,15 @@ def test_help_fills_its_lines(
     assert pairs
     for line, after in pairs:
         assert len(line) + 1 + len(after.split()[0]) > 76, f"a needless break: {line}|{after}"
+
+
+def test_help_of_a_script_keeps_its_command_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    description = "Do this.\n\nIn two ways:\n\n    python a.py --one\n        quickly\n    python a.py --two\n\nOr not."
+    with pytest.raises(SystemExit):
+        parse_arguments(Doctor, ["--help"], description=description)
+    said = capsys.readouterr().out
+    assert "\nDo this.\n\nIn two ways:\n\nOr not.\n" in said
+    assert said.endswith("examples:\n  python a.py --one\n      quickly\n  python a.py --two\n")
 
 
 def test_the_command_line_starts_without_ray_and_torch() -> None:

@@ -303,9 +303,7 @@ def test_views_that_cannot_be_cut_out_of_256_pixels_are_refused(objects_dir: Pat
     with pytest.raises(ConfigError, match="not of 320: take square"):
         check_data(parse(ExperimentConfig, {"data_dir": large, "batch_size": 2, "evaluation": view}))
     # Evaluations see images whole that are no larger than the views.
-    with pytest.raises(
-        ConfigError, match="but .* stores images of 32 pixels for views of 32"
-    ):
+    with pytest.raises(ConfigError, match="but .* stores images of 32 pixels for views of 32"):
         check_data(parse(ExperimentConfig, {"data_dir": objects_dir, "batch_size": 2, "evaluation": view}))
 
 

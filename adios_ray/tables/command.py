@@ -15,6 +15,7 @@ from adios_ray.backend.cluster import submitted_job
 from adios_ray.commands.data import Prepare
 from adios_ray.commands.masks import Masks
 from adios_ray.config import Count
+from adios_ray.console import say
 from adios_ray.data.shards import open_shards, verify
 from adios_ray.errors import ConfigError, RunError, UsageError, exit_status
 from adios_ray.experiment.checks import check_job_paths, check_storage
@@ -179,8 +180,14 @@ def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, 
     places = {}
     for group, data in table.data.items():
         if group in given:
-            verify(given[group])
+            manifest = verify(given[group])
             places[group] = given[group]
+            images = sum(map(manifest.images, manifest.training_splits))
+            if images != data.images:
+                say(
+                    f"--data {group}: {given[group]} has {images:,} training images, those of the table "
+                    f"{data.images:,} (`adios-ray prepare {data.prepare}`): its numbers are of other data"
+                )
         elif data.rendered:
             places[group] = str(storage / "data" / "-".join(data.prepare.replace("--", "").split()))
             parse_arguments(Prepare, [*data.prepare.split(), "--output", places[group]]).run()
