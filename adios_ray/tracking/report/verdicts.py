@@ -164,8 +164,7 @@ def _p_paired(outcomes: Sequence[Outcomes]) -> float:
     than others, as a copy and its donor do (Greenhouse and Geisser 1959).
     """
     table = np.stack(outcomes)  # [trials, images]
-    trials, images = table.shape
-    rest = np.cov(table - table.mean(axis=0))
+    images, rest = table.shape[1], np.cov(table - table.mean(axis=0))
     if not (variance := float(np.trace(rest))):
         return 1.0 if np.ptp(table.mean(axis=1)) == 0 else 0.0
     between = images * float(((table.mean(axis=1) - table.mean()) ** 2).sum())
