@@ -47,3 +47,8 @@ MEASURES: Mapping[str, Measure] = {
     "lidar": Measure("LiDAR", False, "the effective rank of the features' linear discriminant matrix"),
 }
 """Measures by the names of the option ``evaluation.fitness``; functions are in ``adios_ray/evaluation/fitness.py``."""
+
+
+def share_error(share: float, count: int) -> float:
+    """Compute the standard error of a share p of n things, sqrt(p (1 - p) / n)."""
+    return math.sqrt(share * (1 - share) / count)

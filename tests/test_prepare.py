@@ -291,7 +291,7 @@ def test_the_first_bad_image_stops_where_that_is_asked_for(folder: ImageFiles, t
 def test_a_place_that_is_taken_over_is_left_to_its_holder(
     step: str, parts: int, folder: ImageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that was suspended for a minute writes nothing more, wherever it goes on."""
+    """A process that resumes after a minute writes nothing more, at whatever step it was suspended."""
     output, original = tmp_path / "out", getattr(prepare_module, step)
 
     def suspended(*arguments: Any, **options: Any) -> Any:

@@ -16,8 +16,9 @@ from adios_ray.tracking import run_masks
 from adios_ray.tracking.outcomes import write_outcomes
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report import verdicts
-from adios_ray.tracking.report.outcome import outcome_of, search_course, sureness
+from adios_ray.tracking.report.outcome import outcome_of, search_course
 from adios_ray.tracking.report.run_data import RunData
+from adios_ray.tracking.report.significance import sureness
 from adios_ray.tracking.results import Row
 from adios_ray.tracking.run_masks import MaskFile
 

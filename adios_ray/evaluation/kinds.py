@@ -42,6 +42,7 @@ from adios_ray.evaluation.multilabel import multilabel_probe
 from adios_ray.evaluation.result import LEFT_OUT, EvaluationResult, Row, Score
 from adios_ray.evaluation.segmentation import Masks, color_kmeans, random_partition, segment
 from adios_ray.evaluation.subject import Subject
+from adios_ray.measures import share_error
 
 CROPS_AND_FLIPS = AugmentConfig(
     jitter_probability=0, grayscale_probability=0, blur_probability=0, solarize_probability=0
@@ -411,7 +412,7 @@ def _jackknifed(measure: Callable[[Tensor], float], values: Tensor) -> Score:
 
 def _share(value: float, images: int) -> Score:
     """Return a share of images with its standard error."""
-    return Score(value, math.sqrt(value * (1 - value) / images))
+    return Score(value, share_error(value, images))
 
 
 def accuracy_scores(prefix: str, accuracy: Accuracy) -> dict[str, Score]:

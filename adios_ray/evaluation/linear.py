@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adios_ray.errors import EvaluationError
+from adios_ray.measures import share_error
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Learning rates of the protocol for batches of 256, with the next one on either side."""
@@ -396,7 +397,9 @@ def _accuracies(classifiers: Tensor, features: Tensor, labels: Tensor) -> list[A
     for lower in _lower(classifiers, features, labels):
         hits += torch.stack([lower >= classes - 1, lower >= classes - 5]).sum(dim=2)
     shares = [(top1 / len(labels), top5 / len(labels)) for top1, top5 in hits.T.tolist()]
-    return [Accuracy(top1, top5, _error(top1, len(labels)), _error(top5, len(labels))) for top1, top5 in shares]
+    return [
+        Accuracy(top1, top5, share_error(top1, len(labels)), share_error(top5, len(labels))) for top1, top5 in shares
+    ]
 
 
 @torch.no_grad()
@@ -410,11 +413,6 @@ def _lower(classifiers: Tensor, features: Tensor, labels: Tensor) -> Iterator[Te
         own = logits.gather(0, truth.long().expand(1, count, -1))
         # Not the number of higher logits: nan, which is not lower than any, would be right.
         yield (logits < own).sum(dim=0)
-
-
-def _error(share: float, images: int) -> float:
-    """Compute the standard error of a share of images."""
-    return math.sqrt(share * (1 - share) / images)
 
 
 def _check_training(features: Tensor, labels: Tensor) -> int:

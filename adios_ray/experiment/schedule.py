@@ -44,8 +44,8 @@ class Schedule(BaseModel):
         begins = [stage.from_epoch for stage in self.stages]
         if begins[0] != 0 or begins != sorted(begins):
             raise ValueError(f"stages begin at epochs {begins}: the first must begin at 0, and the others follow it")
-        if begins[-1] > self.trial().epochs:
-            raise ValueError(f"a stage begins at epoch {begins[-1]}, after the last of {self.trial().epochs}")
+        if begins[-1] > (epochs := self.trial().epochs):
+            raise ValueError(f"a stage begins at epoch {begins[-1]}, after the last of {epochs}")
         return self
 
     def trial(self, changes: Mapping[str, Any] | None = None) -> TrialConfig:

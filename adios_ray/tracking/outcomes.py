@@ -1,4 +1,4 @@
-"""What each validation image of selection contributes to a report's fitness: a file of a byte an image."""
+"""Outcomes of the validation images of selection in a trial's report: a file with a byte for each image."""
 
 from pathlib import Path
 

@@ -13,9 +13,10 @@ from adios_ray.measures import Measure
 from adios_ray.tracking.formatting import duration, value_text
 from adios_ray.tracking.report import charts
 from adios_ray.tracking.report.charts import Figure
-from adios_ray.tracking.report.outcome import search_course, sureness
+from adios_ray.tracking.report.outcome import search_course
 from adios_ray.tracking.report.page import HEADINGS, render
 from adios_ray.tracking.report.run_data import RunData
+from adios_ray.tracking.report.significance import sureness
 from adios_ray.validation import leaves
 
 _REPEATED = (

@@ -1,12 +1,12 @@
 """The report's section on features: map, neighbors, harm by masks, classes and spectrum."""
 
 import colorsys
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from adios_ray.measures import share_error
 from adios_ray.tracking import pictures
 from adios_ray.tracking.report import charts
 from adios_ray.tracking.report.charts import Figure, plotly_text
@@ -100,7 +100,7 @@ def class_scores(inspection: Inspection) -> list[ClassScore]:
         if len(right):
             images = len(right)
             smoothed = (int(right.sum()) + 1) / (images + 2)
-            error = math.sqrt(smoothed * (1 - smoothed) / (images + 2))
+            error = share_error(smoothed, images + 2)
             scores.append(ClassScore(name, images, float(right.mean()), error))
     return sorted(scores, key=lambda score: score.accuracy)
 

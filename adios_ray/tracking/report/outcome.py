@@ -11,7 +11,8 @@ from adios_ray.run_directory import REPORTS_FILE, RunDirectory
 from adios_ray.tracking.formatting import SLOTS, counted, value_text
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report.run_data import STOPPING, RunData
-from adios_ray.tracking.report.verdicts import SIGNIFICANT, Verdict, p_of
+from adios_ray.tracking.report.significance import sureness
+from adios_ray.tracking.report.verdicts import Verdict
 
 
 @dataclass(frozen=True)
@@ -144,16 +145,6 @@ def _gain_so_far(run: RunData) -> tuple[str, str]:
     error = None if best is control else _error_of_difference(best.standard_error, control.standard_error)
     text = run.measure.difference_text(best.fitness - control.fitness, error)
     return text, "last reports, best minus control; tested at the end"
-
-
-def sureness(z: float, freedom: int | None = None) -> str:
-    """Say in words how sure a difference of ``z`` standard errors is; see ``verdicts.p_of``."""
-    p = p_of(z, freedom)
-    if p < 0.001:
-        return f"sure ({z:.1f} standard errors)"
-    if p < SIGNIFICANT:
-        return f"fairly sure ({z:.1f} standard errors, p {p:.2g})"
-    return f"not sure: within the noise ({z:.1f} standard errors, p {p:.2g})"
 
 
 def _values(run: RunData) -> list[WinningValue]:

@@ -98,8 +98,8 @@ def _context(run: RunData) -> dict[str, Any]:
     """Gather what the template shows."""
     colors = charts.trial_colors(run.by_trial, run.path_of_best)
     summary, measure = run.summary, run.measure
-    path = [part for part in run.path_of_best if part.trial in run.by_trial]
     chance = summary.chance if summary and measure.is_share else None
+    path = [part for part in run.path_of_best if part.trial in run.by_trial]
     population = ChartData(run.by_trial, run.exploits, path, colors, chance, measure, run.refusals)
     masks, found = mask_section(run), verdicts(run)
     inspection = read_inspection(run.path)

@@ -11,18 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import Literal, NamedTuple
 
-import numpy as np
-from scipy.stats import chi2, f, norm, t
+from scipy.stats import norm
 
+from adios_ray.measures import share_error
 from adios_ray.tracking import lineage
 from adios_ray.tracking.formatting import counted, label, value_text
 from adios_ray.tracking.outcomes import Outcomes, mean_is, read_outcomes
 from adios_ray.tracking.report.mask_statistics import slot_overlaps, slot_statistics
 from adios_ray.tracking.report.run_data import RunData
+from adios_ray.tracking.report.significance import SIGNIFICANT, p_of, p_paired, p_unpaired
 from adios_ray.tracking.results import Row
 
-SIGNIFICANT = 0.05
-"""Level of all tests here."""
 COPIES_FROM = 0.8
 """Soft intersection over union from which on two slots are copies."""
 EMPTY_BELOW, FULL_ABOVE = 0.01, 0.9
@@ -35,7 +34,7 @@ SLOW_DATA, MUCH_IDLE = 0.05, 0.25
 """Shares of the time that are worth a word."""
 
 Remedy = Literal["train longer", "another seed", "wider bounds"]
-"""What a next command can do about a finding."""
+"""Kinds of commands that act on a finding."""
 
 
 class Verdict(NamedTuple):
@@ -108,18 +107,6 @@ def gain_over_control(run: RunData) -> Iterator[Verdict]:
         )
 
 
-def p_of(z: float, freedom: int | None = None) -> float:
-    """Compute the probability of a difference of at least so many standard errors, in either direction, by chance.
-
-    Two-sided, since what is compared here is ranked by the same scores.
-
-    Args:
-        z: The difference over its standard error.
-        freedom: Degrees of freedom of the standard error (Student's t); None if it is known well.
-    """
-    return 2 * float(norm.sf(abs(z)) if freedom is None else t.sf(abs(z), freedom))
-
-
 def alike_trials(run: RunData) -> Iterator[Verdict]:
     """Say whether the trials' last scores differ by more than the choice of validation images explains."""
     finals = run.final_rows()
@@ -130,7 +117,7 @@ def alike_trials(run: RunData) -> Iterator[Verdict]:
     if len(known) < 2:
         return
     outcomes = _outcomes(run, known)
-    p = _p_paired(outcomes) if outcomes else _p_unpaired(known)
+    p = p_paired(outcomes) if outcomes else p_unpaired(known)
     values, text = [row.fitness for row in known], run.measure.text
     evidence = (
         f"the last scores of {len(known)} trials are between {text(min(values))} and {text(max(values))}, "
@@ -155,29 +142,6 @@ def _outcomes(run: RunData, rows: Sequence[Row]) -> list[Outcomes]:
     found = [read_outcomes(run.path, row.trial, row.epoch) for row in rows]
     known = [own for own, row in zip(found, rows, strict=True) if own is not None and mean_is(own, row.fitness)]
     return known if len(known) == len(rows) and len({len(own) for own in known}) == 1 else []
-
-
-def _p_paired(outcomes: Sequence[Outcomes]) -> float:
-    """Test whether trials have the same mean over the same images: analysis of variance with repeated measures.
-
-    What makes an image hard for all trials cancels out. Degrees of freedom are corrected where some trials agree more
-    than others, as a copy and its donor do (Greenhouse and Geisser 1959).
-    """
-    table = np.stack(outcomes)  # [trials, images]
-    images, rest = table.shape[1], np.cov(table - table.mean(axis=0))
-    if not (variance := float(np.trace(rest))):
-        return 1.0 if np.ptp(table.mean(axis=1)) == 0 else 0.0
-    between = images * float(((table.mean(axis=1) - table.mean()) ** 2).sum())
-    freedom = variance**2 / float((rest**2).sum())
-    return float(f.sf(between / variance, freedom, freedom * (images - 1)))
-
-
-def _p_unpaired(rows: Sequence[Row]) -> float:
-    """Test the same by the scores' standard errors as if they were independent (chi-square), which sees less."""
-    weights = np.array([row.standard_error or math.inf for row in rows]) ** -2.0
-    values = np.array([row.fitness for row in rows])
-    center = np.average(values, weights=weights)
-    return float(chi2.sf((weights * (values - center) ** 2).sum(), len(rows) - 1))
 
 
 def selection_within_noise(run: RunData) -> Iterator[Verdict]:
@@ -399,7 +363,7 @@ def selected_by_luck(run: RunData) -> Iterator[Verdict]:
     if row is None or not row.standard_error or not row.holdout_standard_error:
         return
     error = math.hypot(row.standard_error, row.holdout_standard_error)
-    if (gap := row.fitness - row.holdout_fitness) / error > norm.isf(SIGNIFICANT / 2):
+    if (gap := row.fitness - row.holdout_fitness) > 0 and p_of(gap / error) < SIGNIFICANT:
         yield Verdict(
             "look",
             f"The {_best(run)} is partly lucky: it scores worse on images that no decision used",
@@ -415,7 +379,7 @@ def at_chance(run: RunData) -> Iterator[Verdict]:
     if summary is None or summary.chance is None or not math.isfinite(summary.test_accuracy):
         return  # images have several labels, or the measure of fitness needs none
     # Of the accuracy of guesses, which is not that of the fitness.
-    error = math.sqrt(summary.chance * (1 - summary.chance) / summary.test_images) if summary.test_images else 0.0
+    error = share_error(summary.chance, summary.test_images) if summary.test_images else 0.0
     if summary.test_accuracy <= summary.chance + norm.isf(SIGNIFICANT) * error:
         yield Verdict(
             "wrong",
