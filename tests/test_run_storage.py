@@ -179,8 +179,9 @@ def test_pruned_checkpoints_disappear_from_the_uri_and_from_the_nodes(
     unpublished = saved(writer, 5)
     driver = nodes["driver"]
     state = PopulationState(next_decision_epoch=1)
-    state.members["trial_00"] = Member(values={}, number=0, checkpoint=driver.here(pointers[0]))
-    state.remove_unused_checkpoints(driver, ["trial_00"])
+    state.members["trial_00"] = Member(values={}, number=0)
+    state.members["trial_01"] = Member(values={}, number=1, checkpoint=driver.here(pointers[0]))
+    state.remove_unused_checkpoints(driver, ["trial_00"], state.copies())
     left = [f"epoch_{epoch:05d}" for epoch in (4, 3, 1)]  # the newest two, and one that a member is a copy of
     assert [path.name for path in driver.epochs(RunDirectory(driver.directory).checkpoints / "trial_00")] == left
     assert not Store(pointer_place(nodes, 2)).find()

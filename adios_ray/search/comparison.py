@@ -1,6 +1,7 @@
 """Comparisons of two trials: scores at one epoch, and a test whether one trial is better than the other."""
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -45,10 +46,11 @@ def score_at(history: History, epoch: int) -> Score:
     """Return the score at an epoch, linear between the two reports around it; outside, that of the nearest report."""
     if epoch >= history[-1].epoch:  # nearly always: a synchronous decision asks each trial about each other
         return history[-1]
-    after = next(score for score in history if score.epoch >= epoch)
-    before = next((score for score in reversed(history) if score.epoch <= epoch), history[0])
-    if before.epoch >= after.epoch:
+    index = bisect_left(history, (epoch,))  # scores are in the order of their epochs
+    after = history[index]
+    if after.epoch == epoch or index == 0:
         return after
+    before = history[index - 1]
     share = (epoch - before.epoch) / (after.epoch - before.epoch)
     # The errors of two reports of one trial are nearly the same images' errors: averaging does not shrink them.
     errors = [score.standard_error for score in (before, after) if score.standard_error is not None]

@@ -45,6 +45,7 @@ class Population:
         self._registered: set[str] = set()
         self._unwritten: dict[str, list[str]] = {}
         self._configs: dict[str, tuple[dict[str, Any], TrialConfig]] = {}
+        self._copies = state.copies()
         self._began, self._seconds_before = time.monotonic(), state.seconds
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,6 +105,7 @@ class Population:
         member.epoch = epoch
         if reply.checkpoint is not None:
             member.checkpoint = self.run.storage.here(reply.checkpoint)
+            self._copies.discard(name)
         return True
 
     def _change(self, score: Score, outcomes: bytes | None, before: Score) -> float | None:
@@ -199,6 +201,7 @@ class Population:
         )
         self.state.lineage_lines += 1
         self.state.members[name] = new
+        self._copies.add(name)
 
     def push_checkpoint(self, name: str) -> None:
         """Send the copied checkpoint to the trial's workers.
@@ -233,7 +236,7 @@ class Population:
         if self.run.storage.uri is not None:
             self._copy_to_uri()
         # Only now: until the journal has the new pointers, a resumed driver would look for the old checkpoints.
-        self.state.remove_unused_checkpoints(self.run.storage, names)
+        self.state.remove_unused_checkpoints(self.run.storage, names, self._copies)
         self.state.remove_old_outcomes(self.run.directory, names)
 
     def committed(self, name: str) -> bool:

@@ -196,16 +196,25 @@ class PopulationState(BaseModel):
                     if (trial, path.name) not in needed:
                         path.unlink(missing_ok=True)
 
-    def remove_unused_checkpoints(self, storage: RunStorage, trials: Iterable[str]) -> None:
-        """Delete the checkpoints of these trials that no member resumes from, except each trial's newest two."""
-        older: set[Path] = set()
+    def copies(self) -> set[str]:
+        """Select the trials that resume from another trial's checkpoint."""
+        pointers = {name: member.checkpoint for name, member in self.members.items()}
+        return {name for name, pointer in pointers.items() if pointer and pointer.path.parent.name != name}
+
+    def remove_unused_checkpoints(self, storage: RunStorage, trials: Iterable[str], copies: Iterable[str]) -> None:
+        """Delete the checkpoints of these trials that no member resumes from, except each trial's newest two.
+
+        Args:
+            storage: Where the checkpoints are.
+            trials: The trials.
+            copies: All trials that resume from another's checkpoint; to look for them at each report would be slow.
+        """
+        pointers = [self.members[name].checkpoint for name in {*trials, *copies}]
+        used = {pointer.path for pointer in pointers if pointer}
         for trial in trials:
-            older.update(storage.epochs(RunDirectory(storage.directory).checkpoints / trial)[KEPT_CHECKPOINTS:])
-        # Any member may be a copy and still use them. Asking all is left to this case, since this runs at every report.
-        if older:
-            older -= {member.checkpoint.path for member in self.members.values() if member.checkpoint}
-        for directory in older:
-            storage.remove(directory)
+            for directory in storage.epochs(RunDirectory(storage.directory).checkpoints / trial)[KEPT_CHECKPOINTS:]:
+                if directory not in used:
+                    storage.remove(directory)
 
 
 def _with_pointers(members: Mapping[str, Member], move: Callable[[Path], Path]) -> dict[str, Member]:
