@@ -7,8 +7,9 @@ Prints one JSON object. For each population: ``report_ms``, the scheduler's medi
 ``report_cpu_ms``, the CPU time in them (the rest is waiting for the disk, the channel and a free core);
 ``report_ms_late``, the median over the last quarter of the reports; ``driver_mib_per_trial``, growth of the driver's
 memory; ``files_per_trial`` and ``kib_per_trial`` of the run directory; ``behind``, the largest difference between two
-trials in epochs; ``left``, the number of leaked processes and placement groups. ``growth`` is the ratio of the large
-population's figures to the small one's.
+trials in epochs; ``left``, the number of leaked processes and placement groups. The small population is run before and
+after the large one, and its times are the means of both runs, since the speed of machines drifts. ``growth`` is the
+ratio of the large population's figures to the small one's.
 """
 
 import json
@@ -215,7 +216,9 @@ def main(options: Options) -> None:
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory() as temporary, redirect_stdout(sys.stderr):  # runs show their progress
         evolve(8, Path(temporary) / "warm")  # warm-up: imports and allocations that happen once
-        small, large = (evolve(population, Path(temporary) / str(population)) for population in options.populations)
+        order = (options.populations[0], options.populations[1], options.populations[0])
+        before, large, after = (evolve(size, Path(temporary) / str(run)) for run, size in enumerate(order))
+    small = before | {key: (before[key] + after[key]) / 2 for key in before if key.startswith("report_")}
     ray.shutdown()
     cluster.shutdown()
     flat = ("report_ms", "report_cpu_ms", "driver_mib_per_trial", "files_per_trial", "kib_per_trial")
