@@ -1,9 +1,11 @@
 """Evaluations of a frozen encoder by kind, against independent implementations, and their command."""
 
+import inspect
 import json
 import pickle
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +20,7 @@ from small import SIZE, make_objects, small_config
 from torch import Tensor
 
 from adios_ray.cli import main
-from adios_ray.commands.evaluate import Knn, Robustness
+from adios_ray.commands.evaluate import Knn, Linear, Robustness, Transfer
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import central_instances, central_views
 from adios_ray.data.manifest import Manifest
@@ -31,8 +33,10 @@ from adios_ray.evaluation.fitness import Indices, extract_features
 from adios_ray.evaluation.knn import knn_label_shares
 from adios_ray.evaluation.linear import Sgd, train_rates
 from adios_ray.evaluation.result import EvaluationResult
+from adios_ray.evaluation.robustness import robustness
 from adios_ray.evaluation.statistics import fresh_statistics
 from adios_ray.evaluation.subject import Subject, opened
+from adios_ray.evaluation.transfer import TransferConfig
 from adios_ray.local_cache import CACHE_VARIABLE
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
@@ -558,3 +562,15 @@ def test_bad_input_is_one_line(
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and message in captured.err and captured.err.count("\n") == 1
     assert not captured.out and [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize(("command", "function"), [(Linear, kinds.linear), (Robustness, robustness)])
+def test_the_command_has_the_defaults_of_its_function(command: type, function: Callable[..., Any]) -> None:
+    # Stated twice, since the command's own module imports no torch.
+    options = {name: value for name, value in vars(command()).items() if value not in (None, ())}
+    parameters = inspect.signature(function).parameters
+    assert options == {name: parameters[name].default for name in options}
+
+
+def test_the_command_has_the_defaults_of_a_transfer() -> None:
+    assert asdict(Transfer()) == TransferConfig().model_dump()

@@ -18,9 +18,9 @@ from adios_ray.evaluation.result import (
     Row,
     Score,
     mean_over_seeds,
-    read_result,
     write_json,
 )
+from adios_ray.validation import parse
 
 
 def make(value: float, weights: str = "a", rate: float = 0.1) -> EvaluationResult:
@@ -49,13 +49,9 @@ def test_results_that_do_not_belong_together_have_no_mean() -> None:
 
 def test_a_file_gives_the_same_result(tmp_path: Path) -> None:
     write_json(tmp_path / "deep" / "r.json", make(0.5).to_json())
-    assert read_result(tmp_path / "deep" / "r.json") == make(0.5)
-    assert json.loads((tmp_path / "deep" / "r.json").read_text())["scores"]["top1"]["value"] == 0.5
+    values = json.loads((tmp_path / "deep" / "r.json").read_text())
+    assert parse(EvaluationResult, values) == make(0.5) and values["scores"]["top1"]["value"] == 0.5
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["r.json"]
-    (tmp_path / "r.json").write_text("{}")
-    for name, message in (("r.json", "kind is missing"), ("none.json", "does not exist")):
-        with pytest.raises(EvaluationError, match=message):
-            read_result(tmp_path / name)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

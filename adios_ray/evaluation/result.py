@@ -16,7 +16,6 @@ from rich.text import Text
 
 from adios_ray.errors import EvaluationError
 from adios_ray.files import write_output
-from adios_ray.validation import read_json
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
@@ -167,15 +166,6 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         OSError: If storage fails.
     """
     write_output(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
-
-
-def read_result(path: Path) -> EvaluationResult:
-    """Read a result that ``write_json`` wrote; keys that it does not know are ignored.
-
-    Raises:
-        EvaluationError: If the file is missing or has other content.
-    """
-    return read_json(EvaluationResult, path, EvaluationError)
 
 
 def mean_over_seeds(results: Sequence[EvaluationResult]) -> EvaluationResult:

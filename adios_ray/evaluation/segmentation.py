@@ -74,24 +74,17 @@ class Segmentation(NamedTuple):
     without_objects: int
 
 
-def segmentation_scores(masks: Masks, instances: npt.NDArray[np.integer[Any]]) -> SegmentationScores:
-    """Compute the mean of each measure over the images that have objects.
+def image_scores(masks: Masks, instances: npt.NDArray[np.integer[Any]]) -> Floats:
+    """Compute the measures of each image, float64 [K, 7] in the order of ``SegmentationScores``.
+
+    The row of an image without objects is nan.
 
     Args:
         masks: Soft or hard masks, finite, [K, N, S, S].
         instances: Object index per pixel, 0 (background) to 255, [K, S, S].
 
     Raises:
-        EvaluationError: If shapes or values are others, or no image has an object.
-    """
-    scores, _ = _with_objects(image_scores(masks, instances), least=1)
-    return SegmentationScores(*scores.mean(axis=0).tolist())
-
-
-def image_scores(masks: Masks, instances: npt.NDArray[np.integer[Any]]) -> Floats:
-    """Compute the measures of each image, float64 [K, 7] in the order of ``SegmentationScores``.
-
-    The row of an image without objects is nan. See ``segmentation_scores`` for the arguments and errors.
+        EvaluationError: If shapes or values are others.
     """
     if masks.ndim != 4 or 0 in masks.shape[1:] or tuple(instances.shape) != (len(masks), *masks.shape[2:]):
         raise EvaluationError(
@@ -133,13 +126,16 @@ def segment(
     with torch.no_grad():
         for chosen, views in zip(batches, central_batches(split, batches, image_size, device, view), strict=True):
             parts.append(image_scores(masks_of(views), central_instances(split, chosen, image_size, view)))
-    scores, without_objects = _with_objects(np.concatenate(parts), least=2)
+    rows = np.concatenate(parts)
+    scores = rows[~np.isnan(rows[:, 0])]
+    if len(scores) < 2:
+        raise EvaluationError(f"{len(scores)} of {len(rows)} images have objects; at least 2 are needed")
     errors = scores.std(axis=0, ddof=1) / math.sqrt(len(scores))
     return Segmentation(
         SegmentationScores(*scores.mean(axis=0).tolist()),
         SegmentationScores(*errors.tolist()),
         len(scores),
-        without_objects,
+        len(rows) - len(scores),
     )
 
 
@@ -196,14 +192,6 @@ def color_kmeans(images: Bytes, slots: int, seed: int) -> npt.NDArray[np.float32
 
 def _images_at_once(image_size: int) -> int:
     return max(1, min(BATCH, PIXELS // image_size**2))
-
-
-def _with_objects(scores: Floats, least: int) -> tuple[Floats, int]:
-    """Select the rows of images with objects; count the others."""
-    kept = scores[~np.isnan(scores[:, 0])]
-    if len(kept) < least:
-        raise EvaluationError(f"{len(kept)} of {len(scores)} images have objects; at least {least} are needed")
-    return kept, len(scores) - len(kept)
 
 
 def _hard(masks: Masks) -> npt.NDArray[np.int64]:
