@@ -11,9 +11,12 @@ from small import small_config
 
 from adios_ray.backend import loop
 from adios_ray.backend.line import Command, Start
-from adios_ray.checkpoints import Pointer
+from adios_ray.checkpoints import STATE_FILE, Pointer
+from adios_ray.errors import CheckpointError
+from adios_ray.run_directory import epoch_name
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.records import write_config
+from adios_ray.training.trainer import Trainer
 from adios_ray.trial_report import TrialReport
 
 
@@ -78,3 +81,26 @@ def test_idle_time_is_all_between_sending_a_report_and_the_next_step(
     assert [report.idle_s for report in reports] == [0, 1 + 20 + 7 + 20, 1 + 20]
     assert [report.load_s for report in reports] == [0, 7, 0]
     assert [report.checkpoint_s for report in reports] == [300, 300, 300]
+
+
+def test_a_training_whose_first_checkpoint_is_damaged_begins_again(objects_dir: Path, tmp_path: Path) -> None:
+    config, said, storage = small_config(objects_dir), list[str](), RunStorage(tmp_path)
+    trainer = Trainer(config, torch.device("cpu"))
+    before = {name: value.clone() for name, value in trainer.networks.state_dict().items()}
+
+    def damaged(epoch: int) -> Pointer:
+        folder = tmp_path / f"only_{epoch}"
+        folder.mkdir()
+        pointer = trainer.save(folder / epoch_name(epoch))
+        (pointer.path / STATE_FILE).write_bytes(b"")
+        return pointer
+
+    first = damaged(1)
+    loop.load_intact(trainer, first, config, storage, said.append)
+    assert len(said) == 1 and said[0].endswith("not the one it was saved with; it trains from the beginning")
+    assert all(torch.equal(value, before[name]) for name, value in trainer.networks.state_dict().items())
+    with pytest.raises(CheckpointError, match="is damaged"):  # there were others before it
+        loop.load_intact(trainer, damaged(2), config, storage, said.append)
+    trainer.step = 1
+    with pytest.raises(CheckpointError, match="is damaged"):  # an exploit in place: these weights are no beginning
+        loop.load_intact(trainer, first, config, storage, said.append)

@@ -20,7 +20,7 @@ from adios_ray.devices import CPU, CPU_ALLOCATOR, is_out_of_memory, limit_memory
 from adios_ray.errors import CheckpointError, MemoryLimitError, RunError
 from adios_ray.files import remove_drafts
 from adios_ray.retry import retry, retry_in_run
-from adios_ray.run_directory import RunDirectory
+from adios_ray.run_directory import RunDirectory, epoch_name
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.run_masks import MaskFile, write_masks
 from adios_ray.training.trainer import Trainer
@@ -98,7 +98,8 @@ def load_intact(
         say: Prints which checkpoint was loaded instead; called by the first worker.
 
     Raises:
-        CheckpointError: If there is none that all workers can read.
+        CheckpointError: If there is none that all workers can read. Of a training's first checkpoint, only where the
+            trainer has trained already; a new one begins the training again.
     """
     pointer = storage.here(pointer)
     retry(partial(storage.fetch, pointer), say)
@@ -111,6 +112,11 @@ def load_intact(
         retry(partial(storage.fetch_older, before.parent), say)
         older = parallel.from_first(newest_intact(before.parent, before.name) if parallel.rank() == 0 else None)
         if older is None:
+            # Nothing is older than a training's first checkpoint but its beginning, from which it repeats.
+            if before.name == epoch_name(settings.evaluation.interval_epochs) and trainer.step == 0:
+                if parallel.rank() == 0:
+                    say(f"{first_problem}; it trains from the beginning")
+                return
             raise CheckpointError(first_problem)
         pointer = storage.here(older)
         state, problem = _read(pointer)
