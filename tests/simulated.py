@@ -281,9 +281,13 @@ class Simulation:
         """Let the trial's workers fail, at first with a restart, and then for good."""
         self.scheduler.on_note(Note(name, "its workers failed", "", "restart"))
         if self.random.random() < 0.5:
-            result = {REPLY: Reply(None, None, Fault("out of memory", ""))}
-            trial.missed, trial.request = True, None  # the actor's request stays in the channel
-            self._react(trial, self.scheduler.on_trial_result(None, trial, result), result)
+            self.give_up(trial)
+
+    def give_up(self, trial: SimulatedTrial) -> None:
+        """Let the trial's workers have failed for good."""
+        result = {REPLY: Reply(None, None, Fault("out of memory", ""))}
+        trial.missed, trial.request = True, None  # the actor's request stays in the channel
+        self._react(trial, self.scheduler.on_trial_result(None, trial, result), result)
 
     def _train(self, name: str, line: Line) -> None:
         """Train to the next report; the checkpoint holds the score of the weights."""

@@ -63,6 +63,26 @@ def test_a_request_becomes_a_command_and_its_answer_a_report() -> None:
     asyncio.run(scenario())
 
 
+def test_waiting_workers_of_an_earlier_group_are_told_to_stop() -> None:
+    """Those that were killed too: Ray does not cancel their calls, of which an actor has a limited number."""
+
+    async def scenario() -> None:
+        channel = await registered(held=True)
+        groups = []
+        for _ in range(3):
+            start = await channel.start("t")
+            groups.append([asyncio.create_task(channel.take("t", start.position)) for _ in range(2)])
+            await settle()
+        assert [(await task).kind for task in (*groups[0], *groups[1])] == ["stop"] * 4
+        assert not any(task.done() for task in groups[2])
+        request = asyncio.create_task(channel.request("t", missed=False))
+        await channel.hold("t", False)
+        assert [(await task).kind for task in groups[2]] == ["train"] * 2
+        request.cancel()
+
+    asyncio.run(scenario())
+
+
 def test_a_held_trial_trains_only_after_its_load_and_release() -> None:
     async def scenario() -> None:
         channel = await registered()

@@ -13,7 +13,7 @@ from adios_ray.backend import loop
 from adios_ray.backend.line import Command, Start
 from adios_ray.checkpoints import STATE_FILE, Pointer
 from adios_ray.errors import CheckpointError
-from adios_ray.run_directory import epoch_name
+from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.records import write_config
 from adios_ray.training.trainer import Trainer
@@ -88,19 +88,20 @@ def test_a_training_whose_first_checkpoint_is_damaged_begins_again(objects_dir: 
     trainer = Trainer(config, torch.device("cpu"))
     before = {name: value.clone() for name, value in trainer.networks.state_dict().items()}
 
-    def damaged(epoch: int) -> Pointer:
-        folder = tmp_path / f"only_{epoch}"
-        folder.mkdir()
-        pointer = trainer.save(folder / epoch_name(epoch))
+    def damaged(trial: str, epoch: int) -> Pointer:
+        path = RunDirectory(tmp_path).checkpoint(trial, epoch)
+        path.parent.mkdir(parents=True)
+        pointer = trainer.save(path)
         (pointer.path / STATE_FILE).write_bytes(b"")
         return pointer
 
-    first = damaged(1)
-    loop.load_intact(trainer, first, config, storage, said.append)
+    pointer = damaged("trial_00", 1)
+    loop.load_intact(trainer, pointer, config, storage, pointer.path, said.append)
     assert len(said) == 1 and said[0].endswith("not the one it was saved with; it trains from the beginning")
     assert all(torch.equal(value, before[name]) for name, value in trainer.networks.state_dict().items())
-    with pytest.raises(CheckpointError, match="is damaged"):  # there were others before it
-        loop.load_intact(trainer, damaged(2), config, storage, said.append)
+    for other in damaged("trial_01", 2), damaged("trial_02", 1):  # others were before it; it is another trial's
+        with pytest.raises(CheckpointError, match="is damaged"):
+            loop.load_intact(trainer, other, config, storage, pointer.path, said.append)
     trainer.step = 1
     with pytest.raises(CheckpointError, match="is damaged"):  # an exploit in place: these weights are no beginning
-        loop.load_intact(trainer, first, config, storage, said.append)
+        loop.load_intact(trainer, pointer, config, storage, pointer.path, said.append)

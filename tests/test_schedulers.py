@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -14,7 +15,7 @@ from simulated import CrashedError, Simulation, StuckError, optimum
 
 from adios_ray.backend import line
 from adios_ray.backend.admission import Admission
-from adios_ray.backend.line import Line, Request
+from adios_ray.backend.line import Line, Note, Request
 from adios_ray.config import TrialConfig, replaced, value_at
 from adios_ray.errors import ClaimError, FaultError
 from adios_ray.experiment.schedule import Schedule, Stage, schedule_of
@@ -726,3 +727,51 @@ def test_an_error_while_a_trial_is_completed_ends_the_run(tmp_path: Path) -> Non
     simulated.on_step = lambda simulated: setattr(simulated.run, "report", record)
     with pytest.raises(ClaimError, match="taken over"):
         simulated.drive()
+
+
+@pytest.mark.parametrize("options", [{}, {"synchronous": False, "opening": {"trials": 6, "epochs": 2}}])
+def test_a_trial_that_fails_while_it_waits_at_a_barrier_trains_on_as_a_copy(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    simulated = simulation(tmp_path / "run", population=4, interval_epochs=2, significance=1, **options)
+    failed = list[int]()
+
+    def fail_once(simulated: Simulation) -> None:
+        trial, waits = simulated.trials.get("trial_00"), simulated.channel.lines.get("trial_00")
+        if failed or not trial or not waits or trial.pausing or not waits.held:
+            return
+        if waits.request is trial.request is not None:
+            failed.append(simulated.members["trial_00"].epoch)
+            simulated.scheduler.on_note(Note("trial_00", "its workers failed", "", "restart"))
+            simulated.give_up(trial)
+
+    simulated.on_step = fail_once
+    simulated.fitness = lambda trial, epoch, config, before: (
+        -float(epoch) if trial == "trial_00" else before + optimum(config)
+    )
+    state = simulated.drive()
+    assert failed and "trial_00" in [line[1] for line in simulated.lineage()]
+    assert state.members["trial_00"].epoch == EPOCHS
+
+
+def test_a_copy_is_no_donor_before_it_has_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ranked by weights that it no longer has."""
+    copy, copies = Population.copy, 0
+
+    def checked(self: Population, name: str, donor: str, *others: Any) -> None:
+        nonlocal copies
+        copies += 1
+        assert self[donor].replaced_history is None
+        copy(self, name, donor, *others)
+        assert self[name].base_score == self[name].history[-1].value
+
+    def noisy(drawn: Random, trial: str, epoch: int, config: TrialConfig, before: float) -> float:
+        return before + optimum(config) + drawn.gauss(0, 0.3) if drawn.random() > 0.1 else math.nan
+
+    monkeypatch.setattr(Population, "copy", checked)
+    for seed in (21, 25, 47, 48):  # of the first 60, those in which such a trial ranks highest
+        options = {"population": 4, "capacity": 2, "order": seed, "synchronous": False, "significance": 1}
+        simulated, drawn = simulation(tmp_path / str(seed), interval_epochs=2, **options), Random(seed)
+        simulated.fitness = partial(noisy, drawn)
+        simulated.drive()
+    assert copies > 8

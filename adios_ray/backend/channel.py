@@ -72,11 +72,13 @@ class Channel:
         return start
 
     async def take(self, trial: str, position: int) -> Command:
-        """Wait for the command at a position and return it."""
+        """Wait for the command at a position and return it; "stop" once another worker group has started."""
         line = self._lines[trial]
+        group = line.groups
         async with self._changed[trial]:
-            await self._changed[trial].wait_for(lambda: position in line.commands)
-        return line.commands[position]
+            await self._changed[trial].wait_for(lambda: position in line.commands or line.groups != group)
+        # Ray does not cancel the calls of killed workers: those of a held trial would wait until they fill the actor.
+        return line.commands[position] if line.groups == group else Command("stop")
 
     async def answer(self, trial: str, position: int, report: TrialReport, checkpoint: Pointer | None) -> None:
         """Accept the workers' report to the "train" command at a position, with the checkpoint written with it.

@@ -105,6 +105,7 @@ class Line:
         stopping: Whether the trial's actor is ending, so that its workers must end too.
         report: The last answer, until the next command obsoletes it.
         request: The newest request, while it waits.
+        groups: Number of worker groups that have started.
     """
 
     config: TrialConfig
@@ -118,6 +119,7 @@ class Line:
     stopping: bool = False
     report: TrialReport | None = None
     request: Request | None = None
+    groups: int = 0
 
     def restart_actor(self) -> None:
         """Forget the lost actor's request, and a preemption meant for it: the scheduler starts another actor."""
@@ -138,6 +140,7 @@ class Line:
 
     def start(self) -> Start:
         """Begin with a new worker group: it starts from the newest load, and an unanswered "train" is sent again."""
+        self.groups += 1
         pending = self.training is not None
         self.commands.clear()  # the loads are already part of config and checkpoint
         if self.stopping:

@@ -20,7 +20,7 @@ from adios_ray.devices import CPU, CPU_ALLOCATOR, is_out_of_memory, limit_memory
 from adios_ray.errors import CheckpointError, MemoryLimitError, RunError
 from adios_ray.files import remove_drafts
 from adios_ray.retry import retry, retry_in_run
-from adios_ray.run_directory import RunDirectory, epoch_name
+from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.run_masks import MaskFile, write_masks
 from adios_ray.training.trainer import Trainer
@@ -67,8 +67,9 @@ def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
     trainer, say = Trainer(settings, device), partial(note, config["channel"], config["trial"])
     if settings.precision == "bfloat16" and not native_bfloat16(trainer.device) and parallel.rank() == 0:
         say(f"{torch.cuda.get_device_name(trainer.device)} has no bfloat16 of its own: it trains in float32")
+    first = RunDirectory(storage.directory).checkpoint(config["trial"], settings.evaluation.interval_epochs)
     if checkpoint:
-        load_intact(trainer, checkpoint, settings, storage, say)
+        load_intact(trainer, checkpoint, settings, storage, first, say)
     reported_at, load_s = None, 0.0
     while True:
         command = ray.get(config["channel"].take.remote(config["trial"], position))
@@ -77,7 +78,7 @@ def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
             return
         if command.kind == "load":
             began = time.monotonic()
-            load_intact(trainer, command.checkpoint, command.config, storage, say)
+            load_intact(trainer, command.checkpoint, command.config, storage, first, say)
             load_s += time.monotonic() - began
         else:
             idle_s = time.monotonic() - reported_at if reported_at else 0.0
@@ -86,7 +87,12 @@ def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
 
 
 def load_intact(
-    trainer: Trainer, pointer: Pointer, settings: TrialConfig, storage: RunStorage, say: Callable[[str], None]
+    trainer: Trainer,
+    pointer: Pointer,
+    settings: TrialConfig,
+    storage: RunStorage,
+    first: Path,
+    say: Callable[[str], None],
 ) -> None:
     """Load a checkpoint on all workers; if any of them cannot read it, the newest one before it that all can read.
 
@@ -95,11 +101,11 @@ def load_intact(
         pointer: The checkpoint.
         settings: The configuration under which training continues.
         storage: The run's files.
+        first: Where the trial saves its first checkpoint. If this one cannot be read, a new trainer is left as it is.
         say: Prints which checkpoint was loaded instead; called by the first worker.
 
     Raises:
-        CheckpointError: If there is none that all workers can read. Of a training's first checkpoint, only where the
-            trainer has trained already; a new one begins the training again.
+        CheckpointError: If there is none that all workers can read.
     """
     pointer = storage.here(pointer)
     retry(partial(storage.fetch, pointer), say)
@@ -113,7 +119,7 @@ def load_intact(
         older = parallel.from_first(newest_intact(before.parent, before.name) if parallel.rank() == 0 else None)
         if older is None:
             # Nothing is older than a training's first checkpoint but its beginning, from which it repeats.
-            if before.name == epoch_name(settings.evaluation.interval_epochs) and trainer.step == 0:
+            if before == first and trainer.step == 0:
                 if parallel.rank() == 0:
                     say(f"{first_problem}; it trains from the beginning")
                 return

@@ -182,7 +182,9 @@ class PopulationBasedTraining(LiveScheduler):
         self.population.commit(*names)
         for name in changed:
             self.population.push_checkpoint(name)
-            self.set_aside.pop(name, None)
+            if self.set_aside.pop(name, None):
+                # It may have been held when its workers failed, and barriers release only trials that they wait for.
+                self.population.hold([name], False)
 
     def _compare(self, donor: str, name: str) -> Difference:
         """Compare a donor with a trial; the error includes the fluctuation of all trials' reports."""
@@ -229,9 +231,12 @@ class PopulationBasedTraining(LiveScheduler):
         ]
 
     def _can_give(self, name: str) -> bool:
-        """Return whether a trial has weights that have neither diverged nor collapsed, and values that can train."""
+        """Return whether a trial has weights that have neither diverged nor collapsed, and values that can train.
+
+        A copy that has not reported yet has none: it is ranked by the weights that it has replaced.
+        """
         donor = self.population[name]
-        scored = donor.score is not None and donor.score > WORST_SCORE
+        scored = donor.score is not None and donor.score > WORST_SCORE and donor.replaced_history is None
         return scored and donor.checkpoint is not None and name not in self.set_aside
 
     def _last_epoch_in_use(self, name: str) -> int:

@@ -180,7 +180,6 @@ class Population:
                 "values": values,
                 "number": old.number,
                 "score": old.score,
-                "base_score": source.score,
                 "decided_epoch": source.epoch,
                 "replaced_history": old.reported,
                 "control": False,
