@@ -344,7 +344,8 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", place: Loc
     elif kind == "storage":
         take_away(run.parent.readlink())
     elif kind == "checkpoint":
-        newest = sorted((run / "checkpoints" / f"trial_0{rng.randrange(TRIALS)}").glob("epoch_*"))[-1]
+        trained = sorted({path.parent for path in (run / "checkpoints").glob("trial_*/epoch_*")})
+        newest = max(rng.choice(trained).glob("epoch_*"))
         os.truncate(newest / STATE_FILE, (newest / STATE_FILE).stat().st_size // 2)
         for worker in processes("worker"):
             worker.kill()
