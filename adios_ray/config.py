@@ -270,7 +270,7 @@ class OptimizerConfig(Strict):
     weight_decay: Adaptable[float] = Field(1e-5, ge=0, le=1)
     """Weight decay of both players; not applied to norms and biases."""
     warmup_epochs: Adaptable[float] = Field(10.0, ge=0, le=MOST_EPOCHS)
-    """Epochs of linear warm-up."""
+    """Epochs of linear warm-up; at most half of the training."""
     warmup_start_lr: Adaptable[float] = Field(0.003, ge=0)
     """Learning rate at the first step of the warm-up (never above the peak)."""
     predictor_schedule: Literal["cosine", "constant"] | None = None

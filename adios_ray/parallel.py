@@ -36,6 +36,11 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() and not _alone else 1
 
 
+def has_others() -> bool:
+    """Return whether the trial has several workers, also where this one acts as if it were alone."""
+    return distributed.is_initialized() and distributed.get_world_size() > 1
+
+
 def rank() -> int:
     """Return this worker's number, from 0."""
     return distributed.get_rank() if distributed.is_initialized() and not _alone else 0

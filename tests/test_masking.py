@@ -40,6 +40,14 @@ def test_sizes_that_cannot_be_halved_are_refused(size: int) -> None:
         OcclusionModel(size, 4, 8)
 
 
+def test_a_last_level_of_one_pixel_is_refused_where_it_cannot_be_normalized() -> None:
+    with pytest.raises(ValueError, match=r"masking\.levels 6: of an image of 32 pixels one is left, .* take 5"):
+        OcclusionModel(32, 2, 8, "instance", 6)
+    images = torch.rand(2, 3, 32, 32)
+    for model in OcclusionModel(32, 2, 8, "instance", 5), OcclusionModel(32, 2, 8, "group", 6):
+        assert model(images).shape == (2, 2, 32, 32)
+
+
 def test_sparsity_agrees_with_the_published_term() -> None:
     values = golden("losses.npz")
     penalties = sparsity(values["masks"])

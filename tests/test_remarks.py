@@ -95,8 +95,8 @@ def test_nothing_is_said_of_the_published_settings_with_learned_masks() -> None:
         ),
         (
             ["--optimizer.warmup-epochs", "6", "--epochs", "6"],
-            "optimizer.warmup_epochs 6 of 6 epochs: the learning rates never reach their peaks; lower it, or raise "
-            "--epochs",
+            "optimizer.warmup_epochs 6 of 6 epochs: the warm-up ends after 3, since it takes at most half of a "
+            "training",
         ),
         (
             ["--optimizer.warmup-epochs", "0", "--epochs", "1"],

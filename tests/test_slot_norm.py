@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from adios_ray import parallel
 from adios_ray.config import TrialConfig
 from adios_ray.errors import ConfigError
 from adios_ray.models.networks import Networks
@@ -59,6 +60,21 @@ def test_counters_groups_and_evaluation_are_those_of_batch_norm() -> None:
     norm.eval()
     with grouped(norm, 2):
         torch.testing.assert_close(norm(x), nn.functional.batch_norm(x, norm[0].running_mean, norm[0].running_var))
+
+
+def test_a_worker_that_measures_alone_normalizes_as_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ways need different amounts of memory, which the number of slots at once is measured by."""
+    norm = nn.Sequential(nn.BatchNorm2d(2))
+    assert use_slot_norms(norm)
+    x = torch.randn(4, 2, 3, 3)
+    taken = list[str]()
+    for way in ("_by_parts", "_by_statistics"):
+        monkeypatch.setattr(SlotNorm2d, way, lambda self, x, way=way: taken.append(way))
+    for others in (False, True):
+        monkeypatch.setattr(parallel, "has_others", lambda others=others: others)
+        with parallel.alone(), grouped(norm, 2, synchronized=True):
+            norm(x)
+    assert taken == ["_by_parts", "_by_statistics"]
 
 
 def test_networks_that_cannot_are_refused() -> None:

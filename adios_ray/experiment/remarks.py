@@ -52,10 +52,10 @@ def remarks(config: ExperimentConfig, space: SearchSpace) -> Iterator[str]:
             "labels; where it was measured, such scores preferred the worse trainings (docs/results.md)"
         )
     warmup = config.optimizer.warmup_epochs
-    if warmup >= config.epochs:
+    if warmup > config.epochs / 2:
         yield (
-            f"optimizer.warmup_epochs {warmup:g} of {config.epochs} epochs: the learning rates never reach their "
-            "peaks; lower it, or raise --epochs"
+            f"optimizer.warmup_epochs {warmup:g} of {config.epochs} epochs: the warm-up ends after "
+            f"{config.epochs / 2:g}, since it takes at most half of a training"
         )
     if space.evolving and space.interval_epochs >= config.epochs:
         opening = " after the opening" if space.opening else ""

@@ -148,12 +148,17 @@ class OcclusionModel(nn.Module):
         """Build for square images.
 
         Raises:
-            ValueError: If the image size cannot be halved at each level.
+            ValueError: If the image size cannot be halved at each level, or not normalized at the last.
         """
         super().__init__()
         check_image_size(image_size)
         if levels is not None and image_size % 2 ** (levels - 1):
             raise ValueError(f"masking.levels {levels}: image size {image_size} cannot be halved {levels - 1} times")
+        if levels is not None and norm == "instance" and image_size == 2 ** (levels - 1):
+            raise ValueError(
+                f"masking.levels {levels}: of an image of {image_size} pixels one is left, which masking.norm instance "
+                f"cannot normalize: take {levels - 1}"
+            )
         self.image_size = image_size
         self.mask_encoder = UNet(image_size, width, norm, levels)
         self.mask_head = nn.Sequential(nn.Conv2d(width, slots, 1))

@@ -28,18 +28,16 @@ class _SlotNorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [K * B, C, ...]; running statistics move as if the groups came one after the other."""
-        if not self.training or (self.groups == 1 and not self._shared):
+        shared = self.synchronized and parallel.has_others()
+        if not self.training or (self.groups == 1 and not shared):
             return super().forward(x)
-        by_statistics = self._shared or torch.compiler.is_compiling()
+        # A worker that measures a step alone takes the same way as in training, since the other needs less memory.
+        by_statistics = shared or torch.compiler.is_compiling()
         normalized = self._by_statistics(x) if by_statistics else self._by_parts(x)
         with torch.no_grad():
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(self.groups)
         return normalized
-
-    @property
-    def _shared(self) -> bool:
-        return self.synchronized and parallel.world_size() > 1
 
     def _by_parts(self, x: Tensor) -> Tensor:
         """Apply torch's own kernel to each group."""
@@ -54,7 +52,7 @@ class _SlotNorm(_BatchNorm):
         dimensions = [1, *range(3, apart.ndim)]
         variance, mean = torch.var_mean(apart, dim=dimensions, correction=0, keepdim=True)
         count = apart.numel() // (self.groups * x.shape[1])
-        if self._shared:
+        if self.synchronized and parallel.world_size() > 1:
             mean, variance = _over_workers(mean, variance)
             count *= parallel.world_size()
         shape = (1, 1, -1, *[1] * (x.ndim - 2))
