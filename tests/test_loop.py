@@ -96,12 +96,11 @@ def test_a_training_whose_first_checkpoint_is_damaged_begins_again(objects_dir: 
         return pointer
 
     pointer = damaged("trial_00", 1)
-    loop.load_intact(trainer, pointer, config, storage, pointer.path, said.append)
+    loop.load_intact(trainer, pointer, config, storage, said.append, pointer.path)
     assert len(said) == 1 and said[0].endswith("not the one it was saved with; it trains from the beginning")
     assert all(torch.equal(value, before[name]) for name, value in trainer.networks.state_dict().items())
     for other in damaged("trial_01", 2), damaged("trial_02", 1):  # others were before it; it is another trial's
         with pytest.raises(CheckpointError, match="is damaged"):
-            loop.load_intact(trainer, other, config, storage, pointer.path, said.append)
-    trainer.step = 1
+            loop.load_intact(trainer, other, config, storage, said.append, pointer.path)
     with pytest.raises(CheckpointError, match="is damaged"):  # an exploit in place: these weights are no beginning
-        loop.load_intact(trainer, pointer, config, storage, pointer.path, said.append)
+        loop.load_intact(trainer, pointer, config, storage, said.append)

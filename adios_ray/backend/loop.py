@@ -67,9 +67,9 @@ def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
     trainer, say = Trainer(settings, device), partial(note, config["channel"], config["trial"])
     if settings.precision == "bfloat16" and not native_bfloat16(trainer.device) and parallel.rank() == 0:
         say(f"{torch.cuda.get_device_name(trainer.device)} has no bfloat16 of its own: it trains in float32")
-    first = RunDirectory(storage.directory).checkpoint(config["trial"], settings.evaluation.interval_epochs)
     if checkpoint:
-        load_intact(trainer, checkpoint, settings, storage, first, say)
+        first = RunDirectory(storage.directory).checkpoint(config["trial"], settings.evaluation.interval_epochs)
+        load_intact(trainer, checkpoint, settings, storage, say, first)
     reported_at, load_s = None, 0.0
     while True:
         command = ray.get(config["channel"].take.remote(config["trial"], position))
@@ -78,7 +78,7 @@ def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
             return
         if command.kind == "load":
             began = time.monotonic()
-            load_intact(trainer, command.checkpoint, command.config, storage, first, say)
+            load_intact(trainer, command.checkpoint, command.config, storage, say)
             load_s += time.monotonic() - began
         else:
             idle_s = time.monotonic() - reported_at if reported_at else 0.0
@@ -91,8 +91,8 @@ def load_intact(
     pointer: Pointer,
     settings: TrialConfig,
     storage: RunStorage,
-    first: Path,
     say: Callable[[str], None],
+    first: Path | None = None,
 ) -> None:
     """Load a checkpoint on all workers; if any of them cannot read it, the newest one before it that all can read.
 
@@ -101,8 +101,8 @@ def load_intact(
         pointer: The checkpoint.
         settings: The configuration under which training continues.
         storage: The run's files.
-        first: Where the trial saves its first checkpoint. If this one cannot be read, a new trainer is left as it is.
         say: Prints which checkpoint was loaded instead; called by the first worker.
+        first: Of a new trainer, where the trial saves its first checkpoint: if none can be read, it begins again.
 
     Raises:
         CheckpointError: If there is none that all workers can read.
@@ -119,7 +119,7 @@ def load_intact(
         older = parallel.from_first(newest_intact(before.parent, before.name) if parallel.rank() == 0 else None)
         if older is None:
             # Nothing is older than a training's first checkpoint but its beginning, from which it repeats.
-            if before == first and trainer.step == 0:
+            if before == first:
                 if parallel.rank() == 0:
                     say(f"{first_problem}; it trains from the beginning")
                 return
