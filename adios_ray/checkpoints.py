@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ EARLIER_STATE_FILE = "state.pt"
 STATE_FILES = (STATE_FILE, EARLIER_STATE_FILE)
 META_FILE = "meta.json"
 KEPT_CHECKPOINTS = 2
-"""Newest checkpoints kept of each training, used or not: the second serves if the first is damaged."""
+"""Newest checkpoints kept of each training: the second serves if the first is damaged."""
 
 
 class Pointer(BaseModel, frozen=True):
@@ -38,6 +38,24 @@ class Pointer(BaseModel, frozen=True):
     """Directory of the checkpoint."""
     sha256: str
     """Checksum of its state file."""
+    before: "Pointer | None" = None
+    """The checkpoint that training continued to reach this one, without its own; it serves if this one is damaged.
+
+    After an exploit it is the donor's: the trial's own last one has the weights that were replaced.
+    """
+
+    def after(self, before: "Pointer | None") -> "Pointer":
+        """Return the pointer with what it continued."""
+        return self.model_copy(update={"before": before and before.model_copy(update={"before": None})})
+
+    def moved(self, move: Callable[[Path], Path]) -> "Pointer":
+        """Return the pointer with its paths changed."""
+        return self.model_copy(update={"path": move(self.path), "before": self.before and self.before.moved(move)})
+
+    @property
+    def paths(self) -> list[Path]:
+        """The directories of the checkpoint and of the one before it."""
+        return [self.path, *(self.before.paths if self.before else ())]
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any], meta: dict[str, Any]) -> Pointer:
@@ -122,16 +140,15 @@ def _decode(file: Path, content: bytes, device: "torch.device") -> dict[str, Any
     return state
 
 
-def newest_intact(folder: Path, before: str | None = None) -> Pointer | None:
-    """Find the newest undamaged ``epoch_*`` of a folder, older than ``before`` if given; None if there is none."""
+def newest_intact(folder: Path) -> Pointer | None:
+    """Find the newest undamaged ``epoch_*`` of a folder; None if there is none."""
     for directory in newest_epochs(folder):
-        if before is None or directory.name < before:
-            try:
-                pointer = _recorded(directory)
-            except (OSError, CheckpointError):  # an older one will do
-                continue
-            if damage(pointer) is None:
-                return pointer
+        try:
+            pointer = _recorded(directory)
+        except (OSError, CheckpointError):  # an older one will do
+            continue
+        if damage(pointer) is None:
+            return pointer
     return None
 
 

@@ -187,7 +187,7 @@ class RunDirectory:
 
     def stored_masks(self, trial: str) -> dict[int, Path]:
         """Find a trial's files of masks by epoch, ascending; earlier versions padded epochs to four digits."""
-        files = {int(path.stem.removeprefix(_EPOCH)): path for path in self.masks(trial, 0).parent.glob("*.npz")}
+        files = {epoch_of(path): path for path in self.masks(trial, 0).parent.glob("*.npz")}
         return dict(sorted(files.items()))
 
     @property
@@ -211,6 +211,11 @@ _CHECKPOINT_PARTS = 3
 def epoch_name(epoch: int) -> str:
     """Return the name of what is written after an epoch; names sort by epoch."""
     return f"{_EPOCH}{epoch:05d}"
+
+
+def epoch_of(path: Path) -> int:
+    """Return the epoch after which something was written, by the name that ``epoch_name`` gave it."""
+    return int(path.stem.removeprefix(_EPOCH))
 
 
 def newest_epochs(folder: Path) -> list[Path]:

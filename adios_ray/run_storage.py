@@ -125,7 +125,7 @@ class RunStorage:
         """Return a pointer to the same checkpoint on this node; another node may keep its copy of the run elsewhere."""
         if self.uri is None:
             return pointer
-        return pointer.model_copy(update={"path": RunDirectory(self.directory).located(pointer.path)})
+        return pointer.moved(RunDirectory(self.directory).located)
 
     def publish(self, path: Path) -> None:
         """Copy to the URI what this process has written: a file, or a folder, whose ``meta.json`` is copied last.
@@ -150,18 +150,6 @@ class RunStorage:
             with self._fetching():
                 if damage(pointer) is not None:  # another process may have fetched it
                     self._fetch_folder(pointer.path)
-
-    def fetch_older(self, folder: Path) -> None:
-        """Copy all complete checkpoints of a trial that this node lacks.
-
-        Raises:
-            OSError: If storage fails.
-        """
-        if self._remote is not None:
-            with self._fetching():
-                for path in self.epochs(folder):
-                    if not path.exists():
-                        self._fetch_folder(path)
 
     def push(self, at_end: bool = False) -> None:
         """Copy the driver's files that have changed since the last call to the URI, and delete those that are gone.

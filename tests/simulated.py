@@ -290,7 +290,7 @@ class Simulation:
         self._react(trial, self.scheduler.on_trial_result(None, trial, result), result)
 
     def _train(self, name: str, line: Line) -> None:
-        """Train to the next report; the checkpoint holds the score of the weights."""
+        """Train to the next report; the checkpoint holds the score of the weights, which is its checksum too."""
         before = 0.0
         if line.checkpoint:
             before = float((line.checkpoint.path / "score").read_text())
@@ -298,11 +298,12 @@ class Simulation:
         fitness = self.fitness(name, epoch, line.config, before)
         directory = RunDirectory(self.directory).checkpoint(name, epoch)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "score").write_text(repr(fitness if math.isfinite(fitness) else before))
+        score = repr(fitness if math.isfinite(fitness) else before)
+        (directory / "score").write_text(score)
         assert line.training is not None
         details = self.details(name, epoch, fitness)
         report = TrialReport(epoch=epoch, fitness=fitness, done=epoch >= self.config.epochs, **details)
-        line.answer(line.training, report, Pointer(path=directory, sha256=""))
+        line.answer(line.training, report, Pointer(path=directory, sha256=score).after(line.checkpoint))
 
     def _lose_actor(self) -> None:
         """Kill the actor of a running trial, perhaps with a report that was not delivered; Tune restarts it."""

@@ -344,9 +344,9 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", place: Loc
     elif kind == "storage":
         take_away(run.parent.readlink())
     elif kind == "checkpoint":
-        trained = sorted({path.parent for path in (run / "checkpoints").glob("trial_*/epoch_*")})
-        newest = max(rng.choice(trained).glob("epoch_*"))
-        os.truncate(newest / STATE_FILE, (newest / STATE_FILE).stat().st_size // 2)
+        newest = {path.parent: path for path in sorted((run / "checkpoints").glob("trial_*/epoch_*"))}
+        state = rng.choice(list(newest.values())) / STATE_FILE
+        os.truncate(state, state.stat().st_size // 2)
         for worker in processes("worker"):
             worker.kill()
     elif kind in ("data", "fault"):

@@ -11,7 +11,7 @@ from small import small_config
 
 from adios_ray.backend import loop
 from adios_ray.backend.line import Command, Start
-from adios_ray.checkpoints import STATE_FILE, Pointer
+from adios_ray.checkpoints import STATE_FILE, Pointer, load_checkpoint
 from adios_ray.errors import CheckpointError
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
@@ -39,13 +39,14 @@ class Clock:
         return pass_by
 
 
-def test_idle_time_is_all_between_sending_a_report_and_the_next_step(
+def test_reports_tell_the_idle_time_and_checkpoints_what_they_continue(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    run, clock, reports = tmp_path / "run", Clock(), list[TrialReport]()
+    """Idle is all between sending a report and the next step."""
+    run, clock, reports, checkpoints = tmp_path / "run", Clock(), list[TrialReport](), list[Pointer]()
     run.mkdir()
     write_config(run, {})
-    checkpoint, config = Pointer(path=run, sha256=""), small_config(tmp_path)
+    donor, config = Pointer(path=run / "donor", sha256="", before=Pointer(path=run, sha256="")), small_config(tmp_path)
 
     def train_to_report(idle_s: float) -> TrialReport:
         clock.now += 1000
@@ -53,16 +54,21 @@ def test_idle_time_is_all_between_sending_a_report_and_the_next_step(
 
     def answer(trial: str, position: int, report: TrialReport, checkpoint: Pointer) -> None:
         reports.append(report)
+        checkpoints.append(checkpoint)
         clock.now += 1
+
+    def save(path: Path) -> Pointer:
+        clock.now += 300
+        return Pointer(path=path, sha256="")
 
     trainer = SimpleNamespace(
         train_to_report=train_to_report,
         take_failed_batch=lambda: None,
-        save=clock.passing(300, checkpoint),
+        save=save,
         networks=SimpleNamespace(occlusion=None),
         device=torch.device("cpu"),
     )
-    line = [Command("train"), Command("load", config, checkpoint), Command("train"), Command("train"), Command("stop")]
+    line = [Command("train"), Command("load", config, donor), Command("train"), Command("train"), Command("stop")]
 
     def take(trial: str, position: int) -> Command:
         clock.now += 20
@@ -71,7 +77,7 @@ def test_idle_time_is_all_between_sending_a_report_and_the_next_step(
     channel = SimpleNamespace(take=SimpleNamespace(remote=take), answer=SimpleNamespace(remote=answer))
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(loop, "Trainer", lambda *_: trainer)
-    monkeypatch.setattr(loop, "load_intact", clock.passing(7))
+    monkeypatch.setattr(loop, "load_intact", clock.passing(7, donor))
     monkeypatch.setattr(ray, "get", lambda done: done)
     settings: Any = {"trial": "trial_00", "run_dir": str(run), "channel": channel, "threads": 1, "gpus": 0.0}
     storage = RunStorage(str(run))
@@ -81,6 +87,38 @@ def test_idle_time_is_all_between_sending_a_report_and_the_next_step(
     assert [report.idle_s for report in reports] == [0, 1 + 20 + 7 + 20, 1 + 20]
     assert [report.load_s for report in reports] == [0, 7, 0]
     assert [report.checkpoint_s for report in reports] == [300, 300, 300]
+    assert [checkpoint.before and checkpoint.before.path for checkpoint in checkpoints] == [
+        None,
+        donor.path,
+        checkpoints[1].path,
+    ]
+    assert all(checkpoint.before is None or checkpoint.before.before is None for checkpoint in checkpoints)
+
+
+def test_a_copy_whose_checkpoint_is_damaged_never_falls_back_to_the_weights_that_it_has_replaced(
+    objects_dir: Path, tmp_path: Path
+) -> None:
+    config, said, storage = small_config(objects_dir), list[str](), RunStorage(tmp_path)
+    trainer = Trainer(config, torch.device("cpu"))
+
+    def saved(trial: str, epoch: int, before: Pointer | None = None) -> Pointer:
+        path = RunDirectory(tmp_path).checkpoint(trial, epoch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trainer.step = len(pointers)
+        return trainer.save(path).after(before)
+
+    pointers: list[Pointer] = []
+    donor = saved("trial_00", 4)
+    pointers.append(donor)
+    replaced_weights = saved("trial_01", 4)
+    copy = saved("trial_01", 5, donor)
+    (copy.path / STATE_FILE).write_bytes(b"")
+    assert loop.load_intact(trainer, copy, config, storage, said.append) == donor
+    assert trainer.step == 0 and said[0].endswith("it resumes from trial_00/epoch_00004")
+    (donor.path / STATE_FILE).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="trial_01/epoch_00005.* is damaged"):
+        loop.load_intact(trainer, copy, config, storage, said.append)
+    assert load_checkpoint(replaced_weights, torch.device("cpu"))["step"] == 1
 
 
 def test_a_training_whose_first_checkpoint_is_damaged_begins_again(objects_dir: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import start_processes
 from adios_ray import parallel
 from adios_ray.backend import loop
 from adios_ray.backend.loop import load_intact
-from adios_ray.checkpoints import Pointer, load_checkpoint, newest_intact
+from adios_ray.checkpoints import Pointer, load_checkpoint
 from adios_ray.config import replaced
 from adios_ray.errors import CheckpointError, ReplicaError
 from adios_ray.evaluation import fitness
@@ -74,29 +74,31 @@ def work(rank: int, data: str, directory: str) -> None:
 
 
 def fall_back(trainer: Trainer, rank: int, folder: Path) -> None:
-    """Load checkpoints that one worker or the other cannot read: epoch 3 the second, 2 the first, 0 the second."""
-    epochs = [folder / f"epoch_0000{epoch}" for epoch in range(4)]
-    for step, path in enumerate(epochs):
+    """Load checkpoints that one worker cannot read: epochs 4 and 0 the second, 2 and 1 the first."""
+    pointers: list[Pointer] = []
+    for step in range(5):
         if rank == 0:
             trainer.step = step
-            trainer.save(path)
-    pointers = parallel.from_first([newest_intact(folder, before=f"{path.name}0") for path in epochs])
+            saved = trainer.save(folder / f"epoch_0000{step}")
+            pointers.append(saved.after(pointers[-1] if pointers else None))
+    pointers = parallel.from_first(pointers)
     said, storage = list[str](), RunStorage(folder)
     with pytest.MonkeyPatch.context() as patch:
 
         def load_except(pointer: Pointer, device: torch.device) -> dict[str, Any]:
-            if pointer.path.name[-1] in ("2", "03")[rank]:
+            if pointer.path.name[-1] in ("12", "04")[rank]:
                 raise CheckpointError(f"worker {rank} cannot read {pointer.path.name}")
             return load_checkpoint(pointer, device)
 
         patch.setattr(loop, "load_checkpoint", load_except)
-        for newest in (3, 2, 1):
-            load_intact(trainer, cast(Pointer, pointers[newest]), trainer.config, storage, said.append)
-            assert trainer.step == 1
-        with pytest.raises(CheckpointError, match="worker 1 cannot read epoch_00000"):
-            load_intact(trainer, cast(Pointer, pointers[0]), trainer.config, storage, said.append)
-    skipped = [f"worker {worker} cannot read epoch_0000{epoch}" for worker, epoch in ((1, 3), (0, 2))]
-    assert said == ([] if rank else [f"{problem}; it resumes from epoch_00001" for problem in skipped])
+        for newest in (4, 3):
+            loaded = load_intact(trainer, pointers[newest], trainer.config, storage, said.append)
+            assert loaded is not None and loaded.path == pointers[3].path and trainer.step == 3
+        for worker, newest in ((0, 2), (0, 1), (1, 0)):  # the one before cannot be read either, or there is none
+            with pytest.raises(CheckpointError, match=f"worker {worker} cannot read epoch_0000{newest}"):
+                load_intact(trainer, pointers[newest], trainer.config, storage, said.append)
+    resumed = f"worker 1 cannot read epoch_00004; it resumes from {folder.name}/epoch_00003"
+    assert said == ([] if rank else [resumed])
 
 
 def _reversed(seen: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

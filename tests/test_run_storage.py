@@ -157,7 +157,6 @@ def test_half_an_upload_is_no_checkpoint(nodes: Nodes, server: S3Server) -> None
     assert Store(pointer_place(nodes, 1)).names() == {STATE_FILE}
     reader = nodes["reader"]
     reader.fetch(reader.here(pointer))
-    reader.fetch_older(reader.here(pointer).path.parent)
     assert not reader.here(pointer).path.exists()
     writer.publish(pointer.path)  # what retry() does
     reader.fetch(reader.here(pointer))
@@ -179,10 +178,11 @@ def test_pruned_checkpoints_disappear_from_the_uri_and_from_the_nodes(
     unpublished = saved(writer, 5)
     driver = nodes["driver"]
     state = PopulationState(next_decision_epoch=1)
-    state.members["trial_00"] = Member(values={}, number=0)
+    newest = driver.here(pointers[3].after(pointers[2]))
+    state.members["trial_00"] = Member(values={}, number=0, checkpoint=newest)
     state.members["trial_01"] = Member(values={}, number=1, checkpoint=driver.here(pointers[0]))
-    state.remove_unused_checkpoints(driver, ["trial_00"], state.copies())
-    left = [f"epoch_{epoch:05d}" for epoch in (4, 3, 1)]  # the newest two, and one that a member is a copy of
+    state.remove_unused_checkpoints(driver, ["trial_00"], state.borrowers())
+    left = [f"epoch_{epoch:05d}" for epoch in (4, 3, 1)]  # the newest, what it continued, and what a member has copied
     assert [path.name for path in driver.epochs(RunDirectory(driver.directory).checkpoints / "trial_00")] == left
     assert not Store(pointer_place(nodes, 2)).find()
     writer.trim("another")

@@ -14,7 +14,7 @@ from adios_ray import parallel
 from adios_ray.backend.channel import note
 from adios_ray.backend.line import Start
 from adios_ray.backend.loop_config import LoopConfig
-from adios_ray.checkpoints import Pointer, load_checkpoint, newest_intact
+from adios_ray.checkpoints import Pointer, load_checkpoint
 from adios_ray.config import TrialConfig
 from adios_ray.devices import CPU, CPU_ALLOCATOR, is_out_of_memory, limit_memory, native_bfloat16
 from adios_ray.errors import CheckpointError, MemoryLimitError, RunError
@@ -69,7 +69,7 @@ def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
         say(f"{torch.cuda.get_device_name(trainer.device)} has no bfloat16 of its own: it trains in float32")
     if checkpoint:
         first = RunDirectory(storage.directory).checkpoint(config["trial"], settings.evaluation.interval_epochs)
-        load_intact(trainer, checkpoint, settings, storage, say, first)
+        checkpoint = load_intact(trainer, checkpoint, settings, storage, say, first)
     reported_at, load_s = None, 0.0
     while True:
         command = ray.get(config["channel"].take.remote(config["trial"], position))
@@ -78,11 +78,12 @@ def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
             return
         if command.kind == "load":
             began = time.monotonic()
-            load_intact(trainer, command.checkpoint, command.config, storage, say)
+            checkpoint = load_intact(trainer, command.checkpoint, command.config, storage, say)
             load_s += time.monotonic() - began
         else:
             idle_s = time.monotonic() - reported_at if reported_at else 0.0
-            reported_at, load_s = _train(trainer, config, storage, position, idle_s, load_s), 0.0
+            checkpoint, reported_at = _train(trainer, config, storage, position, checkpoint, idle_s, load_s)
+            load_s = 0.0
         position += 1
 
 
@@ -93,8 +94,8 @@ def load_intact(
     storage: RunStorage,
     say: Callable[[str], None],
     first: Path | None = None,
-) -> None:
-    """Load a checkpoint on all workers; if any of them cannot read it, the newest one before it that all can read.
+) -> Pointer | None:
+    """Load a checkpoint on all workers; if any of them cannot read it, the one before it.
 
     Args:
         trainer: This worker's trainer.
@@ -104,31 +105,32 @@ def load_intact(
         say: Prints which checkpoint was loaded instead; called by the first worker.
         first: Of a new trainer, where the trial saves its first checkpoint: if none can be read, it begins again.
 
+    Returns:
+        The checkpoint that was loaded; None if the trial begins again.
+
     Raises:
         CheckpointError: If there is none that all workers can read.
     """
     pointer = storage.here(pointer)
-    retry(partial(storage.fetch, pointer), say)
-    state, problem = _read(pointer)
-    first_problem = problem
-    # Each trial keeps its newest two checkpoints for this case. The first worker chooses, because shared storage may
-    # show other nodes another list; the others may not be able to read its choice either.
-    while problem:
-        before = pointer.path
-        retry(partial(storage.fetch_older, before.parent), say)
-        older = parallel.from_first(newest_intact(before.parent, before.name) if parallel.rank() == 0 else None)
-        if older is None:
-            # Nothing is older than a training's first checkpoint but its beginning, from which it repeats.
-            if before == first:
-                if parallel.rank() == 0:
-                    say(f"{first_problem}; it trains from the beginning")
-                return
-            raise CheckpointError(first_problem)
-        pointer = storage.here(older)
-        state, problem = _read(pointer)
-    trainer.restore(state, settings, pointer.path)
-    if first_problem and parallel.rank() == 0:
-        say(f"{first_problem}; it resumes from {pointer.path.name}")
+    oldest, problems = pointer, list[str]()
+    for candidate in (pointer, pointer.before):
+        if candidate is None:
+            break
+        oldest = candidate
+        retry(partial(storage.fetch, candidate), say)
+        state, problem = _read(candidate)
+        if problem is None:
+            trainer.restore(state, settings, candidate.path)
+            if problems and parallel.rank() == 0:
+                say(f"{problems[0]}; it resumes from {candidate.path.parent.name}/{candidate.path.name}")
+            return candidate
+        problems.append(problem)
+    # Nothing is older than a training's first checkpoint but its beginning, from which it repeats.
+    if oldest.path != first:
+        raise CheckpointError(problems[0])
+    if parallel.rank() == 0:
+        say(f"{problems[0]}; it trains from the beginning")
+    return None
 
 
 def _read(pointer: Pointer) -> tuple[dict[str, Any], str | None]:
@@ -143,12 +145,19 @@ def _read(pointer: Pointer) -> tuple[dict[str, Any], str | None]:
 
 
 def _train(
-    trainer: Trainer, config: LoopConfig, storage: RunStorage, position: int, idle_s: float, load_s: float
-) -> float:
+    trainer: Trainer,
+    config: LoopConfig,
+    storage: RunStorage,
+    position: int,
+    before: Pointer | None,
+    idle_s: float,
+    load_s: float,
+) -> tuple[Pointer | None, float]:
     """Train to the next report, save, and answer the command.
 
     Returns:
-        The moment before the answer, from which on the population decides and the trial is idle.
+        The checkpoint, of the first worker alone, and the moment before the answer, from which on the population
+        decides and the trial is idle.
     """
     report = trainer.train_to_report(idle_s)
     trained_at = time.monotonic()
@@ -161,7 +170,8 @@ def _train(
             dump = run.diverged_step(trial, report.epoch)
             retry_in_run(run_dir, lambda: trainer.save(dump, failed_batch), say)
             written.append(dump)
-        checkpoint = retry_in_run(run_dir, lambda: trainer.save(run.checkpoint(trial, report.epoch)), say)
+        saved = retry_in_run(run_dir, lambda: trainer.save(run.checkpoint(trial, report.epoch)), say)
+        checkpoint = saved.after(before)
         if retry_in_run(run_dir, lambda: _draw_masks(trainer, run_dir, trial), say):
             written.append(run.masks(trial, trainer.epoch))
         for path in written:
@@ -175,7 +185,7 @@ def _train(
         # Not by ``ray.train.report`` too, which nothing would read: it needs a process where the workers wait for each
         # other, and waits for the next poll of Ray Train's controller. Tune has the report from the trial's actor.
         ray.get(config["channel"].answer.remote(trial, position, report, checkpoint))
-    return reported_at
+    return checkpoint, reported_at
 
 
 def memory_advice(error: BaseException, config: TrialConfig, workers: int) -> str:

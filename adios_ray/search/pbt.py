@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 from adios_ray.backend.admission import Admission
+from adios_ray.run_directory import epoch_of
 from adios_ray.search.comparison import Difference, familywise, fluctuation
 from adios_ray.search.opening import Rung, leaving, stays
 from adios_ray.search.population import WORST_SCORE, Population, scores_at_common_epoch
@@ -241,14 +242,11 @@ class PopulationBasedTraining(LiveScheduler):
 
     def _last_epoch_in_use(self, name: str) -> int:
         """Return the last epoch of this trial whose checkpoint or outcomes another one still refers to; 0 without."""
-        # A copy of this trial loads its checkpoint once it has resources, and is compared by its outcomes for some
-        # reports more; both are kept under the trial's name and epoch.
+        # A copy of this trial loads its checkpoint once it has resources, or later if its own first one is damaged, and
+        # is compared by its outcomes for some reports more; all are kept under the trial's name and epoch.
         others = [member for other, member in self.population.state.members.items() if other != name]
-        checkpoints = [
-            member.epoch
-            for member in others
-            if member.checkpoint is not None and member.checkpoint.path.parent.name == name
-        ]
+        paths = [path for member in others if member.checkpoint for path in member.checkpoint.paths]
+        checkpoints = [epoch_of(path) for path in paths if path.parent.name == name]
         outcomes = [score.epoch for member in others for score in member.reported if score.trial == name]
         return max(checkpoints + outcomes, default=0)
 

@@ -19,7 +19,7 @@ from adios_ray.search.comparison import (
     extended,
     score_at,
 )
-from adios_ray.search.state import Member, Observation, PopulationState
+from adios_ray.search.state import Member, Observation, PopulationState, borrows
 from adios_ray.tracking.outcomes import Outcomes, decoded, read_outcomes, write_outcomes
 from adios_ray.tracking.run import Run
 
@@ -45,7 +45,7 @@ class Population:
         self._registered: set[str] = set()
         self._unwritten: dict[str, list[str]] = {}
         self._configs: dict[str, tuple[dict[str, Any], TrialConfig]] = {}
-        self._copies = state.copies()
+        self._borrowers = state.borrowers()
         self._began, self._seconds_before = time.monotonic(), state.seconds
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class Population:
         member.epoch = epoch
         if reply.checkpoint is not None:
             member.checkpoint = self.run.storage.here(reply.checkpoint)
-            self._copies.discard(name)
+            self._note_borrowing(name)
         return True
 
     def _change(self, score: Score, outcomes: bytes | None, before: Score) -> float | None:
@@ -200,7 +200,11 @@ class Population:
         )
         self.state.lineage_lines += 1
         self.state.members[name] = new
-        self._copies.add(name)
+        self._note_borrowing(name)
+
+    def _note_borrowing(self, name: str) -> None:
+        """Keep up with whose checkpoints a member uses."""
+        (self._borrowers.add if borrows(name, self[name].checkpoint) else self._borrowers.discard)(name)
 
     def push_checkpoint(self, name: str) -> None:
         """Send the copied checkpoint to the trial's workers.
@@ -235,7 +239,7 @@ class Population:
         if self.run.storage.uri is not None:
             self._copy_to_uri()
         # Only now: until the journal has the new pointers, a resumed driver would look for the old checkpoints.
-        self.state.remove_unused_checkpoints(self.run.storage, names, self._copies)
+        self.state.remove_unused_checkpoints(self.run.storage, names, self._borrowers)
         self.state.remove_old_outcomes(self.run.directory, names)
 
     def committed(self, name: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
-from adios_ray.checkpoints import KEPT_CHECKPOINTS, Pointer
+from adios_ray.checkpoints import Pointer
 from adios_ray.config import SearchedValues
 from adios_ray.errors import ConfigError
 from adios_ray.files import append_line, atomic_write, complete_lines
@@ -196,31 +196,34 @@ class PopulationState(BaseModel):
                     if (trial, path.name) not in needed:
                         path.unlink(missing_ok=True)
 
-    def copies(self) -> set[str]:
-        """Select the trials that resume from another trial's checkpoint."""
-        pointers = {name: member.checkpoint for name, member in self.members.items()}
-        return {name for name, pointer in pointers.items() if pointer and pointer.path.parent.name != name}
+    def borrowers(self) -> set[str]:
+        """Select the trials that use another trial's checkpoint."""
+        return {name for name, member in self.members.items() if borrows(name, member.checkpoint)}
 
-    def remove_unused_checkpoints(self, storage: RunStorage, trials: Iterable[str], copies: Iterable[str]) -> None:
-        """Delete the checkpoints of these trials that no member resumes from, except each trial's newest two.
+    def remove_unused_checkpoints(self, storage: RunStorage, trials: Iterable[str], borrowers: Iterable[str]) -> None:
+        """Delete the checkpoints of these trials that no member resumes from, nor would if its own were damaged.
 
         Args:
             storage: Where the checkpoints are.
-            trials: The trials.
-            copies: All trials that resume from another's checkpoint; to look for them at each report would be slow.
+            trials: The trials; none of them trains, so that no checkpoint is newer than its last report's.
+            borrowers: All trials that use another's checkpoint; to look for them at each report would be slow.
         """
-        pointers = [self.members[name].checkpoint for name in {*trials, *copies}]
-        used = {pointer.path for pointer in pointers if pointer}
+        pointers = [self.members[name].checkpoint for name in {*trials, *borrowers}]
+        used = {path for pointer in pointers if pointer for path in pointer.paths}
         for trial in trials:
-            for directory in storage.epochs(RunDirectory(storage.directory).checkpoints / trial)[KEPT_CHECKPOINTS:]:
+            for directory in storage.epochs(RunDirectory(storage.directory).checkpoints / trial):
                 if directory not in used:
                     storage.remove(directory)
+
+
+def borrows(name: str, pointer: Pointer | None) -> bool:
+    """Return whether a trial of this name uses another's checkpoint, to resume from or in case its own is damaged."""
+    return pointer is not None and any(path.parent.name != name for path in pointer.paths)
 
 
 def _with_pointers(members: Mapping[str, Member], move: Callable[[Path], Path]) -> dict[str, Member]:
     """Copy members, with the paths of their checkpoints moved."""
     moved = {}
     for name, member in members.items():
-        pointer = member.checkpoint and member.checkpoint.model_copy(update={"path": move(member.checkpoint.path)})
-        moved[name] = member.model_copy(update={"checkpoint": pointer})
+        moved[name] = member.model_copy(update={"checkpoint": member.checkpoint and member.checkpoint.moved(move)})
     return moved
