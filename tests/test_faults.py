@@ -22,7 +22,7 @@ from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
 from adios_ray.backend.tune_run import Periodic, run_trials
-from adios_ray.config import TrialConfig, replaced
+from adios_ray.config import TrialConfig
 from adios_ray.devices import CPU, best_device, is_out_of_memory, limit_memory
 from adios_ray.errors import CheckpointError, ClaimError, FaultError, RunError, StorageError
 from adios_ray.run_directory import RunDirectory
@@ -31,7 +31,6 @@ from adios_ray.search.scheduler import ACTOR_RESTARTS
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.log import Event, EventLog, append_log, read_events
 from adios_ray.tracking.run import Run
-from adios_ray.training import cost
 from adios_ray.trial_report import TrialReport
 
 MISSING, BROKEN_PIPE = CheckpointError("checkpoint c does not exist"), RuntimeError("Connection closed by peer\nat 1")
@@ -364,21 +363,3 @@ def test_a_worker_of_a_part_of_a_gpu_is_kept_within_its_memory(monkeypatch: pyte
     for device, share in ((best_device(), 0.25), (best_device(), 1.0), (CPU, 0.5)):
         limit_memory(device, share)
     assert limits == [(0.25, 0)]
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("CUDA error: out of memory")])
-def test_slots_are_halved_until_a_measured_step_fits(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = list[int | None]()
-
-    def measure(config: TrialConfig, size: int, device: torch.device) -> None:
-        measured.append(config.slots_at_once)
-        if config.slots_at_once not in (1, 2):
-            raise error
-
-    monkeypatch.setattr(cost, "measure_step", measure)
-    config = replaced(TrialConfig(), {"masking.slots": 7})
-    assert cost.fitting_slots(config, 32, torch.device("cpu")) == 2 and measured == [7, 4, 2]
-    assert cost.fitting_slots(replaced(config, {"masking.scheme": "adios-s"}), 32, torch.device("cpu")) == 1
-    monkeypatch.setattr(cost, "measure_step", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        cost.fitting_slots(config, 32, torch.device("cpu"))

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
@@ -13,13 +14,17 @@ import pyarrow as pa
 import pytest
 import torch
 from small import make_objects, small_config
+from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from trainers import assert_identical, saved, trained
 
 from adios_ray.checkpoints import STATE_FILE, load_checkpoint
 from adios_ray.cli import main
 from adios_ray.config import ADAPTABLE, PROBE_LR, CentralView, OptimizerConfig, TrialConfig, check_view, replaced
+from adios_ray.data import loader
+from adios_ray.data.augment import apply_view
 from adios_ray.data.loader import Batch, central_views
+from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.errors import CheckpointError, ConfigError, InputError
 from adios_ray.evaluation.fitness import evaluate, extract_features
@@ -27,8 +32,10 @@ from adios_ray.experiment.checks import check_data
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.masking.slots import read_head, replace_head, resize_head
 from adios_ray.models.networks import Networks
+from adios_ray.training import cost
 from adios_ray.training.divergence import Terms, batch_state
-from adios_ray.training.optimizers import make_schedule
+from adios_ray.training.graphs import step_function
+from adios_ray.training.optimizers import Optimizers, make_schedule
 from adios_ray.training.reproduce import reproduce
 from adios_ray.training.step import SlotLosses, StepResult, accumulate_gradients, probe_gradients
 from adios_ray.training.trainer import Trainer
@@ -187,6 +194,43 @@ def test_how_many_slots_fit_is_measured_for_each_number_of_slots(
         trainer.train_until(end)
         assert trainer.networks.slots_at_once == slots
     assert measured == [3, 5]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("CUDA error: out of memory")])
+def test_slots_are_halved_until_training_fits(
+    error: Exception, objects_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps and feed need memory: either may fail."""
+    tried, config = list[tuple[int | None, str]](), small_config(objects_dir, masking={"slots": 7})
+    split = open_shards(objects_dir).split("train")
+
+    def failing_step(networks: Networks, optimizers: Optimizers, own: TrialConfig) -> Callable[..., StepResult]:
+        slots, take_step = own.slots_at_once, step_function(networks, optimizers, own)
+
+        def step(batch: Batch, weight: float) -> StepResult:
+            tried.append((slots, "step"))
+            if slots == 7:
+                raise error
+            return take_step(batch, weight)
+
+        return step
+
+    def failing_view(*arguments: Any) -> Tensor:
+        if tried[-1:] == [(4, "step")]:  # the batch after the first one of the second attempt
+            tried.append((4, "view"))
+            raise error
+        return apply_view(*arguments)
+
+    monkeypatch.setattr(cost, "step_function", failing_step)
+    monkeypatch.setattr(loader, "apply_view", failing_view)
+    state = torch.get_rng_state()
+    assert cost.fitting_slots(config, split, 32, CPU) == 2
+    assert tried == [(7, "step"), (4, "step"), (4, "view"), *[(2, "step")] * cost.STEPS]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert cost.fitting_slots(replaced(config, {"masking.scheme": "adios-s"}), split, 32, CPU) == 1
+    monkeypatch.setattr(cost, "step_function", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cost.fitting_slots(config, split, 32, CPU)
 
 
 @pytest.mark.slow

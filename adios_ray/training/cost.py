@@ -11,7 +11,8 @@ import torch
 
 from adios_ray import parallel
 from adios_ray.config import TrialConfig, replaced
-from adios_ray.data.loader import Batch
+from adios_ray.data.loader import Batch, BatchLoader
+from adios_ray.data.shards import Split
 from adios_ray.devices import is_out_of_memory, timed
 from adios_ray.masking.fill import make_fill
 from adios_ray.masking.schemes import OBJECT_SCHEMES, PATTERN_SCHEMES
@@ -81,12 +82,17 @@ def random_step(
         batch_size: Images of the batch, in place of the configured number.
         device: Where to train.
     """
-    networks = Networks(config, size, CLASSES).to(device).train()
-    networks.choose_layouts(device)
-    optimizers = build_optimizers(networks, config.optimizer)
+    networks, optimizers = _build(config, size, device)
     batch = _random_batch(config, batch_size, size, device)
     take_step = step_function(networks, optimizers, config)
     return networks, optimizers, lambda: take_step(batch, 0.5)
+
+
+def _build(config: TrialConfig, size: int, device: torch.device) -> tuple[Networks, Optimizers]:
+    """Build what a trial trains, as it does, but without compiling it."""
+    networks = Networks(config, size, CLASSES).to(device).train()
+    networks.choose_layouts(device)
+    return networks, build_optimizers(networks, config.optimizer)
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -107,8 +113,10 @@ def _core_seconds(work: Callable[[], object]) -> float:
     return seconds
 
 
-def fitting_slots(config: TrialConfig, size: int, device: torch.device) -> int:
-    """Find how many slots a GPU can embed at once: all of them, or a half until a measured step fits into its memory.
+def fitting_slots(config: TrialConfig, split: Split, size: int, device: torch.device) -> int:
+    """Find how many slots a GPU can embed at once: all of them, or a half until training fits into its memory.
+
+    A few steps are taken on networks of their own; meanwhile the feed makes the next batches there, as in training.
 
     Where several workers share the GPU, it is this one's share of the memory (``devices.limit_memory``).
 
@@ -116,6 +124,7 @@ def fitting_slots(config: TrialConfig, size: int, device: torch.device) -> int:
 
     Args:
         config: The trial's configuration.
+        split: The images that it trains on.
         size: Side S of the views in pixels.
         device: The GPU.
     """
@@ -124,7 +133,7 @@ def fitting_slots(config: TrialConfig, size: int, device: torch.device) -> int:
     with torch.random.fork_rng([device] if device.type == "cuda" else []), parallel.alone():
         while slots > 1:
             try:
-                measure_step(replaced(config, {"slots_at_once": slots, "batch_size": share}), size, device)
+                _train_briefly(replaced(config, {"slots_at_once": slots, "batch_size": share}), split, size, device)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -133,6 +142,13 @@ def fitting_slots(config: TrialConfig, size: int, device: torch.device) -> int:
             finally:
                 torch.cuda.empty_cache()
     return slots
+
+
+def _train_briefly(config: TrialConfig, split: Split, size: int, device: torch.device) -> None:
+    """Take the first steps of a training, until its memory has its full size."""
+    take_step = step_function(*_build(config, size, device), config)
+    for batch in BatchLoader(split, config, size, device).batches(config.seed, 0, STEPS):
+        take_step(batch, 0.5)
 
 
 def _random_batch(config: TrialConfig, batch_size: int, size: int, device: torch.device) -> Batch:

@@ -122,7 +122,7 @@ class Trainer:
         peak = self.config.optimizer
         # Not at the start: an evaluation needs no such measurement.
         if self._measures_slots and self._measured_slots != self.config.masking.slots:
-            slots = fitting_slots(self.config, self.image_size, self.device)
+            slots = fitting_slots(self.config, self.feed.split, self.image_size, self.device)
             self.networks.slots_at_once = min(parallel.gather_values(slots))
             self._measured_slots = self.config.masking.slots
         self.networks.train()
