@@ -218,6 +218,11 @@ def epoch_of(path: Path) -> int:
     return int(path.stem.removeprefix(_EPOCH))
 
 
+def trial_of(path: Path) -> str:
+    """Return the trial that has written something after an epoch."""
+    return path.parent.name
+
+
 def newest_epochs(folder: Path) -> list[Path]:
     """List what was written into a folder after each epoch, newest first; nothing if there is no such folder.
 

@@ -20,7 +20,7 @@ from adios_ray.devices import CPU, CPU_ALLOCATOR, is_out_of_memory, limit_memory
 from adios_ray.errors import CheckpointError, MemoryLimitError, RunError
 from adios_ray.files import remove_drafts
 from adios_ray.retry import retry, retry_in_run
-from adios_ray.run_directory import RunDirectory
+from adios_ray.run_directory import RunDirectory, trial_of
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.run_masks import MaskFile, write_masks
 from adios_ray.training.trainer import Trainer
@@ -122,7 +122,7 @@ def load_intact(
         if problem is None:
             trainer.restore(state, settings, candidate.path)
             if problems and parallel.rank() == 0:
-                say(f"{problems[0]}; it resumes from {candidate.path.parent.name}/{candidate.path.name}")
+                say(f"{problems[0]}; it resumes from {trial_of(candidate.path)}/{candidate.path.name}")
             return candidate
         problems.append(problem)
     # Nothing is older than a training's first checkpoint but its beginning, from which it repeats.

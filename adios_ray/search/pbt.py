@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from adios_ray.backend.admission import Admission
-from adios_ray.run_directory import epoch_of
+from adios_ray.run_directory import epoch_of, trial_of
 from adios_ray.search.comparison import Difference, familywise, fluctuation
 from adios_ray.search.opening import Rung, leaving, stays
 from adios_ray.search.population import WORST_SCORE, Population, scores_at_common_epoch
@@ -246,7 +246,7 @@ class PopulationBasedTraining(LiveScheduler):
         # is compared by its outcomes for some reports more; all are kept under the trial's name and epoch.
         others = [member for other, member in self.population.state.members.items() if other != name]
         paths = [path for member in others if member.checkpoint for path in member.checkpoint.paths]
-        checkpoints = [epoch_of(path) for path in paths if path.parent.name == name]
+        checkpoints = [epoch_of(path) for path in paths if trial_of(path) == name]
         outcomes = [score.epoch for member in others for score in member.reported if score.trial == name]
         return max(checkpoints + outcomes, default=0)
 

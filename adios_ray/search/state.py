@@ -14,7 +14,7 @@ from adios_ray.checkpoints import Pointer
 from adios_ray.config import SearchedValues
 from adios_ray.errors import ConfigError
 from adios_ray.files import append_line, atomic_write, complete_lines
-from adios_ray.run_directory import RunDirectory, epoch_name, newest_epochs
+from adios_ray.run_directory import RunDirectory, epoch_name, newest_epochs, trial_of
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.comparison import LONGEST_HISTORY, History, Score
 from adios_ray.validation import parse_json, read_json
@@ -218,7 +218,7 @@ class PopulationState(BaseModel):
 
 def borrows(name: str, pointer: Pointer | None) -> bool:
     """Return whether a trial of this name uses another's checkpoint, to resume from or in case its own is damaged."""
-    return pointer is not None and any(path.parent.name != name for path in pointer.paths)
+    return pointer is not None and any(trial_of(path) != name for path in pointer.paths)
 
 
 def _with_pointers(members: Mapping[str, Member], move: Callable[[Path], Path]) -> dict[str, Member]:
