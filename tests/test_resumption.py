@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import yaml
 from s3 import s3_server
 from small import make_objects, small_config
 
-from adios_ray.checkpoints import STATE_FILES, Pointer
+from adios_ray.checkpoints import STATE_FILE, STATE_FILES, Pointer
 from adios_ray.data.claim import TRAINING, Claim, claimed
 from adios_ray.errors import CheckpointError, ClaimError, ConfigError
 from adios_ray.experiment import runner
 from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import ExperimentConfig, read_experiment
 from adios_ray.experiment.resources import WorkerResources
+from adios_ray.experiment.resumption import check_checkpoints
 from adios_ray.local_cache import CACHE_VARIABLE
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
@@ -239,6 +240,31 @@ def test_a_run_without_its_checkpoints_is_refused_before_anything_is_written(
     with pytest.raises(CheckpointError, match=r"lacks the checkpoints checkpoints/trial_01/epoch_00003:"):
         runner.start(config)
     assert contents(run_dir) == before and len(trained) == 1
+
+
+@pytest.mark.parametrize(
+    ("present", "finished", "resumes"),
+    [
+        (["trial_01/epoch_00005"], False, True),
+        (["trial_00/epoch_00004"], False, True),
+        (["trial_00/epoch_00004"], True, False),
+        (["trial_01/epoch_00004"], False, False),  # the weights that it has replaced
+    ],
+)
+def test_a_trial_resumes_from_its_checkpoint_or_the_one_that_it_continues(
+    present: Sequence[str], finished: bool, resumes: bool, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path)
+    for name in present:
+        (run.checkpoints / name).mkdir(parents=True)
+        (run.checkpoints / name / STATE_FILE).write_bytes(b"")
+    donor = Pointer(path=run.checkpoint("trial_00", 4), sha256="")
+    own = Pointer(path=run.checkpoint("trial_01", 5), sha256="").after(donor)
+    members = {"trial_01": Member(values={}, number=1, checkpoint=own, epoch=5, finished=finished)}
+    state = PopulationState(members=members, next_decision_epoch=6)
+    refused = pytest.raises(CheckpointError, match="lacks the checkpoints .*trial_01/epoch_00005")
+    with nullcontext() if resumes else refused:
+        check_checkpoints(RunStorage(tmp_path), state)
 
 
 def test_whole_paths_of_earlier_versions_are_found_after_a_move(config: ExperimentConfig, trained: Trained) -> None:

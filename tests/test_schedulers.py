@@ -20,7 +20,7 @@ from adios_ray.backend.line import Line, Note, Request
 from adios_ray.config import TrialConfig, replaced, value_at
 from adios_ray.errors import ClaimError, FaultError
 from adios_ray.experiment.schedule import Schedule, Stage, schedule_of
-from adios_ray.run_directory import RunDirectory
+from adios_ray.run_directory import RunDirectory, trial_of
 from adios_ray.search.comparison import Score
 from adios_ray.search.pb2 import PB2
 from adios_ray.search.pbt import PopulationBasedTraining
@@ -281,6 +281,11 @@ def test_checkpoints_in_use_and_those_before_them_are_kept_and_no_others(
                 assert (each.path / "score").read_text() == each.sha256
             borrowed.update(path for path in pointer.paths if path.parent.name != name)
         used = {path for pointer in pointers.values() for path in pointer.paths}
+        for name, member in members.items():
+            if member.replaced_history:  # until its first report as a copy, for workers that are loading it
+                replaced = RunDirectory(now.directory).checkpoint(name, member.replaced_history[-1].epoch)
+                assert replaced.is_dir()
+                used |= set(replaced.parent.iterdir())
         unused = set((now.directory / "checkpoints").glob("*/*")) - used
         answered = {line.checkpoint.path for line in now.channel.lines.values() if line.checkpoint}
         # What was answered is not used until the driver has it; if the driver dies before, it is written once more.
@@ -708,7 +713,7 @@ def test_a_trial_that_cannot_train_leaves_the_opening_last(tmp_path: Path) -> No
     assert sum(member.epoch == EPOCHS for member in state.members.values()) == 4
 
 
-@pytest.mark.parametrize("seed", [40, 44, 57, 59])
+@pytest.mark.parametrize("seed", [5, 21, 40, 57])
 def test_no_trial_overwrites_a_checkpoint_that_another_still_has_to_load(tmp_path: Path, seed: int) -> None:
     """Asynchronously, donors may be behind: a trial that copies one trains epochs again that were copied from it."""
     options: dict[str, Any] = {"synchronous": False, "interval_epochs": 3, "significance": 1}
@@ -717,9 +722,12 @@ def test_no_trial_overwrites_a_checkpoint_that_another_still_has_to_load(tmp_pat
     drawn, overwritten, choose = Random(seed), list[str](), simulated.random.choice
 
     def fitness(trial: str, epoch: int, config: TrialConfig, before: float) -> float:
-        target = RunDirectory(simulated.directory).checkpoint(trial, epoch)
+        run, loaded = RunDirectory(simulated.directory), simulated.channel.lines[trial].checkpoint
+        targets = {run.checkpoint(trial, epoch)}
+        if loaded and trial_of(loaded.path) != trial and loaded.before:  # if the donor's checkpoint were damaged
+            targets.add(run.checkpoint(trial, epoch - 1))
         for other, member in simulated.members.state.members.items():
-            if other != trial and member.checkpoint is not None and target in member.checkpoint.paths:
+            if other != trial and member.checkpoint is not None and targets & set(member.checkpoint.paths):
                 overwritten.append(f"{other} refers to {trial} at {epoch}")
         return math.nan if drawn.random() < 0.06 else before + optimum(config)
 

@@ -87,6 +87,9 @@ def evolve(
     run = Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check)
     with trackers:
         state = _train(config, space, run, resources, claim)
+        claim.check()
+        # What copies used of trials that had finished before them.
+        state.remove_unused_checkpoints(storage, state.members, state.members)
         trackers.summary(conclude(config, run, state, resources))
     return run_dir
 

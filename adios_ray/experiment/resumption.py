@@ -96,11 +96,10 @@ def check_checkpoints(run: RunStorage, state: PopulationState) -> None:
 
 
 def _lacks(run: RunStorage, member: Member) -> bool:
-    """Tell whether a trial cannot continue: its checkpoint is missing, and an older one, if it still trains."""
+    """Tell whether a trial cannot continue: its checkpoint is missing, and the one before it, if it still trains."""
     assert member.checkpoint is not None
-    own = member.checkpoint.path
-    older = [] if member.finished else [path for path in run.epochs(own.parent) if path.name < own.name]
-    return not any(run.has(path / name) for path in (own, *older) for name in STATE_FILES)
+    paths = [member.checkpoint.path] if member.finished else member.checkpoint.paths
+    return not any(run.has(path / name) for path in paths for name in STATE_FILES)
 
 
 def save_changes(

@@ -220,7 +220,8 @@ class PopulationBasedTraining(LiveScheduler):
         replaceable = [other for other in ranked[: len(ranked) - count] if not members[other].control]
         if name not in replaceable[:count]:
             return []
-        # A trial that copies a donor behind it writes its epochs again.
+        # A trial that copies a donor behind it writes its epochs again; if the donor's checkpoint is damaged, also the
+        # donor's.
         kept = self._last_epoch_in_use(name)
         return [
             other
@@ -228,7 +229,7 @@ class PopulationBasedTraining(LiveScheduler):
             if margins[other] > 0
             and self._can_give(other)
             and not self._too_far_ahead(other, name)
-            and members[other].epoch >= kept
+            and members[other].epoch > kept
         ]
 
     def _can_give(self, name: str) -> bool:

@@ -203,6 +203,9 @@ class PopulationState(BaseModel):
     def remove_unused_checkpoints(self, storage: RunStorage, trials: Iterable[str], borrowers: Iterable[str]) -> None:
         """Delete the checkpoints of these trials that no member resumes from, nor would if its own were damaged.
 
+        Those of a copy stay until its first report: its workers may be about to load one, the best score so far may be
+        that of its last weights, and after a crash of the machine the journal may lack the copy.
+
         Args:
             storage: Where the checkpoints are.
             trials: The trials; none of them trains, so that no checkpoint is newer than its last report's.
@@ -211,6 +214,8 @@ class PopulationState(BaseModel):
         pointers = [self.members[name].checkpoint for name in {*trials, *borrowers}]
         used = {path for pointer in pointers if pointer for path in pointer.paths}
         for trial in trials:
+            if self.members[trial].replaced_history is not None:
+                continue
             for directory in storage.epochs(RunDirectory(storage.directory).checkpoints / trial):
                 if directory not in used:
                     storage.remove(directory)
