@@ -175,7 +175,7 @@ def test_a_trial_whose_processes_are_killed_resumes_from_its_last_whole_checkpoi
     failed, skipped = driven.notes()
     assert failed.text.startswith("its workers failed (") and failed.text.endswith("started again, attempt 2 of 6")
     assert "The actor died unexpectedly" in failed.details
-    assert f"epoch_00002/{STATE_FILE} is damaged" in skipped.text and skipped.text.endswith("resumes from epoch_00001")
+    assert f"epoch_00002/{STATE_FILE} is damaged" in skipped.text and skipped.text.endswith("from trial/epoch_00001")
 
     from adios_ray.training.trainer import Trainer
 

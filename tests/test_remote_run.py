@@ -17,7 +17,8 @@ from waiting import until
 from adios_ray.data.claim import TRAINING
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.places import fetched
-from adios_ray.run_directory import RunDirectory
+from adios_ray.run_directory import RunDirectory, epoch_of
+from adios_ray.search.state import PopulationState
 from adios_ray.store import Store
 from adios_ray.tracking.decisions import read_lineage
 from adios_ray.tracking.records import read_summary
@@ -91,8 +92,10 @@ def test_a_run_at_a_uri_trains_as_on_a_disk_and_is_resumed_elsewhere(
         trained_in_one_process(config, run_dir, tmp_path / "in_process")
         assert read_summary(run_dir) is not None and "<html" in (run_dir / "report.html").read_text()
         assert set(RunDirectory(run_dir).stored_masks("trial_00")) == set(range(1, epochs + 1))
-        kept = sorted(folder.name for folder in run_dir.glob("checkpoints/*/epoch_*"))
-        assert kept == sorted(2 * [f"epoch_{epoch:05d}" for epoch in (epochs - 1, epochs)])
+        pointers = [member.checkpoint for member in PopulationState.load(run_dir).members.values()]
+        assert all(pointer is not None and epoch_of(pointer.path) == epochs for pointer in pointers)
+        # Also what each one continues, which is the donor's checkpoint for a copy.
+        assert set(run_dir.glob("checkpoints/*/epoch_*")) == {path for each in pointers if each for path in each.paths}
         assert Store(place).size(TRAINING.file) is None  # the last driver's claim is released
         caches = "second" if killed else "first", "workers"  # a killed driver's copy is evicted where room is needed
         left = [path for cache in caches for path in (tmp_path / cache).rglob("*") if path.is_file()]
