@@ -53,9 +53,14 @@ class Pointer(BaseModel, frozen=True):
         return self.model_copy(update={"path": move(self.path), "before": self.before and self.before.moved(move)})
 
     @property
+    def chain(self) -> "list[Pointer]":
+        """The pointer, and that of the checkpoint before it if there is one."""
+        return [self, *(self.before.chain if self.before else ())]
+
+    @property
     def paths(self) -> list[Path]:
         """The directories of the checkpoint and of the one before it."""
-        return [self.path, *(self.before.paths if self.before else ())]
+        return [pointer.path for pointer in self.chain]
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any], meta: dict[str, Any]) -> Pointer:

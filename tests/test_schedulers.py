@@ -277,8 +277,7 @@ def test_checkpoints_in_use_and_those_before_them_are_kept_and_no_others(
         pointers = {name: member.checkpoint for name, member in members.items() if member.checkpoint}
         for name, pointer in pointers.items():
             assert (pointer.before is None) == (members[name].epoch == 1)
-            for each in (pointer, *([pointer.before] if pointer.before else ())):
-                assert (each.path / "score").read_text() == each.sha256
+            assert all((each.path / "score").read_text() == each.sha256 for each in pointer.chain)
             borrowed.update(path for path in pointer.paths if path.parent.name != name)
         used = {path for pointer in pointers.values() for path in pointer.paths}
         for name, member in members.items():

@@ -112,11 +112,8 @@ def load_intact(
         CheckpointError: If there is none that all workers can read.
     """
     pointer = storage.here(pointer)
-    oldest, problems = pointer, list[str]()
-    for candidate in (pointer, pointer.before):
-        if candidate is None:
-            break
-        oldest = candidate
+    problems = list[str]()
+    for candidate in pointer.chain:
         retry(partial(storage.fetch, candidate), say)
         state, problem = _read(candidate)
         if problem is None:
@@ -126,7 +123,7 @@ def load_intact(
             return candidate
         problems.append(problem)
     # Nothing is older than a training's first checkpoint but its beginning, from which it repeats.
-    if oldest.path != first:
+    if pointer.paths[-1] != first:
         raise CheckpointError(problems[0])
     if parallel.rank() == 0:
         say(f"{problems[0]}; it trains from the beginning")

@@ -204,7 +204,10 @@ class Population:
 
     def _note_borrowing(self, name: str) -> None:
         """Keep up with whose checkpoints a member uses."""
-        (self._borrowers.add if borrows(name, self[name].checkpoint) else self._borrowers.discard)(name)
+        if borrows(name, self[name].checkpoint):
+            self._borrowers.add(name)
+        else:
+            self._borrowers.discard(name)
 
     def push_checkpoint(self, name: str) -> None:
         """Send the copied checkpoint to the trial's workers.
