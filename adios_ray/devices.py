@@ -12,13 +12,21 @@ CPU_ALLOCATOR = "DefaultCPUAllocator"
 """Occurs in torch's messages that memory for the CPU cannot be allocated."""
 _OUT_OF_MEMORY = (
     CPU_ALLOCATOR,
+    "CUDA out of memory",  # wrapped into another class, as torch's compiler does
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Cuda failure 2 'out of memory'",  # of NCCL
     "Triton Error [CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    # The libraries' own memory, which they take at first use, beside torch's allocator.
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
     # Of cuDNN's search for the fastest kernel (``prepare_device``), when none has the memory that it needs.
     "unable to find an engine to execute this computation",
 )
+CONTEXT_BYTES = 700 * 2**20
+"""What a process takes of a GPU beside its tensors: CUDA's context, its libraries and their kernels."""
 
 
 def best_device() -> torch.device:
@@ -40,7 +48,11 @@ def native_bfloat16(device: torch.device) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether torch or Python could not allocate memory, on a GPU or for the CPU."""
     # Only torch's allocator for GPUs has an error class of its own.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
+        return True
+    # While a CUDA graph is recorded, torch may answer with another error, which has this one as its context.
+    cause = error.__cause__ or error.__context__
+    return cause is not None and is_out_of_memory(cause)
 
 
 def copied_to(values: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -55,12 +67,14 @@ def prepare_device(device: torch.device) -> None:
 
 
 def limit_memory(device: torch.device, share: float) -> None:
-    """Keep this process's tensors within a share, in (0, 1], of a GPU's memory: beyond it, it is out of memory itself.
+    """Keep this process within a share, in (0, 1], of a GPU's memory: beyond it, it is out of memory itself.
 
-    Without a limit, the one that asks for more last is out of memory, whichever took too much.
+    Without a limit, the one that asks for more last is out of memory, whichever took too much. torch limits tensors
+    alone, so they get what the process's context leaves of its share.
     """
     if device.type == "cuda" and share < 1:
-        torch.cuda.set_per_process_memory_fraction(share, device)
+        context = CONTEXT_BYTES / torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(max(share - context, 0.0), device)
 
 
 @contextmanager

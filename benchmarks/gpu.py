@@ -290,11 +290,12 @@ def _measure_step(
     if config.compile:
         torch._dynamo.reset()  # else a row counts towards the limit of recompilations of the next
         networks.compile_parts()
-    for _ in range(WARM_UP):
+    timed(step, device)
+    if device.type == "cuda":  # after compiling, and before a recording, whose memory its replays do not take again
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(WARM_UP - 1):
         timed(step, device)
     warm_up_s = time.perf_counter() - began
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     step_s = statistics.median(seconds_of(step, device, seconds))
     peaks = report.found.get("card", {}).get("peak", {}).get("peak_tflops", {})
     units = "bfloat16" if config.precision == "bfloat16" else "tf32" if device.type == "cuda" else "float32"

@@ -97,7 +97,9 @@ class KnownTruth:
         members: The population.
     """
 
-    def __init__(self, space: SearchSpace, problem: Problem, initial: list[Values], seed: int, directory: Path) -> None:
+    def __init__(
+        self, space: SearchSpace, problem: Problem, initial: list[Values], seed: int, directory: Path, controls: int = 0
+    ) -> None:
         """Create the population.
 
         Args:
@@ -106,6 +108,7 @@ class KnownTruth:
             initial: First values of each trial.
             seed: Seed of the decisions and of the noise.
             directory: Where the population keeps its journal.
+            controls: How many trials, from the first on, keep their values.
         """
         self.directory, self.storage, self.problem = directory, RunStorage(directory), problem
         self.exploits, self.refusals = list[Decided](), 0
@@ -114,7 +117,7 @@ class KnownTruth:
         self._stored: dict[Path, Stored] = {}
         state = PopulationState(next_decision_epoch=space.interval_epochs)
         for number, values in enumerate(initial):
-            state.add(f"trial_{number:02d}", values, control=number < space.controls_among(len(initial)))
+            state.add(f"trial_{number:02d}", values, control=number < controls)
         RunDirectory(directory).make_folders()
         state.save(directory)
         config = parse(TrialConfig, {"epochs": problem.epochs, "seed": seed})
@@ -200,7 +203,8 @@ def evolve(
 ) -> KnownTruth:
     """Train a population under the scheduler of a space, after the halvings of an opening."""
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
-        population = KnownTruth(space, problem, initial, seed, Path(directory))
+        controls = space.controls_among(halvings[-1].survivors if halvings else len(initial))
+        population = KnownTruth(space, problem, initial, seed, Path(directory), controls)
         if halvings:
             population.members.state.next_decision_epoch = halvings[0].epoch
         population.run(lambda members, room: make_scheduler(space, members, room, len(initial), halvings))

@@ -99,6 +99,9 @@ def test_perturbation_moves_by_the_factor_or_the_step() -> None:
     slots = Integer(low=2, high=5, scale="integer", step=1)
     assert {slots.perturb(4, Random(seed)) for seed in range(20)} == {3, 5}
     assert {slots.perturb(5, Random(seed)) for seed in range(20)} == {4, 5}
+    thirds = Integer(low=2, high=8, scale="integer", step=3)
+    for value, near in ((6, {5, 8}), (3, {2, 5}), (5, {2, 8}), (1, {2}), (11, {8})):  # those that can be drawn
+        assert {thirds.perturb(value, Random(seed)) for seed in range(20)} == near
 
 
 def test_log_scale_draws_uniformly_in_the_logarithm() -> None:

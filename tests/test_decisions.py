@@ -128,17 +128,32 @@ def test_what_only_one_report_shows_is_estimated_and_widens_the_error() -> None:
     histories = [tuple(Score(epoch, float(v), 0.01, "a") for epoch, v in enumerate(own, 1)) for own in values]
     found = fluctuation(histories)
     assert found == pytest.approx(0.02**2, rel=0.3)  # 117 degrees of freedom, which neighbors share
-    assert fluctuation([tuple(Score(epoch, 2.0 * epoch + epoch**2) for epoch in (1, 2, 3))] * 3) == 0
-    assert fluctuation(histories[:1]) == fluctuation([]) == 0
+    assert fluctuation([tuple(Score(epoch, level + epoch**2) for epoch in (1, 2, 3)) for level in (0.0, 1.0)]) == 0
+    usual = 0.0055**2
+    assert fluctuation(histories[:1]) == fluctuation([history[:2] for history in histories]) == fluctuation([]) == usual
     # Copies have their donor's history, whose deviations say nothing new.
     early = [history[:12] for history in histories]
-    assert fluctuation(early[:1] * 4) == 0 and fluctuation([*early, *early[:3]]) == fluctuation(early)
+    assert fluctuation(early[:1] * 4) == usual and fluctuation([*early, *early[:3]]) == fluctuation(early)
     # What fluctuated once need not do so now.
-    calm = [(*history[:20], *(Score(epoch, 0.7) for epoch in range(21, 26))) for history in histories]
+    calm = [(*own[:20], *(Score(epoch, 0.7 + i / 99) for epoch in range(21, 26))) for i, own in enumerate(histories)]
     assert fluctuation(calm) == 0 < fluctuation([history[:20] for history in calm])
     wider = unpaired(Score(3, 0.5, 0.03), Score(3, 0.4, 0.04)).with_fluctuation(0.0006)
     assert wider.standard_error == pytest.approx(math.sqrt(0.0025 + 0.0012))
     assert wider.z == pytest.approx(0.1 / math.sqrt(0.0037)) and wider.value == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("reports", [1, 2, 4])
+def test_the_first_decisions_are_at_the_stated_level_too(reports: int) -> None:
+    """Equally good trials, whose reports fluctuate as those of the study do beyond what their images show."""
+    random, falsely = np.random.default_rng(reports), 0
+    for _ in range(400):
+        images = 0.1 * random.standard_normal((8, 1, 225)) + 0.0055 * random.standard_normal((8, reports, 1))
+        means = images.mean(axis=2)
+        histories = [tuple(Score(epoch, float(mean)) for epoch, mean in enumerate(own, 1)) for own in means]
+        order = means[:, -1].argsort()
+        difference = paired(images[order[-1], -1], images[order[0], -1]).with_fluctuation(fluctuation(histories))
+        falsely += familywise(difference.z or 0.0, 8) <= 0.1
+    assert falsely / 400 == pytest.approx(0.1, abs=0.06)  # with the error of the images alone: 0.23
 
 
 def test_scores_between_reports_are_interpolated() -> None:
@@ -215,7 +230,9 @@ def test_a_donor_must_be_better_beyond_the_noise(tmp_path: Path) -> None:
             decoded(base64.b64decode(outcomes(trial, refusal.epoch, fitness)["outcomes"]))
             for trial, fitness in (("trial_03", 0.5003), ("trial_00", 0.5))
         )
-        assert refusal.z == pytest.approx(scipy.stats.ttest_rel(better, worse).statistic, rel=1e-9)
+        # Until three reports show that nothing else fluctuates here, it is believed to.
+        expected = paired(better, worse).with_fluctuation(0.0055**2 if refusal.epoch == 2 else 0)
+        assert refusal.z == pytest.approx(expected.z, rel=1e-9)
         assert refusal.p == pytest.approx(familywise(refusal.z, 4), rel=1e-12)
 
 
@@ -256,6 +273,16 @@ def test_standard_errors_alone_gate_too(tmp_path: Path) -> None:
     simulated.drive()
     assert [epoch for epoch, _, _, _ in simulated.lineage()] == [1, 2, 3, 4]
     assert [refusal.epoch for refusal in read_refusals(simulated.directory)] == [5, 6, 7, 8]
+
+
+def test_smoothed_scores_are_compared_by_their_errors(tmp_path: Path) -> None:
+    """Whether their reports' outcomes have nearly the same mean is chance."""
+    simulated = alike(simulation(tmp_path / "run", population=4, interval_epochs=4), trial_00=0.4)
+    simulated.config = replaced(simulated.config, {"evaluation.smoothing": 0.5})
+    simulated.details = lambda trial, epoch, fitness: {"standard_error": 0.2, **outcomes(trial, epoch, fitness)}
+    simulated.drive()
+    first, *_ = read_refusals(simulated.directory)
+    assert first.trial == "trial_00" and first.z == pytest.approx(0.1003 / math.hypot(0.2, 0.2), rel=1e-3)
 
 
 @pytest.mark.parametrize("level", [1, None])

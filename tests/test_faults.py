@@ -330,10 +330,24 @@ def test_what_a_worker_prints_is_passed_on_in_bounded_parts(tmp_path: Path, monk
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "GET was unable to find an engine to execute this computation",
         "FIND was unable to find an engine to execute this computation",
+        "CUDA driver error: out of memory",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+        "NCCL error in: ProcessGroupNCCL.cpp\nLast error:\nCuda failure 2 'out of memory'",
     ],
 )
 def test_memory_of_a_gpu_is_exhausted_in_many_words(message: str) -> None:
     assert is_out_of_memory(RuntimeError(message))
+
+
+def test_an_error_that_follows_from_one_of_memory_is_one() -> None:
+    """As torch's of a recording in which memory was exhausted."""
+    with pytest.raises(RuntimeError) as raised:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+    assert is_out_of_memory(raised.value) and not is_out_of_memory(RuntimeError(str(raised.value)))
 
 
 def test_an_error_of_memory_names_the_values_to_change() -> None:
@@ -360,6 +374,8 @@ def test_a_worker_of_a_part_of_a_gpu_is_kept_within_its_memory(monkeypatch: pyte
     monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *limit: limits.append(limit), raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for device, share in ((best_device(), 0.25), (best_device(), 1.0), (CPU, 0.5)):
+    card = SimpleNamespace(total_memory=7 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    for device, share in ((best_device(), 0.25), (best_device(), 1.0), (CPU, 0.5), (best_device(), 0.01)):
         limit_memory(device, share)
-    assert limits == [(0.25, 0)]
+    assert limits == [(pytest.approx(0.25 - 0.7 / 7, abs=0.003), 0), (0.0, 0)]  # what the context leaves of the share

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from small import small_config
 
 from adios_ray.config import OBJECTIVES, SCHEMES, TrialConfig, replaced, value_at
 from adios_ray.experiment.command import read_arguments
+from adios_ray.experiment.config import SPACES
 from adios_ray.experiment.presets import published
 from adios_ray.experiment.remarks import NEEDS, remarks
 from adios_ray.search.spaces import load_space
@@ -111,3 +113,12 @@ def test_nothing_is_said_of_the_published_settings_with_learned_masks() -> None:
 )
 def test_a_remark_names_the_setting_and_the_reason(flags: list[str], expected: str) -> None:
     assert said(*flags) == [expected]
+
+
+@pytest.mark.parametrize(("interval", "decides"), [(1, True), (3, False)])
+def test_the_first_decision_is_an_interval_after_the_opening(interval: int, decides: bool, tmp_path: Path) -> None:
+    demo = yaml.safe_load((SPACES / "pbt_demo.yaml").read_text())
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump({**demo, "interval_epochs": interval, "opening": {"trials": 8, "epochs": 3}}))
+    remark = "interval_epochs 3 of 6 epochs: pbt decides nothing after the opening's 3; lower it, or raise --epochs"
+    assert said("--space", str(space), "--epochs", "6") == ([] if decides else [remark])

@@ -314,6 +314,41 @@ def test_a_diverged_trial_scores_worst_and_is_replaced(tmp_path: Path, failure: 
     assert simulated.members.state.observations["trial_02/3"].scores[1] == WORST_SCORE
 
 
+@pytest.mark.parametrize("synchronous", [True, False])
+def test_a_failure_that_a_trial_has_survived_is_forgotten(tmp_path: Path, synchronous: bool) -> None:
+    """Asynchronously, slow trials are compared with others at the epoch at which these had failed."""
+    simulated = simulation(tmp_path / "run", 4, synchronous=synchronous, interval_epochs=2, order=3)
+    scores = {"trial_00": 0.1, "trial_01": 0.2, "trial_02": 0.3, "trial_03": 0.5}
+    simulated.fitness = lambda trial, epoch, config, before: (
+        math.nan if (trial, epoch) == ("trial_03", 1) else scores[trial] + epoch / 100
+    )
+    slow_last(simulated, "trial_02")
+    simulated.drive()
+    assert [donor for _, trial, donor, _ in simulated.lineage() if trial == "trial_03"] == []
+
+
+def slow_last(simulated: Simulation, *slow: str) -> None:
+    """Let these trials report only when no other one can."""
+    choose = simulated.random.choice
+
+    def fast_first(options: Sequence[Any]) -> Any:
+        fast = [option for option in options if not (isinstance(option, tuple) and option[0] in slow)]
+        return choose(fast or options)
+
+    simulated.random.choice = fast_first  # type: ignore[method-assign]  # of this simulation alone
+
+
+def test_slow_trials_are_ranked_among_those_that_are_done(tmp_path: Path) -> None:
+    """The two best are slow: when all others have finished, the second must not become the worst."""
+    simulated = simulation(tmp_path / "run", 8, interval_epochs=3, synchronous=False, controls=0)
+    scores = {f"trial_{number:02d}": 0.3 + number / 500 for number in range(6)} | {"trial_06": 0.48, "trial_07": 0.51}
+    simulated.fitness = lambda trial, epoch, config, before: scores[trial] + epoch / 100
+    slow_last(simulated, "trial_06", "trial_07")
+    state = simulated.drive()
+    assert {member.epoch for member in state.members.values()} == {EPOCHS}
+    assert not {"trial_06", "trial_07"} & {trial for _, trial, _, _ in simulated.lineage()}
+
+
 def test_a_population_in_which_all_diverged_makes_no_copies(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", population=4)
     simulated.fitness = lambda trial, epoch, values, before: math.nan
@@ -438,6 +473,21 @@ def test_median_stops_trials_below_the_median(tmp_path: Path) -> None:
     assert state.members["trial_11"].epoch < EPOCHS
 
 
+def test_a_trial_that_the_median_would_have_stopped_at_its_end_trains_on_to_a_later_one(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", population=5, scheduler="median", grace_epochs=1, min_trials=3)
+    simulated.config = simulated.config.model_copy(update={"epochs": 4})
+    simulated.fitness = lambda trial, epoch, config, before: (
+        0.5 + 0.4 * (epoch >= 4 and trial != "trial_00") + 0.01 * (trial == "trial_00")
+    )
+    assert {member.epoch for member in searched(simulated).members.values()} == {4}
+    state = PopulationState.load(simulated.directory)
+    state.epochs = 4
+    state.extend(8, 1)
+    state.save(simulated.directory)
+    simulated.config = simulated.config.model_copy(update={"epochs": 8})
+    assert {member.epoch for member in searched(simulated).members.values()} == {8}
+
+
 def test_without_a_rule_every_combination_of_a_grid_trains_to_its_end(tmp_path: Path) -> None:
     grid = {"masking.slots": {"values": [2, 4]}, "optimizer.encoder_lr": {"values": [0.1, 0.2, 0.3]}}
     simulated = simulation(tmp_path / "run", capacity=2, scheduler="none", search="grid", parameters=grid)
@@ -474,9 +524,12 @@ def test_a_search_by_hyperopt_over_lists_goes_on_after_a_resumption(tmp_path: Pa
     terms = {"values": [["masked-unmasked"], ["unmasked-masked"], ["masked-unmasked", "unmasked-masked"]]}
     parameters = {"objective.terms": terms, "masking.slots": {"low": 2, "high": 6, "step": 2, "scale": "integer"}}
     simulated = simulation(tmp_path / "run", 3, 1, scheduler="asha", search="hyperopt", parameters=parameters)
-    both = {"objective.name": "simsiam", "objective.masked_views": "both"}
+    first = {"objective.terms": ["masked-unmasked"], "masking.slots": 4}
+    both = {"objective.name": "simsiam", "objective.masked_views": "both", **first}
     simulated.config = replaced(simulated.config, both)
     state = searched(simulated)
+    assert simulated.space.configured(simulated.config) == state.initial["trial_00"] == first
+    assert simulated.space.contains(first)
     drawn = make_suggest(simulated.space, simulated.config, state, 4)("trial_03")
     assert simulated.space.contains(drawn)
     assert drawn == make_suggest(simulated.space, simulated.config, state, 4)("trial_03")
@@ -649,16 +702,19 @@ def test_a_schedule_whose_stages_are_out_of_order_is_refused(begins: Sequence[in
         Schedule(config=config, stages=[Stage(from_epoch=epoch, trial="t", values={}) for epoch in begins])
 
 
+TOO_LARGE = {"optimizer.encoder_lr": 2.0}
+
+
 def too_large(trial: str, config: TrialConfig) -> bool:
     """Tell whether a trial does not fit into memory."""
     return config.optimizer.encoder_lr > 1
 
 
-def raised(simulated: Simulation, *names: str) -> None:
-    """Give trials a value with which they cannot train."""
+def given(simulated: Simulation, values: dict[str, Any], *names: str) -> None:
+    """Give trials other values to start with."""
     state = PopulationState.load(simulated.directory)
     for name in names:
-        state.members[name].values["optimizer.encoder_lr"] = 2.0
+        state.members[name].values |= values
     state.save(simulated.directory)
 
 
@@ -668,7 +724,7 @@ def test_a_trial_whose_values_cannot_train_stays_and_does_not_stop_the_others(
     tmp_path: Path, synchronous: bool, capacity: int
 ) -> None:
     simulated = simulation(tmp_path / "run", 3, capacity, synchronous=synchronous, interval_epochs=2)
-    raised(simulated, "trial_01")
+    given(simulated, TOO_LARGE, "trial_01")
     simulated.fails = too_large
     for _ in range(2):  # a resumed driver tries it again
         with pytest.raises(FaultError, match="stops because trial_01 cannot train: out of memory. No report is lost"):
@@ -702,9 +758,27 @@ def test_a_trial_that_cannot_train_with_copied_values_is_tried_again_with_the_ne
     assert sum(copied == failed[0] for _, copied, *_ in simulated.lineage()) > 1
 
 
+@pytest.mark.parametrize("synchronous", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_trial_that_cannot_train_with_values_of_its_own_copies_at_last(
+    tmp_path: Path, synchronous: bool, seed: int
+) -> None:
+    """Where all are alike, it explores without a copy; what does not fit would be moved on in the same direction."""
+    simulated = simulation(tmp_path / "run", 4, synchronous=synchronous, explore_without_copy=True)
+    simulated.config = simulated.config.model_copy(update={"epochs": 20, "seed": seed})
+    given(simulated, {"masking.slots": 3}, "trial_03")
+    simulated.fitness = lambda trial, epoch, config, before: 0.5 + int(trial[-2:]) / 100
+    simulated.details = lambda trial, epoch, fitness: {"standard_error": 0.3}
+    simulated.fails = lambda trial, config: trial == "trial_00" and config.masking.slots > 4
+    with suppress(FaultError):  # of values that it explores at the last decision
+        simulated.drive()
+    assert simulated.members["trial_00"].epoch > 15
+    assert "trial_03" in [donor for _, trial, donor, _ in simulated.lineage() if trial == "trial_00"]
+
+
 def test_a_trial_that_cannot_train_leaves_the_opening_last(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", 4, opening={"trials": 8, "epochs": 2})
-    raised(simulated, "trial_03")
+    given(simulated, TOO_LARGE, "trial_03")
     simulated.fails = too_large
     state = simulated.drive()
     assert state.members["trial_03"].finished and state.members["trial_03"].epoch == 0

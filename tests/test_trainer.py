@@ -200,8 +200,8 @@ def test_how_many_slots_fit_is_measured_for_each_number_of_slots(
 def test_slots_are_halved_until_training_fits(
     error: Exception, objects_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps and feed need memory: either may fail."""
-    tried, config = list[tuple[int | None, str]](), small_config(objects_dir, masking={"slots": 7})
+    """Steps, feed and evaluation need memory: each may fail."""
+    tried, config = list[tuple[int | None, str]](), small_config(objects_dir, masking={"slots": 13})
     split = open_shards(objects_dir).split("train")
 
     def failing_step(networks: Networks, optimizers: Optimizers, own: TrialConfig) -> Callable[..., StepResult]:
@@ -209,23 +209,31 @@ def test_slots_are_halved_until_training_fits(
 
         def step(batch: Batch, weight: float) -> StepResult:
             tried.append((slots, "step"))
-            if slots == 7:
+            if slots == 13:
                 raise error
             return take_step(batch, weight)
 
         return step
 
+    def failing_evaluation(*arguments: Any) -> Tensor:
+        if tried[-1] == (4, "step"):
+            tried.append((4, "evaluation"))
+            raise error
+        return extract_features(*arguments)
+
     def failing_view(*arguments: Any) -> Tensor:
-        if tried[-1:] == [(4, "step")]:  # the batch after the first one of the second attempt
-            tried.append((4, "view"))
+        if tried[-1:] == [(7, "step")]:  # the batch after the first one of the second attempt
+            tried.append((7, "view"))
             raise error
         return apply_view(*arguments)
 
     monkeypatch.setattr(cost, "step_function", failing_step)
     monkeypatch.setattr(loader, "apply_view", failing_view)
+    monkeypatch.setattr(cost, "extract_features", failing_evaluation)
     state = torch.get_rng_state()
     assert cost.fitting_slots(config, split, 32, CPU) == 2
-    assert tried == [(7, "step"), (4, "step"), (4, "view"), *[(2, "step")] * cost.STEPS]
+    second, third = [(7, "step"), (7, "view")], [*[(4, "step")] * cost.STEPS, (4, "evaluation")]
+    assert tried == [(13, "step"), *second, *third, *[(2, "step")] * cost.STEPS]
     assert torch.equal(torch.get_rng_state(), state)
     assert cost.fitting_slots(replaced(config, {"masking.scheme": "adios-s"}), split, 32, CPU) == 1
     monkeypatch.setattr(cost, "step_function", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))

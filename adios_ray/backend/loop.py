@@ -230,4 +230,7 @@ def _gpu() -> torch.device:
             f"Ray assigned this worker a GPU that torch {torch.__version__} cannot use; install torch for this GPU's "
             "driver, or train on CPUs with --gpus-per-worker 0"
         )
+    # Streams and events are made on the current device. It is another one only where Ray does not hide the others
+    # (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES).
+    torch.cuda.set_device(device)
     return device

@@ -74,7 +74,8 @@ class Estimate(NamedTuple):
         value: The configured measure, higher is better; nan where features are not finite or have collapsed.
         standard_error: Its standard error over images; None where it is unknown.
         accuracy: Share of images classified correctly, 0 to 1, multi-label: of all labels; nan without labels.
-        outcomes: Outcome of each image, a byte each: 255 times a number in [0, 1]; None without labels.
+        outcomes: Outcome of each image, a byte each: 255 times a number in [0, 1]; None where the value is not their
+            mean.
     """
 
     value: float
@@ -234,15 +235,13 @@ def _knn(evaluated: _Evaluated) -> Score:
     if labels.ndim == 1:
         shares, correct = knn_votes(*voters)
         return lambda chosen: _mean(shares[chosen], correct[chosen])
-    of_labels, present = knn_label_shares(*voters), labels > 0
-    predicted, outcomes = of_labels > 0.5, _of_right_answers(of_labels, present)
+    predicted, present = knn_label_shares(*voters) > 0.5, labels > 0
 
     def score(chosen: Tensor) -> Estimate:
-        # F1 is no mean of outcomes of single images: these are for pairing only.
         own, truth = predicted[chosen], present[chosen]
         error = _jackknife(lambda kept: macro_f1(own[kept], truth[kept]), len(chosen), GROUPS)
-        accuracy = float((own == truth).double().mean())
-        return Estimate(macro_f1(own, truth), error, accuracy, _bytes(outcomes[chosen]))
+        # Without outcomes: F1 is no mean of what single images say.
+        return Estimate(macro_f1(own, truth), error, float((own == truth).double().mean()))
 
     return score
 

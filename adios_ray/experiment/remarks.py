@@ -57,11 +57,12 @@ def remarks(config: ExperimentConfig, space: SearchSpace) -> Iterator[str]:
             f"optimizer.warmup_epochs {warmup:g} of {config.epochs} epochs: the warm-up ends after "
             f"{config.epochs / 2:g}, since it takes at most half of a training"
         )
-    if space.evolving and space.interval_epochs >= config.epochs:
-        opening = " after the opening" if space.opening else ""
+    opening = space.opening.epochs if space.opening else 0
+    if space.evolving and opening + space.interval_epochs >= config.epochs:
+        after = f" after the opening's {opening}" if opening else ""
         yield (
             f"interval_epochs {space.interval_epochs} of {config.epochs} epochs: {space.scheduler} decides nothing"
-            f"{opening}; lower it, or raise --epochs"
+            f"{after}; lower it, or raise --epochs"
         )
 
 

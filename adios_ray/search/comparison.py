@@ -33,6 +33,8 @@ History = tuple[Score, ...]
 LONGEST_HISTORY = 32
 _KEPT_EXACT = 16
 _RECENT = 5
+_USUAL_FLUCTUATION = 0.0055**2
+"""Variance of a report where a population's own is not known yet: that of 1,120 reports of the study of searches."""
 _STEPS_PER_UNIT = 10
 
 
@@ -91,7 +93,7 @@ def fluctuation(histories: Iterable[History]) -> float:
         histories: Scores of each trial.
 
     Returns:
-        The variance, which includes changes of single images; 0 without three reports of two trials.
+        The variance, which includes changes of single images; without three reports of two trials, a usual one.
     """
     # By the scores themselves: after a copy, two histories share those of the donor, which count once.
     bends = defaultdict[int, dict[History, float]](dict)
@@ -102,7 +104,9 @@ def fluctuation(histories: Iterable[History]) -> float:
                 bends[third.epoch][first, second, third] = third.value - 2 * second.value + first.value
     groups = [np.array(list(group.values())) for group in bends.values() if len(group) > 1]
     freedom = sum(len(group) - 1 for group in groups)
-    return float(sum(((group - group.mean()) ** 2).sum() for group in groups)) / freedom / 6 if freedom else 0.0
+    if not freedom:
+        return _USUAL_FLUCTUATION
+    return float(sum(((group - group.mean()) ** 2).sum() for group in groups)) / freedom / 6
 
 
 def paired(first: Outcomes, second: Outcomes) -> Difference:

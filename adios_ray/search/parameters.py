@@ -103,8 +103,10 @@ class Integer(_Bounded):
         return value is not None and value in self.options
 
     def perturb(self, value: int, random: Random) -> int:
-        """Return a neighboring value inside the bounds."""
-        return min(max(value + random.choice((self.step, -self.step)), self.low), self.high)
+        """Return a neighboring value: the next one above or below that can be drawn."""
+        steps, beyond = divmod(value - self.low, self.step)
+        neighbor = random.choice((steps + 1, steps if beyond else steps - 1))
+        return min(max(self.low + neighbor * self.step, self.low), self.high)
 
 
 class Choice(_Parameter):

@@ -163,14 +163,16 @@ class PopulationBasedTraining(LiveScheduler):
                 continue
             # Seeded by (seed, trial, epoch) instead of drawn from one stream: a restarted driver repeats an
             # interrupted decision exactly, and the order in which trials report has no influence.
-            random = self.population.random(name)
+            unable = name in self.set_aside
+            random = self.population.random(name, again=unable)
             # exploit: continue from the weights of one of the best, if the test shows that it is better
             donor = random.choice(donors)
             difference = self._compare(donor, name)
             z, source = difference.z, donor
             # Adjusted for the choice of the two among all trials: the best and the worst differ by chance too.
             p = None if z is None else familywise(z, len(self._ranked()))
-            if p is not None and p > (self._space.significance or 1):
+            # A trial that cannot train loses nothing by a copy.
+            if p is not None and p > (self._space.significance or 1) and not unable:
                 self.population.refuse(name, donor, difference, p)
                 if not self._space.explore_without_copy:
                     continue
@@ -194,12 +196,13 @@ class PopulationBasedTraining(LiveScheduler):
         return self.population.compare(donor, name).with_fluctuation(fluctuation(valid))
 
     def _ranked(self) -> dict[str, Member]:
-        """Select the trials that take part in decisions."""
-        members = self.population.state.members
+        """Select the trials that take part in decisions: also those that are done, by what they reported before."""
+        members, epochs = self.population.state.members, self.population.config.epochs
         return {
             name: member
             for name, member in members.items()
-            if member.score is not None and not member.finished and name not in self._ended
+            if member.score is not None and name not in self._ended
+            if not member.finished or member.epoch >= epochs
         }
 
     def _donors(self, name: str) -> list[str]:
@@ -235,11 +238,12 @@ class PopulationBasedTraining(LiveScheduler):
     def _can_give(self, name: str) -> bool:
         """Return whether a trial has weights that have neither diverged nor collapsed, and values that can train.
 
-        A copy that has not reported yet has none: it is ranked by the weights that it has replaced.
+        A copy that has not reported yet has none: it is ranked by the weights that it has replaced. With those of a
+        trial that is done, a copy would have nothing to train.
         """
         donor = self.population[name]
         scored = donor.score is not None and donor.score > WORST_SCORE and donor.replaced_history is None
-        return scored and donor.checkpoint is not None and name not in self.set_aside
+        return scored and donor.checkpoint is not None and not donor.finished and name not in self.set_aside
 
     def _last_epoch_in_use(self, name: str) -> int:
         """Return the last epoch of this trial whose checkpoint or outcomes another one still refers to; 0 without."""

@@ -100,7 +100,10 @@ class Population:
             standard_error=self._change(score, outcomes, member.history[-1]) if member.history else None,
         )
         member.score = member.base_score = value
-        member.history = extended(member.history, score)
+        # A failure that the weights have survived: at its epoch, others would win by a number that stands for no score.
+        survived = value > WORST_SCORE and bool(member.history) and member.history[-1].value == WORST_SCORE
+        earlier = tuple(s for s in member.history if s.value > WORST_SCORE) if survived else member.history
+        member.history = extended(earlier, score)
         member.replaced_history = None
         member.epoch = epoch
         if reply.checkpoint is not None:
@@ -110,7 +113,7 @@ class Population:
 
     def _change(self, score: Score, outcomes: bytes | None, before: Score) -> float | None:
         """Compute the standard error of the change of a trial's score since its last report."""
-        if outcomes is None:  # what is not paired needs no outcomes of the last report either
+        if outcomes is None or self.config.evaluation.smoothing:  # not paired
             return compared(score, before, None, None).standard_error
         return compared(score, before, decoded(outcomes), self._outcomes(before)).standard_error
 
@@ -130,8 +133,10 @@ class Population:
         return compared(one, two, self._outcomes(one), self._outcomes(two))
 
     def _outcomes(self, score: Score) -> Outcomes | None:
-        """Read the outcomes in a report; a score between two reports has none."""
-        return None if score.trial is None else read_outcomes(self.run.directory, score.trial, score.epoch)
+        """Read the outcomes in a report; a score between two reports has none, nor has one that is smoothed."""
+        if score.trial is None or self.config.evaluation.smoothing:
+            return None
+        return read_outcomes(self.run.directory, score.trial, score.epoch)
 
     def refuse(self, name: str, donor: str, difference: Difference, p: float) -> None:
         """Record that a member does not copy a donor, which is not better by enough."""
@@ -259,9 +264,15 @@ class Population:
             self.run.write(lambda: self.state.save(directory))
             self.run.write(push)
 
-    def random(self, name: str) -> Random:
-        """Seed the random numbers of a decision about a member by (seed, trial, epoch), so that it can be repeated."""
-        return Random(f"{self.config.seed}/{name}/{self[name].epoch}")
+    def random(self, name: str, again: bool = False) -> Random:
+        """Seed the random numbers of a decision about a member by (seed, trial, epoch), so that it can be repeated.
+
+        Args:
+            name: The member.
+            again: Whether it may be the same epoch's decision once more, with other numbers: by the lineage so far.
+        """
+        before = f"/{self.state.lineage_lines}" if again else ""
+        return Random(f"{self.config.seed}/{name}/{self[name].epoch}{before}")
 
 
 def scores_at_common_epoch(first: Member, second: Member) -> tuple[Score, Score]:

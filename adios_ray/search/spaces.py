@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import to_jsonable_python
 
 from adios_ray.config import ADAPTABLE, Strict, TrialConfig, by_current_paths, replaced, value_at
 from adios_ray.errors import ConfigError
@@ -134,8 +135,8 @@ class SearchSpace(Strict):
         return population if self.opening is None else self.opening.trials
 
     def configured(self, config: TrialConfig) -> dict[str, Any]:
-        """Return the values of all parameters in a configuration, by path."""
-        return {path: value_at(config, path) for path in self.parameters}
+        """Return the values of all parameters in a configuration, by path, as YAML and JSON have them."""
+        return {path: to_jsonable_python(value_at(config, path)) for path in self.parameters}
 
     def contains(self, values: Mapping[str, Any]) -> bool:
         """Return whether these values, by path, could have been drawn."""

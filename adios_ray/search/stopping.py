@@ -7,7 +7,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from adios_ray.backend.admission import Admission, name_of
 from adios_ray.search.population import WORST_SCORE, Population
-from adios_ray.search.scheduler import STOP, LiveScheduler
+from adios_ray.search.scheduler import PAUSE, STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.suggest import Suggest
 
@@ -81,7 +81,8 @@ class StoppingSearch(LiveScheduler):
         if score == WORST_SCORE:
             return str(STOP)
         result = {"epoch": epoch, "fitness": score}
-        return str(self._rule.on_trial_result(_NoController, self._reported[name], result))
+        answer = self._rule.on_trial_result(_NoController, self._reported[name], result)
+        return str(STOP if answer == PAUSE else answer)
 
 
 class _NoController:
@@ -105,5 +106,12 @@ def make_rule(space: SearchSpace, epochs: int) -> TrialScheduler:
             **common,
         )
     if space.scheduler == "median":
-        return MedianStoppingRule(grace_period=space.grace_epochs, min_samples_required=space.min_trials, **common)
+        return MedianStoppingRule(
+            grace_period=space.grace_epochs,
+            min_samples_required=space.min_trials,
+            # The answer is PAUSE instead of STOP, and the rule may hear from the trial again: one that it would have
+            # stopped at the last epoch trains on where a resumed run has more of them.
+            hard_stop=False,
+            **common,
+        )
     return FIFOScheduler()

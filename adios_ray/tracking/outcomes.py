@@ -37,7 +37,7 @@ def decoded(outcomes: bytes) -> Outcomes:
 def mean_is(outcomes: Outcomes, fitness: float) -> bool:
     """Return whether a fitness is the mean of outcomes, which are rounded to bytes.
 
-    Macro F1 is no such mean, nor is a score that is smoothed over reports: their outcomes would test something else
-    than what ranks the trials.
+    A score that is smoothed over reports is no such mean, nor is macro F1, with which earlier versions stored outcomes:
+    these would test something else than what ranks the trials.
     """
     return abs(float(outcomes.mean()) - fitness) < 1 / 255

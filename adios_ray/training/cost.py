@@ -14,6 +14,8 @@ from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.loader import Batch, BatchLoader
 from adios_ray.data.shards import Split
 from adios_ray.devices import is_out_of_memory, timed
+from adios_ray.evaluation.fitness import extract_features
+from adios_ray.evaluation.statistics import BATCH
 from adios_ray.masking.fill import make_fill
 from adios_ray.masking.schemes import OBJECT_SCHEMES, PATTERN_SCHEMES
 from adios_ray.masking.schemes.base import IDS
@@ -145,10 +147,14 @@ def fitting_slots(config: TrialConfig, split: Split, size: int, device: torch.de
 
 
 def _train_briefly(config: TrialConfig, split: Split, size: int, device: torch.device) -> None:
-    """Take the first steps of a training, until its memory has its full size."""
-    take_step = step_function(*_build(config, size, device), config)
+    """Take the first steps of a training, until its memory has its full size, and embed images for an evaluation."""
+    networks, optimizers = _build(config, size, device)
+    take_step = step_function(networks, optimizers, config)
     for batch in BatchLoader(split, config, size, device).batches(config.seed, 0, STEPS):
         take_step(batch, 0.5)
+    # Beside the step: one that is recorded keeps its memory.
+    images, precision = split.spread(BATCH), networks.autocast(device)
+    extract_features(networks.backbone, split, images, size, config.evaluation.view, precision)
 
 
 def _random_batch(config: TrialConfig, batch_size: int, size: int, device: torch.device) -> Batch:

@@ -1,6 +1,7 @@
 """A training step as one CUDA graph: the device runs its kernels without waiting for the host to launch them."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ class GraphedStep:
         """
         check_recordable(networks, parallel.world_size())
         self.networks, self.optimizers, self.config = networks, optimizers, config
-        self._stream, self._graph, self._steps = torch.cuda.Stream(), torch.cuda.CUDAGraph(), 0
+        self._stream = _recording_stream(networks.probe.weight.device)
+        self._graph, self._steps = torch.cuda.CUDAGraph(), 0
         self._groups = [group for own in optimizers.all().values() for group in own.param_groups]
         self._rates: Tensor
         self._batch: Batch
@@ -77,6 +79,12 @@ class GraphedStep:
             self._result = update_networks(self.networks, self.optimizers, self._batch, self.config, self._rates[-1])
         for group, before in zip(self._groups, kept, strict=True):
             group.update(before)
+
+
+@cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream on which this process records its steps: cuBLAS keeps memory for each, as long as it lives."""
+    return torch.cuda.Stream(device)
 
 
 def step_function(
