@@ -180,6 +180,9 @@ def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
         after SIGHUP, 141 where the reader of the output has closed it: by the convention of shells, 128 plus the
         signal's number. Other exceptions are bugs of this package: they propagate with their traceback.
     """
+    # No program joins a cluster that it was not told of: unless this is said, Ray does, from a call of any thread that
+    # comes after its shutdown.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     with stoppable():
         try:
             program()

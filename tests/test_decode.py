@@ -299,6 +299,37 @@ def raw_profile(block: bytes) -> bytes:
     return f"\nexif\n{len(block):8}\n{lines}\n".encode()
 
 
+def xmp(orientation: int, attribute: bool = True) -> bytes:
+    """Write an orientation as XMP, as an attribute or an element."""
+    written = (
+        f' tiff:Orientation="{orientation}">' if attribute else f"><tiff:Orientation>{orientation}</tiff:Orientation>"
+    )
+    return f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description{written}</rdf:Description></x:xmpmeta>'.encode()
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+def test_an_orientation_by_xmp_alone_is_followed(kind: str, orientation: int) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    text, options = xmp(orientation, attribute=orientation % 2 == 0), dict[str, Any]()
+    if kind == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", text.decode())
+    else:
+        options["xmp"] = text
+    content = encoded(halves(RED, BLUE), kind, quality=100, **options)
+    upright = np.asarray(ImageOps.exif_transpose(opened(content)).convert("RGB"))
+    assert difference(decode(content, 32).pixels, upright) < 2
+    if kind == "AVIF":  # it is written without an orientation in EXIF
+        return
+    # EXIF goes before it.
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    both = encoded(halves(RED, BLUE), kind, quality=100, exif=exif, **options)
+    assert difference(decode(both, 32).pixels, np.asarray(opened(both).convert("RGB"))) < 2
+
+
 @pytest.mark.parametrize("kind", ["eXIf", "tEXt", "zTXt"])
 @pytest.mark.parametrize("place", [1, -1])
 def test_exif_of_a_png_wherever_it_stands(kind: str, place: int) -> None:
@@ -548,6 +579,17 @@ def test_a_tiff_whose_zero_is_white(compression: str | None) -> None:
     np.testing.assert_array_equal(decode(eight, 64).pixels[:, :, 0], ramp(255))
     sixteen = encoded(Image.fromarray(ramp(65535)), "TIFF", **options)
     np.testing.assert_allclose(decode(sixteen, 64).pixels[:, :, 0], 255 - ramp(65535) / 257, atol=0.51)
+
+
+@pytest.mark.parametrize("colors", [2, 4, 6])  # gray with alpha, RGB, RGBA
+def test_16_bit_colors_are_not_stretched(colors: int) -> None:
+    """Pillow reads their upper 8 bits alone."""
+    channels = {2: 3, 4: 2, 6: 4}[colors]
+    header = struct.pack(">IIBBBBB", 16, 16, 16, colors, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + b"\x0f\xff" * 16 * channels for _ in range(16)))
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    assert decode(content, 16).pixels.shape == (16, 16, 3)
+    assert refusal(content, stretch=12).startswith("--stretch is for gray values")
 
 
 @pytest.mark.parametrize("stretch", ["file", 12])

@@ -163,3 +163,12 @@ def test_a_reader_that_has_had_enough_ends_the_program_in_silence() -> None:
         assert program.stdout is not None and program.stderr is not None
         program.stdout.close()
         assert program.stderr.read() == b"" and program.wait() == 141
+
+
+@pytest.mark.slow
+def test_a_program_joins_no_cluster_by_a_call_of_rays_interface() -> None:
+    """As from a thread that is left when Ray was shut down: Ray itself would start or join a cluster."""
+    program = "from adios_ray.errors import exit_status; exit_status(lambda: __import__('ray').put(1))"
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True)
+    assert done.returncode == 1 and "Ray has not been started yet" in done.stderr

@@ -214,7 +214,7 @@ def test_the_probe_scores_the_probability_of_the_right_class(objects_dir: Path) 
 
 
 @pytest.mark.slow
-def test_several_labels_have_outcomes_of_single_images(tmp_path: Path) -> None:
+def test_f1_of_several_labels_is_no_mean_of_outcomes(tmp_path: Path) -> None:
     directory = make_objects(tmp_path / "scenes", multi_label=True)
     trainer = Trainer(small_config(directory), CPU)
     train, val, config = trainer.train_split, trainer.val_split, trainer.config.evaluation
@@ -224,9 +224,7 @@ def test_several_labels_have_outcomes_of_single_images(tmp_path: Path) -> None:
     votes = np.array(naive_votes(bank, torch.from_numpy(train.labels), queries, config.neighbors, config.temperature))
     present = val.labels > 0
     found = trainer.evaluate("val")
-    assert found.outcomes is not None and found.standard_error is not None
-    right = np.where(present, votes, 1 - votes).mean(axis=1)
-    np.testing.assert_allclose(np.array([*found.outcomes]) / 255, right, atol=0.003)
+    assert found.outcomes is None and found.standard_error is not None
     assert found.accuracy == pytest.approx(((votes > 0.5) == present).mean(), abs=1e-6)
     assert found.value == pytest.approx(macro_f1(torch.tensor(votes > 0.5), torch.tensor(present)), abs=1e-6)
 

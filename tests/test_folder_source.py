@@ -76,11 +76,28 @@ def test_classes_must_be_those_of_every_split(tmp_path: Path) -> None:
         (["train/a/1.png", "val/a/.x.png"], "no images in .*val"),
         (["train/a/1.png", "val/a/1.png", "validation/a/1.png"], "both val and validation"),
         (["a/1.png", "1.png"], r"both class folders \(a\) and images beside them, such as 1.png: .*--layout"),
+        (
+            ["training_set/a/1.png", "test_set/a/1.png"],
+            r"two ways: test_set, training_set may be splits, by words in their names .*--layout classes",
+        ),
+        (["seg_train/a/1.png", "seg_test/a/1.png", "seg_pred/1.png"], "seg_pred, seg_test, seg_train may be splits"),
+        (
+            ["a/train/1.png", "a/test/1.png", "b/train/1.png", "b/test/1.png"],
+            r"test, train in a, b may be splits \(which come first: test/a\), .*--layout classes",
+        ),
+        (["train/a/1.png", "test/a/1.png", "eval/a/1.png"], "both eval and test"),
     ],
 )
 def test_folders_that_cannot_be_used(tmp_path: Path, items: list[str], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         folder_source(plant(tmp_path, *items))
+
+
+def test_what_may_be_splits_can_be_classes(tmp_path: Path) -> None:
+    items = ["test tube/train/1.png", "test tube/test/1.png", "train station/train/2.png", "train station/test/2.png"]
+    with pytest.raises(DatasetError, match="two ways"):
+        folder_source(plant(tmp_path, *items))
+    assert folder_source(tmp_path, layout="classes").listing() == {"train": sorted(items)}
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

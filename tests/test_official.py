@@ -269,6 +269,13 @@ def test_what_is_not_imported_is_said_line_by_line(
     assert {line.split()[2] for line in lines} == {"gaussian_prob", *other}
 
 
+@pytest.mark.parametrize("dataset", ["stl10", "cifar10"])
+def test_another_normalization_is_said(dataset: str, tmp_path: Path) -> None:
+    (tmp_path / "args.json").write_text(json.dumps({**AUTHORS, "gaussian_prob": [0.5, 0.5], "dataset": dataset}))
+    (line,) = unsupported(tmp_path)
+    assert line.startswith(f"images of {dataset} were normalized by means and deviations of its own")
+
+
 def test_arguments_in_sections(resnet: nn.Module, tmp_path: Path) -> None:
     jitter = {"prob": 0.8, "brightness": 0.3}
     arguments = {

@@ -182,6 +182,15 @@ def test_metadata_that_name_no_features_are_none(tmp_path: Path, text: str) -> N
     assert source(tmp_path / "b.parquet").classes == source(tmp_path / "a.parquet").classes == ("0", "1")
 
 
+def test_columns_that_may_be_labels_are_noted(tmp_path: Path) -> None:
+    columns = {"image": [picture(0), picture(1)], "fine_label": [0, 1], "caption": ["x", "y"], "weight": [0.5, 0.5]}
+    plain_file(tmp_path / "a.parquet", columns)
+    assert source(tmp_path).notes == (
+        "no label column is recognized; for one of fine_label, caption, give --label-column",
+    )
+    assert source(tmp_path, label_column="fine_label").notes == ()
+
+
 def test_rows_without_a_label_are_counted(tmp_path: Path) -> None:
     hub_file(tmp_path / "train-0.parquet", [0, 1, -1, 2, None])
     hub_file(tmp_path / "test-0.parquet", [-1] * 12)

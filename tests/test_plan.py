@@ -226,6 +226,16 @@ def test_a_plan_keeps_the_images_of_a_folder_together(tmp_path: Path) -> None:
     )
 
 
+def test_groups_that_the_source_has_in_several_splits_are_noted(tmp_path: Path) -> None:
+    for item in ("train/a/p1_0", "train/a/p2_0", "test/a/p1_1", "test/a/p3_0", "val/a/p3_1", "unlabeled/p2_1"):
+        (tmp_path / item).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{item}.png").touch()
+    found = make_plan(folder.source(tmp_path), ALL, group_by_pattern(r"p\d"))
+    note = "2 groups in more than one split, as the source has them: p1 (test, train), p3 (test, val)"
+    assert sorted(found.notes) == [note]
+    assert make_plan(folder.source(tmp_path), ALL).notes == ()
+
+
 def test_a_pattern_must_match_every_image() -> None:
     assert group_by_pattern(r"(video\d)_\d+")("a/video3_17.png") == "video3"
     with pytest.raises(DatasetError, match="does not match a/b.png"):

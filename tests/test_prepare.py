@@ -241,6 +241,32 @@ def test_a_finished_data_set_is_left_alone(folder: ImageFiles, tmp_path: Path) -
     with pytest.raises(DatasetError, match=r"another data set \(val_images 9, not 8\); choose another --output"):
         prepare(folder, tmp_path / "out", SIZE, RECIPE, val_images=8)
     assert contents(tmp_path / "out") == before
+    table = tmp_path / "out" / "files.arrow"
+    table.write_bytes(table.read_bytes().replace(b"ant", b"axt"))
+    with pytest.raises(DatasetError, match="files.arrow does not have the checksum of the manifest. Run adios-ray"):
+        verify(tmp_path / "out")
+    with pytest.raises(DatasetError, match="files.arrow does not have the checksum of the manifest. Run adios-ray"):
+        prepare(folder, tmp_path / "out", SIZE, RECIPE, val_images=9)
+    (tmp_path / "out" / "val-00000.arrow").unlink()
+    with pytest.raises(DatasetError, match="val-00000.arrow is missing or not as in the manifest. Run adios-ray"):
+        prepare(folder, tmp_path / "out", SIZE, RECIPE, val_images=9)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_class_of_which_nothing_is_left_is_named(folder: ImageFiles, tmp_path: Path) -> None:
+    planned = plan_splits(folder.listing(), NO_COUNTS)
+    for item in (*planned["val"], *planned["train"]):
+        if "bee" in item and item in planned["val"]:
+            (folder.root / item).write_bytes(b"")
+    said: list[str] = []
+    prepare(folder, tmp_path / "out", SIZE, RECIPE, max_bad_fraction=0.5, say=said.append)
+    assert said[-1] == "note: nothing is left of class bee in val: all of its images there are refused"
+    for item in planned["train"]:
+        if "bee" in item:
+            (folder.root / item).write_bytes(b"")
+    with pytest.raises(DatasetError, match="nothing is left of class bee in train, bee in val: all of its images"):
+        prepare(folder, tmp_path / "again", SIZE, RECIPE, max_bad_fraction=0.5)
 
 
 def spoil(folder: ImageFiles, count: int) -> list[str]:

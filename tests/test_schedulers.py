@@ -335,7 +335,7 @@ def slow_last(simulated: Simulation, *slow: str) -> None:
         fast = [option for option in options if not (isinstance(option, tuple) and option[0] in slow)]
         return choose(fast or options)
 
-    simulated.random.choice = fast_first  # type: ignore[method-assign]  # of this simulation alone
+    simulated.random.choice = fast_first  # type: ignore[method-assign, assignment]  # of this simulation alone
 
 
 def test_slow_trials_are_ranked_among_those_that_are_done(tmp_path: Path) -> None:

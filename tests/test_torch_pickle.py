@@ -168,3 +168,7 @@ def test_other_damage(tmp_path: Path) -> None:
     for program in (b"", b"(dS'state_dict'\n(ds", b"(dS'state_dict'\n(dsN(Nb.", b"cos\nsystem\n(dS'x'\nNsbQ."):
         with pytest.raises(CheckpointError, match="is damaged"):
             read_state_dict(forge(path, program))
+    whole = forge(path, b"(dS'state_dict'\n(ds.").read_bytes()
+    path.write_bytes(whole.replace(b"PK\x01\x02", b"PK\x01\x00"))  # the central directory's first entry
+    with pytest.raises(CheckpointError, match="is damaged: BadZipFile"):
+        read_state_dict(path)

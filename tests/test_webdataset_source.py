@@ -137,6 +137,7 @@ def test_images_without_any_label_share_one_class(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"1.jpg": picture(0), "2.jpg": picture(1), "2.json": {"caption": "x"}})
     read = source(tmp_path / "a.tar")
     assert read.classes == ("unlabeled",) and labels_of(read, "train") == [0, 0]
+    assert read.notes == ("no labels: .json has caption, but no label or cls or class",)
     (tmp_path / "a.tar").rename(tmp_path / "train.tar")
     write_tar(tmp_path / "unlabeled.tar", {"3.jpg": picture(2)})
     assert labels_of(source(tmp_path), "train") == [0, 0] and labels_of(source(tmp_path), "unlabeled") == [NO_LABEL]

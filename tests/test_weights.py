@@ -147,7 +147,7 @@ def test_files_that_are_no_weights_are_named(byol: Networks, trainer: Trainer, t
         ("none.safetensors", ConfigError, "do not exist"),
         ("cut.safetensors", CheckpointError, "is not a safetensors file, or a damaged one"),
         ("text", CheckpointError, "is not a safetensors file, or a damaged one"),
-        ("other.safetensors", ConfigError, "was not written as a weights file by adios_ray"),
+        ("other.safetensors", ConfigError, "other.safetensors is no weights file of adios_ray: its metadata has no"),
         ("bad.safetensors", CheckpointError, "metadata: not JSON"),
         ("newer.safetensors", ConfigError, "schema_version = 2"),
         ("folder", ConfigError, "is not a checkpoint of a run, as it has no meta.json"),

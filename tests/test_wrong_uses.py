@@ -290,7 +290,7 @@ CASES = {
     "export --checkpoint weights.safetensors --output out.safetensors": "weights.safetensors is not a safetensors file",
     "export --checkpoint nowhere --output out.safetensors": "weights nowhere do not exist",
     "evaluate --checkpoint other.pt --data-dir data": "other.pt is not a safetensors file, or a damaged one",
-    "evaluate --checkpoint other.safetensors --data-dir data": "other.safetensors was not written as a weights file by",
+    "evaluate --checkpoint other.safetensors --data-dir data": "other.safetensors is no weights file of adios_ray",
     "evaluate --checkpoint data --data-dir data": "data is not a checkpoint of a run, as it has no meta.json",
     "evaluate --checkpoint a --data-dir data --output taken.json": "--output taken.json is a directory; name a file",
     "export --checkpoint a --output taken.onnx": "--output taken.onnx is a directory; name a file",

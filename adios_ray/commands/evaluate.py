@@ -232,8 +232,12 @@ PARTS: Mapping[str, Kind] = {
 class All:
     """All evaluations of frozen features and masks that the data set allows, and why the others are left out."""
 
-    def evaluate(self, subject: "Subject") -> "EvaluationResult":
+    def evaluate(self, subject: "Subject", averaged: bool = False) -> "EvaluationResult":
         """Evaluate with the default options of each kind; scores are named ``knn.top1``, and details by evaluation.
+
+        Args:
+            subject: What is evaluated.
+            averaged: Whether its encoder has averaged weights, which no masks are of.
 
         Raises:
             EvaluationError: If the data allow none.
@@ -241,8 +245,10 @@ class All:
         from adios_ray.evaluation.result import ALL, EVALUATION, LEFT_OUT
 
         results: dict[str, EvaluationResult] = {}
-        left_out: dict[str, str] = {}
+        left_out = {"segmentation": _OF_MASKS} if averaged else {}
         for name, kind in PARTS.items():
+            if name in left_out:
+                continue
             try:
                 results[name] = kind.evaluate(subject)
             except EvaluationError as error:
@@ -258,6 +264,7 @@ class All:
         return subject.result(ALL, scores, configuration, list(splits), details)
 
 
+_OF_MASKS = "--averaged is for an encoder, and segmentation is of masks: leave it out"
 KINDS: Mapping[str, type[Kind]] = {
     **{name: type(part) for name, part in PARTS.items()},
     "transfer": Transfer,
@@ -375,7 +382,10 @@ class Evaluate:
             results = []
             for each in weights:
                 with opened(each, dataset, self.split, self.view, self.seed, map_parts, _progress(console)) as subject:
-                    results.append(self.kind.evaluate(subject))
+                    if isinstance(self.kind, All):
+                        results.append(self.kind.evaluate(subject, self.averaged))
+                    else:
+                        results.append(self.kind.evaluate(subject))
         return mean_over_seeds(results)
 
     def _check_options(self) -> None:
@@ -394,7 +404,7 @@ class Evaluate:
         if self.averaged and isinstance(kind, Robustness) and kind.baseline is not None:
             raise UsageError("--baseline is evaluated by the weights of its last step: leave out --averaged")
         if self.averaged and isinstance(kind, Segmentation):
-            raise UsageError("--averaged is for an encoder, and segmentation is of masks: leave it out")
+            raise UsageError(_OF_MASKS)
         if self.ray and isinstance(kind, Segmentation | Transfer):
             name = type(kind).__name__.lower()
             raise UsageError(f"--ray extracts features, of which {name} uses none: leave it out")

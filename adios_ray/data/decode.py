@@ -42,6 +42,11 @@ _MAX_PIXELS = 2**30 // 12
 _MAX_SCANS = 500
 _RAW_PROFILE = b"Raw profile type exif\0"
 _MAX_PROFILE = 2**20
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+"""How a segment of a JPEG begins that holds XMP."""
+_XMP_KEYWORD = b"XML:com.adobe.xmp\0"
+"""How a text of a PNG begins that is XMP."""
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:\s*=\s*[\"']|>)([1-8])")
 _PHOTOMETRIC = 262
 """The TIFF tag PhotometricInterpretation."""
 _BELOW = 2**14
@@ -255,7 +260,7 @@ class _JpegHeader(NamedTuple):
         channels: Number of color components.
         buffered: Whether the decoder keeps the coefficients of the whole image: it is progressive, or has a scan for
             each component.
-        orientation: By EXIF, 1 to 8.
+        orientation: By EXIF or, without, by XMP, 1 to 8.
     """
 
     size: tuple[int, int]
@@ -293,7 +298,9 @@ def _jpeg_header(content: bytes) -> _JpegHeader:
     Raises:
         RefusedImageError: If there is no scan, or its samples are not those of an ordinary JPEG.
     """
-    at, size, channels, progressive, orientation = 2, (0, 0), 0, False, 1
+    at, size, channels, progressive = 2, (0, 0), 0, False
+    orientation: int | None = None
+    by_xmp: int | None = None
     try:
         while (marker := content[at + 1]) != 0xDA or content[at] != 0xFF:
             if content[at] != 0xFF or marker in (0x00, 0xFF):  # decoders skip fill bytes and garbage
@@ -309,19 +316,21 @@ def _jpeg_header(content: bytes) -> _JpegHeader:
                     raise RefusedImageError(f"unsupported JPEG: {bits} bits, coding process {marker - 0xC0}")
             elif marker == 0xE1 and content.startswith(b"Exif\0\0", start):
                 orientation = _orientation(content[start : at + length])
+            elif marker == 0xE1 and content.startswith(_XMP, start):
+                by_xmp = _orientation_in_xmp(content[start : at + length])
             at += length
         in_scan = content[at + 4]
     except (IndexError, struct.error):
         raise RefusedImageError("damaged JPEG: cut short before its pixels") from None
-    return _JpegHeader(size, channels, progressive or in_scan < channels, orientation)
+    return _JpegHeader(size, channels, progressive or in_scan < channels, orientation or by_xmp or 1)
 
 
-def _orientation(exif: bytes) -> int:
-    """Read the orientation that an EXIF block gives, from 1 to 8; 1 where the block is malformed."""
+def _orientation(exif: bytes) -> int | None:
+    """Read the orientation that an EXIF block gives, from 1 to 8; None without, or where the block is malformed."""
     block = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None:
-        return 1
+        return None
     try:
         (at,) = struct.unpack_from(order + "I", block, 4)
         (entries,) = struct.unpack_from(order + "H", block, at)
@@ -332,15 +341,21 @@ def _orientation(exif: bytes) -> int:
                 return int(value) if value in _TURNS else 1
     except struct.error:
         pass
-    return 1
+    return None
+
+
+def _orientation_in_xmp(block: bytes) -> int | None:
+    """Read the orientation that a block of XMP gives, from 1 to 8; None without."""
+    found = _XMP_ORIENTATION.search(block)
+    return int(found[1]) if found else None
 
 
 def _decode_other(kind: str, content: bytes, image_size: int, options: DecodeOptions) -> Picture:
     if claimed := _claimed_size(kind, content):
         _check_pixels(claimed, options)
-    exif = None
+    exif = xmp = None
     if kind == "PNG":
-        content, exif = _bare_png(content)
+        content, exif, xmp = _bare_png(content)
     image = _open(kind, content)
     _check_sides(image.size, options.smallest_side)
     _check_pixels(image.size, options)
@@ -350,8 +365,13 @@ def _decode_other(kind: str, content: bytes, image_size: int, options: DecodeOpt
         _mend_tiff(image, options)
         orientation = 1  # loading turns a TIFF upright
     else:
-        orientation = _orientation(exif or image.info.get("exif") or b"")
+        in_exif = _orientation(exif or image.info.get("exif") or b"")
+        orientation = in_exif or _orientation_in_xmp(xmp or image.info.get("xmp") or b"") or 1
     image.load()
+    if options.stretch is not None and _bits(kind, content, image) == 16 and not image.mode.startswith("I"):
+        raise RefusedImageError(
+            "--stretch is for gray values: of 16-bit colors and transparency 8 bits are read; convert the image"
+        )
     pixels, note = _squeeze(image, image_size, None, orientation, options.stretch)
     if kind == "TIFF" and image.mode.startswith("I") and image.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
         pixels = 255 - pixels  # white is zero: of 8 bits Pillow inverts the values itself
@@ -392,17 +412,17 @@ def _claimed_size(kind: str, content: bytes) -> tuple[int, int] | None:
     return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
 
 
-def _bare_png(content: bytes) -> tuple[bytes, bytes]:
+def _bare_png(content: bytes) -> tuple[bytes, bytes, bytes]:
     """Leave out of a PNG what is not needed for its pixels: texts and profiles may be of any size, and damaged.
 
     Returns:
-        The PNG, and its EXIF block; empty if it has none.
+        The PNG, its EXIF block and its XMP; these are empty if it has none.
 
     Raises:
         RefusedImageError: If a chunk that is needed is cut short or has a wrong checksum.
     """
     chunks: list[bytes | memoryview] = [content[:8]]
-    exif = profile = b""
+    exif = profile = xmp = b""
     for kind, chunk, intact in _png_chunks(content):
         critical = not kind[0] & 0x20  # the case of the first letter says so
         if critical and not intact:
@@ -413,8 +433,10 @@ def _bare_png(content: bytes) -> tuple[bytes, bytes]:
             exif = bytes(chunk[8:-4])
         elif kind in (b"tEXt", b"zTXt") and intact:
             profile = profile or _raw_profile(kind, chunk[8:-4])
+        elif kind == b"iTXt" and intact and bytes(chunk[8:][: len(_XMP_KEYWORD)]) == _XMP_KEYWORD:
+            xmp = bytes(chunk[8:-4])  # standards ask that it is not compressed
     chunks.append(_PNG_END)  # a file may lack its end alone
-    return b"".join(chunks), exif or profile
+    return b"".join(chunks), exif or profile, xmp
 
 
 def _raw_profile(kind: bytes, text: memoryview) -> bytes:
@@ -459,14 +481,17 @@ def _mend_tiff(image: ImageFile.ImageFile, options: DecodeOptions) -> None:
     exif[ExifTags.Base.Orientation] = tags.get(ExifTags.Base.Orientation, 1)
 
 
+def _bits(kind: str, content: bytes, image: Image.Image) -> int:
+    """Read how many bits a channel has."""
+    if kind == "PNG":
+        return content[24]  # in the header, which is the first chunk
+    return max(image.tag_v2.get(258, (8,))) if kind == "TIFF" else 8  # type: ignore[attr-defined]
+
+
 def _note_on_colors(kind: str, content: bytes, image: Image.Image) -> str | None:
     """Note 16-bit colors that fill a small part of their range: Pillow hands out their upper 8 bits alone."""
-    if kind == "PNG":
-        bits = content[24]  # in the header, which is the first chunk
-    else:
-        bits = max(image.tag_v2.get(258, (8,))) if kind == "TIFF" else 8  # type: ignore[attr-defined]
     bands = image.getbands()
-    if bits != 16 or bands[:3] != ("R", "G", "B"):
+    if _bits(kind, content, image) != 16 or bands[:3] != ("R", "G", "B"):
         return None
     counts = np.reshape(image.histogram(), (len(bands), 256))[:3].sum(axis=0)
     largest = int(counts.nonzero()[0].max())

@@ -209,6 +209,21 @@ def write_manifest(store: Store, manifest: Manifest) -> None:
         path.write_text(json.dumps(manifest.model_dump(), sort_keys=True, indent=1) + "\n")
 
 
+def read_source_files(store: Store, entry: SourceFiles) -> bytes:
+    """Read the file that names a source's files.
+
+    Raises:
+        DatasetError: If it is missing, or not as in the manifest.
+    """
+    try:
+        content = store.read(entry.file)
+    except FileNotFoundError:
+        raise DatasetError(f"{store}/{entry.file} is missing. {MAKE_AGAIN}") from None
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise DatasetError(f"{store}/{entry.file} does not have the checksum of the manifest. {MAKE_AGAIN}")
+    return content
+
+
 def read_manifest(location: Location) -> Manifest:
     """Read and validate ``manifest.json``.
 

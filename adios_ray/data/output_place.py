@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adios_ray.data.claim import PREPARING
-from adios_ray.data.manifest import MANIFEST_NAME, Manifest, read_manifest
+from adios_ray.data.manifest import MAKE_AGAIN, MANIFEST_NAME, Manifest, read_manifest
 from adios_ray.data.source_files import check_unchanged
 from adios_ray.data.sources.base import Source
 from adios_ray.errors import DatasetError
@@ -30,10 +30,20 @@ def find_finished(
     if MANIFEST_NAME not in store.names():
         return None
     manifest = _made_by(store, recipe)
+    _check_complete(store, manifest)
     moved = manifest.recipe.get("source") != recipe.get("source")
     check_unchanged(store, manifest, source, files, moved, check_content)
     store.remove(PARTS)  # which a process that was killed after it wrote the manifest has left
     return manifest
+
+
+def _check_complete(store: Store, manifest: Manifest) -> None:
+    """Raise a DatasetError if a shard is missing or, on this machine, has another size."""
+    present = store.names()
+    for entry in manifest.entries:
+        # Not of a remote one: each size is a request.
+        if entry.file not in present or (store.local is not None and store.size(entry.file) != entry.bytes):
+            raise DatasetError(f"{store}/{entry.file} is missing or not as in the manifest. {MAKE_AGAIN}")
 
 
 def _made_by(store: Store, recipe: Mapping[str, Any]) -> Manifest:

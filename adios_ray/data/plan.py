@@ -96,6 +96,8 @@ def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | Non
     splits = plan_splits(listing, counts, source.stratum, group)
     if isinstance(source, ReadInBlocks):
         splits = {split: in_blocks(items, source.block) for split, items in splits.items()}
+    if group is not None:
+        notes = [*notes, *_shared_groups(splits, group)]
     passed_over = PassedOver(source.passed_over)
     taken = {item for items in splits.values() for item in items}
     for item in (item for items in listing.values() for item in items if item not in taken):
@@ -115,6 +117,19 @@ def _once(listing: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], l
     repeated = [item for found in counts.values() for item, number in found.items() if number > 1]
     notes = [f"{_number(len(repeated), 'image')} listed more than once, read once: {first_of(repeated)}"]
     return {split: list(found) for split, found in counts.items()}, notes if repeated else []
+
+
+def _shared_groups(splits: Mapping[str, Sequence[str]], group: Key) -> list[str]:
+    """Note the groups that are in several splits, as the source has parted them."""
+    holding: dict[str, set[str]] = defaultdict(set)
+    for split, items in splits.items():
+        for item in items if split != UNLABELED else ():
+            holding[group(item)].add(split)
+    shared = [f"{name} ({', '.join(sorted(found))})" for name, found in holding.items() if len(found) > 1]
+    found = (
+        f"{_number(len(shared), 'group')} in more than one split, as the source has them: {first_of(sorted(shared))}"
+    )
+    return [found] if shared else []
 
 
 def _labels(source: Source, classes: Mapping[str, Mapping[str, int]]) -> str:

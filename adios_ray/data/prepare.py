@@ -8,9 +8,10 @@ shards.
 import hashlib
 import json
 import logging
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -33,6 +34,7 @@ from adios_ray.data.plan import Key, Plan, ShardJob, deciding, descriptions, ima
 from adios_ray.data.shards import drop_rows, write_shard
 from adios_ray.data.source_files import write_files
 from adios_ray.data.sources.base import Sample, Source
+from adios_ray.data.sources.passed_over import first_of
 from adios_ray.errors import DatasetError, RefusedImageError, handlers_kept
 from adios_ray.store import Location, Store
 from adios_ray.validation import Record
@@ -171,7 +173,7 @@ def prepare(
         claim.check()
         parts = _parts(store, jobs)
         _check_refused(store, parts, max_bad_fraction)
-        manifest = _finish(store, source, plan, parts, full_recipe, files, drop_duplicates)
+        manifest = _finish(store, source, plan, parts, full_recipe, files, drop_duplicates, say)
         claim.check()
         write_manifest(store, manifest)
         store.remove(PARTS)
@@ -263,16 +265,17 @@ def _run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]"
     images = sum(len(job.items) for job in jobs)
     with _progress() as progress:
         bar = progress.add_task(f"preparing{resumed}", total=images, bad=0, rate=0.0)
-        with _quiet_ray():
+        # Closed before Ray is: from a thread of Ray Data that is left, Ray would connect to whatever cluster it finds.
+        with _quiet_ray(), closing(_results(jobs, task)) as results:
             # Timed from here: the rate is that of decoding, without the seconds in which Ray starts.
             start, done, bad = time.perf_counter(), 0, 0
-            for result in _results(jobs, task):
+            for result in results:
                 done, bad = done + result["images"], bad + result["refused"]
                 progress.update(bar, completed=done, bad=bad, rate=done / (time.perf_counter() - start))
                 check()
 
 
-def _results(jobs: Sequence[ShardJob], task: "partial[dict[str, int]]") -> Iterator[dict[str, int]]:
+def _results(jobs: Sequence[ShardJob], task: "partial[dict[str, int]]") -> Generator[dict[str, int]]:
     """Yield the result of each job as it finishes.
 
     Raises:
@@ -290,6 +293,8 @@ def _results(jobs: Sequence[ShardJob], task: "partial[dict[str, int]]") -> Itera
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", error)
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]  # Ray adds lines on retrying
+        if isinstance(cause, OSError) and cause.errno:  # and to the text of such an error
+            reason = os.strerror(cause.errno)
         raise DatasetError(f"a shard could not be made ({reason}); run the same command again to resume") from error
 
 
@@ -344,11 +349,12 @@ def _finish(
     recipe: dict[str, Any],
     files: Mapping[str, tuple[int, int]],
     drop_duplicates: bool,
+    say: Say,
 ) -> Manifest:
     """Account for every image, and leave copies out where that is asked for; returns the manifest to write.
 
     Raises:
-        DatasetError: If no image is left of a split.
+        DatasetError: If no image is left of a split, or for training of a class.
     """
     rows = {job.file: _rows(job, part) for job, part in parts}
     images = (
@@ -358,7 +364,7 @@ def _finish(
     )
     duplicates, copies = find_duplicates(images)
     dropped = copies if drop_duplicates else set()
-    _check_left(rows, [job for job, _ in parts], dropped)
+    _check_left(source, rows, [job for job, _ in parts], dropped, say)
     splits: dict[str, tuple[ShardEntry, ...]] = {}
     for job, part in parts:
         unwanted = {item for item in rows[job.file] if (job.split, item) in dropped}
@@ -387,14 +393,26 @@ def _finish(
     )
 
 
-def _check_left(rows: Mapping[str, Sequence[str]], jobs: Sequence[ShardJob], dropped: Set[tuple[str, str]]) -> None:
-    """Raise a DatasetError for a split of which no image is left."""
-    left = {job.split for job in jobs if any((job.split, item) not in dropped for item in rows[job.file])}
-    if gone := list(dict.fromkeys(job.split for job in jobs if job.split not in left)):
+def _check_left(
+    source: Source, rows: Mapping[str, Sequence[str]], jobs: Sequence[ShardJob], dropped: Set[tuple[str, str]], say: Say
+) -> None:
+    """Raise a DatasetError for a split of which no image is left, or a class of train; say what other splits lose."""
+    planned = {(job.split, source.stratum(item)) for job in jobs for item in job.items}
+    kept = [(job.split, item) for job in jobs for item in rows[job.file] if (job.split, item) not in dropped]
+    left = {(split, source.stratum(item)) for split, item in kept}
+    splits = {split for split, _ in left}
+    if gone := list(dict.fromkeys(job.split for job in jobs if job.split not in splits)):
         reason = "all images are refused: repair them, or leave the split out"
         if any(split in gone for split, _ in dropped):
             reason = "all images are copies that --drop-duplicates leaves out: keep them, or leave the split out"
         raise DatasetError(f"nothing is left of {', '.join(gone)}; {reason}")
+    if lost := sorted(planned - left):
+        names = first_of([f"{name} in {split}" for split, name in lost])
+        gone_by = "refused, or copies that --drop-duplicates leaves out" if dropped else "refused"
+        text = f"nothing is left of class {names}: all of its images there are {gone_by}"
+        if any(split == "train" for split, _ in lost):
+            raise DatasetError(f"{text}; repair or add some, or remove the class")
+        say(f"note: {text}")
 
 
 def _rows(job: ShardJob, part: _Part) -> list[str]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from adios_ray.data.manifest import Manifest, SourceFiles
+from adios_ray.data.manifest import Manifest, SourceFiles, read_source_files
 from adios_ray.data.plan import descriptions
 from adios_ray.data.sources.base import Source
 from adios_ray.data.sources.passed_over import first_of
@@ -61,12 +61,9 @@ def read_files(store: Store, entry: SourceFiles) -> dict[str, SourceFile]:
     """Read the table that ``write_files`` wrote, by name.
 
     Raises:
-        DatasetError: If it is missing or damaged.
+        DatasetError: If it is missing, or not as in the manifest.
     """
-    try:
-        table = pa.ipc.open_file(pa.BufferReader(store.read(entry.file))).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DatasetError(f"{store}/{entry.file} is missing or damaged: {error}") from error
+    table = pa.ipc.open_file(pa.BufferReader(read_source_files(store, entry))).read_all()
     name, size, changed, content = (column.to_pylist() for column in table.columns)
     return {n: SourceFile(s, t, c) for n, s, t, c in zip(name, size, changed, content, strict=True)}
 

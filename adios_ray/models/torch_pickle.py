@@ -98,11 +98,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"checkpoint {path} is not a complete zip archive, as torch writes it since version 1.6: it is "
             "truncated, or was written by an older torch; download it again, or save it again with a newer torch"
         )
-    with zipfile.ZipFile(path) as archive:
-        root = next((name[: -len(_PICKLE)] for name in archive.namelist() if name.endswith(f"/{_PICKLE}")), None)
-        if root is None:
-            raise ConfigError(f"checkpoint {path} is a zip archive, but not one of torch: it has no {_PICKLE}")
-        try:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            root = next((name[: -len(_PICKLE)] for name in archive.namelist() if name.endswith(f"/{_PICKLE}")), None)
+            if root is None:
+                raise ConfigError(f"checkpoint {path} is a zip archive, but not one of torch: it has no {_PICKLE}")
             _check_stored(archive.getinfo(root + _PICKLE))
             content = _TensorUnpickler(archive.read(root + _PICKLE), _STAND_INS).load()
             # The methods of dict itself, here and below: a pickle can set attributes of an ordered dictionary.
@@ -110,10 +110,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             if not isinstance(state, dict):
                 raise ConfigError(f"checkpoint {path} has no {STATE_DICT}: it is not a checkpoint of Lightning")
             return _read_tensors(archive, root, state)
-        except ConfigError:
-            raise
-        except Exception as error:  # a damaged or hostile pickle can raise anything; nothing of it was executed
-            raise CheckpointError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # a damaged or hostile file can raise anything; nothing of it was executed
+        raise CheckpointError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def _check_stored(entry: zipfile.ZipInfo) -> None:

@@ -136,7 +136,10 @@ def load_weights(place: Location) -> Weights:
         return _from_checkpoint(path, place)
     text = file_metadata(path).get(METADATA_KEY)
     if text is None:
-        raise ConfigError(f"{place} was not written as a weights file by adios_ray: its metadata has no {METADATA_KEY}")
+        raise ConfigError(
+            f"{place} is no weights file of adios_ray: its metadata has no {METADATA_KEY}. If adios-ray export wrote "
+            "it, for other programs, name the checkpoint that it was made from"
+        )
     values = parse_json(dict[str, Any], text, f"{place} is damaged: metadata", CheckpointError)
     header = parse(_Header, values, str(place))
     tensors = unwrapped(safetensors.torch.load_file(path))

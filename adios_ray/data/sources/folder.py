@@ -13,19 +13,13 @@ from adios_ray.data.decode import EXTENSIONS
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.sources.passed_over import PassedOver, first_of
+from adios_ray.data.sources.split_files import SPLIT_NAMES, splits_in
 from adios_ray.data.sources.walk import Walk, walk
 from adios_ray.errors import DatasetError
 
 ByClass = Mapping[str, Sequence[str]]
 """Items of each class."""
 
-SPLIT_NAMES: Mapping[str, str] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("unlabeled", "unlabelled"), UNLABELED),
-}
-"""Split by the name of its folder, in lower case."""
 OUTSIDE = "outside the layout"
 
 
@@ -105,7 +99,23 @@ def _understood(root: Path | str, folders: Mapping[str, Sequence[str]]) -> Folde
             "these out (--layout classes), or take all images as one class (--layout flat)"
         )
     _check_depth(root, others[0] if len(others) == 1 else "", folders)
+    _check_no_splits(root, others, folders)
     return "classes"
+
+
+def _check_no_splits(root: Path | str, names: Sequence[str], folders: Mapping[str, Sequence[str]]) -> None:
+    """Refuse folders that may be splits by a part of their names, and classes that are parted into splits."""
+    if len({split for name in names for split in splits_in(name)}) > 1:
+        raise DatasetError(
+            f"{root} can be read in two ways: {first_of(names)} may be splits, by words in their names (call them "
+            "train, val and test), or classes (--layout classes)"
+        )
+    inner = {folder for name in names for folder in by_folder(folders[name], depth=1)}
+    if len(inner) > 1 and all(folder.casefold() in SPLIT_NAMES for folder in inner):
+        raise DatasetError(
+            f"{root} can be read in two ways: {first_of(sorted(inner))} in {first_of(names)} may be splits (which come "
+            f"first: {min(inner)}/{names[0]}), or all images of a class belong together (--layout classes)"
+        )
 
 
 def _check_depth(root: Path | str, only: str, folders: Mapping[str, Sequence[str]]) -> None:

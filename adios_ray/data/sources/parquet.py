@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from adios_ray.data.sources.base import UNLABELED
 from adios_ray.data.sources.encoded import NO_LABEL_REASON, EncodedImages, Label, Place, class_names
-from adios_ray.data.sources.passed_over import PassedOver
+from adios_ray.data.sources.passed_over import PassedOver, first_of
 from adios_ray.data.sources.split_files import find, read_all
 from adios_ray.errors import DatasetError, RefusedImageError
 from adios_ray.store import Location, Store
@@ -109,11 +109,13 @@ class _File(NamedTuple):
         columns: The columns that matter.
         groups: Rows of each row group.
         labels: Labels of all rows; None without a label column.
+        others: Columns that could hold labels.
     """
 
     columns: _Columns
     groups: tuple[int, ...]
     labels: list[Label | None] | None
+    others: tuple[str, ...]
 
 
 def source(root: Location, image_column: str | None = None, label_column: str | None = None) -> ParquetImages:
@@ -149,8 +151,10 @@ def source(root: Location, image_column: str | None = None, label_column: str | 
     items = {split: listed for split, listed in items.items() if listed}
     if not items:
         raise DatasetError(f"{found.store} has no rows that can be used: {_reasons(passed_over)}")
+    others = next(iter(files.values())).others if columns.label is None else ()
+    notes = (f"no label column is recognized; for one of {first_of(others)}, give --label-column",) if others else ()
     return ParquetImages.found_in(
-        found, classes=classes, items=items, passed_over=passed_over, image_column=columns.image
+        found, classes=classes, items=items, passed_over=passed_over, image_column=columns.image, notes=notes
     )
 
 
@@ -185,7 +189,8 @@ def _read_file(store: Store, name: str, image_column: str | None, label_column: 
             labels = None
             if columns.label is not None:
                 labels = file.read(columns=[columns.label]).column(0).to_pylist()
-            return _File(columns, tuple(group.num_rows for group in groups), labels)
+            others = tuple(field.name for field in file.schema_arrow if _is_of_labels(field.type))
+            return _File(columns, tuple(group.num_rows for group in groups), labels, others)
     except DatasetError:
         raise
     except Exception as error:  # a damaged file, or an error of a protocol
@@ -261,12 +266,18 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _label_kind(path: str, label: str, kind: pa.DataType) -> str:
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if pa.types.is_integer(value):
-        return "numbers"
-    if pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value):
-        return "names"
-    raise DatasetError(f"column {label} of {path} is {kind}: a label must be one integer or one string")
+    if not _is_of_labels(kind):
+        raise DatasetError(f"column {label} of {path} is {kind}: a label must be one integer or one string")
+    return "numbers" if pa.types.is_integer(_value(kind)) else "names"
+
+
+def _is_of_labels(kind: pa.DataType) -> bool:
+    is_one = pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
+    return any(check(_value(kind)) for check in is_one)
+
+
+def _value(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _common_columns(store: Store, files: dict[str, _File]) -> _Columns:

@@ -22,7 +22,8 @@ _WORDS = {
     UNLABELED: ("unlabeled", "unlabelled", "unsupervised"),
 }
 """Words for each split, as the Hugging Face libraries look for them."""
-_SPLITS = {word: split for split, words in _WORDS.items() for word in words}
+SPLIT_NAMES: Mapping[str, str] = {word: split for split, words in _WORDS.items() for word in words}
+"""Split by a word in the name of a file or folder, in lower case."""
 
 _Result = TypeVar("_Result")
 
@@ -110,8 +111,13 @@ def _words(text: str) -> list[str]:
     return re.findall("[a-z]+", text.lower())
 
 
+def splits_in(name: str) -> set[str]:
+    """Return the splits that the words of a name say."""
+    return {SPLIT_NAMES[word] for word in _words(name) if word in SPLIT_NAMES}
+
+
 def _splits(names: Sequence[str], store: Store) -> dict[str, str]:
-    said = {name: sorted({_SPLITS[word] for word in _words(name) if word in _SPLITS}) for name in names}
+    said = {name: sorted(splits_in(name)) for name in names}
     if several := [name for name, splits in said.items() if len(splits) > 1]:
         raise DatasetError(f"{several[0]} in {store} may be {' or '.join(said[several[0]])}: rename it")
     if not any(said.values()):

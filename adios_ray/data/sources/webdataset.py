@@ -4,14 +4,15 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from adios_ray.data.decode import EXTENSIONS
 from adios_ray.data.sources.base import UNLABELED
 from adios_ray.data.sources.encoded import NO_LABEL_REASON, EncodedImages, Label, Place, class_names
-from adios_ray.data.sources.passed_over import PassedOver
+from adios_ray.data.sources.passed_over import PassedOver, first_of
 from adios_ray.data.sources.split_files import SplitFiles, find, read_all
 from adios_ray.errors import DatasetError
 from adios_ray.store import Location, Store
@@ -62,10 +63,11 @@ class _Sample:
 
 
 class _Shard(NamedTuple):
-    """What a tar file holds."""
+    """What a tar file holds; ``fields`` are those of its first JSON object."""
 
     images: list[_Image]
     passed_over: PassedOver
+    fields: set[str]
 
 
 def source(root: Location) -> TarImages:
@@ -92,7 +94,12 @@ def source(root: Location) -> TarImages:
     if not items:
         reasons = "; ".join(f"{reason} ({count:,})" for reason, (count, _) in passed_over.items())
         raise DatasetError(f"{found.store} has no images that can be used: {reasons or 'the files are empty'}")
-    return TarImages.found_in(found, classes=classes, items=items, described_in=tuple(lists), passed_over=passed_over)
+    fields = sorted(set().union(*(shard.fields for shard in shards.values())))
+    usual = " or ".join(_LABEL_FIELDS)
+    notes = () if named or not fields else (f"no labels: .json has {first_of(fields)}, but no {usual}",)
+    return TarImages.found_in(
+        found, classes=classes, items=items, described_in=tuple(lists), passed_over=passed_over, notes=notes
+    )
 
 
 def _items(
@@ -143,7 +150,7 @@ def _scan(store: Store, name: str) -> _Shard:
     Raises:
         DatasetError: If it is damaged, or its end is missing.
     """
-    shard = _Shard([], PassedOver())
+    shard = _Shard([], PassedOver(), set())
     start: int | None = 0
     try:
         with store.open(name, read_ahead=True) as file:
@@ -164,6 +171,9 @@ def _scan_archive(file: BinaryIO, start: int, name: str, shard: _Shard) -> int |
                 _sort_in(tar, member, name, samples, shard.passed_over)
             tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps them all
     shard.images.extend(_images(name, samples, shard.passed_over))
+    described = (sample.labels["json"][1] for sample in samples.values() if "json" in sample.labels)
+    with suppress(ValueError, RecursionError):  # such as it is, it is passed over
+        shard.fields.update(_fields(next(described, b"{}")))
     return _next_archive(file, tar.offset)
 
 
@@ -232,12 +242,21 @@ def _label(labels: Mapping[str, tuple[str, bytes]]) -> Label | None:
     if "cls" in labels:
         value = labels["cls"][1].decode()
     elif "json" in labels:
-        fields = json.loads(labels["json"][1])
-        if isinstance(fields, dict):
-            value = next((fields[key] for key in _LABEL_FIELDS if fields.get(key) is not None), None)
+        fields = _fields(labels["json"][1])
+        value = next((fields[key] for key in _LABEL_FIELDS if fields.get(key) is not None), None)
     if isinstance(value, str):
         text = value.strip()
         value = int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else text or None
     if value is None or (isinstance(value, int | str) and not isinstance(value, bool)):
         return None if isinstance(value, int) and value < 0 else value
     raise ValueError(f"{value!r} is not a label")
+
+
+def _fields(content: bytes) -> dict[str, Any]:
+    """Read a JSON object; empty where it is another value.
+
+    Raises:
+        ValueError: If it is not JSON.
+    """
+    fields = json.loads(content)
+    return fields if isinstance(fields, dict) else {}
