@@ -56,7 +56,7 @@ class LoadedRun:
     def exploits(self) -> pa.Table:
         """A row for each copy, in the order of the decisions: trial, donor, their scores, z, p, and values.
 
-        Searched values before and after are columns ``old.PATH`` and ``new.PATH``.
+        With ``explore_without_copy`` also for each change of values without a copy: its donor is the trial itself. Searched values before and after are columns ``old.PATH`` and ``new.PATH``.
         """
         return _table(
             {
@@ -128,6 +128,7 @@ def load_run(path: str | Path) -> LoadedRun:
 
     Raises:
         ConfigError: If it is not a run directory.
+        UsageError: If it is a URI.
     """
     run = RunDirectory(require_local(_place(path, "path"), "path"))
     if not run.config.is_file():
@@ -161,7 +162,7 @@ def train(
         The run.
 
     Raises:
-        UsageError: If ``resume`` is given: a ``name`` resumes a run.
+        UsageError: If ``resume`` is given (a ``name`` resumes a run), or ``storage`` is a URI.
         ConfigError: If a setting is unknown, out of range, or does not fit the data, storage or cluster.
         DatasetError: If the data set cannot be used.
         RunError: If the run could not finish; the same call with a ``name`` resumes it.
@@ -227,7 +228,8 @@ def evaluate(
 
     Raises:
         UsageError: If there is no such kind or option, or a value is out of range.
-        CheckpointError: If a checkpoint cannot be used.
+        ConfigError: If a checkpoint is missing, or of another kind.
+        CheckpointError: If a checkpoint is damaged, or does not fit its configuration.
         DatasetError: If the data set cannot be used.
         EvaluationError: If the data do not allow this evaluation.
     """

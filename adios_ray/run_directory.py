@@ -8,7 +8,7 @@
       environment.json                    versions and machine at the start
       population.json  population.jsonl   the population: a snapshot and the journal of changes since
       driver.json                         the driver's process, while one is alive (data/claim.py)
-      results.csv  lineage.jsonl          one line for each report, one for each exploit or refused one
+      results.csv  lineage.jsonl          a line for each report; for each exploit, refusal, or trial that left
       events.jsonl                        one line for each note, exploit, refusal, restart and wait
       outcomes/TRIAL/epoch_NNNNN          one byte for each image that selects, of the reports in trials' histories
       checkpoints/TRIAL/epoch_NNNNN/      weights
@@ -17,6 +17,7 @@
       controllers/ACTOR_ID                Ray Train controllers whose placement groups may be left behind
       logs/TRIAL.log                      what happened to each trial's processes, with tracebacks and output
       logs/tracker_NAME.log               what each tracker's process printed
+      wandb/  tensorboard/  log.jsonl     of trackers that were asked for
       inspection.npz                      features of validation images, for the report
       tune/                               Ray Tune's and Ray Train's own files
       report.html  schedule.json          for people; the schedule is written when the run has finished

@@ -346,7 +346,8 @@ class Evaluate:
 
         Raises:
             UsageError: If there is no checkpoint, or an option would not be used.
-            CheckpointError: If a checkpoint cannot be used.
+            ConfigError: If a checkpoint is missing, or of another kind.
+            CheckpointError: If a checkpoint is damaged, or does not fit its configuration.
             DatasetError: If the data set cannot be used.
             EvaluationError: If the data do not allow this evaluation.
         """
