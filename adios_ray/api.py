@@ -56,7 +56,8 @@ class LoadedRun:
     def exploits(self) -> pa.Table:
         """A row for each copy, in the order of the decisions: trial, donor, their scores, z, p, and values.
 
-        With ``explore_without_copy`` also for each change of values without a copy: its donor is the trial itself. Searched values before and after are columns ``old.PATH`` and ``new.PATH``.
+        With ``explore_without_copy`` also for each change of values without a copy: its donor is the trial itself.
+        Searched values before and after are columns ``old.PATH`` and ``new.PATH``.
         """
         return _table(
             {

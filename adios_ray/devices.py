@@ -47,12 +47,15 @@ def native_bfloat16(device: torch.device) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether torch or Python could not allocate memory, on a GPU or for the CPU."""
-    # Only torch's allocator for GPUs has an error class of its own.
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
-        return True
     # While a CUDA graph is recorded, torch may answer with another error, which has this one as its context.
-    cause = error.__cause__ or error.__context__
-    return cause is not None and is_out_of_memory(cause)
+    chain = list[BaseException]()
+    following: BaseException | None = error
+    while following is not None and following not in chain:
+        chain.append(following)
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+    # Only torch's allocator for GPUs has an error class of its own.
+    own = any(isinstance(each, torch.OutOfMemoryError | MemoryError) for each in chain)
+    return own or any(text in str(each) for each in chain for text in _OUT_OF_MEMORY)
 
 
 def copied_to(values: torch.Tensor, device: torch.device) -> torch.Tensor:

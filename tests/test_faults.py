@@ -348,6 +348,9 @@ def test_an_error_that_follows_from_one_of_memory_is_one() -> None:
         finally:
             raise RuntimeError("operation failed due to a previous error during capture")
     assert is_out_of_memory(raised.value) and not is_out_of_memory(RuntimeError(str(raised.value)))
+    first, second = ValueError("first"), RuntimeError("second")
+    first.__context__, second.__cause__ = second, first
+    assert not is_out_of_memory(first) and not is_out_of_memory(second)
 
 
 def test_an_error_of_memory_names_the_values_to_change() -> None:

@@ -234,6 +234,8 @@ def test_groups_that_the_source_has_in_several_splits_are_noted(tmp_path: Path) 
     note = "2 groups in more than one split, as the source has them: p1 (test, train), p3 (test, val)"
     assert sorted(found.notes) == [note]
     assert make_plan(folder.source(tmp_path), ALL).notes == ()
+    (tmp_path / "test/a/other.png").touch()  # nothing is carved that its group could decide
+    assert list(make_plan(folder.source(tmp_path), ALL, group_by_pattern(r"p\d")).notes) == [note]
 
 
 def test_a_pattern_must_match_every_image() -> None:

@@ -349,6 +349,32 @@ def test_slow_trials_are_ranked_among_those_that_are_done(tmp_path: Path) -> Non
     assert not {"trial_06", "trial_07"} & {trial for _, trial, _, _ in simulated.lineage()}
 
 
+def test_a_slow_trial_that_fails_after_others_are_done_copies_one_that_still_trains(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", 8, interval_epochs=2, synchronous=False, controls=0)
+    scores = {f"trial_{number:02d}": 0.3 + number / 100 for number in range(8)}
+    simulated.fitness = lambda trial, epoch, config, before: (
+        math.nan if (trial == "trial_00" and epoch >= 4 and not simulated.lineage()) else scores[trial] + epoch / 100
+    )
+    scores["trial_00"] = 0.9  # until then, no copy
+    slow_last(simulated, "trial_00", "trial_01")
+    simulated.details = lambda trial, epoch, fitness: {"standard_error": 0.5}
+    state = simulated.drive()
+    assert ("trial_00", "trial_01") in [(trial, donor) for _, trial, donor, _ in simulated.lineage()]
+    assert state.members["trial_00"].score == pytest.approx(0.9 + EPOCHS / 100)
+
+
+def test_a_failure_that_is_forgotten_makes_no_trial_better_than_slower_ones(tmp_path: Path) -> None:
+    """The history begins after it, and the first report in it is of a later epoch than the slow trials'."""
+    simulated = simulation(tmp_path / "run", 4, interval_epochs=3, synchronous=False)
+    simulated.fitness = lambda trial, epoch, config, before: (
+        math.nan if trial == "trial_03" and epoch < 5 else epoch / 10 - 0.05 * (trial == "trial_03")
+    )
+    simulated.config = simulated.config.model_copy(update={"epochs": 12})
+    slow_last(simulated, "trial_00", "trial_01", "trial_02")
+    simulated.drive()
+    assert "trial_03" not in {donor for _, _, donor, _ in simulated.lineage()}
+
+
 def test_a_population_in_which_all_diverged_makes_no_copies(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", population=4)
     simulated.fitness = lambda trial, epoch, values, before: math.nan

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -138,7 +139,10 @@ def test_images_without_any_label_share_one_class(tmp_path: Path) -> None:
     read = source(tmp_path / "a.tar")
     assert read.classes == ("unlabeled",) and labels_of(read, "train") == [0, 0]
     assert read.notes == ("no labels: .json has caption, but no label or cls or class",)
+    write_tar(tmp_path / "b/test.tar", {"1.jpg": picture(0), "1.json": {"label": -1}})
+    assert source(tmp_path / "b").notes == ()
     (tmp_path / "a.tar").rename(tmp_path / "train.tar")
+    shutil.rmtree(tmp_path / "b")
     write_tar(tmp_path / "unlabeled.tar", {"3.jpg": picture(2)})
     assert labels_of(source(tmp_path), "train") == [0, 0] and labels_of(source(tmp_path), "unlabeled") == [NO_LABEL]
 

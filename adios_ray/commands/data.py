@@ -313,8 +313,12 @@ class Verify:
 
     def run(self) -> None:
         """Read all shards and print their number and size."""
+        from adios_ray.data.manifest import read_source_files
         from adios_ray.data.shards import verify
 
-        entries = verify(self.location).entries
+        manifest = verify(self.location)
+        if manifest.source_files is not None:  # which trainings do not need
+            read_source_files(Store(self.location), manifest.source_files)
+        entries = manifest.entries
         images, size = sum(entry.rows for entry in entries), sum(entry.bytes for entry in entries)
         print(f"{self.location}: {len(entries)} shards, {images:,} images, {size:,} bytes, all as in the manifest")

@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -124,7 +125,8 @@ def _shared_groups(splits: Mapping[str, Sequence[str]], group: Key) -> list[str]
     holding: dict[str, set[str]] = defaultdict(set)
     for split, items in splits.items():
         for item in items if split != UNLABELED else ():
-            holding[group(item)].add(split)
+            with suppress(DatasetError):  # of no group, where nothing was carved out
+                holding[group(item)].add(split)
     shared = [f"{name} ({', '.join(sorted(found))})" for name, found in holding.items() if len(found) > 1]
     found = (
         f"{_number(len(shared), 'group')} in more than one split, as the source has them: {first_of(sorted(shared))}"

@@ -354,7 +354,7 @@ def _finish(
     """Account for every image, and leave copies out where that is asked for; returns the manifest to write.
 
     Raises:
-        DatasetError: If no image is left of a split, or for training of a class.
+        DatasetError: If no image is left of a split.
     """
     rows = {job.file: _rows(job, part) for job, part in parts}
     images = (
@@ -396,7 +396,7 @@ def _finish(
 def _check_left(
     source: Source, rows: Mapping[str, Sequence[str]], jobs: Sequence[ShardJob], dropped: Set[tuple[str, str]], say: Say
 ) -> None:
-    """Raise a DatasetError for a split of which no image is left, or a class of train; say what other splits lose."""
+    """Raise a DatasetError for a split of which no image is left, and say which classes are lost."""
     planned = {(job.split, source.stratum(item)) for job in jobs for item in job.items}
     kept = [(job.split, item) for job in jobs for item in rows[job.file] if (job.split, item) not in dropped]
     left = {(split, source.stratum(item)) for split, item in kept}
@@ -409,10 +409,7 @@ def _check_left(
     if lost := sorted(planned - left):
         names = first_of([f"{name} in {split}" for split, name in lost])
         gone_by = "refused, or copies that --drop-duplicates leaves out" if dropped else "refused"
-        text = f"nothing is left of class {names}: all of its images there are {gone_by}"
-        if any(split == "train" for split, _ in lost):
-            raise DatasetError(f"{text}; repair or add some, or remove the class")
-        say(f"note: {text}")
+        say(f"note: nothing is left of class {names}: all of its images there are {gone_by}")
 
 
 def _rows(job: ShardJob, part: _Part) -> list[str]:

@@ -27,7 +27,6 @@ from adios_ray.data.manifest import (
     ShardEntry,
     manifest_bytes,
     parse_manifest,
-    read_source_files,
 )
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED, Sample
 from adios_ray.errors import DatasetError
@@ -275,8 +274,6 @@ def verify(location: Location, on_shard: Callable[[ShardEntry], None] | None = N
             on_shard(entry)
     if damaged:
         raise DatasetError(f"{location} is damaged: {'; '.join(damaged)}. {MAKE_AGAIN}")
-    if manifest.source_files is not None:
-        read_source_files(Store(location), manifest.source_files)
     return manifest
 
 

@@ -167,16 +167,16 @@ class PopulationBasedTraining(LiveScheduler):
             random = self.population.random(name, again=unable)
             # exploit: continue from the weights of one of the best, if the test shows that it is better
             donor = random.choice(donors)
-            difference = self._compare(donor, name)
-            z, source = difference.z, donor
-            # Adjusted for the choice of the two among all trials: the best and the worst differ by chance too.
-            p = None if z is None else familywise(z, len(self._ranked()))
-            # A trial that cannot train loses nothing by a copy.
-            if p is not None and p > (self._space.significance or 1) and not unable:
-                self.population.refuse(name, donor, difference, p)
-                if not self._space.explore_without_copy:
-                    continue
-                z, p, source = None, None, name
+            z, p, source = None, None, donor
+            if not unable:  # else it waits for any better one
+                difference = self._compare(donor, name)
+                # Adjusted for the choice of the two among all trials: the best and the worst differ by chance too.
+                z, p = difference.z, None if difference.z is None else familywise(difference.z, len(self._ranked()))
+                if p is not None and p > (self._space.significance or 1):
+                    self.population.refuse(name, donor, difference, p)
+                    if not self._space.explore_without_copy:
+                        continue
+                    z, p, source = None, None, name
             # explore: with other values
             self.population.copy(name, source, self._explore(name, self.population[source], random), z, p)
             changed.append(name)
@@ -206,7 +206,10 @@ class PopulationBasedTraining(LiveScheduler):
         }
 
     def _donors(self, name: str) -> list[str]:
-        """List the best trials that are better than this one; none unless it is among the worst and may be replaced."""
+        """List the best trials that are better than this one; none unless it is among the worst and may be replaced.
+
+        Trials that are done give nothing: with their weights, a copy would have nothing to train.
+        """
         member, members = self.population[name], self._ranked()
         if member.control or name not in members:
             return []
@@ -217,10 +220,12 @@ class PopulationBasedTraining(LiveScheduler):
             margins[other] = theirs.value - own.value
         # Ties in favor of the first, which has the published values: the order of reports must not decide.
         ranked = sorted(members, key=lambda other: (margins[other], -members[other].number))
-        # Rounded up so that small populations exploit too, but at most half: a trial in both quantiles could be
-        # replaced and copied in one decision, whose outcome would then depend on the order of the trials.
-        count = min(math.ceil(len(ranked) * self._space.quantile_fraction), len(ranked) // 2)
-        replaceable = [other for other in ranked[: len(ranked) - count] if not members[other].control]
+        training = [other for other in ranked if not members[other].finished]
+        # Trials that are done tell a slow one its place; one that has failed is to be replaced wherever they stand.
+        failed = member.score == WORST_SCORE or name in self.set_aside
+        compared = training if failed else ranked
+        count = self._quantile(compared)
+        replaceable = [other for other in compared[: len(compared) - count] if not members[other].control]
         if name not in replaceable[:count]:
             return []
         # A trial that copies a donor behind it writes its epochs again; if the donor's checkpoint is damaged, also the
@@ -228,22 +233,29 @@ class PopulationBasedTraining(LiveScheduler):
         kept = self._last_epoch_in_use(name)
         return [
             other
-            for other in ranked[len(ranked) - count :]
+            for other in training[len(training) - self._quantile(training) :]
             if margins[other] > 0
             and self._can_give(other)
             and not self._too_far_ahead(other, name)
             and members[other].epoch > kept
+            # Else it would be better by its epochs alone: what it reported before it failed is forgotten.
+            and members[other].reported[0].epoch <= member.reported[-1].epoch
         ]
+
+    def _quantile(self, names: Sequence[str]) -> int:
+        """Count the trials in the quantile that is replaced, or that gives."""
+        # Rounded up so that small populations exploit too, but at most half: a trial in both quantiles could be
+        # replaced and copied in one decision, whose outcome would then depend on the order of the trials.
+        return min(math.ceil(len(names) * self._space.quantile_fraction), len(names) // 2)
 
     def _can_give(self, name: str) -> bool:
         """Return whether a trial has weights that have neither diverged nor collapsed, and values that can train.
 
-        A copy that has not reported yet has none: it is ranked by the weights that it has replaced. With those of a
-        trial that is done, a copy would have nothing to train.
+        A copy that has not reported yet has none: it is ranked by the weights that it has replaced.
         """
         donor = self.population[name]
         scored = donor.score is not None and donor.score > WORST_SCORE and donor.replaced_history is None
-        return scored and donor.checkpoint is not None and not donor.finished and name not in self.set_aside
+        return scored and donor.checkpoint is not None and name not in self.set_aside
 
     def _last_epoch_in_use(self, name: str) -> int:
         """Return the last epoch of this trial whose checkpoint or outcomes another one still refers to; 0 without."""

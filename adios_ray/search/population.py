@@ -101,9 +101,8 @@ class Population:
         )
         member.score = member.base_score = value
         # A failure that the weights have survived: at its epoch, others would win by a number that stands for no score.
-        survived = value > WORST_SCORE and bool(member.history) and member.history[-1].value == WORST_SCORE
-        earlier = tuple(s for s in member.history if s.value > WORST_SCORE) if survived else member.history
-        member.history = extended(earlier, score)
+        earlier = (each for each in member.history if each.value > WORST_SCORE or value == WORST_SCORE)
+        member.history = extended(tuple(earlier), score)
         member.replaced_history = None
         member.epoch = epoch
         if reply.checkpoint is not None:

@@ -79,7 +79,7 @@ class SearchSpace(Strict):
     """pbt: probability that a value is resampled instead of perturbed."""
     significance: float | None = Field(0.1, gt=0, le=1)
     """pbt, pb2: copy only a trial that is better at this level: the probability of a copy where all trials are alike.
-    1 copies whatever scores better; None stands for 1."""
+    1 copies whatever scores better; None stands for 1. A trial that cannot train copies without a test."""
     explore_without_copy: bool = False
     """pbt, pb2: a trial that the test keeps from copying explores other values with its own weights."""
     controls: int | None = Field(None, ge=0)

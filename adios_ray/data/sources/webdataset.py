@@ -96,7 +96,8 @@ def source(root: Location) -> TarImages:
         raise DatasetError(f"{found.store} has no images that can be used: {reasons or 'the files are empty'}")
     fields = sorted(set().union(*(shard.fields for shard in shards.values())))
     usual = " or ".join(_LABEL_FIELDS)
-    notes = () if named or not fields else (f"no labels: .json has {first_of(fields)}, but no {usual}",)
+    silent = named or not fields or {*fields} & {*_LABEL_FIELDS}
+    notes = () if silent else (f"no labels: .json has {first_of(fields)}, but no {usual}",)
     return TarImages.found_in(
         found, classes=classes, items=items, described_in=tuple(lists), passed_over=passed_over, notes=notes
     )
