@@ -364,13 +364,21 @@ def test_a_slow_trial_that_fails_after_others_are_done_copies_one_that_still_tra
 
 
 def test_a_failure_that_is_forgotten_makes_no_trial_better_than_slower_ones(tmp_path: Path) -> None:
-    """The history begins after it, and the first report in it is of a later epoch than the slow trials'."""
-    simulated = simulation(tmp_path / "run", 4, interval_epochs=3, synchronous=False)
+    """The history begins after it, and the first report in it is of a later epoch than the slow trial's."""
+    simulated = simulation(tmp_path / "run", 4, interval_epochs=3, synchronous=False, controls=0)
+    below = {"trial_00": 0.0, "trial_01": 0.002, "trial_02": 0.004, "trial_03": -0.05}
     simulated.fitness = lambda trial, epoch, config, before: (
-        math.nan if trial == "trial_03" and epoch < 5 else epoch / 10 - 0.05 * (trial == "trial_03")
+        math.nan if trial == "trial_03" and epoch <= 4 else epoch / 10 + below[trial]
     )
-    simulated.config = simulated.config.model_copy(update={"epochs": 12})
-    slow_last(simulated, "trial_00", "trial_01", "trial_02")
+    choose = simulated.random.choice
+
+    def in_turn(options: Sequence[Any]) -> Any:
+        """Let trial_00 wait until trial_03 has reported, and then report first."""
+        epoch = {name: simulated.members[name].epoch for name in ("trial_00", "trial_03")}
+        waits = "trial_00" if epoch["trial_03"] < 5 else "trial_03" if epoch["trial_00"] < 3 else ""
+        return choose([each for each in options if not (isinstance(each, tuple) and each[0] == waits)] or options)
+
+    simulated.random.choice = in_turn  # type: ignore[method-assign, assignment]  # of this simulation alone
     simulated.drive()
     assert "trial_03" not in {donor for _, _, donor, _ in simulated.lineage()}
 
