@@ -26,7 +26,7 @@ _OUT_OF_MEMORY = (
     "unable to find an engine to execute this computation",
 )
 CONTEXT_BYTES = 700 * 2**20
-"""What a process takes of a GPU beside its tensors: CUDA's context, its libraries and their kernels."""
+"""GPU memory of a process beside its tensors: the CUDA context, libraries and their kernels (estimated)."""
 
 
 def best_device() -> torch.device:

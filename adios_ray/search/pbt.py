@@ -163,20 +163,19 @@ class PopulationBasedTraining(LiveScheduler):
                 continue
             # Seeded by (seed, trial, epoch) instead of drawn from one stream: a restarted driver repeats an
             # interrupted decision exactly, and the order in which trials report has no influence.
-            unable = name in self.set_aside
-            random = self.population.random(name, again=unable)
+            random = self.population.random(name, again=name in self.set_aside)
             # exploit: continue from the weights of one of the best, if the test shows that it is better
             donor = random.choice(donors)
-            z, p, source = None, None, donor
-            if not unable:  # else it waits for any better one
-                difference = self._compare(donor, name)
-                # Adjusted for the choice of the two among all trials: the best and the worst differ by chance too.
-                z, p = difference.z, None if difference.z is None else familywise(difference.z, len(self._ranked()))
-                if p is not None and p > (self._space.significance or 1):
-                    self.population.refuse(name, donor, difference, p)
-                    if not self._space.explore_without_copy:
-                        continue
-                    z, p, source = None, None, name
+            difference, source = self._compare(donor, name), donor
+            # A trial that cannot train takes any better one. Else p is adjusted for the choice of the two among all
+            # trials: the best and the worst differ by chance too.
+            z = None if name in self.set_aside else difference.z
+            p = None if z is None else familywise(z, len(self._ranked()))
+            if p is not None and p > (self._space.significance or 1):
+                self.population.refuse(name, donor, difference, p)
+                if not self._space.explore_without_copy:
+                    continue
+                z, p, source = None, None, name
             # explore: with other values
             self.population.copy(name, source, self._explore(name, self.population[source], random), z, p)
             changed.append(name)

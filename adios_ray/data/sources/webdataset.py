@@ -63,7 +63,7 @@ class _Sample:
 
 
 class _Shard(NamedTuple):
-    """What a tar file holds; ``fields`` are those of its first JSON object."""
+    """Contents of a tar file; ``fields`` are those of its first JSON object."""
 
     images: list[_Image]
     passed_over: PassedOver
