@@ -14,7 +14,8 @@ import pytest
 from encoded_images import noise
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, TiffTags, features
 
-from adios_ray.data.decode import EXTENSIONS, FORMATS, DecodeOptions, Picture, decode, sniff, square
+from adios_ray.data.decode import DecodeOptions, Picture, decode, square
+from adios_ray.data.image_formats import EXTENSIONS, FORMATS, sniff
 from adios_ray.errors import RefusedImageError, UsageError
 
 Pixels = npt.NDArray[np.uint8]

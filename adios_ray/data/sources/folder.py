@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adios_ray.config import FolderLayout
-from adios_ray.data.decode import EXTENSIONS
+from adios_ray.data.image_formats import EXTENSIONS
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.sources.passed_over import PassedOver, first_of

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
-from adios_ray.data.decode import EXTENSIONS
+from adios_ray.data.image_formats import EXTENSIONS
 from adios_ray.data.sources.base import UNLABELED
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.errors import DatasetError

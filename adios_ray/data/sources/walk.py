@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adios_ray.data.decode import EXTENSIONS, SNIFFED_BYTES, sniff
+from adios_ray.data.image_formats import EXTENSIONS, SNIFFED_BYTES, sniff
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.errors import DatasetError
 from adios_ray.store import Store, as_text

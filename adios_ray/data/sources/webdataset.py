@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, BinaryIO, NamedTuple
 
-from adios_ray.data.decode import EXTENSIONS
+from adios_ray.data.image_formats import EXTENSIONS
 from adios_ray.data.sources.base import UNLABELED
 from adios_ray.data.sources.encoded import NO_LABEL_REASON, EncodedImages, Label, Place, class_names
 from adios_ray.data.sources.passed_over import PassedOver, first_of
