@@ -37,6 +37,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.callback_manager import CallbackManager
 from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
 from ray.train.v2._internal.execution.controller.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client, create_scaling_policy
 from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 from ray.train.v2.api import data_parallel_trainer
@@ -50,9 +51,9 @@ from adios_ray.backend.ray_private import (
     controller_callback,
     is_dead,
     lean_trainer_class,
-    name_controller,
     named_resources,
     placement_groups,
+    prepare_controllers,
     reported_autoscaler,
     running_cluster_address_file,
     silence_process_advice,
@@ -261,7 +262,8 @@ def raise_started(*args: Any, **options: Any) -> None:
 
 def test_the_trainer_starts_a_controller_that_carries_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_parallel_trainer, "TrainController", TrainController)
-    name_controller("run/trial_00")
+    monkeypatch.setattr(data_parallel_trainer, "create_scaling_policy", create_scaling_policy)
+    prepare_controllers("run/trial_00")
     monkeypatch.setattr(data_parallel_trainer.ray, "remote", lambda **options: raise_started)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
     with pytest.raises(StartedError) as error:
@@ -269,6 +271,37 @@ def test_the_trainer_starts_a_controller_that_carries_the_name(monkeypatch: pyte
     ((started,), _) = error.value.args
     assert issubclass(started, TrainController) and started.__name__ == "TrainController"
     assert repr(started.__new__(started)) == "run/trial_00"
+
+
+def test_a_controller_asks_for_its_workers_and_requests_no_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[str] = []
+
+    def remember(**request: Any) -> None:
+        requests.append(request["requester_id"])
+
+    coordinator = SimpleNamespace(
+        request_resources=SimpleNamespace(remote=remember), cancel_request=SimpleNamespace(remote=remember)
+    )
+    monkeypatch.setattr(autoscaling_coordinator_client, "get_or_create_autoscaling_coordinator", lambda: coordinator)
+    monkeypatch.setattr(ray, "get", lambda reference, timeout: reference)
+    monkeypatch.setattr(data_parallel_trainer, "TrainController", TrainController)
+    monkeypatch.setattr(data_parallel_trainer, "create_scaling_policy", create_scaling_policy)
+
+    def live() -> list[Any]:
+        policy = data_parallel_trainer.create_scaling_policy(ScalingConfig(num_workers=2))
+        policy.after_controller_start(trainer(DataParallelTrainer).train_run_context)
+        decisions = [
+            policy.make_decision_for_non_running_worker_group(),
+            policy.make_decision_for_running_worker_group(None, None),
+        ]
+        asyncio.run(policy.before_controller_shutdown())
+        policy.before_controller_abort()
+        return decisions
+
+    decisions = live()
+    assert len(requests) == 3 and len(set(requests)) == 1  # one request, and two withdrawals
+    prepare_controllers("run/trial_00")
+    assert live() == decisions and len(requests) == 3
 
 
 def test_the_controller_starts_workers_and_groups_that_carry_the_name(monkeypatch: pytest.MonkeyPatch) -> None:

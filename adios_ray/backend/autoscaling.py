@@ -25,11 +25,13 @@ def autoscaler_runs() -> bool:
 
 
 class NodeRequest:
-    """Requests nodes for the trials of a run that wait for some, until the end of its block, however it ends.
+    """Requests nodes for the trials of a run until the end of its block, however it ends.
 
     A cluster has one request, which ``ray.autoscaler.sdk.request_resources`` replaces. Ray's libraries share a
-    coordinator, which replaces that request every 20 s by the sum of those that it has received; Ray Train sends it one
-    for each trial that runs. A run therefore sends it one for the others, and the requests of several runs add up.
+    coordinator, which replaces that request every 20 s by the sum of those that it has received. A run sends it one for
+    all its trials, and the requests of several runs add up. The controllers of Ray Train send none: theirs would come
+    and go with each trial that starts or waits, so that nodes were stopped and started again, and would stay in force
+    for three minutes where a run is interrupted.
     """
 
     def __init__(self, run: str, trial: Sequence[Mapping[str, float]]) -> None:

@@ -30,6 +30,8 @@
   nothing scales: no public function tells whether nodes can be added.
 - The coordinator of Ray's libraries, which replaces the cluster's only request to the autoscaler by the sum of those
   that it has received; one made by the public ``ray.autoscaler.sdk.request_resources`` would soon be replaced too.
+- ``create_scaling_policy`` and ``FixedScalingPolicy`` of Ray Train: its controllers send that coordinator requests of
+  their own, which outlive a killed controller by minutes, and no setting leaves them out.
 - Two environment variables, ``POLL_INTERVAL_VARIABLE`` and ``PREEMPTION_WATCHER_VARIABLE``: no argument of the trainers
   and no documented variable does what they do.
 
@@ -209,12 +211,24 @@ def _named_class(actor_class: Any, name: str) -> Any:
     return type(actor_class.__name__, (actor_class,), {"__repr__": lambda self: name})
 
 
-def name_controller(name: str) -> None:
-    """Make ``name`` the ``repr_name`` of Ray Train controllers that this process starts."""
+def prepare_controllers(name: str) -> None:
+    """Make ``name`` the ``repr_name`` of Ray Train controllers that this process starts, and let them request no nodes.
+
+    They wait for their placement groups all the same, and an autoscaler sees those.
+    """
     from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     from ray.train.v2.api import data_parallel_trainer
 
+    class SilentPolicy(FixedScalingPolicy):  # type: ignore[misc]  # Ray ships no type information
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass  # without the client that it would make here, there is nothing to cancel at the end either
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
     data_parallel_trainer.TrainController = _named_class(TrainController, name)
+    data_parallel_trainer.create_scaling_policy = SilentPolicy
 
 
 class _NoActor:

@@ -18,7 +18,7 @@ from adios_ray.backend.line import Reply
 from adios_ray.backend.loop_config import LoopConfig
 from adios_ray.backend.node_checks import outside
 from adios_ray.backend.output import OutputCopy
-from adios_ray.backend.ray_private import controller_callback, lean_trainer_class, name_controller
+from adios_ray.backend.ray_private import controller_callback, lean_trainer_class, prepare_controllers
 from adios_ray.checkpoints import Pointer
 from adios_ray.errors import NodeError, StorageError
 from adios_ray.retry import TIMEOUT_S, retry, retry_in_run
@@ -180,7 +180,7 @@ def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     name = full_name(config)
-    name_controller(name)
+    prepare_controllers(name)
     storage, say = RunStorage(config["run_dir"]), partial(note, channel, config["trial"], kind="wait")
     retry(storage.open, say)
     gpus, record = config["gpus_per_worker"], ControllerRecord(config["run_dir"], say)

@@ -167,8 +167,8 @@ def _run_unfinished(
 
     def refresh() -> None:
         passed.update(calls.check_nodes([node.id for node in nodes()]))
-        if request:  # Ray Train itself requests what the admitted trials need
-            request.update(max(count_wanted() - admission.taken(), 0))
+        if request:
+            request.update(count_wanted())
 
     with request or nullcontext():
         capacity = ClusterCapacity(place, count_fitting, count_wanted, partial(run.note, kind="wait"))
