@@ -28,7 +28,7 @@ from adios_ray.validation import explain, suggestion
 Value = TypeVar("Value")
 
 _FLAG = re.compile(r"^[^\w-]*(--[a-z][\w.-]*)", re.MULTILINE)
-"""A flag at the begin of a line of ``--help``, inside its box."""
+"""A flag at the beginning of a line of ``--help``, inside its box."""
 _COMMAND = re.compile(r"^[^\w-]*• ([a-z][\w-]*)", re.MULTILINE)
 """A sub-command in ``--help``."""
 _EXPECTED = {
@@ -312,7 +312,7 @@ def _listed(given: Sequence[str], flag: str) -> Iterator[str]:
 
 
 def _in_section(raised: BaseException | None) -> tuple[BaseException | None, str]:
-    """Return what a section's model raised, and the begin of the section's paths."""
+    """Return what a section's model raised, and the beginning of the section's paths."""
     return getattr(raised, "__context__", None), f"{getattr(raised, 'arg', '')}."
 
 

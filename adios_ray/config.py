@@ -71,6 +71,10 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rates = Annotated[tuple[Positive, ...], Field(min_length=1)]
 """Learning rates to choose from."""
 
+LINEAR_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Learning rates of the linear protocol for batches of 256, with the next one on either side."""
+TRANSFER_RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+"""Learning rates of a transfer."""
 PROBE_LR = 0.1
 """Learning rate of the online probe."""
 LARS_TRUST = 0.02

@@ -3,9 +3,12 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 def open_console(stderr: bool = False) -> Console:
@@ -30,9 +33,28 @@ def dispensable() -> Iterator[None]:
         pass
 
 
-def say(text: str, stderr: bool = False) -> None:
+def say(text: str) -> None:
     """Print a line at once, if it can be printed; see ``dispensable``."""
-    write_line(text, sys.stderr if stderr else sys.stdout)
+    write_line(text, sys.stdout)
+
+
+def say_aside(text: str) -> None:
+    """Print a line to standard error, since standard output may be for a JSON object; see ``dispensable``."""
+    write_line(text, sys.stderr)
+
+
+def progress_bar(unit: str) -> "Progress":
+    """Return a bar on standard error of a task that counts units, e.g. "images"."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit}, left:"),
+        TimeRemainingColumn(),
+        console=open_console(stderr=True),
+    )
 
 
 def write_line(text: str, file: IO[str]) -> None:

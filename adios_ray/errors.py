@@ -44,7 +44,7 @@ class ConfigError(InputError):
 
 
 class UsageError(InputError):
-    """Options are out of range or exclude each other."""
+    """Options of a command or arguments of a call are out of range or exclude each other."""
 
 
 class DatasetError(InputError):

@@ -50,13 +50,13 @@ class _Gather(torch.autograd.Function):
     """Gathers rows, and sums their gradients; torch's own all_gather has no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: D102 - see gather_with_gradient
+    def forward(ctx: Any, values: Tensor) -> Tensor:
         gathered = [torch.empty_like(values) for _ in range(world_size())]
         distributed.all_gather(gathered, values.contiguous())
         return torch.cat(gathered)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: D102 - see gather_with_gradient
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous()
         distributed.all_reduce(total)
         return total.chunk(world_size())[rank()]

@@ -1,16 +1,16 @@
 """Inputs and outputs at places that a user names: a local path, or a URI from and to which files are copied."""
 
 import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
-from adios_ray.console import say
+from adios_ray.console import say_aside
 from adios_ray.errors import ConfigError, UsageError
 from adios_ray.files import check_writable
-from adios_ray.retry import LASTING, promptly, retry
+from adios_ray.retry import LASTING, Result, promptly, retry
 from adios_ray.store import PARALLEL_COPIES, Location, Store, local_path, split_location
 
 
@@ -49,9 +49,9 @@ def fetched(location: Location, *beside: str, without: Container[str] = ()) -> P
         names = [f"{name}/{file}" for file in found if file.partition("/")[0] not in without]
         if not names:
             others = [copy.with_suffix(suffix).name for suffix in beside if suffix != copy.suffix]
-            names = [name, *(other for other in others if retry(partial(store.size, other), _say, LASTING) is not None)]
+            names = [name, *(other for other in others if insist(partial(store.size, other)) is not None)]
         with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
-            list(pool.map(lambda each: retry(partial(_fetch, store, each, copy.parent / each), _say, LASTING), names))
+            list(pool.map(lambda each: insist(partial(_fetch, store, each, copy.parent / each)), names))
     except LASTING as error:
         raise ConfigError(f"{location} cannot be read: {error}") from None
     return copy
@@ -77,7 +77,7 @@ def delivered(location: Location) -> Iterator[Path]:
         yield Path(directory) / name
         files = [path for path in Path(directory).rglob("*") if path.is_file()]
         for file in sorted(files, key=lambda path: path.suffix == ".json"):
-            retry(partial(store.put, file, file.relative_to(directory).as_posix()), _say, LASTING)
+            insist(partial(store.put, file, file.relative_to(directory).as_posix()))
 
 
 def check_output_file(location: Location, *inputs: Location) -> None:
@@ -121,13 +121,19 @@ def check_place(location: Location) -> None:
         raise ConfigError(f"storage {location} cannot be written to: {error.strerror or error}") from None
 
 
+def insist(action: Callable[[], Result]) -> Result:
+    """Access remote storage; see ``retry``. Its lines go to standard error.
+
+    Raises:
+        OSError: Immediately, if trying again is in vain.
+        StorageError: If storage fails for longer than five minutes.
+    """
+    return retry(action, say_aside, LASTING)
+
+
 def _fetch(store: Store, name: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     store.fetch(name, target)
-
-
-def _say(text: str) -> None:
-    say(text, stderr=True)  # standard output may be for a JSON object
 
 
 @cache

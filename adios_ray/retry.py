@@ -52,8 +52,8 @@ def retry(
         except OSError as error:
             if time.monotonic() - began > TIMEOUT_S:
                 raise StorageError(
-                    f"storage has failed for {TIMEOUT_S:.0f} s ({error}); no results are lost. Fix the storage, then "
-                    "run again with --resume RUN_DIR"
+                    f"storage has failed for {TIMEOUT_S:.0f} s ({error}): fix it, then run the command again, a "
+                    "training with --resume RUN_DIR; no reported result is lost"
                 ) from error
             if not reported:
                 say(f"storage refuses ({error}); retrying for up to {TIMEOUT_S:.0f} s")

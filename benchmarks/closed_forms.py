@@ -158,7 +158,7 @@ def last_scores(problem: Uneven, space: SearchSpace, initial: list[Values], seed
         if epochs[number] >= problem.epochs:
             continue
         # Of equal ones, the trial itself counts as the worst: trials on equally slow nodes report one after another.
-        ranked = sorted(scores, key=lambda other: (scores[other], other != number))  # noqa: B023  # used at once
+        ranked = sorted(scores, key=lambda other: (scores[other], other != number))
         count = min(math.ceil(len(ranked) / 4), len(ranked) // 2)
         if epochs[number] - decided[number] >= space.interval_epochs:
             decided[number] = epochs[number]

@@ -103,12 +103,12 @@ def neighbors(images: int, classes: int) -> Callable[[], object]:
     """Classify by k-NN."""
     import torch
 
-    from adios_ray.evaluation.knn import knn_accuracy
+    from adios_ray.evaluation.knn import knn_votes
 
     torch.manual_seed(0)
     bank, bank_labels = torch.randn(images, WIDTH), torch.randint(classes, (images,))
     queries, labels = torch.randn(QUERIES, WIDTH), torch.randint(classes, (QUERIES,))
-    return lambda: knn_accuracy(bank, bank_labels, queries, labels, 20, 0.07)
+    return lambda: knn_votes(bank, bank_labels, queries, labels, 20, 0.07)
 
 
 MEASURED: dict[str, Callable[[int, int], Callable[[], object]]] = {

@@ -1,7 +1,6 @@
 """A headless Chromium, driven over its DevTools protocol."""
 
 import asyncio
-import base64
 import itertools
 import json
 import shutil
@@ -85,11 +84,6 @@ class Tab:
         """Press a key, e.g. ("Tab", 9)."""
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
-
-    def screenshot(self, path: Path, whole: bool = False, **options: Any) -> None:
-        """Write a PNG of the window, or of the whole page."""
-        found = self.call("Page.captureScreenshot", captureBeyondViewport=whole, **options)
-        path.write_bytes(base64.b64decode(found["data"]))
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def s3_server() -> Iterator[S3Server]:
         for name, value in names.items():
             patch.setenv(name, value)
         # What other servers of this process hold is the same to moto.
-        urlopen(Request(f"{names['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")).close()  # noqa: S310 - our own
+        urlopen(Request(f"{names['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")).close()
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         get_filesystem_class("s3").clear_instance_cache()  # those of another test's server
         yield application

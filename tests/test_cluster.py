@@ -156,7 +156,7 @@ def keep_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_ray_says_of_a_failed_start_is_an_error_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_slow(**_: object) -> NoReturn:
-        raise Exception("The current node timed out during startup.")  # noqa: TRY002 - as ray._private.node does
+        raise Exception("The current node timed out during startup.")
 
     with pytest.raises(RunError, match="Ray could not be joined or started: The current node timed out"):
         start_with(monkeypatch, too_slow)

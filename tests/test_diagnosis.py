@@ -179,7 +179,7 @@ class Unfinished(SimCLR):
         raise AttributeError("no temprature")
 
 
-BYOL_SUBJECT, SIMCLR = Subject("byol", BYOL), Subject("simclr", SimCLR)
+SIMCLR = Subject("simclr", SimCLR)
 
 Patch = pytest.MonkeyPatch
 

@@ -153,7 +153,7 @@ def test_the_page_of_the_notebook_has_its_pictures() -> None:
 
 def test_a_page_that_loads_from_elsewhere_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     class Shown:
-        class file:  # noqa: D106, N801 - stands in for mkdocs' page
+        class file:
             src_uri = "a.md"
 
     local = '<link rel="stylesheet" href="a.css"><img src="a.png"><a href="https://arxiv.org">paper</a>'

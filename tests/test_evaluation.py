@@ -6,7 +6,7 @@ from largest_tensor import LargestTensor
 from naive import golden, naive_votes
 
 from adios_ray.evaluation import knn
-from adios_ray.evaluation.knn import knn_accuracy, knn_label_shares, macro_f1
+from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
 
 
 @pytest.mark.parametrize(
@@ -16,8 +16,8 @@ from adios_ray.evaluation.knn import knn_accuracy, knn_label_shares, macro_f1
 def test_knn_agrees_with_the_published_implementation(key: str, neighbors: int, temperature: float) -> None:
     values = golden("knn.npz")
     bank, queries = ((values[f"{part}_features"], values[f"{part}_labels"]) for part in ("train", "test"))
-    accuracy = knn_accuracy(*bank, *queries, neighbors, temperature)
-    assert 100 * accuracy == pytest.approx(float(values[f"acc1_{key}"]), abs=1e-4)
+    correct = knn_votes(*bank, *queries, neighbors, temperature).correct
+    assert 100 * float(correct.double().mean()) == pytest.approx(float(values[f"acc1_{key}"]), abs=1e-4)
 
 
 @pytest.mark.parametrize("elements", [knn.VALUES, 128])
@@ -29,7 +29,8 @@ def test_fitness_and_f1_equal_a_loop_in_parts_of_any_size(elements: int, monkeyp
     votes = naive_votes(bank, torch.nn.functional.one_hot(numbers), queries, 7, 0.2)
     named = [max(range(classes), key=row.__getitem__) for row in votes]
     expected = sum(name == true for name, true in zip(named, truth.tolist(), strict=True)) / 23
-    assert knn_accuracy(bank, numbers, queries, truth, 7, 0.2) == pytest.approx(expected, abs=1e-9)
+    correct = knn_votes(bank, numbers, queries, truth, 7, 0.2).correct
+    assert float(correct.double().mean()) == pytest.approx(expected, abs=1e-9)
 
     several, present = (torch.rand(90, classes) > 0.5).byte(), (torch.rand(23, classes) > 0.5).byte()
     chosen = torch.tensor(naive_votes(bank, several, queries, 7, 0.2)) > 0.5
@@ -46,8 +47,8 @@ def test_fewer_neighbors_than_asked_for_all_vote_and_the_lowest_class_wins_a_tie
     for first, second, winner in ((7, 4, 4), (4, 7, 4), (2, 2, 2)):
         labels = torch.tensor([first, second, 0])
         for truth in range(8):
-            found = knn_accuracy(bank, labels, query, torch.tensor([truth]), 20, 0.5)
-            assert found == (truth == winner), (first, second, truth)
+            correct = knn_votes(bank, labels, query, torch.tensor([truth]), 20, 0.5).correct
+            assert correct.tolist() == [truth == winner], (first, second, truth)
 
 
 def test_memory_does_not_grow_with_images_or_classes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +58,7 @@ def test_memory_does_not_grow_with_images_or_classes(monkeypatch: pytest.MonkeyP
         bank, queries = (torch.randn(n, 8, generator=generator) for n in (images, 60))
         numbers, truth = (torch.randint(classes, (n,), generator=generator) for n in (images, 60))
         with LargestTensor() as single:
-            knn_accuracy(bank, numbers, queries, truth, 20, 0.07)
+            knn_votes(bank, numbers, queries, truth, 20, 0.07)
         assert 0 < single.elements <= 2**16
     labels, present = (torch.randint(2, (n, 400), generator=generator).byte() for n in (6000, 60))
     with LargestTensor() as multi:

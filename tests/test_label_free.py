@@ -9,7 +9,7 @@ import torch
 from small import small_config
 from torch import Tensor
 
-from adios_ray.errors import UsageError
+from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.label_free import (
     EPSILON,
     LIDAR_DELTA,
@@ -177,7 +177,7 @@ def test_uniformity_and_alignment_equal_the_loops_over_pairs() -> None:
 
 
 def test_pairs_need_two() -> None:
-    with pytest.raises(UsageError, match="uniformity needs two images or more, not 1"):
+    with pytest.raises(EvaluationError, match="uniformity needs two images or more, not 1"):
         uniformity(torch.ones(1, 3))
-    with pytest.raises(UsageError, match="alignment needs two views of each image or more, not 1"):
+    with pytest.raises(EvaluationError, match="alignment needs two views of each image or more, not 1"):
         alignment(torch.ones(4, 1, 3))

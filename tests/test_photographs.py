@@ -28,8 +28,6 @@ STORED, VIEW = 64, 32
 SIZES = ((120, 200), (200, 120), (90, 90), (333, 250), (60, 480), (480, 60), (8, 20_000))
 PLAIN = AugmentConfig(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0, solarize_probability=0.0)
 
-Boxes = npt.NDArray[np.float32]
-
 
 def sides(count: int, size: tuple[int, int]) -> tuple[augment.Sides, augment.Sides]:
     """Return heights and widths of ``count`` photographs of one size."""

@@ -2,7 +2,8 @@
 
 A training that diverged or collapsed reports that itself (``TrialReport.divergence``). Whatever else ends a worker is a
 fault: a missing checkpoint, data set or package, a full disk, memory, a killed process. A trial with a fault stays at
-its epoch, and its workers are started again after a growing wait; after the last wait the run stops and can be resumed.
+its epoch, and its workers are started again after a growing wait; after the last attempt it is set aside, and the
+others continue without it.
 """
 
 import traceback
@@ -15,7 +16,7 @@ from adios_ray.errors import AdiosRayError
 WAITS_S = (0.0, 1.0, 5.0, 15.0, 45.0)
 """Seconds before each new start of a trial's workers that have failed without a report in between."""
 ATTEMPTS = 1 + len(WAITS_S)
-"""How often a trial's workers are started without a report in between, before the run stops."""
+"""How often a trial's workers are started without a report in between, before it is set aside."""
 
 _NODE_MEMORY = (
     "a worker was killed because its node was low on memory: lower --micro-batch-size, or raise --cpus-per-worker so "

@@ -30,7 +30,7 @@ class OutputCopy(AbstractContextManager["OutputCopy"]):
         self._send = send
         # Opened again by the descriptor's path, so that reading has a position of its own.
         self._files = [
-            open(f"/proc/self/fd/{number}", "rb")  # noqa: SIM115  # closed at the end of the block
+            open(f"/proc/self/fd/{number}", "rb")  # closed at the end of the block
             for number in descriptors
             if stat.S_ISREG(os.fstat(number).st_mode)
         ]

@@ -77,7 +77,7 @@ POLL_INTERVAL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 JOB_CONFIG_VARIABLE: str = RAY_JOB_CONFIG_JSON_ENV_VAR
 """Environment variable: settings of the Ray job whose entry point this process is."""
 LOG_MARKERS = (LOG_PREFIX_ACTOR_NAME, LOG_PREFIX_JOB_ID, LOG_PREFIX_TASK_NAME)
-"""Begins of lines that Ray writes for itself into the files of what workers print."""
+"""Beginnings of lines that Ray writes for itself into the files of what workers print."""
 PROCESS_ADVICE = "worker processes have been started on node"
 """Occurs in a node's advice that many processes are running."""
 PREEMPTION_WATCHER_VARIABLE = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"

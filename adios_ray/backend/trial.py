@@ -92,7 +92,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         """Train to the trial's next report.
 
         A Ray Train run that ends before the report is restarted. If it keeps failing, the reply names the fault, and
-        the population stops.
+        the scheduler sets the trial aside.
         """
         # Asked once, outside the loop. The request waits in the channel while workers are restarted, and a new worker
         # group finds its "train" there; a second request would replace the first and raise ReplacedError.

@@ -313,10 +313,13 @@ class Verify:
 
     def run(self) -> None:
         """Read all shards and print their number and size."""
-        from adios_ray.data.manifest import read_source_files
+        from adios_ray.console import progress_bar
+        from adios_ray.data.manifest import read_manifest, read_source_files
         from adios_ray.data.shards import verify
 
-        manifest = verify(self.location)
+        with progress_bar("shards") as bar:
+            task = bar.add_task("verify", total=len(read_manifest(self.location).entries))
+            manifest = verify(self.location, lambda entry: bar.advance(task))
         if manifest.source_files is not None:  # which trainings do not need
             read_source_files(Store(self.location), manifest.source_files)
         entries = manifest.entries

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import tyro
 
-from adios_ray.config import CentralView, Count, Positive, Rates, Seed
+from adios_ray.config import LINEAR_RATES, TRANSFER_RATES, CentralView, Count, Positive, Rates, Seed
 from adios_ray.errors import EvaluationError, UsageError
 from adios_ray.store import Location, local_path, split_location
 
@@ -140,7 +140,7 @@ class Robustness:
     baseline: Location | None = None
     """Checkpoint or weights file to compare with, a path or a URI, image by image."""
 
-    rates: Rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    rates: Rates = LINEAR_RATES
     """Learning rates of the probe for batches of 256, of which one is chosen on val."""
 
     epochs: Count = 100
@@ -191,7 +191,7 @@ class Transfer:
     """fine-tune: train all weights; linear: train a classifier on the frozen encoder; scratch: begin with new weights
     of the same architecture."""
 
-    rates: Rates = (0.001, 0.003, 0.01, 0.03, 0.1)
+    rates: Rates = TRANSFER_RATES
     """Learning rates at the first step."""
 
     epochs: Count = 100

@@ -1,6 +1,5 @@
 """The command that writes reports."""
 
-import sys
 import webbrowser
 from dataclasses import dataclass
 from functools import partial
@@ -31,8 +30,8 @@ class Report:
 
     def run(self) -> None:
         """Write the pages and print their paths."""
-        from adios_ray.places import check_output_file, delivered, fetched, require_local
-        from adios_ray.retry import LASTING, retry
+        from adios_ray.console import say_aside
+        from adios_ray.places import check_output_file, delivered, fetched, insist, require_local
         from adios_ray.run_storage import fetched_run
         from adios_ray.tracking.report.comparison import write_comparison
         from adios_ray.tracking.report.inspection import inspect_best
@@ -72,11 +71,11 @@ class Report:
                 run = read_run(path)
                 if run.best is not None:
                     fetched(f"{place}/{layout.relative(layout.checkpoints / run.best[0])}")
-                inspect_best(run, self.images, _say)
+                inspect_best(run, self.images, say_aside)
             page = write_report(path, uri)
             if uri:
                 for file in filter(Path.exists, (layout.inspection, page)):
-                    retry(partial(Store(uri).put, file, file.name), _say, LASTING)
+                    insist(partial(Store(uri).put, file, file.name))
             print(f"{uri}/{page.name}" if uri else page)
         if len(self.runs) > 1:
             # A local path may end in "..": only a resolved one has a folder above it that is its parent.
@@ -87,7 +86,3 @@ class Report:
             print(output)
         if self.open and not webbrowser.open(page.resolve().as_uri()):
             print("no browser was found; open the file above")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

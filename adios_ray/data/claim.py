@@ -199,7 +199,7 @@ class Claim:
             except ClaimError as error:
                 self._lost = error
                 return
-            except Exception:  # noqa: S110,BLE001 - a beat that is lost is made up for by the next
+            except Exception:  # a beat that is lost is made up for by the next
                 continue
 
 

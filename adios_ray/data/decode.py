@@ -110,7 +110,9 @@ def decode(content: bytes, image_size: int, options: DecodeOptions = DecodeOptio
     if kind is None:
         raise RefusedImageError(f"not an image in one of the formats {', '.join(FORMATS)}")
     try:
-        return (_decode_jpeg if kind == "JPEG" else _decode_other)(kind, content, image_size, options)
+        if kind == "JPEG":
+            return _decode_jpeg(content, image_size, options)
+        return _decode_other(kind, content, image_size, options)
     except RefusedImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -197,7 +199,7 @@ def _picture(pixels: Bytes, size: tuple[int, int], orientation: int, note: str |
     return Picture(pixels, height, width, note)
 
 
-def _decode_jpeg(kind: str, content: bytes, image_size: int, options: DecodeOptions) -> Picture:
+def _decode_jpeg(content: bytes, image_size: int, options: DecodeOptions) -> Picture:
     header = jpeg_header(content)
     _check_sides(header.size, options.smallest_side)
     width, height = header.size

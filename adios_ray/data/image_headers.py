@@ -24,14 +24,12 @@ class JpegHeader(NamedTuple):
 
     Attributes:
         size: Width and height.
-        channels: Number of color components.
         buffered: Whether the decoder keeps the coefficients of the whole image: it is progressive, or has a scan for
             each component.
         orientation: By EXIF or, without, by XMP, 1 to 8.
     """
 
     size: tuple[int, int]
-    channels: int
     buffered: bool
     orientation: int
 
@@ -66,7 +64,7 @@ def jpeg_header(content: bytes) -> JpegHeader:
         in_scan = content[at + 4]
     except (IndexError, struct.error):
         raise RefusedImageError("damaged JPEG: cut short before its pixels") from None
-    return JpegHeader(size, channels, progressive or in_scan < channels, orientation or by_xmp or 1)
+    return JpegHeader(size, progressive or in_scan < channels, orientation or by_xmp or 1)
 
 
 def orientation_in_exif(exif: bytes) -> int | None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adios_ray.config import AugmentConfig, TrialConfig
+from adios_ray.config import LINEAR_RATES, AugmentConfig, TrialConfig
 from adios_ray.data.augment import denormalize
 from adios_ray.data.shards import Dataset
 from adios_ray.data.sources.base import NO_LABEL
@@ -37,7 +37,7 @@ from adios_ray.evaluation.knn import (
     knn_sweep,
     macro_f1,
 )
-from adios_ray.evaluation.linear import RATES, Accuracy, Lbfgs, Sgd, evaluate_linear
+from adios_ray.evaluation.linear import Accuracy, Lbfgs, Sgd, evaluate_linear
 from adios_ray.evaluation.multilabel import multilabel_probe
 from adios_ray.evaluation.result import LEFT_OUT, EvaluationResult, Row, Score
 from adios_ray.evaluation.segmentation import Masks, color_kmeans, random_partition, segment
@@ -118,7 +118,7 @@ def linear(
     subject: Subject,
     solver: Literal["sgd", "lbfgs"] = "sgd",
     augment: bool = False,
-    rates: Sequence[float] = RATES,
+    rates: Sequence[float] = LINEAR_RATES,
     epochs: int = 100,
     batch_size: int = 256,
     standardize: bool = False,

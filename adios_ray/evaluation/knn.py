@@ -89,14 +89,6 @@ def knn_votes(
     return Votes(torch.cat(shares), torch.cat(correct))
 
 
-def knn_accuracy(
-    bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperature: float
-) -> float:
-    """Compute the share of queries whose class has most votes, 0 to 1; see ``knn_votes``."""
-    votes = knn_votes(bank, bank_labels, features, labels, neighbors, temperature)
-    return float(votes.correct.sum()) / len(features)
-
-
 def knn_label_shares(
     bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperature: float
 ) -> Tensor:

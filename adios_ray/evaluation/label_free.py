@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adios_ray.errors import UsageError
+from adios_ray.errors import EvaluationError
 
 PAIRED_IMAGES = 2048
 """Images of which all pairs are compared at most."""
@@ -25,6 +25,9 @@ def rankme(features: Tensor) -> float:
 
     Returns:
         Between 1 and min(M, F); nan where features are not finite.
+
+    Raises:
+        EvaluationError: If features have another shape.
     """
     features = _checked(features, 2)
     if not features.isfinite().all():
@@ -44,6 +47,9 @@ def effective_rank(features: Tensor) -> float:
 
     Returns:
         Between 1 and min(M, F), 1 where all features are equal; nan where features are not finite.
+
+    Raises:
+        EvaluationError: If features have another shape.
     """
     features = _checked(features, 2)
     if not features.isfinite().all():
@@ -59,6 +65,9 @@ def feature_std(features: Tensor) -> float:
 
     Returns:
         About 1 for evenly spread directions, 0 where all are the same; nan where features are not finite.
+
+    Raises:
+        EvaluationError: If features have another shape.
     """
     features = _checked(features, 2)
     unit = features / features.norm(dim=1, keepdim=True).clamp(min=EPSILON)
@@ -76,6 +85,9 @@ def power_law_exponent(features: Tensor) -> float:
 
     Returns:
         alpha; nan where features are not finite or fewer than two eigenvalues are left.
+
+    Raises:
+        EvaluationError: If features have another shape.
     """
     features = _checked(features, 2)
     if not features.isfinite().all():
@@ -90,7 +102,11 @@ def power_law_exponent(features: Tensor) -> float:
 
 
 def alpha_req(features: Tensor) -> float:
-    """Compute -|alpha - 1|, at most 0: features generalize best at alpha = 1 (Agrawal et al. 2022)."""
+    """Compute -|alpha - 1|, at most 0: features generalize best at alpha = 1 (Agrawal et al. 2022).
+
+    Raises:
+        EvaluationError: If features have another shape than [M, F], M >= 2.
+    """
     return -abs(power_law_exponent(features) - 1)
 
 
@@ -105,10 +121,13 @@ def lidar(views: Tensor) -> float:
 
     Returns:
         Between 1 and min(M - 1, F); nan where features are not finite.
+
+    Raises:
+        EvaluationError: If features have another shape, or there is one view of each image.
     """
     views = _checked(views, 3)
     if views.shape[1] < 2:
-        raise ValueError(f"features of {views.shape[1]} views; LiDAR needs at least 2 of each image")
+        raise EvaluationError(f"features of {views.shape[1]} views; LiDAR needs at least 2 of each image")
     if not views.isfinite().all():
         return math.nan
     means = views.mean(dim=1)
@@ -122,9 +141,11 @@ def lidar(views: Tensor) -> float:
 
 
 def _checked(features: Tensor, dimensions: int) -> Tensor:
-    """Check the shape and convert to double precision; raise ValueError for another shape."""
+    """Check the shape and convert to double precision; raise EvaluationError for another shape."""
     if features.ndim != dimensions or len(features) < 2:
-        raise ValueError(f"features of shape {list(features.shape)}; {dimensions} dimensions and 2 rows are needed")
+        raise EvaluationError(
+            f"features of shape {list(features.shape)}; {dimensions} dimensions and 2 rows are needed"
+        )
     return features.detach().double()
 
 
@@ -156,10 +177,10 @@ def uniformity(features: Tensor) -> float:
         features: [M, F] with M >= 2; at most 2,048 images, spread evenly, are compared.
 
     Raises:
-        UsageError: If there are fewer than two images.
+        EvaluationError: If there are fewer than two images.
     """
     if len(features) < 2:
-        raise UsageError(f"uniformity needs two images or more, not {len(features)}")
+        raise EvaluationError(f"uniformity needs two images or more, not {len(features)}")
     squared = torch.pdist(functional.normalize(compared(features).double(), dim=1)).square()
     return float(squared.mul(-2).exp().mean().log())
 
@@ -173,11 +194,11 @@ def alignment(features: Tensor) -> float:
         features: Features of the views of each image, [M, V, F] with V >= 2.
 
     Raises:
-        UsageError: If there are fewer than two views.
+        EvaluationError: If there are fewer than two views.
     """
     images, views, _ = features.shape
     if views < 2:
-        raise UsageError(f"alignment needs two views of each image or more, not {views}")
+        raise EvaluationError(f"alignment needs two views of each image or more, not {views}")
     unit = functional.normalize(features.double(), dim=2)
     # The sum over pairs of |u - v|^2 follows from the sum of the views: V^2 - |sum u|^2, over V (V - 1) / 2 pairs.
     total = views**2 - unit.sum(dim=1).square().sum(dim=1)

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adios_ray.config import LINEAR_RATES
 from adios_ray.errors import EvaluationError
 from adios_ray.measures import share_error
 
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""Learning rates of the protocol for batches of 256, with the next one on either side."""
 DECAY = 0.1
 """Factor of the learning rate at each milestone."""
 PENALTY = 1e-4
@@ -118,7 +117,7 @@ class Sgd:
         seed: Of the order of the images.
     """
 
-    rates: tuple[float, ...] = RATES
+    rates: tuple[float, ...] = LINEAR_RATES
     epochs: int = 100
     batch_size: int = 256
     milestones: tuple[int, ...] | None = None

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adios_ray.config import LINEAR_RATES
 from adios_ray.data.shards import Dataset
 from adios_ray.data.sources.backgrounds import ORIGINAL, VARIATIONS
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.features import Features
 from adios_ray.evaluation.kinds import check_selection
-from adios_ray.evaluation.linear import PROTOCOL, RATES, Sgd, check_split, correct, linear_sweep
+from adios_ray.evaluation.linear import PROTOCOL, Sgd, check_split, correct, linear_sweep
 from adios_ray.evaluation.result import EvaluationResult, Row, Score
 from adios_ray.evaluation.subject import Subject
 
@@ -39,7 +40,7 @@ def robustness(
     subject: Subject,
     variations: Mapping[str, tuple[Dataset, str]] | None = None,
     baseline: Subject | None = None,
-    rates: Sequence[float] = RATES,
+    rates: Sequence[float] = LINEAR_RATES,
     epochs: int = 100,
     batch_size: int = 256,
 ) -> EvaluationResult:

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from adios_ray.config import CentralView, Count, Rates, Strict, check_view
+from adios_ray.config import TRANSFER_RATES, CentralView, Count, Rates, Strict, check_view
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.counter_random import permutation
 from adios_ray.data.shards import Split
@@ -49,7 +49,7 @@ class TransferConfig(Strict):
 
     mode: Mode = "fine-tune"
     """fine-tune: train all weights; linear: train a classifier on the frozen backbone; scratch: draw all weights."""
-    rates: Rates = (0.001, 0.003, 0.01, 0.03, 0.1)
+    rates: Rates = TRANSFER_RATES
     """Learning rates at the first step; the best one on the validation split is reported."""
     epochs: Count = 100
     """Passes over the training split."""

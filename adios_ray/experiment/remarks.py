@@ -41,7 +41,7 @@ NEEDS: Mapping[str, tuple[str, Callable[[TrialConfig], bool]]] = {
 
 
 def remarks(config: ExperimentConfig, space: SearchSpace) -> Iterator[str]:
-    """Say what of an experiment is without effect, or hardly meant; a sentence each."""
+    """Say what of an experiment is without effect, or probably not intended; a sentence each."""
     given = [path for path in changed_settings(config) if path not in space.parameters]
     yield from _unused(config, space.parameters, "searched")
     yield from _unused(config, given, "given")

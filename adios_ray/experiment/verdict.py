@@ -201,7 +201,7 @@ def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[Estimate]"]) -
     layout, place = RunDirectory(run.directory), run.storage.place
     raise FaultError(
         f"{place}: the evaluation on the test split failed {ATTEMPTS} times, at last with {fault.reason}; "
-        f"{place}/{layout.relative(layout.log(trial))} has the whole of it. All trainings are kept: mend it, then run "
+        f"{place}/{layout.relative(layout.log(trial))} has the traceback. No training is lost: fix the cause, then run "
         f"again with --resume {place}"
     )
 

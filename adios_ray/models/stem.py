@@ -90,12 +90,12 @@ def convolve_phases(x: Tensor, weight: Tensor) -> Tensor:
 
 class _HalvingConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102 - see StemConv2d
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return functional.conv2d(x, weight, stride=2, padding=weight.shape[-1] // 2)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:  # noqa: D102 - see StemConv2d
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (gradient,) = gradients
         # Under autocast the saved tensors are in single precision and the gradient in bfloat16.
         x, weight = (saved.to(gradient.dtype) for saved in ctx.saved_tensors)

@@ -51,7 +51,7 @@ class TimeVaryingKernel(Kernel):  # type: ignore[misc]  # scikit-learn ships no 
         """Bounds of the rate of forgetting."""
         return Hyperparameter("epsilon", "numeric", (1e-5, 0.5))
 
-    def __call__(self, X: Matrix, Y: Matrix | None = None, eval_gradient: bool = False) -> Any:  # noqa: N803
+    def __call__(self, X: Matrix, Y: Matrix | None = None, eval_gradient: bool = False) -> Any:
         """Compute the covariances of rows.
 
         Args:
@@ -73,7 +73,7 @@ class TimeVaryingKernel(Kernel):  # type: ignore[misc]  # scikit-learn ships no 
         # scikit-learn fits logarithms, hence derivatives times values, and sorts hyperparameters by name.
         return covariance, covariance[:, :, None] * np.stack([forgetting, apart, np.ones_like(apart)], axis=2)
 
-    def diag(self, X: Matrix) -> Vector:  # noqa: N803
+    def diag(self, X: Matrix) -> Vector:
         """Return the variance of each row."""
         return np.full(len(X), self.variance)
 

@@ -103,7 +103,7 @@ class PopulationBasedTraining(LiveScheduler):
             self._ended.add(name)
         self._pass_barrier()
 
-    def go_on_without(self, name: str) -> None:
+    def trial_set_aside(self, name: str) -> None:
         """Stop waiting for a trial that cannot train; it may have been the last that the barrier waited for."""
         self._pass_barrier()
 

@@ -190,7 +190,7 @@ class Population:
             }
         )
         scores = {member: self[member].score for member in (name, donor)}
-        # The lineage is written before the journal, whose count of exploits then says which of its lines took effect; a
+        # The lineage is written before the journal, whose count of lines then says which of them took effect; a
         # resumed driver drops the rest.
         self.run.exploit(
             epoch=source.epoch,

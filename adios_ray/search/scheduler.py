@@ -121,7 +121,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         if stops:
             self._stop_run()
         self._preempting = name
-        self.go_on_without(name)
+        self.trial_set_aside(name)
 
     def _unfinished(self) -> list[str]:
         """List the trials that have epochs left and can train."""
@@ -139,7 +139,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         layout = RunDirectory(run.directory)
         logs = layout.relative(layout.log(next(iter(self.set_aside))).parent)
         raise FaultError(
-            f"the run stops because {reasons}. No report is lost; {run.place}/{logs} has the whole of it. "
+            f"the run stops because {reasons}. No report is lost; {run.place}/{logs} has the tracebacks. "
             f"Resume with --resume {run.place}"
         )
 
@@ -201,7 +201,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
     def trial_ended(self, name: str) -> None:
         """React to the end of a trial; a scheduler with barriers stops waiting for it."""
 
-    def go_on_without(self, name: str) -> None:
+    def trial_set_aside(self, name: str) -> None:
         """React to a trial that was set aside; a scheduler with barriers stops waiting for it."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:

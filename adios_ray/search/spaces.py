@@ -44,7 +44,7 @@ CONTROLLED_POPULATION = 8
 """Smallest population of which one trial is a control unless the search space says otherwise."""
 
 _COMMON = ("data_dir", "epochs", "evaluation.")
-"""Begins of the paths of values that make trials comparable."""
+"""Beginnings of the paths of values that make trials comparable."""
 _KEPT_POSITIVE = ("masking.sparsity_weight",)
 """Values that may be 0 in a fixed training but not in a search: without the penalty, masks collapse."""
 

@@ -81,7 +81,7 @@ class DataSet:
     Attributes:
         prepare: Arguments of ``adios-ray prepare`` that make the data set, without ``--output``.
         images: Number of training images, for an estimate without the data.
-        image_size: Side of the images in pixels.
+        image_size: Side of the views in pixels.
         rendered: Whether it is made as soon as it is needed; else the user prepares it.
     """
 

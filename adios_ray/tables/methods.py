@@ -60,7 +60,6 @@ def published_pairs(
     presets: Mapping[str, str],
     backbone: str,
     numbers: Mapping[tuple[str, str], Mapping[tuple[str, str], Numbers]],
-    scheme: str = "adios",
     suffix: str = "",
 ) -> tuple[Row, ...]:
     """Return two rows for each of the paper's objectives: without masks, and with ADIOS.
@@ -69,12 +68,11 @@ def published_pairs(
         presets: Name of the preset of each group.
         backbone: timm's name.
         numbers: Published numbers, by objective and scheme, then by group and column.
-        scheme: adios or adios-s.
         suffix: Text behind the names, such as the backbone.
     """
     rows = []
     for objective, name in OBJECTIVES.items():
-        for masking in ("none", scheme):
+        for masking in ("none", "adios"):
             trainings = {
                 group: (published_training(preset, backbone, objective, masking),) for group, preset in presets.items()
             }

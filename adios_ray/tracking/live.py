@@ -34,9 +34,9 @@ _PADDING = 2
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-def sparkline(values: Sequence[float], width: int = 12) -> str:
-    """Draw the last ``width`` values as blocks scaled to their own range; "·" for nan."""
-    recent = values[-width:]
+def sparkline(values: Sequence[float]) -> str:
+    """Draw the last twelve values as blocks scaled to their own range; "·" for nan."""
+    recent = values[-_OPTIONAL["history"] :]
     finite = [value for value in recent if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     scale = (len(_BLOCKS) - 1) / ((high - low) or 1.0)

@@ -24,10 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adios_ray.config import MaskFormat, Strict
-from adios_ray.console import open_console
+from adios_ray.console import progress_bar
 from adios_ray.data.augment import center_view
 from adios_ray.data.decode import DecodeOptions, decode
 from adios_ray.data.sources.image_files import read_image_file
@@ -206,7 +205,7 @@ def write_masks(
     refused: dict[str, str] = {}
     notes = PassedOver()
     read = partial(_read, image_size=side, options=options, overlay=settings.overlay)
-    with _progress() as progress, ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+    with progress_bar("images") as progress, ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         bar = progress.add_task("masks", total=len(images.names))
         for start in range(0, len(images.names), BATCH):
             names = images.names[start : start + BATCH]
@@ -336,14 +335,3 @@ def _save_png(path: Path, picture: Image.Image) -> None:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=3)  # of soft masks: 2.5 times as fast as the default, 7 % larger
     write_output(path, buffer.getvalue())
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images, left:"),
-        TimeRemainingColumn(),
-        console=open_console(stderr=True),
-    )

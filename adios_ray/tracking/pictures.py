@@ -68,14 +68,6 @@ def masked_inputs(images: Pixels, masks: Pixels) -> Pixels:
     return _pixels(images[:, None] * visible)
 
 
-def encode(pixels: Pixels) -> tuple[str, bytes]:
-    """Encode uint8 [S, S, 3] as media type and file content: PNG up to 96 pixels, JPEG above, where PNG is large."""
-    small = max(pixels.shape[:2]) <= _CELL
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG" if small else "JPEG", quality=88)
-    return ("image/png" if small else "image/jpeg"), buffer.getvalue()
-
-
 def mask_sheet(images: Pixels, masks: Pixels) -> Image.Image:
     """Arrange a column for each image: the image, its slots in color, and the input that each of the N slots masks.
 

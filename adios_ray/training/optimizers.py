@@ -55,8 +55,8 @@ class Optimizers:
             for a predictor with its own schedule.
         occlusion: The occlusion model; None without masks.
         probe: The online probe.
-        found_inf: 1 on the device from the first step on whose loss or penalty is not finite, else 0; while it is 1, no
-            optimizer moves anything.
+        found_inf: 1 on the device from the first step on whose loss, penalty or gradient is not finite, else 0; while
+            it is 1, no optimizer moves anything.
     """
 
     encoder: Optimizer

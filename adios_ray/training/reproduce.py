@@ -50,13 +50,13 @@ def reproduce(directory: Path, device: torch.device) -> str:
         # What is left of an alternating step is the occlusion model's pass. A simultaneous step has the same one, in
         # which the encoder moves last.
         config = replaced(config, {"masking.order": "simultaneous"})
-    # The progress sets only the momentum update, which follows what must fail here.
     # A file keeps no memory layout, by which convolutions round differently.
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     batch = {
         name: value.contiguous(memory_format=layout) if name in _IMAGES and value is not None else value
         for name, value in state["batch"].items()
     }
+    # Its progress sets only the momentum update, which follows what must fail here.
     terms = train_step(networks, optimizers, Batch(**batch), config, 0.0).terms
     if encoder_moved:
         terms.gradients[0] = 0.0  # the encoder's, which the failed pass has not computed

@@ -78,15 +78,15 @@ def train_step(
 ) -> StepResult:
     """Update both players, the momentum networks and the probe on one batch.
 
+    From the first loss, penalty or gradient that is not finite on, ``optimizers.found_inf`` is 1 and nothing is
+    updated: see ``DivergenceWatch``.
+
     Args:
         networks: What is trained, in training mode.
         optimizers: Their optimizers, with the learning rates of this step.
         batch: Two views of B images.
         config: The trial's configuration.
         progress: Share of the training that is done, 0 to 1, which sets the momentum.
-
-    From the first loss, penalty or gradient on that is not finite, ``optimizers.found_inf`` is 1 and nothing is
-    updated: see ``DivergenceWatch``.
     """
     return update_networks(networks, optimizers, batch, config, momentum_rate(networks, progress))
 

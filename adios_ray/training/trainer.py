@@ -1,7 +1,6 @@
 """One trial's training in one worker process: networks, optimizers, batches, and the position in the schedule."""
 
 import base64
-import hashlib
 import math
 import os
 import time
@@ -25,7 +24,7 @@ from adios_ray.errors import CheckpointError, ReplicaError
 from adios_ray.evaluation.fitness import UNKNOWN, Estimate, Fitness, Indices, evaluate, halves
 from adios_ray.masking.slots import read_head, replace_head, resize_head, slot_statistics, use_blank_head
 from adios_ray.models.networks import Networks, with_average
-from adios_ray.models.weights import load_initial, load_weights
+from adios_ray.models.weights import checksum, load_initial, load_weights
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.cost import fitting_slots
 from adios_ray.training.divergence import DivergenceWatch, Failure, batch_state
@@ -342,10 +341,7 @@ class Trainer:
         """Raise ReplicaError unless all workers of the trial have equal parameters and buffers, by checksum."""
         if parallel.world_size() == 1:
             return
-        checksum = hashlib.sha256()
-        for tensor in self.networks.state_dict().values():
-            checksum.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        first, *others = parallel.gather_values(checksum.hexdigest())
+        first, *others = parallel.gather_values(checksum(self.networks.state_dict()))
         if odd := [str(rank) for rank, other in enumerate(others, start=1) if other != first]:
             raise ReplicaError(
                 f"{when}, worker {', '.join(odd)} of {parallel.world_size()} holds other parameters than worker 0: "

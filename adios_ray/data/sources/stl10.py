@@ -14,7 +14,6 @@ from adios_ray.data.sources.named import STL10
 from adios_ray.errors import DatasetError, RefusedImageError
 
 SIDE = 96
-FOLDS = 10
 FOLDER = "stl10_binary"
 
 

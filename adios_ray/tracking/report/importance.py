@@ -13,7 +13,7 @@ from adios_ray.tracking.report.run_data import RunData
 FEWEST_SAMPLES = 12
 """Samples below which nothing is computed: a forest would fit noise."""
 MOST_SAMPLES = 600
-FOLDS, TREES, SHADOWS = 4, 40, 3
+FOLDS, TREES, SHADOWS, SEED = 4, 40, 3, 0
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,7 +42,7 @@ class Importance(NamedTuple):
         return any(mean > self.noise for mean, _ in self.values.values())
 
 
-def importance_of(run: RunData, seed: int = 0) -> Importance | None:
+def importance_of(run: RunData) -> Importance | None:
     """Compute the permutation importance of the searched values (Breiman 2001); None for too few reports.
 
     In a run whose values change, a sample is the gain between two reports of the same weights; its epoch and the score
@@ -57,7 +57,7 @@ def importance_of(run: RunData, seed: int = 0) -> Importance | None:
     from sklearn.ensemble import RandomForestRegressor  # takes a second to import
     from sklearn.model_selection import GroupKFold
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     if len(target) > MOST_SAMPLES:
         chosen = rng.choice(len(target), MOST_SAMPLES, replace=False)
         features, target, groups, context = features[chosen], target[chosen], groups[chosen], context[chosen]
@@ -66,7 +66,7 @@ def importance_of(run: RunData, seed: int = 0) -> Importance | None:
     ranked = features.shape[1] * (1 + SHADOWS)
     drops, scores = [], []
     for train, test in GroupKFold(FOLDS).split(everything, target, groups):
-        forest = RandomForestRegressor(TREES, min_samples_leaf=3, max_features=0.5, random_state=seed)
+        forest = RandomForestRegressor(TREES, min_samples_leaf=3, max_features=0.5, random_state=SEED)
         forest.fit(everything[train], target[train])
         base, fold = _drops(forest, everything[test], target[test], ranked, rng)
         scores.append(base)

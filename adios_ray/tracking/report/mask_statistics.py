@@ -52,13 +52,13 @@ def slot_overlaps(masks: Pixels) -> Floats:
         masks: uint8 [K, N, H, W].
 
     Returns:
-        Symmetric float64 [N, N] in [0, 1], 1 on the diagonal; two empty slots are equal.
+        Symmetric float64 [N, N] in [0, 1], 1 on the diagonal; empty slots overlap with none.
     """
     slots: list[Any] = [masks[:, k].astype(np.int64) for k in range(masks.shape[1])]
     overlaps = np.eye(len(slots))
     for a, b in itertools.combinations(range(len(slots)), 2):
         union = np.maximum(slots[a], slots[b]).sum()
-        overlaps[a, b] = overlaps[b, a] = np.minimum(slots[a], slots[b]).sum() / union if union else 1.0
+        overlaps[a, b] = overlaps[b, a] = np.minimum(slots[a], slots[b]).sum() / union if union else 0.0
     return overlaps
 
 
@@ -70,7 +70,7 @@ def agreement(before: Pixels, after: Pixels) -> float:
         after: uint8 [K, M, H, W] of the same images.
 
     Returns:
-        In [0, 1]; a slot without partner, where M differs from N, counts as 0.
+        In [0, 1]; a slot that is empty or, where M differs from N, without partner counts as 0.
     """
     slots = [before.shape[1], after.shape[1]]
     between = slot_overlaps(np.concatenate([before, after], axis=1))[: slots[0], slots[0] :]

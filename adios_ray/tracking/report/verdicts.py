@@ -67,18 +67,19 @@ def verdicts(run: RunData) -> list[Verdict]:
 def gain_over_control(run: RunData) -> Iterator[Verdict]:
     """Say whether the best trial is better than the one that kept the configured values."""
     summary = run.summary
-    if summary is None or summary.gain is None or summary.control == summary.best_trial:
-        if summary is not None and summary.control == summary.best_trial:
-            yield Verdict(
-                "look",
-                "The search found nothing better than the configured values",
-                f"{summary.control}, which kept them, is the best of {summary.population} trials",
-                "search longer, or around other values",
-            )
+    if summary is None:
+        return
+    if summary.control == summary.best_trial:
+        yield Verdict(
+            "look",
+            "The search found nothing better than the configured values",
+            f"{summary.control}, which kept them, is the best of {summary.population} trials",
+            "search longer, or around other values",
+        )
+        return
+    if summary.gain is None or not summary.gain_standard_error:
         return
     gain = run.measure.difference_text(summary.gain, summary.gain_standard_error)
-    if not summary.gain_standard_error:
-        return
     z = summary.gain / summary.gain_standard_error
     evidence = f"{summary.compared}: {gain}, {z:.1f} standard errors over images"
     if p_of(z) >= SIGNIFICANT:
