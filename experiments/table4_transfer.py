@@ -21,7 +21,7 @@ TARGETS = {
     "CIFAR10": DataSet("--dataset cifar10 --source CIFAR10", images=45_000, image_size=32),
     "CIFAR100": DataSet("--dataset cifar100 --source CIFAR100", images=45_000, image_size=32),
     "Flowers102": DataSet("--dataset flowers102 --source FLOWERS", images=1_020, image_size=96),
-    "iNaturalist": DataSet("--dataset inaturalist --source INATURALIST", images=393_000, image_size=96),
+    "iNaturalist": DataSet("--dataset inaturalist --source INATURALIST", images=394_500, image_size=96),
 }
 MODES = {"lin.": "linear", "f.t.": "fine-tune"}
 TOP1 = {

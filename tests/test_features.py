@@ -40,8 +40,12 @@ def test_features_are_extracted_once_and_depend_on_weights_data_and_view(
     def never(*arguments: object) -> None:
         raise AssertionError("extracted again")
 
+    def not_permitted(path: Path) -> None:
+        raise PermissionError(f"{path} is another user's")
+
     with monkeypatch.context() as patch:
         patch.setattr(features, "_Extractor", never)
+        patch.setattr(os, "utime", not_permitted)  # in a cache that users share
         again = features_of(networks, dataset, "val", 32, "square")
         assert torch.equal(again.features, found.features)
         for split, most in (("test", None), ("val", 10)):

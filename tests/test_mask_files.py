@@ -163,18 +163,21 @@ def test_what_is_no_image_is_named(
     for name in ("a/x.png", "a/x.jpg", "b/x.png", "b/y.png", "z.png"):
         drawn(tmp_path / "in" / name, 20, 20)
     (tmp_path / "in" / "notes.txt").write_text("no image")
+    long = drawn(tmp_path / "in" / f"{'n' * 226}.png", 20, 20)
     cut = (tmp_path / "in" / "z.png").read_bytes()[:60]
     (tmp_path / "in" / "a" / "cut.png").write_bytes(cut)
     assert masks(checkpoint, tmp_path / "in", tmp_path / "out", "--hard") == 0
     captured = capsys.readouterr()
-    assert "refused: a/cut.png: damaged PNG" in captured.err and "6/6" in captured.err
+    assert "refused: a/cut.png: damaged PNG" in captured.err and "7/7" in captured.err
     assert "passed over: not an image: 1 files, notes.txt" in captured.out
-    assert "5 images, 3 masks each, 1 refused: masks.json has the reasons" in captured.out
+    assert "5 images, 3 masks each, 2 refused: masks.json has the reasons" in captured.out
     names = [f"{name}.masks.png" for name in ("a/x.jpg", "a/x.png", "b/x.png", "b/y.png", "z.png")]
     assert listed(tmp_path / "out") == sorted([*names, "masks.json"])
     summary = json.loads((tmp_path / "out" / "masks.json").read_text())
     assert (summary["images"], summary["slots"], summary["hard"]) == (5, SLOTS, True)
-    assert list(summary["refused"]) == ["a/cut.png"] and summary["passed_over"] == {"not an image": [1, ["notes.txt"]]}
+    assert sorted(summary["refused"]) == ["a/cut.png", long.name] and summary["passed_over"] == {
+        "not an image": [1, ["notes.txt"]]
+    }
 
 
 def test_single_files_keep_their_places_below_the_folder_they_share(checkpoint: Path, tmp_path: Path) -> None:

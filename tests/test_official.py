@@ -269,6 +269,21 @@ def test_what_is_not_imported_is_said_line_by_line(
     assert {line.split()[2] for line in lines} == {"gaussian_prob", *other}
 
 
+@pytest.mark.parametrize("name", ["args.json", "m.ckpt"])
+def test_what_is_read_is_not_replaced(
+    name: str, resnet: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = make_source(resnet, 512, "byol_adios").state("encoder")
+    folder = write(tmp_path / "release", state, {**AUTHORS, "method": "byol_adios", "dataset": {"name": "own"}})
+    (checkpoint,) = folder.glob("*.ckpt")
+    checkpoint.rename(folder / "m.ckpt")
+    before = (folder / name).read_bytes()
+    assert main(["import-official", str(folder), "--output", str(folder / name)]) == 2
+    assert f"would change {folder / name}, which is read" in capsys.readouterr().err
+    assert (folder / name).read_bytes() == before
+    assert main(["import-official", str(folder), "--output", str(folder / "weights.safetensors")]) == 0
+
+
 @pytest.mark.parametrize("dataset", ["stl10", "cifar10"])
 def test_another_normalization_is_said(dataset: str, tmp_path: Path) -> None:
     (tmp_path / "args.json").write_text(json.dumps({**AUTHORS, "gaussian_prob": [0.5, 0.5], "dataset": dataset}))

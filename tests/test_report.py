@@ -309,13 +309,16 @@ def test_the_first_screen_names_winner_values_gain_and_commands(run_dir: Path) -
     ("labels", "kind"),
     [({}, "linear"), ({"multi_label": True}, "multilabel"), ({"chance": 1.0}, "labelfree")],
 )
-def test_the_recommended_evaluation_is_one_that_the_labels_allow(
-    run_dir: Path, labels: dict[str, Any], kind: str
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_recommended_evaluation_is_one_that_labels_allow_of_the_weights_that_won(
+    run_dir: Path, labels: dict[str, Any], kind: str, averaged: bool
 ) -> None:
     run = read_run(run_dir)
-    assert run.summary is not None
-    found = outcome_of(replace(run, summary=run.summary.model_copy(update=labels)), [])
-    assert found.steps[-1].command.startswith(f"adios-ray evaluate {kind} --checkpoint ")
+    assert run.summary is not None and run.config is not None
+    config = {**run.config, "evaluation": {"average_weights": averaged}}
+    found = outcome_of(replace(run, summary=run.summary.model_copy(update=labels), config=config), [])
+    command = found.steps[-1].command
+    assert command.startswith(f"adios-ray evaluate {kind} --checkpoint ") and ("--averaged" in command) == averaged
 
 
 def test_a_running_run_says_who_leads(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_it_says_nothing_where_nothing_is_wrong() -> None:
 
 
 def test_it_gives_up_with_what_to_do() -> None:
-    with pytest.raises(StorageError, match="No space left on device.*Fix the storage, then run again with --resume"):
+    with pytest.raises(StorageError, match="No space left on device.*fix it, then run the command again"):
         retry(refusing(10**9), lambda text: None)
 
 

@@ -300,6 +300,17 @@ def test_an_interruption_says_how_to_resume_where_there_is_something_to(
     assert capsys.readouterr().err.splitlines()[-1] == line
 
 
+def test_an_estimate_needs_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(estimate_module, "measure_step", lambda *_, **__: StepCost(0.5, 0, 0))
+    monkeypatch.setattr("sys.argv", ["table", "--dry-run", "--storage", str(tmp_path), "--seeds", "2"])
+    assert main("table", "A table.", {"small": small_table}) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "data objects: adios-ray prepare --dataset objects" in lines
+    assert any(line.startswith("4 trainings, ") for line in lines) and not list(tmp_path.iterdir())
+
+
 def test_cells_run_where_every_node_has_the_storage_and_the_data(
     objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

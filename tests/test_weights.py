@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,6 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
-import torchvision
 from PIL import Image
 from small import SIZE, small_config
 from torch import nn
@@ -226,23 +226,26 @@ def test_position_embeddings_are_resampled(vit: Networks, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_an_exported_resnet_loads_into_timm_and_torchvision(tmp_path: Path) -> None:
-    networks, x = make(backbone={"name": "resnet18"}), torch.randn(2, 3, SIZE, SIZE)
+@pytest.mark.parametrize("cifar_stem", [False, True])
+def test_an_exported_resnet_loads_into_timm_and_torchvision_as_documented(
+    cifar_stem: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = make(backbone={"name": "resnet18", "cifar_stem": cifar_stem, "stem_padding": 2 if cifar_stem else 1})
+    x = torch.randn(2, 3, SIZE, SIZE)
     features = networks.backbone(x)
+    page = (Path(__file__).parents[1] / "docs" / "weights.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "load_state_dict" in block)
     for naming in ("timm", "torchvision"):
         output = tmp_path / naming / "encoder.safetensors"
         export_encoder(weights_of(networks), output, naming)
-        info = json.loads(output.with_suffix(".json").read_text())
-        if naming == "timm":
-            model = timm.create_model(info["name"], **info["arguments"])
-        else:
-            model = torchvision.models.get_model(info["name"])
-            model.fc = nn.Identity()
-        model.load_state_dict(safetensors.torch.load_file(output), strict=True)
-        torch.testing.assert_close(model.eval()(x), features, rtol=0, atol=1e-5)
+        monkeypatch.chdir(output.parent)
+        names: dict[str, Any] = {}
+        exec(code, names)
+        info = names["info"]
+        torch.testing.assert_close(names["model"].eval()(x), features, rtol=0, atol=1e-5)
         torch.testing.assert_close(adios_ray.load_encoder(output)(x), features, rtol=0, atol=1e-5)
         assert (info["naming"], info["features"], info["image_size"]) == (naming, 512, SIZE)
-        assert (info["mean"], info["std"], info["cifar_stem"]) == (list(MEAN), list(STD), False)
+        assert (info["mean"], info["std"], info["cifar_stem"]) == (list(MEAN), list(STD), cifar_stem)
         assert info["config"]["backbone"]["name"] == "resnet18" and info["origin"] == "made for a test"
         assert info["sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()
 
@@ -338,6 +341,25 @@ def test_errors_of_commands_are_one_line(
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and message in captured.err and captured.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.slow
+def test_a_description_and_other_files_do_not_replace_each_other(
+    byol: Networks, objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, output = str(saved(tmp_path / "w.safetensors", byol)), tmp_path / "masker.safetensors"
+    export = ["export", "--checkpoint", weights, "--output", str(output), "--occlusion"]
+    evaluate_ = ["evaluate", "--checkpoint", weights, "--data-dir", str(objects_dir), "--output"]
+    description = output.with_suffix(".json")
+    description.write_text('{"scores": 1}')
+    assert main(export) == 2 and "is another file, which the description of" in capsys.readouterr().err
+    assert description.read_text() == '{"scores": 1}' and not output.exists()
+    description.unlink()
+    assert main(export) == main(export) == 0
+    before = description.read_text()
+    assert main([*evaluate_, str(description)]) == 2
+    assert "describes the weights beside it: name another file" in capsys.readouterr().err
+    assert description.read_text() == before
 
 
 @pytest.mark.parametrize("place", ["first", "inside"])

@@ -317,8 +317,9 @@ class Verify:
         from adios_ray.data.manifest import read_manifest, read_source_files
         from adios_ray.data.shards import verify
 
+        shards = len(read_manifest(self.location).entries)
         with progress_bar("shards") as bar:
-            task = bar.add_task("verify", total=len(read_manifest(self.location).entries))
+            task = bar.add_task("verify", total=shards)
             manifest = verify(self.location, lambda entry: bar.advance(task))
         if manifest.source_files is not None:  # which trainings do not need
             read_source_files(Store(self.location), manifest.source_files)

@@ -323,13 +323,16 @@ class Evaluate:
         from rich.console import Console
 
         from adios_ray.evaluation.result import write_json
+        from adios_ray.models.export import is_description
         from adios_ray.places import check_output_file, check_place, delivered
 
         if self.output is not None:
             baseline = self.kind.baseline if isinstance(self.kind, Robustness) else None
             check_output_file(self.output, *self.checkpoint, self.data_dir, *([baseline] if baseline else []))
-            if local_path(self.output) is None:
+            if (path := local_path(self.output)) is None:
                 check_place(split_location(self.output)[0])
+            elif is_description(path):
+                raise UsageError(f"--output {path} describes the weights beside it: name another file")
         console = Console(stderr=True)
         # Whatever else is printed, such as the address of Ray's dashboard, must not precede the JSON object.
         with contextlib.redirect_stdout(sys.stderr):

@@ -126,6 +126,8 @@ class Masks:
             raise UsageError(f"--output {self.output} must end in .png: --data-dir draws a PNG")
         check_output_file(self.output)
         device, split = best_device(), open_shards(data_dir).split("val")
+        if not len(split):
+            raise UsageError(f"val of {data_dir} has no images")
         if self.images is not None and number > len(split):
             raise UsageError(f"--images {number} is more than the {len(split)} validation images of {data_dir}")
         occlusion = load_occlusion_model(self.checkpoint).to(device)

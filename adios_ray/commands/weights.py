@@ -27,13 +27,14 @@ class ImportOfficial:
 
         check_output_file(self.output)
         directory = fetched(self.directory)
-        weights = import_official(directory)
+        check_output_file(self.output, *directory.glob("*.json"), *directory.glob("*.ckpt"))
+        weights, left_out = import_official(directory), unsupported(directory)
         with delivered(self.output) as output:
             save_weights(output, weights)
         config = weights.config
         parts = f"{config.backbone.name}, {config.objective.name}, masking {config.masking.scheme}"
         print(f"{self.output}: {parts}, {weights.image_size} pixels, from {weights.origin}")
-        for line in unsupported(directory):
+        for line in left_out:
             print(f"not imported: {line}")
 
 
@@ -85,6 +86,11 @@ class Export:
                 info = export_encoder(weights, output, self.naming or "timm")
                 written = f"{info.naming} {info.name}, {info.features} features, {info.image_size} pixels"
         print(f"{self.output}: {written}")
+        if weights.config.evaluation.fresh_statistics and not self.occlusion:
+            print(
+                "its BatchNorm statistics are the training's: evaluations of this run took those of unmasked images "
+                "(evaluation.fresh_statistics), and their scores are not exactly this file's"
+            )
 
 
 @dataclass(frozen=True)

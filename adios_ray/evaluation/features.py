@@ -92,10 +92,11 @@ def features_of(
     labels = torch.from_numpy(images.labels[indices])
     name = _checksum(networks, dataset.manifest.splits[split], [image_size, view, len(indices)])
     path = cache_directory() / FOLDER / f"{name}.safetensors"
-    if path.is_file():
-        os.utime(path)
-        with suppress(safetensors.SafetensorError):  # a damaged file is made again
-            return Features(safetensors.torch.load_file(path)["features"], labels)
+    with suppress(FileNotFoundError, safetensors.SafetensorError):  # a damaged file is made again
+        found = Features(safetensors.torch.load_file(path)["features"], labels)
+        with suppress(OSError):  # somebody else's file
+            os.utime(path)
+        return found
     cache_folder(FOLDER)  # before the work that it is to keep
     extractor = _Extractor(networks.backbone, dataset, split, image_size, view)
     extracted = []

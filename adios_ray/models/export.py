@@ -4,6 +4,7 @@ An exported network is a ``.safetensors`` of its tensors with a JSON file beside
 """
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -95,10 +96,11 @@ def export_encoder(weights: Weights, output: Path, naming: Naming) -> EncoderInf
         naming: The library that will load it: ``timm.create_model``, or the functions of ``torchvision.models``.
 
     Raises:
-        ConfigError: If the library has no such model, or ``output`` has another suffix.
+        ConfigError: If the library has no such model, ``output`` has another suffix, or another file has the name of
+            the description.
         CheckpointError: If the weights do not fit their configuration.
     """
-    _check_suffix(output, "encoder")
+    _check_output(output, "encoder")
     config = weights.config.backbone
     if config.name == "resnet_small":
         raise ConfigError(
@@ -138,10 +140,11 @@ def export_occlusion_model(weights: Weights, output: Path) -> OcclusionInfo:
         output: File of tensors, ``*.safetensors``; the description is written beside it as ``*.json``.
 
     Raises:
-        ConfigError: If there is no occlusion model, or ``output`` has another suffix.
+        ConfigError: If there is no occlusion model, ``output`` has another suffix, or another file has the name of
+            the description.
         CheckpointError: If the weights do not fit their configuration.
     """
-    _check_suffix(output, "occlusion model")
+    _check_output(output, "occlusion model")
     occlusion = occlusion_of(weights)
     content = _tensors(occlusion)
     info = OcclusionInfo(
@@ -158,9 +161,21 @@ def export_occlusion_model(weights: Weights, output: Path) -> OcclusionInfo:
     return info
 
 
-def _check_suffix(output: Path, part: str) -> None:
+def _check_output(output: Path, part: str) -> None:
     if output.suffix != SUFFIX:
         raise ConfigError(f"{output}: the name of an exported {part} must end in {SUFFIX}, or in .onnx for ONNX")
+    description = output.with_suffix(".json")
+    if description.exists() and not is_description(description):
+        raise ConfigError(f"{description} is another file, which the description of {output} would replace: rename one")
+
+
+def is_description(path: Path) -> bool:
+    """Tell whether a file is the description of exported tensors."""
+    try:
+        described = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(described, dict) and described.keys() >= {"part", "origin", "sha256"}
 
 
 def _tensors(module: nn.Module) -> bytes:

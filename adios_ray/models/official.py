@@ -153,7 +153,7 @@ def unsupported(folder: Path) -> list[str]:
         if odd := [value for value in found if value not in same]:
             name = next(path for path in paths if _values(arguments, path))
             lines.append(f"{name} {odd[0]}: fixed here, {same[0]}")
-    if (dataset := _agreed(arguments, *_DATASET)) in _FIXED_SIZES:
+    if (dataset := str(_agreed(arguments, *_DATASET))) in _FIXED_SIZES:
         lines.append(
             f"images of {dataset} were normalized by means and deviations of its own, which the encoder expects; here, "
             "and in an exported file, they are ImageNet's"

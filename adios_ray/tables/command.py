@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CELLS = "cells"
 """Folder of the storage directory with one folder for each cell; all tables share it."""
 RESUMES = "run the same command again to resume"
+ROUNDING = 0.01
+"""Relative error of a table's number of images, some of which are estimates."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, 
             manifest = verify(given[group])
             places[group] = given[group]
             images = sum(map(manifest.images, manifest.training_splits))
-            if images != data.images:
+            if abs(images - data.images) > ROUNDING * data.images:
                 say(
                     f"--data {group}: {given[group]} has {images:,} training images, those of the table "
                     f"{data.images:,} (`adios-ray prepare {data.prepare}`): its numbers are of other data"
@@ -202,7 +204,6 @@ def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, 
 def _print_estimate(table: Table, options: Options) -> None:
     """Print how many trainings a table has, their hours by measured steps, and the disk they need."""
     from adios_ray.devices import best_device
-    from adios_ray.tables.cells import cell_name
     from adios_ray.tables.estimate import estimate, tuned_images
 
     device = best_device()
@@ -215,7 +216,10 @@ def _print_estimate(table: Table, options: Options) -> None:
         print(f"{row}, {group}: {len(own)} trainings, {sum(own):.3g} h")
     for group, data in table.data.items():
         print(f"data {group}: adios-ray prepare {data.prepare}")
-    trainings = {cell_name(cell): (cell, cost) for cell, cost in zip(cells, costs, strict=True)}
+    # Not by the names of their folders, which need the data.
+    trainings = {
+        (cell.group, cell.config.model_dump_json()): (cell, cost) for cell, cost in zip(cells, costs, strict=True)
+    }
     disk = sum(cost.disk_bytes for _, cost in trainings.values()) / 2**30
     print(
         f"{len(trainings)} trainings, {sum(cost.hours for _, cost in trainings.values()):.3g} hours of one "

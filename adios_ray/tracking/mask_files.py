@@ -46,6 +46,7 @@ BATCH = 64
 """Images that are in memory at a time."""
 OVERLAY_SIDE = 256
 """Longest side of the images in an overlay, in pixels."""
+_LONGEST_NAME = 229  # of 255, to which ".overlay.png" and 14 bytes of a draft's name are added
 _THREADS = 8  # each may hold the masks of one image at its own size
 _WRITTEN = re.compile(r"\.(mask\d+\.png|masks\.png|masks\.npz|overlay\.png)$")
 
@@ -278,6 +279,8 @@ class _Image(NamedTuple):
 
 def _read(path: Path, image_size: int, options: DecodeOptions, overlay: bool) -> _Image | RefusedImageError:
     try:
+        if len(os.fsencode(path.name)) > _LONGEST_NAME:
+            raise RefusedImageError(f"its name has more than {_LONGEST_NAME} bytes, and those of its masks are longer")
         content = read_image_file(path)
         picture = decode(content, image_size, options)
         _, height, width, note = picture

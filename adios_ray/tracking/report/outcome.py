@@ -201,10 +201,13 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
             NextStep(f"copy {run.where}/{layout.space} to wider.yaml, widen its bounds, and search again", wider)
         )
     checkpoint = f"{run.where}/{layout.checkpoint(summary.best_trial, summary.best_epoch)}"
-    if data_dir := (run.config or {}).get("data_dir"):
+    config = run.config or {}
+    if data_dir := config.get("data_dir"):
         kind, how = _evaluation(summary)
+        averaged = " --averaged" if config.get("evaluation", {}).get("average_weights") else ""
         evaluate = (
             f"adios-ray evaluate {kind} --checkpoint {shlex.quote(checkpoint)} --data-dir {shlex.quote(data_dir)}"
+            f"{averaged}"
         )
         steps.append(NextStep(f"evaluate the winner {how}", evaluate))
     return steps
