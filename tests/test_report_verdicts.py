@@ -300,6 +300,14 @@ def test_selected_by_luck_and_at_chance() -> None:
     guess = run_of(rows, summary=summary_of(rows, test_accuracy=0.115, **of_900))
     assert said(verdicts.at_chance, guess) == ["The winner guesses"]
     assert said(verdicts.at_chance, run_of(rows, summary=summary_of(rows, test_accuracy=0.118, **of_900))) == []
+    skewed = {"chance": 0.5, "majority": 0.9, **of_900}
+    dead = run_of(rows, summary=summary_of(rows, test_accuracy=0.915, **skewed))
+    (verdict,) = verdicts.at_chance(dead)
+    assert (
+        verdict.sentence == "The winner guesses"
+        and "always naming the most frequent class 90.0 ± 1.0 %" in verdict.evidence
+    )
+    assert said(verdicts.at_chance, run_of(rows, summary=summary_of(rows, test_accuracy=0.95, **skewed))) == []
     several = summary_of(rows, test_accuracy=0.1, chance=None, multi_label=True)
     assert said(verdicts.at_chance, run_of(rows, summary=several)) == []
     assert "verify" not in next(verdicts.at_chance(guess)).advice  # it compares checksums, not labels

@@ -48,7 +48,7 @@ def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_li
     assert (tmp_path / "logs" / "a.log").read_text().count("in line 1") == 1
     with pytest.raises(FaultError) as refused:
         verdict._answer(run, "a", lambda: submitted.append(None))
-    assert f"no data set in data; {tmp_path}/logs/a.log has the whole" in str(refused.value)
+    assert f"no data set in data; {tmp_path}/logs/a.log has the traceback" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert (tmp_path / "logs" / "a.log").read_text().count("in line 1") == 1 + verdict.ATTEMPTS
 
@@ -74,7 +74,7 @@ def concluded(
     state.save(tmp_path)
     write_config(tmp_path, config.model_dump(mode="json"))
     save_space(load_space(SPACES / "pbt_in100.yaml"), tmp_path / "space.yaml")
-    monkeypatch.setattr(verdict, "_answer", lambda *_: Estimate(0.4, 0.01, 0.5))
+    monkeypatch.setattr(verdict, "_answer", lambda *_: verdict.OnTest(Estimate(0.4, 0.01, 0.5), 0.1))
 
     def conclude(check_claim: Callable[[], None]) -> RunSummary:
         return verdict.conclude(config, recorded(tmp_path, check_claim), state, WorkerResources(1, 0))

@@ -90,7 +90,7 @@ def conclude(config: ExperimentConfig, run: Run, state: PopulationState, resourc
     space = load_space(RunDirectory(run_dir).space)
     control = best_control(state, finals, name, None if space.evolving else space.configured(config.trial()))
 
-    def on_test(trial: str) -> "Estimate":
+    def on_test(trial: str) -> OnTest:
         run.note(f"{trial} is evaluated on the test split, as soon as the cluster has a place for it", trial=trial)
         member = state.members[trial]
         assert member.checkpoint is not None
@@ -102,7 +102,7 @@ def conclude(config: ExperimentConfig, run: Run, state: PopulationState, resourc
     test = on_test(name)
     summary = _summarize(config, storage, state, rows, lineage, name, finals[name], test)
     if control is not None:
-        gain = {"gain": 0.0} if control == name else gain_over_control(test, on_test(control))
+        gain = {"gain": 0.0} if control == name else gain_over_control(test.estimate, on_test(control).estimate)
         summary = summary.model_copy(update={"control": control, **gain})
     run.write(lambda: schedule_of(run_dir, name).save(RunDirectory(run_dir).schedule))
     run.write(lambda: write_report(run_dir, storage.uri, summary))
@@ -111,8 +111,10 @@ def conclude(config: ExperimentConfig, run: Run, state: PopulationState, resourc
     run.write(lambda: write_summary(run_dir, summary))
     run.write(storage.push)
     measure = MEASURES[config.evaluation.fitness]
-    known = measure.is_share and summary.chance is not None
-    chance = f" (chance {measure.text(summary.chance or 0.0)})" if known else ""
+    chance = ""
+    if measure.is_share and summary.chance is not None:
+        largest = f", the most frequent class {measure.text(summary.majority or 0.0)}" if summary.imbalanced else ""
+        chance = f" (chance {measure.text(summary.chance)}{largest})"
     if summary.gain is not None:
         ahead = measure.difference_text(summary.gain, summary.gain_standard_error)
         say(f"Best minus control: {ahead} on test ({summary.compared})")
@@ -120,7 +122,7 @@ def conclude(config: ExperimentConfig, run: Run, state: PopulationState, resourc
     say(f"Values of {name}: {values}")
     say(
         f"Best: {name}, {measure.label} fitness {measure.text(summary.best_fitness, summary.best_standard_error)} on "
-        f"validation, {measure.scores_text(test.value, test.standard_error, test.accuracy)} on test{chance}; "
+        f"validation, {measure.scores_text(*test.estimate[:3])} on test{chance}; "
         f"{search_course(read_run(run_dir))}, {summary.seconds:.0f} s"
     )
     say(f"Report: {storage.place}/{RunDirectory(run_dir).report.name}")
@@ -135,7 +137,7 @@ def _summarize(
     lineage: Sequence[Exploit],
     name: str,
     final: "Final",
-    test: "Estimate",
+    test: "OnTest",
 ) -> RunSummary:
     """Summarize a run whose best trial is ``name``."""
     assert config.data_dir is not None
@@ -151,11 +153,12 @@ def _summarize(
             (_final([row]).fitness for row in rows if row.epoch == first_epoch and math.isfinite(row.fitness)),
             default=0.0,
         ),
-        test_fitness=test.value,
-        test_standard_error=test.standard_error,
-        test_accuracy=test.accuracy,
+        test_fitness=test.estimate.value,
+        test_standard_error=test.estimate.standard_error,
+        test_accuracy=test.estimate.accuracy,
         test_images=manifest.images("test"),
         chance=None if manifest.multi_label else 1 / len(manifest.classes),
+        majority=test.majority,
         multi_label=manifest.multi_label,
         seconds=state.seconds,
         exploits=sum(exploit.copies for exploit in lineage),
@@ -170,7 +173,7 @@ def _summarize(
 
 def _submit(
     config: TrialConfig, checkpoint: Pointer, place: Location, resources: WorkerResources
-) -> "ObjectRef[Estimate]":
+) -> "ObjectRef[OnTest]":
     """Start the evaluation on the test split as a Ray task, on a node that can train: the driver's may have no GPU."""
     assert config.data_dir is not None
     labels = outside(find_refused_nodes(place, config.data_dir))
@@ -178,7 +181,7 @@ def _submit(
     return task.remote(config, checkpoint, place)
 
 
-def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[Estimate]"]) -> "Estimate":
+def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[OnTest]"]) -> "OnTest":
     """Return what the evaluation of a trial on the test split finds, after a bounded number of attempts.
 
     Raises:
@@ -186,7 +189,7 @@ def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[Estimate]"]) -
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            found: Estimate = ray.get(submit())
+            found: OnTest = ray.get(submit())
         except RayTaskError as error:
             fault = Fault(f"{type(error.cause).__name__}: {error.cause}", str(error))
         except RayError as error:  # its process or node was lost, or ran out of memory
@@ -275,8 +278,22 @@ def _final(rows: Sequence[Row]) -> Final:
     return Final(mean(value for value, _ in held), mean(errors) if errors else None)
 
 
-def _on_test(config: TrialConfig, checkpoint: Pointer, run: str) -> "Estimate":
+class OnTest(NamedTuple):
+    """What an evaluation on the test split finds.
+
+    Attributes:
+        estimate: The fitness.
+        majority: Share of the images that are of the most frequent class; None where they have several labels each.
+    """
+
+    estimate: "Estimate"
+    majority: float | None
+
+
+def _on_test(config: TrialConfig, checkpoint: Pointer, run: str) -> OnTest:
     """Estimate the fitness of a run's checkpoint on the test split; runs as a Ray task."""
+    import numpy as np
+
     from adios_ray.devices import best_device
     from adios_ray.training.trainer import Trainer
 
@@ -286,4 +303,7 @@ def _on_test(config: TrialConfig, checkpoint: Pointer, run: str) -> "Estimate":
     retry(lambda: storage.fetch(here), say)
     trainer.load(here, config)
     storage.close()
-    return trainer.evaluate("test")
+    labels = trainer.dataset.split("test").labels
+    return OnTest(
+        trainer.evaluate("test"), None if labels.ndim == 2 else float(np.bincount(labels).max() / len(labels))
+    )

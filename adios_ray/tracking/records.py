@@ -74,6 +74,9 @@ class RunSummary(Record):
     """Number of test images; None in earlier versions."""
     chance: float | None = None
     """Accuracy of guessing, 1 / number of classes; None where images have several labels each."""
+    majority: float | None = None
+    """Share of the test images that are of the most frequent class; None where images have several labels each, and in
+    earlier versions."""
     multi_label: bool = False
     """Whether images have several labels each; False in earlier versions."""
     seconds: float
@@ -100,6 +103,11 @@ class RunSummary(Record):
         if "test_fitness" not in fields:
             fields = {"test_fitness" if name == "test_accuracy" else name: value for name, value in fields.items()}
         return fields | ({"chance": None} if fields.get("multi_label") else {})
+
+    @property
+    def imbalanced(self) -> bool:
+        """Whether always naming the most frequent class is right half as often again as guessing."""
+        return self.majority is not None and self.chance is not None and self.majority > 1.5 * self.chance
 
     @property
     def compared(self) -> str:

@@ -379,14 +379,16 @@ def at_chance(run: RunData) -> Iterator[Verdict]:
     summary = run.summary
     if summary is None or summary.chance is None or not math.isfinite(summary.test_accuracy):
         return  # images have several labels, or the measure of fitness needs none
+    guess = max(summary.chance, summary.majority or 0.0)
     # Of the accuracy of guesses, which is not that of the fitness.
-    error = share_error(summary.chance, summary.test_images) if summary.test_images else 0.0
-    if summary.test_accuracy <= summary.chance + norm.isf(SIGNIFICANT) * error:
+    error = share_error(guess, summary.test_images) if summary.test_images else 0.0
+    if summary.test_accuracy <= guess + norm.isf(SIGNIFICANT) * error:
+        what = "always naming the most frequent class" if summary.imbalanced else "chance"
         yield Verdict(
             "wrong",
             "The winner guesses",
             f"accuracy {run.measure.text(summary.test_accuracy)} on test, "
-            f"chance {run.measure.text(summary.chance, error or None)}",
+            f"{what} {run.measure.text(guess, error or None)}",
             "look at images and labels in the report's map of features, train longer, or lower the rates",
         )
 
