@@ -26,6 +26,8 @@ OBJECTIVES: Mapping[str, str] = {
 }
 """Objectives by name: module below ``adios_ray.objectives``, and class. The table is here because configurations are
 read without torch."""
+PREDICTING = ("simsiam", "byol", "mocov3")
+"""Objectives with a predictor."""
 SCHEMES: Mapping[str, Literal["learned", "none", "pattern", "object"]] = {
     "adios": "learned",
     "adios-s": "learned",
@@ -207,7 +209,7 @@ class ObjectiveConfig(Strict):
 
     @model_validator(mode="after")
     def _check_predictor(self) -> Self:
-        if self.predictor_dim is not None and self.name not in ("simsiam", "byol", "mocov3"):
+        if self.predictor_dim is not None and self.name not in PREDICTING:
             raise ValueError(f"objective {self.name} has no predictor: leave predictor_dim out")
         return self
 

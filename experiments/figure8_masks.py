@@ -10,7 +10,6 @@ are those of Tables 1 and 7.
 """
 
 import sys
-from pathlib import Path
 
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Column, Row, Table
@@ -41,4 +40,4 @@ def small() -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(__file__).stem, (__doc__ or "").split("\n")[0], {"paper": paper, "small": small}))
+    sys.exit(main(__file__, __doc__, {"paper": paper, "small": small}))

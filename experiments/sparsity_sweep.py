@@ -6,7 +6,6 @@ Trains SimCLR with ADIOS at each weight, and draws the masks, so that a collapse
 """
 
 import sys
-from pathlib import Path
 
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Column, Row, Table
@@ -32,4 +31,4 @@ def small() -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(__file__).stem, (__doc__ or "").split("\n")[0], {"small": small}))
+    sys.exit(main(__file__, __doc__, {"small": small}))

@@ -9,7 +9,6 @@ masks either, so that the baselines train with the same values.
 """
 
 import sys
-from pathlib import Path
 
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.tables.command import main
@@ -59,4 +58,4 @@ def small() -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(__file__).stem, (__doc__ or "").split("\n")[0], {"paper": paper, "small": small}))
+    sys.exit(main(__file__, __doc__, {"paper": paper, "small": small}))

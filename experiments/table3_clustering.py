@@ -8,7 +8,6 @@ The trainings are those of Table 1: whichever table runs first trains them.
 """
 
 import sys
-from pathlib import Path
 
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Column, Table
@@ -82,4 +81,4 @@ def small() -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(__file__).stem, (__doc__ or "").split("\n")[0], {"paper": paper, "small": small}))
+    sys.exit(main(__file__, __doc__, {"paper": paper, "small": small}))

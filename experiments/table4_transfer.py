@@ -10,7 +10,6 @@ The pretrained encoders are those of Table 1. On CIFAR the stem is replaced for 
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Column, DataSet, Published, Row, Table
@@ -88,4 +87,4 @@ def small() -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(__file__).stem, (__doc__ or "").split("\n")[0], {"paper": paper, "small": small}))
+    sys.exit(main(__file__, __doc__, {"paper": paper, "small": small}))

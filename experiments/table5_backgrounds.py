@@ -8,7 +8,6 @@ The pretrained encoders are those of Table 1. The probe is trained on original i
 """
 
 import sys
-from pathlib import Path
 
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Column, DataSet, Published, Row, Table
@@ -79,4 +78,4 @@ def small() -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(__file__).stem, (__doc__ or "").split("\n")[0], {"paper": paper, "small": small}))
+    sys.exit(main(__file__, __doc__, {"paper": paper, "small": small}))

@@ -8,7 +8,6 @@ The paper averages over SimCLR, SimSiam and BYOL and three seeds; ``--preset sma
 """
 
 import sys
-from pathlib import Path
 
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Column, Published, Row, Table
@@ -80,4 +79,4 @@ def small() -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(__file__).stem, (__doc__ or "").split("\n")[0], {"paper": paper, "small": small}))
+    sys.exit(main(__file__, __doc__, {"paper": paper, "small": small}))

@@ -10,7 +10,6 @@ focal masks and a high-pass of the whole image to grid masks, so that its number
 """
 
 import sys
-from pathlib import Path
 from typing import get_args
 
 from adios_ray.config import Fill, TrialConfig, replaced
@@ -90,4 +89,4 @@ def small() -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(__file__).stem, (__doc__ or "").split("\n")[0], {"paper": paper, "small": small}))
+    sys.exit(main(__file__, __doc__, {"paper": paper, "small": small}))

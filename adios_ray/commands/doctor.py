@@ -120,8 +120,8 @@ class Doctor:
     def _check_preset(self, preset: str, nodes: "list[Node]", images: int | None, stored: int | None) -> int:
         """Measure a step and print what a run of the preset would need."""
         from adios_ray.devices import best_device
-        from adios_ray.experiment.feasibility import TRAINING_IMAGES, needs, view_size
-        from adios_ray.experiment.presets import preset_config
+        from adios_ray.experiment.feasibility import needs, view_size
+        from adios_ray.experiment.presets import TRAINING_IMAGES, preset_config
         from adios_ray.tracking.formatting import duration
         from adios_ray.training.allocator import keep_freed_memory
         from adios_ray.training.cost import measure_step

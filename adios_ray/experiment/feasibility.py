@@ -1,7 +1,7 @@
 """Whether an experiment fits a machine: hours, memory and disk from a measured step."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from adios_ray.checkpoints import KEPT_CHECKPOINTS
@@ -9,14 +9,6 @@ from adios_ray.experiment.config import DEMO, DEMO_IMAGE_SIZE, ExperimentConfig
 from adios_ray.experiment.resources import Node, count_capacity, worker_resources
 from adios_ray.training.cost import StepCost
 
-TRAINING_IMAGES: Mapping[str, int] = {
-    DEMO: 4_200,
-    "in100s": 114_020,
-    "in100": 114_020,
-    "stl10": 104_500,
-    "clevr": 63_000,
-}
-"""Images that training uses, by preset: published data sets without the tenth of train that becomes val."""
 PAPERS_IMAGE_SIZE = 224
 """Side of the views where neither the preset nor a data set says."""
 

@@ -4,7 +4,7 @@
 value has a comment with its source. ``demo`` belongs to no family.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -14,6 +14,14 @@ from adios_ray.errors import ConfigError
 from adios_ray.experiment.config import DEMO, PRESETS, ExperimentConfig, Family
 from adios_ray.validation import parse
 
+TRAINING_IMAGES: Mapping[str, int] = {
+    DEMO: 4_200,
+    "in100s": 114_020,
+    "in100": 114_020,
+    "stl10": 104_500,
+    "clevr": 63_000,
+}
+"""Images that training uses, by preset: published data sets without the tenth of train that becomes val."""
 BACKBONES = {"vit_tiny": "vit_tiny_patch16_224"}
 """timm's names of backbones that have a shorter name in the files."""
 FAMILIES: tuple[Family, ...] = get_args(Family)

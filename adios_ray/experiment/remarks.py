@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from adios_ray.config import TrialConfig, value_at
+from adios_ray.config import PREDICTING, TrialConfig, value_at
 from adios_ray.experiment.command import changed_settings
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.measures import MEASURES
@@ -32,7 +32,7 @@ NEEDS: Mapping[str, tuple[str, Callable[[TrialConfig], bool]]] = {
     ),
     "optimizer.predictor_schedule": (
         "objective.name",
-        lambda config: config.objective.name in ("simsiam", "byol", "mocov3"),
+        lambda config: config.objective.name in PREDICTING,
     ),
     "backbone.cifar_stem": ("backbone.name", lambda config: config.backbone.name != "resnet_small"),
     "backbone.stem_padding": ("backbone.cifar_stem", lambda config: config.backbone.cifar_stem),

@@ -67,17 +67,18 @@ class Options:
         return require_local(self.storage, "--storage")
 
 
-def main(name: str, description: str, presets: Mapping[str, Callable[[], Table]]) -> int:
+def main(script: str, documentation: str | None, presets: Mapping[str, Callable[[], Table]]) -> int:
     """Read the command line, run the table's cells, and write it.
 
     Args:
-        name: Name of the table's folder.
-        description: First paragraph of ``--help``.
+        script: The script's file, whose name is that of the table's folder.
+        documentation: The script's documentation, whose first line begins ``--help``.
         presets: Makes the table of each preset.
 
     Returns:
         Exit status; see ``errors.exit_status``.
     """
+    name, description = Path(script).stem, (documentation or "").partition("\n")[0]
     return exit_status(lambda: run_table(name, presets, parse_arguments(Options, description=description)))
 
 

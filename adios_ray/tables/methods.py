@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adios_ray.config import TrialConfig
-from adios_ray.experiment.presets import preset_config
+from adios_ray.experiment.presets import TRAINING_IMAGES, preset_config
 from adios_ray.tables.grid import Column, DataSet, Published, Row
 from adios_ray.validation import parse
 
@@ -12,15 +12,19 @@ OBJECTIVES = {"simclr": "SimCLR", "simsiam": "SimSiam", "byol": "BYOL"}
 """The paper's objectives, with their names."""
 
 PREPARED_DATA = {
-    "ImageNet100-S": DataSet("--dataset imagenet100s --source ILSVRC2012", images=114_020, image_size=96),
-    "ImageNet100": DataSet("--dataset imagenet100 --source ILSVRC2012", images=114_020, image_size=224),
-    "STL10": DataSet("--dataset stl10 --source STL10", images=104_500, image_size=96),
+    "ImageNet100-S": DataSet(
+        "--dataset imagenet100s --source ILSVRC2012", images=TRAINING_IMAGES["in100s"], image_size=96
+    ),
+    "ImageNet100": DataSet(
+        "--dataset imagenet100 --source ILSVRC2012", images=TRAINING_IMAGES["in100"], image_size=224
+    ),
+    "STL10": DataSet("--dataset stl10 --source STL10", images=TRAINING_IMAGES["stl10"], image_size=96),
     "CIFAR-10": DataSet(
         "--dataset cifar10 --source CIFAR10 --train-images 10000 --val-images 2000 --test-images 5000",
         images=10_000,
         image_size=32,
     ),
-    "CLEVR": DataSet("--dataset clevr --source CLEVR", images=63_000, image_size=64),
+    "CLEVR": DataSet("--dataset clevr --source CLEVR", images=TRAINING_IMAGES["clevr"], image_size=64),
 }
 """Data sets that the user prepares, by the name of their columns."""
 OBJECTS = DataSet("--dataset objects --num-images 3000 --image-size 32", images=2100, image_size=32, rendered=True)
