@@ -17,7 +17,7 @@ from rich.console import Console
 from adios_ray.errors import RecordError
 from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
-from adios_ray.tracking import decisions, lineage, pictures, records, results, run_masks
+from adios_ray.tracking import decisions, lineage, pictures, records, results, run_masks, run_picture
 from adios_ray.tracking.formatting import duration
 from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.live import LiveView, report_line, sparkline
@@ -172,15 +172,15 @@ def test_slot_colors_are_distinct() -> None:
     assert pictures.slot_colors(64)[:3] == pictures.slot_colors(3)
 
 
-def test_readme_picture_has_a_row_for_each_slot(run_dir: Path, tmp_path: Path) -> None:
-    pictures.save_readme_picture(run_dir, tmp_path / "masks.png", trial="trial_02", images=5)
+def test_a_picture_of_a_run_has_a_row_for_each_slot(run_dir: Path, tmp_path: Path) -> None:
+    run_picture.save_masks_of_run(run_dir, tmp_path / "masks.png", trial="trial_02", images=5)
     slots = run_masks.read_masks(run_dir, "trial_02", 12).masks.shape[1]
     with Image.open(tmp_path / "masks.png") as sheet:
         assert sheet.size == (5 * 100 - 4, (2 + slots) * 100 - 4)
         first = run_masks.read_masks(run_dir, "trial_02", 12).images[0]
         assert sheet.getpixel((1, 1)) == tuple(first[0, 0])
     with pytest.raises(RecordError, match="no masks of trial"):
-        pictures.save_readme_picture(run_dir, tmp_path / "none.png", trial="trial_99")
+        run_picture.save_masks_of_run(run_dir, tmp_path / "none.png", trial="trial_99")
 
 
 def test_narrow_terminals_name_the_values_that_they_leave_out() -> None:

@@ -1,25 +1,15 @@
-"""Pictures of masks: images with their slots in color, and the input that each slot masks.
-
-Command line: ``python -m adios_ray.tracking.pictures RUN_DIR OUT.png``.
-"""
+"""Pictures of masks: images with their slots in color, and the input that each slot masks."""
 
 import colorsys
 import io
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import tyro
 from PIL import Image
 
-from adios_ray.arguments import parse_arguments
-from adios_ray.errors import RecordError, exit_status
 from adios_ray.files import write_output
-from adios_ray.places import delivered, require_local
-from adios_ray.store import Location
-from adios_ray.tracking import lineage, results, run_masks
 from adios_ray.tracking.run_masks import Pixels
 
 _FIRST_COLORS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#56b4e9", "#6a3d9a")
@@ -97,42 +87,3 @@ def save_mask_sheet(images: Pixels, masks: Pixels, path: Path) -> None:
     buffer = io.BytesIO()
     mask_sheet(images, masks).save(buffer, "PNG", optimize=True)
     write_output(path, buffer.getvalue())
-
-
-def save_readme_picture(run_dir: Path, path: Path, trial: str | None = None, images: int = 8) -> None:
-    """Write the sheet of a trial's latest masks as PNG.
-
-    Args:
-        run_dir: The run directory.
-        path: The PNG to write.
-        trial: Trial whose masks are drawn; None takes the trial of highest fitness.
-        images: Number of validation images.
-
-    Raises:
-        RecordError: If the trial has no masks, or no trial has reported.
-    """
-    best = lineage.best_row(results.read_results(run_dir))
-    name = trial or (best.trial if best else "")
-    epochs = run_masks.mask_epochs(run_dir, name)
-    if not epochs:
-        raise RecordError(f"{run_dir}: no masks of trial {name!r} are stored")
-    stored = run_masks.read_masks(run_dir, name, epochs[-1])
-    save_mask_sheet(stored.images[:images], stored.masks[:images], path)
-
-
-def main(
-    run_dir: tyro.conf.Positional[Location], out: tyro.conf.Positional[Location], trial: str | None = None
-) -> None:
-    """Write a picture of a run's masks.
-
-    Args:
-        run_dir: The run directory; a local path.
-        out: The PNG to write; a path or a URI.
-        trial: Trial whose masks are drawn; by default the best trial.
-    """
-    with delivered(out) as path:
-        save_readme_picture(require_local(run_dir, "RUN_DIR"), path, trial)
-
-
-if __name__ == "__main__":
-    sys.exit(exit_status(lambda: parse_arguments(main)))
