@@ -18,13 +18,14 @@ from s3 import s3_server
 from adios_ray.cli import main
 from adios_ray.data import plan
 from adios_ray.data.manifest import Layout
-from adios_ray.data.plan import in_blocks, plan_jobs, plan_splits
+from adios_ray.data.plan import plan_jobs
 from adios_ray.data.prepare import prepare
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources import parquet
 from adios_ray.data.sources.base import NO_LABEL, ReadInBlocks
 from adios_ray.data.sources.encoded import Place
 from adios_ray.data.sources.parquet import source
+from adios_ray.data.splits import in_blocks, plan_splits
 from adios_ray.errors import DatasetError, RefusedImageError
 from adios_ray.store import Store
 

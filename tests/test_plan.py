@@ -10,23 +10,11 @@ import pytest
 
 from adios_ray.data import plan
 from adios_ray.data.manifest import Layout
-from adios_ray.data.plan import (
-    Quota,
-    ShardJob,
-    deciding,
-    folder_of,
-    group_by_pattern,
-    in_blocks,
-    make_plan,
-    mixed,
-    plan_jobs,
-    plan_splits,
-    shares,
-    take,
-)
+from adios_ray.data.plan import ShardJob, deciding, group_by_pattern, make_plan, plan_jobs
 from adios_ray.data.rendered import objects, scenes
 from adios_ray.data.sources import folder
 from adios_ray.data.sources.base import Source
+from adios_ray.data.splits import Quota, folder_of, in_blocks, mixed, plan_splits, shares, take
 from adios_ray.errors import DatasetError
 
 SIZES = {"ant": 400, "bee": 200, "cat": 101}

@@ -20,7 +20,7 @@ from adios_ray.commands.data import Verify
 from adios_ray.data import claim, plan
 from adios_ray.data import prepare as prepare_module
 from adios_ray.data.manifest import Layout
-from adios_ray.data.plan import deciding, make_plan, plan_jobs, plan_splits
+from adios_ray.data.plan import deciding, make_plan, plan_jobs
 from adios_ray.data.prepare import PrepareSummary, make_shard, prepare
 from adios_ray.data.rendered import scenes
 from adios_ray.data.shards import open_shards, verify
@@ -28,6 +28,7 @@ from adios_ray.data.sources.base import PHOTOGRAPH, Sample
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.sources.passed_over import PassedOver
+from adios_ray.data.splits import plan_splits
 from adios_ray.errors import ClaimError, DatasetError
 from adios_ray.store import Store
 

@@ -27,12 +27,13 @@ from torchvision import datasets
 
 from adios_ray.cli import main
 from adios_ray.commands.data import Prepare
-from adios_ray.data.plan import image_counts, make_plan, plan_splits
+from adios_ray.data.plan import image_counts, make_plan
 from adios_ray.data.prepare import prepare
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10, webdataset
 from adios_ray.data.sources.catalog import CATALOG
 from adios_ray.data.sources.named import CIFAR100 as CIFAR100_CLASSES
+from adios_ray.data.splits import plan_splits
 from adios_ray.errors import DatasetError
 
 Pixels = npt.NDArray[np.uint8]

@@ -15,12 +15,12 @@ import pytest
 from encoded_images import labels_of, picture, squeezed, upload
 from s3 import s3_server
 
-from adios_ray.data.plan import plan_splits
 from adios_ray.data.prepare import prepare
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.base import NO_LABEL, ReadInBlocks
 from adios_ray.data.sources.encoded import Place
 from adios_ray.data.sources.webdataset import TarImages, source
+from adios_ray.data.splits import plan_splits
 from adios_ray.errors import DatasetError, RefusedImageError
 from adios_ray.store import Store
 

@@ -17,9 +17,9 @@ from adios_ray.retry import promptly
 from adios_ray.store import Store, local_path
 
 if TYPE_CHECKING:
-    from adios_ray.data.plan import Key
     from adios_ray.data.prepare import PrepareSummary
     from adios_ray.data.sources.base import Source
+    from adios_ray.data.splits import Key
 
 DEFAULT_NUM_IMAGES = 10_000
 SIZE_MULTIPLE = 16
@@ -186,7 +186,8 @@ class Prepare:
         """
         if self.group_by is None:
             return None
-        from adios_ray.data.plan import folder_of, group_by_pattern
+        from adios_ray.data.plan import group_by_pattern
+        from adios_ray.data.splits import folder_of
 
         if self.group_by == "folder":
             item = next(chain.from_iterable(source.listing().values()))

@@ -30,11 +30,12 @@ from adios_ray.data.claim import claimed
 from adios_ray.data.duplicates import Pixels, find_duplicates
 from adios_ray.data.manifest import SCHEMA_VERSION, Layout, Manifest, Refusal, ShardEntry, write_manifest
 from adios_ray.data.output_place import PARTS, check_free, find_finished
-from adios_ray.data.plan import Key, Plan, ShardJob, deciding, descriptions, image_counts, make_plan, plan_jobs
+from adios_ray.data.plan import Plan, ShardJob, deciding, descriptions, image_counts, make_plan, plan_jobs
 from adios_ray.data.shards import drop_rows, write_shard
 from adios_ray.data.source_files import write_files
 from adios_ray.data.sources.base import Sample, Source
 from adios_ray.data.sources.passed_over import first_of
+from adios_ray.data.splits import Key
 from adios_ray.errors import DatasetError, RefusedImageError, handlers_kept
 from adios_ray.store import Location, Store
 from adios_ray.validation import Record

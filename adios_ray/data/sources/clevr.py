@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adios_ray.data.decode import decode
-from adios_ray.data.plan import mixed
 from adios_ray.data.shards import Bytes
 from adios_ray.data.sources.base import WHOLE, ListedSource, Sample
 from adios_ray.data.sources.image_files import read_image_file
+from adios_ray.data.splits import mixed
 from adios_ray.errors import DatasetError, RefusedImageError
 
 if TYPE_CHECKING:
