@@ -27,10 +27,9 @@ from adios_ray.data.rendered import objects
 from adios_ray.data.shards import Split, open_shards
 from adios_ray.devices import timed
 from adios_ray.errors import exit_status
-from adios_ray.evaluation.fitness import extract_features
+from adios_ray.evaluation.extraction import BATCH, extract_features
 from adios_ray.evaluation.knn import NEIGHBORS, knn_sweep
 from adios_ray.evaluation.linear import Sgd, linear_sweep
-from adios_ray.evaluation.statistics import BATCH
 from adios_ray.models.backbones import build_backbone
 
 RATES = tuple(0.003 * 2**power for power in range(10))

@@ -16,7 +16,8 @@ from torch.nn import functional
 from adios_ray.config import TrialConfig
 from adios_ray.data.loader import central_views
 from adios_ray.data.shards import Split
-from adios_ray.evaluation.fitness import evaluate, extract_features, features_of_views, halves
+from adios_ray.evaluation.extraction import extract_features
+from adios_ray.evaluation.fitness import evaluate, features_of_views, halves
 from adios_ray.evaluation.knn import knn_votes
 from adios_ray.evaluation.label_free import alpha_req, lidar, rankme
 from adios_ray.evaluation.linear import accuracy, logistic_regression

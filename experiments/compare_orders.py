@@ -26,7 +26,7 @@ from adios_ray.arguments import parse_arguments
 from adios_ray.config import Count, TrialConfig
 from adios_ray.data.manifest import read_manifest
 from adios_ray.errors import exit_status
-from adios_ray.evaluation.fitness import extract_features
+from adios_ray.evaluation.extraction import extract_features
 from adios_ray.evaluation.linear import accuracy, logistic_regression
 from adios_ray.experiment.presets import preset_config
 from adios_ray.places import require_local

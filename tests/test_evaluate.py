@@ -28,8 +28,8 @@ from adios_ray.data.shards import open_shards
 from adios_ray.errors import DatasetError, EvaluationError
 from adios_ray.evaluation import features as features_module
 from adios_ray.evaluation import kinds
+from adios_ray.evaluation.extraction import Indices, extract_features
 from adios_ray.evaluation.features import MapParts, features_of
-from adios_ray.evaluation.fitness import Indices, extract_features
 from adios_ray.evaluation.knn import knn_label_shares
 from adios_ray.evaluation.linear import Sgd, train_rates
 from adios_ray.evaluation.result import EvaluationResult

@@ -12,8 +12,8 @@ from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.loader import central_views
 from adios_ray.data.shards import open_shards
 from adios_ray.evaluation import features
+from adios_ray.evaluation.extraction import extract_features
 from adios_ray.evaluation.features import features_of
-from adios_ray.evaluation.fitness import extract_features
 from adios_ray.local_cache import remove_least_used
 from adios_ray.models.networks import Networks
 

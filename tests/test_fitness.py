@@ -19,11 +19,11 @@ from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.shards import Split
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation import fitness
+from adios_ray.evaluation.extraction import extract_features
 from adios_ray.evaluation.fitness import (
     LABEL_FREE_GROUPS,
     check_measurable,
     evaluate,
-    extract_features,
     features_of_views,
     halves,
 )

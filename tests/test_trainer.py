@@ -27,7 +27,8 @@ from adios_ray.data.loader import Batch, central_views
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.errors import CheckpointError, ConfigError, InputError
-from adios_ray.evaluation.fitness import evaluate, extract_features
+from adios_ray.evaluation.extraction import extract_features
+from adios_ray.evaluation.fitness import evaluate
 from adios_ray.experiment.checks import check_data
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.masking.slots import read_head, replace_head, resize_head

@@ -7,7 +7,7 @@ from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from adios_ray.errors import AdiosRayError
-from adios_ray.evaluation.fitness import Indices
+from adios_ray.evaluation.extraction import Indices
 
 AHEAD = 2
 """Tasks that are submitted for each CPU or GPU that runs one, so that none waits for the driver."""

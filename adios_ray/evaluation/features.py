@@ -19,7 +19,7 @@ from adios_ray.config import CentralView
 from adios_ray.data.manifest import ShardEntry
 from adios_ray.data.shards import Dataset, Split, open_shards
 from adios_ray.devices import best_device, prepare_device
-from adios_ray.evaluation.fitness import Indices, extract_features
+from adios_ray.evaluation.extraction import Indices, extract_features
 from adios_ray.files import atomic_path
 from adios_ray.local_cache import cache_directory, cache_folder, remove_least_used
 from adios_ray.models.networks import Networks

@@ -8,24 +8,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from adios_ray import parallel
-from adios_ray.config import AugmentConfig, CentralView, EvaluationConfig
-from adios_ray.data.augment import apply_view, draw_parameters
-from adios_ray.data.loader import central_batches, stored_batches
+from adios_ray.config import AugmentConfig, EvaluationConfig
 from adios_ray.data.shards import Split
 from adios_ray.errors import EvaluationError
+from adios_ray.evaluation.extraction import Indices, extract_features, extract_view_features
 from adios_ray.evaluation.jackknife import GROUPS, jackknife_errors
 from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
 from adios_ray.evaluation.label_free import alpha_req, effective_rank, feature_std, lidar, rankme
-from adios_ray.evaluation.statistics import BATCH, fresh_statistics, refresh_statistics
+from adios_ray.evaluation.statistics import fresh_statistics, refresh_statistics
 from adios_ray.measures import MEASURES
 from adios_ray.models.networks import Networks
-
-Indices = npt.NDArray[np.int64]
 
 SMALLEST_PARTED = 100
 """Images from which on a split is parted in halves; fewer are used whole for both purposes."""
@@ -35,36 +31,6 @@ LABEL_FREE_GROUPS = 10
 """Groups of the jackknife of label-free measures, each of which costs the measure once more."""
 LIDAR_IMAGES = 512
 LIDAR_VIEWS = 10
-
-
-@torch.no_grad()
-def extract_features(
-    backbone: nn.Module,
-    split: Split,
-    indices: npt.NDArray[np.int64],
-    image_size: int,
-    view: CentralView = "square",
-    precision: AbstractContextManager[object] | None = None,
-) -> Tensor:
-    """Extract features of un-augmented images, float32 [M, F] on the backbone's device; see ``center_view``.
-
-    The M images are distributed over the workers of the trial; each worker receives all features. Forward passes are
-    inside of ``precision``, for example ``torch.autocast``; what makes the images is not.
-    """
-    device = next(backbone.parameters()).device
-    share = -(-len(indices) // parallel.world_size())
-    # np.resize repeats the indices, so that all workers have equal shares for the gathering.
-    padded = np.resize(indices, share * parallel.world_size())
-    own = padded[parallel.rank() * share :][:share]
-    training = backbone.training
-    backbone.eval()
-    batches = [own[first : first + BATCH] for first in range(0, share, BATCH)]
-    features = []
-    for views in central_batches(split, batches, image_size, device, view):
-        with precision or nullcontext():
-            features.append(backbone(views))
-    backbone.train(training)
-    return parallel.gather_with_gradient(torch.cat(features).float())[: len(indices)]
 
 
 class Estimate(NamedTuple):
@@ -306,34 +272,6 @@ def _lidar(evaluated: _Evaluated) -> Score:
     views = features_of_views(evaluated.backbone, evaluated.held_out, evaluated.image_size, evaluated.precision)
     indices = torch.from_numpy(evaluated.held_out.spread(LIDAR_IMAGES)).to(views.device)
     return _label_free(lidar, views, indices)
-
-
-@torch.no_grad()
-def extract_view_features(
-    backbone: nn.Module,
-    split: Split,
-    indices: npt.NDArray[np.int64],
-    image_size: int,
-    config: AugmentConfig,
-    seed: int,
-    stream: str,
-    epoch: int,
-    precision: AbstractContextManager[object] | None = None,
-) -> Tensor:
-    """Extract features of one augmented view of each image, float32 [M, F] on the backbone's device.
-
-    See ``draw_parameters`` for what the views follow from, and ``extract_features`` for ``precision``.
-    """
-    device, training = next(backbone.parameters()).device, backbone.training
-    backbone.eval()
-    batches, parts = [indices[first : first + BATCH] for first in range(0, len(indices), BATCH)], []
-    for chosen, images in stored_batches(split, batches, device):
-        drawn = draw_parameters(config, seed, stream, epoch, chosen, split.heights[chosen], split.widths[chosen])
-        views = apply_view(images, drawn, image_size)
-        with precision or nullcontext():
-            parts.append(backbone(views).float())
-    backbone.train(training)
-    return torch.cat(parts)
 
 
 def features_of_views(

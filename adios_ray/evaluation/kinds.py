@@ -20,11 +20,11 @@ from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation import label_free
 from adios_ray.evaluation.clustering import clustering_scores
+from adios_ray.evaluation.extraction import extract_view_features
 from adios_ray.evaluation.fitness import (
     LABEL_FREE_GROUPS,
     LIDAR_IMAGES,
     LIDAR_VIEWS,
-    extract_view_features,
     features_of_views,
 )
 from adios_ray.evaluation.jackknife import jackknife_errors

@@ -21,7 +21,7 @@ from adios_ray.config import CentralView
 from adios_ray.data.loader import central_batches, central_instances
 from adios_ray.data.shards import Bytes, Split
 from adios_ray.errors import EvaluationError
-from adios_ray.evaluation.statistics import BATCH
+from adios_ray.evaluation.extraction import BATCH
 from adios_ray.masking.schemes import IDS
 
 PIXELS = 2**21

@@ -12,10 +12,10 @@ from adios_ray import parallel
 from adios_ray.config import CentralView
 from adios_ray.data.loader import central_batches
 from adios_ray.data.shards import Split
+from adios_ray.evaluation.extraction import BATCH
 
 IMAGES = 2048
 """Enough to know a channel's mean to 2 % of its standard deviation; more would cost as much as the evaluation."""
-BATCH = 256
 
 
 def refresh_statistics(

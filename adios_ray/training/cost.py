@@ -14,8 +14,7 @@ from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.loader import Batch, BatchLoader
 from adios_ray.data.shards import Split
 from adios_ray.devices import is_out_of_memory, timed
-from adios_ray.evaluation.fitness import extract_features
-from adios_ray.evaluation.statistics import BATCH
+from adios_ray.evaluation.extraction import BATCH, extract_features
 from adios_ray.masking.fill import make_fill
 from adios_ray.masking.schemes import OBJECT_SCHEMES, PATTERN_SCHEMES
 from adios_ray.masking.schemes.base import IDS

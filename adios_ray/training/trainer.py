@@ -21,7 +21,8 @@ from adios_ray.data.loader import BatchLoader, central_views
 from adios_ray.data.shards import Split, open_shards
 from adios_ray.devices import CPU, prepare_device
 from adios_ray.errors import CheckpointError, ReplicaError
-from adios_ray.evaluation.fitness import UNKNOWN, Estimate, Fitness, Indices, evaluate, halves
+from adios_ray.evaluation.extraction import Indices
+from adios_ray.evaluation.fitness import UNKNOWN, Estimate, Fitness, evaluate, halves
 from adios_ray.masking.slots import read_head, replace_head, resize_head, slot_statistics, use_blank_head
 from adios_ray.models.networks import Networks, with_average
 from adios_ray.models.weights import checksum, load_initial, load_weights

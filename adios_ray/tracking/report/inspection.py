@@ -223,7 +223,7 @@ def _masks(subject: "Subject", views: "Tensor") -> "Tensor":
     """Mask the views, [M, N, S, S]; N is 0 without an occlusion model."""
     import torch
 
-    from adios_ray.evaluation.statistics import BATCH
+    from adios_ray.evaluation.extraction import BATCH
 
     occlusion = subject.networks.occlusion
     if occlusion is None:
@@ -235,7 +235,7 @@ def _features(subject: "Subject", views: "Tensor") -> "Tensor":
     """Extract features of normalized views [M, 3, S, S], float32 [M, F]."""
     import torch
 
-    from adios_ray.evaluation.statistics import BATCH
+    from adios_ray.evaluation.extraction import BATCH
 
     return torch.cat([subject.networks.backbone(part).float() for part in views.split(BATCH)])
 
