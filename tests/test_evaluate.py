@@ -28,7 +28,7 @@ from adios_ray.data.shards import open_shards
 from adios_ray.errors import DatasetError, EvaluationError
 from adios_ray.evaluation import features as features_module
 from adios_ray.evaluation import kinds
-from adios_ray.evaluation.extraction import Indices, extract_features
+from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, Indices, extract_features
 from adios_ray.evaluation.features import MapParts, features_of
 from adios_ray.evaluation.knn import knn_label_shares
 from adios_ray.evaluation.linear import Sgd, train_rates
@@ -133,7 +133,7 @@ def test_linear_trains_on_another_view_of_each_image_in_each_epoch(data: Path) -
     views = []
     for epoch in range(3):
         drawn = draw_parameters(
-            kinds.CROPS_AND_FLIPS, 0, "evaluation", epoch, every, train.heights[every], train.widths[every]
+            CROPS_AND_FLIPS, 0, "evaluation", epoch, every, train.heights[every], train.widths[every]
         )
         assert not (drawn.jitter | drawn.grayscale | drawn.blur | drawn.solarize).any() and drawn.flip.any()
         with torch.no_grad():

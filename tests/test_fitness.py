@@ -20,13 +20,7 @@ from adios_ray.data.shards import Split
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation import fitness
 from adios_ray.evaluation.extraction import extract_features
-from adios_ray.evaluation.fitness import (
-    LABEL_FREE_GROUPS,
-    check_measurable,
-    evaluate,
-    features_of_views,
-    halves,
-)
+from adios_ray.evaluation.fitness import LABEL_FREE_GROUPS, check_measurable, evaluate, features_of_views, halves
 from adios_ray.evaluation.jackknife import jackknife_errors
 from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
 from adios_ray.evaluation.label_free import alpha_req, lidar, rankme

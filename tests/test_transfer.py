@@ -16,7 +16,7 @@ from adios_ray.data.counter_random import permutation
 from adios_ray.data.shards import Dataset, open_shards
 from adios_ray.errors import ConfigError, EvaluationError
 from adios_ray.evaluation import transfer as module
-from adios_ray.evaluation.kinds import CROPS_AND_FLIPS, STREAM
+from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, STREAM
 from adios_ray.evaluation.linear import Accuracy
 from adios_ray.evaluation.result import Score
 from adios_ray.evaluation.subject import Subject, opened

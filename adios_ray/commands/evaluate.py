@@ -356,7 +356,7 @@ class Evaluate:
         """
         from adios_ray.data.shards import open_shards
         from adios_ray.evaluation.features import MapParts
-        from adios_ray.evaluation.kinds import check_masks_are_learned
+        from adios_ray.evaluation.requirements import check_masks_are_learned
         from adios_ray.evaluation.result import mean_over_seeds
         from adios_ray.evaluation.subject import opened
         from adios_ray.models.weights import averaged, checksum, load_weights

@@ -17,6 +17,12 @@ Indices = npt.NDArray[np.int64]
 
 BATCH = 256
 """Images in a forward pass."""
+CROPS_AND_FLIPS = AugmentConfig(
+    jitter_probability=0, grayscale_probability=0, blur_probability=0, solarize_probability=0
+)
+"""Augmentation of linear evaluation and of transfer: random resized crops and flips."""
+STREAM = "evaluation"
+"""Stream of the random numbers of augmented views."""
 
 
 @torch.no_grad()

@@ -13,20 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adios_ray.config import LINEAR_RATES, AugmentConfig, TrialConfig
+from adios_ray.config import LINEAR_RATES
 from adios_ray.data.augment import denormalize
-from adios_ray.data.shards import Dataset
-from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation import label_free
 from adios_ray.evaluation.clustering import clustering_scores
-from adios_ray.evaluation.extraction import extract_view_features
-from adios_ray.evaluation.fitness import (
-    LABEL_FREE_GROUPS,
-    LIDAR_IMAGES,
-    LIDAR_VIEWS,
-    features_of_views,
-)
+from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, STREAM, extract_view_features
+from adios_ray.evaluation.fitness import LABEL_FREE_GROUPS, LIDAR_IMAGES, LIDAR_VIEWS, features_of_views
 from adios_ray.evaluation.jackknife import jackknife_errors
 from adios_ray.evaluation.knn import (
     NEIGHBORS,
@@ -37,19 +30,13 @@ from adios_ray.evaluation.knn import (
     knn_sweep,
     macro_f1,
 )
-from adios_ray.evaluation.linear import Accuracy, Lbfgs, Sgd, evaluate_linear
+from adios_ray.evaluation.linear import Lbfgs, Sgd, accuracy_scores, evaluate_linear
 from adios_ray.evaluation.multilabel import multilabel_probe
+from adios_ray.evaluation.requirements import check_labels, check_masks_are_learned, check_object_masks, why_not_val
 from adios_ray.evaluation.result import LEFT_OUT, EvaluationResult, Row, Score
 from adios_ray.evaluation.segmentation import Masks, color_kmeans, random_partition, segment
 from adios_ray.evaluation.subject import Subject
 from adios_ray.measures import share_error
-
-CROPS_AND_FLIPS = AugmentConfig(
-    jitter_probability=0, grayscale_probability=0, blur_probability=0, solarize_probability=0
-)
-"""Augmentation of linear evaluation: random resized crops and flips."""
-STREAM = "evaluation"
-"""Stream of the random numbers of augmented views."""
 
 
 def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[float] = ()) -> EvaluationResult:
@@ -145,7 +132,7 @@ def linear(
     chooses = solver == "sgd" and len(rates) > 1
     if chooses and not subject.has_val:
         raise EvaluationError(
-            f"linear evaluation chooses one of {len(rates)} rates on val, and {_why_not_val(subject)}. Without a "
+            f"linear evaluation chooses one of {len(rates)} rates on val, and {why_not_val(subject)}. Without a "
             "choice: one rate, or the solver lbfgs"
         )
     splits = ("train", "val", subject.split) if subject.has_val else ("train", subject.split)
@@ -318,87 +305,6 @@ def labelfree(subject: Subject) -> EvaluationResult:
     return subject.result("labelfree", defined, configuration, (subject.split,))
 
 
-def check_masks_are_learned(config: TrialConfig, origin: str) -> None:
-    """Check that a checkpoint has an occlusion model, whose masks can be segmented.
-
-    Raises:
-        EvaluationError: If not; names the checkpoint's origin and its masking scheme.
-    """
-    if not config.masking.learned:
-        raise EvaluationError(
-            f"segmentation: {origin} has no occlusion model, as masking.scheme was {config.masking.scheme}; "
-            "it needs a checkpoint whose masks are learned"
-        )
-
-
-def check_object_masks(dataset: Dataset) -> None:
-    """Check that a data set has object masks, with which masks can be compared.
-
-    Raises:
-        EvaluationError: If not; names it.
-    """
-    if not dataset.manifest.has_instances:
-        raise EvaluationError(f"segmentation: {dataset.location} has no object masks, which it needs")
-
-
-def check_labels(dataset: Dataset, measure: str, splits: Sequence[str], multi_label: bool = False) -> None:
-    """Check that images have labels of the needed kind, and that the first split has images of all classes.
-
-    Raises:
-        EvaluationError: If not; names the measure, what it has and what it needs.
-    """
-    manifest, location = dataset.manifest, dataset.location
-    if len(manifest.classes) < 2:
-        raise EvaluationError(
-            f"{measure}: {location} has no labels but {', '.join(manifest.classes)!r}; it needs two classes or more"
-        )
-    if manifest.multi_label != multi_label:
-        has, needs = ("several labels", "one class") if manifest.multi_label else ("one class", "several labels")
-        raise EvaluationError(f"{measure}: images of {location} have {has} each; it needs {needs} for each image")
-    known: set[int] | None = None
-    for split in splits:
-        if not manifest.splits.get(split):
-            raise EvaluationError(f"{measure}: {_lacks(dataset, split)}")
-        labels = dataset.split(split).labels
-        if len(labels) < 2:
-            raise EvaluationError(f"{measure}: {split} of {location} has {len(labels)} images; it needs at least two")
-        if unlabeled := int((labels == NO_LABEL).sum()):
-            raise EvaluationError(
-                f"{measure}: {unlabeled} images of {split} have no label; it needs one for each image"
-            )
-        present = set(np.flatnonzero(labels.any(axis=0)).tolist() if multi_label else labels.tolist())
-        known = present if known is None else known
-        if missing := [manifest.classes[number] for number in sorted(present - known)]:
-            raise EvaluationError(
-                f"{measure}: {splits[0]} has no images of {len(missing)} classes of {split}, such as {missing[0]}; "
-                "it needs at least one image of each class"
-            )
-
-
-def check_selection(subject: Subject, measure: str) -> None:
-    """Check that settings can be chosen on val and reported on another split, all with labels of one class each.
-
-    Raises:
-        EvaluationError: If not; names the measure, what it has and what it needs.
-    """
-    if not subject.has_val:
-        raise EvaluationError(f"{measure} chooses its learning rate on val, and {_why_not_val(subject)}")
-    check_labels(subject.dataset, measure, ("train", "val", subject.split))
-
-
-def _why_not_val(subject: Subject) -> str:
-    """Say why nothing can be chosen on val."""
-    if not subject.dataset.manifest.splits.get("val"):
-        return _lacks(subject.dataset, "val")
-    return "reports another split, not val: give the split test"
-
-
-def _lacks(dataset: Dataset, split: str) -> str:
-    """Say that a data set has no such split."""
-    has = ", ".join(sorted(dataset.manifest.splits))
-    return f"{dataset.location} has no {split} split (it has {has}); prepare it with one"
-
-
 def _on_device(subject: Subject, split: str) -> tuple[Tensor, Tensor]:
     """Return features and labels of a split on the device."""
     features, labels = subject.features(split)
@@ -414,11 +320,3 @@ def _jackknifed(measure: Callable[[Tensor], float], values: Tensor) -> Score:
 def _share(value: float, images: int) -> Score:
     """Return a share of images with its standard error."""
     return Score(value, share_error(value, images))
-
-
-def accuracy_scores(prefix: str, accuracy: Accuracy) -> dict[str, Score]:
-    """Return the scores ``top1`` and ``top5``, with a prefix."""
-    return {
-        f"{prefix}top1": Score(accuracy.top1, accuracy.top1_error),
-        f"{prefix}top5": Score(accuracy.top5, accuracy.top5_error),
-    }

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from adios_ray.config import LINEAR_RATES
 from adios_ray.errors import EvaluationError
+from adios_ray.evaluation.result import Score
 from adios_ray.measures import share_error
 
 DECAY = 0.1
@@ -341,6 +342,14 @@ def logistic_regression(
 def accuracy(classifier: Tensor, features: Tensor, labels: Tensor) -> Accuracy:
     """Compute the accuracy of a classifier [C, F + 1] on features [M, F] with labels [M], integers 0 to C - 1."""
     return _accuracies(classifier[:, None], features, labels)[0]
+
+
+def accuracy_scores(prefix: str, found: Accuracy) -> dict[str, Score]:
+    """Return the scores ``top1`` and ``top5``, with a prefix."""
+    return {
+        f"{prefix}top1": Score(found.top1, found.top1_error),
+        f"{prefix}top5": Score(found.top5, found.top5_error),
+    }
 
 
 def correct(classifier: Tensor, features: Tensor, labels: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from adios_ray.data.shards import Dataset
 from adios_ray.data.sources.backgrounds import ORIGINAL, VARIATIONS
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.features import Features
-from adios_ray.evaluation.kinds import check_selection
 from adios_ray.evaluation.linear import PROTOCOL, Sgd, check_split, correct, linear_sweep
+from adios_ray.evaluation.requirements import check_selection
 from adios_ray.evaluation.result import EvaluationResult, Row, Score
 from adios_ray.evaluation.subject import Subject
 

@@ -27,9 +27,9 @@ from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.counter_random import permutation
 from adios_ray.data.shards import Split
 from adios_ray.errors import EvaluationError, RecordError
-from adios_ray.evaluation.extraction import extract_features
-from adios_ray.evaluation.kinds import CROPS_AND_FLIPS, STREAM, accuracy_scores, check_selection
-from adios_ray.evaluation.linear import Accuracy, accuracy
+from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, STREAM, extract_features
+from adios_ray.evaluation.linear import Accuracy, accuracy, accuracy_scores
+from adios_ray.evaluation.requirements import check_selection
 from adios_ray.evaluation.result import EvaluationResult, Row
 from adios_ray.evaluation.subject import Subject
 from adios_ray.files import write_output

@@ -8,7 +8,7 @@ from typing import Any
 
 from adios_ray.commands.evaluate import PARTS, Robustness, Transfer
 from adios_ray.data.shards import Dataset, open_shards
-from adios_ray.evaluation.kinds import check_labels, check_object_masks
+from adios_ray.evaluation.requirements import check_labels, check_object_masks
 from adios_ray.evaluation.subject import opened
 from adios_ray.models.weights import load_weights
 from adios_ray.run_directory import REPORTS_FILE
