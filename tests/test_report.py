@@ -214,10 +214,9 @@ def test_report_of_a_run_that_has_just_begun(tmp_path: Path, rows: list[Row]) ->
     assert "interrupted: no summary yet" in text and "No masks are stored yet" in text
 
 
-def chart_data(rows: dict[str, list[Row]], **more: Any) -> charts.ChartData:
-    """Make the data of charts of trials without exploits."""
-    fields: dict[str, Any] = {"exploits": [], "path": [], "colors": dict.fromkeys(rows, "#000000"), "chance": None}
-    return charts.ChartData(rows, **fields | more)
+def chart_data(run: RunData) -> charts.ChartData:
+    """Make the data of charts of a run without a best report."""
+    return charts.ChartData(run, dict.fromkeys(run.by_trial, "#000000"), chance=None, path=[])
 
 
 @pytest.mark.parametrize("trials", [4, 32])
@@ -226,9 +225,9 @@ def test_charts_are_valid_figures_with_a_color_for_a_trial(tmp_path: Path, trial
     run = RunData(tmp_path, rows, [make_exploit(1, "trial_03", "trial_00", slots=5)])
     path = lineage.ancestry(run.exploits, "trial_03", 2)
     colors = charts.trial_colors(run.by_trial, path)
-    population = charts.ChartData(run.by_trial, run.exploits, path, colors, 0.1)
+    population = charts.ChartData(run, colors, 0.1, path)
     by_trial = [charts.fitness_chart(population), charts.lineage_chart(population), charts.overlap_chart(population)]
-    by_trial += [charts.slot_size_chart(population), search_charts.survival_chart(run, population)]
+    by_trial += [charts.slot_size_chart(population), search_charts.survival_chart(population)]
     for drawn in by_trial:
         figure = plotly.graph_objects.Figure(drawn)
         assert all(trace.line.color == colors[trace.meta] for trace in figure.data if trace.meta)
@@ -240,13 +239,13 @@ def test_charts_are_valid_figures_with_a_color_for_a_trial(tmp_path: Path, trial
     assert (arrow["x"], arrow["ay"], arrow["y"]) == (1, 0.0, 0.03)
 
 
-def test_steps_span_the_epochs_before_their_report() -> None:
-    rows = {"a": [make_row("a", epoch, values={"masking.slots": slots}) for epoch, slots in ((1, 4), (2, 6))]}
-    trace = charts.value_charts(chart_data(rows))["masking.slots"]["data"][0]
+def test_steps_span_the_epochs_before_their_report(tmp_path: Path) -> None:
+    rows = [make_row("a", epoch, values={"masking.slots": slots}) for epoch, slots in ((1, 4), (2, 6))]
+    trace = charts.value_charts(chart_data(RunData(tmp_path, rows)))["masking.slots"]["data"][0]
     assert (trace["x"], trace["customdata"], trace["line"]["shape"]) == ([0, 1, 2], [4, 4, 6], "vh")
 
 
-def test_searched_values_of_every_kind_have_a_chart() -> None:
+def test_searched_values_of_every_kind_have_a_chart(tmp_path: Path) -> None:
     kinds: dict[str, list[Any]] = {
         "optimizer.name": ["sgd", "<b>"],
         "augment.hue": [0.0, 0.1],
@@ -254,7 +253,7 @@ def test_searched_values_of_every_kind_have_a_chart() -> None:
     }
     kinds |= {"masking.slots": [3, 4], "channels_last": [True, False]}
     rows = [make_row("a", epoch + 1, values={path: of[epoch] for path, of in kinds.items()}) for epoch in (0, 1)]
-    drawn = charts.value_charts(chart_data({"a": rows}))
+    drawn = charts.value_charts(chart_data(RunData(tmp_path, rows)))
     types = {path: figure["layout"]["yaxis"].get("type") for path, figure in drawn.items()}
     assert types == {
         **{"optimizer.name": "category", "augment.hue": None, "optimizer.encoder_lr": "log"},
@@ -391,7 +390,7 @@ def test_parallel_coordinates_place_values_between_their_bounds(tmp_path: Path) 
     values = [{"optimizer.encoder_lr": rate, "optimizer.name": name} for name, rate in kinds]
     rows = [make_row(trial, 1, 0.1 * i, values=values[i]) for i, trial in enumerate("ab")]
     run = RunData(tmp_path, rows, space={"scheduler": "asha", "parameters": parameters})
-    figure = search_charts.parallel_chart(run, chart_data(run.by_trial))
+    figure = search_charts.parallel_chart(chart_data(run))
     plotly.graph_objects.Figure(figure)
     assert [trace["x"] for trace in figure["data"]] == [[pytest.approx(0.5), 1.0, 0.0], [0.0, 0.0, 1.0]]
 
@@ -399,7 +398,7 @@ def test_parallel_coordinates_place_values_between_their_bounds(tmp_path: Path) 
 def test_families_survive_by_copies(tmp_path: Path) -> None:
     rows = [make_row(trial, epoch) for trial in "abc" for epoch in (1, 2, 3)]
     run = RunData(tmp_path, rows, [make_exploit(1, "b", "a"), make_exploit(2, "c", "b")])
-    traces = search_charts.survival_chart(run, chart_data(run.by_trial))["data"]
+    traces = search_charts.survival_chart(chart_data(run))["data"]
     assert {trace["meta"]: trace["y"] for trace in traces} == {
         "a": [1, 2, 3, 3],
         "b": [1, 0, 0, 0],

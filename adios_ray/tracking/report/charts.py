@@ -3,7 +3,6 @@
 A trial has the same color in every chart. Names come from files and are escaped, since plotly reads text as markup.
 """
 
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from adios_ray.measures import MEASURES, Measure
-from adios_ray.tracking.decisions import Exploit, Refusal
+from adios_ray.tracking.decisions import Exploit
 from adios_ray.tracking.formatting import SLOTS
 from adios_ray.tracking.lineage import Ancestor, holder
+from adios_ray.tracking.report.figures import GRAY, PALETTE, Figure, epochs_to, figure_layout, plotly_text, value_axis
+from adios_ray.tracking.report.run_data import RunData
 from adios_ray.tracking.results import Row
 
-Figure = dict[str, Any]
-
-PALETTE = ("#0077bb", "#ee7733", "#009988", "#ee3377", "#33bbee", "#aa4499", "#bbaa22", "#cc3311")
-GRAY = "#9aa0a6"
 HALO = "rgba(240, 180, 0, 0.5)"
 _LABELED_EXPLOITS = 12
 _MARKED_REPORTS = 30
@@ -30,18 +26,13 @@ _MARKED_REPORTS = 30
 class ChartData:
     """The data that all charts are drawn from."""
 
-    rows: Mapping[str, Sequence[Row]]
-    """Each trial's reports by epoch."""
-    exploits: Sequence[Exploit]
-    path: Sequence[Ancestor]
-    """Ancestry of the best report, oldest first; empty before the first report."""
+    run: RunData
     colors: Mapping[str, str]
+    """The color of each trial."""
     chance: float | None
     """Accuracy of guessing; None where it is unknown or fitness is not an accuracy."""
-    measure: Measure = MEASURES["knn"]
-    """The measure of fitness."""
-    refusals: Sequence[Refusal] = ()
-    """Copies that were refused."""
+    path: Sequence[Ancestor]
+    """Ancestry of the best report, oldest first; empty before the first report."""
 
     @property
     def best(self) -> str | None:
@@ -60,11 +51,6 @@ def trial_colors(rows: Mapping[str, Sequence[Row]], path: Sequence[Ancestor]) ->
     return {trial: colored.get(trial, GRAY) for trial in sorted(rows)}
 
 
-def plotly_text(text: str) -> str:
-    """Escape text so that plotly shows it literally, neither as markup nor as a template."""
-    return html.escape(text).replace("%", "&#37;")
-
-
 def _number(value: float) -> float | None:
     """Return the value, or None (a gap in the curve) where it is not finite."""
     return value if math.isfinite(value) else None
@@ -77,29 +63,9 @@ def _drawn(value: Any) -> Any:
     return plotly_text(value) if isinstance(value, str) else value
 
 
-def figure_layout(height: int, **more: Any) -> Figure:
-    """Make a layout of this height in pixels, with narrow margins and without a legend."""
-    margin = {"l": 8, "r": 14, "t": 10, "b": 8}
-    return {"height": height, "margin": margin, "showlegend": False, "hovermode": "closest", **more}
-
-
 def epoch_axis(population: ChartData, ticks: int) -> Figure:
     """Make the horizontal axis, which is the same in all charts except for its number of ticks."""
-    return epochs_to(max(row.epoch for rows in population.rows.values() for row in rows), ticks)
-
-
-def epochs_to(last: int, ticks: int) -> Figure:
-    """Make an axis of epochs from 0 to the last, with at most so many ticks, which stand at whole epochs."""
-    # The same explicit range everywhere, so that epochs line up between charts; plotly would fit each to its own data.
-    steps = (mantissa * 10**decade for decade in range(9) for mantissa in (1, 2, 5))
-    step = next(step for step in steps if last <= ticks * step)
-    axis = {"title": {"text": "epoch", "standoff": 6}, "tickformat": "d", "zeroline": False, "automargin": True}
-    return {**axis, "range": [-0.01 * last, 1.025 * last], "dtick": step}
-
-
-def value_axis(**more: Any) -> Figure:
-    """Make a vertical axis."""
-    return {"zeroline": False, "automargin": True, "nticks": 7, **more}
+    return epochs_to(max(row.epoch for row in population.run.rows), ticks)
 
 
 def _log_values(low: float, high: float) -> Figure:
@@ -127,7 +93,7 @@ def trial_line(population: ChartData, trial: str, width: float) -> Figure:
 
 def _trace(population: ChartData, trial: str, read: Callable[[Row], Any], what: str) -> Figure:
     """Draw one trial's curve; ``what`` is plotly's format of a value, a d3 format after a colon or nothing."""
-    rows = population.rows[trial]
+    rows = population.run.by_trial[trial]
     values = [_drawn(read(row)) for row in rows]
     return {
         "type": "scatter",
@@ -144,7 +110,7 @@ def _trace(population: ChartData, trial: str, read: Callable[[Row], Any], what: 
 
 def _fitness_trace(population: ChartData, trial: str) -> Figure:
     """Draw one trial's fitness with its standard errors; shows the accuracy on hover."""
-    measure, rows = population.measure, population.rows[trial]
+    measure, rows = population.run.measure, population.run.by_trial[trial]
     trace = _trace(population, trial, lambda row: row.fitness, "")
     shown = [measure.scores_text(row.fitness, row.standard_error, row.accuracy) for row in rows]
     errors = [row.standard_error for row in rows]
@@ -169,17 +135,17 @@ def _steps(population: ChartData, trial: str, path: str, what: str, shift: float
 
 def back_to_front(population: ChartData) -> list[str]:
     """Sort trials in drawing order: gray ones first, the best last."""
-    return sorted(population.rows, key=lambda t: (t == population.best, population.colors[t] != GRAY, t))
+    return sorted(population.run.by_trial, key=lambda t: (t == population.best, population.colors[t] != GRAY, t))
 
 
 def _fitness_at(population: ChartData, trial: str, epoch: int) -> float | None:
-    return next((_number(row.fitness) for row in population.rows.get(trial, ()) if row.epoch == epoch), None)
+    return next((_number(row.fitness) for row in population.run.by_trial.get(trial, ()) if row.epoch == epoch), None)
 
 
 def _descent(population: ChartData) -> Figure:
     """Draw a halo along the reports of the best trial's ancestry."""
     last = population.path[-1].until if population.path else 0
-    epochs = sorted({row.epoch for rows in population.rows.values() for row in rows if row.epoch <= last})
+    epochs = sorted({row.epoch for row in population.run.rows if row.epoch <= last})
     held = [(epoch, _fitness_at(population, holder(population.path, epoch) or "", epoch)) for epoch in epochs]
     points = [(epoch, fitness) for epoch, fitness in held if fitness is not None]
     return {
@@ -223,10 +189,10 @@ def _exploit_markers(population: ChartData, exploits: Sequence[Exploit], heights
 
 def _refusal_markers(population: ChartData, heights: Mapping[str, int]) -> Figure:
     """Draw a cross at each trial and epoch at which copies were refused; shows which, with their p, on hover."""
-    known = [refusal for refusal in population.refusals if refusal.trial in heights]
+    known = [refusal for refusal in population.run.refusals if refusal.trial in heights]
     texts: dict[tuple[str, int], list[str]] = {}
     for refusal in known:
-        better = population.measure.difference_text(refusal.difference)
+        better = population.run.measure.difference_text(refusal.difference)
         text = f"{plotly_text(refusal.donor)}, better by {better}, p {refusal.p:.2g}"
         texts.setdefault((refusal.trial, refusal.epoch), []).append(text)
     return {
@@ -268,7 +234,7 @@ def fitness_chart(population: ChartData) -> Figure:
     """Draw fitness over epochs with its standard error, and an arrow from donor to trial for each exploit."""
     traces = [_fitness_trace(population, trial) for trial in back_to_front(population)]
     drawn = []
-    for exploit in population.exploits:
+    for exploit in population.run.exploits:
         start = _fitness_at(population, exploit.donor, exploit.epoch)
         end = _fitness_at(population, exploit.trial, exploit.epoch)
         # An end is missing if a trial diverged (nan), or copied a donor that was ahead and so skipped this epoch.
@@ -278,7 +244,7 @@ def fitness_chart(population: ChartData) -> Figure:
     arrows = [_arrow(population, exploit, start, end) for exploit, start, end in drawn]
     axes = {
         "xaxis": epoch_axis(population, 13),
-        "yaxis": value_axis(tickformat=".0%" if population.measure.is_share else ".3~g"),
+        "yaxis": value_axis(tickformat=".0%" if population.run.measure.is_share else ".3~g"),
     }
     notes = arrows + _slot_notes(exploits, heights)
     layout = figure_layout(420, **axes, annotations=notes, **_chance_line(population.chance))
@@ -292,13 +258,12 @@ def small_figure(population: ChartData, data: list[Figure], axis: Figure) -> Fig
 
 def value_charts(population: ChartData) -> dict[str, Figure]:
     """Draw each searched value over epochs as steps; charts by configuration path."""
-    rows = [row for rows in population.rows.values() for row in rows]
-    return {path: _value_chart(population, path) for path in dict.fromkeys(path for row in rows for path in row.values)}
+    return {path: _value_chart(population, path) for path in population.run.searched}
 
 
 def _value_chart(population: ChartData, path: str) -> Figure:
     """Draw a searched value on an axis that fits: integers, a log scale for positive numbers, linear, or categories."""
-    values = [row.values[path] for rows in population.rows.values() for row in rows if path in row.values]
+    values = [row.values[path] for row in population.run.rows if path in row.values]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         traces = [_steps(population, trial, path, "") for trial in back_to_front(population)]
         return small_figure(population, traces, value_axis(type="category"))
@@ -312,10 +277,9 @@ def _value_chart(population: ChartData, path: str) -> Figure:
 def _spread(population: ChartData, path: str) -> list[Figure]:
     """Draw the middle 80 % of the population's values at each epoch as a band, and the median dotted."""
     at: dict[int, list[float]] = {}
-    for rows in population.rows.values():
-        for row in rows:
-            if isinstance(value := row.values.get(path), int | float):
-                at.setdefault(row.epoch, []).append(float(value))
+    for row in population.run.rows:
+        if isinstance(value := row.values.get(path), int | float):
+            at.setdefault(row.epoch, []).append(float(value))
     epochs = [epoch for epoch in sorted(at) if len(at[epoch]) > 1]
     if len(epochs) < 2:
         return []
@@ -336,7 +300,7 @@ def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 def _whole_numbers_chart(population: ChartData, path: str, values: Sequence[int]) -> Figure:
     """Draw integers; each trial's line is shifted by up to 0.18 so that none hides another."""
-    trials = sorted(population.rows)
+    trials = sorted(population.run.by_trial)
     shifts = {t: 0.36 * (i / max(len(trials) - 1, 1) - 0.5) for i, t in enumerate(trials)}
     traces = [_steps(population, t, path, ":d", shifts[t]) for t in back_to_front(population)]
     low, high = min(values), max(values)
@@ -361,7 +325,7 @@ def slot_size_chart(population: ChartData) -> Figure:
 
 def _strip_line(population: ChartData, trial: str, height: int) -> Figure:
     """Draw a trial's row in the lineage."""
-    last = population.rows[trial][-1].epoch
+    last = population.run.by_trial[trial][-1].epoch
     return {
         "type": "scatter",
         "mode": "lines",
@@ -389,8 +353,8 @@ def _strip_path(path: Sequence[Ancestor], heights: Mapping[str, int]) -> Figure:
 
 def lineage_chart(population: ChartData) -> Figure:
     """Draw a row for each trial and an arrow for each copy of weights over a halo of the best trial's ancestry."""
-    heights = {trial: height for height, trial in enumerate(sorted(population.rows))}
-    known = [e for e in population.exploits if e.trial in heights and e.donor in heights]
+    heights = {trial: height for height, trial in enumerate(sorted(population.run.by_trial))}
+    known = [e for e in population.run.exploits if e.trial in heights and e.donor in heights]
     ends = [heights[exploit.trial] for exploit in known]
     lines = [_strip_line(population, trial, heights[trial]) for trial in back_to_front(population)]
     arrows = [_arrow(population, e, heights[e.donor], heights[e.trial]) for e in known]

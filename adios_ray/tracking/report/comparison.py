@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from adios_ray.files import write_output
 from adios_ray.measures import Measure
 from adios_ray.tracking.formatting import duration, value_text
-from adios_ray.tracking.report import charts
-from adios_ray.tracking.report.charts import Figure
+from adios_ray.tracking.report.figures import PALETTE, Figure, epochs_to, figure_layout, plotly_text, value_axis
 from adios_ray.tracking.report.outcome import search_course
 from adios_ray.tracking.report.page import HEADINGS, render
 from adios_ray.tracking.report.run_data import RunData
@@ -44,7 +43,7 @@ def _context(runs: Sequence[RunData]) -> dict[str, Any]:
     return {
         "runs": runs,
         "names": names_of(runs),
-        "colors": list(charts.PALETTE),
+        "colors": list(PALETTE),
         "verdict": verdict_between(runs),
         "outcomes": _outcomes(runs),
         "differences": differences(runs),
@@ -215,15 +214,15 @@ def _curves(runs: Sequence[RunData]) -> Figure:
             {
                 "type": "scatter",
                 "mode": "lines+markers" if len(rows) <= 30 else "lines",
-                "name": charts.plotly_text(name),
+                "name": plotly_text(name),
                 "x": [row.epoch for row in rows],
                 "y": [row.fitness for row in rows],
                 "error_y": {"type": "data", "array": [row.standard_error for row in rows], "thickness": 1, "width": 0},
                 "customdata": [text(row.fitness, row.standard_error) for row in rows],
-                "hovertemplate": f"<b>{charts.plotly_text(name)}</b><br>epoch %{{x}}<br>%{{customdata}}<extra></extra>",
-                "line": {"color": charts.PALETTE[number % len(charts.PALETTE)], "width": 2},
+                "hovertemplate": f"<b>{plotly_text(name)}</b><br>epoch %{{x}}<br>%{{customdata}}<extra></extra>",
+                "line": {"color": PALETTE[number % len(PALETTE)], "width": 2},
             }
         )
-    axis = charts.epochs_to(max((row.epoch for run in runs for row in run.ancestral_rows), default=1), 13)
-    layout = charts.figure_layout(400, xaxis=axis, yaxis=charts.value_axis(tickformat=".0%" if share else ".3~g"))
+    axis = epochs_to(max((row.epoch for run in runs for row in run.ancestral_rows), default=1), 13)
+    layout = figure_layout(400, xaxis=axis, yaxis=value_axis(tickformat=".0%" if share else ".3~g"))
     return {"data": traces, "layout": layout}

@@ -8,8 +8,7 @@ import numpy as np
 
 from adios_ray.measures import share_error
 from adios_ray.tracking import pictures
-from adios_ray.tracking.report import charts
-from adios_ray.tracking.report.charts import Figure, plotly_text
+from adios_ray.tracking.report.figures import GRAY, PALETTE, Figure, figure_layout, plotly_text, value_axis
 from adios_ray.tracking.report.inspection import PICKED, Inspection
 from adios_ray.tracking.report.masks import data_uri, tiled
 from adios_ray.tracking.run_masks import Pixels
@@ -115,8 +114,8 @@ def confusion(inspection: Inspection) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 def class_colors(count: int) -> list[str]:
     """Choose a color for each class: the palette's, or hues around the circle where there are more."""
-    if count <= len(charts.PALETTE):
-        return list(charts.PALETTE[:count])
+    if count <= len(PALETTE):
+        return list(PALETTE[:count])
     hues = (colorsys.hls_to_rgb(k / count, (0.42, 0.58)[k % 2], 0.75) for k in range(count))
     return [f"rgb({', '.join(str(round(255 * part)) for part in color)})" for color in hues]
 
@@ -158,7 +157,7 @@ def _map_chart(inspection: Inspection) -> Figure:
             }
         )
     axis = {"showticklabels": False, "zeroline": False}
-    layout = charts.figure_layout(520, xaxis=axis, yaxis=axis)
+    layout = figure_layout(520, xaxis=axis, yaxis=axis)
     few = 1 < len(names) <= 20
     legend = {"showlegend": few, "legend": {"orientation": "h", "y": -0.04}}
     return {"data": sorted(traces, key=lambda trace: "masked" not in trace), "layout": layout | legend}
@@ -172,16 +171,16 @@ def _spectrum_chart(inspection: Inspection) -> Figure:
         "mode": "lines",
         "x": list(range(1, len(values) + 1)),
         "y": values.tolist(),
-        "line": {"color": charts.PALETTE[0], "width": 2},
+        "line": {"color": PALETTE[0], "width": 2},
         "hovertemplate": "eigenvalue %{x}: %{y:.3g}<extra></extra>",
     }
     rank = inspection.info.rank
     line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": rank, "x1": rank}
-    shape = {**line, "line": {"color": charts.GRAY, "width": 1, "dash": "dot"}}
+    shape = {**line, "line": {"color": GRAY, "width": 1, "dash": "dot"}}
     title = {"text": "number of the eigenvalue", "standoff": 6}
     return {
         "data": [trace],
-        "layout": charts.figure_layout(
+        "layout": figure_layout(
             300,
             xaxis={"type": "log", "title": title, "automargin": True, "dtick": 1},
             yaxis={"type": "log", "automargin": True, "exponentformat": "power", "nticks": 6},
@@ -212,7 +211,7 @@ def _confusion_chart(inspection: Inspection) -> Figure:
     axis = {**ticks, "automargin": True, "zeroline": False, "showgrid": False}
     return {
         "data": [heat],
-        "layout": charts.figure_layout(
+        "layout": figure_layout(
             160 + min(28 * len(names), 480),
             xaxis={**axis, "title": {"text": "by its neighbors", "standoff": 6}, "tickangle": -60 if few else -90},
             yaxis={**axis, "range": [len(names) - 0.5, -0.5]},
@@ -231,20 +230,20 @@ def _class_chart(scores: list[ClassScore]) -> Figure:
             "type": "data",
             "array": [s.standard_error for s in scores],
             "thickness": 1.2,
-            "color": charts.GRAY,
+            "color": GRAY,
         },
         "customdata": [f"{plotly_text(s.name)}: {s.accuracy:.0%} of {s.images} images" for s in scores],
         "hovertemplate": "%{customdata}<extra></extra>",
-        "marker": {"color": charts.PALETTE[0]},
+        "marker": {"color": PALETTE[0]},
         "width": 0.6,
     }
     names = [plotly_text(score.name) for score in scores]
     ticks = {"tickvals": list(range(len(names))), "ticktext": names} if len(names) <= 40 else {"showticklabels": False}
     return {
         "data": [trace],
-        "layout": charts.figure_layout(
+        "layout": figure_layout(
             80 + min(26 * len(names), 700),
             xaxis={"tickformat": ".0%", "range": [0, 1.04], "automargin": True, "nticks": 6, "zeroline": False},
-            yaxis=charts.value_axis(**ticks, range=[len(names) - 0.4, -0.6], showgrid=False),
+            yaxis=value_axis(**ticks, range=[len(names) - 0.4, -0.6], showgrid=False),
         ),
     }

@@ -23,8 +23,9 @@ from adios_ray.tracking.formatting import SLOTS, duration, value_text
 from adios_ray.tracking.live import exploit_line
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report import charts, search_charts
-from adios_ray.tracking.report.charts import ChartData, Figure
+from adios_ray.tracking.report.charts import ChartData
 from adios_ray.tracking.report.features import feature_section
+from adios_ray.tracking.report.figures import Figure
 from adios_ray.tracking.report.importance import importance_of
 from adios_ray.tracking.report.inspection import read_inspection
 from adios_ray.tracking.report.masks import MaskSection, mask_section
@@ -100,7 +101,7 @@ def _context(run: RunData) -> dict[str, Any]:
     summary, measure = run.summary, run.measure
     chance = summary.chance if summary and measure.is_share else None
     path = [part for part in run.path_of_best if part.trial in run.by_trial]
-    population = ChartData(run.by_trial, run.exploits, path, colors, chance, measure, run.refusals)
+    population = ChartData(run, colors, chance, path)
     masks, found = mask_section(run), verdicts(run)
     inspection = read_inspection(run.path)
     features = feature_section(inspection) if inspection else None
@@ -122,7 +123,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "importance": importance,
         "masks": masks,
         "events": sorted(_events(run), key=lambda event: event.time),
-        "table": _table(run, population),
+        "table": _table(population),
         "shares": shares if timed else {},
         "time_parts": search_charts.TIME_PARTS,
         "elapsed": _elapsed(run),
@@ -134,7 +135,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "features": features,
         "config": json.dumps(run.config, indent=2, ensure_ascii=False),
         "charts": {
-            **(_population_charts(run, population) if run.rows else {}),
+            **(_population_charts(population) if run.rows else {}),
             **{f"value-{number}": figure for number, figure in enumerate(of_values.values())},
             **({"importance": search_charts.importance_chart(importance)} if importance else {}),
             **({"slots": _slot_charts(masks)} if masks and len(masks.statistics) > 1 else {}),
@@ -161,17 +162,18 @@ def _page_data(context: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _population_charts(run: RunData, population: ChartData) -> dict[str, Figure]:
+def _population_charts(population: ChartData) -> dict[str, Figure]:
     """Draw the charts of all trials; those that need a decision or a score only where there is one."""
+    run = population.run
     drawn = {"overlap": charts.overlap_chart(population), "slot_size": charts.slot_size_chart(population)}
     if run.final_rows():
         drawn["fitness"] = charts.fitness_chart(population)
     if len(run.final_rows()) > 1 and run.searched:
-        drawn["parallel"] = search_charts.parallel_chart(run, population)
+        drawn["parallel"] = search_charts.parallel_chart(population)
     if run.evolves:
         drawn["lineage"] = charts.lineage_chart(population)
     if any(exploit.copies for exploit in run.exploits):
-        drawn["survival"] = search_charts.survival_chart(run, population)
+        drawn["survival"] = search_charts.survival_chart(population)
     return drawn
 
 
@@ -179,8 +181,9 @@ def _slot_charts(masks: MaskSection) -> Figure:
     return search_charts.slot_charts(masks.statistics, masks.agreements, masks.colors)
 
 
-def _table(run: RunData, population: ChartData) -> dict[str, Any]:
+def _table(population: ChartData) -> dict[str, Any]:
     """Tabulate the fitness of each trial at each epoch, with copies and the best trial's ancestry marked."""
+    run = population.run
     valid = [row.fitness for row in run.rows if not math.isnan(row.fitness)]
     return {
         "epochs": sorted({row.epoch for row in run.rows}),

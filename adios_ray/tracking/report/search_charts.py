@@ -7,8 +7,8 @@ from typing import Any
 
 from adios_ray.tracking import lineage
 from adios_ray.tracking.formatting import label, value_text
-from adios_ray.tracking.report import charts
-from adios_ray.tracking.report.charts import ChartData, Figure, plotly_text
+from adios_ray.tracking.report.charts import ChartData, small_figure
+from adios_ray.tracking.report.figures import GRAY, Figure, epochs_to, figure_layout, plotly_text, value_axis
 from adios_ray.tracking.report.importance import Importance
 from adios_ray.tracking.report.mask_statistics import SlotStatistics
 from adios_ray.tracking.report.run_data import RunData
@@ -26,12 +26,13 @@ TIME_PARTS = {
 """Parts of a trial's time, with their colors."""
 
 
-def parallel_chart(run: RunData, population: ChartData) -> Figure:
+def parallel_chart(population: ChartData) -> Figure:
     """Draw parallel coordinates lying on their side: a row for each searched value, a line for each trial.
 
     A row spans the value's bounds, or what occurs where it has none, on its scale; the last row is the fitness. Rows
     instead of columns keep the names readable on narrow screens.
     """
+    run = population.run
     rows = sorted(run.final_rows(), key=lambda row: row.fitness)
     paths, text = run.searched, run.measure.text
     scales = {path: _Scale(run, path, [row.values.get(path) for row in rows]) for path in paths}
@@ -64,10 +65,10 @@ def parallel_chart(run: RunData, population: ChartData) -> Figure:
         for x in (0, 1)
     ]
     ticks = {"tickvals": list(range(len(names))), "ticktext": [_wrapped(name) for name in names]}
-    layout = charts.figure_layout(
+    layout = figure_layout(
         60 + 52 * len(names),
         xaxis={"range": [-0.03, 1.03], "showticklabels": False, "ticks": "", "zeroline": False, "showgrid": False},
-        yaxis=charts.value_axis(**ticks, range=[len(names) - 0.4, -0.5], automargin=True),
+        yaxis=value_axis(**ticks, range=[len(names) - 0.4, -0.5], automargin=True),
         annotations=notes,
     )
     return {"data": traces, "layout": layout}
@@ -116,7 +117,7 @@ def importance_chart(importance: Importance) -> Figure:
     names = [_wrapped(label(path).replace("lambda", "λ")) for path in importance.values]
     means = [mean for mean, _ in importance.values.values()]
     errors = [error for _, error in importance.values.values()]
-    colors = ["#0077bb" if mean > importance.noise else charts.GRAY for mean in means]
+    colors = ["#0077bb" if mean > importance.noise else GRAY for mean in means]
     values = importance.values.values()
     least, most = min(0.0, *(m - e for m, e in values)), max(importance.noise, *(m + e for m, e in values))
     span = (most - least) or 1.0
@@ -130,14 +131,14 @@ def importance_chart(importance: Importance) -> Figure:
                 "orientation": "h",
                 "x": means,
                 "y": list(range(len(names))),
-                "error_x": {"type": "data", "array": errors, "thickness": 1.2, "width": 4, "color": charts.GRAY},
+                "error_x": {"type": "data", "array": errors, "thickness": 1.2, "width": 4, "color": GRAY},
                 "marker": {"color": colors},
                 "customdata": [f"{mean:.3f} ± {error:.3f}" for mean, error in importance.values.values()],
                 "hovertemplate": "%{customdata}<extra></extra>",
                 "width": 0.55,
             }
         ],
-        "layout": charts.figure_layout(
+        "layout": figure_layout(
             70 + 42 * len(names),
             xaxis={
                 "title": {"text": "loss of R² when shuffled", "standoff": 6},
@@ -145,7 +146,7 @@ def importance_chart(importance: Importance) -> Figure:
                 "automargin": True,
                 "nticks": 6,
             },
-            yaxis=charts.value_axis(
+            yaxis=value_axis(
                 tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6], showgrid=False
             ),
             shapes=[{**band, **style, "label": note}] if importance.noise > 0 else [],
@@ -153,8 +154,9 @@ def importance_chart(importance: Importance) -> Figure:
     }
 
 
-def survival_chart(run: RunData, population: ChartData) -> Figure:
+def survival_chart(population: ChartData) -> Figure:
     """Draw how many trials descend from each founder over epochs, stacked."""
+    run = population.run
     epochs = sorted({row.epoch for row in run.rows})
     counts = [
         # At epoch + 1: a copy after an epoch counts from then on.
@@ -176,8 +178,8 @@ def survival_chart(run: RunData, population: ChartData) -> Figure:
         for founder in run.by_trial
     ]
     trials = len(run.by_trial)
-    axis = charts.value_axis(dtick=math.ceil(trials / 7), range=[0, trials])
-    return charts.small_figure(population, traces, axis)
+    axis = value_axis(dtick=math.ceil(trials / 7), range=[0, trials])
+    return small_figure(population, traces, axis)
 
 
 def slot_charts(statistics: dict[int, SlotStatistics], agreements: dict[int, float], colors: Sequence[str]) -> Figure:
@@ -214,9 +216,9 @@ def slot_charts(statistics: dict[int, SlotStatistics], agreements: dict[int, flo
         for name, (x, y, color) in others.items()
     ]
     axis = {"tickformat": ".0%", "zeroline": False, "automargin": True, "nticks": 6, "rangemode": "tozero"}
-    layout = charts.figure_layout(
+    layout = figure_layout(
         380,
-        xaxis={**charts.epochs_to(max(epochs), ticks=8), "anchor": "y2"},
+        xaxis={**epochs_to(max(epochs), ticks=8), "anchor": "y2"},
         yaxis={**axis, "domain": [0.56, 1.0]},
         yaxis2={**axis, "domain": [0.0, 0.44], "range": [0, 1.03]},
     )
@@ -268,13 +270,13 @@ def time_chart(shares: dict[str, dict[str, float]]) -> Figure:
         }
         for part, color in TIME_PARTS.items()
     ]
-    layout = charts.figure_layout(
+    layout = figure_layout(
         60 + 24 * len(bars),
         barmode="stack",
         bargap=0.3,
         # Quarters are exact: a sum of fifths exceeds 1, and the last tick would be missing.
         xaxis={"tickformat": ".0%", "range": [0, 1], "automargin": True, "dtick": 0.25, "zeroline": False},
-        yaxis=charts.value_axis(
+        yaxis=value_axis(
             tickvals=list(range(len(bars))),
             ticktext=[plotly_text(name) for name in bars],
             range=[len(bars) - 0.4, -0.6],
