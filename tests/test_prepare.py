@@ -21,8 +21,9 @@ from adios_ray.data import claim, plan
 from adios_ray.data import prepare as prepare_module
 from adios_ray.data.manifest import Layout
 from adios_ray.data.plan import deciding, make_plan, plan_jobs
-from adios_ray.data.prepare import PrepareSummary, make_shard, prepare
+from adios_ray.data.prepare import PrepareSummary, prepare
 from adios_ray.data.rendered import scenes
+from adios_ray.data.shard_task import make_shard
 from adios_ray.data.shards import open_shards, verify
 from adios_ray.data.sources.base import PHOTOGRAPH, Sample
 from adios_ray.data.sources.folder import source as folder_source

@@ -5,7 +5,6 @@ the bytes do not depend on the number of workers or on interruptions. A run that
 shards.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -17,10 +16,8 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import ray
 import ray.data
-from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adios_ray.config import OnBadImage
@@ -28,17 +25,17 @@ from adios_ray.console import open_console
 from adios_ray.data.account import take_account
 from adios_ray.data.claim import claimed
 from adios_ray.data.duplicates import Pixels, find_duplicates
-from adios_ray.data.manifest import SCHEMA_VERSION, Layout, Manifest, Refusal, ShardEntry, write_manifest
+from adios_ray.data.manifest import SCHEMA_VERSION, Manifest, Refusal, ShardEntry, write_manifest
 from adios_ray.data.output_place import PARTS, check_free, find_finished
 from adios_ray.data.plan import Plan, ShardJob, deciding, descriptions, image_counts, make_plan, plan_jobs
-from adios_ray.data.shards import drop_rows, write_shard
+from adios_ray.data.shard_task import Part, finished_part, layout_of, load_sample, make_shard, part_name
+from adios_ray.data.shards import drop_rows
 from adios_ray.data.source_files import write_files
 from adios_ray.data.sources.base import Sample, Source
 from adios_ray.data.sources.passed_over import first_of
 from adios_ray.data.splits import Key
-from adios_ray.errors import DatasetError, RefusedImageError, handlers_kept
+from adios_ray.errors import DatasetError, handlers_kept
 from adios_ray.store import Location, Store
-from adios_ray.validation import Record
 
 _BEGUN = f"{PARTS}/begun"
 _FILES = "files.arrow"
@@ -77,26 +74,6 @@ class PrepareSummary:
     def bytes(self) -> int:
         """Size of all shards."""
         return sum(entry.bytes for entry in self.manifest.entries)
-
-
-class _Part(Record):
-    """Record of a finished shard, kept beside the shards until the manifest is written.
-
-    Attributes:
-        digest: Of the job.
-        entry: Of the shard.
-        refused: Images of the job that are not in the shard.
-        pixels: Checksum of the pixels and size of each row, in hexadecimal.
-        contents: Checksum of the encoded image of each row; empty where there is none.
-        notes: What is to be said of rows, by item.
-    """
-
-    digest: str
-    entry: ShardEntry
-    refused: tuple[Refusal, ...]
-    pixels: tuple[str, ...]
-    contents: tuple[str, ...]
-    notes: dict[str, str]
 
 
 def prepare(
@@ -163,11 +140,11 @@ def prepare(
         if manifest := find():  # made by the preparation that this one has waited for
             return PrepareSummary(manifest, time.perf_counter() - start, decoded=0, complete_before=True)
         say(plan.text())
-        jobs = plan_jobs(plan.splits, _layout(source, image_size), *deciding(source, full_recipe, files))
+        jobs = plan_jobs(plan.splits, layout_of(source, image_size), *deciding(source, full_recipe, files))
         check_free(store)
         with store.writing(_BEGUN) as path:
             path.touch()
-        pending = [job for job in jobs if _finished_part(store, job) is None]
+        pending = [job for job in jobs if finished_part(store, job) is None]
         if pending:
             task = partial(make_shard, source=source, store=store, image_size=image_size, on_bad_image=on_bad_image)
             _run(pending, len(jobs), task, claim.check_beats)
@@ -180,84 +157,6 @@ def prepare(
         store.remove(PARTS)
     decoded = sum(len(job.items) for job in pending)
     return PrepareSummary(manifest, time.perf_counter() - start, decoded, complete_before=False)
-
-
-def _layout(source: Source, image_size: int) -> Layout:
-    return Layout(image_size, len(source.classes) if source.multi_label else None, source.has_instances)
-
-
-def _part_name(job: ShardJob) -> str:
-    return f"{PARTS}/{job.file}.json"
-
-
-def _finished_part(store: Store, job: ShardJob) -> _Part | None:
-    """Record of a job that was done with the same recipe and items, if its shard is complete."""
-    try:
-        part = _Part.model_validate_json(store.read(_part_name(job)))
-    except (FileNotFoundError, ValidationError):
-        return None
-    return part if store.size(job.file) == part.entry.bytes and part.digest == job.digest else None
-
-
-def make_shard(
-    row: Mapping[str, str], source: Source, store: Store, image_size: int, on_bad_image: OnBadImage
-) -> dict[str, int]:
-    """Write one shard and its record; this is the body of a Ray Data task.
-
-    Args:
-        row: ``job``, a ShardJob as JSON.
-        source: The images.
-        store: Where the data set is written.
-        image_size: Pixels a side.
-        on_bad_image: See ``prepare``.
-
-    Returns:
-        Number of ``images`` decoded, and the number of those ``refused``.
-
-    Raises:
-        DatasetError: If an image is refused and ``on_bad_image`` is "fail".
-    """
-    job = ShardJob.model_validate_json(row["job"])
-    samples: list[tuple[str, Sample]] = []
-    refused: list[Refusal] = []
-    for item in job.items:
-        found = _load(source, job.split, item, image_size, on_bad_image)
-        if isinstance(found, Refusal):
-            refused.append(found)
-        else:
-            samples.append((item, found))
-    entry = write_shard(store, job.file, _layout(source, image_size), samples)
-    part = _Part(
-        digest=job.digest,
-        entry=entry,
-        refused=tuple(refused),
-        pixels=tuple(_pixel_checksum(sample) for _, sample in samples),
-        contents=tuple(sample.content for _, sample in samples),
-        notes={item: sample.note for item, sample in samples if sample.note},
-    )
-    with store.writing(_part_name(job)) as path:
-        path.write_text(part.model_dump_json())
-    return {"images": len(job.items), "refused": len(refused)}
-
-
-def _load(source: Source, split: str, item: str, image_size: int, on_bad_image: OnBadImage) -> Sample | Refusal:
-    """Decode one image, or tell why it cannot be used.
-
-    Raises:
-        DatasetError: If it cannot be used and ``on_bad_image`` is "fail".
-    """
-    try:
-        return source.load(item, image_size)
-    except RefusedImageError as error:
-        if on_bad_image == "fail":
-            raise DatasetError(f"{item} was refused: {error}") from error
-        return Refusal(item=item, split=split, reason=str(error))
-
-
-def _pixel_checksum(sample: Sample) -> str:
-    checksum = hashlib.blake2b(f"{sample.height} {sample.width}".encode(), digest_size=16)
-    checksum.update(np.ascontiguousarray(sample.image).data)
-    return checksum.hexdigest()
 
 
 def _run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]", check: Callable[[], None]) -> None:
@@ -330,13 +229,13 @@ def _progress() -> Progress:
     )
 
 
-def _parts(store: Store, jobs: Sequence[ShardJob]) -> list[tuple[ShardJob, _Part]]:
+def _parts(store: Store, jobs: Sequence[ShardJob]) -> list[tuple[ShardJob, Part]]:
     """Collect the records of all shards.
 
     Raises:
         DatasetError: If one is missing.
     """
-    parts = [(job, _finished_part(store, job)) for job in jobs]
+    parts = [(job, finished_part(store, job)) for job in jobs]
     if lost := [job.file for job, part in parts if part is None]:
         raise DatasetError(f"{', '.join(lost)} did not arrive in {store}: do all workers see that place?")
     return [(job, part) for job, part in parts if part is not None]
@@ -346,7 +245,7 @@ def _finish(
     store: Store,
     source: Source,
     plan: Plan,
-    parts: Sequence[tuple[ShardJob, _Part]],
+    parts: Sequence[tuple[ShardJob, Part]],
     recipe: dict[str, Any],
     files: Mapping[str, tuple[int, int]],
     drop_duplicates: bool,
@@ -413,7 +312,7 @@ def _check_left(
         say(f"note: nothing is left of class {names}: all of its images there are {gone_by}")
 
 
-def _rows(job: ShardJob, part: _Part) -> list[str]:
+def _rows(job: ShardJob, part: Part) -> list[str]:
     """Items of the rows of a shard."""
     refused = {refusal.item for refusal in part.refused}
     return [item for item in job.items if item not in refused]
@@ -431,7 +330,7 @@ def _check_usable(
     planned = ((split, item) for split, items in plan.splits.items() for item in items)
     for split, item in islice(planned, _TRIED):
         try:
-            found = _load(source, split, item, image_size, on_bad_image)
+            found = load_sample(source, split, item, image_size, on_bad_image)
         except DatasetError:
             raise
         except Exception:  # not the image's fault: a worker meets it too, and says how to resume
@@ -442,7 +341,7 @@ def _check_usable(
     _check_share(refused, plan.images, max_bad_fraction)
 
 
-def _check_refused(store: Store, parts: Sequence[tuple[ShardJob, _Part]], max_bad_fraction: float) -> None:
+def _check_refused(store: Store, parts: Sequence[tuple[ShardJob, Part]], max_bad_fraction: float) -> None:
     """Raise a DatasetError if too many images were refused; their shards are made again by the next call."""
     refused = [refusal for _, part in parts for refusal in part.refused]
     try:
@@ -450,7 +349,7 @@ def _check_refused(store: Store, parts: Sequence[tuple[ShardJob, _Part]], max_ba
     except DatasetError:
         for job, part in parts:
             if part.refused:
-                store.remove(_part_name(job))
+                store.remove(part_name(job))
         raise
 
 
