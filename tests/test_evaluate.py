@@ -25,7 +25,7 @@ from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import central_instances, central_views
 from adios_ray.data.manifest import Manifest
 from adios_ray.data.shards import open_shards
-from adios_ray.errors import DatasetError, EvaluationError
+from adios_ray.errors import EvaluationError
 from adios_ray.evaluation import features as features_module
 from adios_ray.evaluation import kinds
 from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, Indices, extract_features
@@ -111,6 +111,15 @@ def test_knn_reports_the_setting_that_is_best_on_val(data: Path) -> None:
     top1 = result.scores["top1"]
     assert top1.standard_error == pytest.approx(np.sqrt(top1.value * (1 - top1.value) / 140))
     assert result.images_per_split == COUNTS
+
+
+@pytest.mark.slow
+def test_all_training_images_vote_where_there_are_fewer_than_the_checkpoints_neighbors(data: Path) -> None:
+    options = {"temperatures": (0.07,)}
+    fewer, _, _ = evaluated(data, kinds.knn, {**options, "neighbors": (5,)}, evaluation={"neighbors": 500})
+    every, _, _ = evaluated(data, kinds.knn, {**options, "neighbors": (5,)}, evaluation={"neighbors": 96})
+    assert fewer.scores["knn_accuracy"] == every.scores["knn_accuracy"]
+    assert fewer.configuration["neighbors"] == 96 and fewer.configuration["swept_neighbors"] == (5, 96)
 
 
 @pytest.mark.slow
@@ -369,7 +378,7 @@ def test_statistics_of_unmasked_images_are_used_where_the_checkpoint_says_so(dat
     assert evaluated(alone, kinds.clustering)[0].scores == plain.scores
     with pytest.raises(EvaluationError, match=r"k-NN: .* has no train split \(it has test\); prepare it with one"):
         evaluated(alone, kinds.knn)
-    with pytest.raises(DatasetError, match="has no split 'train'"):
+    with pytest.raises(EvaluationError, match="evaluation.fresh_statistics needs training images"):
         evaluated(alone, kinds.clustering, evaluation={"fresh_statistics": True})
 
 

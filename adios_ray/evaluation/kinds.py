@@ -52,8 +52,8 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
         temperatures: Of the sweep, each > 0; empty: those of the paper.
 
     Raises:
-        EvaluationError: If the data have no classes, train has fewer images than k, or lacks a class of the others, a
-            setting is out of range, or settings are given for multi-label data.
+        EvaluationError: If the data have no classes, train has fewer images than a given k, or lacks a class of the
+            others, a setting is out of range, or settings are given for multi-label data.
     """
     own, manifest = subject.networks.config.evaluation, subject.dataset.manifest
     # Of several labels an image nothing is chosen on val.
@@ -61,20 +61,21 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
     splits = ("train", *val, subject.split)
     check_labels(subject.dataset, "k-NN", splits, manifest.multi_label)
     images = len(subject.dataset.split("train"))
-    if images < (most := max([own.neighbors, *neighbors])):
+    if images < (most := max(neighbors, default=0)):
         raise EvaluationError(f"k-NN: train has {images} images; {most} neighbors need at least {most}")
+    voting = min(own.neighbors, images)  # as in training, where all images vote if there are fewer
     if manifest.multi_label and (neighbors or temperatures):
         raise EvaluationError("k-NN: multi-label data have no sweep; leave neighbors and temperatures out")
-    configuration: dict[str, Any] = {"neighbors": own.neighbors, "temperature": own.temperature}
+    configuration: dict[str, Any] = {"neighbors": voting, "temperature": own.temperature}
     counts = neighbors or [count for count in NEIGHBORS if count <= images]
     check_settings(counts, temperatures or TEMPERATURES)
     # Without repetitions, in this order: among equally good settings, the first one is chosen.
-    swept_counts = tuple(dict.fromkeys((*counts, own.neighbors)))
+    swept_counts = tuple(dict.fromkeys((*counts, voting)))
     swept_temperatures = tuple(dict.fromkeys((*(temperatures or TEMPERATURES), own.temperature)))
     bank = _on_device(subject, "train")
     if manifest.multi_label:
         held_out = _on_device(subject, subject.split)
-        predicted = knn_label_shares(*bank, *held_out, own.neighbors, own.temperature) > 0.5
+        predicted = knn_label_shares(*bank, *held_out, voting, own.temperature) > 0.5
         present = held_out[1] > 0
         (error,) = jackknife_errors(lambda kept: [macro_f1(predicted[kept], present[kept])], len(present))
         f1 = Score(macro_f1(predicted, present), error)
@@ -84,7 +85,7 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
     }
     configuration |= {"swept_neighbors": swept_counts, "swept_temperatures": swept_temperatures, "selected_on": None}
     reported, queries = {score[:3]: score for score in sweeps[subject.split]}, len(subject.held_out)
-    scores = {"knn_accuracy": _share(reported["cosine", own.neighbors, own.temperature].top1, queries)}
+    scores = {"knn_accuracy": _share(reported["cosine", voting, own.temperature].top1, queries)}
     if subject.has_val:
         configuration["selected_on"] = "val"
         for measure in ("top1", "top5"):

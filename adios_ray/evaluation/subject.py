@@ -140,6 +140,7 @@ def opened(
         CheckpointError: If the tensors do not fit the configured networks.
         ConfigError: If the view does not fit the image size.
         DatasetError: If there is no such split.
+        EvaluationError: If the checkpoint asks for statistics of training images, and there are none.
     """
     config, device = weights.config.evaluation, best_device()
     prepare_device(device)
@@ -150,6 +151,10 @@ def opened(
     networks = build_networks(weights).to(device)
     with contextlib.ExitStack() as stack:
         if config.fresh_statistics:
+            if "train" not in dataset.manifest.splits:
+                raise EvaluationError(
+                    "the checkpoint's evaluation.fresh_statistics needs training images, and the data set has no train"
+                )
             train = dataset.split("train")
             stack.enter_context(fresh_statistics(networks.backbone, train, weights.image_size, view))
         yield Subject(
