@@ -88,7 +88,7 @@ class Judge:
     def images_of_report(self) -> int:
         """Images that pass through the encoder for one report: those of an epoch and of its evaluation."""
         trainer = self._trainer
-        trained = trainer.feed.steps_per_epoch * self._config.batch_size
+        trained = trainer.loader.steps_per_epoch * self._config.batch_size
         return trained + len(trainer.train_split) + len(trainer.val_split)
 
     def __call__(self, member: Member, variant: Variant, probe: bool = False) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 Usage: ``python benchmarks/loader.py --source IMAGES [--image-size 96] [--stored-size 160]``, with a folder of
 photographs in the layout of ``adios-ray prepare --dataset folder``. Prints one JSON object: images per second, two
-views each, of the batch loader (``feed_images_per_s``) and of PIL with torchvision's transforms (the authors' way),
+views each, of the batch loader (``loader_images_per_s``) and of PIL with torchvision's transforms (the authors' way),
 their ratio, the ratio for reading shards alone, and the share of its time that a training of the small backbone waits
 for data. Medians of interleaved repeats; about two minutes.
 """
@@ -96,11 +96,11 @@ def authors_images_per_s(files: list[Path], config: AugmentConfig, size: int) ->
     return BATCH / (time.perf_counter() - began)
 
 
-def feed_images_per_s(feed: BatchLoader, epoch: int) -> float:
+def loader_images_per_s(loader: BatchLoader, epoch: int) -> float:
     """Time a few batches, with two views of each image; a new epoch each time draws other images."""
-    first = epoch * feed.steps_per_epoch
+    first = epoch * loader.steps_per_epoch
     began = time.perf_counter()
-    count = sum(len(batch.a) for batch in feed.batches(0, first, first + 4))
+    count = sum(len(batch.a) for batch in loader.batches(0, first, first + 4))
     return count / (time.perf_counter() - began)
 
 
@@ -124,7 +124,7 @@ def wait_fraction(data_dir: Path, image_size: int) -> float:
         "masking": {"width": 8},
     }
     trainer = Trainer(parse(TrialConfig, values), torch.device("cpu"))
-    return trainer.train_until(WAIT_EPOCHS * trainer.feed.steps_per_epoch)["data_wait_fraction"]
+    return trainer.train_until(WAIT_EPOCHS * trainer.loader.steps_per_epoch)["data_wait_fraction"]
 
 
 def main(options: Options) -> None:
@@ -138,11 +138,11 @@ def main(options: Options) -> None:
         files = make_shards(folder_source(options.source), directory, options.stored_size)
         config = parse(TrialConfig, {"data_dir": directory, "batch_size": BATCH})
         split = open_shards(directory).split("train")
-        feed = BatchLoader(split, config, options.image_size, torch.device("cpu"))
+        loader = BatchLoader(split, config, options.image_size, torch.device("cpu"))
         speeds = [
             (
                 authors_images_per_s(files, config.augment, options.image_size),
-                feed_images_per_s(feed, repeat),
+                loader_images_per_s(loader, repeat),
                 raw_images_per_s(split),
             )
             for repeat in range(REPEATS)
@@ -152,7 +152,7 @@ def main(options: Options) -> None:
             "image_size": options.image_size,
             "stored_size": options.stored_size,
             "authors_images_per_s": round(theirs, 1),
-            "feed_images_per_s": round(ours, 1),
+            "loader_images_per_s": round(ours, 1),
             "ratio_augmented": round(ours / theirs, 2),
             "ratio_raw": round(raw / theirs),
             "data_wait_fraction": round(wait_fraction(directory, options.image_size), 4),

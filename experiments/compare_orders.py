@@ -76,7 +76,7 @@ def train(options: Options, order: str, seed: int) -> dict[str, Any]:
     own = {"data_dir": options.data_dir, "epochs": options.epochs, "seed": seed, "masking": masking}
     trainer = Trainer(parse(TrialConfig, {**values, **own}), torch.device("cpu"))
     began = time.perf_counter()
-    trainer.train_until(options.epochs * trainer.feed.steps_per_epoch)
+    trainer.train_until(options.epochs * trainer.loader.steps_per_epoch)
     seconds = time.perf_counter() - began
     knn = 100 * trainer.evaluate("test").accuracy
     linear = 100 * linear_accuracy(trainer)

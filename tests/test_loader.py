@@ -24,7 +24,7 @@ SEED = 3
 
 
 @pytest.fixture
-def feed(objects_dir: Path) -> BatchLoader:
+def loader(objects_dir: Path) -> BatchLoader:
     """Load 96 images in batches of 36: two per epoch, 24 left over; random masks draw every stream."""
     config = small_config(objects_dir, batch_size=36, masking={"scheme": "mae"})
     return BatchLoader(open_shards(objects_dir).split("train"), config, SIZE, torch.device("cpu"))
@@ -41,62 +41,62 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
     assert all(map(torch.equal, tensors(first), tensors(second)))
 
 
-def test_a_pass_drops_what_does_not_fill_its_last_batch(feed: BatchLoader) -> None:
-    assert feed.steps_per_epoch == 2
-    labels = [batch.labels for batch in feed.batches(SEED, 0, 6)]
+def test_a_pass_drops_what_does_not_fill_its_last_batch(loader: BatchLoader) -> None:
+    assert loader.steps_per_epoch == 2
+    labels = [batch.labels for batch in loader.batches(SEED, 0, 6)]
     assert all(len(batch) == 36 for batch in labels)
     seen: set[int] = set()
     for epoch in range(3):
         order = epoch_order(SEED, epoch, COUNTS["train"])
         assert sorted(order) == list(range(COUNTS["train"]))
-        expected = feed.split.labels[order[:72]]
+        expected = loader.split.labels[order[:72]]
         np.testing.assert_array_equal(torch.cat(labels[2 * epoch : 2 * epoch + 2]).numpy(), expected)
         seen |= set(order[72:].tolist())
     assert len(seen) > 24  # other images are left out in other epochs
 
 
-def test_a_batch_is_a_function_of_seed_and_step(feed: BatchLoader) -> None:
-    whole = list(feed.batches(SEED, 0, 7))
-    assert_same(list(feed.batches(SEED, 3, 7)), whole[3:])
-    assert not torch.equal(next(feed.batches(SEED + 1, 0, 1)).a, whole[0].a)
+def test_a_batch_is_a_function_of_seed_and_step(loader: BatchLoader) -> None:
+    whole = list(loader.batches(SEED, 0, 7))
+    assert_same(list(loader.batches(SEED, 3, 7)), whole[3:])
+    assert not torch.equal(next(loader.batches(SEED + 1, 0, 1)).a, whole[0].a)
     assert not torch.equal(whole[0].a, whole[2].a)
 
 
-def test_crops_are_drawn_in_the_proportions_of_each_photograph(feed: BatchLoader) -> None:
-    sizes = np.random.default_rng(0).integers(20, 500, (2, len(feed.split)), dtype=np.int32)
-    feed.split.heights, feed.split.widths = sizes
+def test_crops_are_drawn_in_the_proportions_of_each_photograph(loader: BatchLoader) -> None:
+    sizes = np.random.default_rng(0).integers(20, 500, (2, len(loader.split)), dtype=np.int32)
+    loader.split.heights, loader.split.widths = sizes
     samples = epoch_order(SEED, 1, COUNTS["train"])[:36]
-    images = torch.from_numpy(feed.split.gather(samples))
-    batch = next(feed.batches(SEED, 2, 3))
+    images = torch.from_numpy(loader.split.gather(samples))
+    batch = next(loader.batches(SEED, 2, 3))
     for stream, view in (("view_a", batch.a), ("view_b", batch.b)):
-        drawn = draw_parameters(feed.config.augment, SEED, stream, 1, samples, *sizes[:, samples])
+        drawn = draw_parameters(loader.config.augment, SEED, stream, 1, samples, *sizes[:, samples])
         assert torch.equal(view, apply_view(images, drawn, SIZE))
 
 
-def test_central_views_are_those_of_each_photograph(feed: BatchLoader) -> None:
-    sizes = np.random.default_rng(0).integers(20, 500, (2, len(feed.split)), dtype=np.int32)
-    feed.split.heights, feed.split.widths = sizes
+def test_central_views_are_those_of_each_photograph(loader: BatchLoader) -> None:
+    sizes = np.random.default_rng(0).integers(20, 500, (2, len(loader.split)), dtype=np.int32)
+    loader.split.heights, loader.split.widths = sizes
     indices = np.array([80, 3, 41])
-    images, (heights, widths) = torch.from_numpy(feed.split.gather(indices)), sizes[:, indices]
+    images, (heights, widths) = torch.from_numpy(loader.split.gather(indices)), sizes[:, indices]
     for view in get_args(CentralView):
         expected = center_view(images, heights, widths, SIZE, view)
-        assert torch.equal(central_views(feed.split, indices, SIZE, torch.device("cpu"), view), expected)
+        assert torch.equal(central_views(loader.split, indices, SIZE, torch.device("cpu"), view), expected)
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
-def test_central_views_by_batches_are_those_of_each_batch(feed: BatchLoader, number: int) -> None:
+def test_central_views_by_batches_are_those_of_each_batch(loader: BatchLoader, number: int) -> None:
     batches = [np.array([80, 3, 41]), np.array([7]), np.array([3, 3])][:number]
     cpu = torch.device("cpu")
-    found = list(central_batches(feed.split, batches, SIZE, cpu, "resize-256"))
-    expected = [central_views(feed.split, batch, SIZE, cpu, "resize-256") for batch in batches]
+    found = list(central_batches(loader.split, batches, SIZE, cpu, "resize-256"))
+    expected = [central_views(loader.split, batch, SIZE, cpu, "resize-256") for batch in batches]
     assert len(found) == number and all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("prefetched", [0, 1, 5])
-def test_prefetching_changes_nothing(feed: BatchLoader, prefetched: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = list(feed.batches(SEED, 1, 5))
+def test_prefetching_changes_nothing(loader: BatchLoader, prefetched: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = list(loader.batches(SEED, 1, 5))
     monkeypatch.setattr(feeding, "PREFETCHED_BATCHES", prefetched)
-    assert_same(list(feed.batches(SEED, 1, 5)), expected)
+    assert_same(list(loader.batches(SEED, 1, 5)), expected)
 
 
 def logging_stream(name: str, log: list[str]) -> SimpleNamespace:
@@ -109,20 +109,20 @@ def logging_stream(name: str, log: list[str]) -> SimpleNamespace:
     )
 
 
-def test_a_side_stream_is_one_batch_ahead(feed: BatchLoader, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, augmented = list(feed.batches(SEED, 0, 3)), feed._augmented
+def test_a_side_stream_is_one_batch_ahead(loader: BatchLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, augmented = list(loader.batches(SEED, 0, 3)), loader._augmented
     numbers, log = itertools.count(), list[str]()
 
     def logged(loaded: feeding._Loaded) -> Batch:
         log.append(f"batch {next(numbers)}")
         return augmented(loaded)
 
-    monkeypatch.setattr(feed, "_augmented", logged)
+    monkeypatch.setattr(loader, "_augmented", logged)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: logging_stream("main", log))
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     side: Any = logging_stream("side", log)
     seen = []
-    for number, batch in enumerate(feed._ahead(feed._prefetched(SEED, 0, 3), side)):
+    for number, batch in enumerate(loader._ahead(loader._prefetched(SEED, 0, 3), side)):
         log.append(f"step {number}")
         seen.append(batch)
     assert_same(seen, expected)
@@ -134,23 +134,23 @@ def test_a_side_stream_is_one_batch_ahead(feed: BatchLoader, monkeypatch: pytest
     ]
 
 
-def test_packed_parameters_make_the_same_batches(feed: BatchLoader) -> None:
-    loaded = feed._load(SEED, 0)
+def test_packed_parameters_make_the_same_batches(loader: BatchLoader) -> None:
+    loaded = loader._load(SEED, 0)
     assert loaded.packed is None  # a CPU changes only the images that an operation is for
     packed = pack_views((loaded.view_a, loaded.view_b), SIZE)
-    views = feed._views(loaded.images, loaded._replace(packed=packed))
-    for view, expected in zip(views, feed._views(loaded.images, loaded), strict=True):
+    views = loader._views(loaded.images, loaded._replace(packed=packed))
+    for view, expected in zip(views, loader._views(loaded.images, loaded), strict=True):
         torch.testing.assert_close(view, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_workers_share_the_batch_of_one(feed: BatchLoader, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = list(feed.batches(SEED, 0, 2))
+def test_workers_share_the_batch_of_one(loader: BatchLoader, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = list(loader.batches(SEED, 0, 2))
     monkeypatch.setattr(parallel, "world_size", lambda: workers)
     for rank in range(workers):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         shares = [value[rank::workers] for value in tensors(expected)]
-        for own, theirs in zip(tensors(list(feed.batches(SEED, 0, 2))), shares, strict=True):
+        for own, theirs in zip(tensors(list(loader.batches(SEED, 0, 2))), shares, strict=True):
             torch.testing.assert_close(own, theirs, rtol=0, atol=1e-6)  # products of matrices of other sizes
 
 

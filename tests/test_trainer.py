@@ -468,7 +468,7 @@ def test_a_healthy_dump_or_a_plain_checkpoint_reproduces_nothing(objects_dir: Pa
     trainer.save(tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match="not the dump of a step that diverged"):
         reproduce(tmp_path / "checkpoint", CPU)
-    batch = next(iter(trainer.feed.batches(trainer.seed, 1, 2)))
+    batch = next(iter(trainer.loader.batches(trainer.seed, 1, 2)))
     trainer.save(tmp_path / "dump", {"batch": batch_state(batch), "encoder_moved": False})
     with pytest.raises(InputError, match="dump: step 1 is finite on cpu, which may round differently"):
         reproduce(tmp_path / "dump", CPU)
@@ -531,11 +531,11 @@ def test_masks_to_begin_with_are_split_or_merged_to_the_configured_number(object
 @pytest.mark.slow
 def test_images_without_labels_are_trained_on_but_not_asked_about(tmp_path: Path) -> None:
     trainer = Trainer(small_config(make_objects(tmp_path / "some", unlabeled=64), epochs=1), CPU)
-    assert len(trainer.feed.split) == 96 + 64 and trainer.feed.steps_per_epoch == 5
+    assert len(trainer.loader.split) == 96 + 64 and trainer.loader.steps_per_epoch == 5
     assert len(trainer.train_split) == 96 and trainer.train_split.labels.min() >= 0
     probes: list[tuple[torch.Tensor, torch.Tensor]] = []
     trainer.networks.probe.register_forward_hook(lambda _, features, logits: probes.append((features[0], logits)))
-    batches = list(trainer.feed.batches(trainer.seed, 0, 5))
+    batches = list(trainer.loader.batches(trainer.seed, 0, 5))
     report = trainer.train_to_report()
     labels = torch.cat([batch.labels for batch in batches])
     predicted = torch.cat([logits.argmax(dim=1) for _, logits in probes])

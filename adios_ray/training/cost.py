@@ -117,7 +117,7 @@ def _core_seconds(work: Callable[[], object]) -> float:
 def fitting_slots(config: TrialConfig, split: Split, size: int, device: torch.device) -> int:
     """Find how many slots a GPU can embed at once: all of them, or a half until training fits into its memory.
 
-    A few steps are taken on networks of their own; meanwhile the feed makes the next batches there, as in training.
+    A few steps are taken on networks of their own; meanwhile the loader makes the next batches there, as in training.
 
     Where several workers share the GPU, it is this one's share of the memory (``devices.limit_memory``).
 
@@ -157,7 +157,7 @@ def _train_briefly(config: TrialConfig, split: Split, size: int, device: torch.d
 
 
 def _random_batch(config: TrialConfig, batch_size: int, size: int, device: torch.device) -> Batch:
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format  # that of the feed
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format  # that of the loader
     a, b = (view.contiguous(memory_format=layout) for view in torch.randn(2, batch_size, 3, size, size, device=device))
     labels = torch.randint(CLASSES, (batch_size,), device=device)
     masking, masks, rng = config.masking, None, np.random.default_rng(0)

@@ -14,7 +14,7 @@ from adios_ray.training.step import train_step
 from adios_ray.validation import parse
 
 _IMAGES = {"a", "b", "fill_a", "fill_b"}
-"""Parts of a batch in the layout of the feed."""
+"""Parts of a batch in the layout of the loader."""
 
 
 def reproduce(directory: Path, device: torch.device) -> str:

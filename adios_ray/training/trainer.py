@@ -69,7 +69,7 @@ class Trainer:
         check_view(config.evaluation.view, self.image_size)
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
         self._val_parts = halves(self.val_split)
-        self.feed = BatchLoader(dataset.split(*dataset.manifest.training_splits), config, self.image_size, device)
+        self.loader = BatchLoader(dataset.split(*dataset.manifest.training_splits), config, self.image_size, device)
         prepare_device(device)
         if device.type == "cpu":
             keep_freed_memory()
@@ -79,7 +79,7 @@ class Trainer:
         # nothing else draws in between, and no broadcast is needed.
         torch.manual_seed(config.seed)
         self.networks = Networks(config, self.image_size, self.classes).to(device)
-        check_batch(config, len(self.feed.split), parallel.world_size(), self.networks.batch_norm)
+        check_batch(config, len(self.loader.split), parallel.world_size(), self.networks.batch_norm)
         self.networks.choose_layouts(device)
         # Loaded before the optimizers are built: where the file has another number of slots, the occlusion model gets a
         # new head, whose parameters the optimizer must hold.
@@ -92,7 +92,7 @@ class Trainer:
         # could disagree on whether to resize, and would wait for each other forever.
         self._check_replicas("at the start")
         self._resize_masks(config.masking.slots)
-        self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
+        self.schedule = make_schedule(config.optimizer, config.epochs, self.loader.steps_per_epoch)
         self._measures_slots = device.type == "cuda" and config.slots_at_once is None and self.networks.can_batch_slots
         self._measured_slots = 0  # N at the last measurement; an exploit may change it
         self._sums = torch.zeros(len(Measurements._fields), device=device)
@@ -104,7 +104,7 @@ class Trainer:
     @property
     def epoch(self) -> int:
         """Number of complete epochs."""
-        return self.step // self.feed.steps_per_epoch
+        return self.step // self.loader.steps_per_epoch
 
     @property
     def done(self) -> bool:
@@ -118,16 +118,16 @@ class Trainer:
             Seconds; images per second over all workers, and the share of the time spent waiting for data; the last two
             are 0 without a step.
         """
-        began, first, waited_before = time.perf_counter(), self.step, self.feed.waited_s
+        began, first, waited_before = time.perf_counter(), self.step, self.loader.waited_s
         peak = self.config.optimizer
         # Not at the start: an evaluation needs no such measurement.
         if self._measures_slots and self._measured_slots != self.config.masking.slots:
-            slots = fitting_slots(self.config, self.feed.split, self.image_size, self.device)
+            slots = fitting_slots(self.config, self.loader.split, self.image_size, self.device)
             self.networks.slots_at_once = min(parallel.gather_values(slots))
             self._measured_slots = self.config.masking.slots
         self.networks.train()
         watch, failure = DivergenceWatch(), None
-        for batch in self.feed.batches(self.seed, self.step, step if self.divergence is None else self.step):
+        for batch in self.loader.batches(self.seed, self.step, step if self.divergence is None else self.step):
             self.optimizers.set_learning_rates(
                 encoder_lr=self.schedule.lr(peak.encoder_lr, self.step),
                 occlusion_lr=self.schedule.lr(peak.occlusion_lr, self.step),
@@ -141,7 +141,7 @@ class Trainer:
                 break
             self.step += 1
             # A plain mean over the first epoch, so that the initial weights have no part in it.
-            weight = 1 / min(self.step, self.feed.steps_per_epoch)
+            weight = 1 / min(self.step, self.loader.steps_per_epoch)
             self.networks.update_average(weight * self.optimizers.updates)
         failure = failure or watch.last()
         if failure:
@@ -153,7 +153,7 @@ class Trainer:
         return {
             "train_s": seconds,
             "images_per_s": steps * self.config.batch_size / seconds if steps else 0.0,
-            "data_wait_fraction": (self.feed.waited_s - waited_before) / seconds if steps else 0.0,
+            "data_wait_fraction": (self.loader.waited_s - waited_before) / seconds if steps else 0.0,
         }
 
     def train_to_report(self, idle_s: float = 0.0) -> TrialReport:
@@ -165,7 +165,7 @@ class Trainer:
         Returns:
             The report; its measurements are means over the epochs since the previous one.
         """
-        goal = self.config.next_report(self.epoch) * self.feed.steps_per_epoch
+        goal = self.config.next_report(self.epoch) * self.loader.steps_per_epoch
         speed = self.train_until(goal)
         means = parallel.average(self._sums / (goal - self._reported_step)).tolist()
         self._sums.zero_()
@@ -292,7 +292,7 @@ class Trainer:
             ReplicaError: If the workers of the trial hold different parameters afterwards.
         """
         check_adapted(self.config, config)
-        check_batch(config, len(self.feed.split), parallel.world_size(), self.networks.batch_norm)
+        check_batch(config, len(self.loader.split), parallel.world_size(), self.networks.batch_norm)
         saved = parse(TrialConfig, state["config"], str(origin))
         if self.networks.occlusion is not None:  # load_state_dict() copies into a head of the saved number of slots
             use_blank_head(self.networks.occlusion, saved.masking.slots, self.optimizers.occlusion)
@@ -322,10 +322,10 @@ class Trainer:
         """Continue under another configuration; masks are resized by ``_resize_masks``."""
         # Every part that keeps a configuration, or numbers made from it, is listed here: all other code reads values
         # where they are used, so that one declared Adaptable needs nothing else.
-        self.config = self.feed.config = config
+        self.config = self.loader.config = config
         self.networks.adapt(config)
         self.optimizers.adapt(config.optimizer)
-        self.schedule = make_schedule(config.optimizer, config.epochs, self.feed.steps_per_epoch)
+        self.schedule = make_schedule(config.optimizer, config.epochs, self.loader.steps_per_epoch)
 
     def _resize_masks(self, slots: int) -> None:
         """Split or merge slots until the occlusion model has ``slots`` of them; every worker must call this."""
