@@ -26,6 +26,11 @@ OBJECTIVES: Mapping[str, str] = {
 }
 """Objectives by name: module below ``adios_ray.objectives``, and class. The table is here because configurations are
 read without torch."""
+Scheduler = Literal["pbt", "pb2", "asha", "median", "none"]
+EVOLVING: tuple[Scheduler, ...] = ("pbt", "pb2")
+"""Schedulers that change the values of trials while they train."""
+STOPPING: tuple[Scheduler, ...] = ("asha", "median")
+"""Schedulers that stop trials early by their scores."""
 PREDICTING = ("simsiam", "byol", "mocov3")
 """Objectives with a predictor."""
 SCHEMES: Mapping[str, Literal["learned", "none", "pattern", "object"]] = {

@@ -46,13 +46,13 @@ from schedule_free import ScheduleFreeTrainer
 from search_summary import summary
 
 from adios_ray.arguments import parse_arguments
-from adios_ray.config import replaced
+from adios_ray.config import Scheduler, replaced
 from adios_ray.errors import ConfigError, exit_status
 from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.experiment.presets import preset_config
 from adios_ray.files import append_line, complete_lines
 from adios_ray.run_directory import RunDirectory
-from adios_ray.search.spaces import Scheduler, Search, SearchSpace, load_space
+from adios_ray.search.spaces import Search, SearchSpace, load_space
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.decisions import read_lineage, read_refusals
 from adios_ray.training.trainer import Trainer

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 import adios_ray
-from adios_ray.config import Place, TrialConfig
+from adios_ray.config import Place, Scheduler, TrialConfig
 from adios_ray.errors import ConfigError
 from adios_ray.places import fetched
 from adios_ray.run_directory import RunDirectory
-from adios_ray.search.spaces import Scheduler, Search
+from adios_ray.search.spaces import Search
 from adios_ray.store import Location
 from adios_ray.validation import parse, read_json
 

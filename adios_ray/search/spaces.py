@@ -10,7 +10,17 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import to_jsonable_python
 
-from adios_ray.config import ADAPTABLE, Strict, TrialConfig, by_current_paths, replaced, value_at
+from adios_ray.config import (
+    ADAPTABLE,
+    EVOLVING,
+    STOPPING,
+    Scheduler,
+    Strict,
+    TrialConfig,
+    by_current_paths,
+    replaced,
+    value_at,
+)
 from adios_ray.errors import ConfigError
 from adios_ray.files import atomic_write
 from adios_ray.measures import MEASURES
@@ -19,11 +29,7 @@ from adios_ray.search.parameters import Choice, Continuous, Parameter, examples
 from adios_ray.store import Location
 from adios_ray.validation import parse, parse_yaml
 
-Scheduler = Literal["pbt", "pb2", "asha", "median", "none"]
 Search = Literal["random", "hyperopt", "grid"]
-
-EVOLVING: tuple[Scheduler, ...] = ("pbt", "pb2")
-"""Schedulers that change the values of trials while they train."""
 
 _OPTIONS: Mapping[str, tuple[Scheduler, ...]] = {
     "synchronous": EVOLVING,
@@ -34,7 +40,7 @@ _OPTIONS: Mapping[str, tuple[Scheduler, ...]] = {
     "explore_without_copy": EVOLVING,
     "controls": EVOLVING,
     "opening": EVOLVING,
-    "grace_epochs": ("asha", "median"),
+    "grace_epochs": STOPPING,
     "reduction_factor": ("asha",),
     "min_trials": ("median",),
 }

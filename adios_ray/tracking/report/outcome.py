@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adios_ray.config import STOPPING
 from adios_ray.run_directory import REPORTS_FILE, RunDirectory
 from adios_ray.tracking.formatting import SLOTS, counted, value_text
 from adios_ray.tracking.records import RunSummary
-from adios_ray.tracking.report.run_data import STOPPING, RunData
+from adios_ray.tracking.report.run_data import RunData
 from adios_ray.tracking.report.significance import sureness
 from adios_ray.tracking.report.verdicts import Verdict
 

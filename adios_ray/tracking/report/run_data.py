@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel
 
+from adios_ray.config import EVOLVING
 from adios_ray.errors import RecordError
 from adios_ray.files import complete_lines
 from adios_ray.measures import Measure
@@ -25,11 +26,6 @@ from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.results import Row
 from adios_ray.tracking.run_masks import MaskFile
 from adios_ray.validation import parse, parse_json, read_json
-
-EVOLVING = ("pbt", "pb2")
-"""Schedulers that change the values of trials while they train."""
-STOPPING = ("asha", "median")
-"""Schedulers that stop trials early by their scores."""
 
 
 @dataclass(frozen=True)

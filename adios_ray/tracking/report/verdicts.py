@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from scipy.stats import norm
 
+from adios_ray.config import EVOLVING
 from adios_ray.measures import share_error
 from adios_ray.tracking import lineage
 from adios_ray.tracking.formatting import counted, label, value_text
@@ -298,7 +299,7 @@ def idle_trials(run: RunData) -> Iterator[Verdict]:
     spans = [(row.idle_s, after) for row, after in _spans(run) if after > 0]
     total = sum(after for _, after in spans)
     if total and (share := sum(min(idle, after) for idle, after in spans) / total) >= MUCH_IDLE:
-        synchronous = bool((run.space or {}).get("synchronous")) and run.scheduler in ("pbt", "pb2")
+        synchronous = bool((run.space or {}).get("synchronous")) and run.scheduler in EVOLVING
         yield Verdict(
             "look",
             f"Trials were idle {share:.0%} of the time",
