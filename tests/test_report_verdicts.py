@@ -224,8 +224,8 @@ def test_one_family() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        ("optimizer.encoder_lr", 0.6, "The encoder's rate ran against its upper bound"),
-        ("optimizer.encoder_lr", 0.031, "The encoder's rate ran against its lower bound"),
+        ("optimizer.encoder_lr", 0.6, "The encoder learning rate ran against its upper bound"),
+        ("optimizer.encoder_lr", 0.031, "The encoder learning rate ran against its lower bound"),
         ("optimizer.encoder_lr", 0.1, None),
         ("masking.slots", 5, "The number of masks N ran against its upper bound"),
         ("masking.slots", 3, None),

@@ -10,11 +10,23 @@ LABELS = {
     "optimizer.occlusion_lr": "occlusion lr",
 }
 """Short names of searched values by configuration path; other values are shown under their paths."""
+HEADINGS = {
+    SLOTS: "Number of masks N",
+    "masking.sparsity_weight": "Sparsity weight λ",
+    "optimizer.encoder_lr": "Encoder learning rate",
+    "optimizer.occlusion_lr": "Occlusion learning rate",
+}
+"""Their names in headings."""
 
 
 def label(path: str) -> str:
     """Name a searched value by its configuration path."""
     return LABELS.get(path, path)
+
+
+def symbol(path: str) -> str:
+    """Name a searched value as ``label`` does, with λ as a letter, where any letter can be shown."""
+    return label(path).replace("lambda", "λ")
 
 
 def value_text(value: Any) -> str:

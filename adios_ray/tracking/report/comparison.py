@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from adios_ray.files import write_output
 from adios_ray.measures import Measure
-from adios_ray.tracking.formatting import duration, value_text
+from adios_ray.tracking.formatting import HEADINGS, duration, value_text
 from adios_ray.tracking.report.figures import PALETTE, Figure, epochs_to, figure_layout, plotly_text, value_axis
 from adios_ray.tracking.report.outcome import search_course
-from adios_ray.tracking.report.page import HEADINGS, render
+from adios_ray.tracking.report.page import render
 from adios_ray.tracking.report.run_data import RunData
 from adios_ray.tracking.report.significance import sureness
 from adios_ray.validation import leaves

@@ -19,7 +19,7 @@ from adios_ray.measures import MEASURES
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import lineage
 from adios_ray.tracking.environment import environment_of
-from adios_ray.tracking.formatting import SLOTS, duration, value_text
+from adios_ray.tracking.formatting import HEADINGS, duration, value_text
 from adios_ray.tracking.live import exploit_line
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report import charts, search_charts
@@ -34,13 +34,6 @@ from adios_ray.tracking.report.run_data import RunData, read_run
 from adios_ray.tracking.report.verdicts import verdicts
 
 _FOLDER = Path(__file__).parent
-HEADINGS = {
-    SLOTS: "Number of masks N",
-    "masking.sparsity_weight": "Sparsity weight λ",
-    "optimizer.encoder_lr": "Encoder learning rate",
-    "optimizer.occlusion_lr": "Occlusion learning rate",
-}
-"""Names of searched values, for headings; others are named by their paths."""
 
 
 class Event(NamedTuple):

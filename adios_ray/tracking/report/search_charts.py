@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adios_ray.tracking import lineage
-from adios_ray.tracking.formatting import label, value_text
+from adios_ray.tracking.formatting import symbol, value_text
 from adios_ray.tracking.report.charts import ChartData, small_figure
 from adios_ray.tracking.report.figures import GRAY, Figure, epochs_to, figure_layout, plotly_text, value_axis
 from adios_ray.tracking.report.importance import Importance
@@ -37,7 +37,7 @@ def parallel_chart(population: ChartData) -> Figure:
     paths, text = run.searched, run.measure.text
     scales = {path: _Scale(run, path, [row.values.get(path) for row in rows]) for path in paths}
     low, high = rows[0].fitness, rows[-1].fitness
-    names = [*(label(path).replace("lambda", "λ") for path in paths), "fitness"]
+    names = [*(symbol(path) for path in paths), "fitness"]
     traces = []
     for row in rows:
         share = (row.fitness - low) / ((high - low) or 1.0)
@@ -114,7 +114,7 @@ def _between(share: float) -> str:
 
 def importance_chart(importance: Importance) -> Figure:
     """Draw a bar for each searched value with its standard error; the band of noise is shaded."""
-    names = [_wrapped(label(path).replace("lambda", "λ")) for path in importance.values]
+    names = [_wrapped(symbol(path)) for path in importance.values]
     means = [mean for mean, _ in importance.values.values()]
     errors = [error for _, error in importance.values.values()]
     colors = ["#0077bb" if mean > importance.noise else GRAY for mean in means]

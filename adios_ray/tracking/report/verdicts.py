@@ -16,7 +16,7 @@ from scipy.stats import norm
 from adios_ray.config import EVOLVING
 from adios_ray.measures import share_error
 from adios_ray.tracking import lineage
-from adios_ray.tracking.formatting import counted, label, value_text
+from adios_ray.tracking.formatting import HEADINGS, counted, label, value_text
 from adios_ray.tracking.outcomes import Outcomes, mean_is, read_outcomes
 from adios_ray.tracking.report.mask_statistics import slot_overlaps, slot_statistics
 from adios_ray.tracking.report.run_data import RunData
@@ -232,9 +232,7 @@ def _at(run: RunData, row: Row, path: str, end: str) -> bool:
 
 
 def _name(path: str) -> str:
-    named = {"masking.slots": "The number of masks N", "masking.sparsity_weight": "The sparsity weight λ"}
-    named |= {"optimizer.encoder_lr": "The encoder's rate", "optimizer.occlusion_lr": "The occlusion model's rate"}
-    return named.get(path, label(path))
+    return f"The {HEADINGS[path][0].lower()}{HEADINGS[path][1:]}" if path in HEADINGS else label(path)
 
 
 def copied_slots(run: RunData) -> Iterator[Verdict]:
