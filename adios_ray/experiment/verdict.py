@@ -87,8 +87,9 @@ def conclude(config: ExperimentConfig, run: Run, state: PopulationState, resourc
         held = f"; {storage.place}/{steps.name} holds the steps that diverged" if storage.names(steps) else ""
         raise RunError(f"every trial diverged or collapsed{held}; lower learning rates may help")
     name = max(finals, key=lambda name: finals[name].fitness)
-    space = load_space(RunDirectory(run_dir).space)
-    control = best_control(state, finals, name, None if space.evolving else space.configured(config.trial()))
+    space, control = load_space(RunDirectory(run_dir).space), None
+    if len(state.members) > 1:
+        control = best_control(state, finals, name, None if space.evolving else space.configured(config.trial()))
 
     def on_test(trial: str) -> OnTest:
         run.note(f"{trial} is evaluated on the test split, as soon as the cluster has a place for it", trial=trial)
@@ -119,7 +120,8 @@ def conclude(config: ExperimentConfig, run: Run, state: PopulationState, resourc
         ahead = measure.difference_text(summary.gain, summary.gain_standard_error)
         say(f"Best minus control: {ahead} on test ({summary.compared})")
     values = ", ".join(f"{label(path)} {value_text(value)}" for path, value in state.members[name].values.items())
-    say(f"Values of {name}: {values}")
+    if values:
+        say(f"Values of {name}: {values}")
     say(
         f"Best: {name}, {measure.label} fitness {measure.text(summary.best_fitness, summary.best_standard_error)} on "
         f"validation, {measure.scores_text(*test.estimate[:3])} on test{chance}; "

@@ -87,6 +87,8 @@ def search_course(run: RunData) -> str:
         exploits = counted(sum(exploit.copies for exploit in run.exploits), "exploit")
         changes = [f"{counted(sum(e.changes_slots for e in run.exploits), 'change')} of N"] * (SLOTS in run.searched)
         return ", ".join([*left, exploits, f"{len(run.refusals)} refused", *changes])
+    if not run.searched:
+        return "no search"
     tried = {str(sorted(row.values.items())) for row in run.rows}
     course = [f"{counted(len(tried), 'combination')} of values tried"]
     if run.summary is not None:
