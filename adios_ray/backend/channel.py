@@ -191,6 +191,11 @@ class ChannelCalls:
         passed: list[str] = ray.get(self._actor.check_nodes.remote(nodes))
         return passed
 
+    def refused_nodes(self) -> list[str]:
+        """See ``Channel.refused_nodes``."""
+        refused: list[str] = ray.get(self._actor.refused_nodes.remote())
+        return refused
+
     def take_notes(self) -> list[Note]:
         """See ``Channel.take_notes``."""
         notes: list[Note] = ray.get(self._actor.take_notes.remote())

@@ -30,6 +30,8 @@
   nothing scales: no public function tells whether nodes can be added.
 - The coordinator of Ray's libraries, which replaces the cluster's only request to the autoscaler by the sum of those
   that it has received; one made by the public ``ray.autoscaler.sdk.request_resources`` would soon be replaced too.
+- ``get_cluster_status`` of Ray's client of the control store: no public function tells that an autoscaler cannot
+  fulfill the cluster's request.
 - ``create_scaling_policy`` and ``FixedScalingPolicy`` of Ray Train: its controllers send that coordinator requests of
   their own, which outlive a killed controller by minutes, and no setting leaves them out.
 - Two environment variables, ``POLL_INTERVAL_VARIABLE`` and ``PREEMPTION_WATCHER_VARIABLE``: no argument of the trainers
@@ -42,6 +44,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,8 +70,10 @@ from ray._private.utils import get_ray_address_file
 from ray.autoscaler._private.util import format_readonly_node_type
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated import gcs_service_pb2_grpc
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
 from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group
 
@@ -145,6 +150,22 @@ def find_or_start_coordinator() -> Any:
     )
 
     return get_or_create_autoscaling_coordinator()
+
+
+def unmet_bundles() -> list[dict[str, float]]:
+    """List what the cluster's request asks for, if an autoscaler says that it can never fulfill it.
+
+    The first version of the autoscaler starts as many nodes as it may, and says nothing.
+    """
+    with suppress(RayError):
+        reply = GetClusterStatusReply.FromString(ray_worker.global_worker.gcs_client.get_cluster_status())
+        requests = (
+            request
+            for constraint in reply.autoscaling_state.infeasible_cluster_resource_constraints
+            for request in constraint.resource_requests
+        )
+        return [dict(each.request.resources_bundle) for each in requests for _ in range(each.count)]
+    return []
 
 
 class MadeGroup(NamedTuple):

@@ -87,7 +87,7 @@ def evolve(
     run = Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check)
     with trackers:
         state = _train(config, space, run, resources, claim)
-        claim.check()
+        run.write(claim.check)
         # What copies used of trials that had finished before them.
         state.remove_unused_checkpoints(storage, state.members, state.members)
         trackers.summary(conclude(config, run, state, resources))
@@ -168,7 +168,7 @@ def _run_unfinished(
     def refresh() -> None:
         passed.update(calls.check_nodes([node.id for node in nodes()]))
         if request:
-            request.update(count_wanted())
+            request.update(count_wanted(), count_fitting(), calls.refused_nodes())
 
     with request or nullcontext():
         capacity = ClusterCapacity(place, count_fitting, count_wanted, partial(run.note, kind="wait"))

@@ -4,6 +4,7 @@ import base64
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from random import Random
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from adios_ray.backend.channel import ChannelCalls
 from adios_ray.backend.line import Reply
 from adios_ray.config import TrialConfig, replaced
+from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.comparison import (
     Difference,
@@ -135,7 +137,9 @@ class Population:
         """Read the outcomes in a report; a score between two reports has none, nor has one that is smoothed."""
         if score.trial is None or self.config.evaluation.smoothing:
             return None
-        return read_outcomes(self.run.directory, score.trial, score.epoch)
+        read = partial(read_outcomes, self.run.directory, score.trial, score.epoch)
+        # While storage is away there are none, and trials would be compared without them.
+        return retry_in_run(self.run.directory, read, partial(self.run.note, kind="wait"))
 
     def refuse(self, name: str, donor: str, difference: Difference, p: float) -> None:
         """Record that a member does not copy a donor, which is not better by enough."""
@@ -247,7 +251,8 @@ class Population:
             self._copy_to_uri()
         # Only now: until the journal has the new pointers, a resumed driver would look for the old checkpoints.
         self.state.remove_unused_checkpoints(self.run.storage, names, self._borrowers)
-        self.state.remove_old_outcomes(self.run.directory, names)
+        with suppress(OSError):  # what is left is removed with a later report
+            self.state.remove_old_outcomes(self.run.directory, names)
 
     def committed(self, name: str) -> bool:
         """Return whether all reports of a member are in the journal."""
