@@ -1,5 +1,6 @@
 """The choice of the Ray cluster that a run joins, and what Ray would take minutes to refuse, or refuse in riddles."""
 
+import json
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ from typing import NoReturn
 
 import grpc
 import pytest
+from ray.runtime_env.runtime_env import _merge_runtime_env
 
 from adios_ray.backend import cluster
 from adios_ray.backend.cluster import (
@@ -216,3 +218,14 @@ def test_jobs_are_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (submitted_job(), queue_job()) == (None, "17")
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "raysubmit_1"}}')
     assert submitted_job() == queue_job() == "raysubmit_1"
+
+
+def test_a_jobs_own_variables_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "1", "MINE": "2"}}
+    for name, value in {**cluster.WORKER_ENVIRONMENT, **own["env_vars"]}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert cluster._worker_variables() == {**cluster.WORKER_ENVIRONMENT, "RAY_CHDIR_TO_TRIAL_DIR": "1"}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": own}))
+    merged = _merge_runtime_env(own, {"env_vars": cluster._worker_variables()})  # None if Ray would refuse them
+    assert merged == {"env_vars": {**cluster.WORKER_ENVIRONMENT, **own["env_vars"]}}

@@ -72,7 +72,18 @@ def test_a_changed_copy_is_checked() -> None:
         value_at(config, "masking.nothing")
 
 
-@pytest.mark.parametrize("path", sorted(SPACES.rglob("*.yaml")), ids=lambda path: path.name)
+def test_the_space_of_a_single_training_searches_nothing(tmp_path: Path) -> None:
+    space = load_space("single")
+    space.bind(TrialConfig())
+    assert (space.trials(8), space.scheduler, space.parameters) == (1, "none", {})
+    save_space(space, tmp_path / "space.yaml")
+    assert load_space(tmp_path / "space.yaml") == space
+
+
+SEARCHES = sorted(set(SPACES.rglob("*.yaml")) - {SPACES / "single.yaml"})
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.name)
 def test_every_search_space_binds_round_trips_and_stays_inside_its_bounds(path: Path, tmp_path: Path) -> None:
     space = load_space(path)
     space.bind(TrialConfig())
@@ -289,6 +300,10 @@ def test_workers_share_the_cpus_and_take_a_gpu_each(capsys: pytest.CaptureFixtur
     chosen = growing.model_copy(update={"cpus_per_worker": 8})
     assert worker_resources(chosen, [Node(4, 0)], grows=True) == (8, 1)
     assert worker_resources(growing, [Node(16, 4)], grows=True) == (4, 1) and not capsys.readouterr().out
+    assert worker_resources(config, [Node(8, 0)], grows=True) == (2, 0)
+    assert "all workers of the run use CPUs, whatever nodes the autoscaler adds" in capsys.readouterr().out
+    cpus = ExperimentConfig(population=4, gpus_per_worker=0)
+    assert worker_resources(cpus, [Node(8, 0)], grows=True) == (2, 0) and not capsys.readouterr().out
     with pytest.raises(ConfigError, match="the cluster can never give"):
         worker_resources(growing, [Node(4, 0)])
     assert bundles(growing, worker_resources(growing, [], grows=True)) == [{"CPU": 1, "GPU": 1}] * 2

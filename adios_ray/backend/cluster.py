@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import ray
@@ -73,7 +74,7 @@ def connected() -> Iterator[None]:
                 context = ray.init(
                     address=address,
                     # On a cluster that is joined, workers do not inherit this process's environment.
-                    runtime_env={"env_vars": {name: os.environ[name] for name in WORKER_ENVIRONMENT}},
+                    runtime_env={"env_vars": _worker_variables()},
                     dashboard_host="127.0.0.1",
                     log_to_driver=False,
                     logging_level="ERROR",
@@ -94,10 +95,23 @@ def connected() -> Iterator[None]:
             ray.shutdown()
 
 
+def _worker_variables() -> dict[str, str]:
+    """Return the environment variables of workers, but those that the job sets for itself: Ray refuses two values."""
+    given = _job_settings().get("runtime_env", {}).get("env_vars", {})
+    return {name: os.environ[name] for name in WORKER_ENVIRONMENT if name not in given}
+
+
+def _job_settings() -> dict[str, Any]:
+    """Return the settings of the Ray job that this process is the entry point of; empty if it is none."""
+    settings: dict[str, Any] = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}")
+    return settings
+
+
 def submitted_job() -> str | None:
     """Return the ID of the Ray job that this process is the entry point of; None if it is none."""
-    settings = os.environ.get(JOB_CONFIG_VARIABLE)
-    return settings and str(json.loads(settings).get("metadata", {}).get("job_submission_id", "unnamed"))
+    if not os.environ.get(JOB_CONFIG_VARIABLE):
+        return None
+    return str(_job_settings().get("metadata", {}).get("job_submission_id", "unnamed"))
 
 
 def queue_job() -> str:

@@ -50,6 +50,11 @@ def worker_resources(config: ExperimentConfig, cluster: Sequence[Node], grows: b
     gpus = float(any(node.gpus for node in cluster)) if config.gpus_per_worker is None else config.gpus_per_worker
     resources = WorkerResources(config.cpus_per_worker or _cpu_share(config, gpus, cluster), gpus)
     if count_capacity(config, resources, cluster):
+        if grows and config.gpus_per_worker is None and not gpus:  # a head, say, that is up before the others
+            say(
+                "no node has a GPU yet, so that all workers of the run use CPUs, whatever nodes the autoscaler adds: "
+                "for GPUs, give --gpus-per-worker 1"
+            )
         return resources
     if not grows:
         has = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in cluster)

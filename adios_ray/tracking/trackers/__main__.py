@@ -7,6 +7,7 @@ its driver was killed.
 
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -67,6 +68,8 @@ def serve(tracker: Tracker) -> None:
 
 
 if __name__ == "__main__":
+    # `ray job stop` sends SIGTERM to all processes of a job: this one ends with its input, when all is recorded.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     serve(make_tracker(cast(TrackerName, sys.argv[1]), Path(sys.argv[2])))
     sys.stderr.flush()
     os._exit(0)  # libraries' exit handlers may wait for a server, and everything is closed
