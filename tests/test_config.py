@@ -73,7 +73,7 @@ def test_a_changed_copy_is_checked() -> None:
 
 
 def test_the_space_of_a_single_training_searches_nothing(tmp_path: Path) -> None:
-    space = load_space("single")
+    space = load_space(SPACES / "single.yaml")
     space.bind(TrialConfig())
     assert (space.trials(8), space.scheduler, space.parameters) == (1, "none", {})
     save_space(space, tmp_path / "space.yaml")

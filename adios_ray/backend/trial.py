@@ -131,6 +131,9 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save a pointer to the checkpoint of the last report; the weights stay where the worker wrote them."""
+        run = RunStorage(self._settings["run_dir"])
+        # Tune copies the pointer next, and would take an error of storage for one of this actor.
+        retry_in_run(run.directory, run.check_writable, partial(note, self._channel, self._trial, kind="wait"))
         (Path(checkpoint_dir) / POINTER_FILE).write_text(
             self._checkpoint.model_dump_json() if self._checkpoint else "null"
         )
