@@ -73,8 +73,8 @@ class ExperimentConfig(TrialConfig):
     """Name of the run's directory in the storage; the same command again resumes the run of that name. None makes a new
     name of the search space and the time."""
     population: int = Field(4, ge=2, le=10_000)
-    """Number of trials; those that do not fit into the cluster at once take turns. A grid has one per combination; an
-    opening begins with more."""
+    """Number of trials. Those that do not fit into the cluster at once take turns with pbt and pb2; with other
+    schedulers they start when others have ended. A grid has one per combination; an opening begins with more."""
     workers_per_trial: int = Field(1, ge=1, le=10_000)
     """Ray Train workers that share a trial's batches."""
     gpus_per_worker: float | None = Field(None, ge=0, le=10_000)
