@@ -253,7 +253,7 @@ def copied_slots(run: RunData) -> Iterator[Verdict]:
                 "wrong",
                 f"Slots {', '.join(map(str, members[:-1]))} and {members[-1]} are copies",
                 f"their masks overlap by at least {min(shared):.0%} (soft IoU over {len(masks)} images)",
-                "fewer slots, a smaller sparsity weight λ, or a smaller rate of the occlusion model",
+                "fewer slots, or let the search choose their number",
             )
 
 
