@@ -249,7 +249,7 @@ def test_copied_slots(tmp_path: Path) -> None:
         "Slots 2 and 4 are copies",
     ]
     # A larger weight makes all slots alike (docs/results.md).
-    assert "a smaller sparsity weight" in next(verdicts.copied_slots(masked_run(tmp_path, copied))).advice
+    assert "fewer slots" in next(verdicts.copied_slots(masked_run(tmp_path, copied))).advice
     assert said(verdicts.copied_slots, masked_run(tmp_path, np.stack([top / 3] * 3))) == ["Slots 1, 2 and 3 are copies"]
     assert said(verdicts.copied_slots, masked_run(tmp_path, halves(4))) == []
 
