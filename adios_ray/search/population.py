@@ -12,7 +12,6 @@ from typing import Any
 from adios_ray.backend.channel import ChannelCalls
 from adios_ray.backend.line import Reply
 from adios_ray.config import TrialConfig, replaced
-from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.comparison import (
     Difference,
@@ -137,9 +136,7 @@ class Population:
         """Read the outcomes in a report; a score between two reports has none, nor has one that is smoothed."""
         if score.trial is None or self.config.evaluation.smoothing:
             return None
-        read = partial(read_outcomes, self.run.directory, score.trial, score.epoch)
-        # While storage is away there are none, and trials would be compared without them.
-        return retry_in_run(self.run.directory, read, partial(self.run.note, kind="wait"))
+        return read_outcomes(self.run.directory, score.trial, score.epoch)
 
     def refuse(self, name: str, donor: str, difference: Difference, p: float) -> None:
         """Record that a member does not copy a donor, which is not better by enough."""
