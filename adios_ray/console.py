@@ -43,8 +43,11 @@ def say_aside(text: str) -> None:
     write_line(text, sys.stderr)
 
 
-def progress_bar(unit: str) -> "Progress":
-    """Return a bar on standard error of a task that counts units, e.g. "images"."""
+def progress_bar(unit: str, transient: bool = False) -> "Progress":
+    """Return a bar on standard error of a task that counts units, e.g. "images".
+
+    A transient one is removed at its end, and nothing is drawn where standard error is no terminal.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
@@ -54,6 +57,8 @@ def progress_bar(unit: str) -> "Progress":
         TextColumn(f"{unit}, left:"),
         TimeRemainingColumn(),
         console=open_console(stderr=True),
+        transient=transient,
+        disable=transient and not sys.stderr.isatty(),
     )
 
 

@@ -211,7 +211,7 @@ CASES = {
     f"{DEMO} --masking.sparsity-weight 0": "masking.sparsity_weight must stay above 0",
     # search spaces
     f"{DEMO} --space nowhere": "search space nowhere is no file, nor one of asha_demo, ",
-    f"{DEMO} --space asha-demo": "pbt_in100; did you mean asha_demo?",
+    f"{DEMO} --space asha-demo": "single; did you mean asha_demo?",
     f"{DEMO} --space nowhere.yaml": "search space nowhere.yaml cannot be read: No such file or directory",
     f"{DEMO} --space empty": "search space empty cannot be read: Is a directory",
     f"{DEMO} --space spaces/syntax.yaml": "search space spaces/syntax.yaml, line 2, column 18: no valid YAML",

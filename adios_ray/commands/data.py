@@ -319,7 +319,7 @@ class Verify:
         from adios_ray.data.shards import verify
 
         shards = len(read_manifest(self.location).entries)
-        with progress_bar("shards") as bar:
+        with progress_bar("shards", transient=True) as bar:
             task = bar.add_task("verify", total=shards)
             manifest = verify(self.location, lambda entry: bar.advance(task))
         if manifest.source_files is not None:  # which trainings do not need
