@@ -44,7 +44,7 @@ def say_aside(text: str) -> None:
 
 
 def progress_bar(unit: str, transient: bool = False) -> "Progress":
-    """Return a bar on standard error of a task that counts units, e.g. "images".
+    """Return a bar on standard error of a task that counts units, e.g. "images"; may name fields of the task.
 
     A transient one is removed at its end, and nothing is drawn where standard error is no terminal.
     """

@@ -74,7 +74,7 @@ def coordinator(monkeypatch: pytest.MonkeyPatch) -> Coordinator:
 def test_a_request_is_added_to_those_of_others_and_withdrawn_however_the_run_ends(
     coordinator: Coordinator, error: type[BaseException] | None
 ) -> None:
-    coordinator.actor.request_resources("train-1", TRIAL, 60)  # as Ray Train does for somebody else
+    coordinator.actor.request_resources("train-1", TRIAL, 60)  # as Ray Train does for another job
     try:
         with NodeRequest("/runs/first", TRIAL) as first, NodeRequest("/runs/second", TRIAL) as second:
             first.update(3)

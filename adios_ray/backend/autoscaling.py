@@ -70,9 +70,9 @@ class NodeRequest:
             fitting: Trials for which there are nodes.
             refused: IDs of nodes that cannot train: without them, the autoscaler would take them for what is asked.
         """
-        asked, now = self._most(trials, fitting), time.monotonic()
+        asked = self._most(trials, fitting)
         if asked != self._asked:
-            self._asked, self._asked_at = asked, now
+            self._asked, self._asked_at = asked, time.monotonic()
         self._find_coordinator()
         bundles = self._trial * asked
         self._answer = self._coordinator.request_resources.remote(
@@ -101,7 +101,7 @@ class NodeRequest:
         return all(unmet.count(bundle) >= self._asked * self._trial.count(bundle) for bundle in self._trial)
 
     def _find_coordinator(self) -> None:
-        """Find or start the coordinator again if it was lost: it may run on a node of somebody else's, which went."""
+        """Find or start the coordinator again if it was lost, which may run on a node of another job."""
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             try:
                 ray.get(self._answer)

@@ -59,7 +59,7 @@ def run_trials(
         refresh: Called every ``REFRESH_S`` seconds, for what depends on the nodes that are there.
 
     Raises:
-        FaultError: If no trial can go on, or a trial's actor is lost too often.
+        FaultError: If no trial can continue, or a trial's actor is lost too often.
         RunError: If the process of the channel is lost.
         StorageError: If the run's storage stays away.
         ClaimError: If another driver has taken the run over.

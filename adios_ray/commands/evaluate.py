@@ -323,10 +323,11 @@ class Evaluate:
         from rich.console import Console
 
         from adios_ray.evaluation.result import write_json
-        from adios_ray.models.export import is_description
         from adios_ray.places import check_output_file, check_place, delivered
 
         if self.output is not None:
+            from adios_ray.models.export import is_description  # takes seconds to import
+
             baseline = self.kind.baseline if isinstance(self.kind, Robustness) else None
             check_output_file(self.output, *self.checkpoint, self.data_dir, *([baseline] if baseline else []))
             if (path := local_path(self.output)) is None:

@@ -20,7 +20,7 @@ _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:\s*=\s*[\"']|>)([1-8])")
 
 
 class JpegHeader(NamedTuple):
-    """What the markers before the first scan say.
+    """Properties of a JPEG that precede its first scan.
 
     Attributes:
         size: Width and height.

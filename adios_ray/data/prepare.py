@@ -18,10 +18,9 @@ from typing import Any
 
 import ray
 import ray.data
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adios_ray.config import OnBadImage
-from adios_ray.console import open_console
+from adios_ray.console import progress_bar
 from adios_ray.data.account import take_account
 from adios_ray.data.claim import claimed
 from adios_ray.data.duplicates import Pixels, find_duplicates
@@ -163,7 +162,7 @@ def _run(jobs: Sequence[ShardJob], planned: int, task: "partial[dict[str, int]]"
     """Run the jobs as Ray Data tasks, one per core, with a progress bar; ``check`` is called after each."""
     resumed = f", {planned - len(jobs)} of {planned} shards already done" if len(jobs) < planned else ""
     images = sum(len(job.items) for job in jobs)
-    with _progress() as progress:
+    with progress_bar("{task.fields[rate]:.0f} images/s, {task.fields[bad]} bad") as progress:
         bar = progress.add_task(f"preparing{resumed}", total=images, bad=0, rate=0.0)
         # Closed before Ray is: from a thread of Ray Data that is left, Ray would connect to whatever cluster it finds.
         with _quiet_ray(), closing(_results(jobs, task)) as results:
@@ -216,17 +215,6 @@ def _quiet_ray() -> Iterator[None]:
             handler.setLevel(logging.INFO)
         if started:
             ray.shutdown()
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} images/s, {task.fields[bad]} bad, left:"),
-        TimeRemainingColumn(),
-        console=open_console(stderr=True),
-    )
 
 
 def _parts(store: Store, jobs: Sequence[ShardJob]) -> list[tuple[ShardJob, Part]]:

@@ -11,7 +11,7 @@ HELD_OUT_FRACTION = 0.1
 CARVED = ("test", "val")
 """Splits that are carved out of train where the source lacks them, in this order."""
 Key = Callable[[str], str]
-"""What an item belongs to, by its name: a class or a group."""
+"""Maps the name of an item to its class or group."""
 
 
 def folder_of(item: str) -> str:

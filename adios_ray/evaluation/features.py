@@ -94,7 +94,7 @@ def features_of(
     path = cache_directory() / FOLDER / f"{name}.safetensors"
     with suppress(FileNotFoundError, safetensors.SafetensorError):  # a damaged file is made again
         found = Features(safetensors.torch.load_file(path)["features"], labels)
-        with suppress(OSError):  # somebody else's file
+        with suppress(OSError):  # another user's file
             os.utime(path)
         return found
     cache_folder(FOLDER)  # before the work that it is to keep

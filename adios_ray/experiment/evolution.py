@@ -76,7 +76,7 @@ def evolve(
     Raises:
         ConfigError: If a node of the cluster lacks the storage, the data or the packages.
         RunError: If a trial did not finish, or every trial diverged.
-        FaultError: If no trial can go on, or a trial's actor is lost too often.
+        FaultError: If no trial can continue, or a trial's actor is lost too often.
         StorageError: If the run's storage stays away.
         ClaimError: If another driver takes the run over; this one writes no more.
     """

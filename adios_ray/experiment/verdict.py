@@ -281,7 +281,7 @@ def _final(rows: Sequence[Row]) -> Final:
 
 
 class OnTest(NamedTuple):
-    """What an evaluation on the test split finds.
+    """The result of an evaluation on the test split.
 
     Attributes:
         estimate: The fitness.
