@@ -101,7 +101,7 @@ class NodeRequest:
         return all(unmet.count(bundle) >= self._asked * self._trial.count(bundle) for bundle in self._trial)
 
     def _find_coordinator(self) -> None:
-        """Find or start the coordinator again if it was lost, which may run on a node of another job."""
+        """Find or start the coordinator again if it was lost, as it may run on a node of another job."""
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             try:
                 ray.get(self._answer)

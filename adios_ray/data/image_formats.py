@@ -3,7 +3,7 @@
 import re
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "PCX", "SGI", "QOI")
-"""Formats that are decoded. HEIF needs the package pillow-heif; of an MPO, which holds several JPEGs, the first is read.
+"""Formats that are decoded. HEIF needs the package pillow-heif; of an MPO, several JPEGs in one, the first is read.
 
 Not among them: TGA and DIB without a file header have no magic number, so that any file might be one; ICO holds one
 picture in several sizes; EPS, WMF and the stubs run or need other programs.
