@@ -13,13 +13,17 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import psutil
 from ray_head import free_ports, ray_head
 
 IDLE_MINUTES = 0.2
 """Minutes after which an idle node is stopped."""
+
+
+HEAD_ID = "f" * 51 + "00000"
+"""ID by which Ray's provider of such nodes knows the head."""
 
 
 def settings(address: str, resources: dict[str, float], most: int) -> dict[str, object]:
@@ -30,14 +34,18 @@ def settings(address: str, resources: dict[str, float], most: int) -> dict[str, 
         "idle_timeout_minutes": IDLE_MINUTES,
         "upscaling_speed": 10.0,
         "provider": {
-            "type": "fake_multinode",
+            "type": "external",  # of its own type, the autoscaler's second version reads the missing file
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "gcs_address": address,
             "disable_node_updaters": True,
             "use_node_id_as_ip": True,
+            "launch_multiple": True,  # otherwise one node where several are wanted at once
+            "head_node_id": HEAD_ID,
         },
         "auth": {},
         "file_mounts": {},
-        **dict.fromkeys(("cluster_synced_files", "worker_setup_commands", "worker_start_ray_commands"), []),
+        **dict.fromkeys(("cluster_synced_files", "setup_commands", "head_setup_commands", "worker_setup_commands"), []),
+        **dict.fromkeys(("head_start_ray_commands", "worker_start_ray_commands"), []),
         "head_node_type": "ray.head.default",
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
@@ -76,8 +84,11 @@ class Autoscaled(NamedTuple):
 
 
 @contextlib.contextmanager
-def autoscaled(resources: dict[str, float], most: int) -> Iterator[Autoscaled]:
-    """Start a cluster whose autoscaler adds up to ``most`` nodes with these resources; end its processes afterwards."""
+def autoscaled(resources: dict[str, float], most: int, version: Literal[1, 2]) -> Iterator[Autoscaled]:
+    """Start a cluster whose autoscaler adds up to ``most`` nodes with these resources; end its processes afterwards.
+
+    The first version of Ray's autoscaler is the default of ``ray up``, the second that of KubeRay.
+    """
     port, dashboard, agent, client = free_ports(4)
     directory = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: it holds sockets
     address, config = f"127.0.0.1:{port}", directory / "autoscaler.json"
@@ -86,6 +97,9 @@ def autoscaled(resources: dict[str, float], most: int) -> Iterator[Autoscaled]:
     cluster = Autoscaled({"RAY_ADDRESS": address, **token}, directory)
     environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", **token}
     environment.pop("RAY_ADDRESS", None)
+    if version == 2:
+        names = dict.fromkeys(("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"), HEAD_ID)
+        environment |= {"RAY_enable_autoscaler_v2": "1", **names}
     ports = f"--port {port} --dashboard-port {dashboard} --dashboard-agent-listen-port {agent}"
     options = f"--num-cpus 0 --temp-dir {directory} {ports} --ray-client-server-port {client}"
     try:

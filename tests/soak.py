@@ -13,8 +13,8 @@ its workers killed; ``data``, workers are killed and the data set is away for te
 the run stops, and then the run is resumed; ``channel``, its process is killed, which ends the run, and the run is
 resumed; ``stranger``, a node that does not see the storage (needs permission to mount, too) has joined, so that the run
 is refused, and resumed without that node; ``newcomer``, such a node joins after a node was lost, until another one
-joins; ``grow``, the run has a cluster of its own whose autoscaler has started no node yet; every second one is
-interrupted, and resumed when no node is left again. Ends: ``interrupt`` and
+joins; ``grow``, the run has a cluster of its own whose autoscaler, of both versions in turn, has started no node
+yet; every second run is interrupted, and resumed when no node is left again. Ends: ``interrupt`` and
 ``terminate``, the driver gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is
 refused; ``moved``, the driver is killed, and the run is resumed in another place. The round then waits for the end and
 checks that all trials are at their last epoch, that every report exists once, that lineage and numbers equal those of
@@ -398,7 +398,7 @@ _requests = itertools.count(1)
 
 def grow(stage: Stage, name: str, number: int, rng: random.Random) -> tuple["subprocess.Popen[str]", Location]:
     """Run on a cluster that an autoscaler grows from no node, and shrinks to none; return the driver and its run."""
-    with autoscaled({"CPU": 1}, TRIALS + 1) as cluster:
+    with autoscaled({"CPU": 1}, TRIALS + 1, version=2 if number // 2 % 2 else 1) as cluster:
         driver, storage = stage.start(name, cluster.environment)
         try:
             run = place_of(storage, driver, rng.randint(1, TRIALS * LATEST))
