@@ -5,6 +5,7 @@
     RUN/
       config.json  space.yaml             the resolved configuration and search space; written first
       token                               random text that no other run has, of whatever name
+      initial_weights.safetensors         a copy of the initial weights, if there are any
       environment.json                    versions and machine at the start
       population.json  population.jsonl   the population: a snapshot and the journal of changes since
       driver.json                         the driver's process, while one is alive (data/claim.py)
@@ -33,6 +34,8 @@ from adios_ray.errors import RecordError
 
 MASKS = "masks"
 """Name of the folder of masks."""
+INITIAL_WEIGHTS = "initial_weights.safetensors"
+"""Name of the copy of the initial weights."""
 REPLAY_FILE, REPORTS_FILE = "replay.json", "reports.jsonl"
 """Files of a replay's directory: the schedule that it trains, and its reports, one per line."""
 
@@ -74,6 +77,11 @@ class RunDirectory:
     def token(self) -> Path:
         """Random text that tells the run from others of its name; runs of earlier versions have none."""
         return self.path / "token"
+
+    @property
+    def initial_weights(self) -> Path:
+        """A copy of the initial weights, which every node reads; most runs have none."""
+        return self.path / INITIAL_WEIGHTS
 
     @property
     def environment(self) -> Path:

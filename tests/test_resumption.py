@@ -21,6 +21,8 @@ from adios_ray.experiment.config import ExperimentConfig, read_experiment
 from adios_ray.experiment.resources import WorkerResources
 from adios_ray.experiment.resumption import check_checkpoints
 from adios_ray.local_cache import CACHE_VARIABLE
+from adios_ray.models.networks import Networks
+from adios_ray.models.weights import Weights, checksum, load_weights, save_weights
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.spaces import SearchSpace
@@ -229,6 +231,30 @@ def test_a_run_and_its_data_are_found_where_they_are_now(
     longer = {"data_dir": str(other), "epochs": 8}
     with pytest.raises(ConfigError, match=f"data_dir {other} is not the data set of this run"):
         runner.resume(moved, read_experiment(moved).model_copy(update=longer))
+
+
+@pytest.mark.parametrize("remote", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_run_keeps_the_weights_that_its_trials_begin_with(
+    remote: bool, config: ExperimentConfig, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adios_ray.data.claim.SETTLING_S", 0.0)  # no other driver claims it
+    networks = Networks(config.trial(), 32, 4)
+    weights = Weights(config.trial(), 32, 4, "elsewhere", networks.state_dict())
+    save_weights(tmp_path / "given.safetensors", weights)
+    asked = config.model_copy(update={"initial_weights": str(tmp_path / "given.safetensors")})
+    with s3_server() if remote else nullcontext() as server:
+        place = f"{server.uri}/runs" if server else str(tmp_path / "runs")
+        runner.start(asked.model_copy(update={"storage": place}))
+        (tmp_path / "given.safetensors").unlink()
+        monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "another machine"))
+        if not remote:
+            (tmp_path / "runs").rename(tmp_path / "moved")
+            place = str(tmp_path / "moved")
+        runner.resume(f"{place}/one")
+        assert read_experiment(f"{place}/one").initial_weights == asked.initial_weights
+        assert trained[-1][0].initial_weights == f"{place}/one/initial_weights.safetensors"
+        kept = load_weights(f"{place}/one/initial_weights.safetensors")
+        assert kept.origin == "elsewhere" and checksum(kept.tensors) == checksum(weights.tensors)
 
 
 def test_a_run_without_its_checkpoints_is_refused_before_anything_is_written(

@@ -8,6 +8,7 @@ from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.evolution import trial_names
 from adios_ray.measures import MEASURES
+from adios_ray.models.weights import load_weights, save_weights
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.spaces import SearchSpace
@@ -78,6 +79,30 @@ def check_same_data(state: PopulationState, own: ExperimentConfig, config: Exper
             f"checksum is {now[:12]}, not {before[:12]}"
         )
     return now
+
+
+def keep_initial_weights(run: RunStorage, config: ExperimentConfig) -> None:
+    """Copy a new run's initial weights, if there are any, into the run, where all nodes and later drivers find them.
+
+    Raises:
+        OSError: If storage fails; the call may be repeated.
+    """
+    if config.initial_weights is not None:
+        path = RunDirectory(run.directory).initial_weights
+        save_weights(path, load_weights(config.initial_weights))
+        run.publish(path)
+
+
+def with_kept_weights(run: RunStorage, config: ExperimentConfig) -> ExperimentConfig:
+    """Return a run's configuration with its own copy of the initial weights; runs of earlier versions have none.
+
+    Raises:
+        OSError: If remote storage fails; the call may be repeated.
+    """
+    path = RunDirectory(run.directory).initial_weights
+    if config.initial_weights is None or not run.has(path):
+        return config
+    return config.model_copy(update={"initial_weights": f"{run.place}/{path.name}"})
 
 
 def check_checkpoints(run: RunStorage, state: PopulationState) -> None:

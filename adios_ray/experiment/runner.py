@@ -33,8 +33,10 @@ from adios_ray.experiment.resumption import (
     check_changes,
     check_checkpoints,
     check_same_data,
+    keep_initial_weights,
     outcome,
     save_changes,
+    with_kept_weights,
 )
 from adios_ray.retry import promptly, retry
 from adios_ray.run_directory import RunDirectory
@@ -89,8 +91,9 @@ def start(config: ExperimentConfig) -> Path:
             write_config(run.directory, config.model_dump(mode="json"))
             save_space(space, RunDirectory(run.directory).space)
             write_token(run.directory)
+            retry(partial(keep_initial_weights, run, config), say)
             fresh_population(config, space, read_manifest(config.data_dir).checksum).save(run.directory)
-            return evolve(config, space, run, resources, claim)
+            return evolve(with_kept_weights(run, config), space, run, resources, claim)
 
 
 def resume(place: Location, asked: ExperimentConfig | None = None) -> Path:
@@ -134,13 +137,14 @@ def _continue(run: RunStorage, asked: ExperimentConfig, asked_space: SearchSpace
         say(line)
         return run.directory
     state.dataset = check_same_data(state, own, config)
-    check_data(config, space)
+    begun = retry(partial(with_kept_weights, run, config), say)
+    check_data(begun, space)
     check_trackers(config)
     retry(partial(check_checkpoints, run, state), say)
     with connected():
         resources = worker_resources(config, nodes(), autoscaler_runs())
         save_changes(run.directory, state, own, config, space)
-        return evolve(config, space, run, resources, claim)
+        return evolve(begun, space, run, resources, claim)
 
 
 def _named_places(config: ExperimentConfig) -> dict[str, Location | None]:
@@ -205,7 +209,7 @@ def _has_begun(run: RunStorage) -> bool:
 def _check_unused(run: RunStorage) -> None:
     """Refuse a place with anything else than a driver leaves that is stopped before its population exists."""
     layout = _layout(run)
-    left = {layout.config.name, layout.space.name, layout.token.name, TRAINING.file}
+    left = {layout.config.name, layout.space.name, layout.token.name, layout.initial_weights.name, TRAINING.file}
     if others := sorted(name for name in Store(run.place).names() if name not in left and not name.endswith(".tmp")):
         raise ConfigError(f"{run.place} is not a run directory, but contains {others[0]}: choose another --name")
 
