@@ -17,6 +17,7 @@ from adios_ray.backend.line import Line, Lines, Note, Reply, Request
 from adios_ray.backend.trial import REPLY
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
+from adios_ray.retry import Result
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.opening import rungs
@@ -66,6 +67,10 @@ class SimulatedRun:
     def write(self, action: Callable[[], None]) -> None:
         """Write into the directory, which nothing disturbs."""
         action()
+
+    def read(self, action: Callable[[], Result]) -> Result:
+        """Read from the directory, which nothing disturbs."""
+        return action()
 
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
         """Keep a report."""

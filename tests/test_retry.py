@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_run import make_exploit, make_row
+from made_up_run import make_exploit, make_row, recorded
 
 from adios_ray import retry as retrying
 from adios_ray.checkpoints import save_checkpoint
@@ -17,7 +17,7 @@ from adios_ray.files import atomic_write
 from adios_ray.retry import retry, retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.state import PopulationState
-from adios_ray.tracking import decisions, records, results, run_masks
+from adios_ray.tracking import decisions, outcomes, records, results, run_masks
 from adios_ray.tracking.run_masks import MaskFile
 
 
@@ -175,3 +175,24 @@ def test_what_is_written_while_storage_is_away_for_a_moment_is_not_lost(tmp_path
 
     retry_in_run(run.path, write_while_unmounted, lambda text: None)
     assert attempts == 2 and path_in(run).exists()
+
+
+def test_what_a_decision_needs_is_not_taken_for_missing_while_storage_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, away = tmp_path / "storage", tmp_path / "away"
+    storage.mkdir()
+    records.write_config(storage, {})
+    run = recorded(storage)
+    outcomes.write_outcomes(storage, "trial_00", 1, bytes([0, 255]))
+    storage.rename(away)
+    storage.mkdir()  # as an unmounted file system leaves
+
+    def mount_again(text: str, kind: str) -> None:
+        if away.exists():
+            storage.rmdir()
+            away.rename(storage)
+
+    monkeypatch.setattr(run, "note", mount_again)
+    found = run.read(lambda: outcomes.read_outcomes(storage, "trial_00", 1))
+    assert found is not None and found.tolist() == [0, 1]

@@ -136,7 +136,7 @@ class Population:
         """Read the outcomes in a report; a score between two reports has none, nor has one that is smoothed."""
         if score.trial is None or self.config.evaluation.smoothing:
             return None
-        return read_outcomes(self.run.directory, score.trial, score.epoch)
+        return self.run.read(partial(read_outcomes, self.run.directory, score.trial, score.epoch))
 
     def refuse(self, name: str, donor: str, difference: Difference, p: float) -> None:
         """Record that a member does not copy a donor, which is not better by enough."""

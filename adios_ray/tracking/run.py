@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from adios_ray.config import TrialConfig
 from adios_ray.errors import ClaimError
-from adios_ray.retry import retry_in_run
+from adios_ray.retry import Result, retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.decisions import Drop, Exploit, Refusal, append_decision
@@ -87,6 +87,14 @@ class Run(AbstractContextManager["Run"]):
             action()
 
         retry_in_run(self.directory, attempt, partial(self.note, kind="wait"))
+
+    def read(self, action: Callable[[], Result]) -> Result:
+        """Read from the run directory as ``retry_in_run`` does; what is missing while storage is away is waited for.
+
+        Raises:
+            StorageError: If storage fails for too long.
+        """
+        return retry_in_run(self.directory, action, partial(self.note, kind="wait"))
 
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
         """Record a trial's report.
