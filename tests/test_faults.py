@@ -16,15 +16,17 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from simulated import Simulation
 from test_schedulers import simulation
 
+from adios_ray import retry as retrying
 from adios_ray.backend import faults, trial
 from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.output import OutputCopy
-from adios_ray.backend.trial import REPLY, LiveTrial, TrialSettings
+from adios_ray.backend.trial import POINTER_FILE, REPLY, LiveTrial, TrialSettings
 from adios_ray.backend.tune_run import Periodic, run_trials
 from adios_ray.config import TrialConfig
 from adios_ray.devices import CPU, best_device, is_out_of_memory, limit_memory
 from adios_ray.errors import CheckpointError, ClaimError, FaultError, RunError, StorageError
+from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.scheduler import ACTOR_RESTARTS
@@ -149,6 +151,30 @@ def test_a_failure_on_a_node_that_was_refused_is_not_counted(monkeypatch: pytest
     stage.refused = ["ab", "cd"]
     assert stage.step().report is not None and stage.waits == [] and stage.avoided == ["ab", "cd"]
     assert stage.notes[0][0] == "its workers failed (OSError: no data) and are started elsewhere"
+
+
+def test_a_pointer_is_handed_to_tune_once_storage_is_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run, away = tmp_path / "run", tmp_path / "away"
+    run.mkdir()
+    RunDirectory(run).config.touch()
+    stage = Stage(monkeypatch, run)
+    stage.live.setup(stage.settings)
+    stage.step()
+    run.rename(away)
+    said: list[str] = []
+
+    def mount_again(channel: Any, name: str, text: str, kind: str) -> None:
+        said.append(text)
+        if away.exists():
+            assert not (tmp_path / POINTER_FILE).exists()  # Tune would copy it to where no storage is
+            away.rename(run)
+
+    monkeypatch.setattr(trial, "retry_in_run", retry_in_run)
+    monkeypatch.setattr(retrying, "PAUSE_S", 0.0)
+    monkeypatch.setattr(trial, "note", mount_again)
+    stage.live.save_checkpoint(str(tmp_path))
+    assert [text.partition(" (")[0] for text in said] == ["storage refuses", "storage is back after 0 s"]
+    assert (tmp_path / POINTER_FILE).read_text() == "null"
 
 
 def test_storage_that_stays_away_is_a_fault_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from unittest.mock import MagicMock
 import psutil
 import pytest
 from made_up_run import make_row, make_run
-from waiting import TIMEOUT_S
+from waiting import TIMEOUT_S, until
 from wandb_server import wandb_server
 
 from adios_ray.config import TrialConfig, replaced
@@ -55,6 +55,18 @@ def test_a_tracker_whose_process_is_killed_is_named_when_that_happens(tmp_path: 
         trackers.report(make_row(), CONFIG)
     assert named == f"jsonl failed, and the run continues without it: its process ended with status -9; see {log}"
     assert said.get() == f"jsonl: 1 of 1 records were not sent; see {log}" and said.empty()
+
+
+def test_a_job_that_is_stopped_loses_no_record_of_what_follows(tmp_path: Path) -> None:
+    before, said = set(psutil.Process().children()), list[str]()
+    with Trackers(["jsonl"], tmp_path, said.append) as trackers:
+        trackers.report(make_row(epoch=1), CONFIG)
+        (process,) = set(psutil.Process().children()) - before
+        until((tmp_path / "log.jsonl").is_file, process.is_running)
+        process.terminate()  # as `ray job stop` does with all processes of a job
+        trackers.report(make_row(epoch=2), CONFIG)
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2]
+    assert not said
 
 
 def test_a_tracker_that_hangs_delays_the_end_by_its_limit_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
