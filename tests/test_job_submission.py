@@ -92,6 +92,9 @@ def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objec
         found = {actor["repr_name"] for actor in actors if actor["class_name"].rpartition(".")[2] == kind}
         assert found == names, (kind, [(actor["class_name"], actor["repr_name"], actor["state"]) for actor in actors])
     assert {group["name"].rpartition("/")[0] for group in groups} == names
+    # The trials share what the job's entry point leaves of the two CPUs.
+    bundles = [bundle["unit_resources"] for group in groups for bundle in group["bundles"]]
+    assert {bundle["CPU"] for bundle in bundles if "CPU" in bundle} == {0.5}, bundles
     assert head.get(f"{head.dashboard}/api/jobs/", None)[0] == 401
 
 
@@ -104,7 +107,8 @@ def reported(head: Head, trial: str) -> str | None:
 def submit(head: Head, entrypoint: str, log: Path) -> "subprocess.Popen[bytes]":
     """Submit a job once the head has an agent to run it; return the process that follows the job."""
     # The dashboard answers before its agent has registered: a job submitted in between is refused.
-    command = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *entrypoint.split()]
+    command = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--entrypoint-num-cpus", "1"]
+    command += ["--", *entrypoint.split()]
     deadline = time.monotonic() + TIMEOUT_S
     while True:
         with log.open("w") as output:

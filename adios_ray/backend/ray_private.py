@@ -23,6 +23,8 @@
   begins to use the token that is stored for the user.
 - ``JOB_CONFIG_VARIABLE``, the environment variable that a Ray job's entry point has and no other process: the public
   ``ray.get_runtime_context`` knows the job only once it is connected.
+- The key and namespace of the control store under which Ray keeps what a job reserves for its entry point: the public
+  client of jobs needs the dashboard and its address.
 - ``LOG_MARKERS``, with which lines begin that Ray writes for itself into the files of what workers print.
 - ``print_to_stdstream`` of ``ray._private.worker``: prints messages of nodes into the driver's terminal, whatever
   ``log_to_driver`` is; among them the advice that many processes are running, which is what a population is.
@@ -60,6 +62,7 @@ from ray._private.authentication.authentication_token_setup import (
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import (
     DEBUG_AUTOSCALING_STATUS,
+    KV_NAMESPACE_JOB,
     LOG_PREFIX_ACTOR_NAME,
     LOG_PREFIX_JOB_ID,
     LOG_PREFIX_TASK_NAME,
@@ -67,6 +70,7 @@ from ray._private.ray_constants import (
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import state as cluster_state
 from ray._private.utils import get_ray_address_file
+from ray._raylet import RAY_INTERNAL_NAMESPACE_PREFIX  # type: ignore[attr-defined]  # a compiled module
 from ray.autoscaler._private.util import format_readonly_node_type
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated import gcs_service_pb2_grpc
@@ -141,6 +145,25 @@ def reported_autoscaler() -> bool | None:
         return None
     # Without a configuration, each node is the only one of its type, which is named by its ID.
     return not {format_readonly_node_type(node["NodeID"]) for node in ray.nodes()}.issuperset(types.values())
+
+
+class EntryPoint(NamedTuple):
+    """What a Ray job reserves on a node for its entry point."""
+
+    node: str
+    cpus: float
+    gpus: float
+
+
+def entry_point(job: str) -> EntryPoint | None:
+    """Look up what a Ray job reserves for its entry point; None if the cluster does not know the job."""
+    stored = _internal_kv_get(f"{RAY_INTERNAL_NAMESPACE_PREFIX}job_info_{job}", namespace=KV_NAMESPACE_JOB)
+    if stored is None:
+        return None
+    info = json.loads(stored)
+    return EntryPoint(
+        info.get("driver_node_id") or "", info.get("entrypoint_num_cpus") or 0.0, info.get("entrypoint_num_gpus") or 0.0
+    )
 
 
 def find_or_start_coordinator() -> Any:

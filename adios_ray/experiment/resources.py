@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import ray
 
+from adios_ray.backend.cluster import submitted_job
+from adios_ray.backend.ray_private import entry_point
 from adios_ray.console import say
 from adios_ray.errors import ConfigError
 from adios_ray.experiment.config import ExperimentConfig
@@ -27,9 +30,21 @@ class Node(NamedTuple):
 
 
 def nodes() -> list[Node]:
-    """List the nodes of the running cluster that are alive."""
+    """List the nodes of the running cluster that are alive, without what this Ray job reserves for its entry point."""
     alive = ((node["Resources"], node["NodeID"]) for node in ray.nodes() if node["Alive"])
-    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0), node) for resources, node in alive]
+    job = submitted_job()
+    own = _entry_point(job) if job else None
+    return [
+        Node(
+            resources.get("CPU", 0.0) - (own.cpus if own and node == own.node else 0.0),
+            resources.get("GPU", 0.0) - (own.gpus if own and node == own.node else 0.0),
+            node,
+        )
+        for resources, node in alive
+    ]
+
+
+_entry_point = cache(entry_point)
 
 
 def worker_resources(config: ExperimentConfig, cluster: Sequence[Node], grows: bool = False) -> WorkerResources:
