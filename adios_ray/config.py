@@ -60,7 +60,8 @@ else:
 
 LARGEST_WIDTH = 2**17
 """Largest width of a projector's or predictor's layer."""
-MOST_EPOCHS = 10**6
+MOST_EPOCHS = 99_999
+"""Files are named by epochs of five digits, and sorted by these names (``run_directory.epoch_name``)."""
 
 Place = Annotated[
     str,

@@ -105,7 +105,7 @@ class RunDirectory:
 
     @property
     def lineage(self) -> Path:
-        """One line for each exploit, and one for each that was refused."""
+        """One line for each exploit, each that was refused, and each trial that left in the opening."""
         return self.path / "lineage.jsonl"
 
     @property

@@ -294,7 +294,7 @@ class RunStorage:
 
 
 def fetched_run(place: Location) -> Path:
-    """Return a local path with what people read of a run: all but checkpoints; see ``places.fetched``."""
+    """Return a local path with what people read of a run: its driver's files and masks; see ``places.fetched``."""
     return fetched(place, without=NOT_DRIVERS - {MASKS})
 
 

@@ -87,7 +87,7 @@ class Autoscaled(NamedTuple):
 def autoscaled(resources: dict[str, float], most: int, version: Literal[1, 2]) -> Iterator[Autoscaled]:
     """Start a cluster whose autoscaler adds up to ``most`` nodes with these resources; end its processes afterwards.
 
-    The first version of Ray's autoscaler is the default of ``ray up``, the second that of KubeRay.
+    The second version of Ray's autoscaler is that of ``ray up`` and KubeRay, the first that of ``ray start``.
     """
     port, dashboard, agent, client = free_ports(4)
     directory = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: it holds sockets

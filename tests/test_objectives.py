@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adios_ray import objectives
 from adios_ray.config import OBJECTIVES, ObjectiveConfig
 from adios_ray.errors import ConfigError
-from adios_ray.objectives import Embedding, Objective, build_objective, objective_class
+from adios_ray.objectives import Embedding, Objective, objective_class
 from adios_ray.objectives.barlow import barlow_twins
 from adios_ray.objectives.byol import squared_distance
 from adios_ray.objectives.dino import Prototypes, distillation
@@ -62,6 +62,10 @@ def test_nt_xent_equals_a_loop_over_anchors() -> None:
         scores = [math.exp(float(z[i] @ z[j]) / 0.3) for j in range(10) if j != i]
         total -= math.log(math.exp(float(z[i] @ z[(i + 5) % 10]) / 0.3) / sum(scores))
     assert nt_xent(z1, z2, 0.3).item() == pytest.approx(total / 10, rel=1e-12)
+
+
+def build_objective(config: ObjectiveConfig, features: int, image_size: int) -> Objective:
+    return objective_class(config.name)(config, features, image_size)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -25,7 +25,7 @@ from adios_ray.masking.slots import read_head, replace_head, resize_head
 from adios_ray.models.networks import Networks
 from adios_ray.models.stem import StemConv2d, convolve_phases
 from adios_ray.models.timm_alone import timm
-from adios_ray.objectives import build_objective
+from adios_ray.objectives import objective_class
 from adios_ray.training.optimizers import Optimizers, build_optimizer, build_optimizers
 from adios_ray.training.step import accumulate_gradients, train_step
 from adios_ray.validation import parse
@@ -200,7 +200,7 @@ def test_both_plays_of_a_step_drop_the_same(objective: str) -> None:
     config = make_config(objective, order="alternating")
     networks, optimizers = make_players(config)
     networks.features, networks.backbone = 12, Dropped().double()
-    networks.objective = build_objective(config.objective, 12, SIZE).double()
+    networks.objective = objective_class(config.objective.name)(config.objective, 12, SIZE).double()
     networks.probe = nn.Linear(12, CLASSES).double()
     if networks.momentum is not None:
         copies = {"backbone": Dropped().double(), "projector": copy.deepcopy(networks.objective.projector)}

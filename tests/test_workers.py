@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import start_processes
 from adios_ray import parallel
 from adios_ray.config import ObjectiveConfig, TrialConfig, replaced
 from adios_ray.data.loader import Batch
-from adios_ray.objectives import Embedding, build_objective
+from adios_ray.objectives import Embedding, objective_class
 from adios_ray.training.divergence import Terms, batch_state
 from adios_ray.training.step import train_step
 
@@ -68,7 +68,7 @@ def loss_between(name: str, rank: int, workers: int) -> dict[str, Tensor]:
     """Compute an objective's loss between random embeddings, its gradients, and its buffers after one update."""
     torch.manual_seed(0)
     queue = {"queue": 10} if name == "mocov2" else {}
-    objective = build_objective(ObjectiveConfig(name=name, output_dim=6, **queue), 4, SIZE).double()
+    objective = objective_class(name)(ObjectiveConfig(name=name, output_dim=6, **queue), 4, SIZE).double()
     embeddings = torch.randn(4, 2 * IMAGES, 6, dtype=torch.float64).chunk(workers, dim=1)[rank]
     online_u, target_u, online_v, target_v = (part.clone() for part in embeddings)
     online_u.requires_grad_()

@@ -72,7 +72,8 @@ class Doctor:
         none = "no GPU that torch can use: trainings run on CPUs; if there is one, install torch for its driver"
         print(f"devices: {', '.join(_gpus()) or none}")
         print(f"versions: {', '.join(f'{name} {version}' for name, version in environment.versions.items())}")
-        problems = sum([self._check_storage(), _check_wandb()])
+        problems = int(self._check_storage())
+        _print_wandb()
         nodes, unusable = _cluster(device.type == "cuda")
         problems += unusable
         images, stored = None, None
@@ -85,8 +86,10 @@ class Doctor:
                 print(f"! data: {error}")
                 problems += 1
             else:
-                images, stored = sum(map(manifest.images, manifest.training_splits)), manifest.image_size
-                print(f"data: {self.data_dir}: {images:,} training images of {stored} pixels")
+                images, stored = manifest.training_images or None, manifest.image_size
+                has = "no train split" if images is None else f"{images:,} training images of {stored} pixels"
+                print(f"{'' if images else '! '}data: {self.data_dir}: {has}")
+                problems += images is None
         if self.preset is not None:
             problems += self._check_preset(self.preset, nodes, images, stored)
         return problems
@@ -177,17 +180,16 @@ def _cluster(on_gpu: bool) -> "tuple[list[Node], bool]":
     return joined, False
 
 
-def _check_wandb() -> bool:
-    """Print whether wandb has a token; that is no problem, since --wandb is off by default."""
+def _print_wandb() -> None:
+    """Print whether wandb has a token; having none is no problem, since --wandb is off by default."""
     from adios_ray.tracking.trackers.wandb import check_login
 
     try:
         check_login()
     except InputError as error:
         print(f"wandb: {error}")
-        return False
-    print("wandb: a token is there; --wandb online can be used")
-    return False
+    else:
+        print("wandb: a token is there; --wandb online can be used")
 
 
 def _check_objective(name: str) -> int:

@@ -103,7 +103,6 @@ class Masks:
         from adios_ray.data.shards import open_shards
         from adios_ray.devices import best_device
         from adios_ray.models.export import load_occlusion_model
-        from adios_ray.models.weights import occlusion_image_size
         from adios_ray.places import check_output_file, delivered
         from adios_ray.tracking.mask_files import one_hot, to_pixels
         from adios_ray.tracking.pictures import save_mask_sheet
@@ -131,7 +130,7 @@ class Masks:
         if self.images is not None and number > len(split):
             raise UsageError(f"--images {number} is more than the {len(split)} validation images of {data_dir}")
         occlusion = load_occlusion_model(self.checkpoint).to(device)
-        x = central_views(split, np.arange(min(number, len(split))), occlusion_image_size(occlusion), device)
+        x = central_views(split, np.arange(min(number, len(split))), occlusion.image_size, device)
         with torch.no_grad():
             masks = occlusion(x).cpu().numpy()
         if self.hard:

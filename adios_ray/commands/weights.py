@@ -86,7 +86,7 @@ class Export:
                 info = export_encoder(weights, output, self.naming or "timm")
                 written = f"{info.naming} {info.name}, {info.features} features, {info.image_size} pixels"
         print(f"{self.output}: {written}")
-        if weights.config.evaluation.fresh_statistics and not self.occlusion:
+        if weights.config.evaluation.fresh_statistics and not (self.occlusion or self.averaged):
             print(
                 "its BatchNorm statistics are the training's: evaluations of this run took those of unmasked images "
                 "(evaluation.fresh_statistics), and their scores are not exactly this file's"

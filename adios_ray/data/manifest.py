@@ -147,6 +147,11 @@ class Manifest(Record):
         return sum(entry.rows for entry in self.splits[split])
 
     @property
+    def training_images(self) -> int:
+        """Number of images that networks train on; 0 without a train split."""
+        return sum(self.images(split) for split in self.training_splits) if "train" in self.splits else 0
+
+    @property
     def checksum(self) -> str:
         """SHA-256 checksum of the images and labels of all splits, from those of the shards, in hexadecimal."""
         shards = {split: [entry.sha256 for entry in entries] for split, entries in self.splits.items()}

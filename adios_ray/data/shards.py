@@ -194,7 +194,7 @@ class Dataset:
         """
         splits = self.manifest.splits
         if lacking := [name for name in names if not splits.get(name)]:
-            raise DatasetError(f"{self.directory} has no split {lacking[0]!r}; it has {', '.join(sorted(splits))}")
+            raise DatasetError(f"{self.location} has no split {lacking[0]!r}; it has {', '.join(sorted(splits))}")
         entries = [entry for name in names for entry in splits[name]]
         return Split("+".join(names), [_map_shard(self.directory / e.file, e, self.manifest) for e in entries])
 

@@ -30,7 +30,7 @@ from adios_ray.evaluation.knn import (
     knn_sweep,
     macro_f1,
 )
-from adios_ray.evaluation.linear import Lbfgs, Sgd, accuracy_scores, evaluate_linear
+from adios_ray.evaluation.linear import Lbfgs, Sgd, accuracy_scores, evaluate_linear, rates_at_once
 from adios_ray.evaluation.multilabel import multilabel_probe
 from adios_ray.evaluation.requirements import check_labels, check_masks_are_learned, check_object_masks, why_not_val
 from adios_ray.evaluation.result import LEFT_OUT, EvaluationResult, Row, Score
@@ -117,7 +117,7 @@ def linear(
         subject: What to evaluate.
         solver: See ``evaluate_linear``.
         augment: Train on features of another random crop, flipped or not, of each image in each epoch, instead of on
-            those of the central views. Each epoch is one forward pass over train, for all rates together.
+            those of the central views. Each epoch is one forward pass over train, for all rates that fit into memory.
         rates: Learning rates of SGD for batches of 256.
         epochs: Of SGD; the rate is multiplied by 0.1 after 60 % and 80 % of them.
         batch_size: Of SGD.
@@ -141,7 +141,8 @@ def linear(
     features = {split: subject.features(split) for split in splits}
     train, held_out = features["train"], features[subject.split]
     images = subject.dataset.split("train")
-    steps = epochs * len(images) if solver == "sgd" else 0
+    together = rates_at_once(len(subject.dataset.manifest.classes), train.features.shape[1], batch_size)
+    steps = epochs * len(images) * math.ceil(len(rates) / together) if solver == "sgd" else 0
     with subject.progress("linear classifiers", steps) as advance:
 
         def batch_features(epoch: int, batch: Tensor) -> Tensor:

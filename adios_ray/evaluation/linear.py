@@ -195,6 +195,11 @@ def evaluate_linear(
     return LinearEvaluation(accuracy(classifier, *test), accuracy(classifier, *val), None)
 
 
+def rates_at_once(classes: int, size: int, batch_size: int) -> int:
+    """Return how many classifiers for features of a size train together, by the memory for their gradients."""
+    return max(VALUES // (classes * max(size + 1, batch_size)), 1)
+
+
 def linear_sweep(
     train: Labeled,
     val: Labeled,
@@ -220,7 +225,7 @@ def linear_sweep(
     classes, size = _check_training(*train), train[0].shape[1]
     check_split("val", *val, size, classes)
     # Rates are independent of each other: where their classifiers do not fit together, groups are trained in turn.
-    group = max(VALUES // (classes * max(size + 1, sgd.batch_size)), 1)
+    group = rates_at_once(classes, size, sgd.batch_size)
     found: list[RateAccuracy] = []
     for first in range(0, len(sgd.rates), group):
         some = replace(sgd, rates=sgd.rates[first : first + group])

@@ -120,8 +120,7 @@ def _check_trial(config: ExperimentConfig, manifest: Manifest, data: str) -> Non
             f"label some images, or use one of {without} with --scheduler none"
         )
     networks = _check_networks(config, manifest)
-    images = sum(map(manifest.images, manifest.training_splits))
-    check_batch(config, images, config.workers_per_trial, networks.batch_norm)
+    check_batch(config, manifest.training_images, config.workers_per_trial, networks.batch_norm)
     if config.cuda_graphs and config.gpus_per_worker != 0:
         check_recordable(networks, config.workers_per_trial)
     for split in HELD_OUT:

@@ -98,7 +98,7 @@ class UNet(nn.Module):
         """Build ``levels`` resolutions, log2(image_size) - 1 if not given; the last three have 2 ``width`` channels."""
         super().__init__()
         levels = levels or int(math.log2(image_size) - 1)
-        self.bottom_size = image_size // 2 ** (levels - 1)
+        bottom_size = image_size // 2 ** (levels - 1)
         widths = [width] * (levels - 3) + [2 * width] * 3
         inputs = [3, *widths[:-1]]
         options: dict[str, Any] = {"kernel_size": 3, "padding": 1, "bias": norm == "none"}
@@ -106,7 +106,7 @@ class UNet(nn.Module):
             nn.Sequential(nn.Conv2d(i, o, **options), *_normalized(o, norm))
             for i, o in zip(inputs, widths, strict=True)
         )
-        flat = widths[-1] * self.bottom_size**2
+        flat = widths[-1] * bottom_size**2
         self.mlp = nn.Sequential(
             nn.Flatten(),
             nn.Linear(flat, BOTTLENECK),
@@ -139,6 +139,7 @@ class OcclusionModel(nn.Module):
     """Maps images to N masks that sum to one at every pixel; 1 removes the pixel.
 
     Attributes:
+        image_size: Side S of its images in pixels.
         layout: Memory layout of the U-Net, whatever that of the images; ``use_layout`` changes it.
     """
 

@@ -320,7 +320,7 @@ def _take_heads(networks: Networks, weights: Weights, path: Location) -> None:
 
 def _take_occlusion(occlusion: OcclusionModel, ours: MaskingConfig, weights: Weights, path: Location) -> None:
     wanted = _differing("masking", ("width", "norm"), weights.config.masking, ours)
-    if occlusion_image_size(occlusion) != weights.image_size:
+    if occlusion.image_size != weights.image_size:
         wanted["image_size"] = weights.image_size
     given = weights.part("occlusion")
     levels = sum(name.startswith("mask_encoder.down.") and name.endswith(".0.weight") for name in given)
@@ -331,13 +331,6 @@ def _take_occlusion(occlusion: OcclusionModel, ours: MaskingConfig, weights: Wei
     # The file's number of slots first: the trainer then splits or merges to the configured one.
     use_blank_head(occlusion, weights.config.masking.slots)
     _put(occlusion, given, path)
-
-
-def occlusion_image_size(occlusion: OcclusionModel) -> int:
-    """Compute the side in pixels of the images that an occlusion model accepts."""
-    unet = occlusion.mask_encoder
-    size: int = unet.bottom_size << (len(unet.down) - 1)
-    return size
 
 
 def _resampled(tensors: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:

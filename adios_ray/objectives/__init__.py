@@ -2,10 +2,10 @@
 
 import importlib
 
-from adios_ray.config import OBJECTIVES, ObjectiveConfig
+from adios_ray.config import OBJECTIVES
 from adios_ray.objectives.base import Embedding, Objective
 
-__all__ = ["Embedding", "Objective", "build_objective", "objective_class"]
+__all__ = ["Embedding", "Objective", "objective_class"]
 
 
 def objective_class(name: str) -> type[Objective]:
@@ -14,14 +14,3 @@ def objective_class(name: str) -> type[Objective]:
     module, _, defined = OBJECTIVES[name].partition(":")
     found: type[Objective] = getattr(importlib.import_module(f"{__name__}.{module}"), defined)
     return found
-
-
-def build_objective(config: ObjectiveConfig, features: int, image_size: int) -> Objective:
-    """Build the configured objective.
-
-    Args:
-        config: Name and hyperparameters.
-        features: Width F of the backbone's features.
-        image_size: Side S of the images in pixels.
-    """
-    return objective_class(config.name)(config, features, image_size)

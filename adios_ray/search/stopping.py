@@ -68,7 +68,7 @@ class StoppingSearch(LiveScheduler):
         """Record a trial's last report, with which the rule compares others."""
         was_finished = self.population[name_of(trial)].finished
         super().on_trial_complete(tune_controller, trial, result)
-        if not was_finished:  # else the rule would count the report twice
+        if not was_finished and self.failure is None:  # else the rule would count the report twice, or lack it
             self.decide(name_of(trial))
 
     def _add_to_rule(self, name: str) -> None:

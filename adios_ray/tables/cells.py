@@ -85,7 +85,7 @@ def run_cell(cell: Cell, folder: Path, places: Mapping[str, str], device: torch.
         evaluate: Evaluates the trained encoder.
 
     Raises:
-        AdiosError: If the training diverges, or the data does not allow an evaluation.
+        AdiosRayError: If the training diverges, or the data does not allow an evaluation.
     """
     config = _reporting(cell.config)
     schedule = Schedule(

@@ -185,7 +185,7 @@ def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, 
         if group in given:
             manifest = verify(given[group])
             places[group] = given[group]
-            images = sum(map(manifest.images, manifest.training_splits))
+            images = manifest.training_images
             if abs(images - data.images) > ROUNDING * data.images:
                 say(
                     f"--data {group}: {given[group]} has {images:,} training images, those of the table "

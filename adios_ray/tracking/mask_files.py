@@ -35,7 +35,6 @@ from adios_ray.data.sources.walk import walk
 from adios_ray.errors import ConfigError, DatasetError, RefusedImageError, UsageError
 from adios_ray.files import atomic_path, write_output
 from adios_ray.masking.occlusion import OcclusionModel
-from adios_ray.models.weights import occlusion_image_size
 from adios_ray.tracking.pictures import save_mask_sheet, slot_colors
 from adios_ray.tracking.run_masks import Pixels
 from adios_ray.validation import read_json
@@ -202,7 +201,7 @@ def write_masks(
         DatasetError: If no image could be used.
         OSError: If storage fails.
     """
-    side, device = occlusion_image_size(occlusion), next(occlusion.parameters()).device
+    side, device = occlusion.image_size, next(occlusion.parameters()).device
     refused: dict[str, str] = {}
     notes = PassedOver()
     read = partial(_read, image_size=side, options=options, overlay=settings.overlay)

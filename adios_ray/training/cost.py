@@ -104,7 +104,7 @@ def _peak_bytes(device: torch.device) -> int:
 
 
 def _core_seconds(work: Callable[[], object]) -> float:
-    """Measure a call on one core, as cells train on CPUs, by the processor's time: other programs do not count."""
+    """Measure a call on one core, as a trial trains on CPUs, by the processor's time: other programs do not count."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     began = time.process_time()

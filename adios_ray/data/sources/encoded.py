@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self
 
 from adios_ray.data.decode import DecodeOptions, decode
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED, ListedSource, Sample
+from adios_ray.data.sources.passed_over import first_of
 from adios_ray.data.sources.split_files import SplitFiles
 from adios_ray.errors import DatasetError
 from adios_ray.store import Store
@@ -133,20 +134,16 @@ def class_names(
     texts = sorted(label for label in labels if isinstance(label, str))
     ordered: list[Label] = [*numbers, *texts]
     if numbers and texts:
-        raise DatasetError(f"the labels of {root} mix numbers ({_some(numbers)}) and names ({_some(texts)})")
+        raise DatasetError(f"the labels of {root} mix numbers ({first_of(numbers)}) and names ({first_of(texts)})")
     if names is not None:
         if not all(names) or len(set(names)) < len(names):
             raise DatasetError(f"the class names of {root} must be different, and none empty")
         listed: dict[Label, str] = dict(enumerate(names)) if numbers else {name: name for name in names}
         if unknown := [label for label in ordered if label not in listed]:
-            raise DatasetError(f"{root} names {len(names)} classes, but has the labels {_some(unknown)}")
+            raise DatasetError(f"{root} names {len(names)} classes, but has the labels {first_of(unknown)}")
         return names, listed
     for split in sorted(found.keys() - {"train"}) if found.get("train") else ():
         if unseen := [label for label in ordered if label in found[split] - found["train"]]:
-            raise DatasetError(f"class names of {root} differ: {split} has {_some(unseen)}, which train has not")
+            raise DatasetError(f"class names of {root} differ: {split} has {first_of(unseen)}, which train has not")
     named: dict[Label, str] = {label: str(label) for label in ordered}
     return tuple(named.values()), named
-
-
-def _some(labels: Sequence[Label]) -> str:
-    return ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")

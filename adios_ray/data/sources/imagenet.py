@@ -9,6 +9,7 @@ from pathlib import Path
 from adios_ray.data.sources.folder import images, of_classes
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.sources.matlab import read_mat
+from adios_ray.data.sources.passed_over import first_of
 from adios_ray.errors import DatasetError
 
 DEVKIT = Path("ILSVRC2012_devkit_t12", "data")
@@ -48,7 +49,7 @@ def source(root: Path) -> ImageFiles:
         held_out = _flat(base, val, classes)
     for folder, by_class in ((train, found), (val, held_out)):
         if lacking := [name for name in wanted if not by_class[name]]:
-            raise DatasetError(f"{folder} has no images of {len(lacking)} of the 100 classes: {', '.join(lacking[:5])}")
+            raise DatasetError(f"{folder} has no images of {len(lacking)} of the 100 classes: {first_of(lacking)}")
     return of_classes(base, {"train": found, "test": held_out}, described_in=described_in)
 
 

@@ -150,7 +150,7 @@ def source(root: Location, image_column: str | None = None, label_column: str | 
         items.setdefault(split, []).extend(_items(name, split, files[name], named, passed_over))
     items = {split: listed for split, listed in items.items() if listed}
     if not items:
-        raise DatasetError(f"{found.store} has no rows that can be used: {_reasons(passed_over)}")
+        raise DatasetError(f"{found.store} has no rows that can be used: {passed_over.text() or 'they are empty'}")
     others = next(iter(files.values())).others if columns.label is None else ()
     notes = (f"no label column is recognized; for one of {first_of(others)}, give --label-column",) if others else ()
     return ParquetImages.found_in(
@@ -160,10 +160,6 @@ def source(root: Location, image_column: str | None = None, label_column: str | 
 
 def _is_label(label: Label | None) -> TypeGuard[Label]:
     return bool(label) if isinstance(label, str) else label is not None and label >= 0
-
-
-def _reasons(passed_over: PassedOver) -> str:
-    return "; ".join(f"{reason} ({count:,})" for reason, (count, _) in passed_over.items()) or "they are empty"
 
 
 def _items(name: str, split: str, file: _File, named: dict[Label, str], passed_over: PassedOver) -> Iterator[str]:
@@ -262,7 +258,7 @@ def _image_kind(kind: pa.DataType) -> str | None:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)  # type: ignore[no-any-return]
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)  # type: ignore[no-any-return]  # pyarrow ships no types
 
 
 def _label_kind(path: str, label: str, kind: pa.DataType) -> str:

@@ -7,10 +7,10 @@ EXAMPLES = 10
 _NAMED = 5
 
 
-def first_of(names: Sequence[str], number: int | None = None) -> str:
+def first_of(names: Sequence[object], number: int | None = None) -> str:
     """List the first of some names for people; ``number`` is how many there are, where these are examples."""
     shown = names[:_NAMED]
-    return ", ".join(shown) + (", ..." if (number or len(names)) > len(shown) else "")
+    return ", ".join(map(str, shown)) + (", ..." if (number or len(names)) > len(shown) else "")
 
 
 class Reason(NamedTuple):
@@ -47,6 +47,10 @@ class PassedOver(Mapping[str, Reason]):
     def total(self) -> int:
         """How much was passed over, for all reasons."""
         return sum(reason.number for reason in self._reasons.values())
+
+    def text(self) -> str:
+        """Write the reasons with their numbers, without examples."""
+        return "; ".join(f"{reason} ({number:,})" for reason, (number, _) in self._reasons.items())
 
     def __getitem__(self, reason: str) -> Reason:
         """Look up a reason."""

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from adios_ray.data.image_formats import EXTENSIONS
 from adios_ray.data.sources.base import UNLABELED
-from adios_ray.data.sources.passed_over import PassedOver
+from adios_ray.data.sources.passed_over import PassedOver, first_of
 from adios_ray.errors import DatasetError
 from adios_ray.store import Location, Store, as_text, split_location
 
@@ -123,10 +123,9 @@ def _splits(names: Sequence[str], store: Store) -> dict[str, str]:
     if not any(said.values()):
         return dict.fromkeys(names, "train")
     if silent := [name for name, splits in said.items() if not splits]:
-        some = ", ".join(silent[:5]) + (", ..." if len(silent) > 5 else "")
         raise DatasetError(
-            f"{len(silent)} of {len(names)} files in {store} do not say their split, though others do: {some}; rename "
-            "or move them (train-*, validation-*, test-*, or folders of these names)"
+            f"{len(silent)} of {len(names)} files in {store} do not say their split, though others do: "
+            f"{first_of(silent)}; rename or move them (train-*, validation-*, test-*, or folders of these names)"
         )
     return {name: splits[0] for name, splits in said.items()}
 

@@ -92,8 +92,8 @@ def source(root: Location) -> TarImages:
     classes, named = class_names(labels, _common(lists, found.store), str(found.store))
     items, passed_over = _items(found, shards, named)
     if not items:
-        reasons = "; ".join(f"{reason} ({count:,})" for reason, (count, _) in passed_over.items())
-        raise DatasetError(f"{found.store} has no images that can be used: {reasons or 'the files are empty'}")
+        reasons = passed_over.text() or "the files are empty"
+        raise DatasetError(f"{found.store} has no images that can be used: {reasons}")
     fields = sorted(set().union(*(shard.fields for shard in shards.values())))
     usual = " or ".join(_LABEL_FIELDS)
     silent = named or not fields or {*fields} & {*_LABEL_FIELDS}

@@ -126,7 +126,7 @@ def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:
     from adios_ray.data.shards import open_shards
     from adios_ray.errors import DatasetError
     from adios_ray.evaluation.subject import opened
-    from adios_ray.models.weights import load_weights
+    from adios_ray.models.weights import averaged, load_weights
 
     if run.best is None:
         return
@@ -136,7 +136,9 @@ def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:
         return say(f"no features: {trial} has no intact checkpoint")
     if kept is not None and (kept.info.weights_sha256, kept.info.images) == (pointer.sha256, images):
         return None
-    weights = load_weights(Path(pointer.path))
+    weights = load_weights(pointer.path)
+    if weights.config.evaluation.average_weights:  # those that were scored
+        weights = averaged(weights)
     location = str((run.config or {}).get("data_dir") or weights.config.data_dir)
     try:
         dataset = open_shards(location)
@@ -147,7 +149,7 @@ def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:
     with opened(weights, dataset, split="val") as subject:
         found = {
             "trial": trial,
-            "epoch": Path(pointer.path).name,
+            "epoch": pointer.path.name,
             "weights_sha256": pointer.sha256,
             "images": images,
             "data_sha256": dataset.manifest.checksum,

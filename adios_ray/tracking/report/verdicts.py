@@ -1,7 +1,7 @@
 """Verdicts about a run in words, each with its evidence: one function each, from the run's records.
 
-A function returns None where there is nothing to say. Thresholds are named where they are used; a verdict never rests
-on a difference that its standard error explains.
+A function yields nothing where there is nothing to say. Thresholds have names; a verdict never rests on a difference
+that its standard error explains.
 """
 
 import itertools
@@ -321,9 +321,9 @@ def diverged(run: RunData) -> Iterator[Verdict]:
         more = f" and {len(counts) - 4} more" if len(counts) > 4 else ""
         yield Verdict(
             "look",
-            f"{len(counts)} trial{'s' if len(counts) > 1 else ''} diverged or collapsed",
+            f"{counted(len(counts), 'trial')} diverged or collapsed",
             f"reports without a score: {names}{more}",
-            "lower learning rates in the search space; the diverged steps are in diverged/",
+            "lower learning rates in the search space; diverged/ has the steps of those that diverged",
         )
 
 
