@@ -152,6 +152,19 @@ class RunStorage:
                 if damage(pointer) is not None:  # another process may have fetched it
                     self._fetch_folder(pointer.path)
 
+    def fetch_initial_weights(self) -> Path | None:
+        """Return the run's copy of its initial weights on this node, fetched if it is not there; None if it has none.
+
+        Raises:
+            OSError: If storage fails; the call may be repeated.
+        """
+        path = RunDirectory(self.directory).initial_weights
+        if self._remote is not None and not path.exists() and self.has(path):
+            with self._fetching():
+                if not path.exists():  # another process may have fetched it
+                    self._fetch(path)
+        return path if path.exists() else None
+
     def push(self, at_end: bool = False) -> None:
         """Copy the driver's files that have changed since the last call to the URI, and delete those that are gone.
 
@@ -238,11 +251,11 @@ class RunStorage:
             with suppress(OSError):
                 path.unlink()
 
-    def trim(self, trial: str) -> None:
+    def trim(self, trial: str | None) -> None:
         """Remove this node's copies of checkpoints that have been pruned at the URI.
 
         Args:
-            trial: The trial whose worker this is; all that it has written is published.
+            trial: The trial whose checkpoints this process writes, all of which are published; None if it writes none.
         """
         if self._remote is None:
             return

@@ -76,7 +76,7 @@ def test_a_request_is_added_to_those_of_others_and_withdrawn_however_the_run_end
 ) -> None:
     coordinator.actor.request_resources("train-1", TRIAL, 60)  # as Ray Train does for another job
     try:
-        with NodeRequest("/runs/first", TRIAL) as first, NodeRequest("/runs/second", TRIAL) as second:
+        with NodeRequest("/runs/first", TRIAL, print) as first, NodeRequest("/runs/second", TRIAL, print) as second:
             first.update(3)
             assert coordinator.sent[-1] == TRIAL * 4
             second.update(2)
@@ -90,7 +90,7 @@ def test_a_request_is_added_to_those_of_others_and_withdrawn_however_the_run_end
 
 
 def test_a_request_expires_unless_it_is_renewed(coordinator: Coordinator) -> None:
-    with NodeRequest("/runs/first", TRIAL) as request:
+    with NodeRequest("/runs/first", TRIAL, print) as request:
         request.update(2)
         coordinator.now = 0.9 * EXPIRY_S
         request.update(2)
@@ -141,7 +141,7 @@ def test_all_nodes_are_started_where_the_population_needs_more_than_there_can_be
     if others:
         coordinator.actor.request_resources("others", TRIAL * others, 10_000)
     fits, asked = min(4 * most - others, trials), []
-    with NodeRequest("/runs/first", TRIAL) as request:
+    with NodeRequest("/runs/first", TRIAL, print) as request:
         for coordinator.now in range(240):
             request.update(trials, fitting=max(min(4 * cluster.nodes - others, trials), 0))
             if coordinator.now % 5 == 0:
@@ -158,8 +158,20 @@ def test_all_nodes_are_started_where_the_population_needs_more_than_there_can_be
         assert len(coordinator.sent[-1]) == min(4 * most, trials)
 
 
+def test_what_no_node_can_ever_hold_is_said_once(coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, said = SecondVersion(2), list[str]()
+    monkeypatch.setattr(autoscaling, "unmet_bundles", lambda: cluster.unmet)
+    with NodeRequest("/runs/first", [{"CPU": 1.0, "GPU": 8.0}], said.append) as request:
+        for coordinator.now in range(700):
+            request.update(8)
+            if coordinator.now % 5 == 0:
+                cluster.look(coordinator.sent[-1])
+    (line,) = said
+    assert "can start no nodes for a trial, whose 1 workers need {'CPU': 1.0, 'GPU': 8.0} each" in line
+
+
 def test_nodes_that_cannot_train_are_not_counted(coordinator: Coordinator) -> None:
-    with NodeRequest("/runs/first", TRIAL) as request:
+    with NodeRequest("/runs/first", TRIAL, print) as request:
         request.update(2)
         assert coordinator.selectors[-1] is None
         request.update(2, refused=["bad", "worse"])
@@ -170,7 +182,7 @@ def test_a_coordinator_that_was_lost_is_found_again(coordinator: Coordinator, mo
     def lost(reference: object) -> None:
         raise ActorDiedError
 
-    with NodeRequest("/runs/first", TRIAL) as request:
+    with NodeRequest("/runs/first", TRIAL, print) as request:
         request.update(2)
         other = Coordinator()
         monkeypatch.setattr(autoscaling, "find_or_start_coordinator", lambda: other)

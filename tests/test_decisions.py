@@ -316,7 +316,7 @@ def test_a_refused_trial_may_explore_with_its_own_weights(tmp_path: Path) -> Non
     assert all(not exploit.copies and exploit.p is None and exploit.new != exploit.old for exploit in exploits)
     (simulated.directory / "config.json").write_text(simulated.config.model_dump_json())
     for name, member in state.members.items():
-        stages = list(schedule_of(simulated.directory, name).intervals())
+        stages = list(schedule_of(simulated.directory, name, simulated.directory).intervals())
         assert {stage.trial for stage, _ in stages} == {name}
         gains = [(end - s.from_epoch) * optimum(replaced(simulated.config, s.values)) for s, end in stages]
         assert 0.3 + sum(gains) / 100 == pytest.approx(member.score, abs=1e-9)

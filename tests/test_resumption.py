@@ -252,8 +252,11 @@ def test_a_run_keeps_the_weights_that_its_trials_begin_with(
             place = str(tmp_path / "moved")
         runner.resume(f"{place}/one")
         assert read_experiment(f"{place}/one").initial_weights == asked.initial_weights
-        assert trained[-1][0].initial_weights == f"{place}/one/initial_weights.safetensors"
-        kept = load_weights(f"{place}/one/initial_weights.safetensors")
+        assert trained[-1][0].initial_weights == asked.initial_weights
+        run = RunStorage(f"{place}/one")
+        path = run.fetch_initial_weights()
+        assert path is not None and (tmp_path / "another machine" in path.parents) == remote
+        kept = load_weights(path)
         assert kept.origin == "elsewhere" and checksum(kept.tensors) == checksum(weights.tensors)
 
 

@@ -19,6 +19,7 @@ from simulated import SimulatedRun
 from waiting import TIMEOUT_S
 
 from adios_ray import local_cache, places, retry
+from adios_ray.backend import capacity
 from adios_ray.backend.channel import ChannelCalls
 from adios_ray.checkpoints import (
     EARLIER_STATE_FILE,
@@ -163,6 +164,20 @@ def test_half_an_upload_is_no_checkpoint(nodes: Nodes, server: S3Server) -> None
     assert load_checkpoint(reader.here(pointer), CPU)["tensor"][0] == 1.0
 
 
+@pytest.mark.parametrize("error", [None, RuntimeError("the workers failed")])
+def test_a_controller_that_has_ended_keeps_no_copy_of_the_run(
+    error: Exception | None, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = nodes["worker"]
+    monkeypatch.setattr(capacity, "_own_record", lambda run: RunDirectory(run.directory).controllers / "a1")
+    record = capacity.ControllerRecord(nodes.place, print)
+    record.started()
+    assert node.has(RunDirectory(node.directory).controllers / "a1") and node.directory.exists()
+    record.finished(error)
+    assert not node.directory.exists()
+    assert node.has(RunDirectory(node.directory).controllers / "a1") == (error is not None)
+
+
 def pointer_place(nodes: Nodes, epoch: int) -> str:
     """Name the URI of a checkpoint."""
     return f"{nodes.place}/checkpoints/trial_00/epoch_{epoch:05d}"
@@ -185,7 +200,7 @@ def test_pruned_checkpoints_disappear_from_the_uri_and_from_the_nodes(
     left = [f"epoch_{epoch:05d}" for epoch in (4, 3, 1)]  # the newest, what it continued, and what a member has copied
     assert [path.name for path in driver.epochs(RunDirectory(driver.directory).checkpoints / "trial_00")] == left
     assert not Store(pointer_place(nodes, 2)).find()
-    writer.trim("another")
+    writer.trim(None)
     assert pointers[1].path.exists()  # for all that this node knows, it may not have been copied yet
     writer.publish(unpublished.path)
     writer.trim("trial_00")

@@ -696,7 +696,7 @@ def test_a_trials_schedule_adds_up_to_its_score(tmp_path: Path, synchronous: boo
     state = simulated.drive()
     (simulated.directory / "config.json").write_text(simulated.config.model_dump_json())
     for name, member in state.members.items():
-        schedule = schedule_of(simulated.directory, name)
+        schedule = schedule_of(simulated.directory, name, simulated.directory)
         score, epochs = 0.0, 0
         for stage, end in schedule.intervals():
             assert stage.from_epoch == epochs

@@ -1,7 +1,7 @@
 """Requests to a cluster's autoscaler, which starts and stops nodes."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -43,14 +43,16 @@ class NodeRequest:
     hold, nor for that of others in the same sum. Where it says so, the number of trials is lowered to what it can hold.
     """
 
-    def __init__(self, run: str, trial: Sequence[Mapping[str, float]]) -> None:
+    def __init__(self, run: str, trial: Sequence[Mapping[str, float]], say: Callable[[str], None]) -> None:
         """Request nothing yet.
 
         Args:
             run: The run's directory or URI, which distinguishes its request from those of others.
             trial: Resources of each worker of a trial.
+            say: Tells the user that no trial fits, whatever nodes the autoscaler starts.
         """
-        self._requester, self._trial = f"adios_ray/{run}", [dict(bundle) for bundle in trial]
+        self._requester, self._trial, self._say = f"adios_ray/{run}", [dict(bundle) for bundle in trial], say
+        self._told = False
         self._asked, self._asked_at = 0, -ANSWER_S
         self._possible = 0
         self._impossible: int | None = None
@@ -86,6 +88,13 @@ class NodeRequest:
             self._hopeful_at, self._impossible = now, None
         if now - self._asked_at >= ANSWER_S:
             if self._asked > fitting and self._is_unmet():
+                if self._asked == 1 and not self._told:
+                    self._told = True
+                    self._say(
+                        f"the autoscaler can start no nodes for a trial, whose {len(self._trial)} workers need "
+                        f"{self._trial[0]} each: unless others end, stop the run, and resume it with other "
+                        "--gpus-per-worker and --cpus-per-worker"
+                    )
                 self._impossible = self._asked
                 self._possible = self._possible if self._possible < self._asked else 0
             else:

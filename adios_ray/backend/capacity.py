@@ -45,6 +45,7 @@ class ControllerRecord:
         """Delete the record of a controller that has removed its group; after an error it may not have."""
         if error is None:
             self._run.remove(_own_record(self._run))  # a record that is left over does no harm
+        self._run.close()  # the trial's actor removes this node's copy of the run before this process has ended
 
 
 def record_controller(run: Location) -> None:

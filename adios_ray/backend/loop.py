@@ -64,7 +64,8 @@ def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
     settings, checkpoint, position = start
     device = _gpu() if config["gpus"] else CPU
     limit_memory(device, config["gpus"])
-    trainer, say = Trainer(settings, device), partial(note, config["channel"], config["trial"])
+    say = partial(note, config["channel"], config["trial"])
+    trainer = Trainer(settings, device, retry(storage.fetch_initial_weights, say))
     if settings.precision == "bfloat16" and not native_bfloat16(trainer.device) and parallel.rank() == 0:
         say(f"{torch.cuda.get_device_name(trainer.device)} has no bfloat16 of its own: it trains in float32")
     if checkpoint:
@@ -173,8 +174,8 @@ def _train(
             written.append(run.masks(trial, trainer.epoch))
         for path in written:
             retry(partial(storage.publish, path), say)
-        storage.trim(trial)
         report = report.model_copy(update={"checkpoint_s": time.monotonic() - trained_at, "load_s": load_s})
+    storage.trim(trial if parallel.rank() == 0 else None)
     reported_at = time.monotonic()
     if parallel.rank() == 0:
         # Save, then answer: from the answer on, restarts begin at this checkpoint, so it must exist. After a crash in

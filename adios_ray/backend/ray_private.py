@@ -30,6 +30,7 @@
   ``log_to_driver`` is; among them the advice that many processes are running, which is what a population is.
 - The status that an autoscaler leaves in the control store, and the names that it gives to nodes of a cluster which
   nothing scales: no public function tells whether nodes can be added.
+- ``HEAD_NODE_RESOURCE_NAME``, a resource that the head node alone has: no public option places a task there.
 - The coordinator of Ray's libraries, which replaces the cluster's only request to the autoscaler by the sum of those
   that it has received; one made by the public ``ray.autoscaler.sdk.request_resources`` would soon be replaced too.
 - ``get_cluster_status`` of Ray's client of the control store: no public function tells that an autoscaler cannot
@@ -53,6 +54,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray._private import worker as ray_worker
 from ray._private.authentication.authentication_token_setup import (
     AUTH_MODE_ENV_VAR,
@@ -131,6 +133,9 @@ def use_stored_token() -> bool:
 def reported_autoscaler() -> bool | None:
     """Tell whether an autoscaler adds nodes to the cluster; a monitor that only reports runs in every other one.
 
+    On KubeRay the second version of the autoscaler runs where nothing is to be scaled, too, and counts as one that adds
+    nodes: it does not say which it is.
+
     Returns:
         None while neither has reported a node, in a cluster that has just started.
     """
@@ -167,12 +172,20 @@ def entry_point(job: str) -> EntryPoint | None:
 
 
 def find_or_start_coordinator() -> Any:
-    """Find the detached actor that adds up what is requested of the cluster's autoscaler, or start it."""
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-        get_or_create_autoscaling_coordinator,
-    )
+    """Find the detached actor that adds up what is requested of the cluster's autoscaler, or start it on the head node.
 
-    return get_or_create_autoscaling_coordinator()
+    Ray starts it on the node of the caller, which an autoscaler then could not stop after the run.
+    """
+
+    def on_head() -> Any:  # local, so that the head need not have this package
+        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+            get_or_create_autoscaling_coordinator,
+        )
+
+        return get_or_create_autoscaling_coordinator()
+
+    task = ray.remote(num_cpus=0, resources={HEAD_NODE_RESOURCE_NAME: 0.001})(on_head)
+    return ray.get(task.remote())
 
 
 def unmet_bundles() -> list[dict[str, float]]:

@@ -95,4 +95,4 @@ class Replay:
             return load_schedule(fetched(self.schedule))
         if self.run_dir is None or self.trial is None:
             raise ConfigError("--run needs --trial, the trial whose schedule to replay")
-        return schedule_of(fetched_run(self.run_dir), self.trial)
+        return schedule_of(fetched_run(self.run_dir), self.trial, self.run_dir)

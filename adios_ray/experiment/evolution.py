@@ -157,7 +157,8 @@ def _run_unfinished(
     run, calls, place = population.run, population.channel, population.run.storage.place
     names, halvings = trial_names(config, space), rungs(space.opening, config.population)
     unfinished, passed = population.state.unfinished(names), set(checked)
-    request = NodeRequest(place, bundles(config, resources)) if autoscaler_runs() else None
+    wait = partial(run.note, kind="wait")
+    request = NodeRequest(place, bundles(config, resources), wait) if autoscaler_runs() else None
 
     def count_wanted() -> int:
         return len(set(population.state.unfinished(names)) - scheduler.set_aside.keys())
@@ -171,7 +172,7 @@ def _run_unfinished(
             request.update(count_wanted(), count_fitting(), calls.refused_nodes())
 
     with request or nullcontext():
-        capacity = ClusterCapacity(place, count_fitting, count_wanted, partial(run.note, kind="wait"))
+        capacity = ClusterCapacity(place, count_fitting, count_wanted, wait)
         admission = Admission(len(unfinished), capacity.count)
         settings = TrialSettings(
             trial="",

@@ -93,18 +93,6 @@ def keep_initial_weights(run: RunStorage, config: ExperimentConfig) -> None:
         run.publish(path)
 
 
-def with_kept_weights(run: RunStorage, config: ExperimentConfig) -> ExperimentConfig:
-    """Return a run's configuration with its own copy of the initial weights; runs of earlier versions have none.
-
-    Raises:
-        OSError: If remote storage fails; the call may be repeated.
-    """
-    path = RunDirectory(run.directory).initial_weights
-    if config.initial_weights is None or not run.has(path):
-        return config
-    return config.model_copy(update={"initial_weights": f"{run.place}/{path.name}"})
-
-
 def check_checkpoints(run: RunStorage, state: PopulationState) -> None:
     """Make sure that a run, perhaps moved or restored from a backup, has the checkpoints that its trials need.
 

@@ -36,7 +36,6 @@ from adios_ray.experiment.resumption import (
     keep_initial_weights,
     outcome,
     save_changes,
-    with_kept_weights,
 )
 from adios_ray.retry import promptly, retry
 from adios_ray.run_directory import RunDirectory
@@ -93,7 +92,7 @@ def start(config: ExperimentConfig) -> Path:
             write_token(run.directory)
             retry(partial(keep_initial_weights, run, config), say)
             fresh_population(config, space, read_manifest(config.data_dir).checksum).save(run.directory)
-            return evolve(with_kept_weights(run, config), space, run, resources, claim)
+            return evolve(config, space, run, resources, claim)
 
 
 def resume(place: Location, asked: ExperimentConfig | None = None) -> Path:
@@ -137,14 +136,14 @@ def _continue(run: RunStorage, asked: ExperimentConfig, asked_space: SearchSpace
         say(line)
         return run.directory
     state.dataset = check_same_data(state, own, config)
-    begun = retry(partial(with_kept_weights, run, config), say)
-    check_data(begun, space)
+    kept = retry(run.fetch_initial_weights, say)
+    check_data(config if kept is None else replaced(config, {"initial_weights": kept}), space)
     check_trackers(config)
     retry(partial(check_checkpoints, run, state), say)
     with connected():
         resources = worker_resources(config, nodes(), autoscaler_runs())
         save_changes(run.directory, state, own, config, space)
-        return evolve(begun, space, run, resources, claim)
+        return evolve(config, space, run, resources, claim)
 
 
 def _named_places(config: ExperimentConfig) -> dict[str, Location | None]:

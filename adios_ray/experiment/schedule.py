@@ -10,7 +10,9 @@ from adios_ray.config import SearchedValues, TrialConfig, replaced
 from adios_ray.errors import ConfigError
 from adios_ray.experiment.config import read_experiment
 from adios_ray.files import atomic_write
+from adios_ray.run_directory import INITIAL_WEIGHTS
 from adios_ray.search.state import PopulationState
+from adios_ray.store import Location, Store
 from adios_ray.tracking.decisions import read_lineage
 from adios_ray.tracking.lineage import copies
 from adios_ray.validation import parse, read_json
@@ -93,8 +95,13 @@ def load_schedule(path: Path) -> Schedule:
         raise ConfigError(f"{error}; {_WHERE}") from None
 
 
-def schedule_of(run_dir: Path, trial: str) -> Schedule:
+def schedule_of(run_dir: Path, trial: str, place: Location) -> Schedule:
     """Build the schedule of a run's trial: its own values since its last exploit, before that its donor's, and so on.
+
+    Args:
+        run_dir: The run's directory on this node.
+        trial: Name of the trial.
+        place: Directory or URI of the run, whose copy of the initial weights the schedule begins with.
 
     Raises:
         ConfigError: If the run has no trial of that name.
@@ -110,4 +117,6 @@ def schedule_of(run_dir: Path, trial: str) -> Schedule:
     stages.append(Stage(from_epoch=0, trial=current, values=state.initial[current]))
     config = read_experiment(run_dir).trial()
     own = replaced(config, {"seed": config.seed + state.members[current].number})
+    if own.initial_weights is not None and Store(place).size(INITIAL_WEIGHTS) is not None:
+        own = replaced(own, {"initial_weights": f"{Store(place)}/{INITIAL_WEIGHTS}"})
     return Schedule(config=own.model_dump(mode="json"), stages=stages[::-1])

@@ -105,7 +105,7 @@ def conclude(config: ExperimentConfig, run: Run, state: PopulationState, resourc
     if control is not None:
         gain = {"gain": 0.0} if control == name else gain_over_control(test.estimate, on_test(control).estimate)
         summary = summary.model_copy(update={"control": control, **gain})
-    run.write(lambda: schedule_of(run_dir, name).save(RunDirectory(run_dir).schedule))
+    run.write(lambda: schedule_of(run_dir, name, storage.place).save(RunDirectory(run_dir).schedule))
     run.write(lambda: write_report(run_dir, storage.uri, summary))
     run.write(storage.push)
     # Last, at a URI too: by its summary a run counts as finished, while one that was stopped before is concluded again.

@@ -26,6 +26,7 @@ from adios_ray.evaluation.fitness import UNKNOWN, Estimate, Fitness, evaluate, h
 from adios_ray.masking.slots import read_head, replace_head, resize_head, slot_statistics, use_blank_head
 from adios_ray.models.networks import Networks, with_average
 from adios_ray.models.weights import checksum, load_initial, load_weights
+from adios_ray.store import Location
 from adios_ray.training.allocator import keep_freed_memory
 from adios_ray.training.cost import fitting_slots
 from adios_ray.training.divergence import DivergenceWatch, Failure, batch_state
@@ -52,8 +53,13 @@ class Trainer:
             until another checkpoint is loaded.
     """
 
-    def __init__(self, config: TrialConfig, device: torch.device) -> None:
+    def __init__(self, config: TrialConfig, device: torch.device, initial_weights: Location | None = None) -> None:
         """Open the data set, initialize the networks from the configured seed, and build the optimizers.
+
+        Args:
+            config: The trial's configuration.
+            device: Where to train.
+            initial_weights: A copy of the configured initial weights; None if there is none.
 
         Raises:
             ConfigError: If data set and configuration do not fit together.
@@ -83,8 +89,8 @@ class Trainer:
         self.networks.choose_layouts(device)
         # Loaded before the optimizers are built: where the file has another number of slots, the occlusion model gets a
         # new head, whose parameters the optimizer must hold.
-        if config.initial_weights:
-            load_initial(self.networks, load_weights(config.initial_weights), config.initial_weights)
+        if weights := initial_weights or config.initial_weights:
+            load_initial(self.networks, load_weights(weights), weights)
         if config.compile:
             self.networks.compile_parts()  # after the change of layout: compiled code is specialized to strides
         self.optimizers = build_optimizers(self.networks, config.optimizer)
