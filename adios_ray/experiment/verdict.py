@@ -180,7 +180,7 @@ def _submit(
     assert config.data_dir is not None
     labels = outside(find_refused_nodes(place, config.data_dir))
     task = ray.remote(_on_test).options(num_cpus=resources.cpus, num_gpus=resources.gpus, label_selector=labels or None)
-    return task.remote(config, checkpoint, place)
+    return task.remote(config, checkpoint, place, resources.gpus)
 
 
 def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[OnTest]"]) -> "OnTest":
@@ -292,14 +292,17 @@ class OnTest(NamedTuple):
     majority: float | None
 
 
-def _on_test(config: TrialConfig, checkpoint: Pointer, run: str) -> OnTest:
-    """Estimate the fitness of a run's checkpoint on the test split; runs as a Ray task."""
+def _on_test(config: TrialConfig, checkpoint: Pointer, run: str, gpus: float) -> OnTest:
+    """Estimate the fitness of a run's checkpoint on the test split; runs as a Ray task that has so many GPUs."""
     import numpy as np
 
-    from adios_ray.devices import best_device
+    from adios_ray.devices import CPU, best_device, limit_memory
     from adios_ray.training.trainer import Trainer
 
-    trainer, storage = Trainer(config, best_device()), RunStorage(run)
+    # Not by what torch sees: where the user has initialized Ray, a task without GPUs may see them all.
+    device = best_device() if gpus else CPU
+    limit_memory(device, gpus)
+    trainer, storage = Trainer(config, device), RunStorage(run)
     retry(storage.open, say)
     here = storage.here(checkpoint)
     retry(lambda: storage.fetch(here), say)
