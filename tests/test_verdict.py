@@ -43,6 +43,7 @@ def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_li
         return answer
 
     monkeypatch.setattr("ray.get", get)
+    monkeypatch.setattr("ray.cancel", lambda *_, **__: None)
     monkeypatch.setattr(verdict, "PAUSE_S", 0.0)
     submitted, run = list[None](), recorded(tmp_path)
     assert verdict._answer(run, "a", lambda: submitted.append(None)) == "estimate"  # type: ignore[comparison-overlap]  # no task runs
@@ -54,6 +55,21 @@ def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_li
     assert f"no data set in data; {tmp_path}/logs/a.log has the traceback" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert (tmp_path / "logs" / "a.log").read_text().count("in line 1") == 1 + verdict.ATTEMPTS
+
+
+def test_an_interrupted_evaluation_on_the_test_split_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    cancelled = list[tuple[object, dict[str, bool]]]()
+    monkeypatch.setattr("ray.get", interrupted)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.cancel", lambda task, **how: cancelled.append((task, how)))
+    with pytest.raises(KeyboardInterrupt):
+        verdict._answer(recorded(tmp_path), "a", lambda: "task")
+    assert cancelled == [("task", {"force": True})]
 
 
 @pytest.mark.parametrize(("gpus", "device", "limits"), [(0.0, "cpu", []), (0.25, "cuda:0", [(0.25, 0)])])
