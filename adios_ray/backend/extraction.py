@@ -6,6 +6,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from torch import Tensor
 
+from adios_ray.backend.capacity import WAITING_S
 from adios_ray.backend.faults import fault_of
 from adios_ray.backend.tasks import cancelled_at_end
 from adios_ray.console import say
@@ -14,8 +15,6 @@ from adios_ray.evaluation.extraction import Indices
 
 AHEAD = 2
 """Tasks that are submitted for each CPU or GPU that runs one, so that none waits for the driver."""
-WAITING_S = 10.0
-"""Seconds after which a line says that no task has started yet."""
 
 
 def map_on_cluster(function: Callable[[Indices], Tensor], parts: Sequence[Indices]) -> Iterator[Tensor]:
