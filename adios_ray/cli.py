@@ -1,7 +1,8 @@
 """The command line, ``adios-ray``: one frozen dataclass per command, whose fields are its options."""
 
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,13 +11,14 @@ import tyro
 from adios_ray.arguments import completion_script, parse_arguments
 from adios_ray.commands.data import Prepare, Verify
 from adios_ray.commands.doctor import Doctor
-from adios_ray.commands.evaluate import Evaluate
+from adios_ray.commands.evaluate import Evaluate, Robustness
 from adios_ray.commands.masks import Masks
 from adios_ray.commands.report import Report
 from adios_ray.commands.runs import Runs
 from adios_ray.commands.training import RESUMES, TRAIN, Replay, Train, train
 from adios_ray.commands.weights import Export, ImportOfficial, Reproduce
 from adios_ray.errors import exit_status
+from adios_ray.store import Location
 
 PROGRAM = "adios-ray"
 
@@ -111,6 +113,8 @@ FIRST_STEPS = ("adios-ray train --preset demo", "adios-ray runs", "adios-ray rep
 _AGAIN = "run the same command again to resume"
 _RESUMES: Mapping[type, str] = {Prepare: _AGAIN, Evaluate: _AGAIN, Replay: RESUMES}
 """How to continue each command that can be interrupted without loss."""
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable of a Ray job's entry point, as in ``backend.ray_private``, which takes a second to import."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         examples = EXAMPLES.get(next(iter(arguments), ""), FIRST_STEPS)
         command = parse_arguments(Command, arguments, program=PROGRAM, description=DESCRIPTION, examples=examples)
         assert not isinstance(command, Train)  # handled above
+        _check_in_job(command)
         try:
             command.run()
         except KeyboardInterrupt as stop:
@@ -139,3 +144,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
 
     return exit_status(run)
+
+
+def _check_in_job(command: object) -> None:
+    """Refuse relative paths that a Ray job would lose, or that other nodes would lack.
+
+    Raises:
+        ConfigError: If there is one; names its option.
+    """
+    if _JOB_VARIABLE not in os.environ:
+        return
+    from adios_ray.backend.cluster import submitted_job
+    from adios_ray.experiment.checks import check_job_paths
+
+    job = submitted_job()
+    for option, place in _lasting_places(command):
+        check_job_paths({option: place}, job)
+
+
+def _lasting_places(command: object) -> Iterator[tuple[str, Location | None]]:
+    """Yield what a command writes, and what it reads on other nodes, by option; not what it reads on this one alone."""
+    yield "--output", getattr(command, "output", None)
+    if isinstance(command, Prepare) and command.download:
+        yield "--source", command.source
+    if isinstance(command, Report):
+        yield from (("RUN", run) for run in command.runs)  # their pages are written into them
+    if isinstance(command, Evaluate) and command.ray:
+        yield "--data-dir", command.data_dir
+        if isinstance(command.kind, Robustness):
+            yield from (("--variation", text.partition("=")[2]) for text in command.kind.variation)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from adios_ray import retry
 from adios_ray.arguments import parse_arguments
+from adios_ray.backend.ray_private import JOB_CONFIG_VARIABLE
 from adios_ray.cli import main
 from adios_ray.commands.doctor import Doctor
 from adios_ray.data import prepare as preparation
@@ -302,3 +303,46 @@ def test_a_uri_that_cannot_be_read_is_one_line(
     command = ["prepare", "--dataset", "folder", "--source", "memory://x/y", "--image-size", "32", "--output", "out"]
     assert main(command) == 2
     assert capsys.readouterr().err == "error: memory://x/y cannot be read: ConnectionRefusedError: no answer\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "lost"),
+    [
+        ("replay --schedule s.json --output runs/x", "--output runs/x"),
+        ("prepare --dataset objects --output data/x", "--output data/x"),
+        ("prepare --dataset stl10 --source stl10 --download --output /data/x", "--source stl10"),
+        ("import-official released --output x.safetensors", "--output x.safetensors"),
+        ("export --checkpoint w.safetensors --output x.onnx", "--output x.onnx"),
+        ("evaluate knn --checkpoint w.safetensors --data-dir data/x --output x.json", "--output x.json"),
+        ("evaluate knn --checkpoint w.safetensors --data-dir data/x --ray", "--data-dir data/x"),
+        ("evaluate robustness --checkpoint w --data-dir /x --variation a=/a b=b --ray", "--variation b"),
+        ("masks --checkpoint w.safetensors --images photos --output x", "--output x"),
+        ("report /runs/a /runs/b --output x.html", "--output x.html"),
+        ("report /runs/a runs/b", "RUN runs/b"),
+    ],
+)
+def test_relative_paths_that_a_job_would_lose_are_refused(
+    line: str, lost: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(JOB_CONFIG_VARIABLE, '{"metadata": {"job_submission_id": "7"}}')
+    assert main(line.split()) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {lost} is relative, and job 7 works in a copy") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "export --checkpoint absent.safetensors --output {tmp_path}/x.onnx",
+        "evaluate knn --checkpoint absent.safetensors --data-dir absent",
+        "verify absent",
+    ],
+)
+def test_a_job_may_read_relative_paths(
+    line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(JOB_CONFIG_VARIABLE, '{"metadata": {"job_submission_id": "7"}}')
+    assert main(line.format(tmp_path=tmp_path).split()) == 2
+    assert "is relative" not in capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,19 +42,28 @@ def test_the_slurm_script_is_valid_bash() -> None:
     assert "ray stop" not in re.sub(r"#.*", "", (FILES / "slurm.sh").read_text())
 
 
+JOB = str(9_000_000 + os.getpid())  # of no other process of this machine, on which the script makes /tmp/ray-JOB
+RAY_FOLDER = Path(f"/tmp/ray-{JOB}")
 STUBS = {
     "scontrol": 'if [ "$1" = show ]; then printf "n1\\nn2\\n"; else echo "$@" >> scontrol.log; fi',
     # Runs what follows its options, on this machine.
-    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "srun": 'echo "$@" >> srun.log; while [[ $1 == --* ]]; do shift; done; exec "$@"',
     "hostname": "echo 10.0.0.1 10.0.0.2",
-    "ray": 'case "$1 $HEAD" in "start alive") sleep 60;; "health-check alive") true;; *) false;; esac',
+    # Makes its folder, and writes into it until it has ended.
+    "ray": """case "$1 $HEAD" in
+        "start alive")
+            mkdir -p "$RAY_TMPDIR"; trap 'sleep 0.5; mkdir -p "$RAY_TMPDIR/log"; exit' TERM
+            sleep 60 & wait;;
+        "health-check alive") true;;
+        *) false;;
+    esac""",
     "adios-ray": 'echo "$@" > training.log; if [ -e stays ]; then touch begun; exec sleep 60; fi',
 }
 """Programs in the place of SLURM's, Ray's and this package's."""
 
 
 @contextmanager
-def slurm_job(folder: Path, head: str) -> "Iterator[subprocess.Popen[str]]":
+def slurm_job(folder: Path, head: str, script: Path = FILES / "slurm.sh") -> "Iterator[subprocess.Popen[str]]":
     """Run the script in a folder as SLURM would, on two nodes; ``head`` tells whether Ray's head is alive."""
     (folder / "bin").mkdir()
     for name, body in STUBS.items():
@@ -63,11 +73,11 @@ def slurm_job(folder: Path, head: str) -> "Iterator[subprocess.Popen[str]]":
     (folder / "home").mkdir()
     variables = {
         **{"VENV": str(folder), "STORAGE": "/storage", "DATA": "/data", "HOME": str(folder / "home"), "HEAD": head},
-        **{"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"},
+        **{"SLURM_JOB_ID": JOB, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"},
         "PATH": f"{folder}/bin:{Path(sys.executable).parent}:/usr/bin:/bin",
     }
     job = subprocess.Popen(
-        ["bash", str(FILES / "slurm.sh")],
+        ["bash", str(script)],
         cwd=folder, env=variables, text=True, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
@@ -76,13 +86,22 @@ def slurm_job(folder: Path, head: str) -> "Iterator[subprocess.Popen[str]]":
         with suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
         job.wait()
+        shutil.rmtree(RAY_FOLDER, ignore_errors=True)
 
 
-def test_the_slurm_job_ends_with_its_training_and_leaves_no_token(tmp_path: Path) -> None:
+def check_clean(folder: Path) -> None:
+    """Check that a job has left neither its token nor Ray's folder on any node."""
+    assert not list((folder / "home" / ".ray").iterdir()) and not RAY_FOLDER.exists()
+    (removal,) = (line for line in (folder / "srun.log").read_text().splitlines() if " rm " in line)
+    assert removal == f"--overlap --nodes=2 --ntasks-per-node=1 rm -rf -- {RAY_FOLDER}"
+
+
+def test_the_slurm_job_ends_with_its_training_and_leaves_nothing_on_its_nodes(tmp_path: Path) -> None:
     with slurm_job(tmp_path, "alive") as job:
         assert job.wait(TIMEOUT_S) == 0
     assert (tmp_path / "training.log").read_text().startswith("train --preset in100s --data-dir /data --storage /stor")
-    assert not list((tmp_path / "home" / ".ray").iterdir()) and not (tmp_path / "scontrol.log").exists()
+    assert not (tmp_path / "scontrol.log").exists()
+    check_clean(tmp_path)
 
 
 def test_the_slurm_job_ends_where_rays_head_does(tmp_path: Path) -> None:
@@ -90,6 +109,7 @@ def test_the_slurm_job_ends_where_rays_head_does(tmp_path: Path) -> None:
         _, said = job.communicate(timeout=TIMEOUT_S)
         assert job.returncode == 1 and "error: Ray's head on n1 has ended" in said
     assert not (tmp_path / "training.log").exists()
+    check_clean(tmp_path)
 
 
 def test_the_slurm_job_is_requeued_before_its_time_limit(tmp_path: Path) -> None:
@@ -98,7 +118,18 @@ def test_the_slurm_job_is_requeued_before_its_time_limit(tmp_path: Path) -> None
         until((tmp_path / "begun").exists, lambda: job.poll() is None)
         job.send_signal(signal.SIGTERM)
         assert job.wait(TIMEOUT_S) == 0
-    assert (tmp_path / "scontrol.log").read_text() == "requeue 7\n"
+    assert (tmp_path / "scontrol.log").read_text() == f"requeue {JOB}\n"
+    check_clean(tmp_path)
+
+
+def test_the_slurm_job_removes_no_folder_but_rays_own(tmp_path: Path) -> None:
+    script, kept = tmp_path / "changed.sh", tmp_path / "kept"
+    text = (FILES / "slurm.sh").read_text()
+    script.write_text(text.replace('RAY_TMPDIR="/tmp/ray-$SLURM_JOB_ID"', f'RAY_TMPDIR="{kept}"'))
+    assert script.read_text() != text
+    with slurm_job(tmp_path, "alive", script) as job:
+        assert job.wait(TIMEOUT_S) == 0
+    assert kept.is_dir() and " rm " not in (tmp_path / "srun.log").read_text()
 
 
 def test_the_cluster_file_fits_the_schema_of_ray_up() -> None:

@@ -4,20 +4,24 @@ import inspect
 import json
 import pickle
 import shutil
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, f1_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from small import SIZE, make_objects, small_config
 from torch import Tensor
+from waiting import TIMEOUT_S, until
 
 from adios_ray.cli import main
 from adios_ray.commands.evaluate import Knn, Linear, Robustness, Transfer
@@ -25,7 +29,7 @@ from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import central_instances, central_views
 from adios_ray.data.manifest import Manifest
 from adios_ray.data.shards import open_shards
-from adios_ray.errors import EvaluationError
+from adios_ray.errors import EvaluationError, RunError
 from adios_ray.evaluation import features as features_module
 from adios_ray.evaluation import kinds
 from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, Indices, extract_features
@@ -333,11 +337,76 @@ def test_a_cluster_extracts_the_same_features(data: Path, tmp_path: Path, monkey
     assert parts == [20, 20]
     torch.testing.assert_close(here, remote, rtol=1e-5, atol=1e-5)
 
-    def fail(part: Any) -> Tensor:
-        raise EvaluationError("one line")
+    def fail(part: Any, error: Exception) -> Tensor:
+        raise error
 
     with pytest.raises(EvaluationError, match="^one line$"):
-        list(map_on_cluster(fail, [np.arange(2)]))
+        list(map_on_cluster(partial(fail, error=EvaluationError("one line")), [np.arange(2)]))
+    with pytest.raises(RunError, match=r"^the cluster could not extract features \(ValueError: first\); those of"):
+        list(map_on_cluster(partial(fail, error=ValueError("first\nsecond")), [np.arange(2)]))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_extraction_says_what_it_waits_for_and_leaves_no_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from adios_ray.backend import extraction
+
+    other, said = placement_group([{"GPU": 1}]), list[str]()
+    assert other.wait(TIMEOUT_S)
+
+    def say(line: str) -> None:
+        said.append(line)
+        if len(said) == 1:
+            remove_placement_group(other)
+
+    def work(part: Indices) -> Tensor:
+        if part[0]:
+            (tmp_path / "begun").touch()
+            time.sleep(10 * TIMEOUT_S)
+        return torch.zeros(len(part))
+
+    monkeypatch.setattr(extraction, "WAITING_S", 0.5)
+    monkeypatch.setattr(extraction, "say", say)
+    results = extraction.map_on_cluster(work, [np.arange(2), np.arange(1, 2)])
+    assert len(next(results)) == 2
+    assert said == [
+        "waiting for resources: a task of the extraction needs 1 CPU and 1 GPU that nothing else uses",
+        "resources are free: features are extracted",
+    ]
+    until((tmp_path / "begun").exists)
+
+    def interrupted(task: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "get", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(results)
+    until(lambda: ray.available_resources().get("GPU") == 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (NodeDiedError("lost\nThe node died."), "The node died."),
+        (OutOfMemoryError("Task was killed due to the node running low on memory.\n..."), "a node was low on memory"),
+    ],
+)
+def test_a_lost_extraction_ends_in_one_line(error: RayError, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adios_ray.backend import extraction
+
+    def lost(task: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("ray.get", lost)
+    with pytest.raises(RunError) as raised:
+        extraction._result("task")
+    assert f"({reason})" in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.ray

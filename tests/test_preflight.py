@@ -139,3 +139,13 @@ def test_nodes_answer_by_tasks_of_their_own(
     lost = f"what it writes to {Path(expected.folder).parent} does not arrive here"
     assert ask_nodes([node], expected, 60) == {node: [lost]}
     assert ask_nodes([node], expected, 0) == {node: ["it did not answer within 0 s"]}
+    cancelled = list[tuple[object, dict[str, bool]]]()
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "wait", interrupted)
+    monkeypatch.setattr(ray, "cancel", lambda task, **how: cancelled.append((task, how)))
+    with pytest.raises(KeyboardInterrupt):
+        ask_nodes([node], expected, 60)
+    assert [how for _, how in cancelled] == [{"force": True}]

@@ -21,6 +21,7 @@ from small import make_objects, small_config
 from adios_ray.arguments import parse_arguments
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import ConfigError, EvaluationError, RunError, UsageError
+from adios_ray.experiment.resources import Node, WorkerResources
 from adios_ray.tables import cells as cells_module
 from adios_ray.tables import estimate as estimate_module
 from adios_ray.tables import run as run_module
@@ -318,6 +319,7 @@ def test_cells_run_where_every_node_has_the_storage_and_the_data(
         raise ConfigError(f"1 of 1 other nodes cannot train: it does not see {storage} and {data}")
 
     monkeypatch.setattr(run_module, "connected", nullcontext)
+    monkeypatch.setattr(run_module, "nodes", lambda: [Node(2, 0)])
     monkeypatch.setattr(run_module, "check_nodes", refuse)
     presets, data = {"small": small_table}, (("objects", str(objects_dir)),)
     with pytest.raises(ConfigError, match=f"does not see {tmp_path} and {objects_dir}"):
@@ -336,12 +338,57 @@ def test_a_cell_whose_results_do_not_arrive_has_failed(
     cell, other = list(small_table().cells(places, 1))
     cells = {str(tmp_path / "here"): cell, str(tmp_path / "elsewhere"): other}
     run_cell(cell, tmp_path / "here", places, torch.device("cpu"), lambda *_: {"knn_accuracy": 0.5})
-    progress = run_module._Progress(cells, places)
+    progress = run_module._Progress(cells, places, WorkerResources(1, 0))
     for folder in cells:
         progress.on_trial_complete(0, [], SimpleNamespace(config={"folder": folder}))
     first, second = capsys.readouterr().out.splitlines()[-2:]
     assert first.startswith("[1/2] here finished") and second.startswith("[2/2] elsewhere failed: its results did not")
     assert list(progress.failed) == ["elsewhere"]
+
+
+def test_a_table_says_that_no_cell_runs_and_when_one_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: now))
+    progress, said = run_module._Progress({}, {}, WorkerResources(1, 0.5)), dict[float, str]()
+    for seconds, status in (
+        (1, "PENDING"), (9, "PENDING"), (11, "PENDING"), (30, "PENDING"), (40, "RUNNING"), (49, "PENDING"),
+        (51, "PENDING"), (52, "RUNNING"), (62, "RUNNING"), (63, "PENDING"),
+    ):  # fmt: skip
+        now = float(seconds)
+        progress.on_step_begin(0, [SimpleNamespace(status="TERMINATED"), SimpleNamespace(status=status)])
+        if line := capsys.readouterr().out:
+            said[now] = line
+    waiting = (
+        "waiting for resources: no cell has run for 10 s; each needs 1 CPU and 0.5 GPUs that nothing else on the "
+        "cluster uses\n"
+    )
+    assert said == {11: waiting, 40: "a cell runs\n", 51: waiting, 52: "a cell runs\n"}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cluster", "grows", "given"),
+    [
+        (None, [Node(2, 0)], False, 0.0),
+        (None, [Node(2, 0), Node(8, 1)], False, 1.0),
+        (0.5, [Node(8, 1)], False, 0.5),
+        (1.0, [Node(2, 0)], True, 1.0),
+        (1.0, [Node(2, 0)], False, None),
+        (2.0, [Node(8, 1), Node(8, 1)], False, None),
+        (None, [Node(0, 1), Node(8, 0)], False, None),  # the node with the GPU has no CPU for its process
+    ],
+)
+def test_cells_that_no_node_can_ever_hold_are_refused(
+    gpus: float | None, cluster: list[Node], grows: bool, given: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "nodes", lambda: cluster)
+    monkeypatch.setattr(run_module, "autoscaler_runs", lambda: grows)
+    if given is None:
+        with pytest.raises(ConfigError, match=r"which the cluster can never give \(its nodes have .*lower --gpus-per"):
+            run_module._cell_resources(gpus)
+    else:
+        assert run_module._cell_resources(gpus) == (1, given)
 
 
 def test_what_a_table_lacks_is_said_before_anything_is_trained(

@@ -3,14 +3,17 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 from made_up_run import SETTINGS, make_exploit, make_row, make_run, recorded
 from ray.exceptions import RayTaskError, WorkerCrashedError
 from small import small_config
 
+from adios_ray import devices
 from adios_ray.checkpoints import Pointer
 from adios_ray.errors import ClaimError, DatasetError, FaultError
 from adios_ray.evaluation.fitness import Estimate
@@ -40,6 +43,7 @@ def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_li
         return answer
 
     monkeypatch.setattr("ray.get", get)
+    monkeypatch.setattr("ray.cancel", lambda *_, **__: None)
     monkeypatch.setattr(verdict, "PAUSE_S", 0.0)
     submitted, run = list[None](), recorded(tmp_path)
     assert verdict._answer(run, "a", lambda: submitted.append(None)) == "estimate"  # type: ignore[comparison-overlap]  # no task runs
@@ -51,6 +55,45 @@ def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_li
     assert f"no data set in data; {tmp_path}/logs/a.log has the traceback" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert (tmp_path / "logs" / "a.log").read_text().count("in line 1") == 1 + verdict.ATTEMPTS
+
+
+def test_an_interrupted_evaluation_on_the_test_split_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    cancelled = list[tuple[object, dict[str, bool]]]()
+    monkeypatch.setattr("ray.get", interrupted)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.cancel", lambda task, **how: cancelled.append((task, how)))
+    with pytest.raises(KeyboardInterrupt):
+        verdict._answer(recorded(tmp_path), "a", lambda: "task")
+    assert cancelled == [("task", {"force": True})]
+
+
+@pytest.mark.parametrize(("gpus", "device", "limits"), [(0.0, "cpu", []), (0.25, "cuda:0", [(0.25, 0)])])
+def test_the_evaluation_on_the_test_split_keeps_to_its_share_of_the_gpu(
+    gpus: float, device: str, limits: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = list[tuple[float, int]]()
+    monkeypatch.setattr(devices, "CONTEXT_BYTES", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=2**30))
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: found.append((share, device.index))
+    )
+
+    class BuiltError(Exception):
+        pass
+
+    def build(config: object, device: torch.device) -> None:
+        raise BuiltError(str(device))  # after the limit, which is to hold for all that is built
+
+    monkeypatch.setattr("adios_ray.training.trainer.Trainer", build)
+    with pytest.raises(BuiltError, match=f"^{device}$"):
+        verdict._on_test(small_config(Path("data")), POINTER, "run", gpus)
+    assert found == limits
 
 
 CONCLUSION = ("schedule.json", "report.html", "summary.json")

@@ -3,10 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from torch import Tensor
 
-from adios_ray.errors import AdiosRayError
+from adios_ray.backend.capacity import WAITING_S
+from adios_ray.backend.faults import fault_of
+from adios_ray.backend.tasks import cancelled_at_end
+from adios_ray.console import say
+from adios_ray.errors import AdiosRayError, RunError
 from adios_ray.evaluation.extraction import Indices
 
 AHEAD = 2
@@ -22,22 +26,47 @@ def map_on_cluster(function: Callable[[Indices], Tensor], parts: Sequence[Indice
 
     Raises:
         AdiosRayError: If a task raises one.
+        RunError: If a task fails otherwise, such as by the loss of its node.
     """
     gpus = ray.cluster_resources().get("GPU", 0)
-    shared = ray.put(function)
-    task = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(_apply)
+    task = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)
+    _wait_for_resources(task(lambda: None).remote(), "1 CPU and 1 GPU" if gpus else "1 CPU")
+    apply, shared = task(_apply), ray.put(function)
     ahead = AHEAD * max(int(gpus or ray.cluster_resources().get("CPU", 1)), 1)
-    pending = [task.remote(shared, part) for part in parts[:ahead]]
-    for part in [*parts[ahead:], *[None] * len(pending)]:
-        try:
-            yield ray.get(pending.pop(0))
-        except RayTaskError as error:
-            # Ray's error has the traceback in its message; ours is one line, such as a data set that is not there.
-            if isinstance(error.cause, AdiosRayError):
-                raise error.cause from None
-            raise
-        if part is not None:
-            pending.append(task.remote(shared, part))
+    pending = [apply.remote(shared, part) for part in parts[:ahead]]
+    with cancelled_at_end(pending):
+        for part in [*parts[ahead:], *[None] * len(pending)]:
+            found = _result(pending[0])
+            del pending[0]  # only now: it is cancelled if the driver is interrupted while it waits
+            yield found
+            if part is not None:
+                pending.append(apply.remote(shared, part))
+
+
+def _wait_for_resources(empty: "ray.ObjectRef[None]", needed: str) -> None:
+    """Wait for a task that does nothing but need what the others will need; say so if it takes long."""
+    with cancelled_at_end([empty]):
+        if not ray.wait([empty], timeout=WAITING_S)[0]:
+            say(f"waiting for resources: a task of the extraction needs {needed} that nothing else uses")
+            ray.wait([empty])
+            say("resources are free: features are extracted")
+
+
+def _result(task: "ray.ObjectRef[Tensor]") -> Tensor:
+    """Return what a task returns, or raise its error in one line: Ray's has the traceback in its message."""
+    try:
+        found: Tensor = ray.get(task)
+    except RayError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, AdiosRayError):  # such as a data set that is not there
+            raise cause from None
+        # Not the fault's own advice, which names options of a training.
+        reason = "a node was low on memory" if isinstance(cause, OutOfMemoryError) else fault_of(cause).reason
+        raise RunError(
+            f"the cluster could not extract features ({reason}); those of finished splits are kept: run the same "
+            "command again to resume"
+        ) from error
+    return found
 
 
 def _apply(function: Callable[[Indices], Tensor], part: Indices) -> Tensor:

@@ -62,7 +62,7 @@ def worker_resources(config: ExperimentConfig, cluster: Sequence[Node], grows: b
     Raises:
         ConfigError: If not even one trial fits, and never will.
     """
-    gpus = float(any(node.gpus for node in cluster)) if config.gpus_per_worker is None else config.gpus_per_worker
+    gpus = gpus_of_each(config.gpus_per_worker, cluster)
     resources = WorkerResources(config.cpus_per_worker or _cpu_share(config, gpus, cluster), gpus)
     if count_capacity(config, resources, cluster):
         if grows and config.gpus_per_worker is None and not gpus:  # a head, say, that is up before the others
@@ -72,10 +72,9 @@ def worker_resources(config: ExperimentConfig, cluster: Sequence[Node], grows: b
             )
         return resources
     if not grows:
-        has = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in cluster)
         raise ConfigError(
             f"a trial's {config.workers_per_trial} workers need {resources.cpus:g} CPUs and {gpus:g} GPUs each, which "
-            f"the cluster can never give (its nodes have {has}): lower --workers-per-trial, --cpus-per-worker or "
+            f"the cluster can never give ({nodes_have(cluster)}): lower --workers-per-trial, --cpus-per-worker or "
             "--gpus-per-worker"
         )
     if None in (config.cpus_per_worker, config.gpus_per_worker):
@@ -84,6 +83,16 @@ def worker_resources(config: ExperimentConfig, cluster: Sequence[Node], grows: b
             "nodes the autoscaler adds: choose with --cpus-per-worker and --gpus-per-worker"
         )
     return resources
+
+
+def gpus_of_each(asked: float | None, cluster: Sequence[Node]) -> float:
+    """Return the GPUs of each worker: as many as are asked for; if None, one where any node has one, else none."""
+    return float(any(node.gpus for node in cluster)) if asked is None else asked
+
+
+def nodes_have(cluster: Sequence[Node]) -> str:
+    """Say what the nodes of a cluster have, for an error."""
+    return "its nodes have " + ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in cluster)
 
 
 def _cpu_share(config: ExperimentConfig, gpus: float, cluster: Sequence[Node]) -> float:
@@ -120,8 +129,12 @@ def bundles(config: ExperimentConfig, resources: WorkerResources) -> list[dict[s
 
 def count_capacity(config: ExperimentConfig, resources: WorkerResources, cluster: Sequence[Node]) -> int:
     """Count the trials that fit into a cluster at once; a worker needs one node, a trial's workers may use several."""
-    workers = sum(min(_fit(node.cpus, resources.cpus), _fit_gpus(node.gpus, resources.gpus)) for node in cluster)
-    return workers // config.workers_per_trial
+    return count_workers(resources, cluster) // config.workers_per_trial
+
+
+def count_workers(resources: WorkerResources, cluster: Sequence[Node]) -> int:
+    """Count the workers that fit into a cluster at once, each of them on one node."""
+    return sum(min(_fit(node.cpus, resources.cpus), _fit_gpus(node.gpus, resources.gpus)) for node in cluster)
 
 
 def _fit(available: float, each: float) -> int:

@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from adios_ray.backend.faults import Fault, fault_of
 from adios_ray.backend.node_checks import outside
 from adios_ray.backend.preflight import find_refused_nodes
+from adios_ray.backend.tasks import cancelled_at_end
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.console import say
@@ -180,7 +181,7 @@ def _submit(
     assert config.data_dir is not None
     labels = outside(find_refused_nodes(place, config.data_dir))
     task = ray.remote(_on_test).options(num_cpus=resources.cpus, num_gpus=resources.gpus, label_selector=labels or None)
-    return task.remote(config, checkpoint, place)
+    return task.remote(config, checkpoint, place, resources.gpus)
 
 
 def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[OnTest]"]) -> "OnTest":
@@ -191,7 +192,9 @@ def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[OnTest]"]) -> 
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            found: OnTest = ray.get(submit())
+            task = submit()
+            with cancelled_at_end([task]):
+                found: OnTest = ray.get(task)
         except RayTaskError as error:
             fault = Fault(f"{type(error.cause).__name__}: {error.cause}", str(error))
         except RayError as error:  # its process or node was lost, or ran out of memory
@@ -292,14 +295,17 @@ class OnTest(NamedTuple):
     majority: float | None
 
 
-def _on_test(config: TrialConfig, checkpoint: Pointer, run: str) -> OnTest:
-    """Estimate the fitness of a run's checkpoint on the test split; runs as a Ray task."""
+def _on_test(config: TrialConfig, checkpoint: Pointer, run: str, gpus: float) -> OnTest:
+    """Estimate the fitness of a run's checkpoint on the test split; runs as a Ray task that has so many GPUs."""
     import numpy as np
 
-    from adios_ray.devices import best_device
+    from adios_ray.devices import CPU, best_device, limit_memory
     from adios_ray.training.trainer import Trainer
 
-    trainer, storage = Trainer(config, best_device()), RunStorage(run)
+    # Not by what torch sees: where the user has initialized Ray, a task without GPUs may see them all.
+    device = best_device() if gpus else CPU
+    limit_memory(device, gpus)
+    trainer, storage = Trainer(config, device), RunStorage(run)
     retry(storage.open, say)
     here = storage.here(checkpoint)
     retry(lambda: storage.fetch(here), say)

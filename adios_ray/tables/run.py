@@ -14,12 +14,15 @@ import torch
 from ray import tune
 from ray.tune.experiment import Trial
 
+from adios_ray.backend.autoscaling import autoscaler_runs
+from adios_ray.backend.capacity import WAITING_S
 from adios_ray.backend.cluster import connected
 from adios_ray.backend.preflight import check_nodes
 from adios_ray.console import say
 from adios_ray.data.claim import TRAINING, claimed
 from adios_ray.devices import best_device, limit_memory
-from adios_ray.experiment.resources import nodes
+from adios_ray.errors import ConfigError
+from adios_ray.experiment.resources import WorkerResources, count_workers, gpus_of_each, nodes, nodes_have
 from adios_ray.files import write_output
 from adios_ray.store import Store
 from adios_ray.tables.cells import finished, run_cell
@@ -46,7 +49,7 @@ def run_cells(
         The last line of the error of each cell that failed, by the name of its directory, which holds the whole error.
 
     Raises:
-        ConfigError: If a node of the cluster lacks the storage, the data or the packages.
+        ConfigError: If a node of the cluster lacks the storage, the data or the packages, or none can ever hold a cell.
     """
     pending: dict[str, Cell] = {}
     for cell, folder in folders.items():
@@ -60,13 +63,18 @@ def run_cells(
     if not pending:
         return {}
     with connected(), tempfile.TemporaryDirectory() as records:
+        resources = _cell_resources(gpus)
         for place in sorted(set(places.values())):
             check_nodes(storage, place)
-        progress = _Progress(pending, places)
-        # Tune logs the traceback of a failed cell, which is in the cell's folder, and the reason is printed.
+        progress = _Progress(pending, places, resources)
+        # Tune logs the traceback of a failed cell, which is in the cell's folder, and the reason is printed; so is what
+        # cells wait for.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_trial, cells=pending, places=places), _tune_resources(gpus)),
+            tune.with_resources(
+                tune.with_parameters(_trial, cells=pending, places=places),
+                {"cpu": resources.cpus, "gpu": resources.gpus},
+            ),
             param_space={"folder": tune.grid_search(list(pending))},
             run_config=tune.RunConfig(name="table", storage_path=records, verbose=0, callbacks=[progress]),
         )
@@ -74,9 +82,20 @@ def run_cells(
     return progress.failed
 
 
-def _tune_resources(gpus: float | None) -> dict[str, float]:
-    each = float(any(node.gpus for node in nodes())) if gpus is None else gpus
-    return {"cpu": 1, "gpu": each} if each else {"cpu": 1}
+def _cell_resources(gpus: float | None) -> WorkerResources:
+    """Choose the resources of each cell.
+
+    Raises:
+        ConfigError: If no node can ever give them.
+    """
+    cluster = nodes()
+    resources = WorkerResources(1.0, gpus_of_each(gpus, cluster))
+    if not count_workers(resources, cluster) and not autoscaler_runs():
+        raise ConfigError(
+            f"a cell needs 1 CPU and {resources.gpus:g} GPUs on one node, which the cluster can never give "
+            f"({nodes_have(cluster)}): lower --gpus-per-cell, or add nodes"
+        )
+    return resources
 
 
 def _trial(settings: Mapping[str, Any], cells: Mapping[str, Cell], places: Mapping[str, str]) -> None:
@@ -102,11 +121,27 @@ def _assigned(resource: str) -> float:
 
 
 class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no type information
-    """Prints a line for each cell that ends, and keeps the reasons of those that failed."""
+    """Prints a line for each cell that ends, or if none runs, and keeps the reasons of those that failed."""
 
-    def __init__(self, cells: Mapping[str, Cell], places: Mapping[str, str]) -> None:
+    def __init__(self, cells: Mapping[str, Cell], places: Mapping[str, str], resources: WorkerResources) -> None:
         self.failed: dict[str, str] = {}
-        self._cells, self._places, self._ended, self._began = cells, places, 0, time.monotonic()
+        self._cells, self._places, self._resources = cells, places, resources
+        self._ended, self._began = 0, time.monotonic()
+        self._ran, self._waits = self._began, False
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Say that no cell has run for a while, such as where others hold what it needs, and when one runs again."""
+        if any(trial.status == Trial.RUNNING for trial in trials):
+            self._ran = time.monotonic()
+        waits = time.monotonic() - self._ran > WAITING_S
+        if waits and not self._waits:
+            say(
+                f"waiting for resources: no cell has run for {WAITING_S:.0f} s; each needs 1 CPU and "
+                f"{self._resources.gpus:g} GPUs that nothing else on the cluster uses"
+            )
+        elif self._waits and not waits:
+            say("a cell runs")
+        self._waits = waits
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Say that a cell is finished, if its results are here: a node that joined later may lack the storage."""

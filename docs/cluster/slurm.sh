@@ -19,8 +19,20 @@ export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH="$HOME/.ray/adios_token_$SLURM_JOB_ID"  # the home directory is shared by the nodes
 mkdir -p "$HOME/.ray"
 (umask 077; python -c 'import secrets; print(secrets.token_hex(32))' > "$RAY_AUTH_TOKEN_PATH")
-trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 export RAY_TMPDIR="/tmp/ray-$SLURM_JOB_ID"  # short: Unix sockets below it have at most 107 characters
+steps=()  # process IDs of the steps that run Ray
+
+clean_up() {
+    trap - EXIT  # once
+    rm -f "$RAY_AUTH_TOKEN_PATH"
+    kill "${steps[@]}" 2> /dev/null || true
+    wait "${steps[@]}" || true  # Ray writes into its folder until it has ended
+    # Not if RAY_TMPDIR above was changed to a folder that may hold other files.
+    if [[ $RAY_TMPDIR == */ray-"${SLURM_JOB_ID:?}" ]]; then
+        srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 rm -rf -- "$RAY_TMPDIR" || true
+    fi
+}
+trap clean_up EXIT
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
@@ -34,6 +46,7 @@ cpus=${SLURM_CPUS_PER_TASK:-1}
 srun --overlap --nodes=1 --ntasks=1 --cpus-per-task="$cpus" --nodelist="$head" \
     ray start --head --node-ip-address="$address" --port="$port" --num-cpus="$cpus" --block &
 head_step=$!
+steps+=("$head_step")
 export RAY_ADDRESS="$address:$port"
 until ray health-check --address "$RAY_ADDRESS" > /dev/null 2>&1; do
     kill -0 "$head_step" 2> /dev/null || { echo "error: Ray's head on $head has ended; see above" >&2; exit 1; }
@@ -42,11 +55,13 @@ done
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     srun --overlap --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --cpus-per-task="$cpus" --exclude="$head" \
         ray start --address="$RAY_ADDRESS" --num-cpus="$cpus" --block &
+    steps+=("$!")
 fi
 
 # In the background, so that the signal before the time limit reaches this shell at once and is passed on.
 adios-ray train --preset in100s --data-dir "$DATA" --storage "$STORAGE" \
     --name in100s-pbt --population 16 &
 run=$!
-trap 'kill -TERM "$run"; wait "$run" || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' TERM
+# Cleaned up first: the requeue ends this script, too.
+trap 'kill -TERM "$run"; wait "$run" || true; clean_up; scontrol requeue "$SLURM_JOB_ID"; exit 0' TERM
 wait "$run"
