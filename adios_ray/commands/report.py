@@ -44,13 +44,13 @@ class Report:
             raise UsageError(f"--images {self.images} must be 0, or at least 2")
         if self.output is not None and len(self.runs) == 1:
             raise UsageError("--output is for the comparison of several runs; one run's page is RUN/report.html")
+        if self.open:
+            for place in (*self.runs, *filter(None, [self.output])):
+                require_local(place, "--open")
         if self.output is not None:
             check_output_file(self.output)
             if not str(self.output).endswith(".html"):
                 raise UsageError(f"--output {self.output} must end in .html: the comparison is a page")
-        if self.open:
-            for place in self.runs:
-                require_local(place, "--open")
         paths = [fetched_run(place) for place in self.runs]
         for place, path in zip(self.runs, paths, strict=True):
             if (path / REPLAY_FILE).is_file():

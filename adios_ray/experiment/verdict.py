@@ -305,6 +305,7 @@ def _on_test(config: TrialConfig, checkpoint: Pointer, run: str, gpus: float) ->
     # Not by what torch sees: where the user has initialized Ray, a task without GPUs may see them all.
     device = best_device() if gpus else CPU
     limit_memory(device, gpus)
+    config = replaced(config, {"initial_weights": None})  # the checkpoint has all weights, and that file may be gone
     trainer, storage = Trainer(config, device), RunStorage(run)
     retry(storage.open, say)
     here = storage.here(checkpoint)
