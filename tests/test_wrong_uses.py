@@ -333,7 +333,7 @@ CASES = {
     "train --resume cut_population": "cut_population/population.json: not JSON",
     "runs --storage file": "--storage file is no directory",
     "runs --storage nowhere": "--storage nowhere is no directory",
-    "report a b --output s3://bucket/a.html --open": "--open s3://bucket/a.html is a URI; only a local path can be used here",
+    "report a b --output s3://bucket/a.html --open": "--open s3://bucket/a.html is a URI",
     "report s3://bucket/run --open": "--open s3://bucket/run is a URI; only a local path can be used here",
     # cluster, disk, trackers
     f"{MINE} --storage file/runs": "file/runs cannot be written to: Not a directory",

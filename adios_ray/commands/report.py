@@ -45,7 +45,7 @@ class Report:
         if self.output is not None and len(self.runs) == 1:
             raise UsageError("--output is for the comparison of several runs; one run's page is RUN/report.html")
         if self.open:
-            for place in (*self.runs, *filter(None, [self.output])):
+            for place in self.runs if self.output is None else (*self.runs, self.output):
                 require_local(place, "--open")
         if self.output is not None:
             check_output_file(self.output)
