@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects
 import pytest
 import torch
-from made_up_run import COPIES, SETTINGS, make_exploit, make_row, make_run, make_summary
+from made_up_run import COPIES, SETTINGS, make_drop, make_exploit, make_row, make_run, make_summary
 from scipy.stats import sem, ttest_ind
 
 from adios_ray.cli import main
@@ -403,6 +403,14 @@ def test_families_survive_by_copies(tmp_path: Path) -> None:
         "a": [1, 2, 3, 3],
         "b": [1, 0, 0, 0],
         "c": [1, 1, 0, 0],
+    }
+    left = RunData(tmp_path, [*rows, make_row("d", 1), make_row("d", 2)], run.exploits, drops=[make_drop(2, "d")])
+    traces = search_charts.survival_chart(chart_data(left))["data"]
+    assert {trace["meta"]: trace["y"] for trace in traces} == {
+        "a": [1, 2, 3, 3],
+        "b": [1, 0, 0, 0],
+        "c": [1, 1, 0, 0],
+        "d": [1, 1, 0, 0],
     }
 
 

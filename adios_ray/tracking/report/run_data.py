@@ -201,6 +201,30 @@ class RunData:
         valid = {trial: [r for r in rows if math.isfinite(r.fitness)] for trial, rows in self.by_trial.items()}
         return [rows[-1] for rows in valid.values() if rows]
 
+    @cached_property
+    def remaining(self) -> dict[str, list[Row]]:
+        """Reports by trial, without the trials that left in the opening."""
+        left = {drop.trial for drop in self.drops}
+        return {trial: rows for trial, rows in self.by_trial.items() if trial not in left}
+
+    def rows_at_one_epoch(self) -> list[Row]:
+        """Return a report of each trial, all of the last epoch; of an evolving run in training, of the last common one.
+
+        Trials that left in the opening, were stopped early, or have no number in their last report are left out.
+        """
+        valid = [
+            {row.epoch: row for row in rows if math.isfinite(row.fitness)}
+            for rows in self.remaining.values()
+            if math.isfinite(rows[-1].fitness)
+        ]
+        if self.evolves and self.summary is None:
+            # Trials decide at epochs of their own, and one that copied a donor ahead of it has skipped some.
+            epochs = set.intersection(*map(set, valid)) if valid else set()
+        else:
+            epochs = {epoch for rows in valid for epoch in rows}
+        last = max(epochs, default=0)
+        return [rows[last] for rows in valid if last in rows]
+
 
 def read_run(run_dir: Path, uri: str | None = None, summary: RunSummary | None = None) -> RunData:
     """Read the files of a run, or of a copy of the run at ``uri``, as they are now; ``summary`` if none is there yet.

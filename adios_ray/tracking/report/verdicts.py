@@ -110,19 +110,16 @@ def gain_over_control(run: RunData) -> Iterator[Verdict]:
 
 
 def alike_trials(run: RunData) -> Iterator[Verdict]:
-    """Say whether the trials' last scores differ by more than the choice of validation images explains."""
-    finals = run.final_rows()
-    last = max((row.epoch for row in finals), default=0)
-    # Trials that were stopped early differ by their epochs as well.
-    compared = [row for row in finals if run.evolves or row.epoch == last]
-    known = [row for row in compared if row.standard_error]
+    """Say whether the trials' scores at one epoch differ by more than the choice of validation images explains."""
+    known = [row for row in run.rows_at_one_epoch() if row.standard_error]
     if len(known) < 2:
         return
     outcomes = _outcomes(run, known)
     p = p_paired(outcomes) if outcomes else p_unpaired(known)
     values, text = [row.fitness for row in known], run.measure.text
     evidence = (
-        f"the last scores of {len(known)} trials are between {text(min(values))} and {text(max(values))}, "
+        f"the scores of {len(known)} trials at epoch {known[0].epoch} are between "
+        f"{text(min(values))} and {text(max(values))}, "
         f"the standard error of one is {text(fmean(row.standard_error or 0.0 for row in known))} "
         f"(p {p:.2g}, {'image by image' if outcomes else 'as if of different images'})"
     )
@@ -179,14 +176,15 @@ def no_exploits(run: RunData) -> Iterator[Verdict]:
 
 
 def one_family(run: RunData) -> Iterator[Verdict]:
-    """Say that all trials descend from one."""
-    finals = {trial: rows[-1].epoch for trial, rows in run.by_trial.items()}
+    """Say that all trials that can copy descend from one."""
+    finals = {trial: rows[-1].epoch for trial, rows in run.remaining.items() if trial not in run.controls}
     founders = {lineage.ancestry(run.exploits, trial, epoch + 1)[0].trial for trial, epoch in finals.items()}
-    if len(finals) >= 4 and len(founders) == 1 and any(exploit.copies for exploit in run.exploits):
+    copies = sum(exploit.copies for exploit in run.exploits)
+    if len(finals) >= 4 and len(founders) == 1 and copies:
         yield Verdict(
             "look",
             f"All trials descend from {founders.pop()}",
-            f"{len(finals)} trials, {counted(sum(exploit.copies for exploit in run.exploits), 'copy')}",
+            f"{len(finals)} trials{' besides controls' if run.controls else ''}, {counted(copies, 'copy')}",
             "a smaller quantile_fraction or a longer interval_epochs keeps more families alive",
         )
 
