@@ -7,7 +7,7 @@ that its standard error explains.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from statistics import fmean
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,6 @@ from adios_ray.config import EVOLVING
 from adios_ray.measures import share_error
 from adios_ray.tracking import lineage
 from adios_ray.tracking.formatting import HEADINGS, counted, label, value_text
-from adios_ray.tracking.outcomes import Outcomes, mean_is, read_outcomes
 from adios_ray.tracking.report.mask_statistics import slot_overlaps, slot_statistics
 from adios_ray.tracking.report.run_data import RunData
 from adios_ray.tracking.report.significance import SIGNIFICANT, p_of, p_paired, p_unpaired
@@ -114,7 +113,7 @@ def alike_trials(run: RunData) -> Iterator[Verdict]:
     known = [row for row in run.rows_at_one_epoch() if row.standard_error]
     if len(known) < 2:
         return
-    outcomes = _outcomes(run, known)
+    outcomes = run.outcomes(known)
     p = p_paired(outcomes) if outcomes else p_unpaired(known)
     values, text = [row.fitness for row in known], run.measure.text
     evidence = (
@@ -134,13 +133,6 @@ def alike_trials(run: RunData) -> Iterator[Verdict]:
     else:
         advice = "more validation images make the noise smaller; wider bounds make the differences larger"
         yield Verdict("look", "Selection moved within the noise", evidence, advice, "another seed")
-
-
-def _outcomes(run: RunData, rows: Sequence[Row]) -> list[Outcomes]:
-    """Read what single images say in these reports; nothing unless all scores are means over the same images."""
-    found = [read_outcomes(run.path, row.trial, row.epoch) for row in rows]
-    known = [own for own, row in zip(found, rows, strict=True) if own is not None and mean_is(own, row.fitness)]
-    return known if len(known) == len(rows) and len({len(own) for own in known}) == 1 else []
 
 
 def selection_within_noise(run: RunData) -> Iterator[Verdict]:
