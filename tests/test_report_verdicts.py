@@ -181,7 +181,7 @@ CURVE = [0.3, 0.4, 0.5, 0.6]
 def test_trials_of_one_curve_are_not_told_apart_by_their_epochs() -> None:
     """In runs that evolve: an opening, early divergence, and decisions of each trial for itself."""
     four = {name: CURVE for name in "abcd"}
-    finished = {"summary": summary_of(curves(four))}
+    finished: dict[str, Any] = {"summary": summary_of(curves(four))}
 
     def compared(scores: dict[str, list[float]], skipped: int = 0, **more: Any) -> str:
         rows = [row for row in curves(scores, standard_error=0.01) if (row.trial, row.epoch) != ("a", skipped)]
@@ -325,11 +325,33 @@ def test_still_rising() -> None:
     assert said(verdicts.still_rising, flat) == []
 
 
-def test_selected_by_luck_and_at_chance() -> None:
-    lucky = run_of([make_row("a", 1, 0.6, holdout_fitness=0.5, standard_error=0.02, holdout_standard_error=0.02)])
-    assert said(verdicts.selected_by_luck, lucky)[0].startswith("The leader is partly lucky")
-    fair = run_of([make_row("a", 1, 0.52, holdout_fitness=0.5, standard_error=0.02, holdout_standard_error=0.02)])
-    assert said(verdicts.selected_by_luck, fair) == []
+def halves_of(gaps: dict[str, float], **more: Any) -> RunData:
+    """Make a run whose trials score so much better on the images of decisions; the first leads."""
+    scores = {name: 0.6 - 0.01 * number for number, name in enumerate(gaps)}
+    errors = {"standard_error": 0.02, "holdout_standard_error": 0.02}
+    rows = [make_row(name, 3, scores[name], holdout_fitness=scores[name] - gap, **errors) for name, gap in gaps.items()]
+    return run_of(rows, **{"space": PBT, **more})
+
+
+def test_luck_is_what_the_leader_loses_more_than_the_others() -> None:
+    lucky = halves_of({"a": 0.1, "b": 0.01, "c": 0.02, "d": 0.03})
+    (verdict,) = verdicts.selected_by_luck(lucky)
+    assert verdict.sentence.startswith("The leader is partly lucky")
+    # The interval of a prediction: 0.1 - 0.02 in units of a spread of 0.01, and of the error of the mean of three.
+    assert f"{0.08 / (0.01 * math.sqrt(4 / 3)):.1f} standard errors" in verdict.evidence
+    assert "8.0 points more than 3 other trials lose at epoch 3" in verdict.evidence
+    assert said(verdicts.selected_by_luck, halves_of({"a": 0.1, "b": 0.01, "c": 0.02})) == []
+    assert said(verdicts.selected_by_luck, replace(lucky, space=ASHA)) == []
+    harder = {"a": 0.1, "b": 0.09, "c": 0.1, "d": 0.11}  # no decision makes one half harder for all
+    assert said(verdicts.selected_by_luck, halves_of(harder)) == []
+    # Student's t with two degrees of freedom: 3.5 standard errors have a p-value of 0.073.
+    assert said(verdicts.selected_by_luck, halves_of({"a": 0.0604, "b": 0.01, "c": 0.02, "d": 0.03})) == []
+    assert said(verdicts.selected_by_luck, halves_of(dict.fromkeys("abcd", 0.0))) == []  # no images were set aside
+    earlier = [make_row(name, 2, 0.4, holdout_fitness=0.2) for name in "bcd"]
+    assert said(verdicts.selected_by_luck, replace(lucky, rows=[*earlier, *lucky.rows])) == [verdict.sentence]
+
+
+def test_at_chance() -> None:
     rows = curves({"a": [0.1]})
     # Of 900 guesses among 10 classes, 10 +- 1 % are right, however sure the fitness is.
     of_900 = {"test_images": 900, "test_standard_error": 0.001}

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Literal, NamedTuple
 
 from scipy.stats import norm
@@ -32,6 +32,8 @@ AT_BOUND = 0.02
 """Distance from a bound, as a share of the range on the parameter's scale, that counts as being at it."""
 SLOW_DATA, MUCH_IDLE = 0.05, 0.25
 """Shares of the time that are worth a word."""
+OTHERS_BEHIND_LUCK = 3
+"""Other trials that show by how much two halves of the images differ without luck."""
 
 Remedy = Literal["train longer", "another seed", "wider bounds"]
 """Kinds of commands that act on a finding."""
@@ -348,17 +350,27 @@ def still_rising(run: RunData) -> Iterator[Verdict]:
 
 
 def selected_by_luck(run: RunData) -> Iterator[Verdict]:
-    """Say that the best trial scores worse on the images that took no part in decisions."""
+    """Say that the best trial loses more than the others on the images that took no part in decisions.
+
+    The two halves of the validation images are not equally hard: the gap between a trial's scores on them says nothing
+    by itself. Those of the other trials at the same epoch show how large it is without luck, and how much it varies.
+    """
     row = run.ancestral_rows[-1] if run.ancestral_rows else None
-    if row is None or not row.standard_error or not row.holdout_standard_error:
+    if row is None or not run.evolves:
         return
-    error = math.hypot(row.standard_error, row.holdout_standard_error)
-    if (gap := row.fitness - row.holdout_fitness) > 0 and p_of(gap / error) < SIGNIFICANT:
+    others = [other for other in run.rows if other.epoch == row.epoch and other.trial != row.trial]
+    gaps = [gap for other in others if math.isfinite(gap := other.fitness - other.holdout_fitness)]
+    if len(gaps) < OTHERS_BEHIND_LUCK or not (spread := stdev(gaps)):
+        return
+    more = row.fitness - row.holdout_fitness - fmean(gaps)
+    z = more / (spread * math.sqrt(1 + 1 / len(gaps)))
+    if more > 0 and p_of(z, len(gaps) - 1) < SIGNIFICANT:
+        text, points = run.measure.text, run.measure.difference_text
         yield Verdict(
             "look",
-            f"The {_best(run)} is partly lucky: it scores worse on images that no decision used",
-            f"{run.measure.text(row.fitness)} on those of decisions, {run.measure.text(row.holdout_fitness)} "
-            f"on the others, {gap / error:.1f} standard errors",
+            f"The {_best(run)} is partly lucky: it loses more than the others on images that no decision used",
+            f"{text(row.fitness)} on those of decisions, {text(row.holdout_fitness)} on the others: {points(more)} "
+            f"more than {len(gaps)} other trials lose at epoch {row.epoch}, {z:.1f} standard errors by their spread",
             "rely on the second number; fewer decisions or more validation images select less noise",
         )
 
