@@ -168,7 +168,13 @@ class Watched:
                         parts,
                     )
                 first, last = found.estimates[0], found.estimates[-1]
-                entry["plain"] = {"fitness": first.value, "accuracy": first.accuracy, "holdout": last.value}
+                entry["plain"] = {
+                    "fitness": first.value,
+                    "standard_error": first.standard_error,
+                    "accuracy": first.accuracy,
+                    "holdout": last.value,
+                    "holdout_standard_error": last.standard_error,
+                }
             if report.epoch % MEASURED_EVERY == 0 or report.done:
                 entry |= measure(trainer)
         self._add(entry)
@@ -180,16 +186,18 @@ class Watched:
             return rows
         unknown = {"fitness": math.nan, "accuracy": math.nan, "holdout": math.nan}
         found = {key: entry.get(variant, unknown) for key, entry in self.reports.items()}
-        return [
-            row.model_copy(
-                update={
-                    "fitness": found[row.trial, row.epoch]["fitness"],
-                    "accuracy": found[row.trial, row.epoch]["accuracy"],
-                    "holdout_fitness": found[row.trial, row.epoch]["holdout"],
-                }
-            )
-            for row in rows
-        ]
+        updates = {
+            key: {
+                "fitness": scores["fitness"],
+                "accuracy": scores["accuracy"],
+                "holdout_fitness": scores["holdout"],
+                # Earlier records lack these errors; the row's own are of averaged weights.
+                "standard_error": scores.get("standard_error"),
+                "holdout_standard_error": scores.get("holdout_standard_error"),
+            }
+            for key, scores in found.items()
+        }
+        return [row.model_copy(update=updates[row.trial, row.epoch]) for row in rows]
 
     def finals(self, state: PopulationState, variant: Variant) -> dict[str, float]:
         """Return by what each trial enters the final comparison on val, as the package does; the best first."""

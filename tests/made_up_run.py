@@ -12,7 +12,7 @@ import numpy as np
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking import decisions, lineage, records, results, run_masks
-from adios_ray.tracking.decisions import Exploit
+from adios_ray.tracking.decisions import Drop, Exploit
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.results import Row
@@ -66,6 +66,12 @@ def make_exploit(epoch: int, trial: str, donor: str, slots: int = 4) -> Exploit:
         new=make_settings(sparsity_weight=0.5, encoder_lr=0.13, occlusion_lr=0.02, slots=slots),
         scores={trial: 0.4, donor: 0.6},
     )
+
+
+def make_drop(epoch: int, trial: str) -> Drop:
+    """Make the record of a trial that left in the opening."""
+    time = _START + timedelta(minutes=epoch)
+    return Drop(time=time, epoch=epoch, trial=trial, rank=8, trials=8, score=0.3, standard_error=0.01)
 
 
 def make_masks(epoch: int, epochs: int, slots: int, images: int = 8, side: int = 32) -> MaskFile:

@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects
 import pytest
 import torch
-from made_up_run import COPIES, SETTINGS, make_exploit, make_row, make_run, make_summary
+from made_up_run import COPIES, SETTINGS, make_drop, make_exploit, make_row, make_run, make_summary
 from scipy.stats import sem, ttest_ind
 
 from adios_ray.cli import main
@@ -24,6 +24,7 @@ from adios_ray.store import Store
 from adios_ray.tracking import decisions, lineage, records, results, run_masks
 from adios_ray.tracking.environment import record_environment
 from adios_ray.tracking.log import Event, EventLog
+from adios_ray.tracking.outcomes import write_outcomes
 from adios_ray.tracking.report import charts, search_charts
 from adios_ray.tracking.report.background import BackgroundReport
 from adios_ray.tracking.report.comparison import differences, verdict_between, write_comparison
@@ -327,6 +328,43 @@ def test_a_running_run_says_who_leads(tmp_path: Path) -> None:
     assert [step.command for step in found.steps] == [f"adios-ray train --resume {tmp_path.resolve()}"]
 
 
+def test_a_running_run_compares_leader_and_control_at_one_epoch(tmp_path: Path) -> None:
+    rows = [make_row("a", 1, 0.3), make_row("b", 1, 0.4), make_row("b", 2, 0.6), make_row("c", 1, math.nan)]
+    run = RunData(tmp_path, rows, controls=frozenset("a"))
+    found = outcome_of(run, [])
+    assert (found.headline, found.gain) == ("b leads", "10.0 ± 1.6 points")
+    assert found.sureness == "b minus a at epoch 1; tested at the end"
+    # Image by image, where both reports are means of their outcomes.
+    images = [np.full(50, 0.4), np.linspace(0.2, 0.6, 50)]
+    stored = [np.rint(255 * own).astype(np.uint8) for own in images]
+    for trial, own in zip("ab", stored, strict=True):
+        (tmp_path / "outcomes" / trial).mkdir(parents=True)
+        write_outcomes(tmp_path, trial, 1, own.tobytes())
+    paired = [make_row(trial, 1, float(own.mean()) / 255) for trial, own in zip("ab", stored, strict=True)]
+    error = sem((stored[1].astype(float) - stored[0]) / 255)
+    found = outcome_of(replace(run, rows=[*paired, rows[2]]), [])
+    assert found.gain.endswith(f" ± {100 * error:.1f} points") and f"{100 * error:.1f}" != "1.6"
+    # A copy of a donor that was ahead has skipped the control's only epoch.
+    found = outcome_of(replace(run, rows=[rows[0], rows[2]]), [])
+    assert found.gain == "–" and "no report of the same epoch" in found.sureness
+    leading = outcome_of(replace(run, controls=frozenset("b")), [])
+    assert leading.gain == "0.0 points" and "is itself the control" in leading.sureness
+
+
+def test_a_control_that_diverged_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    rows = [make_row("a", 1, 0.4), make_row("a", 2, math.nan), make_row("b", 1, 0.4), make_row("b", 2, 0.5)]
+    run = RunData(tmp_path, rows, space={"scheduler": "pbt"}, controls=frozenset("a"))
+    running = outcome_of(run, [])
+    assert (running.gain, running.sureness) == ("–", "the control diverged or collapsed")
+    unknown = outcome_of(replace(run, controls=frozenset("z")), [])
+    assert (unknown.gain, unknown.sureness) == ("–", "no control has a score yet")
+    assert outcome_of(replace(run, controls=frozenset()), []).sureness == "the run has no control"
+    finished = replace(run, summary=make_summary(rows))
+    assert "over the best first report: the control diverged or collapsed" in outcome_of(finished, []).sureness
+    assert "the run has no control" in outcome_of(replace(finished, controls=frozenset()), []).sureness
+    assert "the control diverged or collapsed" in write_comparison([finished], tmp_path / "lost.html").read_text()
+
+
 def test_a_run_that_is_not_finished_has_the_state_that_the_list_of_runs_shows(tmp_path: Path) -> None:
     records.write_config(tmp_path, {})
     (tmp_path / "space.yaml").write_text("scheduler: pbt\nparameters: {a.b: {low: 0, high: 1}}\n")
@@ -403,6 +441,14 @@ def test_families_survive_by_copies(tmp_path: Path) -> None:
         "a": [1, 2, 3, 3],
         "b": [1, 0, 0, 0],
         "c": [1, 1, 0, 0],
+    }
+    left = RunData(tmp_path, [*rows, make_row("d", 1), make_row("d", 2)], run.exploits, drops=[make_drop(2, "d")])
+    traces = search_charts.survival_chart(chart_data(left))["data"]
+    assert {trace["meta"]: trace["y"] for trace in traces} == {
+        "a": [1, 2, 3, 3],
+        "b": [1, 0, 0, 0],
+        "c": [1, 1, 0, 0],
+        "d": [1, 1, 0, 0],
     }
 
 

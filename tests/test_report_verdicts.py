@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up_run import make_exploit, make_row, make_summary
+from made_up_run import make_drop, make_exploit, make_row, make_summary
 from scipy.stats import norm, sem, ttest_rel
 
 from adios_ray.run_directory import RunDirectory
@@ -175,6 +175,36 @@ def test_trials_that_were_stopped_early_are_not_compared_with_those_that_were_no
     assert said(verdicts.alike_trials, run_of(rows, space=ASHA)) == untold
 
 
+CURVE = [0.3, 0.4, 0.5, 0.6]
+
+
+def test_trials_of_one_curve_are_not_told_apart_by_their_epochs() -> None:
+    """In runs that evolve: an opening, early divergence, and decisions of each trial for itself."""
+    four = {name: CURVE for name in "abcd"}
+    finished: dict[str, Any] = {"summary": summary_of(curves(four))}
+
+    def compared(scores: dict[str, list[float]], skipped: int = 0, **more: Any) -> str:
+        rows = [row for row in curves(scores, standard_error=0.01) if (row.trial, row.epoch) != ("a", skipped)]
+        (verdict,) = verdicts.alike_trials(run_of(rows, space=PBT, **more))
+        assert verdict.sentence == "The last scores do not tell the trials apart"
+        return verdict.evidence.partition(" are between")[0]
+
+    opening = four | {name: CURVE[:1] for name in "efgh"}
+    drops = [make_drop(1, name) for name in "efgh"]
+    diverged = four | {"e": [*CURVE[:1], math.nan]}
+    for more in ({}, finished):
+        assert compared(opening, drops=drops, **more) == "the scores of 4 trials at epoch 4"
+        assert compared(diverged, **more) == "the scores of 4 trials at epoch 4"
+    assert compared(four | {"e": CURVE[:2]}, **finished) == "the scores of 4 trials at epoch 4"
+    ahead = {"a": CURVE, "b": CURVE[:3], "c": CURVE[:3]}
+    assert compared(ahead) == "the scores of 3 trials at epoch 3"
+    # A copy of a donor that was ahead has skipped an epoch.
+    assert compared(ahead, skipped=3) == "the scores of 3 trials at epoch 2"
+    apart = curves({"a": CURVE, "b": [0.9, 0.9]}, standard_error=0.01)
+    assert said(verdicts.alike_trials, run_of(apart, space=PBT)) == ["The trials differ by more than the noise"]
+    assert said(verdicts.alike_trials, run_of(curves({"a": CURVE, "b": [math.nan]}), space=PBT)) == []
+
+
 def test_a_search_says_what_it_did() -> None:
     scores = {"a": [0.1], "b": [0.4, 0.5], "c": [0.1], "d": [0.4, 0.5, 0.6, 0.7], "e": [math.nan]}
     rows = [row.model_copy(update={"values": {"masking.slots": 3 + (row.trial > "b")}}) for row in curves(scores)]
@@ -219,6 +249,12 @@ def test_one_family() -> None:
     copies = [make_exploit(1, "b", "a"), make_exploit(1, "c", "a"), make_exploit(2, "d", "b")]
     assert said(verdicts.one_family, run_of(rows, exploits=copies)) == ["All trials descend from a"]
     assert said(verdicts.one_family, run_of(rows, exploits=copies[:2])) == []
+    # Neither a control, which copies nothing, nor a trial that left in the opening is a family of its own.
+    more = [*rows, *curves({"control": [0.4, 0.5, 0.6], "left": [0.3]})]
+    run = run_of(more, exploits=copies, controls=frozenset({"control"}), drops=[make_drop(1, "left")])
+    (verdict,) = verdicts.one_family(run)
+    assert verdict.sentence == "All trials descend from a" and verdict.evidence == "4 trials besides controls, 3 copies"
+    assert said(verdicts.one_family, replace(run, exploits=copies[:2])) == []
 
 
 @pytest.mark.parametrize(
@@ -289,11 +325,33 @@ def test_still_rising() -> None:
     assert said(verdicts.still_rising, flat) == []
 
 
-def test_selected_by_luck_and_at_chance() -> None:
-    lucky = run_of([make_row("a", 1, 0.6, holdout_fitness=0.5, standard_error=0.02, holdout_standard_error=0.02)])
-    assert said(verdicts.selected_by_luck, lucky)[0].startswith("The leader is partly lucky")
-    fair = run_of([make_row("a", 1, 0.52, holdout_fitness=0.5, standard_error=0.02, holdout_standard_error=0.02)])
-    assert said(verdicts.selected_by_luck, fair) == []
+def halves_of(gaps: dict[str, float], **more: Any) -> RunData:
+    """Make a run whose trials score so much better on the images of decisions; the first leads."""
+    scores = {name: 0.6 - 0.01 * number for number, name in enumerate(gaps)}
+    errors = {"standard_error": 0.02, "holdout_standard_error": 0.02}
+    rows = [make_row(name, 3, scores[name], holdout_fitness=scores[name] - gap, **errors) for name, gap in gaps.items()]
+    return run_of(rows, **{"space": PBT, **more})
+
+
+def test_luck_is_what_the_leader_loses_more_than_the_others() -> None:
+    lucky = halves_of({"a": 0.1, "b": 0.01, "c": 0.02, "d": 0.03})
+    (verdict,) = verdicts.selected_by_luck(lucky)
+    assert verdict.sentence.startswith("The leader is partly lucky")
+    # The interval of a prediction: 0.1 - 0.02 in units of a spread of 0.01, and of the error of the mean of three.
+    assert f"{0.08 / (0.01 * math.sqrt(4 / 3)):.1f} standard errors" in verdict.evidence
+    assert "8.0 points more than 3 other trials lose at epoch 3" in verdict.evidence
+    assert said(verdicts.selected_by_luck, halves_of({"a": 0.1, "b": 0.01, "c": 0.02})) == []
+    assert said(verdicts.selected_by_luck, replace(lucky, space=ASHA)) == []
+    harder = {"a": 0.1, "b": 0.09, "c": 0.1, "d": 0.11}  # no decision makes one half harder for all
+    assert said(verdicts.selected_by_luck, halves_of(harder)) == []
+    # Student's t with two degrees of freedom: 3.5 standard errors have a p-value of 0.073.
+    assert said(verdicts.selected_by_luck, halves_of({"a": 0.0604, "b": 0.01, "c": 0.02, "d": 0.03})) == []
+    assert said(verdicts.selected_by_luck, halves_of(dict.fromkeys("abcd", 0.0))) == []  # no images were set aside
+    earlier = [make_row(name, 2, 0.4, holdout_fitness=0.2) for name in "bcd"]
+    assert said(verdicts.selected_by_luck, replace(lucky, rows=[*earlier, *lucky.rows])) == [verdict.sentence]
+
+
+def test_at_chance() -> None:
     rows = curves({"a": [0.1]})
     # Of 900 guesses among 10 classes, 10 +- 1 % are right, however sure the fitness is.
     of_900 = {"test_images": 900, "test_standard_error": 0.001}

@@ -1,15 +1,20 @@
 """The benchmark of the search: its driver without Ray, its rival without schedules, and its summary."""
 
+import json
 import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
+import judging
 import numpy as np
 import pytest
 import scipy.stats
 import search
 import torch
+from made_up_run import SETTINGS, make_row
 from real_trainings import train_population
 from rich.console import Console
 from schedule_free import ScheduleFreeTrainer
@@ -22,9 +27,10 @@ from adios_ray.backend.line import Reply
 from adios_ray.checkpoints import Pointer, load_checkpoint
 from adios_ray.config import TrialConfig
 from adios_ray.errors import ConfigError
+from adios_ray.evaluation.fitness import Estimate, Fitness
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.decisions import read_lineage
-from adios_ray.tracking.results import read_results
+from adios_ray.tracking.results import append_result, begin_results, read_results
 from adios_ray.trial_report import TrialReport
 
 
@@ -101,6 +107,35 @@ def test_schedule_free_training_resumes_bit_for_bit(objects_dir: Path, tmp_path:
     whole.optimizers.encoder.train()  # type: ignore[attr-defined]  # of schedule-free optimizers
     torch.testing.assert_close(weight.detach(), 0.1 * z + 0.9 * x, rtol=1e-5, atol=1e-7)
     assert not torch.equal(x, z)
+
+
+def test_rows_of_plain_weights_have_no_errors_of_averaged_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where watched.jsonl is of a benchmark that did not record them, they are unknown."""
+    config: Any = SimpleNamespace(evaluation=SimpleNamespace(average_weights=True))
+    trainer: Any = SimpleNamespace(
+        networks=SimpleNamespace(averaged="mean weights"), train_split=None, val_split=[], image_size=32, config=config
+    )
+    kind: Any = Mock(return_value=trainer)
+    estimates = Estimate(0.3, 0.05, 0.35), Estimate(0.2, 0.06, 0.25)
+    monkeypatch.setattr(judging, "evaluate", lambda *_: Fitness(estimates))
+    begin_results(tmp_path, list(SETTINGS))
+    for epoch in (1, 2, 3):
+        append_result(tmp_path, make_row("a", epoch))
+    earlier = [
+        {"trial": "a", "epoch": 1, "plain": {"fitness": 0.1, "accuracy": 0.2, "holdout": 0.4}},
+        {"trial": "a", "epoch": 2},  # it diverged
+    ]
+    (tmp_path / "watched.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in earlier))
+    watched = judging.Watched(tmp_path, config, kind, budget=10)
+    watched.report("a", trainer, TrialReport(epoch=3))
+    for each in (watched, judging.Watched(tmp_path, config, kind, budget=10)):
+        first, second, third = each.rows("plain")
+        assert (first.fitness, first.accuracy, first.holdout_fitness) == (0.1, 0.2, 0.4)
+        assert first.standard_error is first.holdout_standard_error is None
+        assert math.isnan(second.fitness) and second.standard_error is second.holdout_standard_error is None
+        assert (third.fitness, third.standard_error, third.accuracy) == (0.3, 0.05, 0.35)
+        assert (third.holdout_fitness, third.holdout_standard_error) == (0.2, 0.06)
+        assert [row.standard_error for row in each.rows("averaged")] == [make_row().standard_error] * 3
 
 
 def record(row: str, seed: int, tests: list[float], chosen: int, **more: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from adios_ray.files import write_output
 from adios_ray.measures import Measure
 from adios_ray.tracking.formatting import HEADINGS, duration, value_text
 from adios_ray.tracking.report.figures import PALETTE, Figure, epochs_to, figure_layout, plotly_text, value_axis
-from adios_ray.tracking.report.outcome import search_course
+from adios_ray.tracking.report.outcome import LOST_CONTROLS, search_course
 from adios_ray.tracking.report.page import render
 from adios_ray.tracking.report.run_data import RunData
 from adios_ray.tracking.report.significance import sureness
@@ -173,7 +173,7 @@ def _outcomes(runs: Sequence[RunData]) -> list[Comparison]:
             cells.append({"state": f"{run.state}, {max((row.epoch for row in run.rows), default=0)} epochs"})
             continue
         gain = (
-            "no control"
+            (LOST_CONTROLS if run.lost_controls else "no control")
             if summary.gain is None
             else run.measure.difference_text(summary.gain, summary.gain_standard_error)
         )

@@ -12,8 +12,11 @@ from adios_ray.run_directory import REPORTS_FILE, RunDirectory
 from adios_ray.tracking.formatting import SLOTS, counted, value_text
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report.run_data import RunData
-from adios_ray.tracking.report.significance import sureness
+from adios_ray.tracking.report.significance import paired_error, sureness
 from adios_ray.tracking.report.verdicts import Verdict
+
+LOST_CONTROLS = "the control diverged or collapsed"
+"""Why a run with controls has nothing to compare its best trial with."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def _gain(run: RunData) -> tuple[str, str]:
     if summary.gain is None:
         error = _error_of_difference(summary.best_standard_error, _error_of_first(run))
         text = run.measure.difference_text(summary.best_fitness - summary.first_best_fitness, error)
-        control = "the run has no control" if run.evolves else "no trial trained as long with the configured values"
+        without = "the run has no control" if run.evolves else "no trial trained as long with the configured values"
+        control = LOST_CONTROLS if run.lost_controls else without
         return text, f"over the best first report: {control}, so some of it is mere training"
     if summary.control == summary.best_trial:
         return run.measure.difference_text(0.0), f"{summary.compared}: the search found nothing better"
@@ -140,14 +144,22 @@ def _error_of_first(run: RunData) -> float | None:
 
 
 def _gain_so_far(run: RunData) -> tuple[str, str]:
-    rows = sorted(run.final_rows(), key=lambda row: row.fitness)
-    controls = [row for row in rows if row.trial in run.controls]
+    """Compare the best of the last reports' trials with the best control, at the last epoch that both have reported."""
+    last = sorted((list(rows.values())[-1] for rows in run.comparable.values()), key=lambda row: row.fitness)
+    controls = [row.trial for row in last if row.trial in run.controls]
     if not controls:
-        return "–", "the run has no control"
-    best, control = rows[-1], controls[-1]
-    error = None if best is control else _error_of_difference(best.standard_error, control.standard_error)
-    text = run.measure.difference_text(best.fitness - control.fitness, error)
-    return text, "last reports, best minus control; tested at the end"
+        reason = "no control has a score yet" if run.controls else "the run has no control"
+        return "–", LOST_CONTROLS if run.lost_controls else reason
+    name, control = last[-1].trial, controls[-1]
+    if name == control:
+        return run.measure.difference_text(0.0), f"{control}, which leads, is itself the control"
+    pair = run.rows_at_common_epoch([name, control])
+    if not pair:
+        return "–", f"{name} and {control}, the control, have no report of the same epoch"
+    outcomes = run.outcomes(pair)
+    error = paired_error(*outcomes) if outcomes else _error_of_difference(*(row.standard_error for row in pair))
+    text = run.measure.difference_text(pair[0].fitness - pair[1].fitness, error)
+    return text, f"{name} minus {control} at epoch {pair[0].epoch}; tested at the end"
 
 
 def _values(run: RunData) -> list[WinningValue]:

@@ -1,7 +1,7 @@
 """All that a report shows of one run, read once from the run's files."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +21,7 @@ from adios_ray.tracking import decisions, lineage, records, results, run_masks
 from adios_ray.tracking.decisions import Drop, Exploit, Refusal
 from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.log import Event, read_events
+from adios_ray.tracking.outcomes import Outcomes, mean_is, read_outcomes
 from adios_ray.tracking.overview import State, state_of
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.results import Row
@@ -200,6 +201,50 @@ class RunData:
         """Return the last report of each trial that has a number."""
         valid = {trial: [r for r in rows if math.isfinite(r.fitness)] for trial, rows in self.by_trial.items()}
         return [rows[-1] for rows in valid.values() if rows]
+
+    @cached_property
+    def remaining(self) -> dict[str, list[Row]]:
+        """Reports by trial, without the trials that left in the opening."""
+        left = {drop.trial for drop in self.drops}
+        return {trial: rows for trial, rows in self.by_trial.items() if trial not in left}
+
+    @cached_property
+    def lost_controls(self) -> bool:
+        """Whether the run has controls, all of which diverged or collapsed."""
+        last = [self.by_trial[trial][-1].fitness for trial in self.controls if trial in self.by_trial]
+        return bool(last) and len(last) == len(self.controls) and all(map(math.isnan, last))
+
+    @cached_property
+    def comparable(self) -> dict[str, dict[int, Row]]:
+        """Reports with a number, by trial and epoch.
+
+        Trials that left in the opening, or have no number in their last report, are left out.
+        """
+        return {
+            trial: {row.epoch: row for row in rows if math.isfinite(row.fitness)}
+            for trial, rows in self.remaining.items()
+            if math.isfinite(rows[-1].fitness)
+        }
+
+    def rows_at_common_epoch(self, trials: Iterable[str]) -> list[Row]:
+        """Return the reports of comparable trials at the last epoch that all of them have; empty if there is none."""
+        found = [self.comparable[trial] for trial in trials]
+        # Not the least of their last epochs: a trial that copied a donor ahead of it has skipped some.
+        epoch = max(set.intersection(*map(set, found)), default=None) if found else None
+        return [] if epoch is None else [rows[epoch] for rows in found]
+
+    def rows_at_one_epoch(self) -> list[Row]:
+        """Return reports of comparable trials at the last epoch, of an evolving run in training the last common one."""
+        if self.evolves and self.summary is None:
+            return self.rows_at_common_epoch(self.comparable)
+        last = max((epoch for rows in self.comparable.values() for epoch in rows), default=0)
+        return [rows[last] for rows in self.comparable.values() if last in rows]
+
+    def outcomes(self, rows: Sequence[Row]) -> list[Outcomes]:
+        """Read what single images say in these reports; empty unless all scores are means over the same images."""
+        found = [read_outcomes(self.path, row.trial, row.epoch) for row in rows]
+        known = [own for own, row in zip(found, rows, strict=True) if own is not None and mean_is(own, row.fitness)]
+        return known if len(known) == len(rows) and len({len(own) for own in known}) == 1 else []
 
 
 def read_run(run_dir: Path, uri: str | None = None, summary: RunSummary | None = None) -> RunData:

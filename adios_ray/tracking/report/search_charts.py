@@ -155,12 +155,17 @@ def importance_chart(importance: Importance) -> Figure:
 
 
 def survival_chart(population: ChartData) -> Figure:
-    """Draw how many trials descend from each founder over epochs, stacked."""
+    """Draw how many trials descend from each founder over epochs, stacked, without those that have left by then."""
     run = population.run
     epochs = sorted({row.epoch for row in run.rows})
+    left = {drop.trial: drop.epoch for drop in run.drops}
     counts = [
         # At epoch + 1: a copy after an epoch counts from then on.
-        Counter(lineage.ancestry(run.exploits, trial, epoch + 1)[0].trial for trial in run.by_trial)
+        Counter(
+            lineage.ancestry(run.exploits, trial, epoch + 1)[0].trial
+            for trial in run.by_trial
+            if left.get(trial, math.inf) > epoch
+        )
         for epoch in epochs
     ]
     traces = [

@@ -7,8 +7,8 @@ that its standard error explains.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from statistics import fmean
+from collections.abc import Callable, Iterator
+from statistics import fmean, stdev
 from typing import Literal, NamedTuple
 
 from scipy.stats import norm
@@ -17,7 +17,6 @@ from adios_ray.config import EVOLVING
 from adios_ray.measures import share_error
 from adios_ray.tracking import lineage
 from adios_ray.tracking.formatting import HEADINGS, counted, label, value_text
-from adios_ray.tracking.outcomes import Outcomes, mean_is, read_outcomes
 from adios_ray.tracking.report.mask_statistics import slot_overlaps, slot_statistics
 from adios_ray.tracking.report.run_data import RunData
 from adios_ray.tracking.report.significance import SIGNIFICANT, p_of, p_paired, p_unpaired
@@ -33,6 +32,8 @@ AT_BOUND = 0.02
 """Distance from a bound, as a share of the range on the parameter's scale, that counts as being at it."""
 SLOW_DATA, MUCH_IDLE = 0.05, 0.25
 """Shares of the time that are worth a word."""
+OTHERS_BEHIND_LUCK = 3
+"""Other trials that show by how much two halves of the images differ without luck."""
 
 Remedy = Literal["train longer", "another seed", "wider bounds"]
 """Kinds of commands that act on a finding."""
@@ -110,19 +111,16 @@ def gain_over_control(run: RunData) -> Iterator[Verdict]:
 
 
 def alike_trials(run: RunData) -> Iterator[Verdict]:
-    """Say whether the trials' last scores differ by more than the choice of validation images explains."""
-    finals = run.final_rows()
-    last = max((row.epoch for row in finals), default=0)
-    # Trials that were stopped early differ by their epochs as well.
-    compared = [row for row in finals if run.evolves or row.epoch == last]
-    known = [row for row in compared if row.standard_error]
+    """Say whether the trials' scores at one epoch differ by more than the choice of validation images explains."""
+    known = [row for row in run.rows_at_one_epoch() if row.standard_error]
     if len(known) < 2:
         return
-    outcomes = _outcomes(run, known)
+    outcomes = run.outcomes(known)
     p = p_paired(outcomes) if outcomes else p_unpaired(known)
     values, text = [row.fitness for row in known], run.measure.text
     evidence = (
-        f"the last scores of {len(known)} trials are between {text(min(values))} and {text(max(values))}, "
+        f"the scores of {len(known)} trials at epoch {known[0].epoch} are between "
+        f"{text(min(values))} and {text(max(values))}, "
         f"the standard error of one is {text(fmean(row.standard_error or 0.0 for row in known))} "
         f"(p {p:.2g}, {'image by image' if outcomes else 'as if of different images'})"
     )
@@ -137,13 +135,6 @@ def alike_trials(run: RunData) -> Iterator[Verdict]:
     else:
         advice = "more validation images make the noise smaller; wider bounds make the differences larger"
         yield Verdict("look", "Selection moved within the noise", evidence, advice, "another seed")
-
-
-def _outcomes(run: RunData, rows: Sequence[Row]) -> list[Outcomes]:
-    """Read what single images say in these reports; nothing unless all scores are means over the same images."""
-    found = [read_outcomes(run.path, row.trial, row.epoch) for row in rows]
-    known = [own for own, row in zip(found, rows, strict=True) if own is not None and mean_is(own, row.fitness)]
-    return known if len(known) == len(rows) and len({len(own) for own in known}) == 1 else []
 
 
 def selection_within_noise(run: RunData) -> Iterator[Verdict]:
@@ -179,14 +170,15 @@ def no_exploits(run: RunData) -> Iterator[Verdict]:
 
 
 def one_family(run: RunData) -> Iterator[Verdict]:
-    """Say that all trials descend from one."""
-    finals = {trial: rows[-1].epoch for trial, rows in run.by_trial.items()}
+    """Say that all trials that can copy descend from one."""
+    finals = {trial: rows[-1].epoch for trial, rows in run.remaining.items() if trial not in run.controls}
     founders = {lineage.ancestry(run.exploits, trial, epoch + 1)[0].trial for trial, epoch in finals.items()}
-    if len(finals) >= 4 and len(founders) == 1 and any(exploit.copies for exploit in run.exploits):
+    copies = sum(exploit.copies for exploit in run.exploits)
+    if len(finals) >= 4 and len(founders) == 1 and copies:
         yield Verdict(
             "look",
             f"All trials descend from {founders.pop()}",
-            f"{len(finals)} trials, {counted(sum(exploit.copies for exploit in run.exploits), 'copy')}",
+            f"{len(finals)} trials{' besides controls' if run.controls else ''}, {counted(copies, 'copy')}",
             "a smaller quantile_fraction or a longer interval_epochs keeps more families alive",
         )
 
@@ -358,17 +350,27 @@ def still_rising(run: RunData) -> Iterator[Verdict]:
 
 
 def selected_by_luck(run: RunData) -> Iterator[Verdict]:
-    """Say that the best trial scores worse on the images that took no part in decisions."""
+    """Say that the best trial loses more than the others on the images that took no part in decisions.
+
+    The two halves of the validation images are not equally hard: the gap between a trial's scores on them says nothing
+    by itself. Those of the other trials at the same epoch show how large it is without luck, and how much it varies.
+    """
     row = run.ancestral_rows[-1] if run.ancestral_rows else None
-    if row is None or not row.standard_error or not row.holdout_standard_error:
+    if row is None or not run.evolves:
         return
-    error = math.hypot(row.standard_error, row.holdout_standard_error)
-    if (gap := row.fitness - row.holdout_fitness) > 0 and p_of(gap / error) < SIGNIFICANT:
+    others = [other for other in run.rows if other.epoch == row.epoch and other.trial != row.trial]
+    gaps = [gap for other in others if math.isfinite(gap := other.fitness - other.holdout_fitness)]
+    if len(gaps) < OTHERS_BEHIND_LUCK or not (spread := stdev(gaps)):
+        return
+    more = row.fitness - row.holdout_fitness - fmean(gaps)
+    z = more / (spread * math.sqrt(1 + 1 / len(gaps)))
+    if more > 0 and p_of(z, len(gaps) - 1) < SIGNIFICANT:
+        text, points = run.measure.text, run.measure.difference_text
         yield Verdict(
             "look",
-            f"The {_best(run)} is partly lucky: it scores worse on images that no decision used",
-            f"{run.measure.text(row.fitness)} on those of decisions, {run.measure.text(row.holdout_fitness)} "
-            f"on the others, {gap / error:.1f} standard errors",
+            f"The {_best(run)} is partly lucky: it loses more than the others on images that no decision used",
+            f"{text(row.fitness)} on those of decisions, {text(row.holdout_fitness)} on the others: {points(more)} "
+            f"more than {len(gaps)} other trials lose at epoch {row.epoch}, {z:.1f} standard errors by their spread",
             "rely on the second number; fewer decisions or more validation images select less noise",
         )
 
