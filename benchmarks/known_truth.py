@@ -15,6 +15,7 @@ from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.experiment.evolution import make_scheduler
 from adios_ray.experiment.verdict import LAST_REPORTS
+from adios_ray.retry import Result
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.opening import Rung
@@ -156,6 +157,10 @@ class KnownTruth:
     def write(self, action: Callable[[], None]) -> None:
         """See ``Run.write``."""
         action()
+
+    def read(self, action: Callable[[], Result]) -> Result:
+        """See ``Run.read``."""
+        return action()
 
     def note(self, *_: object, **__: object) -> None:
         """Drop a note."""

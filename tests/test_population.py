@@ -21,6 +21,7 @@ from waiting import TIMEOUT_S, until
 
 from adios_ray.checkpoints import load_checkpoint, open_checkpoint
 from adios_ray.cli import main
+from adios_ray.config import MOST_EPOCHS
 from adios_ray.errors import ClaimError
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.schedule import load_schedule, schedule_of
@@ -205,7 +206,7 @@ def test_a_driver_stops_soon_after_another_one_has_taken_its_run_over(
     ray_cluster: None, objects_dir: Path, tmp_path: Path
 ) -> None:
     """Not only at its next report, which may be hours away: until then its workers would write checkpoints."""
-    config = experiment(objects_dir, tmp_path, epochs=100_000, evaluation={"interval_epochs": 100_000})
+    config = experiment(objects_dir, tmp_path, epochs=MOST_EPOCHS, evaluation={"interval_epochs": MOST_EPOCHS})
     space = {**yaml.safe_load(Path(config.space).read_text()), "interval_epochs": 100_000}
     Path(config.space).write_text(yaml.safe_dump(space))
     running = in_background(config)

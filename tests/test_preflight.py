@@ -141,8 +141,10 @@ def test_nodes_answer_by_tasks_of_their_own(
     assert ask_nodes([node], expected, 0) == {node: ["it did not answer within 0 s"]}
     cancelled = list[tuple[object, dict[str, bool]]]()
 
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+    def interrupted(tasks: list[object], timeout: float, **_: object) -> tuple[list[object], list[object]]:
+        if timeout:
+            raise KeyboardInterrupt
+        return [], tasks
 
     monkeypatch.setattr(ray, "wait", interrupted)
     monkeypatch.setattr(ray, "cancel", lambda task, **how: cancelled.append((task, how)))

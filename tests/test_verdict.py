@@ -43,7 +43,6 @@ def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_li
         return answer
 
     monkeypatch.setattr("ray.get", get)
-    monkeypatch.setattr("ray.cancel", lambda *_, **__: None)
     monkeypatch.setattr(verdict, "PAUSE_S", 0.0)
     submitted, run = list[None](), recorded(tmp_path)
     assert verdict._answer(run, "a", lambda: submitted.append(None)) == "estimate"  # type: ignore[comparison-overlap]  # no task runs
@@ -66,6 +65,7 @@ def test_an_interrupted_evaluation_on_the_test_split_is_cancelled(
     cancelled = list[tuple[object, dict[str, bool]]]()
     monkeypatch.setattr("ray.get", interrupted)
     monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.wait", lambda tasks, **_: ([], tasks))
     monkeypatch.setattr("ray.cancel", lambda task, **how: cancelled.append((task, how)))
     with pytest.raises(KeyboardInterrupt):
         verdict._answer(recorded(tmp_path), "a", lambda: "task")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adios_ray.backend.capacity import WAITING_S
 from adios_ray.backend.faults import fault_of
-from adios_ray.backend.tasks import cancelled_at_end
+from adios_ray.backend.tasks import cancelled_on_error
 from adios_ray.console import say
 from adios_ray.errors import AdiosRayError, RunError
 from adios_ray.evaluation.extraction import Indices
@@ -34,7 +34,7 @@ def map_on_cluster(function: Callable[[Indices], Tensor], parts: Sequence[Indice
     apply, shared = task(_apply), ray.put(function)
     ahead = AHEAD * max(int(gpus or ray.cluster_resources().get("CPU", 1)), 1)
     pending = [apply.remote(shared, part) for part in parts[:ahead]]
-    with cancelled_at_end(pending):
+    with cancelled_on_error(pending):
         for part in [*parts[ahead:], *[None] * len(pending)]:
             found = _result(pending[0])
             del pending[0]  # only now: it is cancelled if the driver is interrupted while it waits
@@ -45,7 +45,7 @@ def map_on_cluster(function: Callable[[Indices], Tensor], parts: Sequence[Indice
 
 def _wait_for_resources(empty: "ray.ObjectRef[None]", needed: str) -> None:
     """Wait for a task that does nothing but need what the others will need; say so if it takes long."""
-    with cancelled_at_end([empty]):
+    with cancelled_on_error([empty]):
         if not ray.wait([empty], timeout=WAITING_S)[0]:
             say(f"waiting for resources: a task of the extraction needs {needed} that nothing else uses")
             ray.wait([empty])

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import adios_ray
-from adios_ray.backend.tasks import cancelled_at_end
+from adios_ray.backend.tasks import cancelled_on_error
 from adios_ray.console import say
 from adios_ray.data.manifest import read_manifest
 from adios_ray.errors import ConfigError, DatasetError
@@ -121,10 +121,12 @@ def ask_nodes(nodes: Sequence[str], expected: Expected, timeout_s: float) -> dic
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(expected, node): node
         for node in nodes
     }
-    with cancelled_at_end(list(answers)):
+    with cancelled_on_error(list(answers)):
         answered, late = ray.wait(list(answers), num_returns=len(answers), timeout=timeout_s)
         found = {answers[answer]: _found(answer, expected, answers[answer]) for answer in answered}
-    found |= {answers[answer]: [f"it did not answer within {timeout_s:g} s"] for answer in late}
+    for answer in late:
+        ray.cancel(answer, force=True)
+        found[answers[answer]] = [f"it did not answer within {timeout_s:g} s"]
     alive = _names()
     return {node: found[node] for node in nodes if node in alive}
 

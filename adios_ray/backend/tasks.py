@@ -8,14 +8,16 @@ import ray
 
 
 @contextmanager
-def cancelled_at_end(tasks: "Collection[ray.ObjectRef[Any]]") -> Iterator[None]:
-    """End the tasks that still wait or run when the block is left, however it is left.
+def cancelled_on_error(tasks: "Collection[ray.ObjectRef[Any]]") -> Iterator[None]:
+    """End the tasks that still wait or run if the block is interrupted or fails.
 
     A task whose driver was interrupted keeps its resources as long as the driver stays connected, as a notebook does.
     """
     try:
         yield
-    finally:
-        if ray.is_initialized():  # a generator may be closed after the driver has disconnected
-            for task in tasks:
-                ray.cancel(task, force=True)  # nothing happens to one that has ended
+    except BaseException:
+        if tasks and ray.is_initialized():  # a generator may be closed after the driver has disconnected
+            # Not those that have ended: Ray 2.60 aborts a driver that cancels a task whose result is just arriving.
+            for task in ray.wait(list(tasks), num_returns=len(tasks), timeout=0)[1]:
+                ray.cancel(task, force=True)
+        raise

@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from adios_ray.backend.faults import Fault, fault_of
 from adios_ray.backend.node_checks import outside
 from adios_ray.backend.preflight import find_refused_nodes
-from adios_ray.backend.tasks import cancelled_at_end
+from adios_ray.backend.tasks import cancelled_on_error
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.console import say
@@ -193,7 +193,7 @@ def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[OnTest]"]) -> 
     for attempt in range(1, ATTEMPTS + 1):
         try:
             task = submit()
-            with cancelled_at_end([task]):
+            with cancelled_on_error([task]):
                 found: OnTest = ray.get(task)
         except RayTaskError as error:
             fault = Fault(f"{type(error.cause).__name__}: {error.cause}", str(error))
