@@ -207,7 +207,7 @@ def test_a_driver_stops_soon_after_another_one_has_taken_its_run_over(
 ) -> None:
     """Not only at its next report, which may be hours away: until then its workers would write checkpoints."""
     config = experiment(objects_dir, tmp_path, epochs=MOST_EPOCHS, evaluation={"interval_epochs": MOST_EPOCHS})
-    space = {**yaml.safe_load(Path(config.space).read_text()), "interval_epochs": 100_000}
+    space = {**yaml.safe_load(Path(config.space).read_text()), "interval_epochs": MOST_EPOCHS}
     Path(config.space).write_text(yaml.safe_dump(space))
     running = in_background(config)
     run_dir = run_dir_of(tmp_path / "runs", running)
