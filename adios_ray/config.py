@@ -321,7 +321,8 @@ class EvaluationConfig(Strict):
     fitness: FitnessName = "knn"
     """knn: mean share of the right class in the votes of the nearest neighbors (multi-label: macro F1); probe: mean
     probability that the online probe gives the right class. Accuracy is reported beside both. Without labels, and
-    not for selection: rankme, lidar (effective ranks), alpha-req (decay of the spectrum)."""
+    not for selection: rankme, lidar (effective ranks), alpha-req (-|α - 1| for the exponent α of the spectrum's
+    decay)."""
     min_feature_std: float = Field(0.01, ge=0)
     """Spread of the features (1: uniform directions, 0: all the same) below which a trial counts as collapsed."""
     min_effective_rank: float = Field(1.5, ge=0)
