@@ -455,23 +455,22 @@ def train_alongside(
     limit_memory(device, share)
     torch.set_num_threads(1)
     try:
-        with tf32(True):
-            _, step = step_of(config, device)
-            for _ in range(WARM_UP):
-                timed(step, device)
-            start.wait(PATIENCE_S)
-            began, steps = time.perf_counter(), 0
-            waiting: list[torch.cuda.Event] = []
-            while time.perf_counter() - began < seconds:
-                step()
-                steps += 1
-                if device.type == "cuda":  # at most two steps ahead of the GPU
-                    waiting.append(torch.cuda.Event())
-                    waiting[-1].record()
-                    if len(waiting) > 2:
-                        waiting.pop(0).synchronize()
-            if waiting:
-                waiting[-1].synchronize()
+        _, step = step_of(config, device)
+        for _ in range(WARM_UP):
+            timed(step, device)
+        start.wait(PATIENCE_S)
+        began, steps = time.perf_counter(), 0
+        waiting: list[torch.cuda.Event] = []
+        while time.perf_counter() - began < seconds:
+            step()
+            steps += 1
+            if device.type == "cuda":  # at most two steps ahead of the GPU
+                waiting.append(torch.cuda.Event())
+                waiting[-1].record()
+                if len(waiting) > 2:
+                    waiting.pop(0).synchronize()
+        if waiting:
+            waiting[-1].synchronize()
         results.put(steps * config.batch_size / (time.perf_counter() - began))
     except BaseException:
         start.abort()  # the others need not wait for this one
@@ -594,7 +593,7 @@ def main(options: Options) -> None:
         report.leave_out(
             "sizes of a GPU, other precisions, compilation, kernels, synchronizations, memory: needs a GPU"
         )
-    with tempfile.TemporaryDirectory() as temporary, tf32(True):
+    with tempfile.TemporaryDirectory() as temporary:
         data: Changes = {"data_dir": Path(temporary) / "noise"}
         if "card" in options.parts:
             report.measure("card", "peak", measure_card, device)

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adios_ray.arguments import parse_arguments
 from adios_ray.config import Count, Natural, TrialConfig, replaced
-from adios_ray.devices import prepare_device, timed
+from adios_ray.devices import prepare_device, tf32_products, timed
 from adios_ray.errors import UsageError, exit_status
 from adios_ray.experiment.config import DEMO_IMAGE_SIZE
 from adios_ray.experiment.presets import preset_config
@@ -187,12 +187,17 @@ def main(options: Options) -> None:
             forwards[row.forward] = make_forwards(networks.backbone, row, device)
     operations = [count_operations(step) for step in steps]  # also their warm-up
     matrix = torch.randn(PRODUCT, PRODUCT, device=device)
+
+    def product() -> torch.Tensor:
+        with tf32_products(device):  # as in the steps
+            return matrix @ matrix
+
     works: list[dict[object, Callable[[], object]]] = []
     for index, (row, step) in enumerate(zip(chosen, steps, strict=True)):
         passes: dict[object, Callable[[], object]] = {
             (row.forward, layout): forward for layout, forward in forwards[row.forward].items()
         }
-        works.append({"product": lambda: matrix @ matrix, index: step, **passes})
+        works.append({"product": product, index: step, **passes})
     medians = median_seconds(works, options.rounds, device)
     rate = 2 * PRODUCT**3 / medians["product"]
     fastest = {kind: min(LAYOUTS, key=lambda layout: medians[kind, layout]) for kind in forwards}

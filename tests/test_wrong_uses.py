@@ -24,6 +24,7 @@ from adios_ray.checkpoints import STATE_FILE
 from adios_ray.cli import EXAMPLES, FIRST_STEPS, Command, main
 from adios_ray.data.claim import TRAINING, Holder, claimed
 from adios_ray.data.manifest import SCHEMA_VERSION
+from adios_ray.devices import CONTEXT_BYTES
 from adios_ray.errors import ConfigError
 from adios_ray.experiment import runner
 from adios_ray.experiment.command import read_arguments
@@ -540,4 +541,6 @@ def test_a_run_needs_the_cores_seconds_of_its_trials() -> None:
     config = ExperimentConfig(epochs=10, population=4)
     step = StepCost(seconds_per_image=0.36, state_bytes=5, memory_bytes=7)
     assert needs(config, 100, step, [Node(2, 0)]) == pytest.approx((0.2, 28, 40, 4))
-    assert needs(config, 100, step, [Node(16, 2)]) == pytest.approx((0.2, 7, 40, 2))
+    assert needs(config, 100, step, [Node(16, 2)]) == pytest.approx((0.2, CONTEXT_BYTES + 7, 40, 2))
+    shared = config.model_copy(update={"gpus_per_worker": 0.25})  # of a card, each trial may use a quarter
+    assert needs(shared, 100, step, [Node(16, 1)]).memory_bytes == pytest.approx(4 * (CONTEXT_BYTES + 7))

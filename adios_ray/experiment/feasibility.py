@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from adios_ray.checkpoints import KEPT_CHECKPOINTS
+from adios_ray.devices import CONTEXT_BYTES
 from adios_ray.experiment.config import DEMO, DEMO_IMAGE_SIZE, ExperimentConfig
 from adios_ray.experiment.resources import Node, count_capacity, worker_resources
 from adios_ray.training.cost import StepCost
@@ -52,7 +53,7 @@ def needs(config: ExperimentConfig, images: int, step: StepCost, cluster: Sequen
     # Workers are taken to share a trial's steps, and threads the work of a worker, without loss.
     used = at_once * config.workers_per_trial * (min(each.gpus, 1.0) if each.gpus else each.cpus)
     if each.gpus:
-        memory = step.memory_bytes / config.workers_per_trial * max(1 / each.gpus, 1.0)
+        memory = (step.memory_bytes / config.workers_per_trial + CONTEXT_BYTES) * max(1 / each.gpus, 1.0)
     else:
         memory = step.memory_bytes * math.ceil(at_once / len(cluster))
     return Needs(

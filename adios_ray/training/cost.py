@@ -13,7 +13,7 @@ from adios_ray import parallel
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.loader import Batch, BatchLoader
 from adios_ray.data.shards import Split
-from adios_ray.devices import is_out_of_memory, timed
+from adios_ray.devices import is_out_of_memory, prepare_device, timed
 from adios_ray.evaluation.extraction import BATCH, extract_features
 from adios_ray.masking.fill import make_fill
 from adios_ray.masking.schemes import OBJECT_SCHEMES, PATTERN_SCHEMES
@@ -26,7 +26,7 @@ from adios_ray.training.step import StepResult
 CPU_PIXELS = 16 * 224**2
 """Bound on the pixels of a measured step on a CPU, whose time is in proportion to them; a GPU takes the whole batch."""
 STEPS = WARM_UP_STEPS + 1
-"""Smallest number of steps: with CUDA graphs, the last one records them, into memory of their own."""
+"""Steps after which all memory is in use: with CUDA graphs, the last one records them, into memory of their own."""
 CLASSES = 100
 
 
@@ -48,7 +48,7 @@ class StepCost(NamedTuple):
 def measure_step(
     config: TrialConfig, size: int, device: torch.device, seconds: float = 0.0, cpu_pixels: int = CPU_PIXELS
 ) -> StepCost:
-    """Measure some steps.
+    """Measure some steps, not compiled, and on GPUs of one slot at a time, which takes the least memory.
 
     Args:
         config: The trial's configuration.
@@ -60,15 +60,17 @@ def measure_step(
     on_gpu = device.type == "cuda"
     batch_size = config.batch_size if on_gpu else min(config.batch_size, max(cpu_pixels // size**2, 2))
     before = _peak_bytes(device)
+    prepare_device(device)
     networks, optimizers, step = random_step(config, size, batch_size, device)
     began, measured = time.monotonic(), list[float]()
-    while len(measured) < STEPS or time.monotonic() - began < seconds:
+    unlike = STEPS if config.cuda_graphs and on_gpu else 1
+    while len(measured) < unlike + WARM_UP_STEPS or time.monotonic() - began < seconds:
         measured.append(timed(step, device) if on_gpu else _core_seconds(step))
     moments = [value for o in optimizers.all().values() for state in o.state.values() for value in state.values()]
     tensors = [*networks.state_dict().values(), *(value for value in moments if isinstance(value, torch.Tensor))]
     memory = (_peak_bytes(device) - (0 if on_gpu else before)) * config.batch_size // batch_size
-    # Without the first step, in which buffers are allocated.
-    per_image = statistics.median(measured[1:]) / batch_size
+    # Without the first step, in which buffers are allocated; with CUDA graphs, without those before the first replay.
+    per_image = statistics.median(measured[unlike:]) / batch_size
     return StepCost(per_image, sum(t.numel() * t.element_size() for t in tensors), memory)
 
 

@@ -124,7 +124,6 @@ class Trainer:
             Seconds; images per second over all workers, and the share of the time spent waiting for data; the last two
             are 0 without a step.
         """
-        began, first, waited_before = time.perf_counter(), self.step, self.loader.waited_s
         peak = self.config.optimizer
         # Not at the start: an evaluation needs no such measurement.
         if self._measures_slots and self._measured_slots != self.config.masking.slots:
@@ -132,6 +131,7 @@ class Trainer:
             self.networks.slots_at_once = min(parallel.gather_values(slots))
             self._measured_slots = self.config.masking.slots
         self.networks.train()
+        began, first, waited_before = time.perf_counter(), self.step, self.loader.waited_s
         watch, failure = DivergenceWatch(), None
         for batch in self.loader.batches(self.seed, self.step, step if self.divergence is None else self.step):
             self.optimizers.set_learning_rates(
