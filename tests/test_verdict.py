@@ -43,6 +43,7 @@ def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_li
         return answer
 
     monkeypatch.setattr("ray.get", get)
+    monkeypatch.setattr("ray.wait", lambda tasks, **_: (tasks, []))  # another test may have connected to Ray
     monkeypatch.setattr(verdict, "PAUSE_S", 0.0)
     submitted, run = list[None](), recorded(tmp_path)
     assert verdict._answer(run, "a", lambda: submitted.append(None)) == "estimate"  # type: ignore[comparison-overlap]  # no task runs
