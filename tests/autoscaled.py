@@ -98,8 +98,7 @@ def autoscaled(resources: dict[str, float], most: int, version: Literal[1, 2]) -
     environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", **token}
     environment.pop("RAY_ADDRESS", None)
     if version == 2:
-        names = dict.fromkeys(("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"), HEAD_ID)
-        environment |= {"RAY_enable_autoscaler_v2": "1", **names}
+        environment |= {"RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID}
     ports = f"--port {port} --dashboard-port {dashboard} --dashboard-agent-listen-port {agent}"
     options = f"--num-cpus 0 --temp-dir {directory} {ports} --ray-client-server-port {client}"
     try:

@@ -797,7 +797,7 @@ def test_a_trial_that_cannot_train_with_copied_values_is_tried_again_with_the_ne
 def test_a_trial_that_cannot_train_with_values_of_its_own_copies_at_last(
     tmp_path: Path, synchronous: bool, seed: int
 ) -> None:
-    """Where all are alike, it explores without a copy, and would otherwise draw the same unsuitable values again."""
+    """A trial that explores without a copy, as trials are alike, does not draw the same unsuitable values again."""
     simulated = simulation(tmp_path / "run", 4, synchronous=synchronous, explore_without_copy=True)
     simulated.config = simulated.config.model_copy(update={"epochs": 20, "seed": seed})
     given(simulated, {"masking.slots": 3}, "trial_03")

@@ -110,7 +110,7 @@ def test_schedule_free_training_resumes_bit_for_bit(objects_dir: Path, tmp_path:
 
 
 def test_rows_of_plain_weights_have_no_errors_of_averaged_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where watched.jsonl is of a benchmark that did not record them, they are unknown."""
+    """They are unknown if an earlier version of the benchmark wrote watched.jsonl without them."""
     config: Any = SimpleNamespace(evaluation=SimpleNamespace(average_weights=True))
     trainer: Any = SimpleNamespace(
         networks=SimpleNamespace(averaged="mean weights"), train_split=None, val_split=[], image_size=32, config=config

@@ -65,7 +65,7 @@ def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
     device = _gpu() if config["gpus"] else CPU
     limit_memory(device, config["gpus"])
     say = partial(note, config["channel"], config["trial"])
-    trainer = Trainer(settings, device, retry(storage.fetch_initial_weights, say))
+    trainer = Trainer(settings, device, retry(storage.fetch_initial_weights, say) if settings.initial_weights else None)
     if settings.precision == "bfloat16" and not native_bfloat16(trainer.device) and parallel.rank() == 0:
         say(f"{torch.cuda.get_device_name(trainer.device)} has no bfloat16 of its own: it trains in float32")
     if checkpoint:
@@ -174,10 +174,10 @@ def _train(
             written.append(run.masks(trial, trainer.epoch))
         for path in written:
             retry(partial(storage.publish, path), say)
-        report = report.model_copy(update={"checkpoint_s": time.monotonic() - trained_at, "load_s": load_s})
     storage.trim(trial if parallel.rank() == 0 else None)
     reported_at = time.monotonic()
     if parallel.rank() == 0:
+        report = report.model_copy(update={"checkpoint_s": reported_at - trained_at, "load_s": load_s})
         # Save, then answer: from the answer on, restarts begin at this checkpoint, so it must exist. After a crash in
         # between, the "train" has no answer, and a new group repeats it with the same result.
         # Not by ``ray.train.report`` too, which nothing would read: it needs a process where the workers wait for each

@@ -153,19 +153,17 @@ def reported_autoscaler() -> bool | None:
 
 
 class EntryPoint(NamedTuple):
-    """What a Ray job reserves on a node for its entry point."""
+    """Resources that a Ray job reserves for its entry point, and the ID of the node where it runs."""
 
-    node: str
-    cpus: float
-    gpus: float
+    node: str = ""
+    cpus: float = 0.0
+    gpus: float = 0.0
 
 
-def entry_point(job: str) -> EntryPoint | None:
-    """Look up what a Ray job reserves for its entry point; None if the cluster does not know the job."""
+def entry_point(job: str) -> EntryPoint:
+    """Look up the resources of a Ray job's entry point; none if the cluster does not know the job."""
     stored = _internal_kv_get(f"{RAY_INTERNAL_NAMESPACE_PREFIX}job_info_{job}", namespace=KV_NAMESPACE_JOB)
-    if stored is None:
-        return None
-    info = json.loads(stored)
+    info = json.loads(stored or "{}")
     return EntryPoint(
         info.get("driver_node_id") or "", info.get("entrypoint_num_cpus") or 0.0, info.get("entrypoint_num_gpus") or 0.0
     )

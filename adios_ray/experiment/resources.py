@@ -32,16 +32,11 @@ class Node(NamedTuple):
 def nodes() -> list[Node]:
     """List the nodes of the running cluster that are alive, without what this Ray job reserves for its entry point."""
     alive = ((node["Resources"], node["NodeID"]) for node in ray.nodes() if node["Alive"])
-    job = submitted_job()
-    own = _entry_point(job) if job else None
-    return [
-        Node(
-            resources.get("CPU", 0.0) - (own.cpus if own and node == own.node else 0.0),
-            resources.get("GPU", 0.0) - (own.gpus if own and node == own.node else 0.0),
-            node,
-        )
-        for resources, node in alive
-    ]
+    found = [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0), node) for resources, node in alive]
+    if job := submitted_job():
+        own = _entry_point(job)
+        found = [Node(n.cpus - own.cpus, n.gpus - own.gpus, n.id) if n.id == own.node else n for n in found]
+    return found
 
 
 _entry_point = cache(entry_point)

@@ -136,7 +136,7 @@ def _continue(run: RunStorage, asked: ExperimentConfig, asked_space: SearchSpace
         say(line)
         return run.directory
     state.dataset = check_same_data(state, own, config)
-    kept = retry(run.fetch_initial_weights, say)
+    kept = retry(run.fetch_initial_weights, say) if config.initial_weights else None
     check_data(config if kept is None else replaced(config, {"initial_weights": kept}), space)
     check_trackers(config)
     retry(partial(check_checkpoints, run, state), say)

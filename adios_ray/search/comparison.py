@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adios_ray.tracking.outcomes import Outcomes, mean_is
+from adios_ray.tracking.outcomes import Outcomes, mean_is, standard_error
 
 
 class Score(NamedTuple):
@@ -112,7 +112,7 @@ def fluctuation(histories: Iterable[History]) -> float:
 def paired(first: Outcomes, second: Outcomes) -> Difference:
     """Compare two trials image by image: what makes an image hard for both cancels out."""
     differences = first - second
-    mean, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    mean, error = float(differences.mean()), standard_error(differences)
     return Difference(mean, error, _ratio(mean, error))
 
 

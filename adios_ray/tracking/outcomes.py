@@ -1,5 +1,6 @@
 """Outcomes of the validation images of selection in a trial's report: a file with a byte for each image."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,11 @@ def read_outcomes(run_dir: Path, trial: str, epoch: int) -> Outcomes | None:
 def decoded(outcomes: bytes) -> Outcomes:
     """Decode outcomes of a byte each."""
     return np.frombuffer(outcomes, np.uint8) / 255
+
+
+def standard_error(values: Outcomes) -> float:
+    """Compute the standard error of the mean of values of images, such as the differences of two trials' outcomes."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def mean_is(outcomes: Outcomes, fitness: float) -> bool:

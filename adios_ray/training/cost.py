@@ -63,14 +63,14 @@ def measure_step(
     prepare_device(device)
     networks, optimizers, step = random_step(config, size, batch_size, device)
     began, measured = time.monotonic(), list[float]()
-    unlike = STEPS if config.cuda_graphs and on_gpu else 1
-    while len(measured) < unlike + WARM_UP_STEPS or time.monotonic() - began < seconds:
+    skipped = STEPS if config.cuda_graphs and on_gpu else 1
+    while len(measured) < skipped + WARM_UP_STEPS or time.monotonic() - began < seconds:
         measured.append(timed(step, device) if on_gpu else _core_seconds(step))
     moments = [value for o in optimizers.all().values() for state in o.state.values() for value in state.values()]
     tensors = [*networks.state_dict().values(), *(value for value in moments if isinstance(value, torch.Tensor))]
     memory = (_peak_bytes(device) - (0 if on_gpu else before)) * config.batch_size // batch_size
     # Without the first step, in which buffers are allocated; with CUDA graphs, without those before the first replay.
-    per_image = statistics.median(measured[unlike:]) / batch_size
+    per_image = statistics.median(measured[skipped:]) / batch_size
     return StepCost(per_image, sum(t.numel() * t.element_size() for t in tensors), memory)
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from adios_ray.config import STOPPING
 from adios_ray.run_directory import REPORTS_FILE, RunDirectory
 from adios_ray.tracking.formatting import SLOTS, counted, value_text
+from adios_ray.tracking.outcomes import standard_error
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report.run_data import RunData
-from adios_ray.tracking.report.significance import paired_error, sureness
+from adios_ray.tracking.report.significance import sureness
 from adios_ray.tracking.report.verdicts import Verdict
 
 LOST_CONTROLS = "the control diverged or collapsed"
@@ -157,7 +158,10 @@ def _gain_so_far(run: RunData) -> tuple[str, str]:
     if not pair:
         return "–", f"{name} and {control}, the control, have no report of the same epoch"
     outcomes = run.outcomes(pair)
-    error = paired_error(*outcomes) if outcomes else _error_of_difference(*(row.standard_error for row in pair))
+    if outcomes:
+        error: float | None = standard_error(outcomes[0] - outcomes[1])
+    else:
+        error = _error_of_difference(*(row.standard_error for row in pair))
     text = run.measure.difference_text(pair[0].fitness - pair[1].fitness, error)
     return text, f"{name} minus {control} at epoch {pair[0].epoch}; tested at the end"
 

@@ -35,11 +35,6 @@ def sureness(z: float, freedom: int | None = None) -> str:
     return f"not sure: within the noise ({z:.1f} standard errors, p {p:.2g})"
 
 
-def paired_error(first: Outcomes, second: Outcomes) -> float:
-    """Compute the standard error of the difference of two means over the same images."""
-    return float(np.std(first - second, ddof=1)) / math.sqrt(len(first))
-
-
 def p_paired(outcomes: Sequence[Outcomes]) -> float:
     """Test whether trials have the same mean over the same images: analysis of variance with repeated measures.
 
