@@ -15,7 +15,7 @@
       checkpoints/TRIAL/epoch_NNNNN/      weights
       masks/TRIAL/epoch_NNNNN.npz         masks of the first validation images
       diverged/TRIAL/epoch_NNNNN/         what reproduces a step that became non-finite
-      controllers/ACTOR_ID                Ray Train controllers whose placement groups may be left behind
+      actors/ACTOR_ID                     trials' actors whose placement groups may be left behind
       logs/TRIAL.log                      what happened to each trial's processes, with tracebacks and output
       logs/tracker_NAME.log               what each tracker's process printed
       wandb/  tensorboard/  log.jsonl     of trackers that were asked for
@@ -59,7 +59,7 @@ class RunDirectory:
         Raises:
             OSError: If storage fails.
         """
-        folders = (self.checkpoints, self._masks, self.diverged, self.controllers, self._logs, self._outcomes)
+        folders = (self.checkpoints, self._masks, self.diverged, self.actors, self._logs, self._outcomes)
         for folder in folders:
             folder.mkdir(exist_ok=True)
 
@@ -134,9 +134,9 @@ class RunDirectory:
         return self.path / "schedule.json"
 
     @property
-    def controllers(self) -> Path:
-        """An empty file for each Ray Train controller, named by its actor's ID."""
-        return self.path / "controllers"
+    def actors(self) -> Path:
+        """An empty file for each trial's actor that may have a placement group, named by its ID."""
+        return self.path / "actors"
 
     @property
     def checkpoints(self) -> Path:

@@ -31,7 +31,7 @@ from adios_ray.places import fetched
 from adios_ray.run_directory import INITIAL_WEIGHTS, MASKS, RunDirectory, newest_epochs, newest_first
 from adios_ray.store import PARALLEL_COPIES, Location, Store
 
-NOT_DRIVERS = frozenset({"checkpoints", MASKS, "diverged", "controllers", "tune", "driver.json", INITIAL_WEIGHTS})
+NOT_DRIVERS = frozenset({"checkpoints", MASKS, "diverged", "actors", "tune", "driver.json", INITIAL_WEIGHTS})
 """Folders of a run into which others than its driver write; its claim, which is written to the URI itself; and its
 initial weights, which workers read there."""
 AT_END = frozenset({"wandb", "tensorboard"})

@@ -1,9 +1,9 @@
 """Startup time of a population of four on this machine, from launch to the first step, by stage.
 
 Prints one JSON object of the seconds after the launch at which the last of the four trials reached each stage: ``ray``
-(imports of the driver, Ray itself and the checks), ``trials`` (the processes of their actors), ``controllers`` (those
-of Ray Train), ``workers`` (those of the workers), ``first_step``; and ``imports``, the seconds that one process of each
-kind took for its imports. All are single measurements.
+(imports of the driver, Ray itself and the checks), ``trials`` (the processes of their actors), ``workers`` (those of
+their workers), ``first_step``; and ``imports``, the seconds that one process of each kind took for its imports. All are
+single measurements.
 """
 
 import json
@@ -23,7 +23,7 @@ from adios_ray.errors import exit_status
 from adios_ray.tracking.results import Row, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
-TITLES = {"trials": "ray::ResourceTrainable", "controllers": "ray::TrainController", "workers": "ray::RayTrainWorker"}
+TITLES = {"trials": "ray::ResourceTrainable", "workers": "ray::RayTrainWorker"}
 IMPORTS = {
     "driver": "adios_ray.experiment.runner",
     "trial": "adios_ray.backend.trial",

@@ -6,8 +6,8 @@
     python tests/soak.py --storage s3         kills, signals, and storage away, with the runs on an S3 server that fails
 
 Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a
-random moment after the first report. Kills: a worker, a trial's actor, Ray Train's controller, the driver (restarted
-to resume the run), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs permission
+random moment after the first report. Kills: a worker, a trial's actor, the driver (restarted to resume the run), a
+node (another one joins later). Faults: ``disk``, storage is full for a while (needs permission
 to mount a file system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and
 its workers killed; ``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until
 the run stops, and then the run is resumed; ``channel``, its process is killed, which ends the run, and the run is
@@ -65,7 +65,7 @@ from adios_ray.store import Location, Store, split_location
 from adios_ray.tracking.decisions import read_lineage
 from adios_ray.tracking.results import read_results
 
-KILLS = ("worker", "actor", "controller", "driver", "node")
+KILLS = ("worker", "actor", "driver", "node")
 FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "channel", "stranger", "newcomer", "grow")
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 ENDS = (*SIGNALS, "second", "moved")
@@ -84,7 +84,6 @@ SERVICES = ("Foreign", "IDLE", "DashboardAgent", "RuntimeEnvAgent", "_Autoscalin
 TITLES = {
     "worker": "ray::RayTrainWorker",
     "actor": "ray::ResourceTrainable",
-    "controller": "ray::TrainController",
     "channel": "ray::Channel",
 }
 EPOCHS, LATEST, TRIALS, TIMEOUT_S = 12, 4, 2, 480.0
@@ -130,7 +129,7 @@ class Options:
     """Options of the soak test."""
 
     kinds: tuple[str, ...] = (*KILLS, *FAULTS, *ENDS)
-    """Kills (worker, actor, controller, driver, node), faults (disk, storage, checkpoint, data, fault, channel,
+    """Kills (worker, actor, driver, node), faults (disk, storage, checkpoint, data, fault, channel,
     stranger, newcomer, grow), and ends (interrupt, terminate, second, moved); kills and faults but stranger and grow
     can be joined with +."""
     rounds: int = 20

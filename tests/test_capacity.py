@@ -34,7 +34,7 @@ sys.stdin.read()
 
 
 def holder(**options: Any) -> Any:
-    """Start an actor that creates placement groups, as Ray Train's controller does for its workers."""
+    """Start an actor that creates placement groups, as a trial's does for its workers."""
 
     class Holder:  # local, so that it is pickled by value: workers cannot import this module
         def hold(self, cpus: float, run_dir: str | None, signal: str | None = None) -> tuple[str, str, int]:
@@ -54,9 +54,10 @@ def holder(**options: Any) -> Any:
                 return str(self._group.id.hex())
 
             if run_dir:
-                from adios_ray.backend.capacity import record_controller
+                from adios_ray.backend.capacity import record_actor
+                from adios_ray.run_storage import RunStorage
 
-                record_controller(Path(run_dir))
+                record_actor(RunStorage(Path(run_dir)))
             if signal:
                 threading.Thread(target=make, daemon=True).start()
             return ray.get_runtime_context().get_actor_id(), "-" if signal else make(), os.getpid()
@@ -240,10 +241,10 @@ def test_a_run_without_records_removes_nothing(hold: Hold, tmp_path: Path) -> No
     doomed, mine = hold(1.0)
     ray.kill(doomed)
     until(lambda: all(group.orphaned for group in groups(tmp_path)))
-    RunDirectory(tmp_path).controllers.rename(tmp_path / "away")  # like storage that is away
+    RunDirectory(tmp_path).actors.rename(tmp_path / "away")  # like storage that is away
     assert groups(tmp_path) == []
     remove_orphaned(tmp_path)
     assert is_held(mine)
-    (tmp_path / "away").rename(RunDirectory(tmp_path).controllers)
+    (tmp_path / "away").rename(RunDirectory(tmp_path).actors)
     remove_orphaned(tmp_path)
     assert groups(tmp_path) == [] and not is_held(mine)

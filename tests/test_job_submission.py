@@ -88,7 +88,7 @@ def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objec
     (run_dir,) = tmp_path.glob("*/population.json")
     names = {f"{run_dir.parent.name}/trial_{number:02d}" for number in range(2)}
     assert {run["name"] for run in runs} == names
-    for kind in ("ResourceTrainable", "TrainController", "RayTrainWorker"):
+    for kind in ("ResourceTrainable", "RayTrainWorker"):
         found = {actor["repr_name"] for actor in actors if actor["class_name"].rpartition(".")[2] == kind}
         assert found == names, (kind, [(actor["class_name"], actor["repr_name"], actor["state"]) for actor in actors])
     assert {group["name"].rpartition("/")[0] for group in groups} == names

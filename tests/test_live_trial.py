@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,7 +159,7 @@ def test_a_trial_whose_processes_are_killed_resumes_from_its_last_whole_checkpoi
     driven.start("trial", config)
     reports = [driven.report("trial")]
     assert [(group.placed, group.orphaned) for group in groups(driven.run_dir)] == [(True, False)]
-    kill("controller")
+    kill("worker")
     reports.append(driven.report("trial"))
     second = reports[-1].checkpoint.path / STATE_FILE
     driven.notes()
@@ -172,6 +171,7 @@ def test_a_trial_whose_processes_are_killed_resumes_from_its_last_whole_checkpoi
     reports += [driven.report("trial") for _ in range(2)]
     assert [report.report.epoch for report in reports] == [1, 2, 2, 3, 4]
     assert [len({report.report.worker_pid for report in part}) for part in (reports[:3], reports[2:])] == [3, 1]
+    assert len({report.pid for report in reports}) == 1
     failed, skipped = driven.notes()
     assert failed.text.startswith("its workers failed (") and failed.text.endswith("started again, attempt 2 of 6")
     assert "The actor died unexpectedly" in failed.details
@@ -186,7 +186,7 @@ def test_a_trial_whose_processes_are_killed_resumes_from_its_last_whole_checkpoi
 
 
 def kill(kind: str) -> None:
-    """Kill a trial's worker, or Ray Train's controller."""
+    """Kill a trial's processes of a kind."""
     for victim in soak.processes(kind):
         victim.kill()
 
@@ -201,8 +201,10 @@ def test_what_is_given_no_gpu_sees_none(ray_cluster: None) -> None:
     assert ray.get(seen) == ["", "0"]
 
 
-def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adios_ray.backend import trial
+def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    from adios_ray.backend.trial import TrialSettings
 
     def meet(config: dict[str, Any]) -> None:
         import ray
@@ -214,17 +216,27 @@ def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path, monkeypatch: 
                 raise TimeoutError("the other trial was not given its resources")
             time.sleep(0.05)
 
-    monkeypatch.setattr(trial, "run_worker", meet)
+    class Actor:  # local, so that it is pickled by value
+        def fit(self, settings: Any) -> Exception | None:
+            from adios_ray.backend import trial
+            from adios_ray.backend.capacity import recorded
+            from adios_ray.run_storage import RunStorage
+
+            trial.run_worker = meet
+            with recorded(RunStorage(settings["run_dir"]), print):
+                error: Exception | None = trial.build_trainer(settings, None).fit().error
+            return error
+
     write_config(tmp_path, {})
     RunDirectory(tmp_path).make_folders()
     settings = [
-        trial.TrialSettings(
+        TrialSettings(
             trial=name, run_dir=str(tmp_path), channel="", workers=1, cpus_per_worker=0.5, gpus_per_worker=0.5
         )
         for name in ("trial_00", "trial_01")
     ]
-    with ThreadPoolExecutor(2) as threads:
-        results = list(threads.map(lambda each: trial.build_trainer(each, None).fit(), settings))
-    assert all(result.error is None for result in results)
+    actors = [ray.remote(Actor).options(num_cpus=0).remote() for _ in settings]
+    fits = [actor.fit.remote(each) for actor, each in zip(actors, settings, strict=True)]
+    assert ray.get(fits, timeout=TIMEOUT_S) == [None, None]
     assert [(tmp_path / each["trial"]).read_text() for each in settings] == ["[0]", "[0]"]
-    assert list(RunDirectory(tmp_path).controllers.iterdir()) == []  # deleted by controllers that ended normally
+    assert list(RunDirectory(tmp_path).actors.iterdir()) == []

@@ -212,7 +212,7 @@ def test_a_driver_stops_soon_after_another_one_has_taken_its_run_over(
     running = in_background(config)
     run_dir = run_dir_of(tmp_path / "runs", running)
     until(
-        lambda: (run_dir / "controllers").is_dir() and any((run_dir / "controllers").iterdir()),
+        lambda: (run_dir / "actors").is_dir() and any((run_dir / "actors").iterdir()),
         lambda: not running.done(),
     )
     (run_dir / "driver.json").write_text(json.dumps({"token": "another"}))

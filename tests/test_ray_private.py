@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import ray
@@ -28,17 +28,15 @@ from ray._private.state import state as cluster_state
 from ray.air.execution.resources.placement_group import PlacementGroupResourceManager
 from ray.autoscaler._private.autoscaler import AutoscalerSummary
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
-from ray.train import Result, RunConfig, ScalingConfig, UserCallback
+from ray.train import RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.callback_manager import CallbackManager
-from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client, create_scaling_policy
 from ray.train.v2._internal.execution.worker_group import state, worker_group
+from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -48,12 +46,11 @@ from waiting import TIMEOUT_S
 from adios_ray.backend import ray_private
 from adios_ray.backend.node_checks import outside
 from adios_ray.backend.ray_private import (
-    controller_callback,
     is_dead,
     lean_trainer_class,
     named_resources,
     placement_groups,
-    prepare_controllers,
+    prepare_ray_train,
     reported_autoscaler,
     running_cluster_address_file,
     silence_process_advice,
@@ -126,88 +123,69 @@ def test_a_running_cluster_answers_in_these_forms(ray_cluster: None) -> None:
     ray.util.remove_placement_group(group)
 
 
-class Controller:
-    """The part of Ray Train's controller that its hooks need."""
-
-    def __init__(self, callback: Any) -> None:
-        """Register one callback."""
-        self._controller_callback_manager = CallbackManager([callback])
-        self._train_run_context = SimpleNamespace()
-        self._run_controller_hook = partial(TrainController._run_controller_hook, self)
-
-    def start(self) -> None:
-        """Start as Ray's controller does."""
-        TrainController._start(self)
-
-    def run(self, result: Any) -> None:
-        """Run from a terminal state to the end."""
-        self._build_result = lambda: result
-        self.get_state = lambda: SimpleNamespace(is_terminal=lambda: True)
-        asyncio.run(TrainController.run(self))
-
-
-def test_the_controller_calls_back_at_its_start_and_with_its_error_at_its_end() -> None:
-    calls: list[BaseException | str | None] = []
-    callback = controller_callback("run/trial_00", lambda: calls.append("started"), calls.append)
-    controller, error = Controller(callback), ValueError()
-    controller.start()
-    assert calls == ["started"]
-    controller.run(SimpleNamespace(error=None))
-    controller.run(SimpleNamespace(error=error))
-    assert calls == ["started", None, error]
-
-
-def test_the_hooks_of_the_callback_are_those_of_ray_train() -> None:
-    callback = controller_callback("run/trial_00", lambda: None, lambda error: None)
-    assert isinstance(callback, ControllerCallback) and not isinstance(callback, UserCallback)
-    for name, passed in (("after_controller_start", "train_run_context"), ("after_controller_finish", "result")):
-        theirs, ours = getattr(ControllerCallback, name), getattr(type(callback), name)
-        assert theirs is not ours and parameters(theirs) == parameters(ours) == ["self", passed]
-    assert "error" in Result.__dataclass_fields__
-
-
-def test_the_callback_travels_to_the_controller() -> None:
-    def start() -> None:
-        raise ArithmeticError("started")
-
-    received = ray.cloudpickle.loads(ray.cloudpickle.dumps(controller_callback("run/trial_00", start, print)))
-    with pytest.raises(ArithmeticError, match="started"):
-        received.after_controller_start(None)
-
-
-def trainer(trainer_class: Any, callbacks: list[Any] | None = None) -> Any:
+def trainer(trainer_class: Any, storage: Path | str = "/none") -> Any:
     """Build a trainer without starting it."""
-    scaling, run = ScalingConfig(num_workers=1), RunConfig(name="trial", storage_path="/none", callbacks=callbacks)
+    scaling, run = ScalingConfig(num_workers=1), RunConfig(name="trial", storage_path=str(storage))
     return trainer_class(print, train_loop_config={}, scaling_config=scaling, run_config=run)
 
 
 @pytest.mark.parametrize("base", [DataParallelTrainer, TorchTrainer])
 def test_lean_trainers_leave_out_two_of_the_callbacks_and_keep_the_others(base: Any) -> None:
-    mine = controller_callback("run/trial_00", lambda: None, lambda error: None)
     lean = lean_trainer_class(process_group=base is TorchTrainer)
     assert issubclass(lean, base) and issubclass(lean, DataParallelTrainer)
     assert issubclass(lean, TorchTrainer) == (base is TorchTrainer)
-    usual = [type(each) for each in trainer(base, [mine])._create_default_callbacks()]
+    usual = [type(each) for each in trainer(base)._create_default_callbacks()]
     assert all(usual.count(each) == 1 for each in LEFT_OUT)
-    kept = trainer(lean, [mine])._create_default_callbacks()
+    kept = trainer(lean)._create_default_callbacks()
     assert [type(each) for each in kept] == [each for each in usual if each not in LEFT_OUT]
-    assert kept[-1] is mine
+
+
+class Group:
+    """Stands for a worker group, which polls give some states in turn."""
+
+    polls: ClassVar[list[WorkerStatus]] = []
+    calls: ClassVar[list[str]] = []
+
+    @classmethod
+    def create(cls, *, callbacks: list[Any], **options: Any) -> "Group":
+        """Start none."""
+        cls.calls.append(f"start in process {os.getpid()}")
+        assert not any(isinstance(each, LEFT_OUT) for each in callbacks)
+        return cls()
+
+    def poll_status(self, timeout: float) -> WorkerGroupPollStatus:
+        """Return the next state."""
+        self.calls.append("poll")
+        return WorkerGroupPollStatus({0: self.polls.pop(0)})
+
+    def get_worker_group_state(self) -> None:
+        """Ray's policy of a fixed size ignores it."""
+
+    def shutdown(self) -> None:
+        """Stop none."""
+        self.calls.append("stop")
 
 
 @pytest.mark.parametrize("base", [DataParallelTrainer, TorchTrainer])
-def test_a_trainer_gives_the_controller_what_the_overridden_method_returns(
-    base: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [None, ValueError("no such file")])
+def test_a_lean_trainer_controls_its_workers_from_the_calling_process(
+    error: Exception | None, base: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    given: dict[str, Any] = {}
-
-    class Watched(lean_trainer_class(process_group=base is TorchTrainer)):  # type: ignore[misc]
-        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-            given.update(arguments)
-            return SimpleNamespace(error=None)
-
     monkeypatch.setattr(data_parallel_trainer, "ObjectRefWrapper", lambda function: function)  # needs a cluster
-    trainer(Watched).fit()
-    assert given["callbacks"] and not any(isinstance(each, LEFT_OUT) for each in given["callbacks"])
+    monkeypatch.setattr(data_parallel_trainer, "create_scaling_policy", create_scaling_policy)
+    prepare(monkeypatch)
+    monkeypatch.setenv(constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0")
+    monkeypatch.setattr(TrainController, "worker_group_cls", Group)
+    Group.polls[:] = [WorkerStatus(running=True), WorkerStatus(running=False, error=error)]
+    Group.calls.clear()
+    trained = trainer(lean_trainer_class(process_group=base is TorchTrainer), storage=tmp_path)
+    if error is None:
+        assert trained.fit().error is None
+    else:
+        with pytest.raises(WorkerGroupError) as raised:
+            trained.fit()
+        assert raised.value.worker_failures == {0: error}
+    assert Group.calls == [f"start in process {os.getpid()}", "poll", "poll", "stop"]
 
 
 def test_the_advice_about_processes_is_not_printed_and_everything_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,20 +238,20 @@ def raise_started(*args: Any, **options: Any) -> None:
     raise StartedError(args, options)
 
 
-def test_the_trainer_starts_a_controller_that_carries_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_parallel_trainer, "TrainController", TrainController)
-    monkeypatch.setattr(data_parallel_trainer, "create_scaling_policy", create_scaling_policy)
-    prepare_controllers("run/trial_00")
-    monkeypatch.setattr(data_parallel_trainer.ray, "remote", lambda **options: raise_started)
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
-    with pytest.raises(StartedError) as error:
-        DataParallelTrainer._initialize_and_run_controller(trainer(DataParallelTrainer))
-    ((started,), _) = error.value.args
-    assert issubclass(started, TrainController) and started.__name__ == "TrainController"
-    assert repr(started.__new__(started)) == "run/trial_00"
+def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare Ray Train for a trial until the end of the test."""
+    for owner, name in (
+        (data_parallel_trainer, "create_scaling_policy"),
+        (worker_group, "placement_group"),
+        (worker_group.WorkerGroup, "_worker_cls"),
+        (worker_group, "SynchronizationActor"),
+        (state, "_shutdown_sync_actor"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    prepare_ray_train("run/trial_00")
 
 
-def test_a_controller_asks_for_its_workers_and_requests_no_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_train_asks_for_its_workers_and_requests_no_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     requests: list[str] = []
 
     def remember(**request: Any) -> None:
@@ -284,7 +262,6 @@ def test_a_controller_asks_for_its_workers_and_requests_no_nodes(monkeypatch: py
     )
     monkeypatch.setattr(autoscaling_coordinator_client, "get_or_create_autoscaling_coordinator", lambda: coordinator)
     monkeypatch.setattr(ray, "get", lambda reference, timeout: reference)
-    monkeypatch.setattr(data_parallel_trainer, "TrainController", TrainController)
     monkeypatch.setattr(data_parallel_trainer, "create_scaling_policy", create_scaling_policy)
 
     def live() -> list[Any]:
@@ -300,18 +277,14 @@ def test_a_controller_asks_for_its_workers_and_requests_no_nodes(monkeypatch: py
 
     decisions = live()
     assert len(requests) == 3 and len(set(requests)) == 1  # one request, and two withdrawals
-    prepare_controllers("run/trial_00")
+    prepare(monkeypatch)
     assert live() == decisions and len(requests) == 3
 
 
-def test_the_controller_starts_workers_and_groups_that_carry_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_train_starts_workers_and_groups_that_carry_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[dict[str, Any]] = []
     monkeypatch.setattr(ray_private, "placement_group", lambda **options: groups.append(options))
-    monkeypatch.setattr(worker_group, "placement_group", None)
-    monkeypatch.setattr(worker_group.WorkerGroup, "_worker_cls", RayTrainWorker)
-    monkeypatch.setattr(worker_group, "SynchronizationActor", SynchronizationActor)
-    monkeypatch.setattr(state, "_shutdown_sync_actor", state._shutdown_sync_actor)
-    controller_callback("run/trial_00", lambda: None, lambda error: None).after_controller_start(None)
+    prepare(monkeypatch)
     context = worker_group.WorkerGroupContext(
         run_attempt_id="", train_fn_ref=None, num_workers=2, resources_per_worker={"CPU": 0.5}
     )
@@ -326,11 +299,7 @@ def test_the_controller_starts_workers_and_groups_that_carry_the_name(monkeypatc
 
 
 def test_a_worker_group_starts_no_process_beside_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_group, "SynchronizationActor", SynchronizationActor)
-    monkeypatch.setattr(state, "_shutdown_sync_actor", state._shutdown_sync_actor)
-    monkeypatch.setattr(worker_group, "placement_group", None)
-    monkeypatch.setattr(worker_group.WorkerGroup, "_worker_cls", RayTrainWorker)
-    controller_callback("run/trial_00", lambda: None, lambda error: None).after_controller_start(None)
+    prepare(monkeypatch)
     actor = worker_group.SynchronizationActor.options(label_selector={"node": "here"}).remote(timeout_s=None)
     killed: list[Any] = []
     monkeypatch.setattr(ray, "kill", killed.append)
@@ -402,7 +371,7 @@ from adios_ray.backend import capacity
 from adios_ray.backend import ray_private
 assert "ray.train" not in sys.modules
 from adios_ray.backend import trial
-ray_private.controller_callback("", print, print)
+ray_private.prepare_ray_train("")
 ray_private.lean_trainer_class(process_group=False)
 assert "torch" not in sys.modules
 import adios_ray.experiment.runner, adios_ray.backend.loop

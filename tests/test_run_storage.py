@@ -5,6 +5,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,17 +166,18 @@ def test_half_an_upload_is_no_checkpoint(nodes: Nodes, server: S3Server) -> None
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("the workers failed")])
-def test_a_controller_that_has_ended_keeps_no_copy_of_the_run(
+def test_the_record_of_an_actor_stays_only_where_its_group_may_have_stayed(
     error: Exception | None, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = nodes["worker"]
-    monkeypatch.setattr(capacity, "_own_record", lambda run: RunDirectory(run.directory).controllers / "a1")
-    record = capacity.ControllerRecord(nodes.place, print)
-    record.started()
-    assert node.has(RunDirectory(node.directory).controllers / "a1") and node.directory.exists()
-    record.finished(error)
-    assert not node.directory.exists()
-    assert node.has(RunDirectory(node.directory).controllers / "a1") == (error is not None)
+    node.open()
+    record = RunDirectory(node.directory).actors / "a1"
+    monkeypatch.setattr(capacity, "_own_record", lambda run: record)
+    with suppress(RuntimeError), capacity.recorded(node, print):
+        assert node.has(record)
+        if error:
+            raise error
+    assert node.has(record) == (error is not None)
 
 
 def pointer_place(nodes: Nodes, epoch: int) -> str:
@@ -416,7 +418,7 @@ def test_a_place_with_characters_of_patterns_is_no_pattern(server: S3Server) -> 
 @pytest.mark.parametrize("remote", [False, True])
 def test_files_and_folders_are_removed_where_they_are_stored(remote: bool, nodes: Nodes, tmp_path: Path) -> None:
     storage = nodes["worker"] if remote else RunStorage(tmp_path / "a_run")
-    record = RunDirectory(storage.directory).controllers / "an_actor"
+    record = RunDirectory(storage.directory).actors / "an_actor"
     write_output(record, b"")
     checkpoint = saved(storage, 1).path
     for path in (record, checkpoint):

@@ -1,6 +1,6 @@
 """A short `make soak`: the disturbances of a running population that no other test covers.
 
-test_live_trial covers a killed worker or controller and a truncated checkpoint, test_population storage that goes away.
+test_live_trial covers killed workers and a truncated checkpoint, test_population storage that goes away.
 """
 
 import os

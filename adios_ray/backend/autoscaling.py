@@ -35,7 +35,7 @@ class NodeRequest:
 
     A cluster has one request, which ``ray.autoscaler.sdk.request_resources`` replaces. Ray's libraries share a
     coordinator, which replaces that request every 20 s by the sum of those that it has received. A run sends it one for
-    all its trials, and the requests of several runs add up. The controllers of Ray Train send none: theirs would come
+    all its trials, and the requests of several runs add up. Ray Train sends none: its own would come
     and go with each trial that starts or waits, so that nodes were stopped and started again, and would stay in force
     for three minutes where a run is interrupted.
 

@@ -1,12 +1,14 @@
-"""The cluster's capacity for trials, and removal of placement groups orphaned by dead controllers.
+"""The cluster's capacity for trials, and removal of placement groups orphaned by dead actors of trials.
 
 The cluster may be shared, and removing a placement group kills what runs in it. A run therefore removes only groups
-that are recorded as its own: each Ray Train controller writes its actor's ID into the run directory before it creates a
-group. A driver that resumes the run as another job finds the record there.
+that are recorded as its own: each trial's actor writes its ID into the run directory before it creates a group for its
+workers. A driver that resumes the run as another job finds the record there.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from adios_ray.backend.ray_private import is_dead, placement_groups
-from adios_ray.retry import retry, retry_in_run
+from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.store import Location
@@ -23,51 +25,44 @@ WAITING_S = 10.0
 """Seconds after which a pending placement group counts as not fitting, whatever the nodes' totals are."""
 
 
-class ControllerRecord:
-    """Keeps a record of a Ray Train controller in the run directory while its placement group may exist."""
+@contextmanager
+def recorded(run: RunStorage, say: Callable[[str], None]) -> Iterator[None]:
+    """Keep a record of the calling actor in the run, inside of which the actor creates placement groups.
 
-    def __init__(self, run: Location, say: Callable[[str], None]) -> None:
-        """Record into a run's directory or URI; ``say`` tells the user of storage that refuses the record."""
-        self._run, self._say = RunStorage(run), say
+    Args:
+        run: The run.
+        say: Tells the user of storage that refuses the record.
 
-    def started(self) -> None:
-        """Record the controller before it creates its first group; a controller that cannot be recorded creates none.
-
-        Raises:
-            StorageError: If storage refuses it for five minutes.
-        """
-        # Record first: a crash in between leaves a record without a group, which is harmless. The other order could
-        # leave a group that no driver recognizes; it would hold its resources until its job ends, or for ever.
-        retry(self._run.open, self._say)
-        retry_in_run(self._run.directory, lambda: record_controller(self._run.place), self._say)
-
-    def finished(self, error: BaseException | None) -> None:
-        """Delete the record of a controller that has removed its group; after an error it may not have."""
-        if error is None:
-            self._run.remove(_own_record(self._run))  # a record that is left over does no harm
-        self._run.close()  # the trial's actor removes this node's copy of the run before this process has ended
+    Raises:
+        StorageError: If storage refuses the record for five minutes.
+    """
+    # Record first: a crash in between leaves a record without a group, which is harmless. The other order could leave a
+    # group that no driver recognizes; it would hold its resources until its job ends, or for ever.
+    retry_in_run(run.directory, partial(record_actor, run), say)
+    yield
+    # Not after an error, which may have left a group; a record that is left over does no harm.
+    run.remove(_own_record(run))
 
 
-def record_controller(run: Location) -> None:
+def record_actor(run: RunStorage) -> None:
     """Record the calling actor as one whose placement groups belong to the run."""
-    storage = RunStorage(run)
-    record = _own_record(storage)
+    record = _own_record(run)
     record.touch()
-    storage.publish(record)
+    run.publish(record)
 
 
-def _own_record(storage: RunStorage) -> Path:
+def _own_record(run: RunStorage) -> Path:
     actor_id: str = ray.get_runtime_context().get_actor_id()
-    return RunDirectory(storage.directory).controllers / actor_id
+    return RunDirectory(run.directory).actors / actor_id
 
 
 class Group(NamedTuple):
-    """A placement group that one of the run's controllers created: the resources of one trial's workers.
+    """A placement group that one of the run's actors created: the resources of one trial's workers.
 
     Attributes:
         id: The group's ID.
         placed: Whether the resources are reserved; otherwise the group is pending.
-        orphaned: Whether the controller has died.
+        orphaned: Whether the actor has died.
     """
 
     id: ray.PlacementGroupID
@@ -76,25 +71,25 @@ class Group(NamedTuple):
 
 
 def groups(run: Location) -> list[Group]:
-    """List the placement groups that the run's controllers created, under this driver or an earlier one."""
+    """List the placement groups that the run's actors created, under this driver or an earlier one."""
     existing = [group for group in placement_groups() if not group.removed]
     storage = RunStorage(run)
     # After the groups: their records are older. While storage is away there are none, and no group is known to be the
     # run's.
-    recorded = storage.names(RunDirectory(storage.directory).controllers) if existing else set()
+    recorded = storage.names(RunDirectory(storage.directory).actors) if existing else set()
     found = []
     for group in existing:
         if group.maker in recorded:
             # The maker's state is read after the group's, so it is the newer of the two. A maker that Ray does not know
-            # counts as alive: removing a living controller's group would kill its workers.
+            # counts as alive: removing a living actor's group would kill its workers.
             found.append(Group(group.id, group.placed, is_dead(group.maker)))
     return found
 
 
 def remove_orphaned(run: Location) -> None:
-    """Remove the placement groups of the run's dead controllers.
+    """Remove the placement groups of the run's dead actors.
 
-    Ray keeps such a group until its job ends; for ever, if the controller created it between the end of its job and its
+    Ray keeps such a group until its job ends; for ever, if the actor created it between the end of its job and its
     own end. Ray Train's own cleaner is one more process for each trial, and needs the dashboard.
     """
     for group in groups(run):

@@ -5,15 +5,14 @@
 - ``ray._private.state`` and the tables of ``ray.core.generated.gcs_pb2``: which actor created a placement group, and
   whether it is dead. ``ray.util.placement_group_table`` does not name the creator; ``ray.util.state`` names only its
   job, and both that and its ``get_actor`` need the dashboard, which a cluster may run without.
-- ``ControllerCallback`` of ``ray.train.v2._internal``: runs in Ray Train's controller before it creates a placement
-  group. The public ``UserCallback`` is called only after reports and exceptions, when the group has long existed.
+- ``TrainController`` of ``ray.train.v2._internal``, and the method of the trainers that starts it as an actor: that is
+  one more process for each trial, where the trial's own actor has nothing to do but wait. No setting changes it.
 - ``DataParallelTrainer`` of ``ray.train.v2.api``: a trainer that does not import torch. ``TorchTrainer`` does, and the
   ``DataParallelTrainer`` of ``ray.train.data_parallel_trainer`` belongs to the first version of Ray Train.
 - ``_create_default_callbacks`` of the trainers, ``DatasetsCallback`` and ``PlacementGroupCleanerCallback``: the two
   callbacks start a process each for every trainer, and no setting leaves them out.
-- ``placement_group`` and ``WorkerGroup`` of Ray Train's ``worker_group``, ``TrainController`` of its trainer, and
-  ``to_placement_group`` of Tune's resource requests: Ray gives these actors and placement groups no names, and no
-  setting does.
+- ``placement_group`` and ``WorkerGroup`` of Ray Train's ``worker_group``, and ``to_placement_group`` of Tune's resource
+  requests: Ray gives these actors and placement groups no names, and no setting does.
 - ``SynchronizationActor`` of the same module, and the function that kills it: each worker group starts a process where
   workers wait for each other in ``ray.train.report``, which none here calls, and no setting leaves it out.
 - The path of the file that names the running cluster: ``ray.init`` reads it, but reports the address only once it has
@@ -36,13 +35,14 @@
 - ``get_cluster_status`` of Ray's client of the control store: no public function tells that an autoscaler cannot
   fulfill the cluster's request.
 - ``create_scaling_policy`` and ``FixedScalingPolicy`` of Ray Train: its controllers send that coordinator requests of
-  their own, which outlive a killed controller by minutes, and no setting leaves them out.
+  their own, which outlive a killed trial by minutes, and no setting leaves them out.
 - Two environment variables, ``POLL_INTERVAL_VARIABLE`` and ``PREEMPTION_WATCHER_VARIABLE``: no argument of the trainers
   and no documented variable does what they do.
 
 Ray Data, Ray Train and Tune are imported inside the functions that need them, because the imports take a second.
 """
 
+import asyncio
 import json
 import os
 import secrets
@@ -261,31 +261,6 @@ def _named_group(*args: Any, name: str, **options: Any) -> PlacementGroup:
     return placement_group(*args, name=f"{name}/{secrets.token_hex(4)}", **options)
 
 
-def _named_class(actor_class: Any, name: str) -> Any:
-    """Derive an actor class under the same name, whose actors are represented by ``name``."""
-    return type(actor_class.__name__, (actor_class,), {"__repr__": lambda self: name})
-
-
-def prepare_controllers(name: str) -> None:
-    """Make ``name`` the ``repr_name`` of Ray Train controllers that this process starts, and let them request no nodes.
-
-    They wait for their placement groups all the same, and an autoscaler sees those.
-    """
-    from ray.train.v2._internal.execution.controller import TrainController
-    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-    from ray.train.v2.api import data_parallel_trainer
-
-    class SilentPolicy(FixedScalingPolicy):  # type: ignore[misc]  # Ray ships no type information
-        def after_controller_start(self, train_run_context: Any) -> None:
-            pass  # without the client that it would make here, there is nothing to cancel at the end either
-
-        def _maybe_send_resource_request(self) -> None:
-            pass
-
-    data_parallel_trainer.TrainController = _named_class(TrainController, name)
-    data_parallel_trainer.create_scaling_policy = SilentPolicy
-
-
 class _NoActor:
     """Stands in for a class of actors, and starts none."""
 
@@ -298,48 +273,48 @@ class _NoActor:
         return "no actor"
 
 
-def _prepare_worker_groups(name: str) -> None:
-    """Name the workers that this controller starts and their placement groups, and start no process beside them."""
+def prepare_ray_train(name: str) -> None:
+    """Name what Ray Train starts from this process, let it start no process beside its workers, and request no nodes.
+
+    It waits for its placement groups all the same, and an autoscaler sees those.
+
+    Args:
+        name: The ``repr_name`` of the workers; the names of placement groups begin with it.
+    """
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     from ray.train.v2._internal.execution.worker_group import state, worker_group
     from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+    from ray.train.v2.api import data_parallel_trainer
 
-    worker_group.WorkerGroup._worker_cls = _named_class(RayTrainWorker, name)
+    class SilentPolicy(FixedScalingPolicy):  # type: ignore[misc]  # Ray ships no type information
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass  # without the client that it would make here, there is nothing to cancel at the end either
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
+    data_parallel_trainer.create_scaling_policy = SilentPolicy
+    # Derived under the same name, which is what Ray calls the actors' class.
+    named_worker = type(RayTrainWorker.__name__, (RayTrainWorker,), {"__repr__": lambda self: name})
+    worker_group.WorkerGroup._worker_cls = named_worker
     worker_group.placement_group = partial(_named_group, name=name)
     worker_group.SynchronizationActor = _NoActor
     state._shutdown_sync_actor = lambda actor: None
 
 
-def controller_callback(
-    name: str, started: Callable[[], None], finished: Callable[[BaseException | None], None]
-) -> Any:
-    """Make a callback for ``RunConfig.callbacks``; both functions run in the process of Ray Train's controller.
-
-    Args:
-        name: Name of the controller's workers and placement groups.
-        started: Called before the controller creates its first placement group; if it raises, the run fails.
-        finished: Called after the controller has stopped its workers, with the run's error or None.
-    """
-    from ray.train.v2._internal.execution.callback import ControllerCallback
-
-    class Calls(ControllerCallback):  # type: ignore[misc]  # Ray ships no type information
-        def after_controller_start(self, train_run_context: Any) -> None:
-            _prepare_worker_groups(name)
-            started()
-
-        def after_controller_finish(self, result: Any) -> None:
-            finished(result.error)
-
-    return Calls()
-
-
 def lean_trainer_class(process_group: bool) -> Any:
-    """Build a trainer class that starts no process to split Ray Data sets, and none to clean up placement groups.
+    """Build a trainer class that starts no process but its workers.
+
+    Ray's own start an actor each to control them, to split Ray Data sets, and to clean up placement groups. Here,
+    workers read shards themselves, the driver removes orphaned groups of all trials, and control runs in the calling
+    process, which has to be an actor's.
 
     Args:
         process_group: Whether the workers form a torch process group; torch is imported here only in that case.
     """
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.controller import TrainController
 
     if process_group:
         from ray.train.torch import TorchTrainer as Base
@@ -352,6 +327,11 @@ def lean_trainer_class(process_group: bool) -> Any:
             return [
                 each for each in callbacks if not isinstance(each, DatasetsCallback | PlacementGroupCleanerCallback)
             ]
+
+        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+            controller = TrainController(**arguments)
+            asyncio.run(controller.run())
+            return controller.get_result()
 
     return LeanTrainer
 

@@ -11,14 +11,14 @@ from typing import Any, TypedDict
 import ray
 from ray import tune
 
-from adios_ray.backend.capacity import ControllerRecord
+from adios_ray.backend.capacity import recorded
 from adios_ray.backend.channel import find_channel, note
 from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Reply
 from adios_ray.backend.loop_config import LoopConfig
 from adios_ray.backend.node_checks import outside
 from adios_ray.backend.output import OutputCopy
-from adios_ray.backend.ray_private import controller_callback, lean_trainer_class, prepare_controllers
+from adios_ray.backend.ray_private import lean_trainer_class, prepare_ray_train
 from adios_ray.checkpoints import Pointer
 from adios_ray.errors import NodeError, StorageError
 from adios_ray.retry import TIMEOUT_S, retry, retry_in_run
@@ -72,6 +72,8 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         # ``_missed``: a new actor cannot know whether its predecessor's last reply reached Tune, so it asks again.
         self._channel, self._trial = find_channel(config["channel"]), config["trial"]
         self._settings, self._failures, self._missed = config, 0, True
+        self._run = RunStorage(config["run_dir"])
+        self._say = partial(note, self._channel, self._trial, kind="wait")
         self._checkpoint: Pointer | None = None
         ray.get(self._channel.start_actor.remote(self._trial))
         self._start()
@@ -84,7 +86,9 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
 
     def _fit(self) -> None:
         try:
-            build_trainer(self._settings, self._channel, self._refused).fit()
+            retry(self._run.open, self._say)
+            with recorded(self._run, self._say):
+                build_trainer(self._settings, self._channel, self._refused).fit()
         except BaseException as error:  # step() reads it once this thread has ended
             self._error = error
 
@@ -106,10 +110,10 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
 
     def _recover(self) -> Fault | None:
         """Restart the workers after a wait; after too many failures in a row, return the last one instead."""
-        fault, run = fault_of(self._error), RunStorage(self._settings["run_dir"])
+        fault = fault_of(self._error)
         try:
             # Wait for storage before counting the failure: an outage would use up the attempts of every trial.
-            retry_in_run(run.directory, run.check_writable, partial(note, self._channel, self._trial, kind="wait"))
+            retry_in_run(self._run.directory, self._run.check_writable, self._say)
         except StorageError as error:
             return Fault(f"storage has failed for {TIMEOUT_S:.0f} s: {error.__cause__}", fault.details)
         if len(ray.get(self._channel.refused_nodes.remote())) > len(self._refused):
@@ -131,9 +135,8 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save a pointer to the checkpoint of the last report; the weights stay where the worker wrote them."""
-        run = RunStorage(self._settings["run_dir"])
         # Tune copies the pointer next, and would take an error of storage for one of this actor.
-        retry_in_run(run.directory, run.check_writable, partial(note, self._channel, self._trial, kind="wait"))
+        retry_in_run(self._run.directory, self._run.check_writable, self._say)
         (Path(checkpoint_dir) / POINTER_FILE).write_text(
             self._checkpoint.model_dump_json() if self._checkpoint else "null"
         )
@@ -144,10 +147,10 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
     def cleanup(self) -> None:
         """Stop the worker loop and wait for Ray Train to take its processes down."""
         # Without waiting for the channel, which may have died with its driver. Joining first, before Tune kills this
-        # actor and the controller with it, lets the controller remove its placement group.
+        # actor, lets Ray Train remove its placement group.
         self._channel.stop.remote(self._trial)
         self._thread.join(timeout=STOP_TIMEOUT_S)
-        RunStorage(self._settings["run_dir"]).close()
+        self._run.close()
 
 
 def run_worker(config: dict[str, Any]) -> None:
@@ -173,7 +176,7 @@ def run_worker(config: dict[str, Any]) -> None:
 
 
 def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = ()) -> Any:
-    """Build the Ray Train trainer of a trial.
+    """Build the Ray Train trainer of a trial, which only an actor can run.
 
     Args:
         config: Settings of the trial.
@@ -182,11 +185,8 @@ def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = 
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    name = full_name(config)
-    prepare_controllers(name)
-    storage, say = RunStorage(config["run_dir"]), partial(note, channel, config["trial"], kind="wait")
-    retry(storage.open, say)
-    gpus, record = config["gpus_per_worker"], ControllerRecord(config["run_dir"], say)
+    name, gpus = full_name(config), config["gpus_per_worker"]
+    prepare_ray_train(name)
     loop = LoopConfig(
         trial=config["trial"],
         run_dir=config["run_dir"],
@@ -194,8 +194,7 @@ def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = 
         threads=max(int(config["cpus_per_worker"]), 1),
         gpus=gpus,
     )
-    # Lean: workers read shards themselves, and the driver removes orphaned placement groups of all trials. A single
-    # worker needs no process group, and without one the trial's actor need not import torch.
+    # A single worker needs no process group, and without one the trial's actor need not import torch.
     return lean_trainer_class(process_group=config["workers"] > 1)(
         run_worker,
         train_loop_config=loop,
@@ -207,8 +206,7 @@ def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = 
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(storage.directory / TUNE),
+            storage_path=str(RunStorage(config["run_dir"]).directory / TUNE),
             failure_config=FailureConfig(max_failures=0),  # the trial restarts the run, and says why
-            callbacks=[controller_callback(name, record.started, record.finished)],
         ),
     )

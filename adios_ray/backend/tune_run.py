@@ -27,7 +27,7 @@ from adios_ray.store import Location, Store
 TRIAL_RESOURCES = {"memory": 1}
 """One byte of memory: Tune requires some resource, and the CPUs and GPUs are for the workers."""
 ORPHAN_REMOVAL_S = 2.0
-"""Seconds between two scans for orphaned placement groups, for whose resources restarted controllers wait."""
+"""Seconds between two scans for orphaned placement groups, for whose resources restarted trials wait."""
 END_S, POLL_S = 5.0, 0.1
 """Most seconds to wait for the processes of an interrupted run, and seconds between two looks."""
 NOTES_S = 0.5
@@ -115,7 +115,7 @@ def _resources(config: TrialSettings) -> Any:
 
 
 def _labels(channel: str) -> dict[str, str]:
-    """Select the nodes on which a trial's actor may start, with Ray Train's controller beside it."""
+    """Select the nodes on which a trial's actor may start."""
     return outside(ray.get(find_channel(channel).refused_nodes.remote()))
 
 
@@ -186,7 +186,7 @@ class Started(_DriverCallback):
             if actor := trial.temporary_state.ray_actor:
                 ray.kill(actor)
         ends = time.monotonic() + END_S
-        while groups(run) and time.monotonic() < ends:  # controllers end with the actors that started them
+        while groups(run) and time.monotonic() < ends:
             time.sleep(POLL_S)
             remove_orphaned(run)
 

@@ -128,7 +128,7 @@ def _train(
         population = Population(config.trial(), state, run, ChannelCalls(channel))
         with run:
             _run_unfinished(config, space, population, name, resources, checked, claim)
-        # Tune's callback has run for the last time: controllers that were killed at the end would leave their groups.
+        # Tune's callback has run for the last time: actors that were killed at the end would leave their groups.
         remove_orphaned(storage.place)
     # From disk: the verdict rests on what was written down, exactly as after a resume.
     state = PopulationState.load(run_dir)
