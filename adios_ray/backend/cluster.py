@@ -73,8 +73,9 @@ def connected() -> Iterator[None]:
             with handlers_kept():
                 context = ray.init(
                     address=address,
-                    # On a cluster that is joined, workers do not inherit this process's environment.
-                    runtime_env={"env_vars": _worker_variables()},
+                    # Workers of a cluster that is started here inherit this process's environment, and Ray can use those
+                    # that it has started ahead.
+                    runtime_env=None if address == LOCAL else {"env_vars": _worker_variables()},
                     dashboard_host="127.0.0.1",
                     log_to_driver=False,
                     logging_level="ERROR",
