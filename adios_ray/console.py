@@ -1,4 +1,4 @@
-"""Consoles for lines and progress."""
+"""Consoles for lines and progress, and numbers in them."""
 
 import sys
 from collections.abc import Iterator
@@ -41,6 +41,15 @@ def say(text: str) -> None:
 def say_aside(text: str) -> None:
     """Print a line to standard error, since standard output may be for a JSON object; see ``dispensable``."""
     write_line(text, sys.stderr)
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things, e.g. "1 copy", "3 classes" or "1,024 images"."""
+    if noun.endswith("y"):
+        plural = f"{noun[:-1]}ies"
+    else:
+        plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def progress_bar(unit: str, transient: bool = False) -> "Progress":

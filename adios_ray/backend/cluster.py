@@ -73,8 +73,8 @@ def connected() -> Iterator[None]:
             with handlers_kept():
                 context = ray.init(
                     address=address,
-                    # Workers of a cluster that is started here inherit this process's environment, and Ray can use those
-                    # that it has started ahead.
+                    # Workers of a cluster that is started here inherit this process's environment; without one of their
+                    # own, Ray can use those that it has started ahead.
                     runtime_env=None if address == LOCAL else {"env_vars": _worker_variables()},
                     dashboard_host="127.0.0.1",
                     log_to_driver=False,

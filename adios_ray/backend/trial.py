@@ -4,7 +4,6 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -73,7 +72,6 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         self._channel, self._trial = find_channel(config["channel"]), config["trial"]
         self._settings, self._failures, self._missed = config, 0, True
         self._run = RunStorage(config["run_dir"])
-        self._say = partial(note, self._channel, self._trial, kind="wait")
         self._checkpoint: Pointer | None = None
         ray.get(self._channel.start_actor.remote(self._trial))
         self._start()
@@ -83,6 +81,9 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
+
+    def _say(self, text: str) -> None:
+        note(self._channel, self._trial, text, kind="wait")
 
     def _fit(self) -> None:
         try:

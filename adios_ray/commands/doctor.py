@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from adios_ray.config import OBJECTIVES
+from adios_ray.console import counted
 from adios_ray.errors import DatasetError, InputError, RunError, UsageError
 from adios_ray.experiment.config import PresetName
 from adios_ray.places import check_place
 from adios_ray.store import Location, local_path
-from adios_ray.tracking.formatting import counted
 
 if TYPE_CHECKING:
     from adios_ray.experiment.resources import Node

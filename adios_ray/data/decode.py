@@ -6,8 +6,9 @@ header, before pixels are allocated.
 
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin
@@ -245,7 +246,7 @@ def _decode_other(kind: str, content: bytes, image_size: int, options: DecodeOpt
             "--stretch is for gray values: of 16-bit colors and transparency 8 bits are read; convert the image"
         )
     pixels, note = _squeeze(image, image_size, None, orientation, options.stretch)
-    if kind == "TIFF" and image.mode.startswith("I") and image.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+    if kind == "TIFF" and image.mode.startswith("I") and _tags(image).get(_PHOTOMETRIC) == 0:
         pixels = 255 - pixels  # white is zero: of 8 bits Pillow inverts the values itself
     return _picture(pixels, image.size, orientation, note or _note_on_colors(kind, content, image))
 
@@ -269,9 +270,15 @@ def _open(kind: str, content: bytes) -> ImageFile.ImageFile:
     return Image.OPEN[kind][0](io.BytesIO(content), "")
 
 
+def _tags(tiff: Image.Image) -> Mapping[int, Any]:
+    """Return the tags of a TIFF."""
+    tags: Mapping[int, Any] = tiff.tag_v2  # type: ignore[attr-defined]  # only images that are opened as TIFF have it
+    return tags
+
+
 def _mend_tiff(image: ImageFile.ImageFile, options: DecodeOptions) -> None:
     """Keep loading from following tags that may be malformed, and from allocating more than the image."""
-    tags = image.tag_v2  # type: ignore[attr-defined]
+    tags = _tags(image)
     tile = (tags.get(322, 0), tags.get(323, 0))  # TileWidth, TileLength
     _check_pixels(tile, options, "pixels a tile")
     try:
@@ -287,7 +294,7 @@ def _bits(kind: str, content: bytes, image: Image.Image) -> int:
     """Read how many bits a channel has."""
     if kind == "PNG":
         return content[24]  # in the header, which is the first chunk
-    return max(image.tag_v2.get(258, (8,))) if kind == "TIFF" else 8  # type: ignore[attr-defined]
+    return max(_tags(image).get(258, (8,))) if kind == "TIFF" else 8
 
 
 def _note_on_colors(kind: str, content: bytes, image: Image.Image) -> str | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from adios_ray.console import counted
 from adios_ray.data.manifest import SCHEMA_VERSION, Layout
 from adios_ray.data.sources.base import UNLABELED, ReadInBlocks, Source
 from adios_ray.data.sources.passed_over import PassedOver, first_of
@@ -62,19 +63,14 @@ class Plan:
         """Describe the plan in lines for people."""
         splits = ", ".join(f"{split} {len(items):,}" for split, items in self.splits.items())
         carved = f" ({' and '.join(self.carved)} carved out of train)" if self.carved else ""
-        lines = [f"{_number(len(self.splits), 'split')}, {self.labels}: {splits}{carved}"]
+        lines = [f"{counted(len(self.splits), 'split')}, {self.labels}: {splits}{carved}"]
         if self.only_in_train:
-            few = f"{_number(len(self.only_in_train), 'class')} too small to be in {' and '.join(self.carved)}"
+            few = f"{counted(len(self.only_in_train), 'class')} too small to be in {' and '.join(self.carved)}"
             lines.append(f"{few}, kept in train: {first_of(self.only_in_train)}")
         lines += [f"note: {note}" for note in self.notes]
         for reason, (number, examples) in self.passed_over.items():
             lines.append(f"passed over, {reason}: {number:,} ({first_of(examples, number)})")
         return "\n".join(lines)
-
-
-def _number(count: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | None = None) -> Plan:
@@ -111,7 +107,7 @@ def _once(listing: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], l
     """Keep one of equal items in each split, and note how many are there more than once."""
     counts = {split: Counter(items) for split, items in listing.items()}
     repeated = [item for found in counts.values() for item, number in found.items() if number > 1]
-    notes = [f"{_number(len(repeated), 'image')} listed more than once, read once: {first_of(repeated)}"]
+    notes = [f"{counted(len(repeated), 'image')} listed more than once, read once: {first_of(repeated)}"]
     return {split: list(found) for split, found in counts.items()}, notes if repeated else []
 
 
@@ -124,7 +120,7 @@ def _shared_groups(splits: Mapping[str, Sequence[str]], group: Key) -> list[str]
                 holding[group(item)].add(split)
     shared = [f"{name} ({', '.join(sorted(found))})" for name, found in holding.items() if len(found) > 1]
     found = (
-        f"{_number(len(shared), 'group')} in more than one split, as the source has them: {first_of(sorted(shared))}"
+        f"{counted(len(shared), 'group')} in more than one split, as the source has them: {first_of(sorted(shared))}"
     )
     return [found] if shared else []
 
@@ -132,10 +128,10 @@ def _shared_groups(splits: Mapping[str, Sequence[str]], group: Key) -> list[str]
 def _labels(source: Source, classes: Mapping[str, Mapping[str, int]]) -> str:
     """Count the classes of a source's items, or its labels where an image has any number of them."""
     if source.multi_label:
-        return _number(len(source.classes), "label")
+        return counted(len(source.classes), "label")
     # Rendered images have their class once they are rendered: all of the source's are expected.
     names = {name for counts in classes.values() for name in counts if name} or source.classes
-    return _number(len(names), "class")
+    return counted(len(names), "class")
 
 
 def image_counts(

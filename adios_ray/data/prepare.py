@@ -301,7 +301,7 @@ def _check_left(
 
 
 def _rows(job: ShardJob, part: Part) -> list[str]:
-    """Items of the rows of a shard."""
+    """List the items of the rows of a shard."""
     refused = {refusal.item for refusal in part.refused}
     return [item for item in job.items if item not in refused]
 

@@ -15,7 +15,7 @@ from adios_ray.backend.cluster import submitted_job
 from adios_ray.commands.data import Prepare
 from adios_ray.commands.masks import Masks
 from adios_ray.config import Count
-from adios_ray.console import say
+from adios_ray.console import counted, say
 from adios_ray.data.shards import open_shards, verify
 from adios_ray.errors import ConfigError, RunError, UsageError, exit_status
 from adios_ray.experiment.checks import check_job_paths, check_storage
@@ -23,7 +23,6 @@ from adios_ray.places import require_local
 from adios_ray.store import Location
 from adios_ray.tables.grid import Cell, Column, Table, evaluation_of
 from adios_ray.tables.summary import entries
-from adios_ray.tracking.formatting import counted
 
 if TYPE_CHECKING:
     import torch

@@ -35,12 +35,6 @@ def value_text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
-def counted(number: int, noun: str) -> str:
-    """Write a number of things, e.g. "1 copy" or "3 copies"."""
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"
-
-
 def duration(seconds: float) -> str:
     """Write seconds as "42 s", "12 min 5 s" or "3 h 20 min"."""
     minutes, rest = divmod(round(seconds), 60)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adios_ray.data.sources.passed_over import PassedOver
+from adios_ray.data.splits import folder_of
 from adios_ray.store import Store
 
 UNLABELED = "unlabeled"
@@ -160,7 +161,7 @@ class ListedSource:
 
     def stratum(self, item: str) -> str:
         """Name the folder of an item, which in most sources is its class."""
-        return item.rpartition("/")[0]
+        return folder_of(item)
 
     def file_of(self, item: str) -> str:
         """Name the item itself, which is a file in most sources."""

@@ -15,6 +15,7 @@ from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.sources.passed_over import PassedOver, first_of
 from adios_ray.data.sources.split_files import SPLIT_NAMES, splits_in
 from adios_ray.data.sources.walk import Walk, walk
+from adios_ray.data.splits import folder_of
 from adios_ray.errors import DatasetError
 
 ByClass = Mapping[str, Sequence[str]]
@@ -130,7 +131,7 @@ def _check_depth(root: Path | str, only: str, folders: Mapping[str, Sequence[str
 def _split_folders(
     root: Path | str, folders: Mapping[str, Sequence[str]], passed_over: PassedOver
 ) -> dict[str, Sequence[str]]:
-    """Items of each split; what is in no split folder is passed over.
+    """List the items of each split; what is in no split folder is passed over.
 
     Raises:
         DatasetError: If two folders are the same split, or there is no train.
@@ -162,7 +163,7 @@ def _is_empty_split(path: Path, used: Collection[str]) -> bool:
 
 
 def _classes_of(root: Path | str, split: str, items: Sequence[str], depth: int = 1) -> dict[str, list[str]]:
-    """Items of each class folder of a split, ``depth`` below ``root``; without class folders, all as one class.
+    """List the items by class folder of a split, ``depth`` below ``root``; without class folders, as one class.
 
     Raises:
         DatasetError: If there are images beside class folders.
@@ -221,7 +222,7 @@ def of_classes(
     labels = _labels(root, tree, classes)
     splits = {split: sorted(chain.from_iterable(found.values())) for split, found in tree.items()}
     if unlabeled:
-        labels |= {_folder(item): NO_LABEL for item in unlabeled}
+        labels |= {folder_of(item): NO_LABEL for item in unlabeled}
         splits[UNLABELED] = sorted(unlabeled)
     items = set(chain.from_iterable(splits.values()))
     if found is None:
@@ -254,17 +255,13 @@ def _labels(root: Path | str, tree: Mapping[str, ByClass], classes: Sequence[str
         for item in items:
             if (label := labels.setdefault(item, numbers[name])) != numbers[name]:
                 raise DatasetError(f"{root}: {item} is listed as {classes[label]} and as {name}: remove one of them")
-            of_folder.setdefault(_folder(item), set()).add(label)
+            of_folder.setdefault(folder_of(item), set()).add(label)
     # By folder where possible: the mapping is sent to every worker, and there may be millions of images.
-    return {item if len(of_folder[_folder(item)]) > 1 else _folder(item): label for item, label in labels.items()}
-
-
-def _folder(item: str) -> str:
-    return item.rpartition("/")[0]
+    return {item if len(of_folder[folder_of(item)]) > 1 else folder_of(item): label for item, label in labels.items()}
 
 
 def _common_classes(root: Path | str, tree: Mapping[str, ByClass], allow_missing: bool | None) -> tuple[str, ...]:
-    """Sorted names of all classes.
+    """List the names of all classes, sorted.
 
     Raises:
         DatasetError: If a split lacks a class that another one has, with each class named once.
@@ -282,7 +279,7 @@ def _common_classes(root: Path | str, tree: Mapping[str, ByClass], allow_missing
 
 
 def _merged(folders: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Items by class name in composed form, in which names of different file systems are compared."""
+    """Merge items by class name in composed form, in which names of different file systems are compared."""
     classes: dict[str, list[str]] = defaultdict(list)
     for name, items in folders.items():
         classes[unicodedata.normalize("NFC", name)].extend(items)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adios_ray.data.decode import DecodeOptions, decode
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED, ListedSource, Sample, content_checksum
+from adios_ray.data.splits import folder_of
 from adios_ray.errors import RefusedImageError
 from adios_ray.store import Store
 
@@ -52,7 +53,7 @@ class ImageFiles(ListedSource):
             raise RefusedImageError("cannot be read: No such file or directory") from error
 
     def _label(self, item: str) -> int:
-        return self.labels[item if item in self.labels else item.rpartition("/")[0]]
+        return self.labels[item if item in self.labels else folder_of(item)]
 
 
 def read_image_file(path: Path) -> bytes:

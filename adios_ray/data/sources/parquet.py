@@ -119,7 +119,7 @@ class _File(NamedTuple):
 
 
 def source(root: Location, image_column: str | None = None, label_column: str | None = None) -> ParquetImages:
-    """Images in Parquet files below a directory or URI; only footers and labels are read now.
+    """List images in Parquet files below a directory or URI; only footers and labels are read now.
 
     Files are assigned to splits by name: train, val (validation, valid, dev), test or unlabeled, in the file's name or
     a folder's; without such names everything is train. Integer labels are named by the schema's Hugging Face metadata,

@@ -71,7 +71,7 @@ class _Shard(NamedTuple):
 
 
 def source(root: Location) -> TarImages:
-    """Images in tar files below a directory or URI, whose headers and labels are read now.
+    """List images in tar files below a directory or URI, whose headers and labels are read now.
 
     Members are grouped by key, which is everything up to the first dot of the base name, folders included. A sample is
     an image and its label: ``.cls``, a number or a class name, or the field label, cls or class of ``.json``. Files are

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adios_ray.config import STOPPING
+from adios_ray.console import counted
 from adios_ray.run_directory import REPORTS_FILE, RunDirectory
-from adios_ray.tracking.formatting import SLOTS, counted, value_text
+from adios_ray.tracking.formatting import SLOTS, value_text
 from adios_ray.tracking.outcomes import standard_error
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report.run_data import RunData

@@ -14,9 +14,10 @@ from typing import Literal, NamedTuple
 from scipy.stats import norm
 
 from adios_ray.config import EVOLVING
+from adios_ray.console import counted
 from adios_ray.measures import share_error
 from adios_ray.tracking import lineage
-from adios_ray.tracking.formatting import HEADINGS, counted, label, value_text
+from adios_ray.tracking.formatting import HEADINGS, label, value_text
 from adios_ray.tracking.report.mask_statistics import slot_overlaps, slot_statistics
 from adios_ray.tracking.report.run_data import RunData
 from adios_ray.tracking.report.significance import SIGNIFICANT, p_of, p_paired, p_unpaired
