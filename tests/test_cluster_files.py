@@ -124,6 +124,7 @@ def test_the_slurm_job_is_requeued_before_its_time_limit(tmp_path: Path) -> None
 
 def test_the_slurm_job_removes_no_folder_but_rays_own(tmp_path: Path) -> None:
     script, kept = tmp_path / "changed.sh", tmp_path / "kept"
+    kept.mkdir()
     text = (FILES / "slurm.sh").read_text()
     script.write_text(text.replace('RAY_TMPDIR="/tmp/ray-$SLURM_JOB_ID"', f'RAY_TMPDIR="{kept}"'))
     assert script.read_text() != text
