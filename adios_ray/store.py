@@ -136,10 +136,12 @@ class Store:
 
         Raises:
             FileNotFoundError: If there is none.
+            OSError: If storage fails.
         """
         if self.local is not None:
             return (self.local / name).open("rb")
-        file: BinaryIO = self.files.open(self._path(name), "rb", cache_type="readahead" if read_ahead else "none")
+        with _os_errors():
+            file: BinaryIO = self.files.open(self._path(name), "rb", cache_type="readahead" if read_ahead else "none")
         return file
 
     def find(self) -> list[str]:
