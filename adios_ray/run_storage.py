@@ -71,11 +71,11 @@ class RunStorage:
         """
         if self._remote is not None:
             hold(self._copy)
-            config = RunDirectory(self.directory).config
-            if not config.exists():  # retry_in_run() takes storage to be away without it
-                config.parent.mkdir(parents=True, exist_ok=True)
-                RunDirectory(self.directory).make_folders()
-                self._fetch(config)
+            run = RunDirectory(self.directory)
+            run.path.mkdir(parents=True, exist_ok=True)
+            run.make_folders()
+            if not run.config.exists():  # retry_in_run() takes storage to be away without it
+                self._fetch(run.config)
 
     def close(self) -> None:
         """Remove this node's copy of the URI, unless another process uses it."""

@@ -6,8 +6,8 @@
     python tests/soak.py --storage s3         kills, signals, and storage away, with the runs on an S3 server that fails
 
 Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a
-random moment after the first report. Kills: a worker, a trial's actor, the driver (restarted to resume the run), a
-node (another one joins later). Faults: ``disk``, storage is full for a while (needs permission
+random moment after the first report. Kills: a worker, a trial's actor, the driver (restarted to resume the run), a node
+(another one joins later). Faults: ``disk``, storage is full for a while (needs permission
 to mount a file system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and
 its workers killed; ``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until
 the run stops, and then the run is resumed; ``channel``, its process is killed, which ends the run, and the run is

@@ -94,7 +94,7 @@ class Stage:
         monkeypatch.setattr(trial, "note", lambda channel, name, *texts: self.notes.append(texts))
         monkeypatch.setattr(trial, "time", SimpleNamespace(sleep=self.waits.append))
         monkeypatch.setattr(trial, "build_trainer", self._build)
-        monkeypatch.setattr(trial, "recorded", lambda run, say: nullcontext())  # needs a cluster
+        monkeypatch.setattr(trial, "own_groups", lambda run, say: nullcontext())  # needs a cluster
         fake_ray = SimpleNamespace(wait=self._wait, get=lambda ref: self.reply if ref is None else ref)
         monkeypatch.setattr(trial, "ray", fake_ray)
         monkeypatch.setattr(trial, "retry_in_run", lambda run_dir, action, say: action())

@@ -159,13 +159,13 @@ def test_a_trial_whose_processes_are_killed_resumes_from_its_last_whole_checkpoi
     driven.start("trial", config)
     reports = [driven.report("trial")]
     assert [(group.placed, group.orphaned) for group in groups(driven.run_dir)] == [(True, False)]
-    kill("worker")
+    kill_worker()
     reports.append(driven.report("trial"))
     second = reports[-1].checkpoint.path / STATE_FILE
     driven.notes()
     before = driven.state(reports[-1])
     second.write_bytes(second.read_bytes()[:1000])
-    kill("worker")
+    kill_worker()
     reports.append(driven.report("trial"))
     assert_identical(driven.state(reports[-1]), before)
     reports += [driven.report("trial") for _ in range(2)]
@@ -185,9 +185,9 @@ def test_a_trial_whose_processes_are_killed_resumes_from_its_last_whole_checkpoi
     assert_identical(driven.state(reports[-1])["networks"], dict(alone.networks.state_dict()))
 
 
-def kill(kind: str) -> None:
-    """Kill a trial's processes of a kind."""
-    for victim in soak.processes(kind):
+def kill_worker() -> None:
+    """Kill the workers of all trials."""
+    for victim in soak.processes("worker"):
         victim.kill()
 
 
@@ -199,6 +199,53 @@ def test_what_is_given_no_gpu_sees_none(ray_cluster: None) -> None:
 
     seen = [ray.remote(num_cpus=0, num_gpus=gpus)(visible).remote() for gpus in (0, 0.5)]
     assert ray.get(seen) == ["", "0"]
+
+
+def test_a_trial_whose_worker_dies_in_its_start_finds_its_resources_free(ray_cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    from adios_ray.backend.trial import TrialSettings
+
+    class Deadly:  # local, so that it is pickled by value
+        def __init__(self, died: Path) -> None:
+            self.died = died
+
+        def __setstate__(self, state: dict[str, Path]) -> None:
+            """Kill the first worker that receives this."""
+            import os
+
+            self.died = state["died"]
+            if not self.died.exists():
+                self.died.touch()
+                os.kill(os.getpid(), 9)
+
+        def __call__(self, config: dict[str, Any]) -> None:
+            """Train nothing."""
+
+    class Actor:
+        def fit(self, settings: Any, died: Path) -> str:
+            from ray.train import ControllerError
+
+            from adios_ray.backend import trial
+            from adios_ray.backend.capacity import own_groups
+            from adios_ray.run_storage import RunStorage
+
+            trial.run_worker = Deadly(died)
+            with own_groups(RunStorage(settings["run_dir"]), print):
+                try:
+                    trial.build_trainer(settings, None).fit()
+                except ControllerError as error:
+                    trial.build_trainer(settings, None).fit()
+                    return type(error.controller_failure).__name__
+            return "no worker has died"
+
+    write_config(tmp_path, {})
+    RunDirectory(tmp_path).make_folders()
+    whole_cluster = TrialSettings(
+        trial="trial_00", run_dir=str(tmp_path), channel="", workers=1, cpus_per_worker=4.0, gpus_per_worker=0
+    )
+    fit = ray.remote(Actor).options(num_cpus=0).remote().fit.remote(whole_cluster, tmp_path / "died")
+    assert ray.get(fit, timeout=TIMEOUT_S) == "ActorDiedError"
 
 
 def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path) -> None:
@@ -219,11 +266,11 @@ def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path) -> None:
     class Actor:  # local, so that it is pickled by value
         def fit(self, settings: Any) -> Exception | None:
             from adios_ray.backend import trial
-            from adios_ray.backend.capacity import recorded
+            from adios_ray.backend.capacity import own_groups
             from adios_ray.run_storage import RunStorage
 
             trial.run_worker = meet
-            with recorded(RunStorage(settings["run_dir"]), print):
+            with own_groups(RunStorage(settings["run_dir"]), print):
                 error: Exception | None = trial.build_trainer(settings, None).fit().error
             return error
 

@@ -28,12 +28,11 @@ from ray._private.state import state as cluster_state
 from ray.air.execution.resources.placement_group import PlacementGroupResourceManager
 from ray.autoscaler._private.autoscaler import AutoscalerSummary
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
-from ray.train import RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import ControllerError, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
-from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client, create_scaling_policy
 from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
@@ -50,7 +49,6 @@ from adios_ray.backend.ray_private import (
     lean_trainer_class,
     named_resources,
     placement_groups,
-    prepare_ray_train,
     reported_autoscaler,
     running_cluster_address_file,
     silence_process_advice,
@@ -129,15 +127,18 @@ def trainer(trainer_class: Any, storage: Path | str = "/none") -> Any:
     return trainer_class(print, train_loop_config={}, scaling_config=scaling, run_config=run)
 
 
-@pytest.mark.parametrize("base", [DataParallelTrainer, TorchTrainer])
-def test_lean_trainers_leave_out_two_of_the_callbacks_and_keep_the_others(base: Any) -> None:
-    lean = lean_trainer_class(process_group=base is TorchTrainer)
-    assert issubclass(lean, base) and issubclass(lean, DataParallelTrainer)
-    assert issubclass(lean, TorchTrainer) == (base is TorchTrainer)
-    usual = [type(each) for each in trainer(base)._create_default_callbacks()]
-    assert all(usual.count(each) == 1 for each in LEFT_OUT)
-    kept = trainer(lean)._create_default_callbacks()
-    assert [type(each) for each in kept] == [each for each in usual if each not in LEFT_OUT]
+@pytest.fixture
+def lean(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Provide ``lean_trainer_class`` for a trial, whose changes of Ray Train last until the end of the test."""
+    for owner, name in (
+        (worker_group, "placement_group"),
+        (worker_group, "SynchronizationActor"),
+        (state, "_shutdown_sync_actor"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    monkeypatch.setattr(data_parallel_trainer, "ObjectRefWrapper", lambda function: function)  # needs a cluster
+    monkeypatch.setenv(constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0")
+    return partial(lean_trainer_class, "run/trial_00")
 
 
 class Group:
@@ -145,12 +146,13 @@ class Group:
 
     polls: ClassVar[list[WorkerStatus]] = []
     calls: ClassVar[list[str]] = []
+    callbacks: ClassVar[list[type]] = []
 
     @classmethod
     def create(cls, *, callbacks: list[Any], **options: Any) -> "Group":
         """Start none."""
         cls.calls.append(f"start in process {os.getpid()}")
-        assert not any(isinstance(each, LEFT_OUT) for each in callbacks)
+        cls.callbacks[:] = [type(each) for each in callbacks]
         return cls()
 
     def poll_status(self, timeout: float) -> WorkerGroupPollStatus:
@@ -169,16 +171,15 @@ class Group:
 @pytest.mark.parametrize("base", [DataParallelTrainer, TorchTrainer])
 @pytest.mark.parametrize("error", [None, ValueError("no such file")])
 def test_a_lean_trainer_controls_its_workers_from_the_calling_process(
-    error: Exception | None, base: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    error: Exception | None, base: Any, lean: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(data_parallel_trainer, "ObjectRefWrapper", lambda function: function)  # needs a cluster
-    monkeypatch.setattr(data_parallel_trainer, "create_scaling_policy", create_scaling_policy)
-    prepare(monkeypatch)
-    monkeypatch.setenv(constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0")
-    monkeypatch.setattr(TrainController, "worker_group_cls", Group)
+    trainer_class = lean(process_group=base is TorchTrainer)
+    assert issubclass(trainer_class, DataParallelTrainer)
+    assert issubclass(trainer_class, TorchTrainer) == (base is TorchTrainer)
+    monkeypatch.setattr(worker_group.WorkerGroup, "create", Group.create)
     Group.polls[:] = [WorkerStatus(running=True), WorkerStatus(running=False, error=error)]
     Group.calls.clear()
-    trained = trainer(lean_trainer_class(process_group=base is TorchTrainer), storage=tmp_path)
+    trained = trainer(trainer_class, tmp_path)
     if error is None:
         assert trained.fit().error is None
     else:
@@ -186,6 +187,27 @@ def test_a_lean_trainer_controls_its_workers_from_the_calling_process(
             trained.fit()
         assert raised.value.worker_failures == {0: error}
     assert Group.calls == [f"start in process {os.getpid()}", "poll", "poll", "stop"]
+    usual = [type(each) for each in trainer(base)._create_default_callbacks()]
+    assert all(usual.count(each) == 1 for each in LEFT_OUT)
+    assert not set(LEFT_OUT) & set(Group.callbacks) and BackendSetupCallback in Group.callbacks
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_workers_that_fail_last_in_their_start_are_ended(
+    started: bool, lean: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ended: list[str] = []
+
+    def start(group: Any, builder: Any) -> None:
+        if started:
+            group._worker_group_state = SimpleNamespace(shutdown=lambda: ended.append("workers"))
+        raise ArithmeticError("a worker has died")
+
+    monkeypatch.setattr(worker_group.WorkerGroup, "_start_impl", start)
+    monkeypatch.setattr(state.WorkerGroupStateBuilder, "shutdown", lambda self: ended.append("what was started"))
+    with pytest.raises(ControllerError, match="a worker has died"):
+        trainer(lean(process_group=False), tmp_path).fit()
+    assert ended == (["workers"] if started else ["what was started"])
 
 
 def test_the_advice_about_processes_is_not_printed_and_everything_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,20 +260,9 @@ def raise_started(*args: Any, **options: Any) -> None:
     raise StartedError(args, options)
 
 
-def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prepare Ray Train for a trial until the end of the test."""
-    for owner, name in (
-        (data_parallel_trainer, "create_scaling_policy"),
-        (worker_group, "placement_group"),
-        (worker_group.WorkerGroup, "_worker_cls"),
-        (worker_group, "SynchronizationActor"),
-        (state, "_shutdown_sync_actor"),
-    ):
-        monkeypatch.setattr(owner, name, getattr(owner, name))
-    prepare_ray_train("run/trial_00")
-
-
-def test_ray_train_asks_for_its_workers_and_requests_no_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_train_asks_for_its_workers_and_requests_no_nodes(
+    lean: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     requests: list[str] = []
 
     def remember(**request: Any) -> None:
@@ -262,44 +273,46 @@ def test_ray_train_asks_for_its_workers_and_requests_no_nodes(monkeypatch: pytes
     )
     monkeypatch.setattr(autoscaling_coordinator_client, "get_or_create_autoscaling_coordinator", lambda: coordinator)
     monkeypatch.setattr(ray, "get", lambda reference, timeout: reference)
-    monkeypatch.setattr(data_parallel_trainer, "create_scaling_policy", create_scaling_policy)
-
-    def live() -> list[Any]:
-        policy = data_parallel_trainer.create_scaling_policy(ScalingConfig(num_workers=2))
-        policy.after_controller_start(trainer(DataParallelTrainer).train_run_context)
-        decisions = [
-            policy.make_decision_for_non_running_worker_group(),
-            policy.make_decision_for_running_worker_group(None, None),
-        ]
-        asyncio.run(policy.before_controller_shutdown())
-        policy.before_controller_abort()
-        return decisions
-
-    decisions = live()
-    assert len(requests) == 3 and len(set(requests)) == 1  # one request, and two withdrawals
-    prepare(monkeypatch)
-    assert live() == decisions and len(requests) == 3
+    policy = create_scaling_policy(ScalingConfig(num_workers=2))
+    policy.after_controller_start(trainer(DataParallelTrainer).train_run_context)
+    assert policy.make_decision_for_non_running_worker_group().num_workers == 2
+    asyncio.run(policy.before_controller_shutdown())
+    assert len(requests) == 2 and len(set(requests)) == 1  # a request, and its withdrawal
+    monkeypatch.setattr(worker_group.WorkerGroup, "create", Group.create)
+    Group.polls[:] = [WorkerStatus(running=True), WorkerStatus(running=False)]
+    Group.calls.clear()
+    trainer(lean(process_group=False), tmp_path).fit()
+    assert "poll" in Group.calls and len(requests) == 2
 
 
-def test_ray_train_starts_workers_and_groups_that_carry_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_train_starts_workers_and_groups_that_carry_the_name(
+    lean: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     groups: list[dict[str, Any]] = []
+    made: list[Any] = []
+
+    def start(group: Any, builder: Any) -> None:
+        made.append(group)
+        group._create_placement_group(ScalingConfig(), group._worker_group_context)
+        raise ArithmeticError
+
     monkeypatch.setattr(ray_private, "placement_group", lambda **options: groups.append(options))
-    prepare(monkeypatch)
-    context = worker_group.WorkerGroupContext(
-        run_attempt_id="", train_fn_ref=None, num_workers=2, resources_per_worker={"CPU": 0.5}
-    )
+    monkeypatch.setattr(worker_group.WorkerGroup, "_start_impl", start)
     for _ in range(2):
-        worker_group.WorkerGroup._create_placement_group(None, ScalingConfig(), context)
+        with pytest.raises(ControllerError):
+            trainer(lean(process_group=False), tmp_path).fit()
     names = [group.pop("name") for group in groups]
-    assert groups[0]["bundles"] == [{"CPU": 0.5}] * 2
+    assert groups[0]["bundles"] == [{"CPU": 1}]
     assert len(set(names)) == 2 and all(name.startswith("run/trial_00/") for name in names)
-    worker = worker_group.WorkerGroup._worker_cls
+    worker = made[0]._worker_cls
     assert issubclass(worker, RayTrainWorker) and worker.__name__ == "RayTrainWorker"
     assert repr(worker()) == "run/trial_00"
 
 
-def test_a_worker_group_starts_no_process_beside_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare(monkeypatch)
+def test_a_worker_group_starts_no_process_beside_its_workers(
+    lean: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lean(process_group=False)
     actor = worker_group.SynchronizationActor.options(label_selector={"node": "here"}).remote(timeout_s=None)
     killed: list[Any] = []
     monkeypatch.setattr(ray, "kill", killed.append)
@@ -371,8 +384,7 @@ from adios_ray.backend import capacity
 from adios_ray.backend import ray_private
 assert "ray.train" not in sys.modules
 from adios_ray.backend import trial
-ray_private.prepare_ray_train("")
-ray_private.lean_trainer_class(process_group=False)
+ray_private.lean_trainer_class("", process_group=False)
 assert "torch" not in sys.modules
 import adios_ray.experiment.runner, adios_ray.backend.loop
 # They are for reports, some searches and compiled steps: the first steps of a run need not wait for them.

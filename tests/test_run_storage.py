@@ -15,6 +15,7 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFile
 from made_up_run import make_run
+from ray import PlacementGroupID
 from s3 import BUCKET, FORBIDDEN, INTERNAL_ERROR, S3Server, s3_server
 from simulated import SimulatedRun
 from waiting import TIMEOUT_S
@@ -22,6 +23,7 @@ from waiting import TIMEOUT_S
 from adios_ray import local_cache, places, retry
 from adios_ray.backend import capacity
 from adios_ray.backend.channel import ChannelCalls
+from adios_ray.backend.ray_private import MadeGroup
 from adios_ray.checkpoints import (
     EARLIER_STATE_FILE,
     META_FILE,
@@ -166,18 +168,26 @@ def test_half_an_upload_is_no_checkpoint(nodes: Nodes, server: S3Server) -> None
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("the workers failed")])
-def test_the_record_of_an_actor_stays_only_where_its_group_may_have_stayed(
+def test_an_actor_is_recorded_while_it_may_have_groups_and_leaves_none(
     error: Exception | None, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = nodes["worker"]
     node.open()
     record = RunDirectory(node.directory).actors / "a1"
-    monkeypatch.setattr(capacity, "_own_record", lambda run: record)
-    with suppress(RuntimeError), capacity.recorded(node, print):
-        assert node.has(record)
+    ids = [PlacementGroupID.from_random() for _ in range(3)]
+    made = [
+        MadeGroup(group, maker, placed=True, removed=removed)
+        for group, maker, removed in zip(ids, ("a1", "a1", "b2"), (False, True, False), strict=True)
+    ]
+    removed: list[PlacementGroupID] = []
+    monkeypatch.setattr(capacity, "_own_id", lambda: "a1")
+    monkeypatch.setattr(capacity, "placement_groups", lambda: made)
+    monkeypatch.setattr(capacity, "remove_placement_group", lambda group: removed.append(group.id))
+    with suppress(RuntimeError), capacity.own_groups(node, print):
+        assert node.has(record) and removed == []
         if error:
             raise error
-    assert node.has(record) == (error is not None)
+    assert not node.has(record) and removed == ids[:1]
 
 
 def pointer_place(nodes: Nodes, epoch: int) -> str:

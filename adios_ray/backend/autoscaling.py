@@ -35,9 +35,9 @@ class NodeRequest:
 
     A cluster has one request, which ``ray.autoscaler.sdk.request_resources`` replaces. Ray's libraries share a
     coordinator, which replaces that request every 20 s by the sum of those that it has received. A run sends it one for
-    all its trials, and the requests of several runs add up. Ray Train sends none: its own would come
-    and go with each trial that starts or waits, so that nodes were stopped and started again, and would stay in force
-    for three minutes where a run is interrupted.
+    all its trials, and the requests of several runs add up. Ray Train sends none: its own would come and go with each
+    trial that starts or waits, so that nodes were stopped and started again, and would stay in force for three minutes
+    where a run is interrupted.
 
     The second version of the autoscaler starts no node at all for a request that is more than its cluster can ever
     hold, nor for that of others in the same sum. Where it says so, the number of trials is lowered to what it can hold.

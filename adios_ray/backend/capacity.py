@@ -26,11 +26,11 @@ WAITING_S = 10.0
 
 
 @contextmanager
-def recorded(run: RunStorage, say: Callable[[str], None]) -> Iterator[None]:
-    """Keep a record of the calling actor in the run, inside of which the actor creates placement groups.
+def own_groups(run: RunStorage, say: Callable[[str], None]) -> Iterator[None]:
+    """Let the calling actor create placement groups that belong to the run; none is left at the end.
 
     Args:
-        run: The run.
+        run: The run, which has a record of the actor meanwhile.
         say: Tells the user of storage that refuses the record.
 
     Raises:
@@ -39,9 +39,13 @@ def recorded(run: RunStorage, say: Callable[[str], None]) -> Iterator[None]:
     # Record first: a crash in between leaves a record without a group, which is harmless. The other order could leave a
     # group that no driver recognizes; it would hold its resources until its job ends, or for ever.
     retry_in_run(run.directory, partial(record_actor, run), say)
-    yield
-    # Not after an error, which may have left a group; a record that is left over does no harm.
-    run.remove(_own_record(run))
+    try:
+        yield
+    finally:
+        for group in placement_groups():  # as a rule, Ray Train has removed its own
+            if group.maker == _own_id() and not group.removed:
+                remove_placement_group(PlacementGroup(group.id))
+        run.remove(_own_record(run))
 
 
 def record_actor(run: RunStorage) -> None:
@@ -52,8 +56,12 @@ def record_actor(run: RunStorage) -> None:
 
 
 def _own_record(run: RunStorage) -> Path:
+    return RunDirectory(run.directory).actors / _own_id()
+
+
+def _own_id() -> str:
     actor_id: str = ray.get_runtime_context().get_actor_id()
-    return RunDirectory(run.directory).actors / actor_id
+    return actor_id
 
 
 class Group(NamedTuple):

@@ -181,7 +181,7 @@ def _train(
         # Save, then answer: from the answer on, restarts begin at this checkpoint, so it must exist. After a crash in
         # between, the "train" has no answer, and a new group repeats it with the same result.
         # Not by ``ray.train.report`` too, which nothing would read: it needs a process where the workers wait for each
-        # other, and waits for the next poll of Ray Train's controller. Tune has the report from the trial's actor.
+        # other, and waits for Ray Train's next poll. Tune has the report from the trial's actor.
         ray.get(config["channel"].answer.remote(trial, position, report, checkpoint))
     return checkpoint, reported_at
 

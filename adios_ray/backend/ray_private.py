@@ -9,9 +9,10 @@
   one more process for each trial, where the trial's own actor has nothing to do but wait. No setting changes it.
 - ``DataParallelTrainer`` of ``ray.train.v2.api``: a trainer that does not import torch. ``TorchTrainer`` does, and the
   ``DataParallelTrainer`` of ``ray.train.data_parallel_trainer`` belongs to the first version of Ray Train.
-- ``_create_default_callbacks`` of the trainers, ``DatasetsCallback`` and ``PlacementGroupCleanerCallback``: the two
-  callbacks start a process each for every trainer, and no setting leaves them out.
-- ``placement_group`` and ``WorkerGroup`` of Ray Train's ``worker_group``, and ``to_placement_group`` of Tune's resource
+- ``DatasetsCallback`` and ``PlacementGroupCleanerCallback`` of Ray Train: both start a process for every trainer, and
+  no setting leaves them out.
+- ``WorkerGroup`` of Ray Train's ``worker_group``: it leaves workers behind that fail last in their start.
+- ``RayTrainWorker`` and ``placement_group`` of the same module, and ``to_placement_group`` of Tune's resource
   requests: Ray gives these actors and placement groups no names, and no setting does.
 - ``SynchronizationActor`` of the same module, and the function that kills it: each worker group starts a process where
   workers wait for each other in ``ray.train.report``, which none here calls, and no setting leaves it out.
@@ -34,8 +35,8 @@
   that it has received; one made by the public ``ray.autoscaler.sdk.request_resources`` would soon be replaced too.
 - ``get_cluster_status`` of Ray's client of the control store: no public function tells that an autoscaler cannot
   fulfill the cluster's request.
-- ``create_scaling_policy`` and ``FixedScalingPolicy`` of Ray Train: its controllers send that coordinator requests of
-  their own, which outlive a killed trial by minutes, and no setting leaves them out.
+- ``FixedScalingPolicy`` of Ray Train: it sends that coordinator requests of its own, which outlive a killed trial by
+  minutes, and no setting leaves them out.
 - Two environment variables, ``POLL_INTERVAL_VARIABLE`` and ``PREEMPTION_WATCHER_VARIABLE``: no argument of the trainers
   and no documented variable does what they do.
 
@@ -84,7 +85,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group
 
 POLL_INTERVAL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
-"""Environment variable: seconds between two polls of the workers by Ray Train's controller."""
+"""Environment variable: seconds between two polls of the workers by Ray Train."""
 JOB_CONFIG_VARIABLE: str = RAY_JOB_CONFIG_JSON_ENV_VAR
 """Environment variable: settings of the Ray job whose entry point this process is."""
 LOG_MARKERS = (LOG_PREFIX_ACTOR_NAME, LOG_PREFIX_JOB_ID, LOG_PREFIX_TASK_NAME)
@@ -273,63 +274,62 @@ class _NoActor:
         return "no actor"
 
 
-def prepare_ray_train(name: str) -> None:
-    """Name what Ray Train starts from this process, let it start no process beside its workers, and request no nodes.
+def lean_trainer_class(name: str, process_group: bool) -> Any:
+    """Build a trainer class that starts no process but its workers, and requests no nodes.
 
-    It waits for its placement groups all the same, and an autoscaler sees those.
+    Ray's own start an actor each to control the workers, to split Ray Data sets, to clean up placement groups, and to
+    let workers wait for each other. Here, workers read shards themselves, the driver removes orphaned groups of all
+    trials, and control runs in the calling process, which has to be an actor's. It waits for its placement group, which
+    an autoscaler sees.
 
     Args:
         name: The ``repr_name`` of the workers; the names of placement groups begin with it.
-    """
-    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-    from ray.train.v2._internal.execution.worker_group import state, worker_group
-    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
-    from ray.train.v2.api import data_parallel_trainer
-
-    class SilentPolicy(FixedScalingPolicy):  # type: ignore[misc]  # Ray ships no type information
-        def after_controller_start(self, train_run_context: Any) -> None:
-            pass  # without the client that it would make here, there is nothing to cancel at the end either
-
-        def _maybe_send_resource_request(self) -> None:
-            pass
-
-    data_parallel_trainer.create_scaling_policy = SilentPolicy
-    # Derived under the same name, which is what Ray calls the actors' class.
-    named_worker = type(RayTrainWorker.__name__, (RayTrainWorker,), {"__repr__": lambda self: name})
-    worker_group.WorkerGroup._worker_cls = named_worker
-    worker_group.placement_group = partial(_named_group, name=name)
-    worker_group.SynchronizationActor = _NoActor
-    state._shutdown_sync_actor = lambda actor: None
-
-
-def lean_trainer_class(process_group: bool) -> Any:
-    """Build a trainer class that starts no process but its workers.
-
-    Ray's own start an actor each to control them, to split Ray Data sets, and to clean up placement groups. Here,
-    workers read shards themselves, the driver removes orphaned groups of all trials, and control runs in the calling
-    process, which has to be an actor's.
-
-    Args:
         process_group: Whether the workers form a torch process group; torch is imported here only in that case.
     """
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 
     if process_group:
         from ray.train.torch import TorchTrainer as Base
     else:
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Base
 
-    class LeanTrainer(Base):  # type: ignore[misc]  # Ray ships no type information
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [
-                each for each in callbacks if not isinstance(each, DatasetsCallback | PlacementGroupCleanerCallback)
-            ]
+    worker_group.placement_group = partial(_named_group, name=name)
+    worker_group.SynchronizationActor = _NoActor
+    state._shutdown_sync_actor = lambda actor: None
 
-        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-            controller = TrainController(**arguments)
+    class Policy(FixedScalingPolicy):  # type: ignore[misc]  # Ray ships no type information
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass  # without the client that it would make here, there is nothing to cancel at the end either
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
+    class Workers(WorkerGroup):  # type: ignore[misc]  # Ray ships no type information
+        # Derived under the same name, which is what Ray calls the actors' class.
+        _worker_cls = type(RayTrainWorker.__name__, (RayTrainWorker,), {"__repr__": lambda self: name})
+
+        def _start(self) -> None:
+            try:
+                super()._start()
+            except Exception:
+                # Ray leaves workers that fail last in their start, and their resources, for which the next would wait.
+                if self.has_started():
+                    self._worker_group_state.shutdown()
+                raise
+
+    class Controller(TrainController):  # type: ignore[misc]  # Ray ships no type information
+        worker_group_cls = Workers
+
+    class LeanTrainer(Base):  # type: ignore[misc]  # Ray ships no type information
+        def _initialize_and_run_controller(self, *, callbacks: list[Any], scaling_policy: Any, **arguments: Any) -> Any:
+            left_out = DatasetsCallback | PlacementGroupCleanerCallback
+            kept = [each for each in callbacks if not isinstance(each, left_out)]
+            controller = Controller(callbacks=kept, scaling_policy=Policy(self.scaling_config), **arguments)
             asyncio.run(controller.run())
             return controller.get_result()
 

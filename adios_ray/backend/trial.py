@@ -10,14 +10,14 @@ from typing import Any, TypedDict
 import ray
 from ray import tune
 
-from adios_ray.backend.capacity import recorded
+from adios_ray.backend.capacity import own_groups
 from adios_ray.backend.channel import find_channel, note
 from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Reply
 from adios_ray.backend.loop_config import LoopConfig
 from adios_ray.backend.node_checks import outside
 from adios_ray.backend.output import OutputCopy
-from adios_ray.backend.ray_private import lean_trainer_class, prepare_ray_train
+from adios_ray.backend.ray_private import lean_trainer_class
 from adios_ray.checkpoints import Pointer
 from adios_ray.errors import NodeError, StorageError
 from adios_ray.retry import TIMEOUT_S, retry, retry_in_run
@@ -88,7 +88,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
     def _fit(self) -> None:
         try:
             retry(self._run.open, self._say)
-            with recorded(self._run, self._say):
+            with own_groups(self._run, self._say):
                 build_trainer(self._settings, self._channel, self._refused).fit()
         except BaseException as error:  # step() reads it once this thread has ended
             self._error = error
@@ -114,6 +114,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         fault = fault_of(self._error)
         try:
             # Wait for storage before counting the failure: an outage would use up the attempts of every trial.
+            retry(self._run.open, self._say)
             retry_in_run(self._run.directory, self._run.check_writable, self._say)
         except StorageError as error:
             return Fault(f"storage has failed for {TIMEOUT_S:.0f} s: {error.__cause__}", fault.details)
@@ -187,7 +188,6 @@ def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     name, gpus = full_name(config), config["gpus_per_worker"]
-    prepare_ray_train(name)
     loop = LoopConfig(
         trial=config["trial"],
         run_dir=config["run_dir"],
@@ -196,7 +196,7 @@ def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = 
         gpus=gpus,
     )
     # A single worker needs no process group, and without one the trial's actor need not import torch.
-    return lean_trainer_class(process_group=config["workers"] > 1)(
+    return lean_trainer_class(name, process_group=config["workers"] > 1)(
         run_worker,
         train_loop_config=loop,
         scaling_config=ScalingConfig(
