@@ -757,17 +757,30 @@ def given(simulated: Simulation, values: dict[str, Any], *names: str) -> None:
 def test_a_trial_whose_values_cannot_train_stays_and_does_not_stop_the_others(
     tmp_path: Path, synchronous: bool, capacity: int
 ) -> None:
-    simulated = simulation(tmp_path / "run", 3, capacity, synchronous=synchronous, interval_epochs=2)
+    simulated = simulation(tmp_path / "run", 3, capacity, synchronous=synchronous, interval_epochs=EPOCHS)
     given(simulated, TOO_LARGE, "trial_01")
     simulated.fails = too_large
     for _ in range(2):  # a resumed driver tries it again
         with pytest.raises(FaultError, match="stops because trial_01 cannot train: out of memory. No report is lost"):
             simulated.drive()
         members = dict(simulated.members.state.members)
-        assert members.pop("trial_01").epoch == 0  # it has no score by which it could be replaced
+        assert members.pop("trial_01").epoch == 0
         assert all(member.finished and member.epoch == EPOCHS for member in members.values())
     simulated.fails = lambda trial, config: False
     assert {member.epoch for member in simulated.drive().members.values()} == {EPOCHS}
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+@pytest.mark.parametrize("capacity", [1, 99])
+def test_a_trial_whose_values_cannot_train_copies_at_the_first_decision(
+    tmp_path: Path, synchronous: bool, capacity: int
+) -> None:
+    simulated = simulation(tmp_path / "run", 3, capacity, synchronous=synchronous, interval_epochs=2)
+    given(simulated, TOO_LARGE, "trial_01")
+    simulated.fails = too_large
+    assert {member.epoch for member in simulated.drive().members.values()} == {EPOCHS}
+    epoch, trial, donor, values = next(entry for entry in simulated.lineage() if entry[1] == "trial_01")
+    assert epoch >= 2 and donor != trial and values["optimizer.encoder_lr"] <= 1
 
 
 @pytest.mark.parametrize("synchronous", [True, False])

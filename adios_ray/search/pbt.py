@@ -163,19 +163,20 @@ class PopulationBasedTraining(LiveScheduler):
                 continue
             # Seeded by (seed, trial, epoch) instead of drawn from one stream: a restarted driver repeats an
             # interrupted decision exactly, and the order in which trials report has no influence.
-            random = self.population.random(name, again=name in self.set_aside)
+            again = name in self.set_aside or not self._space.synchronous  # a copy may be set back to an earlier epoch
+            random = self.population.random(name, again)
             # exploit: continue from the weights of one of the best, if the test shows that it is better
-            donor = random.choice(donors)
-            difference, source = self._compare(donor, name), donor
-            # A trial that cannot train takes any better one. Else p is adjusted for the choice of the two among all
-            # trials: the best and the worst differ by chance too.
-            z = None if name in self.set_aside else difference.z
-            p = None if z is None else familywise(z, len(self._ranked()))
-            if p is not None and p > (self._space.significance or 1):
-                self.population.refuse(name, donor, difference, p)
-                if not self._space.explore_without_copy:
-                    continue
-                z, p, source = None, None, name
+            donor = source = random.choice(donors)
+            z = p = None
+            if name not in self.set_aside:  # else it takes any better one
+                difference = self._compare(donor, name)
+                # Adjusted for the choice of the two among all trials: the best and the worst differ by chance too.
+                z, p = difference.z, None if difference.z is None else familywise(difference.z, len(self._ranked()))
+                if p is not None and p > (self._space.significance or 1):
+                    self.population.refuse(name, donor, difference, p)
+                    if not self._space.explore_without_copy:
+                        continue
+                    z, p, source = None, None, name
             # explore: with other values
             self.population.copy(name, source, self._explore(name, self.population[source], random), z, p)
             changed.append(name)
@@ -210,8 +211,11 @@ class PopulationBasedTraining(LiveScheduler):
         Trials that are done give nothing: with their weights, a copy would have nothing to train.
         """
         member, members = self.population[name], self._ranked()
-        if member.control or name not in members:
+        if member.control:
             return []
+        if name not in members:
+            # Without a report it has no rank; if it cannot train, it takes any of the best.
+            return self._best() if name in self.set_aside and member.score is None else []
         # By how much each scores better at the last epoch that both have reached.
         margins = {}
         for other, rival in members.items():
@@ -240,6 +244,13 @@ class PopulationBasedTraining(LiveScheduler):
             # Else it would be better by its epochs alone: what it reported before it failed is forgotten.
             and members[other].reported[0].epoch <= member.reported[-1].epoch
         ]
+
+    def _best(self) -> list[str]:
+        """List the best of the trials that train, by their last scores, as donors of one that has no score."""
+        members = self._ranked()
+        training = [name for name in members if not members[name].finished]
+        ranked = sorted(training, key=lambda name: (members[name].score, -members[name].number))
+        return [name for name in ranked[-(self._quantile(ranked) or 1) :] if self._can_give(name)]
 
     def _quantile(self, names: Sequence[str]) -> int:
         """Count the trials in the quantile that is replaced, or that gives."""
