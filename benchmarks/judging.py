@@ -21,7 +21,7 @@ from adios_ray.evaluation.fitness import evaluate, features_of_views, halves
 from adios_ray.evaluation.knn import knn_votes
 from adios_ray.evaluation.label_free import alpha_req, lidar, rankme
 from adios_ray.evaluation.linear import accuracy, logistic_regression
-from adios_ray.evaluation.statistics import IMAGES, fresh_statistics
+from adios_ray.evaluation.statistics import fresh_statistics
 from adios_ray.experiment.verdict import final_fitness
 from adios_ray.files import append_line, complete_lines
 from adios_ray.masking.fill import hide
@@ -86,13 +86,10 @@ class Judge:
 
     @property
     def images_of_report(self) -> int:
-        """Images that pass through the encoder for one report: those of an epoch and of its evaluation."""
+        """Images that pass through the encoder for a report: of an epoch and its evaluation, not for statistics."""
         trainer = self._trainer
         trained = trainer.loader.steps_per_epoch * self._config.batch_size
-        evaluation = self._config.evaluation
-        refreshed = evaluation.average_weights or evaluation.fresh_statistics
-        statistics = min(IMAGES, len(trainer.train_split)) if refreshed else 0
-        return trained + len(trainer.train_split) + len(trainer.val_split) + statistics
+        return trained + len(trainer.train_split) + len(trainer.val_split)
 
     def __call__(self, member: Member, variant: Variant, probe: bool = False) -> dict[str, float]:
         """Return the votes' mean share and the accuracy of k-NN, and the accuracy of a linear probe if asked."""
