@@ -7,9 +7,9 @@
 
 Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a
 random moment after the first report. Kills: a worker, a trial's actor, the driver (restarted to resume the run), a node
-(another one joins later). Faults: ``disk``, storage is full for a while (needs permission
-to mount a file system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and
-its workers killed; ``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until
+(another one joins later). Faults: ``disk``, storage is full for a while (needs permission to mount a file system);
+``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and its workers killed;
+``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until
 the run stops, and then the run is resumed; ``channel``, its process is killed, which ends the run, and the run is
 resumed; ``stranger``, a node that does not see the storage (needs permission to mount, too) has joined, so that the run
 is refused, and resumed without that node; ``newcomer``, such a node joins after a node was lost, until another one
@@ -129,9 +129,9 @@ class Options:
     """Options of the soak test."""
 
     kinds: tuple[str, ...] = (*KILLS, *FAULTS, *ENDS)
-    """Kills (worker, actor, driver, node), faults (disk, storage, checkpoint, data, fault, channel,
-    stranger, newcomer, grow), and ends (interrupt, terminate, second, moved); kills and faults but stranger and grow
-    can be joined with +."""
+    """Kills (worker, actor, driver, node), faults (disk, storage, checkpoint, data, fault, channel, stranger, newcomer,
+    grow), and ends (interrupt, terminate, second, moved); kills and faults but stranger and grow can be joined with
+    +."""
     rounds: int = 20
     """Rounds of each kill; each end and each fault of nodes has half of them, each other fault a quarter."""
     seed: int = 0

@@ -33,6 +33,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client, create_scaling_policy
 from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
@@ -121,9 +122,10 @@ def test_a_running_cluster_answers_in_these_forms(ray_cluster: None) -> None:
     ray.util.remove_placement_group(group)
 
 
-def trainer(trainer_class: Any, storage: Path | str = "/none") -> Any:
-    """Build a trainer without starting it."""
-    scaling, run = ScalingConfig(num_workers=1), RunConfig(name="trial", storage_path=str(storage))
+def trainer(trainer_class: Any, storage: Path | str = "/none", scaling: ScalingConfig | None = None) -> Any:
+    """Build a trainer without starting it, of one worker unless told."""
+    run = RunConfig(name="trial", storage_path=str(storage))
+    scaling = scaling or ScalingConfig(num_workers=1)
     return trainer_class(print, train_loop_config={}, scaling_config=scaling, run_config=run)
 
 
@@ -273,16 +275,28 @@ def test_ray_train_asks_for_its_workers_and_requests_no_nodes(
     )
     monkeypatch.setattr(autoscaling_coordinator_client, "get_or_create_autoscaling_coordinator", lambda: coordinator)
     monkeypatch.setattr(ray, "get", lambda reference, timeout: reference)
-    policy = create_scaling_policy(ScalingConfig(num_workers=2))
-    policy.after_controller_start(trainer(DataParallelTrainer).train_run_context)
-    assert policy.make_decision_for_non_running_worker_group().num_workers == 2
-    asyncio.run(policy.before_controller_shutdown())
-    assert len(requests) == 2 and len(set(requests)) == 1  # a request, and its withdrawal
-    monkeypatch.setattr(worker_group.WorkerGroup, "create", Group.create)
-    Group.polls[:] = [WorkerStatus(running=True), WorkerStatus(running=False)]
-    Group.calls.clear()
-    trainer(lean(process_group=False), tmp_path).fit()
-    assert "poll" in Group.calls and len(requests) == 2
+
+    def live(policy: Any) -> list[Any]:
+        policy.after_controller_start(trainer(DataParallelTrainer).train_run_context)
+        decisions = [
+            policy.make_decision_for_non_running_worker_group(),
+            policy.make_decision_for_running_worker_group(None, None),
+        ]
+        asyncio.run(policy.before_controller_shutdown())
+        policy.before_controller_abort()
+        return decisions
+
+    two, policies = ScalingConfig(num_workers=2), list[Any]()
+
+    async def run(controller: Any) -> None:
+        policies.append(controller._scaling_policy)
+
+    decisions = live(create_scaling_policy(two))
+    assert len(requests) == 3 and len(set(requests)) == 1  # one request, and two withdrawals
+    monkeypatch.setattr(TrainController, "run", run)
+    monkeypatch.setattr(TrainController, "get_result", lambda controller: SimpleNamespace(error=None))
+    trainer(lean(process_group=False), tmp_path, two).fit()
+    assert live(policies[0]) == decisions and len(requests) == 3
 
 
 def test_ray_train_starts_workers_and_groups_that_carry_the_name(
@@ -296,13 +310,14 @@ def test_ray_train_starts_workers_and_groups_that_carry_the_name(
         group._create_placement_group(ScalingConfig(), group._worker_group_context)
         raise ArithmeticError
 
+    two = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5})
     monkeypatch.setattr(ray_private, "placement_group", lambda **options: groups.append(options))
     monkeypatch.setattr(worker_group.WorkerGroup, "_start_impl", start)
     for _ in range(2):
         with pytest.raises(ControllerError):
-            trainer(lean(process_group=False), tmp_path).fit()
+            trainer(lean(process_group=False), tmp_path, two).fit()
     names = [group.pop("name") for group in groups]
-    assert groups[0]["bundles"] == [{"CPU": 1}]
+    assert groups[0]["bundles"] == [{"CPU": 0.5}] * 2
     assert len(set(names)) == 2 and all(name.startswith("run/trial_00/") for name in names)
     worker = made[0]._worker_cls
     assert issubclass(worker, RayTrainWorker) and worker.__name__ == "RayTrainWorker"

@@ -39,11 +39,12 @@ def own_groups(run: RunStorage, say: Callable[[str], None]) -> Iterator[None]:
     # Record first: a crash in between leaves a record without a group, which is harmless. The other order could leave a
     # group that no driver recognizes; it would hold its resources until its job ends, or for ever.
     retry_in_run(run.directory, partial(record_actor, run), say)
+    own = _own_id()
     try:
         yield
     finally:
         for group in placement_groups():  # as a rule, Ray Train has removed its own
-            if group.maker == _own_id() and not group.removed:
+            if group.maker == own and not group.removed:
                 remove_placement_group(PlacementGroup(group.id))
         run.remove(_own_record(run))
 
