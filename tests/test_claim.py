@@ -22,7 +22,7 @@ from adios_ray.store import Store
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let seconds pass fast."""
     monkeypatch.setattr(claim, "BEAT_S", 0.05)
-    monkeypatch.setattr(claim, "STALE_S", 0.5)
+    monkeypatch.setattr(claim, "STALE_S", 2.0)
     monkeypatch.setattr(claim, "SETTLING_S", 0.02)
 
 
@@ -64,13 +64,39 @@ def test_the_second_waits_for_the_first_and_says_for_which(place: Store) -> None
     with claimed(place, print):
         second = Second(place)
         second.start()
-        second.join(timeout=1.0)  # longer than a holder that has died would be waited for
+        second.join(timeout=3.0)  # longer than a holder that has died would be waited for
         assert second.is_alive()
     second.join(TIMEOUT_S)
     assert second.held and not second.is_alive()
     (line,) = second.said
     assert line.startswith(f"{place} is being prepared by process {os.getpid()} on ")
     assert place.size(PREPARING.file) is None
+
+
+def test_a_process_on_this_machine_that_is_suspended_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "STALE_S", 0.1)
+    with subprocess.Popen(["sleep", "60"]) as other:  # alive, and without a beat
+        began = claim._process_start(other.pid)
+        holder = Holder(token="x", host="here", pid=other.pid, machine=claim._machine(), began=began)
+        (tmp_path / PREPARING.file).write_text(holder.model_dump_json())
+        second = Second(Store(tmp_path))
+        second.start()
+        second.join(timeout=0.5)
+        assert second.is_alive()
+        other.kill()
+    second.join(TIMEOUT_S)
+    assert second.held and second.said[-1].endswith(", which has ended")
+
+
+def test_a_claim_that_this_process_could_not_remove_is_nobodys(tmp_path: Path) -> None:
+    store, said = Store(tmp_path / "run"), list[str]()
+    with claimed(store, print, TRAINING, wait=False):
+        away = (tmp_path / "run").rename(tmp_path / "away")
+    away.rename(tmp_path / "run")
+    with claimed(store, said.append, TRAINING, wait=False):
+        assert said[-1].endswith(", which has ended")
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
 """One process at a time: a claim on a data set while it is prepared, or on a run while its driver is alive.
 
 The holder is named in a file of the place, and writes a new beat into it every few seconds, from a thread. Another
-process on the same machine knows at once whether the holder is alive, by its process ID and start time. Elsewhere, it
-listens: a new beat means that the holder is alive, none for a minute that it is dead, whatever the two clocks say.
-Operating systems' locks are not used: on network file systems they may be lost or outlive their holder, and object
-stores have none.
+process on the same machine knows at once whether the holder is alive, by its process ID and start time, even while the
+holder is suspended or its storage is slow. Elsewhere, it listens: a new beat means that the holder is alive, none for a
+minute that it is dead, whatever the two clocks say. Operating systems' locks are not used: on network file systems they
+may be lost or outlive their holder, and object stores have none.
 """
 
 import os
@@ -29,6 +29,8 @@ SETTLING_S = 1.0
 """Seconds after which, of two that take over a place at once, the later one stands."""
 
 Say = Callable[[str], None]
+_held: set[str] = set()
+"""Tokens of this process's claims: one that could not be removed while storage was away is nobody's."""
 
 
 class Activity(NamedTuple):
@@ -70,10 +72,10 @@ class Holder(BaseModel):
         return f"process {self.pid} on {self.host}{self.job and f' (job {self.job})'} since {self.since}"
 
     def alive(self) -> bool | None:
-        """Tell whether the process is alive; None if that cannot be known on this machine."""
+        """Tell whether the process is alive and holds the place; None if that cannot be known on this machine."""
         if not self.machine or self.machine != _machine():
             return None
-        return _process_start(self.pid) == self.began
+        return _process_start(self.pid) == self.began and (self.pid != os.getpid() or self.token in _held)
 
 
 class Claim:
@@ -117,6 +119,7 @@ class Claim:
         """Claim the place and start the beats; see ``claimed``."""
         if self._store.local is not None:
             self._store.local.mkdir(parents=True, exist_ok=True)
+        _held.add(self._holder.token)
         while not self._try(self._wait_for_end(say, wait, take_over)):
             pass
         self._thread.start()
@@ -129,6 +132,7 @@ class Claim:
         with suppress(OSError):  # while storage is away the claim is left: it is a dead process's then
             if self._holder.token in (self._read() or ""):
                 self._store.remove(self._activity.file)
+        _held.discard(self._holder.token)
 
     def _wait_for_end(self, say: Say, wait: bool, take_over: bool) -> bool:
         """Return once the place is free: without a holder (False), or with a dead one to take over from (True)."""
@@ -146,7 +150,7 @@ class Claim:
                 )
             if content != heard:
                 heard, since = content, time.monotonic()
-            elif time.monotonic() - since > STALE_S:
+            elif not alive and time.monotonic() - since > STALE_S:
                 say(f"{self._store}: {holder} has not been heard of for {STALE_S:.0f} s; taking over")
                 return True
             if not said:
@@ -228,8 +232,8 @@ def claimed(
         OSError: If the place cannot be written to.
     """
     claim = Claim(store, activity, job)
-    claim.make(say, wait, take_over)
     try:
+        claim.make(say, wait, take_over)
         yield claim
     finally:
         claim.release()
