@@ -229,7 +229,7 @@ def evaluate(
 
     Raises:
         UsageError: If there is no such kind or option, or a value is out of range.
-        ConfigError: If a checkpoint is missing, or of another kind.
+        ConfigError: If a checkpoint is missing, or of another kind, or its backbone or view takes no such images.
         CheckpointError: If a checkpoint is damaged, or does not fit its configuration.
         DatasetError: If the data set cannot be used.
         EvaluationError: If the data do not allow this evaluation.

@@ -2,13 +2,11 @@
 
 import math
 
-from pydantic import BaseModel, ConfigDict
+from adios_ray.validation import Record
 
 
-class Measured(BaseModel):
+class Measured(Record):
     """Measurements of the epochs since the previous report."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants", use_attribute_docstrings=True)
 
     epoch: int
     """Epochs completed."""

@@ -201,9 +201,45 @@ def test_what_is_given_no_gpu_sees_none(ray_cluster: None) -> None:
     assert ray.get(seen) == ["", "0"]
 
 
-def test_a_trial_whose_worker_dies_in_its_start_finds_its_resources_free(ray_cluster: None, tmp_path: Path) -> None:
+def _failures_of_fits(run_worker: Any, *settings: Any) -> list[list[str]]:
+    """Run trials' trainers at the same time, each in its own process, with other workers until their end.
+
+    Args:
+        run_worker: What each worker does.
+        *settings: Settings of each trial, all of one run directory.
+    """
     import ray
 
+    class Actor:  # local, so that it is pickled by value
+        def fit(self, settings: Any) -> list[str]:
+            """Fit once more after each failure, in the same process; return the names of the failures."""
+            from ray.train import ControllerError
+
+            from adios_ray.backend import trial
+            from adios_ray.backend.capacity import own_groups
+            from adios_ray.run_storage import RunStorage
+
+            trial.run_worker, failures = run_worker, list[str]()
+            with own_groups(RunStorage(settings["run_dir"]), print):
+                while True:
+                    try:
+                        result = trial.build_trainer(settings, None).fit()
+                    except ControllerError as error:
+                        failures.append(type(error.controller_failure).__name__)
+                    else:
+                        assert result.error is None
+                        return failures
+
+    run_dir = Path(settings[0]["run_dir"])
+    write_config(run_dir, {})
+    RunDirectory(run_dir).make_folders()
+    actors = [ray.remote(Actor).options(num_cpus=0).remote() for _ in settings]
+    fits = [actor.fit.remote(each) for actor, each in zip(actors, settings, strict=True)]
+    failures: list[list[str]] = ray.get(fits, timeout=TIMEOUT_S)
+    return failures
+
+
+def test_a_trial_whose_worker_dies_in_its_start_finds_its_resources_free(ray_cluster: None, tmp_path: Path) -> None:
     from adios_ray.backend.trial import TrialSettings
 
     class Deadly:  # local, so that it is pickled by value
@@ -222,35 +258,13 @@ def test_a_trial_whose_worker_dies_in_its_start_finds_its_resources_free(ray_clu
         def __call__(self, config: dict[str, Any]) -> None:
             """Train nothing."""
 
-    class Actor:
-        def fit(self, settings: Any, died: Path) -> str:
-            from ray.train import ControllerError
-
-            from adios_ray.backend import trial
-            from adios_ray.backend.capacity import own_groups
-            from adios_ray.run_storage import RunStorage
-
-            trial.run_worker = Deadly(died)
-            with own_groups(RunStorage(settings["run_dir"]), print):
-                try:
-                    trial.build_trainer(settings, None).fit()
-                except ControllerError as error:
-                    trial.build_trainer(settings, None).fit()
-                    return type(error.controller_failure).__name__
-            return "no worker has died"
-
-    write_config(tmp_path, {})
-    RunDirectory(tmp_path).make_folders()
     whole_cluster = TrialSettings(
         trial="trial_00", run_dir=str(tmp_path), channel="", workers=1, cpus_per_worker=4.0, gpus_per_worker=0
     )
-    fit = ray.remote(Actor).options(num_cpus=0).remote().fit.remote(whole_cluster, tmp_path / "died")
-    assert ray.get(fit, timeout=TIMEOUT_S) == "ActorDiedError"
+    assert _failures_of_fits(Deadly(tmp_path / "died"), whole_cluster) == [["ActorDiedError"]]
 
 
 def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path) -> None:
-    import ray
-
     from adios_ray.backend.trial import TrialSettings
 
     def meet(config: dict[str, Any]) -> None:
@@ -263,27 +277,12 @@ def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path) -> None:
                 raise TimeoutError("the other trial was not given its resources")
             time.sleep(0.05)
 
-    class Actor:  # local, so that it is pickled by value
-        def fit(self, settings: Any) -> Exception | None:
-            from adios_ray.backend import trial
-            from adios_ray.backend.capacity import own_groups
-            from adios_ray.run_storage import RunStorage
-
-            trial.run_worker = meet
-            with own_groups(RunStorage(settings["run_dir"]), print):
-                error: Exception | None = trial.build_trainer(settings, None).fit().error
-            return error
-
-    write_config(tmp_path, {})
-    RunDirectory(tmp_path).make_folders()
     settings = [
         TrialSettings(
             trial=name, run_dir=str(tmp_path), channel="", workers=1, cpus_per_worker=0.5, gpus_per_worker=0.5
         )
         for name in ("trial_00", "trial_01")
     ]
-    actors = [ray.remote(Actor).options(num_cpus=0).remote() for _ in settings]
-    fits = [actor.fit.remote(each) for actor, each in zip(actors, settings, strict=True)]
-    assert ray.get(fits, timeout=TIMEOUT_S) == [None, None]
+    assert _failures_of_fits(meet, *settings) == [[], []]
     assert [(tmp_path / each["trial"]).read_text() for each in settings] == ["[0]", "[0]"]
     assert list(RunDirectory(tmp_path).actors.iterdir()) == []

@@ -158,28 +158,8 @@ class PopulationBasedTraining(LiveScheduler):
         for name in names:
             member = self.population[name]
             member.decided_epoch = member.epoch
-            donors = self._donors(name)
-            if not donors:
-                continue
-            # Seeded by (seed, trial, epoch) instead of drawn from one stream: a restarted driver repeats an
-            # interrupted decision exactly, and the order in which trials report has no influence.
-            again = name in self.set_aside or not self._space.synchronous  # a copy may be set back to an earlier epoch
-            random = self.population.random(name, again)
-            # exploit: continue from the weights of one of the best, if the test shows that it is better
-            donor = source = random.choice(donors)
-            z = p = None
-            if name not in self.set_aside:  # else it takes any better one
-                difference = self._compare(donor, name)
-                # Adjusted for the choice of the two among all trials: the best and the worst differ by chance too.
-                z, p = difference.z, None if difference.z is None else familywise(difference.z, len(self._ranked()))
-                if p is not None and p > (self._space.significance or 1):
-                    self.population.refuse(name, donor, difference, p)
-                    if not self._space.explore_without_copy:
-                        continue
-                    z, p, source = None, None, name
-            # explore: with other values
-            self.population.copy(name, source, self._explore(name, self.population[source], random), z, p)
-            changed.append(name)
+            if (donors := self._donors(name)) and self._exploit(name, donors):
+                changed.append(name)
         # Journal before any worker loads. If the driver dies in between, the next one starts the trials from the
         # journaled checkpoints and misses no load. In the other order, it would not know whose weights a trial trains.
         self.population.commit(*names)
@@ -188,6 +168,28 @@ class PopulationBasedTraining(LiveScheduler):
             if self.set_aside.pop(name, None):
                 # It may have been held when its workers failed, and barriers release only trials that they wait for.
                 self.population.hold([name], False)
+
+    def _exploit(self, name: str, donors: Sequence[str]) -> bool:
+        """Let a trial copy one of ``donors`` if the test shows that it is better; return whether the trial changes."""
+        # Seeded by (seed, trial, epoch) instead of drawn from one stream: a restarted driver repeats an interrupted
+        # decision exactly, and the order in which trials report has no influence.
+        again = name in self.set_aside or not self._space.synchronous  # a copy may be set back to an earlier epoch
+        random = self.population.random(name, again)
+        # exploit: continue from the weights of one of the best
+        donor = source = random.choice(donors)
+        z = p = None
+        if name not in self.set_aside:  # else it takes any better one
+            difference = self._compare(donor, name)
+            # Adjusted for the choice of the two among all trials: the best and the worst differ by chance too.
+            z, p = difference.z, None if difference.z is None else familywise(difference.z, len(self._ranked()))
+            if p is not None and p > (self._space.significance or 1):
+                self.population.refuse(name, donor, difference, p)
+                if not self._space.explore_without_copy:
+                    return False
+                z, p, source = None, None, name
+        # explore: with other values
+        self.population.copy(name, source, self._explore(name, self.population[source], random), z, p)
+        return True
 
     def _compare(self, donor: str, name: str) -> Difference:
         """Compare a donor with a trial; the error includes the fluctuation of all trials' reports."""

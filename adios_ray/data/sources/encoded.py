@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
 from adios_ray.data.decode import DecodeOptions, decode
@@ -52,6 +53,12 @@ def quote(text: str) -> str:
 def unquote(text: str) -> str:
     """Undo ``quote``."""
     return text.replace("%23", "#").replace("%2F", "/").replace("%25", "%")
+
+
+@lru_cache(maxsize=1)
+def opened(place: str) -> Store:
+    """Open the store of a source; the last one is kept, with its connections."""
+    return Store(place)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adios_ray.data.sources.base import UNLABELED
-from adios_ray.data.sources.encoded import NO_LABEL_REASON, EncodedImages, Label, Place, class_names
+from adios_ray.data.sources.encoded import NO_LABEL_REASON, EncodedImages, Label, Place, class_names, opened
 from adios_ray.data.sources.passed_over import PassedOver, first_of
 from adios_ray.data.sources.split_files import find, read_all
 from adios_ray.errors import DatasetError, RefusedImageError
@@ -58,19 +58,14 @@ class ParquetImages(EncodedImages):
         if name.startswith(("/", "..")):
             raise RefusedImageError(f"its row names {path}, which is outside the data set")
         try:
-            return _store(self.place).read(name)
+            return opened(self.place).read(name)
         except (FileNotFoundError, IsADirectoryError):
             raise RefusedImageError(f"its row names {path}, which is not there") from None
 
 
 @lru_cache(maxsize=1)
-def _store(root: str) -> Store:
-    return Store(root)
-
-
-@lru_cache(maxsize=1)
 def _opened(root: str, file: str) -> pq.ParquetFile:
-    return pq.ParquetFile(_store(root).open(file, read_ahead=False))
+    return pq.ParquetFile(opened(root).open(file, read_ahead=False))
 
 
 @lru_cache(maxsize=1)

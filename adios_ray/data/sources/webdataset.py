@@ -6,12 +6,12 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
 from adios_ray.data.image_formats import EXTENSIONS
 from adios_ray.data.sources.base import UNLABELED
-from adios_ray.data.sources.encoded import NO_LABEL_REASON, EncodedImages, Label, Place, class_names
+from adios_ray.data.sources.encoded import NO_LABEL_REASON, EncodedImages, Label, Place, class_names, opened
 from adios_ray.data.sources.passed_over import PassedOver, first_of
 from adios_ray.data.sources.split_files import SplitFiles, find, read_all
 from adios_ray.errors import DatasetError
@@ -39,12 +39,7 @@ class TarImages(EncodedImages):
     def content(self, place: Place) -> bytes:
         """Read exactly the member's bytes."""
         offset, size = map(int, place.position.rpartition("@")[2].split("+"))
-        return _store(self.place).read(place.file, offset, offset + size) if size else b""
-
-
-@lru_cache(maxsize=1)
-def _store(root: str) -> Store:
-    return Store(root)
+        return opened(self.place).read(place.file, offset, offset + size) if size else b""
 
 
 class _Image(NamedTuple):
