@@ -1,6 +1,5 @@
 """The command line, ``adios-ray``: one frozen dataclass per command, whose fields are its options."""
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from adios_ray.commands.runs import Runs
 from adios_ray.commands.training import RESUMES, TRAIN, Replay, Train, train
 from adios_ray.commands.weights import Export, ImportOfficial, Reproduce
 from adios_ray.errors import exit_status
+from adios_ray.experiment.command import check_in_job
 from adios_ray.store import Location
 
 PROGRAM = "adios-ray"
@@ -113,8 +113,6 @@ FIRST_STEPS = ("adios-ray train --preset demo", "adios-ray runs", "adios-ray rep
 _AGAIN = "run the same command again to resume"
 _RESUMES: Mapping[type, str] = {Prepare: _AGAIN, Evaluate: _AGAIN, Replay: RESUMES}
 """How to continue each command that can be interrupted without loss."""
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Environment variable of a Ray job's entry point, as in ``backend.ray_private``, which takes a second to import."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         examples = EXAMPLES.get(next(iter(arguments), ""), FIRST_STEPS)
         command = parse_arguments(Command, arguments, program=PROGRAM, description=DESCRIPTION, examples=examples)
         assert not isinstance(command, Train)  # handled above
-        _check_in_job(command)
+        check_in_job(_lasting_places(command))
         try:
             command.run()
         except KeyboardInterrupt as stop:
@@ -144,22 +142,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
 
     return exit_status(run)
-
-
-def _check_in_job(command: object) -> None:
-    """Refuse relative paths that a Ray job would lose, or that other nodes would lack.
-
-    Raises:
-        ConfigError: If there is one; names its option.
-    """
-    if _JOB_VARIABLE not in os.environ:
-        return
-    from adios_ray.backend.cluster import submitted_job
-    from adios_ray.experiment.checks import check_job_paths
-
-    job = submitted_job()
-    for option, place in _lasting_places(command):
-        check_job_paths({option: place}, job)
 
 
 def _lasting_places(command: object) -> Iterator[tuple[str, Location | None]]:

@@ -36,6 +36,8 @@ MASKS = "masks"
 """Name of the folder of masks."""
 INITIAL_WEIGHTS = "initial_weights.safetensors"
 """Name of the copy of the initial weights."""
+TRACKERS = frozenset({"wandb", "tensorboard", "log.jsonl"})
+"""Names of what trackers write."""
 REPLAY_FILE, REPORTS_FILE = "replay.json", "reports.jsonl"
 """Files of a replay's directory: the schedule that it trains, and its reports, one per line."""
 
@@ -62,6 +64,12 @@ class RunDirectory:
         folders = (self.checkpoints, self._masks, self.diverged, self.actors, self._logs, self._outcomes)
         for folder in folders:
             folder.mkdir(exist_ok=True)
+
+    @property
+    def driver_names(self) -> set[str]:
+        """Names of the files and folders that a driver writes beside the population, before any trial trains."""
+        files = (self.environment, self.journal, self.results, self.lineage, self.events, self._logs, self._outcomes)
+        return {*(path.name for path in files), *TRACKERS}
 
     @property
     def config(self) -> Path:

@@ -10,8 +10,8 @@ import torch
 from small import make_objects
 
 from adios_ray.backend.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
-from adios_ray.backend.ray_private import POLL_INTERVAL_VARIABLE
 from adios_ray.data.plan import ShardJob
+from adios_ray.ray_private import POLL_INTERVAL_VARIABLE
 
 
 @pytest.hookimpl(tryfirst=True)

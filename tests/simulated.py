@@ -110,6 +110,7 @@ class SimulatedTrial:
         missed: Whether the actor is new.
         pausing: Whether the scheduler has decided PAUSE and Tune has not stopped the actor yet.
         request: The request that the actor waits for; if the actor dies, it stays in the channel.
+        error_file: Where Tune writes errors.
     """
 
     config: dict[str, Any]
@@ -117,6 +118,7 @@ class SimulatedTrial:
     missed: bool = True
     pausing: bool = False
     request: Request | None = None
+    error_file: None = None
 
 
 class CrashedError(Exception):

@@ -55,10 +55,10 @@ from rich.table import Table
 from s3 import INTERNAL_ERROR, S3Server, s3_server
 from small import make_objects, small_config
 
-from adios_ray.backend.ray_private import POLL_INTERVAL_VARIABLE
 from adios_ray.checkpoints import STATE_FILE
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.places import fetched
+from adios_ray.ray_private import POLL_INTERVAL_VARIABLE
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
 from adios_ray.store import Location, Store, split_location

@@ -22,7 +22,7 @@ MINE, DONORS = Pointer(path=Path("mine"), sha256="1"), Pointer(path=Path("donor"
 
 async def registered(held: bool = False) -> Channel:
     """Make a channel with one new trial."""
-    channel = Channel(["known"], lambda node: "it lacks data" if node == "bad" else "")
+    channel = Channel({"known": ""}, lambda node: "it lacks data" if node == "bad" else "")
     await channel.register("t", CONFIG, None, 0, held)
     return channel
 
@@ -304,13 +304,26 @@ def test_a_node_that_joins_is_checked_once_and_refused_with_a_note() -> None:
 def test_a_refused_node_is_checked_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         problems = ["it does not see the run", "it does not see the run", ""]
-        channel = Channel([], lambda node: problems.pop(0))
+        channel = Channel({}, lambda node: problems.pop(0))
         assert await channel.check_node("late") == "it does not see the run"
         assert await channel.check_nodes(["late"]) == [] and len(problems) == 2
         monkeypatch.setattr(node_checks, "AGAIN_S", 0.0)
         assert await channel.check_node("late") == "it does not see the run"
         assert await channel.check_node("late") == "" and await channel.check_nodes(["late"]) == ["late"]
         assert len(await channel.take_notes()) == 1  # said once
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_was_refused_before_the_first_trial_is_checked_again_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        channel = Channel({"own": "", "late": "it lacks data"}, lambda node: "")
+        assert await channel.refused_nodes() == ["late"] and await channel.check_node("late") == "it lacks data"
+        monkeypatch.setattr(node_checks, "AGAIN_S", 0.0)
+        assert await channel.check_node("late") == "" and await channel.check_nodes([]) == ["own", "late"]
+        assert await channel.take_notes() == []
 
     asyncio.run(scenario())
 
@@ -324,7 +337,7 @@ def test_a_check_that_storage_prevents_is_repeated() -> None:
                 raise away.pop()
             return ""
 
-        channel = Channel([], look)
+        channel = Channel({}, look)
         with pytest.raises(OSError, match="stale"):
             await channel.check_node("new")
         assert await channel.check_node("new") == "" and await channel.check_nodes([]) == ["new"]

@@ -17,11 +17,11 @@ from PIL import Image
 
 from adios_ray import retry
 from adios_ray.arguments import parse_arguments
-from adios_ray.backend.ray_private import JOB_CONFIG_VARIABLE
 from adios_ray.cli import main
 from adios_ray.commands.doctor import Doctor
 from adios_ray.data import prepare as preparation
 from adios_ray.data.shards import open_shards
+from adios_ray.ray_private import JOB_CONFIG_VARIABLE
 from adios_ray.store import Store
 
 
@@ -319,6 +319,7 @@ def test_a_uri_that_cannot_be_read_is_one_line(
         ("masks --checkpoint w.safetensors --images photos --output x", "--output x"),
         ("report /runs/a /runs/b --output x.html", "--output x.html"),
         ("report /runs/a runs/b", "RUN runs/b"),
+        ("train --resume runs/a", "--resume runs/a"),
     ],
 )
 def test_relative_paths_that_a_job_would_lose_are_refused(

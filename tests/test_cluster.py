@@ -19,12 +19,12 @@ from ray.runtime_env.runtime_env import _merge_runtime_env
 from adios_ray.backend import cluster
 from adios_ray.backend.cluster import (
     address_to_join,
-    check_temporary_directory,
     connected,
     queue_job,
     submitted_job,
 )
 from adios_ray.errors import ConfigError, RunError, exit_status
+from adios_ray.ray_start import check_temporary_directory, start_ray
 
 
 @contextmanager
@@ -96,6 +96,17 @@ def test_addresses_that_cannot_be_used_are_refused(asked: str, reason: str, monk
     monkeypatch.setenv("RAY_ADDRESS", asked)
     with pytest.raises(ConfigError, match=f"RAY_ADDRESS {asked}.*{reason}"):
         address_to_join()
+
+
+def test_a_machine_that_is_no_node_of_the_cluster_cannot_drive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "address_to_join", lambda: "head:6379")
+    for name, value in {"ANSWER_S": 0.05, "PAUSE_S": 0.0, "has_node_here": lambda *_: False}.items():
+        monkeypatch.setattr(cluster, name, value)
+    keep_variables(monkeypatch)
+    with pytest.raises(ConfigError, match="head:6379 has no node on this machine, which cannot drive a run"):
+        with connected():
+            pytest.fail("connected")
 
 
 @pytest.mark.usefixtures("note")
@@ -197,13 +208,15 @@ def test_a_client_of_a_cluster_cannot_drive_a_run(monkeypatch: pytest.MonkeyPatc
 def test_rays_temporary_directory_fits_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     longest = 107 - len("/ray/session_2026-11-26_18-14-38_123456_1234567/sockets/plasma_store")
     base = Path("/tmp") / ("x" * (longest - len("/tmp/")))
-    monkeypatch.setattr(cluster, "check_writable", lambda folder: None)
+    monkeypatch.setattr("adios_ray.ray_start.check_writable", lambda folder: None)
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
     monkeypatch.setenv("RAY_TMPDIR", str(base))
     check_temporary_directory()
     monkeypatch.setenv("RAY_TMPDIR", f"{base}x")
     with pytest.raises(ConfigError, match="too long by 1 bytes.*Set RAY_TMPDIR to a shorter one"):
         check_temporary_directory()
+    with pytest.raises(ConfigError, match="too long by 1 bytes"):
+        start_ray("local")
     monkeypatch.undo()
     monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
     with pytest.raises(ConfigError, match="Not a directory.*set RAY_TMPDIR"):

@@ -19,14 +19,15 @@ from test_schedulers import simulation
 
 from adios_ray import retry as retrying
 from adios_ray.backend import faults, trial
-from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
+from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of, fault_of_text
 from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import POINTER_FILE, REPLY, LiveTrial, TrialSettings
 from adios_ray.backend.tune_run import Periodic, run_trials
 from adios_ray.config import TrialConfig
 from adios_ray.devices import CPU, best_device, is_out_of_memory, limit_memory
-from adios_ray.errors import CheckpointError, ClaimError, FaultError, RunError, StorageError
+from adios_ray.errors import CheckpointError, ClaimError, ConfigError, FaultError, NodeError, RunError, StorageError
+from adios_ray.ray_private import last_error
 from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
@@ -87,15 +88,19 @@ class Stage:
         self.failures, self.waits, self.notes = 0, list[float](), list[tuple[str, ...]]()
         self.reply: Reply | None = None
         called = SimpleNamespace(remote=lambda *arguments: None)
-        self.refused: list[str] = []
+        self.refused, self.own_problem = list[str](), ""
         refused = SimpleNamespace(remote=lambda: list(self.refused))
-        channel = SimpleNamespace(request=called, start_actor=called, refused_nodes=refused)
+        check_node = SimpleNamespace(remote=lambda node: self.own_problem)
+        channel = SimpleNamespace(request=called, start_actor=called, refused_nodes=refused, check_node=check_node)
         monkeypatch.setattr(trial, "find_channel", lambda run: channel)
         monkeypatch.setattr(trial, "note", lambda channel, name, *texts: self.notes.append(texts))
         monkeypatch.setattr(trial, "time", SimpleNamespace(sleep=self.waits.append))
         monkeypatch.setattr(trial, "build_trainer", self._build)
         monkeypatch.setattr(trial, "own_groups", lambda run, say: nullcontext())  # needs a cluster
-        fake_ray = SimpleNamespace(wait=self._wait, get=lambda ref: self.reply if ref is None else ref)
+        context = SimpleNamespace(get_node_id=lambda: "own")
+        fake_ray = SimpleNamespace(
+            wait=self._wait, get=lambda ref: self.reply if ref is None else ref, get_runtime_context=lambda: context
+        )
         monkeypatch.setattr(trial, "ray", fake_ray)
         monkeypatch.setattr(trial, "retry_in_run", lambda run_dir, action, say: action())
         self.live = LiveTrial.__new__(LiveTrial)
@@ -153,6 +158,26 @@ def test_a_failure_on_a_node_that_was_refused_is_not_counted(monkeypatch: pytest
     stage.refused = ["ab", "cd"]
     assert stage.step().report is not None and stage.waits == [] and stage.avoided == ["ab", "cd"]
     assert stage.notes[0][0] == "its workers failed (OSError: no data) and are started elsewhere"
+
+
+def test_a_trial_does_not_start_on_a_node_that_cannot_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stage = Stage(monkeypatch, tmp_path)
+    stage.own_problem = "node7 has joined, but cannot train: no data"
+    with pytest.raises(NodeError, match="node7 has joined, but cannot train: no data"):
+        stage.live.setup(stage.settings)
+
+
+def test_a_node_without_a_cache_is_a_failure_like_any_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(self: RunStorage) -> None:
+        raise ConfigError("the cache directory /home/me cannot be written to")
+
+    stage = Stage(monkeypatch, tmp_path)
+    stage.failures = 99
+    stage.live.setup(stage.settings)
+    monkeypatch.setattr(RunStorage, "open", fail)
+    fault = stage.step().fault
+    assert fault is not None and stage.waits == list(WAITS_S)
+    assert fault.reason == f"its workers failed {ATTEMPTS} times: the cache directory /home/me cannot be written to"
 
 
 def test_a_pointer_is_handed_to_tune_once_storage_is_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -215,8 +240,9 @@ def test_a_fault_of_all_trials_stops_the_run_which_resumes_as_if_nothing_had_hap
 
 
 def test_an_actor_that_is_lost_again_and_again_stops_the_run_unless_its_trial_reports(tmp_path: Path) -> None:
-    error = RuntimeError("no module named adios_ray")
-    lost = SimpleNamespace(config={"trial": "trial_00"}, get_error=lambda: error)
+    errors = tmp_path / "error.txt"
+    errors.write_text("Failure # 1 (occurred at 1)\nOld\nFailure # 2 (occurred at 2)\nTraceback\nno module adios_ray\n")
+    lost = SimpleNamespace(config={"trial": "trial_00"}, error_file=str(errors))
     losses = Counter[int]()
 
     def lose(each_time: int, now: Simulation) -> None:
@@ -230,8 +256,14 @@ def test_an_actor_that_is_lost_again_and_again_stops_the_run_unless_its_trial_re
     assert all(member.finished for member in simulated.drive().members.values()) and losses[9] > 2 * ACTOR_RESTARTS
     simulated = simulation(tmp_path / "broken")
     simulated.on_step = partial(lose, 1 + ACTOR_RESTARTS)
-    with pytest.raises(FaultError, match="trial_00 cannot train: its actor failed 21 times without a report"):
+    why = "trial_00 cannot train: its actor was lost 21 times without a report, at last by this: no module adios_ray"
+    with pytest.raises(FaultError, match=why):
         simulated.drive()
+    notes = simulated.run.notes
+    assert notes.count("trial_00: its actor was lost (no module adios_ray); Tune restarts it") == ACTOR_RESTARTS
+    nothing = SimpleNamespace(config={"trial": "trial_00"}, error_file=None)
+    assert last_error(nothing) == "" and fault_of_text("").reason == "for an unknown reason"
+    assert last_error(lost) == "Traceback\nno module adios_ray\n"
 
 
 def test_a_lost_channel_ends_the_run_in_one_line_and_a_fault_of_our_own_with_its_traceback(

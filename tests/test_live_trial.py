@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,11 +202,11 @@ def test_what_is_given_no_gpu_sees_none(ray_cluster: None) -> None:
     assert ray.get(seen) == ["", "0"]
 
 
-def _failures_of_fits(run_worker: Any, *settings: Any) -> list[list[str]]:
+def _failures_of_fits(make_worker: Callable[[], Any], *settings: Any) -> list[list[str]]:
     """Run trials' trainers at the same time, each in its own process, with other workers until their end.
 
     Args:
-        run_worker: What each worker does.
+        make_worker: Returns what each worker does; called in each of these processes.
         *settings: Settings of each trial, all of one run directory.
     """
     import ray
@@ -219,7 +220,7 @@ def _failures_of_fits(run_worker: Any, *settings: Any) -> list[list[str]]:
             from adios_ray.backend.capacity import own_groups
             from adios_ray.run_storage import RunStorage
 
-            trial.run_worker, failures = run_worker, list[str]()
+            trial.run_worker, failures = make_worker(), list[str]()
             with own_groups(RunStorage(settings["run_dir"]), print):
                 while True:
                     try:
@@ -261,7 +262,7 @@ def test_a_trial_whose_worker_dies_in_its_start_finds_its_resources_free(ray_clu
     whole_cluster = TrialSettings(
         trial="trial_00", run_dir=str(tmp_path), channel="", workers=1, cpus_per_worker=4.0, gpus_per_worker=0
     )
-    assert _failures_of_fits(Deadly(tmp_path / "died"), whole_cluster) == [["ActorDiedError"]]
+    assert _failures_of_fits(partial(Deadly, tmp_path / "died"), whole_cluster) == [["ActorDiedError"]]
 
 
 def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path) -> None:
@@ -283,6 +284,6 @@ def test_two_trials_share_a_gpu(ray_cluster: None, tmp_path: Path) -> None:
         )
         for name in ("trial_00", "trial_01")
     ]
-    assert _failures_of_fits(meet, *settings) == [[], []]
+    assert _failures_of_fits(lambda: meet, *settings) == [[], []]
     assert [(tmp_path / each["trial"]).read_text() for each in settings] == ["[0]", "[0]"]
     assert list(RunDirectory(tmp_path).actors.iterdir()) == []

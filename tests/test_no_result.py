@@ -41,7 +41,7 @@ def test_a_trial_that_tune_has_not_trained_to_its_end_is_named_with_how_to_resum
     monkeypatch.setattr(runner, "nodes", lambda: [Node(4, 0)])
     for module in (runner, evolution):
         monkeypatch.setattr(module, "autoscaler_runs", lambda: False)
-    monkeypatch.setattr(evolution, "check_nodes", lambda *_: [])
+    monkeypatch.setattr(evolution, "check_nodes", lambda *_: {})
     monkeypatch.setattr(evolution, "start_channel", lambda *_: None)
     monkeypatch.setattr(evolution, "ChannelCalls", lambda _: SimpleNamespace(register=lambda *_: None))
     monkeypatch.setattr(evolution, "RayMetrics", lambda _: None)

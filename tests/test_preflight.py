@@ -2,8 +2,10 @@
 
 import shutil
 import sys
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from s3 import s3_server
@@ -13,11 +15,13 @@ from adios_ray.backend import preflight
 from adios_ray.backend.preflight import (
     Expected,
     ask_nodes,
+    check_nodes,
     expected_in,
     find_node_problem,
     find_problems,
     probed,
     refuse,
+    remove_probes,
     source_checksum,
 )
 from adios_ray.checkpoints import Pointer
@@ -25,6 +29,7 @@ from adios_ray.config import TrialConfig
 from adios_ray.errors import ConfigError
 from adios_ray.experiment import verdict
 from adios_ray.experiment.resources import WorkerResources
+from adios_ray.local_cache import CACHE_VARIABLE
 from adios_ray.store import Store
 
 
@@ -92,6 +97,44 @@ def test_one_error_names_all_nodes_that_cannot_train() -> None:
     refuse([("n1", []), ("n2", [])])
     with pytest.raises(ConfigError, match="2 of 4 other nodes cannot train: n1: no data, torch; n3: late. Every node"):
         refuse([("n1", ["no data", "torch"]), ("n2", []), ("n3", ["late"]), ("n3", [])])  # two nodes of one host
+
+
+def test_a_run_may_go_on_without_nodes_that_cannot_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(preflight, "_names", lambda: {"a": "one", "b": "two", "c": "three"})
+    monkeypatch.setattr(preflight, "_ask", lambda nodes, *places: {"b": ["no data", "torch"], "c": []})
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
+    asked = set[str]()
+
+    def enough(passed: Collection[str]) -> bool:
+        asked.update(passed)
+        return True
+
+    problem = "two is there, but cannot train: no data, torch"
+    assert check_nodes(tmp_path, "data", enough) == {"a": "", "b": problem, "c": ""}
+    assert asked == {"a", "c"} and f"{problem}. No trial starts there" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="1 of 2 other nodes cannot train: two: no data, torch"):
+        check_nodes(tmp_path, "data")
+
+
+def test_what_a_killed_driver_has_left_of_its_checks_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    with pytest.raises(KeyboardInterrupt), probed(tmp_path) as folder:
+        shutil.copytree(folder, tmp_path / f"{preflight.PROBES}killed")
+        raise KeyboardInterrupt
+    remove_probes(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    remove_probes(tmp_path / "gone")
+
+
+def test_a_node_needs_a_cache_for_what_is_at_uris(expected: Expected, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, "/proc/cache")
+    assert find_problems(expected, "node") == []
+    there = expected._replace(folder=f"file://{expected.folder}", data_dir="memory://data")
+    (cache, data) = find_problems(there, "node")
+    assert cache.startswith("the cache directory /proc/cache cannot be written to") and CACHE_VARIABLE in cache
+    assert data.startswith("no data set in memory://data")
 
 
 def test_a_node_that_joins_is_named_with_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

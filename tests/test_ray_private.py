@@ -28,7 +28,9 @@ from ray._private.state import state as cluster_state
 from ray.air.execution.resources.placement_group import PlacementGroupResourceManager
 from ray.autoscaler._private.autoscaler import AutoscalerSummary
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
+from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import ControllerError, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train._internal.storage import StorageContext
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
@@ -40,13 +42,16 @@ from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollSt
 from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.tune.experiment import Trial
 from ray.util.placement_group import PlacementGroup
 from waiting import TIMEOUT_S
 
-from adios_ray.backend import ray_private
+from adios_ray import ray_private
 from adios_ray.backend.node_checks import outside
-from adios_ray.backend.ray_private import (
+from adios_ray.ray_private import (
+    has_node_here,
     is_dead,
+    last_error,
     lean_trainer_class,
     named_resources,
     placement_groups,
@@ -113,13 +118,28 @@ def test_an_actor_is_dead_if_its_row_records_it(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.ray
-def test_a_running_cluster_answers_in_these_forms(ray_cluster: None) -> None:
+def test_a_running_cluster_answers_in_these_forms(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     group = ray.util.placement_group([{"CPU": 0.001}])
     assert group.wait(TIMEOUT_S)
     (mine,) = [each for each in placement_groups() if each.id == group.id]
     assert mine.placed and not mine.removed and ray.ActorID.from_hex(mine.maker).is_nil()
     assert not is_dead(ACTOR)
     ray.util.remove_placement_group(group)
+    context = ray.get_runtime_context()
+    assert has_node_here(context.gcs_address, TIMEOUT_S)
+    for others in (set(), {"ab" * 28}):
+        monkeypatch.setattr(ray_private, "find_node_ids", lambda own=others: own)
+        assert not has_node_here(context.gcs_address, TIMEOUT_S)
+
+
+def test_the_last_error_of_a_trial_is_where_tune_writes_it(tmp_path: Path) -> None:
+    storage = StorageContext(storage_path=str(tmp_path), experiment_dir_name="tune", trial_dir_name="trial_00")
+    trial = Trial("trial", stub=True, storage=storage)
+    assert last_error(trial) == ""
+    trial.init_local_path()
+    for error in (RayTaskError("setup", "Traceback\nOSError: away", OSError()), ActorDiedError()):
+        trial.handle_error(error)
+        assert last_error(trial) == f"{error}\n"
 
 
 def trainer(trainer_class: Any, storage: Path | str = "/none", scaling: ScalingConfig | None = None) -> Any:
@@ -396,7 +416,7 @@ import sys
 from pathlib import Path
 from adios_ray.backend import cluster
 from adios_ray.backend import capacity
-from adios_ray.backend import ray_private
+from adios_ray import ray_private
 assert "ray.train" not in sys.modules
 from adios_ray.backend import trial
 ray_private.lean_trainer_class("", process_group=False)

@@ -20,10 +20,11 @@ from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import ExperimentConfig, read_experiment
 from adios_ray.experiment.resources import WorkerResources
 from adios_ray.experiment.resumption import check_checkpoints
+from adios_ray.experiment.schedule import load_schedule, schedule_of
 from adios_ray.local_cache import CACHE_VARIABLE
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, checksum, load_weights, save_weights
-from adios_ray.run_directory import RunDirectory
+from adios_ray.run_directory import INITIAL_WEIGHTS, RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Member, PopulationState
@@ -155,6 +156,11 @@ def test_a_run_at_a_uri_is_resumed_on_another_machine(
         Store(place).remove("checkpoints/trial_01")
         with pytest.raises(CheckpointError, match=f"{place} lacks the checkpoints checkpoints/trial_01/epoch_00008"):
             runner.resume(place, asked.model_copy(update={"epochs": 9}))
+        begun = Store(f"{server.uri}/runs/killed")  # in its first copy, after a check of nodes
+        for name in ("config.json", "environment.json", "events.jsonl", "logs/a.log", ".nodes-1/driver"):
+            begun.put(tmp_path / "space.yaml", name)
+        runner.start(config.model_copy(update={"name": "killed"}))
+        assert trained[-1][0].name == "killed" and begun.size("population.json") is not None
         Store(f"{server.uri}/runs/photos").put(tmp_path / "space.yaml", "me.png")
         with pytest.raises(ConfigError, match="photos is not a run directory, but contains me.png"):
             runner.start(config.model_copy(update={"name": "photos"}))
@@ -233,6 +239,17 @@ def test_a_run_and_its_data_are_found_where_they_are_now(
         runner.resume(moved, read_experiment(moved).model_copy(update=longer))
 
 
+def check_schedules(moved: Path, before: Path) -> None:
+    """Check that the schedule of a run that was moved begins with the weights that are beside it."""
+    schedule = schedule_of(moved, "trial_00", moved)
+    schedule.config["initial_weights"] = str(before / INITIAL_WEIGHTS)  # as it was written there
+    schedule.save(moved / "schedule.json")
+    assert load_schedule(moved / "schedule.json").trial().initial_weights == str(moved / INITIAL_WEIGHTS)
+    alone = moved.with_name("alone.json")
+    schedule.save(alone)
+    assert load_schedule(alone) == schedule
+
+
 @pytest.mark.parametrize("remote", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_keeps_the_weights_that_its_trials_begin_with(
     remote: bool, config: ExperimentConfig, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -255,6 +272,8 @@ def test_a_run_keeps_the_weights_that_its_trials_begin_with(
         assert trained[-1][0].initial_weights == asked.initial_weights
         run = RunStorage(f"{place}/one")
         path = run.fetch_initial_weights()
+        if not remote:
+            check_schedules(tmp_path / "moved" / "one", tmp_path / "runs" / "one")
         assert path is not None and (tmp_path / "another machine" in path.parents) == remote
         kept = load_weights(path)
         assert kept.origin == "elsewhere" and checksum(kept.tensors) == checksum(weights.tensors)

@@ -23,7 +23,6 @@ from waiting import TIMEOUT_S
 from adios_ray import local_cache, places, retry
 from adios_ray.backend import capacity
 from adios_ray.backend.channel import ChannelCalls
-from adios_ray.backend.ray_private import MadeGroup
 from adios_ray.checkpoints import (
     EARLIER_STATE_FILE,
     META_FILE,
@@ -38,6 +37,7 @@ from adios_ray.config import TrialConfig
 from adios_ray.errors import ClaimError, ConfigError
 from adios_ray.experiment.checks import check_storage
 from adios_ray.files import append_line, atomic_write, sha256, write_output
+from adios_ray.ray_private import MadeGroup
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.population import Population

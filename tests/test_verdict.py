@@ -21,6 +21,7 @@ from adios_ray.experiment import verdict
 from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources
 from adios_ray.experiment.verdict import LAST_REPORTS, Final, best_control, final_fitness, gain_over_control
+from adios_ray.run_directory import RunDirectory
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.spaces import load_space, save_space
 from adios_ray.search.state import Member, PopulationState
@@ -34,7 +35,10 @@ def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_li
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = RayTaskError("_on_test", "Traceback ...\n  in line 1", DatasetError("no data set in data"))
-    answers = iter([WorkerCrashedError(), missing, "estimate", *[missing] * verdict.ATTEMPTS])
+    away = RayTaskError("_on_test", "Traceback ...\n  in line 2", OSError(5, "Input/output error"))
+    # Ray raises the error of a task as one of its cause's type too.
+    away, missing = away.as_instanceof_cause(), missing.as_instanceof_cause()
+    answers = iter([WorkerCrashedError(), missing, *[away] * 9, "estimate", *[missing] * verdict.ATTEMPTS])
 
     def get(_: object) -> object:
         answer = next(answers)
@@ -45,10 +49,14 @@ def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_li
     monkeypatch.setattr("ray.get", get)
     monkeypatch.setattr("ray.wait", lambda tasks, **_: (tasks, []))  # another test may have connected to Ray
     monkeypatch.setattr(verdict, "PAUSE_S", 0.0)
+    monkeypatch.setattr("adios_ray.retry.PAUSE_S", 0.0)
+    RunDirectory(tmp_path).config.touch()
     submitted, run = list[None](), recorded(tmp_path)
     assert verdict._answer(run, "a", lambda: submitted.append(None)) == "estimate"  # type: ignore[comparison-overlap]  # no task runs
-    assert len(submitted) == 3 and "failed (DatasetError: no data set in data) and is" in capsys.readouterr().out
-    assert [event.kind for event in read_events(tmp_path)[0]] == ["restart", "restart"]
+    printed = capsys.readouterr().out
+    assert len(submitted) == 12 and "failed (DatasetError: no data set in data) and is" in printed
+    assert printed.count("storage refuses ([Errno 5] Input/output error); retrying") == 1
+    assert [event.kind for event in read_events(tmp_path)[0]] == ["restart", "restart", "wait", "wait"]
     assert (tmp_path / "logs" / "a.log").read_text().count("in line 1") == 1
     with pytest.raises(FaultError) as refused:
         verdict._answer(run, "a", lambda: submitted.append(None))
@@ -68,6 +76,7 @@ def test_an_interrupted_evaluation_on_the_test_split_is_cancelled(
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.wait", lambda tasks, **_: ([], tasks))
     monkeypatch.setattr("ray.cancel", lambda task, **how: cancelled.append((task, how)))
+    RunDirectory(tmp_path).config.touch()
     with pytest.raises(KeyboardInterrupt):
         verdict._answer(recorded(tmp_path), "a", lambda: "task")
     assert cancelled == [("task", {"force": True})]

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from adios_ray.backend.node_checks import outside
-from adios_ray.backend.ray_private import find_or_start_coordinator, reported_autoscaler, unmet_bundles
+from adios_ray.ray_private import find_or_start_coordinator, reported_autoscaler, unmet_bundles
 
 EXPIRY_S = 180.0
 """Seconds for which the request of a driver that was killed stays in force."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from adios_ray.backend.ray_private import is_dead, placement_groups
+from adios_ray.ray_private import is_dead, placement_groups
 from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage

@@ -22,7 +22,8 @@ answered command::
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -45,7 +46,7 @@ class Channel:
     Methods change a line without awaiting in between, so each change is atomic; conditions only wake up waiting calls.
     """
 
-    def __init__(self, nodes: Sequence[str], find_problem: Callable[[str], str]) -> None:
+    def __init__(self, nodes: Mapping[str, str], find_problem: Callable[[str], str]) -> None:
         """Start without trials; see ``start_channel``."""
         self._lines, self._notes = Lines(), list[Note]()
         self._nodes = NodeChecks(nodes, find_problem, lambda text: self._notes.append(Note("", text)))
@@ -215,7 +216,7 @@ def start_channel(
     name: str,
     trials: int,
     workers: int,
-    nodes: Sequence[str] = (),
+    nodes: Mapping[str, str] = MappingProxyType({}),
     find_problem: Callable[[str], str] = lambda node: "",
 ) -> Any:
     """Start the channel of a run's population on the driver's node; it lives as long as the driver.
@@ -224,7 +225,7 @@ def start_channel(
         name: Its name, from ``channel_name``.
         trials: Number of trials that it serves.
         workers: Ray Train workers of each trial.
-        nodes: IDs of nodes that were checked before the first trial.
+        nodes: For the ID of each node that was checked before the first trial, why it cannot train; nothing if it can.
         find_problem: Says why the node of an ID, which has joined later, cannot train; nothing if it can.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -235,7 +236,7 @@ def start_channel(
     # does not cancel. If waiting calls took all slots, the call that would wake them up could not start.
     waiting = trials * (workers + 3) + 16
     actor = ray.remote(Channel).options(name=name, num_cpus=0, max_concurrency=waiting, scheduling_strategy=here)
-    return actor.remote(nodes, find_problem)
+    return actor.remote(dict(nodes), find_problem)
 
 
 def find_channel(name: str) -> Any:

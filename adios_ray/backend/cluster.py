@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,29 +12,28 @@ import grpc
 import ray
 from ray.util.client import ray as ray_client
 
-from adios_ray.backend.ray_private import (
+from adios_ray.console import say
+from adios_ray.errors import ConfigError
+from adios_ray.ray_private import (
     JOB_CONFIG_VARIABLE,
     POLL_INTERVAL_VARIABLE,
     PREEMPTION_WATCHER_VARIABLE,
     ask_for_cluster,
+    has_node_here,
     running_cluster_address_file,
     silence_process_advice,
     use_stored_token,
 )
-from adios_ray.console import say
-from adios_ray.errors import ConfigError, RunError, handlers_kept
-from adios_ray.files import check_writable
+from adios_ray.ray_start import LOCAL, start_ray
 
 NO_DRIVER = (
     "which cannot drive a run: the driver must be on a node of the cluster. Submit it as a job (ray job submit "
     "--address http://HEAD:8265 -- adios-ray train ...), or start it on a node"
 )
-LOCAL, AUTO = "local", "auto"
-ANSWER_S = 5.0
-"""Seconds that a running cluster has to accept a connection, and again to answer."""
-SESSION = "session_2026-01-01_00-00-00_000000_0000000"
-"""Stands for a name of Ray's folder of one cluster: its start time, and a process ID of up to seven digits."""
-LONGEST_SOCKET_PATH = 107
+AUTO = "auto"
+ANSWER_S, PAUSE_S = 5.0, 0.5
+"""Seconds that a running cluster has to accept a connection, again to answer, and again to start a node; seconds
+between two looks for the node."""
 WORKER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # fills the Train page of the dashboard
     POLL_INTERVAL_VARIABLE: "1",  # bounds how long a report may wait for Ray Train
@@ -56,7 +56,8 @@ def connected() -> Iterator[None]:
     The dashboard of a cluster that is started here listens on loopback only, and its address is printed.
 
     Raises:
-        ConfigError: If RAY_ADDRESS or the temporary directory cannot be used, or this process is a Ray client.
+        ConfigError: If RAY_ADDRESS or the temporary directory cannot be used, the cluster has no node on this machine,
+            or this process is a Ray client.
         RunError: If Ray can be neither joined nor started.
     """
     for name, value in {**WORKER_ENVIRONMENT, **DRIVER_ENVIRONMENT}.items():
@@ -67,25 +68,12 @@ def connected() -> Iterator[None]:
         raise ConfigError(f"this process is a Ray client, {NO_DRIVER} without ray.init('ray://...')")
     if not joined_before:
         address = address_to_join()
-        if address == LOCAL:
-            check_temporary_directory()
-        try:
-            with handlers_kept():
-                context = ray.init(
-                    address=address,
-                    # Workers of a cluster that is started here inherit this process's environment; without one of their
-                    # own, Ray can use those that it has started ahead.
-                    runtime_env=None if address == LOCAL else {"env_vars": _worker_variables()},
-                    dashboard_host="127.0.0.1",
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                )
-        except Exception as error:  # where a busy machine starts Ray too slowly, it is a plain Exception
-            if isinstance(error, OSError) and error.filename is not None:
-                raise ConfigError(
-                    f"Ray cannot use {error.filename}: {error.strerror}; set HOME to a directory that can be written to"
-                ) from error
-            raise RunError(f"Ray could not be joined or started: {error}") from error
+        if address not in (LOCAL, AUTO):
+            _check_node(address)
+        # Workers of a cluster that is started here inherit this process's environment; without one of their own, Ray
+        # can use those that it has started ahead.
+        environment = None if address == LOCAL else {"env_vars": _worker_variables()}
+        context = start_ray(address, runtime_env=environment, dashboard_host="127.0.0.1")
         silence_process_advice()
         if context.dashboard_url:
             say(f"Ray dashboard: http://{context.dashboard_url}")
@@ -153,6 +141,19 @@ def address_to_join() -> str:
     return running
 
 
+def _check_node(address: str) -> None:
+    """Make sure that this machine is a node of a cluster, whose process may still be starting.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    until = time.monotonic() + ANSWER_S
+    while not has_node_here(address, ANSWER_S):
+        if time.monotonic() > until:
+            raise ConfigError(f"the Ray cluster {address} has no node on this machine, {NO_DRIVER}")
+        time.sleep(PAUSE_S)
+
+
 def _no_answer(address: str, found: bool = False) -> str | None:
     """Ask a cluster's control store for an answer; return why there is none, None if there is one.
 
@@ -182,26 +183,3 @@ def _no_answer(address: str, found: bool = False) -> str | None:
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer within {ANSWER_S:.0f} s"
     return None if status is grpc.StatusCode.OK else "something else listens there"
-
-
-def check_temporary_directory() -> None:
-    """Make sure that Ray can keep its sockets and files in its temporary directory.
-
-    Raises:
-        ConfigError: If the directory's path is too long, or it cannot be written to.
-    """
-    directory = running_cluster_address_file().parent
-    length = len(os.fsencode(directory / SESSION / "sockets" / "plasma_store"))
-    if length > LONGEST_SOCKET_PATH:
-        raise ConfigError(
-            f"Ray's temporary directory {directory} is too long by {length - LONGEST_SOCKET_PATH} bytes: paths of Unix "
-            f"sockets have at most {LONGEST_SOCKET_PATH}. Set RAY_TMPDIR to a shorter one, such as /tmp/ray-me"
-        )
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        check_writable(directory)
-    except OSError as error:
-        raise ConfigError(
-            f"Ray's temporary directory {directory} cannot be written to ({error.strerror or error}): set RAY_TMPDIR "
-            "to another one on this machine, such as /tmp/ray-me"
-        ) from None

@@ -19,8 +19,8 @@ ATTEMPTS = 1 + len(WAITS_S)
 """How often a trial's workers are started without a report in between, before it is set aside."""
 
 _NODE_MEMORY = (
-    "a worker was killed because its node was low on memory: lower --micro-batch-size, or raise --cpus-per-worker so "
-    "that fewer trials train at once"
+    "a worker was killed because its node was low on memory: raise --cpus-per-worker, also of a resumed run, so that "
+    "fewer trials train at once, or lower --micro-batch-size of a new one"
 )
 _LOW_ON_MEMORY = "low on memory"
 """Occurs in the messages of Ray's memory monitor about processes that it has killed."""
@@ -52,6 +52,12 @@ def fault_of(error: BaseException | None) -> Fault:
     cause = next((each for each in ranked if isinstance(each, AdiosRayError) or _lacked_memory(each)), ranked[0])
     details = ["\n".join([f"worker {rank}:", *_texts(failures[rank])]) for rank in sorted(failures)]
     return Fault(_reason(cause), "\n".join(details))
+
+
+def fault_of_text(error: str) -> Fault:
+    """Explain an error by its text, a traceback or a message of Ray's, whose last line says what happened."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    return Fault(lines[-1].partition(_GUESSES)[0] if lines else "for an unknown reason", error.strip())
 
 
 def _texts(error: BaseException) -> list[str]:

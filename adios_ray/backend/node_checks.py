@@ -2,10 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ray.util.placement_group import NODE_ID_LABEL_KEY
 
+NOT_THERE = "No trial starts there"
+"""Ends what is said about a node that cannot train."""
 AGAIN_S = 60.0
 """Seconds after which a node that cannot train is checked again: its storage may have been mounted since."""
 
@@ -19,16 +21,18 @@ def outside(nodes: Sequence[str]) -> dict[str, str]:
 class NodeChecks:
     """Knows which nodes can train; for asyncio, in the channel's process on the driver's node."""
 
-    def __init__(self, known: Iterable[str], find_problem: Callable[[str], str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, known: Mapping[str, str], find_problem: Callable[[str], str], say: Callable[[str], None]
+    ) -> None:
         """Begin with nodes that were checked before the first trial.
 
         Args:
-            known: IDs of nodes that can train.
+            known: For the ID of each, why it cannot train; nothing if it can.
             find_problem: Says why the node of an ID cannot train, nothing if it can; called in a thread.
             say: Called with a line about each node that cannot train.
         """
         self._find_problem, self._say = find_problem, say
-        self._problems, self._checked = dict.fromkeys(known, ""), dict[str, float]()
+        self._problems, self._checked = dict(known), dict.fromkeys(known, time.monotonic())
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def begin(self, nodes: Iterable[str]) -> None:
@@ -62,6 +66,6 @@ class NodeChecks:
             before, problem = self._problems.get(node), await asyncio.to_thread(self._find_problem, node)
             self._problems[node], self._checked[node] = problem, time.monotonic()
             if problem and problem != before:
-                self._say(f"{problem}. No trial starts there")
+                self._say(f"{problem}. {NOT_THERE}")
         finally:
             del self._running[node]

@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import BinaryIO
 
-from adios_ray.backend.ray_private import LOG_MARKERS
+from adios_ray.ray_private import LOG_MARKERS
 
-INTERVAL_S = 2.0
+INTERVAL_S = 0.5
 """Seconds between two looks for new output."""
 CHUNK_BYTES = 2**16
 """Most that is passed on of each stream at a time; what is printed faster is left out."""

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,13 +17,17 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import adios_ray
+from adios_ray.backend.node_checks import NOT_THERE
 from adios_ray.backend.tasks import cancelled_on_error
 from adios_ray.console import say
 from adios_ray.data.manifest import read_manifest
 from adios_ray.errors import ConfigError, DatasetError
+from adios_ray.local_cache import cache_folder
 from adios_ray.retry import retry
-from adios_ray.store import Location, Store, split_location
+from adios_ray.store import Location, Store, local_path, split_location
 
+PROBES = ".nodes-"
+"""Begins the names of folders in a run's directory into which nodes write while they are checked."""
 ANSWER_S = 60.0
 """Seconds that all nodes have to answer; a node's first task starts a process there."""
 
@@ -46,15 +50,18 @@ class Expected(NamedTuple):
     torch: str | None
 
 
-def check_nodes(run: Location, data_dir: str) -> list[str]:
+def check_nodes(
+    run: Location, data_dir: str, enough: Callable[[Collection[str]], bool] = lambda passed: False
+) -> dict[str, str]:
     """Check that all other nodes of the cluster share the storage and the data, and run the same code.
 
     Args:
         run: The run's directory or URI.
         data_dir: Directory or URI of the data set.
+        enough: Whether the nodes of these IDs are enough to go on with; the others are then named, and left out.
 
     Returns:
-        The IDs of all nodes, this one's first.
+        For the ID of each node, this one's first, why it cannot train; nothing if it can.
 
     Raises:
         ConfigError: Naming all nodes that cannot train, and why.
@@ -62,10 +69,17 @@ def check_nodes(run: Location, data_dir: str) -> list[str]:
     own = ray.get_runtime_context().get_node_id()
     names = _names()
     others = [node for node in names if node != own]
-    if others:
-        say(f"Checking storage, data and packages on {len(others)} other nodes")
-        refuse([(names[node], found) for node, found in _ask(others, run, data_dir).items()])
-    return [own, *others]
+    if not others:
+        return {own: ""}
+    say(f"Checking storage, data and packages on {len(others)} other nodes")
+    found = _ask(others, run, data_dir)
+    passed = {own, *others} - {node for node, problems in found.items() if problems}
+    if not enough(passed):
+        refuse([(names[node], problems) for node, problems in found.items()])
+    problems = {node: _problem(names[node], "is there", problems) for node, problems in found.items()}
+    for problem in filter(None, problems.values()):
+        say(f"{problem}. {NOT_THERE}")
+    return {own: ""} | dict.fromkeys(others, "") | problems
 
 
 def find_node_problem(run: Location, data_dir: str, node: str) -> str:
@@ -75,8 +89,7 @@ def find_node_problem(run: Location, data_dir: str, node: str) -> str:
         OSError: If the run's storage is away.
     """
     name = _names().get(node)
-    found = name and _ask([node], run, data_dir).get(node)
-    return f"{name} has joined, but cannot train: {', '.join(found)}" if found else ""
+    return _problem(name, "has joined", _ask([node], run, data_dir).get(node, [])) if name else ""
 
 
 def find_refused_nodes(run: Location, data_dir: str) -> list[str]:
@@ -87,6 +100,10 @@ def find_refused_nodes(run: Location, data_dir: str) -> list[str]:
     """
     others = sorted(_names().keys() - {ray.get_runtime_context().get_node_id()})
     return [node for node, found in _ask(others, run, data_dir).items() if found] if others else []
+
+
+def _problem(name: str, state: str, found: Sequence[str]) -> str:
+    return f"{name} {state}, but cannot train: {', '.join(found)}" if found else ""
 
 
 def _ask(nodes: Sequence[str], run: Location, data_dir: str) -> dict[str, list[str]]:
@@ -146,6 +163,8 @@ def find_problems(expected: Expected, node: str) -> list[str]:
     """Compare this node with the driver's; leave a file of the node's name on the storage."""
     problems, run = [], split_location(expected.folder)[0]
     try:
+        if not all(map(local_path, (expected.folder, expected.data_dir))):
+            cache_folder()  # where the node keeps its copies
         store = Store(expected.folder)
         if store.exists():
             _write_empty(store, node)
@@ -195,10 +214,19 @@ def torch_version() -> str | None:
         return None
 
 
+def remove_probes(run: Location) -> None:
+    """Remove the folders into which nodes have written for an earlier driver of a run, which was killed meanwhile."""
+    store = Store(run)
+    with contextlib.suppress(OSError):
+        for name in store.names():
+            if name.startswith(PROBES):
+                store.remove(name)
+
+
 @contextlib.contextmanager
 def probed(run: Location) -> Iterator[Location]:
     """Make a folder of a new name, and delete it with what nodes have written there."""
-    store, name = Store(run), f".nodes-{secrets.token_hex(8)}"
+    store, name = Store(run), f"{PROBES}{secrets.token_hex(8)}"
     retry(partial(_write_empty, store, f"{name}/driver"), say)  # object stores have no empty folders
     try:
         yield f"{run}/{name}"

@@ -17,9 +17,9 @@ from adios_ray.backend.line import Reply
 from adios_ray.backend.loop_config import LoopConfig
 from adios_ray.backend.node_checks import outside
 from adios_ray.backend.output import OutputCopy
-from adios_ray.backend.ray_private import lean_trainer_class
 from adios_ray.checkpoints import Pointer
-from adios_ray.errors import NodeError, StorageError
+from adios_ray.errors import AdiosRayError, NodeError, StorageError
+from adios_ray.ray_private import lean_trainer_class
 from adios_ray.retry import TIMEOUT_S, retry, retry_in_run
 from adios_ray.run_storage import RunStorage
 
@@ -73,6 +73,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         self._settings, self._failures, self._missed = config, 0, True
         self._run = RunStorage(config["run_dir"])
         self._checkpoint: Pointer | None = None
+        _check_node(self._channel)
         ray.get(self._channel.start_actor.remote(self._trial))
         self._start()
 
@@ -118,6 +119,8 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
             retry_in_run(self._run.directory, self._run.check_writable, self._say)
         except StorageError as error:
             return Fault(f"storage has failed for {TIMEOUT_S:.0f} s: {error.__cause__}", fault.details)
+        except AdiosRayError as error:  # such as a cache directory of this node that cannot be written to
+            fault = fault_of(error)
         if len(ray.get(self._channel.refused_nodes.remote())) > len(self._refused):
             # Not counted: the workers may have been on that node, where they cannot be again.
             text = f"its workers failed ({fault.reason}) and are started elsewhere"
@@ -161,9 +164,7 @@ def run_worker(config: dict[str, Any]) -> None:
     from adios_ray.backend.loop import train_loop
 
     settings = LoopConfig(**config)  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
-    node = ray.get_runtime_context().get_node_id()
-    if problem := ray.get(settings["channel"].check_node.remote(node)):
-        raise NodeError(problem)
+    _check_node(settings["channel"])
     rank = parallel.rank()
 
     def send(lines: str) -> None:
@@ -175,6 +176,16 @@ def run_worker(config: dict[str, Any]) -> None:
     except Exception as error:
         error.add_note(traceback.format_exc().rstrip())  # Ray Train passes on the error without its traceback
         raise
+
+
+def _check_node(channel: Any) -> None:
+    """Make sure that trials can train on this node; wait while it is checked.
+
+    Raises:
+        NodeError: If they cannot, with the reason.
+    """
+    if problem := ray.get(channel.check_node.remote(ray.get_runtime_context().get_node_id())):
+        raise NodeError(problem)
 
 
 def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = ()) -> Any:

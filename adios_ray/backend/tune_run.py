@@ -19,9 +19,9 @@ from adios_ray.backend.channel import ChannelCalls, find_channel
 from adios_ray.backend.faults import fault_of
 from adios_ray.backend.line import Note
 from adios_ray.backend.node_checks import outside
-from adios_ray.backend.ray_private import named_resources
 from adios_ray.backend.trial import TUNE, LiveTrial, TrialSettings, full_name
 from adios_ray.errors import AdiosRayError, RunError, check_stop
+from adios_ray.ray_private import named_resources
 from adios_ray.store import Location, Store
 
 TRIAL_RESOURCES = {"memory": 1}

@@ -160,8 +160,9 @@ def _cluster(on_gpu: bool) -> "tuple[list[Node], bool]":
     """Print which cluster a run would join; return its nodes, and whether there is a problem."""
     import torch
 
-    from adios_ray.backend.cluster import LOCAL, address_to_join, check_temporary_directory, connected
+    from adios_ray.backend.cluster import address_to_join, connected
     from adios_ray.experiment.resources import Node, nodes
+    from adios_ray.ray_start import LOCAL, check_temporary_directory
 
     own = Node(float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count() if on_gpu else 0))
     try:

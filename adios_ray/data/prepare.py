@@ -33,7 +33,8 @@ from adios_ray.data.source_files import write_files
 from adios_ray.data.sources.base import Sample, Source
 from adios_ray.data.sources.passed_over import first_of
 from adios_ray.data.splits import Key
-from adios_ray.errors import DatasetError, handlers_kept
+from adios_ray.errors import DatasetError
+from adios_ray.ray_start import LOCAL, start_ray
 from adios_ray.store import Location, Store
 
 _BEGUN = f"{PARTS}/begun"
@@ -202,8 +203,7 @@ def _quiet_ray() -> Iterator[None]:
     """Use the running Ray, or start one for the duration of the block; Ray Data logs to its file only."""
     started = not ray.is_initialized()
     if started:
-        with handlers_kept():
-            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        start_ray(LOCAL, include_dashboard=False)
     # Ray Data's console handler is the one at INFO; its lines would break up the progress bar.
     console = [handler for handler in logging.getLogger("ray.data").handlers if handler.level == logging.INFO]
     for handler in console:

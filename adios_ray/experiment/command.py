@@ -1,8 +1,9 @@
 """The command line of an experiment."""
 
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ _CHOOSING = {
     "scheme": "--masking.scheme",
 }
 """Flags that choose the defaults of all other flags, keyed by the arguments of ``preset_config``."""
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable of a Ray job's entry point, as in ``ray_private``, which takes a second to import."""
 _SHORT = {"--objective": "--objective.name", "--backbone": "--backbone.name", "--masking": "--masking.scheme"}
 
 
@@ -72,12 +75,14 @@ def read_arguments(
 
     Raises:
         UsageError: If a flag is unknown or a value out of range.
-        ConfigError: If there is no such preset, or ``--resume`` does not name a run directory.
+        ConfigError: If there is no such preset, or ``--resume`` does not name a run directory, or in a Ray job is
+            relative.
     """
     arguments = [_SHORT.get(flag, flag) + equals + value for flag, equals, value in map(_parts, arguments)]
     # Before tyro: the defaults that it parses over, and prints in --help, depend on the flags that choose a preset.
     given = {name: last_value(arguments, flag) for name, flag in _CHOOSING.items()}
     if run_dir := last_value(arguments, "--resume"):
+        check_in_job([("--resume", run_dir)])
         # Over the run's own configuration, so that whatever differs was asked for.
         defaults = read_experiment(run_dir)
     else:
@@ -95,6 +100,25 @@ def read_arguments(
     if config.resume is not None and (last_value(arguments, "--name") or last_value(arguments, "--storage")):
         raise ConfigError("--resume names the run directory: leave out --name and --storage")
     return config
+
+
+def check_in_job(places: Iterable[tuple[str, Location | None]]) -> None:
+    """Refuse relative paths that a Ray job would lose, or that other nodes would lack.
+
+    Args:
+        places: What the command line names, with its option; None of what it does not.
+
+    Raises:
+        ConfigError: If there is one; names its option.
+    """
+    if _JOB_VARIABLE not in os.environ:
+        return
+    from adios_ray.backend.cluster import submitted_job
+    from adios_ray.experiment.checks import check_job_paths
+
+    job = submitted_job()
+    for option, place in places:
+        check_job_paths({option: place}, job)
 
 
 def default_space(preset: str | None, space: str = "pbt_in100", demo_space: str = "pbt_demo") -> str:

@@ -1,6 +1,6 @@
 """Training of a run's population to its end: channel, capacity, scheduler, records and trials put together."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from adios_ray.backend.admission import Admission
 from adios_ray.backend.autoscaling import NodeRequest, autoscaler_runs
 from adios_ray.backend.capacity import ClusterCapacity, remove_orphaned
 from adios_ray.backend.channel import ChannelCalls, channel_name, start_channel
-from adios_ray.backend.preflight import check_nodes, find_node_problem
+from adios_ray.backend.preflight import check_nodes, find_node_problem, remove_probes
 from adios_ray.backend.trial import TrialSettings
 from adios_ray.backend.tune_run import run_trials
 from adios_ray.console import say
@@ -19,7 +19,6 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources, bundles, count_capacity, nodes
 from adios_ray.experiment.verdict import conclude
 from adios_ray.files import remove_drafts
-from adios_ray.retry import retry
 from adios_ray.run_directory import MASKS
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.opening import Rung, rungs
@@ -112,7 +111,15 @@ def _train(
     names, halvings = trial_names(config, space), rungs(space.opening, config.population)
     _announce(config, space, len(names), halvings)
     assert config.data_dir is not None
-    checked = check_nodes(storage.place, config.data_dir)
+    begun = any(member.epoch for member in state.members.values())
+
+    def enough(passed: Collection[str]) -> bool:
+        # A run that has begun goes on without nodes that cannot train, as it does when such a node joins: whoever
+        # submits it again may have no say in which nodes there are.
+        return begun and count_capacity(config, resources, [node for node in nodes() if node.id in passed]) > 0
+
+    remove_probes(storage.place)
+    checked = check_nodes(storage.place, config.data_dir, enough)
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
     if unfinished := state.unfinished(names):
         # The lineage follows the state. An exploit is appended to the lineage before its change is journaled, so a
@@ -131,8 +138,8 @@ def _train(
         # Tune's callback has run for the last time: actors that were killed at the end would leave their groups.
         remove_orphaned(storage.place)
     # From disk: the verdict rests on what was written down, exactly as after a resume.
-    state = PopulationState.load(run_dir)
-    retry(lambda: storage.pull(MASKS), partial(run.note, kind="wait"))
+    state = run.read(partial(PopulationState.load, run_dir))
+    run.read(lambda: storage.pull(MASKS))
     if failed := state.unfinished(names):
         from adios_ray.tracking.report.page import write_report  # here: first steps need not wait for what it imports
 
@@ -147,7 +154,7 @@ def _run_unfinished(
     population: Population,
     channel: str,
     resources: WorkerResources,
-    checked: Iterable[str],
+    checked: Mapping[str, str],
     claim: Claim,
 ) -> None:
     """Run the unfinished trials on those nodes that have passed their check, and on later ones once they pass it.
@@ -156,7 +163,8 @@ def _run_unfinished(
     """
     run, calls, place = population.run, population.channel, population.run.storage.place
     names, halvings = trial_names(config, space), rungs(space.opening, config.population)
-    unfinished, passed = population.state.unfinished(names), set(checked)
+    unfinished = population.state.unfinished(names)
+    passed = {node for node, problem in checked.items() if not problem}
     wait = partial(run.note, kind="wait")
     request = NodeRequest(place, bundles(config, resources), wait) if autoscaler_runs() else None
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import ray
 
 from adios_ray.backend.cluster import submitted_job
-from adios_ray.backend.ray_private import entry_point
 from adios_ray.console import say
 from adios_ray.errors import ConfigError
 from adios_ray.experiment.config import ExperimentConfig
+from adios_ray.ray_private import entry_point
 
 
 class WorkerResources(NamedTuple):

@@ -63,10 +63,10 @@ def start(config: ExperimentConfig) -> Path:
     space = load_space(config.space, config.scheduler, config.search)
     space.bind(config.trial(), f"search space {config.space}", config.population)
     check_job_paths(_named_places(config), submitted_job())
-    check_trackers(config)
     renders = config.data_dir is None and config.preset == DEMO
     begun = config.name and _has_begun(RunStorage(f"{config.storage}/{config.name}"))
-    if not begun:  # a run that has begun may have finished, and then needs no data
+    if not begun:  # a run that has begun may have finished, and then needs neither
+        check_trackers(config)
         (check_demo if renders else check_data)(config, space)
     made = (path := local_path(config.storage)) is not None and not path.exists()
     storage = check_storage(config.storage)  # last, because it creates the directory
@@ -206,10 +206,16 @@ def _has_begun(run: RunStorage) -> bool:
 
 
 def _check_unused(run: RunStorage) -> None:
-    """Refuse a place with anything else than a driver leaves that is stopped before its population exists."""
+    """Refuse a place with anything else than a driver leaves that is stopped before its population exists.
+
+    To a URI the population is copied last.
+    """
     layout = _layout(run)
     left = {layout.config.name, layout.space.name, layout.token.name, layout.initial_weights.name, TRAINING.file}
-    if others := sorted(name for name in Store(run.place).names() if name not in left and not name.endswith(".tmp")):
+    if run.uri is not None:
+        left |= layout.driver_names
+    names = Store(run.place).names() - left
+    if others := sorted(name for name in names if not name.startswith(".") and not name.endswith(".tmp")):
         raise ConfigError(f"{run.place} is not a run directory, but contains {others[0]}: choose another --name")
 
 

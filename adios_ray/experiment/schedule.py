@@ -82,7 +82,7 @@ class Schedule(BaseModel):
 
 
 def load_schedule(path: Path) -> Schedule:
-    """Read a schedule.
+    """Read a schedule; initial weights are those beside it, if there are any: the run may have been moved.
 
     Raises:
         ConfigError: If the file is missing or damaged.
@@ -90,9 +90,13 @@ def load_schedule(path: Path) -> Schedule:
     if not path.is_file():
         raise ConfigError(f"schedule {path} does not exist; {_WHERE}")
     try:
-        return read_json(Schedule, path)
+        schedule = read_json(Schedule, path)
     except ConfigError as error:
         raise ConfigError(f"{error}; {_WHERE}") from None
+    beside = path.parent / INITIAL_WEIGHTS
+    if schedule.config.get("initial_weights") is None or not beside.is_file():
+        return schedule
+    return schedule.model_copy(update={"config": {**schedule.config, "initial_weights": str(beside)}})
 
 
 def schedule_of(run_dir: Path, trial: str, place: Location) -> Schedule:

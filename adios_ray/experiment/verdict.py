@@ -24,7 +24,7 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources
 from adios_ray.experiment.schedule import schedule_of
 from adios_ray.measures import MEASURES
-from adios_ray.retry import retry
+from adios_ray.retry import WRONG_KIND
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.comparison import Score, compared
@@ -192,9 +192,7 @@ def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[OnTest]"]) -> 
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            task = submit()
-            with cancelled_on_error([task]):
-                found: OnTest = ray.get(task)
+            found = run.read(partial(_evaluated, submit))
         except RayTaskError as error:
             fault = Fault(f"{type(error.cause).__name__}: {error.cause}", str(error))
         except RayError as error:  # its process or node was lost, or ran out of memory
@@ -212,6 +210,24 @@ def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[OnTest]"]) -> 
         f"{place}/{layout.relative(layout.log(trial))} has the traceback. No training is lost: fix the cause, then run "
         f"again with --resume {place}"
     )
+
+
+def _evaluated(submit: Callable[[], "ObjectRef[OnTest]"]) -> "OnTest":
+    """Wait for one evaluation on the test split.
+
+    Raises:
+        OSError: If storage failed there.
+        RayError: If it failed otherwise.
+    """
+    task = submit()
+    try:
+        with cancelled_on_error([task]):
+            found: OnTest = ray.get(task)
+    except RayTaskError as error:
+        if isinstance(error.cause, OSError) and not isinstance(error.cause, WRONG_KIND):
+            raise error.cause from error
+        raise
+    return found
 
 
 class Final(NamedTuple):
@@ -307,9 +323,10 @@ def _on_test(config: TrialConfig, checkpoint: Pointer, run: str, gpus: float) ->
     limit_memory(device, gpus)
     config = replaced(config, {"initial_weights": None})  # the checkpoint has all weights, and that file may be gone
     trainer, storage = Trainer(config, device), RunStorage(run)
-    retry(storage.open, say)
+    # Not retried here, where nobody would read of it.
+    storage.open()
     here = storage.here(checkpoint)
-    retry(lambda: storage.fetch(here), say)
+    storage.fetch(here)
     trainer.load(here, config)
     storage.close()
     labels = trainer.dataset.split("test").labels

@@ -11,10 +11,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from adios_ray.backend.admission import Admission, name_of
-from adios_ray.backend.faults import Fault
+from adios_ray.backend.faults import Fault, fault_of_text
 from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.trial import REPLY
 from adios_ray.errors import FaultError
+from adios_ray.ray_private import last_error
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.population import Population
 
@@ -160,6 +161,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         new = self.population.observe(name, reply)
         if new:
             del self._lost[name]
+            self.set_aside.pop(name, None)  # Tune may have restarted its actor, elsewhere
         if new and reply.report is not None and reply.report.divergence:
             fate = "it has trained its last epoch" if reply.report.done else self.fate_of_diverged(name)
             self.population.run.note(
@@ -174,13 +176,15 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
             FaultError: If the actor was lost too often since the trial's last report.
         """
         # Counted here: Tune counts over the whole life of the driver, in which a cluster may lose many nodes.
-        name = name_of(trial)
+        name, cause = name_of(trial), fault_of_text(last_error(trial))
         self._lost[name] += 1
         if self._lost[name] <= ACTOR_RESTARTS:
             self._forget_preemption(name)
-            self.population.run.note(f"{name} lost its actor; Tune restarts it", "restart", name)
+            text = f"its actor was lost ({cause.reason}); Tune restarts it"
+            self.population.run.trial_note(name, text, cause.details, "restart")
             return
-        fault = Fault(f"its actor failed {self._lost[name]} times without a report", str(trial.get_error() or ""))
+        reason = f"its actor was lost {self._lost[name]} times without a report, at last by this: {cause.reason}"
+        fault = Fault(reason, cause.details)
         self.population.run.trial_note(name, f"cannot train: {fault.reason}; the run stops", fault.details)
         self.set_aside[name] = fault
         self._stop_run()

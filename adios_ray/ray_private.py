@@ -18,9 +18,13 @@
   workers wait for each other in ``ray.train.report``, which none here calls, and no setting leaves it out.
 - The path of the file that names the running cluster: ``ray.init`` reads it, but reports the address only once it has
   connected, for which it waits minutes.
+- The IDs of this machine's nodes, and the table of a cluster's: ``ray.init`` waits a minute for a node that is in both,
+  and then does not say what is missing.
 - The call that ``ray.init`` makes first, and Ray's channel for it: ``ray.init`` waits minutes for an answer, and fills
   the terminal for 20 s if the cluster refuses this process's token. Also the function by which ``ray.init("auto")``
   begins to use the token that is stored for the user.
+- The file into which Tune appends the errors of a trial on the driver's node: the public ``get_error`` looks for it in
+  the storage, into which Tune copies it with its snapshots.
 - ``JOB_CONFIG_VARIABLE``, the environment variable that a Ray job's entry point has and no other process: the public
   ``ray.get_runtime_context`` knows the job only once it is connected.
 - The key and namespace of the control store under which Ray keeps what a job reserves for its entry point: the public
@@ -71,6 +75,7 @@ from ray._private.ray_constants import (
     LOG_PREFIX_TASK_NAME,
 )
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray._private.services import find_node_ids
 from ray._private.state import state as cluster_state
 from ray._private.utils import get_ray_address_file
 from ray._raylet import RAY_INTERNAL_NAMESPACE_PREFIX  # type: ignore[attr-defined]  # a compiled module
@@ -78,8 +83,8 @@ from ray.autoscaler._private.util import format_readonly_node_type
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated import gcs_service_pb2_grpc
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
-from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
-from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+from ray.core.generated.gcs_pb2 import ActorTableData, GcsNodeInfo, PlacementGroupTableData
+from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest, GetClusterIdRequest
 from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group
@@ -116,6 +121,31 @@ def ask_for_cluster(address: str, timeout_s: float) -> grpc.StatusCode:
             status: grpc.StatusCode = error.code()
             return status
     return grpc.StatusCode.OK
+
+
+def has_node_here(address: str, timeout_s: float) -> bool:
+    """Tell whether a process of this machine is a living node of a cluster.
+
+    Raises:
+        grpc.RpcError: If the cluster does not answer in time.
+    """
+    own = [bytes.fromhex(node) for node in find_node_ids()]
+    if not own:
+        return False
+    selectors = [GetAllNodeInfoRequest.NodeSelector(node_id=node) for node in own]
+    with init_grpc_channel(address) as channel:
+        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        request = GetAllNodeInfoRequest(node_selectors=selectors, state_filter=GcsNodeInfo.ALIVE)
+        return len(stub.GetAllNodeInfo(request, timeout=timeout_s).node_info_list) > 0
+
+
+def last_error(trial: Any) -> str:
+    """Return the text of the last error with which Tune lost the actor of one of its trials; empty if there is none."""
+    try:
+        errors = Path(trial.error_file or "").read_text()
+    except OSError:
+        return ""
+    return errors.rpartition("Failure # ")[2].partition("\n")[2]
 
 
 def use_stored_token() -> bool:
