@@ -5,22 +5,22 @@
     python tests/soak.py --kinds disk+node+driver      kills and faults one after the other in each round
     python tests/soak.py --storage s3         kills, signals, and storage away, with the runs on an S3 server that fails
 
-Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a
-random moment after the first report. Kills: a worker, a trial's actor, the driver (restarted to resume the run), a node
-(another one joins later). Faults: ``disk``, storage is full for a while (needs permission to mount a file system);
-``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and its workers killed;
-``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until
-the run stops, and then the run is resumed; ``channel``, its process is killed, which ends the run, and the run is
-resumed; ``stranger``, a node that does not see the storage (needs permission to mount, too) has joined, so that the run
-is refused, and resumed without that node; ``newcomer``, such a node joins after a node was lost, until another one
-joins; ``grow``, the run has a cluster of its own whose autoscaler, of both versions in turn, has started no node
-yet; every second run is interrupted, and resumed when no node is left again. Ends: ``interrupt`` and
-``terminate``, the driver gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is
-refused; ``moved``, the driver is killed, and the run is resumed in another place. The round then waits for the end and
-checks that all trials are at their last epoch, that every report exists once, that lineage and numbers equal those of
-an undisturbed training in one process bit for bit (except after ``checkpoint``, where a trial steps back), that no
-process, placement group or temporary file is left, and that another job's detached actor and placement group are as
-they were. Prints a table, and one line for each failed round; the exit status is 1 if there was any.
+Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a random
+moment after the population was written down. Kills: a worker, a trial's actor, the driver (restarted to resume the
+run), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs permission to mount a file
+system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and its workers
+killed; ``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until the run
+stops, and then the run is resumed; ``channel``, its process is killed, which ends the run, and the run is resumed;
+``stranger``, a node that does not see the storage (needs permission to mount, too) has joined, so that the run is
+refused, and resumed without that node; ``newcomer``, such a node joins after a node was lost, until another one joins;
+``grow``, the run has a cluster of its own whose autoscaler, of both versions in turn, has started no node yet; every
+second run is interrupted, and resumed when no node is left again. Ends: ``interrupt`` and ``terminate``, the driver
+gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is refused; ``moved``, the
+driver is killed, and the run is resumed in another place. The round then waits for the end and checks that all trials
+are at their last epoch, that every report exists once, that lineage and numbers equal those of an undisturbed training
+in one process bit for bit (except after ``checkpoint``, where a trial steps back), that no process, placement group or
+temporary file is left, and that another job's detached actor and placement group are as they were. Prints a table, and
+one line for each failed round; the exit status is 1 if there was any.
 """
 
 import contextlib
@@ -313,6 +313,8 @@ def place_of(storage: Location, driver: "subprocess.Popen[str]", reports: int) -
     store, deadline = Store(storage), time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
         for name in store.names():
+            if store.size(f"{name}/population.json") is None:
+                continue  # the driver is still starting
             header, *lines = complete_rows(store, f"{name}/results.csv")
             if len({tuple(line.split(b",")[1:3]) for line in lines}) >= reports:
                 return f"{storage}/{name}" if store.local is None else store.local / name
@@ -555,12 +557,12 @@ def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> 
             place, unseen = run, f"it does not see the run directory {Path(storage).resolve()}"
             driver = resumed_after(stage, unseen, run)
         elif kind in ENDS:
-            place = place_of(storage, driver, rng.randint(1, TRIALS * LATEST))
+            place = place_of(storage, driver, rng.randint(0, TRIALS * LATEST))
             driver, place = end(stage, kind, driver, place, rng)
         elif kind != "grow":
             joined, reports = kind.split("+"), 0
             for part in joined:
-                reports += rng.randint(1, math.ceil(TRIALS * LATEST / len(joined)))
+                reports += rng.randint(0, math.ceil(TRIALS * LATEST / len(joined)))
                 place = place_of(storage, driver, reports)
                 driver = disturb(stage, part, driver, place, rng)
         if driver.wait(timeout=TIMEOUT_S):

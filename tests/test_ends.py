@@ -5,6 +5,7 @@ import pty
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,8 @@ from waiting import TIMEOUT_S, until
 
 from adios_ray.search.state import PopulationState
 
+AT_ONCE_S = 5.0
+"""Most seconds for an end without any cleaning up; one in order takes longer, at least those of Ray's shutdown."""
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 
@@ -86,6 +89,17 @@ def test_an_interrupted_run_ends_in_one_line_and_the_same_command_resumes_it(obj
         assert not alive
         assert all(epoch >= before[name] for name, epoch in epochs(run).items())
         assert not list(run.glob("driver.json"))
+    driver = Driver("env", "RAY_ADDRESS=local", *command)
+    before = driver.wait_for_epoch(run, max(before.values()) + 1)
+    processes = psutil.Process(driver.process).children(recursive=True)
+    driver.press_control_c()
+    time.sleep(0.2)  # while it ends in order
+    driver.press_control_c()
+    began = time.monotonic()
+    status, lines, more = driver.end()
+    assert status == 128 + signal.SIGINT and time.monotonic() - began < AT_ONCE_S
+    assert not [line for line in lines if "Traceback" in line or "*** SIG" in line or "StackTrace" in line]
+    assert not psutil.wait_procs({*processes, *more}, TIMEOUT_S)[1]
     driver = Driver("env", "RAY_ADDRESS=local", *command)
     driver.wait_for_epoch(run, max(before.values()) + 1)
     processes = psutil.Process(driver.process).children(recursive=True)
