@@ -45,6 +45,13 @@ def native_bfloat16(device: torch.device) -> bool:
     return native
 
 
+def precision_note(precision: str, device: torch.device) -> str:
+    """Say that a training uses another precision than the configured one; nothing if it uses that."""
+    if precision != "bfloat16" or native_bfloat16(device):
+        return ""
+    return f"{torch.cuda.get_device_name(device)} has no bfloat16 of its own: it trains in float32"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether torch or Python could not allocate memory, on a GPU or for the CPU."""
     # While a CUDA graph is recorded, torch may answer with another error, which has this one as its context.

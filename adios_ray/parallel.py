@@ -57,7 +57,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous()
+        # A copy: autograd may have given the same tensor to the other summand of a sum.
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
         return total.chunk(world_size())[rank()]
 

@@ -41,7 +41,7 @@ from adios_ray.config import Positive, TrialConfig, replaced
 from adios_ray.data.loader import BatchLoader
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.base import Sample
-from adios_ray.devices import best_device, is_out_of_memory, limit_memory, prepare_device, timed
+from adios_ray.devices import best_device, is_out_of_memory, limit_memory, native_bfloat16, prepare_device, timed
 from adios_ray.errors import RunError, exit_status
 from adios_ray.files import write_output
 from adios_ray.models.networks import Networks
@@ -298,7 +298,8 @@ def _measure_step(
     warm_up_s = time.perf_counter() - began
     step_s = statistics.median(seconds_of(step, device, seconds))
     peaks = report.found.get("card", {}).get("peak", {}).get("peak_tflops", {})
-    units = "bfloat16" if config.precision == "bfloat16" else "tf32" if device.type == "cuda" else "float32"
+    half = config.precision == "bfloat16" and native_bfloat16(device)  # else it trains in float32
+    units = "bfloat16" if half else "tf32" if device.type == "cuda" else "float32"
     row: dict[str, Any] = {
         "batch_size": config.batch_size,
         "ms": round(1000 * step_s, 2),
@@ -508,7 +509,7 @@ def mps() -> Iterator[None]:
     Raises:
         CalledProcessError: If it does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="mps") as directory:
+    with tempfile.TemporaryDirectory(prefix="mps", ignore_cleanup_errors=True) as directory:
         own = {"CUDA_MPS_PIPE_DIRECTORY": directory, "CUDA_MPS_LOG_DIRECTORY": directory}
 
         def control(*arguments: str, words: str = "") -> None:
@@ -524,6 +525,7 @@ def mps() -> Iterator[None]:
             )
 
         control("-d")
+        # While the directory is removed, the daemon may still be writing its last lines there.
         try:
             with patch.dict(os.environ, own):  # inherited by the processes
                 yield

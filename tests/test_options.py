@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 import torch
 from test_step import CLASSES, IMAGES, SIZE, assert_close, make_batch, make_config, make_players
@@ -18,9 +19,12 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adios_ray.config import OptimizerConfig, TrialConfig, replaced
+from adios_ray.config import AugmentConfig, OptimizerConfig, TrialConfig, replaced
 from adios_ray.data.loader import Batch
+from adios_ray.data.shards import open_shards
 from adios_ray.devices import tf32_products
+from adios_ray.evaluation.extraction import extract_features, extract_view_features
+from adios_ray.evaluation.statistics import refresh_statistics
 from adios_ray.masking.slots import read_head, replace_head, resize_head
 from adios_ray.models.networks import Networks
 from adios_ray.models.stem import StemConv2d, convolve_phases
@@ -152,6 +156,30 @@ def test_each_number_of_views_is_compiled_once_and_for_itself(monkeypatch: pytes
     networks.compile_parts()
     after_steps(config, networks, optimizers, 3)
     assert images == [(IMAGES, 3, SIZE, SIZE), (IMAGES, 3, SIZE, SIZE), (4 * IMAGES, 3, SIZE, SIZE)]
+
+
+@pytest.mark.slow
+def test_compiling_keeps_the_numbers_of_micro_batches() -> None:
+    config = replaced(make_config("simclr"), {"micro_batch_size": 2})
+    networks, optimizers = make_players(config)
+    networks.compile_parts()
+    assert_same_networks(after_steps(config, networks, optimizers, 2), after_steps(config, *make_players(config), 2))
+
+
+@pytest.mark.slow
+def test_evaluations_compile_nothing(objects_dir: Path) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise AssertionError("an evaluation was compiled")
+
+    torch._dynamo.reset()
+    networks, split = make_players(make_config("simclr"))[0].float(), open_shards(objects_dir).split("val")
+    networks.backbone.compile(backend=refuse)
+    indices, config = np.arange(len(split)), AugmentConfig()
+    extract_features(networks.backbone, split, indices, SIZE)
+    extract_view_features(networks.backbone, split, indices, SIZE, config, 0, "evaluation", 0)
+    refresh_statistics(networks.backbone, split, SIZE)
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="an evaluation was compiled"):
+        networks.backbone(torch.zeros(2, 3, SIZE, SIZE))
 
 
 @pytest.mark.slow

@@ -92,6 +92,14 @@ def shuffled_shares(rank: int) -> Tensor:
     return parallel.shuffled(lambda share: share - share.mean(), rows)
 
 
+def gradients_of_a_sum(rank: int, workers: int) -> tuple[Tensor, ...]:
+    """Compute the gradients of two gathered tensors' rows, whose sum is squared; autograd gives both the same one."""
+    rows = torch.arange(8, dtype=torch.float64).view(2, 4).chunk(workers, dim=1)
+    first, second = (row.clone().requires_grad_() for row in rows[rank])
+    total = parallel.gather_with_gradient(first) + parallel.gather_with_gradient(second)
+    return torch.autograd.grad(total.square().sum(), (first, second))
+
+
 def count_exchanges(scheme: str, order: str, rank: int) -> int:
     """Count the all-reduces of a step with an objective that exchanges nothing itself."""
     config, counted, all_reduce = make_config("byol", scheme, order), list[int](), distributed.all_reduce
@@ -109,6 +117,7 @@ def work(rank: int, meeting_point: str, directory: str) -> None:
     results: list[Any] = [accumulate_gradients(game_config(*game), rank, WORKERS) for game in GAMES]
     results += [loss_between(name, rank, WORKERS) for name in CONTRASTS]
     results += [accumulate_gradients(synchronized_config(*case), rank, WORKERS) for case in SYNCHRONIZED]
+    results.append(dict(zip("ab", gradients_of_a_sum(rank, WORKERS), strict=True)))
     results.append({"exchanges": torch.tensor([count_exchanges(*game, rank) for game in EXCHANGES])})
     results.append({"shuffled": shuffled_shares(rank)})
     # As where another worker has run out of memory: what one does alone waits for no other.
@@ -166,6 +175,12 @@ def test_a_distance_over_two_workers_equals_that_of_the_global_batch(
         assert own.keys() == alone.keys()
         for name, expected in alone.items():
             assert_close(own[name].double(), expected.double())
+
+
+def test_two_gathered_tensors_may_be_added(shared: list[list[dict[str, Tensor]]]) -> None:
+    alone = gradients_of_a_sum(0, 1)
+    for name, expected in zip("ab", alone, strict=True):  # each worker has the whole loss
+        assert_close(torch.cat([own[-4][name] for own in shared]), WORKERS * expected)
 
 
 def test_a_step_exchanges_once_for_each_player(shared: list[list[dict[str, Tensor]]]) -> None:

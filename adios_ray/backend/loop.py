@@ -16,7 +16,7 @@ from adios_ray.backend.line import Start
 from adios_ray.backend.loop_config import LoopConfig
 from adios_ray.checkpoints import Pointer, load_checkpoint
 from adios_ray.config import TrialConfig
-from adios_ray.devices import CPU, CPU_ALLOCATOR, is_out_of_memory, limit_memory, native_bfloat16
+from adios_ray.devices import CPU, CPU_ALLOCATOR, is_out_of_memory, limit_memory, precision_note
 from adios_ray.errors import CheckpointError, MemoryLimitError, RunError
 from adios_ray.files import remove_drafts
 from adios_ray.retry import retry, retry_in_run
@@ -66,8 +66,8 @@ def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
     limit_memory(device, config["gpus"])
     say = partial(note, config["channel"], config["trial"])
     trainer = Trainer(settings, device, retry(storage.fetch_initial_weights, say) if settings.initial_weights else None)
-    if settings.precision == "bfloat16" and not native_bfloat16(trainer.device) and parallel.rank() == 0:
-        say(f"{torch.cuda.get_device_name(trainer.device)} has no bfloat16 of its own: it trains in float32")
+    if parallel.rank() == 0 and (line := precision_note(settings.precision, trainer.device)):
+        say(line)
     if checkpoint:
         first = RunDirectory(storage.directory).checkpoint(config["trial"], settings.evaluation.interval_epochs)
         checkpoint = load_intact(trainer, checkpoint, settings, storage, say, first)

@@ -50,7 +50,7 @@ def extract_features(
     features = []
     for views in central_batches(split, batches, image_size, device, view):
         with precision or nullcontext():
-            features.append(backbone(views))
+            features.append(backbone.forward(views))  # not as compiled for training: each batch size is a variant
     backbone.train(training)
     return parallel.gather_with_gradient(torch.cat(features).float())[: len(indices)]
 
@@ -78,6 +78,6 @@ def extract_view_features(
         drawn = draw_parameters(config, seed, stream, epoch, chosen, split.heights[chosen], split.widths[chosen])
         views = apply_view(images, drawn, image_size)
         with precision or nullcontext():
-            parts.append(backbone(views).float())
+            parts.append(backbone.forward(views).float())
     backbone.train(training)
     return torch.cat(parts)

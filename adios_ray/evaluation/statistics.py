@@ -52,7 +52,9 @@ def refresh_statistics(
             batches = np.array_split(indices, -(-len(indices) // BATCH))
             for views in central_batches(train, batches, image_size, device, view):
                 with precision or nullcontext():
-                    backbone(views)
+                    # Not as compiled for training: this would compile variants for a few batches, and an average of
+                    # all batches breaks the graph at every norm.
+                    backbone.forward(views)
         # Workers computed these from the same images, and may have rounded differently.
         parallel.broadcast_from_first(buffer for norm in norms for buffer in norm.buffers())
     finally:

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from adios_ray.config import TRANSFER_RATES, CentralView, Count, Rates, Strict, check_view
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.counter_random import permutation
+from adios_ray.data.loader import stored_batches
 from adios_ray.data.shards import Split
 from adios_ray.errors import EvaluationError, RecordError
 from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, STREAM, extract_features
@@ -207,10 +208,11 @@ def train_classifier(
         labels = torch.from_numpy(images.labels)
         for epoch in range(config.epochs):
             total = torch.zeros((), device=device)
-            for samples in np.array_split(permutation(subject.seed, epoch, len(images)), batches):
+            order = np.array_split(permutation(subject.seed, epoch, len(images)), batches)
+            for samples, stored in stored_batches(images, order, device):
                 sides = images.heights[samples], images.widths[samples]
                 crops = draw_parameters(CROPS_AND_FLIPS, subject.seed, STREAM, epoch, samples, *sides)
-                views = apply_view(torch.from_numpy(images.gather(samples)).to(device), crops, image_size)
+                views = apply_view(stored, crops, image_size)
                 loss = functional.cross_entropy(model(views), labels[samples].to(device))
                 optimizer.zero_grad()
                 loss.backward()

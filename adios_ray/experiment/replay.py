@@ -10,6 +10,7 @@ import torch
 from adios_ray.checkpoints import KEPT_CHECKPOINTS, newest_intact
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.manifest import read_manifest
+from adios_ray.devices import precision_note
 from adios_ray.errors import ConfigError, RunError
 from adios_ray.experiment.schedule import Schedule, Stage, load_schedule
 from adios_ray.files import atomic_write, complete_lines, remove_drafts
@@ -45,6 +46,8 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
     pointer = newest_intact(output / "checkpoints")
     if pointer is not None:
         print(f"resumes from {pointer.path}", flush=True)
+    if line := precision_note(config.precision, device):
+        print(line, flush=True)
     trainer: Trainer | None = None
     for stage, end in schedule.intervals():
         own = replaced(config, stage.values)
