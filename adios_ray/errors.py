@@ -14,7 +14,7 @@
     └── RunError (RuntimeError)     a run that could not finish; exit status 1
         ├── StorageError            storage that failed for too long
         ├── FaultError              workers of one trial that failed too often, without a divergence
-        ├── NodeError               a node that has joined the cluster and cannot train
+        ├── NodeError               a node of the cluster that cannot train
         ├── MemoryLimitError        a worker out of memory
         ├── ClaimError              a run or another place that another process holds, or has taken over
         └── ReplicaError            workers of one trial that hold different parameters

@@ -51,7 +51,7 @@ import asyncio
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -123,20 +123,19 @@ def ask_for_cluster(address: str, timeout_s: float) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-def has_node_here(address: str, timeout_s: float) -> bool:
-    """Tell whether a process of this machine is a living node of a cluster.
+def nodes_here() -> set[str]:
+    """Return the IDs of the nodes, of any cluster, whose processes run on this machine."""
+    return set(find_node_ids())
 
-    Raises:
-        grpc.RpcError: If the cluster does not answer in time.
-    """
-    own = [bytes.fromhex(node) for node in find_node_ids()]
-    if not own:
-        return False
-    selectors = [GetAllNodeInfoRequest.NodeSelector(node_id=node) for node in own]
-    with init_grpc_channel(address) as channel:
+
+def is_alive_in(address: str, nodes: Iterable[str], timeout_s: float) -> bool:
+    """Tell whether a cluster lists one of some nodes as alive; not if it does not answer in time."""
+    selectors = [GetAllNodeInfoRequest.NodeSelector(node_id=bytes.fromhex(node)) for node in nodes]
+    request = GetAllNodeInfoRequest(node_selectors=selectors, state_filter=GcsNodeInfo.ALIVE)
+    with init_grpc_channel(address) as channel, suppress(grpc.RpcError):
         stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-        request = GetAllNodeInfoRequest(node_selectors=selectors, state_filter=GcsNodeInfo.ALIVE)
         return len(stub.GetAllNodeInfo(request, timeout=timeout_s).node_info_list) > 0
+    return False
 
 
 def last_error(trial: Any) -> str:

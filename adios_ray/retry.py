@@ -42,7 +42,7 @@ def retry(
         StorageError: If storage fails for longer than five minutes.
         OSError: Immediately, if it is a lasting one, such as a directory in the way of a file.
     """
-    began, reported = time.monotonic(), False
+    failed_at: float | None = None
     while True:
         try:
             result = action()
@@ -50,18 +50,18 @@ def retry(
             raise
         # Any other OSError may pass: a full disk, a quota, a network file system that is remounted.
         except OSError as error:
-            if time.monotonic() - began > TIMEOUT_S:
+            if failed_at is None:  # the action itself may take long
+                failed_at = time.monotonic()
+                say(f"storage refuses ({error}); retrying for up to {TIMEOUT_S:.0f} s")
+            if time.monotonic() - failed_at > TIMEOUT_S:
                 raise StorageError(
                     f"storage has failed for {TIMEOUT_S:.0f} s ({error}): fix it, then run the command again, a "
                     "training with --resume RUN_DIR; no reported result is lost"
                 ) from error
-            if not reported:
-                say(f"storage refuses ({error}); retrying for up to {TIMEOUT_S:.0f} s")
-                reported = True
             time.sleep(PAUSE_S)
         else:
-            if reported:
-                say(f"storage is back after {time.monotonic() - began:.0f} s")
+            if failed_at is not None:
+                say(f"storage is back after {time.monotonic() - failed_at:.0f} s")
             return result
 
 

@@ -28,13 +28,13 @@ from adios_ray.console import say
 from adios_ray.files import atomic_path, check_writable
 from adios_ray.local_cache import cache_directory, hold, release, remove_unless_held
 from adios_ray.places import fetched
-from adios_ray.run_directory import INITIAL_WEIGHTS, MASKS, RunDirectory, newest_epochs, newest_first
+from adios_ray.run_directory import INITIAL_WEIGHTS, MASKS, TRACKERS, RunDirectory, newest_epochs, newest_first
 from adios_ray.store import PARALLEL_COPIES, Location, Store
 
 NOT_DRIVERS = frozenset({"checkpoints", MASKS, "diverged", "actors", "tune", "driver.json", INITIAL_WEIGHTS})
 """Folders of a run into which others than its driver write; its claim, which is written to the URI itself; and its
 initial weights, which workers read there."""
-AT_END = frozenset({"wandb", "tensorboard"})
+AT_END = TRACKERS - {"log.jsonl"}
 """Folders that the driver copies only when it ends, because they change all the time and nothing resumes from them."""
 UNPUBLISHED_S = 1200.0
 """Age at which another trial's checkpoint that is not at the URI has been pruned there, not just written."""

@@ -6,21 +6,21 @@
     python tests/soak.py --storage s3         kills, signals, and storage away, with the runs on an S3 server that fails
 
 Each round starts a population of two trials on a simulated cluster of three nodes and disturbs it, by kind, at a random
-moment after the population was written down. Kills: a worker, a trial's actor, the driver (restarted to resume the
-run), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs permission to mount a file
-system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is truncated and its workers
-killed; ``data``, workers are killed and the data set is away for ten seconds; ``fault``, it is away until the run
-stops, and then the run is resumed; ``channel``, its process is killed, which ends the run, and the run is resumed;
-``stranger``, a node that does not see the storage (needs permission to mount, too) has joined, so that the run is
-refused, and resumed without that node; ``newcomer``, such a node joins after a node was lost, until another one joins;
-``grow``, the run has a cluster of its own whose autoscaler, of both versions in turn, has started no node yet; every
-second run is interrupted, and resumed when no node is left again. Ends: ``interrupt`` and ``terminate``, the driver
-gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is refused; ``moved``, the
-driver is killed, and the run is resumed in another place. The round then waits for the end and checks that all trials
-are at their last epoch, that every report exists once, that lineage and numbers equal those of an undisturbed training
-in one process bit for bit (except after ``checkpoint``, where a trial steps back), that no process, placement group or
-temporary file is left, and that another job's detached actor and placement group are as they were. Prints a table, and
-one line for each failed round; the exit status is 1 if there was any.
+moment after the population was written down, or after the first report. Kills: a worker, a trial's actor, the driver
+(restarted to resume the run), a node (another one joins later). Faults: ``disk``, storage is full for a while (needs
+permission to mount a file system); ``storage``, it is away for ten seconds; ``checkpoint``, a newest checkpoint is
+truncated and its workers killed; ``data``, workers are killed and the data set is away for ten seconds; ``fault``, it
+is away until the run stops, and then the run is resumed; ``channel``, its process is killed, which ends the run, and
+the run is resumed; ``stranger``, a node that does not see the storage (needs permission to mount, too) has joined, so
+that the run is refused, and resumed without that node; ``newcomer``, such a node joins after a node was lost, until
+another one joins; ``grow``, the run has a cluster of its own whose autoscaler, of both versions in turn, has started no
+node yet; every second run is interrupted, and resumed when no node is left again. Ends: ``interrupt`` and
+``terminate``, the driver gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is
+refused; ``moved``, the driver is killed, and the run is resumed in another place. The round then waits for the end and
+checks that all trials are at their last epoch, that every report exists once, that lineage and numbers equal those of
+an undisturbed training in one process bit for bit (except after ``checkpoint``, where a trial steps back), that no
+process, placement group or temporary file is left, and that another job's detached actor and placement group are as
+they were. Prints a table, and one line for each failed round; the exit status is 1 if there was any.
 """
 
 import contextlib
@@ -366,7 +366,7 @@ def disturb(stage: Stage, kind: str, driver: "subprocess.Popen[str]", place: Loc
     elif kind == "newcomer":
         stage.cluster.remove_node(stage.nodes.pop(rng.randrange(len(stage.nodes))), allow_graceful=False)
         with stage.stranger():
-            said = "has joined, but cannot train: it does not see the run directory"
+            said = "cannot train: it does not see the run directory"
             wait_for(lambda: said in stage.log(run.parent.name).read_text(), "the newcomer was not refused")
             time.sleep(rng.uniform(0, 5))
             stage.nodes.append(stage.add_node())
@@ -562,7 +562,9 @@ def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> 
         elif kind != "grow":
             joined, reports = kind.split("+"), 0
             for part in joined:
-                reports += rng.randint(0, math.ceil(TRIALS * LATEST / len(joined)))
+                # What disturbs the data or the checkpoints needs a run that has begun.
+                fewest = 0 if part in (*KILLS, "disk", "storage", "channel") else 1
+                reports += rng.randint(fewest, math.ceil(TRIALS * LATEST / len(joined)))
                 place = place_of(storage, driver, reports)
                 driver = disturb(stage, part, driver, place, rng)
         if driver.wait(timeout=TIMEOUT_S):

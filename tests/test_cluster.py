@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import grpc
@@ -101,12 +102,19 @@ def test_addresses_that_cannot_be_used_are_refused(asked: str, reason: str, monk
 def test_a_machine_that_is_no_node_of_the_cluster_cannot_drive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr(cluster, "address_to_join", lambda: "head:6379")
-    for name, value in {"ANSWER_S": 0.05, "PAUSE_S": 0.0, "has_node_here": lambda *_: False}.items():
+    for name, value in {"ANSWER_S": 0.05, "NODE_S": 0.1, "PAUSE_S": 0.0, "is_alive_in": lambda *_: False}.items():
         monkeypatch.setattr(cluster, name, value)
     keep_variables(monkeypatch)
-    with pytest.raises(ConfigError, match="head:6379 has no node on this machine, which cannot drive a run"):
-        with connected():
-            pytest.fail("connected")
+    for own in (set(), {"a node of another cluster"}):
+        monkeypatch.setattr(cluster, "nodes_here", lambda own=own: own)
+        with pytest.raises(ConfigError, match="head:6379 has no node on this machine, which cannot drive a run"):
+            with connected():
+                pytest.fail("connected")
+    answers = iter([False, True])  # it registers
+    monkeypatch.setattr(cluster, "is_alive_in", lambda *_: next(answers))
+    monkeypatch.setattr(cluster, "start_ray", lambda *_, **__: SimpleNamespace(dashboard_url=""))
+    with connected():
+        assert not list(answers)
 
 
 @pytest.mark.usefixtures("note")

@@ -98,6 +98,7 @@ def test_an_interrupted_run_ends_in_one_line_and_the_same_command_resumes_it(obj
     began = time.monotonic()
     status, lines, more = driver.end()
     assert status == 128 + signal.SIGINT and time.monotonic() - began < AT_ONCE_S
+    assert list(run.glob("driver.json"))  # nothing was put in order
     assert not [line for line in lines if "Traceback" in line or "*** SIG" in line or "StackTrace" in line]
     assert not psutil.wait_procs({*processes, *more}, TIMEOUT_S)[1]
     driver = Driver("env", "RAY_ADDRESS=local", *command)

@@ -162,8 +162,8 @@ def test_a_failure_on_a_node_that_was_refused_is_not_counted(monkeypatch: pytest
 
 def test_a_trial_does_not_start_on_a_node_that_cannot_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stage = Stage(monkeypatch, tmp_path)
-    stage.own_problem = "node7 has joined, but cannot train: no data"
-    with pytest.raises(NodeError, match="node7 has joined, but cannot train: no data"):
+    stage.own_problem = "node7 cannot train: no data"
+    with pytest.raises(NodeError, match="node7 cannot train: no data"):
         stage.live.setup(stage.settings)
 
 

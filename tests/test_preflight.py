@@ -6,6 +6,7 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 from s3 import s3_server
@@ -26,7 +27,7 @@ from adios_ray.backend.preflight import (
 )
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
-from adios_ray.errors import ConfigError
+from adios_ray.errors import ConfigError, DatasetError
 from adios_ray.experiment import verdict
 from adios_ray.experiment.resources import WorkerResources
 from adios_ray.local_cache import CACHE_VARIABLE
@@ -111,7 +112,7 @@ def test_a_run_may_go_on_without_nodes_that_cannot_train(
         asked.update(passed)
         return True
 
-    problem = "two is there, but cannot train: no data, torch"
+    problem = "two cannot train: no data, torch"
     assert check_nodes(tmp_path, "data", enough) == {"a": "", "b": problem, "c": ""}
     assert asked == {"a", "c"} and f"{problem}. No trial starts there" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="1 of 2 other nodes cannot train: two: no data, torch"):
@@ -141,8 +142,14 @@ def test_a_node_that_joins_is_named_with_what_it_lacks(tmp_path: Path, monkeypat
     monkeypatch.setattr(preflight, "_names", lambda: {"a": "one (10.0.0.1)", "b": "two (10.0.0.2)"})
     monkeypatch.setattr(preflight, "_ask", lambda nodes, *places: {"a": ["no data", "torch"], "b": []})
     look = partial(find_node_problem, tmp_path, "data")
-    assert look("a") == "one (10.0.0.1) has joined, but cannot train: no data, torch"
+    assert look("a") == "one (10.0.0.1) cannot train: no data, torch"
     assert look("b") == look("gone") == ""
+
+    def fail(*_: object) -> NoReturn:
+        raise DatasetError("no data set in data")
+
+    monkeypatch.setattr(preflight, "_ask", fail)
+    assert look("a") == "one (10.0.0.1) cannot train: no data set in data"
 
 
 @pytest.mark.ray

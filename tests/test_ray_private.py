@@ -49,11 +49,12 @@ from waiting import TIMEOUT_S
 from adios_ray import ray_private
 from adios_ray.backend.node_checks import outside
 from adios_ray.ray_private import (
-    has_node_here,
+    is_alive_in,
     is_dead,
     last_error,
     lean_trainer_class,
     named_resources,
+    nodes_here,
     placement_groups,
     reported_autoscaler,
     running_cluster_address_file,
@@ -118,7 +119,7 @@ def test_an_actor_is_dead_if_its_row_records_it(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.ray
-def test_a_running_cluster_answers_in_these_forms(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_cluster_answers_in_these_forms(ray_cluster: None) -> None:
     group = ray.util.placement_group([{"CPU": 0.001}])
     assert group.wait(TIMEOUT_S)
     (mine,) = [each for each in placement_groups() if each.id == group.id]
@@ -126,10 +127,10 @@ def test_a_running_cluster_answers_in_these_forms(ray_cluster: None, monkeypatch
     assert not is_dead(ACTOR)
     ray.util.remove_placement_group(group)
     context = ray.get_runtime_context()
-    assert has_node_here(context.gcs_address, TIMEOUT_S)
-    for others in (set(), {"ab" * 28}):
-        monkeypatch.setattr(ray_private, "find_node_ids", lambda own=others: own)
-        assert not has_node_here(context.gcs_address, TIMEOUT_S)
+    assert context.get_node_id() in nodes_here()
+    assert is_alive_in(context.gcs_address, nodes_here(), TIMEOUT_S)
+    assert not is_alive_in(context.gcs_address, ["ab" * 28], TIMEOUT_S)
+    assert not is_alive_in("127.0.0.1:1", nodes_here(), 0.1)
 
 
 def test_the_last_error_of_a_trial_is_where_tune_writes_it(tmp_path: Path) -> None:

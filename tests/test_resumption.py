@@ -245,6 +245,11 @@ def check_schedules(moved: Path, before: Path) -> None:
     schedule.config["initial_weights"] = str(before / INITIAL_WEIGHTS)  # as it was written there
     schedule.save(moved / "schedule.json")
     assert load_schedule(moved / "schedule.json").trial().initial_weights == str(moved / INITIAL_WEIGHTS)
+    schedule.config["initial_weights"] = str(kept := moved.with_name("kept.safetensors"))
+    kept.touch()
+    schedule.save(moved / "schedule.json")
+    assert load_schedule(moved / "schedule.json") == schedule  # it is where it was
+    kept.unlink()
     alone = moved.with_name("alone.json")
     schedule.save(alone)
     assert load_schedule(alone) == schedule

@@ -15,7 +15,7 @@ from small import small_config
 
 from adios_ray import devices
 from adios_ray.checkpoints import Pointer
-from adios_ray.errors import ClaimError, DatasetError, FaultError
+from adios_ray.errors import ClaimError, DatasetError, FaultError, StorageError
 from adios_ray.evaluation.fitness import Estimate
 from adios_ray.experiment import verdict
 from adios_ray.experiment.config import SPACES, ExperimentConfig
@@ -35,7 +35,7 @@ def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_li
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = RayTaskError("_on_test", "Traceback ...\n  in line 1", DatasetError("no data set in data"))
-    away = RayTaskError("_on_test", "Traceback ...\n  in line 2", OSError(5, "Input/output error"))
+    away = RayTaskError("_on_test", "Traceback ...\n  in line 2", StorageError("[Errno 5] Input/output error"))
     # Ray raises the error of a task as one of its cause's type too.
     away, missing = away.as_instanceof_cause(), missing.as_instanceof_cause()
     answers = iter([WorkerCrashedError(), missing, *[away] * 9, "estimate", *[missing] * verdict.ATTEMPTS])

@@ -103,7 +103,7 @@ class Channel:
         return self._nodes.passed()
 
     async def refused_nodes(self) -> list[str]:
-        """Return the IDs of nodes that have joined and cannot train."""
+        """Return the IDs of nodes that cannot train."""
         return self._nodes.refused()
 
     async def take_notes(self) -> list[Note]:

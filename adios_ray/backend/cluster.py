@@ -19,7 +19,8 @@ from adios_ray.ray_private import (
     POLL_INTERVAL_VARIABLE,
     PREEMPTION_WATCHER_VARIABLE,
     ask_for_cluster,
-    has_node_here,
+    is_alive_in,
+    nodes_here,
     running_cluster_address_file,
     silence_process_advice,
     use_stored_token,
@@ -31,9 +32,10 @@ NO_DRIVER = (
     "--address http://HEAD:8265 -- adios-ray train ...), or start it on a node"
 )
 AUTO = "auto"
-ANSWER_S, PAUSE_S = 5.0, 0.5
-"""Seconds that a running cluster has to accept a connection, again to answer, and again to start a node; seconds
-between two looks for the node."""
+ANSWER_S = 5.0
+"""Seconds that a running cluster has to accept a connection, and again to answer."""
+NODE_S, PAUSE_S = 60.0, 0.5
+"""Seconds that a node of this machine has to register with its cluster, and between two looks for it."""
 WORKER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # fills the Train page of the dashboard
     POLL_INTERVAL_VARIABLE: "1",  # bounds how long a report may wait for Ray Train
@@ -142,14 +144,15 @@ def address_to_join() -> str:
 
 
 def _check_node(address: str) -> None:
-    """Make sure that this machine is a node of a cluster, whose process may still be starting.
+    """Make sure that this machine is a node of a cluster.
 
     Raises:
         ConfigError: If it is none.
     """
-    until = time.monotonic() + ANSWER_S
-    while not has_node_here(address, ANSWER_S):
-        if time.monotonic() > until:
+    began = time.monotonic()
+    while not ((own := nodes_here()) and is_alive_in(address, own, ANSWER_S)):
+        # A process may be a node that has not yet registered, or one of another cluster.
+        if time.monotonic() - began > (NODE_S if own else ANSWER_S):
             raise ConfigError(f"the Ray cluster {address} has no node on this machine, {NO_DRIVER}")
         time.sleep(PAUSE_S)
 

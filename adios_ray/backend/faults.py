@@ -56,8 +56,9 @@ def fault_of(error: BaseException | None) -> Fault:
 
 def fault_of_text(error: str) -> Fault:
     """Explain an error by its text, a traceback or a message of Ray's, whose last line says what happened."""
-    lines = [line.strip() for line in error.splitlines() if line.strip()]
-    return Fault(lines[-1].partition(_GUESSES)[0] if lines else "for an unknown reason", error.strip())
+    if _LOW_ON_MEMORY in error:
+        return Fault(_NODE_MEMORY, error.strip())
+    return Fault(_last_line(error) or "for an unknown reason", error.strip())
 
 
 def _texts(error: BaseException) -> list[str]:
@@ -67,6 +68,11 @@ def _texts(error: BaseException) -> list[str]:
 
 def _lacked_memory(error: BaseException) -> bool:
     return isinstance(error, OutOfMemoryError) or _LOW_ON_MEMORY in str(error)
+
+
+def _last_line(text: str) -> str:
+    """Return the last line of a text that is not empty, without Ray's guesses; nothing if there is none."""
+    return next((line.strip().partition(_GUESSES)[0] for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def _reason(error: BaseException) -> str:
@@ -80,5 +86,5 @@ def _reason(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     if isinstance(error, RayError | TrainingFailedError):  # their last line says why a process died
-        return lines[-1].partition(_GUESSES)[0]
+        return _last_line(str(error))
     return lines[0] if isinstance(error, AdiosRayError) else f"{type(error).__name__}: {lines[0]}"

@@ -51,7 +51,10 @@ class Expected(NamedTuple):
 
 
 def check_nodes(
-    run: Location, data_dir: str, enough: Callable[[Collection[str]], bool] = lambda passed: False
+    run: Location,
+    data_dir: str,
+    enough: Callable[[Collection[str]], bool] = lambda passed: False,
+    say: Callable[[str], None] = say,
 ) -> dict[str, str]:
     """Check that all other nodes of the cluster share the storage and the data, and run the same code.
 
@@ -59,6 +62,7 @@ def check_nodes(
         run: The run's directory or URI.
         data_dir: Directory or URI of the data set.
         enough: Whether the nodes of these IDs are enough to go on with; the others are then named, and left out.
+        say: Called with a line about each of these, and about the check itself.
 
     Returns:
         For the ID of each node, this one's first, why it cannot train; nothing if it can.
@@ -76,7 +80,7 @@ def check_nodes(
     passed = {own, *others} - {node for node, problems in found.items() if problems}
     if not enough(passed):
         refuse([(names[node], problems) for node, problems in found.items()])
-    problems = {node: _problem(names[node], "is there", problems) for node, problems in found.items()}
+    problems = {node: _problem(names[node], problems) for node, problems in found.items()}
     for problem in filter(None, problems.values()):
         say(f"{problem}. {NOT_THERE}")
     return {own: ""} | dict.fromkeys(others, "") | problems
@@ -85,11 +89,18 @@ def check_nodes(
 def find_node_problem(run: Location, data_dir: str, node: str) -> str:
     """Ask a node that has joined why it cannot train; nothing if it can, or has left.
 
+    Where this node does not see the data either, that is the reason.
+
     Raises:
         OSError: If the run's storage is away.
     """
     name = _names().get(node)
-    return _problem(name, "has joined", _ask([node], run, data_dir).get(node, [])) if name else ""
+    if name is None:
+        return ""
+    try:
+        return _problem(name, _ask([node], run, data_dir).get(node, []))
+    except DatasetError as error:
+        return _problem(name, [str(error)])
 
 
 def find_refused_nodes(run: Location, data_dir: str) -> list[str]:
@@ -102,8 +113,8 @@ def find_refused_nodes(run: Location, data_dir: str) -> list[str]:
     return [node for node, found in _ask(others, run, data_dir).items() if found] if others else []
 
 
-def _problem(name: str, state: str, found: Sequence[str]) -> str:
-    return f"{name} {state}, but cannot train: {', '.join(found)}" if found else ""
+def _problem(name: str, found: Sequence[str]) -> str:
+    return f"{name} cannot train: {', '.join(found)}" if found else ""
 
 
 def _ask(nodes: Sequence[str], run: Location, data_dir: str) -> dict[str, list[str]]:

@@ -67,7 +67,11 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         return full_name(self._settings)
 
     def setup(self, config: TrialSettings) -> None:
-        """Start the Ray Train run in a thread."""
+        """Start the Ray Train run in a thread.
+
+        Raises:
+            NodeError: If trials cannot train on this node; Tune starts the trial elsewhere.
+        """
         # ``_missed``: a new actor cannot know whether its predecessor's last reply reached Tune, so it asks again.
         self._channel, self._trial = find_channel(config["channel"]), config["trial"]
         self._settings, self._failures, self._missed = config, 0, True
@@ -118,6 +122,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
             retry(self._run.open, self._say)
             retry_in_run(self._run.directory, self._run.check_writable, self._say)
         except StorageError as error:
+            self._failures += 1
             return Fault(f"storage has failed for {TIMEOUT_S:.0f} s: {error.__cause__}", fault.details)
         except AdiosRayError as error:  # such as a cache directory of this node that cannot be written to
             fault = fault_of(error)
@@ -140,8 +145,9 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save a pointer to the checkpoint of the last report; the weights stay where the worker wrote them."""
-        # Tune copies the pointer next, and would take an error of storage for one of this actor.
-        retry_in_run(self._run.directory, self._run.check_writable, self._say)
+        if not self._failures:  # else storage may be what failed, and was waited for
+            # Tune copies the pointer next, and would take an error of storage for one of this actor.
+            retry_in_run(self._run.directory, self._run.check_writable, self._say)
         (Path(checkpoint_dir) / POINTER_FILE).write_text(
             self._checkpoint.model_dump_json() if self._checkpoint else "null"
         )

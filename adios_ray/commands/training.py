@@ -9,6 +9,7 @@ import tyro
 
 from adios_ray.config import Count, Seed
 from adios_ray.errors import ConfigError, exit_status
+from adios_ray.experiment import command
 from adios_ray.files import expand_home
 from adios_ray.store import Location
 
@@ -36,8 +37,6 @@ def train(arguments: Sequence[str], examples: Sequence[str]) -> int:
     """
     if status := exit_status(partial(expand_home, "~")):  # Ray, when it is imported, fails without a home directory
         return status
-    from adios_ray.experiment import command  # here, because it imports Ray, which other commands do not need
-
     return command.main(Train.__doc__ or "", "pbt_in100", "pbt_demo", arguments, f"adios-ray {TRAIN}", examples)
 
 

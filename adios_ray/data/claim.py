@@ -161,7 +161,10 @@ class Claim:
 
     def _say_wait(self, say: Say, wait: bool, holder: Holder) -> None:
         if wait:
-            say(f"{self._store} is being {self._activity.verb} by {holder}; waiting for it")
+            say(
+                f"{self._store} is being {self._activity.verb} by {holder}; waiting for it (if it has given up without "
+                f"ending, remove {self._activity.file} there)"
+            )
         else:
             say(
                 f"{self._store} was being {self._activity.verb} by {holder}; listening for up to {STALE_S:.0f} s "

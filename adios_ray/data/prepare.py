@@ -118,6 +118,8 @@ def prepare(
 
     Raises:
         ClaimError: If another process has taken the place over meanwhile; nothing more is written then.
+        ConfigError: If Ray cannot use its temporary directory or the home directory.
+        RunError: If Ray cannot be started.
         DatasetError: If ``output`` holds something else or the source has changed since it was made, the counts cannot
             be met, or too many images are refused (the first, where ``on_bad_image`` is "fail").
     """

@@ -73,7 +73,8 @@ def evolve(
         The run directory on this node.
 
     Raises:
-        ConfigError: If a node of the cluster lacks the storage, the data or the packages.
+        ConfigError: If a node of the cluster lacks the storage, the data or the packages; once the run has begun, if
+            the others cannot hold a trial.
         RunError: If a trial did not finish, or every trial diverged.
         FaultError: If no trial can continue, or a trial's actor is lost too often.
         StorageError: If the run's storage stays away.
@@ -119,7 +120,7 @@ def _train(
         return begun and count_capacity(config, resources, [node for node in nodes() if node.id in passed]) > 0
 
     remove_probes(storage.place)
-    checked = check_nodes(storage.place, config.data_dir, enough)
+    checked = check_nodes(storage.place, config.data_dir, enough, run.note)
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
     if unfinished := state.unfinished(names):
         # The lineage follows the state. An exploit is appended to the lineage before its change is journaled, so a

@@ -12,7 +12,7 @@ from adios_ray.experiment.config import read_experiment
 from adios_ray.files import atomic_write
 from adios_ray.run_directory import INITIAL_WEIGHTS
 from adios_ray.search.state import PopulationState
-from adios_ray.store import Location, Store
+from adios_ray.store import Location, Store, local_path
 from adios_ray.tracking.decisions import read_lineage
 from adios_ray.tracking.lineage import copies
 from adios_ray.validation import parse, read_json
@@ -82,7 +82,7 @@ class Schedule(BaseModel):
 
 
 def load_schedule(path: Path) -> Schedule:
-    """Read a schedule; initial weights are those beside it, if there are any: the run may have been moved.
+    """Read a schedule; its initial weights are those beside it where the run has been moved.
 
     Raises:
         ConfigError: If the file is missing or damaged.
@@ -93,8 +93,9 @@ def load_schedule(path: Path) -> Schedule:
         schedule = read_json(Schedule, path)
     except ConfigError as error:
         raise ConfigError(f"{error}; {_WHERE}") from None
-    beside = path.parent / INITIAL_WEIGHTS
-    if schedule.config.get("initial_weights") is None or not beside.is_file():
+    recorded, beside = schedule.config.get("initial_weights"), path.absolute().parent / INITIAL_WEIGHTS
+    there = recorded and local_path(recorded)
+    if there is None or there.exists() or not beside.is_file():
         return schedule
     return schedule.model_copy(update={"config": {**schedule.config, "initial_weights": str(beside)}})
 

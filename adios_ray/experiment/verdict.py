@@ -18,13 +18,12 @@ from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.console import say
 from adios_ray.data.manifest import read_manifest
-from adios_ray.errors import FaultError, RunError
+from adios_ray.errors import FaultError, RunError, StorageError
 from adios_ray.experiment.command import repeating_command
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources
 from adios_ray.experiment.schedule import schedule_of
 from adios_ray.measures import MEASURES
-from adios_ray.retry import WRONG_KIND
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.comparison import Score, compared
@@ -189,6 +188,7 @@ def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[OnTest]"]) -> 
 
     Raises:
         FaultError: If each failed, with the reason of the last; the trial's log has all of them whole.
+        StorageError: If the run's storage stays away.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -216,7 +216,7 @@ def _evaluated(submit: Callable[[], "ObjectRef[OnTest]"]) -> "OnTest":
     """Wait for one evaluation on the test split.
 
     Raises:
-        OSError: If storage failed there.
+        OSError: If the run's storage failed there.
         RayError: If it failed otherwise.
     """
     task = submit()
@@ -224,8 +224,8 @@ def _evaluated(submit: Callable[[], "ObjectRef[OnTest]"]) -> "OnTest":
         with cancelled_on_error([task]):
             found: OnTest = ray.get(task)
     except RayTaskError as error:
-        if isinstance(error.cause, OSError) and not isinstance(error.cause, WRONG_KIND):
-            raise error.cause from error
+        if isinstance(error.cause, StorageError):
+            raise OSError(str(error.cause)) from error
         raise
     return found
 
@@ -323,10 +323,12 @@ def _on_test(config: TrialConfig, checkpoint: Pointer, run: str, gpus: float) ->
     limit_memory(device, gpus)
     config = replaced(config, {"initial_weights": None})  # the checkpoint has all weights, and that file may be gone
     trainer, storage = Trainer(config, device), RunStorage(run)
-    # Not retried here, where nobody would read of it.
-    storage.open()
     here = storage.here(checkpoint)
-    storage.fetch(here)
+    try:
+        storage.open()
+        storage.fetch(here)
+    except OSError as error:  # retried by the driver, which says so
+        raise StorageError(str(error)) from error
     trainer.load(here, config)
     storage.close()
     labels = trainer.dataset.split("test").labels

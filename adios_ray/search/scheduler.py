@@ -161,7 +161,6 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         new = self.population.observe(name, reply)
         if new:
             del self._lost[name]
-            self.set_aside.pop(name, None)  # Tune may have restarted its actor, elsewhere
         if new and reply.report is not None and reply.report.divergence:
             fate = "it has trained its last epoch" if reply.report.done else self.fate_of_diverged(name)
             self.population.run.note(
@@ -180,6 +179,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         self._lost[name] += 1
         if self._lost[name] <= ACTOR_RESTARTS:
             self._forget_preemption(name)
+            self.set_aside.pop(name, None)  # it is tried again, perhaps elsewhere
             text = f"its actor was lost ({cause.reason}); Tune restarts it"
             self.population.run.trial_note(name, text, cause.details, "restart")
             return
