@@ -364,8 +364,9 @@ class TrialConfig(Strict):
     are the same, except that BatchNorm normalizes over these images instead of the batch."""
     slots_at_once: int | None = Field(None, ge=1, le=64)
     """Masked views of an image that pass through the encoder in one batch, each normalized by itself: faster on GPUs,
-    at the memory of as many views; results are the same up to rounding. None takes one on CPUs, on GPUs as many as fit
-    into the memory when training begins."""
+    at the memory of as many views; results are the same up to rounding, except of modules that draw
+    random numbers, which draw for all views of a batch. None takes one on CPUs, on GPUs as many as fit into the memory
+    when training begins."""
     sync_batch_norm: bool = False
     """With several workers: BatchNorm normalizes over the images of all workers, as one worker does, instead of each
     worker's own. Each norm then waits for an exchange. Not with micro_batch_size or compile."""

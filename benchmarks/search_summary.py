@@ -124,7 +124,7 @@ def mean_text(shares: Sequence[float]) -> str:
 
 def gain_text(differences: Sequence[float]) -> str:
     """Write the mean of differences by seed with its 95 % interval, in points."""
-    if (found := gain([100 * difference for difference in differences])) is None:
+    if (found := gain([[100 * difference for difference in differences]])) is None:
         return "–"
     return f"{found.mean:+.2f}" + ("" if found.half_width is None else f" ± {found.half_width:.2f}")
 

@@ -10,9 +10,11 @@ import sys
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Table
 from adios_ray.tables.methods import (
+    CHOICES_NOTE,
     OBJECTS,
     PREPARED_DATA,
     SMALL_EPOCHS,
+    VIEW_NOTE,
     classification,
     published_backbones,
     small_pairs,
@@ -46,7 +48,7 @@ def paper() -> Table:
     rows = published_backbones(PRESETS, COLUMNS, TOP1)
     columns = tuple(column for group in PRESETS for column in classification(group))
     data = {group: PREPARED_DATA[group] for group in PRESETS}
-    return Table("Table 1: classification", rows, columns, data)
+    return Table("Table 1: classification", rows, columns, data, (CHOICES_NOTE, VIEW_NOTE))
 
 
 def small() -> Table:

@@ -13,8 +13,10 @@ import sys
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Published, Row, Table
 from adios_ray.tables.methods import (
+    CHOICES_NOTE,
     OBJECTIVES,
     PREPARED_DATA,
+    VIEW_NOTE,
     classification,
     published_trainings,
     small_training,
@@ -48,7 +50,7 @@ def paper() -> Table:
     )
     columns = tuple(column for group in presets for column in classification(group) if column.name == "linear")
     data = {group: PREPARED_DATA[group] for group in presets}
-    return Table("Table 6: masking schemes on photographs", rows, columns, data)
+    return Table("Table 6: masking schemes on photographs", rows, columns, data, (CHOICES_NOTE, VIEW_NOTE))
 
 
 def small() -> Table:

@@ -140,6 +140,15 @@ def test_a_damaged_shard_is_refused_by_name(remote: Path, cache: Path) -> None:
     assert not list(cache.rglob(MANIFEST_NAME)) and not list(cache.rglob("val-*"))
 
 
+def test_a_data_set_is_verified_where_it_is(remote: Path, cache: Path, fetched: Counter[str]) -> None:
+    open_shards(URI)
+    Store(URI).remove("val-00000.arrow")
+    assert verify(URI) == read_manifest(URI)  # of this machine's copy
+    with pytest.raises(DatasetError, match="objects is damaged: val-00000.arrow is missing"):
+        verify(URI, there=True)
+    assert set(fetched.values()) == {2}
+
+
 def test_a_data_set_prepared_again_is_another_copy(remote: Path, cache: Path, tmp_path: Path) -> None:
     first = open_shards(URI)
     upload(make_objects(tmp_path / "again", unlabeled=3), URI)
@@ -211,9 +220,14 @@ def test_unused_copies_are_evicted(remote: Path, cache: Path, tmp_path: Path, mo
     ):
         open_shards(URI)
     assert second.exists() and third.exists()
+    run = cache / ("0" * 32) / "run"  # its driver was killed before it copied these to the URI
+    (run / "wandb").mkdir(parents=True)
+    os.utime(run.parent, (0, 0))
+    local_cache.release(second)
+    assert open_shards(URI).directory == first and not second.exists() and (run / "wandb").exists()
     monkeypatch.setenv(mirroring.BYTES_VARIABLE, "2 GB")
     with pytest.raises(DatasetError, match="ADIOS_RAY_CACHE_BYTES is '2 GB'; it must be a whole number of bytes"):
-        open_shards(URI)
+        open_shards(f"s3://{BUCKET}/some/second")
 
 
 @pytest.mark.parametrize(

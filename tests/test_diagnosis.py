@@ -142,6 +142,15 @@ class OwnNorm(SimCLR):
         self.projector = nn.Sequential(self.projector, Standardized())
 
 
+class Dropped(SimCLR):
+    """A head with dropout."""
+
+    def __init__(self, *arguments: Any) -> None:
+        """Append it to the projector."""
+        super().__init__(*arguments)
+        self.projector = nn.Sequential(self.projector, nn.Dropout(0.1))
+
+
 class Overflow(SimCLR):
     """SimCLR without normalization, by its formula."""
 
@@ -294,6 +303,12 @@ def test_an_error_in_a_worker_is_one_line(monkeypatch: Patch) -> None:
 def test_a_changed_target_is_no_fault_of_what_is_compared_afterwards() -> None:
     subject = Subject("byol", InPlace)
     assert [check for check, of in CHECKS.items() if of(subject)] == ["embeddings left alone"]
+
+
+@pytest.mark.slow
+def test_a_head_that_draws_random_numbers_is_no_fault() -> None:
+    subject = Subject("simclr", Dropped)
+    assert [check for check, of in CHECKS.items() if of(subject)] == []
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

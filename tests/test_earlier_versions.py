@@ -133,7 +133,7 @@ def test_a_data_set_with_an_unlabelled_split_is_read(objects_dir: Path, tmp_path
     for path in objects_dir.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    manifest["splits"]["unlabelled"] = manifest["splits"]["val"]
+    manifest["splits"]["unlabelled"] = manifest["splits"].pop("test")
     manifest["recipe"]["unlabelled_images"] = 3
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     dataset = open_shards(tmp_path)

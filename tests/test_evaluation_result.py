@@ -41,6 +41,15 @@ def test_the_mean_over_seeds_has_the_error_of_both() -> None:
     assert mean_over_seeds([make(0.5)]) == make(0.5)
 
 
+def test_a_gain_over_one_baseline_has_no_error_over_seeds() -> None:
+    results = [
+        EvaluationResult("robustness", {"no_fg_gain": Score(gain, 0.02)}, {}, {}, (name,), "d", 1.0)
+        for gain, name in ((0.1, "a"), (0.3, "b"))
+    ]
+    score = mean_over_seeds(results).scores["no_fg_gain"]
+    assert score.value == pytest.approx(0.2) and score.seeds_standard_error is None
+
+
 def test_results_that_do_not_belong_together_have_no_mean() -> None:
     other = EvaluationResult("knn", {"top1": Score(0.5)}, {}, {}, ("a",), "d", 1.0)
     with pytest.raises(EvaluationError, match="linear: results of different kinds"):

@@ -1,16 +1,19 @@
 """Frozen features: extracted once, and found again by what they follow from."""
 
 import os
+import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small import small_config
+from small import make_objects, small_config
 
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.loader import central_views
 from adios_ray.data.shards import open_shards
+from adios_ray.errors import DatasetError
 from adios_ray.evaluation import features
 from adios_ray.evaluation.extraction import extract_features
 from adios_ray.evaluation.features import features_of
@@ -66,6 +69,17 @@ def test_features_are_extracted_once_and_depend_on_weights_data_and_view(
     networks.config = replaced(config, {"backbone.cifar_stem": True, "backbone.stem_padding": 2})
     features_of(networks, dataset, "val", 32, "square", most=10)
     assert len(list((tmp_path / "cache" / "features").glob("*.safetensors"))) == 3
+
+
+def test_a_process_elsewhere_with_other_images_at_the_same_place_is_refused(tmp_path: Path) -> None:
+    config = small_config(make_objects(tmp_path / "data"))
+    dataset, networks = open_shards(tmp_path / "data"), Networks(config, 32, 10)
+    extractor = pickle.dumps(features._Extractor(networks.backbone, dataset, "val", 32, "square"))
+    assert pickle.loads(extractor)(np.arange(3)).shape[0] == 3
+    shutil.rmtree(tmp_path / "data")
+    make_objects(tmp_path / "data", unlabeled=3)
+    with pytest.raises(DatasetError, match="data is another data set on .* than on the machine that asks"):
+        pickle.loads(extractor)
 
 
 def test_features_that_were_used_least_recently_are_removed(tmp_path: Path) -> None:

@@ -227,6 +227,7 @@ def test_values_are_translated(resnet: nn.Module, tmp_path: Path) -> None:
     assert (masking.sparsity_weight, masking.order, masking.reduction) == (0.4, "alternating", "sum")
     assert (augment.brightness, augment.blur_probability) == (0.4, 0.5), "views that differ keep the default"
     assert "model-ep=499.ckpt (byol_adios, resnet18, imagenet100s)" in weights.origin
+    assert weights.config.evaluation.view == "resize-256"  # by which their accuracies were published
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from adios_ray.data import plan
 from adios_ray.data.manifest import Layout
-from adios_ray.data.plan import ShardJob, deciding, group_by_pattern, make_plan, plan_jobs
+from adios_ray.data.plan import OF_A_CARVED_GROUP, ShardJob, deciding, group_by_pattern, make_plan, plan_jobs
 from adios_ray.data.rendered import objects, scenes
 from adios_ray.data.sources import folder
 from adios_ray.data.sources.base import Source
@@ -224,6 +224,31 @@ def test_groups_that_the_source_has_in_several_splits_are_noted(tmp_path: Path) 
     assert make_plan(folder.source(tmp_path), ALL).notes == ()
     (tmp_path / "test/a/other.png").touch()  # nothing is carved that its group could decide
     assert list(make_plan(folder.source(tmp_path), ALL, group_by_pattern(r"p\d")).notes) == [note]
+
+
+def test_unlabeled_images_of_a_group_that_is_held_out_are_left_out(tmp_path: Path) -> None:
+    for number in range(80):
+        name = "unlabeled" if number % 4 == 3 else f"train/class{number % 2}"
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / f"p{number // 4:02}_{number}.png").touch()
+    source = folder.source(tmp_path)
+    found = make_plan(source, ALL, group_by_pattern(r"p\d+"))
+    groups = {split: {group_by_pattern(r"p\d+")(item) for item in items} for split, items in found.splits.items()}
+    held = groups["val"] | groups["test"]
+    assert held and not held & (groups["train"] | groups["unlabeled"]) and found.notes == ()
+    assert dict(found.passed_over.items())[OF_A_CARVED_GROUP][0] == len(held)
+    assert found.images + found.passed_over.total == 80
+    for name in ("class0", "class1"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        (tmp_path / "test" / name / "p00_x.png").touch()
+    (note,) = make_plan(folder.source(tmp_path), {**ALL, "val": 0}, group_by_pattern(r"p\d+")).notes
+    assert note.startswith("1 group in more than one split") and note.endswith("p00 (test, train)")
+
+
+def test_a_count_that_groups_cannot_meet_is_refused() -> None:
+    items = [f"a/video{number % 20}_{number}.png" for number in range(100)]
+    with pytest.raises(DatasetError, match="1000 images asked for test, but there are 100"):
+        plan_splits({"train": items}, {**ALL, "test": 1000}, class_of, group_by_pattern(r"video\d+"))
 
 
 def test_a_pattern_must_match_every_image() -> None:

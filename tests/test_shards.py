@@ -225,6 +225,13 @@ def test_a_shard_outside_the_directory_is_refused(directory: Path) -> None:
         open_shards(directory)
 
 
+def test_a_shard_has_one_split(directory: Path) -> None:
+    entries = json.loads((directory / "manifest.json").read_text())["splits"]["train"]
+    edit_manifest(directory, splits={"train": entries, "test": entries[:1]})
+    with pytest.raises(DatasetError, match=r"damaged: .*train-00000\.arrow is in several splits, or twice in one"):
+        open_shards(directory)
+
+
 def test_missing_and_truncated_shards_are_found_on_opening(directory: Path) -> None:
     shard = directory / "train-00002.arrow"
     shard.write_bytes(shard.read_bytes()[:-1])

@@ -32,9 +32,10 @@ from adios_ray.data.prepare import prepare
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10, webdataset
 from adios_ray.data.sources.catalog import CATALOG
+from adios_ray.data.sources.image_files import read_image_file
 from adios_ray.data.sources.named import CIFAR100 as CIFAR100_CLASSES
 from adios_ray.data.splits import plan_splits
-from adios_ray.errors import DatasetError
+from adios_ray.errors import DatasetError, RefusedImageError
 
 Pixels = npt.NDArray[np.uint8]
 SYNSETS = imagenet.synsets()
@@ -207,6 +208,13 @@ def test_batches_that_python_3_wrote_for_python_2(tmp_path: Path) -> None:
     read = cifar.read_batch(tmp_path / "batch")
     np.testing.assert_array_equal(read[b"data"], content[b"data"])
     assert read[b"labels"] == [1, 0, 2]
+
+
+@pytest.mark.parametrize("pixels", [noise(3, 3072).copy(order="F"), noise(3, 3072).reshape(3, 32, 32, 3)])
+def test_batches_in_another_order_of_bytes_are_refused(pixels: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+    (tmp_path / "batch").write_bytes(pickle.dumps({b"data": pixels, b"labels": [1, 0, 2]}, protocol=2))
+    with pytest.raises(DatasetError, match="batch is damaged or not a batch of CIFAR: .* not stored as rows of 3072"):
+        cifar.read_batch(tmp_path / "batch")
 
 
 def test_torchvision_reads_the_same_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,6 +410,26 @@ def test_inaturalist_with_categories_that_share_a_folder(tmp_path: Path) -> None
     plant_inaturalist(tmp_path, "train", {"all/a.jpg": 5, "all/b.jpg": 12})
     plant_inaturalist(tmp_path, "val", {"all/c.jpg": 12})
     assert labels_of(inaturalist.source(tmp_path), "train") == {"all/a.jpg": 0, "all/b.jpg": 1}
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "all/../../a.jpg", "/etc/a.jpg"])
+def test_a_list_names_no_files_outside(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "inat"
+    plant_inaturalist(root, "train", {"all/a.jpg": 5, "./all//b.jpg": 12})
+    plant_inaturalist(root, "val", {"all/c.jpg": 12})
+    assert sorted(labels_of(inaturalist.source(root), "train")) == ["all/a.jpg", "all/b.jpg"]
+    content = json.loads((root / "train2018.json").read_text())
+    content["images"][0]["file_name"] = name
+    (root / "train2018.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=f"train2018.json names {name}, which is outside the data set"):
+        inaturalist.source(root)
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("pipe.png", "."):
+        with pytest.raises(RefusedImageError, match="is not a regular file"):
+            read_image_file(tmp_path / name)
 
 
 def test_an_image_that_is_listed_twice_is_read_once_and_has_one_class(tmp_path: Path) -> None:

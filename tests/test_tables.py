@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from scipy import stats
 from small import make_objects, small_config
 
 from adios_ray.arguments import parse_arguments
+from adios_ray.commands.evaluate import PARTS, Linear
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import ConfigError, EvaluationError, RunError, UsageError
 from adios_ray.experiment.resources import Node, WorkerResources
@@ -28,7 +30,9 @@ from adios_ray.tables import run as run_module
 from adios_ray.tables.cells import Measured, cell_name, finished, measured, run_cell
 from adios_ray.tables.command import RESUMES, Options, main, run_table
 from adios_ray.tables.estimate import estimate, tuned_images
-from adios_ray.tables.grid import Cell, Column, DataSet, Published, Row, Table, evaluation_of
+from adios_ray.tables.evaluate import settings_of
+from adios_ray.tables.grid import Cell, Column, DataSet, Evaluation, Published, Row, Table, evaluation_of
+from adios_ray.tables.methods import classification
 from adios_ray.tables.render import as_csv, html, markdown
 from adios_ray.tables.summary import entries, gain
 from adios_ray.training.cost import StepCost
@@ -88,15 +92,60 @@ def test_fine_tuned_images_are_those_of_all_epochs_and_rates() -> None:
     assert tuned_images(table, cell) == 7 * 2 * table.data["objects"].images
 
 
+def test_a_result_is_found_again_only_under_all_its_settings(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, names = {"objects": str(objects_dir)}, set[str]()
+
+    def name(**options: Any) -> str:
+        evaluation = Evaluation("linear", ("objects",), tuple(options.items()))
+        path = cells_module._result_file(tmp_path, evaluation, places).name
+        names.add(path)
+        return path
+
+    assert name() == name(epochs=None) != name(view="resize-256")
+    monkeypatch.setattr(
+        "adios_ray.tables.evaluate.PARTS", {**PARTS, "linear": Linear(solver="lbfgs")}
+    )  # another default
+    name()
+    monkeypatch.setattr(cells_module, "VERSION", 2)
+    name()
+    assert len(names) == 4
+    assert settings_of("slots", {}) == {} and settings_of("linear", {"view": "square"})["view"] == "square"
+
+
+def test_published_numbers_of_photographs_are_compared_at_the_published_view() -> None:
+    for column in classification("ImageNet100-S"):
+        assert column.options == {"view": "resize-256"}
+    assert all(not column.options for column in classification("STL10"))
+
+
 def test_the_gain_and_its_interval_are_those_of_a_paired_t_test() -> None:
     rng = np.random.default_rng(0)
     own, baseline = rng.normal(size=5), rng.normal(size=5)
-    found = gain((own - baseline).tolist())
+    found = gain([(own - baseline).tolist()])
     interval = stats.ttest_rel(own, baseline).confidence_interval(0.95)
     assert found is not None and found.half_width is not None
     assert found.mean == pytest.approx((own - baseline).mean(), abs=1e-12)
     assert found.mean - found.half_width == pytest.approx(interval.low, abs=1e-12)
     assert found.mean + found.half_width == pytest.approx(interval.high, abs=1e-12)
+
+
+def test_the_interval_over_several_objectives_is_that_of_their_means_under_one_variance() -> None:
+    rng = np.random.default_rng(0)
+    groups = [rng.normal(level, size=count) for level, count in ((1, 3), (2, 4), (5, 1))]
+    objectives = np.repeat(np.arange(3), [len(group) for group in groups])
+    # The oracle: least squares with one mean for each objective, and the interval of the average coefficient.
+    design, values = np.eye(3)[objectives], np.concatenate(groups)
+    coefficients, (residual,), *_ = np.linalg.lstsq(design, values, rcond=None)
+    freedom = len(values) - 3
+    contrast = np.full(3, 1 / 3)
+    error = np.sqrt(residual / freedom * contrast @ np.linalg.inv(design.T @ design) @ contrast)
+    found = gain([group.tolist() for group in groups])
+    assert found is not None and found.pairs == 8
+    assert found.mean == pytest.approx(coefficients.mean(), abs=1e-12)
+    assert found.half_width == pytest.approx(stats.t.ppf(0.975, freedom) * error, abs=1e-12)
+    assert gain([[1.0], [2.0]]) == (1.5, None, 2) and gain([[], []]) is None
 
 
 def test_an_average_gain_is_over_all_pairs_of_finished_trainings() -> None:
@@ -113,12 +162,13 @@ def test_an_average_gain_is_over_all_pairs_of_finished_trainings() -> None:
         return None if (cell.row, cell.seed) == ("b", 2) else values[cell.row, cell.seed]
 
     computed = entries(table, found, score)
-    pairs = [(name, seed) for name in ("a", "b") for seed in range(3) if (name, seed) != ("b", 2)]
-    own = [values[f"{name} + ADIOS", seed] - values[name, seed] for name, seed in pairs]
+    seeds = {"a": (0, 1, 2), "b": (0, 1)}
+    own = [[values[f"{name} + ADIOS", seed] - values[name, seed] for seed in seeds[name]] for name in seeds]
+    mean = np.mean([np.mean(differences) for differences in own])
     entry = computed["Avg. gain", "objects", "k-NN"]
     assert (entry.mean, entry.planned) == (None, 0) and entry.gain == gain(own)
-    assert entry.gain is not None and entry.gain.pairs == 5 and entry.gain.mean == pytest.approx(np.mean(own))
-    assert f"| Avg. gain |  | +1.5 | {np.mean(own):+.1f} ± " in markdown(table, computed)
+    assert entry.gain is not None and entry.gain.pairs == 5 and entry.gain.mean == pytest.approx(mean)
+    assert f"| Avg. gain |  | +1.5 | {mean:+.1f} ± " in markdown(table, computed)
 
 
 def test_entries_are_means_and_deviations_of_finished_trainings() -> None:

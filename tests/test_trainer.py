@@ -26,7 +26,7 @@ from adios_ray.data.augment import apply_view
 from adios_ray.data.loader import Batch, central_views
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.base import NO_LABEL
-from adios_ray.errors import CheckpointError, ConfigError, InputError
+from adios_ray.errors import CheckpointError, ConfigError, DatasetError, InputError
 from adios_ray.evaluation.extraction import extract_features
 from adios_ray.evaluation.fitness import evaluate
 from adios_ray.experiment.checks import check_data
@@ -320,6 +320,7 @@ def test_squares_without_stored_sizes_train_bit_for_bit_as_those_with(objects_di
         trainers.append(trainer)
         trainer.config = small_config(objects_dir)  # where the data are is all that differs
     new, old = (saved(trainer, tmp_path / name) for trainer, name in zip(trainers, ("a", "b"), strict=True))
+    assert new.pop("images") != old.pop("images")  # other files
     assert_identical(new, old)
     assert trainers[0].evaluate("val") == trainers[1].evaluate("val")
 
@@ -334,7 +335,8 @@ def test_the_view_of_evaluations_is_configured(objects_dir: Path) -> None:
     }
     assert (features["square"] - features["resize-256"]).abs().max() > 1e-3
     seen: list[torch.Tensor] = []
-    trainer.networks.backbone.register_forward_pre_hook(lambda _, images: seen.append(images[0]))
+    first = next(module for module in trainer.networks.backbone.modules() if isinstance(module, torch.nn.Conv2d))
+    first.register_forward_pre_hook(lambda _, images: seen.append(images[0]))
     for view in get_args(CentralView):
         config = small_config(objects_dir, evaluation={"view": view}).evaluation
         evaluate(trainer.networks, trainer.train_split, trainer.val_split, 32, config)
@@ -361,6 +363,21 @@ def test_views_that_cannot_be_cut_out_of_256_pixels_are_refused(objects_dir: Pat
 
 
 @pytest.mark.slow
+def test_a_training_goes_on_with_its_own_images_alone(tmp_path: Path) -> None:
+    config = small_config(make_objects(tmp_path / "data"))
+    pointer = trained(config, 1).save(tmp_path / "checkpoint")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = replaced(config, {"data_dir": str(tmp_path / "moved")})
+    Trainer(moved, torch.device("cpu")).load(pointer, moved)
+    make_objects(tmp_path / "data", unlabeled=3)
+    trainer = Trainer(config, torch.device("cpu"))
+    with pytest.raises(DatasetError, match=f"data is not the data set that {pointer.path} was trained on"):
+        trainer.load(pointer, config)
+    state = load_checkpoint(pointer, torch.device("cpu"))
+    del state["images"]  # as in checkpoints of earlier versions
+    trainer.restore(state, config, pointer.path)
+
+
 def test_a_checkpoint_of_other_optimizer_groups_is_refused_by_name(objects_dir: Path, tmp_path: Path) -> None:
     config = small_config(objects_dir, objective={"name": "simsiam"}, optimizer={"predictor_schedule": "cosine"})
     pointer = trained(config, 1).save(tmp_path / "before")

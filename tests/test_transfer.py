@@ -142,7 +142,7 @@ def test_the_stem_alone_is_replaced() -> None:
     assert given["conv1.weight"].shape == (64, 3, 7, 7) and own["conv1.weight"].shape == (64, 3, 3, 3)
     assert all(torch.equal(own[name], given[name]) for name in given if name != "conv1.weight")
     stem, maxpool = replaced.get_submodule("conv1"), replaced.get_submodule("maxpool")
-    assert isinstance(stem, nn.Conv2d) and (stem.stride, stem.padding) == ((1, 1), (1, 1))
+    assert isinstance(stem, nn.Conv2d) and (stem.stride, stem.padding) == ((1, 1), (2, 2))  # paper, Appendix F
     assert isinstance(maxpool, nn.Identity)
     assert replaced.get_submodule("layer1")(stem(torch.zeros(1, 3, 32, 32))).shape[-1] == 32
 

@@ -180,6 +180,13 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         source(tmp_path / "a")
 
 
+def test_names_that_are_not_utf_8_are_one_line(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        tar.addfile(tarfile.TarInfo("café.png"))
+    with pytest.raises(DatasetError, match=r"train.tar .*the name b'caf\\xe9.png' is not UTF-8: rename"):
+        source(tmp_path)
+
+
 @pytest.mark.parametrize("padding", [0, 512, 10240])
 def test_archives_one_after_the_other_are_read_to_the_last(shards: Path, padding: int) -> None:
     """The keys of the second are those of the first, as where shards that were numbered alike are joined."""

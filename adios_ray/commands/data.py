@@ -321,7 +321,7 @@ class Verify:
         shards = len(read_manifest(self.location).entries)
         with progress_bar("shards", transient=True) as bar:
             task = bar.add_task("verify", total=shards)
-            manifest = verify(self.location, lambda entry: bar.advance(task))
+            manifest = verify(self.location, lambda entry: bar.advance(task), there=True)
         if manifest.source_files is not None:  # which trainings do not need
             read_source_files(Store(self.location), manifest.source_files)
         entries = manifest.entries

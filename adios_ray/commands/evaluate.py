@@ -156,6 +156,7 @@ class Robustness:
             UsageError: If a variation is not NAME=DATA_DIR, or has the name of another one.
         """
         from adios_ray.data.shards import open_shards
+        from adios_ray.evaluation.result import GAIN
         from adios_ray.evaluation.robustness import robustness
         from adios_ray.evaluation.subject import opened
         from adios_ray.models.weights import load_weights
@@ -167,8 +168,8 @@ class Robustness:
                 raise UsageError(f"--variation {text} must be NAME=DATA_DIR, such as no_fg=data/objects/no_fg")
             if name in places or name == "original":
                 raise UsageError(f"--variation {text}: {name} is there already; give another name")
-            if name.endswith("_gain"):
-                raise UsageError(f"--variation {text}: names that end in _gain are those of gains; give another name")
+            if name.endswith(GAIN):
+                raise UsageError(f"--variation {text}: names that end in {GAIN} are those of gains; give another name")
             places[name] = place
         variations = {name: (open_shards(place), subject.split) for name, place in places.items()}
         with contextlib.ExitStack() as stack:

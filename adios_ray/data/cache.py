@@ -22,6 +22,7 @@ from rich.progress import track
 from adios_ray.errors import DatasetError
 from adios_ray.files import atomic_path, atomic_write, sha256
 from adios_ray.local_cache import CACHE_VARIABLE, cache_folder, hold, remove_unless_held
+from adios_ray.run_directory import TRACKERS
 from adios_ray.store import PARALLEL_COPIES, Store
 
 BYTES_VARIABLE = "ADIOS_RAY_CACHE_BYTES"
@@ -101,7 +102,7 @@ def _make_room(cache: Path, needed: int, store: Store) -> None:
     Raises:
         DatasetError: If they still do not fit.
     """
-    copies = (path for path in cache.iterdir() if path.is_dir() and _COPY.fullmatch(path.name))
+    copies = (path for path in cache.iterdir() if path.is_dir() and _COPY.fullmatch(path.name) and not _is_only(path))
     unused = sorted(copies, key=lambda path: path.stat().st_mtime)
     while (free := _free_bytes(cache)) < needed:
         if not unused:
@@ -110,6 +111,11 @@ def _make_room(cache: Path, needed: int, store: Store) -> None:
                 f"{BYTES_VARIABLE}, or set {CACHE_VARIABLE} to another directory"
             )
         remove_unless_held(unused.pop(0))
+
+
+def _is_only(copy: Path) -> bool:
+    """Tell whether a copy has what no other place has: trackers' files of a run, which it gets at the driver's end."""
+    return any(run / name for run in copy.iterdir() if run.is_dir() for name in TRACKERS if (run / name).exists())
 
 
 def _free_bytes(cache: Path) -> int:

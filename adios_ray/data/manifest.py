@@ -5,6 +5,7 @@ The manifest is written last; a directory without one is not a data set.
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -130,6 +131,14 @@ class Manifest(Record):
             if isinstance(values := fields[name], dict):
                 translated[name] = {key.replace("unlabelled", UNLABELED): value for key, value in values.items()}
         return translated
+
+    @model_validator(mode="after")
+    def _check_files(self) -> "Manifest":
+        """Refuse a shard that has several splits: what is trained on would be evaluated too."""
+        counts = Counter(entry.file for entries in self.splits.values() for entry in entries)
+        if repeated := [file for file, number in counts.items() if number > 1]:
+            raise ValueError(f"{repeated[0]} is in several splits, or twice in one")
+        return self
 
     @property
     def layout(self) -> "Layout":

@@ -5,7 +5,6 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -14,12 +13,13 @@ from adios_ray.console import counted
 from adios_ray.data.manifest import SCHEMA_VERSION, Layout
 from adios_ray.data.sources.base import UNLABELED, ReadInBlocks, Source
 from adios_ray.data.sources.passed_over import PassedOver, first_of
-from adios_ray.data.splits import CARVED, Key, in_blocks, plan_splits
+from adios_ray.data.splits import CARVED, Key, group_of, in_blocks, plan_splits
 from adios_ray.errors import DatasetError
 from adios_ray.validation import Record
 
 MAX_SHARD_ROWS = 1024
 MAX_SHARD_BYTES = 32 * 2**20
+OF_A_CARVED_GROUP = "unlabeled, of a group in val or test"
 NOT_ASKED_FOR = "beyond the number of images asked for"
 
 
@@ -88,16 +88,23 @@ def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | Non
     splits = plan_splits(listing, counts, source.stratum, group)
     if isinstance(source, ReadInBlocks):
         splits = {split: in_blocks(items, source.block) for split, items in splits.items()}
+    carved = tuple(s for s in reversed(CARVED) if "train" in listing and s not in listing and counts[s] != 0)
+    held: set[str | None] = set()
     if group is not None:
+        held = {group_of(item, group) for split in carved for item in splits.get(split, ())}
+        # Networks train on unlabeled images too.
+        unlabeled = [item for item in splits.pop(UNLABELED, ()) if group_of(item, group) not in held]
+        splits |= {UNLABELED: unlabeled} if unlabeled else {}
         notes = [*notes, *_shared_groups(splits, group)]
     passed_over = PassedOver(source.passed_over)
     taken = {item for items in splits.values() for item in items}
-    for item in (item for items in listing.values() for item in items if item not in taken):
-        passed_over.add(NOT_ASKED_FOR, item)
+    for split, items in listing.items():
+        for item in (item for item in items if item not in taken):
+            leaks = group is not None and split == UNLABELED and group_of(item, group) in held
+            passed_over.add(OF_A_CARVED_GROUP if leaks else NOT_ASKED_FOR, item)
     classes = {
         split: dict(Counter(map(source.stratum, items))) for split, items in splits.items() if split != UNLABELED
     }
-    carved = tuple(s for s in reversed(CARVED) if "train" in listing and s not in listing and counts[s] != 0)
     trained = classes.get("train", {})
     small = sorted(name for name in trained if any(name not in classes.get(split, {}) for split in carved))
     return Plan(splits, classes, _labels(source, classes), carved, tuple(small), passed_over, (*source.notes, *notes))
@@ -115,9 +122,9 @@ def _shared_groups(splits: Mapping[str, Sequence[str]], group: Key) -> list[str]
     """Note the groups that are in several splits, as the source has parted them."""
     holding: dict[str, set[str]] = defaultdict(set)
     for split, items in splits.items():
-        for item in items if split != UNLABELED else ():
-            with suppress(DatasetError):  # of no group, where nothing was carved out
-                holding[group(item)].add(split)
+        for item in items:
+            if (name := group_of(item, group)) is not None:  # it may be of none, where nothing was carved out
+                holding[name].add("train" if split == UNLABELED else split)
     shared = [f"{name} ({', '.join(sorted(found))})" for name, found in holding.items() if len(found) > 1]
     found = (
         f"{counted(len(shared), 'group')} in more than one split, as the source has them: {first_of(sorted(shared))}"

@@ -9,7 +9,9 @@ cropped in its own proportions. In schema version 1, images are the central squa
 """
 
 import math
-from collections.abc import Callable, Sequence, Set
+import tempfile
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from adios_ray.data.cache import RemoteFile, cache_locally
 from adios_ray.data.manifest import (
@@ -241,6 +244,9 @@ def _content_damage(batch: pa.RecordBatch, entry: ShardEntry, manifest: Manifest
         return "does not hold the rows or columns of the manifest"
     if empty := [name for name in batch.schema.names if batch[name].null_count]:
         return f"has rows without {', '.join(empty)}"
+    for name in ("height", "width"):
+        if name in batch.schema.names and batch.num_rows and pc.min(batch[name]).as_py() < 1:
+            return f"has images without {name}"
     labels = _labels(batch)
     lowest = NO_LABEL if entry in manifest.splits.get(UNLABELED, ()) else 0
     highest = 1 if manifest.multi_label else len(manifest.classes) - 1
@@ -255,26 +261,48 @@ def _labels(batch: pa.RecordBatch) -> npt.NDArray[Any]:
     return values
 
 
-def verify(location: Location, on_shard: Callable[[ShardEntry], None] | None = None) -> Manifest:
+def verify(
+    location: Location, on_shard: Callable[[ShardEntry], None] | None = None, *, there: bool = False
+) -> Manifest:
     """Read every shard of a data set and compare it with the manifest: size, checksum, rows, columns and labels.
 
     Args:
         location: Directory or URI of the data set; a remote one is copied to this machine first.
         on_shard: Called after each shard, for a progress bar.
+        there: Whether to read the shards of a remote data set where it is, instead of this machine's copy.
 
     Raises:
         DatasetError: If anything differs; the message names all damaged files.
     """
-    directory, manifest = _on_this_machine(location)
+    store = Store(location)
+    if store.local is None and not there:
+        directory, manifest = _on_this_machine(location)
+        store = Store(directory)
+    else:
+        manifest = parse_manifest(store, manifest_bytes(store))
     damaged: list[str] = []
     for entry in manifest.entries:
-        if damage := _damage(directory / entry.file, entry, manifest):
-            damaged.append(f"{entry.file} {damage}")
+        with _local_file(store, entry.file) as path:
+            if damage := _damage(path, entry, manifest):
+                damaged.append(f"{entry.file} {damage}")
         if on_shard is not None:
             on_shard(entry)
     if damaged:
         raise DatasetError(f"{location} is damaged: {'; '.join(damaged)}. {MAKE_AGAIN}")
     return manifest
+
+
+@contextmanager
+def _local_file(store: Store, name: str) -> Iterator[Path]:
+    """Provide a file of a store on this machine; of a remote one, a copy for the time of the block."""
+    if store.local is not None:
+        yield store.local / name
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "file"
+        with suppress(FileNotFoundError):  # as of a local one, that is said of the path
+            store.fetch(name, path)
+        yield path
 
 
 def _damage(path: Path, entry: ShardEntry, manifest: Manifest) -> str | None:

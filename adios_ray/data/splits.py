@@ -81,6 +81,14 @@ def plan_splits(
     return {split: items for split, items in splits.items() if items}
 
 
+def group_of(item: str, group: Key) -> str | None:
+    """Name the group of an item; None if it has none."""
+    try:
+        return group(item)
+    except DatasetError:
+        return None
+
+
 def mixed(items: Sequence[str]) -> list[str]:
     """Sort items by a hash of their names: an order that mixes the classes and is the same on every machine."""
     return sorted(items, key=_hash)
@@ -113,8 +121,7 @@ def take(split: str, items: Sequence[str], quota: Quota, stratum: Key = folder_o
     Raises:
         DatasetError: If the number asked for is negative or there are fewer items; the message names ``split``.
     """
-    if quota.count is not None and not 0 <= quota.count <= len(items):
-        raise DatasetError(f"{quota.count} images asked for {split}, but there are {len(items)} to take them from")
+    _check_count(split, items, quota)
     classes = [stratum(item) for item in items]
     left = shares(Counter(classes), quota)
     taken: list[str] = []
@@ -123,6 +130,11 @@ def take(split: str, items: Sequence[str], quota: Quota, stratum: Key = folder_o
         (taken if left[name] > 0 else rest).append(item)
         left[name] -= 1
     return taken, rest
+
+
+def _check_count(split: str, items: Sequence[str], quota: Quota) -> None:
+    if quota.count is not None and not 0 <= quota.count <= len(items):
+        raise DatasetError(f"{quota.count} images asked for {split}, but there are {len(items)} to take them from")
 
 
 def shares(sizes: Mapping[str, int], quota: Quota) -> dict[str, int]:
@@ -169,6 +181,7 @@ def _take_groups(
     split: str, items: Sequence[str], quota: Quota, stratum: Key, group: Key
 ) -> tuple[list[str], list[str]]:
     """Take whole groups until each class has about its share; see ``take``."""
+    _check_count(split, items, quota)
     contents: dict[str, Counter[str]] = defaultdict(Counter)
     for item in items:
         contents[group(item)][stratum(item)] += 1

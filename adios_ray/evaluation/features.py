@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
@@ -19,6 +20,7 @@ from adios_ray.config import CentralView
 from adios_ray.data.manifest import ShardEntry
 from adios_ray.data.shards import Dataset, Split, open_shards
 from adios_ray.devices import best_device, prepare_device
+from adios_ray.errors import DatasetError
 from adios_ray.evaluation.extraction import Indices, extract_features
 from adios_ray.files import atomic_path
 from adios_ray.local_cache import cache_directory, cache_folder, remove_least_used
@@ -130,13 +132,18 @@ class _Extractor:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle for a process that may be on another machine, with another device and a copy of the shards."""
         backbone = copy.deepcopy(self._backbone).cpu()
-        return _unpickled, (backbone, self._dataset.location, self._split, self._image_size, self._view)
+        images = self._dataset.manifest.checksum
+        return _unpickled, (backbone, self._dataset.location, images, self._split, self._image_size, self._view)
 
 
-def _unpickled(backbone: nn.Module, location: str, split: str, image_size: int, view: CentralView) -> _Extractor:
-    device = best_device()
+def _unpickled(
+    backbone: nn.Module, location: str, images: str, split: str, image_size: int, view: CentralView
+) -> _Extractor:
+    device, dataset = best_device(), open_shards(location)
     prepare_device(device)
-    return _Extractor(backbone.to(device), open_shards(location), split, image_size, view)
+    if dataset.manifest.checksum != images:
+        raise DatasetError(f"{location} is another data set on {socket.gethostname()} than on the machine that asks")
+    return _Extractor(backbone.to(device), dataset, split, image_size, view)
 
 
 def _checksum(networks: Networks, shards: Sequence[ShardEntry], settings: Sequence[object]) -> str:

@@ -17,6 +17,8 @@ from rich.text import Text
 from adios_ray.errors import EvaluationError
 from adios_ray.files import write_output
 
+GAIN = "_gain"
+"""Ends the names of scores that are differences to a baseline."""
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
 """A row of a table, by column; a column may be missing."""
@@ -172,7 +174,8 @@ def mean_over_seeds(results: Sequence[EvaluationResult]) -> EvaluationResult:
     """Average the results of several checkpoints, such as those of several seeds; a single one is returned as it is.
 
     Settings that differ become lists with one value for each checkpoint; the details are one row of scores for each.
-    A score that not all checkpoints have, such as that of masks, is in their rows alone: it has no mean.
+    A score that not all checkpoints have, such as that of masks, is in their rows alone: it has no mean. Gains have no
+    standard error over seeds: they are over one training of the baseline, whose own spread the checkpoints do not show.
 
     Raises:
         EvaluationError: If they are of different kinds or data.
@@ -186,7 +189,7 @@ def mean_over_seeds(results: Sequence[EvaluationResult]) -> EvaluationResult:
     settings = dict.fromkeys(key for result in results for key in result.configuration)
     return EvaluationResult(
         first.kind,
-        {name: _mean([result.scores[name] for result in results]) for name in common},
+        {name: _mean([result.scores[name] for result in results], not name.endswith(GAIN)) for name in common},
         {key: _one_or_all([result.configuration.get(key) for result in results]) for key in settings},
         {split: count for result in results for split, count in result.images_per_split.items()},
         tuple(checksum for result in results for checksum in result.weights_sha256),
@@ -199,11 +202,12 @@ def mean_over_seeds(results: Sequence[EvaluationResult]) -> EvaluationResult:
     )
 
 
-def _mean(scores: Sequence[Score]) -> Score:
+def _mean(scores: Sequence[Score], over_seeds: bool) -> Score:
     values = [score.value for score in scores]
     errors = [score.standard_error for score in scores if score.standard_error is not None]
     over_images = statistics.fmean(errors) if len(errors) == len(scores) else None
-    return Score(statistics.fmean(values), over_images, statistics.stdev(values) / math.sqrt(len(values)))
+    spread = statistics.stdev(values) / math.sqrt(len(values)) if over_seeds else None
+    return Score(statistics.fmean(values), over_images, spread)
 
 
 def _one_or_all(values: Sequence[Any]) -> Any:

@@ -18,7 +18,7 @@ from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.features import Features
 from adios_ray.evaluation.linear import PROTOCOL, Sgd, check_split, correct, linear_sweep
 from adios_ray.evaluation.requirements import check_selection
-from adios_ray.evaluation.result import EvaluationResult, Row, Score
+from adios_ray.evaluation.result import GAIN, EvaluationResult, Row, Score
 from adios_ray.evaluation.subject import Subject
 
 
@@ -97,7 +97,7 @@ def robustness(
     if baseline is not None:
         compared = _probe(baseline, tested, sgd)
         for row, (name, hits) in zip(details, compared.correct.items(), strict=True):
-            scores[f"{name}_gain"] = gained = gain(probed.correct[name], hits)
+            scores[f"{name}{GAIN}"] = gained = gain(probed.correct[name], hits)
             row |= {"baseline": share(hits).value, "gain": gained.value, "gain error": gained.standard_error}
         configuration["baseline"] = {
             "origin": baseline.origin,

@@ -39,7 +39,7 @@ from adios_ray.validation import read_json
 
 FOLDER = "transfer"
 """Folder in the cache directory."""
-VERSION = 1
+VERSION = 2
 """Raised when results change without their inputs: kept ones are not found then."""
 MOMENTUM = 0.9
 Mode = Literal["fine-tune", "linear", "scratch"]

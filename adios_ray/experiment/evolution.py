@@ -82,7 +82,8 @@ def evolve(
     """
     say(f"Run directory: {storage.place}")
     run_dir = storage.directory
-    view = LiveView(config.epochs, space.trials(config.population), run_dir.name, read_results(run_dir))
+    trials = config.population if space.opening else space.trials(config.population)
+    view = LiveView(config.epochs, trials, run_dir.name, read_results(run_dir))
     trackers = Trackers(_trackers(config), run_dir, lambda text: run.note(text))
     run = Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check)
     with trackers:

@@ -5,8 +5,8 @@ Widths and sizes are taken from the tensors, the rest from ``args.json``. ``unsu
 cannot express, such as different augmentations of the two views.
 
 Three differences hold for all weights: the authors change learning rates after each epoch, we do after each step; their
-weight decay includes norms and biases; and they normalize images with a standard deviation of 0.228 for red
-(ImageNet), or with means and deviations of the data set (CIFAR, STL-10).
+weight decay includes norms and biases, except under LARS; and they normalize images with a standard deviation of 0.228
+for red (ImageNet), or with means and deviations of the data set (CIFAR, STL-10).
 """
 
 import math
@@ -42,6 +42,8 @@ _BACKBONES = {"resnet18": "resnet18", "vit_tiny": "vit_tiny_patch16_224"}
 _PATCH = 16
 _NORMS = {"gn": "group", "in": "instance", "no": "none"}
 _OPTIMIZERS = ("sgd", "lars", "adamw")
+_PHOTOGRAPHS = "imagenet100s"
+"""Data set of which the authors evaluate the central 96 pixels of photographs resized to 256."""
 _FIXED_SIZES = {"cifar10": 32, "cifar100": 32, "stl10": 96}
 """Image sizes of data sets for which older versions ignore those in ``args.json``."""
 _BACKBONE = ("backbone.name", "backbone", "encoder")
@@ -209,6 +211,8 @@ def _config(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tria
         raise ConfigError(f"method {method} cannot be imported, but {known} can")
     size = _image_size(arguments, tensors)
     changes = {"image_size": size, "objective.name": objective, "masking.scheme": scheme}
+    if str(_agreed(arguments, *_DATASET)) == _PHOTOGRAPHS:
+        changes["evaluation.view"] = "resize-256"
     changes |= _backbone(arguments, tensors) | _heads(objective, tensors)
     found = {ours: _agreed(arguments, *theirs) for ours, theirs in _TRANSLATED.items()}
     if (optimizer := _optimizer(arguments)) in _OPTIMIZERS:

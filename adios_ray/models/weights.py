@@ -233,8 +233,8 @@ def build_initial_backbone(
         tensors: Its tensors; position embeddings are resampled to ``image_size``. None draws all weights from torch's
             global generator.
         image_size: Side S of the images in pixels.
-        cifar_stem: Replace the stem by a 3x3 convolution of stride 1 without max-pooling, for images of 32 pixels. Its
-            weights are drawn, unless the backbone was trained with such a stem.
+        cifar_stem: Replace the stem by a 3x3 convolution of stride 1 and padding 2 without max-pooling (paper, Appendix
+            F), for images of 32 pixels. Its weights are drawn, unless the backbone was trained with such a stem.
 
     Returns:
         A module from images [B, 3, S, S] to features [B, F], and F.
@@ -245,7 +245,7 @@ def build_initial_backbone(
     """
     new_stem = cifar_stem and not config.cifar_stem
     if new_stem:
-        config = config.model_copy(update={"cifar_stem": True})
+        config = config.model_copy(update={"cifar_stem": True, "stem_padding": 2})
         if config.name == "resnet_small":
             raise ConfigError("backbone.cifar_stem: resnet_small has no stem to replace; leave it out")
     backbone, features = build_backbone(config, image_size)

@@ -18,6 +18,7 @@ from adios_ray.experiment.replay import replay
 from adios_ray.experiment.schedule import Schedule, Stage
 from adios_ray.files import write_output
 from adios_ray.run_directory import epoch_name
+from adios_ray.tables.evaluate import settings_of
 from adios_ray.tables.grid import Cell, Evaluation
 from adios_ray.validation import read_json
 
@@ -25,6 +26,8 @@ TRAINING = "training"
 """Folder of a cell that holds its training."""
 EVALUATIONS = "evaluations"
 """Folder of a cell that holds a JSON file for each evaluation."""
+VERSION = 1
+"""Raised when results of evaluations change without their settings: kept ones are not found then."""
 REPORTS = 4
 """Reports of a training, at least; a cell that is interrupted repeats what follows the last one."""
 
@@ -113,7 +116,9 @@ def _reporting(config: TrialConfig) -> TrialConfig:
 
 def _result_file(folder: Path, evaluation: Evaluation, places: Mapping[str, str]) -> Path:
     images = [_images(places[name]) for name in evaluation.data]
-    return folder / EVALUATIONS / f"{evaluation.kind}-{_checksum([evaluation, images])}.json"
+    settings = settings_of(evaluation.kind, dict(evaluation.options))
+    digest = _checksum([VERSION, evaluation.kind, evaluation.data, settings, images])
+    return folder / EVALUATIONS / f"{evaluation.kind}-{digest}.json"
 
 
 @cache  # a table asks for each of its entries

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from adios_ray.commands.evaluate import PARTS, Robustness, Transfer
+from adios_ray.config import CentralView
 from adios_ray.data.shards import Dataset, open_shards
 from adios_ray.evaluation.requirements import check_labels, check_object_masks
 from adios_ray.evaluation.subject import opened
@@ -35,6 +36,20 @@ def check_data(kind: str, dataset: Dataset) -> None:
         check_labels(dataset, kind, ("train", "val", "test"))
 
 
+def settings_of(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all settings of an evaluation, the defaults too: what its result follows from, beside weights and data."""
+    if kind == SLOTS:
+        return {}
+    view, evaluation = _resolved(kind, options)
+    return {"view": view, **asdict(evaluation)}
+
+
+def _resolved(kind: str, options: Mapping[str, Any]) -> tuple[CentralView | None, Any]:
+    own = dict(options)
+    defaults: Mapping[str, Any] = {**PARTS, "transfer": Transfer()}
+    return own.pop("view", None), replace(defaults[kind], **own)
+
+
 def evaluate(
     kind: str, checkpoint: Path, places: Mapping[str, str], options: Mapping[str, Any], seed: int
 ) -> dict[str, float]:
@@ -44,7 +59,7 @@ def evaluate(
         kind: Name of the evaluation.
         checkpoint: Directory of the checkpoint.
         places: Directories or URIs of the data sets by name: the one to evaluate, for robustness its variations too.
-        options: Options of the evaluation.
+        options: Options of the evaluation; ``view`` is that of ``adios-ray evaluate``.
         seed: Seed of the evaluation's own random numbers, such as those of a training from scratch.
 
     Returns:
@@ -58,11 +73,10 @@ def evaluate(
         report = json.loads(last)
         return {name: report[name] for name in ("mask_mean_min", "mask_mean_max", "slot_overlap")}
     place, *_ = places.values()
-    defaults: Mapping[str, Any] = {**PARTS, "transfer": Transfer()}
-    evaluation = replace(defaults[kind], **options)
+    view, evaluation = _resolved(kind, options)
     if isinstance(evaluation, Robustness):
         _, *variations = places.items()
         evaluation = replace(evaluation, variation=tuple(f"{name}={of}" for name, of in variations))
-    with opened(load_weights(checkpoint), open_shards(place), seed=seed) as subject:
+    with opened(load_weights(checkpoint), open_shards(place), view=view, seed=seed) as subject:
         result = evaluation.evaluate(subject)
     return {name: score.value for name, score in result.scores.items()}

@@ -13,8 +13,8 @@ from adios_ray.tables.summary import Entries, Entry, Gain
 NAMES = ("table.md", "table.csv", "table.html")
 LEGEND = (
     "ours: mean (standard deviation) over trainings, of all seeds and, where a row has several, of all objectives; "
-    "paper: the published number; gain: mean difference to the baseline with its 95 % interval, paired by seed and "
-    "objective; an average gain is over all pairs of the rows above. A number in brackets counts the finished "
+    "paper: the published number; gain: mean difference to the baseline with its 95 % interval over seeds, paired by "
+    "seed and objective; of several objectives, each counts once. A number in brackets counts the finished "
     "trainings of those planned."
 )
 

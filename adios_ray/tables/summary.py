@@ -20,8 +20,9 @@ class Gain(NamedTuple):
     """Difference to a baseline.
 
     Attributes:
-        mean: Mean difference between trainings of the same variant and seed, in the column's unit.
-        half_width: Half the width of its 95 % interval, by Student's t; None for a single pair.
+        mean: Mean difference between trainings of the same variant and seed, in the column's unit; of several variants,
+            such as objectives, the mean over them.
+        half_width: Half the width of its 95 % interval over seeds, by Student's t; None with one seed.
         pairs: Number of pairs.
     """
 
@@ -73,7 +74,7 @@ def _entry(table: Table, row: Row, column: Column, cells: Sequence[Cell], score:
         trainings=len(values),
         planned=len(own),
         published=row.published.get((column.group, column.name)),
-        gain=gain([one for each in compared for one in _differences(table, each, column, cells, score)]),
+        gain=gain([group for each in compared for group in _differences(table, each, column, cells, score)]),
     )
 
 
@@ -84,21 +85,40 @@ def _scores(row: Row, column: Column, cells: Sequence[Cell], score: Score) -> di
     return {(cell.variant, cell.seed): score(cell, column) for cell in own}
 
 
-def _differences(table: Table, row: Row, column: Column, cells: Sequence[Cell], score: Score) -> list[float]:
-    """Subtract the scores of a row's baseline, training by training where both are finished; none without one."""
+def _differences(table: Table, row: Row, column: Column, cells: Sequence[Cell], score: Score) -> list[list[float]]:
+    """Subtract the scores of a row's baseline, training by training where both are finished; none without one.
+
+    The differences of each of the row's configurations, such as objectives, are a list of their own.
+    """
     if row.baseline is None:
         return []
-    baseline = _scores(table.row(row.baseline), column, cells, score)
-    pairs = [(value, baseline.get(training)) for training, value in _scores(row, column, cells, score).items()]
-    return [value - other for value, other in pairs if value is not None and other is not None]
+    baseline, found = _scores(table.row(row.baseline), column, cells, score), dict[int, list[float]]()
+    for (variant, seed), value in _scores(row, column, cells, score).items():
+        other = baseline.get((variant, seed))
+        if value is not None and other is not None:
+            found.setdefault(variant, []).append(value - other)
+    return list(found.values())
 
 
-def gain(differences: Sequence[float]) -> Gain | None:
-    """Compute the mean of paired differences and its interval; None without a difference."""
-    if not differences:
+def gain(differences: Sequence[Sequence[float]]) -> Gain | None:
+    """Compute the mean over objectives of their mean paired differences, and its interval.
+
+    The interval is for these objectives: it follows from the spread over seeds within each, whose variance is taken to
+    be the same. For a single objective it is that of a paired t-test.
+
+    Args:
+        differences: For each objective, the differences of its seeds.
+
+    Returns:
+        The gain; None without a difference.
+    """
+    groups = [group for group in differences if group]
+    if not groups:
         return None
-    mean, count = statistics.mean(differences), len(differences)
-    if count == 1:
-        return Gain(mean, None, count)
-    error = statistics.stdev(differences) / count**0.5
-    return Gain(mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error, count)
+    means, pairs = [statistics.fmean(group) for group in groups], sum(map(len, groups))
+    mean, freedom = statistics.fmean(means), pairs - len(groups)
+    if freedom == 0:
+        return Gain(mean, None, pairs)
+    squares = sum((value - own) ** 2 for group, own in zip(groups, means, strict=True) for value in group)
+    error = (squares / freedom * sum(1 / len(group) for group in groups)) ** 0.5 / len(groups)
+    return Gain(mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error, pairs)

@@ -469,9 +469,11 @@ def _loss_gradients(networks: Networks, config: TrialConfig) -> tuple[Tensor, Te
     """Take the gradients of the mean loss over slots, in one graph: of the encoder, and of the occlusion model."""
     literal, batch = copy.deepcopy(networks), _batch()
     assert literal.occlusion is not None
-    view = literal.embed(batch.a)[0]
-    masks = literal.occlude(batch.b).split(1, dim=1)
-    losses = [literal.objective.loss_between(view, literal.embed(batch.b, mask)[0]) for mask in masks]
+    game.seed_modules(batch, 0)  # as a step does, so that heads that drop features drop the same ones
+    view, losses = literal.embed(batch.a)[0], []
+    for number, mask in enumerate(literal.occlude(batch.b).split(1, dim=1), start=1):
+        game.seed_modules(batch, number)
+        losses.append(literal.objective.loss_between(view, literal.embed(batch.b, mask)[0]))
     encoder, occlusion = list(literal.encoder_parameters()), list(literal.occlusion.parameters())
     gradients = torch.autograd.grad(torch.stack(losses).mean(), [*encoder, *occlusion], allow_unused=True)
     return _flat(gradients[: len(encoder)], encoder), _flat(gradients[len(encoder) :], occlusion)

@@ -46,8 +46,10 @@ class SGD(Optimizer):
             gradients, decay = [p.grad for p in parameters], group["weight_decay"]
             if group["always_adapt"]:
                 gradients, decay = _adapted(parameters, gradients, group["lr"], decay), 0.0
-            for p in parameters if group["momentum"] else []:
-                if "momentum_buffer" not in self.state[p]:
+            for p in parameters:
+                if not group["momentum"]:
+                    self.state[p].pop("momentum_buffer", None)  # it would be old where momentum returns
+                elif "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             torch._fused_sgd_(
                 parameters,

@@ -231,14 +231,14 @@ def accumulate_gradients(
         known = None if targets is None else targets[len(seen) : len(seen) + len(views)]
         # Seeded for each batch, so that dropout and stochastic depth draw the same numbers in both passes of an
         # alternating step, and after a resumption.
-        _seed(batch, len(seen))
+        seed_modules(batch, len(seen))
         embedded = networks.embed_together(views, known)
         seen.extend(view.target for view in embedded)
         return embedded
 
     both = config.objective.masked_views == "both" and slots[0] is not None
     with networks.weights_cast_once(batch.a.device):
-        _seed(batch, 0)
+        seed_modules(batch, 0)
         view_a, features = networks.embed(batch.a, target=None if targets is None else targets[0])
         seen.append(view_a.target)
         unmasked = [view_a, *embed([View(batch.b)])] if both else [view_a]
@@ -266,7 +266,7 @@ def accumulate_gradients(
     return SlotLosses(torch.stack(losses), view_a, features, seen)
 
 
-def _seed(batch: Batch, number: int) -> None:
+def seed_modules(batch: Batch, number: int) -> None:
     """Seed what modules draw in an embedding of a step."""
     # No recorded step draws anything (``graphs.check_recordable``), and seeds cannot change in a recording.
     if not (batch.a.is_cuda and torch.cuda.is_current_stream_capturing()):
@@ -304,7 +304,8 @@ def choose_slots(masks: Tensor, drawn: Tensor) -> Tensor:
 @contextmanager
 def frozen(networks: Networks) -> Iterator[None]:
     """Stop gradients to the encoder's parameters inside the block, so that a backward pass reaches only the masks."""
-    parameters = list(networks.encoder_parameters())
+    # An objective may have parameters of its own that never train.
+    parameters = [parameter for parameter in networks.encoder_parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:

@@ -20,7 +20,7 @@ from adios_ray.data.augment import denormalize
 from adios_ray.data.loader import BatchLoader, central_views
 from adios_ray.data.shards import Split, open_shards
 from adios_ray.devices import CPU, prepare_device
-from adios_ray.errors import CheckpointError, ReplicaError
+from adios_ray.errors import CheckpointError, DatasetError, ReplicaError
 from adios_ray.evaluation.extraction import Indices
 from adios_ray.evaluation.fitness import UNKNOWN, Estimate, Fitness, evaluate, halves
 from adios_ray.masking.slots import read_head, replace_head, resize_head, slot_statistics, use_blank_head
@@ -260,6 +260,7 @@ class Trainer:
         state = {
             "config": self.config.model_dump(mode="json"),
             "image_size": self.image_size,
+            "images": self.dataset.manifest.checksum,
             "step": self.step,
             "seed": self.seed,
             "sums": self._sums,
@@ -278,6 +279,7 @@ class Trainer:
         Raises:
             CheckpointError: If the checkpoint is missing or damaged, or was made under other optimizer settings.
             ConfigError: If ``config`` differs from the trainer's in a value that cannot change while a trial trains.
+            DatasetError: If it was trained on other images.
             ReplicaError: If the workers of the trial hold different parameters afterwards.
         """
         self.restore(load_checkpoint(pointer, CPU), config, pointer.path)
@@ -295,9 +297,16 @@ class Trainer:
         Raises:
             CheckpointError: If the checkpoint was made under other optimizer settings.
             ConfigError: If ``config`` differs from the trainer's in a value that cannot change while a trial trains.
+            DatasetError: If it was trained on other images.
             ReplicaError: If the workers of the trial hold different parameters afterwards.
         """
         check_adapted(self.config, config)
+        images = self.dataset.manifest.checksum
+        if state.get("images", images) != images:  # earlier versions saved none
+            raise DatasetError(
+                f"{config.data_dir} is not the data set that {origin} was trained on, but has been prepared again: "
+                "restore it, or start another run"
+            )
         check_batch(config, len(self.loader.split), parallel.world_size(), self.networks.batch_norm)
         saved = parse(TrialConfig, state["config"], str(origin))
         if self.networks.occlusion is not None:  # load_state_dict() copies into a head of the saved number of slots

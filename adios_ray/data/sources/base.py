@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.data.splits import folder_of
+from adios_ray.errors import DatasetError
 from adios_ray.store import Store
 
 UNLABELED = "unlabeled"
@@ -54,6 +56,18 @@ class Sample:
     width: int
     note: str | None = None
     content: str = ""
+
+
+def listed(name: str, described_in: Path) -> str:
+    """Return the path of a file that a list names, relative to the source, in its shortest form.
+
+    Raises:
+        DatasetError: If it is outside the source.
+    """
+    path = posixpath.normpath(name)
+    if path.startswith(("/", "..")):
+        raise DatasetError(f"{described_in} names {name}, which is outside the data set")
+    return path
 
 
 class Source(Protocol):

@@ -116,11 +116,12 @@ class _Array(Placeholder):
     """Stand-in for a NumPy array of bytes: keeps its shape and content."""
 
     shape: tuple[int, ...] = ()
+    by_columns = False
     content = b""
 
     def __setstate__(self, *state: Any) -> None:
         """Take the pickled state: (version, shape, type, whether in Fortran order, content)."""
-        _, self.shape, _, _, self.content = state[0]
+        _, self.shape, _, self.by_columns, self.content = state[0]
 
 
 # The only globals that a batch may name. NumPy renamed its module in version 2; ``_codecs.encode`` is how Python 3
@@ -149,4 +150,6 @@ def read_batch(path: Path) -> dict[bytes, Any]:
 
 
 def _pixels(stored: _Array) -> Bytes:
-    return np.frombuffer(stored.content, np.uint8).reshape(-1, 3 * SIDE * SIDE)
+    if stored.by_columns or stored.shape[1:] != (3 * SIDE * SIDE,):
+        raise ValueError(f"its pixels are not stored as rows of {3 * SIDE * SIDE} bytes")
+    return np.frombuffer(stored.content, np.uint8).reshape(stored.shape)

@@ -14,7 +14,7 @@ import numpy as np
 
 from adios_ray.data.decode import decode
 from adios_ray.data.shards import Bytes
-from adios_ray.data.sources.base import WHOLE, ListedSource, Sample
+from adios_ray.data.sources.base import WHOLE, ListedSource, Sample, listed
 from adios_ray.data.sources.image_files import read_image_file
 from adios_ray.data.splits import mixed
 from adios_ray.errors import DatasetError, RefusedImageError
@@ -66,6 +66,8 @@ class Clevr(ListedSource):
             shares.append(decode(read_image_file(path), image_size).pixels[:, :, 0])
         if not shares:
             raise RefusedImageError(f"has no mask masks/{name}_0.png")
+        if (self.root / "masks" / f"{name}_{len(shares) + 1}.png").exists():
+            raise RefusedImageError(f"lacks the mask {path.name}, though not the next one")
         largest: Bytes = np.stack(shares).argmax(axis=0).astype(np.uint8)
         return largest
 
@@ -98,7 +100,7 @@ def _of_scenes(base: Path) -> Clevr:
         path = base / scenes[name]
         try:
             for scene in json.loads(path.read_bytes())["scenes"]:
-                item = f"images/{name}/{scene['image_filename']}"
+                item = f"images/{name}/{listed(scene['image_filename'], path)}"
                 pairs = ((COLORS.index(thing["color"]), SHAPES.index(thing["shape"])) for thing in scene["objects"])
                 bits = _bits(pairs, len(COLORS))
                 if kinds.setdefault(item, bits) != bits:

@@ -1,6 +1,7 @@
 """Image files with their classes: what most sources are."""
 
 import errno
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,8 @@ def read_image_file(path: Path) -> bytes:
         OSError: If the storage fails, which says nothing about the image.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a device or a pipe may never end
+            raise RefusedImageError("is not a regular file")
         return path.read_bytes()
     except OSError as error:
         if error.errno not in _OF_THE_FILE:

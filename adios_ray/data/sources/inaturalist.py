@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from adios_ray.data.sources.base import listed
 from adios_ray.data.sources.folder import by_class, of_classes
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.errors import DatasetError
@@ -54,7 +55,7 @@ def _by_category(path: Path) -> dict[str, list[str]]:
     try:
         # As text: some programs write identifiers as numbers, others as text.
         names = {str(each["id"]): f"{str(each['id']):0>5} {each['name']}" for each in content["categories"]}
-        paths = {str(each["id"]): str(each["file_name"]) for each in content["images"]}
+        paths = {str(each["id"]): listed(str(each["file_name"]), path) for each in content["images"]}
         annotated = [(str(each["category_id"]), str(each["image_id"])) for each in content["annotations"]]
     except (KeyError, TypeError) as error:
         raise DatasetError(f"{path} is not in the format of iNaturalist: {type(error).__name__}: {error}") from None

@@ -15,7 +15,7 @@ from adios_ray.data.sources.encoded import NO_LABEL_REASON, EncodedImages, Label
 from adios_ray.data.sources.passed_over import PassedOver, first_of
 from adios_ray.data.sources.split_files import SplitFiles, find, read_all
 from adios_ray.errors import DatasetError
-from adios_ray.store import Location, Store
+from adios_ray.store import Location, Store, as_text
 
 NAMES_FILES = ("classes.txt", "classnames.txt")
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|br|Z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
@@ -192,7 +192,7 @@ def _sort_in(
     tar: tarfile.TarFile, member: tarfile.TarInfo, file: str, samples: dict[str, _Sample], passed_over: PassedOver
 ) -> None:
     """Add a member to the sample of its key, or pass it over."""
-    name = member.name.removeprefix("./")
+    name = as_text(member.name.removeprefix("./"), DatasetError)
     matched = _NAME.fullmatch(name)
     reason = None
     if not member.isreg() or member.issparse():

@@ -5,6 +5,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from adios_ray.config import STOPPING
@@ -171,7 +172,7 @@ def _values(run: RunData) -> list[WinningValue]:
     rows = run.ancestral_rows
     found = []
     for path, last in rows[-1].values.items() if rows else ():
-        course = list(dict.fromkeys(value_text(row.values[path]) for row in rows if path in row.values))
+        course = [text for text, _ in groupby(value_text(row.values[path]) for row in rows if path in row.values)]
         shown = course if len(course) <= 4 else [course[0], "…", *course[-2:]]
         bounds = run.bounds.get(path)
         numeric = bounds is not None and isinstance(last, int | float)
@@ -211,7 +212,8 @@ def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
         reason = f"train the winner's {what} twice as long; {REPORTS_FILE} of the output then has the numbers"
         steps.append(NextStep(reason, longer))
     if "another seed" in remedies:
-        seed = int((run.config or {}).get("seed", 0)) + 1
+        # The seeds of its trials are this one and those that follow it: none may be one of these.
+        seed = int((run.config or {}).get("seed", 0)) + len(run.by_trial)
         steps.append(
             NextStep("repeat with another seed", f"{_without(summary.command, '--seed', '--name')} --seed {seed}")
         )

@@ -181,7 +181,7 @@ def _table(population: ChartData) -> dict[str, Any]:
     return {
         "epochs": sorted({row.epoch for row in run.rows}),
         "cells": {(row.trial, row.epoch): row for row in run.rows},
-        "copies": {(e.trial, e.epoch): e.donor for e in run.exploits},
+        "copies": {(e.trial, e.epoch): e.donor for e in run.exploits if e.copies},
         "traced": {
             (row.trial, row.epoch) for row in run.rows if lineage.holder(population.path, row.epoch) == row.trial
         },
@@ -215,5 +215,5 @@ def _events(run: RunData) -> Iterator[Event]:
             yield Event(row.time, row.epoch, row.trial, "warning", "diverged or collapsed: no score")
     if run.summary is not None and not run.evolves:
         for rows in run.by_trial.values():
-            if rows[-1].epoch < run.summary.epochs:
+            if rows[-1].epoch < run.summary.epochs and not math.isnan(rows[-1].fitness):
                 yield Event(rows[-1].time, rows[-1].epoch, rows[-1].trial, "stopped", "early, by its score")
