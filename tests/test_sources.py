@@ -646,6 +646,15 @@ def swap(one: str, other: str) -> Callable[[Path], None]:
     return exchange
 
 
+def exchange_labels(path: Path) -> None:
+    """Exchange the labels of the first two images in a tar file, whose size stays the same."""
+    with tarfile.open(path) as tar:
+        first, second = (tar.getmember(f"{number}.cls").offset_data for number in range(2))
+    content = bytearray(path.read_bytes())
+    content[first], content[second] = content[second], content[first]
+    path.write_bytes(content)
+
+
 @pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize(
     ("plant_source", "read", "file", "change"),
@@ -674,6 +683,7 @@ def swap(one: str, other: str) -> Callable[[Path], None]:
             swap("140", "210"),
         ),
         (tars, webdataset.source, "classes.txt", swap("ant", "bee")),
+        (tars, webdataset.source, "train.tar", exchange_labels),
     ],
 )
 def test_labels_that_have_changed_are_noticed(

@@ -29,7 +29,7 @@ from adios_ray.data.output_place import PARTS, check_free, find_finished
 from adios_ray.data.plan import Plan, ShardJob, deciding, descriptions, image_counts, make_plan, plan_jobs
 from adios_ray.data.shard_task import Part, finished_part, layout_of, load_sample, make_shard, part_name
 from adios_ray.data.shards import drop_rows
-from adios_ray.data.source_files import write_files
+from adios_ray.data.source_files import contained, write_files
 from adios_ray.data.sources.base import Sample, Source
 from adios_ray.data.sources.passed_over import first_of
 from adios_ray.data.splits import Key
@@ -268,7 +268,8 @@ def _finish(
     _remove_leftovers(store, keep={job.file for job, _ in parts})
     contents = {
         item: content for job, part in parts for item, content in zip(rows[job.file], part.contents, strict=True)
-    } | {name: source.checksum(name) for name in descriptions(source, files)}
+    }
+    contents |= contained(source) | {name: source.checksum(name) for name in descriptions(source, files)}
     return Manifest(
         schema_version=SCHEMA_VERSION,
         image_size=recipe["image_size"],

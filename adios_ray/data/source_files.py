@@ -1,6 +1,9 @@
 """What the files of a source were when a data set was made from them, and whether they still are."""
 
+import hashlib
+from collections import defaultdict
 from collections.abc import Mapping
+from itertools import chain
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -22,7 +25,8 @@ class SourceFile(NamedTuple):
     Attributes:
         size: Bytes; -1 where there was none.
         changed_ns: Time of its last change in nanoseconds.
-        content: Checksum of its content; empty where it was not read.
+        content: Checksum of its content; of a file that holds several images, see ``contained``; empty where it was not
+            read.
     """
 
     size: int
@@ -79,7 +83,8 @@ def check_unchanged(
         source: The source.
         files: Its files as they are now.
         moved: Whether the source is stored elsewhere now: copies have other times of change, which count for nothing.
-        content: Whether to compare checksums of the content of images too. That of other files is in any case.
+        content: Whether to compare checksums of the content of images too. That of other files, and labels, are in any
+            case.
 
     Raises:
         DatasetError: If files are new, removed or changed, with the first of them, or the classes are others.
@@ -95,6 +100,15 @@ def check_unchanged(
         )
 
 
+def contained(source: Source) -> dict[str, str]:
+    """Compute a checksum of the items of each file that holds several: where they are in it, and their labels."""
+    items: dict[str, set[str]] = defaultdict(set)
+    for item in chain.from_iterable(source.listing().values()):
+        if (file := source.file_of(item)) != item:
+            items[file].add(item)
+    return {file: hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest() for file, found in items.items()}
+
+
 def _changes(
     store: Store,
     entry: SourceFiles,
@@ -104,13 +118,16 @@ def _changes(
     content: bool,
 ) -> list[str]:
     """Say which files are new, removed or changed."""
-    table, described_in = read_files(store, entry), descriptions(source, files)
+    table, described_in, inside = read_files(store, entry), descriptions(source, files), contained(source)
     common = files.keys() & table.keys()
     changed = {
         name for name in common if table[name].size != files[name][0] or not (moved or table[name][1] == files[name][1])
     }
-    unsure = [name for name in common - changed if table[name].content and (content or name in described_in)]
-    changed |= {name for name in unsure if source.checksum(name) != table[name].content}
+    unsure = {name for name in common - changed if table[name].content}  # earlier versions have fewer
+    read = (unsure if content else unsure & described_in) - inside.keys()
+    changed |= {name for name in read if source.checksum(name) != table[name].content}
+    if not changed & described_in:  # else labels follow from those
+        changed |= {name for name in unsure & inside.keys() if inside[name] != table[name].content}
     found = {
         # Descriptions were not listed by earlier versions.
         "new": sorted(files.keys() - table.keys() - described_in),
