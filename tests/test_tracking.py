@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,16 @@ def test_ancestry_follows_the_copies_backward() -> None:
     assert [lineage.holder(path, epoch) for epoch in (1, 3, 4, 6, 7, 10, 11)] == [*"aaccdd", None]
     assert lineage.ancestry(exploits, "d", 6) == [Ancestor("d", 0, 6)]
     assert lineage.ancestry(exploits, "d", 11) == [Ancestor("a", 0, 5), Ancestor("b", 5, 10), Ancestor("d", 10, 11)]
+
+
+def test_reports_of_weights_that_a_copy_has_replaced_do_not_count() -> None:
+    rows = [make_row(trial, epoch) for trial in "ab" for epoch in range(1, 11)]
+    copy = make_exploit(11, "a", "b").model_copy(update={"epoch": 6})  # after a's tenth report, of b behind it
+    assert [row.epoch for row in lineage.current_rows(rows, [copy]) if row.trial == "a"] == [*range(1, 7)]
+    again = make_row("a", 7, time=copy.time + timedelta(minutes=1))
+    assert lineage.current_rows([*rows, again], [copy]) == [*rows[:6], *rows[10:], again]
+    at_once = make_exploit(10, "a", "b")
+    assert lineage.current_rows(rows, [at_once, make_exploit(11, "a", "a").model_copy(update={"epoch": 6})]) == rows
 
 
 def test_best_row_ignores_nan_and_takes_the_earliest() -> None:

@@ -71,6 +71,18 @@ def last_rows(rows: Sequence[Row], exploits: Sequence[Exploit], trial: str, epoc
     return held[-most:]
 
 
+def current_rows(rows: Sequence[Row], exploits: Sequence[Exploit]) -> list[Row]:
+    """Leave out reports of weights that are gone: of a trial that has copied a donor behind it, those after its epoch.
+
+    They stay in the run's files until the trial reaches these epochs again.
+    """
+    return [
+        row
+        for row in rows
+        if not any(e.copies and e.trial == row.trial and e.epoch < row.epoch and row.time < e.time for e in exploits)
+    ]
+
+
 def best_row(rows: Sequence[Row]) -> Row | None:
     """Return the report of highest fitness, the earliest among equals; None if no report has a number."""
     valid = [row for row in rows if not math.isnan(row.fitness)]

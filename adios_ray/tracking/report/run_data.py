@@ -253,10 +253,11 @@ def read_run(run_dir: Path, uri: str | None = None, summary: RunSummary | None =
     Raises:
         RecordError: If a file of the run is damaged.
     """
+    exploits = decisions.read_lineage(run_dir)
     return RunData(
         run_dir,
-        results.read_results(run_dir),
-        decisions.read_lineage(run_dir),
+        lineage.current_rows(results.read_results(run_dir), exploits),
+        exploits,
         decisions.read_refusals(run_dir),
         decisions.read_drops(run_dir),
         summary or records.read_summary(run_dir),
