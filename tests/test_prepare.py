@@ -311,7 +311,12 @@ def test_too_many_refused_images_make_no_data_set_until_they_are_repaired(folder
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_first_bad_image_stops_where_that_is_asked_for(folder: ImageFiles, tmp_path: Path) -> None:
     [item] = spoil(folder, 1)
-    with pytest.raises(DatasetError, match=f"{item} was refused: empty file.*; run the same command again to resume"):
+    stopped = f"{item} was refused: empty file.*; run the same command again to resume"
+    with pytest.raises(DatasetError, match=stopped):
+        prepare(folder, tmp_path / "out", SIZE, RECIPE, on_bad_image="fail")
+    with pytest.raises(DatasetError, match="1 of 60 images were refused"):  # of which its shard is made
+        prepare(folder, tmp_path / "out", SIZE, RECIPE)
+    with pytest.raises(DatasetError, match=stopped):
         prepare(folder, tmp_path / "out", SIZE, RECIPE, on_bad_image="fail")
     assert prepare(folder, tmp_path / "out", SIZE, RECIPE, max_bad_fraction=0.05).refused == 1
 

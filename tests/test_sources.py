@@ -328,6 +328,10 @@ def test_a_fold_of_stl10_leaves_nothing_out(stl: Path) -> None:
     assert fold["test"] == whole["test"]
     with pytest.raises(DatasetError, match="there is no fold 2: .*has 2, the first is 0"):
         stl10.source(stl, fold=2)
+    for line in ("0 2 x", "-1 2", "0 6", ""):
+        (stl / "stl10_binary" / "fold_indices.txt").write_text(f"{line}\n1 3 5\n")
+        with pytest.raises(DatasetError, match="line 1 of .*fold_indices.txt does not name images out of 6"):
+            stl10.source(stl, fold=0)
 
 
 def test_stl10_errors_name_what_is_wrong(stl: Path) -> None:
@@ -561,6 +565,22 @@ def test_clevr_with_the_authors_split(release: Path) -> None:
     assert listing == {"train": [f"images/{i}.png" for i in (1, 2, 9)], "test": ["images/0.png", "images/3.png"]}
 
 
+@pytest.mark.parametrize("indices", [[0, 10], [-1, 3], []])
+def test_splits_of_clevr_name_pictures_that_are_there(indices: list[int], release: Path) -> None:
+    torch.save(torch.tensor([9, 1, 2]), release / "clevr" / "train_indices.pt")
+    torch.save(torch.tensor(indices), release / "clevr" / "val_indices.pt")
+    with pytest.raises(DatasetError, match="val_indices.pt does not name pictures out of 10"):
+        clevr.source(release)
+
+
+def test_a_picture_of_clevr_that_lacks_a_mask_is_refused(release: Path) -> None:
+    source = clevr.source(release)
+    item = next(item for item in source.kinds if (release / f"clevr/masks/{Path(item).stem}_3.png").exists())
+    (release / f"clevr/masks/{Path(item).stem}_2.png").unlink()
+    with pytest.raises(RefusedImageError, match=rf"lacks the mask {Path(item).stem}_2.png, though not the next one"):
+        source.load(item, 16)
+
+
 def test_clevr_errors_name_what_is_wrong(release: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="holds neither CLEVR's scenes and images nor shape.pt"):
         clevr.source(tmp_path / "clevr" / "images")
@@ -571,6 +591,14 @@ def test_clevr_errors_name_what_is_wrong(release: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="shape.pt is not a stored tensor"):
         clevr.source(release)
     assert not (tmp_path / "trap").exists()
+
+
+def test_a_ground_truth_names_classes_of_the_kit(tmp_path: Path) -> None:
+    root = flat_with_devkit(tmp_path)
+    (path,) = root.rglob("ILSVRC2012_validation_ground_truth.txt")
+    path.write_text(path.read_text().replace("140", "1400", 1))
+    with pytest.raises(DatasetError, match="ground_truth.txt has 1400, which is no number of a class in .*meta.mat"):
+        imagenet.source(root)
 
 
 # The backgrounds challenge: folders.

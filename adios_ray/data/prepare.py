@@ -146,7 +146,12 @@ def prepare(
         check_free(store)
         with store.writing(_BEGUN) as path:
             path.touch()
-        pending = [job for job in jobs if finished_part(store, job) is None]
+        # With "fail", what an earlier call has made without some of its images is made again, and names them.
+        pending = [
+            job
+            for job in jobs
+            if (part := finished_part(store, job)) is None or (part.refused and on_bad_image == "fail")
+        ]
         if pending:
             task = partial(make_shard, source=source, store=store, image_size=image_size, on_bad_image=on_bad_image)
             _run(pending, len(jobs), task, claim.check_beats)

@@ -147,10 +147,18 @@ def _of_release(base: Path) -> Clevr:
 
 def _release_splits(base: Path, pictures: Sequence[str], indices: Mapping[str, str]) -> dict[str, list[str]]:
     if indices:
-        return {split: [pictures[i] for i in sorted(_tensor(base / n).tolist())] for split, n in indices.items()}
+        return {split: _chosen(base / name, pictures) for split, name in indices.items()}
     order = mixed(pictures)
     train = round(TRAIN_SHARE * len(order))
     return {"train": order[:train], "test": order[train:]}
+
+
+def _chosen(path: Path, pictures: Sequence[str]) -> list[str]:
+    """Read which of the pictures are in a split."""
+    indices = sorted(_tensor(path).flatten().tolist())
+    if not indices or indices[0] < 0 or indices[-1] >= len(pictures):
+        raise DatasetError(f"{path} does not name pictures out of {len(pictures)}")
+    return [pictures[index] for index in indices]
 
 
 def _tensor(path: Path) -> "Tensor":

@@ -100,5 +100,8 @@ def _kaggle_classes(path: Path) -> Mapping[int, str]:
 def _devkit_classes(meta: Path, truth: Path) -> Mapping[int, str]:
     """Read the development kit: line n of the ground truth is the class of image n."""
     (synsets_of_kit,) = read_mat(meta, "synsets")
-    names = {int(row["ILSVRC2012_ID"].item()): str(row["WNID"].item()) for row in synsets_of_kit}
-    return {number: names[int(line)] for number, line in enumerate(truth.read_text().split(), start=1)}
+    names = {str(int(row["ILSVRC2012_ID"].item())): str(row["WNID"].item()) for row in synsets_of_kit}
+    lines = truth.read_text().split()
+    if unknown := [line for line in lines if line not in names]:
+        raise DatasetError(f"{truth} has {unknown[0]}, which is no number of a class in {meta}")
+    return {number: names[line] for number, line in enumerate(lines, start=1)}

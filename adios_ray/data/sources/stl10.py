@@ -102,7 +102,8 @@ def _fold(path: Path, fold: int, images: int) -> frozenset[int]:
     lines = path.read_text().splitlines()
     if not 0 <= fold < len(lines):
         raise DatasetError(f"there is no fold {fold}: {path} has {len(lines)}, the first is 0")
-    chosen = frozenset(int(word) for word in lines[fold].split())
-    if not chosen or max(chosen) >= images:
+    words = lines[fold].split()
+    chosen = frozenset(int(word) for word in words if word.isdecimal() and int(word) < images)
+    if not words or len(chosen) < len(set(words)):
         raise DatasetError(f"line {fold + 1} of {path} does not name images out of {images}")
     return chosen
