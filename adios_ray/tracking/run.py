@@ -8,8 +8,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from adios_ray.config import TrialConfig
+from adios_ray.console import say
 from adios_ray.errors import ClaimError
-from adios_ray.retry import Result, retry_in_run
+from adios_ray.retry import Result, retry, retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.decisions import Drop, Exploit, Refusal, append_decision
@@ -51,15 +52,21 @@ class Run(AbstractContextManager["Run"]):
             trackers: What else follows the run.
             check_claim: Raises a ClaimError once another driver has taken the run over.
             page_interval_s: Seconds between two refreshes of the report while the run lasts.
+
+        Raises:
+            StorageError: If storage fails for too long.
         """
         self.storage, self.directory = storage, storage.directory
         self._view, self._metrics, self._trackers, self._check_claim = view, metrics, trackers, check_claim
-        RunDirectory(self.directory).make_folders()
-        begin_results(self.directory, searched)
-        record_environment(self.directory)
+        retry(partial(self._begin, searched), say)
         self._open = ExitStack()
         self._events = EventLog(self.directory)
         self._page = BackgroundReport(self.directory, self.note, page_interval_s, storage.uri)
+
+    def _begin(self, searched: Sequence[str]) -> None:
+        RunDirectory(self.directory).make_folders()
+        begin_results(self.directory, searched)
+        record_environment(self.directory)
 
     def __enter__(self) -> Self:
         """Show progress until the run ends."""
