@@ -113,6 +113,7 @@ def test_a_machine_that_is_no_node_of_the_cluster_cannot_drive(monkeypatch: pyte
     answers = iter([False, True])  # it registers
     monkeypatch.setattr(cluster, "is_alive_in", lambda *_: next(answers))
     monkeypatch.setattr(cluster, "start_ray", lambda *_, **__: SimpleNamespace(dashboard_url=""))
+    monkeypatch.setattr("ray.shutdown", lambda: None)  # another test may have connected to Ray
     with connected():
         assert not list(answers)
 
