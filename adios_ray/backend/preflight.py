@@ -61,8 +61,8 @@ def check_nodes(
     Args:
         run: The run's directory or URI.
         data_dir: Directory or URI of the data set.
-        enough: Whether the nodes of these IDs are enough to go on with; the others are then named, and left out.
-        say: Called with a line about each of these, and about the check itself.
+        enough: Tells whether the nodes with these IDs suffice. If so, the others are reported and left out.
+        say: Called with a line about the check, and about each node that is left out.
 
     Returns:
         For the ID of each node, this one's first, why it cannot train; nothing if it can.
@@ -77,13 +77,12 @@ def check_nodes(
         return {own: ""}
     say(f"Checking storage, data and packages on {len(others)} other nodes")
     found = _ask(others, run, data_dir)
-    passed = {own, *others} - {node for node, problems in found.items() if problems}
-    if not enough(passed):
-        refuse([(names[node], problems) for node, problems in found.items()])
-    problems = {node: _problem(names[node], problems) for node, problems in found.items()}
+    problems = dict.fromkeys([own, *others], "") | {node: _problem(names[node], each) for node, each in found.items()}
+    if not enough({node for node, problem in problems.items() if not problem}):
+        refuse([(names[node], each) for node, each in found.items()])
     for problem in filter(None, problems.values()):
         say(f"{problem}. {NOT_THERE}")
-    return {own: ""} | dict.fromkeys(others, "") | problems
+    return problems
 
 
 def find_node_problem(run: Location, data_dir: str, node: str) -> str:

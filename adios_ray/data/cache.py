@@ -115,7 +115,7 @@ def _make_room(cache: Path, needed: int, store: Store) -> None:
 
 def _is_only(copy: Path) -> bool:
     """Tell whether a copy has what no other place has: trackers' files of a run, which it gets at the driver's end."""
-    return any(run / name for run in copy.iterdir() if run.is_dir() for name in TRACKERS if (run / name).exists())
+    return any((run / name).exists() for run in copy.iterdir() for name in TRACKERS)
 
 
 def _free_bytes(cache: Path) -> int:

@@ -30,7 +30,8 @@ SETTLING_S = 1.0
 
 Say = Callable[[str], None]
 _held: set[str] = set()
-"""Tokens of this process's claims: one that could not be removed while storage was away is nobody's."""
+"""Tokens of the claims that this process holds. A file with another token of this process is left over: it could not
+be removed while storage was unavailable."""
 
 
 class Activity(NamedTuple):

@@ -89,19 +89,18 @@ def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | Non
     if isinstance(source, ReadInBlocks):
         splits = {split: in_blocks(items, source.block) for split, items in splits.items()}
     carved = tuple(s for s in reversed(CARVED) if "train" in listing and s not in listing and counts[s] != 0)
-    held: set[str | None] = set()
+    leaking: set[str] = set()
     if group is not None:
         held = {group_of(item, group) for split in carved for item in splits.get(split, ())}
         # Networks train on unlabeled images too.
-        unlabeled = [item for item in splits.pop(UNLABELED, ()) if group_of(item, group) not in held]
+        leaking = {item for item in listing.get(UNLABELED, ()) if group_of(item, group) in held}
+        unlabeled = [item for item in splits.pop(UNLABELED, ()) if item not in leaking]
         splits |= {UNLABELED: unlabeled} if unlabeled else {}
         notes = [*notes, *_shared_groups(splits, group)]
     passed_over = PassedOver(source.passed_over)
     taken = {item for items in splits.values() for item in items}
-    for split, items in listing.items():
-        for item in (item for item in items if item not in taken):
-            leaks = group is not None and split == UNLABELED and group_of(item, group) in held
-            passed_over.add(OF_A_CARVED_GROUP if leaks else NOT_ASKED_FOR, item)
+    for item in (item for items in listing.values() for item in items if item not in taken):
+        passed_over.add(OF_A_CARVED_GROUP if item in leaking else NOT_ASKED_FOR, item)
     classes = {
         split: dict(Counter(map(source.stratum, items))) for split, items in splits.items() if split != UNLABELED
     }

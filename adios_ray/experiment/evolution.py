@@ -116,8 +116,8 @@ def _train(
     begun = any(member.epoch for member in state.members.values())
 
     def enough(passed: Collection[str]) -> bool:
-        # A run that has begun goes on without nodes that cannot train, as it does when such a node joins: whoever
-        # submits it again may have no say in which nodes there are.
+        # A run that has begun continues without nodes that cannot train, as it does when such a node joins: whoever
+        # resubmits it may be unable to remove them from the cluster.
         return begun and count_capacity(config, resources, [node for node in nodes() if node.id in passed]) > 0
 
     remove_probes(storage.place)
