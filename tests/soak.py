@@ -209,7 +209,10 @@ class Stage:
         disk.mkdir()
         if "disk" in name.rpartition("-")[0].split("+"):
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "soak", str(disk)], check=True)
-        storage.symlink_to(disk)  # a link, because storage is behind one on many machines
+        # A directory in it, which can be renamed where the file system is mounted.
+        runs = disk / "runs"
+        runs.mkdir()
+        storage.symlink_to(runs)  # a link, because storage is behind one on many machines
         return self._start(name, storage, joining)
 
     def _start(self, name: str, storage: Location, joining: Variables) -> tuple["subprocess.Popen[str]", Location]:

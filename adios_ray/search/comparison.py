@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtr, stdtr
 
 from adios_ray.tracking.outcomes import Outcomes, mean_is, standard_error
 
@@ -36,6 +37,8 @@ _RECENT = 5
 _USUAL_FLUCTUATION = 0.0055**2
 """Variance of a report where a population's own is not known yet: that of 1,120 reports of the study of searches."""
 _STEPS_PER_UNIT = 10
+_SQUARED_CORRELATIONS = ((2 / 3) ** 2, (1 / 6) ** 2)
+"""Of second differences of independent reports, one and two reports apart."""
 
 
 def extended(history: History, score: Score) -> History:
@@ -60,6 +63,18 @@ def score_at(history: History, epoch: int) -> Score:
     return Score(epoch, value, max(errors) if len(errors) == 2 else None)
 
 
+class Fluctuation(NamedTuple):
+    """How much a report deviates for its epoch alone.
+
+    Attributes:
+        variance: Of a report, in squared units of the score.
+        freedom: Degrees of freedom of the variance's estimate; infinite where it is taken as known.
+    """
+
+    variance: float
+    freedom: float = math.inf
+
+
 class Difference(NamedTuple):
     """How much better the first of two trials is.
 
@@ -67,21 +82,26 @@ class Difference(NamedTuple):
         value: Difference of the scores.
         standard_error: Of the difference, in the same units; None where the reports say nothing about theirs.
         z: Difference over standard error; None without one.
+        freedom: Degrees of freedom of the standard error; infinite where images alone determine it.
     """
 
     value: float
     standard_error: float | None = None
     z: float | None = None
+    freedom: float = math.inf
 
-    def with_fluctuation(self, variance: float) -> "Difference":
-        """Add to the error that each of the two reports also fluctuates with a variance that no image shows."""
-        if self.standard_error is None or not variance:
+    def with_fluctuation(self, fluctuation: Fluctuation) -> "Difference":
+        """Add to the error that each of the two reports also fluctuates by what no image shows."""
+        if self.standard_error is None or not fluctuation.variance:
             return self
-        error = math.sqrt(self.standard_error**2 + 2 * variance)
-        return Difference(self.value, error, _ratio(self.value, error))
+        added = 2 * fluctuation.variance
+        total = self.standard_error**2 + added
+        error = math.sqrt(total)
+        # Satterthwaite 1946, with the images' part as known: there are hundreds of them.
+        return Difference(self.value, error, _ratio(self.value, error), fluctuation.freedom * (total / added) ** 2)
 
 
-def fluctuation(histories: Iterable[History]) -> float:
+def estimated_fluctuation(histories: Iterable[History]) -> Fluctuation:
     """Estimate the variance by which a report deviates for this epoch alone, pooled over reports and trials.
 
     A difference that the next epoch does not keep is no reason for a copy, and the images of one report do not show
@@ -93,7 +113,7 @@ def fluctuation(histories: Iterable[History]) -> float:
         histories: Scores of each trial.
 
     Returns:
-        The variance, which includes changes of single images; without three reports of two trials, a usual one.
+        The estimate, which includes changes of single images; without three reports of two trials, a usual variance.
     """
     # By the scores themselves: after a copy, two histories share those of the donor, which count once.
     bends = defaultdict[int, dict[History, float]](dict)
@@ -105,8 +125,12 @@ def fluctuation(histories: Iterable[History]) -> float:
     groups = [np.array(list(group.values())) for group in bends.values() if len(group) > 1]
     freedom = sum(len(group) - 1 for group in groups)
     if not freedom:
-        return _USUAL_FLUCTUATION
-    return float(sum(((group - group.mean()) ** 2).sum() for group in groups)) / freedom / 6
+        return Fluctuation(_USUAL_FLUCTUATION)
+    variance = float(sum(((group - group.mean()) ** 2).sum() for group in groups)) / freedom / 6
+    # Second differences that share reports are correlated, so that several of a trial say less than as many trials.
+    count = len(groups)
+    shared = sum((count - apart) * squared for apart, squared in enumerate(_SQUARED_CORRELATIONS, 1) if apart < count)
+    return Fluctuation(variance, freedom / (1 + 2 * shared / count))
 
 
 def paired(first: Outcomes, second: Outcomes) -> Difference:
@@ -133,12 +157,13 @@ def compared(first: Score, second: Score, outcomes: Outcomes | None, others: Out
     return unpaired(first, second)
 
 
-def familywise(z: float, trials: int) -> float:
+def familywise(z: float, trials: int, freedom: float = math.inf) -> float:
     """Compute the p-value of the difference between the best and the worst of several trials (Tukey 1949).
 
     Args:
         z: Difference over its standard error.
         trials: How many trials the two are the best and the worst of, k >= 2.
+        freedom: Degrees of freedom f > 0 of the standard error.
 
     Returns:
         How probable so large a range of k scores is where all trials are alike; between other trials than the best and
@@ -146,21 +171,28 @@ def familywise(z: float, trials: int) -> float:
     """
     if z <= 0:
         return 1.0
-    # P(range <= r) = k int phi(x) (Phi(x + r) - Phi(x))^(k - 1) dx over the lowest score x, with r = sqrt(2) z in units
-    # of one score's error; the trapezoidal rule is exact to rounding for such integrands.
-    width = math.sqrt(2) * z
-    below = sum(
-        math.exp(-x * x / 2) * (_normal(x + width) - _normal(x)) ** (trials - 1)
-        for x in (step / _STEPS_PER_UNIT for step in range(-8 * _STEPS_PER_UNIT, 8 * _STEPS_PER_UNIT + 1))
-    )
-    p = 1 - trials * below / (_STEPS_PER_UNIT * math.sqrt(2 * math.pi))
+    # P(range <= r) = k int phi(x) (Phi(x + r) - Phi(x))^(k - 1) dx over the lowest score x, with r = sqrt(2) z s in
+    # units of one score's error, and s the estimated error over the true one; the trapezoidal rule is exact to rounding
+    # for such integrands.
+    x = np.arange(-8 * _STEPS_PER_UNIT, 8 * _STEPS_PER_UNIT + 1) / _STEPS_PER_UNIT
+    density = np.exp(-x * x / 2) / (_STEPS_PER_UNIT * math.sqrt(2 * math.pi))
+    ratios, weights = _error_ratios(freedom)
+    inside = ndtr(x + math.sqrt(2) * z * ratios[:, None]) - ndtr(x)
+    p = 1 - trials * float(weights @ inside ** (trials - 1) @ density)
     # Far out, p is lost to rounding, but there each of the ordered pairs adds its own part of the tail.
-    return p if p > 1e-9 else trials * (trials - 1) * _normal(-z)
+    return p if p > 1e-9 else trials * (trials - 1) * float(ndtr(-z) if freedom == math.inf else stdtr(freedom, -z))
 
 
-def _normal(x: float) -> float:
-    """Return the standard normal distribution function."""
-    return 0.5 * math.erfc(-x / math.sqrt(2))
+def _error_ratios(freedom: float) -> tuple[np.ndarray, np.ndarray]:
+    """List values of an estimated standard error over the true one, and their probabilities."""
+    if freedom == math.inf:
+        return np.ones(1), np.ones(1)
+    # f s^2 is distributed as chi^2 with f degrees of freedom, so that y = log s has the density exp(f (y - e^2y / 2)),
+    # up to a constant. Ends and steps are chosen for the trapezoidal rule to be exact to about 1e-9.
+    width = math.sqrt(35 / freedom)
+    y = np.arange(-35 / freedom - width, width, 0.25 / math.sqrt(freedom))
+    weights = np.exp(freedom * (y - np.exp(2 * y) / 2 + 0.5))
+    return np.exp(y), weights / weights.sum()
 
 
 def _ratio(difference: float, error: float) -> float:

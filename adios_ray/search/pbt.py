@@ -12,7 +12,7 @@ from typing import Any
 
 from adios_ray.backend.admission import Admission
 from adios_ray.run_directory import epoch_of, trial_of
-from adios_ray.search.comparison import Difference, familywise, fluctuation
+from adios_ray.search.comparison import Difference, estimated_fluctuation, familywise
 from adios_ray.search.opening import Rung, leaving, stays
 from adios_ray.search.population import WORST_SCORE, Population, scores_at_common_epoch
 from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
@@ -181,7 +181,8 @@ class PopulationBasedTraining(LiveScheduler):
         if name not in self.set_aside:  # else it takes any better one
             difference = self._compare(donor, name)
             # Adjusted for the choice of the two among all trials: the best and the worst differ by chance too.
-            z, p = difference.z, None if difference.z is None else familywise(difference.z, len(self._ranked()))
+            z = difference.z
+            p = None if z is None else familywise(z, len(self._ranked()), difference.freedom)
             if p is not None and p > (self._space.significance or 1):
                 self.population.refuse(name, donor, difference, p)
                 if not self._space.explore_without_copy:
@@ -193,9 +194,10 @@ class PopulationBasedTraining(LiveScheduler):
 
     def _compare(self, donor: str, name: str) -> Difference:
         """Compare a donor with a trial; the error includes the fluctuation of all trials' reports."""
-        histories = [member.history for member in self._ranked().values()]
+        # Not `history`: a trial that has just copied keeps what it reported, or the order of the trials would matter.
+        histories = [member.reported for member in self._ranked().values()]
         valid = [tuple(score for score in history if score.value > WORST_SCORE) for history in histories]
-        return self.population.compare(donor, name).with_fluctuation(fluctuation(valid))
+        return self.population.compare(donor, name).with_fluctuation(estimated_fluctuation(valid))
 
     def _ranked(self) -> dict[str, Member]:
         """Select the trials that take part in decisions: also those that are done, by what they reported before."""
