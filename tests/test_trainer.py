@@ -15,6 +15,7 @@ import pytest
 import torch
 from small import make_objects, small_config
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torch.nn.utils import parameters_to_vector
 from trainers import assert_identical, saved, trained
 
@@ -38,7 +39,7 @@ from adios_ray.training.divergence import Terms, batch_state
 from adios_ray.training.graphs import step_function
 from adios_ray.training.optimizers import Optimizers, make_schedule
 from adios_ray.training.reproduce import reproduce
-from adios_ray.training.step import SlotLosses, StepResult, accumulate_gradients, probe_gradients
+from adios_ray.training.step import SlotLosses, StepResult, accumulate_gradients, train_step
 from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
 
@@ -562,23 +563,34 @@ def test_images_without_labels_are_trained_on_but_not_asked_about(tmp_path: Path
     assert report.probe_accuracy == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_the_probe_learns_from_known_labels_alone(objects_dir: Path) -> None:
-    labels = torch.tensor([0, -1, 2, -1, 1, -1, -1, 3])
-    probes = []
-    for rows in (torch.arange(8), labels.ge(0).nonzero()[:, 0]):
-        trainer = Trainer(small_config(objects_dir), CPU)
-        torch.manual_seed(0)
-        torch.nn.init.normal_(trainer.networks.probe.weight)
-        features, before = torch.randn(8, trainer.networks.probe.in_features), trainer.networks.probe.weight.clone()
-        probe_gradients(trainer.networks, features[rows], labels[rows])
-        trainer.optimizers.probe.step()
-        probes.append(trainer.networks.probe.weight.detach())
-        assert not torch.equal(probes[-1], before)
-    torch.testing.assert_close(probes[0], probes[1], rtol=0, atol=1e-6)
-    trainer = Trainer(small_config(objects_dir), CPU)
-    correct, labeled = probe_gradients(trainer.networks, features, torch.full((8,), NO_LABEL))
-    trainer.optimizers.probe.step()
-    assert float(correct) == float(labeled) == 0.0 and torch.isfinite(trainer.networks.probe.weight).all()
+@pytest.mark.parametrize("scheme", ["none", "adios"])
+def test_the_probe_learns_from_known_labels_alone(objects_dir: Path, scheme: str) -> None:
+    def update(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, StepResult]:
+        """Take a step; return the gradient of the probe's bias, the one by hand, and the step's result."""
+        trainer = Trainer(small_config(objects_dir, masking={"scheme": scheme}), CPU)
+        probe, (batch,) = trainer.networks.probe, trainer.loader.batches(trainer.seed, 0, 1)
+        bias, seen = probe.bias, list[torch.Tensor]()
+
+        def collect_gradient(*_: object) -> None:
+            assert bias.grad is not None
+            seen.append(bias.grad.clone())
+
+        probe.register_forward_hook(lambda _, inputs, logits: seen.append(logits.detach()))
+        trainer.optimizers.probe.register_step_pre_hook(collect_gradient)
+        batch = batch._replace(labels=labels)
+        result = train_step(trainer.networks, trainer.optimizers, batch, trainer.config, 0.0)
+        logits, gradient = seen
+        shares = torch.softmax(logits, dim=1) - one_hot(labels.clamp(min=0), logits.shape[1])
+        return gradient, shares[labels != NO_LABEL].sum(dim=0), result
+
+    labels = torch.arange(32) % 4
+    labels[::3] = NO_LABEL
+    gradient, total, result = update(labels)
+    assert float(result.measurements.labeled) == pytest.approx(21 / 32)
+    torch.testing.assert_close(gradient, total / 21, rtol=0, atol=1e-6)
+    gradient, _, result = update(torch.full((32,), NO_LABEL))
+    assert float(result.measurements.labeled) == float(result.measurements.probe_correct) == 0.0
+    assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
 @pytest.mark.slow

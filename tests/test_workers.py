@@ -13,6 +13,7 @@ from torch.multiprocessing.spawn import start_processes
 from adios_ray import parallel
 from adios_ray.config import ObjectiveConfig, TrialConfig, replaced
 from adios_ray.data.loader import Batch
+from adios_ray.data.sources.base import NO_LABEL
 from adios_ray.objectives import Embedding, objective_class
 from adios_ray.training.divergence import Terms, batch_state
 from adios_ray.training.step import train_step
@@ -59,7 +60,9 @@ def accumulate_gradients(config: TrialConfig, rank: int, workers: int, device: t
     for optimizer in optimizers.all().values():
         optimizer.register_step_pre_hook(collect)
     for step in range(STEPS):
-        batch = moved(share(make_batch(step), rank, workers), device)
+        whole = make_batch(step)
+        whole.labels[:3:2] = NO_LABEL  # of the first worker alone
+        batch = moved(share(whole, rank, workers), device)
         train_step(networks, optimizers, batch, config, step / STEPS)
     return seen | {name: values.detach() for name, values in networks.state_dict().items()}
 

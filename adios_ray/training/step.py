@@ -108,13 +108,16 @@ def update_networks(
             fixed = [None] if batch.masks is None else batch.masks.split(1, dim=1)
             found = accumulate_gradients(networks, batch, fixed, config)
             probe, penalty = probe_gradients(networks, found.features, batch.labels), found.losses.new_zeros(())
-            terms = _exchange((optimizers.encoder, optimizers.probe), found, penalty)()
+            terms = _exchange((optimizers.encoder, optimizers.probe), found, penalty, probe)()
             _stop_if_not_finite(optimizers, terms)
             _update(optimizers.encoder)
             result = StepResult(Measurements(found.losses.mean(), penalty, *probe), terms)
         # What follows the encoder: its average after the update, running statistics, the probe on detached features.
         networks.update_momentum(rate * optimizers.updates)
         _update_statistics(networks, found.view, optimizers.found_inf)
+        # From a mean over all images to one over those with labels, of which workers may have more or less.
+        labeled = result.measurements.labeled
+        torch._foreach_div_(_gradients(optimizers.probe), torch.where(labeled > 0, labeled, 1.0))
         _update(optimizers.probe)
         return result
 
@@ -138,7 +141,7 @@ def _adversarial_update(
     shown = leaves if simultaneous else [leaf.detach() for leaf in leaves]
     found = played = accumulate_gradients(networks, batch, shown, config)
     probe = probe_gradients(networks, found.features, batch.labels)
-    exchanged = _exchange((optimizers.encoder, optimizers.probe), found, penalties)
+    exchanged = _exchange((optimizers.encoder, optimizers.probe), found, penalties, probe)
     if not simultaneous:
         first = exchanged()
         _stop_if_not_finite(optimizers, first)
@@ -184,15 +187,23 @@ def _update_statistics(networks: Networks, view: Embedding, found_inf: Tensor) -
         values.copy_(torch.where(found_inf > 0, old, values))
 
 
-def _exchange(own: Iterable[torch.optim.Optimizer], found: SlotLosses, penalties: Tensor) -> Callable[[], Terms]:
+def _exchange(
+    own: Iterable[torch.optim.Optimizer], found: SlotLosses, penalties: Tensor, measured: Sequence[Tensor] = ()
+) -> Callable[[], Terms]:
     """Begin to average the gradients of some optimizers and a step's terms over the workers, in one exchange.
+
+    Args:
+        own: The optimizers.
+        found: The losses.
+        penalties: The sparsity terms.
+        measured: What else is averaged, in place.
 
     Returns:
         A function that waits for the means and returns the terms, not finite if one is not on any worker.
     """
     gradients = [gradient for optimizer in own for gradient in _gradients(optimizer)]
     losses, means = found.losses.clone(), penalties.detach().reshape(-1).clone()  # averaged in place
-    finish = parallel.begin_averaging([*gradients, losses, means])
+    finish = parallel.begin_averaging([*gradients, losses, means, *measured])
 
     def terms() -> Terms:
         finish()
@@ -329,6 +340,8 @@ def _update(optimizer: torch.optim.Optimizer) -> None:
 def probe_gradients(networks: Networks, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Accumulate the online probe's gradients, on features that the step has computed anyway.
 
+    They are means over all images, to which those without labels add nothing.
+
     Args:
         networks: Holds the probe.
         features: Detached backbone features, [B, F].
@@ -344,9 +357,7 @@ def probe_gradients(networks: Networks, features: Tensor, labels: Tensor) -> tup
         correct, labeled = ((logits > 0) == (labels > 0)).float().mean(), logits.new_ones(())
     else:
         known = labels != NO_LABEL
-        # The mean over known labels by hand: torch's would be nan in a batch without any.
-        total = functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum")
-        loss = total / known.sum().clamp(min=1)
+        loss = functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum") / len(labels)
         correct, labeled = (logits.argmax(dim=1) == labels).float().mean(), known.float().mean()
     loss.backward()
     return correct, labeled
