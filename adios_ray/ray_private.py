@@ -39,6 +39,9 @@
   that it has received; one made by the public ``ray.autoscaler.sdk.request_resources`` would soon be replaced too.
 - ``get_cluster_status`` of Ray's client of the control store: no public function tells that an autoscaler cannot
   fulfill the cluster's request.
+- ``tag_callbacks``, by which Tune counts the callbacks of known loggers for Ray's statistics: to know them, it imports
+  wandb, MLflow, Comet and Aim where they are installed. That costs each run a second or more, and wandb leaves two
+  temporary directories behind when the driver is killed. No setting leaves it out.
 - ``FixedScalingPolicy`` of Ray Train: it sends that coordinator requests of its own, which outlive a killed trial by
   minutes, and no setting leaves them out.
 - Two environment variables, ``POLL_INTERVAL_VARIABLE`` and ``PREEMPTION_WATCHER_VARIABLE``: no argument of the trainers
@@ -110,6 +113,18 @@ def silence_process_advice() -> None:
             printed(data, **options)
 
     ray_worker.print_to_stdstream = print_others
+
+
+def fit(tuner: Any) -> None:
+    """Run a ``ray.tune.Tuner``, whose callbacks are not counted."""
+    from ray.air._internal import usage
+
+    count = usage.tag_callbacks
+    usage.tag_callbacks = lambda callbacks: False
+    try:
+        tuner.fit()
+    finally:
+        usage.tag_callbacks = count
 
 
 def ask_for_cluster(address: str, timeout_s: float) -> grpc.StatusCode:

@@ -42,6 +42,7 @@ from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollSt
 from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.tune import tune as tune_module
 from ray.tune.experiment import Trial
 from ray.util.placement_group import PlacementGroup
 from waiting import TIMEOUT_S
@@ -424,7 +425,28 @@ ray_private.lean_trainer_class("", process_group=False)
 assert "torch" not in sys.modules
 import adios_ray.experiment.runner, adios_ray.backend.loop
 # They are for reports, some searches and compiled steps: the first steps of a run need not wait for them.
-late = {"scipy.stats", "sklearn", "plotly", "jinja2", "hyperopt", "timm", "torchvision", "wandb", "torch._dynamo"}
+late = {"scipy", "sklearn", "plotly", "jinja2", "hyperopt", "timm", "torchvision", "wandb", "torch._dynamo"}
 assert not late & sys.modules.keys(), late & sys.modules.keys()
 """
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
+
+
+@pytest.mark.slow
+def test_tune_imports_no_loggers_to_count_callbacks() -> None:
+    """By the name under which Tune calls the count; without ``fit``, it imports wandb."""
+    code = """
+import sys
+from types import SimpleNamespace
+from ray.tune import Callback, tune
+from adios_ray.ray_private import fit
+def count():
+    tune.air_usage.tag_callbacks([Callback()])
+    assert "wandb" not in sys.modules
+before = tune.air_usage.tag_callbacks
+fit(SimpleNamespace(fit=count))
+assert tune.air_usage.tag_callbacks is before
+before([Callback()])
+assert "wandb" in sys.modules
+"""
+    assert "air_usage.tag_callbacks(" in inspect.getsource(tune_module.run)
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))

@@ -21,7 +21,7 @@ from adios_ray.backend.line import Note
 from adios_ray.backend.node_checks import outside
 from adios_ray.backend.trial import TUNE, LiveTrial, TrialSettings, full_name
 from adios_ray.errors import AdiosRayError, RunError, check_stop
-from adios_ray.ray_private import named_resources
+from adios_ray.ray_private import fit, named_resources
 from adios_ray.store import Location, Store
 
 TRIAL_RESOURCES = {"memory": 1}
@@ -94,7 +94,7 @@ def run_trials(
         ),
     )
     try:
-        tuner.fit()
+        fit(tuner)
     except Exception as error:  # Tune wraps what its scheduler raises, possibly more than once
         if own := _cause(error, AdiosRayError):
             raise own from error

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtr, stdtr
 
 from adios_ray.tracking.outcomes import Outcomes, mean_is, standard_error
 
@@ -169,6 +168,8 @@ def familywise(z: float, trials: int, freedom: float = math.inf) -> float:
         How probable so large a range of k scores is where all trials are alike; between other trials than the best and
         the worst, differences are smaller, and the value is an upper bound.
     """
+    from scipy.special import ndtr, stdtr  # here: the first steps of a run need not wait for the import
+
     if z <= 0:
         return 1.0
     # P(range <= r) = k int phi(x) (Phi(x + r) - Phi(x))^(k - 1) dx over the lowest score x, with r = sqrt(2) z s in

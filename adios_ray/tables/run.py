@@ -24,6 +24,7 @@ from adios_ray.devices import best_device, limit_memory
 from adios_ray.errors import ConfigError
 from adios_ray.experiment.resources import WorkerResources, count_workers, gpus_of_each, nodes, nodes_have
 from adios_ray.files import write_output
+from adios_ray.ray_private import fit
 from adios_ray.store import Store
 from adios_ray.tables.cells import finished, run_cell
 from adios_ray.tables.evaluate import evaluate
@@ -78,7 +79,7 @@ def run_cells(
             param_space={"folder": tune.grid_search(list(pending))},
             run_config=tune.RunConfig(name="table", storage_path=records, verbose=0, callbacks=[progress]),
         )
-        tuner.fit()
+        fit(tuner)
     return progress.failed
 
 
