@@ -2,8 +2,9 @@
 
 import math
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -36,8 +37,8 @@ _RECENT = 5
 _USUAL_FLUCTUATION = 0.0055**2
 """Variance of a report where a population's own is not known yet: that of 1,120 reports of the study of searches."""
 _STEPS_PER_UNIT = 10
-_SQUARED_CORRELATIONS = ((2 / 3) ** 2, (1 / 6) ** 2)
-"""Of second differences of independent reports, one and two reports apart."""
+_SURE = 1e-4
+"""Share of the variance of a difference below which the fluctuation makes its standard error no less certain."""
 
 
 def extended(history: History, score: Score) -> History:
@@ -97,7 +98,8 @@ class Difference(NamedTuple):
         total = self.standard_error**2 + added
         error = math.sqrt(total)
         # Satterthwaite 1946, with the images' part as known: there are hundreds of them.
-        return Difference(self.value, error, _ratio(self.value, error), fluctuation.freedom * (total / added) ** 2)
+        freedom = math.inf if added < _SURE * total else fluctuation.freedom * (total / added) ** 2
+        return Difference(self.value, error, _ratio(self.value, error), freedom)
 
 
 def estimated_fluctuation(histories: Iterable[History]) -> Fluctuation:
@@ -114,22 +116,28 @@ def estimated_fluctuation(histories: Iterable[History]) -> Fluctuation:
     Returns:
         The estimate, which includes changes of single images; without three reports of two trials, a usual variance.
     """
-    # By the scores themselves: after a copy, two histories share those of the donor, which count once.
-    bends = defaultdict[int, dict[History, float]](dict)
+    found: dict[History, None] = {}  # each once: after a copy, two histories share reports of the donor
     for history in histories:
         last = history[-_RECENT:]
         for first, second, third in zip(last, last[1:], last[2:], strict=False):
             if third.epoch - second.epoch == second.epoch - first.epoch:
-                bends[third.epoch][first, second, third] = third.value - 2 * second.value + first.value
-    groups = [np.array(list(group.values())) for group in bends.values() if len(group) > 1]
-    freedom = sum(len(group) - 1 for group in groups)
-    if not freedom:
+                found[first, second, third] = None
+    by_epoch = Counter(three[2].epoch for three in found)
+    triples = [three for three in found if by_epoch[three[2].epoch] > 1]
+    # With the reports x of variance v, the second differences are y = C x, and M subtracts the mean of each epoch:
+    # E(y' M y) = v tr(M C C'), and the degrees of freedom are those of a variance that spreads as y' M y does.
+    reports = {score: column for column, score in enumerate(dict.fromkeys(chain.from_iterable(triples)))}
+    weights = np.zeros((len(triples), len(reports)))
+    for row, three in enumerate(triples):
+        weights[row, [reports[score] for score in three]] = 1, -2, 1
+    epochs = np.array([three[2].epoch for three in triples])
+    for epoch in np.unique(epochs):
+        weights[epochs == epoch] -= weights[epochs == epoch].mean(axis=0)
+    gram = weights @ weights.T
+    if (trace := float(np.trace(gram))) < 1e-9:
         return Fluctuation(_USUAL_FLUCTUATION)
-    variance = float(sum(((group - group.mean()) ** 2).sum() for group in groups)) / freedom / 6
-    # Second differences that share reports are correlated, so that several of a trial say less than as many trials.
-    count = len(groups)
-    shared = sum((count - apart) * squared for apart, squared in enumerate(_SQUARED_CORRELATIONS, 1) if apart < count)
-    return Fluctuation(variance, freedom / (1 + 2 * shared / count))
+    bends = weights @ np.array([score.value for score in reports])
+    return Fluctuation(float(bends @ bends) / trace, trace**2 / float((gram**2).sum()))
 
 
 def paired(first: Outcomes, second: Outcomes) -> Difference:
