@@ -104,6 +104,8 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
+SHOW_CURSOR = b"\x1b[?25h"
+"""What shows a terminal's cursor again."""
 _asked: list[int] = []
 """The signal that has asked this process to stop, if one has."""
 
@@ -162,7 +164,10 @@ def _stop(number: int, frame: object) -> None:
     if _asked == [signal.SIGHUP] and number == signal.SIGHUP:
         return  # the system and the shell both send it for one closed terminal
     if _asked:
-        os._exit(128 + number)  # without any cleaning up, which may be what takes long
+        # Without any cleaning up, which may be what takes long; but a live table has hidden the cursor.
+        if os.isatty(2):
+            os.write(2, SHOW_CURSOR)
+        os._exit(128 + number)
     _asked.append(number)
     raise Interrupted(number)
 

@@ -16,6 +16,9 @@
   requests: Ray gives these actors and placement groups no names, and no setting does.
 - ``SynchronizationActor`` of the same module, and the function that kills it: each worker group starts a process where
   workers wait for each other in ``ray.train.report``, which none here calls, and no setting leaves it out.
+- ``FailurePolicy`` and ``ControllerCallback`` of Ray Train: its own policy starts workers that die in their start again
+  without end and without a word, and a selector of nodes that is fixed when a training starts would keep it from nodes
+  that have been mended since.
 - The path of the file that names the running cluster: ``ray.init`` reads it, but reports the address only once it has
   connected, for which it waits minutes.
 - The IDs of this machine's nodes, and the table of a cluster's: ``ray.init`` waits a minute for a node that is in both,
@@ -318,21 +321,28 @@ class _NoActor:
         return "no actor"
 
 
-def lean_trainer_class(name: str, process_group: bool) -> Any:
-    """Build a trainer class that starts no process but its workers, and requests no nodes.
+def lean_trainer_class(
+    name: str, process_group: bool, find_labels: Callable[[], Mapping[str, str]] = dict[str, str]
+) -> Any:
+    """Build a trainer class that starts no process but its workers, requests no nodes, and ends with the first failure.
 
     Ray's own start an actor each to control the workers, to split Ray Data sets, to clean up placement groups, and to
     let workers wait for each other. Here, workers read shards themselves, the driver removes orphaned groups of all
     trials, and control runs in the calling process, which has to be an actor's. It waits for its placement group, which
-    an autoscaler sees.
+    an autoscaler sees, however long that takes.
 
     Args:
         name: The ``repr_name`` of the workers; the names of placement groups begin with it.
         process_group: Whether the workers form a torch process group; torch is imported here only in that case.
+        find_labels: Selects the nodes on which workers may be placed; asked again each time that they have not found
+            their resources for a minute.
     """
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2._internal.execution.callback import ControllerCallback
     from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
     from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
@@ -353,6 +363,17 @@ def lean_trainer_class(name: str, process_group: bool) -> Any:
         def _maybe_send_resource_request(self) -> None:
             pass
 
+    class NoRetries(FailurePolicy):  # type: ignore[misc]  # Ray ships no type information
+        # Ray's own repeats a start in which a worker dies without end, and says so nowhere.
+        def make_decision(self, training_failed_error: Exception) -> Any:
+            failure = getattr(training_failed_error, "controller_failure", None)
+            waits = isinstance(failure, WorkerGroupStartupTimeoutError)
+            return FailureDecision.RETRY if waits else FailureDecision.RAISE
+
+    class Labels(ControllerCallback):  # type: ignore[misc]  # Ray ships no type information
+        def on_controller_start_worker_group(self, **_: Any) -> dict[str, str]:
+            return dict(find_labels())
+
     class Workers(WorkerGroup):  # type: ignore[misc]  # Ray ships no type information
         # Derived under the same name, which is what Ray calls the actors' class.
         _worker_cls = type(RayTrainWorker.__name__, (RayTrainWorker,), {"__repr__": lambda self: name})
@@ -370,10 +391,14 @@ def lean_trainer_class(name: str, process_group: bool) -> Any:
         worker_group_cls = Workers
 
     class LeanTrainer(Base):  # type: ignore[misc]  # Ray ships no type information
-        def _initialize_and_run_controller(self, *, callbacks: list[Any], scaling_policy: Any, **arguments: Any) -> Any:
+        def _initialize_and_run_controller(self, *, callbacks: list[Any], **arguments: Any) -> Any:
             left_out = DatasetsCallback | PlacementGroupCleanerCallback
             kept = [each for each in callbacks if not isinstance(each, left_out)]
-            controller = Controller(callbacks=kept, scaling_policy=Policy(self.scaling_config), **arguments)
+            policies = {
+                "scaling_policy": Policy(self.scaling_config),
+                "failure_policy": NoRetries(self.run_config.failure_config),
+            }
+            controller = Controller(callbacks=[*kept, Labels()], **arguments | policies)
             asyncio.run(controller.run())
             return controller.get_result()
 

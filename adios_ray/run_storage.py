@@ -261,7 +261,7 @@ class RunStorage:
             return
         for folder in RunDirectory(self.directory).checkpoints.glob("*"):
             age_s = 0.0 if folder.name == trial else UNPUBLISHED_S
-            old = [path for path in newest_epochs(folder) if time.time() - path.stat().st_mtime > age_s]
+            old = [path for path in newest_epochs(folder) if time.time() - _modified(path) > age_s]
             kept = set(self.epochs(folder)) if old else set()
             for path in old if kept else []:
                 if path not in kept:
@@ -314,6 +314,14 @@ def fetched_run(place: Location) -> Path:
 def _statuses(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
     """Look up when files were last changed, and their sizes."""
     return {path: (status.st_mtime_ns, status.st_size) for path in paths if (status := path.stat())}
+
+
+def _modified(path: Path) -> float:
+    """Return when a file was changed last, in seconds since 1970; for one that another process has removed, now."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def _is_whole(path: Path) -> bool:

@@ -7,16 +7,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray import PlacementGroupID
 from ray._private.state import state as cluster_state  # public tables need a dashboard
 from ray.util import placement_group_table
 from waiting import until
 
 from adios_ray.backend import capacity
-from adios_ray.backend.capacity import ClusterCapacity, groups, remove_orphaned
+from adios_ray.backend.capacity import ClusterCapacity, Group, groups, remove_orphaned
 from adios_ray.run_directory import RunDirectory
 
 pytestmark = pytest.mark.ray
@@ -171,6 +173,27 @@ def test_resources_that_others_hold_are_not_counted(
     ray.kill(outsider)
     until(lambda: all(group.placed for group in groups(tmp_path)))
     assert counted.count() == 2
+
+
+def test_a_trial_that_waits_for_long_is_told_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray Train replaces its group each minute, between which there is none for two seconds."""
+    said: list[str] = []
+    counted, seconds = ClusterCapacity(tmp_path, lambda: 2, lambda: 2, said.append), 0.0
+
+    def made(run: object) -> list[Group]:
+        """List a placed group, and one that waits until the tenth minute."""
+        groups = [Group(PlacementGroupID.from_random(), "a", True, False)]
+        if seconds % 62 < 60:
+            groups.append(Group(PlacementGroupID.from_random(), "b", seconds > 600, False))
+        return groups
+
+    monkeypatch.setattr(capacity, "groups", made)
+    monkeypatch.setattr(capacity, "time", SimpleNamespace(monotonic=lambda: seconds))
+    found = []
+    for step in range(700):
+        seconds = float(step)
+        found.append(counted.count())
+    assert found == 11 * [2] + 590 * [1] + 99 * [2] and len(said) == 1
 
 
 def test_a_group_that_was_created_after_the_end_of_its_job_is_removed_by_the_next_driver(

@@ -12,6 +12,7 @@ from waiting import TIMEOUT_S
 from adios_ray.backend import node_checks
 from adios_ray.backend.channel import Channel, ReplacedError, note
 from adios_ray.backend.line import Note, Reply
+from adios_ray.backend.node_checks import NodeChecks
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.trial_report import TrialReport
@@ -299,6 +300,15 @@ def test_a_node_that_joins_is_checked_once_and_refused_with_a_note() -> None:
         assert await channel.take_notes() == [Note("", "it lacks data. No trial starts there")]
 
     asyncio.run(scenario())
+
+
+def test_a_node_is_checked_on_a_machine_that_has_just_booted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_checks, "time", SimpleNamespace(monotonic=lambda: 5.0))
+
+    async def ask() -> str:
+        return await NodeChecks({}, lambda node: f"{node} lacks data", print).problem("new")
+
+    assert asyncio.run(ask()) == "new lacks data"
 
 
 def test_a_refused_node_is_checked_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,9 +116,20 @@ def test_the_slurm_job_is_requeued_before_its_time_limit(tmp_path: Path) -> None
     (tmp_path / "stays").touch()
     with slurm_job(tmp_path, "alive") as job:
         until((tmp_path / "begun").exists, lambda: job.poll() is None)
-        job.send_signal(signal.SIGTERM)
+        job.send_signal(signal.SIGUSR1)
         assert job.wait(TIMEOUT_S) == 0
     assert (tmp_path / "scontrol.log").read_text() == f"requeue {JOB}\n"
+    check_clean(tmp_path)
+    assert "#SBATCH --signal=B:USR1@" in (FILES / "slurm.sh").read_text()
+
+
+def test_the_cancelled_slurm_job_stays_out_of_the_queue(tmp_path: Path) -> None:
+    (tmp_path / "stays").touch()
+    with slurm_job(tmp_path, "alive") as job:
+        until((tmp_path / "begun").exists, lambda: job.poll() is None)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(TIMEOUT_S) == 143
+    assert not (tmp_path / "scontrol.log").exists()
     check_clean(tmp_path)
 
 

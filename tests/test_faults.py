@@ -2,6 +2,7 @@
 
 import pickle
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from adios_ray import retry as retrying
 from adios_ray.backend import faults, trial
 from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of, fault_of_text
 from adios_ray.backend.line import Note, Reply
+from adios_ray.backend.node_checks import outside
 from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import POINTER_FILE, REPLY, LiveTrial, TrialSettings
 from adios_ray.backend.tune_run import Periodic, run_trials
@@ -113,14 +115,14 @@ class Stage:
             gpus_per_worker=0.0,
         )
 
-    def _build(self, settings: TrialSettings, channel: Any, refused: list[str]) -> Any:
-        self.avoided = refused
-        return SimpleNamespace(fit=self._fit)
+    def _build(self, settings: TrialSettings, channel: Any, find_labels: Callable[[], dict[str, str]]) -> Any:
+        return SimpleNamespace(fit=partial(self._fit, find_labels))
 
     def _wait(self, refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         return (refs, []) if self.reply else ([], refs)
 
-    def _fit(self) -> None:
+    def _fit(self, find_labels: Callable[[], dict[str, str]]) -> None:
+        self.labels = find_labels()
         if self.failures:
             self.failures -= 1
             raise OSError("no data")
@@ -155,8 +157,10 @@ def test_a_failure_on_a_node_that_was_refused_is_not_counted(monkeypatch: pytest
     stage = Stage(monkeypatch, tmp_path)
     stage.failures = 1
     stage.live.setup(stage.settings)
+    stage.live._thread.join()
+    assert stage.labels == {}
     stage.refused = ["ab", "cd"]
-    assert stage.step().report is not None and stage.waits == [] and stage.avoided == ["ab", "cd"]
+    assert stage.step().report is not None and stage.waits == [] and stage.labels == outside(["ab", "cd"])
     assert stage.notes[0][0] == "its workers failed (OSError: no data) and are started elsewhere"
 
 
@@ -225,7 +229,7 @@ def test_a_fault_of_all_trials_stops_the_run_which_resumes_as_if_nothing_had_hap
         steps += 1
         if steps == 20:
             name = next(iter(now.trials))
-            for each in now.trials:
+            for each in 2 * list(now.trials):
                 now.scheduler.on_note(Note(each, "its workers failed", "", "restart"))
             reply = Reply(None, None, Fault("the disk is full", "Traceback"))
             now.scheduler.on_trial_result(None, now.trials[name], {REPLY: reply})

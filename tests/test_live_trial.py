@@ -224,7 +224,7 @@ def _failures_of_fits(make_worker: Callable[[], Any], *settings: Any) -> list[li
             with own_groups(RunStorage(settings["run_dir"]), print):
                 while True:
                     try:
-                        result = trial.build_trainer(settings, None).fit()
+                        result = trial.build_trainer(settings, None, dict).fit()
                     except ControllerError as error:
                         failures.append(type(error.controller_failure).__name__)
                     else:

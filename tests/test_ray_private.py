@@ -35,6 +35,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client, create_scaling_policy
 from ray.train.v2._internal.execution.worker_group import state, worker_group
@@ -48,6 +49,7 @@ from ray.util.placement_group import PlacementGroup
 from waiting import TIMEOUT_S
 
 from adios_ray import ray_private
+from adios_ray.backend.faults import fault_of
 from adios_ray.backend.node_checks import outside
 from adios_ray.ray_private import (
     is_alive_in,
@@ -134,7 +136,8 @@ def test_a_running_cluster_answers_in_these_forms(ray_cluster: None) -> None:
     assert not is_alive_in("127.0.0.1:1", nodes_here(), 0.1)
 
 
-def test_the_last_error_of_a_trial_is_where_tune_writes_it(tmp_path: Path) -> None:
+@pytest.mark.ray  # Tune writes into the cluster's session
+def test_the_last_error_of_a_trial_is_where_tune_writes_it(ray_cluster: None, tmp_path: Path) -> None:
     storage = StorageContext(storage_path=str(tmp_path), experiment_dir_name="tune", trial_dir_name="trial_00")
     trial = Trial("trial", stub=True, storage=storage)
     assert last_error(trial) == ""
@@ -232,6 +235,39 @@ def test_workers_that_fail_last_in_their_start_are_ended(
     with pytest.raises(ControllerError, match="a worker has died"):
         trainer(lean(process_group=False), tmp_path).fit()
     assert ended == (["workers"] if started else ["what was started"])
+
+
+def test_a_worker_that_dies_in_its_start_ends_the_training_with_the_reason(
+    lean: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    starts: list[Any] = []
+
+    def create(**options: Any) -> Group:
+        starts.append(options)
+        raise WorkerGroupStartupFailedError("a worker has died") from ActorDiedError()
+
+    monkeypatch.setattr(worker_group.WorkerGroup, "create", create)
+    with pytest.raises(ControllerError) as raised:
+        trainer(lean(process_group=False), tmp_path).fit()
+    assert len(starts) == 1 and fault_of(raised.value).reason.startswith("The actor died unexpectedly")
+
+
+def test_workers_wait_for_their_resources_on_the_nodes_that_can_train_now(
+    lean: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    selectors: list[Any] = []
+
+    def create(*, worker_group_context: Any, **options: Any) -> Group:
+        selectors.append(worker_group_context.label_selector)
+        if len(selectors) < 4:
+            raise WorkerGroupStartupTimeoutError(1)
+        return Group.create(**options)
+
+    monkeypatch.setattr(worker_group.WorkerGroup, "create", create)
+    Group.polls[:] = [WorkerStatus(running=False)]
+    found = iter([outside(["a"]), outside(["a", "b"]), {}, {}])
+    assert trainer(lean(process_group=False, find_labels=lambda: next(found)), tmp_path).fit().error is None
+    assert selectors == [[outside(["a"])], [outside(["a", "b"])], None, None]
 
 
 def test_the_advice_about_processes_is_not_printed_and_everything_else_is(monkeypatch: pytest.MonkeyPatch) -> None:

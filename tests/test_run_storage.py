@@ -20,7 +20,7 @@ from s3 import BUCKET, FORBIDDEN, INTERNAL_ERROR, S3Server, s3_server
 from simulated import SimulatedRun
 from waiting import TIMEOUT_S
 
-from adios_ray import local_cache, places, retry
+from adios_ray import local_cache, places, retry, run_storage
 from adios_ray.backend import capacity
 from adios_ray.backend.channel import ChannelCalls
 from adios_ray.checkpoints import (
@@ -193,6 +193,16 @@ def test_an_actor_is_recorded_while_it_may_have_groups_and_leaves_none(
 def pointer_place(nodes: Nodes, epoch: int) -> str:
     """Name the URI of a checkpoint."""
     return f"{nodes.place}/checkpoints/trial_00/epoch_{epoch:05d}"
+
+
+def test_a_copy_that_another_worker_trims_meanwhile_is_none_of_this_ones(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = nodes["worker"]
+    node.open()
+    (RunDirectory(node.directory).checkpoints / "trial_01").mkdir(parents=True)
+    monkeypatch.setattr(run_storage, "newest_epochs", lambda folder: [folder / "epoch_00001"])
+    node.trim("trial_00")
 
 
 def test_pruned_checkpoints_disappear_from_the_uri_and_from_the_nodes(

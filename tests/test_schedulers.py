@@ -770,6 +770,20 @@ def test_a_trial_whose_values_cannot_train_stays_and_does_not_stop_the_others(
     assert {member.epoch for member in simulated.drive().members.values()} == {EPOCHS}
 
 
+def test_one_restart_is_not_taken_for_a_trial_that_cannot_train(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", 2, interval_epochs=2)
+    given(simulated, TOO_LARGE, "trial_01")
+    simulated.fails = too_large
+
+    def restart(now: Simulation) -> None:
+        """Let the workers of the other trial be started again, once, while this one fails."""
+        if now.scheduler._trouble["trial_01"] and not now.scheduler._trouble["trial_00"]:
+            now.scheduler.on_note(Note("trial_00", "its workers failed", "", "restart"))
+
+    simulated.on_step = restart
+    assert {member.epoch for member in simulated.drive().members.values()} == {EPOCHS}
+
+
 @pytest.mark.parametrize("synchronous", [True, False])
 @pytest.mark.parametrize("capacity", [1, 99])
 def test_a_trial_whose_values_cannot_train_copies_at_the_first_decision(

@@ -6,7 +6,7 @@ workers. A driver that resumes the run as another job finds the record there.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,8 @@ from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.store import Location
 
+GAP_S = 5.0
+"""Most seconds between two pending placement groups of an actor that waits all the time."""
 WAITING_S = 10.0
 """Seconds after which a pending placement group counts as not fitting, whatever the nodes' totals are."""
 
@@ -70,11 +72,13 @@ class Group(NamedTuple):
 
     Attributes:
         id: The group's ID.
+        maker: ID of the actor that created it.
         placed: Whether the resources are reserved; otherwise the group is pending.
         orphaned: Whether the actor has died.
     """
 
     id: ray.PlacementGroupID
+    maker: str
     placed: bool
     orphaned: bool
 
@@ -91,7 +95,7 @@ def groups(run: Location) -> list[Group]:
         if group.maker in recorded:
             # The maker's state is read after the group's, so it is the newer of the two. A maker that Ray does not know
             # counts as alive: removing a living actor's group would kill its workers.
-            found.append(Group(group.id, group.placed, is_dead(group.maker)))
+            found.append(Group(group.id, group.maker, group.placed, is_dead(group.maker)))
     return found
 
 
@@ -104,6 +108,13 @@ def remove_orphaned(run: Location) -> None:
     for group in groups(run):
         if group.orphaned:
             remove_placement_group(PlacementGroup(group.id))
+
+
+class _Waiting(NamedTuple):
+    """Since when an actor's placement groups have been pending, and when one was last seen."""
+
+    since: float
+    seen: float
 
 
 class ClusterCapacity:
@@ -130,7 +141,7 @@ class ClusterCapacity:
         """
         self._run, self._count_fitting, self._count_wanted, self._say = run, count_fitting, count_wanted, say
         self._said = ""
-        self._waiting_since: dict[ray.PlacementGroupID, float] = {}
+        self._waiting: dict[str, _Waiting] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop everything when Tune pickles its search, which is not used again: a terminal cannot be pickled."""
@@ -140,11 +151,20 @@ class ClusterCapacity:
         """Count them now."""
         living, now = [group for group in groups(self._run) if not group.orphaned], time.monotonic()
         placed = sum(group.placed for group in living)
-        self._waiting_since = {group.id: self._waiting_since.get(group.id, now) for group in living if not group.placed}
-        in_vain = any(now - since > WAITING_S for since in self._waiting_since.values())
+        self._note_waiting(living, now)
+        in_vain = any(now - waiting.since > WAITING_S for waiting in self._waiting.values())
         fitting = self._count_fitting()
         self._tell(waiting_line(placed, fitting, self._count_wanted(), in_vain))
         return placed if in_vain else fitting
+
+    def _note_waiting(self, living: Sequence[Group], now: float) -> None:
+        # By maker: Ray Train replaces a group that has been pending for a minute, and there is none for a moment.
+        recent = {maker: waiting for maker, waiting in self._waiting.items() if now - waiting.seen < GAP_S}
+        self._waiting = {maker: recent[maker] for maker in recent.keys() - {group.maker for group in living}}
+        for group in living:
+            if not group.placed:
+                since = recent[group.maker].since if group.maker in recent else now
+                self._waiting[group.maker] = _Waiting(since, now)
 
     def _tell(self, line: str) -> None:
         if line and line != self._said:

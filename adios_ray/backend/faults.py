@@ -44,6 +44,9 @@ def fault_of(error: BaseException | None) -> Fault:
     """Explain the error with which a Ray Train run ended; None stands for an end without one."""
     if error is None:
         return Fault("the Ray Train run ended by itself", "")
+    # Of a worker that died in its start; what Ray Train makes of it names no reason.
+    if (failure := getattr(error, "controller_failure", None)) is not None and failure.__cause__ is not None:
+        error = failure.__cause__
     failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
     if not failures:
         return Fault(_reason(error), "".join(traceback.format_exception(error)).rstrip())

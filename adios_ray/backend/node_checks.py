@@ -1,6 +1,7 @@
 """Checks of nodes that join the cluster while a run trains, before a trial starts there."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -38,7 +39,9 @@ class NodeChecks:
     def begin(self, nodes: Iterable[str]) -> None:
         """Begin to check nodes, without waiting for the answers."""
         for node in nodes:
-            due = self._problems.get(node, "unknown") and time.monotonic() > self._checked.get(node, 0.0) + AGAIN_S
+            due = (
+                self._problems.get(node, "unknown") and time.monotonic() > self._checked.get(node, -math.inf) + AGAIN_S
+            )
             if due and node not in self._running:
                 self._running[node] = asyncio.create_task(self._check(node))
 

@@ -3,7 +3,7 @@
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -82,10 +82,15 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         self._start()
 
     def _start(self) -> None:
-        self._refused: list[str] = ray.get(self._channel.refused_nodes.remote())
+        self._refused = list[str]()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
+
+    def _find_labels(self) -> dict[str, str]:
+        """Select the nodes on which workers may start, and take note of the others."""
+        self._refused = ray.get(self._channel.refused_nodes.remote())
+        return outside(self._refused)
 
     def _say(self, text: str) -> None:
         note(self._channel, self._trial, text, kind="wait")
@@ -94,7 +99,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         try:
             retry(self._run.open, self._say)
             with own_groups(self._run, self._say):
-                build_trainer(self._settings, self._channel, self._refused).fit()
+                build_trainer(self._settings, self._channel, self._find_labels).fit()
         except BaseException as error:  # step() reads it once this thread has ended
             self._error = error
 
@@ -194,15 +199,17 @@ def _check_node(channel: Any) -> None:
         raise NodeError(problem)
 
 
-def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = ()) -> Any:
+def build_trainer(config: TrialSettings, channel: Any, find_labels: Callable[[], Mapping[str, str]]) -> Any:
     """Build the Ray Train trainer of a trial, which only an actor can run.
+
+    It ends with the first failure of a worker; the trial starts another one, and says why.
 
     Args:
         config: Settings of the trial.
         channel: Handle of the channel, which the workers receive.
-        refused: IDs of nodes on which no worker may be placed.
+        find_labels: Selects the nodes on which workers may be placed.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
 
     name, gpus = full_name(config), config["gpus_per_worker"]
     loop = LoopConfig(
@@ -213,18 +220,13 @@ def build_trainer(config: TrialSettings, channel: Any, refused: Sequence[str] = 
         gpus=gpus,
     )
     # A single worker needs no process group, and without one the trial's actor need not import torch.
-    return lean_trainer_class(name, process_group=config["workers"] > 1)(
+    return lean_trainer_class(name, process_group=config["workers"] > 1, find_labels=find_labels)(
         run_worker,
         train_loop_config=loop,
         scaling_config=ScalingConfig(
             num_workers=config["workers"],
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": config["cpus_per_worker"], **({"GPU": gpus} if gpus else {})},
-            label_selector=outside(refused) or None,
         ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(RunStorage(config["run_dir"]).directory / TUNE),
-            failure_config=FailureConfig(max_failures=0),  # the trial restarts the run, and says why
-        ),
+        run_config=RunConfig(name=name, storage_path=str(RunStorage(config["run_dir"]).directory / TUNE)),
     )

@@ -3,13 +3,14 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import ray
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import tune
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
@@ -96,6 +97,9 @@ def run_trials(
     try:
         fit(tuner)
     except Exception as error:  # Tune wraps what its scheduler raises, possibly more than once
+        # Tune gives actors some seconds to end, and kills those in the middle of an epoch, whose groups then stay.
+        with suppress(Exception):  # the first error is the one to tell; records are away where storage is
+            started.kill(run)
         if own := _cause(error, AdiosRayError):
             raise own from error
         if (lost := _cause(error, RayError)) and not isinstance(lost, RayTaskError):  # that is an error of the task
@@ -116,7 +120,11 @@ def _resources(config: TrialSettings) -> Any:
 
 def _labels(channel: str) -> dict[str, str]:
     """Select the nodes on which a trial's actor may start."""
-    return outside(ray.get(find_channel(channel).refused_nodes.remote()))
+    try:
+        found = find_channel(channel)
+    except ValueError as error:  # by which Ray says that there is no such actor
+        raise ActorDiedError from error
+    return outside(ray.get(found.refused_nodes.remote()))
 
 
 def ray_storage(location: Location) -> tuple[str, Any]:

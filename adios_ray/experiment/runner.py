@@ -64,7 +64,7 @@ def start(config: ExperimentConfig) -> Path:
     space.bind(config.trial(), f"search space {config.space}", config.population)
     check_job_paths(_named_places(config), submitted_job())
     renders = config.data_dir is None and config.preset == DEMO
-    begun = config.name and _has_begun(RunStorage(f"{config.storage}/{config.name}"))
+    begun = config.name and _has_begun(RunStorage(f"{Store(config.storage)}/{config.name}"))
     if not begun:  # a run that has begun may have finished, and then needs neither
         check_trackers(config)
         (check_demo if renders else check_data)(config, space)

@@ -21,6 +21,8 @@ from adios_ray.search.population import Population
 
 ACTOR_RESTARTS = 20
 """How often a trial's actor is restarted without a report in between, before the run stops."""
+TROUBLE = 2
+"""Restarts and waits since its last report from which on a trial may be one that cannot train either."""
 CONTINUE, PAUSE, STOP = TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP
 
 
@@ -43,9 +45,9 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         # then; without this note, every call of choose_trial_to_run would preempt one more.
         self._preempting: str | None = None
         self._stopping: list[Trial] = []
-        # Trials whose workers keep failing while others train, and trials that had trouble since their last report.
+        # Trials whose workers keep failing while others train, and how much trouble each had since its last report.
         self.set_aside: dict[str, Fault] = {}
-        self._troubled: set[str] = set()
+        self._trouble = Counter[str]()
         self._lost = Counter[str]()
         self.failure: Exception | None = None
 
@@ -75,7 +77,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
     def on_note(self, note: Note) -> None:
         """Show and log what a trial says, and take note of its trouble."""
         if note.kind in ("restart", "wait"):
-            self._troubled.add(note.trial)
+            self._trouble[note.trial] += 1
         if note.trial:
             self.population.run.trial_note(*note)
         else:
@@ -114,7 +116,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
             FaultError: If every other trial has trouble too: then neither is the reason.
         """
         self.set_aside[name] = fault
-        stops = self.admission.all_started and not set(self._unfinished()) - self._troubled
+        stops = self.admission.all_started and all(self._trouble[other] >= TROUBLE for other in self._unfinished())
         kept = f"it stays at epoch {self.population[name].epoch}, and the others continue"
         self.population.run.trial_note(
             name, f"cannot train: {fault.reason}; {'the run stops' if stops else kept}", fault.details
@@ -157,7 +159,7 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
 
     def _observe(self, name: str, reply: Reply) -> bool:
         """Record a report; returns whether it is new."""
-        self._troubled.discard(name)
+        del self._trouble[name]
         new = self.population.observe(name, reply)
         if new:
             del self._lost[name]

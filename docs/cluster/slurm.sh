@@ -7,7 +7,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=B:USR1@120
 
 # One Ray cluster for this job, on all of its nodes. Submitted again or requeued, the same command resumes the run.
 # Needs: this package in the environment VENV on all nodes, STORAGE and DATA shared by them.
@@ -58,10 +58,17 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     steps+=("$!")
 fi
 
-# In the background, so that the signal before the time limit reaches this shell at once and is passed on.
+# In the background, so that signals reach this shell at once.
 adios-ray train --preset in100s --data-dir "$DATA" --storage "$STORAGE" \
     --name in100s-pbt --population 16 &
 run=$!
-# Cleaned up first: the requeue ends this script, too.
-trap 'kill -TERM "$run"; wait "$run" || true; clean_up; scontrol requeue "$SLURM_JOB_ID"; exit 0' TERM
+stop() {
+    trap '' USR1 TERM  # a second signal would end the training before it has kept a checkpoint
+    kill -TERM "$run" 2> /dev/null || true
+    wait "$run" || true
+    clean_up
+}
+# Before the time limit. Cleaned up first: the requeue ends this script, too.
+trap 'stop; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
+trap 'stop; exit 143' TERM  # scancel: the job is not to come back
 wait "$run"
