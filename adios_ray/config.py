@@ -336,7 +336,8 @@ class EvaluationConfig(Strict):
     train_images: int = Field(50_000, ge=1, le=10**9)
     """Largest number of training images that serve as neighbors."""
     smoothing: float = Field(0.0, ge=0, lt=1)
-    """Weight of the previous score in a trial's score (exponential smoothing); 0 takes each report by itself."""
+    """Weight of the previous score in a trial's score (exponential smoothing); 0 takes each report by itself. Smoothed
+    scores hide how much reports fluctuate: above 0, decisions do not hold their level of significance."""
     view: CentralView = "square"
     """Part of a photograph that is evaluated. square: its central square. resize-256: its center after a resize to 256
     pixels on the shorter side, as in the authors' evaluation of ImageNet100-S (at 96 pixels 14 % of the square)."""

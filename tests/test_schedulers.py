@@ -10,6 +10,7 @@ from random import Random
 from statistics import fmean
 from typing import Any
 
+import hyperopt
 import pytest
 from pydantic import ValidationError
 from simulated import CrashedError, Simulation, StuckError, optimum
@@ -29,7 +30,7 @@ from adios_ray.search.scheduler import STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Observation, PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
-from adios_ray.search.suggest import make_suggest
+from adios_ray.search.suggest import make_suggest, random_trials
 from adios_ray.tracking.decisions import read_drops, read_lineage
 from adios_ray.tracking.lineage import ancestry
 from adios_ray.trial_report import TrialReport
@@ -535,6 +536,25 @@ def test_a_diverged_trial_of_a_search_is_stopped(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", scheduler="none")
     simulated.fitness = lambda trial, epoch, values, before: math.nan if trial == "trial_03" and epoch == 4 else 1.0
     assert [member.epoch for member in searched(simulated).members.values()] == [EPOCHS] * 3 + [4] + [EPOCHS] * 2
+
+
+@pytest.mark.parametrize("low", [0.2, 0.55])
+@pytest.mark.parametrize("trials", [2, 3, 9])
+def test_as_many_values_are_random_as_a_search_by_hyperopt_says(
+    tmp_path: Path, trials: int, low: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = {**PARAMETERS, "masking.sparsity_weight": {"low": low, "high": 1.0, "scale": "linear"}}
+    simulated = simulation(tmp_path / "run", trials, 1, scheduler="asha", search="hyperopt", parameters=parameters)
+    drawn, suggest = list[Any](), hyperopt.rand.suggest
+
+    def draw(*arguments: Any) -> Any:
+        drawn.append(arguments)
+        return suggest(*arguments)
+
+    monkeypatch.setattr(hyperopt.rand, "suggest", draw)
+    searched(simulated)
+    said = random_trials(simulated.space, simulated.config, trials)
+    assert len(drawn) == said == max(-(-trials // 3) - 1, low > 0.5)
 
 
 @pytest.mark.parametrize("low", [0.2, 0.55])

@@ -28,7 +28,7 @@ from adios_ray.search.scheduler import LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
-from adios_ray.search.suggest import fill, make_suggest, startup_trials
+from adios_ray.search.suggest import fill, make_suggest, random_trials
 from adios_ray.tracking.decisions import begin_lineage
 from adios_ray.tracking.live import LiveView
 from adios_ray.tracking.metrics import RayMetrics
@@ -201,7 +201,7 @@ def _run_unfinished(
 def _announce(config: ExperimentConfig, space: SearchSpace, trials: int, halvings: Sequence[Rung]) -> None:
     """Print how a search that does not begin with the whole population begins."""
     if space.search == "hyperopt":
-        drawn = startup_trials(trials) - 1
+        drawn = random_trials(space, config.trial(), trials)
         say(f"hyperopt: of {trials} trials, the first has the configured values; {drawn} are random")
     if halvings:
         kept = ", ".join(f"{rung.survivors} after epoch {rung.epoch}" for rung in halvings)

@@ -33,7 +33,7 @@ def make_suggest(space: SearchSpace, config: TrialConfig, state: PopulationState
         trials: How many trials the search will have.
     """
     if space.search == "hyperopt":
-        return TreeParzen(space, config, state, startup_trials(trials))
+        return TreeParzen(space, config, state, random_trials(space, config, trials))
     if space.search == "grid":
         combinations = list(space.combinations())
         return lambda name: combinations[len(state.members)]
@@ -78,13 +78,20 @@ def initial_values(space: SearchSpace, config: TrialConfig, population: int) -> 
     return [member.values for member in state.members.values()]
 
 
+def random_trials(space: SearchSpace, config: TrialConfig, trials: int) -> int:
+    """Return how many trials hyperopt draws at random after the first one, which has the configured values."""
+    # It needs one to begin with, which the configured values are if it can place them.
+    fewest = 0 if space.contains(space.configured(config)) else 1
+    return max(startup_trials(trials) - 1, fewest)
+
+
 class TreeParzen:
     """Draws values that resemble good earlier ones (TPE, Bergstra et al. 2011).
 
-    The first are the configured values, inside the space or not; the others of the first ``startup`` are random.
+    The first are the configured values, inside the space or not; ``random`` ones follow.
     """
 
-    def __init__(self, space: SearchSpace, config: TrialConfig, state: PopulationState, startup: int) -> None:
+    def __init__(self, space: SearchSpace, config: TrialConfig, state: PopulationState, random: int) -> None:
         """Continue after the trials of ``state``, whose values and scores are replayed to hyperopt."""
         from ray.tune.search.hyperopt import HyperOptSearch  # here: other searches need not wait for hyperopt
 
@@ -101,7 +108,7 @@ class TreeParzen:
             metric="score",
             mode="max",
             points_to_evaluate=[self._placed(state.members[name].values) for name in replayed] or first or None,
-            n_initial_points=startup if inside else max(startup - 1, 1),
+            n_initial_points=random + inside,
         )
         for name in replayed:
             self._search.suggest(name)
