@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -167,6 +168,24 @@ def test_compiling_keeps_the_numbers_of_micro_batches() -> None:
 
 
 @pytest.mark.slow
+def test_variants_are_compiled_where_another_thread_recomputes_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients on GPUs are computed in a thread of autograd's, for which torch has settings of its own."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(
+        torch, "compile", functools.partial(torch.compile, backend="aot_eager")
+    )  # saves other tensors than eager code
+    config = make_config("simclr")
+    networks, _ = make_players(config)
+    networks.compile_parts()
+    with ThreadPoolExecutor(1) as pool:
+        for size in range(2, 12):  # more variants than torch compiles by default
+            networks.config = replaced(config, {"micro_batch_size": size})
+            views = torch.randn(2 * size, 3, SIZE, SIZE, dtype=torch.float64)
+            loss = networks._in_parts(networks.backbone, views).square().mean()
+            pool.submit(loss.backward).result()
+
+
+@pytest.mark.slow
 def test_evaluations_compile_nothing(objects_dir: Path) -> None:
     def refuse(*_: object) -> NoReturn:
         raise AssertionError("an evaluation was compiled")
@@ -178,6 +197,10 @@ def test_evaluations_compile_nothing(objects_dir: Path) -> None:
     extract_features(networks.backbone, split, indices, SIZE)
     extract_view_features(networks.backbone, split, indices, SIZE, config, 0, "evaluation", 0)
     refresh_statistics(networks.backbone, split, SIZE)
+    assert networks.occlusion is not None
+    networks.occlusion.mask_encoder.compile(backend=refuse)
+    with torch.no_grad():
+        networks.occlude(torch.zeros(2, 3, SIZE, SIZE))
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="an evaluation was compiled"):
         networks.backbone(torch.zeros(2, 3, SIZE, SIZE))
 

@@ -191,7 +191,9 @@ class OcclusionModel(nn.Module):
         if x.shape[1:] != (3, self.image_size, self.image_size):
             side = self.image_size
             raise UsageError(f"the occlusion model takes images [B, 3, {side}, {side}], not {list(x.shape)}")
-        logits: Tensor = self.mask_head(self.mask_encoder(x.contiguous(memory_format=self.layout)))
+        # Masks for reports come in numbers of their own, for which a compiled module would be compiled once more.
+        encode = self.mask_encoder if torch.is_grad_enabled() else self.mask_encoder.forward
+        logits: Tensor = self.mask_head(encode(x.contiguous(memory_format=self.layout)))
         # Single precision even under autocast: bfloat16 resolves a mask's mean to 3 digits, too few for the penalty
         # near its poles. No longer channels-last, since masks are split by slot.
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

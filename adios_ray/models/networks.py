@@ -1,10 +1,11 @@
 """All networks of one trial, and the forward passes through them."""
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -119,11 +120,16 @@ class Networks(nn.Module):
 
     def compile_parts(self) -> None:
         """Compile the backbones and the U-Net, in place: names in the state stay the same."""
-        # Each number of views at once is a variant of the backbone, as are evaluation and a frozen backbone. Beyond 8,
-        # by torch's default, further ones would silently run without having been compiled.
-        import torch._dynamo  # takes seconds, which trainings that compile nothing need not wait
+        # Each number of views at once is a variant of the backbone, as is a frozen backbone. Beyond 8, by torch's
+        # default, further ones would silently run without having been compiled.
+        options: dict[str, Any] = {}
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:
+            # The setting below is that of one thread there, and GPUs recompute micro-batches in another one.
+            options["recompile_limit"] = _VARIANTS
+        else:
+            from torch._dynamo import config  # takes seconds, which trainings that compile nothing need not wait
 
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
+            config.recompile_limit = max(config.recompile_limit, _VARIANTS)
         # Not the occlusion model's head: N may change while a trial trains, and each N would be compiled again.
         parts: list[nn.Module] = [self.backbone]
         if self.momentum is not None:
@@ -133,7 +139,7 @@ class Networks(nn.Module):
         if self.averaged is not None:
             parts.append(self.averaged["backbone"])
         for part in parts:
-            part.compile(dynamic=False)  # few shapes, each faster by itself than as a case of symbolic ones
+            part.compile(dynamic=False, **options)  # few shapes, each faster by itself than as a case of symbolic ones
 
     def embed(
         self, x: Tensor, mask: Tensor | None = None, target: Tensor | None = None, fill: Tensor | None = None
@@ -229,7 +235,10 @@ class Networks(nn.Module):
         return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
     def weights_cast_once(self, device: torch.device) -> torch.autocast:
-        """Return a context around forward passes of the same weights, which ``autocast`` then casts only once."""
+        """Return a context around forward passes of the same weights, which ``autocast`` then casts only once.
+
+        With micro-batches on a GPU it casts them again for each: their recomputation, in another thread, forgets all.
+        """
         # What has been cast is forgotten at the end of the outermost context, whether or not that one casts by itself.
         return torch.autocast(device.type, enabled=False)
 

@@ -61,6 +61,7 @@ def measure_step(
     batch_size = config.batch_size if on_gpu else min(config.batch_size, max(cpu_pixels // size**2, 2))
     before = _peak_bytes(device)
     prepare_device(device)
+    config = _uncompiled(config)
     networks, optimizers, step = random_step(config, size, batch_size, device)
     began, measured = time.monotonic(), list[float]()
     skipped = STEPS if config.cuda_graphs and on_gpu else 1
@@ -91,6 +92,11 @@ def random_step(
     return networks, optimizers, lambda: take_step(batch, 0.5)
 
 
+def _uncompiled(config: TrialConfig) -> TrialConfig:
+    """Return a configuration whose networks have the layouts that are the fastest without compiling."""
+    return replaced(config, {"compile": False})
+
+
 def _build(config: TrialConfig, size: int, device: torch.device) -> tuple[Networks, Optimizers]:
     """Build what a trial trains, as it does, but without compiling it."""
     networks = Networks(config, size, CLASSES).to(device).train()
@@ -119,7 +125,8 @@ def _core_seconds(work: Callable[[], object]) -> float:
 def fitting_slots(config: TrialConfig, split: Split, size: int, device: torch.device) -> int:
     """Find how many slots a GPU can embed at once: all of them, or a half until training fits into its memory.
 
-    A few steps are taken on networks of their own; meanwhile the loader makes the next batches there, as in training.
+    A few steps, not compiled, are taken on networks of their own; meanwhile the loader makes the next batches there, as
+    in training.
 
     Where several workers share the GPU, it is this one's share of the memory (``devices.limit_memory``).
 
@@ -136,7 +143,8 @@ def fitting_slots(config: TrialConfig, split: Split, size: int, device: torch.de
     with torch.random.fork_rng([device] if device.type == "cuda" else []), parallel.alone():
         while slots > 1:
             try:
-                _train_briefly(replaced(config, {"slots_at_once": slots, "batch_size": share}), split, size, device)
+                tried = replaced(_uncompiled(config), {"slots_at_once": slots, "batch_size": share})
+                _train_briefly(tried, split, size, device)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
