@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -48,6 +49,8 @@ from adios_ray.models.networks import Networks
 from adios_ray.training.cost import random_step
 from adios_ray.training.trainer import Trainer
 
+NO_MEMORY = 77
+"""Exit status of a training that does not fit into the GPU's memory."""
 Part = Literal["card", "steps", "memory", "feed", "trainer", "sharing"]
 Changes = dict[str, Any]
 """Configuration values by path, which replace those of ``BASE``."""
@@ -267,17 +270,22 @@ def measure_card(device: torch.device) -> dict[str, Any]:
     return named | {"peak_tflops": peaks, "copy_gb_per_s": round(2 * values.nbytes / copy_s / 1e9, 1)}
 
 
-def measure_step(changes: Changes, device: torch.device, seconds: float, report: Report, name: str) -> dict[str, Any]:
-    """Measure a step, with half of the batch as long as the GPU's memory is too small."""
-    config = config_of(changes, device)
+def with_fitting_batch(config: TrialConfig, measure: Callable[[TrialConfig], dict[str, Any]]) -> dict[str, Any]:
+    """Measure with half of the batch as long as the GPU's memory is too small; the result names the batch."""
     while True:
         try:
-            return {"changes": changes, **_measure_step(config, device, seconds, report, name)}
+            return {"batch_size": config.batch_size, **measure(config)}
         except RuntimeError as error:
             if config.batch_size < 16 or not is_out_of_memory(error):
                 raise
         release()  # after the handler, whose exception holds the step's tensors
         config = replaced(config, {"batch_size": config.batch_size // 2})
+
+
+def measure_step(changes: Changes, device: torch.device, seconds: float, report: Report, name: str) -> dict[str, Any]:
+    """Measure a step."""
+    measure = partial(_measure_step, device=device, seconds=seconds, report=report, name=name)
+    return {"changes": changes, **with_fitting_batch(config_of(changes, device), measure)}
 
 
 def _measure_step(
@@ -301,7 +309,6 @@ def _measure_step(
     half = config.precision == "bfloat16" and native_bfloat16(device)  # else it trains in float32
     units = "bfloat16" if half else "tf32" if device.type == "cuda" else "float32"
     row: dict[str, Any] = {
-        "batch_size": config.batch_size,
         "ms": round(1000 * step_s, 2),
         "images_per_s": round(config.batch_size / step_s, 1),
         "tflop": round(flops / 1e12, 4),
@@ -422,7 +429,10 @@ def measure_feed(changes: Changes, device: torch.device, seconds: float) -> dict
 
 def measure_trainer(changes: Changes, device: torch.device) -> dict[str, Any]:
     """Measure a training with its feed: start, first step, images per second, waits of all steps, idle time."""
-    config = config_of(changes, device)
+    return with_fitting_batch(config_of(changes, device), partial(_measure_trainer, device=device))
+
+
+def _measure_trainer(config: TrialConfig, device: torch.device) -> dict[str, Any]:
     began = time.perf_counter()
     trainer = Trainer(config, device)
     start_s = time.perf_counter() - began
@@ -473,13 +483,19 @@ def train_alongside(
         if waiting:
             waiting[-1].synchronize()
         results.put(steps * config.batch_size / (time.perf_counter() - began))
-    except BaseException:
+    except BaseException as error:
         start.abort()  # the others need not wait for this one
+        if is_out_of_memory(error):
+            sys.exit(NO_MEMORY)
         raise
 
 
 def share_card(config: TrialConfig, processes: int, seconds: float) -> dict[str, Any]:
     """Measure images per second of several trainings at the same time, in sum and of the slowest."""
+    return with_fitting_batch(config, partial(_share_card, processes=processes, seconds=seconds))
+
+
+def _share_card(config: TrialConfig, processes: int, seconds: float) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(processes), context.SimpleQueue()
     workers = [
@@ -492,7 +508,10 @@ def share_card(config: TrialConfig, processes: int, seconds: float) -> dict[str,
             worker.start()
         for worker in workers:
             worker.join(max(deadline - time.monotonic(), 0))
-        if failed := [worker.exitcode for worker in workers if worker.exitcode != 0]:
+        failed = [worker.exitcode for worker in workers if worker.exitcode != 0]
+        if NO_MEMORY in failed:
+            raise torch.OutOfMemoryError(f"{processes} trainings do not fit into the GPU's memory")
+        if failed:
             raise RuntimeError(f"{len(failed)} of {processes} processes failed: exit codes {failed} (None: too slow)")
         speeds = [results.get() for _ in workers]
     finally:

@@ -1,12 +1,15 @@
 """The rows of ``benchmarks/gpu.py`` and its idle share, checked without a GPU."""
 
+from typing import Any
+
 import pytest
 import torch
-from gpu import Options, config_of, idle_share, rows_of, title
+from gpu import Options, config_of, idle_share, rows_of, title, with_fitting_batch
 from launches import launches
 from step import count_operations
 from torch import nn
 
+from adios_ray.config import TrialConfig, replaced
 from adios_ray.models.stem import StemConv2d, convolve_phases
 
 
@@ -15,6 +18,26 @@ def test_every_row_is_a_valid_training_with_a_name_of_its_own(full: bool) -> Non
     rows = rows_of(Options(full=full), torch.device("cuda"))
     configs = {config_of(row, torch.device("cuda")).model_dump_json() for row in rows}
     assert len(rows) == len(configs) == len({title(row) for row in rows}) > 20
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_named() -> None:
+    tried: list[int] = []
+
+    def measure(config: TrialConfig) -> dict[str, Any]:
+        tried.append(config.batch_size)
+        if config.batch_size > 100:
+            raise torch.OutOfMemoryError("too large")
+        return {"images_per_s": 1.0}
+
+    config = replaced(TrialConfig(), {"batch_size": 512})
+    assert with_fitting_batch(config, measure) == {"batch_size": 64, "images_per_s": 1.0}
+    assert tried == [512, 256, 128, 64]
+
+    def fail(config: TrialConfig) -> dict[str, Any]:
+        raise RuntimeError("another fault")
+
+    with pytest.raises(RuntimeError, match="another fault"):
+        with_fitting_batch(config, fail)
 
 
 def test_launches_of_lists_are_few_unless_shapes_differ() -> None:
