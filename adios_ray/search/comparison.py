@@ -116,6 +116,8 @@ def estimated_fluctuation(histories: Iterable[History]) -> Fluctuation:
     Returns:
         The estimate, which includes changes of single images; without three reports of two trials, a usual variance.
     """
+    from scipy.sparse import csr_array  # here: the first steps of a run need not wait for the import
+
     found: dict[History, None] = {}  # each once: after a copy, two histories share reports of the donor
     for history in histories:
         last = history[-_RECENT:]
@@ -127,16 +129,17 @@ def estimated_fluctuation(histories: Iterable[History]) -> Fluctuation:
     # With the reports x of variance v, the second differences are y = C x, and M subtracts the mean of each epoch:
     # E(y' M y) = v tr(M C C'), and the degrees of freedom are those of a variance that spreads as y' M y does.
     reports = {score: column for column, score in enumerate(dict.fromkeys(chain.from_iterable(triples)))}
-    weights = np.zeros((len(triples), len(reports)))
-    for row, three in enumerate(triples):
-        weights[row, [reports[score] for score in three]] = 1, -2, 1
+    columns = [reports[score] for three in triples for score in three]
+    starts, weights = np.arange(0, 3 * len(triples) + 1, 3), np.tile([1.0, -2.0, 1.0], len(triples))
+    second = csr_array((weights, columns, starts), shape=(len(triples), len(reports)))
+    bends, gram = second @ np.array([score.value for score in reports]), (second @ second.T).toarray()
     epochs = np.array([three[2].epoch for three in triples])
-    for epoch in np.unique(epochs):
-        weights[epochs == epoch] -= weights[epochs == epoch].mean(axis=0)
-    gram = weights @ weights.T
+    for own in (epochs == epoch for epoch in np.unique(epochs)):
+        bends[own] -= bends[own].mean()
+        gram[own] -= gram[own].mean(axis=0)
+        gram[:, own] -= gram[:, own].mean(axis=1, keepdims=True)
     if (trace := float(np.trace(gram))) < 1e-9:
         return Fluctuation(_USUAL_FLUCTUATION)
-    bends = weights @ np.array([score.value for score in reports])
     return Fluctuation(float(bends @ bends) / trace, trace**2 / float((gram**2).sum()))
 
 
@@ -176,7 +179,7 @@ def familywise(z: float, trials: int, freedom: float = math.inf) -> float:
         How probable so large a range of k scores is where all trials are alike; between other trials than the best and
         the worst, differences are smaller, and the value is an upper bound.
     """
-    from scipy.special import ndtr, stdtr  # here: the first steps of a run need not wait for the import
+    from scipy.special import ndtr, stdtr  # here, as above
 
     if z <= 0:
         return 1.0

@@ -12,7 +12,7 @@ from typing import Any
 
 from adios_ray.backend.admission import Admission
 from adios_ray.run_directory import epoch_of, trial_of
-from adios_ray.search.comparison import Difference, estimated_fluctuation, familywise
+from adios_ray.search.comparison import Difference, Fluctuation, estimated_fluctuation, familywise
 from adios_ray.search.opening import Rung, leaving, stays
 from adios_ray.search.population import WORST_SCORE, Population, scores_at_common_epoch
 from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
@@ -47,6 +47,8 @@ class PopulationBasedTraining(LiveScheduler):
         self._space, self._explore, self._halvings = space, explore, halvings
         self._ended: set[str] = set()
         self._opening = self._in_opening()
+        # Of all trials' reports, for one round of decisions; None until one needs it.
+        self._fluctuation: Fluctuation | None = None
 
     def introduce(self, name: str) -> None:
         """Register a trial's starting point with the channel, held if it waits at the barrier."""
@@ -154,7 +156,7 @@ class PopulationBasedTraining(LiveScheduler):
 
         A trial that was set aside is tried again with what it has copied; until then it keeps its place.
         """
-        changed = []
+        changed, self._fluctuation = [], None
         for name in names:
             member = self.population[name]
             member.decided_epoch = member.epoch
@@ -194,10 +196,12 @@ class PopulationBasedTraining(LiveScheduler):
 
     def _compare(self, donor: str, name: str) -> Difference:
         """Compare a donor with a trial; the error includes the fluctuation of all trials' reports."""
-        # Not `history`: a trial that has just copied keeps what it reported, or the order of the trials would matter.
-        histories = [member.reported for member in self._ranked().values()]
-        valid = [tuple(score for score in history if score.value > WORST_SCORE) for history in histories]
-        return self.population.compare(donor, name).with_fluctuation(estimated_fluctuation(valid))
+        if self._fluctuation is None:
+            # Not `history`: a trial that has just copied keeps what it reported, or the order of trials would matter.
+            histories = [member.reported for member in self._ranked().values()]
+            valid = [tuple(score for score in history if score.value > WORST_SCORE) for history in histories]
+            self._fluctuation = estimated_fluctuation(valid)
+        return self.population.compare(donor, name).with_fluctuation(self._fluctuation)
 
     def _ranked(self) -> dict[str, Member]:
         """Select the trials that take part in decisions: also those that are done, by what they reported before."""
