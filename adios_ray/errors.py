@@ -27,6 +27,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -106,8 +107,10 @@ class Interrupted(KeyboardInterrupt):
 
 SHOW_CURSOR = b"\x1b[?25h"
 """What shows a terminal's cursor again."""
-_asked: list[int] = []
-"""The signal that has asked this process to stop, if one has."""
+TOGETHER_S = 2.0
+"""Seconds within which a second SIGTERM counts as the same request."""
+_asked: list[tuple[int, float]] = []
+"""The signal that has asked this process to stop, and when, if one has."""
 
 
 @contextmanager
@@ -157,18 +160,23 @@ def check_stop() -> None:
     For long loops: Python drops an exception that a handler raises inside a destructor or a callback of C.
     """
     if _asked:
-        raise Interrupted(_asked[0])
+        raise Interrupted(_asked[0][0])
 
 
 def _stop(number: int, frame: object) -> None:
-    if _asked == [signal.SIGHUP] and number == signal.SIGHUP:
-        return  # the system and the shell both send it for one closed terminal
     if _asked:
+        first, since = _asked[0]
+        # The system and the shell both send SIGHUP for one closed terminal, SLURM and its script SIGTERM for one
+        # cancelled job.
+        if number == first == signal.SIGHUP:
+            return
+        if number == first == signal.SIGTERM and time.monotonic() - since < TOGETHER_S:
+            return
         # Without any cleaning up, which may be what takes long; but a live table has hidden the cursor.
         if os.isatty(2):
             os.write(2, SHOW_CURSOR)
         os._exit(128 + number)
-    _asked.append(number)
+    _asked.append((number, time.monotonic()))
     raise Interrupted(number)
 
 
@@ -195,7 +203,7 @@ def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
         except KeyboardInterrupt as stop:
             # By what the handler noted first: where it interrupts a call into Ray, Ray raises an exception of its own.
             raised = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
-            number = _asked[0] if _asked else raised
+            number = _asked[0][0] if _asked else raised
             cause = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
             advice = getattr(stop, "__notes__", [on_interrupt] if on_interrupt else [])
             _print_error("; ".join([cause, *advice]))

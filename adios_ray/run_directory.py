@@ -187,6 +187,10 @@ class RunDirectory:
         """Return the path of the outcomes of the validation images of selection, in a trial's report."""
         return self._outcomes / trial / epoch_name(epoch)
 
+    def outcome_folders(self) -> list[Path]:
+        """List the folders of outcomes, one for each trial that has reported some."""
+        return sorted(self._outcomes.glob("*"))
+
     def diverged_step(self, trial: str, epoch: int) -> Path:
         """Return the folder of the step at which a trial diverged, by the epoch of its report."""
         return self.diverged / trial / epoch_name(epoch)

@@ -24,6 +24,7 @@ from adios_ray.backend.line import Reply
 from adios_ray.config import TrialConfig, replaced, value_at
 from adios_ray.experiment.schedule import schedule_of
 from adios_ray.experiment.verdict import Final, best_control
+from adios_ray.files import append_line
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.comparison import (
     Fluctuation,
@@ -362,6 +363,11 @@ def test_a_refused_trial_may_explore_with_its_own_weights(tmp_path: Path) -> Non
         assert {stage.trial for stage, _ in stages} == {name}
         gains = [(end - s.from_epoch) * optimum(replaced(simulated.config, s.values)) for s, end in stages]
         assert 0.3 + sum(gains) / 100 == pytest.approx(member.score, abs=1e-9)
+    # A driver may die between the lineage's line of a decision and the journal's, without which it has no effect.
+    before = schedule_of(simulated.directory, "trial_00", simulated.directory)
+    lost = make_exploit(EPOCHS - 1, "trial_00", "trial_01")
+    append_line(RunDirectory(simulated.directory).lineage, lost.model_dump_json())
+    assert schedule_of(simulated.directory, "trial_00", simulated.directory) == before
 
 
 def test_decisions_are_readable(tmp_path: Path) -> None:

@@ -94,6 +94,23 @@ def test_the_second_signal_ends_a_process_that_does_not_come_to_its_end() -> Non
     assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
 
 
+def test_sigterm_that_is_sent_twice_at_once_is_one_request() -> None:
+    """SLURM sends it to all processes of a job that is cancelled, and its script passes it on."""
+    script = (
+        "import os, signal, sys\nfrom adios_ray import errors\n"
+        "def program():\n    try:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    finally:\n        os.kill(os.getpid(), signal.SIGTERM)\n        print('went on', flush=True)\n"
+        "        errors.TOGETHER_S = 0.0 if len(sys.argv) > 1 else errors.TOGETHER_S\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n        print('ended in order')\n"
+        "sys.exit(errors.exit_status(program))"
+    )
+    for later, said in ((False, "went on\nended in order\n"), (True, "went on\n")):
+        arguments = [sys.executable, "-c", script, *(["later"] if later else [])]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        expected = (143, said, "" if later else "stopped by SIGTERM\n")
+        assert (done.returncode, done.stdout, done.stderr) == expected
+
+
 def test_a_closed_terminal_ends_a_program_in_order(tmp_path: Path) -> None:
     script = (
         "import os, sys, time\nfrom pathlib import Path\nfrom adios_ray.console import say\n"

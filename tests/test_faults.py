@@ -164,6 +164,20 @@ def test_a_failure_on_a_node_that_was_refused_is_not_counted(monkeypatch: pytest
     assert stage.notes[0][0] == "its workers failed (OSError: no data) and are started elsewhere"
 
 
+def test_failures_before_workers_start_count_also_where_a_node_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError("no data")
+
+    stage = Stage(monkeypatch, tmp_path)
+    stage.refused = ["ab"]
+    monkeypatch.setattr(trial, "build_trainer", fail)
+    stage.live.setup(stage.settings)
+    fault = stage.step().fault
+    assert fault is not None and stage.waits == list(WAITS_S)
+
+
 def test_a_trial_does_not_start_on_a_node_that_cannot_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stage = Stage(monkeypatch, tmp_path)
     stage.own_problem = "node7 cannot train: no data"
@@ -273,7 +287,7 @@ def test_an_actor_that_is_lost_again_and_again_stops_the_run_unless_its_trial_re
 def test_a_lost_channel_ends_the_run_in_one_line_and_a_fault_of_our_own_with_its_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors = iter([ActorDiedError(), RayTaskError("observe", "Traceback ...", KeyError("trial_00"))])
+    errors = iter([ActorDiedError(), RayTaskError("observe", "Traceback ...", KeyError("trial_00")), BrokenPipeError()])
 
     class Tuner:
         def __init__(self, *_: object, **__: object) -> None:
@@ -291,6 +305,8 @@ def test_a_lost_channel_ends_the_run_in_one_line_and_a_fault_of_our_own_with_its
     with pytest.raises(RunError, match=f"the run stops .*No report is lost. Resume with --resume {tmp_path}$"):
         run_trials(*arguments)
     with pytest.raises(tune.TuneError):
+        run_trials(*arguments)
+    with pytest.raises(BrokenPipeError):  # of a report that is printed: the command ends as the shell expects
         run_trials(*arguments)
 
 

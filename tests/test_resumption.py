@@ -2,10 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
@@ -15,21 +15,21 @@ from small import make_objects, small_config
 from adios_ray.checkpoints import STATE_FILE, STATE_FILES, Pointer
 from adios_ray.data.claim import TRAINING, Claim, claimed
 from adios_ray.errors import CheckpointError, ClaimError, ConfigError
-from adios_ray.experiment import runner
+from adios_ray.experiment import evolution, runner
 from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import ExperimentConfig, read_experiment
 from adios_ray.experiment.resources import WorkerResources
-from adios_ray.experiment.resumption import check_checkpoints
+from adios_ray.experiment.resumption import check_checkpoints, save_changes
 from adios_ray.experiment.schedule import load_schedule, schedule_of
 from adios_ray.local_cache import CACHE_VARIABLE
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, checksum, load_weights, save_weights
 from adios_ray.run_directory import INITIAL_WEIGHTS, RunDirectory
 from adios_ray.run_storage import RunStorage
-from adios_ray.search.spaces import SearchSpace
+from adios_ray.search.spaces import SearchSpace, load_space
 from adios_ray.search.state import Member, PopulationState
 from adios_ray.store import Store
-from adios_ray.tracking.records import RunSummary, write_summary
+from adios_ray.tracking.records import RunSummary, write_config, write_summary
 
 SPACE = {
     "scheduler": "pbt",
@@ -70,9 +70,15 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ExperimentConfig, dic
     calls: list[tuple[ExperimentConfig, dict[str, int]]] = []
 
     def evolve(
-        config: ExperimentConfig, space: SearchSpace, storage: RunStorage, resources: WorkerResources, claim: Claim
+        config: ExperimentConfig,
+        space: SearchSpace,
+        storage: RunStorage,
+        resources: WorkerResources,
+        claim: Claim,
+        changes: Callable[[], None] = lambda: None,
     ) -> Path:
         claim.check()
+        changes()
         run_dir = storage.directory
         state = PopulationState.load(run_dir)
         calls.append((config, {name: state.members[name].epoch for name in state.unfinished(state.members)}))
@@ -359,6 +365,79 @@ def test_a_run_that_does_not_fit_leaves_nothing(
             runner.start(config.model_copy(update={"name": name}))
         assert not Path(config.storage).exists()  # it made the directory
     assert not trained
+
+
+def test_a_command_without_data_goes_on_with_the_runs_own(config: ExperimentConfig, trained: Trained) -> None:
+    run = runner.start(config)
+    assert runner.start(config.model_copy(update={"data_dir": None, "epochs": 6})) == run
+    assert [each.data_dir for each, _ in trained] == 2 * [config.data_dir]
+
+
+def test_a_refused_resumption_changes_nothing(
+    config: ExperimentConfig, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runner.start(config)
+    runner.start(config)
+
+    def refuse(*_: object) -> NoReturn:
+        raise ConfigError("a node lacks the data")
+
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    monkeypatch.setattr(runner, "evolve", evolution.evolve)
+    monkeypatch.setattr(evolution, "check_nodes", refuse)
+    monkeypatch.setattr(evolution, "remove_probes", lambda place: None)
+    with pytest.raises(ConfigError, match="lacks the data"):
+        runner.start(config.model_copy(update={"epochs": 9}))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("puts", range(6))
+def test_an_extension_at_a_uri_is_repeated_after_a_crash_at_any_moment(
+    puts: int, config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the extended snapshot and the old journal, or with an old conclusion, the run would have finished."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    place, space = f"memory://extended-{puts}/run", load_space(config.space)
+    written = RunStorage(place)
+    written.directory.mkdir(parents=True)
+    state = PopulationState(next_decision_epoch=2, epochs=4)
+    state.add("trial_00", {})
+    write_config(written.directory, config.model_dump(mode="json"))
+    state.save(written.directory)
+    state.members["trial_00"].finished, state.members["trial_00"].epoch = True, 4
+    state.journal(written.directory, ["trial_00"])
+    RunDirectory(written.directory).summary.write_text("{}")
+    written.push()
+    shutil.rmtree(written.directory)
+
+    def changed(allowed: int) -> None:
+        run, done = RunStorage(place), 0
+        run.directory.mkdir(parents=True, exist_ok=True)
+        run.fetch_run()
+        put = Store.put
+
+        def counted(store: Store, *arguments: Any) -> None:
+            nonlocal done
+            done += 1
+            if done > allowed:
+                raise KeyboardInterrupt
+            put(store, *arguments)
+
+        asked = config.model_copy(update={"epochs": 6})
+        now = read_experiment(run.directory)
+        with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(Store, "put", counted)
+            save_changes(run, PopulationState.load(run.directory), now, asked, space)
+        shutil.rmtree(run.directory)
+
+    changed(puts)
+    changed(99)
+    found = RunStorage(place)
+    found.directory.mkdir(parents=True)
+    found.fetch_run()
+    after = PopulationState.load(found.directory)
+    assert after.epochs == 6 and after.unfinished(["trial_00"]) == ["trial_00"] and after.next_decision_epoch == 6
+    assert not RunDirectory(found.directory).summary.exists()
 
 
 def test_an_interruption_says_how_to_resume(

@@ -21,7 +21,7 @@ from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.store import Location
 
-GAP_S = 5.0
+GAP_S = 10.0
 """Most seconds between two pending placement groups of an actor that waits all the time."""
 WAITING_S = 10.0
 """Seconds after which a pending placement group counts as not fitting, whatever the nodes' totals are."""
@@ -159,11 +159,13 @@ class ClusterCapacity:
 
     def _note_waiting(self, living: Sequence[Group], now: float) -> None:
         # By maker: Ray Train replaces a group that has been pending for a minute, and there is none for a moment.
-        recent = {maker: waiting for maker, waiting in self._waiting.items() if now - waiting.seen < GAP_S}
-        self._waiting = {maker: recent[maker] for maker in recent.keys() - {group.maker for group in living}}
+        before, makers = self._waiting, {group.maker for group in living}
+        self._waiting = {
+            maker: waiting for maker, waiting in before.items() if maker not in makers and now - waiting.seen < GAP_S
+        }
         for group in living:
             if not group.placed:
-                since = recent[group.maker].since if group.maker in recent else now
+                since = before[group.maker].since if group.maker in before else now
                 self._waiting[group.maker] = _Waiting(since, now)
 
     def _tell(self, line: str) -> None:

@@ -82,7 +82,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         self._start()
 
     def _start(self) -> None:
-        self._refused = list[str]()
+        self._refused: list[str] = ray.get(self._channel.refused_nodes.remote())
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()

@@ -30,7 +30,7 @@ TRIAL_RESOURCES = {"memory": 1}
 ORPHAN_REMOVAL_S = 2.0
 """Seconds between two scans for orphaned placement groups, for whose resources restarted trials wait."""
 END_S, POLL_S = 5.0, 0.1
-"""Most seconds to wait for the processes of an interrupted run, and seconds between two looks."""
+"""Most seconds to wait for the processes of a run that ends early, and seconds between two looks."""
 NOTES_S = 0.5
 """Seconds between two looks for notes of trials."""
 
@@ -100,7 +100,7 @@ def run_trials(
         # Tune gives actors some seconds to end, and kills those in the middle of an epoch, whose groups then stay.
         with suppress(Exception):  # the first error is the one to tell; records are away where storage is
             started.kill(run)
-        if own := _cause(error, AdiosRayError):
+        if own := _cause(error, AdiosRayError) or _cause(error, OSError):
             raise own from error
         if (lost := _cause(error, RayError)) and not isinstance(lost, RayTaskError):  # that is an error of the task
             raise RunError(

@@ -1,6 +1,6 @@
 """Training of a run's population to its end: channel, capacity, scheduler, records and trials put together."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources, bundles, count_capacity, nodes
 from adios_ray.experiment.verdict import conclude
 from adios_ray.files import remove_drafts
-from adios_ray.run_directory import MASKS
+from adios_ray.run_directory import MASKS, RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.opening import Rung, rungs
 from adios_ray.search.pbt import Explore, PopulationBasedTraining
@@ -58,7 +58,12 @@ def trial_names(config: ExperimentConfig, space: SearchSpace) -> list[str]:
 
 
 def evolve(
-    config: ExperimentConfig, space: SearchSpace, storage: RunStorage, resources: WorkerResources, claim: Claim
+    config: ExperimentConfig,
+    space: SearchSpace,
+    storage: RunStorage,
+    resources: WorkerResources,
+    claim: Claim,
+    changes: Callable[[], None] = lambda: None,
 ) -> Path:
     """Train the unfinished trials of a run's population to the end, and evaluate the best one on the test split.
 
@@ -68,6 +73,7 @@ def evolve(
         storage: The run's files, with the population's state.
         resources: Resources of each worker.
         claim: This driver's claim on the run.
+        changes: Writes what a command line changes into the run, once all nodes that are needed can train.
 
     Returns:
         The run directory on this node.
@@ -87,7 +93,7 @@ def evolve(
     trackers = Trackers(_trackers(config), run_dir, lambda text: run.note(text))
     run = Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check)
     with trackers:
-        state = _train(config, space, run, resources, claim)
+        state = _train(config, space, run, resources, claim, changes)
         run.write(claim.check)
         # What copies used of trials that had finished before them.
         state.remove_unused_checkpoints(storage, state.members, state.members)
@@ -106,6 +112,7 @@ def _train(
     run: Run,
     resources: WorkerResources,
     claim: Claim,
+    changes: Callable[[], None],
 ) -> PopulationState:
     """Train the unfinished trials to the end, and return the population as it was written down."""
     storage, run_dir = run.storage, run.directory
@@ -122,11 +129,14 @@ def _train(
 
     remove_probes(storage.place)
     checked = check_nodes(storage.place, config.data_dir, enough, run.note)
+    changes()  # only now: a command that is refused changes nothing
+    state = PopulationState.load(run_dir)
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
     if unfinished := state.unfinished(names):
         # The lineage follows the state. An exploit is appended to the lineage before its change is journaled, so a
         # driver killed in between leaves an entry of a decision that is made again; begin_lineage drops it.
-        remove_drafts(run_dir)
+        for folder in (run_dir, *RunDirectory(run_dir).outcome_folders()):
+            remove_drafts(folder)
         run.write(partial(state.save, run_dir))
         run.write(partial(begin_lineage, run_dir, state.lineage_lines))
         run.write(storage.push)

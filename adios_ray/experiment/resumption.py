@@ -1,14 +1,14 @@
 """Resumption of a run: what may differ from its configuration, where its data and checkpoints are now, its end."""
 
-from pathlib import Path
-
 from adios_ray.checkpoints import STATE_FILES
+from adios_ray.console import say
 from adios_ray.data.manifest import read_manifest
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.evolution import trial_names
 from adios_ray.measures import MEASURES
 from adios_ray.models.weights import load_weights, save_weights
+from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.spaces import SearchSpace
@@ -35,13 +35,15 @@ def check_changes(
     Args:
         run: The run's directory or URI, named in errors.
         own: The run's configuration.
-        asked: The command line's, with absolute paths.
+        asked: The command line's, with absolute paths; without a data directory, the run's own is kept.
         own_space: The run's search space.
         asked_space: The command line's.
 
     Raises:
         ConfigError: If anything else would change; names all of it, with both values.
     """
+    if asked.data_dir is None:
+        asked = asked.model_copy(update={"data_dir": own.data_dir})
     changes = differences(own.model_dump(mode="json"), asked.model_dump(mode="json"))
     refused = [
         f"{path} is {old} there and {new} here"
@@ -116,18 +118,28 @@ def _lacks(run: RunStorage, member: Member) -> bool:
 
 
 def save_changes(
-    run_dir: Path, state: PopulationState, own: ExperimentConfig, config: ExperimentConfig, space: SearchSpace
+    run: RunStorage, state: PopulationState, own: ExperimentConfig, config: ExperimentConfig, space: SearchSpace
 ) -> None:
-    """Write what a command line changes into a run; called again after a crash in between, it does the rest."""
+    """Write what a command line changes into a run; called again after a crash in between, it does the rest.
+
+    Raises:
+        StorageError: If remote storage fails for longer than five minutes.
+    """
+    run_dir = run.directory
     if config != own:
         # The state first. Runs of earlier versions have the epochs at which trials finish in the configuration alone.
         state.save(run_dir)
         write_config(run_dir, config.model_dump(mode="json"))
     if config.epochs > (state.epochs or 0):
-        state.extend(config.epochs, space.interval_epochs)
         for path in (RunDirectory(run_dir).summary, RunDirectory(run_dir).schedule):
             path.unlink(missing_ok=True)  # they conclude a finished run, which this one no longer is
+        # At a URI, too, nothing of the run as it was may follow: neither a line of its journal, which would finish the
+        # trials again, nor its conclusion.
         state.save(run_dir)
+        retry(run.push, say)
+        state.extend(config.epochs, space.interval_epochs)
+        state.save(run_dir)
+        retry(run.push, say)
 
 
 def outcome(run: RunStorage, state: PopulationState, config: ExperimentConfig, space: SearchSpace) -> str | None:

@@ -73,7 +73,7 @@ def start(config: ExperimentConfig) -> Path:
     images = f"{storage}/objects-{DEMO_IMAGES}-{DEMO_IMAGE_SIZE}px"
     config = _with_absolute_paths(config, storage, images if renders else config.data_dir)
     run = RunStorage(f"{storage}/{config.name}") if config.name else _new_run(storage, config)
-    with _removed_if_empty(Path(storage)) if made else nullcontext(), _claimed(run, config) as claim:
+    with _removed_if_empty(Path(storage)) if made else nullcontext(), _claimed(run, config, bool(begun)) as claim:
         if _has_begun(run):
             return _continue(run, config, space, claim)
         _check_unused(run)
@@ -121,7 +121,7 @@ def resume(place: Location, asked: ExperimentConfig | None = None) -> Path:
     asked = _with_absolute_paths(asked or own, str(split_location(run.place)[0]), (asked or own).data_dir)
     if (asked.space, asked.scheduler, asked.search) != (own.space, own.scheduler, own.search):
         space = load_space(asked.space, asked.scheduler, asked.search)
-    with _claimed(run, asked) as claim:
+    with _claimed(run, asked, begun=True) as claim:
         return _continue(run, asked, space, claim)
 
 
@@ -142,8 +142,8 @@ def _continue(run: RunStorage, asked: ExperimentConfig, asked_space: SearchSpace
     retry(partial(check_checkpoints, run, state), say)
     with connected():
         resources = worker_resources(config, nodes(), autoscaler_runs())
-        save_changes(run.directory, state, own, config, space)
-        return evolve(config, space, run, resources, claim)
+        changes = partial(save_changes, run, state, own, config, space)
+        return evolve(config, space, run, resources, claim, changes)
 
 
 def _named_places(config: ExperimentConfig) -> dict[str, Location | None]:
@@ -174,20 +174,23 @@ def _removed_if_empty(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _claimed(run: RunStorage, config: ExperimentConfig) -> Iterator[Claim]:
-    """Claim a run for this driver; if it is interrupted, say how to resume."""
+def _claimed(run: RunStorage, config: ExperimentConfig, begun: bool) -> Iterator[Claim]:
+    """Claim a run for this driver; if it is interrupted, say how to resume it once it has ``begun``."""
     store = Store(run.place)
-    with (
-        _removed_if_empty(run.directory),
-        claimed(store, say, TRAINING, wait=False, take_over=config.take_over, job=queue_job()) as claim,
-        run.driven(claim.check),
-    ):
-        try:
-            yield claim
-        except KeyboardInterrupt as stop:
-            if _layout(run).population.is_file():
-                stop.add_note(f"what was reported is kept: resume with --resume {run.place}")
-            raise
+    try:
+        with (
+            _removed_if_empty(run.directory),
+            claimed(store, say, TRAINING, wait=False, take_over=config.take_over, job=queue_job()) as claim,
+            run.driven(claim.check),
+        ):
+            try:
+                yield claim
+            finally:  # before the driver's copy of a run at a URI is removed
+                begun = begun or _layout(run).population.is_file()
+    except KeyboardInterrupt as stop:
+        if begun:
+            stop.add_note(f"what was reported is kept: resume with --resume {run.place}")
+        raise
 
 
 def _has_begun(run: RunStorage) -> bool:

@@ -111,7 +111,8 @@ def schedule_of(run_dir: Path, trial: str, place: Location) -> Schedule:
     Raises:
         ConfigError: If the run has no trial of that name.
     """
-    state, lineage = PopulationState.load(run_dir), read_lineage(run_dir)
+    state = PopulationState.load(run_dir)
+    lineage = read_lineage(run_dir, state.lineage_lines)  # later ones are of a decision that did not take effect
     if trial not in state.members:
         raise ConfigError(f"{run_dir} has no trial {trial!r}; it has {', '.join(state.members)}")
     stages: list[Stage] = []

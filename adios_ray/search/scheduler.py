@@ -22,7 +22,7 @@ from adios_ray.search.population import Population
 ACTOR_RESTARTS = 20
 """How often a trial's actor is restarted without a report in between, before the run stops."""
 TROUBLE = 2
-"""Restarts and waits since its last report from which on a trial may be one that cannot train either."""
+"""Restarts of its workers since its last report from which on a trial may be one that cannot train either."""
 CONTINUE, PAUSE, STOP = TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP
 
 
@@ -45,7 +45,8 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
         # then; without this note, every call of choose_trial_to_run would preempt one more.
         self._preempting: str | None = None
         self._stopping: list[Trial] = []
-        # Trials whose workers keep failing while others train, and how much trouble each had since its last report.
+        # Trials whose workers keep failing while others train, and how often each one's were started again since its
+        # last report.
         self.set_aside: dict[str, Fault] = {}
         self._trouble = Counter[str]()
         self._lost = Counter[str]()
@@ -75,8 +76,9 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
             self._stopping.append(trial)
 
     def on_note(self, note: Note) -> None:
-        """Show and log what a trial says, and take note of its trouble."""
-        if note.kind in ("restart", "wait"):
+        """Show and log what a trial says, and count how often its workers are started again."""
+        # Waits for storage do not count: they end, or the trial is set aside as all others that wait for it will be.
+        if note.kind == "restart":
             self._trouble[note.trial] += 1
         if note.trial:
             self.population.run.trial_note(*note)

@@ -3,6 +3,7 @@
 The file is append-only; a last line without its newline was cut off by a crash and is dropped.
 """
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -124,13 +125,17 @@ def begin_lineage(run_dir: Path, lines: int = 0) -> None:
     atomic_write(path, b"".join(complete_lines(path).splitlines(keepends=True)[:lines]))
 
 
-def read_lineage(run_dir: Path) -> list[Exploit]:
-    """Read all exploits in the order of their decisions; empty if there is no file.
+def read_lineage(run_dir: Path, lines: int | None = None) -> list[Exploit]:
+    """Read the exploits in the order of their decisions; empty if there is no file.
+
+    Args:
+        run_dir: The run's directory.
+        lines: How many lines of the file to read; None: all.
 
     Raises:
         RecordError: If a complete line does not parse.
     """
-    return [entry for entry in _read_decisions(run_dir) if isinstance(entry, Exploit)]
+    return [entry for entry in itertools.islice(_read_decisions(run_dir), lines) if isinstance(entry, Exploit)]
 
 
 def read_refusals(run_dir: Path) -> list[Refusal]:

@@ -63,7 +63,7 @@ adios-ray train --preset in100s --data-dir "$DATA" --storage "$STORAGE" \
     --name in100s-pbt --population 16 &
 run=$!
 stop() {
-    trap '' USR1 TERM  # a second signal would end the training before it has kept a checkpoint
+    trap '' USR1 TERM  # once
     kill -TERM "$run" 2> /dev/null || true
     wait "$run" || true
     clean_up
