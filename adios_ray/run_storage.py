@@ -72,10 +72,15 @@ class RunStorage:
         if self._remote is not None:
             hold(self._copy)
             run = RunDirectory(self.directory)
-            run.path.mkdir(parents=True, exist_ok=True)
-            run.make_folders()
-            if not run.config.exists():  # retry_in_run() takes storage to be away without it
-                self._fetch(run.config)
+            with self._fetching():
+                if (token := self._token()) and self._is_of_another_run(token):
+                    shutil.rmtree(run.path)
+                run.path.mkdir(parents=True, exist_ok=True)
+                run.make_folders()
+                if not run.config.exists():  # retry_in_run() takes storage to be away without it
+                    if token:
+                        self._fetch(run.token)
+                    self._fetch(run.config)
 
     def close(self) -> None:
         """Remove this node's copy of the URI, unless another process uses it."""
@@ -98,6 +103,8 @@ class RunStorage:
             yield
             return
         hold(self._copy)
+        if self._is_of_another_run(self._token()):
+            shutil.rmtree(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in self._driver_files():
             path.unlink()
@@ -111,6 +118,19 @@ class RunStorage:
                 say(f"{self.place} lacks the latest files, which {self.directory} holds: {error}")
             else:
                 self.close()
+
+    def _token(self) -> bytes:
+        """Read the token of the run at the URI; empty if there is none, as before a run's first copy."""
+        assert self._remote is not None
+        try:
+            return self._remote.read(RunDirectory(self.directory).token.name)
+        except FileNotFoundError:
+            return b""
+
+    def _is_of_another_run(self, token: bytes) -> bool:
+        """Tell whether this node's copy is of a run that was at the URI before the one of this token."""
+        own = RunDirectory(self.directory).token
+        return own.exists() and own.read_bytes() != token
 
     def check_writable(self) -> None:
         """Check that files can be written.

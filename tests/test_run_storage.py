@@ -38,7 +38,7 @@ from adios_ray.errors import ClaimError, ConfigError
 from adios_ray.experiment.checks import check_storage
 from adios_ray.files import append_line, atomic_write, sha256, write_output
 from adios_ray.ray_private import MadeGroup
-from adios_ray.run_directory import RunDirectory
+from adios_ray.run_directory import INITIAL_WEIGHTS, RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.population import Population
 from adios_ray.search.state import Member, PopulationState
@@ -114,6 +114,25 @@ def test_a_checkpoint_travels_to_another_node_and_is_fetched_once(nodes: Nodes, 
     reads = [path for method, path in server.requests if method == "GET" and path.endswith(STATE_FILE)]
     assert len(reads) == 1
     assert torch.equal(load_checkpoint(here, CPU)["tensor"], torch.full((1000,), 3.0))
+
+
+def test_a_copy_of_a_run_that_was_at_the_uri_before_is_not_used(nodes: Nodes) -> None:
+    for token, weights in ((b"first", b"old"), (b"second", b"new")):
+        Store(nodes.place).remove("")
+        writer = nodes[token.decode()]
+        writer.directory.mkdir(parents=True)
+        for name, content in (("config.json", b"{}"), ("token", token), (INITIAL_WEIGHTS, weights)):
+            atomic_write(writer.directory / name, content)
+            writer.publish(writer.directory / name)
+        worker = nodes["worker"]
+        worker.open()
+        found = worker.fetch_initial_weights()
+        assert found is not None and found.read_bytes() == weights
+        (worker.directory / "checkpoints" / "trial_00").mkdir(exist_ok=False)  # none is left of the first run
+    driver = nodes["worker"]
+    Store(nodes.place).remove("")
+    with driver.driven(lambda: None):
+        assert not list(driver.directory.iterdir())
 
 
 def test_a_damaged_or_outdated_copy_on_a_node_is_fetched_again(nodes: Nodes) -> None:
