@@ -164,7 +164,8 @@ def test_the_tree_equals_its_drawing() -> None:
 @pytest.mark.slow
 def test_a_damaged_lineage_ends_a_replay_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "population.json").write_text(
-        '{"next_decision_epoch": 2, "lineage_lines": 1, "members": {"trial_00": {"values": {}, "number": 0}}, "initial": {"trial_00": {}}}'
+        '{"next_decision_epoch": 2, "lineage_lines": 1, "members": {"trial_00": {"values": {}, "number": 0}}, '
+        '"initial": {"trial_00": {}}}'
     )
     (tmp_path / "lineage.jsonl").write_text('{"epoch": \n')
     options = ["--run", str(tmp_path), "--trial", "trial_00", "--output", str(tmp_path / "out")]
