@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray import PlacementGroupID
@@ -135,6 +138,12 @@ def other(ray_cluster: None) -> Iterator[Callable[..., Other]]:
     until(lambda: not any(is_held(each.group) for each in others))
 
 
+def has_group_or_none_to_come(run_dir: Path, pid: int) -> bool:
+    """Tell whether a run has a group, or the process that was to create one has ended."""
+    ended = not psutil.pid_exists(pid)  # first: it may have created one just before its end
+    return bool(groups(run_dir)) or ended
+
+
 def is_held(group: str) -> bool:
     """Tell whether a placement group's resources are reserved."""
     return bool(placement_group_table().get(group, {}).get("state") == "CREATED")
@@ -209,14 +218,17 @@ def test_a_group_that_was_created_after_the_end_of_its_job_is_removed_by_the_nex
         run_dir.mkdir()
         RunDirectory(run_dir).make_folders()
         # The actor's process is stopped while its job ends and continued afterwards, so that it creates its group when
-        # Ray has already recorded it as dead.
-        before, driver = set(placement_group_table()), other(run_dir=run_dir, signal=go)
-        os.kill(driver.pid, signal.SIGSTOP)
-        driver.end()
-        until(driver.is_dead)
-        go.touch()
-        os.kill(driver.pid, signal.SIGCONT)
-        until(lambda: bool(groups(run_dir)))
+        # Ray has already recorded it as dead; or Ray ends the process before that, and it is done again.
+        while not groups(run_dir):
+            go.unlink(missing_ok=True)
+            before, driver = set(placement_group_table()), other(run_dir=run_dir, signal=go)
+            os.kill(driver.pid, signal.SIGSTOP)
+            driver.end()
+            until(driver.is_dead)
+            go.touch()
+            with suppress(ProcessLookupError):
+                os.kill(driver.pid, signal.SIGCONT)
+            until(partial(has_group_or_none_to_come, run_dir, driver.pid))
         (driver.group,) = set(placement_group_table()) - before
         until(lambda: is_held(driver.group))
         return run_dir
