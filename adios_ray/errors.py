@@ -106,7 +106,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 SHOW_CURSOR = b"\x1b[?25h"
-"""What shows a terminal's cursor again."""
+"""Control sequence of terminals that makes the cursor visible."""
 TOGETHER_S = 2.0
 """Seconds within which a second SIGTERM counts as the same request."""
 _asked: list[tuple[int, float]] = []

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jsonschema
+import pytest
 import yaml
 from ray.autoscaler import _private as autoscaler
 from waiting import TIMEOUT_S, until
@@ -112,25 +113,19 @@ def test_the_slurm_job_ends_where_rays_head_does(tmp_path: Path) -> None:
     check_clean(tmp_path)
 
 
-def test_the_slurm_job_is_requeued_before_its_time_limit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status", "requeued"), [(signal.SIGUSR1, 0, True), (signal.SIGTERM, 143, False)])
+def test_the_slurm_job_is_requeued_before_its_time_limit_and_not_when_it_is_cancelled(
+    number: signal.Signals, status: int, requeued: bool, tmp_path: Path
+) -> None:
     (tmp_path / "stays").touch()
     with slurm_job(tmp_path, "alive") as job:
         until((tmp_path / "begun").exists, lambda: job.poll() is None)
-        job.send_signal(signal.SIGUSR1)
-        assert job.wait(TIMEOUT_S) == 0
-    assert (tmp_path / "scontrol.log").read_text() == f"requeue {JOB}\n"
+        job.send_signal(number)
+        assert job.wait(TIMEOUT_S) == status
+    log = tmp_path / "scontrol.log"
+    assert log.read_text() == f"requeue {JOB}\n" if requeued else not log.exists()
     check_clean(tmp_path)
     assert "#SBATCH --signal=B:USR1@" in (FILES / "slurm.sh").read_text()
-
-
-def test_the_cancelled_slurm_job_stays_out_of_the_queue(tmp_path: Path) -> None:
-    (tmp_path / "stays").touch()
-    with slurm_job(tmp_path, "alive") as job:
-        until((tmp_path / "begun").exists, lambda: job.poll() is None)
-        job.send_signal(signal.SIGTERM)
-        assert job.wait(TIMEOUT_S) == 143
-    assert not (tmp_path / "scontrol.log").exists()
-    check_clean(tmp_path)
 
 
 def test_the_slurm_job_removes_no_folder_but_rays_own(tmp_path: Path) -> None:

@@ -82,14 +82,14 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         self._start()
 
     def _start(self) -> None:
-        self._refused: list[str] = ray.get(self._channel.refused_nodes.remote())
+        self._find_labels()  # nodes that are refused from now on may explain a failure, earlier ones do not
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
 
     def _find_labels(self) -> dict[str, str]:
         """Select the nodes on which workers may start, and take note of the others."""
-        self._refused = ray.get(self._channel.refused_nodes.remote())
+        self._refused: list[str] = ray.get(self._channel.refused_nodes.remote())
         return outside(self._refused)
 
     def _say(self, text: str) -> None:

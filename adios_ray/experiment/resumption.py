@@ -125,17 +125,18 @@ def save_changes(
     Raises:
         StorageError: If remote storage fails for longer than five minutes.
     """
-    run_dir = run.directory
+    run_dir, grows = run.directory, config.epochs > (state.epochs or 0)
+    if config == own and not grows:
+        return
+    # The state first. Runs of earlier versions have the epochs at which trials finish in the configuration alone.
+    state.save(run_dir)
     if config != own:
-        # The state first. Runs of earlier versions have the epochs at which trials finish in the configuration alone.
-        state.save(run_dir)
         write_config(run_dir, config.model_dump(mode="json"))
-    if config.epochs > (state.epochs or 0):
+    if grows:
         for path in (RunDirectory(run_dir).summary, RunDirectory(run_dir).schedule):
             path.unlink(missing_ok=True)  # they conclude a finished run, which this one no longer is
         # At a URI, too, nothing of the run as it was may follow: neither a line of its journal, which would finish the
         # trials again, nor its conclusion.
-        state.save(run_dir)
         retry(run.push, say)
         state.extend(config.epochs, space.interval_epochs)
         state.save(run_dir)
