@@ -19,16 +19,16 @@ from small import small_config
 from trainers import assert_identical
 from waiting import TIMEOUT_S, until
 
-from adios_ray.checkpoints import load_checkpoint, open_checkpoint
+from adios_ray.checkpoints import STATE_FILE, damage, load_checkpoint, open_checkpoint
 from adios_ray.cli import main
 from adios_ray.config import MOST_EPOCHS
-from adios_ray.errors import ClaimError
+from adios_ray.errors import ClaimError, FaultError
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.schedule import load_schedule, schedule_of
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.decisions import read_drops, read_lineage
-from adios_ray.tracking.records import read_summary, read_token
+from adios_ray.tracking.records import RunSummary, read_summary, read_token
 from adios_ray.tracking.results import read_results
 from adios_ray.training.reproduce import reproduce
 
@@ -92,6 +92,23 @@ def test_a_population_evolves_and_leaves_its_records(ray_cluster: None, objects_
     modified = {path: path.stat().st_mtime_ns for path in kept}
     resume(run_dir)
     assert {path: path.stat().st_mtime_ns for path in kept} == modified
+    trained_again_from_the_checkpoint_before(run_dir, summary)
+
+
+def trained_again_from_the_checkpoint_before(run_dir: Path, summary: RunSummary) -> None:
+    """Assert that a run whose winner has lost its last checkpoint can be resumed, and ends as it did."""
+    from adios_ray.experiment.runner import resume
+
+    pointer = PopulationState.load(run_dir).members[summary.best_trial].checkpoint
+    assert pointer is not None
+    (pointer.path / STATE_FILE).write_bytes(b"damaged")
+    (run_dir / "summary.json").unlink()
+    with pytest.raises(FaultError, match=f"{summary.best_trial} cannot be evaluated: checkpoint .* is damaged"):
+        resume(run_dir)
+    resume(run_dir)
+    again = read_summary(run_dir)
+    assert damage(pointer) is None and again is not None
+    assert again.model_copy(update={"seconds": summary.seconds}) == summary
 
 
 def trained_in_one_process(config: ExperimentConfig, run_dir: Path, output: Path) -> None:

@@ -18,7 +18,7 @@ from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.console import say
 from adios_ray.data.manifest import read_manifest
-from adios_ray.errors import FaultError, RunError, StorageError
+from adios_ray.errors import CheckpointError, FaultError, RunError, StorageError
 from adios_ray.experiment.command import repeating_command
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources
@@ -70,7 +70,7 @@ def conclude(config: ExperimentConfig, run: Run, state: PopulationState, resourc
 
     Raises:
         RunError: If every trial diverged or collapsed.
-        FaultError: If the evaluation fails again and again.
+        FaultError: If the evaluation fails again and again, or a trial that it needs has lost its last checkpoint.
         StorageError: If the run's storage stays away.
         ClaimError: If another driver has taken the run over; nothing is written then.
     """
@@ -96,7 +96,16 @@ def conclude(config: ExperimentConfig, run: Run, state: PopulationState, resourc
         member = state.members[trial]
         assert member.checkpoint is not None
         own = replaced(config.trial(), member.values)
-        return _answer(run, trial, partial(_submit, own, member.checkpoint, storage.place, resources))
+        try:
+            return _answer(run, trial, partial(_submit, own, member.checkpoint, storage.place, resources))
+        except CheckpointError as error:
+            state.reopen(trial, space.interval_epochs)
+            run.write(lambda: state.journal(run_dir, [trial]))
+            run.write(storage.push)
+            raise FaultError(
+                f"{storage.place}: {trial} cannot be evaluated: {error}. Its last epochs can be trained again: run "
+                f"again with --resume {storage.place}"
+            ) from error
 
     # Only the trial that is best on validation, and what it is compared with, see the test split: the maximum over the
     # population would be biased upward.
@@ -187,6 +196,7 @@ def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[OnTest]"]) -> 
     """Return what the evaluation of a trial on the test split finds, after a bounded number of attempts.
 
     Raises:
+        CheckpointError: If the trial's checkpoint cannot be read.
         FaultError: If each failed, with the reason of the last; the trial's log has all of them whole.
         StorageError: If the run's storage stays away.
     """
@@ -194,6 +204,8 @@ def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[OnTest]"]) -> 
         try:
             found = run.read(partial(_evaluated, submit))
         except RayTaskError as error:
+            if isinstance(error.cause, CheckpointError):
+                raise error.cause from error
             fault = Fault(f"{type(error.cause).__name__}: {error.cause}", str(error))
         except RayError as error:  # its process or node was lost, or ran out of memory
             fault = fault_of(error)

@@ -11,6 +11,7 @@ from typing import Any
 
 from adios_ray.backend.channel import ChannelCalls
 from adios_ray.backend.line import Reply
+from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.comparison import (
@@ -80,7 +81,10 @@ class Population:
             Whether the report is new. It is not if it repeats an epoch, after workers fell back to an older checkpoint.
         """
         member, report = self[name], reply.report
-        if report is None or report.epoch <= member.epoch:
+        if report is None:
+            return False
+        if report.epoch <= member.epoch:
+            self._replace_checkpoint(name, reply.checkpoint)
             return False
         epoch = report.epoch
         # If the driver dies before commit(), the next one asks again and writes a second row; readers keep the last.
@@ -110,6 +114,17 @@ class Population:
             member.checkpoint = self.run.storage.here(reply.checkpoint)
             self._note_borrowing(name)
         return True
+
+    def _replace_checkpoint(self, name: str, repeated: Pointer | None) -> None:
+        """Take the checksum of a checkpoint that was damaged and is written again: on GPUs it may have other bits."""
+        member = self[name]
+        if repeated is None or member.checkpoint is None:
+            return
+        repeated = self.run.storage.here(repeated)
+        # A report from before an exploit, which an actor asks for again, has another path than the donor's.
+        if repeated.path == member.checkpoint.path and repeated.sha256 != member.checkpoint.sha256:
+            member.checkpoint = repeated
+            self.commit(name)
 
     def _change(self, score: Score, outcomes: bytes | None, before: Score) -> float | None:
         """Compute the standard error of the change of a trial's score since its last report."""

@@ -129,11 +129,20 @@ class PopulationState(BaseModel):
         if epochs > self.epochs:
             for member in ended:
                 member.finished = False
-            # No decision was made at what was the last epoch. If the barrier stands there, no report would pass it.
-            unfinished = [member.epoch for member in self.members.values() if not member.finished]
-            while ended and self.next_decision_epoch <= min(unfinished):
-                self.next_decision_epoch += interval_epochs
+            if ended:
+                self._move_barrier(interval_epochs)
         self.epochs = epochs
+
+    def reopen(self, name: str, interval_epochs: int) -> None:
+        """Let a finished trial train to its last report again, from the checkpoint before."""
+        self.members[name].finished = False
+        self._move_barrier(interval_epochs)
+
+    def _move_barrier(self, interval_epochs: int) -> None:
+        """Move the barrier on until trials that had finished can pass it: no decision was made at their last epoch."""
+        epochs = [member.epoch for member in self.members.values() if not member.finished]
+        while self.next_decision_epoch <= min(epochs):
+            self.next_decision_epoch += interval_epochs
 
     def save(self, run_dir: Path) -> None:
         """Write a snapshot and empty the journal."""
