@@ -33,6 +33,7 @@
 - The key and namespace of the control store under which Ray keeps what a job reserves for its entry point: the public
   client of jobs needs the dashboard and its address.
 - ``LOG_MARKERS``, with which lines begin that Ray writes for itself into the files of what workers print.
+- ``_global_node`` of ``ray._private.worker``: whether ``ray.init`` has started the cluster, which it does not tell.
 - ``print_to_stdstream`` of ``ray._private.worker``: prints messages of nodes into the driver's terminal, whatever
   ``log_to_driver`` is; among them the advice that many processes are running, which is what a population is.
 - The status that an autoscaler leaves in the control store, and the names that it gives to nodes of a cluster which
@@ -105,6 +106,12 @@ PROCESS_ADVICE = "worker processes have been started on node"
 """Occurs in a node's advice that many processes are running."""
 PREEMPTION_WATCHER_VARIABLE = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 """Environment variable: 0 keeps Ray Train from starting an actor that watches for nodes about to be preempted."""
+
+
+def cluster_started_here() -> bool:
+    """Tell whether this process has started the cluster that it is connected to, whose nodes then have its settings."""
+    node = ray_worker._global_node
+    return node is not None and bool(node.is_head())
 
 
 def silence_process_advice() -> None:

@@ -94,7 +94,7 @@ class RunStorage:
         """Use this node's run directory as the driver, and copy all of the driver's files to the URI at the end.
 
         What an earlier driver left on this node is removed first, except trackers' files, which no other node has. What
-        could not be copied is kept on this node.
+        could not be copied is kept on this node, and moved aside by the next driver.
 
         Args:
             check_claim: Raises an error once another driver has taken the run over; then nothing more is copied.
@@ -106,8 +106,7 @@ class RunStorage:
         if self._is_of_another_run(self._token()):
             shutil.rmtree(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        for path in self._driver_files():
-            path.unlink()
+        self._clear()
         try:
             yield
         finally:
@@ -115,9 +114,30 @@ class RunStorage:
                 check_claim()
                 self.push(at_end=True)
             except OSError as error:
+                with suppress(OSError):
+                    self._unsaved.touch()
                 say(f"{self.place} lacks the latest files, which {self.directory} holds: {error}")
             else:
                 self.close()
+
+    @property
+    def _unsaved(self) -> Path:
+        """There if the last driver on this node could not copy its files at its end."""
+        return self._copy / "unsaved"
+
+    def _clear(self) -> None:
+        """Remove the driver's files on this node; those that the URI may lack are moved aside."""
+        files = list(self._driver_files())
+        if files and self._unsaved.exists():
+            aside = self._copy.with_name(f"{self.directory.name}-unsaved-{time.strftime('%Y%m%d-%H%M%S')}")
+            for path in files:
+                kept = aside / self._name(path)
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, kept)
+            say(f"{aside} has what {self.place} may lack of the last driver on this node")
+        for path in files:
+            path.unlink()
+        self._unsaved.unlink(missing_ok=True)
 
     def _token(self) -> bytes:
         """Read the token of the run at the URI; empty if there is none, as before a run's first copy."""

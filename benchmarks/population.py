@@ -162,7 +162,7 @@ def evolve(population: int, directory: Path) -> dict[str, float]:
     channel, admission = start_channel(directory.name, population, 1), Admission(population, lambda: NODES * CPUS)
     storage, view = RunStorage(directory), LiveView(EPOCHS, population, "toys")
     with (
-        Trackers([], directory, view.note) as trackers,
+        Trackers([], storage, view.note) as trackers,
         Run(storage, list(space.parameters), view, RayMetrics("toys"), trackers) as run,
     ):
         members = Population(config, state, run, ChannelCalls(channel))

@@ -103,8 +103,8 @@ def train_population(
     begin_lineage(directory, state.lineage_lines)
     names = trial_names(config, space)
     view = LiveView(config.epochs, config.population, directory.name, read_results(directory), console)
-    trackers = Trackers([], directory, view.note)
     metrics, storage = cast(RayMetrics, _NoMetrics()), RunStorage(directory)
+    trackers = Trackers([], storage, view.note)
     with Run(storage, list(space.parameters), view, metrics, trackers, page_interval_s=math.inf) as run:
         InProcess(config.trial(), state, run, trainers).drive(
             lambda members, admission: make_scheduler(

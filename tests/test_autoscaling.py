@@ -194,15 +194,19 @@ def test_a_coordinator_that_was_lost_is_found_again(coordinator: Coordinator, mo
 
 
 @pytest.mark.parametrize(
-    ("placed", "fitting", "in_vain", "line"),
+    ("placed", "fitting", "in_vain", "grows", "line"),
     [
-        (0, 0, True, "waiting for nodes: 0 of 8 trials fit"),
-        (2, 2, True, "waiting for nodes: 2 of 8 trials fit"),
-        (1, 8, True, "waiting for resources that others on the cluster use: 1 of 8 trials run"),
-        (1, 4, True, "waiting for resources that others on the cluster use: 1 of 4 trials run"),
-        (8, 8, False, ""),
-        (0, 8, False, ""),
+        (0, 0, True, True, "waiting for nodes: 0 of 8 trials fit"),
+        (2, 2, True, True, "waiting for nodes: 2 of 8 trials fit"),
+        (1, 2, False, True, "waiting for nodes: 2 of 8 trials fit"),
+        (0, 0, False, False, "waiting for nodes: 0 of 8 trials fit"),
+        (2, 2, False, False, "the nodes hold 2 trials at once; the others wait"),
+        (0, 1, False, False, "the nodes hold 1 trial at once; the others wait"),
+        (1, 8, True, True, "waiting for resources that others on the cluster use: 1 of 8 trials run"),
+        (1, 4, True, False, "waiting for resources that others on the cluster use: 1 of 4 trials run"),
+        (8, 8, False, True, ""),
+        (0, 8, False, False, ""),
     ],
 )
-def test_the_line_says_what_trials_wait_for(placed: int, fitting: int, in_vain: bool, line: str) -> None:
-    assert waiting_line(placed, fitting, 8, in_vain) == line
+def test_the_line_says_what_trials_wait_for(placed: int, fitting: int, in_vain: bool, grows: bool, line: str) -> None:
+    assert waiting_line(placed, fitting, 8, in_vain, grows) == line

@@ -157,7 +157,7 @@ def test_placement_groups_of_dead_actors_are_removed(hold: Hold, tmp_path: Path)
     assert len(groups(tmp_path)) == 2
     ray.kill(doomed)
     until(lambda: any(group.orphaned for group in groups(tmp_path)))
-    assert ClusterCapacity(tmp_path, lambda: 2, lambda: 2, print).count() == 2
+    assert ClusterCapacity(tmp_path, lambda: 2, lambda: 2, False, print).count() == 2
     assert len(groups(tmp_path)) == 2  # counting removes nothing
     remove_orphaned(tmp_path)
     (left,) = groups(tmp_path)
@@ -171,7 +171,7 @@ def test_resources_that_others_hold_are_not_counted(
     outsider = holder(num_cpus=1)
     ray.get(outsider.__ray_ready__.remote())
     said: list[str] = []
-    counted = ClusterCapacity(tmp_path, lambda: 2, lambda: 2, said.append)
+    counted = ClusterCapacity(tmp_path, lambda: 2, lambda: 2, False, said.append)
     hold(2.0)
     until(lambda: all(group.placed for group in groups(tmp_path)))
     hold(2.0)
@@ -188,7 +188,7 @@ def test_resources_that_others_hold_are_not_counted(
 def test_a_trial_that_waits_for_long_is_told_once(every: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Ray Train replaces its group each minute, between which there is none for two seconds; drivers may be slow."""
     said: list[str] = []
-    counted, seconds = ClusterCapacity(tmp_path, lambda: 2, lambda: 2, said.append), 0.0
+    counted, seconds = ClusterCapacity(tmp_path, lambda: 2, lambda: 2, False, said.append), 0.0
 
     def made(run: object) -> list[Group]:
         """List a placed group, and one that waits until the tenth minute."""

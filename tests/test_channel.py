@@ -338,6 +338,38 @@ def test_a_node_that_was_refused_before_the_first_trial_is_checked_again_after_a
     asyncio.run(scenario())
 
 
+def test_nodes_that_passed_are_checked_again_where_trials_fail_and_the_last_one_is_never_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        problems: dict[str, str | None] = {"good": "", "bad": "it lacks data", "gone": None}
+
+        def look(node: str) -> str | None:
+            if node == "away":
+                raise OSError("stale")
+            return problems[node]
+
+        channel = Channel(dict.fromkeys(("good", "bad", "gone", "away"), ""), look)
+        await channel.check_nodes_again()
+        assert await channel.refused_nodes() == []  # they passed a moment ago
+        monkeypatch.setattr(node_checks, "AGAIN_S", 0.0)
+        await asyncio.gather(channel.check_nodes_again(), channel.check_nodes_again())
+        assert await channel.refused_nodes() == ["bad"]
+        assert await channel.take_notes() == [Note("", "it lacks data. No trial starts there")]
+        problems["good"] = "it lacks data too"
+        assert await channel.check_nodes([]) == ["good", "away"]
+        await channel.check_nodes_again()
+        assert await channel.refused_nodes() == ["good", "bad"]  # another is left, for all that is known
+        problems.update(good="", bad="")
+        assert await channel.check_node("good") == await channel.check_node("bad") == ""
+        problems.update(good="it lacks data", bad="it lacks data", away="it lacks data")
+        monkeypatch.setattr(channel._nodes, "_find_problem", problems.get)
+        await channel.check_nodes_again()
+        assert await channel.refused_nodes() == []
+
+    asyncio.run(scenario())
+
+
 def test_a_check_that_storage_prevents_is_repeated() -> None:
     async def scenario() -> None:
         away = [OSError("stale")]

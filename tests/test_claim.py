@@ -13,7 +13,7 @@ from s3 import s3_server
 from waiting import TIMEOUT_S, until
 
 from adios_ray.data import claim
-from adios_ray.data.claim import PREPARING, TRAINING, Holder, claimed
+from adios_ray.data.claim import PREPARING, TRAINING, Holder, claimed, holder_of
 from adios_ray.errors import ClaimError
 from adios_ray.store import Store
 
@@ -161,7 +161,14 @@ def test_a_driver_that_was_taken_over_stops_and_leaves_the_place_to_the_other(tm
             first.release()
             second.check()
             assert (tmp_path / TRAINING.file).exists()
-        (tmp_path / TRAINING.file).unlink(missing_ok=True)
+        with pytest.raises(ClaimError, match="has been taken over"):  # it may have slept through all of that
+            first.check()
+        assert holder_of(tmp_path, TRAINING) is None
+        with claimed(store, print, TRAINING, wait=False) as third:
+            third.check()
+        with pytest.raises(ClaimError, match="has been taken over"):
+            first.check()
+        (tmp_path / TRAINING.file).unlink()
         first.check()  # deleted, or storage is away: nobody else is known
 
 

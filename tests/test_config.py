@@ -107,6 +107,8 @@ def test_perturbation_moves_by_the_factor_or_the_step() -> None:
     rate = Continuous(low=0.01, high=1, scale="log", factor=1.25)
     moved = {round(rate.perturb(0.1, Random(seed)), 6) for seed in range(20)}
     assert moved == {0.08, 0.125}
+    off = Continuous(low=0, high=1, scale="linear")
+    assert len({off.perturb(0.0, Random(seed)) for seed in range(20)}) == 20  # a factor would keep it at 0
     slots = Integer(low=2, high=5, scale="integer", step=1)
     assert {slots.perturb(4, Random(seed)) for seed in range(20)} == {3, 5}
     assert {slots.perturb(5, Random(seed)) for seed in range(20)} == {4, 5}

@@ -96,7 +96,7 @@ def test_the_source_is_compared_by_content_and_name(tmp_path: Path, monkeypatch:
 
 def test_one_error_names_all_nodes_that_cannot_train() -> None:
     refuse([("n1", []), ("n2", [])])
-    with pytest.raises(ConfigError, match="2 of 4 other nodes cannot train: n1: no data, torch; n3: late. Every node"):
+    with pytest.raises(ConfigError, match="2 of 4 nodes cannot train: n1: no data, torch; n3: late. Every node"):
         refuse([("n1", ["no data", "torch"]), ("n2", []), ("n3", ["late"]), ("n3", [])])  # two nodes of one host
 
 
@@ -115,7 +115,7 @@ def test_a_run_may_go_on_without_nodes_that_cannot_train(
     problem = "two cannot train: no data, torch"
     assert check_nodes(tmp_path, "data", enough) == {"a": "", "b": problem, "c": ""}
     assert asked == {"a", "c"} and f"{problem}. No trial starts there" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="1 of 2 other nodes cannot train: two: no data, torch"):
+    with pytest.raises(ConfigError, match="1 of 2 nodes cannot train: two: no data, torch"):
         check_nodes(tmp_path, "data")
 
 
@@ -143,13 +143,29 @@ def test_a_node_that_joins_is_named_with_what_it_lacks(tmp_path: Path, monkeypat
     monkeypatch.setattr(preflight, "_ask", lambda nodes, *places: {"a": ["no data", "torch"], "b": []})
     look = partial(find_node_problem, tmp_path, "data")
     assert look("a") == "one (10.0.0.1) cannot train: no data, torch"
-    assert look("b") == look("gone") == ""
+    assert look("b") == "" and look("gone") is None
 
     def fail(*_: object) -> NoReturn:
         raise DatasetError("no data set in data")
 
     monkeypatch.setattr(preflight, "_ask", fail)
     assert look("a") == "one (10.0.0.1) cannot train: no data set in data"
+
+
+def test_the_drivers_own_node_is_asked_where_the_cluster_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers then have the environment in which the cluster was started."""
+    monkeypatch.setattr(preflight, "_names", lambda: {"a": "one", "b": "two"})
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
+    problems = {"a": ["it has torch 1.13.1"], "b": []}
+    monkeypatch.setattr(preflight, "_ask", lambda nodes, *places: {node: problems[node] for node in nodes})
+    monkeypatch.setattr(preflight, "cluster_started_here", lambda: True)
+    assert check_nodes("run", "data") == {"a": "", "b": ""} and preflight.find_refused_nodes("run", "data") == []
+    monkeypatch.setattr(preflight, "cluster_started_here", lambda: False)
+    assert preflight.find_refused_nodes("run", "data") == ["a"]
+    with pytest.raises(ConfigError, match=r"1 of 2 nodes cannot train: one: it has torch 1\.13\.1"):
+        check_nodes("run", "data")
+    problems["b"] = ["no data"]
+    assert preflight.find_refused_nodes("run", "data") == []  # the evaluation is tried, and says why it fails
 
 
 @pytest.mark.ray

@@ -52,6 +52,7 @@ from adios_ray import ray_private
 from adios_ray.backend.faults import fault_of
 from adios_ray.backend.node_checks import outside
 from adios_ray.ray_private import (
+    cluster_started_here,
     is_alive_in,
     is_dead,
     last_error,
@@ -134,6 +135,16 @@ def test_a_running_cluster_answers_in_these_forms(ray_cluster: None) -> None:
     assert is_alive_in(context.gcs_address, nodes_here(), TIMEOUT_S)
     assert not is_alive_in(context.gcs_address, ["ab" * 28], TIMEOUT_S)
     assert not is_alive_in("127.0.0.1:1", nodes_here(), 0.1)
+
+
+@pytest.mark.ray
+def test_a_process_knows_whether_it_has_started_its_cluster(ray_cluster: None) -> None:
+    joined = (
+        "import ray; from adios_ray.ray_private import cluster_started_here; "
+        f"ray.init({ray.get_runtime_context().gcs_address!r}, log_to_driver=False); print(cluster_started_here())"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", joined], text=True, timeout=TIMEOUT_S)
+    assert cluster_started_here() and printed.split()[-1] == "False"
 
 
 @pytest.mark.ray  # Tune writes into the cluster's session

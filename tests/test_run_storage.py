@@ -14,7 +14,7 @@ from typing import cast
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFile
-from made_up_run import make_run
+from made_up_run import make_row, make_run
 from ray import PlacementGroupID
 from s3 import BUCKET, FORBIDDEN, INTERNAL_ERROR, S3Server, s3_server
 from simulated import SimulatedRun
@@ -45,7 +45,10 @@ from adios_ray.search.state import Member, PopulationState
 from adios_ray.store import Store
 from adios_ray.tracking.report import page
 from adios_ray.tracking.report.page import write_report
+from adios_ray.tracking.results import Row
 from adios_ray.tracking.run import Run
+from adios_ray.tracking.trackers.__main__ import give
+from adios_ray.tracking.trackers.base import Message, Tracker
 
 pytestmark = pytest.mark.slow
 
@@ -346,6 +349,45 @@ def test_a_driver_that_has_lost_its_claim_copies_nothing(nodes: Nodes) -> None:
     with pytest.raises(ClaimError, match="taken over"), driver.driven(check):
         atomic_write(RunDirectory(driver.directory).config, b"of the one that lost it")
     assert Store(nodes.place).read("config.json") == b"{}"
+
+
+def test_what_a_driver_could_not_copy_at_its_end_is_kept_for_people(
+    nodes: Nodes, server: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver = nodes["ends"]
+    with driver.driven(lambda: None):
+        driver.fetch_run()
+        log = RunDirectory(driver.directory).log("trial_00")
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("traceback of what ended the run")
+        server.fault = lambda method, path: INTERNAL_ERROR
+    assert f"{driver.directory} holds" in capsys.readouterr().out
+    server.fault = None
+    for _ in range(2):
+        with nodes["ends"].driven(lambda: None):
+            assert not log.exists()
+    (aside,) = (tmp_path / "ends").glob("a_run-unsaved-*")
+    assert (aside / "logs" / "trial_00.log").read_text() == "traceback of what ended the run"
+    assert capsys.readouterr().out.count(f"{aside} has what {nodes.place} may lack") == 1
+
+
+def test_masks_of_trials_on_other_nodes_reach_trackers(nodes: Nodes) -> None:
+    other = nodes["other"]
+    other.open()
+    path = RunDirectory(other.directory).masks("trial_00", 1)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"masks")
+    other.publish(path)
+    seen = list[bool]()
+
+    class Looking:
+        def report(self, row: Row, config: TrialConfig) -> None:
+            seen.append(RunDirectory(driver.directory).masks("trial_00", 1).is_file())
+
+    driver = nodes["driver"]
+    message = Message(row=make_row(epoch=1), config=TrialConfig())
+    give(cast(Tracker, Looking()), driver, message.model_dump_json())
+    assert seen == [True]
 
 
 def test_transient_faults_are_waited_for_and_said_once(nodes: Nodes, server: S3Server) -> None:

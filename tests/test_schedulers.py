@@ -30,7 +30,7 @@ from adios_ray.search.scheduler import STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Observation, PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
-from adios_ray.search.suggest import make_suggest, random_trials
+from adios_ray.search.suggest import TreeParzen, make_suggest, random_trials
 from adios_ray.tracking.decisions import read_drops, read_lineage
 from adios_ray.tracking.lineage import ancestry
 from adios_ray.trial_report import TrialReport
@@ -310,9 +310,20 @@ def test_a_diverged_trial_scores_worst_and_is_replaced(tmp_path: Path, failure: 
         failure if (trial, epoch) == ("trial_02", 3) else usual(trial, epoch, values, before)
     )
     simulated.drive()
-    (exploit,) = [exploit for exploit in simulated.lineage() if exploit[0] == 3]
-    assert exploit[1] == "trial_02" and exploit[2] != "trial_02"
+    (exploit,) = [exploit for exploit in simulated.lineage() if exploit[:2] == (3, "trial_02")]
+    assert exploit[2] != "trial_02"
     assert simulated.members.state.observations["trial_02/3"].scores[1] == WORST_SCORE
+
+
+def test_all_trials_that_have_diverged_are_replaced_at_once_and_the_others_still_compete(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", population=8)
+    failing = {f"trial_{number:02d}" for number in (2, 3, 4, 5, 6)}
+    simulated.fitness = lambda trial, epoch, config, before: (
+        math.nan if trial in failing and epoch == 3 else int(trial[-2:]) + epoch
+    )
+    simulated.drive()
+    decided = {trial: donor for epoch, trial, donor, _ in simulated.lineage() if epoch == 3}
+    assert decided == {**dict.fromkeys(failing, "trial_07"), "trial_01": "trial_07"}  # trial_00 is the control
 
 
 @pytest.mark.parametrize("synchronous", [True, False])
@@ -508,19 +519,47 @@ def test_median_stops_trials_below_the_median(tmp_path: Path) -> None:
     assert state.members["trial_11"].epoch < EPOCHS
 
 
-def test_a_trial_that_the_median_would_have_stopped_at_its_end_trains_on_to_a_later_one(tmp_path: Path) -> None:
-    simulated = simulation(tmp_path / "run", population=5, scheduler="median", grace_epochs=1, min_trials=3)
+@pytest.mark.parametrize(
+    ("options", "stopped"),
+    [
+        ({"scheduler": "median", "grace_epochs": 4, "min_trials": 3}, 2),
+        ({"scheduler": "asha", "grace_epochs": 4, "reduction_factor": 4}, 3),
+    ],
+)
+def test_a_rule_stops_trials_at_what_was_the_last_epoch_of_a_search_that_is_made_longer(
+    tmp_path: Path, options: dict[str, Any], stopped: int
+) -> None:
+    simulated = simulation(tmp_path / "run", population=5, **options)
     simulated.config = simulated.config.model_copy(update={"epochs": 4})
+    # At the last epoch, trial_00 falls far behind the others.
     simulated.fitness = lambda trial, epoch, config, before: (
-        0.5 + 0.4 * (epoch >= 4 and trial != "trial_00") + 0.01 * (trial == "trial_00")
+        0.51 if trial == "trial_00" else (0.9 if epoch >= 4 else 0.5) + int(trial[-2:]) / 1000
     )
     assert {member.epoch for member in searched(simulated).members.values()} == {4}
+    extended(simulated, 4, 8)
+    epochs = {name: member.epoch for name, member in searched(simulated).members.items()}
+    assert epochs["trial_00"] == 4 and epochs["trial_04"] == 8
+    assert list(epochs.values()).count(4) == stopped and set(epochs.values()) == {4, 8}
+
+
+def extended(simulated: Simulation, before: int, after: int) -> None:
+    """Make a run that has trained to an epoch longer, as a resumption with more epochs does."""
     state = PopulationState.load(simulated.directory)
-    state.epochs = 4
-    state.extend(8, 1)
+    state.epochs = before
+    state.extend(after, simulated.space.interval_epochs)
     state.save(simulated.directory)
-    simulated.config = simulated.config.model_copy(update={"epochs": 8})
-    assert {member.epoch for member in searched(simulated).members.values()} == {8}
+    simulated.config = simulated.config.model_copy(update={"epochs": after})
+
+
+def test_hyperopt_knows_the_best_trials_of_a_search_that_is_made_longer(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", population=8, scheduler="none", search="hyperopt", parameters=PARAMETERS)
+    searched(simulated)
+    extended(simulated, EPOCHS, 2 * EPOCHS)
+    state = PopulationState.load(simulated.directory)
+    suggest = make_suggest(simulated.space, simulated.config, state, 9)
+    assert isinstance(suggest, TreeParzen)
+    suggest("trial_08")
+    assert suggest._completed == set(state.members) == {f"trial_{number:02d}" for number in range(8)}
 
 
 def test_without_a_rule_every_combination_of_a_grid_trains_to_its_end(tmp_path: Path) -> None:

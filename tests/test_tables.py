@@ -366,7 +366,7 @@ def test_cells_run_where_every_node_has_the_storage_and_the_data(
     objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(storage: Path, data: str) -> None:
-        raise ConfigError(f"1 of 1 other nodes cannot train: it does not see {storage} and {data}")
+        raise ConfigError(f"1 of 1 nodes cannot train: it does not see {storage} and {data}")
 
     monkeypatch.setattr(run_module, "connected", nullcontext)
     monkeypatch.setattr(run_module, "nodes", lambda: [Node(2, 0)])

@@ -19,6 +19,7 @@ from waiting import TIMEOUT_S, until
 from wandb_server import wandb_server
 
 from adios_ray.config import TrialConfig, replaced
+from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.decisions import Exploit, read_lineage
 from adios_ray.tracking.records import RunSummary, read_summary, write_token
 from adios_ray.tracking.results import Row, read_results
@@ -35,7 +36,7 @@ CONFIG = TrialConfig()
 def test_a_tracker_that_fails_is_named_once_and_the_others_get_everything(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").mkdir()
     said = list[str]()
-    with Trackers(["jsonl", "tensorboard"], tmp_path, said.append) as trackers:
+    with Trackers(["jsonl", "tensorboard"], RunStorage(tmp_path), said.append) as trackers:
         for epoch in (1, 2, 3):
             trackers.report(make_row(epoch=epoch), CONFIG)
     log = tmp_path / "logs" / "tracker_jsonl.log"
@@ -48,7 +49,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_get_everything(tmp_pa
 def test_a_tracker_whose_process_is_killed_is_named_when_that_happens(tmp_path: Path) -> None:
     before, said = set(psutil.Process().children()), queue.SimpleQueue[str]()
     log = tmp_path / "logs" / "tracker_jsonl.log"
-    with Trackers(["jsonl"], tmp_path, said.put) as trackers:
+    with Trackers(["jsonl"], RunStorage(tmp_path), said.put) as trackers:
         (process,) = set(psutil.Process().children()) - before
         process.kill()
         named = said.get(timeout=TIMEOUT_S)
@@ -59,7 +60,7 @@ def test_a_tracker_whose_process_is_killed_is_named_when_that_happens(tmp_path: 
 
 def test_a_job_that_is_stopped_loses_no_record_of_what_follows(tmp_path: Path) -> None:
     before, said = set(psutil.Process().children()), list[str]()
-    with Trackers(["jsonl"], tmp_path, said.append) as trackers:
+    with Trackers(["jsonl"], RunStorage(tmp_path), said.append) as trackers:
         trackers.report(make_row(epoch=1), CONFIG)
         (process,) = set(psutil.Process().children()) - before
         until((tmp_path / "log.jsonl").is_file, process.is_running)
@@ -72,7 +73,7 @@ def test_a_job_that_is_stopped_loses_no_record_of_what_follows(tmp_path: Path) -
 def test_a_tracker_that_hangs_delays_the_end_by_its_limit_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolation, "CLOSE_S", 0.05)
     before, said = set(psutil.Process().children()), list[str]()
-    with Trackers(["jsonl"], tmp_path, said.append) as trackers:
+    with Trackers(["jsonl"], RunStorage(tmp_path), said.append) as trackers:
         (process,) = set(psutil.Process().children()) - before
         process.suspend()
         trackers.report(make_row(), CONFIG)

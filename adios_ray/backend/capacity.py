@@ -129,6 +129,7 @@ class ClusterCapacity:
         run: Location,
         count_fitting: Callable[[], int],
         count_wanted: Callable[[], int],
+        grows: bool,
         say: Callable[[str], None],
     ) -> None:
         """Count for a run.
@@ -137,10 +138,11 @@ class ClusterCapacity:
             run: The run's directory or URI.
             count_fitting: Returns how many trials the nodes' resources suffice for.
             count_wanted: Returns how many trials are to train at once.
+            grows: Whether an autoscaler can add nodes.
             say: Prints what trials wait for, whenever that changes.
         """
         self._run, self._count_fitting, self._count_wanted, self._say = run, count_fitting, count_wanted, say
-        self._said = ""
+        self._grows, self._said = grows, ""
         self._waiting: dict[str, _Waiting] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,7 +156,7 @@ class ClusterCapacity:
         self._note_waiting(living, now)
         in_vain = any(now - waiting.since > WAITING_S for waiting in self._waiting.values())
         fitting = self._count_fitting()
-        self._tell(waiting_line(placed, fitting, self._count_wanted(), in_vain))
+        self._tell(waiting_line(placed, fitting, self._count_wanted(), in_vain, self._grows))
         return placed if in_vain else fitting
 
     def _note_waiting(self, living: Sequence[Group], now: float) -> None:
@@ -174,7 +176,7 @@ class ClusterCapacity:
         self._said = line
 
 
-def waiting_line(placed: int, fitting: int, wanted: int, in_vain: bool) -> str:
+def waiting_line(placed: int, fitting: int, wanted: int, in_vain: bool, grows: bool) -> str:
     """Say what trials wait for; nothing if they wait for none.
 
     Args:
@@ -182,9 +184,13 @@ def waiting_line(placed: int, fitting: int, wanted: int, in_vain: bool) -> str:
         fitting: Trials that the nodes' resources suffice for.
         wanted: Trials that are to train at once.
         in_vain: Whether a trial waits for resources that the nodes have.
+        grows: Whether an autoscaler can add nodes.
     """
-    if fitting < wanted and placed >= fitting:
+    # Apart from the next line not by what is placed: that is fewer for a moment whenever trials take turns.
+    if in_vain and placed < (needed := min(fitting, wanted)):
+        return f"waiting for resources that others on the cluster use: {placed} of {needed} trials run"
+    if fitting < wanted and (grows or not fitting):
         return f"waiting for nodes: {fitting} of {wanted} trials fit"
-    if in_vain:
-        return f"waiting for resources that others on the cluster use: {placed} of {min(fitting, wanted)} trials run"
+    if fitting < wanted:
+        return f"the nodes hold {fitting} trial{'s' * (fitting > 1)} at once; the others wait"
     return ""

@@ -46,7 +46,7 @@ class Channel:
     Methods change a line without awaiting in between, so each change is atomic; conditions only wake up waiting calls.
     """
 
-    def __init__(self, nodes: Mapping[str, str], find_problem: Callable[[str], str]) -> None:
+    def __init__(self, nodes: Mapping[str, str], find_problem: Callable[[str], str | None]) -> None:
         """Start without trials; see ``start_channel``."""
         self._lines, self._notes = Lines(), list[Note]()
         self._nodes = NodeChecks(nodes, find_problem, lambda text: self._notes.append(Note("", text)))
@@ -101,6 +101,10 @@ class Channel:
         """Begin to check those nodes that are new; return the IDs of all that have been checked and can train."""
         self._nodes.begin(nodes)
         return self._nodes.passed()
+
+    async def check_nodes_again(self) -> None:
+        """Check nodes that passed a while ago once more; see ``NodeChecks.check_again``."""
+        await self._nodes.check_again()
 
     async def refused_nodes(self) -> list[str]:
         """Return the IDs of nodes that cannot train."""
@@ -217,7 +221,7 @@ def start_channel(
     trials: int,
     workers: int,
     nodes: Mapping[str, str] = MappingProxyType({}),
-    find_problem: Callable[[str], str] = lambda node: "",
+    find_problem: Callable[[str], str | None] = lambda node: "",
 ) -> Any:
     """Start the channel of a run's population on the driver's node; it lives as long as the driver.
 

@@ -1,4 +1,4 @@
-"""Checks of nodes that join the cluster while a run trains, before a trial starts there."""
+"""Checks of nodes while a run trains: of those that join, before a trial starts there, and where trials fail."""
 
 import asyncio
 import math
@@ -10,7 +10,7 @@ from ray.util.placement_group import NODE_ID_LABEL_KEY
 NOT_THERE = "No trial starts there"
 """Ends what is said about a node that cannot train."""
 AGAIN_S = 60.0
-"""Seconds after which a node that cannot train is checked again: its storage may have been mounted since."""
+"""Seconds after which a node is checked again: its storage may have been mounted since, or have gone."""
 
 
 def outside(nodes: Sequence[str]) -> dict[str, str]:
@@ -23,18 +23,20 @@ class NodeChecks:
     """Knows which nodes can train; for asyncio, in the channel's process on the driver's node."""
 
     def __init__(
-        self, known: Mapping[str, str], find_problem: Callable[[str], str], say: Callable[[str], None]
+        self, known: Mapping[str, str], find_problem: Callable[[str], str | None], say: Callable[[str], None]
     ) -> None:
         """Begin with nodes that were checked before the first trial.
 
         Args:
             known: For the ID of each, why it cannot train; nothing if it can.
-            find_problem: Says why the node of an ID cannot train, nothing if it can; called in a thread.
+            find_problem: Says why the node of an ID cannot train, nothing if it can, None if it has left; called in a
+                thread.
             say: Called with a line about each node that cannot train.
         """
         self._find_problem, self._say = find_problem, say
         self._problems, self._checked = dict(known), dict.fromkeys(known, time.monotonic())
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._checking_again = asyncio.Lock()
 
     def begin(self, nodes: Iterable[str]) -> None:
         """Begin to check nodes, without waiting for the answers."""
@@ -54,7 +56,28 @@ class NodeChecks:
         self.begin([node])
         if node in self._running:
             await asyncio.shield(self._running[node])  # others wait for it too
-        return self._problems[node]
+        return self._problems.get(node, "")
+
+    async def check_again(self) -> None:
+        """Check the nodes that passed a while ago once more, because trials fail.
+
+        If all have a problem now, none is refused: trials would wait for other nodes without end.
+        """
+        async with self._checking_again:
+            due = [node for node in self.passed() if time.monotonic() > self._checked[node] + AGAIN_S]
+            found = await asyncio.gather(
+                *(asyncio.to_thread(self._find_problem, node) for node in due), return_exceptions=True
+            )
+            problems = dict[str, str]()
+            for node, problem in zip(due, found, strict=True):
+                self._checked[node] = time.monotonic()
+                if problem is None:
+                    self._forget(node)
+                elif isinstance(problem, str):  # else storage is away, which is no node's fault
+                    problems[node] = problem
+            if any(not problems.get(node) for node in self.passed()):
+                for node, problem in problems.items():
+                    self._note(node, problem)
 
     def refused(self) -> list[str]:
         """List the nodes that cannot train."""
@@ -66,9 +89,21 @@ class NodeChecks:
 
     async def _check(self, node: str) -> None:
         try:
-            before, problem = self._problems.get(node), await asyncio.to_thread(self._find_problem, node)
-            self._problems[node], self._checked[node] = problem, time.monotonic()
-            if problem and problem != before:
-                self._say(f"{problem}. {NOT_THERE}")
+            problem = await asyncio.to_thread(self._find_problem, node)
+            self._checked[node] = time.monotonic()
+            if problem is None:
+                self._forget(node)
+            else:
+                self._note(node, problem)
         finally:
             del self._running[node]
+
+    def _note(self, node: str, problem: str) -> None:
+        if problem and problem != self._problems.get(node):
+            self._say(f"{problem}. {NOT_THERE}")
+        self._problems[node] = problem
+
+    def _forget(self, node: str) -> None:
+        """Drop a node that has left; one that returns has another ID."""
+        self._problems.pop(node, None)
+        self._checked.pop(node, None)

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from adios_ray.console import say
 from adios_ray.data.manifest import read_manifest
 from adios_ray.errors import ConfigError, DatasetError
 from adios_ray.local_cache import cache_folder
+from adios_ray.ray_private import cluster_started_here
 from adios_ray.retry import retry
 from adios_ray.store import Location, Store, local_path, split_location
 
@@ -56,7 +57,9 @@ def check_nodes(
     enough: Callable[[Collection[str]], bool] = lambda passed: False,
     say: Callable[[str], None] = say,
 ) -> dict[str, str]:
-    """Check that all other nodes of the cluster share the storage and the data, and run the same code.
+    """Check that all nodes of the cluster share the storage and the data, and run the same code.
+
+    In a cluster that was there before, processes on this node have the environment in which it was started, not ours.
 
     Args:
         run: The run's directory or URI.
@@ -72,12 +75,11 @@ def check_nodes(
     """
     own = ray.get_runtime_context().get_node_id()
     names = _names()
-    others = [node for node in names if node != own]
-    if not others:
+    if not (asked := _asked(names)):
         return {own: ""}
-    say(f"Checking storage, data and packages on {len(others)} other nodes")
-    found = _ask(others, run, data_dir)
-    problems = dict.fromkeys([own, *others], "") | {node: _problem(names[node], each) for node, each in found.items()}
+    say(f"Checking storage, data and packages on {len(asked)} node{'s' * (len(asked) > 1)}")
+    found = _ask(asked, run, data_dir)
+    problems = dict.fromkeys([own, *names], "") | {node: _problem(names[node], each) for node, each in found.items()}
     if not enough({node for node, problem in problems.items() if not problem}):
         refuse([(names[node], each) for node, each in found.items()])
     for problem in filter(None, problems.values()):
@@ -85,8 +87,8 @@ def check_nodes(
     return problems
 
 
-def find_node_problem(run: Location, data_dir: str, node: str) -> str:
-    """Ask a node that has joined why it cannot train; nothing if it can, or has left.
+def find_node_problem(run: Location, data_dir: str, node: str) -> str | None:
+    """Ask a node why it cannot train; nothing if it can, None if it has left.
 
     Where this node does not see the data either, that is the reason.
 
@@ -95,7 +97,7 @@ def find_node_problem(run: Location, data_dir: str, node: str) -> str:
     """
     name = _names().get(node)
     if name is None:
-        return ""
+        return None
     try:
         return _problem(name, _ask([node], run, data_dir).get(node, []))
     except DatasetError as error:
@@ -103,13 +105,24 @@ def find_node_problem(run: Location, data_dir: str, node: str) -> str:
 
 
 def find_refused_nodes(run: Location, data_dir: str) -> list[str]:
-    """Ask all other nodes, and list the IDs of those that cannot train: such as have joined since ``check_nodes``.
+    """Ask all nodes, and list the IDs of those that cannot train: such as have joined since ``check_nodes``.
+
+    None are listed if no node can: then the reason is to be raised, not waited for.
 
     Raises:
         StorageError: If the run's storage stays away.
     """
-    others = sorted(_names().keys() - {ray.get_runtime_context().get_node_id()})
-    return [node for node, found in _ask(others, run, data_dir).items() if found] if others else []
+    names = _names()
+    if not (asked := _asked(names)):
+        return []
+    refused = [node for node, found in _ask(asked, run, data_dir).items() if found]
+    return refused if len(refused) < len(names) else []
+
+
+def _asked(nodes: Iterable[str]) -> list[str]:
+    """Select the nodes that may see something else than this process."""
+    own = {ray.get_runtime_context().get_node_id()} if cluster_started_here() else set()
+    return [node for node in nodes if node not in own]
 
 
 def _problem(name: str, found: Sequence[str]) -> str:
@@ -136,7 +149,7 @@ def refuse(problems: Sequence[tuple[str, Sequence[str]]]) -> None:
     """Raise ConfigError that names each node with its problems, unless there are none; several may have one name."""
     if failed := [f"{node}: {', '.join(found)}" for node, found in problems if found]:
         raise ConfigError(
-            f"{len(failed)} of {len(problems)} other nodes cannot train: {'; '.join(failed)}. Every node needs the "
+            f"{len(failed)} of {len(problems)} nodes cannot train: {'; '.join(failed)}. Every node needs the "
             "run's storage and the data at the same path, and the same packages; or take these nodes out of the cluster"
         )
 

@@ -131,6 +131,8 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
             return Fault(f"storage has failed for {TIMEOUT_S:.0f} s: {error.__cause__}", fault.details)
         except AdiosRayError as error:  # such as a cache directory of this node that cannot be written to
             fault = fault_of(error)
+        if self._failures:  # for the second time in a row: a node may have lost its storage or data since its check
+            ray.get(self._channel.check_nodes_again.remote())
         if len(ray.get(self._channel.refused_nodes.remote())) > len(self._refused):
             # Not counted: the workers may have been on that node, where they cannot be again.
             text = f"its workers failed ({fault.reason}) and are started elsewhere"

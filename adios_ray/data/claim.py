@@ -65,6 +65,10 @@ class Holder(BaseModel):
     """Job of the cluster or its queue; empty if there is none."""
     since: str = ""
     beat: int = 0
+    suspended: bool = False
+    """Whether an earlier holder may only be suspended: at the end the file then stays, or that one would go on."""
+    ended: bool = False
+    """Whether it has ended and left the place to others."""
 
     def __str__(self) -> str:
         """Describe the process for people."""
@@ -74,6 +78,8 @@ class Holder(BaseModel):
 
     def alive(self) -> bool | None:
         """Tell whether the process is alive and holds the place; None if that cannot be known on this machine."""
+        if self.ended:
+            return False
         if not self.machine or self.machine != _machine():
             return None
         return _process_start(self.pid) == self.began and (self.pid != os.getpid() or self.token in _held)
@@ -126,13 +132,17 @@ class Claim:
         self._thread.start()
 
     def release(self) -> None:
-        """End the beats and leave the place to others."""
+        """End the beats and leave the place to others; after a takeover, with a file that says so."""
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join(timeout=BEAT_S)
         with suppress(OSError):  # while storage is away the claim is left: it is a dead process's then
             if self._holder.token in (self._read() or ""):
-                self._store.remove(self._activity.file)
+                if self._holder.suspended:
+                    self._holder.ended = True
+                    self._write()
+                else:
+                    self._store.remove(self._activity.file)
         _held.discard(self._holder.token)
 
     def _wait_for_end(self, say: Say, wait: bool, take_over: bool) -> bool:
@@ -141,8 +151,10 @@ class Claim:
         while (content := self._read()) is not None:
             holder = _parse(content)
             alive = holder.alive()
+            self._holder.suspended = holder.suspended or alive is not False
             if take_over or alive is False:
-                say(f"{self._store}: taking over from {holder}{'' if take_over else ', which has ended'}")
+                if not holder.ended:
+                    say(f"{self._store}: taking over from {holder}{'' if take_over else ', which has ended'}")
                 return True
             if not wait and (alive or (heard and content != heard)):
                 raise ClaimError(
@@ -158,6 +170,7 @@ class Claim:
                 self._say_wait(say, wait, holder)
                 said = True
             time.sleep(BEAT_S / 5)
+        self._holder.suspended = False
         return False
 
     def _say_wait(self, say: Say, wait: bool, holder: Holder) -> None:

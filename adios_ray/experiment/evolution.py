@@ -90,7 +90,7 @@ def evolve(
     run_dir = storage.directory
     trials = config.population if space.opening else space.trials(config.population)
     view = LiveView(config.epochs, trials, run_dir.name, read_results(run_dir))
-    trackers = Trackers(_trackers(config), run_dir, lambda text: run.note(text))
+    trackers = Trackers(_trackers(config), storage, lambda text: run.note(text))
     run = Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check)
     with trackers:
         state = _train(config, space, run, resources, claim, changes)
@@ -187,12 +187,14 @@ def _run_unfinished(
         return count_capacity(config, resources, [node for node in nodes() if node.id in passed])
 
     def refresh() -> None:
-        passed.update(calls.check_nodes([node.id for node in nodes()]))
+        found = calls.check_nodes([node.id for node in nodes()])
+        passed.clear()
+        passed.update(found)
         if request:
             request.update(count_wanted(), count_fitting(), calls.refused_nodes())
 
     with request or nullcontext():
-        capacity = ClusterCapacity(place, count_fitting, count_wanted, wait)
+        capacity = ClusterCapacity(place, count_fitting, count_wanted, request is not None, wait)
         admission = Admission(len(unfinished), capacity.count)
         settings = TrialSettings(
             trial="",

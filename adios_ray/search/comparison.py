@@ -34,8 +34,9 @@ History = tuple[Score, ...]
 LONGEST_HISTORY = 32
 _KEPT_EXACT = 16
 _RECENT = 5
-_USUAL_FLUCTUATION = 0.0055**2
-"""Variance of a report where a population's own is not known yet: that of 1,120 reports of the study of searches."""
+_USUAL_FLUCTUATION = 0.01**2
+"""Variance of a report where a population's own is not known yet: in the study of searches, the first three reports of
+trials with equal values deviate by 0.012 on objects, and by 0.006 on CIFAR-10."""
 _STEPS_PER_UNIT = 10
 _SURE = 1e-4
 """Share of the variance of a difference below which the fluctuation makes its standard error no less certain."""

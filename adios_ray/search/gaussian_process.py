@@ -111,7 +111,7 @@ class Surrogate:
         # Time and score of what was seen span 1, as the bounds of the values do.
         self._limits = np.concatenate([np.stack([rows[:, :2].min(axis=0), rows[:, :2].max(axis=0)]), bounds], axis=1)
         self._rows = _scaled(rows, self._limits)
-        # Standardized for the kernel's bounds; clipped so that one collapse does not flatten the differences of others.
+        # Standardized for the kernel's bounds; clipped so that the process need not follow one collapse.
         spread = max(float(gains.std()), TINY)
         self._target, self._noise = np.clip((gains - gains.mean()) / spread, -2, 2), (errors / spread) ** 2
         self._model = fit(self._rows, self._target, self._noise)

@@ -63,8 +63,10 @@ class Continuous(_Bounded):
         return value is not None and self.low <= value <= self.high
 
     def perturb(self, value: float, random: Random) -> float:
-        """Return a neighboring value inside the bounds."""
-        return self.clipped(value * random.choice((self.factor, 1 / self.factor)))
+        """Return a neighboring value inside the bounds; a drawn one for 0, which has no neighbor by a factor."""
+        return (
+            self.sample(random) if value == 0 else self.clipped(value * random.choice((self.factor, 1 / self.factor)))
+        )
 
     def clipped(self, value: float) -> float:
         """Return the nearest value inside the bounds."""

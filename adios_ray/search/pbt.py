@@ -199,7 +199,12 @@ class PopulationBasedTraining(LiveScheduler):
         if self._fluctuation is None:
             # Not `history`: a trial that has just copied keeps what it reported, or the order of trials would matter.
             histories = [member.reported for member in self._ranked().values()]
-            valid = [tuple(score for score in history if score.value > WORST_SCORE) for history in histories]
+            # At the rates of the last epochs before a restart, reports fluctuated less.
+            restart = self.population.state.restarted_epoch
+            valid = [
+                tuple(score for score in history if score.value > WORST_SCORE and score.epoch > restart)
+                for history in histories
+            ]
             self._fluctuation = estimated_fluctuation(valid)
         return self.population.compare(donor, name).with_fluctuation(self._fluctuation)
 
@@ -232,13 +237,13 @@ class PopulationBasedTraining(LiveScheduler):
         # Ties in favor of the first, which has the published values: the order of reports must not decide.
         ranked = sorted(members, key=lambda other: (margins[other], -members[other].number))
         training = [other for other in ranked if not members[other].finished]
-        # Trials that are done tell a slow one its place; one that has failed is to be replaced wherever they stand.
-        failed = member.score == WORST_SCORE or name in self.set_aside
-        compared = training if failed else ranked
-        count = self._quantile(compared)
-        replaceable = [other for other in compared[: len(compared) - count] if not members[other].control]
-        if name not in replaceable[:count]:
-            return []
+        # A trial that has failed is replaced however many have; the others compete for what the quantile leaves.
+        if not self._failed(name):
+            sound = [other for other in ranked if not self._failed(other)]
+            count = self._quantile(sound)
+            replaceable = [other for other in sound[: len(sound) - count] if not members[other].control]
+            if name not in replaceable[:count]:
+                return []
         # A trial that copies a donor behind it writes its epochs again; if the donor's checkpoint is damaged, also the
         # donor's.
         kept = self._last_epoch_in_use(name)
@@ -252,6 +257,10 @@ class PopulationBasedTraining(LiveScheduler):
             # Else it would be better by its epochs alone: what it reported before it failed is forgotten.
             and members[other].reported[0].epoch <= member.reported[-1].epoch
         ]
+
+    def _failed(self, name: str) -> bool:
+        """Return whether a trial has diverged, collapsed or been set aside."""
+        return self.population[name].score == WORST_SCORE or name in self.set_aside
 
     def _best(self) -> list[str]:
         """List the best of the trials that train, by their last scores, as donors of one that has no score."""

@@ -107,6 +107,8 @@ class PopulationState(BaseModel):
     """Wall time of this driver and all earlier ones."""
     epochs: int | None = None
     """Epochs at which trials have finished; None in earlier versions."""
+    restarted_epoch: int = 0
+    """Epoch from which trials that had finished train on, at higher learning rates again; 0 if none do."""
     dataset: str | None = None
     """Checksum of the data set, by which it is recognized at another location; None in earlier versions."""
 
@@ -129,7 +131,9 @@ class PopulationState(BaseModel):
         if epochs > self.epochs:
             for member in ended:
                 member.finished = False
+                member.decided_epoch = member.epoch  # one interval is trained before the first decision, as at first
             if ended:
+                self.restarted_epoch = self.epochs
                 self._move_barrier(interval_epochs)
         self.epochs = epochs
 

@@ -37,10 +37,18 @@ class StoppingSearch(LiveScheduler):
         self._reported: dict[str, _Reported] = {}
         for name in population.state.members:
             self._add_to_rule(name)
-        # In the order of the journal, in which the rule heard them: its answer depends on what came before, and a trial
-        # that it stopped stays stopped. The answers are dropped, since the population knows which trials were stopped.
-        for observed in population.state.observations.values():
-            self._ask_rule(observed.trial, observed.epochs[1], observed.scores[1])
+        # In the order of the journal, in which the rule heard them: its answer depends on what came before.
+        answers = {
+            observed.trial: self._ask_rule(observed.trial, observed.epochs[1], observed.scores[1])
+            for observed in population.state.observations.values()
+        }
+        # The population knows which trials were stopped, except at what was the last epoch before the run was made
+        # longer: there the rule may stop trials that ended by themselves, and would not be asked about them again.
+        for name, answer in answers.items():
+            member = population[name]
+            if answer == STOP and not member.finished and member.epoch == population.state.restarted_epoch:
+                member.finished = True
+                population.commit(name)
 
     def introduce(self, name: str) -> None:
         """Suggest a new trial's values and journal them; an earlier trial keeps its own."""
@@ -109,9 +117,7 @@ def make_rule(space: SearchSpace, epochs: int) -> TrialScheduler:
         return MedianStoppingRule(
             grace_period=space.grace_epochs,
             min_samples_required=space.min_trials,
-            # The answer is PAUSE instead of STOP, and the rule may hear from the trial again: one that it would have
-            # stopped at the last epoch trains on where a resumed run has more of them.
-            hard_stop=False,
+            hard_stop=False,  # the answer is PAUSE instead of STOP, after which the rule may hear from the trial again
             **common,
         )
     return FIFOScheduler()

@@ -37,14 +37,15 @@ trap clean_up EXIT
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | cut -d ' ' -f 1)
-port=$((20000 + SLURM_JOB_ID % 20000))  # other jobs may share the node
+port=$((20000 + SLURM_JOB_ID % 4000 * 3))  # of three: other jobs may share the node, and Ray ends where one is taken
 # Given to each step, which since Slurm 22.05 does not inherit it from the job, and to Ray, which would count all CPUs of
 # the node. Without --cpus-per-task above, Slurm leaves the variable unset and gives a task one CPU.
 cpus=${SLURM_CPUS_PER_TASK:-1}
 
 # The job's own steps: they end with the job. `ray stop` would stop the clusters of all of the user's jobs on the node.
 srun --overlap --nodes=1 --ntasks=1 --cpus-per-task="$cpus" --nodelist="$head" \
-    ray start --head --node-ip-address="$address" --port="$port" --num-cpus="$cpus" --block &
+    ray start --head --node-ip-address="$address" --port="$port" --ray-client-server-port=$((port + 1)) \
+    --dashboard-port=$((port + 2)) --dashboard-agent-listen-port=0 --num-cpus="$cpus" --block &
 head_step=$!
 steps+=("$head_step")
 export RAY_ADDRESS="$address:$port"
@@ -54,7 +55,7 @@ until ray health-check --address "$RAY_ADDRESS" > /dev/null 2>&1; do
 done
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     srun --overlap --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --cpus-per-task="$cpus" --exclude="$head" \
-        ray start --address="$RAY_ADDRESS" --num-cpus="$cpus" --block &
+        ray start --address="$RAY_ADDRESS" --dashboard-agent-listen-port=0 --num-cpus="$cpus" --block &
     steps+=("$!")
 fi
 

@@ -1,4 +1,4 @@
-"""The process of one tracker: ``python -m adios_ray.tracking.trackers NAME RUN_DIR``.
+"""The process of one tracker: ``python -m adios_ray.tracking.trackers NAME RUN``.
 
 Reads a message a line from standard input, and answers each with a line of JSON: null, or the reason why the tracker
 failed, which may come once more when it is closed. It ends when its input ends, be it that the run has finished or that
@@ -12,10 +12,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import cast
 
+from adios_ray.run_directory import MASKS
+from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.trackers.base import Message, Tracker, TrackerName
 from adios_ray.tracking.trackers.isolation import CLOSE_S
 
@@ -35,9 +38,13 @@ def make_tracker(name: TrackerName, run_dir: Path) -> Tracker:
     return WandbLog(run_dir, "online" if name == "wandb-online" else "offline")
 
 
-def give(tracker: Tracker, line: str) -> None:
-    """Call the tracker's method for a message."""
-    Message.model_validate_json(line).give(tracker)
+def give(tracker: Tracker, storage: RunStorage, line: str) -> None:
+    """Call the tracker's method for a message, with the masks of a trial that other nodes may have written."""
+    message = Message.model_validate_json(line)
+    if message.row is not None:
+        with suppress(OSError):  # its numbers are what matters
+            storage.pull(f"{MASKS}/{message.row.trial}")
+    message.give(tracker)
 
 
 def failure(call: Callable[[], None]) -> str | None:
@@ -50,7 +57,7 @@ def failure(call: Callable[[], None]) -> str | None:
     return None
 
 
-def serve(tracker: Tracker) -> None:
+def serve(tracker: Tracker, storage: RunStorage) -> None:
     """Pass messages on to a tracker until there are no more."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not look like an answer
 
@@ -58,7 +65,7 @@ def serve(tracker: Tracker) -> None:
         print(json.dumps(reason), file=answers, flush=True)
 
     for line in sys.stdin:
-        answer(failure(partial(give, tracker, line)))
+        answer(failure(partial(give, tracker, storage, line)))
     # The run waits no longer than this, and a killed driver's tracker must not stay for ever.
     limit = threading.Timer(CLOSE_S, lambda: os._exit(1))
     limit.daemon = True
@@ -70,6 +77,7 @@ def serve(tracker: Tracker) -> None:
 if __name__ == "__main__":
     # `ray job stop` sends SIGTERM to all processes of a job: this one ends with its input, when all is recorded.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    serve(make_tracker(cast(TrackerName, sys.argv[1]), Path(sys.argv[2])))
+    name, run = cast(TrackerName, sys.argv[1]), RunStorage(sys.argv[2])
+    serve(make_tracker(name, run.directory), run)
     sys.stderr.flush()
     os._exit(0)  # libraries' exit handlers may wait for a server, and everything is closed

@@ -17,6 +17,7 @@ from typing import Self
 import adios_ray
 from adios_ray.config import TrialConfig
 from adios_ray.run_directory import RunDirectory
+from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.decisions import Exploit
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.results import Row
@@ -34,15 +35,15 @@ Say = Callable[[str], object]
 class Trackers(AbstractContextManager["Trackers"]):
     """All trackers of a run. Calls return at once; a tracker that fails is named once, and what it could not send."""
 
-    def __init__(self, names: Sequence[TrackerName], run_dir: Path, say: Say) -> None:
+    def __init__(self, names: Sequence[TrackerName], storage: RunStorage, say: Say) -> None:
         """Prepare trackers, whose processes start with the block.
 
         Args:
             names: The trackers.
-            run_dir: The run directory.
+            storage: The run's files.
             say: Shows a line to the user; called from threads.
         """
-        self._start = [partial(_Process, name, run_dir, say) for name in names]
+        self._start = [partial(_Process, name, storage, say) for name in names]
         self._processes = list[_Process]()
 
     def __enter__(self) -> Self:
@@ -77,17 +78,17 @@ class Trackers(AbstractContextManager["Trackers"]):
 class _Process:
     """The process of one tracker, and threads that write to it, read its answers and wait for its end."""
 
-    def __init__(self, name: TrackerName, run_dir: Path, say: Say) -> None:
+    def __init__(self, name: TrackerName, storage: RunStorage, say: Say) -> None:
         self._name, self._say = name, say
         self._given = self._sent = 0
         self._finishing = self._failed = False
         self._messages = queue.SimpleQueue[Message | None]()
-        self._log = RunDirectory(run_dir).tracker_log(name)
+        self._log = RunDirectory(storage.directory).tracker_log(name)
         self._log.parent.mkdir(exist_ok=True)
         here = str(Path(adios_ray.__file__).parent.parent)  # a job's package may be on the driver's path alone
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}", name, str(run_dir)],
+                [sys.executable, "-m", f"{__package__}", name, storage.place],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
