@@ -57,9 +57,9 @@ Command = Annotated[Train, tyro.conf.subcommand(TRAIN)] | Others
 EXAMPLES: Mapping[str, Sequence[str]] = {
     "train": (
         "adios-ray train --preset demo",
-        "adios-ray train --data-dir data/photos --epochs 100 --population 8",
+        "adios-ray train --data-dir data/photos --image-size 96 --epochs 100 --population 8",
         "adios-ray train --preset in100s --objective byol --data-dir data/in100s --storage /shared/runs",
-        "adios-ray train --data-dir data/photos --space asha_demo --scheduler asha",
+        "adios-ray train --data-dir data/photos --image-size 96 --space asha_demo --scheduler asha",
         "adios-ray train --resume runs/RUN --epochs 200",
     ),
     "replay": (
@@ -79,7 +79,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     ),
     "prepare": (
         "adios-ray prepare --dataset objects --output data/objects",
-        "adios-ray prepare --dataset folder --source photos --image-size 96 --output data/photos",
+        "adios-ray prepare --dataset folder --source photos --image-size 160 --output data/photos",
         "adios-ray prepare --dataset stl10 --source stl10 --download --output s3://bucket/stl10",
     ),
     "verify": ("adios-ray verify data/photos",),

@@ -84,9 +84,9 @@ class SearchSpace(Strict):
     resample_probability: float = Field(0.25, ge=0, le=1)
     """pbt: probability that a value is resampled instead of perturbed."""
     significance: float | None = Field(0.1, gt=0, le=1)
-    """pbt, pb2: copy only a trial that is better at this level: where all trials are alike, a decision copies with at
-    most this probability. 1 copies whatever scores better; None stands for 1. A trial that cannot train copies without
-    a test."""
+    """pbt, pb2: copy only a trial that is better at this level: where all trials are alike, a decision copies with
+    about this probability, less in large populations. 1 copies whatever scores better; None stands for 1. A trial
+    that cannot train copies without a test."""
     explore_without_copy: bool = False
     """pbt, pb2: a trial that the test keeps from copying explores other values with its own weights."""
     controls: int | None = Field(None, ge=0)
