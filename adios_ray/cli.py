@@ -57,7 +57,7 @@ Command = Annotated[Train, tyro.conf.subcommand(TRAIN)] | Others
 EXAMPLES: Mapping[str, Sequence[str]] = {
     "train": (
         "adios-ray train --preset demo",
-        "adios-ray train --data-dir data/photos --epochs 100 --population 8",
+        "adios-ray train --data-dir data/photos --epochs 300 --population 8",
         "adios-ray train --preset in100s --objective byol --data-dir data/in100s --storage /shared/runs",
         "adios-ray train --data-dir data/photos --space asha_demo --scheduler asha",
         "adios-ray train --resume runs/RUN --epochs 200",
