@@ -21,8 +21,10 @@ from adios_ray.cli import main
 from adios_ray.data.augment import MEAN, STD
 from adios_ray.errors import CheckpointError, ConfigError, UsageError
 from adios_ray.masking.occlusion import OcclusionModel
+from adios_ray.models import onnx
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
+from adios_ray.places import check_output_file
 from adios_ray.store import Store
 from adios_ray.tracking.pictures import slot_colors
 
@@ -318,6 +320,7 @@ def test_onnx_equals_torch(occlusion: bool, checkpoint: Path, tmp_path: Path) ->
     assert metadata["image_size"] == str(SIZE) and metadata["origin"] == "made for a test"
     assert "RGB in [0, 1]" in metadata["images"] and name in metadata
     assert str(Path(adios_ray.__file__).parent).encode() not in output.read_bytes(), "no paths of this machine"
+    check_output_file(output, onnx.MARK)
 
 
 def test_onnx_without_its_packages_says_what_to_install(

@@ -118,6 +118,10 @@ def _write_more(folder: Path) -> None:
     save_file({"a": torch.zeros(2)}, folder / "other.safetensors", metadata={"format": "pt"})
     for name in ("taken.safetensors", "taken.onnx", "taken.json", "taken.png"):
         (folder / name).mkdir()
+    networks = Networks(small_config(folder / "data"), 32, 10)
+    save_weights(folder / "made.safetensors", Weights(networks.config, 32, 10, "a test", networks.state_dict()))
+    for name in ("old.onnx", "old.html", "photo.png"):
+        (folder / name).write_text("another program's")
     newer = make_objects(folder / "newer", counts={"train": 8, "val": 4, "test": 4})
     manifest = json.loads((newer / "manifest.json").read_text())
     (newer / "manifest.json").write_text(json.dumps(manifest | {"schema_version": SCHEMA_VERSION + 1}))
@@ -306,6 +310,14 @@ CASES = {
     "masks --checkpoint nowhere --images images --output out": "weights nowhere do not exist",
     "export --checkpoint weights.safetensors --output weights.safetensors": "would change weights.safetensors,",
     "evaluate --checkpoint a --data-dir data --output data/r.json": "--output data/r.json would change data, which",
+    "export --checkpoint a --output other.safetensors": "other.safetensors is there already, and of another kind",
+    "export --checkpoint a --output old.onnx": "old.onnx is there already, and of another kind",
+    "export --checkpoint a --output made.safetensors": "made.safetensors is there already, and of another kind",
+    "import-official empty --output other.safetensors": "other.safetensors is there already, and of another kind",
+    "evaluate --checkpoint a --data-dir data --output made.safetensors": "made.safetensors must end in .json",
+    "evaluate --checkpoint a --data-dir data --output schedule.json": "schedule.json is there already, and of another",
+    "masks --checkpoint a --data-dir data --output photo.png": "photo.png is there already, and of another kind",
+    "report run run --output old.html": "old.html is there already, and of another kind: remove it, or name another",
     "masks --checkpoint a --data-dir data --output m.png --max-pixels 9": "--max-pixels is for --images; --data-dir",
     "masks --checkpoint nowhere --output out": "give --images, files or folders of images, or --data-dir",
     "reproduce nowhere": "is not the dump of a step that diverged",

@@ -123,7 +123,9 @@ def _draw_masks(folders: Mapping[Cell, Path], folder: Path, images: int) -> None
         checkpoint = last_checkpoint(of_cell, cell)
         if cell.seed == 0 and cell.config.masking.learned and checkpoint.is_dir():
             name = re.sub(r"[^\w.]+", "-", f"{cell.row} {cell.config.objective.name} {cell.group}").strip("-")
-            Masks(checkpoint, folder / f"{name}.png", images, cell.config.data_dir).run()
+            picture = folder / f"{name}.png"
+            picture.unlink(missing_ok=True)  # one of an earlier version would be taken for another file
+            Masks(checkpoint, picture, images, cell.config.data_dir).run()
 
 
 def _choose_table(presets: Mapping[str, Callable[[], Table]], options: Options) -> Table:
