@@ -243,7 +243,7 @@ def test_nothing_of_others_is_overwritten(checkpoint: Path, tmp_path: Path, caps
         ("--images empty --output o", "there are no images in empty"),
         ("--images in --output in/masks", "--output in/masks is inside --images in"),
         ("--images in --output file", "--output file is a file"),
-        ("--images in --stretch 3 --output o", "stretch is 3"),
+        ("--images in --stretch 3 --output o", "--stretch 3 must be file, or a bit depth from 9 to 16"),
         ("--data-dir d --format npz --output o", "--format npz is for --images; --data-dir draws a PNG"),
         ("--data-dir d --stretch 12 --overlay --output o", "--overlay, --stretch is for --images"),
     ],

@@ -253,9 +253,10 @@ class All:
             try:
                 results[name] = kind.evaluate(subject)
             except EvaluationError as error:
-                left_out[name] = str(error)
+                left_out[name] = str(error).removeprefix(f"{name}: ")
         if not results:
-            raise EvaluationError(f"no evaluation is possible: {'; '.join(left_out.values())}")
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+            raise EvaluationError(f"no evaluation is possible: {reasons}")
         for name, of in results.items():
             left_out |= {f"{name}.{score}": reason for score, reason in of.configuration.get(LEFT_OUT, {}).items()}
         scores = {f"{name}.{score}": own for name, of in results.items() for score, own in of.scores.items()}
@@ -327,10 +328,10 @@ class Evaluate:
         from adios_ray.places import check_output_file, check_place, delivered
 
         if self.output is not None:
-            if not str(self.output).endswith(".json"):
-                raise UsageError(f"--output {self.output} must end in .json: the result is a JSON object")
             baseline = self.kind.baseline if isinstance(self.kind, Robustness) else None
             check_output_file(self.output, MARK, *self.checkpoint, self.data_dir, *([baseline] if baseline else []))
+            if not str(self.output).endswith(".json"):
+                raise UsageError(f"--output {self.output} must end in .json: the result is a JSON object")
             if local_path(self.output) is None:
                 check_place(split_location(self.output)[0])
         console = Console(stderr=True)
