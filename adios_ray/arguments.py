@@ -181,7 +181,7 @@ def _readable_help() -> Iterator[None]:
         field, source = arg.field, arg.field.helptext
 
         def default(value: str) -> str:
-            return "" if value == "" or (value == "None" and "None" not in _text(source)) else f"(default: {value})"
+            return "" if value in ("", "None") else f"(default: {value})"
 
         field.helptext = lambda: "\n\n".join(_paragraphs(source))
         field.argconf = dataclasses.replace(field.argconf, help_behavior_hint=default)
@@ -326,7 +326,10 @@ def _shown(value: str | None) -> str:
 
 
 def _name(argument: Any) -> str:
-    return str(argument.field.intern_name.upper() if argument.is_positional() else argument.lowered.name_or_flags[-1])
+    if not argument.is_positional():
+        return str(argument.lowered.name_or_flags[-1])
+    # By its type where --help names it so: a tuple of paths is [PATH [PATH ...]].
+    return "PATH" if "PATH" in str(argument.lowered.metavar) else str(argument.field.intern_name.upper())
 
 
 def _summary(argument: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+import adios_ray
 from adios_ray.arguments import completion_script, parse_arguments
 from adios_ray.commands.data import Prepare, Verify
 from adios_ray.commands.doctor import Doctor
@@ -57,7 +58,7 @@ Command = Annotated[Train, tyro.conf.subcommand(TRAIN)] | Others
 EXAMPLES: Mapping[str, Sequence[str]] = {
     "train": (
         "adios-ray train --preset demo",
-        "adios-ray train --data-dir data/photos --image-size 96 --epochs 100 --population 8",
+        "adios-ray train --data-dir data/photos --image-size 96 --epochs 300 --population 8",
         "adios-ray train --preset in100s --objective byol --data-dir data/in100s --storage /shared/runs",
         "adios-ray train --data-dir data/photos --image-size 96 --space asha_demo --scheduler asha",
         "adios-ray train --resume runs/RUN --epochs 200",
@@ -106,7 +107,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
 """Command lines by command, for ``--help``."""
 DESCRIPTION = (
     "Adversarial masking (ADIOS) on a Ray cluster: populations of self-supervised trainings that tune themselves. "
-    "COMMAND --help explains a command."
+    "COMMAND --help explains a command, --version prints the version."
 )
 FIRST_STEPS = ("adios-ray train --preset demo", "adios-ray runs", "adios-ray report runs/RUN --open")
 
@@ -128,6 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before tyro reads the line: the options and defaults of ``train`` depend on its own arguments, such as --preset.
     if arguments[:1] == [TRAIN]:
         return train(arguments[1:], EXAMPLES[TRAIN])
+
+    if arguments == ["--version"]:
+        print(f"{PROGRAM} {adios_ray.__version__}")
+        return 0
 
     def run() -> None:
         examples = EXAMPLES.get(next(iter(arguments), ""), FIRST_STEPS)

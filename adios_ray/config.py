@@ -177,12 +177,12 @@ class ObjectiveConfig(Strict):
     temperature: Adaptable[float] = Field(0.2, gt=0)
     """SimCLR, MoCo v2 and v3: temperature of the contrastive loss."""
     hidden_dim: int | None = Field(None, ge=1, le=LARGEST_WIDTH)
-    """Hidden width of projector and predictor; None takes the method's default (SimCLR 2048, BYOL 4096 and 8192)."""
+    """Hidden width of projector and predictor; the method's default if not given (SimCLR 2048, BYOL 4096 and 8192)."""
     predictor_dim: int | None = Field(None, ge=1, le=LARGEST_WIDTH)
-    """SimSiam, BYOL, MoCo v3: hidden width of the predictor; None takes a quarter of the output for SimSiam, else
+    """SimSiam, BYOL, MoCo v3: hidden width of the predictor; if not given, a quarter of the output for SimSiam, else
     hidden_dim or the method's default."""
     output_dim: int | None = Field(None, ge=2, le=LARGEST_WIDTH)
-    """Width of the projection; None takes the method's default (SimCLR 128, SimSiam 2048, BYOL 256)."""
+    """Width of the projection; the method's default if not given (SimCLR 128, SimSiam 2048, BYOL 256)."""
     queue: int = Field(QUEUE, ge=1, le=2**24)
     """MoCo v2: keys of earlier batches that serve as negatives (about 4096 for CIFAR-10); more than the training
     images include earlier keys of the same image."""
@@ -192,8 +192,8 @@ class ObjectiveConfig(Strict):
     """SimSiam with both views masked: pairs of prediction and target, whose losses are averaged in both directions.
     masked-unmasked is required; the authors' scripts omit some of the others."""
     momentum_start: Adaptable[float | None] = Field(None, ge=0, le=1)
-    """BYOL, MoCo v3, DINO: initial momentum of the momentum networks, which rises to 1 on a cosine; None takes 0.99.
-    MoCo v2: their momentum throughout; None takes 0.999 (trainings of a few thousand steps need less, about 0.99)."""
+    """BYOL, MoCo v3, DINO: initial momentum of the momentum networks, which rises to 1 on a cosine; 0.99 if not given.
+    MoCo v2: their momentum throughout; 0.999 if not given (trainings of a few thousand steps need less, about 0.99)."""
 
     @model_validator(mode="after")
     def _check_masked_views(self) -> Self:
@@ -239,7 +239,7 @@ class MaskingConfig(Strict):
     norm: Norm = "group"
     """Normalization inside the U-Net."""
     levels: int | None = Field(None, ge=4, le=9)
-    """Number of resolutions of the U-Net; None takes log2(image size) - 1 (the authors' SimSiam: 4 at any size)."""
+    """Number of resolutions of the U-Net; log2(image size) - 1 if not given (the authors' SimSiam: 4 at any size)."""
     order: Adaptable[Literal["simultaneous", "alternating"]] = "simultaneous"
     """simultaneous: one backward pass updates both players; alternating: the encoder first, then the occlusion model
     against the updated encoder."""
@@ -286,8 +286,8 @@ class OptimizerConfig(Strict):
     warmup_start_lr: Adaptable[float] = Field(0.003, ge=0)
     """Learning rate at the first step of the warm-up (never above the peak)."""
     predictor_schedule: Literal["cosine", "constant"] | None = None
-    """Learning rate of the predictor: the encoder's schedule, or its peak throughout. None takes constant for SimSiam
-    (Chen & He 2021, Section 4, and the authors' code), else cosine."""
+    """Learning rate of the predictor: the encoder's schedule, or its peak throughout. If not given, constant for
+    SimSiam (Chen & He 2021, Section 4, and the authors' code), else cosine."""
 
 
 class AugmentConfig(Strict):
@@ -355,19 +355,19 @@ class TrialConfig(Strict):
     data_dir: Place | None = None
     """Directory or URI (s3://, gs://, ...) of Arrow shards made by `adios-ray prepare`."""
     image_size: int | None = Field(None, ge=32, le=1024)
-    """Side of the views in pixels; None takes the size of the stored images, whose crops are then magnified."""
+    """Side of the views in pixels; that of the stored images if not given, whose crops are then magnified."""
     epochs: int = Field(400, ge=1, le=MOST_EPOCHS)
     """Passes over the training split."""
     batch_size: int = Field(128, ge=2, le=2**31)
     """Images in a step, over all workers of the trial."""
     micro_batch_size: int | None = Field(None, ge=2)
-    """Images whose activations a worker keeps in memory at once; None takes all. Costs one more forward pass. Results
+    """Images whose activations a worker keeps in memory at once; all if not given. Costs one more forward pass. Results
     are the same, except that BatchNorm normalizes over these images instead of the batch."""
     slots_at_once: int | None = Field(None, ge=1, le=64)
     """Masked views of an image that pass through the encoder in one batch, each normalized by itself: faster on GPUs,
-    at the memory of as many views; results are the same up to rounding, except of modules that draw
-    random numbers, which draw for all views of a batch. None takes one on CPUs, on GPUs as many as fit into the memory
-    when training begins."""
+    at the memory of as many views; results are the same up to rounding, except of modules that draw random numbers,
+    which draw for all views of a batch. If not given, one on CPUs, on GPUs as many as fit into the memory when training
+    begins."""
     sync_batch_norm: bool = False
     """With several workers: BatchNorm normalizes over the images of all workers, as one worker does, instead of each
     worker's own. Each norm then waits for an exchange. Not with micro_batch_size or compile."""

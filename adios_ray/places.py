@@ -80,8 +80,13 @@ def delivered(location: Location) -> Iterator[Path]:
             insist(partial(store.put, file, file.relative_to(directory).as_posix()))
 
 
-def check_output_file(location: Location, *inputs: Location) -> None:
+def check_output_file(location: Location, mark: str, *inputs: Location) -> None:
     """Check that ``--output`` names a file that can be written, and that is none of the inputs, nor inside one.
+
+    Args:
+        location: The file.
+        mark: A text that all files of the kind to be written contain: an existing file without it is not replaced.
+        *inputs: What is read.
 
     Raises:
         UsageError: If not. Of a URI, nothing is checked.
@@ -100,6 +105,8 @@ def check_output_file(location: Location, *inputs: Location) -> None:
     for place in inputs:
         if (own := local_path(place)) is not None and path.resolve().is_relative_to(own.resolve()):
             raise UsageError(f"--output {location} would change {place}, which is read: name another file")
+    if path.is_file() and mark.encode() not in path.read_bytes():
+        raise UsageError(f"--output {location} is there already, and of another kind: remove it, or name another file")
 
 
 def check_place(location: Location) -> None:

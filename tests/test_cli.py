@@ -15,6 +15,7 @@ import pytest
 from encoded_images import picture
 from PIL import Image
 
+import adios_ray
 from adios_ray import retry
 from adios_ray.arguments import parse_arguments
 from adios_ray.cli import main
@@ -60,7 +61,7 @@ def options(**given: object) -> list[str]:
         ({"num_images": 5}, "--num-images and --seed are for rendered sets"),
         ({"seed": 0}, "--num-images and --seed are for rendered sets"),
         ({"dataset": "scenes"}, "--dataset scenes is rendered and takes no --source"),
-        ({"dataset": "objects", "source": None, "num_images": 3}, "num_images"),
+        ({"dataset": "objects", "source": None, "num_images": 3}, "--num-images"),
         ({"variation": "no_fg"}, "--variation is for --dataset objects, not for folder"),
         ({"source": "nowhere"}, "nowhere is not a folder"),
         ({"output": "images"}, "is not empty and not an unfinished data set"),
@@ -168,6 +169,26 @@ def test_help_of_a_script_keeps_its_command_lines(capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out
     assert "\nDo this.\n\nIn two ways:\n\nOr not.\n" in said
     assert said.endswith("examples:\n  python a.py --one\n      quickly\n  python a.py --two\n")
+
+
+def test_no_help_offers_none_for_a_setting_that_is_not_given(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["train"], ["prepare"], ["evaluate", "transfer"], ["replay"], ["doctor"], ["masks"]):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        assert "None" not in capsys.readouterr().out
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"adios-ray {adios_ray.__version__}\n"
+
+
+def test_before_the_first_training_there_are_no_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs"]) == 0
+    assert capsys.readouterr().out == "runs has no runs: adios-ray train makes them\n" and not list(tmp_path.iterdir())
 
 
 def test_the_command_line_starts_without_ray_and_torch() -> None:

@@ -80,6 +80,14 @@ def test_the_space_of_a_single_training_searches_nothing(tmp_path: Path) -> None
     assert load_space(tmp_path / "space.yaml") == space
 
 
+def test_one_trial_trains_but_does_not_evolve() -> None:
+    config = ExperimentConfig(population=1)
+    for name in ("single", "asha_demo"):
+        load_space(SPACES / f"{name}.yaml").bind(config.trial(), population=config.population)
+    with pytest.raises(ConfigError, match="--population 1 leaves pbt nothing to compare: .* --space single"):
+        load_space(SPACES / "pbt_demo.yaml").bind(config.trial(), population=config.population)
+
+
 SEARCHES = sorted(set(SPACES.rglob("*.yaml")) - {SPACES / "single.yaml"})
 
 

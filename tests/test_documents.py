@@ -27,8 +27,10 @@ from adios_ray.data.shards import open_shards, verify
 from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import DEMO_IMAGE_SIZE, DEMO_IMAGES, ExperimentConfig
 from adios_ray.experiment.presets import preset_config
+from adios_ray.experiment.remarks import remarks
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
+from adios_ray.search.spaces import load_space
 from adios_ray.tracking.records import write_config
 from adios_ray.tracking.report import verdicts
 from adios_ray.training.trainer import Trainer
@@ -274,13 +276,18 @@ def commands(document: Path) -> Iterator[list[str]]:
 @pytest.mark.slow
 def test_the_commands_of_all_documents_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {tuple(words) for document in DOCUMENTS for words in commands(document)}
+    found |= {tuple(shlex.split(example)[1:]) for example in EXAMPLES["train"]}
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
     run_dir = tmp_path / "runs" / "RUN"
     run_dir.mkdir(parents=True)
     write_config(run_dir, ExperimentConfig().model_dump(mode="json"))
     for words in sorted(found):
         if words[0] == "train":
-            read_arguments("", words[1:], "pbt_in100", "pbt_demo")
+            config = read_arguments("", words[1:], "pbt_in100", "pbt_demo")
+            if "--resume" not in words and Path(config.space).is_file():  # not a space that is yet to be written
+                said = remarks(config, load_space(config.space, config.scheduler, config.search))
+                assert not [remark for remark in said if "interval_epochs" in remark], words
         else:
             tyro.cli(Command, args=words)
     assert len(found) > 60

@@ -245,7 +245,7 @@ def test_labelfree_needs_no_labels_and_as_many_images_as_features(
         evaluated(unlabeled, kinds.labelfree)
     with pytest.raises(EvaluationError, match=r"α-ReQ: val has 40 images; a rank of 128 features needs at least 128"):
         evaluated(unlabeled, kinds.labelfree, split="val")
-    with pytest.raises(EvaluationError, match="k-NN: .* has no labels but 'unlabeled'; it needs two classes or more"):
+    with pytest.raises(EvaluationError, match="knn: .* has no labels but 'unlabeled'; it needs two classes or more"):
         evaluated(unlabeled, kinds.knn)
 
 
@@ -268,12 +268,12 @@ def test_data_that_do_not_allow_a_measure_are_refused(data: Path, scenes: Path, 
     learned: dict[str, Any] = {}
     fixed = {"masking": {"scheme": "none"}}
     for place, kind, options, changes, message in (
-        (data, kinds.knn, {"neighbors": (97,)}, learned, "k-NN: train has 96 images; 97 neighbors need at least 97"),
+        (data, kinds.knn, {"neighbors": (97,)}, learned, "knn: train has 96 images; 97 neighbors need at least 97"),
         (tiny, kinds.knn, {}, learned, r"train has no images of \d classes of \w+, such as \w+; it needs at least one"),
         (single, kinds.clustering, {}, learned, "clustering: test of .* has 1 images; it needs at least two"),
         (tiny, kinds.clustering, {}, learned, "clustering: test has 12 images of .* classes; it needs at least two"),
         (scenes, kinds.clustering, {}, learned, "clustering: .* have several labels each; it needs one class"),
-        (data, kinds.multilabel, {}, learned, "multi-label probe: .* have one class each; it needs several labels"),
+        (data, kinds.multilabel, {}, learned, "multilabel: .* have one class each; it needs several labels"),
         (no_val, kinds.linear, {}, learned, "linear evaluation chooses .* on val, and .* has no val split"),
         (data, kinds.linear, {"augment": True, "solver": "lbfgs"}, learned, "augmented views need the solver sgd"),
         (
@@ -445,7 +445,7 @@ def test_statistics_of_unmasked_images_are_used_where_the_checkpoint_says_so(dat
     torch.testing.assert_close(splits["train"][0], expected, rtol=1e-5, atol=1e-5)
     alone = changed(data, tmp_path, lambda manifest: {"splits": {"test": manifest.splits["test"]}})
     assert evaluated(alone, kinds.clustering)[0].scores == plain.scores
-    with pytest.raises(EvaluationError, match=r"k-NN: .* has no train split \(it has test\); prepare it with one"):
+    with pytest.raises(EvaluationError, match=r"knn: .* has no train split \(it has test\); prepare it with one"):
         evaluated(alone, kinds.knn)
     with pytest.raises(EvaluationError, match="evaluation.fresh_statistics needs training images"):
         evaluated(alone, kinds.clustering, evaluation={"fresh_statistics": True})
@@ -533,7 +533,7 @@ def test_all_says_what_is_left_out(scenes: Path, tmp_path: Path, capsys: pytest.
         set(left_out) == {"linear", "clustering", "labelfree", "robustness"}
         and "several labels" in left_out["clustering"]
     )
-    assert "clustering is left out: clustering: images of" in captured.err
+    assert "clustering is left out: images of" in captured.err
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.result import (
+    MARK,
     PRINTED_ROWS,
     EvaluationResult,
     Row,
@@ -20,6 +21,7 @@ from adios_ray.evaluation.result import (
     mean_over_seeds,
     write_json,
 )
+from adios_ray.places import check_output_file
 from adios_ray.validation import parse
 
 
@@ -58,6 +60,7 @@ def test_results_that_do_not_belong_together_have_no_mean() -> None:
 
 def test_a_file_gives_the_same_result(tmp_path: Path) -> None:
     write_json(tmp_path / "deep" / "r.json", make(0.5).to_json())
+    check_output_file(tmp_path / "deep" / "r.json", MARK)
     values = json.loads((tmp_path / "deep" / "r.json").read_text())
     assert parse(EvaluationResult, values) == make(0.5) and values["scores"]["top1"]["value"] == 0.5
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["r.json"]

@@ -96,7 +96,7 @@ def test_splits_by_the_names_that_people_use(tmp_path: Path, names: tuple[str, .
         ),
         (("pets/cat/1.png", "pets/dog/1.png"), "one level too many .--source .*/pets.*--layout classes"),
         (("train/cat/1.png", "2.png"), "2.png beside the folders train.*--layout splits.*--layout flat"),
-        (("val/cat/1.png", "test/cat/1.png"), "test, val, but no train.*--layout classes"),
+        (("val/cat/1.png", "test/cat/1.png"), "no folder called train, only test, val: add it.*--layout classes"),
         (("train/a/1.png", "val/a/1.png", "valid/a/1.png"), "both val and valid, which are the same split"),
     ],
 )
@@ -105,6 +105,11 @@ def test_what_can_be_read_in_two_ways_is_an_error_with_both(
 ) -> None:
     with pytest.raises(DatasetError, match=message):
         folder_source(plant(tmp_path, *items))
+
+
+def test_class_folders_are_no_splits(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="has no folder called train: add it, or take the folders as classes"):
+        folder_source(plant(tmp_path, "cat/1.png", "dog/1.png"), layout="splits")
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,10 @@ from adios_ray.cli import main
 from adios_ray.data.augment import MEAN, STD
 from adios_ray.errors import CheckpointError, ConfigError, UsageError
 from adios_ray.masking.occlusion import OcclusionModel
+from adios_ray.models import onnx
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights, save_weights
+from adios_ray.places import check_output_file
 from adios_ray.store import Store
 from adios_ray.tracking.pictures import slot_colors
 
@@ -241,7 +243,7 @@ def test_nothing_of_others_is_overwritten(checkpoint: Path, tmp_path: Path, caps
         ("--images empty --output o", "there are no images in empty"),
         ("--images in --output in/masks", "--output in/masks is inside --images in"),
         ("--images in --output file", "--output file is a file"),
-        ("--images in --stretch 3 --output o", "stretch is 3"),
+        ("--images in --stretch 3 --output o", "--stretch 3 must be file, or a bit depth from 9 to 16"),
         ("--data-dir d --format npz --output o", "--format npz is for --images; --data-dir draws a PNG"),
         ("--data-dir d --stretch 12 --overlay --output o", "--overlay, --stretch is for --images"),
     ],
@@ -318,6 +320,7 @@ def test_onnx_equals_torch(occlusion: bool, checkpoint: Path, tmp_path: Path) ->
     assert metadata["image_size"] == str(SIZE) and metadata["origin"] == "made for a test"
     assert "RGB in [0, 1]" in metadata["images"] and name in metadata
     assert str(Path(adios_ray.__file__).parent).encode() not in output.read_bytes(), "no paths of this machine"
+    check_output_file(output, onnx.MARK)
 
 
 def test_onnx_without_its_packages_says_what_to_install(

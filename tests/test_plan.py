@@ -214,6 +214,17 @@ def test_a_plan_keeps_the_images_of_a_folder_together(tmp_path: Path) -> None:
     )
 
 
+def test_classes_of_too_few_groups_are_an_error_with_the_cause(tmp_path: Path) -> None:
+    items = ["ant/0", "ant/1", "bee/0", "bee/1"]
+    for group, cause in (
+        (folder_of, "each class is a single folder, so that no folder can be held out for test"),
+        (group_by_pattern(r"\w"), "each class is a single group, so that no group can be held out for test"),
+        (str, "classes have too few groups, so that no group can be held out for test"),
+    ):
+        with pytest.raises(DatasetError, match=cause):
+            plan_splits({"train": items}, ALL, folder_of, group)
+
+
 def test_groups_that_the_source_has_in_several_splits_are_noted(tmp_path: Path) -> None:
     for item in ("train/a/p1_0", "train/a/p2_0", "test/a/p1_1", "test/a/p3_0", "val/a/p3_1", "unlabeled/p2_1"):
         (tmp_path / item).parent.mkdir(parents=True, exist_ok=True)
@@ -270,9 +281,22 @@ def test_a_plan_says_what_is_read_and_what_is_not(tmp_path: Path) -> None:
         "1 class too small to be in val and test, kept in train: cow",
         "passed over, hidden: 1 (ant/.hidden)",
     ]
+    assert found.empty == ()
     fewer = make_plan(folder.source(tmp_path), {**ALL, "train": 20})
     assert fewer.passed_over["beyond the number of images asked for"].number == 29
     assert fewer.images + fewer.passed_over.total == 62
+
+
+def test_a_plan_says_what_is_too_small_to_be_carved(tmp_path: Path) -> None:
+    for name in ("ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = make_plan(folder.source(tmp_path), ALL)
+    assert found.carved == () and found.text().splitlines() == [
+        "1 split, 2 classes: train 4",
+        "nothing is left for val and test, which training needs: all classes are too small",
+    ]
+    assert make_plan(folder.source(tmp_path), {**ALL, "val": 0, "test": 0}).empty == ()
 
 
 @pytest.mark.parametrize(

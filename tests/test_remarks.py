@@ -102,7 +102,18 @@ def test_nothing_is_said_of_the_published_settings_with_learned_masks() -> None:
         ),
         (
             ["--optimizer.warmup-epochs", "0", "--epochs", "1"],
-            "interval_epochs 1 of 1 epochs: pbt decides nothing; lower it, or raise --epochs",
+            "interval_epochs 1 of 1 epochs: pbt decides nothing; raise --epochs",
+        ),
+        (["--epochs", "5"], "interval_epochs 1 of 5 epochs: pbt decides 4 times; raise --epochs"),
+        (
+            ["--preset", "in100s", "--epochs", "100"],
+            "interval_epochs 25 of 100 epochs: pbt decides 3 times; set it to 10 in a copy of the space, or raise "
+            "--epochs",
+        ),
+        (
+            ["--masking.slots", "5", "--optimizer.encoder-lr", "0.2", "--batch-size", "32"],
+            "masking.slots 5, optimizer.encoder_lr 0.2: searched, so only the first trial begins with it; "
+            "--space single, or a space without it, keeps it",
         ),
         (
             ["--evaluation.fitness", "lidar", "--scheduler", "none"],
@@ -115,10 +126,36 @@ def test_a_remark_names_the_setting_and_the_reason(flags: list[str], expected: s
     assert said(*flags) == [expected]
 
 
-@pytest.mark.parametrize(("interval", "decides"), [(1, True), (3, False)])
-def test_the_first_decision_is_an_interval_after_the_opening(interval: int, decides: bool, tmp_path: Path) -> None:
-    demo = yaml.safe_load((SPACES / "pbt_demo.yaml").read_text())
-    space = tmp_path / "space.yaml"
-    space.write_text(yaml.safe_dump({**demo, "interval_epochs": interval, "opening": {"trials": 8, "epochs": 3}}))
-    remark = "interval_epochs 3 of 6 epochs: pbt decides nothing after the opening's 3; lower it, or raise --epochs"
-    assert said("--space", str(space), "--epochs", "6") == ([] if decides else [remark])
+@pytest.mark.parametrize(
+    ("interval", "said_of_it"),
+    [
+        (1, []),
+        (2, ["interval_epochs 2 of 9 epochs: pbt decides 2 times after the opening's 3; set it to 1 in a copy"]),
+        (6, ["interval_epochs 6 of 9 epochs: pbt decides nothing after the opening's 3; set it to 1 in a copy"]),
+    ],
+)
+def test_the_first_decision_is_an_interval_after_the_opening(
+    interval: int, said_of_it: list[str], tmp_path: Path
+) -> None:
+    space = changed_space(tmp_path, interval_epochs=interval, opening={"trials": 8, "epochs": 3})
+    remarks_on_it = [f"{remark} of the space, or raise --epochs" for remark in said_of_it]
+    assert said("--space", space, "--epochs", "9") == remarks_on_it
+
+
+def changed_space(folder: Path, **changes: Any) -> str:
+    """Write the demo's search space with other options, and return its path."""
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load((SPACES / "pbt_demo.yaml").read_text()), **changes}))
+    return str(path)
+
+
+def test_whom_a_searched_value_reaches_follows_from_the_space(tmp_path: Path) -> None:
+    flags, slots = ("--masking.slots", "5"), {"masking.slots": {"values": [2, 3]}}
+    controlled = changed_space(tmp_path, controls=2)
+    assert ["only the first 2 trials begin with it" in remark for remark in said("--space", controlled, *flags)] == [
+        True
+    ]
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(yaml.safe_dump({"scheduler": "none", "search": "grid", "parameters": slots}))
+    assert ["so no trial has it" in remark for remark in said("--space", str(grid), *flags)] == [True]
+    assert said("--space", "single", *flags) == []

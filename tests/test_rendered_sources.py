@@ -346,7 +346,7 @@ def test_source_travels_and_loads_what_the_renderer_draws(source: Factory) -> No
 
 @both_sources
 def test_bad_arguments_are_refused_with_the_range(source: Factory) -> None:
-    with pytest.raises(ValueError, match="num_images is 9; it must be at least 10"):
+    with pytest.raises(ValueError, match="--num-images 9 must be at least 10"):
         source(9, 0)
     with pytest.raises(ValueError, match="seed is -1; it must be at least 0"):
         source(10, -1)

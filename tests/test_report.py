@@ -19,6 +19,7 @@ from scipy.stats import sem, ttest_ind
 from adios_ray.cli import main
 from adios_ray.data.claim import TRAINING, claimed
 from adios_ray.measures import MEASURES
+from adios_ray.places import check_output_file
 from adios_ray.run_directory import REPLAY_FILE, RunDirectory
 from adios_ray.store import Store
 from adios_ray.tracking import decisions, lineage, records, results, run_masks
@@ -27,7 +28,7 @@ from adios_ray.tracking.log import Event, EventLog
 from adios_ray.tracking.outcomes import write_outcomes
 from adios_ray.tracking.report import charts, search_charts
 from adios_ray.tracking.report.background import BackgroundReport
-from adios_ray.tracking.report.comparison import differences, verdict_between, write_comparison
+from adios_ray.tracking.report.comparison import MARK, differences, verdict_between, write_comparison
 from adios_ray.tracking.report.importance import importance_of
 from adios_ray.tracking.report.inspection import _classified, _projected
 from adios_ray.tracking.report.mask_statistics import agreement, slot_overlaps, slot_statistics
@@ -378,6 +379,7 @@ def test_a_run_that_is_not_finished_has_the_state_that_the_list_of_runs_shows(tm
     states = ["interrupted", "not finished", "running"]
     assert [run.state for run in runs] == states
     text = Page(write_comparison(runs, tmp_path / "comparison.html").read_text()).text
+    check_output_file(tmp_path / "comparison.html", MARK)
     assert all(f"{state}, 0 epochs" in text for state in states)
 
 

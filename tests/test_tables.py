@@ -1,5 +1,6 @@
 """Tables: cells, entries and their formats, and runs of a small table that are resumed and that lose a cell."""
 
+import ast
 import csv
 import importlib.util
 import io
@@ -441,6 +442,20 @@ def test_cells_that_no_node_can_ever_hold_are_refused(
         assert run_module._cell_resources(gpus) == (1, given)
 
 
+@pytest.mark.parametrize(
+    "script", [path.name for path in [*EXPERIMENTS.glob("table*.py"), EXPERIMENTS / "sparsity_sweep.py"]]
+)
+def test_the_help_of_a_table_shows_its_command_lines(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documentation = ast.get_docstring(ast.parse((EXPERIMENTS / script).read_text()))
+    monkeypatch.setattr("sys.argv", [script, "--help"])
+    with pytest.raises(SystemExit):
+        main(script, documentation, {"small": small_table})
+    said = capsys.readouterr().out
+    assert f"\n  python experiments/{script}" in said.partition("examples:")[2] and "--preset {small,paper}" in said
+
+
 def test_what_a_table_lacks_is_said_before_anything_is_trained(
     objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,8 +463,8 @@ def test_what_a_table_lacks_is_said_before_anything_is_trained(
     presets = {"small": small_table}
     with pytest.raises(ConfigError, match="no data for objects: make it with `adios-ray prepare --dataset objects"):
         run_table("table", presets, Options(storage=tmp_path))
-    with pytest.raises(ConfigError, match="--preset big: choose one of small"):
-        run_table("table", presets, Options(preset="big"))
+    with pytest.raises(ConfigError, match="--preset paper: choose one of small"):
+        run_table("table", presets, Options(preset="paper"))
     with pytest.raises(ConfigError, match="--data scenes: the table's data sets are objects"):
         run_table("table", presets, Options(data=(("scenes", "PLACE"),)))
     twice = parse_arguments(Options, ["--data", "objects", "a", "objects", "b"])

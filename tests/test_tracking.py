@@ -15,7 +15,7 @@ from made_up_run import SETTINGS, make_exploit, make_masks, make_row, make_run, 
 from PIL import Image
 from rich.console import Console
 
-from adios_ray.errors import RecordError
+from adios_ray.errors import RecordError, UsageError
 from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import decisions, lineage, pictures, records, results, run_masks, run_picture
@@ -192,6 +192,19 @@ def test_a_picture_of_a_run_has_a_row_for_each_slot(run_dir: Path, tmp_path: Pat
         assert sheet.getpixel((1, 1)) == tuple(first[0, 0])
     with pytest.raises(RecordError, match="no masks of trial"):
         run_picture.save_masks_of_run(run_dir, tmp_path / "none.png", trial="trial_99")
+
+
+def test_a_picture_of_a_run_replaces_no_other_file(run_dir: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        run_picture.main(run_dir, tmp_path / "masks.png", trial="trial_02")
+    photograph = tmp_path / "photograph.png"
+    Image.new("RGB", (8, 8)).save(photograph)
+    before = photograph.read_bytes()
+    with pytest.raises(UsageError, match="is there already, and of another kind"):
+        run_picture.main(run_dir, photograph)
+    assert photograph.read_bytes() == before
+    with pytest.raises(UsageError, match="nope is not a run directory: it has no config.json"):
+        run_picture.main("nope", tmp_path / "masks.png")
 
 
 def test_narrow_terminals_name_the_values_that_they_leave_out() -> None:

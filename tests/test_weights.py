@@ -358,7 +358,7 @@ def test_a_description_and_other_files_do_not_replace_each_other(
     assert main(export) == main(export) == 0
     before = description.read_text()
     assert main([*evaluate_, str(description)]) == 2
-    assert "describes the weights beside it: name another file" in capsys.readouterr().err
+    assert f"--output {description} is there already, and of another kind: remove it" in capsys.readouterr().err
     assert description.read_text() == before
 
 

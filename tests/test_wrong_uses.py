@@ -118,6 +118,10 @@ def _write_more(folder: Path) -> None:
     save_file({"a": torch.zeros(2)}, folder / "other.safetensors", metadata={"format": "pt"})
     for name in ("taken.safetensors", "taken.onnx", "taken.json", "taken.png"):
         (folder / name).mkdir()
+    networks = Networks(small_config(folder / "data"), 32, 10)
+    save_weights(folder / "made.safetensors", Weights(networks.config, 32, 10, "a test", networks.state_dict()))
+    for name in ("old.onnx", "old.html", "photo.png"):
+        (folder / name).write_text("another program's")
     newer = make_objects(folder / "newer", counts={"train": 8, "val": 4, "test": 4})
     manifest = json.loads((newer / "manifest.json").read_text())
     (newer / "manifest.json").write_text(json.dumps(manifest | {"schema_version": SCHEMA_VERSION + 1}))
@@ -168,7 +172,7 @@ CASES = {
     "runs --storage ''": "--storage is empty: give a value, or leave it out",
     "report run ''": "an argument is empty: give a value, or leave it out",
     "runs run": "'run' after runs is not expected: it belongs to no flag; write --storage run",
-    "verify": "adios-ray verify needs LOCATION (Directory or URI of the data set)",
+    "verify": "adios-ray verify needs PATH (Directory or URI of the data set)",
     "prepare --dataset objects": "adios-ray prepare needs --output",
     "prepare --dataset films --output out": "--dataset films is not one of imagenet100",
     "evaluate linear --rates 0.1 x --checkpoint a --data-dir data": "--rates 0.1 x must be numbers",
@@ -208,7 +212,7 @@ CASES = {
     "masks --checkpoint a --output out --images 5": "--images 5 is a number, which is for --data-dir",
     f"{DEMO} --take-over": "--take-over needs the run to take over: give its --name, or --resume RUN",
     f"{DEMO} --name ..": "--name '..' must be letters",
-    f"{DEMO} --population 1": "--population 1 must be greater than or equal to 2",
+    f"{DEMO} --population 1": "--population 1 leaves pbt nothing to compare: give 2 or more, or --space single",
     f"{DEMO} --masking.sparsity-weight 0": "masking.sparsity_weight must stay above 0",
     # search spaces
     f"{DEMO} --space nowhere": "search space nowhere is no file, nor one of asha_demo, ",
@@ -252,6 +256,7 @@ CASES = {
     f"{DEMO} --search grid": "search grid cannot be combined with pbt",
     # data
     "train": "no data: choose --preset demo",
+    "train --preset in100s": "in100s needs --data-dir: make it with `adios-ray prepare --dataset imagenet100s --source",
     "train --data-dir nowhere": "/nowhere (manifest.json is missing): run adios-ray prepare",
     "train --data-dir no_manifest": "/no_manifest (manifest.json is missing): run adios-ray prepare",
     "train --data-dir bad_manifest": "/bad_manifest/manifest.json is not a manifest: not JSON: EOF",
@@ -261,7 +266,7 @@ CASES = {
     "train --data-dir data --backbone.name resnet_small --batch-size 64": "batch_size 64 is more than the 24",
     f"{MINE} --workers-per-trial 3": "batch_size 8 cannot be shared evenly by workers_per_trial 3",
     f"{MINE} --workers-per-trial 2 --gpus-per-worker 0.5": "each of a trial's 2 workers needs a whole GPU",
-    f"{MINE} --gpus-per-worker 1.5": "gpus_per_worker is 1.5: a part of one GPU, or whole ones",
+    f"{MINE} --gpus-per-worker 1.5": "must be a part of one GPU, or whole ones",
     f"{MINE} --cuda-graphs --workers-per-trial 2": "cuda_graphs needs one worker for each trial",
     f"{MINE} --cuda-graphs --objective mocov2": "cuda_graphs: the mocov2 objective draws random numbers",
     "train --data-dir newer": "newer/manifest.json has schema version 3, not 2 or 1. It was made by a newer adios_ray",
@@ -282,7 +287,7 @@ CASES = {
     "prepare --dataset folder --source images --output out --image-size 32": "/images (looked for .jpg .jpeg .jpe ",
     "prepare --dataset folder --source images --output out --image-size 33": "--image-size 33 must be a multiple of 16",
     "prepare --dataset stl10 --source empty --output out": "/empty lacks train_X.bin, test_X.bin, unlabeled_X.bin",
-    "prepare --dataset objects --output out --num-images 5": "num_images",
+    "prepare --dataset objects --output out --num-images 5": "--num-images 5 must be at least 10",
     # checkpoints
     f"{MINE} --initial-weights nowhere": "weights nowhere do not exist",
     f"{MINE} --initial-weights weights.safetensors": "weights.safetensors is not a safetensors file, or a damaged one",
@@ -306,6 +311,15 @@ CASES = {
     "masks --checkpoint nowhere --images images --output out": "weights nowhere do not exist",
     "export --checkpoint weights.safetensors --output weights.safetensors": "would change weights.safetensors,",
     "evaluate --checkpoint a --data-dir data --output data/r.json": "--output data/r.json would change data, which",
+    "export --checkpoint a --output other.safetensors": "other.safetensors is there already, and of another kind",
+    "export --checkpoint a --output old.onnx": "old.onnx is there already, and of another kind",
+    "export --checkpoint a --output made.safetensors": "made.safetensors is there already, and of another kind",
+    "import-official empty --output other.safetensors": "other.safetensors is there already, and of another kind",
+    "evaluate --checkpoint a --data-dir data --output made.safetensors": "is there already, and of another kind",
+    "evaluate --checkpoint a --data-dir data --output r.txt": "--output r.txt must end in .json",
+    "evaluate --checkpoint a --data-dir data --output schedule.json": "schedule.json is there already, and of another",
+    "masks --checkpoint a --data-dir data --output photo.png": "photo.png is there already, and of another kind",
+    "report run run --output old.html": "old.html is there already, and of another kind: remove it, or name another",
     "masks --checkpoint a --data-dir data --output m.png --max-pixels 9": "--max-pixels is for --images; --data-dir",
     "masks --checkpoint nowhere --output out": "give --images, files or folders of images, or --data-dir",
     "reproduce nowhere": "is not the dump of a step that diverged",

@@ -260,9 +260,11 @@ class Prepare:
             if path is None:
                 promptly(partial(Store(str(root)).size, ""))  # the listing of what is there may take longer
             return entry.source(root, **options), made_from
-        except DatasetError:  # not downloaded yet, or not completely
+        except DatasetError as error:  # not downloaded yet, or not completely
             if not self.download:
-                raise
+                if entry.download is None:
+                    raise
+                raise DatasetError(f"{error}; --download fetches what is missing") from None
         except Exception as error:  # each protocol has errors of its own
             if isinstance(root, Path):
                 raise

@@ -253,9 +253,10 @@ class All:
             try:
                 results[name] = kind.evaluate(subject)
             except EvaluationError as error:
-                left_out[name] = str(error)
+                left_out[name] = str(error).removeprefix(f"{name}: ")
         if not results:
-            raise EvaluationError(f"no evaluation is possible: {'; '.join(left_out.values())}")
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+            raise EvaluationError(f"no evaluation is possible: {reasons}")
         for name, of in results.items():
             left_out |= {f"{name}.{score}": reason for score, reason in of.configuration.get(LEFT_OUT, {}).items()}
         scores = {f"{name}.{score}": own for name, of in results.items() for score, own in of.scores.items()}
@@ -300,7 +301,7 @@ class Evaluate:
     """Directory or URI of a data set made by `adios-ray prepare`."""
 
     output: Location | None = None
-    """File to write the JSON object to as well; a path or a URI."""
+    """File to write the JSON object to as well, *.json; a path or a URI."""
 
     split: Literal["val", "test"] = "test"
     """Split whose images are evaluated; settings are chosen on val, and reported on test."""
@@ -323,18 +324,16 @@ class Evaluate:
         """Print the JSON object on standard output; a table, and progress, on standard error."""
         from rich.console import Console
 
-        from adios_ray.evaluation.result import write_json
+        from adios_ray.evaluation.result import MARK, write_json
         from adios_ray.places import check_output_file, check_place, delivered
 
         if self.output is not None:
-            from adios_ray.models.export import is_description  # takes seconds to import
-
             baseline = self.kind.baseline if isinstance(self.kind, Robustness) else None
-            check_output_file(self.output, *self.checkpoint, self.data_dir, *([baseline] if baseline else []))
-            if (path := local_path(self.output)) is None:
+            check_output_file(self.output, MARK, *self.checkpoint, self.data_dir, *([baseline] if baseline else []))
+            if not str(self.output).endswith(".json"):
+                raise UsageError(f"--output {self.output} must end in .json: the result is a JSON object")
+            if local_path(self.output) is None:
                 check_place(split_location(self.output)[0])
-            elif is_description(path):
-                raise UsageError(f"--output {path} describes the weights beside it: name another file")
         console = Console(stderr=True)
         # Whatever else is printed, such as the address of Ray's dashboard, must not precede the JSON object.
         with contextlib.redirect_stdout(sys.stderr):

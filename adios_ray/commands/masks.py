@@ -105,7 +105,7 @@ class Masks:
         from adios_ray.models.export import load_occlusion_model
         from adios_ray.places import check_output_file, delivered
         from adios_ray.tracking.mask_files import one_hot, to_pixels
-        from adios_ray.tracking.pictures import save_mask_sheet
+        from adios_ray.tracking.pictures import MARK, save_mask_sheet
 
         if isinstance(self.images, tuple):
             raise UsageError("give either --images, files or folders of images, or --data-dir, not both")
@@ -123,7 +123,7 @@ class Masks:
             raise UsageError(f"--images {number} must be at least 1")
         if not str(self.output).lower().endswith(".png"):
             raise UsageError(f"--output {self.output} must end in .png: --data-dir draws a PNG")
-        check_output_file(self.output)
+        check_output_file(self.output, MARK)
         device, split = best_device(), open_shards(data_dir).split("val")
         if not len(split):
             raise UsageError(f"val of {data_dir} has no images")

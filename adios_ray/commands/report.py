@@ -33,7 +33,7 @@ class Report:
         from adios_ray.console import say_aside
         from adios_ray.places import check_output_file, delivered, fetched, insist, require_local
         from adios_ray.run_storage import fetched_run
-        from adios_ray.tracking.report.comparison import write_comparison
+        from adios_ray.tracking.report.comparison import MARK, write_comparison
         from adios_ray.tracking.report.inspection import inspect_best
         from adios_ray.tracking.report.page import write_report
         from adios_ray.tracking.report.run_data import read_run
@@ -48,7 +48,7 @@ class Report:
             for place in self.runs if self.output is None else (*self.runs, self.output):
                 require_local(place, "--open")
         if self.output is not None:
-            check_output_file(self.output)
+            check_output_file(self.output, MARK)
             if not str(self.output).endswith(".html"):
                 raise UsageError(f"--output {self.output} must end in .html: the comparison is a page")
         paths = [fetched_run(place) for place in self.runs]

@@ -1,5 +1,6 @@
 """The command that lists runs."""
 
+import os
 from dataclasses import dataclass
 
 from adios_ray.store import Location
@@ -16,5 +17,7 @@ class Runs:
         """Print one line for each run, the latest first."""
         from adios_ray.tracking.overview import runs_in
 
-        lines = [run.text() for run in runs_in(self.storage)]
+        # The default is made by the first training; another place that is missing was misspelled.
+        begun = self.storage != Runs.storage or os.path.lexists(self.storage)
+        lines = [run.text() for run in runs_in(self.storage)] if begun else []
         print("\n".join(lines) if lines else f"{self.storage} has no runs: adios-ray train makes them")

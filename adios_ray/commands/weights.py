@@ -22,12 +22,11 @@ class ImportOfficial:
     def run(self) -> None:
         """Write the file and print its contents, and what was not imported."""
         from adios_ray.models.official import import_official, unsupported
-        from adios_ray.models.weights import save_weights
+        from adios_ray.models.weights import MARK, save_weights
         from adios_ray.places import check_output_file, delivered, fetched
 
-        check_output_file(self.output)
+        check_output_file(self.output, MARK)
         directory = fetched(self.directory)
-        check_output_file(self.output, *directory.glob("*.json"), *directory.glob("*.ckpt"))
         weights, left_out = import_official(directory), unsupported(directory)
         with delivered(self.output) as output:
             save_weights(output, weights)
@@ -62,12 +61,12 @@ class Export:
     def run(self) -> None:
         """Write the file and print its contents."""
         from adios_ray.models import onnx
-        from adios_ray.models.export import export_encoder, export_occlusion_model
+        from adios_ray.models.export import MARK, export_encoder, export_occlusion_model
         from adios_ray.models.weights import averaged, load_weights
         from adios_ray.places import check_output_file, delivered
 
-        check_output_file(self.output, self.checkpoint)
         to_onnx = str(self.output).endswith(onnx.SUFFIX)
+        check_output_file(self.output, onnx.MARK if to_onnx else MARK, self.checkpoint)
         if self.naming is not None and (self.occlusion or to_onnx):
             raise UsageError("--naming is for an encoder as safetensors, not for --occlusion or ONNX")
         if self.averaged and self.occlusion:

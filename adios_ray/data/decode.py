@@ -70,9 +70,9 @@ class DecodeOptions:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.max_pixels < 1:
-            raise UsageError(f"max_pixels is {self.max_pixels}, not positive")
+            raise UsageError(f"--max-pixels {self.max_pixels} must be at least 1")
         if self.stretch not in (None, "file", *range(9, 17)):
-            raise UsageError(f"stretch is {self.stretch!r}, neither 'file' nor a bit depth from 9 to 16")
+            raise UsageError(f"--stretch {self.stretch} must be file, or a bit depth from 9 to 16")
 
 
 class Picture(NamedTuple):

@@ -41,6 +41,7 @@ class Plan:
         classes: Number of items of each class in each split.
         labels: How many classes or labels there are, for people.
         carved: Splits that are carved out of train.
+        empty: Splits that were to be carved, but for which no class of train is large enough.
         only_in_train: Classes that are too small for every carved split.
         passed_over: What the source has, but will not be read.
         notes: What people should know of the source.
@@ -50,6 +51,7 @@ class Plan:
     classes: Mapping[str, Mapping[str, int]]
     labels: str
     carved: tuple[str, ...]
+    empty: tuple[str, ...]
     only_in_train: tuple[str, ...]
     passed_over: PassedOver
     notes: tuple[str, ...] = ()
@@ -67,6 +69,10 @@ class Plan:
         if self.only_in_train:
             few = f"{counted(len(self.only_in_train), 'class')} too small to be in {' and '.join(self.carved)}"
             lines.append(f"{few}, kept in train: {first_of(self.only_in_train)}")
+        if self.empty:
+            lines.append(
+                f"nothing is left for {' and '.join(self.empty)}, which training needs: all classes are too small"
+            )
         lines += [f"note: {note}" for note in self.notes]
         for reason, (number, examples) in self.passed_over.items():
             lines.append(f"passed over, {reason}: {number:,} ({first_of(examples, number)})")
@@ -88,7 +94,8 @@ def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | Non
     splits = plan_splits(listing, counts, source.stratum, group)
     if isinstance(source, ReadInBlocks):
         splits = {split: in_blocks(items, source.block) for split, items in splits.items()}
-    carved = tuple(s for s in reversed(CARVED) if "train" in listing and s not in listing and counts[s] != 0)
+    wanted = [s for s in reversed(CARVED) if "train" in listing and s not in listing and counts[s] != 0]
+    carved, empty = (tuple(s for s in wanted if (s in splits) is found) for found in (True, False))
     leaking: set[str] = set()
     if group is not None:
         held = {group_of(item, group) for split in carved for item in splits.get(split, ())}
@@ -106,7 +113,8 @@ def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | Non
     }
     trained = classes.get("train", {})
     small = sorted(name for name in trained if any(name not in classes.get(split, {}) for split in carved))
-    return Plan(splits, classes, _labels(source, classes), carved, tuple(small), passed_over, (*source.notes, *notes))
+    labels, notes = _labels(source, classes), [*source.notes, *notes]
+    return Plan(splits, classes, labels, carved, empty, tuple(small), passed_over, tuple(notes))
 
 
 def _once(listing: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], list[str]]:

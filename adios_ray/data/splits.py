@@ -198,7 +198,11 @@ def _take_groups(
             left.subtract(dict.fromkeys(classes, 1))
     chosen |= _smallest_of_lacking(able, contents, chosen)
     if not chosen:
-        raise DatasetError(f"no group can be taken for {split} out of {len(contents)}: classes have too few of them")
+        kind = "folder" if group is folder_of else "group"
+        cause = f"each class is a single {kind}" if set(left.values()) == {1} else f"classes have too few {kind}s"
+        raise DatasetError(
+            f"{cause}, so that no {kind} can be held out for {split}: make smaller ones, or leave --group-by out"
+        )
     return [item for item in items if group(item) in chosen], [item for item in items if group(item) not in chosen]
 
 

@@ -59,13 +59,13 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
     # Of several labels an image nothing is chosen on val.
     val = ("val",) if subject.has_val and not manifest.multi_label else ()
     splits = ("train", *val, subject.split)
-    check_labels(subject.dataset, "k-NN", splits, manifest.multi_label)
+    check_labels(subject.dataset, "knn", splits, manifest.multi_label)
     images = len(subject.dataset.split("train"))
     if images < (most := max(neighbors, default=0)):
-        raise EvaluationError(f"k-NN: train has {images} images; {most} neighbors need at least {most}")
+        raise EvaluationError(f"knn: train has {images} images; {most} neighbors need at least {most}")
     voting = min(own.neighbors, images)  # as in training, where all images vote if there are fewer
     if manifest.multi_label and (neighbors or temperatures):
-        raise EvaluationError("k-NN: multi-label data have no sweep; leave neighbors and temperatures out")
+        raise EvaluationError("knn: multi-label data have no sweep; leave neighbors and temperatures out")
     configuration: dict[str, Any] = {"neighbors": voting, "temperature": own.temperature}
     counts = neighbors or [count for count in NEIGHBORS if count <= images]
     check_settings(counts, temperatures or TEMPERATURES)
@@ -128,7 +128,7 @@ def linear(
             lacks a class of the others, or a setting is out of range.
     """
     if augment and solver != "sgd":
-        raise EvaluationError(f"linear evaluation: augmented views need the solver sgd, not {solver}")
+        raise EvaluationError(f"linear: augmented views need the solver sgd, not {solver}")
     settings = Sgd(tuple(rates), epochs, batch_size, seed=subject.seed) if solver == "sgd" else Lbfgs()
     chooses = solver == "sgd" and len(rates) > 1
     if chooses and not subject.has_val:
@@ -137,7 +137,7 @@ def linear(
             "choice: one rate, or the solver lbfgs"
         )
     splits = ("train", "val", subject.split) if subject.has_val else ("train", subject.split)
-    check_labels(subject.dataset, "linear evaluation", splits)
+    check_labels(subject.dataset, "linear", splits)
     features = {split: subject.features(split) for split in splits}
     train, held_out = features["train"], features[subject.split]
     images = subject.dataset.split("train")
@@ -204,7 +204,7 @@ def multilabel(subject: Subject) -> EvaluationResult:
     Raises:
         EvaluationError: If images have one class each, or train has no image with a label of the others.
     """
-    check_labels(subject.dataset, "multi-label probe", ("train", subject.split), multi_label=True)
+    check_labels(subject.dataset, "multilabel", ("train", subject.split), multi_label=True)
     found = multilabel_probe(*subject.features("train"), *subject.features(subject.split), errors=True)
     names = subject.dataset.manifest.classes
     configuration = {"labels": len(names), "constant_labels": tuple(names[number] for number in found.constant)}

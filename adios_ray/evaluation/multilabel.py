@@ -60,7 +60,7 @@ def multilabel_probe(
     if (train_features.shape[1], train_labels.shape[1]) != (features.shape[1], labels.shape[1]):
         widths = f"{train_features.shape[1]} and {features.shape[1]} features"
         widths += f", {train_labels.shape[1]} and {labels.shape[1]} labels"
-        raise EvaluationError(f"multi-label probe: {widths}; equal numbers are needed")
+        raise EvaluationError(f"multilabel: {widths}; equal numbers are needed")
     known, unknown = _standardized(train_features, features)
     targets, truth = (part.byte().cpu().numpy() for part in (train_labels, labels))
     predicted = np.empty_like(truth)

@@ -32,6 +32,8 @@ LEFT_OUT = "left_out"
 """Setting with the reason of each evaluation that is left out, by its name."""
 EVALUATION = "evaluation"
 """Column of details that names the evaluation they come from, where there are several."""
+MARK = '"weights_sha256":'
+"""In every JSON file of a result."""
 WEIGHTS = "weights"
 """Column of details with the first letters of the checksum of a checkpoint's tensors."""
 

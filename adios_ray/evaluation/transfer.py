@@ -65,7 +65,7 @@ class TransferConfig(Strict):
     @model_validator(mode="after")
     def _check_stem(self) -> Self:
         if self.cifar_stem and self.mode == "linear":
-            raise ValueError("mode linear keeps the stem that the backbone was trained with: leave cifar_stem out")
+            raise ValueError("mode linear keeps the stem that the backbone was trained with: leave --cifar-stem out")
         return self
 
 

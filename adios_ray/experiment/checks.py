@@ -13,6 +13,7 @@ from adios_ray.data.shards import verify
 from adios_ray.errors import ConfigError, DatasetError, EvaluationError
 from adios_ray.evaluation.fitness import SMALLEST_PARTED, check_measurable
 from adios_ray.experiment.config import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig
+from adios_ray.experiment.presets import DATA_SETS
 from adios_ray.measures import MEASURES
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import load_initial, load_weights
@@ -37,9 +38,14 @@ def check_data(config: ExperimentConfig, space: SearchSpace | None = None) -> No
         EvaluationError: If a split is too small for the measure.
     """
     if config.data_dir is None:
+        if published := DATA_SETS.get(config.preset or ""):
+            raise ConfigError(
+                f"preset {config.preset} needs --data-dir: make it with `adios-ray prepare --dataset {published} "
+                "--source FOLDER --output PLACE`, or from images of your own by --dataset folder"
+            )
         raise ConfigError(
             "no data: choose --preset demo, which renders its own images, or give --data-dir with shards made by "
-            "`adios-ray prepare` (add --preset in100s or in100 for the paper's settings)"
+            f"`adios-ray prepare` (add --preset {', '.join(DATA_SETS)} for published settings)"
         )
     manifest = verify(config.data_dir)
     _check_fits(config, space, manifest, config.data_dir)

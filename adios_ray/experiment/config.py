@@ -58,7 +58,7 @@ class ExperimentConfig(TrialConfig):
     --backbone and --masking) choose among them."""
     family: Family | None = None
     """Source of the published settings: paper (its appendix: SGD, mean over slots), or authors (their scripts: LARS,
-    sum, alternating). None takes the paper's, except for in100, which only the authors' scripts cover."""
+    sum, alternating). The paper's if not given, except for in100, which only the authors' scripts cover."""
     space: Place = str(SPACES / "pbt_in100.yaml")
     """YAML file of the search space, a path or a URI, or the name of one that comes with the package (pbt_in100,
     asha_demo, ...)."""
@@ -70,18 +70,18 @@ class ExperimentConfig(TrialConfig):
     """Directory in which each run creates its run directory, shared by all nodes of a cluster, or a URI (s3://,
     gs://, ...), with which nodes need to share nothing."""
     name: Annotated[str, AfterValidator(_folder_name)] | None = None
-    """Name of the run's directory in the storage; the same command again resumes the run of that name. None makes a new
-    name of the search space and the time."""
-    population: int = Field(4, ge=2, le=10_000)
-    """Number of trials. Those that do not fit into the cluster at once take turns with pbt and pb2; with other
-    schedulers they start when others have ended. A grid has one per combination; an opening begins with more."""
+    """Name of the run's directory in the storage; the same command again resumes the run of that name. If not given,
+    a new name is made of the search space and the time."""
+    population: int = Field(4, ge=1, le=10_000)
+    """Number of trials, at least 2 with pbt and pb2, whose trials take turns where they do not fit into the cluster at
+    once; with other schedulers they start when others have ended. A grid has one per combination; an opening begins
+    with more."""
     workers_per_trial: int = Field(1, ge=1, le=10_000)
     """Ray Train workers that share a trial's batches."""
     gpus_per_worker: float | None = Field(None, ge=0, le=10_000)
-    """GPUs of each worker, may be a fraction; None takes 1 if the cluster has GPUs."""
+    """GPUs of each worker, may be a fraction; 1 if not given and the cluster has GPUs."""
     cpus_per_worker: float | None = Field(None, gt=0, le=10_000)
-    """CPUs of each worker, may be a fraction; None shares the CPUs of the nodes that
-    can hold a worker."""
+    """CPUs of each worker, may be a fraction; if not given, they share the CPUs of the nodes that can hold a worker."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Weights & Biases; online needs a login, offline keeps files that `wandb sync` uploads. The project is
     WANDB_PROJECT or adios_ray, the entity WANDB_ENTITY."""
@@ -99,11 +99,11 @@ class ExperimentConfig(TrialConfig):
     def _check_gpus(self) -> Self:
         gpus = self.gpus_per_worker or 0
         if gpus % 1 and gpus > 1:
-            raise ValueError(f"gpus_per_worker is {gpus:g}: a part of one GPU, or whole ones")
+            raise ValueError(f"--gpus-per-worker {gpus:g} must be a part of one GPU, or whole ones")
         if gpus % 1 and self.workers_per_trial > 1:  # NCCL, by which they exchange gradients, refuses to share one
             raise ValueError(
-                f"gpus_per_worker is {gpus:g}: each of a trial's {self.workers_per_trial} workers needs a whole GPU; "
-                "set workers_per_trial to 1 for trials that share one"
+                f"--gpus-per-worker {gpus:g}: each of a trial's {self.workers_per_trial} workers needs a whole GPU; "
+                "give --workers-per-trial 1 for trials that share one"
             )
         return self
 

@@ -22,6 +22,8 @@ TRAINING_IMAGES: Mapping[str, int] = {
     "clevr": 63_000,
 }
 """Images that training uses, by preset: published data sets without the tenth of train that becomes val."""
+DATA_SETS: Mapping[str, str] = {"in100s": "imagenet100s", "in100": "imagenet100", "stl10": "stl10", "clevr": "clevr"}
+"""The data set of each published preset, as ``adios-ray prepare`` names it."""
 BACKBONES = {"vit_tiny": "vit_tiny_patch16_224"}
 """timm's names of backbones that have a shorter name in the files."""
 FAMILIES: tuple[Family, ...] = get_args(Family)

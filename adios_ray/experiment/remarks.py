@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from adios_ray.config import PREDICTING, TrialConfig, value_at
+from adios_ray.console import counted
 from adios_ray.experiment.command import changed_settings
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.measures import MEASURES
@@ -38,13 +39,22 @@ NEEDS: Mapping[str, tuple[str, Callable[[TrialConfig], bool]]] = {
     "backbone.stem_padding": ("backbone.cifar_stem", lambda config: config.backbone.cifar_stem),
 }
 """By path: the setting that it depends on, and whether a configuration uses it."""
+FEW_DECISIONS = 5
+"""Below so many decisions about a trial, an evolving search is remarked upon."""
 
 
 def remarks(config: ExperimentConfig, space: SearchSpace) -> Iterator[str]:
     """Say what of an experiment is without effect, or probably not intended; a sentence each."""
-    given = [path for path in changed_settings(config) if path not in space.parameters]
+    changed = changed_settings(config)
     yield from _unused(config, space.parameters, "searched")
-    yield from _unused(config, given, "given")
+    yield from _unused(config, [path for path in changed if path not in space.parameters], "given")
+    if drawn := [f"{path} {value}" for path, value in changed.items() if path in space.parameters]:
+        first = max(1, space.controls or 0)
+        begin = f"only {'the first trial begins' if first == 1 else f'the first {first} trials begin'} with it"
+        yield (
+            f"{', '.join(drawn)}: searched, so {'no trial has it' if space.search == 'grid' else begin}; "
+            "--space single, or a space without it, keeps it"
+        )
     trials = space.trials(config.population)
     if not MEASURES[config.evaluation.fitness].is_share and trials > 1:
         yield (
@@ -57,12 +67,23 @@ def remarks(config: ExperimentConfig, space: SearchSpace) -> Iterator[str]:
             f"optimizer.warmup_epochs {warmup:g} of {config.epochs} epochs: the warm-up ends after "
             f"{config.epochs / 2:g}, since it takes at most half of a training"
         )
+    if space.evolving:
+        yield from _few_decisions(config, space)
+
+
+def _few_decisions(config: ExperimentConfig, space: SearchSpace) -> Iterator[str]:
+    """Say it where an evolving search decides seldom or never about a trial."""
     opening = space.opening.epochs if space.opening else 0
-    if space.evolving and opening + space.interval_epochs >= config.epochs:
+    left, reports = config.epochs - opening, config.evaluation.interval_epochs
+    decisions = max(0, -(-left // space.interval_epochs) - 1)  # none at the last epoch
+    if decisions < FEW_DECISIONS:
+        times = counted(decisions, "time") if decisions else "nothing"
         after = f" after the opening's {opening}" if opening else ""
+        advised = max(1, left // 10 // reports) * reports
+        lower = f"set it to {advised} in a copy of the space, or " if advised < space.interval_epochs else ""
         yield (
-            f"interval_epochs {space.interval_epochs} of {config.epochs} epochs: {space.scheduler} decides nothing"
-            f"{after}; lower it, or raise --epochs"
+            f"interval_epochs {space.interval_epochs} of {config.epochs} epochs: {space.scheduler} decides "
+            f"{times}{after}; {lower}raise --epochs"
         )
 
 

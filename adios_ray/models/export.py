@@ -32,6 +32,8 @@ from adios_ray.tensor_files import pack
 from adios_ray.validation import parse, read_json
 
 SUFFIX = ".safetensors"
+MARK = '"exported_by":"adios_ray"'
+"""In the header of every file of exported tensors."""
 
 
 class _Info(Strict):
@@ -179,7 +181,7 @@ def is_description(path: Path) -> bool:
 
 
 def _tensors(module: nn.Module) -> bytes:
-    return pack(module.state_dict(), {"format": "pt"})
+    return pack(module.state_dict(), {"format": "pt", "exported_by": "adios_ray"})
 
 
 def _write(output: Path, content: bytes, info: _Info) -> None:

@@ -15,6 +15,8 @@ from adios_ray.models.weights import Weights, build_networks
 
 SUFFIX = ".onnx"
 INPUT = "images"
+MARK = "normalized by the model itself"
+"""In the metadata of every file."""
 
 
 class _FromRGB(nn.Module):
@@ -84,7 +86,7 @@ def export_onnx(weights: Weights, output: Path, *, occlusion: bool) -> dict[str,
     # What the exporter notes at each node contains paths of this machine.
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
     described = {
-        INPUT: f"float32 [B, 3, {side}, {side}], RGB in [0, 1]; normalized by the model itself",
+        INPUT: f"float32 [B, 3, {side}, {side}], RGB in [0, 1]; {MARK}",
         name: f"float32 {meaning}",
         "image_size": str(side),
         "origin": weights.origin,

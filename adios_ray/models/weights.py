@@ -34,6 +34,8 @@ from adios_ray.tensor_files import pack
 from adios_ray.validation import parse, parse_json
 
 METADATA_KEY = "adios_ray"
+MARK = f'"{METADATA_KEY}":'
+"""In the header of every weights file."""
 SCHEMA_VERSION = 1
 
 

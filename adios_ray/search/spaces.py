@@ -182,8 +182,8 @@ class SearchSpace(Strict):
             population: Number of trials, if known, which an opening must exceed and controls must not reach.
 
         Raises:
-            ConfigError: If one does not, naming the path; if the opening is too small or too long; if decisions fall
-                between two reports; or if they would be made by a score without labels.
+            ConfigError: If one does not, naming the path; if a trial alone would evolve; if the opening is too small or
+                too long; if decisions fall between two reports; or if they would be made by a score without labels.
         """
         if self.opening is not None:
             if population is not None and self.opening.trials <= population:
@@ -196,6 +196,11 @@ class SearchSpace(Strict):
                     f"{origin}: opening.epochs {self.opening.epochs} must end before the last of {config.epochs} "
                     "epochs: lower it, or raise --epochs"
                 )
+        if population == 1 and self.evolving:
+            raise ConfigError(
+                f"{origin}: --population 1 leaves {self.scheduler} nothing to compare: give 2 or more, or --space "
+                "single for one training"
+            )
         if population is not None and (self.controls or 0) >= population:
             raise ConfigError(
                 f"{origin}: controls {self.controls} must be less than the population of {population}: lower it, or "

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -38,8 +38,8 @@ ROUNDING = 0.01
 class Options:
     """Options of a table."""
 
-    preset: str = "small"
-    """paper: the paper's setting. small: what two CPU cores train in the time that the script's header says."""
+    preset: Literal["small", "paper"] = "small"
+    """small: what two CPU cores train in minutes, which docs/tables.md has. paper: the paper's setting."""
     data: tuple[tuple[str, str], ...] = ()
     """Data sets made by `adios-ray prepare`: NAME PLACE, once for each data set of the table; --dry-run lists them."""
     storage: Location = "runs/tables"
@@ -71,14 +71,14 @@ def main(script: str, documentation: str | None, presets: Mapping[str, Callable[
 
     Args:
         script: The script's file, whose name is that of the table's folder.
-        documentation: The script's documentation, whose first line begins ``--help``.
+        documentation: The script's documentation, which begins ``--help``.
         presets: Makes the table of each preset.
 
     Returns:
         Exit status; see ``errors.exit_status``.
     """
-    name, description = Path(script).stem, (documentation or "").partition("\n")[0]
-    return exit_status(lambda: run_table(name, presets, parse_arguments(Options, description=description)))
+    name = Path(script).stem
+    return exit_status(lambda: run_table(name, presets, parse_arguments(Options, description=documentation)))
 
 
 def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Options) -> None:
@@ -123,7 +123,9 @@ def _draw_masks(folders: Mapping[Cell, Path], folder: Path, images: int) -> None
         checkpoint = last_checkpoint(of_cell, cell)
         if cell.seed == 0 and cell.config.masking.learned and checkpoint.is_dir():
             name = re.sub(r"[^\w.]+", "-", f"{cell.row} {cell.config.objective.name} {cell.group}").strip("-")
-            Masks(checkpoint, folder / f"{name}.png", images, cell.config.data_dir).run()
+            picture = folder / f"{name}.png"
+            picture.unlink(missing_ok=True)  # one of an earlier version would be taken for another file
+            Masks(checkpoint, picture, images, cell.config.data_dir).run()
 
 
 def _choose_table(presets: Mapping[str, Callable[[], Table]], options: Options) -> Table:

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from adios_ray.files import write_output
 from adios_ray.tracking.run_masks import Pixels
 
+MARK = "Software\0adios_ray"
+"""In every PNG of masks."""
 _FIRST_COLORS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#56b4e9", "#6a3d9a")
 _OVERLAY = 0.65
 _CELL = 96
@@ -85,5 +88,7 @@ def mask_sheet(images: Pixels, masks: Pixels) -> Image.Image:
 def save_mask_sheet(images: Pixels, masks: Pixels, path: Path) -> None:
     """Write a ``mask_sheet`` of uint8 [K, H, W, 3] and uint8 [K, N, H, W] as PNG, atomically."""
     buffer = io.BytesIO()
-    mask_sheet(images, masks).save(buffer, "PNG", optimize=True)
+    origin = PngInfo()
+    origin.add_text("Software", "adios_ray")
+    mask_sheet(images, masks).save(buffer, "PNG", optimize=True, pnginfo=origin)
     write_output(path, buffer.getvalue())

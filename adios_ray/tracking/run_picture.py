@@ -6,11 +6,12 @@ from pathlib import Path
 import tyro
 
 from adios_ray.arguments import parse_arguments
-from adios_ray.errors import RecordError, exit_status
-from adios_ray.places import delivered, require_local
+from adios_ray.errors import RecordError, UsageError, exit_status
+from adios_ray.places import check_output_file, delivered, require_local
+from adios_ray.run_directory import RunDirectory
 from adios_ray.store import Location
 from adios_ray.tracking import lineage, results, run_masks
-from adios_ray.tracking.pictures import save_mask_sheet
+from adios_ray.tracking.pictures import MARK, save_mask_sheet
 
 
 def save_masks_of_run(run_dir: Path, path: Path, trial: str | None = None, images: int = 8) -> None:
@@ -43,9 +44,16 @@ def main(
         run_dir: The run directory; a local path.
         out: The PNG to write; a path or a URI.
         trial: Trial whose masks are drawn; by default the best trial.
+
+    Raises:
+        UsageError: If it is not a run directory, or ``out`` is another file.
     """
+    run = RunDirectory(require_local(run_dir, "RUN_DIR"))
+    if not run.config.is_file():
+        raise UsageError(f"{run_dir} is not a run directory: it has no {run.config.name}")
+    check_output_file(out, MARK)
     with delivered(out) as path:
-        save_masks_of_run(require_local(run_dir, "RUN_DIR"), path, trial)
+        save_masks_of_run(run.path, path, trial)
 
 
 if __name__ == "__main__":

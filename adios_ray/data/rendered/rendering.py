@@ -288,7 +288,7 @@ class RenderedSource:
             ValueError: If ``num_images`` is below 10 or ``seed`` below 0.
         """
         if self.num_images < MIN_IMAGES:
-            raise ValueError(f"num_images is {self.num_images}; it must be at least {MIN_IMAGES}")
+            raise ValueError(f"--num-images {self.num_images} must be at least {MIN_IMAGES}")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be at least 0")
 

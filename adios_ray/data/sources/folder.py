@@ -151,9 +151,9 @@ def _split_folders(
     if empty := sorted(str(path) for path in folders_there if _is_empty_split(path, names.values())):
         raise DatasetError(f"no images in {first_of(empty)}")
     if "train" not in splits:
+        others = f", only {first_of(sorted(names.values()))}" if names else ""
         raise DatasetError(
-            f"{root} has {first_of(sorted(names.values())) or 'no split folders'}, but no train: add it, or take the "
-            "folders as classes (--layout classes)"
+            f"{root} has no folder called train{others}: add it, or take the folders as classes (--layout classes)"
         )
     return splits
 

@@ -25,6 +25,10 @@ _REPEATED = (
 """Settings that are listed but do not make two runs different experiments."""
 
 
+MARK = "runs side by side</h1>"
+"""In every page that compares runs."""
+
+
 class Comparison(NamedTuple):
     """A row of a table: a name, and a cell for each run."""
 
