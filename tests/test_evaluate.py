@@ -162,6 +162,20 @@ def test_linear_trains_on_another_view_of_each_image_in_each_epoch(data: Path) -
     assert not torch.equal(views[0], views[1])
 
 
+def test_networks_have_the_layouts_of_networks_that_are_not_compiled(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As evaluations compile nothing, also where the training did."""
+    chosen: list[tuple[torch.device, bool]] = []
+
+    def choose(networks: Networks, device: torch.device, compiled: bool) -> None:
+        chosen.append((device, compiled))
+
+    monkeypatch.setattr(Networks, "choose_layouts", choose)
+    with opened(weights(compile=True), open_shards(data)) as subject:
+        assert subject.networks.config.compile and chosen == [(subject.device, False)]
+
+
 @pytest.mark.slow
 def test_multilabel_equals_scikit_learn(scenes: Path) -> None:
     result, _, splits = evaluated(scenes, kinds.multilabel, classes=24)

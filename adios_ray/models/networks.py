@@ -108,15 +108,12 @@ class Networks(nn.Module):
         yield from self.backbone.parameters()
         yield from self.objective.parameters()
 
-    def choose_layouts(self, device: torch.device) -> None:
-        """Store weights in the memory layouts that are the fastest on a device."""
+    def choose_layouts(self, device: torch.device, compiled: bool) -> None:
+        """Store weights in the memory layouts that are the fastest on a device, for parts that are compiled or not."""
         if self.config.channels_last:
             self.to(memory_format=torch.channels_last)
         if self.occlusion is not None:
-            # Whatever the configuration says of the backbone: with so few channels, channels-last is the fastest, but
-            # not where each norm copies it to the other layout and back, as torch's GroupNorm does on GPUs.
-            copied = device.type == "cuda" and not self.config.compile
-            self.occlusion.use_layout(torch.contiguous_format if copied else torch.channels_last)
+            self.occlusion.choose_layout(device, compiled)  # whatever the configuration says of the backbone
 
     def compile_parts(self) -> None:
         """Compile the backbones and the U-Net, in place: names in the state stay the same."""

@@ -100,7 +100,7 @@ def _uncompiled(config: TrialConfig) -> TrialConfig:
 def _build(config: TrialConfig, size: int, device: torch.device) -> tuple[Networks, Optimizers]:
     """Build what a trial trains, as it does, but without compiling it."""
     networks = Networks(config, size, CLASSES).to(device).train()
-    networks.choose_layouts(device)
+    networks.choose_layouts(device, config.compile)
     return networks, build_optimizers(networks, config.optimizer)
 
 
