@@ -154,7 +154,7 @@ def test_linear_trains_on_another_view_of_each_image_in_each_epoch(data: Path) -
     (classifier,) = train_rates(
         (splits["train"][0], torch.from_numpy(train.labels)),
         Sgd((0.5,), 3, 32, (2, 2)),
-        batches=lambda epoch, batch: views[epoch][batch],
+        batches=lambda epoch, order: (views[epoch][own] for own in order),
     ).unbind(dim=1)
     features, truth = splits["test"]
     logits = features @ classifier[:, :-1].T + classifier[:, -1]
