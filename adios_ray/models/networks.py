@@ -234,7 +234,9 @@ class Networks(nn.Module):
     def weights_cast_once(self, device: torch.device) -> torch.autocast:
         """Return a context around forward passes of the same weights, which ``autocast`` then casts only once.
 
-        With micro-batches on a GPU it casts them again for each: their recomputation, in another thread, forgets all.
+        Weights without gradients are cast again in each pass, since torch keeps no casts of them: those of momentum
+        networks, and the encoder's where it is frozen for the occlusion model's turn. With micro-batches on a GPU all
+        are cast again for each: their recomputation, in another thread, forgets all.
         """
         # What has been cast is forgotten at the end of the outermost context, whether or not that one casts by itself.
         return torch.autocast(device.type, enabled=False)
