@@ -66,8 +66,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def copied_to(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor from the CPU to a device, without waiting for the device's pending work."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    """Copy a tensor from the CPU to a device, without waiting for its pending work; a no-op for one there."""
+    pins = device.type == "cuda" and values.device.type == "cpu"
+    return values.pin_memory().to(device, non_blocking=True) if pins else values.to(device)
 
 
 def prepare_device(device: torch.device) -> None:

@@ -15,7 +15,7 @@
         ├── StorageError            storage that failed for too long
         ├── FaultError              workers of one trial that failed too often, without a divergence
         ├── NodeError               a node of the cluster that cannot train
-        ├── MemoryLimitError        a worker out of memory
+        ├── MemoryLimitError        a worker, or the measurement of a step, out of memory
         ├── ClaimError              a run or another place that another process holds, or has taken over
         └── ReplicaError            workers of one trial that hold different parameters
 
@@ -85,7 +85,7 @@ class NodeError(RunError):
 
 
 class MemoryLimitError(RunError):
-    """A worker is out of memory; the message says what to lower."""
+    """A worker, or the measurement of a step, is out of memory; the message says what to lower."""
 
 
 class ClaimError(RunError):

@@ -7,12 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small import small_config
+from torch import nn
 
 from adios_ray.cli import main
 from adios_ray.commands import doctor
+from adios_ray.config import TrialConfig
+from adios_ray.errors import MemoryLimitError
 from adios_ray.experiment.resources import Node
 from adios_ray.training import cost
-from adios_ray.training.cost import StepCost
+from adios_ray.training.cost import StepCost, measure_step
 from adios_ray.training.diagnosis import CHECKS
 
 GIB = 2**30
@@ -84,3 +88,47 @@ def test_what_a_preset_needs_follows_from_a_measured_step(
         *said,
     ]
     assert captured.err == ("error: 2 problems, marked with ! above\n" if problems else "")
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_memory_too_small_for_any_step_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(*_: object) -> StepCost:
+        raise MemoryLimitError("a step of 2 images does not fit")
+
+    monkeypatch.setattr(cost, "measure_step", measure)
+    assert main(["doctor", "--preset", "demo"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == "! memory: a step of 2 images does not fit"
+    assert captured.err == "error: 1 problem, marked with ! above\n"
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_its_memory_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, whose whole batch is tried first."""
+    tried, fitting = list[int](), 4
+    cpu, config, peaks = torch.device("cpu"), small_config(Path("nowhere")), iter([100, 130, 100])
+
+    def build(config: TrialConfig, size: int, batch_size: int, device: torch.device) -> tuple[object, ...]:
+        tried.append(batch_size)
+        if batch_size > fitting:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return nn.Linear(1, 1), SimpleNamespace(all=dict), lambda: None
+
+    monkeypatch.setattr(cost, "random_step", build)
+    monkeypatch.setattr(cost, "_peak_bytes", lambda device: next(peaks))
+    found = measure_step(config, 32, cpu)
+    assert tried == [32, 16, 8, 4]
+    assert found.memory_bytes == (130 - 100) * 32 // 4 and found.state_bytes == 2 * 4
+    fitting = 1
+    with pytest.raises(MemoryLimitError, match="a step of 2 images of 32 pixels does not fit into the memory of this"):
+        measure_step(config, 32, cpu)
+
+
+def test_another_error_of_a_measured_step_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: object) -> object:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(cost, "random_step", build)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        measure_step(small_config(Path("nowhere")), 32, torch.device("cpu"))

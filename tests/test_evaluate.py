@@ -154,12 +154,26 @@ def test_linear_trains_on_another_view_of_each_image_in_each_epoch(data: Path) -
     (classifier,) = train_rates(
         (splits["train"][0], torch.from_numpy(train.labels)),
         Sgd((0.5,), 3, 32, (2, 2)),
-        batches=lambda epoch, batch: views[epoch][batch],
+        batches=lambda epoch, order: (views[epoch][own] for own in order),
     ).unbind(dim=1)
     features, truth = splits["test"]
     logits = features @ classifier[:, :-1].T + classifier[:, -1]
     assert result.scores["top1"].value == pytest.approx(float((logits.argmax(dim=1).numpy() == truth).mean()), abs=0.01)
     assert not torch.equal(views[0], views[1])
+
+
+def test_networks_have_the_layouts_of_networks_that_are_not_compiled(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As evaluations compile nothing, also where the training did."""
+    chosen: list[tuple[torch.device, bool]] = []
+
+    def choose(networks: Networks, device: torch.device, compiled: bool) -> None:
+        chosen.append((device, compiled))
+
+    monkeypatch.setattr(Networks, "choose_layouts", choose)
+    with opened(weights(compile=True), open_shards(data)) as subject:
+        assert subject.networks.config.compile and chosen == [(subject.device, False)]
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 import os
 import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,10 @@ import torch
 from small import make_objects, small_config
 
 from adios_ray.config import TrialConfig, replaced
-from adios_ray.data.loader import central_views
+from adios_ray.data.loader import central_views, stored_batches
 from adios_ray.data.shards import open_shards
 from adios_ray.errors import DatasetError
-from adios_ray.evaluation import features
+from adios_ray.evaluation import extraction, features
 from adios_ray.evaluation.extraction import extract_features
 from adios_ray.evaluation.features import features_of
 from adios_ray.local_cache import remove_least_used
@@ -91,6 +93,28 @@ def test_features_that_were_used_least_recently_are_removed(tmp_path: Path) -> N
     for kept_bytes, names in steps:
         remove_least_used(tmp_path, kept_bytes)
         assert {path.name for path in tmp_path.iterdir()} == {*names, ".draft"}
+
+
+def test_features_of_views_by_batches_are_those_of_each_batch_read_as_one(
+    objects_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are larger and smaller than a forward pass; one thread reads the images of all of them."""
+    torch.manual_seed(0)
+    backbone, split = Networks(small_config(objects_dir), 32, 10).backbone, open_shards(objects_dir).split("train")
+    batches, readers = [np.arange(95, 55, -1), np.array([3, 3, 50]), np.arange(8)], list[object]()
+    settings = split, batches, 32, extraction.CROPS_AND_FLIPS, 1, extraction.STREAM, 2
+    expected = [extraction.extract_view_features(backbone, split, batch, *settings[2:]) for batch in batches]
+
+    def counted(*arguments: Any) -> Iterator[Any]:
+        readers.append(arguments)
+        return stored_batches(*arguments)
+
+    monkeypatch.setattr(extraction, "BATCH", 16)
+    monkeypatch.setattr(extraction, "stored_batches", counted)
+    backbone.train()
+    found = list(extraction.view_feature_batches(backbone, *settings))
+    assert len(readers) == 1 and backbone.training and not any(part.requires_grad for part in found)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_forward_passes_are_in_the_given_precision_and_images_are_not(objects_dir: Path) -> None:

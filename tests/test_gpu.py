@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import growth_mib, tf32
+from gpu import growth_mib, release, tf32
 from small import small_config
 from test_augment import MIXED, pictures
 from test_population import experiment
@@ -34,7 +34,8 @@ from adios_ray.masking.slots import read_head
 from adios_ray.models.stem import StemConv2d
 from adios_ray.tracking.decisions import read_lineage
 from adios_ray.tracking.results import read_results
-from adios_ray.training.graphs import GraphedStep
+from adios_ray.training.cost import measure_step
+from adios_ray.training.graphs import WARM_UP_STEPS, GraphedStep
 from adios_ray.training.step import train_step
 from adios_ray.training.trainer import Trainer
 
@@ -161,14 +162,18 @@ def test_a_step_never_waits_for_the_gpu(objective: str, scheme: str, order: str,
         train_step(networks, optimizers, batch, config, 0.5)
 
 
-@pytest.mark.parametrize("fill", ["zero", "noise", "mix"])
-def test_a_training_with_its_feed_never_waits_for_the_gpu(fill: str, objects_dir: Path) -> None:
-    """By default all slots are embedded at once."""
-    config = small_config(objects_dir, masking={"fill": fill}, evaluation={"average_weights": True})
-    trainer = trained(config, 2, GPU)
+@pytest.mark.parametrize(
+    ("fill", "cuda_graphs"), [("zero", False), ("noise", False), ("mix", False), ("zero", True), ("noise", True)]
+)
+def test_a_training_with_its_feed_never_waits_for_the_gpu(fill: str, cuda_graphs: bool, objects_dir: Path) -> None:
+    """By default all slots are embedded at once; a recorded step is replayed."""
+    changes = {"epochs": 3, "cuda_graphs": cuda_graphs, "evaluation": {"average_weights": True}}
+    config = small_config(objects_dir, masking={"fill": fill}, **changes)
+    trainer = trained(config, WARM_UP_STEPS + 1, GPU)
     assert trainer.networks.slots_at_once == config.masking.slots
+    assert isinstance(trainer._take_step, GraphedStep) is cuda_graphs
     with no_waiting():
-        trainer.train_until(5)
+        trainer.train_until(WARM_UP_STEPS + 4)
 
 
 @pytest.mark.parametrize(
@@ -201,12 +206,14 @@ def test_a_recorded_step_is_the_step(objective: str, optimizer: str, compiled: b
     assert float((found - end).norm()) < 0.02 * float((end - start).norm())
 
 
-def test_a_divergence_is_noticed_a_step_later_and_moves_nothing(objects_dir: Path) -> None:
-    trainer = trained(small_config(objects_dir), 2, GPU)
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_divergence_is_noticed_a_step_later_and_moves_nothing(cuda_graphs: bool, objects_dir: Path) -> None:
+    """In the middle of an epoch; a recorded step is replayed there."""
+    trainer = trained(small_config(objects_dir, cuda_graphs=cuda_graphs), WARM_UP_STEPS + 1, GPU)
     with torch.no_grad():
         next(trainer.networks.backbone.parameters()).fill_(torch.inf)
     before = in_one(trainer.networks.parameters())
-    assert trainer.train_to_report().divergence == "step 2: objective of slot 0 is nan"
+    assert trainer.train_to_report().divergence == "step 4: objective of slot 0 is nan"
     torch.testing.assert_close(in_one(trainer.networks.parameters()), before, rtol=0, atol=0, equal_nan=True)
 
 
@@ -221,15 +228,20 @@ def test_views_are_the_cpus(allowed: bool, tolerance: float) -> None:
     assert float((found - apply_view(images, parameters, 32)).abs().max()) < tolerance
 
 
+@pytest.mark.parametrize("changes", [{}, {"compile": True, "channels_last": True}], ids=["plain", "compiled"])
 @pytest.mark.parametrize(
     ("scheme", "fill"), [("adios-s", "zero"), ("mae", "mix"), ("mae", "noise"), ("ground-truth", "zero")]
 )
-def test_batches_are_the_cpus(scheme: str, fill: str, objects_dir: Path) -> None:
+def test_batches_are_the_cpus(scheme: str, fill: str, changes: dict[str, bool], objects_dir: Path) -> None:
     config = small_config(objects_dir, masking={"scheme": scheme, "fill": fill})
     split = open_shards(objects_dir).split("train")
+    torch._dynamo.reset()  # else what other tests compiled counts towards the limit, beyond which nothing is
     (expected, *_), (found, *_) = (
-        list(BatchLoader(split, config, 32, device).batches(3, 1, 3)) for device in (CPU, GPU)
+        list(BatchLoader(split, own, 32, device).batches(3, 1, 3))
+        for own, device in ((config, CPU), (replaced(config, changes), GPU))
     )
+    layout = torch.channels_last if changes else torch.contiguous_format
+    assert found.a.is_contiguous(memory_format=layout) and found.b.is_contiguous(memory_format=layout)
     assert found.a.device.type == found.labels.device.type == "cuda"
     assert torch.equal(found.labels.cpu(), expected.labels) and found.module_seed == expected.module_seed
     assert torch.equal(found.drawn_slots.cpu(), expected.drawn_slots)
@@ -358,6 +370,20 @@ def test_memory_does_not_grow_with_the_slots(objective: str) -> None:
     config = replaced(TrialConfig(), {"objective.name": objective, "image_size": 96, "slots_at_once": 1})
     one, eight = (growth_mib(config, slots, GPU) for slots in (1, 8))
     assert eight / one <= 1.15, (one, eight)
+
+
+def test_the_memory_of_a_step_that_does_not_fit_is_measured_with_a_smaller_batch() -> None:
+    """The limit is below what the whole batch takes, and above what a part of it takes."""
+    config = replaced(TrialConfig(), {"image_size": 96, "batch_size": 128})
+    release()
+    needed = measure_step(config, 96, GPU).memory_bytes
+    limit = 0.7 * needed
+    try:
+        release()
+        torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(GPU).total_memory)
+        assert measure_step(config, 96, GPU).memory_bytes > limit
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def work_on_gpu(rank: int, meeting_point: str, directory: str) -> None:

@@ -86,7 +86,7 @@ def test_features_of_each_epoch_equal_an_optimizer_that_sees_them() -> None:
     views = features + torch.randn(7, 50, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rates = [0.01, 0.5]
     sgd = Sgd(tuple(16 * rate for rate in rates), 7, 16, (3, 5), seed=4)
-    found = train_rates((features, labels), sgd, batches=lambda epoch, batch: views[epoch, batch])
+    found = train_rates((features, labels), sgd, batches=lambda epoch, order: (views[epoch, own] for own in order))
     for number, rate in enumerate(rates):
         torch.testing.assert_close(found[:, number], naive_sgd(views, labels, rate, 7, 16, 4), rtol=0, atol=1e-10)
 

@@ -134,6 +134,24 @@ def test_a_side_stream_is_one_batch_ahead(loader: BatchLoader, monkeypatch: pyte
     ]
 
 
+def test_loaders_share_their_side_stream(loader: BatchLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stream takes memory of a GPU for as long as the process lives."""
+    made: list[str] = []
+
+    def make(device: torch.device) -> SimpleNamespace:
+        made.append(str(device))
+        return logging_stream("side", [])
+
+    monkeypatch.setattr(torch.cuda, "Stream", make)
+    feeding._side_stream.cache_clear()
+    try:
+        for device in ("cuda:0", "cuda:0", "cpu", "cuda:1"):
+            BatchLoader(loader.split, loader.config, SIZE, torch.device(device))
+    finally:
+        feeding._side_stream.cache_clear()
+    assert made == ["cuda:0", "cuda:1"]
+
+
 def test_packed_parameters_make_the_same_batches(loader: BatchLoader) -> None:
     loaded = loader._load(SEED, 0)
     assert loaded.packed is None  # a CPU changes only the images that an operation is for

@@ -19,6 +19,7 @@ from torch.nn import functional
 import adios_ray
 from adios_ray.cli import main
 from adios_ray.data.augment import MEAN, STD
+from adios_ray.devices import best_device
 from adios_ray.errors import CheckpointError, ConfigError, UsageError
 from adios_ray.masking.occlusion import OcclusionModel
 from adios_ray.models import onnx
@@ -121,6 +122,17 @@ def test_arrays_are_the_models_output_at_the_images_size(checkpoint: Path, tmp_p
         assert soft.shape == (SLOTS, height, width)
         # Convolutions of a batch round differently from those of one image.
         np.testing.assert_allclose(soft, direct(checkpoint, image, height, width), rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_the_model_has_the_layout_of_the_device(
+    checkpoint: Path, objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[tuple[torch.device, bool]] = []
+    monkeypatch.setattr(OcclusionModel, "choose_layout", lambda model, *of, compiled: chosen.append((*of, compiled)))
+    assert masks(checkpoint, drawn(tmp_path / "a.png", SIZE, SIZE), tmp_path / "out") == 0
+    sheet = ["--data-dir", str(objects_dir), "--output", str(tmp_path / "sheet.png")]
+    assert main(["masks", "--checkpoint", str(checkpoint), *sheet]) == 0
+    assert chosen == [(best_device(), False)] * 2
 
 
 def test_at_the_models_own_size_arrays_are_exact(checkpoint: Path, tmp_path: Path) -> None:

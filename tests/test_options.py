@@ -111,9 +111,9 @@ def test_channels_last_keeps_the_numbers() -> None:
     ("device", "compiled", "planar"), [("cpu", False, False), ("cuda", False, True), ("cuda", True, False)]
 )
 def test_the_u_nets_layout_is_the_devices(device: str, compiled: bool, planar: bool) -> None:
-    config = replaced(make_config("simclr"), {"channels_last": True, "compile": compiled})
+    config = replaced(make_config("simclr"), {"channels_last": True})
     networks, optimizers = make_players(config)
-    networks.choose_layouts(torch.device(device))
+    networks.choose_layouts(torch.device(device), compiled)
     assert networks.occlusion is not None
     seen: list[torch.Tensor] = []
     networks.occlusion.mask_encoder.register_forward_hook(lambda *values: seen.append(values[2]))

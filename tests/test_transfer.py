@@ -1,6 +1,8 @@
 """Transfer to another data set: its training against closed forms, what is kept, and what is refused."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,6 +108,34 @@ def test_modes_decide_which_weights_begin_and_which_change(dataset: Dataset) -> 
             assert not torch.allclose(begun["scratch"], given[name])
     frozen = after["linear"].backbone.state_dict()
     assert all(torch.equal(frozen[name], given[name]) for name in given)
+
+
+def test_steps_alone_round_products_to_tf32_and_labels_are_there_before(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither views nor the accuracy on other splits is rounded, and no copy waits for the network's forward pass."""
+    log: list[str] = []
+
+    @contextmanager
+    def rounding(device: torch.device) -> Iterator[None]:
+        log.append("begin")
+        yield
+        log.append("end")
+
+    def logged(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            log.append(name)
+            return work(*arguments)
+
+        return call
+
+    monkeypatch.setattr(module, "tf32_products", rounding)
+    for name in ("apply_view", "copied_to", "extract_features"):
+        monkeypatch.setattr(module, name, logged(name, getattr(module, name)))
+    monkeypatch.setattr(Classifier, "forward", logged("forward", Classifier.forward))
+    monkeypatch.setattr(torch.optim.SGD, "step", logged("step", torch.optim.SGD.step))
+    trained(subject_of(dataset), batch_size=12).accuracy(dataset.split("test"), 32, "square")
+    assert log == [*["apply_view", "copied_to", "begin", "forward", "step", "end"] * 2, "extract_features"]
 
 
 def test_every_epoch_takes_all_images_in_equal_batches(dataset: Dataset) -> None:

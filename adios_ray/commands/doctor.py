@@ -13,7 +13,7 @@ from pydantic import Field
 
 from adios_ray.config import OBJECTIVES
 from adios_ray.console import counted
-from adios_ray.errors import DatasetError, InputError, RunError, UsageError
+from adios_ray.errors import DatasetError, InputError, MemoryLimitError, RunError, UsageError
 from adios_ray.experiment.config import PresetName
 from adios_ray.places import check_place
 from adios_ray.store import Location, local_path
@@ -132,7 +132,11 @@ class Doctor:
         config, device = preset_config(preset), best_device()
         size, images = view_size(config, stored), images or TRAINING_IMAGES[preset]
         keep_freed_memory()
-        step = measure_step(config.trial(), size, device, SECONDS if self.seconds is None else self.seconds)
+        try:
+            step = measure_step(config.trial(), size, device, SECONDS if self.seconds is None else self.seconds)
+        except MemoryLimitError as error:
+            print(f"! memory: {error}")
+            return 1
         where = "one GPU" if device.type == "cuda" else "one CPU core"
         print(f"speed: {1 / step.seconds_per_image:.3g} images/s of {size} pixels on {where}")
         found = needs(config, images, step, nodes)

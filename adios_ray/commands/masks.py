@@ -1,11 +1,16 @@
 """The command that writes masks."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from adios_ray.config import Count, MaskFormat
 from adios_ray.errors import UsageError
 from adios_ray.store import Location, Store, local_path
+
+if TYPE_CHECKING:
+    import torch
+
+    from adios_ray.masking.occlusion import OcclusionModel
 
 DRAWN = 8
 """Images of a data set that are drawn if no number is given."""
@@ -64,14 +69,13 @@ class Masks:
         from adios_ray.data.decode import DecodeOptions
         from adios_ray.data.sources.passed_over import first_of
         from adios_ray.devices import best_device
-        from adios_ray.models.export import load_occlusion_model
         from adios_ray.places import delivered, require_local
         from adios_ray.tracking.mask_files import SUMMARY, MaskSettings, claim_output, find_images, write_masks
 
         options = DecodeOptions(stretch=self.stretch, smallest_side=1)
         if self.max_pixels is not None:
             options = replace(options, max_pixels=self.max_pixels)
-        occlusion = load_occlusion_model(self.checkpoint).to(best_device())
+        occlusion = self._occlusion_model(best_device())
         paths = [require_local(place, "--images") for place in places]
         images = find_images(paths)
         if local_path(self.output) is None:
@@ -86,6 +90,14 @@ class Masks:
             print(f"{note}: {number:,} images, {first_of(examples, number)}")
         refused = f", {len(summary.refused):,} refused: {SUMMARY} has the reasons" if summary.refused else ""
         print(f"{self.output}: {summary.images:,} images, {summary.slots} masks each{refused}")
+
+    def _occlusion_model(self, device: "torch.device") -> "OcclusionModel":
+        """Load the occlusion model onto a device, in the memory layout that is the fastest there."""
+        from adios_ray.models.export import load_occlusion_model
+
+        occlusion = load_occlusion_model(self.checkpoint).to(device)
+        occlusion.choose_layout(device, compiled=False)
+        return occlusion
 
     def _check_remote_output(self) -> None:
         """Raise a UsageError unless the URI to write to is empty."""
@@ -102,7 +114,6 @@ class Masks:
         from adios_ray.data.loader import central_views
         from adios_ray.data.shards import open_shards
         from adios_ray.devices import best_device
-        from adios_ray.models.export import load_occlusion_model
         from adios_ray.places import check_output_file, delivered
         from adios_ray.tracking.mask_files import one_hot, to_pixels
         from adios_ray.tracking.pictures import MARK, save_mask_sheet
@@ -129,7 +140,7 @@ class Masks:
             raise UsageError(f"val of {data_dir} has no images")
         if self.images is not None and number > len(split):
             raise UsageError(f"--images {number} is more than the {len(split)} validation images of {data_dir}")
-        occlusion = load_occlusion_model(self.checkpoint).to(device)
+        occlusion = self._occlusion_model(device)
         x = central_views(split, np.arange(min(number, len(split))), occlusion.image_size, device)
         with torch.no_grad():
             masks = occlusion(x).cpu().numpy()

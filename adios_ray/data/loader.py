@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -146,6 +146,16 @@ def epoch_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
     return permutation(seed, epoch, count)
 
 
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream on which all loaders of this process augment.
+
+    The memory of a stream is reused on that stream alone, and cuBLAS keeps some for each, as long as the process lives.
+    Loaders may share it, since each batch waits for all that was enqueued before (``BatchLoader._ahead``).
+    """
+    return torch.cuda.Stream(device)
+
+
 class BatchLoader:
     """Loads the batches of a split by step number.
 
@@ -163,8 +173,7 @@ class BatchLoader:
         self.split, self.config, self.image_size, self.device = split, config, image_size, device
         self.both = config.objective.masked_views == "both"
         self.steps_per_epoch = len(split) // config.batch_size
-        # One for all calls of ``batches``: the memory of a stream is reused on that stream alone.
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._side = _side_stream(device) if device.type == "cuda" else None
         self._render = torch.compile(render_views, dynamic=False) if config.compile else render_views
         self.waited_s = 0.0
 

@@ -1,6 +1,8 @@
 """Extraction of frozen features: of un-augmented images, shared among a trial's workers, or of one view of each."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain, islice
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +57,6 @@ def extract_features(
     return parallel.gather_with_gradient(torch.cat(features).float())[: len(indices)]
 
 
-@torch.no_grad()
 def extract_view_features(
     backbone: nn.Module,
     split: Split,
@@ -67,17 +68,39 @@ def extract_view_features(
     epoch: int,
     precision: AbstractContextManager[object] | None = None,
 ) -> Tensor:
-    """Extract features of one augmented view of each image, float32 [M, F] on the backbone's device.
+    """Extract features of one augmented view of each image, float32 [M, F]; see ``view_feature_batches``."""
+    given = view_feature_batches(backbone, split, [indices], image_size, config, seed, stream, epoch, precision)
+    (features,) = given
+    return features
 
-    See ``draw_parameters`` for what the views follow from, and ``extract_features`` for ``precision``.
+
+@torch.no_grad()
+def view_feature_batches(
+    backbone: nn.Module,
+    split: Split,
+    batches: Sequence[Indices],
+    image_size: int,
+    config: AugmentConfig,
+    seed: int,
+    stream: str,
+    epoch: int,
+    precision: AbstractContextManager[object] | None = None,
+) -> Iterator[Tensor]:
+    """Yield features of one augmented view of each image, batch by batch, float32 [B, F] on the backbone's device.
+
+    A thread reads the next images meanwhile, also those of the next batch. See ``draw_parameters`` for what the views
+    follow from, and ``extract_features`` for ``precision``.
     """
     device, training = next(backbone.parameters()).device, backbone.training
-    backbone.eval()
-    batches, parts = [indices[first : first + BATCH] for first in range(0, len(indices), BATCH)], []
-    for chosen, images in stored_batches(split, batches, device):
-        drawn = draw_parameters(config, seed, stream, epoch, chosen, split.heights[chosen], split.widths[chosen])
-        views = apply_view(images, drawn, image_size)
-        with precision or nullcontext():
-            parts.append(backbone.forward(views).float())
-    backbone.train(training)
-    return torch.cat(parts)
+    parts = [[batch[first : first + BATCH] for first in range(0, len(batch), BATCH)] for batch in batches]
+    loaded = stored_batches(split, chain.from_iterable(parts), device)
+    for own in parts:
+        features = []
+        backbone.eval()
+        for chosen, images in islice(loaded, len(own)):
+            drawn = draw_parameters(config, seed, stream, epoch, chosen, split.heights[chosen], split.widths[chosen])
+            views = apply_view(images, drawn, image_size)
+            with precision or nullcontext():
+                features.append(backbone.forward(views).float())
+        backbone.train(training)
+        yield torch.cat(features)

@@ -115,7 +115,11 @@ def features_of(
 
 
 class _Extractor:
-    """Extracts the features of some images of a split, float32 [M, F] on the CPU."""
+    """Extracts the features of some images of a split, float32 [M, F] on the CPU.
+
+    Forward passes are in single precision also where training was in bfloat16, which not every card has: a reported
+    number must not depend on that.
+    """
 
     def __init__(self, backbone: nn.Module, dataset: Dataset, split: str, image_size: int, view: CentralView) -> None:
         """Take what ``features_of`` takes."""

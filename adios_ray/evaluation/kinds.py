@@ -6,7 +6,7 @@ too small for a measure are refused before features are extracted. docs/evaluati
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from adios_ray.data.augment import denormalize
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation import label_free
 from adios_ray.evaluation.clustering import clustering_scores
-from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, STREAM, extract_view_features
+from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, STREAM, view_feature_batches
 from adios_ray.evaluation.fitness import LABEL_FREE_GROUPS, LIDAR_IMAGES, LIDAR_VIEWS, features_of_views
 from adios_ray.evaluation.jackknife import jackknife_errors
 from adios_ray.evaluation.knn import (
@@ -145,18 +145,21 @@ def linear(
     steps = epochs * len(images) * math.ceil(len(rates) / together) if solver == "sgd" else 0
     with subject.progress("linear classifiers", steps) as advance:
 
-        def batch_features(epoch: int, batch: Tensor) -> Tensor:
-            """Return the features of a batch, or extract those of its augmented views."""
-            advance(len(batch))
-            if not augment:
-                return train.features[batch]
-            backbone, size = subject.networks.backbone, subject.image_size
-            return extract_view_features(
-                backbone, images, batch.numpy(), size, CROPS_AND_FLIPS, subject.seed, STREAM, epoch
-            )
+        def epoch_features(epoch: int, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+            """Yield the features of each batch, or extract those of its augmented views."""
+            given: Iterable[Tensor] = (train.features[batch] for batch in batches)
+            if augment:
+                orders = [batch.numpy() for batch in batches]
+                backbone, size = subject.networks.backbone, subject.image_size
+                given = view_feature_batches(
+                    backbone, images, orders, size, CROPS_AND_FLIPS, subject.seed, STREAM, epoch
+                )
+            for features in given:
+                advance(len(features))
+                yield features
 
         val = features.get("val", held_out)
-        found = evaluate_linear(train, val, held_out, settings, standardize, subject.device, batch_features)
+        found = evaluate_linear(train, val, held_out, settings, standardize, subject.device, epoch_features)
     configuration: dict[str, Any] = {"solver": solver, "standardize": standardize}
     if isinstance(settings, Sgd):
         configuration |= {

@@ -11,7 +11,7 @@ as long on a CPU.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adios_ray.config import LINEAR_RATES
+from adios_ray.devices import copied_to
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.result import Score
 from adios_ray.measures import share_error
@@ -101,8 +102,11 @@ class LinearEvaluation(NamedTuple):
 
 Labeled = tuple[Tensor, Tensor]
 """Features [M, F] of the images of a split, and their classes, integers [M], 0 to C - 1."""
-Batches = Callable[[int, Tensor], Tensor]
-"""Features [B, F] of training images, given the epoch and their indices int64 [B] on the CPU."""
+Batches = Callable[[int, Sequence[Tensor]], Iterable[Tensor]]
+"""Features [B, F] of each batch of an epoch, given the epoch and the indices of each batch, int64 [B] on the CPU.
+
+Batches are given all at once, so that their images can be read ahead.
+"""
 
 
 @dataclass(frozen=True)
@@ -274,10 +278,15 @@ def train_rates(
         if epoch in sgd.decays:
             steps *= DECAY
             velocity *= DECAY
-        for batch in torch.randperm(len(features), generator=generator).split(sgd.batch_size):
-            x = inputs.rows(features[batch.to(features.device)] if batches is None else batches(epoch, batch))
+        order = torch.randperm(len(features), generator=generator)
+        if batches is None:
+            given: Iterable[Tensor] = (features[own] for own in copied_to(order, features.device).split(sgd.batch_size))
+        else:
+            given = batches(epoch, order.split(sgd.batch_size))
+        for rows, truth in zip(given, labels[copied_to(order, device)].split(sgd.batch_size), strict=True):
+            x = inputs.rows(copied_to(rows, device))
             logits = (weights @ x.T).view(classes, count, len(x))
-            gradient = _gradient(logits, labels[batch.to(device)], steps / len(x))
+            gradient = _gradient(logits, truth, steps / len(x))
             velocity.addmm_(gradient.flatten(0, 1), x, beta=sgd.momentum)
             weights += velocity
     return inputs.unscaled(weights).view(classes, count, -1)

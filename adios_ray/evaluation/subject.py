@@ -149,6 +149,7 @@ def opened(
     check_view(view, weights.image_size)
     dataset.split(split)
     networks = build_networks(weights).to(device)
+    networks.choose_layouts(device, compiled=False)  # evaluations compile nothing, whatever the training did
     with contextlib.ExitStack() as stack:
         if config.fresh_statistics:
             if "train" not in dataset.manifest.splits:

@@ -27,6 +27,7 @@ from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.counter_random import permutation
 from adios_ray.data.loader import stored_batches
 from adios_ray.data.shards import Split
+from adios_ray.devices import copied_to, tf32_products
 from adios_ray.errors import EvaluationError, RecordError
 from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, STREAM, extract_features
 from adios_ray.evaluation.linear import Accuracy, accuracy, accuracy_scores
@@ -213,10 +214,12 @@ def train_classifier(
                 sides = images.heights[samples], images.widths[samples]
                 crops = draw_parameters(CROPS_AND_FLIPS, subject.seed, STREAM, epoch, samples, *sides)
                 views = apply_view(stored, crops, image_size)
-                loss = functional.cross_entropy(model(views), labels[samples].to(device))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                truth = copied_to(labels[samples], device)
+                with tf32_products(device):
+                    loss = functional.cross_entropy(model(views), truth)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
                 schedule.step()
                 total += loss.detach()
                 advance(len(samples))

@@ -108,15 +108,12 @@ class Networks(nn.Module):
         yield from self.backbone.parameters()
         yield from self.objective.parameters()
 
-    def choose_layouts(self, device: torch.device) -> None:
-        """Store weights in the memory layouts that are the fastest on a device."""
+    def choose_layouts(self, device: torch.device, compiled: bool) -> None:
+        """Store weights in the memory layouts that are the fastest on a device, for parts that are compiled or not."""
         if self.config.channels_last:
             self.to(memory_format=torch.channels_last)
         if self.occlusion is not None:
-            # Whatever the configuration says of the backbone: with so few channels, channels-last is the fastest, but
-            # not where each norm copies it to the other layout and back, as torch's GroupNorm does on GPUs.
-            copied = device.type == "cuda" and not self.config.compile
-            self.occlusion.use_layout(torch.contiguous_format if copied else torch.channels_last)
+            self.occlusion.choose_layout(device, compiled)  # whatever the configuration says of the backbone
 
     def compile_parts(self) -> None:
         """Compile the backbones and the U-Net, in place: names in the state stay the same."""
@@ -237,7 +234,9 @@ class Networks(nn.Module):
     def weights_cast_once(self, device: torch.device) -> torch.autocast:
         """Return a context around forward passes of the same weights, which ``autocast`` then casts only once.
 
-        With micro-batches on a GPU it casts them again for each: their recomputation, in another thread, forgets all.
+        Weights without gradients are cast again in each pass, since torch keeps no casts of them: those of momentum
+        networks, and the encoder's where it is frozen for the occlusion model's turn. With micro-batches on a GPU all
+        are cast again for each: their recomputation, in another thread, forgets all.
         """
         # What has been cast is forgotten at the end of the outermost context, whether or not that one casts by itself.
         return torch.autocast(device.type, enabled=False)

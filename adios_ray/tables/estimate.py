@@ -32,7 +32,11 @@ class Cost(NamedTuple):
 
 
 def estimate(table: Table, cells: Sequence[Cell], device: torch.device) -> list[Cost]:
-    """Estimate each cell from one measured step of its kind; evaluations are not counted, see ``tuned_images``."""
+    """Estimate each cell from one measured step of its kind; evaluations are not counted, see ``tuned_images``.
+
+    Raises:
+        MemoryLimitError: If not even a step of the smallest batch fits into the memory.
+    """
     keep_freed_memory()
     sizes = [cell.config.image_size or table.data[cell.group].image_size for cell in cells]
     kinds = {_kind(cell.config, size): (cell.config, size) for cell, size in zip(cells, sizes, strict=True)}

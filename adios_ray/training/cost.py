@@ -14,6 +14,7 @@ from adios_ray.config import TrialConfig, replaced
 from adios_ray.data.loader import Batch, BatchLoader
 from adios_ray.data.shards import Split
 from adios_ray.devices import is_out_of_memory, prepare_device, timed
+from adios_ray.errors import MemoryLimitError
 from adios_ray.evaluation.extraction import BATCH, extract_features
 from adios_ray.masking.fill import make_fill
 from adios_ray.masking.schemes import OBJECT_SCHEMES, PATTERN_SCHEMES
@@ -25,6 +26,8 @@ from adios_ray.training.step import StepResult
 
 CPU_PIXELS = 16 * 224**2
 """Bound on the pixels of a measured step on a CPU, whose time is in proportion to them; a GPU takes the whole batch."""
+SMALLEST_BATCH = 2
+"""Images of a measured step, at least: BatchNorm cannot normalize one alone."""
 STEPS = WARM_UP_STEPS + 1
 """Steps after which all memory is in use: with CUDA graphs, the last one records them, into memory of their own."""
 CLASSES = 100
@@ -37,7 +40,7 @@ class StepCost(NamedTuple):
         seconds_per_image: Time on the GPU, or on one core of the CPU.
         state_bytes: Size of a checkpoint.
         memory_bytes: Largest memory while a whole batch is trained on: of the GPU; on a CPU what the process has grown
-            by, in proportion to the batch.
+            by. In proportion to the batch, where a smaller one was measured: weights are then counted several times.
     """
 
     seconds_per_image: float
@@ -50,18 +53,45 @@ def measure_step(
 ) -> StepCost:
     """Measure some steps, not compiled, and on GPUs of one slot at a time, which takes the least memory.
 
+    Where the memory is too small for the batch, a half of it is measured, and so on.
+
     Args:
         config: The trial's configuration.
         size: Side S of the views in pixels.
         device: Where to train.
         seconds: Time after which no further step is begun, if there have been enough.
         cpu_pixels: Bound on the pixels of a step on a CPU.
+
+    Raises:
+        MemoryLimitError: If the memory is too small for any batch.
     """
-    on_gpu = device.type == "cuda"
-    batch_size = config.batch_size if on_gpu else min(config.batch_size, max(cpu_pixels // size**2, 2))
-    before = _peak_bytes(device)
     prepare_device(device)
-    config = _uncompiled(config)
+    config, batch_size, before = _uncompiled(config), config.batch_size, 0
+    if device.type == "cpu":
+        batch_size, before = min(batch_size, max(cpu_pixels // size**2, SMALLEST_BATCH)), _peak_bytes(device)
+    while True:
+        try:
+            step = _measure(config, size, batch_size, device, seconds)
+            return step._replace(memory_bytes=(step.memory_bytes - before) * config.batch_size // batch_size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if batch_size <= SMALLEST_BATCH:
+                raise MemoryLimitError(
+                    f"a step of {batch_size} images of {size} pixels does not fit into the memory of this "
+                    f"{'GPU' if device.type == 'cuda' else 'machine'}: end what else uses it, or choose a smaller "
+                    "backbone or image size"
+                ) from error
+        # After the handler, whose exception holds the step's tensors.
+        torch.cuda.empty_cache()
+        batch_size = max(batch_size // 2, SMALLEST_BATCH)
+
+
+def _measure(config: TrialConfig, size: int, batch_size: int, device: torch.device, seconds: float) -> StepCost:
+    """Measure steps of ``batch_size`` images; memory is the largest so far, on a GPU that of these steps alone."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)  # of a batch that did not fit, or of another configuration
     networks, optimizers, step = random_step(config, size, batch_size, device)
     began, measured = time.monotonic(), list[float]()
     skipped = STEPS if config.cuda_graphs and on_gpu else 1
@@ -69,10 +99,9 @@ def measure_step(
         measured.append(timed(step, device) if on_gpu else _core_seconds(step))
     moments = [value for o in optimizers.all().values() for state in o.state.values() for value in state.values()]
     tensors = [*networks.state_dict().values(), *(value for value in moments if isinstance(value, torch.Tensor))]
-    memory = (_peak_bytes(device) - (0 if on_gpu else before)) * config.batch_size // batch_size
     # Without the first step, in which buffers are allocated; with CUDA graphs, without those before the first replay.
     per_image = statistics.median(measured[skipped:]) / batch_size
-    return StepCost(per_image, sum(t.numel() * t.element_size() for t in tensors), memory)
+    return StepCost(per_image, sum(t.numel() * t.element_size() for t in tensors), _peak_bytes(device))
 
 
 def random_step(
@@ -100,12 +129,12 @@ def _uncompiled(config: TrialConfig) -> TrialConfig:
 def _build(config: TrialConfig, size: int, device: torch.device) -> tuple[Networks, Optimizers]:
     """Build what a trial trains, as it does, but without compiling it."""
     networks = Networks(config, size, CLASSES).to(device).train()
-    networks.choose_layouts(device)
+    networks.choose_layouts(device, config.compile)
     return networks, build_optimizers(networks, config.optimizer)
 
 
 def _peak_bytes(device: torch.device) -> int:
-    """Return the largest memory so far, of the GPU or of this process."""
+    """Return the largest memory so far, of this process or, since it was last reset, of the GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in kibibytes
@@ -116,10 +145,11 @@ def _core_seconds(work: Callable[[], object]) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     began = time.process_time()
-    work()
-    seconds = time.process_time() - began
-    torch.set_num_threads(threads)
-    return seconds
+    try:
+        work()
+    finally:
+        torch.set_num_threads(threads)
+    return time.process_time() - began
 
 
 def fitting_slots(config: TrialConfig, split: Split, size: int, device: torch.device) -> int:

@@ -40,7 +40,7 @@ def reproduce(directory: Path, device: torch.device) -> str:
     config = parse(TrialConfig, state["config"], str(directory))
     classes = len(state["networks"]["probe.bias"])
     networks = Networks(config, state["image_size"], classes).to(device).train()
-    networks.choose_layouts(device)
+    networks.choose_layouts(device, config.compile)
     networks.load_state_dict(with_average(state["networks"], networks.averaged is not None))
     optimizers = build_optimizers(networks, config.optimizer)
     for name, optimizer in optimizers.all().items():

@@ -86,7 +86,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.networks = Networks(config, self.image_size, self.classes).to(device)
         check_batch(config, len(self.loader.split), parallel.world_size(), self.networks.batch_norm)
-        self.networks.choose_layouts(device)
+        self.networks.choose_layouts(device, config.compile)
         # Loaded before the optimizers are built: where the file has another number of slots, the occlusion model gets a
         # new head, whose parameters the optimizer must hold.
         if weights := initial_weights or config.initial_weights:
