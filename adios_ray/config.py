@@ -340,7 +340,8 @@ class EvaluationConfig(Strict):
     scores hide how much reports fluctuate: above 0, decisions do not hold their level of significance."""
     view: CentralView = "square"
     """Part of a photograph that is evaluated. square: its central square. resize-256: its center after a resize to 256
-    pixels on the shorter side, as in the authors' evaluation of ImageNet100-S (at 96 pixels 14 % of the square)."""
+    pixels on the shorter side, as in the authors' evaluation of ImageNet100 (at 224 pixels 77 % of the square, at 96
+    pixels, ImageNet100-S, 14 %)."""
     fresh_statistics: bool = False
     """Compute BatchNorm's statistics from unmasked training images before each evaluation, instead of using those of
     training, where most views are masked."""
@@ -436,6 +437,14 @@ def check_view(view: CentralView, image_size: int) -> None:
         raise ConfigError(
             f"evaluation.view resize-256 needs views below {RESIZED_SIDE} pixels, not of {image_size}: take square"
         )
+
+
+def seen_view(view: CentralView, stored_size: int, image_size: int) -> CentralView:
+    """Return what evaluations see of images stored at ``stored_size`` pixels, where views have ``image_size``.
+
+    The middle of a photograph, as published, is for photographs: images no larger than the views are seen whole.
+    """
+    return view if stored_size > image_size else "square"
 
 
 def check_image_size(size: int) -> None:

@@ -13,6 +13,7 @@ from adios_ray.tables.command import main
 from adios_ray.tables.grid import Table
 from adios_ray.tables.methods import (
     CHOICES_NOTE,
+    IMAGES_NOTE,
     OBJECTS,
     PREPARED_DATA,
     SMALL_EPOCHS,
@@ -50,7 +51,7 @@ def paper() -> Table:
     rows = published_backbones(PRESETS, COLUMNS, TOP1)
     columns = tuple(column for group in PRESETS for column in classification(group))
     data = {group: PREPARED_DATA[group] for group in PRESETS}
-    return Table("Table 1: classification", rows, columns, data, (CHOICES_NOTE, VIEW_NOTE))
+    return Table("Table 1: classification", rows, columns, data, (CHOICES_NOTE, IMAGES_NOTE, VIEW_NOTE))
 
 
 def small() -> Table:

@@ -15,10 +15,12 @@ from adios_ray.tables.command import main
 from adios_ray.tables.grid import Published, Row, Table
 from adios_ray.tables.methods import (
     CHOICES_NOTE,
+    IMAGES_NOTE,
     OBJECTIVES,
     OBJECTS,
     PREPARED_DATA,
     SMALL_EPOCHS,
+    VIEW_NOTE,
     classification,
     published_training,
     small_pairs,
@@ -48,6 +50,8 @@ def paper() -> Table:
         "Without masks, trainings have the values of ADIOS-s, since none are published; those of the published "
         "baselines were searched. A part of the gain may be that of the search.",
         CHOICES_NOTE,
+        IMAGES_NOTE,
+        VIEW_NOTE,
     )
     return Table("Table 2: ADIOS-s on ImageNet100", tuple(rows), columns, data, notes)
 

@@ -14,6 +14,7 @@ from adios_ray.tables.command import main
 from adios_ray.tables.grid import Published, Row, Table
 from adios_ray.tables.methods import (
     CHOICES_NOTE,
+    IMAGES_NOTE,
     OBJECTIVES,
     PREPARED_DATA,
     VIEW_NOTE,
@@ -50,7 +51,8 @@ def paper() -> Table:
     )
     columns = tuple(column for group in presets for column in classification(group) if column.name == "linear")
     data = {group: PREPARED_DATA[group] for group in presets}
-    return Table("Table 6: masking schemes on photographs", rows, columns, data, (CHOICES_NOTE, VIEW_NOTE))
+    notes = (CHOICES_NOTE, IMAGES_NOTE, VIEW_NOTE)
+    return Table("Table 6: masking schemes on photographs", rows, columns, data, notes)
 
 
 def small() -> Table:

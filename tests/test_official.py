@@ -286,6 +286,33 @@ def test_what_is_read_is_not_replaced(
         assert main(["import-official", str(folder), "--output", str(folder / "weights.safetensors")]) == 0
 
 
+@pytest.mark.parametrize(
+    ("dataset", "size", "view"),
+    [
+        *((name, SIZE, "resize-256") for name in ("imagenet100s", "imagenet100", "imagenet")),
+        ("imagenet", 256, "square"),  # no center of 256 pixels
+        ("stl10", SIZE, "square"),
+    ],
+)
+def test_photographs_are_evaluated_as_published(
+    dataset: str, size: int, view: str, resnet: nn.Module, tmp_path: Path
+) -> None:
+    state = make_source(resnet, 512, "simclr").state("encoder")
+    arguments = {**AUTHORS, "method": "simclr", "dataset": dataset, "img_size": size}
+    config = import_official(write(tmp_path / "release", state, arguments)).config
+    assert (config.image_size, config.evaluation.view) == (size, view)
+
+
+def test_what_the_authors_leave_as_it_is_in_images_of_clevr(resnet: nn.Module, tmp_path: Path) -> None:
+    arguments = {**AUTHORS, "method": "simclr", "dataset": "clevr", "gaussian_prob": [0.5, 0.5]}
+    folder = write(tmp_path / "release", make_source(resnet, 512, "simclr").state("encoder"), arguments)
+    (line,) = unsupported(folder)
+    assert line.startswith("images of clevr were not normalized, which the encoder expects")
+    augment = import_official(folder).config.augment
+    assert (augment.jitter_probability, augment.grayscale_probability, augment.blur_probability) == (0, 0, 0)
+    assert (augment.solarize_probability, augment.flip_probability) == (0, 0.5)
+
+
 @pytest.mark.parametrize("dataset", ["stl10", "cifar10"])
 def test_another_normalization_is_said(dataset: str, tmp_path: Path) -> None:
     (tmp_path / "args.json").write_text(json.dumps({**AUTHORS, "gaussian_prob": [0.5, 0.5], "dataset": dataset}))

@@ -10,6 +10,7 @@ import yaml
 
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import ConfigError
+from adios_ray.evaluation.extraction import CROPS_AND_FLIPS
 from adios_ray.experiment.command import named_space, read_arguments, repeating_command
 from adios_ray.experiment.config import PRESETS, ExperimentConfig
 from adios_ray.experiment.presets import preset_config, published
@@ -49,6 +50,8 @@ def check_what_the_paper_shares(config: TrialConfig, data: str, objective: str) 
     assert optimizer.weight_decay == (1e-4 if objective == "simclr" else 1e-5)
     assert (heads.hidden_dim, heads.output_dim, heads.predictor_dim) == HEADS[objective]
     assert heads.masked_views == "one" and not config.constant_predictor_lr
+    # CLEVR's labels are colors and shapes: the authors' code changes no color of it.
+    assert (config.augment == CROPS_AND_FLIPS) == (data == "clevr")
 
 
 @pytest.mark.parametrize(("data", "backbone"), WITH_MASKS)

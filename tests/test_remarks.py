@@ -28,6 +28,10 @@ OTHERS: dict[str, Any] = {
     "objective.temperature": 0.9,
     "objective.momentum_start": 0.3,
     "optimizer.predictor_schedule": "constant",
+    "augment.brightness": 0.9,
+    "augment.contrast": 0.9,
+    "augment.saturation": 0.9,
+    "augment.hue": 0.5,
     "backbone.cifar_stem": True,
     "backbone.stem_padding": 2,
 }
@@ -53,6 +57,7 @@ def encoder(config: TrialConfig, steps: int) -> torch.Tensor:
     [
         *(("objective.name", name) for name in OBJECTIVES),
         *(("masking.scheme", name) for name in SCHEMES),
+        *(("augment.jitter_probability", value) for value in (0.0, 1.0)),
         *(("backbone.name", name) for name in ("resnet_small", "resnet18")),
         *(("backbone.cifar_stem", value) for value in (False, True)),
     ],
@@ -94,6 +99,10 @@ def test_nothing_is_said_of_the_published_settings_with_learned_masks() -> None:
         (
             ["--objective", "byol", "--objective.temperature", "0.3"],
             "objective.temperature: given without effect, as objective.name is byol",
+        ),
+        (
+            ["--preset", "clevr", "--augment.hue", "0.2"],
+            "augment.hue: given without effect, as augment.jitter_probability is 0.0",
         ),
         (
             ["--optimizer.warmup-epochs", "6", "--epochs", "6"],

@@ -33,7 +33,7 @@ from adios_ray.tables.command import RESUMES, Options, main, run_table
 from adios_ray.tables.estimate import estimate, tuned_images
 from adios_ray.tables.evaluate import settings_of
 from adios_ray.tables.grid import Cell, Column, DataSet, Evaluation, Published, Row, Table, evaluation_of
-from adios_ray.tables.methods import classification
+from adios_ray.tables.methods import CHOICES_NOTE, IMAGES_NOTE, VIEW_NOTE, classification
 from adios_ray.tables.render import as_csv, html, markdown
 from adios_ray.tables.summary import entries, gain
 from adios_ray.training.cost import StepCost
@@ -116,9 +116,25 @@ def test_a_result_is_found_again_only_under_all_its_settings(
 
 
 def test_published_numbers_of_photographs_are_compared_at_the_published_view() -> None:
-    for column in classification("ImageNet100-S"):
-        assert column.options == {"view": "resize-256"}
+    for group in ("ImageNet100-S", "ImageNet100"):
+        assert all(column.options == {"view": "resize-256"} for column in classification(group))
     assert all(not column.options for column in classification("STL10"))
+
+
+def test_a_table_of_the_paper_says_what_its_evaluations_and_the_published_ones_differ_in() -> None:
+    tables = {module.__name__[:6]: module.paper() for module in scripts() if re.match(r"table\d", module.__name__)}
+    assert tables.keys() == {f"table{number}" for number in range(1, 8)}
+    for table in tables.values():
+        assert IMAGES_NOTE in table.notes and len(table.notes) >= 2
+        columns = [column for column in table.columns if "view" in column.options]
+        assert (VIEW_NOTE in table.notes) == bool(columns)
+        assert (CHOICES_NOTE in table.notes) == any(column.kind in ("knn", "linear") for column in table.columns)
+
+
+def test_other_peoples_masks_are_compared_at_one_learning_rate() -> None:
+    table = next(module for module in scripts() if module.__name__ == "table_wacv24").paper()
+    optimizers = {config.optimizer.model_dump_json() for row in table.rows for config in row.trainings["ImageNet100"]}
+    assert len(optimizers) == 1
 
 
 def test_the_gain_and_its_interval_are_those_of_a_paired_t_test() -> None:

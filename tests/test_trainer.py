@@ -347,6 +347,16 @@ def test_the_view_of_evaluations_is_configured(objects_dir: Path) -> None:
         seen.clear()
 
 
+def test_images_no_larger_than_the_views_are_evaluated_whole(objects_dir: Path, tmp_path: Path) -> None:
+    larger = make_objects(tmp_path / "larger", size=64, counts={"train": 96, "val": 40, "test": 8})
+    for place, whole in ((objects_dir, True), (larger, False)):
+        square, resized = (
+            Trainer(small_config(place, image_size=32, evaluation={"view": view}), CPU).evaluate("val")
+            for view in get_args(CentralView)
+        )
+        assert (square == resized) is whole
+
+
 def test_views_that_cannot_be_cut_out_of_256_pixels_are_refused(objects_dir: Path, tmp_path: Path) -> None:
     view = {"view": "resize-256"}
     with pytest.raises(ConfigError, match="evaluation.view resize-256 needs views below 256 pixels, not of 256"):

@@ -1,4 +1,4 @@
-"""Clustering of frozen features: k-means clusters against true classes (paper, Section 4.1 and Table 3)."""
+"""Clustering of frozen features: k-means clusters against true classes (paper, Section 3.1 and Table 3)."""
 
 import warnings
 from typing import NamedTuple

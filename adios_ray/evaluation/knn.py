@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbor classification of frozen features (paper, Section 4.1).
+"""Weighted k-nearest-neighbor classification of frozen features (paper, Section 3.1).
 
 The k images of a bank that are nearest to a query vote for their classes, each with weight exp(s / temperature), where
 s is its cosine similarity to the query; the sweep also votes by Euclidean distance. Queries and bank are processed in

@@ -1,4 +1,4 @@
-"""Linear evaluation of frozen features by the paper's protocol, or by logistic regression (paper, Section 4.1).
+"""Linear evaluation of frozen features by the paper's protocol, or by logistic regression (paper, Section 3.1).
 
 The protocol (Zhou et al. 2021): SGD with momentum and without weight decay for 100 epochs, at several learning rates,
 each times 0.1 after epochs 60 and 80. The rate with the highest top-1 accuracy on the validation split is reported on

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adios_ray.config import CentralView, check_view
+from adios_ray.config import CentralView, check_view, seen_view
 from adios_ray.data.shards import Dataset, Split
 from adios_ray.devices import best_device, prepare_device
 from adios_ray.errors import EvaluationError
@@ -144,8 +144,7 @@ def opened(
     """
     config, device = weights.config.evaluation, best_device()
     prepare_device(device)
-    # The middle of a photograph, as published, is for photographs: smaller images are seen whole.
-    view = view or (config.view if dataset.manifest.image_size > weights.image_size else "square")
+    view = view or seen_view(config.view, dataset.manifest.image_size, weights.image_size)
     check_view(view, weights.image_size)
     dataset.split(split)
     networks = build_networks(weights).to(device)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adios_ray.config import ADAPTABLE, check_batch, check_image_size, check_view, replaced
+from adios_ray.config import ADAPTABLE, check_batch, check_image_size, check_view, replaced, seen_view
 from adios_ray.console import say
 from adios_ray.data.manifest import SCHEMA_VERSION, Manifest, ShardEntry
 from adios_ray.data.rendered import objects
@@ -112,7 +112,7 @@ def _check_trial(config: ExperimentConfig, manifest: Manifest, data: str) -> Non
         check_view(view, size)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if view != "square" and manifest.image_size <= size:  # later evaluations see such images whole
+    if seen_view(view, manifest.image_size, size) != view:
         raise ConfigError(
             f"evaluation.view {view} is the middle of photographs, but {data} stores images of {manifest.image_size} "
             f"pixels for views of {size}: prepare it with a larger --image-size, or leave evaluation.view out"

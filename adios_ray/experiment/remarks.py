@@ -35,6 +35,10 @@ NEEDS: Mapping[str, tuple[str, Callable[[TrialConfig], bool]]] = {
         "objective.name",
         lambda config: config.objective.name in PREDICTING,
     ),
+    **dict.fromkeys(
+        ("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue"),
+        ("augment.jitter_probability", lambda config: config.augment.jitter_probability > 0),
+    ),
     "backbone.cifar_stem": ("backbone.name", lambda config: config.backbone.name != "resnet_small"),
     "backbone.stem_padding": ("backbone.cifar_stem", lambda config: config.backbone.cifar_stem),
 }

@@ -6,7 +6,7 @@ cannot express, such as different augmentations of the two views.
 
 Three differences hold for all weights: the authors change learning rates after each epoch, we do after each step; their
 weight decay includes norms and biases, except under LARS; and they normalize images with a standard deviation of 0.228
-for red (ImageNet), or with means and deviations of the data set (CIFAR, STL-10).
+for red (ImageNet), with means and deviations of the data set (CIFAR, STL-10), or not at all (CLEVR).
 """
 
 import math
@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adios_ray.config import LARS_TRUST, PROBE_LR, Term, TrialConfig, replaced
+from adios_ray.config import LARS_TRUST, PROBE_LR, RESIZED_SIDE, Term, TrialConfig, replaced
 from adios_ray.errors import ConfigError
 from adios_ray.models.torch_pickle import read_state_dict
 from adios_ray.models.weights import Weights, build_networks, unwrapped
@@ -42,8 +42,10 @@ _BACKBONES = {"resnet18": "resnet18", "vit_tiny": "vit_tiny_patch16_224"}
 _PATCH = 16
 _NORMS = {"gn": "group", "in": "instance", "no": "none"}
 _OPTIMIZERS = ("sgd", "lars", "adamw")
-_PHOTOGRAPHS = "imagenet100s"
-"""Data set of which the authors evaluate the central 96 pixels of photographs resized to 256."""
+_PHOTOGRAPHS = ("imagenet100s", "imagenet100", "imagenet")
+"""Data sets of which the authors evaluate the center of photographs resized to 256 pixels on the shorter side."""
+_RAW = "clevr"
+"""Data set whose images the authors only crop and flip: neither normalized nor changed in color."""
 _FIXED_SIZES = {"cifar10": 32, "cifar100": 32, "stl10": 96}
 """Image sizes of data sets for which older versions ignore those in ``args.json``."""
 _BACKBONE = ("backbone.name", "backbone", "encoder")
@@ -160,6 +162,11 @@ def unsupported(folder: Path) -> list[str]:
             f"images of {dataset} were normalized by means and deviations of its own, which the encoder expects; here, "
             "and in an exported file, they are ImageNet's"
         )
+    elif dataset == _RAW:
+        lines.append(
+            f"images of {dataset} were not normalized, which the encoder expects; here, and for an exported file, they "
+            "are, by ImageNet's means and deviations"
+        )
     gpus = arguments.get("gpus", arguments.get("devices"))
     if isinstance(gpus, list) and len(gpus) > 1:
         lines.append(f"gpus {gpus}: the imported batch_size is that of one GPU")
@@ -211,13 +218,16 @@ def _config(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tria
         raise ConfigError(f"method {method} cannot be imported, but {known} can")
     size = _image_size(arguments, tensors)
     changes = {"image_size": size, "objective.name": objective, "masking.scheme": scheme}
-    if str(_agreed(arguments, *_DATASET)) == _PHOTOGRAPHS:
+    dataset = str(_agreed(arguments, *_DATASET))
+    if dataset in _PHOTOGRAPHS and size < RESIZED_SIDE:  # solo-learn's may be larger
         changes["evaluation.view"] = "resize-256"
     changes |= _backbone(arguments, tensors) | _heads(objective, tensors)
     found = {ours: _agreed(arguments, *theirs) for ours, theirs in _TRANSLATED.items()}
     if (optimizer := _optimizer(arguments)) in _OPTIMIZERS:
         found["optimizer.name"] = optimizer
     changes |= {path: value for path, value in found.items() if value is not None}
+    if dataset == _RAW:  # whatever args.json says of the color jitter and blur
+        changes |= {f"augment.{name}_probability": 0 for name in ("jitter", "grayscale", "blur", "solarize")}
     if scheme != "none":
         changes |= _masking(arguments, tensors, size)
         if objective == "simsiam":
