@@ -156,8 +156,8 @@ def train(
         space: YAML file of a search space, or the name of one that comes with the package; None takes ``pbt_in100``,
             or ``pbt_demo`` for the demo.
         **settings: Any configuration value: ``epochs=100``, ``population=8``, ``name="first"``, and for those in
-            sections ``augment={"hue": 0.5, "saturation": 0.8}``. Of a value that the space searches, it is the first
-            trial's alone. With a ``name``, the same call again resumes the run, or returns it if it has finished.
+            sections ``augment={"hue": 0.5, "saturation": 0.8}``. A value that the space searches is given to the first
+            trial alone. With a ``name``, the same call again resumes the run, or returns it if it has finished.
 
     Returns:
         The run.

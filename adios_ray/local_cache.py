@@ -15,6 +15,8 @@ from adios_ray.errors import ConfigError
 from adios_ray.files import expand_home
 
 CACHE_VARIABLE = "ADIOS_RAY_CACHE"
+UNSAVED = "unsaved"
+"""In the folder of a run: there if its last driver on this node could not copy its files to the run's URI."""
 
 _held: dict[Path, int] = {}
 """Descriptor of the lock on each folder that this process uses."""

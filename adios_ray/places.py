@@ -1,5 +1,6 @@
 """Inputs and outputs at places that a user names: a local path, or a URI from and to which files are copied."""
 
+import mmap
 import tempfile
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -105,8 +106,16 @@ def check_output_file(location: Location, mark: str, *inputs: Location) -> None:
     for place in inputs:
         if (own := local_path(place)) is not None and path.resolve().is_relative_to(own.resolve()):
             raise UsageError(f"--output {location} would change {place}, which is read: name another file")
-    if path.is_file() and mark.encode() not in path.read_bytes():
+    if path.is_file() and not _contains(path, mark):
         raise UsageError(f"--output {location} is there already, and of another kind: remove it, or name another file")
+
+
+def _contains(path: Path, mark: str) -> bool:
+    """Tell whether a file contains a text, or nothing at all."""
+    if not path.stat().st_size:
+        return True
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(mark.encode()) >= 0
 
 
 def check_place(location: Location) -> None:

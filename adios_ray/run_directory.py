@@ -8,7 +8,7 @@
       initial_weights.safetensors         a copy of the initial weights, if there are any
       environment.json                    versions and machine at the start
       population.json  population.jsonl   the population: a snapshot and the journal of changes since
-      driver.json                         the driver's process, while one is alive (data/claim.py)
+      driver.json                         the driver's process, while one is alive, or after a takeover (data/claim.py)
       results.csv  lineage.jsonl          a line for each report; for each exploit, refusal, or trial that left
       events.jsonl                        one line for each note, exploit, refusal, restart and wait
       outcomes/TRIAL/epoch_NNNNN          one byte for each image that selects, of the reports in trials' histories

@@ -26,7 +26,7 @@ from pathlib import Path
 from adios_ray.checkpoints import META_FILE, Pointer, damage
 from adios_ray.console import say
 from adios_ray.files import atomic_path, check_writable
-from adios_ray.local_cache import cache_directory, hold, release, remove_unless_held
+from adios_ray.local_cache import UNSAVED, cache_directory, hold, release, remove_unless_held
 from adios_ray.places import fetched
 from adios_ray.run_directory import INITIAL_WEIGHTS, MASKS, TRACKERS, RunDirectory, newest_epochs, newest_first
 from adios_ray.store import PARALLEL_COPIES, Location, Store
@@ -83,11 +83,12 @@ class RunStorage:
                     self._fetch(run.config)
 
     def close(self) -> None:
-        """Remove this node's copy of the URI, unless another process uses it."""
+        """Remove this node's copy of the URI, unless another process uses it or it has what the URI may lack."""
         if self._remote is not None:
             release(self._copy)
             with suppress(OSError):  # a copy that stays is removed where room is needed
-                remove_unless_held(self._copy)
+                if not self._unsaved.exists():
+                    remove_unless_held(self._copy)
 
     @contextmanager
     def driven(self, check_claim: Callable[[], None]) -> Iterator[None]:
@@ -122,8 +123,7 @@ class RunStorage:
 
     @property
     def _unsaved(self) -> Path:
-        """There if the last driver on this node could not copy its files at its end."""
-        return self._copy / "unsaved"
+        return self._copy / UNSAVED
 
     def _clear(self) -> None:
         """Remove the driver's files on this node; those that the URI may lack are moved aside."""

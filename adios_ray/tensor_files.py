@@ -20,7 +20,17 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
         for name, tensor in tensors.items()
     }
     content: bytes = safetensors.torch.save(plain, dict(metadata))
-    return content
+    return content if len(metadata) < 2 else _with_sorted_metadata(content)
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """Put the metadata in the order of their keys: the library's is random, and bytes are compared by checksum."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    assert len(text) <= length
+    return content[:8] + text.ljust(length) + content[8 + length :]
 
 
 def pack_nested(value: Any) -> bytes:

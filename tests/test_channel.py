@@ -2,7 +2,7 @@
 
 import asyncio
 import errno
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -306,7 +306,7 @@ def test_a_node_is_checked_on_a_machine_that_has_just_booted(monkeypatch: pytest
     monkeypatch.setattr(node_checks, "time", SimpleNamespace(monotonic=lambda: 5.0))
 
     async def ask() -> str:
-        return await NodeChecks({}, lambda node: f"{node} lacks data", print).problem("new")
+        return await NodeChecks({}, lambda node: f"{node} lacks data", len, print).problem("new")
 
     assert asyncio.run(ask()) == "new lacks data"
 
@@ -366,6 +366,14 @@ def test_nodes_that_passed_are_checked_again_where_trials_fail_and_the_last_one_
         monkeypatch.setattr(channel._nodes, "_find_problem", problems.get)
         await channel.check_nodes_again()
         assert await channel.refused_nodes() == []
+
+        # A head that holds no trial is not enough.
+        checks = NodeChecks({"head": "", "gpus": ""}, {"head": "", "gpus": "it lacks data"}.get, fitting, print)
+        await checks.check_again()
+        assert checks.refused() == []
+
+    def fitting(nodes: Collection[str]) -> int:
+        return len([node for node in nodes if node != "head"])
 
     asyncio.run(scenario())
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFile
@@ -45,10 +46,9 @@ from adios_ray.search.state import Member, PopulationState
 from adios_ray.store import Store
 from adios_ray.tracking.report import page
 from adios_ray.tracking.report.page import write_report
-from adios_ray.tracking.results import Row
 from adios_ray.tracking.run import Run
-from adios_ray.tracking.trackers.__main__ import give
-from adios_ray.tracking.trackers.base import Message, Tracker
+from adios_ray.tracking.run_masks import MaskFile, write_masks
+from adios_ray.tracking.trackers.measurements import sheets
 
 pytestmark = pytest.mark.slow
 
@@ -371,23 +371,17 @@ def test_what_a_driver_could_not_copy_at_its_end_is_kept_for_people(
     assert capsys.readouterr().out.count(f"{aside} has what {nodes.place} may lack") == 1
 
 
-def test_masks_of_trials_on_other_nodes_reach_trackers(nodes: Nodes) -> None:
+def test_masks_of_trials_on_other_nodes_reach_trackers(nodes: Nodes, server: S3Server) -> None:
     other = nodes["other"]
     other.open()
-    path = RunDirectory(other.directory).masks("trial_00", 1)
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"masks")
-    other.publish(path)
-    seen = list[bool]()
-
-    class Looking:
-        def report(self, row: Row, config: TrialConfig) -> None:
-            seen.append(RunDirectory(driver.directory).masks("trial_00", 1).is_file())
-
+    random, row = np.random.default_rng(0), make_row(epoch=1)
+    drawn = MaskFile(*(random.integers(0, 256, shape, np.uint8) for shape in ((2, 4, 4, 3), (2, 3, 4, 4))))
+    write_masks(other.directory, row.trial, 1, drawn)
+    other.publish(RunDirectory(other.directory).masks(row.trial, 1))
     driver = nodes["driver"]
-    message = Message(row=make_row(epoch=1), config=TrialConfig())
-    give(cast(Tracker, Looking()), driver, message.model_dump_json())
-    assert seen == [True]
+    assert len(list(sheets(driver, row))) == 2
+    server.fault = lambda method, path: INTERNAL_ERROR
+    assert len(list(sheets(driver, row))) == 2 and not list(sheets(driver, make_row(epoch=2)))
 
 
 def test_transient_faults_are_waited_for_and_said_once(nodes: Nodes, server: S3Server) -> None:

@@ -17,7 +17,8 @@ from simulated import CrashedError, Simulation, StuckError, optimum
 
 from adios_ray.backend import line
 from adios_ray.backend.admission import Admission
-from adios_ray.backend.line import Line, Note, Request
+from adios_ray.backend.line import Line, Lines, Note, Request
+from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced, value_at
 from adios_ray.errors import ClaimError, FaultError
 from adios_ray.experiment.schedule import Schedule, Stage, schedule_of
@@ -315,15 +316,19 @@ def test_a_diverged_trial_scores_worst_and_is_replaced(tmp_path: Path, failure: 
     assert simulated.members.state.observations["trial_02/3"].scores[1] == WORST_SCORE
 
 
-def test_all_trials_that_have_diverged_are_replaced_at_once_and_the_others_still_compete(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("best", "worst"), [("trial_07", "trial_01"), ("trial_01", "trial_07")])
+def test_all_trials_that_have_diverged_are_replaced_at_once_and_the_others_still_compete(
+    tmp_path: Path, best: str, worst: str
+) -> None:
     simulated = simulation(tmp_path / "run", population=8)
     failing = {f"trial_{number:02d}" for number in (2, 3, 4, 5, 6)}
+    scores = {best: 3.0, worst: 1.0}  # trial_00 is the control
     simulated.fitness = lambda trial, epoch, config, before: (
-        math.nan if trial in failing and epoch == 3 else int(trial[-2:]) + epoch
+        math.nan if trial in failing and epoch == 3 else scores.get(trial, 2.0) + epoch
     )
     simulated.drive()
     decided = {trial: donor for epoch, trial, donor, _ in simulated.lineage() if epoch == 3}
-    assert decided == {**dict.fromkeys(failing, "trial_07"), "trial_01": "trial_07"}  # trial_00 is the control
+    assert decided == {**dict.fromkeys(failing, best), worst: best}
 
 
 @pytest.mark.parametrize("synchronous", [True, False])
@@ -549,6 +554,28 @@ def extended(simulated: Simulation, before: int, after: int) -> None:
     state.extend(after, simulated.space.interval_epochs)
     state.save(simulated.directory)
     simulated.config = simulated.config.model_copy(update={"epochs": after})
+
+
+def test_a_stopped_trial_that_has_lost_its_checkpoint_trains_to_its_last_report_and_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated = simulation(tmp_path / "run", population=9, scheduler="asha", grace_epochs=2, reduction_factor=3)
+    simulated.fitness = by_rank
+    before = {name: member.epoch for name, member in searched(simulated).members.items()}
+    stopped = next(name for name, epoch in before.items() if epoch < EPOCHS)
+    state = PopulationState.load(simulated.directory)
+    state.reopen(stopped, 1)
+    assert state.unfinished(before) == [stopped]
+    state.save(simulated.directory)
+    register = Lines.register
+
+    def fall_back(
+        lines: Lines, trial: str, config: TrialConfig, checkpoint: Pointer | None, epoch: int, held: bool
+    ) -> None:
+        register(lines, trial, config, checkpoint, epoch - 1, held)
+
+    monkeypatch.setattr(Lines, "register", fall_back)
+    assert {name: member.epoch for name, member in searched(simulated).members.items()} == before
 
 
 def test_hyperopt_knows_the_best_trials_of_a_search_that_is_made_longer(tmp_path: Path) -> None:

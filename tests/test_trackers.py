@@ -114,11 +114,11 @@ def test_wandbs_server_has_a_resumed_trials_epochs_masks_lineage_and_outcome(
     with wandb_server() as (address, runs):
         monkeypatch.setenv("WANDB_BASE_URL", address)
         row = best_rows(run_dir)[0]
-        interrupted = WandbLog(run_dir, mode)
+        interrupted = WandbLog(RunStorage(run_dir), mode)
         interrupted.report(row, replaced(CONFIG, row.values))
         interrupted.close()
         time.sleep(1.1)  # wandb's folders are told apart by the second of their start
-        rows, exploit, summary = follow(WandbLog(run_dir, mode), run_dir)
+        rows, exploit, summary = follow(WandbLog(RunStorage(run_dir), mode), run_dir)
         if mode == "offline":
             assert not runs
             sync = [sys.executable, "-m", "wandb", "sync", "--yes"]
@@ -151,7 +151,7 @@ def test_another_run_of_the_same_name_has_other_wandb_runs(tmp_path: Path, monke
         run_dir = tmp_path / storage / "first"
         summary = read_summary(run_dir)
         assert summary
-        WandbLog(run_dir, "offline").summary(summary)
+        WandbLog(RunStorage(run_dir), "offline").summary(summary)
         return str(wandb.init.call_args.kwargs["id"]).removesuffix(f"-{summary.best_trial}")
 
     assert started("a") == "first"  # as earlier versions called it, whose runs are continued
@@ -180,7 +180,7 @@ def scalars(file: Path, tag: str) -> list[tuple[int, float]]:
 @pytest.mark.slow
 def test_event_files_hold_each_reports_numbers_and_masks(tmp_path: Path) -> None:
     make_run(tmp_path)
-    rows, _, summary = follow(TensorBoardLog(tmp_path), tmp_path)
+    rows, _, summary = follow(TensorBoardLog(RunStorage(tmp_path)), tmp_path)
     (file,) = (tmp_path / "tensorboard" / summary.best_trial).iterdir()
     assert dict(scalars(file, "fitness")) == pytest.approx({row.epoch: row.fitness for row in rows}, rel=1e-6)
     tags = {value.tag for event in events(file) for value in event.summary.value}

@@ -15,7 +15,7 @@ from small import small_config
 
 from adios_ray import devices
 from adios_ray.checkpoints import Pointer
-from adios_ray.errors import ClaimError, DatasetError, FaultError, StorageError
+from adios_ray.errors import CheckpointError, ClaimError, DatasetError, FaultError, StorageError
 from adios_ray.evaluation.fitness import Estimate
 from adios_ray.experiment import verdict
 from adios_ray.experiment.config import SPACES, ExperimentConfig
@@ -58,6 +58,13 @@ def test_the_evaluation_on_the_test_split_is_tried_again_and_its_error_is_one_li
     assert printed.count("storage refuses ([Errno 5] Input/output error); retrying") == 1
     assert [event.kind for event in read_events(tmp_path)[0]] == ["restart", "restart", "wait", "wait"]
     assert (tmp_path / "logs" / "a.log").read_text().count("in line 1") == 1
+    lost = RayTaskError("_on_test", "Traceback ...", CheckpointError("checkpoint a is damaged")).as_instanceof_cause()
+    answers = iter([lost, "estimate"])
+    assert verdict._answer(run, "a", lambda: None) == "estimate"  # type: ignore[comparison-overlap]  # as above
+    answers = iter([missing, *[lost] * (verdict.ATTEMPTS - 1)])
+    with pytest.raises(CheckpointError, match="checkpoint a is damaged"):
+        verdict._answer(run, "a", lambda: None)
+    answers = iter([lost, *[missing] * (verdict.ATTEMPTS - 1)])
     with pytest.raises(FaultError) as refused:
         verdict._answer(run, "a", lambda: submitted.append(None))
     assert f"no data set in data; {tmp_path}/logs/a.log has the traceback" in str(refused.value)

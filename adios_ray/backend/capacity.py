@@ -186,7 +186,7 @@ def waiting_line(placed: int, fitting: int, wanted: int, in_vain: bool, grows: b
         in_vain: Whether a trial waits for resources that the nodes have.
         grows: Whether an autoscaler can add nodes.
     """
-    # Apart from the next line not by what is placed: that is fewer for a moment whenever trials take turns.
+    # This case is not told from the next by ``placed``, which drops for a moment whenever trials take turns.
     if in_vain and placed < (needed := min(fitting, wanted)):
         return f"waiting for resources that others on the cluster use: {placed} of {needed} trials run"
     if fitting < wanted and (grows or not fitting):

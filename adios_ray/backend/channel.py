@@ -22,7 +22,7 @@ answered command::
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -46,10 +46,15 @@ class Channel:
     Methods change a line without awaiting in between, so each change is atomic; conditions only wake up waiting calls.
     """
 
-    def __init__(self, nodes: Mapping[str, str], find_problem: Callable[[str], str | None]) -> None:
+    def __init__(
+        self,
+        nodes: Mapping[str, str],
+        find_problem: Callable[[str], str | None],
+        count_fitting: Callable[[Collection[str]], int] = len,
+    ) -> None:
         """Start without trials; see ``start_channel``."""
         self._lines, self._notes = Lines(), list[Note]()
-        self._nodes = NodeChecks(nodes, find_problem, lambda text: self._notes.append(Note("", text)))
+        self._nodes = NodeChecks(nodes, find_problem, count_fitting, lambda text: self._notes.append(Note("", text)))
         self._changed: defaultdict[str, asyncio.Condition] = defaultdict(asyncio.Condition)
 
     async def register(
@@ -222,6 +227,7 @@ def start_channel(
     workers: int,
     nodes: Mapping[str, str] = MappingProxyType({}),
     find_problem: Callable[[str], str | None] = lambda node: "",
+    count_fitting: Callable[[Collection[str]], int] = len,
 ) -> Any:
     """Start the channel of a run's population on the driver's node; it lives as long as the driver.
 
@@ -231,6 +237,7 @@ def start_channel(
         workers: Ray Train workers of each trial.
         nodes: For the ID of each node that was checked before the first trial, why it cannot train; nothing if it can.
         find_problem: Says why the node of an ID, which has joined later, cannot train; nothing if it can.
+        count_fitting: Counts the trials that fit into the nodes with these IDs.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -240,7 +247,7 @@ def start_channel(
     # does not cancel. If waiting calls took all slots, the call that would wake them up could not start.
     waiting = trials * (workers + 3) + 16
     actor = ray.remote(Channel).options(name=name, num_cpus=0, max_concurrency=waiting, scheduling_strategy=here)
-    return actor.remote(dict(nodes), find_problem)
+    return actor.remote(dict(nodes), find_problem, count_fitting)
 
 
 def find_channel(name: str) -> Any:

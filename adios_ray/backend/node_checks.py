@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from ray.util.placement_group import NODE_ID_LABEL_KEY
 
@@ -23,7 +23,11 @@ class NodeChecks:
     """Knows which nodes can train; for asyncio, in the channel's process on the driver's node."""
 
     def __init__(
-        self, known: Mapping[str, str], find_problem: Callable[[str], str | None], say: Callable[[str], None]
+        self,
+        known: Mapping[str, str],
+        find_problem: Callable[[str], str | None],
+        count_fitting: Callable[[Collection[str]], int],
+        say: Callable[[str], None],
     ) -> None:
         """Begin with nodes that were checked before the first trial.
 
@@ -31,9 +35,10 @@ class NodeChecks:
             known: For the ID of each, why it cannot train; nothing if it can.
             find_problem: Says why the node of an ID cannot train, nothing if it can, None if it has left; called in a
                 thread.
+            count_fitting: Counts the trials that fit into the nodes with these IDs; called in a thread, too.
             say: Called with a line about each node that cannot train.
         """
-        self._find_problem, self._say = find_problem, say
+        self._find_problem, self._count_fitting, self._say = find_problem, count_fitting, say
         self._problems, self._checked = dict(known), dict.fromkeys(known, time.monotonic())
         self._running: dict[str, asyncio.Task[None]] = {}
         self._checking_again = asyncio.Lock()
@@ -61,7 +66,7 @@ class NodeChecks:
     async def check_again(self) -> None:
         """Check the nodes that passed a while ago once more, because trials fail.
 
-        If all have a problem now, none is refused: trials would wait for other nodes without end.
+        If what is left cannot hold a trial, none is refused: trials would wait for other nodes without end.
         """
         async with self._checking_again:
             due = [node for node in self.passed() if time.monotonic() > self._checked[node] + AGAIN_S]
@@ -75,7 +80,7 @@ class NodeChecks:
                     self._forget(node)
                 elif isinstance(problem, str):  # else storage is away, which is no node's fault
                     problems[node] = problem
-            if any(not problems.get(node) for node in self.passed()):
+            if await asyncio.to_thread(self._count_fitting, [node for node in self.passed() if not problems.get(node)]):
                 for node, problem in problems.items():
                     self._note(node, problem)
 

@@ -107,16 +107,11 @@ def find_node_problem(run: Location, data_dir: str, node: str) -> str | None:
 def find_refused_nodes(run: Location, data_dir: str) -> list[str]:
     """Ask all nodes, and list the IDs of those that cannot train: such as have joined since ``check_nodes``.
 
-    None are listed if no node can: then the reason is to be raised, not waited for.
-
     Raises:
         StorageError: If the run's storage stays away.
     """
-    names = _names()
-    if not (asked := _asked(names)):
-        return []
-    refused = [node for node, found in _ask(asked, run, data_dir).items() if found]
-    return refused if len(refused) < len(names) else []
+    asked = _asked(_names())
+    return [node for node, found in _ask(asked, run, data_dir).items() if found] if asked else []
 
 
 def _asked(nodes: Iterable[str]) -> list[str]:

@@ -264,7 +264,7 @@ class Prepare:
             if not self.download:
                 if entry.download is None:
                     raise
-                raise DatasetError(f"{error}; --download fetches what is missing") from None
+                raise DatasetError(f"{error}; if files are missing, --download fetches them") from None
         except Exception as error:  # each protocol has errors of its own
             if isinstance(root, Path):
                 raise

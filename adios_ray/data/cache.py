@@ -21,7 +21,7 @@ from rich.progress import track
 
 from adios_ray.errors import DatasetError
 from adios_ray.files import atomic_path, atomic_write, sha256
-from adios_ray.local_cache import CACHE_VARIABLE, cache_folder, hold, remove_unless_held
+from adios_ray.local_cache import CACHE_VARIABLE, UNSAVED, cache_folder, hold, remove_unless_held
 from adios_ray.run_directory import TRACKERS
 from adios_ray.store import PARALLEL_COPIES, Store
 
@@ -114,8 +114,8 @@ def _make_room(cache: Path, needed: int, store: Store) -> None:
 
 
 def _is_only(copy: Path) -> bool:
-    """Tell whether a copy has what no other place has: trackers' files of a run, which it gets at the driver's end."""
-    return any((run / name).exists() for run in copy.iterdir() for name in TRACKERS)
+    """Tell whether a copy has what no other place has: a run's trackers' files, or what its driver could not copy."""
+    return (copy / UNSAVED).exists() or any((run / name).exists() for run in copy.iterdir() for name in TRACKERS)
 
 
 def _free_bytes(cache: Path) -> int:

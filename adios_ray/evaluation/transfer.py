@@ -40,7 +40,7 @@ from adios_ray.validation import read_json
 
 FOLDER = "transfer"
 """Folder in the cache directory."""
-VERSION = 2
+VERSION = 3
 """Raised when results change without their inputs: kept ones are not found then."""
 MOMENTUM = 0.9
 Mode = Literal["fine-tune", "linear", "scratch"]

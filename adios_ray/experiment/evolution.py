@@ -125,7 +125,7 @@ def _train(
     def enough(passed: Collection[str]) -> bool:
         # A run that has begun continues without nodes that cannot train, as it does when such a node joins: whoever
         # resubmits it may be unable to remove them from the cluster.
-        return begun and count_capacity(config, resources, [node for node in nodes() if node.id in passed]) > 0
+        return begun and _fitting(config, resources, passed) > 0
 
     remove_probes(storage.place)
     checked = check_nodes(storage.place, config.data_dir, enough, run.note)
@@ -143,7 +143,8 @@ def _train(
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
         look = partial(find_node_problem, storage.place, config.data_dir)
         name = channel_name(run_dir.name)
-        channel = start_channel(name, len(unfinished), config.workers_per_trial, checked, look)
+        fitting = partial(_fitting, config, resources)
+        channel = start_channel(name, len(unfinished), config.workers_per_trial, checked, look, fitting)
         population = Population(config.trial(), state, run, ChannelCalls(channel))
         with run:
             _run_unfinished(config, space, population, name, resources, checked, claim)
@@ -158,6 +159,11 @@ def _train(
         run.write(lambda: write_report(run_dir, storage.uri))
         raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {storage.place}")
     return state
+
+
+def _fitting(config: ExperimentConfig, resources: WorkerResources, passed: Collection[str]) -> int:
+    """Count the trials that fit at once into the nodes with these IDs, as far as these are still there."""
+    return count_capacity(config, resources, [node for node in nodes() if node.id in passed])
 
 
 def _run_unfinished(
@@ -184,7 +190,7 @@ def _run_unfinished(
         return len(set(population.state.unfinished(names)) - scheduler.set_aside.keys())
 
     def count_fitting() -> int:
-        return count_capacity(config, resources, [node for node in nodes() if node.id in passed])
+        return _fitting(config, resources, passed)
 
     def refresh() -> None:
         found = calls.check_nodes([node.id for node in nodes()])

@@ -21,7 +21,7 @@ from adios_ray.data.manifest import read_manifest
 from adios_ray.errors import CheckpointError, FaultError, RunError, StorageError
 from adios_ray.experiment.command import repeating_command
 from adios_ray.experiment.config import ExperimentConfig
-from adios_ray.experiment.resources import WorkerResources
+from adios_ray.experiment.resources import WorkerResources, count_workers, nodes
 from adios_ray.experiment.schedule import schedule_of
 from adios_ray.measures import MEASURES
 from adios_ray.run_directory import RunDirectory
@@ -187,7 +187,10 @@ def _submit(
 ) -> "ObjectRef[OnTest]":
     """Start the evaluation on the test split as a Ray task, on a node that can train: the driver's may have no GPU."""
     assert config.data_dir is not None
-    labels = outside(find_refused_nodes(place, config.data_dir))
+    refused = find_refused_nodes(place, config.data_dir)
+    # If no other node can hold it, it fails on one of these, with the reason, instead of waiting without end.
+    holds = count_workers(resources, [node for node in nodes() if node.id not in refused])
+    labels = outside(refused) if holds else {}
     task = ray.remote(_on_test).options(num_cpus=resources.cpus, num_gpus=resources.gpus, label_selector=labels or None)
     return task.remote(config, checkpoint, place, resources.gpus)
 
@@ -200,15 +203,15 @@ def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[OnTest]"]) -> 
         FaultError: If each failed, with the reason of the last; the trial's log has all of them whole.
         StorageError: If the run's storage stays away.
     """
+    lost: CheckpointError | None = None
     for attempt in range(1, ATTEMPTS + 1):
         try:
             found = run.read(partial(_evaluated, submit))
         except RayTaskError as error:
-            if isinstance(error.cause, CheckpointError):
-                raise error.cause from error
+            lost = error.cause if isinstance(error.cause, CheckpointError) else None
             fault = Fault(f"{type(error.cause).__name__}: {error.cause}", str(error))
         except RayError as error:  # its process or node was lost, or ran out of memory
-            fault = fault_of(error)
+            fault, lost = fault_of(error), None
         else:
             return found
         again = " and is started again" if attempt < ATTEMPTS else ""
@@ -216,6 +219,8 @@ def _answer(run: Run, trial: str, submit: Callable[[], "ObjectRef[OnTest]"]) -> 
         run.trial_note(trial, text, fault.details, "restart")
         if again:
             time.sleep(PAUSE_S * attempt)
+    if lost:
+        raise lost
     layout, place = RunDirectory(run.directory), run.storage.place
     raise FaultError(
         f"{place}: the evaluation on the test split failed {ATTEMPTS} times, at last with {fault.reason}; "

@@ -198,12 +198,10 @@ class PopulationBasedTraining(LiveScheduler):
         """Compare a donor with a trial; the error includes the fluctuation of all trials' reports."""
         if self._fluctuation is None:
             # Not `history`: a trial that has just copied keeps what it reported, or the order of trials would matter.
-            histories = [member.reported for member in self._ranked().values()]
             # At the rates of the last epochs before a restart, reports fluctuated less.
-            restart = self.population.state.restarted_epoch
             valid = [
-                tuple(score for score in history if score.value > WORST_SCORE and score.epoch > restart)
-                for history in histories
+                tuple(s for s in member.reported if s.value > WORST_SCORE and s.epoch > member.restarted_epoch)
+                for member in self._ranked().values()
             ]
             self._fluctuation = estimated_fluctuation(valid)
         return self.population.compare(donor, name).with_fluctuation(self._fluctuation)
@@ -236,10 +234,9 @@ class PopulationBasedTraining(LiveScheduler):
             margins[other] = theirs.value - own.value
         # Ties in favor of the first, which has the published values: the order of reports must not decide.
         ranked = sorted(members, key=lambda other: (margins[other], -members[other].number))
-        training = [other for other in ranked if not members[other].finished]
-        # A trial that has failed is replaced however many have; the others compete for what the quantile leaves.
+        sound = [other for other in ranked if not self._failed(other)]
+        # A trial that has failed is replaced however many have.
         if not self._failed(name):
-            sound = [other for other in ranked if not self._failed(other)]
             count = self._quantile(sound)
             replaceable = [other for other in sound[: len(sound) - count] if not members[other].control]
             if name not in replaceable[:count]:
@@ -249,7 +246,7 @@ class PopulationBasedTraining(LiveScheduler):
         kept = self._last_epoch_in_use(name)
         return [
             other
-            for other in training[len(training) - self._quantile(training) :]
+            for other in self._highest([other for other in sound if not members[other].finished])
             if margins[other] > 0
             and self._can_give(other)
             and not self._too_far_ahead(other, name)
@@ -265,9 +262,13 @@ class PopulationBasedTraining(LiveScheduler):
     def _best(self) -> list[str]:
         """List the best of the trials that train, by their last scores, as donors of one that has no score."""
         members = self._ranked()
-        training = [name for name in members if not members[name].finished]
+        training = [name for name in members if not members[name].finished and not self._failed(name)]
         ranked = sorted(training, key=lambda name: (members[name].score, -members[name].number))
-        return [name for name in ranked[-(self._quantile(ranked) or 1) :] if self._can_give(name)]
+        return [name for name in self._highest(ranked) if self._can_give(name)]
+
+    def _highest(self, ranked: Sequence[str]) -> Sequence[str]:
+        """Select the quantile of the best, at least one."""
+        return ranked[-(self._quantile(ranked) or 1) :]
 
     def _quantile(self, names: Sequence[str]) -> int:
         """Count the trials in the quantile that is replaced, or that gives."""

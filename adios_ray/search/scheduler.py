@@ -98,7 +98,12 @@ class LiveScheduler(TrialScheduler):  # type: ignore[misc]  # Ray ships no type 
             self._preempting = name
             return str(PAUSE)
         if not self._observe(name, reply):
-            return str(CONTINUE)
+            member = self.population[name]
+            if not (member.reopened and reply.report.epoch == member.epoch):
+                return str(CONTINUE)
+            member.finished = True
+            self.population.commit(name)
+            return str(STOP)
         decision = self.decide(name)
         if decision == STOP:
             self.population[name].finished = True

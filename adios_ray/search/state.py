@@ -48,6 +48,10 @@ class Member(BaseModel):
     """Epoch of the last decision about the trial."""
     finished: bool = False
     """Whether the trial has trained its last epoch or was stopped early."""
+    reopened: bool = False
+    """Whether it had finished, and lost its checkpoint: it trains to its last report again, and no further."""
+    restarted_epoch: int = 0
+    """Epoch at which it had finished before the run was made longer: higher learning rates follow. 0 if it had not."""
 
     @model_validator(mode="after")
     def _read_earlier_version(self) -> Self:
@@ -107,8 +111,6 @@ class PopulationState(BaseModel):
     """Wall time of this driver and all earlier ones."""
     epochs: int | None = None
     """Epochs at which trials have finished; None in earlier versions."""
-    restarted_epoch: int = 0
-    """Epoch from which trials that had finished train on, at higher learning rates again; 0 if none do."""
     dataset: str | None = None
     """Checksum of the data set, by which it is recognized at another location; None in earlier versions."""
 
@@ -130,16 +132,19 @@ class PopulationState(BaseModel):
         ended = [member for member in self.members.values() if member.finished and member.epoch >= self.epochs]
         if epochs > self.epochs:
             for member in ended:
-                member.finished = False
-                member.decided_epoch = member.epoch  # one interval is trained before the first decision, as at first
+                member.finished, member.restarted_epoch = False, member.epoch
+                # Asynchronously, one interval is trained before the first decision, as at first.
+                member.decided_epoch = member.epoch
+            for member in self.members.values():
+                member.reopened = False
             if ended:
-                self.restarted_epoch = self.epochs
                 self._move_barrier(interval_epochs)
         self.epochs = epochs
 
     def reopen(self, name: str, interval_epochs: int) -> None:
         """Let a finished trial train to its last report again, from the checkpoint before."""
-        self.members[name].finished = False
+        member = self.members[name]
+        member.finished, member.reopened = False, True
         self._move_barrier(interval_epochs)
 
     def _move_barrier(self, interval_epochs: int) -> None:

@@ -46,7 +46,7 @@ class StoppingSearch(LiveScheduler):
         # longer: there the rule may stop trials that ended by themselves, and would not be asked about them again.
         for name, answer in answers.items():
             member = population[name]
-            if answer == STOP and not member.finished and member.epoch == population.state.restarted_epoch:
+            if answer == STOP and not member.finished and member.epoch == member.restarted_epoch:
                 member.finished = True
                 population.commit(name)
 

@@ -118,8 +118,8 @@ class TreeParzen:
         if not self._state.members and not self._space.contains(self._configured):
             return self._configured
         for other in self._told:
-            member, restart = self._state.members[other], self._state.restarted_epoch
-            ended = member.finished or 0 < restart <= member.epoch  # at its first end, if it trains on now
+            member = self._state.members[other]
+            ended = member.finished or member.restarted_epoch  # at its first end, if it trains on now
             if ended and member.score is not None and other not in self._completed:
                 self._completed.add(other)
                 self._search.on_trial_complete(other, {"score": member.score})

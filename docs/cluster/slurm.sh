@@ -37,7 +37,7 @@ trap clean_up EXIT
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | cut -d ' ' -f 1)
-port=$((20000 + SLURM_JOB_ID % 4000 * 3))  # of three: other jobs may share the node, and Ray ends where one is taken
+port=$((20000 + SLURM_JOB_ID % 4000 * 3))  # the first of three; other jobs may share the node
 # Given to each step, which since Slurm 22.05 does not inherit it from the job, and to Ray, which would count all CPUs of
 # the node. Without --cpus-per-task above, Slurm leaves the variable unset and gives a task one CPU.
 cpus=${SLURM_CPUS_PER_TASK:-1}

@@ -12,39 +12,32 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import cast
 
-from adios_ray.run_directory import MASKS
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.trackers.base import Message, Tracker, TrackerName
 from adios_ray.tracking.trackers.isolation import CLOSE_S
 
 
-def make_tracker(name: TrackerName, run_dir: Path) -> Tracker:
+def make_tracker(name: TrackerName, storage: RunStorage) -> Tracker:
     """Make a tracker by its name; modules of others are not imported."""
     if name == "tensorboard":
         from adios_ray.tracking.trackers.tensorboard import TensorBoardLog
 
-        return TensorBoardLog(run_dir)
+        return TensorBoardLog(storage)
     if name == "jsonl":
         from adios_ray.tracking.trackers.jsonl import JsonLinesLog
 
-        return JsonLinesLog(run_dir)
+        return JsonLinesLog(storage.directory)
     from adios_ray.tracking.trackers.wandb import WandbLog
 
-    return WandbLog(run_dir, "online" if name == "wandb-online" else "offline")
+    return WandbLog(storage, "online" if name == "wandb-online" else "offline")
 
 
-def give(tracker: Tracker, storage: RunStorage, line: str) -> None:
-    """Call the tracker's method for a message, with the masks of a trial that other nodes may have written."""
-    message = Message.model_validate_json(line)
-    if message.row is not None:
-        with suppress(OSError):  # its numbers are what matters
-            storage.pull(f"{MASKS}/{message.row.trial}")
-    message.give(tracker)
+def give(tracker: Tracker, line: str) -> None:
+    """Call the tracker's method for a message."""
+    Message.model_validate_json(line).give(tracker)
 
 
 def failure(call: Callable[[], None]) -> str | None:
@@ -57,7 +50,7 @@ def failure(call: Callable[[], None]) -> str | None:
     return None
 
 
-def serve(tracker: Tracker, storage: RunStorage) -> None:
+def serve(tracker: Tracker) -> None:
     """Pass messages on to a tracker until there are no more."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not look like an answer
 
@@ -65,7 +58,7 @@ def serve(tracker: Tracker, storage: RunStorage) -> None:
         print(json.dumps(reason), file=answers, flush=True)
 
     for line in sys.stdin:
-        answer(failure(partial(give, tracker, storage, line)))
+        answer(failure(partial(give, tracker, line)))
     # The run waits no longer than this, and a killed driver's tracker must not stay for ever.
     limit = threading.Timer(CLOSE_S, lambda: os._exit(1))
     limit.daemon = True
@@ -77,7 +70,6 @@ def serve(tracker: Tracker, storage: RunStorage) -> None:
 if __name__ == "__main__":
     # `ray job stop` sends SIGTERM to all processes of a job: this one ends with its input, when all is recorded.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    name, run = cast(TrackerName, sys.argv[1]), RunStorage(sys.argv[2])
-    serve(make_tracker(name, run.directory), run)
+    serve(make_tracker(cast(TrackerName, sys.argv[1]), RunStorage(sys.argv[2])))
     sys.stderr.flush()
     os._exit(0)  # libraries' exit handlers may wait for a server, and everything is closed

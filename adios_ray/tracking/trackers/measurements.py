@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
 
+from adios_ray.run_directory import MASKS
+from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.decisions import read_lineage
 from adios_ray.tracking.pictures import mask_sheet
 from adios_ray.tracking.results import Row
@@ -21,8 +24,12 @@ def measurements(row: Row) -> dict[str, float]:
     return {key: value for key, value in measured.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
-def sheets(run_dir: Path, row: Row) -> Iterator[Image.Image]:
+def sheets(storage: RunStorage, row: Row) -> Iterator[Image.Image]:
     """Draw the masks that a trial stored with a report, a sheet for each of the first images; none without masks."""
+    run_dir = storage.directory
+    if row.epoch not in mask_epochs(run_dir, row.trial):
+        with suppress(OSError):  # another node may have written some; the report's numbers are what matters
+            storage.pull(f"{MASKS}/{row.trial}")
     if row.epoch in mask_epochs(run_dir, row.trial):
         stored = read_masks(run_dir, row.trial, row.epoch)
         for number in range(min(IMAGES, len(stored.images))):

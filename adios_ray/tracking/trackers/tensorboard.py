@@ -1,11 +1,10 @@
 """TensorBoard: a folder of event files for each trial, below ``tensorboard/`` of the run directory."""
 
-from pathlib import Path
-
 import numpy as np
 from tensorboardX import SummaryWriter
 
 from adios_ray.config import TrialConfig
+from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.decisions import Exploit
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.results import Row
@@ -15,9 +14,9 @@ from adios_ray.tracking.trackers.measurements import lineage_of, measurements, s
 class TensorBoardLog:
     """Logs numbers and masks of each trial by epoch, its lineage and the run's outcome as text."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, storage: RunStorage) -> None:
         """Log below a run directory."""
-        self._directory = directory
+        self._storage, self._directory = storage, storage.directory
         self._writers: dict[str, SummaryWriter] = {}
 
     def report(self, row: Row, config: TrialConfig) -> None:
@@ -25,7 +24,7 @@ class TensorBoardLog:
         writer = self._writer(row.trial)
         for name, value in measurements(row).items():
             writer.add_scalar(name, value, row.epoch)
-        for number, sheet in enumerate(sheets(self._directory, row)):
+        for number, sheet in enumerate(sheets(self._storage, row)):
             writer.add_image(f"masks/{number}", np.asarray(sheet), row.epoch, dataformats="HWC")
         writer.flush()
 

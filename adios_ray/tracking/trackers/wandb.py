@@ -1,11 +1,11 @@
 """Weights & Biases: one wandb run for each trial, grouped by population."""
 
 import os
-from pathlib import Path
 from typing import Any, Literal
 
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import ConfigError
+from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.decisions import Exploit
 from adios_ray.tracking.records import RunSummary, read_config, read_token
 from adios_ray.tracking.results import Row
@@ -43,15 +43,15 @@ class WandbLog:
     together by those IDs.
     """
 
-    def __init__(self, directory: Path, mode: Literal["online", "offline"]) -> None:
+    def __init__(self, storage: RunStorage, mode: Literal["online", "offline"]) -> None:
         """Log into a run directory.
 
         Args:
-            directory: The run directory, whose name is that of the group.
+            storage: The run's files; the name of their directory is that of the group.
             mode: offline keeps files in the run directory, for `wandb sync`.
         """
         os.environ.setdefault("WANDB_SILENT", "true")
-        self._directory, self._mode = directory, mode
+        self._storage, self._directory, self._mode = storage, (directory := storage.directory), mode
         self._experiment = read_config(directory)  # overridden by each trial's own values
         self._token = read_token(directory) or directory.name  # as earlier versions did
         self._runs: dict[str, Any] = {}
@@ -65,7 +65,7 @@ class WandbLog:
         run = self._run(row.trial, config)
         images = [
             wandb.Image(sheet, caption=f"validation image {number}, epoch {row.epoch}: image, slots, masked inputs")
-            for number, sheet in enumerate(sheets(self._directory, row))
+            for number, sheet in enumerate(sheets(self._storage, row))
         ]
         run.log(measurements(row) | {"epoch": row.epoch} | ({"masks": images} if images else {}))
 
