@@ -200,6 +200,34 @@ def test_classes_of_few_groups_are_in_train_and_named() -> None:
     assert {class_of(item) for item in (*splits["val"], *splits["test"])} == {"many"}
 
 
+def test_groups_of_several_classes_leave_each_class_in_train() -> None:
+    """A group that a lacking class needs may hold the last images of another one."""
+    by_patient = group_by_pattern(r"p\d+")
+    for seed in range(300):
+        random = Random(seed)
+        kinds = random.randint(2, 6)
+        items = [
+            f"c{kind}/p{patient:02}_{image}.png"
+            for patient in range(random.randint(10, 30))
+            for kind in random.sample(range(kinds), random.randint(1, min(kinds, 3)))
+            for image in range(random.randint(1, 6))
+        ]
+        splits = plan_splits({"train": items}, ALL, class_of, by_patient)
+        assert {*map(class_of, splits["train"])} == {*map(class_of, items)}, seed
+
+
+def test_a_class_that_numbers_take_from_train_is_noted(tmp_path: Path) -> None:
+    for item in ("ant/0.png", "ant/1.png", "bee/0.png"):
+        (tmp_path / item).parent.mkdir(exist_ok=True)
+        (tmp_path / item).touch()
+    found = make_plan(folder.source(tmp_path), {**ALL, "train": 1, "val": 0, "test": 2})
+    assert {split: dict(number) for split, number in found.classes.items()} == {
+        "train": {"ant": 1},
+        "test": {"ant": 1, "bee": 1},
+    }
+    assert found.notes == ("1 class of test without images in train: bee",)
+
+
 def test_a_plan_keeps_the_images_of_a_folder_together(tmp_path: Path) -> None:
     for number in range(60):
         image = tmp_path / f"class{number % 2}" / f"video{number % 20}" / f"{number}.png"

@@ -113,7 +113,7 @@ def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | Non
     }
     trained = classes.get("train", {})
     small = sorted(name for name in trained if any(name not in classes.get(split, {}) for split in carved))
-    labels, notes = _labels(source, classes), [*source.notes, *notes]
+    labels, notes = _labels(source, classes), [*source.notes, *notes, *_unseen(classes, carved)]
     return Plan(splits, classes, labels, carved, empty, tuple(small), passed_over, tuple(notes))
 
 
@@ -123,6 +123,13 @@ def _once(listing: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], l
     repeated = [item for found in counts.values() for item, number in found.items() if number > 1]
     notes = [f"{counted(len(repeated), 'image')} listed more than once, read once: {first_of(repeated)}"]
     return {split: list(found) for split, found in counts.items()}, notes if repeated else []
+
+
+def _unseen(classes: Mapping[str, Mapping[str, int]], carved: Iterable[str]) -> list[str]:
+    """Note the classes of carved splits that train lacks: a number that is asked for may take all of their images."""
+    unseen = sorted({name for split in carved for name in classes[split]} - classes.get("train", {}).keys())
+    found = f"{counted(len(unseen), 'class')} of {' and '.join(carved)} without images in train: {first_of(unseen)}"
+    return [found] if unseen else []
 
 
 def _shared_groups(splits: Mapping[str, Sequence[str]], group: Key) -> list[str]:
