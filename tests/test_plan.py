@@ -359,3 +359,17 @@ def test_shards_are_made_again_where_classes_or_files_have_changed() -> None:
     assert not set(digests(("0", "a", "b"), 1)) & set(before)
     train, val = digests(("a", "b"), 2)
     assert train != before[0] and val == before[1]
+
+
+@pytest.mark.parametrize(("place", "matters"), [("/data/images", False), ("s3://bucket/images", True)])
+def test_the_place_of_objects_decides_since_their_times_are_coarse(place: str, matters: bool) -> None:
+    splits = {"train": ["a/1.png"]}
+    source: Any = SimpleNamespace(
+        classes=("a",), listing=lambda: splits, file_of=lambda item: item, stratum=lambda item: "a"
+    )
+    files = {"a/1.png": (9, 10**9)}
+    layout = Layout(16, None, False)
+    (before,), (after,) = (
+        plan_jobs(splits, layout, *deciding(source, {"source": each}, files)) for each in (place, f"{place}2")
+    )
+    assert (before.digest != after.digest) is matters

@@ -221,14 +221,15 @@ def deciding(
 
     Args:
         source: The images.
-        recipe: The recipe of the data set. Where local files are does not matter: their times of change tell.
+        recipe: The recipe of the data set. Where files are matters only at a URI: times of change tell local ones.
         files: The source's files.
 
     Returns:
         What decides all rows, and a function from an item to what decides its row.
     """
     shared = descriptions(source, files)
-    untimed = any(changed_ns == 0 for _, changed_ns in files.values())  # at a URI
-    common = {key: value for key, value in recipe.items() if key != "source" or untimed}
+    # Not all protocols tell times of change, and those of objects are kept to the second.
+    placed = "://" in str(recipe.get("source")) or any(changed_ns == 0 for _, changed_ns in files.values())
+    common = {key: value for key, value in recipe.items() if key != "source" or placed}
     common |= {"classes": list(source.classes), "shared_files": {name: files[name] for name in sorted(shared)}}
     return common, lambda item: [source.stratum(item), files.get(source.file_of(item))]

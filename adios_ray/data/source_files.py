@@ -24,7 +24,7 @@ class SourceFile(NamedTuple):
 
     Attributes:
         size: Bytes; -1 where there was none.
-        changed_ns: Time of its last change in nanoseconds.
+        changed_ns: Time of its last change in nanoseconds; 0 if unknown, as earlier versions have it at a URI.
         content: Checksum of its content; of a file that holds several images, see ``contained``; empty where it was not
             read.
     """
@@ -109,6 +109,12 @@ def contained(source: Source) -> dict[str, str]:
     return {file: hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest() for file, found in items.items()}
 
 
+def _has_changed(before: SourceFile, size: int, changed_ns: int, timed: bool) -> bool:
+    """Compare size and, if it counts and is known of both, time of change."""
+    timed = timed and before.changed_ns != 0 and changed_ns != 0
+    return before.size != size or (timed and before.changed_ns != changed_ns)
+
+
 def _changes(
     store: Store,
     entry: SourceFiles,
@@ -120,9 +126,7 @@ def _changes(
     """Say which files are new, removed or changed."""
     table, described_in, inside = read_files(store, entry), descriptions(source, files), contained(source)
     common = files.keys() & table.keys()
-    changed = {
-        name for name in common if table[name].size != files[name][0] or not (moved or table[name][1] == files[name][1])
-    }
+    changed = {name for name in common if _has_changed(table[name], *files[name], timed=not moved)}
     unsure = {name for name in common - changed if table[name].content}  # earlier versions have fewer
     read = (unsure if content else unsure & described_in) - inside.keys()
     changed |= {name for name in read if source.checksum(name) != table[name].content}

@@ -112,7 +112,7 @@ class Source(Protocol):
         ...
 
     def files(self) -> Mapping[str, tuple[int, int]]:
-        """Size in bytes and time of change in nanoseconds of each file that is read, by name; none if it is drawn."""
+        """Size in bytes and time of change in nanoseconds, 0 if unknown, of each file that is read; none if drawn."""
         ...
 
     def file_of(self, item: str) -> str:
@@ -182,12 +182,12 @@ class ListedSource:
         return item
 
     def files(self) -> Mapping[str, tuple[int, int]]:
-        """Look up size and, of local files, time of change of each file; -1 where there is none."""
+        """Look up size and time of change of each file; -1 where there is none, 0 where its storage tells no time."""
         names = sorted({*self.described_in, *map(self.file_of, chain.from_iterable(self.items.values()))})
         if self.uri is None:
             return {name: _status(self._path(name)) for name in names}
-        sizes = self._remote_sizes(Store(self.uri), names)
-        return {name: (sizes.get(name, -1), 0) for name in names}
+        states = self._remote_states(Store(self.uri), names)
+        return {name: states.get(name, (-1, -1)) for name in names}
 
     def checksum(self, name: str) -> str:
         """Compute the checksum of a file's content."""
@@ -197,8 +197,8 @@ class ListedSource:
         # Not by the system, since a description may be beside the root, and the root behind a link.
         return Path(os.path.normpath(self.root / name))
 
-    def _remote_sizes(self, store: Store, names: Sequence[str]) -> Mapping[str, int]:
-        return store.sizes()
+    def _remote_states(self, store: Store, names: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        return store.states()
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep what a worker needs to decode."""

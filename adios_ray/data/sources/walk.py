@@ -60,15 +60,23 @@ def walk(root: Path | str) -> Walk:
 
 def _list(store: Store, found: Walk) -> None:
     """Take in what is below a URI."""
-    for item in store.find():
+    for item, size in sorted(store.sizes().items()):
         *folders, name = item.split("/")
         reasons = [_reason_of_name(folder, is_folder=True) for folder in folders] + [_reason_of_name(name, False)]
         why = next(filter(None, reasons), None)
         found.found += 1
-        if why is None and (_has_image_ending(name) or sniff(store.read(item, 0, SNIFFED_BYTES)) is not None):
+        if why is None and (_has_image_ending(name) or _begins_an_image(store, item, size)):
             found.images.append(item)
         else:
             found.passed_over.add(why or NO_IMAGE, item)
+
+
+def _begins_an_image(store: Store, item: str, size: int) -> bool:
+    """Look at the first bytes of an object; an empty one, such as marks a folder, has none that could be asked for."""
+    try:
+        return size > 0 and sniff(store.read(item, 0, SNIFFED_BYTES)) is not None
+    except OSError as error:
+        raise DatasetError(f"{store}/{item} cannot be read: {error}") from error
 
 
 def _descend(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], reason: str | None, found: Walk) -> None:
