@@ -350,6 +350,7 @@ def test_shards_are_made_again_where_classes_or_files_have_changed() -> None:
             classes=classes,
             listing=lambda: splits,
             file_of=lambda item: item.partition("#")[0],
+            beside=lambda item: (),
             stratum=lambda item: "a",
         )
         return [job.digest for job in plan_jobs(splits, layout, *deciding(source, {"source": "here"}, files))]
@@ -365,7 +366,11 @@ def test_shards_are_made_again_where_classes_or_files_have_changed() -> None:
 def test_the_place_of_objects_decides_since_their_times_are_coarse(place: str, matters: bool) -> None:
     splits = {"train": ["a/1.png"]}
     source: Any = SimpleNamespace(
-        classes=("a",), listing=lambda: splits, file_of=lambda item: item, stratum=lambda item: "a"
+        classes=("a",),
+        listing=lambda: splits,
+        file_of=lambda item: item,
+        beside=lambda item: (),
+        stratum=lambda item: "a",
     )
     files = {"a/1.png": (9, 10**9)}
     layout = Layout(16, None, False)

@@ -77,6 +77,10 @@ class Failing:
         """File of an item of the folder."""
         return self.folder.file_of(item)
 
+    def beside(self, item: str) -> tuple[str, ...]:
+        """Nothing, as beside an item of the folder."""
+        return self.folder.beside(item)
+
     def checksum(self, name: str) -> str:
         """Checksum of a file of the folder."""
         return self.folder.checksum(name)

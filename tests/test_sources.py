@@ -27,8 +27,9 @@ from torchvision import datasets
 
 from adios_ray.cli import main
 from adios_ray.commands.data import Prepare
-from adios_ray.data.plan import image_counts, make_plan
+from adios_ray.data.plan import deciding, image_counts, make_plan, plan_jobs
 from adios_ray.data.prepare import prepare
+from adios_ray.data.shard_task import layout_of
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10, webdataset
 from adios_ray.data.sources.catalog import CATALOG
@@ -579,6 +580,42 @@ def test_a_picture_of_clevr_that_lacks_a_mask_is_refused(release: Path) -> None:
     (release / f"clevr/masks/{Path(item).stem}_2.png").unlink()
     with pytest.raises(RefusedImageError, match=rf"lacks the mask {Path(item).stem}_2.png, though not the next one"):
         source.load(item, 16)
+
+
+def test_masks_are_as_many_as_the_objects_need(release: Path) -> None:
+    source, masks = clevr.source(release), release / "clevr" / "masks"
+    (masks / "0_3.png").unlink()  # of the last object
+    with pytest.raises(RefusedImageError, match=r"^lacks the mask 0_3.png, though it has 3 objects$"):
+        source.load("images/0.png", 16)
+    for number in (2, 3):
+        (masks / f"1_{number}.png").unlink()  # of no object
+    assert source.load("images/1.png", 16).instances is not None
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_masks_that_have_changed_are_noticed(release: Path, tmp_path: Path) -> None:
+    masks, read = release / "clevr" / "masks", partial(clevr.source, release)
+    (masks / "Thumbs.db").touch()
+    assert read().files().keys() == {
+        *("shape.pt", "color.pt", *read().kinds),
+        *(f"masks/{number}_*.png" for number in range(10)),
+    }
+
+    def digests() -> dict[str, str]:
+        source = read()
+        decided = deciding(source, {}, source.files())
+        jobs = plan_jobs(make_plan(source, image_counts()).splits, layout_of(source, 32), *decided)
+        return {item: job.digest for job in jobs for item in job.items}
+
+    before = digests()
+    for name, source in (("earlier", replace(read(), has_instances=False)), ("out", read())):  # it listed no masks
+        prepare(source, tmp_path / name, 32, {})
+        assert prepare(read(), tmp_path / name, 32, {}).complete_before
+    plant(masks / "3_1.png", np.eye(16, 24, dtype=np.uint8))
+    after = digests()
+    assert all((after[item] != before[item]) == (before[item] == before["images/3.png"]) for item in before)
+    with pytest.raises(DatasetError, match=r"out was made: 1 changed \(masks/3_\*.png\)"):
+        prepare(read(), tmp_path / "out", 32, {})
 
 
 def test_clevr_errors_name_what_is_wrong(release: Path, tmp_path: Path) -> None:

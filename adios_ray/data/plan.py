@@ -210,8 +210,9 @@ def plan_jobs(
 
 
 def descriptions(source: Source, names: Iterable[str]) -> set[str]:
-    """Choose those of a source's files that hold no item, but describe some."""
-    return set(names) - {source.file_of(item) for item in chain.from_iterable(source.listing().values())}
+    """Choose those of a source's files that no single row is made of: they describe some."""
+    items = [*chain.from_iterable(source.listing().values())]
+    return set(names).difference(map(source.file_of, items), chain.from_iterable(map(source.beside, items)))
 
 
 def deciding(
@@ -232,4 +233,4 @@ def deciding(
     placed = "://" in str(recipe.get("source")) or any(changed_ns == 0 for _, changed_ns in files.values())
     common = {key: value for key, value in recipe.items() if key != "source" or placed}
     common |= {"classes": list(source.classes), "shared_files": {name: files[name] for name in sorted(shared)}}
-    return common, lambda item: [source.stratum(item), files.get(source.file_of(item))]
+    return common, lambda item: [source.stratum(item), *map(files.get, (source.file_of(item), *source.beside(item)))]

@@ -132,9 +132,9 @@ def _changes(
     changed |= {name for name in read if source.checksum(name) != table[name].content}
     if not changed & described_in:  # else labels follow from those
         changed |= {name for name in unsure & inside.keys() if inside[name] != table[name].content}
+    holding = {source.file_of(item) for item in chain.from_iterable(source.listing().values())}
     found = {
-        # Descriptions were not listed by earlier versions.
-        "new": sorted(files.keys() - table.keys() - described_in),
+        "new": sorted(holding - table.keys()),  # earlier versions listed no other files
         "removed": sorted(table.keys() - files.keys()),
         "changed": sorted(changed),
     }

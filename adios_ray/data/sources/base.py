@@ -119,6 +119,10 @@ class Source(Protocol):
         """Name the file, as in ``files``, that holds an item."""
         ...
 
+    def beside(self, item: str) -> tuple[str, ...]:
+        """Name what else, as in ``files``, the row of an item is made of."""
+        ...
+
     def checksum(self, name: str) -> str:
         """Compute the checksum of a file's content, as in ``Sample.content``."""
         ...
@@ -181,11 +185,17 @@ class ListedSource:
         """Name the item itself, which is a file in most sources."""
         return item
 
+    def beside(self, item: str) -> tuple[str, ...]:
+        """Name nothing: most rows are made of one file."""
+        return ()
+
     def files(self) -> Mapping[str, tuple[int, int]]:
         """Look up size and time of change of each file; -1 where there is none, 0 where its storage tells no time."""
-        names = sorted({*self.described_in, *map(self.file_of, chain.from_iterable(self.items.values()))})
+        items = [*chain.from_iterable(self.items.values())]
+        beside = chain.from_iterable(map(self.beside, items))
+        names = sorted({*self.described_in, *map(self.file_of, items), *beside})
         if self.uri is None:
-            return {name: _status(self._path(name)) for name in names}
+            return {name: file_status(self._path(name)) for name in names}
         states = self._remote_states(Store(self.uri), names)
         return {name: states.get(name, (-1, -1)) for name in names}
 
@@ -205,7 +215,8 @@ class ListedSource:
         return {**self.__dict__, "items": {}, "passed_over": PassedOver()}
 
 
-def _status(path: Path) -> tuple[int, int]:
+def file_status(path: "os.PathLike[str]") -> tuple[int, int]:
+    """Look up size in bytes and time of change in nanoseconds of a local file; -1 where there is none."""
     try:
         status = os.stat(path)
     except OSError:
