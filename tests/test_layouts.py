@@ -19,7 +19,7 @@ from adios_ray.config import FolderLayout
 from adios_ray.data.prepare import prepare
 from adios_ray.data.sources.folder import OUTSIDE
 from adios_ray.data.sources.folder import source as folder_source
-from adios_ray.data.sources.walk import BROKEN_LINK, HIDDEN, NO_IMAGE, TOOLS, walk
+from adios_ray.data.sources.walk import BROKEN_LINK, HIDDEN, NO_IMAGE, RAW, TOOLS, walk
 from adios_ray.errors import DatasetError, RefusedImageError
 from adios_ray.store import Store
 
@@ -49,6 +49,17 @@ def test_every_file_is_an_image_or_passed_over_for_a_reason(tmp_path: Path) -> N
     assert counted(tmp_path) == {HIDDEN: 3, TOOLS: 4, NO_IMAGE: 2, BROKEN_LINK: 1}
     assert found.found == 13 == len(found.images) + found.passed_over.total
     assert "notes.txt" in found.passed_over[NO_IMAGE].examples
+
+
+def test_raw_files_of_cameras_are_passed_over(tmp_path: Path) -> None:
+    """They are TIFFs of a thumbnail, beside the photograph that the camera has written too."""
+    plant(tmp_path, "cat/IMG_1.JPG")
+    for name in ("IMG_1.DNG", "IMG_2.nef", "IMG_3.CR2"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "cat" / name, "TIFF")
+    assert folder_source(tmp_path).listing() == {"train": ["cat/IMG_1.JPG"]} and counted(tmp_path) == {RAW: 3}
+    (tmp_path / "cat" / "IMG_1.JPG").unlink()
+    with pytest.raises(DatasetError, match=r"no images in .*; passed over: raw file of a camera \(3\)"):
+        folder_source(tmp_path)
 
 
 def test_empty_folders_are_named(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adios_ray.data.image_formats import EXTENSIONS, SNIFFED_BYTES, sniff
+from adios_ray.data.image_formats import EXTENSIONS, RAW_EXTENSIONS, SNIFFED_BYTES, sniff
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.errors import DatasetError
 from adios_ray.store import Store, as_text
 
 HIDDEN = "hidden"
 TOOLS = "folder of a file system or a tool"
+RAW = "raw file of a camera"
 NO_IMAGE = "not an image"
 BROKEN_LINK = "broken link"
 
@@ -131,7 +132,9 @@ def _entries(folder: Path) -> Iterator[tuple[str, bool, bool]]:
 def _reason_of_name(name: str, is_folder: bool) -> str | None:
     if is_folder and name.casefold() in TOOL_FOLDERS:
         return TOOLS
-    return HIDDEN if name.startswith(".") else None
+    if name.startswith("."):
+        return HIDDEN
+    return RAW if not is_folder and name.lower().endswith(RAW_EXTENSIONS) else None
 
 
 def _is_image(path: Path) -> bool:
