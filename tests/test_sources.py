@@ -35,6 +35,7 @@ from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagen
 from adios_ray.data.sources.catalog import CATALOG
 from adios_ray.data.sources.image_files import read_image_file
 from adios_ray.data.sources.named import CIFAR100 as CIFAR100_CLASSES
+from adios_ray.data.sources.named import shortage
 from adios_ray.data.splits import plan_splits
 from adios_ray.errors import DatasetError, RefusedImageError
 
@@ -118,6 +119,14 @@ def test_imagenet100_is_selected_and_labeled(tmp_path: Path, layout: Callable[[P
     assert numbers == {number: SYNSETS.index(name) for number, name in enumerate(ORDER, start=1) if name in SYNSETS}
 
 
+def test_a_part_of_imagenet_is_noted(tmp_path: Path) -> None:
+    assert imagenet.source(in_folders(tmp_path)).notes == (
+        "train has 100 of the 126,689 images of ImageNet100",
+        "test has 100 of the 5,000 images of ImageNet100",
+    )
+    assert shortage({"train": ["a", "b"]}, "a pair", {"train": 2}) == ()
+
+
 def test_imagenet_errors_name_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="train, .*val not found"):
         imagenet.source(tmp_path)
@@ -190,6 +199,9 @@ def test_cifar_batches(tmp_path: Path, version: str, inside: bool) -> None:
     read, folder, layout = VERSIONS[version]
     pixels = plant_cifar(tmp_path / folder, *layout)
     source = read(tmp_path / folder if inside else tmp_path)
+    title, number = version.upper().replace("R1", "R-1"), 4 * (len(pixels) - 1)
+    parts = f"train has {number} of the 50,000 images of {title}", f"test has 4 of the 10,000 images of {title}"
+    assert source.notes == parts
     assert source.classes == ("cat", "dog", "sparrow")
     train, test = source.listing()["train"], source.listing()["test"]
     assert len(train) == 4 * (len(pixels) - 1) and len(test) == 4
@@ -327,6 +339,11 @@ def test_a_fold_of_stl10_leaves_nothing_out(stl: Path) -> None:
     source = stl10.source(stl, fold=1)
     assert set(labels_of(source, "unlabeled").values()) == {-1} and len(fold["unlabeled"]) == 5 + 3
     assert fold["test"] == whole["test"]
+    assert source.notes == (  # of the whole, which the fold parts in another way
+        "train has 6 of the 5,000 images of STL-10",
+        "test has 2 of the 8,000 images of STL-10",
+        "unlabeled has 5 of the 100,000 images of STL-10",
+    )
     with pytest.raises(DatasetError, match="there is no fold 2: .*has 2, the first is 0"):
         stl10.source(stl, fold=2)
     for line in ("0 2 x", "-1 2", "0 6", ""):
