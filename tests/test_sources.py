@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,7 @@ from adios_ray.data.shard_task import layout_of
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10, webdataset
 from adios_ray.data.sources.catalog import CATALOG
+from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import read_image_file
 from adios_ray.data.sources.named import CIFAR100 as CIFAR100_CLASSES
 from adios_ray.data.sources.named import shortage
@@ -812,6 +814,23 @@ def test_other_classes_are_another_source(tmp_path: Path) -> None:
     ):
         with pytest.raises(DatasetError, match=message):
             prepare(replace(source, classes=classes), tmp_path / "out", 16, {})
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_of_a_source_that_was_moved_some_images_are_compared(tmp_path: Path) -> None:
+    for number in range(40):
+        for name, gray in (("first", number), ("other", number + 100)):
+            (tmp_path / name / "cat").mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), gray).save(tmp_path / name / "cat" / f"{number}.bmp")  # all of one size
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    prepare(folder_source(tmp_path / "first"), tmp_path / "out", 16, {"source": "first"})
+    said: list[str] = []
+    again = partial(prepare, output=tmp_path / "out", image_size=16, say=said.append)
+    assert again(folder_source(tmp_path / "first"), recipe={"source": "first"}).complete_before and not said
+    assert again(folder_source(tmp_path / "copy"), recipe={"source": "copy"}).complete_before
+    assert said == [f"note: {tmp_path}/out was made from first, for which copy is taken"]
+    with pytest.raises(DatasetError, match=r"the source has changed since .*out was made: 32 changed \("):
+        again(folder_source(tmp_path / "other"), recipe={"source": "other"})
 
 
 # By name: the catalog, downloads and their page.

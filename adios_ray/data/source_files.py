@@ -12,10 +12,13 @@ from adios_ray.data.manifest import Manifest, SourceFiles, read_source_files
 from adios_ray.data.plan import descriptions
 from adios_ray.data.sources.base import Source
 from adios_ray.data.sources.passed_over import first_of
+from adios_ray.data.splits import mixed
 from adios_ray.errors import DatasetError
 from adios_ray.files import sha256
 from adios_ray.store import Store
 
+_COMPARED = 32
+"""Images of a source that is stored elsewhere whose content is compared."""
 _SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64()), ("changed_ns", pa.int64()), ("content", pa.string())])
 
 
@@ -82,7 +85,8 @@ def check_unchanged(
         manifest: Its manifest.
         source: The source.
         files: Its files as they are now.
-        moved: Whether the source is stored elsewhere now: copies have other times of change, which count for nothing.
+        moved: Whether the source is stored elsewhere now: copies have other times of change, which count for nothing;
+            the content of some images is compared in their place.
         content: Whether to compare checksums of the content of images too. That of other files, and labels, are in any
             case.
 
@@ -128,7 +132,10 @@ def _changes(
     common = files.keys() & table.keys()
     changed = {name for name in common if _has_changed(table[name], *files[name], timed=not moved)}
     unsure = {name for name in common - changed if table[name].content}  # earlier versions have fewer
-    read = (unsure if content else unsure & described_in) - inside.keys()
+    single = unsure - described_in - inside.keys()  # files of one image each
+    # A hash spreads them over the whole source.
+    images = single if content else mixed([*single])[:_COMPARED] if moved else ()
+    read = (unsure & described_in).union(images)
     changed |= {name for name in read if source.checksum(name) != table[name].content}
     if not changed & described_in:  # else labels follow from those
         changed |= {name for name in unsure & inside.keys() if inside[name] != table[name].content}
