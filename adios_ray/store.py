@@ -7,11 +7,11 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -31,6 +31,8 @@ _LOCAL = re.compile(r"file:(//(localhost)?)?(?=/(?!/))")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):(/?)(?!/)")
 """Begins a URI that lacks a slash or two."""
 _NO_BUCKET = re.compile(r"([a-z][a-z0-9+.-]+)://(?:/|$)")
+_CHANGED = ("LastModified", "last_modified", "mtime")
+"""Names of the time of change in what S3, Azure and Google tell of an object."""
 _DENIED = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "DefaultCredentialsError"}
 """Errors of protocols' packages that do not pass by themselves."""
 
@@ -151,7 +153,13 @@ class Store:
         return sorted(self.sizes())
 
     def sizes(self) -> dict[str, int]:
-        """Return the size in bytes of every file of a remote place, at any depth, by name.
+        """Return the size in bytes of every file of a remote place, at any depth, by name; see ``states``."""
+        return {name: size for name, (size, _) in self.states().items()}
+
+    def states(self) -> dict[str, tuple[int, int]]:
+        """Return size in bytes and time of change in nanoseconds of every file of a remote place, by name.
+
+        The time is 0 where the listings of the protocol do not tell it.
 
         Raises:
             OSError: If an object's name would lead out of a folder that it is copied to.
@@ -161,19 +169,24 @@ class Store:
             found = self.files.find(self.root, detail=True)
         # Consoles of object stores mark a folder by an object whose name ends in "/".
         below = {path.removeprefix(prefix): info for path, info in found.items() if path.startswith(prefix)}
-        sizes = {name: int(info["size"]) for name, info in below.items() if name and not name.endswith("/")}
-        if odd := next((name for name in sizes if ".." in name.split("/")), None):
+        states = {name: _state(info) for name, info in below.items() if name and not name.endswith("/")}
+        if odd := next((name for name in states if ".." in name.split("/")), None):
             raise OSError(f"{self} holds an object of the name {odd!r}, which leads out of its folder: remove it")
-        return sizes
+        return states
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes; None if it does not exist or is a folder."""
+        state = self.state(name)
+        return state and state[0]
+
+    def state(self, name: str) -> tuple[int, int] | None:
+        """Return size and time of change of a file, as in ``states``; None if it does not exist or is a folder."""
         try:
             with _os_errors():
                 info = self.files.info(self._path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return int(info["size"]) if info["type"] == "file" else None
+        return _state(info) if info["type"] == "file" else None
 
     def exists(self) -> bool:
         """Tell whether the directory exists, or anything is stored at the URI."""
@@ -264,6 +277,15 @@ class Store:
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
+
+
+def _state(info: Mapping[str, Any]) -> tuple[int, int]:
+    """Read size in bytes and time of change in nanoseconds, 0 if unknown, from what a protocol tells of a file.
+
+    Whole seconds: a listing of S3 has milliseconds that a single answer lacks.
+    """
+    changed = next((info[key] for key in _CHANGED if isinstance(info.get(key), datetime)), None)
+    return int(info["size"]), int(changed.timestamp()) * 10**9 if changed else 0
 
 
 @contextmanager

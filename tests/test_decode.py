@@ -19,6 +19,7 @@ from adios_ray.data.image_formats import EXTENSIONS, FORMATS, sniff
 from adios_ray.errors import RefusedImageError, UsageError
 
 Pixels = npt.NDArray[np.uint8]
+SEVERAL = "several pages or frames, of which the first is used"
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 GARBLED = {
@@ -144,6 +145,22 @@ def test_transparency_goes_on_white(make: Callable[[], Image.Image]) -> None:
     assert (decoded[:, :16] == WHITE).all() and (decoded[:, 16:] == BLUE).all()
 
 
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        (halves((*RED, 0), (*BLUE, 0), "RGBA"), "PNG"),
+        (halves((*RED, 0), (*BLUE, 0), "RGBA"), "TIFF"),
+        (halves((76, 0), (29, 0), "LA"), "PNG"),
+    ],
+)
+def test_a_picture_that_is_transparent_everywhere_is_shown_as_if_it_were_not(image: Image.Image, kind: str) -> None:
+    """Programs write a channel of zeros that none of them reads."""
+    decoded = decode(encoded(image, kind), 32)
+    left, right = (RED, BLUE) if image.mode == "RGBA" else ((76,) * 3, (29,) * 3)
+    assert (decoded.pixels[:, :15] == left).all() and (decoded.pixels[:, 17:] == right).all()
+    assert decoded.note == "transparent everywhere: shown as if it were not"
+
+
 def test_half_transparent_gray_goes_on_white() -> None:
     png = encoded(Image.new("LA", (16, 16), (0, 128)), "PNG")
     assert (decode(png, 16).pixels == 127).all()
@@ -190,10 +207,21 @@ def test_a_reduced_photograph_on_its_side_keeps_its_upright_size() -> None:
     assert difference(picture.pixels, naive(upright, 32)) <= 2.0
 
 
-def test_an_animation_shows_its_first_frame() -> None:
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "AVIF", "TIFF"])
+def test_of_several_pictures_the_first_is_used_and_that_is_noted(kind: str) -> None:
     frames = [Image.new("RGB", (16, 16), color) for color in (RED, BLUE)]
-    gif = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert (decode(gif, 16).pixels == RED).all()
+    content = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    found = decode(content, 16)
+    assert np.abs(found.pixels.astype(int) - RED).max() <= 6 and found.note == SEVERAL
+    if kind in ("GIF", "TIFF"):  # damage behind the first picture does no harm
+        assert np.array_equal(decode(content[:-40], 16).pixels, found.pixels)
+    assert decode(encoded(frames[0], kind), 16).note is None
+
+
+def test_all_that_is_to_be_known_of_an_image_is_noted() -> None:
+    pages = [Image.fromarray(ramp(3000)) for _ in range(2)]
+    note = decode(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]), 16).note
+    assert note == f"16-bit values leave most of their range empty (--stretch scales them); {SEVERAL}"
 
 
 PHOTO = Image.fromarray(shapes(48, 64))
@@ -267,7 +295,14 @@ def test_endings_are_those_that_pillow_knows() -> None:
         b"%PDF-1.7",
         b"8BPS",
     ]
-    + [b"RIFF1234WAVEfmt ", b"\0\0\0\x18ftypmp42", b"<html>404</html>", bytes(32), b"\xd7\xcd\xc6\x9a"],
+    + [
+        b"II*\0\x10\0\0\0CR\2\0",
+        b"RIFF1234WAVEfmt ",
+        b"\0\0\0\x18ftypmp42",
+        b"<html>404</html>",
+        bytes(32),
+        b"\xd7\xcd\xc6\x9a",
+    ],
 )
 def test_what_is_no_image_is_not_taken_for_one(head: bytes) -> None:
     assert sniff(head) is None
@@ -631,6 +666,17 @@ def test_options_out_of_range(options: dict[str, Any]) -> None:
 # Refusals
 
 
+def raw(tag: int, value: int | bytes) -> bytes:
+    """Encode a thumbnail as the first picture of a raw file, with a tag that says so."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[tag], tags[tag] = TiffTags.LONG if isinstance(value, int) else TiffTags.BYTE, value
+    return encoded(PHOTO, "TIFF", tiffinfo=tags)
+
+
+def test_a_tiff_whose_first_picture_is_whole_is_no_raw_file() -> None:
+    assert decode(raw(254, 2), 32).note is None  # one page of several
+
+
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "truncated JPEG": (lambda: encoded(PHOTO, "JPEG")[:-300], "damaged JPEG: .*truncated"),
     "JPEG without pixels": (lambda: encoded(PHOTO, "JPEG")[:200], "damaged JPEG: cut short before its pixels"),
@@ -642,6 +688,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "PostScript": (lambda: encoded(PHOTO, "EPS"), "not an image in one of the formats"),
     "narrow": (lambda: encoded(Image.new("RGB", (200, 7)), "PNG"), "200 x 7 pixels: a side is below 8"),
     "narrow JPEG": (lambda: encoded(Image.new("RGB", (7, 200)), "JPEG"), "7 x 200 pixels: a side is below 8"),
+    "DNG": (lambda: raw(50706, bytes([1, 4, 0, 0])), "raw file of a camera, of which only a preview"),
+    "NEF": (lambda: raw(254, 1), "raw file of a camera, of which only a preview"),
     "float": (lambda: encoded(Image.new("F", (16, 16)), "TIFF"), "floating-point"),
     "32 bits": (lambda: encoded(Image.new("I", (16, 16), 70_000), "TIFF"), "outside the 16-bit range"),
     "12-bit JPEG": (lambda: encoded(PHOTO, "JPEG").replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c"), "12 bits"),

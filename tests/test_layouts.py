@@ -2,21 +2,26 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from encoded_images import upload
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from s3 import s3_server
 
 from adios_ray.config import FolderLayout
+from adios_ray.data.prepare import prepare
 from adios_ray.data.sources.folder import OUTSIDE
 from adios_ray.data.sources.folder import source as folder_source
-from adios_ray.data.sources.walk import BROKEN_LINK, HIDDEN, NO_IMAGE, TOOLS, walk
+from adios_ray.data.sources.walk import BROKEN_LINK, HIDDEN, NO_IMAGE, RAW, TOOLS, walk
 from adios_ray.errors import DatasetError, RefusedImageError
+from adios_ray.store import Store
 
 
 def plant(root: Path, *items: str) -> Path:
@@ -44,6 +49,17 @@ def test_every_file_is_an_image_or_passed_over_for_a_reason(tmp_path: Path) -> N
     assert counted(tmp_path) == {HIDDEN: 3, TOOLS: 4, NO_IMAGE: 2, BROKEN_LINK: 1}
     assert found.found == 13 == len(found.images) + found.passed_over.total
     assert "notes.txt" in found.passed_over[NO_IMAGE].examples
+
+
+def test_raw_files_of_cameras_are_passed_over(tmp_path: Path) -> None:
+    """They are TIFFs of a thumbnail, beside the photograph that the camera has written too."""
+    plant(tmp_path, "cat/IMG_1.JPG")
+    for name in ("IMG_1.DNG", "IMG_2.nef", "IMG_3.CR2"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "cat" / name, "TIFF")
+    assert folder_source(tmp_path).listing() == {"train": ["cat/IMG_1.JPG"]} and counted(tmp_path) == {RAW: 3}
+    (tmp_path / "cat" / "IMG_1.JPG").unlink()
+    with pytest.raises(DatasetError, match=r"no images in .*; passed over: raw file of a camera \(3\)"):
+        folder_source(tmp_path)
 
 
 def test_empty_folders_are_named(tmp_path: Path) -> None:
@@ -157,6 +173,58 @@ def test_a_folder_of_one_class_is_a_class(tmp_path: Path, make: Callable[[Path],
     assert len(folder_source(make(tmp_path)).listing()["train"]) == 2
 
 
+def test_of_empty_objects_no_byte_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 answers a range of an empty object with an error; a job that wrote the place may have left some."""
+    uri = f"memory://{tmp_path.name}/images"
+    plant(tmp_path, "cat/photo", "cat/2.png")
+    for name in ("cat/_SUCCESS", "cat/sub_$folder$", "cat/empty.png"):
+        (tmp_path / name).touch()
+    upload(tmp_path, uri)
+    read = Store.read
+
+    def strict(store: Store, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        if not store.size(name) and start is not None:
+            raise OSError("InvalidRange")
+        return read(store, name, start, stop)
+
+    monkeypatch.setattr(Store, "read", strict)
+    source = folder_source(uri)
+    assert source.listing() == {"train": ["cat/2.png", "cat/empty.png", "cat/photo"]}
+    assert source.passed_over == {NO_IMAGE: (2, ("cat/_SUCCESS", "cat/sub_$folder$"))}
+    with pytest.raises(RefusedImageError, match="empty file"):
+        source.load("cat/empty.png", 8)
+    monkeypatch.setattr(Store, "size", lambda store, name: None)  # all that are asked for fail
+    with pytest.raises(DatasetError, match=f"{uri}/cat/photo cannot be read: InvalidRange"):
+        folder_source(uri)
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("key", ["LastModified", "last_modified", "mtime"])
+def test_objects_that_have_changed_are_noticed_by_their_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    uri, plain = f"memory://{tmp_path.name}/images", MemoryFileSystem.find
+    upload(plant(tmp_path / "images", *(f"cat/{number}.png" for number in range(10, 30))), uri)
+    told = dict.fromkeys(plain(Store(uri).files, Store(uri).root), datetime(2026, 1, 1, tzinfo=UTC))
+
+    def find(files: MemoryFileSystem, path: str, detail: bool = True) -> dict[str, Any]:
+        return {name: {**info, key: told[name]} for name, info in plain(files, path, detail=detail).items()}
+
+    untimed = folder_source(uri)
+    prepare(untimed, tmp_path / "earlier", 16, {"source": uri})
+    monkeypatch.setattr(MemoryFileSystem, "find", find)
+    source = folder_source(uri)
+    assert set(source.files().values()) == {(untimed.files()["cat/10.png"][0], 1_767_225_600 * 10**9)}
+    prepare(source, tmp_path / "out", 16, {"source": uri})
+    for place in ("earlier", "out"):
+        assert prepare(source, tmp_path / place, 16, {"source": uri}).complete_before
+    told[f"{Store(uri).root}/cat/12.png"] += timedelta(seconds=1)
+    with pytest.raises(DatasetError, match=r"the source has changed since .*out was made: 1 changed \(cat/12.png\)"):
+        prepare(source, tmp_path / "out", 16, {"source": uri})
+    assert prepare(source, tmp_path / "earlier", 16, {"source": uri}).complete_before
+    assert prepare(source, tmp_path / "out", 16, {"source": f"{uri}-moved"}).complete_before
+
+
 @pytest.mark.slow
 def test_a_folder_at_a_uri_is_read_as_one_on_disk(tmp_path: Path) -> None:
     plant(tmp_path, "train/cat/1.png", "train/cat/photo", "val/cat/2.png", "test/cat/3.png", "train/@eaDir/1.png")
@@ -169,6 +237,8 @@ def test_a_folder_at_a_uri_is_read_as_one_on_disk(tmp_path: Path) -> None:
         assert {name: size for name, (size, _) in theirs.files().items()} == {
             name: size for name, (size, _) in ours.files().items()
         }
+        now = time.time_ns()
+        assert all(now - 10**12 < changed_ns <= now for _, changed_ns in theirs.files().values())
         item = "train/cat/photo"
         np.testing.assert_array_equal(theirs.load(item, 8).image, ours.load(item, 8).image)
         assert theirs.checksum(item) == ours.checksum(item) == theirs.load(item, 8).content

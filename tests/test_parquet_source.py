@@ -5,6 +5,7 @@ import pickle
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from s3 import s3_server
 from adios_ray.cli import main
 from adios_ray.data import plan
 from adios_ray.data.manifest import Layout
-from adios_ray.data.plan import plan_jobs
+from adios_ray.data.plan import deciding, plan_jobs
 from adios_ray.data.prepare import prepare
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources import parquet
@@ -156,12 +157,49 @@ def test_images_named_by_their_path(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "meta/train.parquet")
     (tmp_path / "meta/images/0.png").write_bytes(picture(0))
     read = source(tmp_path)
-    assert read.passed_over == {"an image outside the .parquet files": (1, ("meta/images/0.png",))}
+    assert not read.passed_over and read.files().keys() == {
+        *("meta/train.parquet", "meta/images/0.png", "meta/images/gone.png"),
+    }
     first, *others = read.listing()["train"]
     np.testing.assert_allclose(read.load(first, 16).image, squeezed(picture(0), 16), atol=1)
     for item, reason in zip(others, ["gone.png, which is not there", "outside the data set", "no image"], strict=True):
         with pytest.raises(RefusedImageError, match=reason):
             read.load(item, 16)
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("remote", [False, True])
+def test_images_that_rows_name_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool) -> None:
+    images = [{"bytes": None if number % 2 else picture(number), "path": f"{number}.png"} for number in range(20)]
+    schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table({"image": images}, schema), tmp_path / "set" / "train.parquet", row_group_size=10)
+    for number in (*range(1, 20, 2), 99):
+        (tmp_path / "set" / f"{number}.png").write_bytes(picture(number))
+    place = f"memory://{tmp_path.name}/set" if remote else tmp_path / "set"
+    if remote:
+        upload(tmp_path / "set", str(place))
+    read = source(place)
+    assert read.passed_over == {"an image outside the .parquet files": (1, ("99.png",))}
+    assert read.files()["1.png"][0] == len(picture(1)) and read.files()["train.parquet"][0] > 0
+    assert pickle.loads(pickle.dumps(read)).links == {} and len(pickle.dumps(read)) < 700
+    earlier = replace(read, links={})  # which listed the Parquet files alone
+    for name, made_from in (("earlier", earlier), ("out", read)):
+        assert prepare(made_from, tmp_path / name, 16, {}).images["train"] == 16
+        assert prepare(source(place), tmp_path / name, 16, {}).complete_before
+
+    def digests() -> set[str]:
+        found = source(place)
+        jobs = plan_jobs(found.listing(), Layout(16, None, False), *deciding(found, {}, found.files()))
+        return {job.digest for job in jobs}
+
+    monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 10)
+    before = digests()
+    with Store(place).writing("3.png") as path:
+        path.write_bytes(picture(3, height=20))
+    assert len(before) == 2 and len(before & digests()) == 1
+    with pytest.raises(DatasetError, match=r"out was made: 1 changed \(3.png\)"):
+        prepare(source(place), tmp_path / "out", 16, {})
 
 
 @pytest.mark.parametrize("labels", [{}, {"label": ["unlabeled", "unlabeled"]}])

@@ -121,12 +121,14 @@ def test_shards_of_large_images_have_fewer_rows() -> None:
     assert rows * 256 * 256 * 4 <= 32 * 2**20 and rows > 100
 
 
-def test_a_digest_tells_recipes_and_items_apart() -> None:
+def test_a_digest_tells_recipes_and_items_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout(32, None, False)
     plans = [jobs_for(layout, {"seed": 0}), jobs_for(layout, {"seed": 1}), jobs_for(layout, {"seed": 0}, TRAIN[:-1])]
     assert len({tuple(job.digest for job in jobs) for jobs in plans}) == 3
     assert plans[0][0].digest != plans[1][0].digest
     assert jobs_for(layout, {"seed": 0}) == plans[0]
+    monkeypatch.setattr(plan, "ROWS_VERSION", 0)  # images were decoded in another way
+    assert not {job.digest for job in jobs_for(layout, {"seed": 0})} & {job.digest for job in plans[0]}
 
 
 def tree(random: Random) -> list[str]:
@@ -198,6 +200,34 @@ def test_classes_of_few_groups_are_in_train_and_named() -> None:
     many = [f"many/video{number % 10}/{number}.png" for number in range(100)]
     splits = plan_splits({"train": few + many}, ALL, class_of, lambda item: item.rpartition("/")[0])
     assert {class_of(item) for item in (*splits["val"], *splits["test"])} == {"many"}
+
+
+def test_groups_of_several_classes_leave_each_class_in_train() -> None:
+    """A group that a lacking class needs may hold the last images of another one."""
+    by_patient = group_by_pattern(r"p\d+")
+    for seed in range(300):
+        random = Random(seed)
+        kinds = random.randint(2, 6)
+        items = [
+            f"c{kind}/p{patient:02}_{image}.png"
+            for patient in range(random.randint(10, 30))
+            for kind in random.sample(range(kinds), random.randint(1, min(kinds, 3)))
+            for image in range(random.randint(1, 6))
+        ]
+        splits = plan_splits({"train": items}, ALL, class_of, by_patient)
+        assert {*map(class_of, splits["train"])} == {*map(class_of, items)}, seed
+
+
+def test_a_class_that_numbers_take_from_train_is_noted(tmp_path: Path) -> None:
+    for item in ("ant/0.png", "ant/1.png", "bee/0.png"):
+        (tmp_path / item).parent.mkdir(exist_ok=True)
+        (tmp_path / item).touch()
+    found = make_plan(folder.source(tmp_path), {**ALL, "train": 1, "val": 0, "test": 2})
+    assert {split: dict(number) for split, number in found.classes.items()} == {
+        "train": {"ant": 1},
+        "test": {"ant": 1, "bee": 1},
+    }
+    assert found.notes == ("1 class of test without images in train: bee",)
 
 
 def test_a_plan_keeps_the_images_of_a_folder_together(tmp_path: Path) -> None:
@@ -322,6 +352,7 @@ def test_shards_are_made_again_where_classes_or_files_have_changed() -> None:
             classes=classes,
             listing=lambda: splits,
             file_of=lambda item: item.partition("#")[0],
+            beside=lambda item: (),
             stratum=lambda item: "a",
         )
         return [job.digest for job in plan_jobs(splits, layout, *deciding(source, {"source": "here"}, files))]
@@ -331,3 +362,21 @@ def test_shards_are_made_again_where_classes_or_files_have_changed() -> None:
     assert not set(digests(("0", "a", "b"), 1)) & set(before)
     train, val = digests(("a", "b"), 2)
     assert train != before[0] and val == before[1]
+
+
+@pytest.mark.parametrize(("place", "matters"), [("/data/images", False), ("s3://bucket/images", True)])
+def test_the_place_of_objects_decides_since_their_times_are_coarse(place: str, matters: bool) -> None:
+    splits = {"train": ["a/1.png"]}
+    source: Any = SimpleNamespace(
+        classes=("a",),
+        listing=lambda: splits,
+        file_of=lambda item: item,
+        beside=lambda item: (),
+        stratum=lambda item: "a",
+    )
+    files = {"a/1.png": (9, 10**9)}
+    layout = Layout(16, None, False)
+    (before,), (after,) = (
+        plan_jobs(splits, layout, *deciding(source, {"source": each}, files)) for each in (place, f"{place}2")
+    )
+    assert (before.digest != after.digest) is matters

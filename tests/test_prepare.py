@@ -17,13 +17,13 @@ from ray import cloudpickle
 
 from adios_ray.cli import main
 from adios_ray.commands.data import Verify
-from adios_ray.data import claim, plan
+from adios_ray.data import claim, plan, shard_task
 from adios_ray.data import prepare as prepare_module
 from adios_ray.data.manifest import Layout
 from adios_ray.data.plan import deciding, make_plan, plan_jobs
 from adios_ray.data.prepare import PrepareSummary, prepare
 from adios_ray.data.rendered import scenes
-from adios_ray.data.shard_task import make_shard
+from adios_ray.data.shard_task import finished_part, make_shard
 from adios_ray.data.shards import open_shards, verify
 from adios_ray.data.sources.base import PHOTOGRAPH, Sample
 from adios_ray.data.sources.folder import source as folder_source
@@ -76,6 +76,10 @@ class Failing:
     def file_of(self, item: str) -> str:
         """File of an item of the folder."""
         return self.folder.file_of(item)
+
+    def beside(self, item: str) -> tuple[str, ...]:
+        """Nothing, as beside an item of the folder."""
+        return self.folder.beside(item)
 
     def checksum(self, name: str) -> str:
         """Checksum of a file of the folder."""
@@ -342,6 +346,21 @@ def test_a_place_that_is_taken_over_is_left_to_its_holder(
         prepare(folder, output, SIZE, RECIPE)
     assert not (output / "manifest.json").exists() and len(list((output / ".parts").glob("*.json"))) == parts
     assert (output / ".preparing.json").read_text() == '{"token": "another"}'
+
+
+def test_a_record_is_of_the_shard_beside_it(
+    folder: ImageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe, another one killed between its shard and its record, and the first one again."""
+    store, plans = Store(tmp_path / "out"), make_plan(folder, NO_COUNTS).splits
+    first, other = (plan_jobs(plans, Layout(SIZE, None, False), {"stretch": bits})[0] for bits in (12, None))
+    make_shard({"job": first.model_dump_json()}, folder, store, SIZE, "skip")
+    assert finished_part(store, first) is not None and finished_part(store, other) is None
+    monkeypatch.setattr(shard_task, "Part", lambda **values: sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        make_shard({"job": other.model_dump_json()}, folder, store, SIZE, "skip")
+    monkeypatch.undo()
+    assert store.size(other.file) and finished_part(store, first) is None
 
 
 def test_a_directory_with_something_else_is_left_alone(folder: ImageFiles, tmp_path: Path) -> None:

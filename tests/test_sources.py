@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -27,13 +28,16 @@ from torchvision import datasets
 
 from adios_ray.cli import main
 from adios_ray.commands.data import Prepare
-from adios_ray.data.plan import image_counts, make_plan
+from adios_ray.data.plan import deciding, image_counts, make_plan, plan_jobs
 from adios_ray.data.prepare import prepare
+from adios_ray.data.shard_task import layout_of
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources import backgrounds, cifar, clevr, flowers102, imagenet, inaturalist, stl10, webdataset
 from adios_ray.data.sources.catalog import CATALOG
+from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import read_image_file
 from adios_ray.data.sources.named import CIFAR100 as CIFAR100_CLASSES
+from adios_ray.data.sources.named import shortage
 from adios_ray.data.splits import plan_splits
 from adios_ray.errors import DatasetError, RefusedImageError
 
@@ -117,6 +121,14 @@ def test_imagenet100_is_selected_and_labeled(tmp_path: Path, layout: Callable[[P
     assert numbers == {number: SYNSETS.index(name) for number, name in enumerate(ORDER, start=1) if name in SYNSETS}
 
 
+def test_a_part_of_imagenet_is_noted(tmp_path: Path) -> None:
+    assert imagenet.source(in_folders(tmp_path)).notes == (
+        "train has 100 of the 126,689 images of ImageNet100",
+        "test has 100 of the 5,000 images of ImageNet100",
+    )
+    assert shortage({"train": ["a", "b"]}, "a pair", {"train": 2}) == ()
+
+
 def test_imagenet_errors_name_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="train, .*val not found"):
         imagenet.source(tmp_path)
@@ -189,6 +201,9 @@ def test_cifar_batches(tmp_path: Path, version: str, inside: bool) -> None:
     read, folder, layout = VERSIONS[version]
     pixels = plant_cifar(tmp_path / folder, *layout)
     source = read(tmp_path / folder if inside else tmp_path)
+    title, number = version.upper().replace("R1", "R-1"), 4 * (len(pixels) - 1)
+    parts = f"train has {number} of the 50,000 images of {title}", f"test has 4 of the 10,000 images of {title}"
+    assert source.notes == parts
     assert source.classes == ("cat", "dog", "sparrow")
     train, test = source.listing()["train"], source.listing()["test"]
     assert len(train) == 4 * (len(pixels) - 1) and len(test) == 4
@@ -326,6 +341,11 @@ def test_a_fold_of_stl10_leaves_nothing_out(stl: Path) -> None:
     source = stl10.source(stl, fold=1)
     assert set(labels_of(source, "unlabeled").values()) == {-1} and len(fold["unlabeled"]) == 5 + 3
     assert fold["test"] == whole["test"]
+    assert source.notes == (  # of the whole, which the fold parts in another way
+        "train has 6 of the 5,000 images of STL-10",
+        "test has 2 of the 8,000 images of STL-10",
+        "unlabeled has 5 of the 100,000 images of STL-10",
+    )
     with pytest.raises(DatasetError, match="there is no fold 2: .*has 2, the first is 0"):
         stl10.source(stl, fold=2)
     for line in ("0 2 x", "-1 2", "0 6", ""):
@@ -581,6 +601,42 @@ def test_a_picture_of_clevr_that_lacks_a_mask_is_refused(release: Path) -> None:
         source.load(item, 16)
 
 
+def test_masks_are_as_many_as_the_objects_need(release: Path) -> None:
+    source, masks = clevr.source(release), release / "clevr" / "masks"
+    (masks / "0_3.png").unlink()  # of the last object
+    with pytest.raises(RefusedImageError, match=r"^lacks the mask 0_3.png, though it has 3 objects$"):
+        source.load("images/0.png", 16)
+    for number in (2, 3):
+        (masks / f"1_{number}.png").unlink()  # of no object
+    assert source.load("images/1.png", 16).instances is not None
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_masks_that_have_changed_are_noticed(release: Path, tmp_path: Path) -> None:
+    masks, read = release / "clevr" / "masks", partial(clevr.source, release)
+    (masks / "Thumbs.db").touch()
+    assert read().files().keys() == {
+        *("shape.pt", "color.pt", *read().kinds),
+        *(f"masks/{number}_*.png" for number in range(10)),
+    }
+
+    def digests() -> dict[str, str]:
+        source = read()
+        decided = deciding(source, {}, source.files())
+        jobs = plan_jobs(make_plan(source, image_counts()).splits, layout_of(source, 32), *decided)
+        return {item: job.digest for job in jobs for item in job.items}
+
+    before = digests()
+    for name, source in (("earlier", replace(read(), has_instances=False)), ("out", read())):  # it listed no masks
+        prepare(source, tmp_path / name, 32, {})
+        assert prepare(read(), tmp_path / name, 32, {}).complete_before
+    plant(masks / "3_1.png", np.eye(16, 24, dtype=np.uint8))
+    after = digests()
+    assert all((after[item] != before[item]) == (before[item] == before["images/3.png"]) for item in before)
+    with pytest.raises(DatasetError, match=r"out was made: 1 changed \(masks/3_\*.png\)"):
+        prepare(read(), tmp_path / "out", 32, {})
+
+
 def test_clevr_errors_name_what_is_wrong(release: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="holds neither CLEVR's scenes and images nor shape.pt"):
         clevr.source(tmp_path / "clevr" / "images")
@@ -758,6 +814,23 @@ def test_other_classes_are_another_source(tmp_path: Path) -> None:
     ):
         with pytest.raises(DatasetError, match=message):
             prepare(replace(source, classes=classes), tmp_path / "out", 16, {})
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_of_a_source_that_was_moved_some_images_are_compared(tmp_path: Path) -> None:
+    for number in range(40):
+        for name, gray in (("first", number), ("other", number + 100)):
+            (tmp_path / name / "cat").mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), gray).save(tmp_path / name / "cat" / f"{number}.bmp")  # all of one size
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    prepare(folder_source(tmp_path / "first"), tmp_path / "out", 16, {"source": "first"})
+    said: list[str] = []
+    again = partial(prepare, output=tmp_path / "out", image_size=16, say=said.append)
+    assert again(folder_source(tmp_path / "first"), recipe={"source": "first"}).complete_before and not said
+    assert again(folder_source(tmp_path / "copy"), recipe={"source": "copy"}).complete_before
+    assert said == [f"note: {tmp_path}/out was made from first, for which copy is taken"]
+    with pytest.raises(DatasetError, match=r"the source has changed since .*out was made: 32 changed \("):
+        again(folder_source(tmp_path / "other"), recipe={"source": "other"})
 
 
 # By name: the catalog, downloads and their page.

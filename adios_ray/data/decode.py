@@ -7,6 +7,7 @@ header, before pixels are allocated.
 import io
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -27,11 +28,15 @@ _MAX_PIXELS = 2**30 // 12
 # A progressive JPEG has about ten scans. Each one visits all coefficients, however few bytes it has: thousands of tiny
 # scans would take minutes. libjpeg-turbo's own fuzzers stop at this number.
 _MAX_SCANS = 500
-_PHOTOMETRIC = 262
-"""The TIFF tag PhotometricInterpretation."""
+_SUBFILE_TYPE, _PHOTOMETRIC, _DNG_VERSION = 254, 262, 50706
+"""The TIFF tags NewSubfileType, PhotometricInterpretation and DNGVersion."""
+_REDUCED = (1, 3, 5, 7)
+"""Values of NewSubfileType by which a picture is a smaller version of another one in its file."""
 _BELOW = 2**14
 """Values below this leave two of 16 bits empty."""
 _DARK = "16-bit values leave most of their range empty (--stretch scales them)"
+_TRANSPARENT = "transparent everywhere: shown as if it were not"
+_SEVERAL = "several pages or frames, of which the first is used"
 
 _Stretch = Literal["file"] | int | None
 _UNSUPPORTED = re.compile(r"unknown|unsupported|not supported|not available|cannot handle|not implemented", re.I)
@@ -95,7 +100,8 @@ def decode(content: bytes, image_size: int, options: DecodeOptions = DecodeOptio
     """Decode an image file and squeeze the whole upright picture into a square (bicubic, antialiased).
 
     JPEGs are decoded at a fraction of their size where that leaves both sides at least 1.5 times ``image_size``: the
-    result differs from that of a full decode by less than 2 of 255 on average. Animations show their first frame.
+    result differs from that of a full decode by less than 2 of 255 on average. Of several pages or frames the first is
+    used.
 
     Args:
         content: The bytes of the file.
@@ -148,12 +154,15 @@ def _squeeze(
     if image.mode.startswith("I"):
         image, note = _from_16_bits(image, stretch)
     box = (0.0, 0.0, *(extent or image.size))
-    small = as_rgb(image).resize((image_size, image_size), Image.Resampling.BICUBIC, box)
-    return np.asarray(small.transpose(_TURNS[orientation]) if orientation in _TURNS else small), note
+    colors, transparent = _as_rgb(image)
+    small = colors.resize((image_size, image_size), Image.Resampling.BICUBIC, box)
+    return np.asarray(small.transpose(_TURNS[orientation]) if orientation in _TURNS else small), note or transparent
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
+def _as_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     """Convert a loaded image of 8 bits a channel to RGB: transparent pixels are shown on white.
+
+    If all are transparent, which is noted, the alpha channel was left empty by a program that does not use it.
 
     Raises:
         RefusedImageError: If the values have no range that could be scaled to 8 bits.
@@ -162,8 +171,10 @@ def as_rgb(image: Image.Image) -> Image.Image:
         raise RefusedImageError("floating-point pixels have no fixed range")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
+        if layer.getchannel("A").getextrema() == (0, 0):
+            return layer.convert("RGB"), _TRANSPARENT
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB"), None
 
 
 def _from_16_bits(image: Image.Image, stretch: _Stretch) -> tuple[Image.Image, str | None]:
@@ -230,6 +241,8 @@ def _decode_other(kind: str, content: bytes, image_size: int, options: DecodeOpt
     if kind == "PNG":
         content, exif, xmp = bare_png(content)
     image = _open(kind, content)
+    if kind == "TIFF" and (_DNG_VERSION in _tags(image) or _tags(image).get(_SUBFILE_TYPE) in _REDUCED):
+        raise RefusedImageError("raw file of a camera, of which only a preview can be decoded: convert it to an image")
     _check_sides(image.size, options.smallest_side)
     _check_pixels(image.size, options)
     if image.mode == "F":
@@ -248,7 +261,8 @@ def _decode_other(kind: str, content: bytes, image_size: int, options: DecodeOpt
     pixels, note = _squeeze(image, image_size, None, orientation, options.stretch)
     if kind == "TIFF" and image.mode.startswith("I") and _tags(image).get(_PHOTOMETRIC) == 0:
         pixels = 255 - pixels  # white is zero: of 8 bits Pillow inverts the values itself
-    return _picture(pixels, image.size, orientation, note or _note_on_colors(kind, content, image))
+    notes = [note, _note_on_colors(kind, content, image), _SEVERAL if _has_more(image) else None]
+    return _picture(pixels, image.size, orientation, "; ".join(filter(None, notes)) or None)
 
 
 def _open(kind: str, content: bytes) -> ImageFile.ImageFile:
@@ -268,6 +282,13 @@ def _open(kind: str, content: bytes) -> ImageFile.ImageFile:
     if kind not in Image.OPEN:
         raise RefusedImageError(f"{kind}, which this version of Pillow cannot decode")
     return Image.OPEN[kind][0](io.BytesIO(content), "")
+
+
+def _has_more(image: ImageFile.ImageFile) -> bool:
+    """Tell whether further pages or frames follow a loaded picture; not, where what follows is damaged."""
+    with suppress(Exception):  # some decoders look at it only now
+        return bool(getattr(image, "is_animated", False))
+    return False
 
 
 def _tags(tiff: Image.Image) -> Mapping[int, Any]:

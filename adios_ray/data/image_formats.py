@@ -14,6 +14,11 @@ EXTENSIONS = (
     ".heic", ".heics", ".heif", ".heifs", ".hif", ".pcx", ".sgi", ".bw", ".rgb", ".rgba", ".qoi",
 )  # fmt: skip
 """File name endings of these formats, in lower case."""
+RAW_EXTENSIONS = (
+    ".dng", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".cr2", ".pef", ".srw", ".3fr", ".fff", ".iiq", ".mef", ".mos",
+    ".erf", ".dcr", ".kdc", ".rwl",
+)  # fmt: skip
+"""File name endings of cameras' raw files, in lower case: TIFFs by their magic number, whose picture is a preview."""
 SNIFFED_BYTES = 32
 
 
@@ -26,6 +31,8 @@ def sniff(head: bytes) -> str | None:
         return "HEIF" if head[8:11] in (b"hei", b"hev") or head[8:12] in (b"mif1", b"msf1") else None
     if head.startswith(b"RIFF"):
         return "WEBP" if head[8:12] == b"WEBP" else None
+    if head[8:11] == b"CR\2":  # Canon's raw files, which are TIFFs otherwise
+        return None
     if head.startswith(b"BM"):  # two letters alone would take a text for a picture
         return "BMP" if head[15:18] == bytes(3) else None
     if re.match(rb"P[1-6fF]\s", head):

@@ -1,6 +1,6 @@
 """The place of a data set before it is prepared: free, left unfinished, or finished by the same recipe."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from adios_ray.data.claim import PREPARING
@@ -21,8 +21,11 @@ def find_finished(
     source: Source,
     files: Mapping[str, tuple[int, int]],
     check_content: bool,
+    say: Callable[[str], None],
 ) -> Manifest | None:
     """Read the manifest of a data set that is there already, of the same recipe and unchanged files.
+
+    Says so if they are taken for the same although they are stored elsewhere.
 
     Raises:
         DatasetError: If it was made by another recipe, or the source has changed since.
@@ -33,6 +36,8 @@ def find_finished(
     _check_complete(store, manifest)
     moved = manifest.recipe.get("source") != recipe.get("source")
     check_unchanged(store, manifest, source, files, moved, check_content)
+    if moved:
+        say(f"note: {store} was made from {manifest.recipe.get('source')}, for which {recipe.get('source')} is taken")
     store.remove(PARTS)  # which a process that was killed after it wrote the manifest has left
     return manifest
 

@@ -17,6 +17,8 @@ from adios_ray.data.splits import CARVED, Key, group_of, in_blocks, plan_splits
 from adios_ray.errors import DatasetError
 from adios_ray.validation import Record
 
+ROWS_VERSION = 2
+"""Raised where the same file becomes another row than before: what earlier rows left unfinished is made again."""
 MAX_SHARD_ROWS = 1024
 MAX_SHARD_BYTES = 32 * 2**20
 OF_A_CARVED_GROUP = "unlabeled, of a group in val or test"
@@ -113,7 +115,7 @@ def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | Non
     }
     trained = classes.get("train", {})
     small = sorted(name for name in trained if any(name not in classes.get(split, {}) for split in carved))
-    labels, notes = _labels(source, classes), [*source.notes, *notes]
+    labels, notes = _labels(source, classes), [*source.notes, *notes, *_unseen(classes, carved)]
     return Plan(splits, classes, labels, carved, empty, tuple(small), passed_over, tuple(notes))
 
 
@@ -123,6 +125,13 @@ def _once(listing: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], l
     repeated = [item for found in counts.values() for item, number in found.items() if number > 1]
     notes = [f"{counted(len(repeated), 'image')} listed more than once, read once: {first_of(repeated)}"]
     return {split: list(found) for split, found in counts.items()}, notes if repeated else []
+
+
+def _unseen(classes: Mapping[str, Mapping[str, int]], carved: Iterable[str]) -> list[str]:
+    """Note the classes of carved splits that train lacks: a number that is asked for may take all of their images."""
+    unseen = sorted({name for split in carved for name in classes[split]} - classes.get("train", {}).keys())
+    found = f"{counted(len(unseen), 'class')} of {' and '.join(carved)} without images in train: {first_of(unseen)}"
+    return [found] if unseen else []
 
 
 def _shared_groups(splits: Mapping[str, Sequence[str]], group: Key) -> list[str]:
@@ -195,7 +204,7 @@ def plan_jobs(
             chunk = items[len(items) * number // shards : len(items) * (number + 1) // shards]
             file = f"{split}-{number:05d}.arrow"
             decides = json.dumps(
-                [SCHEMA_VERSION, recipe, file, [[item, state(item)] for item in chunk]], sort_keys=True
+                [SCHEMA_VERSION, ROWS_VERSION, recipe, file, [[item, state(item)] for item in chunk]], sort_keys=True
             )
             digest = hashlib.sha256(decides.encode()).hexdigest()
             jobs.append(ShardJob(file=file, split=split, items=tuple(chunk), digest=digest))
@@ -203,8 +212,9 @@ def plan_jobs(
 
 
 def descriptions(source: Source, names: Iterable[str]) -> set[str]:
-    """Choose those of a source's files that hold no item, but describe some."""
-    return set(names) - {source.file_of(item) for item in chain.from_iterable(source.listing().values())}
+    """Choose those of a source's files that no single row is made of: they describe some."""
+    items = [*chain.from_iterable(source.listing().values())]
+    return set(names).difference(map(source.file_of, items), chain.from_iterable(map(source.beside, items)))
 
 
 def deciding(
@@ -214,14 +224,15 @@ def deciding(
 
     Args:
         source: The images.
-        recipe: The recipe of the data set. Where local files are does not matter: their times of change tell.
+        recipe: The recipe of the data set. Where files are matters only at a URI: times of change tell local ones.
         files: The source's files.
 
     Returns:
         What decides all rows, and a function from an item to what decides its row.
     """
     shared = descriptions(source, files)
-    untimed = any(changed_ns == 0 for _, changed_ns in files.values())  # at a URI
-    common = {key: value for key, value in recipe.items() if key != "source" or untimed}
+    # Not all protocols tell times of change, and those of objects are kept to the second.
+    placed = "://" in str(recipe.get("source")) or any(changed_ns == 0 for _, changed_ns in files.values())
+    common = {key: value for key, value in recipe.items() if key != "source" or placed}
     common |= {"classes": list(source.classes), "shared_files": {name: files[name] for name in sorted(shared)}}
-    return common, lambda item: [source.stratum(item), files.get(source.file_of(item))]
+    return common, lambda item: [source.stratum(item), *map(files.get, (source.file_of(item), *source.beside(item)))]

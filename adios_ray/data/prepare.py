@@ -133,7 +133,7 @@ def prepare(
     full_recipe: dict[str, Any] = json.loads(json.dumps(asked))
     store, files = Store(output), source.files()
     check_free(store)
-    find = partial(find_finished, store, full_recipe, source, files, check_content)
+    find = partial(find_finished, store, full_recipe, source, files, check_content, say)
     if manifest := find():
         return PrepareSummary(manifest, time.perf_counter() - start, decoded=0, complete_before=True)
     plan = make_plan(source, counts, group)

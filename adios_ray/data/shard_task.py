@@ -83,6 +83,8 @@ def make_shard(
             refused.append(found)
         else:
             samples.append((item, found))
+    # Else a call that is killed before it records its shard would leave it with the record of an earlier recipe's.
+    store.remove(part_name(job))
     entry = write_shard(store, job.file, layout_of(source, image_size), samples)
     part = Part(
         digest=job.digest,

@@ -12,10 +12,13 @@ from adios_ray.data.manifest import Manifest, SourceFiles, read_source_files
 from adios_ray.data.plan import descriptions
 from adios_ray.data.sources.base import Source
 from adios_ray.data.sources.passed_over import first_of
+from adios_ray.data.splits import mixed
 from adios_ray.errors import DatasetError
 from adios_ray.files import sha256
 from adios_ray.store import Store
 
+_COMPARED = 32
+"""Images of a source that is stored elsewhere whose content is compared."""
 _SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64()), ("changed_ns", pa.int64()), ("content", pa.string())])
 
 
@@ -24,7 +27,7 @@ class SourceFile(NamedTuple):
 
     Attributes:
         size: Bytes; -1 where there was none.
-        changed_ns: Time of its last change in nanoseconds.
+        changed_ns: Time of its last change in nanoseconds; 0 if unknown, as earlier versions have it at a URI.
         content: Checksum of its content; of a file that holds several images, see ``contained``; empty where it was not
             read.
     """
@@ -82,7 +85,8 @@ def check_unchanged(
         manifest: Its manifest.
         source: The source.
         files: Its files as they are now.
-        moved: Whether the source is stored elsewhere now: copies have other times of change, which count for nothing.
+        moved: Whether the source is stored elsewhere now: copies have other times of change, which count for nothing;
+            the content of some images is compared in their place.
         content: Whether to compare checksums of the content of images too. That of other files, and labels, are in any
             case.
 
@@ -109,6 +113,12 @@ def contained(source: Source) -> dict[str, str]:
     return {file: hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest() for file, found in items.items()}
 
 
+def _has_changed(before: SourceFile, size: int, changed_ns: int, timed: bool) -> bool:
+    """Compare size and, if it counts and is known of both, time of change."""
+    timed = timed and before.changed_ns != 0 and changed_ns != 0
+    return before.size != size or (timed and before.changed_ns != changed_ns)
+
+
 def _changes(
     store: Store,
     entry: SourceFiles,
@@ -120,17 +130,18 @@ def _changes(
     """Say which files are new, removed or changed."""
     table, described_in, inside = read_files(store, entry), descriptions(source, files), contained(source)
     common = files.keys() & table.keys()
-    changed = {
-        name for name in common if table[name].size != files[name][0] or not (moved or table[name][1] == files[name][1])
-    }
+    changed = {name for name in common if _has_changed(table[name], *files[name], timed=not moved)}
     unsure = {name for name in common - changed if table[name].content}  # earlier versions have fewer
-    read = (unsure if content else unsure & described_in) - inside.keys()
+    single = unsure - described_in - inside.keys()  # files of one image each
+    # A hash spreads them over the whole source.
+    images = single if content else mixed([*single])[:_COMPARED] if moved else ()
+    read = (unsure & described_in).union(images)
     changed |= {name for name in read if source.checksum(name) != table[name].content}
     if not changed & described_in:  # else labels follow from those
         changed |= {name for name in unsure & inside.keys() if inside[name] != table[name].content}
+    holding = {source.file_of(item) for item in chain.from_iterable(source.listing().values())}
     found = {
-        # Descriptions were not listed by earlier versions.
-        "new": sorted(files.keys() - table.keys() - described_in),
+        "new": sorted(holding - table.keys()),  # earlier versions listed no other files
         "removed": sorted(table.keys() - files.keys()),
         "changed": sorted(changed),
     }

@@ -196,7 +196,7 @@ def _take_groups(
             chosen.add(name)
             wanted.subtract(classes)
             left.subtract(dict.fromkeys(classes, 1))
-    chosen |= _smallest_of_lacking(able, contents, chosen)
+    chosen |= _smallest_of_lacking(able, contents, chosen, left, quota.reserve)
     if not chosen:
         kind = "folder" if group is folder_of else "group"
         cause = f"each class is a single {kind}" if set(left.values()) == {1} else f"classes have too few {kind}s"
@@ -206,12 +206,24 @@ def _take_groups(
     return [item for item in items if group(item) in chosen], [item for item in items if group(item) not in chosen]
 
 
-def _smallest_of_lacking(names: Sequence[str], contents: Mapping[str, Counter[str]], chosen: set[str]) -> set[str]:
-    """For each class that no chosen group holds, the smallest group that holds it."""
+def _smallest_of_lacking(
+    names: Sequence[str], contents: Mapping[str, Counter[str]], chosen: Set[str], left: Counter[str], reserve: int
+) -> set[str]:
+    """For each class that no chosen group holds, add the smallest group that its classes can spare.
+
+    Args:
+        names: Groups to choose from.
+        contents: Items of each class in each group.
+        chosen: Groups that are chosen already.
+        left: Groups of each class that are not chosen; those added are subtracted.
+        reserve: Groups of each class that are to be left.
+    """
     held = {c for name in chosen for c in contents[name]}
     added: set[str] = set()
     for name in sorted(names, key=lambda name: (contents[name].total(), _hash(name))):
-        if contents[name].keys() - held:
+        classes = contents[name].keys()
+        if classes - held and all(left[each] > reserve for each in classes):
             added.add(name)
-            held |= contents[name].keys()
+            held |= classes
+            left.subtract(dict.fromkeys(classes, 1))
     return added

@@ -331,6 +331,10 @@ class RenderedSource:
         """Name nothing: there are no files."""
         return ""
 
+    def beside(self, item: str) -> tuple[str, ...]:
+        """Name nothing: there are no files."""
+        return ()
+
     def checksum(self, name: str) -> str:
         """Refuse: there are no files."""
         raise KeyError(name)

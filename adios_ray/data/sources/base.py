@@ -112,11 +112,15 @@ class Source(Protocol):
         ...
 
     def files(self) -> Mapping[str, tuple[int, int]]:
-        """Size in bytes and time of change in nanoseconds of each file that is read, by name; none if it is drawn."""
+        """Size in bytes and time of change in nanoseconds, 0 if unknown, of each file that is read; none if drawn."""
         ...
 
     def file_of(self, item: str) -> str:
         """Name the file, as in ``files``, that holds an item."""
+        ...
+
+    def beside(self, item: str) -> tuple[str, ...]:
+        """Name what else, as in ``files``, the row of an item is made of."""
         ...
 
     def checksum(self, name: str) -> str:
@@ -181,13 +185,19 @@ class ListedSource:
         """Name the item itself, which is a file in most sources."""
         return item
 
+    def beside(self, item: str) -> tuple[str, ...]:
+        """Name nothing: most rows are made of one file."""
+        return ()
+
     def files(self) -> Mapping[str, tuple[int, int]]:
-        """Look up size and, of local files, time of change of each file; -1 where there is none."""
-        names = sorted({*self.described_in, *map(self.file_of, chain.from_iterable(self.items.values()))})
+        """Look up size and time of change of each file; -1 where there is none, 0 where its storage tells no time."""
+        items = [*chain.from_iterable(self.items.values())]
+        beside = chain.from_iterable(map(self.beside, items))
+        names = sorted({*self.described_in, *map(self.file_of, items), *beside})
         if self.uri is None:
-            return {name: _status(self._path(name)) for name in names}
-        sizes = self._remote_sizes(Store(self.uri), names)
-        return {name: (sizes.get(name, -1), 0) for name in names}
+            return {name: file_status(self._path(name)) for name in names}
+        states = self._remote_states(Store(self.uri), names)
+        return {name: states.get(name, (-1, -1)) for name in names}
 
     def checksum(self, name: str) -> str:
         """Compute the checksum of a file's content."""
@@ -197,15 +207,16 @@ class ListedSource:
         # Not by the system, since a description may be beside the root, and the root behind a link.
         return Path(os.path.normpath(self.root / name))
 
-    def _remote_sizes(self, store: Store, names: Sequence[str]) -> Mapping[str, int]:
-        return store.sizes()
+    def _remote_states(self, store: Store, names: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        return store.states()
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep what a worker needs to decode."""
         return {**self.__dict__, "items": {}, "passed_over": PassedOver()}
 
 
-def _status(path: Path) -> tuple[int, int]:
+def file_status(path: "os.PathLike[str]") -> tuple[int, int]:
+    """Look up size in bytes and time of change in nanoseconds of a local file; -1 where there is none."""
     try:
         status = os.stat(path)
     except OSError:

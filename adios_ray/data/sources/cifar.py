@@ -13,11 +13,12 @@ from adios_ray.data.shards import Bytes
 from adios_ray.data.sources import folder
 from adios_ray.data.sources.base import SHORT_SIDE, ListedSource, Sample
 from adios_ray.data.sources.image_files import ImageFiles
-from adios_ray.data.sources.named import CIFAR10, CIFAR100, check_named
+from adios_ray.data.sources.named import CIFAR10, CIFAR100, check_named, shortage
 from adios_ray.errors import DatasetError, RefusedImageError
 from adios_ray.restricted_pickle import Placeholder, RestrictedUnpickler
 
 SIDE = 32
+_SIZES = {"train": 50_000, "test": 10_000}
 
 
 class _Files(NamedTuple):
@@ -88,7 +89,7 @@ def cifar100(root: Path) -> Batches | ImageFiles:
 
 def _source(root: Path, files: _Files) -> Batches | ImageFiles:
     if (root / "train").is_dir():
-        return check_named(folder.source(root), files.title, files.classes, {"train": 50_000, "test": 10_000})
+        return check_named(folder.source(root), files.title, files.classes, _SIZES)
     base = root / files.folder if (root / files.folder).is_dir() else root
     if missing := [name for name in (*files.train, files.test, files.meta) if not (base / name).is_file()]:
         raise DatasetError(f"{base} lacks {', '.join(missing)}: --source is the folder that holds {files.folder}")
@@ -100,7 +101,14 @@ def _source(root: Path, files: _Files) -> Batches | ImageFiles:
     items = {
         split: [item for b in batches for item in _items(base / b, files, classes)] for split, batches in splits.items()
     }
-    return Batches(root=base.absolute(), classes=classes, items=items, described_in=(files.meta,), resize=SHORT_SIDE)
+    return Batches(
+        root=base.absolute(),
+        classes=classes,
+        items=items,
+        described_in=(files.meta,),
+        resize=SHORT_SIDE,
+        notes=shortage(items, files.title, _SIZES),
+    )
 
 
 def _items(path: Path, files: _Files, classes: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ square of a wide picture would lose objects that the labels name. Masks are sque
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from adios_ray.console import counted
 from adios_ray.data.decode import decode
 from adios_ray.data.shards import Bytes
-from adios_ray.data.sources.base import WHOLE, ListedSource, Sample, listed
+from adios_ray.data.sources.base import WHOLE, ListedSource, Sample, file_status, listed
 from adios_ray.data.sources.image_files import read_image_file
 from adios_ray.data.splits import mixed
 from adios_ray.errors import DatasetError, RefusedImageError
@@ -37,15 +39,26 @@ class Clevr(ListedSource):
 
     Attributes:
         kinds: Bit set of the classes in each picture.
+        objects: Number of objects in each picture, where there are masks.
     """
 
     kinds: Mapping[str, int] = field(repr=False)
+    objects: Mapping[str, int] = field(default_factory=dict, repr=False)
     multi_label: bool = True
     resize: str = WHOLE
 
     def stratum(self, item: str) -> str:
         """Name nothing: a picture has several classes."""
         return ""
+
+    def beside(self, item: str) -> tuple[str, ...]:
+        """Name the masks of a picture, which count as one file: there are eleven times as many."""
+        return (_masks_of(Path(item).stem),) if self.has_instances else ()
+
+    def files(self) -> Mapping[str, tuple[int, int]]:
+        """Look up size and time of change of each file; of masks the sizes in all and the last change."""
+        masks = _states_of_masks(self.root / "masks") if self.has_instances else {}
+        return {name: masks.get(name, state) for name, state in super().files().items()}
 
     def load(self, item: str, image_size: int) -> Sample:
         """Load one picture squeezed to ``image_size`` pixels a side, with its classes and its instance map, if any.
@@ -68,8 +81,28 @@ class Clevr(ListedSource):
             raise RefusedImageError(f"has no mask masks/{name}_0.png")
         if (self.root / "masks" / f"{name}_{len(shares) + 1}.png").exists():
             raise RefusedImageError(f"lacks the mask {path.name}, though not the next one")
+        if len(shares) <= self.objects[item]:
+            raise RefusedImageError(
+                f"lacks the mask {path.name}, though it has {counted(self.objects[item], 'object')}"
+            )
         largest: Bytes = np.stack(shares).argmax(axis=0).astype(np.uint8)
         return largest
+
+
+def _masks_of(picture: str) -> str:
+    return f"masks/{picture}_*.png"
+
+
+def _states_of_masks(folder: Path) -> dict[str, tuple[int, int]]:
+    """Add up the sizes of each picture's masks, and find their last change."""
+    states: dict[str, tuple[int, int]] = {}
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = _masks_of(entry.name.rpartition("_")[0])
+                (size, changed_ns), (total, last) = file_status(entry), states.get(name, (0, 0))
+                states[name] = (total + size, max(last, changed_ns))
+    return states
 
 
 def source(root: Path) -> Clevr:
@@ -133,6 +166,7 @@ def _of_release(base: Path) -> Clevr:
         f"images/{number}.png": _bits(((c - 1, s - 1) for c, s in zip(*row, strict=True) if c), most_colors)
         for number, row in enumerate(rows)
     }
+    objects = {item: int(number) for item, number in zip(kinds, (colors != 0).sum(dim=1), strict=True)}
     classes = tuple(f"color {c + 1} shape {s + 1}" for s in range(most_shapes) for c in range(most_colors))
     indices = _INDICES if (base / _INDICES["train"]).is_file() else {}
     return Clevr(
@@ -141,6 +175,7 @@ def _of_release(base: Path) -> Clevr:
         items=_release_splits(base, list(kinds), indices),
         has_instances=True,
         kinds=kinds,
+        objects=objects,
         described_in=("shape.pt", "color.pt", *indices.values()),
     )
 

@@ -112,9 +112,9 @@ class EncodedImages(ListedSource, ABC):
         label = NO_LABEL if place.file in self.unlabeled else self.classes.index(place.class_name)
         return Sample(picture.pixels, label, None, picture.height, picture.width, picture.note)
 
-    def _remote_sizes(self, store: Store, names: Sequence[str]) -> Mapping[str, int]:
+    def _remote_states(self, store: Store, names: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         # One by one: they are few, and not every protocol lists a place.
-        return {name: size for name in names if (size := store.size(name)) is not None}
+        return {name: state for name in names if (state := store.state(name)) is not None}
 
 
 def class_names(

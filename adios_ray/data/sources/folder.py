@@ -44,8 +44,9 @@ def source(root: Path | str, layout: FolderLayout | None = None, allow_missing_c
         raise DatasetError(f"{root} is not a folder")
     found = walk(root)
     if not found.images:
+        others = f"; passed over: {found.passed_over.text()}" if found.passed_over else ""
         raise DatasetError(
-            f"no images in {root} (looked for {' '.join(EXTENSIONS)}, and into files with other endings)"
+            f"no images in {root} (looked for {' '.join(EXTENSIONS)}, and into files with other endings){others}"
         )
     folders = by_folder(found.images)
     layout = layout or _understood(root, folders)

@@ -3,12 +3,14 @@
 import csv
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 from adios_ray.data.sources.folder import images, of_classes
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.sources.matlab import read_mat
+from adios_ray.data.sources.named import shortage
 from adios_ray.data.sources.passed_over import first_of
 from adios_ray.errors import DatasetError
 
@@ -50,7 +52,9 @@ def source(root: Path) -> ImageFiles:
     for folder, by_class in ((train, found), (val, held_out)):
         if lacking := [name for name in wanted if not by_class[name]]:
             raise DatasetError(f"{folder} has no images of {len(lacking)} of the 100 classes: {first_of(lacking)}")
-    return of_classes(base, {"train": found, "test": held_out}, described_in=described_in)
+    read = of_classes(base, {"train": found, "test": held_out}, described_in=described_in)
+    notes = shortage(read.items, "ImageNet100", {"train": 126_689, "test": 5_000})
+    return replace(read, notes=(*read.notes, *notes))
 
 
 def _classes(root: Path, val: Path) -> tuple[Mapping[int, str], tuple[Path, ...]]:

@@ -45,9 +45,16 @@ def check_named(source: ImageFiles, name: str, classes: Sequence[str], sizes: Ma
     if len(source.classes) < len(classes):
         notes.append(f"{len(source.classes)} of the {len(classes)} classes of {name} are there")
     for split, size in sizes.items():
-        number = len(source.items.get(split, ()))
-        if number > size:
+        if (number := len(source.items.get(split, ()))) > size:
             raise DatasetError(f"{source.root} is not {name}: {split} has {number:,} images, not {size:,}")
-        if number < size:
-            notes.append(f"{split} has {number:,} of the {size:,} images of {name}")
-    return replace(source, notes=tuple(notes))
+    return replace(source, notes=(*source.notes, *notes, *shortage(source.items, name, sizes)))
+
+
+def shortage(items: Mapping[str, Sequence[str]], name: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """Note the splits that have only a part of a data set's images."""
+    numbers = {split: len(items.get(split, ())) for split in sizes}
+    return tuple(
+        f"{split} has {numbers[split]:,} of the {size:,} images of {name}"
+        for split, size in sizes.items()
+        if numbers[split] < size
+    )

@@ -2,8 +2,8 @@
 
 import json
 import posixpath
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeGuard
 
@@ -28,9 +28,19 @@ class ParquetImages(EncodedImages):
 
     Attributes:
         image_column: Column of the encoded images.
+        links: File of the image of each row that names one, by ``FILE#GROUP.ROW``. Workers read it from the row.
     """
 
     image_column: str
+    links: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def beside(self, item: str) -> tuple[str, ...]:
+        """Name the file of the image, if the row names one."""
+        if not self.links:
+            return ()
+        place = Place.of(item)
+        link = self.links.get(f"{place.file}#{place.position}")
+        return () if link is None else (link,)
 
     def block(self, item: str) -> str:
         """Name the row group of an item, the least that can be read."""
@@ -54,13 +64,28 @@ class ParquetImages(EncodedImages):
 
     def _linked(self, file: str, path: str) -> bytes:
         """Read an image that a row names by its path relative to the Parquet file."""
-        name = posixpath.normpath(posixpath.join(posixpath.dirname(file), path))
-        if name.startswith(("/", "..")):
+        name = _relative_to_root(file, path)
+        if name is None:
             raise RefusedImageError(f"its row names {path}, which is outside the data set")
         try:
             return opened(self.place).read(name)
         except (FileNotFoundError, IsADirectoryError):
             raise RefusedImageError(f"its row names {path}, which is not there") from None
+
+    def _remote_states(self, store: Store, names: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        linked = {*self.links.values()}
+        states = super()._remote_states(store, [name for name in names if name not in linked])
+        return {**store.states(), **states} if linked else states
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep what a worker needs to decode."""
+        return {**super().__getstate__(), "links": {}}
+
+
+def _relative_to_root(file: str, path: str) -> str | None:
+    """Name a file that a row of another one names relative to that; None if it is outside the data set."""
+    name = posixpath.normpath(posixpath.join(posixpath.dirname(file), path))
+    return None if name.startswith(("/", "..")) else name
 
 
 @lru_cache(maxsize=1)
@@ -105,12 +130,14 @@ class _File(NamedTuple):
         groups: Rows of each row group.
         labels: Labels of all rows; None without a label column.
         others: Columns that could hold labels.
+        links: Files that rows name instead of holding an image, by the rows' positions.
     """
 
     columns: _Columns
     groups: tuple[int, ...]
     labels: list[Label | None] | None
     others: tuple[str, ...]
+    links: dict[str, str]
 
 
 def source(root: Location, image_column: str | None = None, label_column: str | None = None) -> ParquetImages:
@@ -139,7 +166,8 @@ def source(root: Location, image_column: str | None = None, label_column: str | 
         labels.setdefault(split, set()).update(label for label in files[name].labels or () if _is_label(label))
     labels.pop(UNLABELED, None)
     classes, named = class_names(labels, columns.names, str(found.store))
-    passed_over = found.passed_over
+    links = {f"{name}#{row}": linked for name, file in files.items() for row, linked in file.links.items()}
+    passed_over = found.passed_over({*links.values()})
     items: dict[str, list[str]] = {}
     for name, split in found.files.items():
         items.setdefault(split, []).extend(_items(name, split, files[name], named, passed_over))
@@ -149,7 +177,13 @@ def source(root: Location, image_column: str | None = None, label_column: str | 
     others = next(iter(files.values())).others if columns.label is None else ()
     notes = (f"no label column is recognized; for one of {first_of(others)}, give --label-column",) if others else ()
     return ParquetImages.found_in(
-        found, classes=classes, items=items, passed_over=passed_over, image_column=columns.image, notes=notes
+        found,
+        classes=classes,
+        items=items,
+        passed_over=passed_over,
+        image_column=columns.image,
+        links=links,
+        notes=notes,
     )
 
 
@@ -181,11 +215,31 @@ def _read_file(store: Store, name: str, image_column: str | None, label_column: 
             if columns.label is not None:
                 labels = file.read(columns=[columns.label]).column(0).to_pylist()
             others = tuple(field.name for field in file.schema_arrow if _is_of_labels(field.type))
-            return _File(columns, tuple(group.num_rows for group in groups), labels, others)
+            links = _links(file, name, columns.image)
+            return _File(columns, tuple(group.num_rows for group in groups), labels, others, links)
     except DatasetError:
         raise
     except Exception as error:  # a damaged file, or an error of a protocol
         raise DatasetError(f"{store}/{name} cannot be read: {error}") from error
+
+
+def _links(file: pq.ParquetFile, name: str, column: str) -> dict[str, str]:
+    """Find the rows that may name the file of their image: those of row groups of which not all hold theirs.
+
+    By the footer, so that no images are read: where only some rows of a group lack theirs, the names of all count.
+    """
+    links: dict[str, str] = {}
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        parts = {part.path_in_schema: part for part in map(group.column, range(group.num_columns))}
+        held = parts.get(f"{column}.bytes")
+        if f"{column}.path" not in parts or held is None or not (held.statistics and held.statistics.null_count):
+            continue
+        values = file.read_row_group(number, columns=[f"{column}.path"]).column(0).to_pylist()
+        for row, value in enumerate(values):
+            if value and value["path"] and (linked := _relative_to_root(name, value["path"])):
+                links[f"{number}.{row}"] = linked
+    return links
 
 
 def _check_size(path: str, groups: Sequence[Any], column: str) -> None:

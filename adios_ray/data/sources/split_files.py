@@ -1,7 +1,7 @@
 """Files of many images, and the split that the name of each says."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -34,14 +34,20 @@ class SplitFiles(NamedTuple):
     Attributes:
         store: The place.
         files: Split of each file of images, by its name, in the order of the names.
-        others: Names of the other files.
-        passed_over: The files that are not read.
+        others: The other files by name, each with the reason why it is passed over; None for those that are read.
     """
 
     store: Store
     files: Mapping[str, str]
-    others: Sequence[str]
-    passed_over: PassedOver
+    others: Mapping[str, str | None]
+
+    def passed_over(self, linked: Set[str] = frozenset()) -> PassedOver:
+        """Account for the files that are not read; ``linked`` are read all the same, as a file of images names them."""
+        passed_over = PassedOver()
+        for name, reason in self.others.items():
+            if reason is not None and name not in linked:
+                passed_over.add(reason, name)
+        return passed_over
 
 
 def find(
@@ -63,18 +69,18 @@ def find(
     store, names = _listed(root, ending)
     if packed := [name for name in (str(root), *names) if compressed and compressed.search(name)]:
         raise DatasetError(f"{packed[0]} is compressed, but images are read by position: decompress it")
-    passed_over, chosen, others = PassedOver(), [], []
+    chosen: list[str] = []
+    others: dict[str, str | None] = {}
     for name in (as_text(name, DatasetError) for name in names):
         if name.rpartition("/")[2].lower() in beside:
-            others.append(name)
+            others[name] = None
         elif reason := _reason(name, ending):
-            others.append(name)
-            passed_over.add(reason, name)
+            others[name] = reason
         else:
             chosen.append(name)
     if not chosen:
         raise DatasetError(f"{root} has no {ending} files")
-    return SplitFiles(store, _splits(chosen, store), others, passed_over)
+    return SplitFiles(store, _splits(chosen, store), others)
 
 
 def _listed(root: Location, ending: str) -> tuple[Store, list[str]]:

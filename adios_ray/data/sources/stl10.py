@@ -10,11 +10,12 @@ from PIL import Image
 from adios_ray.data.decode import square
 from adios_ray.data.shards import Bytes
 from adios_ray.data.sources.base import NO_LABEL, SHORT_SIDE, UNLABELED, ListedSource, Sample
-from adios_ray.data.sources.named import STL10
+from adios_ray.data.sources.named import STL10, shortage
 from adios_ray.errors import DatasetError, RefusedImageError
 
 SIDE = 96
 FOLDER = "stl10_binary"
+_SIZES = {"train": 5_000, "test": 8_000, UNLABELED: 100_000}
 
 
 class Binaries(ListedSource):
@@ -71,6 +72,7 @@ def source(root: Path, fold: int | None = None) -> Binaries:
     train = [f"train/{classes[label]}/{row}" for row, label in enumerate(_labels(base, "train", len(classes)))]
     test = [f"test/{classes[label]}/{row}" for row, label in enumerate(_labels(base, "test", len(classes)))]
     unlabeled = [f"unlabeled/{row}" for row in range(_count(base / "unlabeled_X.bin"))]
+    notes = shortage({"train": train, "test": test, UNLABELED: unlabeled}, "STL-10", _SIZES)
     if fold is not None:
         chosen = _fold(base / "fold_indices.txt", fold, len(train))
         # Without a class in their names, these items are loaded as unlabeled.
@@ -78,7 +80,12 @@ def source(root: Path, fold: int | None = None) -> Binaries:
         train = [train[row] for row in sorted(chosen)]
     items = {"train": train, "test": test, UNLABELED: unlabeled}
     return Binaries(
-        root=base.absolute(), classes=classes, items=items, described_in=tuple(described_in), resize=SHORT_SIDE
+        root=base.absolute(),
+        classes=classes,
+        items=items,
+        described_in=tuple(described_in),
+        resize=SHORT_SIDE,
+        notes=notes,
     )
 
 

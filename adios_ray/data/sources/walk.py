@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adios_ray.data.image_formats import EXTENSIONS, SNIFFED_BYTES, sniff
+from adios_ray.data.image_formats import EXTENSIONS, RAW_EXTENSIONS, SNIFFED_BYTES, sniff
 from adios_ray.data.sources.passed_over import PassedOver
 from adios_ray.errors import DatasetError
 from adios_ray.store import Store, as_text
 
 HIDDEN = "hidden"
 TOOLS = "folder of a file system or a tool"
+RAW = "raw file of a camera"
 NO_IMAGE = "not an image"
 BROKEN_LINK = "broken link"
 
@@ -60,15 +61,23 @@ def walk(root: Path | str) -> Walk:
 
 def _list(store: Store, found: Walk) -> None:
     """Take in what is below a URI."""
-    for item in store.find():
+    for item, size in sorted(store.sizes().items()):
         *folders, name = item.split("/")
         reasons = [_reason_of_name(folder, is_folder=True) for folder in folders] + [_reason_of_name(name, False)]
         why = next(filter(None, reasons), None)
         found.found += 1
-        if why is None and (_has_image_ending(name) or sniff(store.read(item, 0, SNIFFED_BYTES)) is not None):
+        if why is None and (_has_image_ending(name) or _begins_an_image(store, item, size)):
             found.images.append(item)
         else:
             found.passed_over.add(why or NO_IMAGE, item)
+
+
+def _begins_an_image(store: Store, item: str, size: int) -> bool:
+    """Look at the first bytes of an object; an empty one, such as marks a folder, has none that could be asked for."""
+    try:
+        return size > 0 and sniff(store.read(item, 0, SNIFFED_BYTES)) is not None
+    except OSError as error:
+        raise DatasetError(f"{store}/{item} cannot be read: {error}") from error
 
 
 def _descend(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], reason: str | None, found: Walk) -> None:
@@ -123,7 +132,9 @@ def _entries(folder: Path) -> Iterator[tuple[str, bool, bool]]:
 def _reason_of_name(name: str, is_folder: bool) -> str | None:
     if is_folder and name.casefold() in TOOL_FOLDERS:
         return TOOLS
-    return HIDDEN if name.startswith(".") else None
+    if name.startswith("."):
+        return HIDDEN
+    return RAW if not is_folder and name.lower().endswith(RAW_EXTENSIONS) else None
 
 
 def _is_image(path: Path) -> bool:

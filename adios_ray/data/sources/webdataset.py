@@ -103,7 +103,7 @@ def _items(
 ) -> tuple[dict[str, list[str]], PassedOver]:
     """Name the images of each split, and account for the rest."""
     items: dict[str, list[str]] = {}
-    passed_over = found.passed_over
+    passed_over = found.passed_over()
     for name, split in found.files.items():
         passed_over.merge(shards[name].passed_over)
         for position, label in shards[name].images:
