@@ -91,9 +91,17 @@ class Stage:
         self.reply: Reply | None = None
         called = SimpleNamespace(remote=lambda *arguments: None)
         self.refused, self.own_problem = list[str](), ""
+        self.checks, self.found_again = 0, list[str]()
         refused = SimpleNamespace(remote=lambda: list(self.refused))
         check_node = SimpleNamespace(remote=lambda node: self.own_problem)
-        channel = SimpleNamespace(request=called, start_actor=called, refused_nodes=refused, check_node=check_node)
+        check_again = SimpleNamespace(remote=self._check_again)
+        channel = SimpleNamespace(
+            request=called,
+            start_actor=called,
+            refused_nodes=refused,
+            check_node=check_node,
+            check_nodes_again=check_again,
+        )
         monkeypatch.setattr(trial, "find_channel", lambda run: channel)
         monkeypatch.setattr(trial, "note", lambda channel, name, *texts: self.notes.append(texts))
         monkeypatch.setattr(trial, "time", SimpleNamespace(sleep=self.waits.append))
@@ -117,6 +125,10 @@ class Stage:
 
     def _build(self, settings: TrialSettings, channel: Any, find_labels: Callable[[], dict[str, str]]) -> Any:
         return SimpleNamespace(fit=partial(self._fit, find_labels))
+
+    def _check_again(self) -> None:
+        self.checks += 1
+        self.refused += self.found_again
 
     def _wait(self, refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         return (refs, []) if self.reply else ([], refs)
@@ -142,6 +154,7 @@ def test_workers_are_started_again_after_growing_waits_and_a_report_resets_them(
     stage.failures = 3
     stage.live.setup(stage.settings)
     assert stage.step().report is not None and stage.waits == list(WAITS_S[:3])
+    assert stage.checks == 2  # of the nodes, from the second failure on
     texts = [
         f"its workers failed (OSError: no data) and are started again{when}" for when in ("", " in 1 s", " in 5 s")
     ]
@@ -162,6 +175,16 @@ def test_a_failure_on_a_node_that_was_refused_is_not_counted(monkeypatch: pytest
     stage.refused = ["ab", "cd"]
     assert stage.step().report is not None and stage.waits == [] and stage.labels == outside(["ab", "cd"])
     assert stage.notes[0][0] == "its workers failed (OSError: no data) and are started elsewhere"
+
+
+def test_a_node_that_has_failed_since_its_check_is_left_at_the_second_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stage = Stage(monkeypatch, tmp_path)
+    stage.failures, stage.found_again = 2, ["ab"]
+    stage.live.setup(stage.settings)
+    assert stage.step().report is not None and stage.waits == [0.0] and stage.labels == outside(["ab"])
+    assert [text.rpartition(" ")[2] for text, *_ in stage.notes] == [str(ATTEMPTS), "elsewhere"]
 
 
 def test_failures_before_workers_start_count_also_where_a_node_is_refused(

@@ -886,8 +886,11 @@ def test_download_fetches_checks_and_reads(
         (["--dataset", "folder", "--source", "."], "--dataset folder needs --image-size"),
         (["--dataset", "stl10"], "--dataset stl10 needs --source"),
         (["--dataset", "stl10", "--source", "/nowhere"], "lacks train_X.bin"),
-        (["--dataset", "stl10", "--source", "/nowhere"], "holds stl10_binary; --download fetches what is missing"),
-        (["--dataset", "cifar10", "--source", "/nowhere"], "-py; --download fetches what is missing"),
+        (
+            ["--dataset", "stl10", "--source", "/nowhere"],
+            "holds stl10_binary; if files are missing, --download fetches them",
+        ),
+        (["--dataset", "cifar10", "--source", "/nowhere"], "-py; if files are missing, --download fetches them"),
     ],
 )
 def test_bad_commands_are_one_line(
