@@ -105,6 +105,7 @@ def test_the_slurm_job_ends_with_its_training_and_leaves_nothing_on_its_nodes(tm
     check_clean(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_slurm_job_ends_where_rays_head_does(tmp_path: Path) -> None:
     with slurm_job(tmp_path, "dead") as job:
         _, said = job.communicate(timeout=TIMEOUT_S)

@@ -151,7 +151,7 @@ def test_what_only_one_report_shows_is_estimated_and_widens_the_error() -> None:
     assert wider.freedom == pytest.approx(6 * (0.0037 / 0.0012) ** 2)
 
 
-@pytest.mark.parametrize("reports", [3, 4, 5, 9])
+@pytest.mark.parametrize("reports", [3, *(pytest.param(reports, marks=pytest.mark.slow) for reports in (4, 5, 9))])
 def test_the_degrees_of_freedom_are_those_of_a_variance_with_this_spread(reports: int) -> None:
     """An estimate with f degrees of freedom has a variance of 2 / f of its squared mean."""
     random = np.random.default_rng(reports)

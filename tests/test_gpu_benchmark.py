@@ -20,6 +20,7 @@ def test_every_row_is_a_valid_training_with_a_name_of_its_own(full: bool) -> Non
     assert len(rows) == len(configs) == len({title(row) for row in rows}) > 20
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_halved_and_named() -> None:
     tried: list[int] = []
 

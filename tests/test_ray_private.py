@@ -206,6 +206,7 @@ class Group:
         self.calls.append("stop")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [DataParallelTrainer, TorchTrainer])
 @pytest.mark.parametrize("error", [None, ValueError("no such file")])
 def test_a_lean_trainer_controls_its_workers_from_the_calling_process(

@@ -80,6 +80,7 @@ def test_each_setting_has_a_case() -> None:
     assert OTHERS.keys() == NEEDS.keys()
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_the_published_settings_with_learned_masks() -> None:
     for setting in published():
         if SCHEMES[setting.scheme] == "learned":

@@ -136,6 +136,7 @@ def test_alike_trials(tmp_path: Path) -> None:
         assert said(verdicts.alike_trials, replace(run_of(alike, **more), path=tmp_path)) == [sentence]
 
 
+@pytest.mark.slow
 def test_alike_trials_are_told_apart_as_often_as_the_level_says(tmp_path: Path) -> None:
     rng, wrong, missed = np.random.default_rng(2), 0, 0
     for _ in range(200):

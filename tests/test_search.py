@@ -210,6 +210,7 @@ def test_rank_correlations_are_those_of_scipy() -> None:
     assert low < found["rho"] < high and high - low < 0.4
 
 
+@pytest.mark.slow
 def test_rank_correlations_are_resampled_within_rows() -> None:
     trials = {
         "configured": [(0.1, 0.12), (0.11, 0.1), (0.12, 0.11)],

@@ -106,6 +106,7 @@ def test_a_checkpoint_gives_the_same_networks(trainer: Trainer, tmp_path: Path) 
     assert same_state(begun.backbone, networks.backbone) and not same_state(begun.probe, networks.probe)
 
 
+@pytest.mark.slow
 def test_weights_and_exports_may_have_the_name_of_a_checkpoints_file(tmp_path: Path) -> None:
     networks, x = make(backbone={"name": "resnet18"}), torch.randn(2, 3, SIZE, SIZE)
     for folder in ("weights", "encoder", "occlusion"):
