@@ -103,7 +103,7 @@ def test_features_of_views_by_batches_are_those_of_each_batch_read_as_one(
     backbone, split = Networks(small_config(objects_dir), 32, 10).backbone, open_shards(objects_dir).split("train")
     batches, readers = [np.arange(95, 55, -1), np.array([3, 3, 50]), np.arange(8)], list[object]()
     settings = split, batches, 32, extraction.CROPS_AND_FLIPS, 1, extraction.STREAM, 2
-    expected = [extraction.extract_view_features(backbone, split, batch, *settings[2:]) for batch in batches]
+    expected = [own for b in batches for own in extraction.view_feature_batches(backbone, split, [b], *settings[2:])]
 
     def counted(*arguments: Any) -> Iterator[Any]:
         readers.append(arguments)

@@ -24,7 +24,7 @@ from adios_ray.config import AugmentConfig, OptimizerConfig, TrialConfig, replac
 from adios_ray.data.loader import Batch
 from adios_ray.data.shards import open_shards
 from adios_ray.devices import tf32_products
-from adios_ray.evaluation.extraction import extract_features, extract_view_features
+from adios_ray.evaluation.extraction import extract_features, view_feature_batches
 from adios_ray.evaluation.statistics import refresh_statistics
 from adios_ray.masking.slots import read_head, replace_head, resize_head
 from adios_ray.models.networks import Networks
@@ -195,7 +195,7 @@ def test_evaluations_compile_nothing(objects_dir: Path) -> None:
     networks.backbone.compile(backend=refuse)
     indices, config = np.arange(len(split)), AugmentConfig()
     extract_features(networks.backbone, split, indices, SIZE)
-    extract_view_features(networks.backbone, split, indices, SIZE, config, 0, "evaluation", 0)
+    assert len([*view_feature_batches(networks.backbone, split, [indices], SIZE, config, 0, "evaluation", 0)]) == 1
     refresh_statistics(networks.backbone, split, SIZE)
     assert networks.occlusion is not None
     networks.occlusion.mask_encoder.compile(backend=refuse)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from adios_ray.console import counted
 from adios_ray.ray_private import is_dead, placement_groups
 from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
@@ -192,5 +193,5 @@ def waiting_line(placed: int, fitting: int, wanted: int, in_vain: bool, grows: b
     if fitting < wanted and (grows or not fitting):
         return f"waiting for nodes: {fitting} of {wanted} trials fit"
     if fitting < wanted:
-        return f"the nodes hold {fitting} trial{'s' * (fitting > 1)} at once; the others wait"
+        return f"the nodes hold {counted(fitting, 'trial')} at once; the others wait"
     return ""

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import adios_ray
 from adios_ray.backend.node_checks import NOT_THERE
 from adios_ray.backend.tasks import cancelled_on_error
-from adios_ray.console import say
+from adios_ray.console import counted, say
 from adios_ray.data.manifest import read_manifest
 from adios_ray.errors import ConfigError, DatasetError
 from adios_ray.local_cache import cache_folder
@@ -77,7 +77,7 @@ def check_nodes(
     names = _names()
     if not (asked := _asked(names)):
         return {own: ""}
-    say(f"Checking storage, data and packages on {len(asked)} node{'s' * (len(asked) > 1)}")
+    say(f"Checking storage, data and packages on {counted(len(asked), 'node')}")
     found = _ask(asked, run, data_dir)
     problems = dict.fromkeys([own, *names], "") | {node: _problem(names[node], each) for node, each in found.items()}
     if not enough({node for node, problem in problems.items() if not problem}):

@@ -66,7 +66,7 @@ class Holder(BaseModel):
     since: str = ""
     beat: int = 0
     suspended: bool = False
-    """Whether an earlier holder may only be suspended: at the end the file then stays, or that one would go on."""
+    """Whether an earlier holder may be suspended, not dead: at the end the file stays, to stop it when it wakes."""
     ended: bool = False
     """Whether it has ended and left the place to others."""
 

@@ -57,23 +57,6 @@ def extract_features(
     return parallel.gather_with_gradient(torch.cat(features).float())[: len(indices)]
 
 
-def extract_view_features(
-    backbone: nn.Module,
-    split: Split,
-    indices: Indices,
-    image_size: int,
-    config: AugmentConfig,
-    seed: int,
-    stream: str,
-    epoch: int,
-    precision: AbstractContextManager[object] | None = None,
-) -> Tensor:
-    """Extract features of one augmented view of each image, float32 [M, F]; see ``view_feature_batches``."""
-    given = view_feature_batches(backbone, split, [indices], image_size, config, seed, stream, epoch, precision)
-    (features,) = given
-    return features
-
-
 @torch.no_grad()
 def view_feature_batches(
     backbone: nn.Module,

@@ -15,7 +15,7 @@ from adios_ray import parallel
 from adios_ray.config import AugmentConfig, EvaluationConfig
 from adios_ray.data.shards import Split
 from adios_ray.errors import EvaluationError
-from adios_ray.evaluation.extraction import Indices, extract_features, extract_view_features
+from adios_ray.evaluation.extraction import Indices, extract_features, view_feature_batches
 from adios_ray.evaluation.jackknife import GROUPS, jackknife_errors
 from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
 from adios_ray.evaluation.label_free import alpha_req, effective_rank, feature_std, lidar, rankme
@@ -286,10 +286,9 @@ def features_of_views(
     Views are made by the default augmentations, not the trial's: a search over augmentations must not change the score.
     """
     indices = split.spread(LIDAR_IMAGES)  # not the first: shards of some sources hold few classes each
-    views = [
-        extract_view_features(backbone, split, indices, image_size, AugmentConfig(), seed, "view_a", number, precision)
-        for number in range(LIDAR_VIEWS)
-    ]
+    config, views = AugmentConfig(), list[Tensor]()
+    for number in range(LIDAR_VIEWS):
+        views += view_feature_batches(backbone, split, [indices], image_size, config, seed, "view_a", number, precision)
     return torch.stack(views, dim=1)
 
 

@@ -183,14 +183,12 @@ def _run_unfinished(
     names, halvings = trial_names(config, space), rungs(space.opening, config.population)
     unfinished = population.state.unfinished(names)
     passed = {node for node, problem in checked.items() if not problem}
+    count_fitting = partial(_fitting, config, resources, passed)
     wait = partial(run.note, kind="wait")
     request = NodeRequest(place, bundles(config, resources), wait) if autoscaler_runs() else None
 
     def count_wanted() -> int:
         return len(set(population.state.unfinished(names)) - scheduler.set_aside.keys())
-
-    def count_fitting() -> int:
-        return _fitting(config, resources, passed)
 
     def refresh() -> None:
         found = calls.check_nodes([node.id for node in nodes()])

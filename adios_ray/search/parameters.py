@@ -64,9 +64,9 @@ class Continuous(_Bounded):
 
     def perturb(self, value: float, random: Random) -> float:
         """Return a neighboring value inside the bounds; a drawn one for 0, which has no neighbor by a factor."""
-        return (
-            self.sample(random) if value == 0 else self.clipped(value * random.choice((self.factor, 1 / self.factor)))
-        )
+        if value == 0:
+            return self.sample(random)
+        return self.clipped(value * random.choice((self.factor, 1 / self.factor)))
 
     def clipped(self, value: float) -> float:
         """Return the nearest value inside the bounds."""
