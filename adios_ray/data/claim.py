@@ -153,6 +153,8 @@ class Claim:
             alive = holder.alive()
             self._holder.suspended = holder.suspended or alive is not False
             if take_over or alive is False:
+                if not take_over and self._read() != content:
+                    continue  # it has left the place between the two looks
                 if not holder.ended:
                     say(f"{self._store}: taking over from {holder}{'' if take_over else ', which has ended'}")
                 return True
