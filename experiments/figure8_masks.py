@@ -13,7 +13,7 @@ import sys
 
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Column, Row, Table
-from adios_ray.tables.methods import PREPARED_DATA, SCENES, SCENES_EPOCHS, published_training, small_training
+from adios_ray.tables.methods import PREPARED_DATA, SCENES, published_training, scenes_training
 
 PRESETS = {"STL10": "stl10", "CLEVR": "clevr", "ImageNet100-S": "in100s"}
 IMAGES = 8
@@ -35,7 +35,7 @@ def paper() -> Table:
 
 def small() -> Table:
     """Return one training on rendered scenes: that of Table 7's small setting."""
-    row = Row("SimCLR + ADIOS", {"scenes": (small_training("simclr", "adios", SCENES_EPOCHS),)})
+    row = Row("SimCLR + ADIOS", {"scenes": (scenes_training("adios"),)})
     return Table("Masks on rendered scenes", (row,), columns(("scenes",)), {"scenes": SCENES}, pictures=IMAGES)
 
 

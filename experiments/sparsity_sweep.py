@@ -9,7 +9,7 @@ import sys
 
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Column, Row, Table
-from adios_ray.tables.methods import SCENES, SCENES_EPOCHS, multilabel, small_training
+from adios_ray.tables.methods import SCENES, multilabel, scenes_training
 
 WEIGHTS = (0.0, 0.03, 0.3, 3.0, 30.0)
 
@@ -17,8 +17,7 @@ WEIGHTS = (0.0, 0.03, 0.3, 3.0, 30.0)
 def small() -> Table:
     """Return one row for each weight."""
     rows = tuple(
-        Row(f"λ = {weight:g}", {"scenes": (small_training("simclr", "adios", SCENES_EPOCHS, sparsity_weight=weight),)})
-        for weight in WEIGHTS
+        Row(f"λ = {weight:g}", {"scenes": (scenes_training("adios", sparsity_weight=weight),)}) for weight in WEIGHTS
     )
     masks = (
         Column("scenes", "masks' ARI", "segmentation", "ari", of_masks=True, scale=1.0, digits=3),

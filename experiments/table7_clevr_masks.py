@@ -16,10 +16,9 @@ from adios_ray.tables.methods import (
     IMAGES_NOTE,
     PREPARED_DATA,
     SCENES,
-    SCENES_EPOCHS,
     multilabel,
     published_trainings,
-    small_training,
+    scenes_training,
 )
 
 NAMES = {
@@ -76,7 +75,7 @@ def small() -> Table:
     rows = tuple(
         Row(
             name,
-            {"scenes": (small_training("simclr", scheme, SCENES_EPOCHS),)},
+            {"scenes": (scenes_training(scheme),)},
             baseline=None if scheme == "none" else NAMES["none"],
         )
         for scheme, name in {**NAMES, "adios-s": "ADIOS-s"}.items()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adios_ray.config import TrialConfig
+from adios_ray.config import TrialConfig, replaced
 from adios_ray.experiment.presets import TRAINING_IMAGES, preset_config
 from adios_ray.tables.grid import Column, DataSet, Published, Row
 from adios_ray.validation import parse
@@ -178,3 +178,16 @@ def small_training(objective: str, scheme: str, epochs: int, **masking: Any) -> 
         "augment": {"min_crop_scale": 0.2},
     }
     return parse(TrialConfig, values, "small setting")
+
+
+def scenes_training(scheme: str, **masking: Any) -> TrialConfig:
+    """Return the small setting on rendered scenes, which are cropped and flipped alone: color is half of each label.
+
+    Args:
+        scheme: Masking scheme.
+        **masking: Further settings of the masks.
+    """
+    changes = ("jitter_probability", "grayscale_probability", "blur_probability")
+    return replaced(
+        small_training("simclr", scheme, SCENES_EPOCHS, **masking), {f"augment.{name}": 0.0 for name in changes}
+    )
