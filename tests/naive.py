@@ -168,9 +168,18 @@ def naive_step(
     occlusion_gradients = torch.autograd.grad(price - objective, occlusion)
     _apply(optimizers.encoder, encoder, encoder_gradients) if not alternating else None
     _apply(optimizers.occlusion, occlusion, occlusion_gradients)
-    networks.update_momentum(1 - networks.objective.momentum_at(progress))
+    _follow(networks, networks.objective.momentum_at(progress))
     networks.objective.update_statistics(first_view)
     return list(encoder_gradients), list(occlusion_gradients)
+
+
+def _follow(networks: Networks, momentum: float) -> None:
+    """Move the momentum networks' parameters, one by one, to their mean with the encoder's new ones."""
+    if networks.momentum is None:
+        return
+    for name, online in (("backbone", networks.backbone), ("projector", networks.objective.projector)):
+        for mean, new in zip(networks.momentum[name].parameters(), online.parameters(), strict=True):
+            mean.data = momentum * mean.data + (1 - momentum) * new.data
 
 
 def _apply(

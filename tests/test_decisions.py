@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable
 from functools import reduce
 from pathlib import Path
+from random import Random
 from statistics import fmean
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from lcbench import halving, ray_decisions
 from made_up_run import make_exploit
 from noisy_trainings import run_noisy
 from simulated import SimulatedChannel, SimulatedRun, Simulation, optimum
-from test_schedulers import EPOCHS, crashing, simulation, space_of
+from test_schedulers import EPOCHS, crashing, made_longer, simulation, space_of
 
 from adios_ray.backend.channel import ChannelCalls
 from adios_ray.backend.line import Reply
@@ -217,6 +218,16 @@ def test_scores_between_reports_are_interpolated() -> None:
         assert (score_at(history, epoch).trial == "a") == (epoch in epochs or not epochs[0] <= epoch <= epochs[-1])
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "expected"), [(0.03, 0.05, 0.05), (0.05, 0.03, 0.05), (None, 0.05, None), (0.05, None, None)]
+)
+def test_an_interpolated_score_has_the_larger_of_two_known_errors(
+    before: float | None, after: float | None, expected: float | None
+) -> None:
+    history = (Score(2, 0.2, before, "a"), Score(4, 0.4, after, "a"))
+    assert score_at(history, 3).standard_error == expected
+
+
 def test_a_history_is_bounded_and_exact_where_it_is_new() -> None:
     history: History = ()
     for epoch in range(1, 1001):
@@ -285,6 +296,31 @@ def test_a_donor_must_be_better_beyond_the_noise(tmp_path: Path) -> None:
         expected = paired(better, worse).with_fluctuation(Fluctuation(0.01**2 if refusal.epoch == 2 else 0))
         assert refusal.z == pytest.approx(expected.z, rel=1e-9)
         assert refusal.p == pytest.approx(familywise(refusal.z, 4), rel=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"opening": {"trials": 8, "epochs": 2}}])
+def test_p_values_are_those_of_the_trials_that_take_part_and_of_their_last_reports(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Trials that have left in the opening do not count, nor do reports before the run was made longer."""
+    simulated = simulation(tmp_path / "run", population=4, significance=1e-9, **options)
+    simulated.config = simulated.config.model_copy(update={"epochs": 5})
+    simulated.fitness = lambda trial, epoch, config, before: Random(f"{trial}{epoch}").gauss(0.5, 0.01)
+    simulated.details = lambda trial, epoch, fitness: {"standard_error": 0.002}
+    simulated.drive()
+    made_longer(simulated, 5, EPOCHS)
+    histories = {name: m.history for name, m in simulated.drive().members.items() if m.epoch == EPOCHS}
+    assert len(histories) == 4
+    refusals, freedoms = read_refusals(simulated.directory), set[float]()
+    for refusal in refusals:
+        first = 5 if refusal.epoch > 5 else 0
+        known = [tuple(s for s in history if first < s.epoch <= refusal.epoch) for history in histories.values()]
+        donor, own = (score_at(histories[name], refusal.epoch) for name in (refusal.donor, refusal.trial))
+        expected = unpaired(donor, own).with_fluctuation(estimated_fluctuation(known))
+        freedoms.add(expected.freedom)
+        assert refusal.z == pytest.approx(expected.z, rel=1e-9)
+        assert refusal.p == pytest.approx(familywise(refusal.z, 4, expected.freedom), rel=1e-9)
+    assert len(refusals) >= 5 and min(freedoms) < 20 < max(freedoms)
 
 
 def test_observations_know_the_error_of_a_gain(tmp_path: Path) -> None:

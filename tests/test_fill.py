@@ -19,7 +19,7 @@ from adios_ray.data.counter_random import uniforms
 from adios_ray.data.loader import Batch, BatchLoader, epoch_order
 from adios_ray.data.shards import open_shards
 from adios_ray.errors import ConfigError
-from adios_ray.masking.fill import BLUR_SIGMA, FILLS, HIGHPASS_SIGMA, hide, make_fill
+from adios_ray.masking.fill import FILLS, hide, make_fill
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.training.trainer import Trainer
 from adios_ray.validation import parse
@@ -71,7 +71,7 @@ def test_hidden_pixels_become_the_fill_in_proportion_to_the_mask() -> None:
 def test_blur_is_a_gaussian_in_proportion_to_the_image(size: int) -> None:
     x = views(2, size)
     expected = {}
-    for name, sigma in (("blur", BLUR_SIGMA), ("highpass", HIGHPASS_SIGMA)):
+    for name, sigma in (("blur", 10 / 224), ("highpass", 5 / 224)):  # in the code of Chin et al. 2024
         blurred = ndimage.gaussian_filter(x.numpy(), sigma * size, mode="mirror", truncate=3, axes=(2, 3))
         expected[name] = torch.from_numpy(blurred)
     expected["highpass"] = x - expected["highpass"]

@@ -207,6 +207,33 @@ def test_the_probe_scores_the_probability_of_the_right_class(objects_dir: Path) 
     assert found.accuracy == pytest.approx(np.mean(chances.argmax(axis=1) == val.labels))
 
 
+def test_the_probe_scores_the_right_answers_about_several_labels(tmp_path: Path) -> None:
+    directory = make_objects(tmp_path / "scenes", multi_label=True)
+    trainer = Trainer(small_config(directory, evaluation={"fitness": "probe"}), CPU)
+    torch.nn.init.normal_(trainer.networks.probe.weight, std=0.3)
+    val = trainer.val_split
+    features = extract_features(trainer.networks.backbone, val, np.arange(len(val)), SIZE)
+    with torch.no_grad():
+        chances = trainer.networks.probe(features).sigmoid().numpy()
+    present, found = val.labels > 0, trainer.evaluate("val")
+    assert found.value == pytest.approx(np.where(present, chances, 1 - chances).mean(), abs=1e-6)
+    assert found.accuracy == pytest.approx(((chances > 0.5) == present).mean())
+
+
+def test_neighbors_are_spread_over_the_training_images(objects_dir: Path) -> None:
+    trainer = Trainer(small_config(objects_dir, evaluation={"train_images": 10}), CPU)
+    train, val, config = trainer.train_split, trainer.val_split, trainer.config.evaluation
+    chosen = np.linspace(0, 95, 10).astype(int)
+    bank, queries = (
+        extract_features(trainer.networks.backbone, split, images, SIZE)
+        for split, images in ((train, chosen), (val, np.arange(len(val))))
+    )
+    truth = torch.nn.functional.one_hot(torch.from_numpy(train.labels[chosen]), trainer.classes)
+    votes = naive_votes(bank, truth, queries, config.neighbors, config.temperature)
+    expected = np.mean([row[label] for row, label in zip(votes, val.labels, strict=True)])
+    assert trainer.evaluate("val").value == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.slow
 def test_f1_of_several_labels_is_no_mean_of_outcomes(tmp_path: Path) -> None:
     directory = make_objects(tmp_path / "scenes", multi_label=True)

@@ -1,9 +1,12 @@
 """The Gaussian process of PB2 against closed forms, finite differences and a known optimum."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 
+from adios_ray.search import gaussian_process
 from adios_ray.search.gaussian_process import Data, Matrix, Surrogate, TimeVaryingKernel, Vector, fit
 
 BOUNDS = np.array([[0.0, -2.0], [1.0, 4.0]])
@@ -68,6 +71,22 @@ def test_a_fit_with_equal_gains_or_one_row_is_finite() -> None:
     for some, own in ((rows, np.zeros(5)), (rows[:1], gains[:1])):
         chosen = choose(some, own, rows[:2, 2:], np.array([5, 0.5]), 0)
         assert np.isfinite(chosen).all()
+
+
+def test_a_surrogate_is_fitted_to_the_newest_standardized_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    rows, gains, errors = generator.random((20, 4)), generator.standard_normal(20), generator.random(20)
+    gains[15] = -1000  # which is clipped
+    fitted = list[tuple[Any, ...]]()
+    monkeypatch.setattr(gaussian_process, "fit", lambda *given: fitted.append(given))
+    monkeypatch.setattr(gaussian_process, "MAX_OBSERVATIONS", 12)
+    Surrogate(Data(rows, gains, errors), np.array([[0.0, -1.0], [1.0, 3.0]]))
+    ((scaled, targets, noise),) = fitted
+    rows, gains, errors = rows[8:], gains[8:], errors[8:]
+    low, high = np.array([*rows[:, :2].min(axis=0), 0, -1]), np.array([*rows[:, :2].max(axis=0), 1, 3])
+    np.testing.assert_allclose(scaled, (rows - low) / (high - low), rtol=1e-12)
+    np.testing.assert_allclose(targets, np.maximum((gains - gains.mean()) / gains.std(), -2), rtol=1e-12)
+    np.testing.assert_allclose(noise, (errors / gains.std()) ** 2, rtol=1e-12)
 
 
 def test_the_process_forgets() -> None:

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.label_free import (
-    EPSILON,
-    LIDAR_DELTA,
     alignment,
     alpha_req,
     effective_rank,
@@ -61,7 +59,7 @@ def test_ranks_equal_those_of_singular_values(shape: tuple[int, int]) -> None:
     for some, error in ((features, 1e-8), (low, 1e-6), (steep, 1e-6)):
         for score, matrix in ((rankme, some.double()), (effective_rank, some.double() - some.double().mean(dim=0))):
             shares = torch.linalg.svdvals(matrix)
-            shares = shares / shares.sum() + EPSILON
+            shares = shares / shares.sum() + 1e-7
             expected = float(torch.exp(-(shares * shares.log()).sum()))
             assert score(some) == pytest.approx(expected, rel=1e-12 if score is rankme else error)
 
@@ -78,7 +76,7 @@ def naive_lidar(views: np.ndarray) -> float:
     """Compute LiDAR from the matrices of its paper, image by image."""
     n, q, size = views.shape
     overall = views.reshape(-1, size).mean(axis=0)
-    between, within = np.zeros((size, size)), LIDAR_DELTA * np.eye(size)
+    between, within = np.zeros((size, size)), 1e-4 * np.eye(size)  # the paper's delta
     for image in views:
         mean = image.mean(axis=0)
         between += np.outer(mean - overall, mean - overall)
@@ -87,12 +85,14 @@ def naive_lidar(views: np.ndarray) -> float:
     values, vectors = np.linalg.eigh(within)
     root = vectors @ np.diag(values**-0.5) @ vectors.T
     shares = np.linalg.eigvalsh(root @ between @ root).clip(min=0)
-    shares = shares / shares.sum() + EPSILON
+    shares = shares / shares.sum() + 1e-7
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def test_lidar_against_its_matrices() -> None:
-    views = torch.randn(30, 4, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+@pytest.mark.parametrize("noise", [1.0, 0.01])  # the smaller one's variance is that of delta
+def test_lidar_against_its_matrices(noise: float) -> None:
+    views = noise * torch.randn(30, 4, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    views[..., :3] *= 2
     views += 3 * torch.randn(30, 1, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     assert lidar(views) == pytest.approx(naive_lidar(views.numpy()), rel=1e-6)
 

@@ -88,6 +88,8 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "scandir", failing)
     with pytest.raises(DatasetError, match=f"fox cannot be read: {os.strerror(error)}"):
         walk(root)
+    with pytest.raises(OSError, match=f"{os.strerror(error)}.*(fox|found)"):
+        Store(root).find()
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,15 @@ def test_workers_share_the_batch_of_one(loader: BatchLoader, workers: int, monke
             torch.testing.assert_close(own, theirs, rtol=0, atol=1e-6)  # products of matrices of other sizes
 
 
+def test_slots_are_drawn_by_seed_epoch_and_image(loader: BatchLoader) -> None:
+    drawn = [batch.drawn_slots for batch in loader.batches(SEED, 0, 4)]
+    for epoch in range(2):
+        samples = epoch_order(SEED, epoch, COUNTS["train"])[:72]
+        expected = uniforms(SEED, "slot", epoch, samples, 1)[:, 0]
+        found = torch.cat(drawn[2 * epoch : 2 * epoch + 2]).numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2.0**-24)
+
+
 def test_a_draw_that_rounds_to_one_keeps_its_slot() -> None:
     """Check draws above 1 - 2^-25, which round to 1 in single precision and would choose slot N of 0 to N - 1."""
     (draw,) = uniforms(0, "slot", 199, np.array([78309]), 1)[:, 0]  # of ImageNet100's 114,020 images, seed 0

@@ -109,6 +109,15 @@ def test_a_split_without_noise_leaves_the_union_of_its_halves() -> None:
     torch.testing.assert_close(merged, before, rtol=0, atol=1e-12)
 
 
+def test_the_halves_of_a_split_part_by_noise_of_opposite_signs() -> None:
+    model, optimizer, x = make_model(3)
+    head, masks = read_head(model, optimizer), model(x).detach()
+    largest = int(masks.mean(dim=(0, 2, 3)).argmax())
+    first, second = resize_head(head, masks, 4).weight[[largest, 3]]
+    torch.testing.assert_close((first + second) / 2, head.weight[largest], rtol=0, atol=1e-12)
+    assert float((first - second).std() / 2 / head.weight.std()) == pytest.approx(0.02, rel=0.8)  # of 8 weights
+
+
 @pytest.mark.parametrize("optimizer_name", ["sgd", "lars", "adamw"])
 def test_merging_the_halves_of_a_split_restores_model_and_optimizer(optimizer_name: str) -> None:
     model, optimizer, x = make_model(3, optimizer_name)

@@ -524,6 +524,21 @@ def test_lars_skips_steps_that_are_not_finite_and_takes_rates_as_tensors() -> No
         torch.testing.assert_close(*buffers, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_momentum_that_returns_begins_at_zero(name: str) -> None:
+    (parameters, optimizer), (others, fresh) = make_optimizer(name, 0.9), make_optimizer(name, 0.9)
+    for p, q in zip(parameters, others, strict=True):
+        p.grad = q.grad = torch.full_like(p, 0.5)
+    for momentum in (0.9, 0.0, 0.9):
+        for p, q in zip(parameters, others, strict=True):
+            q.data.copy_(p.data)
+        for group in optimizer.param_groups:
+            group["momentum"] = momentum
+        optimizer.step()
+    fresh.step()
+    assert all(map(torch.equal, parameters, others))
+
+
 def test_only_steps_on_gpus_multiply_in_reduced_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     precision = torch.get_float32_matmul_precision
     before = precision()

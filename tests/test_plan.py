@@ -202,6 +202,12 @@ def test_classes_of_few_groups_are_in_train_and_named() -> None:
     assert {class_of(item) for item in (*splits["val"], *splits["test"])} == {"many"}
 
 
+def test_a_class_of_large_groups_gives_its_smallest_ones() -> None:
+    items = [f"c/g{size}/{number}" for size in (20, 10, 12) for number in range(size)]
+    splits = plan_splits({"train": items}, ALL, class_of, folder_of)
+    assert {split: len(found) for split, found in splits.items()} == {"train": 20, "test": 10, "val": 12}
+
+
 def test_groups_of_several_classes_leave_each_class_in_train() -> None:
     """A group that a lacking class needs may hold the last images of another one."""
     by_patient = group_by_pattern(r"p\d+")

@@ -226,6 +226,16 @@ def test_only_trials_that_trained_to_the_end_train_longer_and_none_waits_at_a_ba
     assert state.next_decision_epoch == 8
 
 
+def test_trials_of_a_longer_run_train_one_interval_before_a_decision() -> None:
+    members = {
+        "ended": Member(values={}, number=0, epoch=8, finished=True),
+        "reopened": Member(values={}, number=1, epoch=3, reopened=True),
+    }
+    PopulationState(members=members, next_decision_epoch=8, epochs=8).extend(12, 2)
+    assert (members["ended"].decided_epoch, members["ended"].restarted_epoch) == (8, 8)
+    assert not members["reopened"].reopened
+
+
 def test_a_run_and_its_data_are_found_where_they_are_now(
     config: ExperimentConfig, trained: Trained, objects_dir: Path, tmp_path: Path
 ) -> None:

@@ -252,6 +252,31 @@ def test_pruned_checkpoints_disappear_from_the_uri_and_from_the_nodes(
     assert kept == {*left, "epoch_00005"}
 
 
+def test_a_node_keeps_its_copies_while_storage_fails(nodes: Nodes, server: S3Server) -> None:
+    writer = nodes["writer"]
+    pointers = [saved(writer, epoch) for epoch in (1, 2)]
+    for pointer in pointers:
+        writer.publish(pointer.path)
+    Store(pointer_place(nodes, 1)).remove("")
+    server.fault = lambda method, path: INTERNAL_ERROR
+    writer.trim("trial_00")
+    assert [pointer.path.exists() for pointer in pointers] == [True, True]
+    server.fault = None
+    writer.trim("trial_00")
+    assert [pointer.path.exists() for pointer in pointers] == [False, True]
+
+
+def test_what_is_left_of_half_a_removal_is_no_checkpoint(nodes: Nodes, server: S3Server) -> None:
+    writer, left = nodes["writer"], threading.Semaphore(1)
+    pointer = saved(writer, 1)
+    writer.publish(pointer.path)
+    # Deletions are posted; the first one is answered.
+    server.fault = lambda method, path: None if method != "POST" or left.acquire(blocking=False) else INTERNAL_ERROR
+    writer.remove(pointer.path)
+    server.fault = None
+    assert Store(pointer_place(nodes, 1)).names() == {STATE_FILE}
+
+
 def test_the_journal_is_copied_after_what_it_rests_on(nodes: Nodes, server: S3Server) -> None:
     driver = nodes["driver"]
     run = RunDirectory(driver.directory)
@@ -363,9 +388,16 @@ def test_what_a_driver_could_not_copy_at_its_end_is_kept_for_people(
         server.fault = lambda method, path: INTERNAL_ERROR
     assert f"{driver.directory} holds" in capsys.readouterr().out
     server.fault = None
+    worker = nodes["ends"]
+    worker.open()
+    worker.close()
+    assert log.exists()  # a worker that ends on the driver's node leaves it
     for _ in range(2):
         with nodes["ends"].driven(lambda: None):
             assert not log.exists()
+    worker.open()
+    worker.close()
+    assert not worker.directory.exists()
     (aside,) = (tmp_path / "ends").glob("a_run-unsaved-*")
     assert (aside / "logs" / "trial_00.log").read_text() == "traceback of what ended the run"
     assert capsys.readouterr().out.count(f"{aside} has what {nodes.place} may lack") == 1

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import hyperopt
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from simulated import CrashedError, Simulation, StuckError, optimum
@@ -24,14 +25,15 @@ from adios_ray.errors import ClaimError, FaultError
 from adios_ray.experiment.schedule import Schedule, Stage, schedule_of
 from adios_ray.run_directory import RunDirectory, trial_of
 from adios_ray.search.comparison import Score
+from adios_ray.search.gaussian_process import Data
 from adios_ray.search.pb2 import PB2
 from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import WORST_SCORE, Population
 from adios_ray.search.scheduler import STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
-from adios_ray.search.state import Observation, PopulationState
+from adios_ray.search.state import Member, Observation, PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
-from adios_ray.search.suggest import TreeParzen, make_suggest, random_trials
+from adios_ray.search.suggest import TreeParzen, initial_values, make_suggest, random_trials
 from adios_ray.tracking.decisions import read_drops, read_lineage
 from adios_ray.tracking.lineage import ancestry
 from adios_ray.trial_report import TrialReport
@@ -115,6 +117,39 @@ def test_the_order_of_reports_does_not_change_a_synchronous_lineage(tmp_path: Pa
         simulated.drive()
         lineages.append(simulated.lineage())
     assert len(lineages[0]) == 2 * 4 and all(lineage == lineages[0] for lineage in lineages)
+
+
+def test_another_seed_draws_other_values() -> None:
+    first, second = (initial_values(space_of(), parse(TrialConfig, {"seed": seed}), 4) for seed in (1, 2))
+    assert first[0] == second[0]  # the configured ones
+    assert all(one != two for one, two in zip(first[1:], second[1:], strict=True))
+
+
+def test_another_seed_explores_other_values(tmp_path: Path) -> None:
+    explored = []
+    for seed in (1, 2):
+        simulated = simulation(tmp_path / str(seed), population=4)  # begins with the values of seed 1
+        simulated.config = simulated.config.model_copy(update={"seed": seed})
+        simulated.fitness = lambda trial, epoch, config, before: int(trial[-2:]) / 100
+        simulated.drive()
+        explored.append([values for *_, values in simulated.lineage()])
+    assert len(explored[0]) == EPOCHS - 1 and explored[0] != explored[1]
+
+
+def test_no_two_decisions_draw_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a barrier, a trial that copies one behind it reaches the same epoch again."""
+    simulated, scores = simulation(tmp_path / "run", order=4, synchronous=False, significance=1), Random(4)
+    simulated.fitness = lambda trial, epoch, config, before: scores.random()
+    random, decisions, numbers = Population.random, list[tuple[str, int]](), list[float]()
+
+    def recorded(members: Population, name: str, again: bool = False) -> Random:
+        decisions.append((name, members[name].epoch))
+        numbers.append(random(members, name, again).random())
+        return random(members, name, again)
+
+    monkeypatch.setattr(Population, "random", recorded)
+    simulated.drive()
+    assert len(set(decisions)) < len(decisions) == len(set(numbers))
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 7, 13])
@@ -407,12 +442,15 @@ def test_a_population_in_which_all_diverged_makes_no_copies(tmp_path: Path) -> N
     assert simulated.lineage() == []
 
 
-def test_smoothed_scores_are_running_means(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("first", "mean"), [(1.0, 0.75 * 1 + 0.25 * 2), pytest.param(math.nan, 2, id="which a failure begins anew")]
+)
+def test_smoothed_scores_are_running_means(tmp_path: Path, first: float, mean: float) -> None:
     simulated = simulation(tmp_path / "run", population=2, interval_epochs=99)
     simulated.config = parse(TrialConfig, {"epochs": 3, "evaluation": {"smoothing": 0.75}})
-    simulated.fitness = lambda trial, epoch, values, before: float(epoch)
+    simulated.fitness = lambda trial, epoch, values, before: first if epoch == 1 else float(epoch)
     state = simulated.drive()
-    assert state.members["trial_00"].score == pytest.approx(0.75 * (0.75 * 1 + 0.25 * 2) + 0.25 * 3, abs=1e-12)
+    assert state.members["trial_00"].score == pytest.approx(0.75 * mean + 0.25 * 3, abs=1e-12)
 
 
 def final_score(state: PopulationState) -> float:
@@ -490,6 +528,41 @@ def test_pb2_keeps_apart_from_copies_that_an_earlier_driver_made(tmp_path: Path)
     assert choose(state) == alone
 
 
+def test_pb2_learns_from_gains_per_epoch_of_reports_that_stand_for_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    space, state, seen = space_of(scheduler="pb2"), PopulationState(next_decision_epoch=9), list[tuple[Data, Any]]()
+    values = {"masking.sparsity_weight": 0.5, "optimizer.encoder_lr": 0.1, "masking.slots": 4}
+
+    class Recorder:
+        def __init__(self, *given: Any) -> None:
+            seen.append(given)
+
+        def choose(self, *_: Any) -> Any:
+            return np.array([0.3, math.log(0.2), 3.4])
+
+    monkeypatch.setattr("adios_ray.search.pb2.Surrogate", Recorder)
+    for name, epochs, scores, error in (
+        ("d", (4, 6), (0.3, 0.7), 0.06),
+        ("c", (2, 4), (WORST_SCORE, 0.3), 0.06),
+        ("b", (0, 2), (None, 0.1), 0.06),
+        ("a", (4, 6), (0.2, 0.8), 0.06),
+        ("e", (1, 2), (0.1, 0.4), None),
+        ("f", (2, 5), (0.1, WORST_SCORE), 0.06),
+        ("g", (2, 5), (0.1, 0.4), 0.06),
+    ):
+        state.add(name, values)
+        observed = Observation(trial=name, values=values, epochs=epochs, scores=scores, standard_error=error)
+        state.observations[f"{name}/{epochs[1]}"] = observed
+    donor = Member(values=values, number=0, epoch=6, score=0.7, base_score=0.7)
+    chosen = PB2(space, state)("a", donor, Random(0))
+    ((data, bounds),) = seen
+    rest = [0.5, math.log(0.1), 4]
+    np.testing.assert_allclose(data.rows, [[2, 0.1, *rest], [5, 0.1, *rest], [6, 0.2, *rest], [6, 0.3, *rest]])
+    np.testing.assert_allclose(data.gains, [0.3, 0.1, 0.3, 0.2])
+    np.testing.assert_allclose(data.errors, [0.0, 0.02, 0.03, 0.03])
+    np.testing.assert_allclose(bounds, [[0.1, math.log(0.01), 2], [1.0, 0.0, 6]], atol=1e-12)
+    assert chosen == {"masking.sparsity_weight": 0.3, "optimizer.encoder_lr": pytest.approx(0.2), "masking.slots": 3}
+
+
 def searched(simulated: Simulation) -> PopulationState:
     """Run a search that stops trials, and return its population."""
     return simulated.drive(lambda members, admission: stopping(simulated, members, admission))
@@ -514,6 +587,11 @@ def test_asha_keeps_the_best_share_at_each_rung(tmp_path: Path) -> None:
     assert epochs.count(1) >= 9 and epochs[-1] == EPOCHS and all(member.finished for member in state.members.values())
     assert state.members["trial_26"].epoch == EPOCHS
     assert sum(epochs) < 27 * EPOCHS / 2
+
+
+def test_asha_stops_nothing_where_its_grace_is_longer_than_the_training(tmp_path: Path) -> None:
+    simulated = simulation(tmp_path / "run", population=4, scheduler="asha", grace_epochs=EPOCHS + 1)
+    assert {member.epoch for member in searched(simulated).members.values()} == {EPOCHS}
 
 
 def test_median_stops_trials_below_the_median(tmp_path: Path) -> None:
@@ -541,13 +619,13 @@ def test_a_rule_stops_trials_at_what_was_the_last_epoch_of_a_search_that_is_made
         0.51 if trial == "trial_00" else (0.9 if epoch >= 4 else 0.5) + int(trial[-2:]) / 1000
     )
     assert {member.epoch for member in searched(simulated).members.values()} == {4}
-    extended(simulated, 4, 8)
+    made_longer(simulated, 4, 8)
     epochs = {name: member.epoch for name, member in searched(simulated).members.items()}
     assert epochs["trial_00"] == 4 and epochs["trial_04"] == 8
     assert list(epochs.values()).count(4) == stopped and set(epochs.values()) == {4, 8}
 
 
-def extended(simulated: Simulation, before: int, after: int) -> None:
+def made_longer(simulated: Simulation, before: int, after: int) -> None:
     """Make a run that has trained to an epoch longer, as a resumption with more epochs does."""
     state = PopulationState.load(simulated.directory)
     state.epochs = before
@@ -581,7 +659,7 @@ def test_a_stopped_trial_that_has_lost_its_checkpoint_trains_to_its_last_report_
 def test_hyperopt_knows_the_best_trials_of_a_search_that_is_made_longer(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", population=8, scheduler="none", search="hyperopt", parameters=PARAMETERS)
     searched(simulated)
-    extended(simulated, EPOCHS, 2 * EPOCHS)
+    made_longer(simulated, EPOCHS, 2 * EPOCHS)
     state = PopulationState.load(simulated.directory)
     suggest = make_suggest(simulated.space, simulated.config, state, 9)
     assert isinstance(suggest, TreeParzen)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,17 @@ def test_labels_that_cannot_be_are_named(tmp_path: Path, classes: int | None, la
     for read in (verify, lambda directory: open_shards(directory).split("train")):
         with pytest.raises(DatasetError, match=rf"train-00002\.arrow {message}"):
             read(tmp_path / "set")
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(0, 9, "height"), (9, 0, "width")])
+def test_a_photograph_without_a_side_is_named(height: int, width: int, side: str, directory: Path) -> None:
+    (item, sample), *rest = make_samples(3, 0)
+    samples = [(item, replace(sample, height=height, width=width)), *rest]
+    entry = write_shard(Store(directory), "train-00002.arrow", Layout(SIZE, None, False), samples)
+    shards = json.loads((directory / "manifest.json").read_text())["splits"]["train"]
+    edit_manifest(directory, splits={"train": [*shards[:2], entry.model_dump(), shards[3]]})
+    with pytest.raises(DatasetError, match=rf"train-00002\.arrow has images without {side}"):
+        open_shards(directory).split("train")
 
 
 def test_images_without_labels_have_none_in_their_split_alone(directory: Path) -> None:

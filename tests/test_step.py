@@ -241,6 +241,40 @@ def test_without_masks_the_step_is_the_plain_objective(objective: str) -> None:
         assert_close(after.detach(), (before - lr * (gradient + shrink)).detach())
 
 
+@pytest.mark.parametrize("objective", ["byol", "mocov3", "dino"])
+def test_targets_are_projections_by_the_momentum_networks(objective: str) -> None:
+    networks, optimizers = make_players(config := make_config(objective))
+    train_step(networks, optimizers, make_batch(0), config, 0.0)
+    networks.eval()  # BatchNorm's statistics do not move between the two passes
+    assert networks.momentum is not None
+    x, momentum = make_batch(1).a, networks.momentum
+    target = networks.embed(x)[0].target
+    torch.testing.assert_close(target, momentum["projector"](momentum["backbone"](x)), rtol=0, atol=1e-12)
+    assert not torch.allclose(target, networks.objective.projector(networks.backbone(x)))
+
+
+@pytest.mark.parametrize(
+    ("objective", "order"), [("byol", "simultaneous"), ("dino", "simultaneous"), ("mocov2", "alternating")]
+)
+def test_a_step_that_is_not_finite_moves_no_average_and_no_statistics(objective: str, order: str) -> None:
+    networks, optimizers = make_players(config := make_config(objective, order=order))
+    train_step(networks, optimizers, make_batch(0), config, 0.0)
+    assert networks.momentum is not None
+    watched = [*networks.momentum.parameters(), *networks.objective.buffers(recurse=False)]
+    before, batch = [values.clone() for values in watched], make_batch(1)
+    batch.b[0] = torch.nan
+    train_step(networks, optimizers, batch, config, 0.5)
+    assert all(map(torch.equal, watched, before))
+
+
+def test_each_embedding_of_a_step_draws_its_own_numbers_and_the_second_pass_the_same() -> None:
+    networks, optimizers = make_players(config := make_config(order="alternating"))
+    seeds: list[int] = []
+    networks.backbone.register_forward_hook(lambda *_: seeds.append(torch.initial_seed()))
+    train_step(networks, optimizers, make_batch(0)._replace(module_seed=70), config, 0.0)
+    assert seeds == [70, 71, 72, 73] * 2  # the unmasked view, and three slots
+
+
 def game_value(networks: Networks, batch: Batch, config: TrialConfig) -> float:
     """Compute L - lambda p on a batch (paper, Equation 8)."""
     masks_a, masks_b = naive_masks(networks, batch, both=False)
