@@ -7,7 +7,7 @@ import pkgutil
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from adios_ray.api import LoadedRun
 from adios_ray.cli import EXAMPLES, Command, main
 from adios_ray.commands.evaluate import PARTS, All, Evaluate, Transfer
 from adios_ray.data.shards import open_shards, verify
+from adios_ray.data.sources.image_files import ImageFiles
+from adios_ray.errors import DatasetError
 from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import DEMO_IMAGE_SIZE, DEMO_IMAGES, ExperimentConfig
 from adios_ray.experiment.presets import preset_config
@@ -299,19 +301,41 @@ def test_the_first_page_says_what_the_demo_does() -> None:
     assert f"runs/objects-{DEMO_IMAGES}-{DEMO_IMAGE_SIZE}px" in page and f"epoch_{demo.epochs:05d} --images" in page
 
 
-def test_the_reader_of_the_page_on_data_sets_reads_one(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "add_a_data_set.md").read_text(), re.DOTALL)
+def reader_of_the_page() -> Callable[[Path], ImageFiles]:
+    """Define the reader that the page on adding a data set shows."""
     names: dict[str, Any] = {}
-    exec(block, names)
+    exec(blocks("docs/add_a_data_set.md")[0], names)
+    reader: Callable[[Path], ImageFiles] = names["source"]
+    return reader
+
+
+def test_the_reader_of_the_page_on_data_sets_reads_one(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(
-        "file,split,label\na.png,train,cat\nb.png,train,dog\nc.png,test,cat\nd.png,test,dog\n"
+        "file,split,label\n./a.png,Training,cat\nb.png,train,dog\nc.png,test,cat\nd.png,test, dog\n"
     )
     for name in "abcd":
         (tmp_path / f"{name}.png").write_bytes(picture(0, 40, 56))
-    source = names["source"](tmp_path)
+    source = reader_of_the_page()(tmp_path)
     assert source.classes == ("cat", "dog")
-    assert {split: len(items) for split, items in source.listing().items()} == {"train": 2, "test": 2}
-    assert source.load(source.listing()["test"][0], 32).label == 0
+    assert source.listing() == {"train": ["a.png", "b.png"], "test": ["c.png", "d.png"]}
+    assert [source.load(item, 32).label for item in source.listing()["test"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (b"file;split;label\na.png;train;cat\n", "line 2: expected file, split"),
+        (b"split,label\ntrain,cat\n", "line 2: expected file, split"),
+        (b"file,split,label\na.png,train,cat\nb.png,train\n", "line 3: expected file, split"),
+        (b"file,split,label\na.png,mine,cat\n", "line 2: expected file, split"),
+        (b"file,split,label\na.png,train,caf\xe9\n", "expected file, split"),
+        (b"file,split,label\n../a.png,train,cat\n", "names ../a.png, which is outside"),
+    ],
+)
+def test_the_reader_of_the_page_on_data_sets_refuses_other_tables(tmp_path: Path, rows: bytes, message: str) -> None:
+    (tmp_path / "labels.csv").write_bytes(rows)
+    with pytest.raises(DatasetError, match=message):
+        reader_of_the_page()(tmp_path)
 
 
 def test_the_commands_of_the_page_on_evaluation_can_be_read() -> None:
