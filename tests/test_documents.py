@@ -54,6 +54,14 @@ def test_the_walks_of_the_architecture_name_functions_that_exist() -> None:
                 assert re.search(rf"def {function}\(", source), f"{file} has no {function}"
 
 
+def test_the_architecture_names_every_module_and_package() -> None:
+    table = "\n".join(re.findall(r"^\| .* \|$", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE))
+    layers = table.partition("| where |")[0]
+    modules = {path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
+    packages = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    assert [name for name in sorted(modules | packages) if f"`{name}`" not in layers] == []
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_files_named_in_a_document_exist(document: Path) -> None:
     text = document.read_text()
