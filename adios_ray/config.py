@@ -4,8 +4,8 @@ Units are part of the names. An unknown key or a value out of range raises a ``C
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Iterator, Mapping, Set
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -13,41 +13,65 @@ from adios_ray.errors import ConfigError
 from adios_ray.measures import MEASURES
 from adios_ray.validation import leaves, parse, suggestion
 
-OBJECTIVES: Mapping[str, str] = {
-    "simclr": "simclr:SimCLR",
-    "simsiam": "simsiam:SimSiam",
-    "byol": "byol:BYOL",
-    "barlow": "barlow:BarlowTwins",
-    "vicreg": "vicreg:VICReg",
-    "mocov2": "mocov2:MoCoV2",
-    "mocov3": "mocov3:MoCoV3",
-    "dino": "dino:DINO",
-    "pixel": "pixel:PixelInpainting",
+
+class ObjectiveEntry(NamedTuple):
+    """An objective's line in the table.
+
+    Attributes:
+        defined: Module below ``adios_ray.objectives``, and class: ``module:Class``.
+        uses: Those settings of ``ObjectiveConfig`` it uses that only some objectives do. ``predictor_dim`` stands for
+            a predictor, with a learning rate of its own.
+    """
+
+    defined: str
+    uses: Set[Literal["temperature", "predictor_dim", "queue", "terms", "momentum_start"]] = frozenset()
+
+
+OBJECTIVES: Mapping[str, ObjectiveEntry] = {
+    "simclr": ObjectiveEntry("simclr:SimCLR", {"temperature"}),
+    "simsiam": ObjectiveEntry("simsiam:SimSiam", {"predictor_dim", "terms"}),
+    "byol": ObjectiveEntry("byol:BYOL", {"predictor_dim", "momentum_start"}),
+    "barlow": ObjectiveEntry("barlow:BarlowTwins"),
+    "vicreg": ObjectiveEntry("vicreg:VICReg"),
+    "mocov2": ObjectiveEntry("mocov2:MoCoV2", {"temperature", "queue", "momentum_start"}),
+    "mocov3": ObjectiveEntry("mocov3:MoCoV3", {"temperature", "predictor_dim", "momentum_start"}),
+    "dino": ObjectiveEntry("dino:DINO", {"momentum_start"}),
+    "pixel": ObjectiveEntry("pixel:PixelInpainting"),
 }
-"""Objectives by name: module below ``adios_ray.objectives``, and class. The table is here because configurations are
-read without torch."""
+"""Objectives by name. The table is here because configurations are read without torch."""
 Scheduler = Literal["pbt", "pb2", "asha", "median", "none"]
 EVOLVING: tuple[Scheduler, ...] = ("pbt", "pb2")
 """Schedulers that change the values of trials while they train."""
 STOPPING: tuple[Scheduler, ...] = ("asha", "median")
 """Schedulers that stop trials early by their scores."""
-PREDICTING = ("simsiam", "byol", "mocov3")
-"""Objectives with a predictor."""
-SCHEMES: Mapping[str, Literal["learned", "none", "pattern", "object"]] = {
-    "adios": "learned",
-    "adios-s": "learned",
-    "none": "none",
-    "mae": "pattern",
-    "beit": "pattern",
-    "grid": "pattern",
-    "colormae": "pattern",
-    "ground-truth": "object",
-    "fg-bg": "object",
-    "box": "object",
-    "shuffle": "object",
+
+
+class SchemeEntry(NamedTuple):
+    """A masking scheme's line in the table.
+
+    Attributes:
+        kind: Masks of an occlusion model, none, random patterns, or a data set's object masks.
+        uses_slots: Whether it makes ``masking.slots`` masks of an image.
+    """
+
+    kind: Literal["learned", "none", "pattern", "object"]
+    uses_slots: bool = False
+
+
+SCHEMES: Mapping[str, SchemeEntry] = {
+    "adios": SchemeEntry("learned", uses_slots=True),
+    "adios-s": SchemeEntry("learned", uses_slots=True),
+    "none": SchemeEntry("none"),
+    "mae": SchemeEntry("pattern"),
+    "beit": SchemeEntry("pattern"),
+    "grid": SchemeEntry("pattern"),
+    "colormae": SchemeEntry("pattern"),
+    "ground-truth": SchemeEntry("object", uses_slots=True),
+    "fg-bg": SchemeEntry("object"),
+    "box": SchemeEntry("object", uses_slots=True),
+    "shuffle": SchemeEntry("object", uses_slots=True),
 }
-"""Masking schemes by name: masks of an occlusion model, none, random patterns, or a data set's object masks.
-``adios_ray.masking.schemes`` implements those that are not learned."""
+"""Masking schemes by name. ``adios_ray.masking.schemes`` implements those that are not learned."""
 # At run time the names come from the tables; type checkers cannot evaluate such a Literal.
 if TYPE_CHECKING:
     ObjectiveName = str
@@ -87,9 +111,6 @@ PROBE_LR = 0.1
 """Learning rate of the online probe."""
 LARS_TRUST = 0.02
 """Trust coefficient of LARS."""
-
-QUEUE = 65536
-"""Keys in the queue of MoCo v2."""
 
 Fill = Literal["zero", "blur", "highpass", "noise", "mix"]
 Norm = Literal["group", "instance", "none"]
@@ -183,7 +204,7 @@ class ObjectiveConfig(Strict):
     hidden_dim or the method's default."""
     output_dim: int | None = Field(None, ge=2, le=LARGEST_WIDTH)
     """Width of the projection; the method's default if not given (SimCLR 128, SimSiam 2048, BYOL 256)."""
-    queue: int = Field(QUEUE, ge=1, le=2**24)
+    queue: int = Field(65536, ge=1, le=2**24)
     """MoCo v2: keys of earlier batches that serve as negatives (about 4096 for CIFAR-10); more than the training
     images include earlier keys of the same image."""
     masked_views: Literal["one", "both"] = "one"
@@ -201,23 +222,22 @@ class ObjectiveConfig(Strict):
             raise ValueError("objective pixel inpaints one view: masked_views must be one")
         if len(set(self.terms)) < len(self.terms) or "masked-unmasked" not in self.terms:
             raise ValueError(f"terms {', '.join(self.terms)} must be different and include masked-unmasked")
-        if set(self.terms) != set(ALL_TERMS) and (self.name, self.masked_views) != ("simsiam", "both"):
-            raise ValueError(
-                f"terms need simsiam with masked_views both, not {self.name} with {self.masked_views}; leave terms out"
-            )
+        if set(self.terms) != set(ALL_TERMS) and self.masked_views != "both":
+            raise ValueError(f"terms need masked_views both, not {self.masked_views}: leave terms out")
         return self
 
     @model_validator(mode="after")
-    def _check_queue(self) -> Self:
-        if self.queue != QUEUE and self.name != "mocov2":
-            raise ValueError(f"objective {self.name} has no queue: leave queue out")
+    def _check_used(self) -> Self:
+        # The others may stay where another objective is chosen: remarks name them.
+        for setting in ("predictor_dim", "queue", "terms"):
+            if setting not in self.uses and getattr(self, setting) != type(self).model_fields[setting].default:
+                raise ValueError(f"objective {self.name} does not use {setting}: leave it out")
         return self
 
-    @model_validator(mode="after")
-    def _check_predictor(self) -> Self:
-        if self.predictor_dim is not None and self.name not in PREDICTING:
-            raise ValueError(f"objective {self.name} has no predictor: leave predictor_dim out")
-        return self
+    @property
+    def uses(self) -> Set[str]:
+        """Those settings it uses that only some objectives do."""
+        return OBJECTIVES[self.name].uses
 
 
 class MaskingConfig(Strict):
@@ -259,12 +279,12 @@ class MaskingConfig(Strict):
     @property
     def learned(self) -> bool:
         """Whether masks are made by an occlusion model."""
-        return SCHEMES[self.scheme] == "learned"
+        return SCHEMES[self.scheme].kind == "learned"
 
     @property
     def needs_objects(self) -> bool:
         """Whether masks come from the data set's object masks."""
-        return SCHEMES[self.scheme] == "object"
+        return SCHEMES[self.scheme].kind == "object"
 
 
 class OptimizerConfig(Strict):

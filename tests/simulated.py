@@ -17,15 +17,15 @@ from adios_ray.backend.line import Line, Lines, Note, Reply, Request
 from adios_ray.backend.trial import REPLY
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
+from adios_ray.experiment.evolution import make_scheduler
 from adios_ray.retry import Result
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.opening import rungs
-from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import Population
-from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
+from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP
 from adios_ray.search.spaces import SearchSpace
-from adios_ray.search.state import Member, PopulationState
+from adios_ray.search.state import PopulationState
 from adios_ray.search.suggest import fill
 from adios_ray.tracking.decisions import Drop, Exploit, Refusal, append_decision, begin_lineage, read_lineage
 from adios_ray.tracking.run import Run
@@ -180,7 +180,7 @@ class Simulation:
     def _names(self) -> list[str]:
         return [f"trial_{number:02d}" for number in range(self.space.trials(self.population))]
 
-    def drive(self, make: Callable[[Population, Admission], LiveScheduler] | None = None) -> PopulationState:
+    def drive(self) -> PopulationState:
         """Run as the driver until all trials have ended; may be called again after a crash."""
         state = PopulationState.load(self.directory)
         state.save(self.directory)
@@ -190,7 +190,8 @@ class Simulation:
         self.members = Population(self.config, state, cast(Run, self.run), cast(ChannelCalls, self.channel))
         admission = Admission(len(todo), self.count_capacity)
         admission.capacity = lambda: self.capacity  # type: ignore[method-assign]  # counted at every step
-        self.scheduler = make(self.members, admission) if make else self._evolution(admission)
+        halvings = rungs(self.space.opening, self.population)
+        self.scheduler = make_scheduler(self.space, self.members, admission, len(self._names()), halvings)
         self.trials: dict[str, SimulatedTrial] = {}
         while any(trial.status != Trial.TERMINATED for trial in self.trials.values()) or len(self.trials) < len(todo):
             self.capacity = max(1, self.count_capacity())
@@ -201,13 +202,6 @@ class Simulation:
                 self._report()
             self.on_step(self)
         return state
-
-    def _evolution(self, admission: Admission) -> PopulationBasedTraining:
-        def explore(name: str, donor: Member, random: Random) -> dict[str, Any]:
-            return self.space.explore(donor.values, random)
-
-        halvings = rungs(self.space.opening, self.population)
-        return PopulationBasedTraining(self.members, admission, self.space, explore, halvings)
 
     def _start(self, todo: Sequence[str]) -> None:
         """Start all trials that the scheduler admits."""

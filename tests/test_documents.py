@@ -7,7 +7,7 @@ import pkgutil
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from adios_ray.api import LoadedRun
 from adios_ray.cli import EXAMPLES, Command, main
 from adios_ray.commands.evaluate import PARTS, All, Evaluate, Transfer
 from adios_ray.data.shards import open_shards, verify
+from adios_ray.data.sources.image_files import ImageFiles
+from adios_ray.errors import DatasetError
 from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import DEMO_IMAGE_SIZE, DEMO_IMAGES, ExperimentConfig
 from adios_ray.experiment.presets import preset_config
@@ -50,6 +52,14 @@ def test_the_walks_of_the_architecture_name_functions_that_exist() -> None:
             source = (PACKAGE / file).read_text()
             for function in re.findall(r"`(\w+)`", functions):
                 assert re.search(rf"def {function}\(", source), f"{file} has no {function}"
+
+
+def test_the_architecture_names_every_module_and_package() -> None:
+    table = "\n".join(re.findall(r"^\| .* \|$", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE))
+    layers = table.partition("| where |")[0]
+    modules = {path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
+    packages = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    assert [name for name in sorted(modules | packages) if f"`{name}`" not in layers] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -97,14 +107,19 @@ def test_generated_references_are_complete(page: str) -> None:
     text = reference.on_page_markdown((ROOT / "docs" / "reference" / f"{page}.md").read_text())
     assert "<!--" not in text
     assert not re.findall(r"^\| `.*\| *\|$", text, re.MULTILINE), "fields without a meaning"
+    assert page == "run_directory" or not re.findall(r"\bNone\b", text), "YAML has null, and command lines nothing"
     expected = {
-        "configuration": "| `masking.slots` † | integer, ≥ 2, ≤ 64 | `4` | Number of masks N",
-        "search_spaces": "| `factor` | number, > 1 | `1.25` |",
-        "run_directory": "| `donor` | text |",
-        "errors": "├── InputError (ValueError)",
-        "commands": "| `--storage` | `runs` | Directory or URI (s3://, gs://, ...) that contains",
+        "configuration": ["| `masking.slots` † | integer, ≥ 2, ≤ 64 | `4` | Number of masks N"],
+        "search_spaces": [
+            "| `factor` | number, > 1 | `1.25` |",
+            "| `low` | integer |  | Smallest value. |",
+            "| `values` | list of any, at least 2 of them |",
+        ],
+        "run_directory": ["| `donor` | text |"],
+        "errors": ["├── InputError (ValueError)"],
+        "commands": ["| `--storage` | `runs` | Directory or URI (s3://, gs://, ...) that contains"],
     }
-    assert expected[page] in text
+    assert [row for row in expected[page] if row not in text] == []
 
 
 def test_the_reference_has_every_configuration_value() -> None:
@@ -299,19 +314,41 @@ def test_the_first_page_says_what_the_demo_does() -> None:
     assert f"runs/objects-{DEMO_IMAGES}-{DEMO_IMAGE_SIZE}px" in page and f"epoch_{demo.epochs:05d} --images" in page
 
 
-def test_the_reader_of_the_page_on_data_sets_reads_one(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "add_a_data_set.md").read_text(), re.DOTALL)
+def reader_of_the_page() -> Callable[[Path], ImageFiles]:
+    """Define the reader that the page on adding a data set shows."""
     names: dict[str, Any] = {}
-    exec(block, names)
+    exec(blocks("docs/add_a_data_set.md")[0], names)
+    reader: Callable[[Path], ImageFiles] = names["source"]
+    return reader
+
+
+def test_the_reader_of_the_page_on_data_sets_reads_one(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(
-        "file,split,label\na.png,train,cat\nb.png,train,dog\nc.png,test,cat\nd.png,test,dog\n"
+        "file,split,label\n./a.png,Training,cat\nb.png,train,dog\nc.png,test,cat\nd.png,test, dog\n"
     )
     for name in "abcd":
         (tmp_path / f"{name}.png").write_bytes(picture(0, 40, 56))
-    source = names["source"](tmp_path)
+    source = reader_of_the_page()(tmp_path)
     assert source.classes == ("cat", "dog")
-    assert {split: len(items) for split, items in source.listing().items()} == {"train": 2, "test": 2}
-    assert source.load(source.listing()["test"][0], 32).label == 0
+    assert source.listing() == {"train": ["a.png", "b.png"], "test": ["c.png", "d.png"]}
+    assert [source.load(item, 32).label for item in source.listing()["test"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (b"file;split;label\na.png;train;cat\n", "line 2: expected file, split"),
+        (b"split,label\ntrain,cat\n", "line 2: expected file, split"),
+        (b"file,split,label\na.png,train,cat\nb.png,train\n", "line 3: expected file, split"),
+        (b"file,split,label\na.png,mine,cat\n", "line 2: expected file, split"),
+        (b"file,split,label\na.png,train,caf\xe9\n", "expected file, split"),
+        (b"file,split,label\n../a.png,train,cat\n", "names ../a.png, which is outside"),
+    ],
+)
+def test_the_reader_of_the_page_on_data_sets_refuses_other_tables(tmp_path: Path, rows: bytes, message: str) -> None:
+    (tmp_path / "labels.csv").write_bytes(rows)
+    with pytest.raises(DatasetError, match=message):
+        reader_of_the_page()(tmp_path)
 
 
 def test_the_commands_of_the_page_on_evaluation_can_be_read() -> None:

@@ -2,9 +2,12 @@
 
 import copy
 import importlib
+import inspect
 import itertools
 import math
+import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from naive import golden
 from torch import Tensor, nn
 
 from adios_ray import objectives
-from adios_ray.config import OBJECTIVES, ObjectiveConfig
+from adios_ray.config import OBJECTIVES, ObjectiveConfig, ObjectiveEntry
 from adios_ray.errors import ConfigError
 from adios_ray.objectives import Embedding, Objective, objective_class
 from adios_ray.objectives.barlow import barlow_twins
@@ -115,6 +118,14 @@ def test_configured_widths_take_the_place_of_the_papers(name: str) -> None:
 
 def test_the_methods_with_momentum_targets() -> None:
     assert {name for name in OBJECTIVES if objective_class(name).uses_momentum} == {"byol", "mocov2", "mocov3", "dino"}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_table_names_the_settings_that_an_objective_reads(name: str) -> None:
+    kind, annotation = objective_class(name), get_type_hints(ObjectiveEntry)["uses"]
+    some = set(get_args(get_args(annotation)[0]))
+    read = set(re.findall(r"config\.(\w+)", inspect.getsource(inspect.getmodule(kind) or kind))) & some
+    assert OBJECTIVES[name].uses == read | ({"momentum_start"} if kind.uses_momentum else set())
 
 
 def random_pair(seed: int = 2) -> tuple[Tensor, Tensor]:
@@ -236,7 +247,7 @@ def test_momentum_is_constant_in_moco_v2_and_rises_elsewhere(
 
 
 def test_a_queue_is_refused_where_there_is_none() -> None:
-    with pytest.raises(ConfigError, match="objective simclr has no queue: leave queue out"):
+    with pytest.raises(ConfigError, match="objective simclr does not use queue: leave it out"):
         parse(ObjectiveConfig, {"name": "simclr", "queue": 4096})
 
 
@@ -335,5 +346,5 @@ def test_the_table_of_objectives_has_every_one_once() -> None:
         for value in vars(importlib.import_module(f"{objectives.__name__}.{path.stem}")).values()
         if isinstance(value, type) and issubclass(value, Objective) and value.__module__.endswith(f".{path.stem}")
     } - {("base", Objective)}
-    assert {(OBJECTIVES[name].partition(":")[0], objective_class(name)) for name in OBJECTIVES} == defined
+    assert {(OBJECTIVES[name].defined.partition(":")[0], objective_class(name)) for name in OBJECTIVES} == defined
     assert len(defined) == len(OBJECTIVES)

@@ -54,6 +54,12 @@ def test_zero_images_leave_a_split_out() -> None:
     assert splits.keys() == {"train"} and len(splits["train"]) == len(TRAIN)
 
 
+@pytest.mark.parametrize("listing", [{}, {"test": []}])
+def test_a_source_without_images_is_refused(listing: dict[str, list[str]]) -> None:
+    with pytest.raises(DatasetError, match="no split has images"):
+        plan_splits(listing, ALL)
+
+
 @pytest.mark.parametrize(
     ("counts", "message"),
     [

@@ -8,7 +8,7 @@ import torch
 import yaml
 from small import small_config
 
-from adios_ray.config import OBJECTIVES, SCHEMES, TrialConfig, replaced, value_at
+from adios_ray.config import OBJECTIVES, SCHEMES, ObjectiveEntry, SchemeEntry, TrialConfig, replaced, value_at
 from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import SPACES
 from adios_ray.experiment.presets import published
@@ -83,10 +83,20 @@ def test_each_setting_has_a_case() -> None:
 @pytest.mark.slow
 def test_nothing_is_said_of_the_published_settings_with_learned_masks() -> None:
     for setting in published():
-        if SCHEMES[setting.scheme] == "learned":
+        if SCHEMES[setting.scheme].kind == "learned":
             flags = ["--preset", setting.data, "--family", setting.family, "--objective", setting.objective]
             assert said(*flags, "--backbone", setting.backbone, "--masking", setting.scheme) == []
     assert said() == []
+
+
+def test_what_is_used_is_said_by_the_lines_of_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OBJECTIVES, "vicreg", ObjectiveEntry("vicreg:VICReg", {"temperature", "predictor_dim"}))
+    monkeypatch.setitem(SCHEMES, "fg-bg", SchemeEntry("object", uses_slots=True))
+    flags = ("--space", "single", "--epochs", "60", "--objective", "vicreg", "--masking", "fg-bg")
+    values = ("--objective.temperature", "0.3", "--objective.predictor-dim", "16", "--masking.slots", "6")
+    assert said(*flags, *values, "--optimizer.predictor-schedule", "constant") == []
+    momentum = "objective.momentum_start: given without effect, as objective.name is vicreg"
+    assert said(*flags, "--objective.momentum-start", "0.9") == [momentum]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,14 @@
 """Decisions about populations, in a simulation that can crash at every step and that loses and gains nodes."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import fmean
-from typing import Any
+from typing import Any, get_args
 
 import hyperopt
 import numpy as np
@@ -20,16 +20,15 @@ from adios_ray.backend import line
 from adios_ray.backend.admission import Admission
 from adios_ray.backend.line import Line, Lines, Note, Request
 from adios_ray.checkpoints import Pointer
-from adios_ray.config import TrialConfig, replaced, value_at
+from adios_ray.config import EVOLVING, STOPPING, Scheduler, TrialConfig, replaced, value_at
 from adios_ray.errors import ClaimError, FaultError
 from adios_ray.experiment.schedule import Schedule, Stage, schedule_of
 from adios_ray.run_directory import RunDirectory, trial_of
 from adios_ray.search.comparison import Score
 from adios_ray.search.gaussian_process import Data
 from adios_ray.search.pb2 import PB2
-from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import WORST_SCORE, Population
-from adios_ray.search.scheduler import STOP, LiveScheduler
+from adios_ray.search.scheduler import STOP
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Member, Observation, PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
@@ -60,10 +59,7 @@ def simulation(directory: Path, population: int = 6, capacity: int = 99, order: 
     return simulated
 
 
-Make = Callable[[Population, Admission], LiveScheduler]
-
-
-def crashing(simulated: Simulation, every: int, make: Make | None = None) -> Iterator[int]:
+def crashing(simulated: Simulation, every: int) -> Iterator[int]:
     """Kill the driver after every ``every`` steps and restart it until it finishes; yields the count of crashes."""
     steps = 0
 
@@ -77,7 +73,7 @@ def crashing(simulated: Simulation, every: int, make: Make | None = None) -> Ite
     crashes = 0
     while True:
         try:
-            simulated.drive(make)
+            simulated.drive()
             return
         except CrashedError:
             crashes += 1
@@ -217,15 +213,15 @@ def test_a_resumed_driver_knows_every_observation(tmp_path: Path, synchronous: b
     assert len(simulated.lineage()) > 0
 
 
-@pytest.mark.parametrize("scheduler", ["pbt", "asha", "none"])
+@pytest.mark.parametrize("scheduler", get_args(Scheduler))
 @pytest.mark.parametrize("seed", range(3))
-def test_trials_finish_although_actors_die(tmp_path: Path, scheduler: str, seed: int) -> None:
-    random, options = Random(seed), {"synchronous": False} if scheduler == "pbt" else {}
+def test_trials_finish_although_actors_die(tmp_path: Path, scheduler: Scheduler, seed: int) -> None:
+    random, options = Random(seed), {"synchronous": False} if scheduler in EVOLVING else {}
     simulated = simulation(tmp_path / "run", capacity=2, order=seed, scheduler=scheduler, **options)
     simulated.loses_actor = lambda: random.random() < 0.3
-    state = simulated.drive() if scheduler == "pbt" else searched(simulated)
+    state = simulated.drive()
     assert len(state.members) == 6 and all(member.finished for member in state.members.values())
-    if scheduler != "asha":
+    if scheduler not in STOPPING:
         assert {member.epoch for member in state.members.values()} == {EPOCHS}
 
 
@@ -467,14 +463,8 @@ def test_evolving_beats_training_the_same_trials_unchanged(tmp_path: Path, sched
         moving = simulation(tmp_path / f"{scheduler}{seed}", order=seed, scheduler=scheduler)
         for simulated in (still, moving):
             simulated.config = simulated.config.model_copy(update={"epochs": epochs, "seed": seed})
-        make = bandit if scheduler == "pb2" else None
-        gains.append(final_score(moving.drive(make)) - final_score(still.drive()))
+        gains.append(final_score(moving.drive()) - final_score(still.drive()))
     assert min(gains) > -0.05 * epochs and sum(gains) > 0.05 * epochs
-
-
-def bandit(members: Population, admission: Admission) -> PopulationBasedTraining:
-    """Make a scheduler that explores by PB2."""
-    return PopulationBasedTraining(members, admission, space_of(), PB2(space_of(), members.state))
 
 
 @pytest.mark.slow
@@ -483,11 +473,11 @@ def test_pb2_decisions_repeat_and_stays_inside_its_bounds(tmp_path: Path) -> Non
     for run in range(2):
         simulated = simulation(tmp_path / str(run), order=run, scheduler="pb2")
         simulated.config = simulated.config.model_copy(update={"epochs": 4})
-        simulated.drive(bandit)
+        simulated.drive()
         lineages.append(simulated.lineage())
     broken = simulation(tmp_path / "broken", scheduler="pb2")
     broken.config = broken.config.model_copy(update={"epochs": 4})
-    assert list(crashing(broken, 5, bandit)) and broken.lineage() == lineages[0]
+    assert list(crashing(broken, 5)) and broken.lineage() == lineages[0]
     assert lineages[0] == lineages[1] and len(lineages[0]) == 2 * 3
     for _, _, _, values in lineages[0]:
         assert 0.1 <= values["masking.sparsity_weight"] <= 1 and 0.01 <= values["optimizer.encoder_lr"] <= 1
@@ -563,15 +553,9 @@ def test_pb2_learns_from_gains_per_epoch_of_reports_that_stand_for_scores(monkey
     assert chosen == {"masking.sparsity_weight": 0.3, "optimizer.encoder_lr": pytest.approx(0.2), "masking.slots": 3}
 
 
-def searched(simulated: Simulation) -> PopulationState:
-    """Run a search that stops trials, and return its population."""
-    return simulated.drive(lambda members, admission: stopping(simulated, members, admission))
-
-
-def stopping(simulated: Simulation, members: Population, admission: Admission) -> StoppingSearch:
-    """Make the scheduler of a search that stops trials."""
-    suggest = make_suggest(simulated.space, simulated.config, members.state, simulated.population)
-    return StoppingSearch(members, admission, make_rule(simulated.space, simulated.config.epochs), suggest)
+def test_a_scheduler_without_a_stopping_rule_is_refused() -> None:
+    with pytest.raises(AssertionError, match="pbt has no stopping rule"):
+        make_rule(space_of(), EPOCHS)
 
 
 def by_rank(trial: str, epoch: int, config: TrialConfig, before: float) -> float:
@@ -582,7 +566,7 @@ def by_rank(trial: str, epoch: int, config: TrialConfig, before: float) -> float
 def test_asha_keeps_the_best_share_at_each_rung(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", population=27, scheduler="asha", reduction_factor=3)
     simulated.fitness = by_rank
-    state = searched(simulated)
+    state = simulated.drive()
     epochs = sorted(member.epoch for member in state.members.values())
     assert epochs.count(1) >= 9 and epochs[-1] == EPOCHS and all(member.finished for member in state.members.values())
     assert state.members["trial_26"].epoch == EPOCHS
@@ -591,13 +575,13 @@ def test_asha_keeps_the_best_share_at_each_rung(tmp_path: Path) -> None:
 
 def test_asha_stops_nothing_where_its_grace_is_longer_than_the_training(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", population=4, scheduler="asha", grace_epochs=EPOCHS + 1)
-    assert {member.epoch for member in searched(simulated).members.values()} == {EPOCHS}
+    assert {member.epoch for member in simulated.drive().members.values()} == {EPOCHS}
 
 
 def test_median_stops_trials_below_the_median(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", population=12, capacity=4, scheduler="median", grace_epochs=2)
     simulated.fitness = lambda trial, epoch, config, before: -by_rank(trial, epoch, config, before)
-    state = searched(simulated)
+    state = simulated.drive()
     assert [state.members[f"trial_{i:02d}"].epoch for i in range(3)] == [EPOCHS] * 3
     assert state.members["trial_11"].epoch < EPOCHS
 
@@ -618,9 +602,9 @@ def test_a_rule_stops_trials_at_what_was_the_last_epoch_of_a_search_that_is_made
     simulated.fitness = lambda trial, epoch, config, before: (
         0.51 if trial == "trial_00" else (0.9 if epoch >= 4 else 0.5) + int(trial[-2:]) / 1000
     )
-    assert {member.epoch for member in searched(simulated).members.values()} == {4}
+    assert {member.epoch for member in simulated.drive().members.values()} == {4}
     made_longer(simulated, 4, 8)
-    epochs = {name: member.epoch for name, member in searched(simulated).members.items()}
+    epochs = {name: member.epoch for name, member in simulated.drive().members.items()}
     assert epochs["trial_00"] == 4 and epochs["trial_04"] == 8
     assert list(epochs.values()).count(4) == stopped and set(epochs.values()) == {4, 8}
 
@@ -639,7 +623,7 @@ def test_a_stopped_trial_that_has_lost_its_checkpoint_trains_to_its_last_report_
 ) -> None:
     simulated = simulation(tmp_path / "run", population=9, scheduler="asha", grace_epochs=2, reduction_factor=3)
     simulated.fitness = by_rank
-    before = {name: member.epoch for name, member in searched(simulated).members.items()}
+    before = {name: member.epoch for name, member in simulated.drive().members.items()}
     stopped = next(name for name, epoch in before.items() if epoch < EPOCHS)
     state = PopulationState.load(simulated.directory)
     state.reopen(stopped, 1)
@@ -653,12 +637,12 @@ def test_a_stopped_trial_that_has_lost_its_checkpoint_trains_to_its_last_report_
         register(lines, trial, config, checkpoint, epoch - 1, held)
 
     monkeypatch.setattr(Lines, "register", fall_back)
-    assert {name: member.epoch for name, member in searched(simulated).members.items()} == before
+    assert {name: member.epoch for name, member in simulated.drive().members.items()} == before
 
 
 def test_hyperopt_knows_the_best_trials_of_a_search_that_is_made_longer(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", population=8, scheduler="none", search="hyperopt", parameters=PARAMETERS)
-    searched(simulated)
+    simulated.drive()
     made_longer(simulated, EPOCHS, 2 * EPOCHS)
     state = PopulationState.load(simulated.directory)
     suggest = make_suggest(simulated.space, simulated.config, state, 9)
@@ -670,7 +654,7 @@ def test_hyperopt_knows_the_best_trials_of_a_search_that_is_made_longer(tmp_path
 def test_without_a_rule_every_combination_of_a_grid_trains_to_its_end(tmp_path: Path) -> None:
     grid = {"masking.slots": {"values": [2, 4]}, "optimizer.encoder_lr": {"values": [0.1, 0.2, 0.3]}}
     simulated = simulation(tmp_path / "run", capacity=2, scheduler="none", search="grid", parameters=grid)
-    state = searched(simulated)
+    state = simulated.drive()
     assert [member.epoch for member in state.members.values()] == [EPOCHS] * 6
     found = [tuple(member.values.values()) for member in state.members.values()]
     assert found == [(2, 0.1), (2, 0.2), (2, 0.3), (4, 0.1), (4, 0.2), (4, 0.3)]
@@ -679,7 +663,7 @@ def test_without_a_rule_every_combination_of_a_grid_trains_to_its_end(tmp_path: 
 def test_a_diverged_trial_of_a_search_is_stopped(tmp_path: Path) -> None:
     simulated = simulation(tmp_path / "run", scheduler="none")
     simulated.fitness = lambda trial, epoch, values, before: math.nan if trial == "trial_03" and epoch == 4 else 1.0
-    assert [member.epoch for member in searched(simulated).members.values()] == [EPOCHS] * 3 + [4] + [EPOCHS] * 2
+    assert [member.epoch for member in simulated.drive().members.values()] == [EPOCHS] * 3 + [4] + [EPOCHS] * 2
 
 
 @pytest.mark.parametrize("low", [0.2, 0.55])
@@ -696,7 +680,7 @@ def test_as_many_values_are_random_as_a_search_by_hyperopt_says(
         return suggest(*arguments)
 
     monkeypatch.setattr(hyperopt.rand, "suggest", draw)
-    searched(simulated)
+    simulated.drive()
     said = random_trials(simulated.space, simulated.config, trials)
     assert len(drawn) == said == max(-(-trials // 3) - 1, low > 0.5)
 
@@ -706,7 +690,7 @@ def test_a_search_by_hyperopt_begins_with_the_configured_values(tmp_path: Path, 
     """Also where they are outside of the space, in which hyperopt cannot place them, and after a resumption."""
     parameters = {**PARAMETERS, "masking.sparsity_weight": {"low": low, "high": 1.0, "scale": "linear"}}
     simulated = simulation(tmp_path / "run", 3, 1, scheduler="asha", search="hyperopt", parameters=parameters)
-    state = searched(simulated)
+    state = simulated.drive()
     configured = {path: value_at(simulated.config, path) for path in parameters}
     assert configured["masking.sparsity_weight"] == 0.5
     assert state.initial["trial_00"] == configured
@@ -725,7 +709,7 @@ def test_a_search_by_hyperopt_over_lists_goes_on_after_a_resumption(tmp_path: Pa
     first = {"objective.terms": ["masked-unmasked"], "masking.slots": 4}
     both = {"objective.name": "simsiam", "objective.masked_views": "both", **first}
     simulated.config = replaced(simulated.config, both)
-    state = searched(simulated)
+    state = simulated.drive()
     assert simulated.space.configured(simulated.config) == state.initial["trial_00"] == first
     assert simulated.space.contains(first)
     drawn = make_suggest(simulated.space, simulated.config, state, 4)("trial_03")
@@ -758,7 +742,7 @@ def test_a_resumed_rule_decides_as_the_one_that_heard_every_report(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StoppingSearch, "decide", listen)
-        searched(simulated)
+        simulated.drive()
     assert any(decision == STOP and score > WORST_SCORE for _, _, score, decision in heard)
     state = PopulationState.load(simulated.directory)  # as a driver finds it, which resumes after all reports
     observations = list(state.observations.items())
@@ -797,7 +781,7 @@ def test_users_are_told_what_becomes_of_a_diverged_trial(
         return {"divergence": "step 7: loss is nan"}
 
     simulated.details = details
-    searched(simulated) if "scheduler" in options else simulated.drive()
+    simulated.drive()
     assert f"{diverges[0]} diverged at step 7: loss is nan; {fate}" in simulated.run.notes
 
 
@@ -807,7 +791,7 @@ def test_hyperopt_comes_closer_than_random_draws(tmp_path: Path) -> None:
         simulated = simulation(tmp_path / str(seed), population=40, capacity=1, scheduler="none", search="hyperopt")
         simulated.config = simulated.config.model_copy(update={"epochs": 1, "seed": seed})
         simulated.fitness = lambda trial, epoch, values, before: optimum(values)
-        last += [m.score for m in searched(simulated).members.values() if m.number >= 20 and m.score is not None]
+        last += [m.score for m in simulated.drive().members.values() if m.number >= 20 and m.score is not None]
     drawn = [optimum(replaced(simulated.config, simulated.space.sample(Random(seed)))) for seed in range(1000)]
     assert len(last) == 60 and fmean(last) > fmean(drawn) + 0.06  # three errors of a mean of 60 draws
 
@@ -825,9 +809,9 @@ def test_a_killed_search_by_hyperopt_suggests_the_same_values(tmp_path: Path, lo
         return simulated
 
     whole, broken = run("whole"), run("broken")
-    assert list(crashing(broken, 7, lambda members, admission: stopping(broken, members, admission)))
+    assert list(crashing(broken, 7))
     resumed = PopulationState.load(broken.directory)
-    assert searched(whole).initial == resumed.initial and len(resumed.initial) == 40
+    assert whole.drive().initial == resumed.initial and len(resumed.initial) == 40
 
 
 def test_a_killed_search_resumes_with_its_observations(tmp_path: Path) -> None:
@@ -843,7 +827,7 @@ def test_a_killed_search_resumes_with_its_observations(tmp_path: Path) -> None:
     simulated.on_step = crash
     while True:
         try:
-            state = searched(simulated)
+            state = simulated.drive()
             break
         except CrashedError:
             before = PopulationState.load(simulated.directory)

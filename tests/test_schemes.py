@@ -211,8 +211,8 @@ def first_batch(split: Split, data_dir: Path, scheme: str, masked_views: str = "
 
 
 def test_every_scheme_by_name_can_be_made() -> None:
-    assert {name for name, kind in SCHEMES.items() if kind == "pattern"} == set(PATTERN_SCHEMES)
-    assert {name for name, kind in SCHEMES.items() if kind == "object"} == set(OBJECT_SCHEMES)
+    assert {name for name, entry in SCHEMES.items() if entry.kind == "pattern"} == set(PATTERN_SCHEMES)
+    assert {name for name, entry in SCHEMES.items() if entry.kind == "object"} == set(OBJECT_SCHEMES)
 
 
 @pytest.mark.parametrize("scheme", sorted(PATTERN_SCHEMES) + sorted(OBJECT_SCHEMES))
@@ -221,7 +221,7 @@ def test_the_feed_brings_masks_for_each_masked_view(scheme: str, masked_views: s
     split = open_shards(objects_dir).split("train")
     masks = first_batch(split, objects_dir, scheme, masked_views, whole=False).masks
     views = 1 if masked_views == "one" else 2
-    slots = 1 if scheme in PATTERN_SCHEMES else 2 if scheme == "fg-bg" else 3
+    slots = 1 if scheme in PATTERN_SCHEMES else 3 if SCHEMES[scheme].uses_slots else 2
     assert masks is not None and masks.shape == (32 * views, slots, SIZE, SIZE)
     assert 0 <= float(masks.min()) and float(masks.max()) <= 1 + 1e-6
     if views == 2:

@@ -226,6 +226,13 @@ def test_a_shard_outside_the_directory_is_refused(directory: Path) -> None:
         open_shards(directory)
 
 
+def test_a_split_has_a_shard(directory: Path) -> None:
+    entries = json.loads((directory / "manifest.json").read_text())["splits"]["train"]
+    edit_manifest(directory, splits={"train": entries, "unlabeled": []})
+    with pytest.raises(DatasetError, match="split unlabeled has no shards: leave it out"):
+        verify(directory)
+
+
 def test_a_shard_has_one_split(directory: Path) -> None:
     entries = json.loads((directory / "manifest.json").read_text())["splits"]["train"]
     edit_manifest(directory, splits={"train": entries, "test": entries[:1]})

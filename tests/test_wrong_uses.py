@@ -201,7 +201,7 @@ CASES = {
     f"{DEMO} --masking.sparsity-weight -1": "--masking.sparsity-weight -1.0 must be greater than or equal to 0",
     f"{DEMO} --optimizer.momentum 1": "--optimizer.momentum 1.0 must be less than 1",
     f"{DEMO} --image-size 72": "image size 72: the occlusion U-Net halves it 4 times",
-    f"{DEMO} --objective.queue 5": "objective simclr has no queue: leave queue out",
+    f"{DEMO} --objective.queue 5": "objective simclr does not use queue: leave it out",
     f"{DEMO} --masking.scheme none --masking.fill mix": "scheme none hides nothing that fill mix could replace",
     f"{DEMO} --name a/b": "--name 'a/b' must be letters",
     f"{DEMO} --name {'x' * 300}": "must be shorter: it has 300 characters of at most 128",

@@ -102,7 +102,7 @@ class Manifest(Record):
         multi_label: Whether a label is a row of zeros and ones, one per class.
         has_instances: Whether each image has an instance map, an object index per pixel.
         classes: Class names; a label is an index into them.
-        splits: Shards of each split, in order.
+        splits: Shards of each split, in order, at least one.
         recipe: Origin of the data set and how it was prepared; plain JSON values.
         refused: The images that were left out.
         account: What became of everything else; None in data sets of earlier versions.
@@ -134,7 +134,9 @@ class Manifest(Record):
 
     @model_validator(mode="after")
     def _check_files(self) -> "Manifest":
-        """Refuse a shard that has several splits: what is trained on would be evaluated too."""
+        """Refuse splits without shards, and a shard of several splits: what is trained on would be evaluated too."""
+        if empty := [split for split, entries in self.splits.items() if not entries]:
+            raise ValueError(f"split {empty[0]} has no shards: leave it out")
         counts = Counter(entry.file for entries in self.splits.values() for entry in entries)
         if repeated := [file for file, number in counts.items() if number > 1]:
             raise ValueError(f"{repeated[0]} is in several splits, or twice in one")

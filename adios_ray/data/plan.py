@@ -90,7 +90,7 @@ def make_plan(source: Source, counts: Mapping[str, int | None], group: Key | Non
         group: What belongs together, by item; None carves item by item.
 
     Raises:
-        DatasetError: If there are fewer items than a count asks for, or none is left for train.
+        DatasetError: If there are fewer items than a count asks for, or none is left for train or in any split.
     """
     listing, notes = _once(source.listing())
     splits = plan_splits(listing, counts, source.stratum, group)

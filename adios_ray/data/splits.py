@@ -56,7 +56,7 @@ def plan_splits(
             carved, and shares are then met as far as groups allow. None carves item by item.
 
     Raises:
-        DatasetError: If a count exceeds the items available, or no items are left for train.
+        DatasetError: If a count exceeds the items available, or no items are left for train or in any split.
     """
     splits = {split: mixed(items) for split, items in listing.items()}
     # Taken from the whole train split before anything is carved, so that val and test are equally large.
@@ -78,7 +78,10 @@ def plan_splits(
             splits[split], _ = take(split, splits.get(split, ()), Quota(count), stratum)
     if "train" in splits and not splits["train"]:
         raise DatasetError("no images are left for train")
-    return {split: items for split, items in splits.items() if items}
+    chosen = {split: items for split, items in splits.items() if items}
+    if not chosen:
+        raise DatasetError("no split has images: check --source, and the lists of images in it")
+    return chosen
 
 
 def group_of(item: str, group: Key) -> str | None:

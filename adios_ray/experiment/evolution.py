@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import assert_never
 
 from adios_ray.backend.admission import Admission
 from adios_ray.backend.autoscaling import NodeRequest, autoscaler_runs
@@ -228,16 +229,16 @@ def make_scheduler(
     space: SearchSpace, population: Population, admission: Admission, trials: int, halvings: Sequence[Rung]
 ) -> LiveScheduler:
     """Build the scheduler that the search space names."""
-    if space.evolving:
-        return PopulationBasedTraining(population, admission, space, _explore(space, population.state), halvings)
-    suggest = make_suggest(space, population.config, population.state, trials)
-    return StoppingSearch(population, admission, make_rule(space, population.config.epochs), suggest)
+    match space.scheduler:
+        case "pbt":
+            explore: Explore = lambda name, donor, random: space.explore(donor.values, random)  # noqa: E731
+            return PopulationBasedTraining(population, admission, space, explore, halvings)
+        case "pb2":
+            from adios_ray.search.pb2 import PB2  # scikit-learn takes a second to import
 
-
-def _explore(space: SearchSpace, state: PopulationState) -> Explore:
-    """Choose how a trial that copies a donor gets its new values: by PB2's model, or by PBT's random perturbation."""
-    if space.scheduler == "pb2":
-        from adios_ray.search.pb2 import PB2  # scikit-learn takes a second to import
-
-        return PB2(space, state)
-    return lambda name, donor, random: space.explore(donor.values, random)
+            return PopulationBasedTraining(population, admission, space, PB2(space, population.state), halvings)
+        case "asha" | "median" | "none":
+            suggest = make_suggest(space, population.config, population.state, trials)
+            return StoppingSearch(population, admission, make_rule(space, population.config.epochs), suggest)
+        case unknown:
+            assert_never(unknown)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from adios_ray.config import PREDICTING, TrialConfig, value_at
+from adios_ray.config import SCHEMES, TrialConfig, value_at
 from adios_ray.console import counted
 from adios_ray.experiment.command import changed_settings
 from adios_ray.experiment.config import ExperimentConfig
@@ -22,19 +22,10 @@ NEEDS: Mapping[str, tuple[str, Callable[[TrialConfig], bool]]] = {
         ),
         ("masking.scheme", lambda config: config.masking.learned),
     ),
-    "masking.slots": (
-        "masking.scheme",
-        lambda config: config.masking.learned or config.masking.scheme in ("ground-truth", "box", "shuffle"),
-    ),
-    "objective.temperature": ("objective.name", lambda config: config.objective.name in ("simclr", "mocov2", "mocov3")),
-    "objective.momentum_start": (
-        "objective.name",
-        lambda config: config.objective.name in ("byol", "mocov2", "mocov3", "dino"),
-    ),
-    "optimizer.predictor_schedule": (
-        "objective.name",
-        lambda config: config.objective.name in PREDICTING,
-    ),
+    "masking.slots": ("masking.scheme", lambda config: SCHEMES[config.masking.scheme].uses_slots),
+    "objective.temperature": ("objective.name", lambda config: "temperature" in config.objective.uses),
+    "objective.momentum_start": ("objective.name", lambda config: "momentum_start" in config.objective.uses),
+    "optimizer.predictor_schedule": ("objective.name", lambda config: "predictor_dim" in config.objective.uses),
     **dict.fromkeys(
         ("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue"),
         ("augment.jitter_probability", lambda config: config.augment.jitter_probability > 0),

@@ -11,6 +11,6 @@ __all__ = ["Embedding", "Objective", "objective_class"]
 def objective_class(name: str) -> type[Objective]:
     """Import the class of an objective, by a name of ``config.OBJECTIVES``."""
     # By name, since the table is in config, which is read without torch; and only the configured file is imported.
-    module, _, defined = OBJECTIVES[name].partition(":")
+    module, _, defined = OBJECTIVES[name].defined.partition(":")
     found: type[Objective] = getattr(importlib.import_module(f"{__name__}.{module}"), defined)
     return found

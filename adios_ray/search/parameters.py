@@ -17,7 +17,7 @@ class _Parameter(Strict):
     unit: str = ""
     """Unit of the numbers, for readers."""
     resample_probability: float | None = Field(None, ge=0, le=1)
-    """Probability that this value is resampled instead of perturbed; None takes the search space's."""
+    """Probability that this value is resampled instead of perturbed; null, or left out, takes the search space's."""
 
 
 class _Bounded(_Parameter):

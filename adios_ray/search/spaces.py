@@ -85,13 +85,13 @@ class SearchSpace(Strict):
     """pbt: probability that a value is resampled instead of perturbed."""
     significance: float | None = Field(0.1, gt=0, le=1)
     """pbt, pb2: copy only a trial that is better at this level: where all trials are alike, a decision copies with
-    about this probability, less in large populations. 1 copies whatever scores better; None stands for 1. A trial
-    that cannot train copies without a test."""
+    about this probability, less in large populations. 1, or null, copies whatever scores better. A trial that cannot
+    train copies without a test."""
     explore_without_copy: bool = False
     """pbt, pb2: a trial that the test keeps from copying explores other values with its own weights."""
     controls: int | None = Field(None, ge=0)
-    """pbt, pb2: trials with the configured values that are never replaced but may be copied; None takes 1 from a
-    population of 8 on, else 0."""
+    """pbt, pb2: trials with the configured values that are never replaced but may be copied; null, or left out,
+    takes 1 from a population of 8 on, else 0."""
     opening: Opening | None = None
     """pbt, pb2: begin with more trials than the population, and halve them by their scores at equal epochs; the first
     trial, which has the configured values, and controls stay."""

@@ -120,4 +120,6 @@ def make_rule(space: SearchSpace, epochs: int) -> TrialScheduler:
             hard_stop=False,  # the answer is PAUSE instead of STOP, after which the rule may hear from the trial again
             **common,
         )
-    return FIFOScheduler()
+    if space.scheduler == "none":
+        return FIFOScheduler()
+    raise AssertionError(f"{space.scheduler} has no stopping rule")

@@ -21,7 +21,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
 from torch.nn.modules.dropout import _DropoutNd
 
 from adios_ray import parallel
-from adios_ray.config import QUEUE, TrialConfig
+from adios_ray.config import OBJECTIVES, TrialConfig
 from adios_ray.data.loader import Batch
 from adios_ray.masking.slots import slot_statistics
 from adios_ray.masking.sparsity import sparsity
@@ -68,7 +68,7 @@ class Subject(NamedTuple):
 
     def config(self, **masking: object) -> TrialConfig:
         """Build the configuration of a small trial, with some values of masking."""
-        queue = {"queue": 2 * IMAGES} if self.name == "mocov2" else {"queue": QUEUE}
+        queue = {"queue": 2 * IMAGES} if "queue" in OBJECTIVES[self.name].uses else {}
         heads = {"name": self.name, "hidden_dim": 24, "output_dim": 16, **queue}
         values = {
             "backbone": {"name": "resnet_small"},

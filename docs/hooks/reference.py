@@ -149,10 +149,10 @@ def table(model: type[BaseModel], prefix: str = "") -> str:
 
 
 def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Iterate over a model's fields: path, kind of value, default, meaning. Fields that are sections are left out."""
+    """Iterate over a model's own fields: path, kind of value, default, meaning. Sections are left out."""
     inherited = {name for base in model.__bases__ if issubclass(base, BaseModel) for name in base.model_fields}
     for name, schema in model.model_json_schema()["properties"].items():
-        if name in inherited or "$ref" in schema:
+        if name in inherited - model.__annotations__.keys() or "$ref" in schema:
             continue
         default = _default_of_model(schema)
         path = f"{prefix}.{name}" if prefix else name
@@ -178,11 +178,7 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     kind = schema.get("type", "any")
-    if kind == "array":
-        items = schema.get("items") or {}
-        return f"list of {_kind(items)}"
-    if kind == "object":
-        return "mapping"
-    kind = {"string": schema.get("format", "text"), "number": "number", "boolean": "true or false"}.get(kind, kind)
+    names = {"string": schema.get("format", "text"), "boolean": "true or false", "object": "mapping"}
+    kind = f"list of {_kind(schema.get('items') or {})}" if kind == "array" else names.get(kind, kind)
     bounds = [text.format(schema[key]) for key, text in _BOUNDS.items() if key in schema]
     return ", ".join([kind, *bounds])
