@@ -527,11 +527,6 @@ def test_timm_backbones_train_at_the_given_size(name: str, objects_dir: Path) ->
     assert trainer.step == 1
 
 
-def test_an_unknown_backbone_is_named_with_its_neighbors(objects_dir: Path) -> None:
-    with pytest.raises(ConfigError, match="resnet19.*resnet"):
-        Trainer(small_config(objects_dir, backbone={"name": "resnet19"}), CPU)
-
-
 @pytest.mark.slow
 def test_a_training_begins_with_the_weights_of_another(objects_dir: Path, tmp_path: Path) -> None:
     first = trained(small_config(objects_dir, objective={"name": "byol"}), 2)
