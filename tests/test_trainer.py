@@ -254,11 +254,14 @@ def test_reports_come_at_the_interval_and_at_the_end(objects_dir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_views_may_be_larger_than_the_stored_images(objects_dir: Path) -> None:
-    trainer = Trainer(small_config(objects_dir, image_size=48, epochs=1), CPU)
+@pytest.mark.parametrize(
+    ("size", "scheme", "slots"), [(48, "adios", 3), (50, "none", 0), (50, "mae", 0), (50, "box", 0)]
+)
+def test_views_may_be_larger_than_the_stored_images(size: int, scheme: str, slots: int, objects_dir: Path) -> None:
+    trainer = Trainer(small_config(objects_dir, image_size=size, epochs=1, masking={"scheme": scheme}), CPU)
     report = trainer.train_to_report()
     images, masks = trainer.masks(4)
-    assert (images.shape, masks.shape) == ((4, 48, 48, 3), (4, 3, 48, 48))
+    assert (images.shape, masks.shape) == ((4, size, size, 3), (4, slots, size, size))
     assert math.isfinite(report.loss) and 0 <= report.fitness <= 1
 
 
