@@ -457,17 +457,18 @@ def test_a_penalty_that_is_not_finite_is_named(objects_dir: Path) -> None:
     assert Terms(torch.ones(3), torch.tensor([1.0, torch.inf]), torch.ones(2)).fault() == "penalty of slot 1 is inf"
 
 
-@pytest.mark.parametrize("part", ["backbone", "occlusion"])
+@pytest.mark.parametrize(
+    ("part", "name"), [("backbone", "encoder"), ("probe", "probe"), ("occlusion", "occlusion model")]
+)
 @pytest.mark.parametrize("order", ["simultaneous", "alternating"])
 def test_a_gradient_that_is_not_finite_stops_the_players_although_the_loss_is(
-    part: str, order: str, objects_dir: Path
+    part: str, name: str, order: str, objects_dir: Path
 ) -> None:
     trainer = trained(small_config(objects_dir, masking={"order": order}), 1)
     parameter = next(getattr(trainer.networks, part).parameters())
     parameter.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
     weights = [values.clone() for values in trainer.networks.parameters()]
-    player = "encoder" if part == "backbone" else "occlusion model"
-    assert trainer.train_to_report().divergence == f"step 1: a gradient of the {player} is inf"
+    assert trainer.train_to_report().divergence == f"step 1: a gradient of the {name} is inf"
     # In alternating order, the encoder has moved before the occlusion model's gradient is computed.
     held = trainer.networks if order == "simultaneous" else trainer.networks.occlusion
     assert held is not None and all(values.isfinite().all() for values in trainer.networks.parameters())

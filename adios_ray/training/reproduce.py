@@ -59,7 +59,7 @@ def reproduce(directory: Path, device: torch.device) -> str:
     # Its progress sets only the momentum update, which follows what must fail here.
     terms = train_step(networks, optimizers, Batch(**batch), config, 0.0).terms
     if encoder_moved:
-        terms.gradients[0] = 0.0  # the encoder's, which the failed pass has not computed
+        terms.gradients[:2] = 0.0  # of encoder and probe, which the failed pass has not computed
     if fault := terms.fault():
         return fault
     raise InputError(
