@@ -35,7 +35,7 @@ from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.masking.slots import read_head, replace_head, resize_head
 from adios_ray.models.networks import Networks
 from adios_ray.training import cost
-from adios_ray.training.divergence import Terms, batch_state
+from adios_ray.training.divergence import Failure, Terms
 from adios_ray.training.graphs import step_function
 from adios_ray.training.optimizers import Optimizers, make_schedule
 from adios_ray.training.reproduce import reproduce
@@ -501,9 +501,14 @@ def test_a_healthy_dump_or_a_plain_checkpoint_reproduces_nothing(objects_dir: Pa
     with pytest.raises(CheckpointError, match="not the dump of a step that diverged"):
         reproduce(tmp_path / "checkpoint", CPU)
     batch = next(iter(trainer.loader.batches(trainer.seed, 1, 2)))
-    trainer.save(tmp_path / "dump", {"batch": batch_state(batch), "encoder_moved": False})
-    with pytest.raises(InputError, match="dump: step 1 is finite on cpu, which may round differently"):
-        reproduce(tmp_path / "dump", CPU)
+    trainer._failure = Failure(1, "", batch, encoder_moved=False)
+    failed = trainer.take_failed_batch()
+    assert failed is not None and failed["workers"] == 1
+    finite = "dump: step 1 is finite on cpu, which may round differently from where it diverged"
+    for workers, more in ((1, ""), (2, "; there, BatchNorm normalized over the images of each of 2 workers .*")):
+        trainer.save(tmp_path / "dump", failed | {"workers": workers})
+        with pytest.raises(InputError, match=f"{finite}{more}$"):
+            reproduce(tmp_path / "dump", CPU)
 
 
 def test_a_damaged_or_missing_checkpoint_is_named(objects_dir: Path, tmp_path: Path) -> None:

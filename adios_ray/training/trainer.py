@@ -247,11 +247,15 @@ class Trainer:
     def take_failed_batch(self) -> dict[str, Any] | None:
         """Return the batch at which training has diverged since the last call, None if it has not.
 
-        Every worker of the trial must call this. ``save`` with this batch, and with whether the encoder had moved
-        before the step failed, writes what reproduces the step.
+        Every worker of the trial must call this. ``save`` with this batch, with whether the encoder had moved before
+        the step failed, and with the number of workers writes what reproduces the step.
         """
         failure, self._failure = self._failure, None
-        return failure and {"batch": batch_state(failure.batch), "encoder_moved": failure.encoder_moved}
+        return failure and {
+            "batch": batch_state(failure.batch),
+            "encoder_moved": failure.encoder_moved,
+            "workers": parallel.world_size(),
+        }
 
     def save(self, directory: Path, failed_batch: dict[str, Any] | None = None) -> Pointer:
         """Write a checkpoint from which training resumes bit for bit.
