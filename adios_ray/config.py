@@ -425,7 +425,8 @@ class TrialConfig(Strict):
     @model_validator(mode="after")
     def _check_image_size(self) -> Self:
         if self.image_size is not None:
-            check_image_size(self.image_size)
+            if self.masking.learned:
+                check_image_size(self.image_size, self.masking.levels)
             check_view(self.evaluation.view, self.image_size)
         return self
 
@@ -438,13 +439,15 @@ class TrialConfig(Strict):
         return self
 
 
-def image_size_fits(size: int) -> bool:
-    """Tell whether the U-Net can halve images of this side in pixels at each of its levels."""
-    return size >= 32 and size % 2 ** _halvings(size) == 0
+def unet_levels(size: int, levels: int | None = None) -> int:
+    """Return the number of resolutions of the U-Net: ``levels``, or log2(``size``) - 1 if not given."""
+    return max(size.bit_length() - 2, 1) if levels is None else levels
 
 
-def _halvings(size: int) -> int:
-    return max(size.bit_length() - 3, 0)
+def image_size_fits(size: int, levels: int | None = None) -> bool:
+    """Tell whether the U-Net can halve images of this side in pixels from each of its levels to the next."""
+    count = unet_levels(size, levels)
+    return count >= 4 and size % 2 ** (count - 1) == 0
 
 
 def check_view(view: CentralView, image_size: int) -> None:
@@ -467,17 +470,18 @@ def seen_view(view: CentralView, stored_size: int, image_size: int) -> CentralVi
     return view if stored_size > image_size else "square"
 
 
-def check_image_size(size: int) -> None:
-    """Check that the U-Net can halve an image size at each of its levels.
+def check_image_size(size: int, levels: int | None = None) -> None:
+    """Check that the U-Net can halve an image size from each of its levels to the next.
 
     Raises:
         ValueError: If it cannot; names sizes that are allowed.
     """
-    if not image_size_fits(size):
-        halvings = _halvings(size)
+    if not image_size_fits(size, levels):
+        halvings = unet_levels(size, levels) - 1
+        cure = "32, 48, 64, 96, 128, 160, 192, 224, 256, ... work" if levels is None else f"masking.levels is {levels}"
         raise ValueError(
             f"image size {size}: the occlusion U-Net halves it {halvings} times, "
-            f"so it must be a multiple of {2**halvings} (32, 48, 64, 96, 128, 160, 192, 224, 256, ... work)"
+            f"so it must be a multiple of {2**halvings} ({cure})"
         )
 
 

@@ -28,6 +28,20 @@ def test_a_backbone_has_its_stated_width(name: str, size: int, width: int) -> No
     assert backbone(torch.randn(2, 3, size, size)).shape == (2, width)
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("resnet19", "cspresnet50, "),
+        ("resnet18.a1_in2k", r"resnet18\.a1_in1k, resnet18\.a2_in1k, "),
+        ("botnet50ts_256.", r"botnet50ts_256\.untrained; or resnet_small"),
+        ("nothing.like_this", r"timm\.list_models\(\); or resnet_small"),
+    ],
+)
+def test_an_unknown_backbone_is_named_with_its_neighbors(name: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"backbone.name: timm has no model '{name}' \\(near: .*{near}"):
+        build_backbone(BackboneConfig(name=name), 64)
+
+
 @pytest.mark.parametrize("name", ["inception_v3", "coat_tiny"])
 @pytest.mark.slow
 def test_a_size_that_a_backbone_does_not_take_is_named(name: str) -> None:

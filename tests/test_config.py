@@ -48,7 +48,8 @@ from adios_ray.validation import parse
         ({"masking": {"width": 12}}, "masking.width"),
         ({"optimizer": {"encoder_lr": 0}}, "optimizer.encoder_lr"),
         ({"objective": {"name": "simclrr"}}, "objective.name"),
-        ({"image_size": 72}, "72"),
+        ({"image_size": 72}, r"image size 72: .* halves it 4 times, so it must be a multiple of 16 \(32, 48, "),
+        ({"image_size": 100, "masking": {"levels": 4}}, r"3 times, .* a multiple of 8 \(masking\.levels is 4\)"),
         ({"epochs": 0}, "epochs"),
     ],
 )
@@ -60,6 +61,14 @@ def test_what_cannot_work_is_refused_by_its_path(values: dict[str, Any], named: 
 @pytest.mark.parametrize("size", [32, 48, 64, 96, 128, 160, 192, 224, 256])
 def test_usual_image_sizes_are_allowed(size: int) -> None:
     check_image_size(size)
+
+
+@pytest.mark.parametrize("masking", [{"levels": 4}, {"scheme": "none"}, {"scheme": "mae"}])
+def test_image_sizes_are_those_of_the_unet_that_there_is(masking: dict[str, Any]) -> None:
+    values = {"image_size": 144, "masking": masking}
+    assert parse(TrialConfig, values).image_size == 144
+    if "scheme" in masking:
+        assert parse(TrialConfig, values | {"image_size": 98}).image_size == 98
 
 
 SPACE_NAMES = ("pbt_in100", "pbt_demo")

@@ -122,14 +122,30 @@ def test_the_smallest_split_that_is_accepted_can_be_measured(name: str) -> None:
         assert math.isfinite(fitness._label_free(measure, views, torch.arange(3))(torch.arange(3)).value)
 
 
-def test_features_that_a_measure_cannot_decompose_count_as_a_collapse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitness, "extract_features", lambda *arguments: torch.randn(40, 64))
-    monkeypatch.setattr(fitness, "features_of_views", lambda *arguments: 1e9 * torch.randn(40, 2, 64))
-    split, parts = split_of(*map(str, range(40))), (torch.nn.Linear(1, 1), None)
+@pytest.mark.parametrize(
+    ("name", "held_out", "others", "reason"),
+    [
+        ("knn", math.inf, 1.0, "features of held-out images are not finite"),
+        ("knn", 1.0, math.inf, "knn cannot be computed: features of training images are not finite"),
+        ("lidar", 1.0, 1e9, "lidar cannot be computed: linalg.cholesky"),
+        ("lidar", 1.0, math.inf, "lidar cannot be computed: it is not finite"),
+        ("probe", 1.0, math.inf, "probe cannot be computed: it is not finite"),
+    ],
+)
+def test_a_fitness_that_is_unknown_has_a_reason(
+    name: str, held_out: float, others: float, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factors = iter([held_out, others])
+    monkeypatch.setattr(fitness, "extract_features", lambda *arguments: next(factors) * torch.randn(40, 64))
+    monkeypatch.setattr(fitness, "features_of_views", lambda *arguments: others * torch.randn(40, 2, 64))
+    probe = torch.nn.Linear(64, 2)
+    torch.nn.init.constant_(probe.weight, others)
+    split, parts = split_of(*map(str, range(40))), (torch.nn.Linear(1, 1), probe)
     networks = SimpleNamespace(evaluated=parts, averaged=None, autocast=lambda device: None)
-    found = evaluate(cast(Networks, networks), split, split, SIZE, EvaluationConfig(fitness="lidar"))
-    assert math.isnan(found.estimates[0].value)
-    assert found.collapse is not None and found.collapse.startswith("lidar cannot be computed: linalg.cholesky")
+    halved = [np.arange(20), np.arange(20, 40)]
+    found = evaluate(cast(Networks, networks), split, split, SIZE, EvaluationConfig(fitness=name), halved)
+    assert [math.isnan(estimate.value) for estimate in found.estimates] == [True, True]
+    assert found.collapse is not None and found.collapse.startswith(reason)
 
 
 def label_free_error(measure: Callable[[torch.Tensor], float], features: torch.Tensor) -> float:

@@ -48,6 +48,12 @@ def test_a_last_level_of_one_pixel_is_refused_where_it_cannot_be_normalized() ->
         assert model(images).shape == (2, 2, 32, 32)
 
 
+def test_a_given_number_of_levels_decides_which_sizes_can_be_halved() -> None:
+    assert OcclusionModel(72, 2, 8, levels=4)(torch.rand(1, 3, 72, 72)).shape == (1, 2, 72, 72)
+    with pytest.raises(ValueError, match=r"image size 96: .* halves it 6 times, so it must be a multiple of 64"):
+        OcclusionModel(96, 2, 8, levels=7)
+
+
 def test_sparsity_agrees_with_the_published_term() -> None:
     values = golden("losses.npz")
     penalties = sparsity(values["masks"])

@@ -13,9 +13,11 @@ from adios_ray.experiment.command import read_arguments
 from adios_ray.experiment.config import SPACES
 from adios_ray.experiment.presets import published
 from adios_ray.experiment.remarks import NEEDS, remarks
+from adios_ray.measures import MEASURES
 from adios_ray.search.spaces import load_space
 from adios_ray.training.trainer import Trainer
 
+CPU = torch.device("cpu")
 OTHERS: dict[str, Any] = {
     "masking.sparsity_weight": 5.0,
     "masking.entropy_weight": 5.0,
@@ -34,6 +36,7 @@ OTHERS: dict[str, Any] = {
     "augment.hue": 0.5,
     "backbone.cifar_stem": True,
     "backbone.stem_padding": 2,
+    "evaluation.train_images": 30,
 }
 """A value for each setting, other than those of the trainings here."""
 
@@ -46,7 +49,7 @@ def said(*flags: str) -> list[str]:
 
 def encoder(config: TrialConfig, steps: int) -> torch.Tensor:
     """Train and return the backbone's weights."""
-    trainer = Trainer(config, torch.device("cpu"))
+    trainer = Trainer(config, CPU)
     trainer.train_until(steps)
     return torch.cat([value.flatten() for value in trainer.networks.backbone.parameters()])
 
@@ -74,6 +77,17 @@ def test_what_is_said_to_be_without_effect_changes_no_weight(setting: str, value
             other = encoder(replaced(config, {path: OTHERS[path]}), steps)
             assert value_at(config, path) != OTHERS[path]
             assert torch.equal(weights, other) is not used(config), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fitness", MEASURES)
+def test_a_setting_of_evaluations_without_effect_changes_no_fitness(fitness: str, objects_dir: Path) -> None:
+    config = small_config(objects_dir, evaluation={"fitness": fitness})
+    found = Trainer(config, CPU).evaluate("val")
+    for path, (depends_on, used) in NEEDS.items():
+        if depends_on == "evaluation.fitness":
+            other = Trainer(replaced(config, {path: OTHERS[path]}), CPU).evaluate("val")
+            assert (repr(other) == repr(found)) is not used(config), path
 
 
 def test_each_setting_has_a_case() -> None:

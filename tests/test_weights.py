@@ -195,7 +195,7 @@ def test_what_the_file_does_not_have_stays_fresh(byol: Networks, tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backbone": {"name": "resnet18"}}, r"\(name='resnet_small' .*\) is not the configured one \(name='resnet18'"),
+        ({"backbone": {"name": "resnet18"}}, "its backbone does not fit .*; set backbone.name = resnet_small$"),
         ({"objective": {"hidden_dim": 32}}, "its heads of byol do not fit .*; set objective.hidden_dim = 16"),
         ({"objective": {"hidden_dim": 9, "output_dim": 4}}, "set objective.hidden_dim = 16, objective.output_dim = 8"),
         ({"masking": {"width": 16, "norm": "instance"}}, "set masking.width = 8, masking.norm = group"),
@@ -210,6 +210,26 @@ def test_what_does_not_fit_is_named_with_its_option(
     with pytest.raises(ConfigError, match=message) as caught:
         begin(make(changes.get("image_size", SIZE), **merged), path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.slow
+def test_options_of_the_backbone_count_where_they_change_what_it_computes(tmp_path: Path) -> None:
+    stem, initial = {"name": "resnet18", "cifar_stem": True}, {"zero_init_last": False}
+    wide, plain = make(backbone={**stem, **initial, "stem_padding": 2}), make(backbone={"name": "resnet18", **initial})
+    for given, changes, wanted in (
+        (wide, stem, "backbone.stem_padding = 2"),
+        (plain, stem, "backbone.cifar_stem = False"),
+        (wide, {"name": "resnet18"}, "backbone.cifar_stem = True, backbone.stem_padding = 2"),
+        (wide, {**stem, "stem_padding": 2}, None),
+        (plain, {"name": "resnet18", "stem_padding": 2}, None),
+    ):
+        path, networks = saved(tmp_path / "w.safetensors", given), make(seed=1, backbone=changes)
+        if wanted is None:
+            begin(networks, path)
+            assert same_state(networks.backbone, given.backbone)
+        else:
+            with pytest.raises(ConfigError, match=f"its backbone does not fit the configured one; set {wanted}$"):
+                begin(networks, path)
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
     """A measure on some images, and how sure it is.
 
     Attributes:
-        value: The configured measure, higher is better; nan where features are not finite or have collapsed.
+        value: The configured measure, higher is better; nan where it cannot be computed (``Fitness.collapse``).
         standard_error: Its standard error over images; None where it is unknown.
         accuracy: Share of images classified correctly, 0 to 1, multi-label: of all labels; nan without labels.
         outcomes: Outcome of each image, a byte each: 255 times a number in [0, 1]; None where the value is not their
@@ -58,7 +58,8 @@ class Fitness(NamedTuple):
 
     Attributes:
         estimates: The measure on each part of the held-out images.
-        collapse: Which statistic shows the collapse, and its value; None where there is none.
+        collapse: Why the features cannot be measured: the statistic that shows a collapse, with its value, or what is
+            not finite; None where all estimates are finite.
     """
 
     estimates: tuple[Estimate, ...]
@@ -134,18 +135,19 @@ def evaluate(
     with fresh:
         whole = np.arange(len(held_out))
         features = extract_features(backbone, held_out, whole, image_size, config.view, precision)
-        if not features.isfinite().all():
-            found = Fitness((UNKNOWN,) * len(chosen))
         # The first worker decides: measures extract further features, which all workers must do together.
-        elif collapse := parallel.from_first(_collapse(features, config)):
+        if collapse := parallel.from_first(_collapse(features, config)):
             found = Fitness((UNKNOWN,) * len(chosen), collapse)
         else:
             evaluated = _Evaluated(backbone, probe, train, held_out, features, image_size, config, precision)
             try:
                 score = _MEASURES[config.fitness](evaluated)
-                found = Fitness(tuple(score(part.to(features.device)) for part in chosen))
-            # Of features so large that rounding outweighs what LiDAR adds to their covariance.
-            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # documented, but missing in __all__
+                estimates = tuple(score(part.to(features.device)) for part in chosen)
+                if not all(math.isfinite(estimate.value) for estimate in estimates):
+                    raise FloatingPointError("it is not finite")
+                found = Fitness(estimates)
+            # LinAlgError: of features so large that rounding outweighs what LiDAR adds to their covariance.
+            except (FloatingPointError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]  # documented, but missing in __all__
                 found = Fitness((UNKNOWN,) * len(chosen), f"{config.fitness} cannot be computed: {error}")
         return parallel.from_first(found)
 
@@ -178,7 +180,9 @@ def check_measurable(images: int, features: int, config: EvaluationConfig, split
 
 
 def _collapse(features: Tensor, config: EvaluationConfig) -> str | None:
-    """Describe the collapse of features [M, F], if there is one; None otherwise."""
+    """Describe why features [M, F] of held-out images cannot be measured; None if they can."""
+    if not features.isfinite().all():
+        return "features of held-out images are not finite"
     some = features[:GATE_IMAGES]
     std, rank = feature_std(some), effective_rank(some)
     if std < config.min_feature_std:
@@ -189,13 +193,13 @@ def _collapse(features: Tensor, config: EvaluationConfig) -> str | None:
 
 
 def _knn(evaluated: _Evaluated) -> Score:
-    """Let neighbors vote: the share of the right class, multi-label: macro F1; nan if their features are not finite."""
+    """Let neighbors vote: the share of the right class, multi-label: macro F1."""
     train, config, features, labels = evaluated.train, evaluated.config, evaluated.features, evaluated.labels
     bank = train.spread(config.train_images)
     size, precision = evaluated.image_size, evaluated.precision
     train_features = extract_features(evaluated.backbone, train, bank, size, config.view, precision)
     if not train_features.isfinite().all():
-        return lambda chosen: UNKNOWN
+        raise FloatingPointError("features of training images are not finite")
     train_labels = torch.from_numpy(train.labels[bank]).to(features.device)
     voters = train_features, train_labels, features, labels, config.neighbors, config.temperature
     if labels.ndim == 1:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adios_ray.config import ADAPTABLE, check_batch, check_image_size, check_view, replaced, seen_view
+from adios_ray.config import ADAPTABLE, check_batch, check_view, replaced, seen_view
 from adios_ray.console import say
 from adios_ray.data.manifest import SCHEMA_VERSION, Manifest, ShardEntry
 from adios_ray.data.rendered import objects
@@ -107,11 +107,7 @@ def _naming(values: Mapping[str, Any]) -> Iterator[None]:
 def _check_trial(config: ExperimentConfig, manifest: Manifest, data: str) -> None:
     """Check that one trial can train on a data set."""
     size, view = config.image_size or manifest.image_size, config.evaluation.view
-    try:
-        check_image_size(size)
-        check_view(view, size)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    check_view(view, size)
     if seen_view(view, manifest.image_size, size) != view:
         raise ConfigError(
             f"evaluation.view {view} is the middle of photographs, but {data} stores images of {manifest.image_size} "

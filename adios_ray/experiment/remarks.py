@@ -30,6 +30,8 @@ NEEDS: Mapping[str, tuple[str, Callable[[TrialConfig], bool]]] = {
         ("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue"),
         ("augment.jitter_probability", lambda config: config.augment.jitter_probability > 0),
     ),
+    # Not neighbors and temperature, which evaluations of the checkpoints use, too.
+    "evaluation.train_images": ("evaluation.fitness", lambda config: config.evaluation.fitness == "knn"),
     "backbone.cifar_stem": ("backbone.name", lambda config: config.backbone.name != "resnet_small"),
     "backbone.stem_padding": ("backbone.cifar_stem", lambda config: config.backbone.cifar_stem),
 }

@@ -1,13 +1,12 @@
 """The occlusion model: a U-Net whose N masks are a softmax over slots at every pixel (paper, Section 2.2, Table 8)."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adios_ray.config import Norm, check_image_size
+from adios_ray.config import Norm, check_image_size, unet_levels
 from adios_ray.errors import UsageError
 
 BOTTLENECK = 128
@@ -94,10 +93,9 @@ class UNet(nn.Module):
     Parameter names are those of the published implementation.
     """
 
-    def __init__(self, image_size: int, width: int, norm: Norm, levels: int | None = None) -> None:
-        """Build ``levels`` resolutions, log2(image_size) - 1 if not given; the last three have 2 ``width`` channels."""
+    def __init__(self, image_size: int, width: int, norm: Norm, levels: int) -> None:
+        """Build ``levels`` resolutions, of which the last three have 2 ``width`` channels."""
         super().__init__()
-        levels = levels or int(math.log2(image_size) - 1)
         bottom_size = image_size // 2 ** (levels - 1)
         widths = [width] * (levels - 3) + [2 * width] * 3
         inputs = [3, *widths[:-1]]
@@ -152,16 +150,14 @@ class OcclusionModel(nn.Module):
             ValueError: If the image size cannot be halved at each level, or not normalized at the last.
         """
         super().__init__()
-        check_image_size(image_size)
-        if levels is not None and image_size % 2 ** (levels - 1):
-            raise ValueError(f"masking.levels {levels}: image size {image_size} cannot be halved {levels - 1} times")
+        check_image_size(image_size, levels)
         if levels is not None and norm == "instance" and image_size == 2 ** (levels - 1):
             raise ValueError(
                 f"masking.levels {levels}: of an image of {image_size} pixels one is left, which masking.norm instance "
                 f"cannot normalize: take {levels - 1}"
             )
         self.image_size = image_size
-        self.mask_encoder = UNet(image_size, width, norm, levels)
+        self.mask_encoder = UNet(image_size, width, norm, unet_levels(image_size, levels))
         self.mask_head = nn.Sequential(nn.Conv2d(width, slots, 1))
         self.use_layout(torch.channels_last)
 

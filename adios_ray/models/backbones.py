@@ -84,11 +84,15 @@ def build_backbone(config: BackboneConfig, image_size: int) -> tuple[nn.Module, 
 def _build_from_timm(config: BackboneConfig, image_size: int) -> nn.Module:
     from adios_ray.models.timm_alone import timm  # here: it takes a second that the small network need not wait
 
-    if not timm.is_model(config.name):
-        near = ", ".join(timm.list_models(f"*{config.name[:6]}*")[:5]) or "timm.list_models()"
+    try:
+        known, pretrained = timm.is_model(config.name), timm.get_pretrained_cfg(config.name)
+    except RuntimeError:  # a known architecture with an unknown tag
+        known, pretrained = False, None
+    if not known:
+        tagged = timm.list_models(f"{config.name.partition('.')[0]}.*", include_tags=True)
+        near = ", ".join((tagged or timm.list_models(f"*{config.name[:6]}*"))[:5]) or "timm.list_models()"
         raise ConfigError(f"backbone.name: timm has no model {config.name!r} (near: {near}; or resnet_small)")
     # Only models of a fixed input size, such as vision transformers, accept img_size; others fail on the argument.
-    pretrained = timm.get_pretrained_cfg(config.name)
     sized = {"img_size": image_size} if pretrained is not None and pretrained.fixed_input_size else {}
     try:
         backbone: nn.Module = timm.create_model(config.name, pretrained=False, num_classes=0, **sized)

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adios_ray.config import LARS_TRUST, PROBE_LR, RESIZED_SIDE, Term, TrialConfig, replaced
+from adios_ray.config import LARS_TRUST, PROBE_LR, RESIZED_SIDE, Term, TrialConfig, replaced, unet_levels
 from adios_ray.errors import ConfigError
 from adios_ray.models.torch_pickle import read_state_dict
 from adios_ray.models.weights import Weights, build_networks, unwrapped
@@ -272,7 +272,7 @@ def _masking(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], size: 
         "masking.reduction": "sum",
     }
     levels = _levels(tensors)
-    if levels != int(math.log2(size) - 1):  # only their SimSiam sets it
+    if levels != unet_levels(size):  # only their SimSiam sets it
         changes["masking.levels"] = levels
     return changes
 

@@ -303,10 +303,15 @@ def load_initial(networks: Networks, weights: Weights, path: Location) -> None:
 def _take_backbone(networks: Networks, weights: Weights, path: Location) -> None:
     theirs, ours = weights.config.backbone, networks.config.backbone
     given = _resampled(weights.part("backbone"), networks.backbone)
+    # Not zero_init_last, which decides nothing but initial values.
+    wanted = _differing(
+        "backbone", ("cifar_stem", "stem_padding") if theirs.cifar_stem else ("cifar_stem",), theirs, ours
+    )
     # Names may differ where the tensors are the same: timm has one architecture under several names.
-    same_options = theirs.model_copy(update={"name": ours.name}) == ours
-    if not same_options or misfit(networks.backbone.state_dict(), given):
-        raise ConfigError(f"{path}: its backbone ({theirs}) is not the configured one ({ours}); set backbone to it")
+    if misfit(networks.backbone.state_dict(), given):
+        wanted = _differing("backbone", ("name",), theirs, ours) | wanted or {"image_size": weights.image_size}
+    if wanted:
+        raise ConfigError(f"{path}: its backbone does not fit the configured one; set {_assignments(wanted)}")
     _put(networks.backbone, given, path)
 
 

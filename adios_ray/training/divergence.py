@@ -20,7 +20,7 @@ class Terms(NamedTuple):
     Attributes:
         losses: Objective of each slot that was embedded, [K]; of the passes of an alternating step, [2, K].
         penalties: Sparsity term of each slot, [N]; [1] without masks.
-        gradients: Largest absolute value of the gradients of each player, [G]; a finite loss may have others.
+        gradients: Largest absolute value of the gradients of each of ``TRAINED``, [G]; a finite loss may have others.
     """
 
     losses: Tensor
@@ -38,9 +38,9 @@ class Terms(NamedTuple):
                 for slot, value in enumerate(turn):
                     if not math.isfinite(value):
                         return f"{kind} of slot {slot} is {value}"
-        for player, value in zip(PLAYERS, self.gradients.tolist(), strict=False):
+        for trained, value in zip(TRAINED, self.gradients.tolist(), strict=False):
             if not math.isfinite(value):
-                return f"a gradient of the {player} is {value}"
+                return f"a gradient of the {trained} is {value}"
         return None
 
     def encoder_moved(self) -> bool:
@@ -48,12 +48,12 @@ class Terms(NamedTuple):
 
         Waits for the device.
         """
-        own = [self.losses[0], self.penalties, self.gradients[0]]
+        own = [self.losses[0], self.penalties, self.gradients[:2]]
         return self.losses.ndim == 2 and all(bool(values.isfinite().all()) for values in own)
 
 
-PLAYERS = ("encoder", "occlusion model")
-"""In the order of ``Terms.gradients``."""
+TRAINED = ("encoder", "probe", "occlusion model")
+"""In the order of ``Terms.gradients``, of which the last is missing where no masks are learned."""
 
 
 def largest(gradients: list[Tensor]) -> Tensor:

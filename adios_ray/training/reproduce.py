@@ -18,7 +18,10 @@ _IMAGES = {"a", "b", "fill_a", "fill_b"}
 
 
 def reproduce(directory: Path, device: torch.device) -> str:
-    """Repeat a diverged step in one process, whatever number of workers the trial had.
+    """Repeat a diverged step in one process, which embeds the images of all workers of the trial at once.
+
+    With several workers the result is the same up to rounding, except where networks draw random numbers, and where
+    BatchNorm normalized over each worker's own images (without ``sync_batch_norm``).
 
     Args:
         directory: ``diverged/TRIAL/epoch_NNNNN`` of a run.
@@ -29,7 +32,7 @@ def reproduce(directory: Path, device: torch.device) -> str:
 
     Raises:
         CheckpointError: If the directory holds no dump, or a damaged one.
-        InputError: If the step is finite here, for example because the device rounds differently.
+        InputError: If the step is finite here; names what may differ.
     """
     cure = "give the folder of one, RUN/diverged/TRIAL/epoch_NNNNN"
     if not (directory / META_FILE).is_file():
@@ -59,9 +62,15 @@ def reproduce(directory: Path, device: torch.device) -> str:
     # Its progress sets only the momentum update, which follows what must fail here.
     terms = train_step(networks, optimizers, Batch(**batch), config, 0.0).terms
     if encoder_moved:
-        terms.gradients[0] = 0.0  # the encoder's, which the failed pass has not computed
+        terms.gradients[:2] = 0.0  # of encoder and probe, which the failed pass has not computed
     if fault := terms.fault():
         return fault
+    workers = state.get("workers", 1)  # earlier versions did not say
+    apart = workers > 1 and networks.batch_norm and not config.sync_batch_norm
+    shared = (
+        f"; there, BatchNorm normalized over the images of each of {workers} workers by themselves" if apart else ""
+    )
     raise InputError(
-        f"{directory}: step {state['step']} is finite on {device}, which may round differently from where it diverged"
+        f"{directory}: step {state['step']} is finite on {device}, which may round differently from where it "
+        f"diverged{shared}"
     )

@@ -11,6 +11,7 @@ of all slots in one graph (``tests/naive.py``).
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -201,13 +202,13 @@ def _exchange(
     Returns:
         A function that waits for the means and returns the terms, not finite if one is not on any worker.
     """
-    gradients = [gradient for optimizer in own for gradient in _gradients(optimizer)]
+    gradients = [_gradients(optimizer) for optimizer in own]
     losses, means = found.losses.clone(), penalties.detach().reshape(-1).clone()  # averaged in place
-    finish = parallel.begin_averaging([*gradients, losses, means, *measured])
+    finish = parallel.begin_averaging([*chain(*gradients), losses, means, *measured])
 
     def terms() -> Terms:
         finish()
-        return Terms(losses, means, largest(gradients))
+        return Terms(losses, means, torch.cat([largest(values) for values in gradients]))
 
     return terms
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adios_ray import parallel
 from adios_ray.checkpoints import Pointer, load_checkpoint, save_checkpoint
-from adios_ray.config import TrialConfig, check_adapted, check_batch, check_image_size, check_view, seen_view
+from adios_ray.config import TrialConfig, check_adapted, check_batch, check_view, seen_view
 from adios_ray.data.augment import denormalize
 from adios_ray.data.loader import BatchLoader, central_views
 from adios_ray.data.shards import Split, open_shards
@@ -71,7 +71,6 @@ class Trainer:
         dataset = open_shards(config.data_dir)
         self.dataset, self.classes = dataset, len(dataset.manifest.classes)
         self.image_size = config.image_size or dataset.manifest.image_size
-        check_image_size(self.image_size)
         check_view(config.evaluation.view, self.image_size)
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
         self._val_parts = halves(self.val_split)
@@ -248,11 +247,15 @@ class Trainer:
     def take_failed_batch(self) -> dict[str, Any] | None:
         """Return the batch at which training has diverged since the last call, None if it has not.
 
-        Every worker of the trial must call this. ``save`` with this batch, and with whether the encoder had moved
-        before the step failed, writes what reproduces the step.
+        Every worker of the trial must call this. ``save`` with this batch, with whether the encoder had moved before
+        the step failed, and with the number of workers writes what reproduces the step.
         """
         failure, self._failure = self._failure, None
-        return failure and {"batch": batch_state(failure.batch), "encoder_moved": failure.encoder_moved}
+        return failure and {
+            "batch": batch_state(failure.batch),
+            "encoder_moved": failure.encoder_moved,
+            "workers": parallel.world_size(),
+        }
 
     def save(self, directory: Path, failed_batch: dict[str, Any] | None = None) -> Pointer:
         """Write a checkpoint from which training resumes bit for bit.
