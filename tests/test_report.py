@@ -435,6 +435,14 @@ def test_parallel_coordinates_place_values_between_their_bounds(tmp_path: Path) 
     assert [trace["x"] for trace in figure["data"]] == [[pytest.approx(0.5), 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 
+def test_parallel_coordinates_tell_values_without_bounds_apart_exactly(tmp_path: Path) -> None:
+    rates, settings = (0.384, 0.38400000000000006, 0.2), ([3, 2], [3, 1], [3, 2])
+    values = [{"optimizer.encoder_lr": rate, "a.list": of} for rate, of in zip(rates, settings, strict=True)]
+    rows = [make_row(trial, 1, 0.1 * i, values=values[i]) for i, trial in enumerate("abc")]
+    figure = search_charts.parallel_chart(chart_data(RunData(tmp_path, rows)))
+    assert [trace["x"][:2] for trace in figure["data"]] == [[0.5, 1.0], [1.0, 0.0], [0.0, 1.0]]
+
+
 def test_families_survive_by_copies(tmp_path: Path) -> None:
     rows = [make_row(trial, epoch) for trial in "abc" for epoch in (1, 2, 3)]
     run = RunData(tmp_path, rows, [make_exploit(1, "b", "a"), make_exploit(2, "c", "b")])
