@@ -154,9 +154,7 @@ def _train(
     state = run.read(partial(PopulationState.load, run_dir))
     run.read(lambda: storage.pull(MASKS))
     if failed := state.unfinished(names):
-        from adios_ray.tracking.report.page import write_report  # here: first steps need not wait for what it imports
-
-        run.write(lambda: write_report(run_dir, storage.uri))
+        run.write_page()
         raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {storage.place}")
     return state
 
