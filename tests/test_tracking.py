@@ -20,7 +20,7 @@ from adios_ray.errors import RecordError, UsageError
 from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import decisions, lineage, pictures, records, results, run_masks, run_picture
-from adios_ray.tracking.formatting import duration
+from adios_ray.tracking.formatting import duration, value_text
 from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.live import LiveView, report_line, sparkline
 from adios_ray.tracking.report.run_data import read_run
@@ -331,6 +331,14 @@ def test_time_left_counts_from_the_resumed_epochs() -> None:
     assert view._time_left(30.0) == ""
     view.report(make_row("a", 5))
     assert view._time_left(30.0) == f", about {duration(11 * 30)} left"
+    stopping = LiveView(10, None, "title", history=[make_row("a", 4)])  # how long trials train is not known
+    stopping.report(make_row("b", 5))
+    assert stopping._time_left(30.0) == ""
+
+
+def test_whole_numbers_are_written_in_full() -> None:
+    values = [1024, 1018, 1020, 0.0123456, 1.0, True, "sgd"]
+    assert [value_text(value) for value in values] == ["1024", "1018", "1020", "0.0123", "1", "True", "sgd"]
 
 
 def test_sparkline_spans_its_values() -> None:
