@@ -247,3 +247,6 @@ def test_a_trial_that_kept_the_configured_values_as_long_as_the_best_is_a_contro
     assert best_control(state, finals, "b", configured) == "a"
     members["a"].epoch = 1
     assert best_control(state, finals, "b", configured) is None
+    for member in members.values():  # repetitions of one training, without a search
+        member.values, member.epoch = {}, 4
+    assert best_control(state, finals, "b", {}) is None

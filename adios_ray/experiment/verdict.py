@@ -269,13 +269,13 @@ def best_control(
         finals: How each trial enters the comparison.
         best: The best trial.
         configured: The configured values, by path, of a search whose trials keep their values: a trial that trained as
-            long as the best with these is a control.
+            long as the best with these is a control. Empty where nothing is searched: then there is none.
     """
     epoch = state.members[best].epoch
     controls = [
         name
         for name, member in state.members.items()
-        if name in finals and (member.control or (member.values == configured and member.epoch == epoch))
+        if name in finals and (member.control or (configured and member.values == configured and member.epoch == epoch))
     ]
     return max(controls, key=lambda name: finals[name].fitness, default=None)
 
