@@ -36,6 +36,8 @@ NOT_DRIVERS = frozenset({"checkpoints", MASKS, "diverged", "actors", "tune", "dr
 initial weights, which workers read there."""
 AT_END = TRACKERS - {"log.jsonl"}
 """Folders that the driver copies only when it ends, because they change all the time and nothing resumes from them."""
+APPENDED = frozenset({"events.jsonl", "log.jsonl", "logs"})
+"""Files, and a folder of files, that lines are appended to between two copies to the URI too."""
 UNPUBLISHED_S = 1200.0
 """Age at which another trial's checkpoint that is not at the URI has been pruned there, not just written."""
 
@@ -57,6 +59,7 @@ class RunStorage:
         self.uri = None if self._remote is None else self.place
         self.directory = store.local or self._copy / self.place.rpartition("/")[2]
         self._pushed: dict[Path, tuple[int, int]] = {}
+        self._ahead: set[Path] = set()
 
     @cached_property
     def _copy(self) -> Path:
@@ -94,8 +97,8 @@ class RunStorage:
     def driven(self, check_claim: Callable[[], None]) -> Iterator[None]:
         """Use this node's run directory as the driver, and copy all of the driver's files to the URI at the end.
 
-        What an earlier driver left on this node is removed first, except trackers' files, which no other node has. What
-        could not be copied is kept on this node, and moved aside by the next driver.
+        What an earlier driver left on this node is removed first, except trackers' files and lines of logs and events,
+        which no other node has. What could not be copied is kept on this node, and moved aside by the next driver.
 
         Args:
             check_claim: Raises an error once another driver has taken the run over; then nothing more is copied.
@@ -126,8 +129,13 @@ class RunStorage:
         return self._copy / UNSAVED
 
     def _clear(self) -> None:
-        """Remove the driver's files on this node; those that the URI may lack are moved aside."""
+        """Remove the driver's files on this node; those that the URI may lack are moved aside.
+
+        Files to which the last driver has appended since it copied them are kept, and copied with the next ones.
+        """
         files = list(self._driver_files())
+        if RunDirectory(self.directory).token.exists():  # else they may be of a run that was at the URI before
+            self._ahead = set(filter(self._is_ahead, files))
         if files and self._unsaved.exists():
             aside = self._copy.with_name(f"{self.directory.name}-unsaved-{time.strftime('%Y%m%d-%H%M%S')}")
             for path in files:
@@ -136,14 +144,24 @@ class RunStorage:
                 shutil.copy2(path, kept)
             say(f"{aside} has what {self.place} may lack of the last driver on this node")
         for path in files:
-            path.unlink()
+            if path not in self._ahead:
+                path.unlink()
         self._unsaved.unlink(missing_ok=True)
+
+    def _is_ahead(self, path: Path) -> bool:
+        """Tell whether a file here begins with what the URI has of it, and lines are only ever appended to it."""
+        name = self._name(path)
+        return name.partition("/")[0] in APPENDED and path.read_bytes().startswith(self._read(name))
 
     def _token(self) -> bytes:
         """Read the token of the run at the URI; empty if there is none, as before a run's first copy."""
+        return self._read(RunDirectory(self.directory).token.name)
+
+    def _read(self, name: str) -> bytes:
+        """Read a file at the URI; empty if there is none."""
         assert self._remote is not None
         try:
-            return self._remote.read(RunDirectory(self.directory).token.name)
+            return self._remote.read(name)
         except FileNotFoundError:
             return b""
 
@@ -244,7 +262,7 @@ class RunStorage:
             self._fetch_all(path for name in names if not (path := self.directory / name).exists())
 
     def fetch_run(self) -> None:
-        """Copy the driver's files from the URI.
+        """Copy the driver's files from the URI, except those that have more lines on this node.
 
         Raises:
             FileNotFoundError: If the run has no configuration there.
@@ -255,9 +273,10 @@ class RunStorage:
         hold(self._copy)
         tops = {name for name in self._remote.names() if name not in NOT_DRIVERS}
         folders = {name for name in tops if self._remote.size(name) is None}
-        self._fetch_all(self.directory / name for name in {*(tops - folders), RunDirectory(self.directory).config.name})
+        names = {*(tops - folders), RunDirectory(self.directory).config.name}
+        self._fetch_all(path for name in names if (path := self.directory / name) not in self._ahead)
         self.pull(*(folders - AT_END))
-        self._pushed = _statuses(self._driver_files())
+        self._pushed = _statuses(path for path in self._driver_files() if path not in self._ahead)
 
     def has(self, path: Path) -> bool:
         """Tell whether a file is stored, on the URI if there is one.

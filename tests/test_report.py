@@ -1,9 +1,11 @@
 """The report: what it shows, that it loads nothing, and its charts as plotly figures."""
 
+import json
 import math
 import shutil
 import sys
 import types
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,8 +16,10 @@ import plotly.graph_objects
 import pytest
 import torch
 from made_up_run import COPIES, SETTINGS, make_drop, make_exploit, make_row, make_run, make_summary
+from PIL import Image
 from scipy.stats import sem, ttest_ind
 
+import adios_ray
 from adios_ray.cli import main
 from adios_ray.data.claim import TRAINING, claimed
 from adios_ray.measures import MEASURES
@@ -29,8 +33,16 @@ from adios_ray.tracking.outcomes import write_outcomes
 from adios_ray.tracking.report import charts, search_charts
 from adios_ray.tracking.report.background import BackgroundReport
 from adios_ray.tracking.report.comparison import MARK, differences, verdict_between, write_comparison
+from adios_ray.tracking.report.features import feature_section, most_confused
 from adios_ray.tracking.report.importance import importance_of
-from adios_ray.tracking.report.inspection import _classified, _projected
+from adios_ray.tracking.report.inspection import (
+    MOST_IMAGES,
+    THUMBNAIL,
+    Inspection,
+    InspectionInfo,
+    _classified,
+    _projected,
+)
 from adios_ray.tracking.report.mask_statistics import agreement, slot_overlaps, slot_statistics
 from adios_ray.tracking.report.masks import mask_section, spread
 from adios_ray.tracking.report.outcome import outcome_of
@@ -435,6 +447,14 @@ def test_parallel_coordinates_place_values_between_their_bounds(tmp_path: Path) 
     assert [trace["x"] for trace in figure["data"]] == [[pytest.approx(0.5), 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 
+def test_parallel_coordinates_tell_values_without_bounds_apart_exactly(tmp_path: Path) -> None:
+    rates, settings = (0.384, 0.38400000000000006, 0.2), ([3, 2], [3, 1], [3, 2])
+    values = [{"optimizer.encoder_lr": rate, "a.list": of} for rate, of in zip(rates, settings, strict=True)]
+    rows = [make_row(trial, 1, 0.1 * i, values=values[i]) for i, trial in enumerate("abc")]
+    figure = search_charts.parallel_chart(chart_data(RunData(tmp_path, rows)))
+    assert [trace["x"][:2] for trace in figure["data"]] == [[0.5, 1.0], [1.0, 0.0], [0.0, 1.0]]
+
+
 def test_families_survive_by_copies(tmp_path: Path) -> None:
     rows = [make_row(trial, epoch) for trial in "abc" for epoch in (1, 2, 3)]
     run = RunData(tmp_path, rows, [make_exploit(1, "b", "a"), make_exploit(2, "c", "b")])
@@ -548,7 +568,8 @@ def test_runs_of_several_seeds_are_compared_over_seeds(tmp_path: Path) -> None:
         (["report", "{tmp}"], "is not a run directory: it has no config.json"),
         (["report", "{run}", "--output", "x.html"], "--output is for the comparison"),
         (["report", "{run}", "{run}/../finished"], "is named twice"),
-        (["report", "{run}", "--images", "-1"], "--images -1 must be 0, or at least 2"),
+        (["report", "{run}", "--images", "-1"], "--images -1 must be 0, or 2 to 10000"),
+        (["report", "{run}", "--images", "10001"], "--images 10001 must be 0, or 2 to 10000"),
     ],
 )
 def test_wrong_uses_of_the_command(
@@ -594,6 +615,70 @@ def test_features_are_projected_by_pca_or_by_umap_where_installed(monkeypatch: p
     assert name == "UMAP" and explained == 0 and (points == whole[:, :2]).all() and (masked == several[..., :2]).all()
 
 
+def inspected(labels: Any, predicted: Any, classes: int, side: int = 4) -> Inspection:
+    """Make an inspection of black images with these classes, without masks."""
+    images, none = len(labels), np.zeros(0, np.int64)
+    info = InspectionInfo(
+        trial="a",
+        epoch="epoch_00001",
+        weights_sha256="",
+        images=images,
+        data_sha256="",
+        classes=[str(number) for number in range(classes)],
+        projection="PCA",
+        explained=0.5,
+        rank=2.0,
+    )
+    return Inspection(
+        info,
+        thumbnails=np.zeros((images, side, side, 3), np.uint8),
+        labels=np.asarray(labels),
+        predicted=np.asarray(predicted),
+        points=np.zeros((images, 2), np.float32),
+        masked_points=np.zeros((0, 0, 2), np.float32),
+        harm=np.zeros((images, 0), np.float32),
+        neighbors=none.reshape(0, 4),
+        slot_neighbors=none.reshape(0, 0, 4),
+        spectrum=np.ones(3, np.float32),
+        picked=none,
+        picked_images=np.zeros((0, 4, 4, 3), np.uint8),
+        picked_masks=np.zeros((0, 0, 4, 4), np.uint8),
+    )
+
+
+def test_a_confusion_of_few_classes_has_all_and_one_of_many_those_confused_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, predicted = [0, 0, 0, 1, 2, 2], [0, 1, 1, 1, 2, 0]
+    heat = feature_section(inspected(labels, predicted, 4)).charts["confusion"]["data"][0]
+    plotly.graph_objects.Heatmap(heat)
+    assert heat["x"] == heat["y"] == ["0", "1", "2", "3"]
+    assert heat["text"] == [[1, 2, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+    assert heat["z"][:3] == [[0.333, 0.667, 0, 0], [0, 1, 0, 0], [0.5, 0, 0.5, 0]]
+    assert most_confused(inspected(labels, predicted, 4), 2).tolist() == [0, 1]
+    many = np.random.default_rng(0).integers(0, 5000, (2, 400))
+    found = inspected(many[0], many[1], 5000)
+    section = feature_section(found)
+    drawn = [int(name) for name in section.charts["confusion"]["data"][0]["x"]]
+    pairs = Counter((truth, guess) for truth, guess in many.T.tolist())
+    naive = [[pairs[truth, guess] for guess in drawn] for truth in drawn]
+    assert section.charts["confusion"]["data"][0]["text"] == naive and len(drawn) == 100
+    assert sum(len(json.dumps(figure)) for figure in section.charts.values()) < 500_000
+    monkeypatch.setattr("adios_ray.tracking.report.page.read_inspection", lambda _: found)
+    assert "the 100 of 5000 classes that are confused most often" in write_report(tmp_path).read_text()
+
+
+def test_a_sheet_of_thousands_of_images_fits_into_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = list[Image.Image]()
+    monkeypatch.setattr("adios_ray.tracking.report.features.data_uri", drawn.append)
+    labels = np.full(MOST_IMAGES, -1)
+    sprites = feature_section(inspected(labels, labels, 0, side=THUMBNAIL)).sprites
+    (sheet,) = drawn
+    assert max(sheet.size) <= 16383  # of a WebP file
+    assert sheet.width == THUMBNAIL * sprites["columns"]
+    assert sheet.height == THUMBNAIL * math.ceil(MOST_IMAGES / sprites["columns"])
+
+
 def test_images_of_a_single_class_have_no_classes_on_the_map() -> None:
     manifest = types.SimpleNamespace(classes=("unlabeled",), multi_label=False)
     held_out = types.SimpleNamespace(labels=np.zeros(4, np.int64))
@@ -613,10 +698,28 @@ def test_a_report_is_refreshed_beside_the_run_and_never_after_it(tmp_path: Path)
     assert page._process is first is not None and first.poll() is None  # a single process, for which no caller waits
     assert first.wait() == 0 and (tmp_path / "report.html").stat().st_size > 1e6
     (tmp_path / "summary.json").write_text("damaged")
-    page.refresh()
-    assert page._process is not None and page._process.wait() == 2
+    for _ in range(2):  # of which one complaint is enough
+        page.refresh()
+        assert page._process is not None and page._process.wait() == 2
     page.refresh()
     running = page._process
     page.close()
     assert running is not None and running.returncode is not None
     assert len(notes) == 1 and "summary.json" in notes[0] and not list(tmp_path.glob(".*"))
+
+
+def test_a_report_is_refreshed_by_the_package_that_the_run_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "job" / "adios_ray" / "tracking" / "report" / "__main__.py"
+    module.parent.mkdir(parents=True)
+    for folder in (module.parents[2], module.parents[1], module.parent):
+        (folder / "__init__.py").touch()
+    module.write_text("import pathlib, sys\npathlib.Path(sys.argv[1], 'report.html').write_text('of the job')\n")
+    monkeypatch.setattr(adios_ray, "__file__", str(module.parents[2] / "__init__.py"))
+    monkeypatch.chdir(tmp_path)  # python -m looks there first
+    page = BackgroundReport(tmp_path, print, interval_s=0.0)
+    page.refresh()
+    assert page._process is not None and page._process.wait() == 0
+    page.close()
+    assert (tmp_path / "report.html").read_text() == "of the job"

@@ -224,6 +224,11 @@ def test_a_search_says_what_it_did() -> None:
     assert search_course(run_of(rows, **copies)) == "1 exploit, 0 refused, 1 change of N"
     outcome = outcome_of(asha, [])
     assert "no trial trained as long with the configured values" in outcome.sureness
+    single = [make_row("a", epoch, 0.1 * epoch, values={}) for epoch in (1, 2, 3)]
+    run = run_of(single, space={"scheduler": "none", "search": "grid"}, summary=summary_of(single))
+    assert search_course(run) == "no search"
+    found = outcome_of(run, [])
+    assert found.gain.startswith("20.0 ") and found.sureness == "over the best first report: nothing was searched"
 
 
 def test_selection_within_noise() -> None:
@@ -240,7 +245,12 @@ def test_selection_within_noise() -> None:
 
 def test_no_exploits() -> None:
     rows = curves({"a": [0.4, 0.5], "b": [0.5, 0.6]})
-    assert said(verdicts.no_exploits, run_of(rows, space=PBT)) == ["No trial copied another"]
+    (verdict,) = verdicts.no_exploits(run_of(rows, space=PBT))
+    assert (verdict.sentence, verdict.evidence) == ("No trial copied another", "2 epochs")
+    assert "is so far a random search" in verdict.advice
+    (verdict,) = verdicts.no_exploits(run_of(rows, space=PBT, exploits=[make_exploit(1, "a", "a")]))
+    assert verdict.evidence == "2 epochs, 1 change of values with a trial's own weights"
+    assert "random search" not in verdict.advice
     assert said(verdicts.no_exploits, run_of(rows, space=PBT, exploits=[make_exploit(1, "a", "b")])) == []
     assert said(verdicts.no_exploits, run_of(rows, space={"scheduler": "asha"})) == []
 
@@ -288,6 +298,8 @@ def test_copied_slots(tmp_path: Path) -> None:
     # A larger weight makes all slots alike (docs/results.md).
     assert "fewer slots" in next(verdicts.copied_slots(masked_run(tmp_path, copied))).advice
     assert said(verdicts.copied_slots, masked_run(tmp_path, np.stack([top / 3] * 3))) == ["Slots 1, 2 and 3 are copies"]
+    (verdict,) = verdicts.copied_slots(masked_run(tmp_path, np.stack([top, 0.85 * top, 0.7 * top])))
+    assert verdict.evidence.startswith("their masks overlap by at least 70%")  # the first and the third
     assert said(verdicts.copied_slots, masked_run(tmp_path, halves(4))) == []
 
 

@@ -355,6 +355,37 @@ def test_a_driver_elsewhere_resumes_what_was_journaled_at_the_uri(nodes: Nodes, 
             assert PopulationState.load(resumed.directory).members["trial_00"].epoch == 1
 
 
+def test_lines_that_a_killed_driver_has_not_copied_are_kept_on_its_node(nodes: Nodes) -> None:
+    store, lines = Store(nodes.place), {"events.jsonl": b"{}\n", "logs/trial_00.log": b"", "log.jsonl": b"{}\n"}
+
+    def resumed(name: str, added: bytes) -> dict[str, bytes]:
+        """Resume on a node, append to each file, and be killed; return what the files held before."""
+        driver = nodes[name]
+        local_cache.hold(driver._copy)
+        driver._clear()
+        driver.fetch_run()
+        found = {each: (driver.directory / each).read_bytes() for each in lines}
+        driver.push()
+        assert {each: store.read(each) for each in lines} == found
+        for each in lines:
+            with (driver.directory / each).open("ab") as file:
+                file.write(added)
+        local_cache.release(driver._copy)
+        return found
+
+    first = nodes["driver"]
+    for name, content in {"token": b"token", "events.jsonl": b"{}\n", "logs/trial_00.log": b""}.items():
+        write_output(first.directory / name, content)
+    first.push()
+    write_output(first.directory / "log.jsonl", b"{}\n")  # the first line, which is not at the URI yet
+    assert resumed("driver", b"1\n") == lines
+    ahead = {name: content + b"1\n" for name, content in lines.items()}
+    assert resumed("driver", b"2\n") == ahead
+    assert resumed("other", b"3\n") == ahead
+    assert resumed("other", b"4\n") == (newest := {name: content + b"3\n" for name, content in ahead.items()})
+    assert resumed("driver", b"") == newest  # whose second line is of a past that others have not continued
+
+
 def test_a_driver_whose_copy_was_removed_deletes_nothing_at_the_uri(nodes: Nodes) -> None:
     driver, store = nodes["driver"], Store(nodes.place)
     with driver.driven(lambda: None):

@@ -114,11 +114,19 @@ def test_wandbs_server_has_a_resumed_trials_epochs_masks_lineage_and_outcome(
     with wandb_server() as (address, runs):
         monkeypatch.setenv("WANDB_BASE_URL", address)
         row = best_rows(run_dir)[0]
+        own = [exploit for exploit in read_lineage(run_dir) if exploit.trial == row.trial]
         interrupted = WandbLog(RunStorage(run_dir), mode)
+        interrupted.exploit(own[0])  # decided before the trial has reported to this driver
         interrupted.report(row, replaced(CONFIG, row.values))
         interrupted.close()
+        if mode == "online":
+            assert len(next(iter(runs.values())).config["lineage"]) == len(own)
         time.sleep(1.1)  # wandb's folders are told apart by the second of their start
         rows, exploit, summary = follow(WandbLog(RunStorage(run_dir), mode), run_dir)
+        time.sleep(1.1)
+        concluding = WandbLog(RunStorage(run_dir), mode)  # of a driver that was started for the outcome alone
+        concluding.summary(summary)
+        concluding.close()
         if mode == "offline":
             assert not runs
             sync = [sys.executable, "-m", "wandb", "sync", "--yes"]
@@ -127,7 +135,6 @@ def test_wandbs_server_has_a_resumed_trials_epochs_masks_lineage_and_outcome(
     assert (run.project, run.entity, run.group) == ("masks-of-mine", "a-group", "run")
     assert run.display_name == summary.best_trial
     assert run.config["seed"] == 0 and run.config["masking"]["slots"] == rows[-1].values["masking.slots"]
-    own = [exploit for exploit in read_lineage(run_dir) if exploit.trial == summary.best_trial]
     assert len(run.config["lineage"]) == len(own)
     line = run.config["lineage"][0]
     assert line.startswith(f"epoch {exploit.epoch}: copied {exploit.donor}, ") and exploit.changes in line

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import math
 import os
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from adios_ray.errors import RecordError, UsageError
 from adios_ray.retry import retry
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import decisions, lineage, pictures, records, results, run_masks, run_picture
-from adios_ray.tracking.formatting import duration
+from adios_ray.tracking.formatting import duration, value_text
 from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.live import LiveView, report_line, sparkline
+from adios_ray.tracking.report.run_data import read_run
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +62,16 @@ def test_a_row_is_on_disk_before_the_file_is_closed(tmp_path: Path) -> None:
     assert len(results.read_results(tmp_path)) == 1
 
 
-def test_superseded_rows_give_way_to_the_last(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hours", [-1, 0, 1])
+def test_rows_give_way_to_those_that_a_trial_reports_after_it_was_set_back(tmp_path: Path, hours: int) -> None:
     results.begin_results(tmp_path, list(SETTINGS))
-    for epoch, fitness in [(1, 0.1), (2, 0.2), (3, 0.3), (2, 0.25)]:
-        results.append_result(tmp_path, make_row(epoch=epoch, fitness=fitness))
-    assert [row.fitness for row in results.read_results(tmp_path)] == [0.1, 0.25, 0.3]
+    ahead = timedelta(hours=hours)  # of the first driver's clock
+    for trial, epoch, fitness in [("a", 1, 0.1), ("a", 2, 0.2), ("b", 1, 0.6), ("a", 3, 0.3)]:
+        row = make_row(trial, epoch, fitness)
+        results.append_result(tmp_path, row.model_copy(update={"time": row.time + ahead}))
+    for epoch, fitness in [(2, 0.25), (4, 0.4)]:  # a copy of a donor at epoch 1, then of one at epoch 3
+        results.append_result(tmp_path, make_row("a", epoch, fitness))
+    assert [row.fitness for row in results.read_results(tmp_path)] == [0.1, 0.25, 0.4, 0.6]
 
 
 def test_a_lineage_keeps_the_order_of_its_decisions(tmp_path: Path) -> None:
@@ -150,14 +157,18 @@ def test_ancestry_follows_the_copies_backward() -> None:
     assert lineage.ancestry(exploits, "d", 11) == [Ancestor("a", 0, 5), Ancestor("b", 5, 10), Ancestor("d", 10, 11)]
 
 
-def test_reports_of_weights_that_a_copy_has_replaced_do_not_count() -> None:
-    rows = [make_row(trial, epoch) for trial in "ab" for epoch in range(1, 11)]
-    copy = make_exploit(11, "a", "b").model_copy(update={"epoch": 6})  # after a's tenth report, of b behind it
-    assert [row.epoch for row in lineage.current_rows(rows, [copy]) if row.trial == "a"] == [*range(1, 7)]
-    again = make_row("a", 7, time=copy.time + timedelta(minutes=1))
-    assert lineage.current_rows([*rows, again], [copy]) == [*rows[:6], *rows[10:], again]
-    at_once = make_exploit(10, "a", "b")
-    assert lineage.current_rows(rows, [at_once, make_exploit(11, "a", "a").model_copy(update={"epoch": 6})]) == rows
+def test_reports_of_weights_that_a_copy_has_replaced_do_not_count(tmp_path: Path) -> None:
+    results.begin_results(tmp_path, list(SETTINGS))
+    for row in (make_row(trial, epoch) for epoch in range(1, 11) for trial in "abc"):
+        results.append_result(tmp_path, row)
+    copy = make_exploit(6, "a", "b")  # after a's tenth report, of b at its sixth, by a driver whose clock is behind
+    members = {"a": {"epoch": 6}, "b": {"epoch": 10}, "c": {}}  # an earlier version had no epochs
+    RunDirectory(tmp_path).population.write_text(json.dumps({"members": members}))
+    RunDirectory(tmp_path).lineage.write_text(f"{copy.model_dump_json()}\n")
+    epochs = {trial: [row.epoch for row in rows] for trial, rows in read_run(tmp_path).by_trial.items()}
+    assert epochs == {"a": [*range(1, 7)], "b": [*range(1, 11)], "c": [*range(1, 11)]}
+    held = lineage.last_rows(results.read_results(tmp_path), [copy], "a", 6, 3)
+    assert [(row.trial, row.epoch) for row in held] == [("b", 4), ("b", 5), ("b", 6)]
 
 
 def test_best_row_ignores_nan_and_takes_the_earliest() -> None:
@@ -320,6 +331,14 @@ def test_time_left_counts_from_the_resumed_epochs() -> None:
     assert view._time_left(30.0) == ""
     view.report(make_row("a", 5))
     assert view._time_left(30.0) == f", about {duration(11 * 30)} left"
+    stopping = LiveView(10, None, "title", history=[make_row("a", 4)])  # how long trials train is not known
+    stopping.report(make_row("b", 5))
+    assert stopping._time_left(30.0) == ""
+
+
+def test_whole_numbers_are_written_in_full() -> None:
+    values = [1024, 1018, 1020, 0.0123456, 1.0, True, "sgd"]
+    assert [value_text(value) for value in values] == ["1024", "1018", "1020", "0.0123", "1", "True", "sgd"]
 
 
 def test_sparkline_spans_its_values() -> None:

@@ -160,6 +160,23 @@ def test_a_run_counts_as_finished_once_all_that_concludes_it_is_written(
     assert not any(finished for *_, finished in times[: times.index((True, True, False))])
 
 
+def test_a_run_finishes_although_its_report_cannot_be_drawn(
+    concluded: Callable[[Callable[[], None]], RunSummary],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("0.384 is not\nin list")
+
+    monkeypatch.setattr("adios_ray.tracking.report.page.render", fail)
+    assert read_summary(tmp_path) is None
+    assert concluded(lambda: None) == read_summary(tmp_path) and (tmp_path / "schedule.json").is_file()
+    (event,) = [event for event in read_events(tmp_path)[0] if event.kind == "note" and not event.trial]
+    assert event.text.startswith("the report was not written (ValueError: 0.384 is not in list); ")
+    assert "Report: " not in capsys.readouterr().out
+
+
 def test_a_driver_that_was_taken_over_while_it_evaluated_concludes_nothing(
     concluded: Callable[[Callable[[], None]], RunSummary], tmp_path: Path
 ) -> None:
@@ -230,3 +247,6 @@ def test_a_trial_that_kept_the_configured_values_as_long_as_the_best_is_a_contro
     assert best_control(state, finals, "b", configured) == "a"
     members["a"].epoch = 1
     assert best_control(state, finals, "b", configured) is None
+    for member in members.values():  # repetitions of one training, without a search
+        member.values, member.epoch = {}, 4
+    assert best_control(state, finals, "b", {}) is None

@@ -34,14 +34,14 @@ class Report:
         from adios_ray.places import check_output_file, delivered, fetched, insist, require_local
         from adios_ray.run_storage import fetched_run
         from adios_ray.tracking.report.comparison import MARK, write_comparison
-        from adios_ray.tracking.report.inspection import inspect_best
+        from adios_ray.tracking.report.inspection import MOST_IMAGES, inspect_best
         from adios_ray.tracking.report.page import write_report
         from adios_ray.tracking.report.run_data import read_run
 
         if not self.runs:
             raise UsageError("name at least one run directory, e.g. adios-ray report runs/RUN")
-        if self.images < 0 or self.images == 1:
-            raise UsageError(f"--images {self.images} must be 0, or at least 2")
+        if self.images != 0 and not 2 <= self.images <= MOST_IMAGES:
+            raise UsageError(f"--images {self.images} must be 0, or 2 to {MOST_IMAGES}")
         if self.output is not None and len(self.runs) == 1:
             raise UsageError("--output is for the comparison of several runs; one run's page is RUN/report.html")
         if self.open:

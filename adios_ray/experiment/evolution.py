@@ -13,6 +13,7 @@ from adios_ray.backend.channel import ChannelCalls, channel_name, start_channel
 from adios_ray.backend.preflight import check_nodes, find_node_problem, remove_probes
 from adios_ray.backend.trial import TrialSettings
 from adios_ray.backend.tune_run import run_trials
+from adios_ray.config import STOPPING
 from adios_ray.console import say
 from adios_ray.data.claim import Claim
 from adios_ray.errors import RunError
@@ -90,7 +91,7 @@ def evolve(
     say(f"Run directory: {storage.place}")
     run_dir = storage.directory
     trials = config.population if space.opening else space.trials(config.population)
-    view = LiveView(config.epochs, trials, run_dir.name, read_results(run_dir))
+    view = LiveView(config.epochs, None if space.scheduler in STOPPING else trials, run_dir.name, read_results(run_dir))
     trackers = Trackers(_trackers(config), storage, lambda text: run.note(text))
     run = Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check)
     with trackers:
@@ -155,9 +156,7 @@ def _train(
     state = run.read(partial(PopulationState.load, run_dir))
     run.read(lambda: storage.pull(MASKS))
     if failed := state.unfinished(names):
-        from adios_ray.tracking.report.page import write_report  # here: first steps need not wait for what it imports
-
-        run.write(lambda: write_report(run_dir, storage.uri))
+        run.write_page()
         raise RunError(f"not all trials finished ({', '.join(failed)}); resume with --resume {storage.place}")
     return state
 

@@ -74,15 +74,14 @@ def conclude(config: ExperimentConfig, run: Run, state: PopulationState, resourc
         StorageError: If the run's storage stays away.
         ClaimError: If another driver has taken the run over; nothing is written then.
     """
-    # Here: the first steps of a run need not wait for what these import, scipy and plotly.
+    # Here: the first steps of a run need not wait for scipy, which this imports.
     from adios_ray.tracking.report.outcome import search_course
-    from adios_ray.tracking.report.page import write_report
 
     storage, run_dir = run.storage, run.directory
     rows, lineage = read_results(run_dir), read_lineage(run_dir)
     finals = final_fitness(state, rows, lineage)
     if not finals:
-        run.write(lambda: write_report(run_dir, storage.uri))
+        run.write_page()
         steps = RunDirectory(run_dir).diverged  # not there if all trials collapsed
         held = f"; {storage.place}/{steps.name} holds the steps that diverged" if storage.names(steps) else ""
         raise RunError(f"every trial diverged or collapsed{held}; lower learning rates may help")
@@ -115,7 +114,7 @@ def conclude(config: ExperimentConfig, run: Run, state: PopulationState, resourc
         gain = {"gain": 0.0} if control == name else gain_over_control(test.estimate, on_test(control).estimate)
         summary = summary.model_copy(update={"control": control, **gain})
     run.write(lambda: schedule_of(run_dir, name, storage.place).save(RunDirectory(run_dir).schedule))
-    run.write(lambda: write_report(run_dir, storage.uri, summary))
+    drawn = run.write_page(summary)
     run.write(storage.push)
     # Last, at a URI too: by its summary a run counts as finished, while one that was stopped before is concluded again.
     run.write(lambda: write_summary(run_dir, summary))
@@ -136,7 +135,8 @@ def conclude(config: ExperimentConfig, run: Run, state: PopulationState, resourc
         f"validation, {measure.scores_text(*test.estimate[:3])} on test{chance}; "
         f"{search_course(read_run(run_dir))}, {summary.seconds:.0f} s"
     )
-    say(f"Report: {storage.place}/{RunDirectory(run_dir).report.name}")
+    if drawn:
+        say(f"Report: {storage.place}/{RunDirectory(run_dir).report.name}")
     return summary
 
 
@@ -269,13 +269,13 @@ def best_control(
         finals: How each trial enters the comparison.
         best: The best trial.
         configured: The configured values, by path, of a search whose trials keep their values: a trial that trained as
-            long as the best with these is a control.
+            long as the best with these is a control. Empty where nothing is searched: then there is none.
     """
     epoch = state.members[best].epoch
     controls = [
         name
         for name, member in state.members.items()
-        if name in finals and (member.control or (member.values == configured and member.epoch == epoch))
+        if name in finals and (member.control or (configured and member.values == configured and member.epoch == epoch))
     ]
     return max(controls, key=lambda name: finals[name].fitness, default=None)
 

@@ -30,9 +30,8 @@ def symbol(path: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Write a searched value, numbers to three digits."""
-    # bool is a subclass of int: True would be written as 1.
-    return f"{value:.3g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    """Write a searched value, numbers that are not whole to three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def duration(seconds: float) -> str:

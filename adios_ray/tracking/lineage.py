@@ -67,20 +67,13 @@ def last_rows(rows: Sequence[Row], exploits: Sequence[Exploit], trial: str, epoc
     """
     # One further: at ``epoch`` itself, the trial's report is still of the weights before a copy.
     path = ancestry(exploits, trial, epoch + 1)
-    held = [row for part in path for row in rows if row.trial == part.trial and part.after < row.epoch <= part.until]
-    return held[-most:]
-
-
-def current_rows(rows: Sequence[Row], exploits: Sequence[Exploit]) -> list[Row]:
-    """Leave out reports of weights that are gone: of a trial that has copied a donor behind it, those after its epoch.
-
-    They stay in the run's files until the trial reaches these epochs again.
-    """
-    return [
+    held = [
         row
+        for part in path
         for row in rows
-        if not any(e.copies and e.trial == row.trial and e.epoch < row.epoch and row.time < e.time for e in exploits)
+        if row.trial == part.trial and part.after < row.epoch <= min(part.until, epoch)
     ]
+    return held[-most:]
 
 
 def best_row(rows: Sequence[Row]) -> Row | None:

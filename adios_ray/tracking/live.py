@@ -91,7 +91,7 @@ class LiveView:
     def __init__(
         self,
         total_epochs: int,
-        population: int,
+        population: int | None,
         title: str,
         history: Sequence[Row] = (),
         console: Console | None = None,
@@ -100,7 +100,8 @@ class LiveView:
 
         Args:
             total_epochs: Epochs that each trial trains.
-            population: Number of trials, without those that leave in an opening.
+            population: Number of trials that train all epochs, thus without those that leave in an opening; None if
+                a rule stops some early, whose time left has no estimate.
             title: Shown above the table.
             history: Earlier reports of a resumed run, by epoch; they do not enter the estimate of the time left.
             console: Where to print; None takes standard output.
@@ -181,12 +182,14 @@ class LiveView:
             write_line(line, self._console.file)
 
     def _epochs_done(self) -> int:
-        """Count the epochs completed over the population, the most trained of all trials."""
+        """Count the epochs completed over the population, the most trained of all trials if its number is known."""
         epochs = sorted((rows[-1].epoch for rows in self._rows.values()), reverse=True)
         return sum(epochs[: self._population])
 
     def _time_left(self, elapsed: float) -> str:
-        """Estimate the time left from the epochs of all trials since the view was made; empty before the first."""
+        """Estimate the time left from the epochs of all trials since the view was made; empty if nothing is known."""
+        if self._population is None:
+            return ""
         done = self._epochs_done()
         fresh = done - self._epochs_before
         left = max(0, self._population * self._total_epochs - done)

@@ -6,6 +6,7 @@ The file is append-only; a last line without its newline was cut off by a crash 
 import csv
 import io
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
@@ -88,7 +89,7 @@ def begin_results(run_dir: Path, searched: Sequence[str] = ()) -> None:
             raise RecordError(
                 f"{path}: the header is {','.join(found)!r}, expected {','.join(header)!r} for this search space"
             )
-        rows = sorted(read_results(run_dir), key=lambda row: row.time)  # in the order in which they were appended
+        rows = read_results(run_dir)
         content = b""
     else:
         rows = []
@@ -131,7 +132,7 @@ def _csv_line(values: Sequence[object]) -> str:
 def read_results(run_dir: Path) -> list[Row]:
     """Read all reports, sorted by trial and epoch; empty if there is no file.
 
-    Of several rows for one trial and epoch, the last is kept: a trial that was set back repeats epochs.
+    A trial that was set back repeats epochs: a row replaces earlier ones of its trial at the same and later epochs.
 
     Raises:
         RecordError: If the columns are wrong or missing, or a complete line does not parse.
@@ -143,11 +144,15 @@ def read_results(run_dir: Path) -> list[Row]:
     if not content:
         raise RecordError(f"{path} is damaged: it has neither its header nor reports")
     _header(path, content)
-    rows: dict[tuple[str, int], Row] = {}
+    rows = defaultdict[str, list[Row]](list)
     for number, cells in enumerate(csv.DictReader(io.StringIO(_text(path, content))), start=2):
         row = _row(cells, f"{path}, line {number}")
-        rows[row.trial, row.epoch] = row
-    return [rows[key] for key in sorted(rows)]
+        own = rows[row.trial]
+        # By the order of the lines: times would mislead, since the clocks of drivers differ.
+        while own and own[-1].epoch >= row.epoch:
+            own.pop()
+        own.append(row)
+    return [row for trial in sorted(rows) for row in rows[trial]]
 
 
 def _row(cells: Mapping[str, str], where: str) -> Row:

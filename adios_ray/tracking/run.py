@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from adios_ray.config import TrialConfig
 from adios_ray.console import say
-from adios_ray.errors import ClaimError
+from adios_ray.errors import ClaimError, StorageError
 from adios_ray.retry import Result, retry, retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
@@ -18,6 +18,7 @@ from adios_ray.tracking.environment import record_environment
 from adios_ray.tracking.live import LiveView, drop_line, exploit_line, refusal_line
 from adios_ray.tracking.log import Event, EventKind, EventLog, append_log
 from adios_ray.tracking.metrics import RayMetrics
+from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report.background import INTERVAL_S, BackgroundReport
 from adios_ray.tracking.results import Row, append_result, begin_results
 from adios_ray.tracking.trackers.isolation import Trackers
@@ -102,6 +103,32 @@ class Run(AbstractContextManager["Run"]):
             StorageError: If storage fails for too long.
         """
         return retry_in_run(self.directory, action, partial(self.note, kind="wait"))
+
+    def write_page(self, summary: RunSummary | None = None) -> bool:
+        """Write the report; no outcome of a run hangs on whether its page can be drawn.
+
+        Args:
+            summary: The outcome, if it is not yet written down.
+
+        Returns:
+            Whether it was written; else a note says why not.
+
+        Raises:
+            ClaimError: If another driver has taken the run over; nothing is written then.
+            StorageError: If storage fails for too long.
+        """
+        # Here: the first steps of a run need not wait for what this imports, scipy and plotly.
+        from adios_ray.tracking.report.page import write_report
+
+        try:
+            self.write(lambda: write_report(self.directory, self.storage.uri, summary))
+        except (ClaimError, StorageError):
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self.note(f"the report was not written ({reason}); adios-ray report {self.storage.place} tries again")
+            return False
+        return True
 
     def report(self, trial: str, report: TrialReport, values: dict[str, Any], config: TrialConfig) -> None:
         """Record a trial's report.

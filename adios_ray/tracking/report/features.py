@@ -1,6 +1,7 @@
 """The report's section on features: map, neighbors, harm by masks, classes and spectrum."""
 
 import colorsys
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,13 +10,15 @@ import numpy as np
 from adios_ray.measures import share_error
 from adios_ray.tracking import pictures
 from adios_ray.tracking.report.figures import GRAY, PALETTE, Figure, figure_layout, plotly_text, value_axis
-from adios_ray.tracking.report.inspection import PICKED, Inspection
+from adios_ray.tracking.report.inspection import PICKED, Inspection, Integers
 from adios_ray.tracking.report.masks import data_uri, tiled
 from adios_ray.tracking.run_masks import Pixels
 
 _COLUMNS = 25
-_CONFUSED = 12
-"""Classes up to which the confusion's cells show their counts."""
+"""Fewest columns of the sheet of images."""
+_COUNTED, _NAMED, _CONFUSED = 12, 40, 100
+"""Classes up to which the confusion's cells show their counts, up to which axes name them, and up to which the
+confusion has all: its cells are as many as their square."""
 
 
 class ClassScore(NamedTuple):
@@ -60,10 +63,11 @@ class FeatureSection:
 def feature_section(inspection: Inspection) -> FeatureSection:
     """Draw an inspection."""
     count, side = inspection.thumbnails.shape[:2]
-    rows = -(-count // _COLUMNS)
-    cells = np.zeros((rows * _COLUMNS, side, side, 3), np.uint8)
+    columns = max(_COLUMNS, math.ceil(math.sqrt(count)))  # no longer than wide: WebP ends at 16,383 pixels
+    rows = -(-count // columns)
+    cells = np.zeros((rows * columns, side, side, 3), np.uint8)
     cells[:count] = inspection.thumbnails
-    sheet = data_uri(tiled(cells.reshape(rows, _COLUMNS, side, side, 3)))
+    sheet = data_uri(tiled(cells.reshape(rows, columns, side, side, 3)))
     harmed = [_harmed(inspection, position) for position in range(len(inspection.picked))]
     half = min(PICKED, len(harmed) // 2)
     drawn = {"map": _map_chart(inspection), "spectrum": _spectrum_chart(inspection)}
@@ -72,7 +76,7 @@ def feature_section(inspection: Inspection) -> FeatureSection:
         drawn |= {"confusion": _confusion_chart(inspection), "classes": _class_chart(classes)}
     return FeatureSection(
         inspection,
-        {"uri": sheet, "columns": _COLUMNS, "count": count, "pixelated": side <= 32},
+        {"uri": sheet, "columns": columns, "count": count, "pixelated": side <= 32},
         harmed[:half],
         harmed[half:],
         classes,
@@ -104,11 +108,27 @@ def class_scores(inspection: Inspection) -> list[ClassScore]:
     return sorted(scores, key=lambda score: score.accuracy)
 
 
-def confusion(inspection: Inspection) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Count images by their class (rows) and the class that their neighbors vote for (columns)."""
-    size = len(inspection.info.classes)
-    counts = np.zeros((size, size), np.int64)
-    np.add.at(counts, (inspection.labels, inspection.predicted), 1)
+def most_confused(inspection: Inspection, most: int) -> Integers:
+    """Choose the ``most`` (>= 1) classes that are confused with others most often, in their order, int64 [C]."""
+    wrong = inspection.labels != inspection.predicted
+    mistakes = np.concatenate([inspection.labels[wrong], inspection.predicted[wrong]])
+    counts = np.bincount(mistakes, minlength=len(inspection.info.classes))
+    return np.sort(np.argsort(-counts, kind="stable")[:most])
+
+
+def confusion(inspection: Inspection, classes: Integers) -> Integers:
+    """Count images by their class (rows) and the class that their neighbors vote for (columns), int64 [C, C].
+
+    Args:
+        inspection: The images.
+        classes: The classes of rows and columns, int64 [C]; images of others, or taken for others, are left out.
+    """
+    place = np.full(len(inspection.info.classes), -1)
+    place[classes] = np.arange(len(classes))
+    rows, columns = place[inspection.labels], place[inspection.predicted]
+    known = (rows >= 0) & (columns >= 0)
+    counts = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(counts, (rows[known], columns[known]), 1)
     return counts
 
 
@@ -128,6 +148,9 @@ def _map_chart(inspection: Inspection) -> Figure:
     common = {"type": "scatter", "mode": "markers"}
     traces: list[Figure] = []
     for number, (name, color) in enumerate(zip(names, class_colors(len(names)), strict=True)):
+        images = np.flatnonzero(labels == number)
+        if not len(images):  # of thousands of classes, most
+            continue
         of_masked = masked_of[labels[masked_of] == number]
         points = inspection.masked_points[of_masked]
         slots = points.shape[1]
@@ -144,7 +167,6 @@ def _map_chart(inspection: Inspection) -> Figure:
                     "showlegend": False,
                 }
             )
-        images = np.flatnonzero(labels == number)
         traces.append(
             {
                 **common,
@@ -191,24 +213,27 @@ def _spectrum_chart(inspection: Inspection) -> Figure:
 
 def _confusion_chart(inspection: Inspection) -> Figure:
     """Draw the confusion as shares of each class's images; with counts in the cells where they fit."""
-    counts = confusion(inspection)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [plotly_text(name) for name in inspection.info.classes]
-    ticks = {"tickvals": list(range(len(names))), "ticktext": names} if len(names) <= 40 else {}
-    few = len(names) <= _CONFUSED
-    hover = [[f"{truth} as {guess}: {counts[i, j]}" for j, guess in enumerate(names)] for i, truth in enumerate(names)]
+    classes = most_confused(inspection, _CONFUSED)
+    counts = confusion(inspection, classes)
+    images = np.bincount(inspection.labels, minlength=len(inspection.info.classes))[classes]
+    shares = counts / np.maximum(images, 1)[:, None]
+    names = [plotly_text(inspection.info.classes[number]) for number in classes]
+    few = len(names) <= _COUNTED
     heat = {
         "type": "heatmap",
+        "x": names,
+        "y": names,
         "z": shares.round(3).tolist(),
-        "customdata": hover,
-        "hovertemplate": "%{customdata}<extra></extra>",
+        "text": counts.tolist(),
+        "hovertemplate": "%{y} as %{x}: %{text}<extra></extra>",
         "colorscale": [[0, "rgba(0, 119, 187, 0)"], [1, "rgba(0, 119, 187, 0.75)"]],
         "zmin": 0,
         "zmax": 1,
         "showscale": False,
-        **({"text": counts.tolist(), "texttemplate": "%{text}"} if few else {}),
+        **({"texttemplate": "%{text}"} if few else {}),
     }
-    axis = {**ticks, "automargin": True, "zeroline": False, "showgrid": False}
+    axis = {"type": "category", "dtick": 1, "showticklabels": len(names) <= _NAMED}
+    axis |= {"automargin": True, "zeroline": False, "showgrid": False}
     return {
         "data": [heat],
         "layout": figure_layout(
@@ -238,7 +263,8 @@ def _class_chart(scores: list[ClassScore]) -> Figure:
         "width": 0.6,
     }
     names = [plotly_text(score.name) for score in scores]
-    ticks = {"tickvals": list(range(len(names))), "ticktext": names} if len(names) <= 40 else {"showticklabels": False}
+    named = len(names) <= _NAMED
+    ticks = {"tickvals": list(range(len(names))), "ticktext": names} if named else {"showticklabels": False}
     return {
         "data": [trace],
         "layout": figure_layout(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # a report without features needs no torch
 
     from adios_ray.evaluation.subject import Subject
 
+MOST_IMAGES = 10_000
+"""Most validation images to inspect: similarities of all pairs take memory with their square."""
 BANK = 2000
 """Training images that vote."""
 MASKED = 100
@@ -116,7 +118,7 @@ def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:
 
     Args:
         run: The run.
-        images: Validation images to use, spread evenly, >= 2.
+        images: Validation images to use, spread evenly, 2 to ``MOST_IMAGES``.
         say: Is told what is being done, or why nothing can be.
 
     Raises:

@@ -49,7 +49,7 @@ class MaskSection:
     """Color of each slot, of as many as the largest N."""
     statistics: dict[int, SlotStatistics]
     agreements: dict[int, float]
-    """Agreement of an epoch's slots with those of the stored epoch before it."""
+    """Agreement of an epoch's slots with those of the epoch before it in ``statistics``."""
     damaged: list[str]
     """Files that cannot be read, each with the reason."""
 

@@ -122,6 +122,8 @@ def _gain(run: RunData) -> tuple[str, str]:
     if summary.gain is None:
         error = _error_of_difference(summary.best_standard_error, _error_of_first(run))
         text = run.measure.difference_text(summary.best_fitness - summary.first_best_fitness, error)
+        if not run.searched:
+            return text, "over the best first report: nothing was searched"
         without = "the run has no control" if run.evolves else "no trial trained as long with the configured values"
         control = LOST_CONTROLS if run.lost_controls else without
         return text, f"over the best first report: {control}, so some of it is mere training"

@@ -253,17 +253,22 @@ def read_run(run_dir: Path, uri: str | None = None, summary: RunSummary | None =
     Raises:
         RecordError: If a file of the run is damaged.
     """
-    exploits = decisions.read_lineage(run_dir)
+    rows = results.read_results(run_dir)
+    population = _read_population(RunDirectory(run_dir))
+    # Later rows of a trial are of weights that a copy of a donor behind it has replaced, until it reports again.
+    epochs = {name: member.epoch for name, member in population.members.items() if member.epoch is not None}
     return RunData(
         run_dir,
-        lineage.current_rows(results.read_results(run_dir), exploits),
-        exploits,
+        [row for row in rows if row.epoch <= epochs.get(row.trial, row.epoch)],
+        decisions.read_lineage(run_dir),
         decisions.read_refusals(run_dir),
         decisions.read_drops(run_dir),
         summary or records.read_summary(run_dir),
         records.read_config(run_dir),
         _read_space(RunDirectory(run_dir).space),
-        *_read_population(RunDirectory(run_dir)),
+        frozenset(name for name, member in population.members.items() if member.control),
+        population.dataset,
+        len(population.members),
         *read_events(run_dir),
         uri,
     )
@@ -296,6 +301,7 @@ def _read_space(path: Path) -> dict[str, Any]:
 
 class _Member(BaseModel):
     control: bool = False
+    epoch: int | None = None
 
 
 class _Population(BaseModel):
@@ -305,12 +311,11 @@ class _Population(BaseModel):
     dataset: str | None = None
 
 
-def _read_population(run: RunDirectory) -> tuple[frozenset[str], str | None, int]:
-    """Read which members of the population are controls, the checksum of the data, and the number of members."""
+def _read_population(run: RunDirectory) -> _Population:
+    """Read the population's snapshot, with its members as the journal has them last."""
     snapshot = read_json(_Population, run.population, RecordError) if run.population.exists() else _Population()
     members = dict(snapshot.members)
     for line in complete_lines(run.journal).splitlines():
         with suppress(RecordError):  # the population's own reader complains
             members |= parse_json(_Population, line, str(run.journal), RecordError).members
-    controls = frozenset(name for name, member in members.items() if member.control)
-    return controls, snapshot.dataset, len(members)
+    return snapshot.model_copy(update={"members": members})

@@ -1,5 +1,6 @@
 """Charts of the search as a whole: parallel coordinates, importance, families, slots and time."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -84,27 +85,32 @@ class _Scale:
 
     def __init__(self, run: RunData, path: str, values: Sequence[Any]) -> None:
         self._bounds = run.bounds.get(path)
-        self._order = [] if self._bounds else _sorted_values(values)
         if self._bounds:
             self.ends = value_text(self._bounds.low), value_text(self._bounds.high)
         else:
-            self.ends = value_text(self._order[0]), value_text(self._order[-1])
+            different = _sorted_values(values)
+            self._order = [_key(value) for value in different]
+            self.ends = value_text(different[0]), value_text(different[-1])
 
     def position(self, value: Any) -> float | None:
         if value is None:
             return None
         if self._bounds:
             return self._bounds.position(value)
-        return self._order.index(value) / ((len(self._order) - 1) or 1)
+        return self._order.index(_key(value)) / ((len(self._order) - 1) or 1)
 
 
 def _sorted_values(values: Sequence[Any]) -> list[Any]:
     """Sort the different values: numbers by size, everything else as text."""
-    # By their text: lists cannot be told apart by their hashes.
-    different = list({value_text(value): value for value in values if value is not None}.values()) or ["–"]
+    different = list({_key(value): value for value in values if value is not None}.values()) or ["–"]
     if all(isinstance(value, int | float) for value in different):
         return sorted(different)
     return sorted(different, key=str)
+
+
+def _key(value: Any) -> str:
+    """Return what tells a value apart from others: lists have no hashes, and texts of numbers are rounded."""
+    return json.dumps(value, sort_keys=True)
 
 
 def _between(share: float) -> str:

@@ -161,13 +161,14 @@ def no_exploits(run: RunData) -> Iterator[Verdict]:
     interval = int((run.space or {}).get("interval_epochs", 1))
     if not run.evolves or any(exploit.copies for exploit in run.exploits) or epochs < 2 * interval:
         return
-    yield Verdict(
-        "look",
-        "No trial copied another",
-        f"{epochs} epochs, {counted(len(run.refusals), 'copy')} refused because the donor was not better by enough",
-        f"the run {'was' if run.summary else 'is so far'} a random search; train longer, "
-        "or raise significance in the search space",
-    )
+    evidence = [f"{epochs} epochs"]
+    if run.refusals:
+        evidence.append(f"{counted(len(run.refusals), 'copy')} refused because the donor was not better by enough")
+    if run.exploits:
+        evidence.append(f"{counted(len(run.exploits), 'change')} of values with a trial's own weights")
+    search = "" if run.exploits else f"the run {'was' if run.summary else 'is so far'} a random search; "
+    advice = f"{search}train longer, or raise significance in the search space"
+    yield Verdict("look", "No trial copied another", ", ".join(evidence), advice)
 
 
 def one_family(run: RunData) -> Iterator[Verdict]:
@@ -240,12 +241,13 @@ def copied_slots(run: RunData) -> Iterator[Verdict]:
         family = [family[a] if root == family[b] else root for root in family]
     for root, number in Counter(family).items():
         if number > 1:
-            members = [slot + 1 for slot, of in enumerate(family) if of == root]
-            shared = [overlaps[a, b] for a, b in pairs if family[a] == root]
+            members = [slot for slot, of in enumerate(family) if of == root]
+            least = min(overlaps[a, b] for a, b in itertools.combinations(members, 2))
+            *names, last = (str(slot + 1) for slot in members)
             yield Verdict(
                 "wrong",
-                f"Slots {', '.join(map(str, members[:-1]))} and {members[-1]} are copies",
-                f"their masks overlap by at least {min(shared):.0%} (soft IoU over {len(masks)} images)",
+                f"Slots {', '.join(names)} and {last} are copies",
+                f"their masks overlap by at least {least:.0%} (soft IoU over {len(masks)} images)",
                 "fewer slots, or let the search choose their number",
             )
 

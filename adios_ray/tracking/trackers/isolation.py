@@ -5,20 +5,18 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import adios_ray
 from adios_ray.config import TrialConfig
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.decisions import Exploit
+from adios_ray.tracking.processes import module_program
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.results import Row
 from adios_ray.tracking.trackers.base import Message, TrackerName
@@ -85,15 +83,15 @@ class _Process:
         self._messages = queue.SimpleQueue[Message | None]()
         self._log = RunDirectory(storage.directory).tracker_log(name)
         self._log.parent.mkdir(exist_ok=True)
-        here = str(Path(adios_ray.__file__).parent.parent)  # a job's package may be on the driver's path alone
+        program = module_program(f"{__package__}", name, storage.place)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}", name, storage.place],
+                program.args,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])},
+                env=program.env,
                 start_new_session=True,  # Ctrl-C is for the run, which then ends the tracker's input
             )
         work = (self._write, self._read, self._wait)

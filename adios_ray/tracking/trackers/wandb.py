@@ -74,15 +74,14 @@ class WandbLog:
         config = self._configs.get(exploit.trial)
         if config is None:  # a resumed run whose trial has not reported yet; its next report has everything
             return
-        run = self._run(exploit.trial, replaced(config, exploit.new))
-        run.config.update({"lineage": lineage_of(self._directory, exploit.trial)}, allow_val_change=True)
+        self._run(exploit.trial, replaced(config, exploit.new))
 
     def summary(self, summary: RunSummary) -> None:
         """Add the outcome to the summary of the best trial's run."""
         outcome = summary.model_dump(include={"test_fitness", "test_standard_error", "test_accuracy", "gain"})
         known = {key: value for key, value in outcome.items() if value is not None}
-        # The trial may have ended under an earlier driver, whose run on the server is continued.
-        run = self._runs.get(summary.best_trial) or self._start(summary.best_trial, self._experiment)
+        # The trial may have ended under an earlier driver: its run is continued, with the configuration that it has.
+        run = self._runs.get(summary.best_trial) or self._start(summary.best_trial, None)
         run.summary.update({"best": True, **known})
 
     def close(self) -> None:
@@ -94,13 +93,14 @@ class WandbLog:
         wandb.teardown()  # only then is everything in the files
 
     def _run(self, trial: str, config: TrialConfig) -> Any:
-        """Return the trial's wandb run under a configuration."""
-        own = config.model_dump(mode="json")
+        """Return the trial's wandb run, under a configuration and with the trial's lineage."""
+        own = {**config.model_dump(mode="json"), "lineage": lineage_of(self._directory, trial)}
         run = self._runs.get(trial) or self._start(trial, {**self._experiment, **own})
         run.config.update(own, allow_val_change=True)  # wandb refuses changes by default, and exploits make some
         return run
 
-    def _start(self, trial: str, config: dict[str, Any]) -> Any:
+    def _start(self, trial: str, config: dict[str, Any] | None) -> Any:
+        """Start a trial's wandb run, or continue an earlier driver's; None keeps the configuration that it has."""
         import wandb  # slow to import, and only runs that log to it need it
 
         run = wandb.init(
