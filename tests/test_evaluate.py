@@ -31,9 +31,9 @@ from adios_ray.data.manifest import Manifest
 from adios_ray.data.shards import open_shards
 from adios_ray.errors import EvaluationError, RunError
 from adios_ray.evaluation import features as features_module
-from adios_ray.evaluation import kinds
+from adios_ray.evaluation import kinds, label_free
 from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, Indices, extract_features
-from adios_ray.evaluation.features import MapParts, features_of
+from adios_ray.evaluation.features import Features, MapParts, features_of
 from adios_ray.evaluation.knn import knn_label_shares
 from adios_ray.evaluation.linear import Sgd, train_rates
 from adios_ray.evaluation.result import EvaluationResult
@@ -503,16 +503,23 @@ def test_each_kind_prints_one_object(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error")
-def test_a_collapsed_encoder_is_evaluated_by_what_it_has(data: Path) -> None:
+def test_a_collapsed_encoder_is_evaluated_by_what_it_has(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     collapsed = weights()
     for name, values in collapsed.tensors.items():
         if name.startswith("backbone.") and values.is_floating_point() and "running" not in name:
             values.zero_()  # every feature is 0
     with opened(collapsed, open_shards(data), "test") as subject:
         result, clusters = kinds.labelfree(subject), kinds.clustering(subject)
+        nearly = torch.ones(COUNTS["test"], 128)
+        nearly[:2] = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+        monkeypatch.setattr(Subject, "features", lambda *_: Features(nearly, torch.zeros(len(nearly))))
+        of_two = kinds.labelfree(subject).scores
     assert result.configuration["left_out"].keys() == {"alpha_req"} and "alpha_req" not in result.scores
     assert result.scores["rankme"].value == pytest.approx(1, abs=1e-3) and result.scores["feature_std"].value == 0
-    assert clusters.scores["ari"].value == 0
+    assert clusters.scores["ari"].value == result.scores["alignment"].value == 0
+    # Without either of the two images, there is no second eigenvalue.
+    assert of_two["alpha_req"].value == pytest.approx(label_free.alpha_req(nearly))
+    assert of_two["alpha_req"].standard_error is None and of_two["rankme"].standard_error is not None
 
 
 @pytest.mark.slow

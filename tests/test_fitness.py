@@ -132,7 +132,7 @@ def test_features_that_a_measure_cannot_decompose_count_as_a_collapse(monkeypatc
     assert found.collapse is not None and found.collapse.startswith("lidar cannot be computed: linalg.cholesky")
 
 
-def label_free_error(measure: Callable[[torch.Tensor], float], features: torch.Tensor) -> float:
+def label_free_error(measure: Callable[[torch.Tensor], float], features: torch.Tensor) -> float | None:
     """Estimate the error of a label-free measure by the jackknife."""
     return jackknife_errors(lambda kept: [measure(features[kept])], len(features), LABEL_FREE_GROUPS)[0]
 
