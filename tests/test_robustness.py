@@ -54,7 +54,7 @@ def test_the_probe_of_the_original_is_tested_on_each_variation() -> None:
     sgd = Sgd((0.01, 0.3), epochs=10, batch_size=16, seed=5)
     found = probe_variations(train, val, sets, sgd)
     sweep = linear_sweep(train, val, sgd)
-    assert found.rate == sweep.best.rate and found.val == sweep.best.accuracy.top1
+    assert found.rate == sweep.rate and found.val == sweep.accuracy.top1
     for name, (features, labels) in sets.items():
         logits = features @ sweep.classifier[:, :-1].T + sweep.classifier[:, -1]
         expected = [int(row.argmax()) == int(label) for row, label in zip(logits, labels, strict=True)]

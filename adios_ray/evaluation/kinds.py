@@ -175,7 +175,12 @@ def linear(
         configuration["penalty"] = settings.penalty
     seen = "val" if subject.has_val else subject.split
     details: list[Row] = [
-        {"rate": rate, f"{seen} top1": accuracy.top1, f"{seen} top5": accuracy.top5} for rate, accuracy in found.rates
+        {
+            "rate": rate,
+            f"{seen} top1": accuracy.top1 if accuracy else "diverged",
+            f"{seen} top5": accuracy.top5 if accuracy else "diverged",
+        }
+        for rate, accuracy in found.rates
     ]
     scores = accuracy_scores("", found.test) | (accuracy_scores("val_", found.val) if subject.has_val else {})
     return subject.result("linear", scores, configuration, splits, details)

@@ -131,7 +131,7 @@ def probe_variations(
         check_split(name, features, labels, train.features.shape[-1], int(train.labels.max()) + 1)
     sweep = linear_sweep(train, val, sgd, device=device)
     found = {name: correct(sweep.classifier, *images).cpu() for name, images in variations.items()}
-    return ProbedVariations(sweep.best.rate, sweep.best.accuracy.top1, found)
+    return ProbedVariations(sweep.rate, sweep.accuracy.top1, found)
 
 
 def share(correct: Tensor) -> Score:
