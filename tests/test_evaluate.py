@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from adios_ray.commands.evaluate import Knn, Linear, Robustness, Transfer
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import central_instances, central_views
 from adios_ray.data.manifest import Manifest
-from adios_ray.data.shards import open_shards
+from adios_ray.data.shards import Dataset, open_shards
 from adios_ray.errors import EvaluationError, RunError
 from adios_ray.evaluation import features as features_module
 from adios_ray.evaluation import kinds, label_free
@@ -36,6 +37,7 @@ from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, Indices, extract_fe
 from adios_ray.evaluation.features import Features, MapParts, features_of
 from adios_ray.evaluation.knn import knn_label_shares
 from adios_ray.evaluation.linear import Sgd, train_rates
+from adios_ray.evaluation.requirements import check_labels
 from adios_ray.evaluation.result import EvaluationResult
 from adios_ray.evaluation.robustness import robustness
 from adios_ray.evaluation.statistics import fresh_statistics
@@ -285,7 +287,7 @@ def test_data_that_do_not_allow_a_measure_are_refused(data: Path, scenes: Path, 
         (data, kinds.knn, {"neighbors": (97,)}, learned, "knn: train has 96 images; 97 neighbors need at least 97"),
         (tiny, kinds.knn, {}, learned, r"train has no images of \d classes of \w+, such as \w+; it needs at least one"),
         (single, kinds.clustering, {}, learned, "clustering: test of .* has 1 images; it needs at least two"),
-        (tiny, kinds.clustering, {}, learned, "clustering: test has 12 images of .* classes; it needs at least two"),
+        (tiny, kinds.clustering, {}, learned, "clustering: test has 12 images of .* classes; it needs twice as many"),
         (scenes, kinds.clustering, {}, learned, "clustering: .* have several labels each; it needs one class"),
         (data, kinds.multilabel, {}, learned, "multilabel: .* have one class each; it needs several labels"),
         (no_val, kinds.linear, {}, learned, "linear evaluation chooses .* on val, and .* has no val split"),
@@ -301,6 +303,25 @@ def test_data_that_do_not_allow_a_measure_are_refused(data: Path, scenes: Path, 
     ):
         with pytest.raises(EvaluationError, match=message):
             evaluated(place, kind, options, **changes)
+
+
+def labeled(**splits: list[int]) -> Dataset:
+    """Make the labels of a data set of 8 classes, without images."""
+    manifest = SimpleNamespace(classes=tuple("abcdefgh"), multi_label=False, splits=splits)
+    found = {name: SimpleNamespace(labels=np.array(labels)) for name, labels in splits.items()}
+    return cast(Dataset, SimpleNamespace(manifest=manifest, location="data/mine", split=found.__getitem__))
+
+
+def test_classes_are_counted_among_those_of_the_training_images() -> None:
+    dataset, every = labeled(train=[6, 7, 6, 7], val=[7, 6], test=[7, 7], more=[7, 1]), ("train", "val", "test")
+    assert check_labels(dataset, "linear", every) == {6, 7}  # others have no images anywhere
+    with pytest.raises(EvaluationError, match="linear: train has no images of 1 classes of more, such as b; it needs"):
+        check_labels(dataset, "linear", (*every, "more"))
+    with pytest.raises(EvaluationError, match="again: train has no images of 1 classes of more, such as b; it needs"):
+        check_labels(dataset, "again", ("more",), known={6, 7})
+    assert check_labels(dataset, "again", ("test",), known={6, 7}) == {6, 7}
+    with pytest.raises(EvaluationError, match="clustering: all images of test of data/mine are of one class; it needs"):
+        check_labels(dataset, "clustering", ("test",))
 
 
 @pytest.mark.slow

@@ -107,8 +107,9 @@ def test_a_variation_may_be_a_data_set_of_its_own(dataset: Dataset) -> None:
     assert found.configuration["variations"]["mine"]["split"] == "no_fg"
 
 
-def test_what_cannot_be_compared_is_refused(dataset: Dataset) -> None:
+def test_what_cannot_be_compared_is_refused(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, manifest = subject_of(dataset), dataset.manifest
+    monkeypatch.setattr(Subject, "features", lambda *_: pytest.fail("extracted"))
     with pytest.raises(EvaluationError, match=r"rates \[nan\], .* finite rates above 0"):
         robustness(subject, rates=(float("nan"),))
     without = {name: entries for name, entries in manifest.splits.items() if name != "no_fg"}
@@ -121,5 +122,10 @@ def test_what_cannot_be_compared_is_refused(dataset: Dataset) -> None:
     other = replace(dataset, manifest=manifest.model_copy(update={"recipe": {**manifest.recipe, "num_images": 50}}))
     with pytest.raises(EvaluationError, match="prepare both with the same --num-images and --seed"):
         robustness(subject, {"mine": (other, "test")})
+    with pytest.raises(EvaluationError, match=r"robustness: mine: .* has no only_fg split \(it has no_fg, test, train"):
+        robustness(subject, {"mine": (dataset, "only_fg")})
+    unlabeled = open_shards(make_objects(tmp_path / "unlabeled", unlabeled=2, counts={"test": 2}))
+    with pytest.raises(EvaluationError, match="robustness: mine: 2 images of unlabeled have no label; it needs one"):
+        robustness(subject, {"mine": (unlabeled, "unlabeled")})
     with pytest.raises(EvaluationError, match="robustness chooses its learning rate on val"):
         robustness(replace(subject, split="val"))

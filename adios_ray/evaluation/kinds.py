@@ -190,7 +190,8 @@ def clustering(subject: Subject) -> EvaluationResult:
     """Compare k-means clusters of the reported split's features with its classes: FMI, ARI and NMI.
 
     Raises:
-        EvaluationError: If the data have no classes, several labels an image, or fewer than two images for each class.
+        EvaluationError: If the images are of fewer than two classes, have several labels each, or are fewer than twice
+            as many as their classes.
     """
     check_labels(subject.dataset, "clustering", (subject.split,))
     labels = subject.held_out.labels
@@ -198,7 +199,7 @@ def clustering(subject: Subject) -> EvaluationResult:
     if len(labels) < 2 * classes:
         raise EvaluationError(
             f"clustering: {subject.split} has {len(labels)} images of {classes} classes; "
-            f"it needs at least two for each class, {2 * classes}"
+            f"it needs twice as many images as classes, {2 * classes}"
         )
     found = clustering_scores(*subject.features(subject.split), subject.seed, errors=True)
     names = "fmi", "ari", "nmi"

@@ -17,7 +17,7 @@ from adios_ray.data.sources.backgrounds import ORIGINAL, VARIATIONS
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.features import Features
 from adios_ray.evaluation.linear import PROTOCOL, Sgd, check_split, correct, linear_sweep
-from adios_ray.evaluation.requirements import check_selection
+from adios_ray.evaluation.requirements import check_labels, check_selection
 from adios_ray.evaluation.result import GAIN, EvaluationResult, Row, Score
 from adios_ray.evaluation.subject import Subject
 
@@ -61,10 +61,9 @@ def robustness(
 
     Raises:
         EvaluationError: If there is no variation, one has other classes or was rendered from other pictures than the
-            original, the original has no val split, or labels or features cannot be used.
-        DatasetError: If a split is missing.
+            original, a split is missing, or labels or features cannot be used.
     """
-    check_selection(subject, "robustness")
+    known = check_selection(subject, "robustness")
     sgd = Sgd(tuple(rates), epochs, batch_size, seed=subject.seed)
     own = subject.dataset
     if variations is None:
@@ -75,7 +74,7 @@ def robustness(
         )
     for name, (dataset, split) in variations.items():
         _check_variation(name, dataset, own)
-        dataset.split(split)
+        check_labels(dataset, f"robustness: {name}", (split,), known=known)
     tested = {ORIGINAL: (own, subject.split), **variations}
     probed = _probe(subject, tested, sgd)
     scores = {name: share(hits) for name, hits in probed.correct.items()}
