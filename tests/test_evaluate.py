@@ -25,7 +25,7 @@ from torch import Tensor
 from waiting import TIMEOUT_S, until
 
 from adios_ray.cli import main
-from adios_ray.commands.evaluate import Knn, Linear, Robustness, Transfer
+from adios_ray.commands.evaluate import KINDS, Knn, Linear, Robustness, Transfer
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import central_instances, central_views
 from adios_ray.data.manifest import Manifest
@@ -41,7 +41,7 @@ from adios_ray.evaluation.requirements import check_labels
 from adios_ray.evaluation.result import EvaluationResult
 from adios_ray.evaluation.robustness import robustness
 from adios_ray.evaluation.statistics import fresh_statistics
-from adios_ray.evaluation.subject import Subject, opened
+from adios_ray.evaluation.subject import Subject, build_subject, opened
 from adios_ray.evaluation.transfer import TransferConfig
 from adios_ray.local_cache import CACHE_VARIABLE
 from adios_ray.models.networks import Networks
@@ -73,7 +73,8 @@ def weights(classes: int = 8, seed: int = 0, **changes: Any) -> Weights:
     """Make the weights of a small untrained network."""
     torch.manual_seed(seed)
     config = small_config(Path("data"), **changes)
-    return Weights(config, SIZE, classes, "made for a test", Networks(config, SIZE, classes).state_dict())
+    size = config.image_size or SIZE
+    return Weights(config, size, classes, "made for a test", Networks(config, size, classes).state_dict())
 
 
 def evaluated(
@@ -84,7 +85,7 @@ def evaluated(
     **changes: Any,
 ) -> tuple[EvaluationResult, Subject, Splits]:
     """Evaluate an untrained network; return its result, and the features with labels of all splits."""
-    with opened(weights(**changes), open_shards(data), split) as subject:
+    with opened(build_subject(weights(**changes), open_shards(data), split)) as subject:
         result = kind(subject, **(options or {}))
         splits = {name: subject.features(name) for name in subject.dataset.manifest.splits}
         return result, subject, {name: (own.features, own.labels.numpy()) for name, own in splits.items()}
@@ -174,7 +175,7 @@ def test_networks_have_the_layouts_of_networks_that_are_not_compiled(
         chosen.append((device, compiled))
 
     monkeypatch.setattr(Networks, "choose_layouts", choose)
-    with opened(weights(compile=True), open_shards(data)) as subject:
+    with opened(build_subject(weights(compile=True), open_shards(data))) as subject:
         assert subject.networks.config.compile and chosen == [(subject.device, False)]
 
 
@@ -328,7 +329,7 @@ def test_classes_are_counted_among_those_of_the_training_images() -> None:
 def test_features_that_are_not_finite_are_named(data: Path) -> None:
     broken = weights()
     next(tensor for name, tensor in broken.tensors.items() if name.startswith("backbone."))[0] = torch.nan
-    with opened(broken, open_shards(data)) as subject:
+    with opened(build_subject(broken, open_shards(data))) as subject:
         for kind in (kinds.knn, kinds.linear, kinds.clustering, kinds.labelfree):
             with pytest.raises(EvaluationError, match=r"made for a test: features of \w+ are not finite; use weights"):
                 kind(subject)
@@ -342,7 +343,7 @@ def extracted(data: Path, cache: Path, map_parts: MapParts) -> tuple[Tensor, lis
         parts.extend(map(len, indices))
         return map_parts(function, indices)
 
-    with pytest.MonkeyPatch.context() as patch, opened(weights(seed=5), open_shards(data)) as subject:
+    with pytest.MonkeyPatch.context() as patch, opened(build_subject(weights(seed=5), open_shards(data))) as subject:
         patch.setenv(CACHE_VARIABLE, str(cache))
         found = features_of(subject.networks, subject.dataset, "val", SIZE, "square", map_parts=recorded)
     return found.features, parts
@@ -529,7 +530,7 @@ def test_a_collapsed_encoder_is_evaluated_by_what_it_has(data: Path, monkeypatch
     for name, values in collapsed.tensors.items():
         if name.startswith("backbone.") and values.is_floating_point() and "running" not in name:
             values.zero_()  # every feature is 0
-    with opened(collapsed, open_shards(data), "test") as subject:
+    with opened(build_subject(collapsed, open_shards(data))) as subject:
         result, clusters = kinds.labelfree(subject), kinds.clustering(subject)
         nearly = torch.ones(COUNTS["test"], 128)
         nearly[:2] = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
@@ -602,6 +603,43 @@ def test_a_result_is_printed_before_storage_can_fail(
     assert main(["evaluate", "clustering", *inputs]) == 2
     captured = capsys.readouterr()
     assert json.loads(captured.out)["scores"]["nmi"] and "error: r.json: No space left on device" in captured.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "second", "message"),
+    [
+        ("clustering", {"evaluation": {"fresh_statistics": True}}, "evaluation.fresh_statistics needs training images"),
+        ("clustering --view resize-256", {"image_size": 256}, "resize-256 needs views below 256 pixels"),
+        ("transfer --image-size 40", {"backbone": {"name": "vit_tiny_patch16_224"}}, "has patches of 16 pixels"),
+        (
+            "robustness --view resize-256 --baseline {}",
+            {"image_size": 64},
+            "and of 32 for the baseline, show different",
+        ),
+    ],
+)
+def test_all_checkpoints_are_checked_before_the_first_is_evaluated(
+    arguments: str,
+    second: dict[str, Any],
+    message: str,
+    checkpoint: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = arguments.split()
+    monkeypatch.setattr(KINDS[command[0]], "evaluate", lambda *_: pytest.fail("evaluated"))
+    if "fresh_statistics" in message:
+        data = changed(data, tmp_path, lambda manifest: {"splits": {"test": manifest.splits["test"]}})
+    files = [checkpoint]
+    for seed, changes in enumerate((second, {}), 1):
+        files.append(str(tmp_path / f"{seed}.safetensors"))
+        save_weights(Path(files[-1]), weights(seed=seed, masking={"scheme": "none"}, **changes))
+    options = [option.format(files[2]) for option in command]
+    assert main(["evaluate", *options, "--data-dir", str(data), "--checkpoint", *files[:2]]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def robustness(
         subject: What to evaluate, on the data set of the original images, whose reported split is tested too.
         variations: Data set and split of each variation, by its name. None takes the splits of the data set that are
             named like a variation of the backgrounds challenge.
-        baseline: Another encoder, to be compared image by image.
+        baseline: Another encoder, to be compared image by image, with the same view.
         rates: Learning rates for batches of 256; see ``linear_sweep``.
         epochs: Of SGD; the rate is multiplied by 0.1 after 60 % and 80 % of them.
         batch_size: Images in a step.
@@ -61,9 +61,11 @@ def robustness(
 
     Raises:
         EvaluationError: If there is no variation, one has other classes or was rendered from other pictures than the
-            original, a split is missing, or labels or features cannot be used.
+            original, a split is missing, labels or features cannot be used, or the baseline sees other parts of them.
     """
     known = check_selection(subject, "robustness")
+    if baseline is not None:
+        check_baseline(subject, baseline.image_size)
     sgd = Sgd(tuple(rates), epochs, batch_size, seed=subject.seed)
     own = subject.dataset
     if variations is None:
@@ -104,6 +106,19 @@ def robustness(
             "selected_rate": compared.rate,
         }
     return subject.result("robustness", scores, configuration, ("train", "val", subject.split), details)
+
+
+def check_baseline(subject: Subject, image_size: int) -> None:
+    """Check that a baseline with views of ``image_size`` pixels sees the same part of each photograph as a subject.
+
+    Raises:
+        EvaluationError: If it does not.
+    """
+    if subject.view == "resize-256" and subject.image_size != image_size:
+        raise EvaluationError(
+            f"robustness: views of {subject.image_size} pixels, and of {image_size} for the baseline, show different "
+            "parts of a photograph resized to 256: take the view square"
+        )
 
 
 def probe_variations(
@@ -171,5 +186,9 @@ def _mean(values: Tensor) -> Score:
 
 def _probe(subject: Subject, tested: Mapping[str, tuple[Dataset, str]], sgd: Sgd) -> ProbedVariations:
     train, val = subject.features("train"), subject.features("val")
-    features = {name: replace(subject, dataset=dataset).features(split) for name, (dataset, split) in tested.items()}
+    features = {
+        # With the view of the original, whatever the size at which a variation is stored.
+        name: replace(subject, dataset=dataset, asked_view=subject.view).features(split)
+        for name, (dataset, split) in tested.items()
+    }
     return probe_variations(train, val, features, sgd, subject.device)
