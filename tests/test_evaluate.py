@@ -24,6 +24,7 @@ from small import SIZE, make_objects, small_config
 from torch import Tensor
 from waiting import TIMEOUT_S, until
 
+import adios_ray
 from adios_ray.cli import main
 from adios_ray.commands.evaluate import KINDS, Knn, Linear, Robustness, Transfer
 from adios_ray.data.augment import apply_view, draw_parameters
@@ -474,7 +475,8 @@ def test_an_evaluation_on_a_cluster_prints_what_one_process_does(
 def test_statistics_of_unmasked_images_are_used_where_the_checkpoint_says_so(data: Path, tmp_path: Path) -> None:
     plain, _, _ = evaluated(data, kinds.clustering)
     result, subject, splits = evaluated(data, kinds.clustering, evaluation={"fresh_statistics": True})
-    assert result.scores != plain.scores
+    assert result.scores != plain.scores and result.weights_sha256 == plain.weights_sha256
+    assert {**plain.configuration, "fresh_statistics": True} == result.configuration != plain.configuration
     backbone, train = subject.networks.backbone, subject.dataset.split("train")
     with fresh_statistics(backbone, train, SIZE):
         expected = extract_features(backbone, train, np.arange(len(train)), SIZE)
@@ -519,7 +521,8 @@ def test_each_kind_prints_one_object(
     assert printed["kind"] == kind.split()[0] and printed["scores"][score]["value"] is not None
     assert json.loads(output.read_text()) == printed and len(list(output.parent.iterdir())) == 1
     assert score in captured.err and printed["images_per_split"]["test"] == 140
-    assert printed["configuration"]["origin"] == "made for a test"
+    recorded = [printed["configuration"][name] for name in ("origin", "data", "version", "torch")]
+    assert recorded == ["made for a test", str(data), adios_ray.__version__, torch.__version__]
     assert len(printed["data_sha256"]) == 64 and len(printed["weights_sha256"]) == 1 and printed["seconds"] > 0
 
 

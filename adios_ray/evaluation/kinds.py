@@ -170,6 +170,7 @@ def linear(
             "epochs": epochs,
             "batch_size": batch_size,
             "milestones": settings.decays,
+            "momentum": settings.momentum,
         }
     else:
         configuration["penalty"] = settings.penalty

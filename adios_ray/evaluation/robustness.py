@@ -88,6 +88,8 @@ def robustness(
         "rates": sgd.rates,
         "epochs": epochs,
         "batch_size": batch_size,
+        "milestones": sgd.decays,
+        "momentum": sgd.momentum,
         "selected_on": "val",
         "selected_rate": probed.rate,
         "variations": {
@@ -103,6 +105,7 @@ def robustness(
         configuration["baseline"] = {
             "origin": baseline.origin,
             "sha256": baseline.weights_sha256,
+            "fresh_statistics": baseline.networks.config.evaluation.fresh_statistics,
             "selected_rate": compared.rate,
         }
     return subject.result("robustness", scores, configuration, ("train", "val", subject.split), details)

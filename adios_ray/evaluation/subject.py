@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from adios_ray import __version__
 from adios_ray.config import CentralView, check_view, seen_view
 from adios_ray.data.shards import Dataset, Split
 from adios_ray.devices import best_device, prepare_device
@@ -110,8 +111,12 @@ class Subject:
             details: See ``EvaluationResult``.
         """
         common = {
+            "version": __version__,
+            "torch": str(torch.__version__),
             "origin": self.origin,
+            "data": self.dataset.location,
             "backbone": self.networks.config.backbone.name,
+            "fresh_statistics": self.networks.config.evaluation.fresh_statistics,
             "image_size": self.image_size,
             "view": self.view,
             "split": self.split,

@@ -156,7 +156,12 @@ def transfer(subject: Subject, config: TransferConfig, folder: Path) -> Evaluati
         rates = ", ".join(f"{rate:g}" for rate in config.rates)
         raise EvaluationError(f"transfer: the training diverged at all rates ({rates}); add smaller ones")
     rate, val, test = max(finished, key=lambda found: found[1].top1)
-    configuration = {**config.model_dump(mode="json"), "selected_on": "val", "selected_rate": rate}
+    configuration = {
+        **config.model_dump(mode="json"),
+        "momentum": MOMENTUM,
+        "selected_on": "val",
+        "selected_rate": rate,
+    }
     details: list[Row] = [
         {
             "rate": result.rate,
