@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pytest
@@ -23,23 +24,25 @@ from small import SIZE, make_objects, small_config
 from torch import Tensor
 from waiting import TIMEOUT_S, until
 
+import adios_ray
 from adios_ray.cli import main
-from adios_ray.commands.evaluate import Knn, Linear, Robustness, Transfer
+from adios_ray.commands.evaluate import KINDS, Knn, Linear, Robustness, Transfer
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import central_instances, central_views
 from adios_ray.data.manifest import Manifest
-from adios_ray.data.shards import open_shards
+from adios_ray.data.shards import Dataset, open_shards
 from adios_ray.errors import EvaluationError, RunError
 from adios_ray.evaluation import features as features_module
-from adios_ray.evaluation import kinds
+from adios_ray.evaluation import kinds, label_free
 from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, Indices, extract_features
-from adios_ray.evaluation.features import MapParts, features_of
+from adios_ray.evaluation.features import Features, MapParts, features_of
 from adios_ray.evaluation.knn import knn_label_shares
 from adios_ray.evaluation.linear import Sgd, train_rates
+from adios_ray.evaluation.requirements import check_labels
 from adios_ray.evaluation.result import EvaluationResult
 from adios_ray.evaluation.robustness import robustness
 from adios_ray.evaluation.statistics import fresh_statistics
-from adios_ray.evaluation.subject import Subject, opened
+from adios_ray.evaluation.subject import Subject, build_subject, opened
 from adios_ray.evaluation.transfer import TransferConfig
 from adios_ray.local_cache import CACHE_VARIABLE
 from adios_ray.models.networks import Networks
@@ -71,7 +74,8 @@ def weights(classes: int = 8, seed: int = 0, **changes: Any) -> Weights:
     """Make the weights of a small untrained network."""
     torch.manual_seed(seed)
     config = small_config(Path("data"), **changes)
-    return Weights(config, SIZE, classes, "made for a test", Networks(config, SIZE, classes).state_dict())
+    size = config.image_size or SIZE
+    return Weights(config, size, classes, "made for a test", Networks(config, size, classes).state_dict())
 
 
 def evaluated(
@@ -82,7 +86,7 @@ def evaluated(
     **changes: Any,
 ) -> tuple[EvaluationResult, Subject, Splits]:
     """Evaluate an untrained network; return its result, and the features with labels of all splits."""
-    with opened(weights(**changes), open_shards(data), split) as subject:
+    with opened(build_subject(weights(**changes), open_shards(data), split)) as subject:
         result = kind(subject, **(options or {}))
         splits = {name: subject.features(name) for name in subject.dataset.manifest.splits}
         return result, subject, {name: (own.features, own.labels.numpy()) for name, own in splits.items()}
@@ -172,7 +176,7 @@ def test_networks_have_the_layouts_of_networks_that_are_not_compiled(
         chosen.append((device, compiled))
 
     monkeypatch.setattr(Networks, "choose_layouts", choose)
-    with opened(weights(compile=True), open_shards(data)) as subject:
+    with opened(build_subject(weights(compile=True), open_shards(data))) as subject:
         assert subject.networks.config.compile and chosen == [(subject.device, False)]
 
 
@@ -285,7 +289,7 @@ def test_data_that_do_not_allow_a_measure_are_refused(data: Path, scenes: Path, 
         (data, kinds.knn, {"neighbors": (97,)}, learned, "knn: train has 96 images; 97 neighbors need at least 97"),
         (tiny, kinds.knn, {}, learned, r"train has no images of \d classes of \w+, such as \w+; it needs at least one"),
         (single, kinds.clustering, {}, learned, "clustering: test of .* has 1 images; it needs at least two"),
-        (tiny, kinds.clustering, {}, learned, "clustering: test has 12 images of .* classes; it needs at least two"),
+        (tiny, kinds.clustering, {}, learned, "clustering: test has 12 images of .* classes; it needs twice as many"),
         (scenes, kinds.clustering, {}, learned, "clustering: .* have several labels each; it needs one class"),
         (data, kinds.multilabel, {}, learned, "multilabel: .* have one class each; it needs several labels"),
         (no_val, kinds.linear, {}, learned, "linear evaluation chooses .* on val, and .* has no val split"),
@@ -303,11 +307,30 @@ def test_data_that_do_not_allow_a_measure_are_refused(data: Path, scenes: Path, 
             evaluated(place, kind, options, **changes)
 
 
+def labeled(**splits: list[int]) -> Dataset:
+    """Make the labels of a data set of 8 classes, without images."""
+    manifest = SimpleNamespace(classes=tuple("abcdefgh"), multi_label=False, splits=splits)
+    found = {name: SimpleNamespace(labels=np.array(labels)) for name, labels in splits.items()}
+    return cast(Dataset, SimpleNamespace(manifest=manifest, location="data/mine", split=found.__getitem__))
+
+
+def test_classes_are_counted_among_those_of_the_training_images() -> None:
+    dataset, every = labeled(train=[6, 7, 6, 7], val=[7, 6], test=[7, 7], more=[7, 1]), ("train", "val", "test")
+    assert check_labels(dataset, "linear", every) == {6, 7}  # others have no images anywhere
+    with pytest.raises(EvaluationError, match="linear: train has no images of 1 classes of more, such as b; it needs"):
+        check_labels(dataset, "linear", (*every, "more"))
+    with pytest.raises(EvaluationError, match="again: train has no images of 1 classes of more, such as b; it needs"):
+        check_labels(dataset, "again", ("more",), known={6, 7})
+    assert check_labels(dataset, "again", ("test",), known={6, 7}) == {6, 7}
+    with pytest.raises(EvaluationError, match="clustering: all images of test of data/mine are of one class; it needs"):
+        check_labels(dataset, "clustering", ("test",))
+
+
 @pytest.mark.slow
 def test_features_that_are_not_finite_are_named(data: Path) -> None:
     broken = weights()
     next(tensor for name, tensor in broken.tensors.items() if name.startswith("backbone."))[0] = torch.nan
-    with opened(broken, open_shards(data)) as subject:
+    with opened(build_subject(broken, open_shards(data))) as subject:
         for kind in (kinds.knn, kinds.linear, kinds.clustering, kinds.labelfree):
             with pytest.raises(EvaluationError, match=r"made for a test: features of \w+ are not finite; use weights"):
                 kind(subject)
@@ -321,7 +344,7 @@ def extracted(data: Path, cache: Path, map_parts: MapParts) -> tuple[Tensor, lis
         parts.extend(map(len, indices))
         return map_parts(function, indices)
 
-    with pytest.MonkeyPatch.context() as patch, opened(weights(seed=5), open_shards(data)) as subject:
+    with pytest.MonkeyPatch.context() as patch, opened(build_subject(weights(seed=5), open_shards(data))) as subject:
         patch.setenv(CACHE_VARIABLE, str(cache))
         found = features_of(subject.networks, subject.dataset, "val", SIZE, "square", map_parts=recorded)
     return found.features, parts
@@ -452,7 +475,8 @@ def test_an_evaluation_on_a_cluster_prints_what_one_process_does(
 def test_statistics_of_unmasked_images_are_used_where_the_checkpoint_says_so(data: Path, tmp_path: Path) -> None:
     plain, _, _ = evaluated(data, kinds.clustering)
     result, subject, splits = evaluated(data, kinds.clustering, evaluation={"fresh_statistics": True})
-    assert result.scores != plain.scores
+    assert result.scores != plain.scores and result.weights_sha256 == plain.weights_sha256
+    assert {**plain.configuration, "fresh_statistics": True} == result.configuration != plain.configuration
     backbone, train = subject.networks.backbone, subject.dataset.split("train")
     with fresh_statistics(backbone, train, SIZE):
         expected = extract_features(backbone, train, np.arange(len(train)), SIZE)
@@ -497,22 +521,30 @@ def test_each_kind_prints_one_object(
     assert printed["kind"] == kind.split()[0] and printed["scores"][score]["value"] is not None
     assert json.loads(output.read_text()) == printed and len(list(output.parent.iterdir())) == 1
     assert score in captured.err and printed["images_per_split"]["test"] == 140
-    assert printed["configuration"]["origin"] == "made for a test"
+    recorded = [printed["configuration"][name] for name in ("origin", "data", "version", "torch")]
+    assert recorded == ["made for a test", str(data), adios_ray.__version__, torch.__version__]
     assert len(printed["data_sha256"]) == 64 and len(printed["weights_sha256"]) == 1 and printed["seconds"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error")
-def test_a_collapsed_encoder_is_evaluated_by_what_it_has(data: Path) -> None:
+def test_a_collapsed_encoder_is_evaluated_by_what_it_has(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     collapsed = weights()
     for name, values in collapsed.tensors.items():
         if name.startswith("backbone.") and values.is_floating_point() and "running" not in name:
             values.zero_()  # every feature is 0
-    with opened(collapsed, open_shards(data), "test") as subject:
+    with opened(build_subject(collapsed, open_shards(data))) as subject:
         result, clusters = kinds.labelfree(subject), kinds.clustering(subject)
+        nearly = torch.ones(COUNTS["test"], 128)
+        nearly[:2] = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+        monkeypatch.setattr(Subject, "features", lambda *_: Features(nearly, torch.zeros(len(nearly))))
+        of_two = kinds.labelfree(subject).scores
     assert result.configuration["left_out"].keys() == {"alpha_req"} and "alpha_req" not in result.scores
     assert result.scores["rankme"].value == pytest.approx(1, abs=1e-3) and result.scores["feature_std"].value == 0
-    assert clusters.scores["ari"].value == 0
+    assert clusters.scores["ari"].value == result.scores["alignment"].value == 0
+    # Without either of the two images, there is no second eigenvalue.
+    assert of_two["alpha_req"].value == pytest.approx(label_free.alpha_req(nearly))
+    assert of_two["alpha_req"].standard_error is None and of_two["rankme"].standard_error is not None
 
 
 @pytest.mark.slow
@@ -574,6 +606,43 @@ def test_a_result_is_printed_before_storage_can_fail(
     assert main(["evaluate", "clustering", *inputs]) == 2
     captured = capsys.readouterr()
     assert json.loads(captured.out)["scores"]["nmi"] and "error: r.json: No space left on device" in captured.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "second", "message"),
+    [
+        ("clustering", {"evaluation": {"fresh_statistics": True}}, "evaluation.fresh_statistics needs training images"),
+        ("clustering --view resize-256", {"image_size": 256}, "resize-256 needs views below 256 pixels"),
+        ("transfer --image-size 40", {"backbone": {"name": "vit_tiny_patch16_224"}}, "has patches of 16 pixels"),
+        (
+            "robustness --view resize-256 --baseline {}",
+            {"image_size": 64},
+            "and of 32 for the baseline, show different",
+        ),
+    ],
+)
+def test_all_checkpoints_are_checked_before_the_first_is_evaluated(
+    arguments: str,
+    second: dict[str, Any],
+    message: str,
+    checkpoint: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = arguments.split()
+    monkeypatch.setattr(KINDS[command[0]], "evaluate", lambda *_: pytest.fail("evaluated"))
+    if "fresh_statistics" in message:
+        data = changed(data, tmp_path, lambda manifest: {"splits": {"test": manifest.splits["test"]}})
+    files = [checkpoint]
+    for seed, changes in enumerate((second, {}), 1):
+        files.append(str(tmp_path / f"{seed}.safetensors"))
+        save_weights(Path(files[-1]), weights(seed=seed, masking={"scheme": "none"}, **changes))
+    options = [option.format(files[2]) for option in command]
+    assert main(["evaluate", *options, "--data-dir", str(data), "--checkpoint", *files[:2]]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ def test_a_fitness_that_is_unknown_has_a_reason(
     assert found.collapse is not None and found.collapse.startswith(reason)
 
 
-def label_free_error(measure: Callable[[torch.Tensor], float], features: torch.Tensor) -> float:
+def label_free_error(measure: Callable[[torch.Tensor], float], features: torch.Tensor) -> float | None:
     """Estimate the error of a label-free measure by the jackknife."""
     return jackknife_errors(lambda kept: [measure(features[kept])], len(features), LABEL_FREE_GROUPS)[0]
 

@@ -25,7 +25,11 @@ def test_groups_are_left_out_as_in_a_loop() -> None:
     assert sorted(row for group in groups for row in group) == list(range(40)) and {len(g) for g in groups} == {4}
     left_out = [np.median([value for row, value in enumerate(values) if row not in group]) for group in groups]
     assert error == pytest.approx(np.sqrt(0.9 * sum((value - np.mean(left_out)) ** 2 for value in left_out)), rel=1e-12)
-    assert np.isnan(jackknife_errors(lambda rows: [np.nan], 40)[0])
+
+
+def test_a_measure_that_some_images_decide_has_no_error() -> None:
+    found = jackknife_errors(lambda rows: [1.0, np.nan if 7 not in rows else 2.0], 40)
+    assert found == (0, None)
 
 
 @pytest.mark.slow

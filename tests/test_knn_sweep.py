@@ -90,11 +90,11 @@ def test_the_lower_class_wins_a_tie_and_a_class_without_votes_is_not_among_five(
         assert [score.top5 for score in every] == [float(truth in (4, 7, 9, 1, 2))] * 2, truth
 
 
-def test_top5_of_fewer_than_five_classes_is_one() -> None:
-    bank, numbers, features, truth = random_data(40, 30, 4)
+def test_top5_of_at_most_five_classes_is_one() -> None:
+    bank, numbers, features, truth = random_data(40, 30, 5)
     few = knn_sweep(bank, numbers, features, truth, (1,), (0.1,))
     assert [score.top5 for score in few] == [1.0, 1.0] and max(score.top1 for score in few) < 1
-    numbers[0] = 4  # a fifth class
+    numbers[0] = 5  # a sixth class
     assert [score.top5 for score in knn_sweep(bank, numbers, features, truth, (1,), (0.1,))] != [1.0, 1.0]
 
 

@@ -10,12 +10,13 @@ import torch
 from small import make_objects, small_config
 from test_linear import clusters
 
+from adios_ray.config import replaced
 from adios_ray.data.shards import Dataset, open_shards
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.features import Features
 from adios_ray.evaluation.linear import Sgd, linear_sweep
 from adios_ray.evaluation.robustness import gain, probe_variations, robustness, share
-from adios_ray.evaluation.subject import Subject, opened
+from adios_ray.evaluation.subject import Subject, build_subject
 from adios_ray.models.networks import Networks
 from adios_ray.models.weights import Weights
 
@@ -54,7 +55,7 @@ def test_the_probe_of_the_original_is_tested_on_each_variation() -> None:
     sgd = Sgd((0.01, 0.3), epochs=10, batch_size=16, seed=5)
     found = probe_variations(train, val, sets, sgd)
     sweep = linear_sweep(train, val, sgd)
-    assert found.rate == sweep.best.rate and found.val == sweep.best.accuracy.top1
+    assert found.rate == sweep.rate and found.val == sweep.accuracy.top1
     for name, (features, labels) in sets.items():
         logits = features @ sweep.classifier[:, :-1].T + sweep.classifier[:, -1]
         expected = [int(row.argmax()) == int(label) for row, label in zip(logits, labels, strict=True)]
@@ -80,8 +81,7 @@ def subject_of(dataset: Dataset, seed: int = 0) -> Subject:
     config = small_config(Path("nowhere"), masking={"scheme": "none"})
     torch.manual_seed(seed)
     weights = Weights(config, 32, 10, f"seed {seed}", Networks(config, 32, 10).state_dict())
-    with opened(weights, dataset) as subject:
-        return subject
+    return build_subject(weights, dataset)
 
 
 def test_gains_are_the_differences_of_two_encoders(dataset: Dataset) -> None:
@@ -107,8 +107,29 @@ def test_a_variation_may_be_a_data_set_of_its_own(dataset: Dataset) -> None:
     assert found.configuration["variations"]["mine"]["split"] == "no_fg"
 
 
-def test_what_cannot_be_compared_is_refused(dataset: Dataset) -> None:
+def test_variations_are_seen_like_the_original(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the size at which they are stored."""
+    large = open_shards(make_objects(tmp_path / "large", size=64, counts={"train": 60, "val": 20, "test": 30}))
+    subject, views = replace(subject_of(dataset), dataset=large), []
+
+    def features(self: Subject, split: str) -> Features:
+        views.append(self.view)
+        labels = torch.from_numpy(self.dataset.split(split).labels)
+        return Features(torch.randn(len(labels), 8), labels)
+
+    monkeypatch.setattr(Subject, "features", features)
+    monkeypatch.setattr(
+        subject.networks, "config", replaced(subject.networks.config, {"evaluation.view": "resize-256"})
+    )
+    quick(subject, {"mine": (dataset, "test")})
+    assert views == ["resize-256"] * 4
+
+
+def test_what_cannot_be_compared_is_refused(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, manifest = subject_of(dataset), dataset.manifest
+    monkeypatch.setattr(Subject, "features", lambda *_: pytest.fail("extracted"))
     with pytest.raises(EvaluationError, match=r"rates \[nan\], .* finite rates above 0"):
         robustness(subject, rates=(float("nan"),))
     without = {name: entries for name, entries in manifest.splits.items() if name != "no_fg"}
@@ -121,5 +142,13 @@ def test_what_cannot_be_compared_is_refused(dataset: Dataset) -> None:
     other = replace(dataset, manifest=manifest.model_copy(update={"recipe": {**manifest.recipe, "num_images": 50}}))
     with pytest.raises(EvaluationError, match="prepare both with the same --num-images and --seed"):
         robustness(subject, {"mine": (other, "test")})
+    with pytest.raises(EvaluationError, match=r"robustness: mine: .* has no only_fg split \(it has no_fg, test, train"):
+        robustness(subject, {"mine": (dataset, "only_fg")})
+    unlabeled = open_shards(make_objects(tmp_path / "unlabeled", unlabeled=2, counts={"test": 2}))
+    with pytest.raises(EvaluationError, match="robustness: mine: 2 images of unlabeled have no label; it needs one"):
+        robustness(subject, {"mine": (unlabeled, "unlabeled")})
+    middle = replace(subject, asked_view="resize-256")
+    with pytest.raises(EvaluationError, match="views of 32 pixels, and of 64 for the baseline, show .* view square"):
+        robustness(middle, baseline=replace(middle, image_size=64))
     with pytest.raises(EvaluationError, match="robustness chooses its learning rate on val"):
         robustness(replace(subject, split="val"))

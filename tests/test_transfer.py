@@ -13,15 +13,16 @@ import torch
 from small import make_objects, small_config
 from torch import nn
 
+from adios_ray.config import replaced
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.counter_random import permutation
-from adios_ray.data.shards import Dataset, open_shards
+from adios_ray.data.shards import Dataset, Split, open_shards
 from adios_ray.errors import ConfigError, EvaluationError
 from adios_ray.evaluation import transfer as module
 from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, STREAM
 from adios_ray.evaluation.linear import Accuracy
 from adios_ray.evaluation.result import Score
-from adios_ray.evaluation.subject import Subject, opened
+from adios_ray.evaluation.subject import Subject, build_subject
 from adios_ray.evaluation.transfer import (
     Classifier,
     RateResult,
@@ -67,13 +68,12 @@ def test_the_learning_rate_is_a_cosine() -> None:
 
 def subject_of(dataset: Dataset, own: Weights | None = None, seed: int = 0) -> Subject:
     """Take an untrained encoder and the data set."""
-    with opened(own or weights_of(), dataset, seed=seed) as subject:
-        return subject
+    return build_subject(own or weights_of(), dataset, seed=seed)
 
 
 def trained(subject: Subject, rate: float = 0.1, **settings: Any) -> Classifier:
     """Train a classifier of the data set's 24 images."""
-    model = train_classifier(subject, parse(TransferConfig, {"epochs": 1, **settings}), 32, rate)
+    model = train_classifier(subject, parse(TransferConfig, {"epochs": 1, **settings}), rate)
     assert model is not None
     return model
 
@@ -140,7 +140,7 @@ def test_steps_alone_round_products_to_tf32_and_labels_are_there_before(
 
 def test_every_epoch_takes_all_images_in_equal_batches(dataset: Dataset) -> None:
     seen: list[int] = []
-    train_classifier(subject_of(dataset), TransferConfig(epochs=2, batch_size=10), 32, 0.01, seen.append)
+    train_classifier(subject_of(dataset), TransferConfig(epochs=2, batch_size=10), 0.01, seen.append)
     assert seen == [8] * 6
 
 
@@ -210,7 +210,7 @@ def test_finished_rates_are_not_trained_again(
 ) -> None:
     rates: list[float] = []
 
-    def train(subject: Subject, config: TransferConfig, image_size: int, rate: float, advance: Any) -> SimpleNamespace:
+    def train(subject: Subject, config: TransferConfig, rate: float, advance: Any) -> SimpleNamespace:
         rates.append(rate)
         if rates == [0.01, 0.1]:
             raise RuntimeError("killed")
@@ -230,6 +230,28 @@ def test_finished_rates_are_not_trained_again(
     for own in (subject, other):
         transfer(own, config.model_copy(update={"mode": "scratch"}), tmp_path)
     assert rates == [0.01, 0.1, 0.1, *[0.01, 0.1] * 3]
+
+
+def test_the_view_is_that_of_the_transfers_image_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The middle is for photographs that are larger than the views."""
+    large = open_shards(make_objects(tmp_path / "large", size=64, counts={"train": 24}))
+    splits = dict.fromkeys(("train", "val", "test"), large.manifest.splits["train"])
+    large = replace(large, manifest=large.manifest.model_copy(update={"splits": splits}))
+    own = weights_of()
+    own = replace(own, config=replaced(own.config, {"evaluation.view": "resize-256"}))
+    seen: list[tuple[int, str]] = []
+
+    def accuracy(split: Split, image_size: int, view: str) -> Accuracy:
+        seen.append((image_size, view))
+        return Accuracy(0.5, 1.0, 0.1, 0.0)
+
+    monkeypatch.setattr(module, "train_classifier", lambda *_: SimpleNamespace(accuracy=accuracy))
+    for asked, size, view in ((None, 32, "resize-256"), (64, 64, "square"), (48, 48, "resize-256")):
+        found = transfer(subject_of(large, own), TransferConfig(rates=(0.1,), image_size=asked), tmp_path / "kept")
+        assert seen[-2:] == [(size, view)] * 2
+        assert (found.configuration["image_size"], found.configuration["view"]) == (size, view)
+    with pytest.raises(ConfigError, match="resize-256 needs views below 256 pixels, not of 256: take square"):
+        transfer(replace(subject_of(large, own), asked_view="resize-256"), TransferConfig(image_size=256), tmp_path)
 
 
 def test_a_training_that_diverges_is_named(dataset: Dataset, tmp_path: Path) -> None:

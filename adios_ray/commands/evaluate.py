@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from adios_ray.evaluation.result import EvaluationResult
     from adios_ray.evaluation.subject import Subject
+    from adios_ray.evaluation.transfer import TransferConfig
 
 
 class Kind(Protocol):
@@ -158,7 +159,7 @@ class Robustness:
         from adios_ray.data.shards import open_shards
         from adios_ray.evaluation.result import GAIN
         from adios_ray.evaluation.robustness import robustness
-        from adios_ray.evaluation.subject import opened
+        from adios_ray.evaluation.subject import build_subject, opened
         from adios_ray.models.weights import load_weights
 
         places: dict[str, str] = {}
@@ -177,7 +178,7 @@ class Robustness:
             if self.baseline is not None:
                 weights, dataset, split = load_weights(self.baseline), subject.dataset, subject.split
                 shown = subject.view, subject.seed, subject.map_parts, subject.progress
-                baseline = stack.enter_context(opened(weights, dataset, split, *shown))
+                baseline = stack.enter_context(opened(build_subject(weights, dataset, split, *shown)))
             return robustness(subject, variations or None, baseline, self.rates, self.epochs, self.batch_size)
 
 
@@ -210,11 +211,22 @@ class Transfer:
 
     def evaluate(self, subject: "Subject") -> "EvaluationResult":
         """Evaluate; see ``transfer.transfer``."""
-        from adios_ray.evaluation.transfer import FOLDER, TransferConfig, transfer
+        from adios_ray.evaluation.transfer import FOLDER, transfer
         from adios_ray.local_cache import cache_folder
+
+        return transfer(subject, self.config, cache_folder(FOLDER))
+
+    @property
+    def config(self) -> "TransferConfig":
+        """The options, checked.
+
+        Raises:
+            ConfigError: If one is out of range, or they do not go together.
+        """
+        from adios_ray.evaluation.transfer import TransferConfig
         from adios_ray.validation import parse
 
-        return transfer(subject, parse(TransferConfig, asdict(self), "transfer"), cache_folder(FOLDER))
+        return parse(TransferConfig, asdict(self), "transfer")
 
 
 PARTS: Mapping[str, Kind] = {
@@ -309,7 +321,7 @@ class Evaluate:
     view: CentralView | None = None
     """Part of each photograph: its central square, or the middle of the photograph resized to 256 pixels on its shorter
     side, as published for ImageNet100 and ImageNet100-S. If not given, the view of the checkpoint's configuration, or
-    the central square where stored images are no larger than the checkpoint's views."""
+    the central square where stored images are no larger than the views."""
 
     averaged: bool = False
     """Evaluate the checkpoints' averaged weights (evaluation.average_weights), not those of the last step."""
@@ -357,25 +369,22 @@ class Evaluate:
         """
         from adios_ray.data.shards import open_shards
         from adios_ray.evaluation.features import MapParts
-        from adios_ray.evaluation.requirements import check_masks_are_learned
         from adios_ray.evaluation.result import mean_over_seeds
-        from adios_ray.evaluation.subject import opened
+        from adios_ray.evaluation.subject import build_subject, opened
         from adios_ray.models.weights import averaged, checksum, load_weights
 
         self._check_options()
         weights, dataset = [load_weights(path) for path in self.checkpoint], open_shards(self.data_dir)
         if self.averaged:
             weights = [averaged(own) for own in weights]
-        # All of them before the first is evaluated, which may take hours.
         checksums = {checksum(own.tensors) for own in weights}
         if len(checksums) < len(weights):
             raise UsageError("--checkpoint has the same weights twice: their spread over seeds would be too small")
-        if isinstance(self.kind, Segmentation):
-            for own in weights:
-                check_masks_are_learned(own.config, own.origin)
         if isinstance(self.kind, Robustness) and self.kind.baseline is not None:
             if checksum(load_weights(self.kind.baseline).tensors) in checksums:
                 raise UsageError("--baseline has the weights of --checkpoint: every gain would be 0")
+        for own in weights:  # all of them before the first is evaluated, which may take hours
+            self._check(build_subject(own, dataset, self.split, self.view))
         with contextlib.ExitStack() as stack:
             map_parts: MapParts = map
             if self.ray:
@@ -385,13 +394,30 @@ class Evaluate:
                 stack.enter_context(connected())
                 map_parts = map_on_cluster
             results = []
-            for each in weights:
-                with opened(each, dataset, self.split, self.view, self.seed, map_parts, _progress(console)) as subject:
+            for own in weights:
+                given = self.split, self.view, self.seed, map_parts, _progress(console)
+                with opened(build_subject(own, dataset, *given)) as subject:
                     if isinstance(self.kind, All):
                         results.append(self.kind.evaluate(subject, self.averaged))
                     else:
                         results.append(self.kind.evaluate(subject))
         return mean_over_seeds(results)
+
+    def _check(self, subject: "Subject") -> None:
+        """Raise the errors of ``result`` that follow from a checkpoint's configuration."""
+        from adios_ray.evaluation.requirements import check_masks_are_learned
+        from adios_ray.evaluation.robustness import check_baseline
+        from adios_ray.evaluation.subject import build_subject
+        from adios_ray.evaluation.transfer import prepared
+        from adios_ray.models.weights import load_weights
+
+        kind = self.kind
+        if isinstance(kind, Segmentation):
+            check_masks_are_learned(subject.networks.config, subject.origin)
+        if isinstance(kind, Transfer):
+            prepared(subject, kind.config)
+        if isinstance(kind, Robustness) and kind.baseline is not None:
+            check_baseline(subject, build_subject(load_weights(kind.baseline), subject.dataset, self.split).image_size)
 
     def _check_options(self) -> None:
         """Raise a UsageError for an option that is missing, or that the others leave without a use."""

@@ -33,7 +33,7 @@ class ClusteringScores(NamedTuple):
     fmi: float
     ari: float
     nmi: float
-    errors: tuple[float, ...] = ()
+    errors: tuple[float | None, ...] = ()
 
 
 def clustering_scores(features: Tensor, labels: Tensor, seed: int, errors: bool = False) -> ClusteringScores:

@@ -16,7 +16,7 @@ from adios_ray.config import AugmentConfig, EvaluationConfig
 from adios_ray.data.shards import Split
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.extraction import Indices, extract_features, view_feature_batches
-from adios_ray.evaluation.jackknife import GROUPS, jackknife_errors
+from adios_ray.evaluation.jackknife import jackknife_errors
 from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
 from adios_ray.evaluation.label_free import alpha_req, effective_rank, feature_std, lidar, rankme
 from adios_ray.evaluation.statistics import fresh_statistics, refresh_statistics
@@ -209,7 +209,7 @@ def _knn(evaluated: _Evaluated) -> Score:
 
     def score(chosen: Tensor) -> Estimate:
         own, truth = predicted[chosen], present[chosen]
-        error = _jackknife(lambda kept: macro_f1(own[kept], truth[kept]), len(chosen), GROUPS)
+        (error,) = jackknife_errors(lambda kept: [macro_f1(own[kept], truth[kept])], len(chosen))
         # Without outcomes: F1 is no mean of what single images say.
         return Estimate(macro_f1(own, truth), error, float((own == truth).double().mean()))
 
@@ -241,12 +241,6 @@ def _mean(outcomes: Tensor, correct: Tensor) -> Estimate:
     return Estimate(float(values.mean()), error, accuracy, _bytes(outcomes))
 
 
-def _jackknife(measure: Callable[[Indices], float], images: int, groups: int) -> float | None:
-    """Estimate the standard error of a measure of some images; None where it is not finite without some of them."""
-    (error,) = jackknife_errors(lambda kept: [measure(kept)], images, groups)
-    return error if math.isfinite(error) else None
-
-
 def _bytes(outcomes: Tensor) -> bytes:
     return (255 * outcomes).round().byte().cpu().numpy().tobytes()
 
@@ -256,7 +250,8 @@ def _label_free(measure: Callable[[Tensor], float], values: Tensor, indices: Ten
 
     def score(chosen: Tensor) -> Estimate:
         own = values[torch.isin(indices, chosen)]
-        return Estimate(measure(own), _jackknife(lambda kept: measure(own[kept]), len(own), LABEL_FREE_GROUPS))
+        (error,) = jackknife_errors(lambda kept: [measure(own[kept])], len(own), LABEL_FREE_GROUPS)
+        return Estimate(measure(own), error)
 
     return score
 

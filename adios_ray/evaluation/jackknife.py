@@ -12,7 +12,7 @@ GROUPS = 50
 
 def jackknife_errors(
     measures: Callable[[npt.NDArray[np.int64]], Sequence[float]], images: int, groups: int = GROUPS
-) -> tuple[float, ...]:
+) -> tuple[float | None, ...]:
     """Estimate standard errors over images by the delete-a-group jackknife (Shao & Tu 1995, Section 2.3).
 
     With g groups and theta_i the measure without group i, the squared error is (g - 1) / g times the sum of the squared
@@ -24,10 +24,10 @@ def jackknife_errors(
         groups: Number of groups g, at least 2; M where there are fewer images.
 
     Returns:
-        The error of each measure; nan where it is nan without one of the groups.
+        The error of each measure; None where the measure is not finite without one of the groups.
     """
     groups = min(groups, images)
     group = np.random.default_rng(0).permutation(images) % groups
     values = np.array([measures(np.flatnonzero(group != number)) for number in range(groups)])
     errors: list[float] = (values.std(axis=0) * math.sqrt(groups - 1)).tolist()
-    return tuple(errors)
+    return tuple(error if math.isfinite(error) else None for error in errors)

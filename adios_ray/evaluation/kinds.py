@@ -170,12 +170,18 @@ def linear(
             "epochs": epochs,
             "batch_size": batch_size,
             "milestones": settings.decays,
+            "momentum": settings.momentum,
         }
     else:
         configuration["penalty"] = settings.penalty
     seen = "val" if subject.has_val else subject.split
     details: list[Row] = [
-        {"rate": rate, f"{seen} top1": accuracy.top1, f"{seen} top5": accuracy.top5} for rate, accuracy in found.rates
+        {
+            "rate": rate,
+            f"{seen} top1": accuracy.top1 if accuracy else "diverged",
+            f"{seen} top5": accuracy.top5 if accuracy else "diverged",
+        }
+        for rate, accuracy in found.rates
     ]
     scores = accuracy_scores("", found.test) | (accuracy_scores("val_", found.val) if subject.has_val else {})
     return subject.result("linear", scores, configuration, splits, details)
@@ -185,7 +191,8 @@ def clustering(subject: Subject) -> EvaluationResult:
     """Compare k-means clusters of the reported split's features with its classes: FMI, ARI and NMI.
 
     Raises:
-        EvaluationError: If the data have no classes, several labels an image, or fewer than two images for each class.
+        EvaluationError: If the images are of fewer than two classes, have several labels each, or are fewer than twice
+            as many as their classes.
     """
     check_labels(subject.dataset, "clustering", (subject.split,))
     labels = subject.held_out.labels
@@ -193,7 +200,7 @@ def clustering(subject: Subject) -> EvaluationResult:
     if len(labels) < 2 * classes:
         raise EvaluationError(
             f"clustering: {subject.split} has {len(labels)} images of {classes} classes; "
-            f"it needs at least two for each class, {2 * classes}"
+            f"it needs twice as many images as classes, {2 * classes}"
         )
     found = clustering_scores(*subject.features(subject.split), subject.seed, errors=True)
     names = "fmi", "ari", "nmi"

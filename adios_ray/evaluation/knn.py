@@ -127,7 +127,8 @@ def knn_sweep(
     """Compute top-1 and top-5 accuracy for several numbers of neighbors, temperatures and both distances.
 
     The neighbors are searched once for each distance. In a tie the lower class wins. A class without votes is never
-    among the five; where bank and queries have fewer than five classes together, top-5 accuracy is 1 by definition.
+    among the five; where bank and queries have at most five classes together, top-5 accuracy is 1 by definition, as in
+    linear evaluation.
 
     Args:
         bank: Features of the voting images, [M, F].
@@ -147,7 +148,7 @@ def knn_sweep(
     """
     check_settings(neighbors, temperatures)
     _check(bank, bank_labels, features, labels)
-    few_classes = len(torch.cat([bank_labels, labels]).unique()) < 5
+    few_classes = len(torch.cat([bank_labels, labels]).unique()) <= 5
     by_cosine = _right(_cosine_votes(bank, features, labels, max(neighbors), temperatures), bank_labels, neighbors)
     by_distance = _right(_euclidean_votes(bank, features, labels, max(neighbors)), bank_labels, neighbors)
 

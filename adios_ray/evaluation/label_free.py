@@ -188,7 +188,8 @@ def uniformity(features: Tensor) -> float:
 def alignment(features: Tensor) -> float:
     """Compute how far apart views of one image are (Wang & Isola 2020, Equation 1), 0 to 4; lower is closer.
 
-    The mean squared distance on the unit sphere over all pairs of different views of an image.
+    The mean squared distance on the unit sphere over all pairs of different views of an image. Features of zero, which
+    have no direction, stay at its center.
 
     Args:
         features: Features of the views of each image, [M, V, F] with V >= 2.
@@ -200,6 +201,6 @@ def alignment(features: Tensor) -> float:
     if views < 2:
         raise EvaluationError(f"alignment needs two views of each image or more, not {views}")
     unit = functional.normalize(features.double(), dim=2)
-    # The sum over pairs of |u - v|^2 follows from the sum of the views: V^2 - |sum u|^2, over V (V - 1) / 2 pairs.
-    total = views**2 - unit.sum(dim=1).square().sum(dim=1)
-    return float(total.mean() / (views * (views - 1) / 2))
+    # The sum over pairs of |u - v|^2 is V sum |u|^2 - |sum u|^2. Not V^2 for the first term: |u| may be 0.
+    total = views * unit.square().sum(dim=(1, 2)) - unit.sum(dim=1).square().sum(dim=1)
+    return max(float(total.mean() / (views * (views - 1) / 2)), 0.0)  # of equal views, rounding can be below 0

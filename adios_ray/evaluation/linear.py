@@ -64,10 +64,10 @@ class Accuracy(NamedTuple):
 
 
 class RateAccuracy(NamedTuple):
-    """A learning rate for batches of 256, and the accuracy on the validation split with it."""
+    """A learning rate for batches of 256, and the accuracy on the validation split with it; None where it diverged."""
 
     rate: float
-    accuracy: Accuracy
+    accuracy: Accuracy | None
 
 
 class Sweep(NamedTuple):
@@ -75,12 +75,14 @@ class Sweep(NamedTuple):
 
     Attributes:
         rates: All rates, in the order given.
-        best: The rate with the highest top-1 accuracy, the first of equal ones.
+        rate: The rate with the highest top-1 accuracy, the first of equal ones.
+        accuracy: Its accuracy on the validation split.
         classifier: Its classifier, [C, F + 1].
     """
 
     rates: tuple[RateAccuracy, ...]
-    best: RateAccuracy
+    rate: float
+    accuracy: Accuracy
     classifier: Tensor
 
 
@@ -194,7 +196,7 @@ def evaluate_linear(
         check_split(name, *split, train[0].shape[1], classes)
     if isinstance(solver, Sgd):
         sweep = linear_sweep(train, val, solver, standardize, device, batches)
-        return LinearEvaluation(accuracy(sweep.classifier, *test), sweep.best.accuracy, sweep.best.rate, sweep.rates)
+        return LinearEvaluation(accuracy(sweep.classifier, *test), sweep.accuracy, sweep.rate, sweep.rates)
     classifier = logistic_regression(*train, solver.penalty, standardize, device)
     return LinearEvaluation(accuracy(classifier, *test), accuracy(classifier, *val), None)
 
@@ -224,21 +226,26 @@ def linear_sweep(
             in turn.
 
     Raises:
-        EvaluationError: If features or labels cannot be used.
+        EvaluationError: If features or labels cannot be used, or the training diverged at all rates.
     """
     classes, size = _check_training(*train), train[0].shape[1]
     check_split("val", *val, size, classes)
     # Rates are independent of each other: where their classifiers do not fit together, groups are trained in turn.
     group = rates_at_once(classes, size, sgd.batch_size)
     found: list[RateAccuracy] = []
+    best: tuple[float, Accuracy, Tensor] | None = None
     for first in range(0, len(sgd.rates), group):
         some = replace(sgd, rates=sgd.rates[first : first + group])
         classifiers = train_rates(train, some, standardize, device, batches)
-        found += map(RateAccuracy, some.rates, _accuracies(classifiers, *val))
-        number = max(range(len(found)), key=lambda index: found[index].accuracy.top1)
-        if number >= first:
-            classifier = classifiers[:, number - first].clone()  # a view would keep those of all rates
-    return Sweep(tuple(found), found[number], classifier)
+        accuracies, finite = _accuracies(classifiers, *val), classifiers.isfinite().all(dim=2).all(dim=0).tolist()
+        for number, (rate, own) in enumerate(zip(some.rates, accuracies, strict=True)):
+            found.append(RateAccuracy(rate, own if finite[number] else None))
+            if finite[number] and (best is None or own.top1 > best[1].top1):
+                best = rate, own, classifiers[:, number].clone()  # a view would keep those of all rates
+    if best is None:
+        rates = ", ".join(f"{rate:g}" for rate in sgd.rates)
+        raise EvaluationError(f"linear evaluation: the training diverged at all rates ({rates}); add smaller ones")
+    return Sweep(tuple(found), *best)
 
 
 @torch.no_grad()
@@ -316,7 +323,7 @@ def logistic_regression(
         A classifier for features that are not normalized, [C, F + 1], at least in single precision.
 
     Raises:
-        EvaluationError: If features, labels or the penalty cannot be used.
+        EvaluationError: If features, labels or the penalty cannot be used, or features are so large that it diverges.
     """
     classes = _check_training(features, labels)
     if penalty <= 0:
@@ -350,6 +357,9 @@ def logistic_regression(
         line_search_fn="strong_wolfe",
     )
     optimizer.step(loss_and_gradient)
+    assert weights.grad is not None
+    if not (weights.isfinite().all() and weights.grad.norm().isfinite()):
+        raise EvaluationError("logistic regression diverged: the features are too large; standardize them")
     return inputs.unscaled(weights)
 
 
@@ -442,12 +452,7 @@ def _check_training(features: Tensor, labels: Tensor) -> int:
     check_split("train", features, labels, features.shape[-1])
     if len(labels.unique()) < 2:
         raise EvaluationError(f"train: all {len(labels)} images are of one class; linear evaluation needs at least two")
-    classes = int(labels.max()) + 1
-    if len(labels) < classes:
-        raise EvaluationError(
-            f"train: {len(labels)} images of {classes} classes; linear evaluation needs at least as many images"
-        )
-    return classes
+    return int(labels.max()) + 1
 
 
 def check_split(name: str, features: Tensor, labels: Tensor, size: int, classes: int | None = None) -> None:

@@ -33,7 +33,7 @@ class MultilabelScores(NamedTuple):
     f1_macro: float
     f1_weighted: float
     constant: tuple[int, ...]
-    errors: tuple[float, ...] = ()
+    errors: tuple[float | None, ...] = ()
 
 
 def multilabel_probe(

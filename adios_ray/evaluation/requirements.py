@@ -34,8 +34,25 @@ def check_object_masks(dataset: Dataset) -> None:
         raise EvaluationError(f"segmentation: {dataset.location} has no object masks, which it needs")
 
 
-def check_labels(dataset: Dataset, measure: str, splits: Sequence[str], multi_label: bool = False) -> None:
-    """Check that images have labels of the needed kind, and that the first split has images of all classes.
+def check_labels(
+    dataset: Dataset,
+    measure: str,
+    splits: Sequence[str],
+    multi_label: bool = False,
+    known: set[int] | None = None,
+) -> set[int]:
+    """Check that images have labels of the needed kind, and that the training images have all classes of the others.
+
+    Args:
+        dataset: The data set.
+        measure: Name of the measure, for messages.
+        splits: Names of the splits that are used.
+        multi_label: Whether images must have several labels each, or one class.
+        known: Numbers of the classes of the training images. None: the first split has them, and two or more where
+            images have one class each.
+
+    Returns:
+        Numbers of the classes of the training images.
 
     Raises:
         EvaluationError: If not; names the measure, what it has and what it needs.
@@ -48,7 +65,6 @@ def check_labels(dataset: Dataset, measure: str, splits: Sequence[str], multi_la
     if manifest.multi_label != multi_label:
         has, needs = ("several labels", "one class") if manifest.multi_label else ("one class", "several labels")
         raise EvaluationError(f"{measure}: images of {location} have {has} each; it needs {needs} for each image")
-    known: set[int] | None = None
     for split in splits:
         if not manifest.splits.get(split):
             raise EvaluationError(f"{measure}: {_lacks(dataset, split)}")
@@ -60,23 +76,31 @@ def check_labels(dataset: Dataset, measure: str, splits: Sequence[str], multi_la
                 f"{measure}: {unlabeled} images of {split} have no label; it needs one for each image"
             )
         present = set(np.flatnonzero(labels.any(axis=0)).tolist() if multi_label else labels.tolist())
+        if known is None and not multi_label and len(present) < 2:
+            raise EvaluationError(
+                f"{measure}: all images of {split} of {location} are of one class; it needs two classes or more"
+            )
         known = present if known is None else known
         if missing := [manifest.classes[number] for number in sorted(present - known)]:
             raise EvaluationError(
-                f"{measure}: {splits[0]} has no images of {len(missing)} classes of {split}, such as {missing[0]}; "
+                f"{measure}: train has no images of {len(missing)} classes of {split}, such as {missing[0]}; "
                 "it needs at least one image of each class"
             )
+    return known or set()
 
 
-def check_selection(subject: Subject, measure: str) -> None:
+def check_selection(subject: Subject, measure: str) -> set[int]:
     """Check that settings can be chosen on val and reported on another split, all with labels of one class each.
+
+    Returns:
+        Numbers of the classes of the training images.
 
     Raises:
         EvaluationError: If not; names the measure, what it has and what it needs.
     """
     if not subject.has_val:
         raise EvaluationError(f"{measure} chooses its learning rate on val, and {why_not_val(subject)}")
-    check_labels(subject.dataset, measure, ("train", "val", subject.split))
+    return check_labels(subject.dataset, measure, ("train", "val", subject.split))
 
 
 def why_not_val(subject: Subject) -> str:

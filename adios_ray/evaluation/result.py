@@ -63,6 +63,8 @@ class Score:
 class EvaluationResult:
     """The result of one evaluation, with all that is needed to repeat it.
 
+    The constants of its protocol are those of the recorded version of adios_ray.
+
     Attributes:
         kind: Name of the evaluation, such as ``knn``.
         scores: Scores by name. Shares are 0 to 1.

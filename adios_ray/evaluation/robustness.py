@@ -17,7 +17,7 @@ from adios_ray.data.sources.backgrounds import ORIGINAL, VARIATIONS
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.features import Features
 from adios_ray.evaluation.linear import PROTOCOL, Sgd, check_split, correct, linear_sweep
-from adios_ray.evaluation.requirements import check_selection
+from adios_ray.evaluation.requirements import check_labels, check_selection
 from adios_ray.evaluation.result import GAIN, EvaluationResult, Row, Score
 from adios_ray.evaluation.subject import Subject
 
@@ -50,7 +50,7 @@ def robustness(
         subject: What to evaluate, on the data set of the original images, whose reported split is tested too.
         variations: Data set and split of each variation, by its name. None takes the splits of the data set that are
             named like a variation of the backgrounds challenge.
-        baseline: Another encoder, to be compared image by image.
+        baseline: Another encoder, to be compared image by image, with the same view.
         rates: Learning rates for batches of 256; see ``linear_sweep``.
         epochs: Of SGD; the rate is multiplied by 0.1 after 60 % and 80 % of them.
         batch_size: Images in a step.
@@ -61,10 +61,11 @@ def robustness(
 
     Raises:
         EvaluationError: If there is no variation, one has other classes or was rendered from other pictures than the
-            original, the original has no val split, or labels or features cannot be used.
-        DatasetError: If a split is missing.
+            original, a split is missing, labels or features cannot be used, or the baseline sees other parts of them.
     """
-    check_selection(subject, "robustness")
+    known = check_selection(subject, "robustness")
+    if baseline is not None:
+        check_baseline(subject, baseline.image_size)
     sgd = Sgd(tuple(rates), epochs, batch_size, seed=subject.seed)
     own = subject.dataset
     if variations is None:
@@ -75,7 +76,7 @@ def robustness(
         )
     for name, (dataset, split) in variations.items():
         _check_variation(name, dataset, own)
-        dataset.split(split)
+        check_labels(dataset, f"robustness: {name}", (split,), known=known)
     tested = {ORIGINAL: (own, subject.split), **variations}
     probed = _probe(subject, tested, sgd)
     scores = {name: share(hits) for name, hits in probed.correct.items()}
@@ -87,6 +88,8 @@ def robustness(
         "rates": sgd.rates,
         "epochs": epochs,
         "batch_size": batch_size,
+        "milestones": sgd.decays,
+        "momentum": sgd.momentum,
         "selected_on": "val",
         "selected_rate": probed.rate,
         "variations": {
@@ -102,9 +105,23 @@ def robustness(
         configuration["baseline"] = {
             "origin": baseline.origin,
             "sha256": baseline.weights_sha256,
+            "fresh_statistics": baseline.networks.config.evaluation.fresh_statistics,
             "selected_rate": compared.rate,
         }
     return subject.result("robustness", scores, configuration, ("train", "val", subject.split), details)
+
+
+def check_baseline(subject: Subject, image_size: int) -> None:
+    """Check that a baseline with views of ``image_size`` pixels sees the same part of each photograph as a subject.
+
+    Raises:
+        EvaluationError: If it does not.
+    """
+    if subject.view == "resize-256" and subject.image_size != image_size:
+        raise EvaluationError(
+            f"robustness: views of {subject.image_size} pixels, and of {image_size} for the baseline, show different "
+            "parts of a photograph resized to 256: take the view square"
+        )
 
 
 def probe_variations(
@@ -131,7 +148,7 @@ def probe_variations(
         check_split(name, features, labels, train.features.shape[-1], int(train.labels.max()) + 1)
     sweep = linear_sweep(train, val, sgd, device=device)
     found = {name: correct(sweep.classifier, *images).cpu() for name, images in variations.items()}
-    return ProbedVariations(sweep.best.rate, sweep.best.accuracy.top1, found)
+    return ProbedVariations(sweep.rate, sweep.accuracy.top1, found)
 
 
 def share(correct: Tensor) -> Score:
@@ -172,5 +189,9 @@ def _mean(values: Tensor) -> Score:
 
 def _probe(subject: Subject, tested: Mapping[str, tuple[Dataset, str]], sgd: Sgd) -> ProbedVariations:
     train, val = subject.features("train"), subject.features("val")
-    features = {name: replace(subject, dataset=dataset).features(split) for name, (dataset, split) in tested.items()}
+    features = {
+        # With the view of the original, whatever the size at which a variation is stored.
+        name: replace(subject, dataset=dataset, asked_view=subject.view).features(split)
+        for name, (dataset, split) in tested.items()
+    }
     return probe_variations(train, val, features, sgd, subject.device)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from adios_ray import __version__
 from adios_ray.config import CentralView, check_view, seen_view
 from adios_ray.data.shards import Dataset, Split
 from adios_ray.devices import best_device, prepare_device
@@ -21,7 +22,7 @@ from adios_ray.models.weights import Weights, build_networks, checksum
 
 @dataclass(frozen=True)
 class Subject:
-    """A frozen encoder, and the data set on which it is evaluated; see ``opened``.
+    """A frozen encoder, and the data set on which it is evaluated; see ``build_subject`` and ``opened``.
 
     Attributes:
         networks: All networks of the checkpoint, in evaluation mode, on ``device``.
@@ -29,7 +30,7 @@ class Subject:
         weights_sha256: Checksum of their tensors.
         dataset: The data set.
         image_size: Side S of the views in pixels.
-        view: Part of each photograph.
+        asked_view: Part of each photograph that was asked for; None: see ``view``.
         split: Name of the split that is reported.
         seed: Seed of everything that is drawn, >= 0.
         device: Where to compute.
@@ -43,13 +44,31 @@ class Subject:
     weights_sha256: str
     dataset: Dataset
     image_size: int
-    view: CentralView
+    asked_view: CentralView | None
     split: str
     seed: int
     device: torch.device
     map_parts: MapParts = map
     progress: Progress = no_progress
     began: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        """Check the view.
+
+        Raises:
+            ConfigError: If it does not fit the image size.
+        """
+        check_view(self.view, self.image_size)
+
+    @property
+    def view(self) -> CentralView:
+        """The part of each photograph that is seen.
+
+        If none was asked for, it is that of the checkpoint's configuration, or the whole square where the stored images
+        are no larger than the views.
+        """
+        configured, stored = self.networks.config.evaluation.view, self.dataset.manifest.image_size
+        return self.asked_view or seen_view(configured, stored, self.image_size)
 
     @property
     def held_out(self) -> Split:
@@ -92,8 +111,12 @@ class Subject:
             details: See ``EvaluationResult``.
         """
         common = {
+            "version": __version__,
+            "torch": str(torch.__version__),
             "origin": self.origin,
+            "data": self.dataset.location,
             "backbone": self.networks.config.backbone.name,
+            "fresh_statistics": self.networks.config.evaluation.fresh_statistics,
             "image_size": self.image_size,
             "view": self.view,
             "split": self.split,
@@ -111,8 +134,7 @@ class Subject:
         )
 
 
-@contextlib.contextmanager
-def opened(
+def build_subject(
     weights: Weights,
     dataset: Dataset,
     split: str = "test",
@@ -120,18 +142,14 @@ def opened(
     seed: int = 0,
     map_parts: MapParts = map,
     progress: Progress = no_progress,
-) -> Iterator[Subject]:
-    """Build the networks of a checkpoint for evaluations on a data set, inside the block.
-
-    BatchNorm's statistics are computed from training images if the checkpoint's ``evaluation.fresh_statistics`` says
-    so.
+) -> Subject:
+    """Build the networks of a checkpoint for evaluations on a data set, with the statistics of BatchNorm that it has.
 
     Args:
         weights: The checkpoint.
         dataset: The data set.
         split: Name of the split that is reported.
-        view: Part of each photograph; None takes that of the checkpoint's configuration, or the whole square where the
-            stored images are no larger than the checkpoint's views.
+        view: Part of each photograph; None: see ``Subject.view``.
         seed: Seed of everything that is drawn, >= 0.
         map_parts: Where features are extracted; see ``features_of``.
         progress: Shows the progress of long work.
@@ -142,31 +160,39 @@ def opened(
         DatasetError: If there is no such split.
         EvaluationError: If the checkpoint asks for statistics of training images, and there are none.
     """
-    config, device = weights.config.evaluation, best_device()
+    device = best_device()
     prepare_device(device)
-    view = view or seen_view(config.view, dataset.manifest.image_size, weights.image_size)
-    check_view(view, weights.image_size)
     dataset.split(split)
+    if weights.config.evaluation.fresh_statistics and "train" not in dataset.manifest.splits:
+        raise EvaluationError(
+            f"{weights.origin}: evaluation.fresh_statistics needs training images, and {dataset.location} has no train"
+        )
     networks = build_networks(weights).to(device)
     networks.choose_layouts(device, compiled=False)  # evaluations compile nothing, whatever the training did
+    return Subject(
+        networks,
+        weights.origin,
+        checksum(weights.tensors),
+        dataset,
+        weights.image_size,
+        view,
+        split,
+        seed,
+        device,
+        map_parts,
+        progress,
+    )
+
+
+@contextlib.contextmanager
+def opened(subject: Subject) -> Iterator[Subject]:
+    """Evaluate a subject inside the block.
+
+    BatchNorm's statistics are computed from training images if the checkpoint's ``evaluation.fresh_statistics`` says
+    so.
+    """
     with contextlib.ExitStack() as stack:
-        if config.fresh_statistics:
-            if "train" not in dataset.manifest.splits:
-                raise EvaluationError(
-                    "the checkpoint's evaluation.fresh_statistics needs training images, and the data set has no train"
-                )
-            train = dataset.split("train")
-            stack.enter_context(fresh_statistics(networks.backbone, train, weights.image_size, view))
-        yield Subject(
-            networks,
-            weights.origin,
-            checksum(weights.tensors),
-            dataset,
-            weights.image_size,
-            view,
-            split,
-            seed,
-            device,
-            map_parts,
-            progress,
-        )
+        if subject.networks.config.evaluation.fresh_statistics:
+            backbone, train = subject.networks.backbone, subject.dataset.split("train")
+            stack.enter_context(fresh_statistics(backbone, train, subject.image_size, subject.view))
+        yield subject

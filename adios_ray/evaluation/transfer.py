@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -22,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from adios_ray.config import TRANSFER_RATES, CentralView, Count, Rates, Strict, check_view
+from adios_ray.config import TRANSFER_RATES, CentralView, Count, Rates, Strict
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.counter_random import permutation
 from adios_ray.data.loader import stored_batches
@@ -131,27 +132,20 @@ def transfer(subject: Subject, config: TransferConfig, folder: Path) -> Evaluati
             image, or the training diverged at all rates.
         ConfigError: If the backbone does not take such images, or has no stem to replace.
     """
-    check_selection(subject, "transfer")
+    subject = prepared(subject, config)
     splits = {name: subject.dataset.split(name) for name in ("train", "val", subject.split)}
-    images, norms = len(splits["train"]), (isinstance(own, _BatchNorm) for own in subject.networks.backbone.modules())
-    if config.mode != "linear" and images // math.ceil(images / config.batch_size) < 2 and any(norms):
-        raise EvaluationError(
-            f"transfer: {images} training images in batches of at most {config.batch_size} leave one image alone, "
-            "which BatchNorm cannot normalize; change the batch size"
-        )
-    side = config.image_size or min(subject.image_size, subject.dataset.manifest.image_size)
-    config = config.model_copy(update={"image_size": side})
-    check_view(subject.view, side)
+    config = config.model_copy(update={"image_size": subject.image_size})
     results = []
     for rate in config.rates:
         path = folder / f"{config.mode}-{rate:g}-{_checksum(subject, config, rate)}.json"
         if not path.is_file():
             began = time.perf_counter()
             with subject.progress(f"{config.mode} at rate {rate:g}", config.epochs * len(splits["train"])) as advance:
-                model = train_classifier(subject, config, side, rate, advance)
+                model = train_classifier(subject, config, rate, advance)
                 accuracies = None
                 if model is not None:
-                    val, test = (model.accuracy(splits[name], side, subject.view) for name in ("val", subject.split))
+                    size, view = subject.image_size, subject.view
+                    val, test = (model.accuracy(splits[name], size, view) for name in ("val", subject.split))
                     accuracies = val, test
             seconds = round(time.perf_counter() - began, 3)
             result = RateResult(rate=rate, accuracies=accuracies, seconds=seconds)
@@ -162,7 +156,12 @@ def transfer(subject: Subject, config: TransferConfig, folder: Path) -> Evaluati
         rates = ", ".join(f"{rate:g}" for rate in config.rates)
         raise EvaluationError(f"transfer: the training diverged at all rates ({rates}); add smaller ones")
     rate, val, test = max(finished, key=lambda found: found[1].top1)
-    configuration = {**config.model_dump(mode="json"), "selected_on": "val", "selected_rate": rate}
+    configuration = {
+        **config.model_dump(mode="json"),
+        "momentum": MOMENTUM,
+        "selected_on": "val",
+        "selected_rate": rate,
+    }
     details: list[Row] = [
         {
             "rate": result.rate,
@@ -175,19 +174,39 @@ def transfer(subject: Subject, config: TransferConfig, folder: Path) -> Evaluati
     return subject.result("transfer", scores, configuration, tuple(splits), details)
 
 
+def prepared(subject: Subject, config: TransferConfig) -> Subject:
+    """Return a subject with views of the transfer's size, after a check of all that can be checked before training.
+
+    Raises:
+        EvaluationError: If there is no val split, images do not have one class each, or a batch of BatchNorm has one
+            image.
+        ConfigError: If the backbone or the view does not take such images, or there is no stem to replace.
+    """
+    check_selection(subject, "transfer")
+    images, backbone = len(subject.dataset.split("train")), subject.networks.backbone
+    norms = (isinstance(module, _BatchNorm) for module in backbone.modules())
+    if config.mode != "linear" and images // math.ceil(images / config.batch_size) < 2 and any(norms):
+        raise EvaluationError(
+            f"transfer: {images} training images in batches of at most {config.batch_size} leave one image alone, "
+            "which BatchNorm cannot normalize; change the batch size"
+        )
+    side = config.image_size or min(subject.image_size, subject.dataset.manifest.image_size)
+    with torch.random.fork_rng([]):
+        build_initial_backbone(subject.networks.config.backbone, None, side, config.cifar_stem)
+    return replace(subject, image_size=side)
+
+
 def train_classifier(
     subject: Subject,
     config: TransferConfig,
-    image_size: int,
     rate: float,
     advance: Callable[[int], object] = lambda done: None,
 ) -> Classifier | None:
     """Train a classifier at one learning rate.
 
     Args:
-        subject: The pretrained encoder and the data set.
+        subject: The pretrained encoder, the data set, and the side of the views.
         config: Settings, of which ``rates`` and ``image_size`` are not used.
-        image_size: Side S of the views in pixels.
         rate: The learning rate at the first step.
         advance: Called with the number of images after each step.
 
@@ -200,7 +219,7 @@ def train_classifier(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(subject.seed)
         own = pretrained.config.backbone
-        backbone, features = build_initial_backbone(own, tensors, image_size, config.cifar_stem)
+        backbone, features = build_initial_backbone(own, tensors, subject.image_size, config.cifar_stem)
         classes = len(subject.dataset.manifest.classes)
         model = Classifier(backbone, features, classes, frozen=config.mode == "linear").to(device).train()
         batches = math.ceil(len(images) / config.batch_size)
@@ -213,7 +232,7 @@ def train_classifier(
             for samples, stored in stored_batches(images, order, device):
                 sides = images.heights[samples], images.widths[samples]
                 crops = draw_parameters(CROPS_AND_FLIPS, subject.seed, STREAM, epoch, samples, *sides)
-                views = apply_view(stored, crops, image_size)
+                views = apply_view(stored, crops, subject.image_size)
                 truth = copied_to(labels[samples], device)
                 with tf32_products(device):
                     loss = functional.cross_entropy(model(views), truth)

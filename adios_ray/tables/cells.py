@@ -26,7 +26,7 @@ TRAINING = "training"
 """Folder of a cell that holds its training."""
 EVALUATIONS = "evaluations"
 """Folder of a cell that holds a JSON file for each evaluation."""
-VERSION = 1
+VERSION = 2
 """Raised when results of evaluations change without their settings: kept ones are not found then."""
 REPORTS = 4
 """Reports of a training, at least; a cell that is interrupted repeats what follows the last one."""

@@ -10,7 +10,7 @@ from adios_ray.commands.evaluate import PARTS, Robustness, Transfer
 from adios_ray.config import CentralView
 from adios_ray.data.shards import Dataset, open_shards
 from adios_ray.evaluation.requirements import check_labels, check_object_masks
-from adios_ray.evaluation.subject import opened
+from adios_ray.evaluation.subject import build_subject, opened
 from adios_ray.models.weights import load_weights
 from adios_ray.run_directory import REPORTS_FILE
 
@@ -77,6 +77,6 @@ def evaluate(
     if isinstance(evaluation, Robustness):
         _, *variations = places.items()
         evaluation = replace(evaluation, variation=tuple(f"{name}={of}" for name, of in variations))
-    with opened(load_weights(checkpoint), open_shards(place), view=view, seed=seed) as subject:
+    with opened(build_subject(load_weights(checkpoint), open_shards(place), view=view, seed=seed)) as subject:
         result = evaluation.evaluate(subject)
     return {name: score.value for name, score in result.scores.items()}

@@ -127,7 +127,7 @@ def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:
     from adios_ray.checkpoints import newest_intact
     from adios_ray.data.shards import open_shards
     from adios_ray.errors import DatasetError
-    from adios_ray.evaluation.subject import opened
+    from adios_ray.evaluation.subject import build_subject, opened
     from adios_ray.models.weights import averaged, load_weights
 
     if run.best is None:
@@ -148,7 +148,7 @@ def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:
     except DatasetError as error:
         return say(f"no features: {error}")
     say(f"features of {images} validation images from {pointer.path} ...")
-    with opened(weights, dataset, split="val") as subject:
+    with opened(build_subject(weights, dataset, split="val")) as subject:
         found = {
             "trial": trial,
             "epoch": pointer.path.name,
