@@ -167,7 +167,7 @@ def test_one_direction_is_a_collapse_too(objects_dir: Path) -> None:
 def test_uniformity_and_alignment_equal_the_loops_over_pairs() -> None:
     views = torch.randn(12, 4, 6, generator=torch.Generator().manual_seed(0)).double()
     views[3], views[5, 1] = 0, 0  # as of an encoder that is dead for some images
-    unit = views / views.norm(dim=2, keepdim=True).clamp(min=EPSILON)
+    unit = views / views.norm(dim=2, keepdim=True).clamp(min=1e-12)
     pairs = [(a, b) for a in range(12) for b in range(a)]
     gaps = [math.exp(-2 * float((unit[a, 0] - unit[b, 0]).square().sum())) for a, b in pairs]
     assert uniformity(views[:, 0]) == pytest.approx(math.log(sum(gaps) / len(gaps)), abs=1e-12)
