@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from adios_ray.config import CentralView, check_view, seen_view
+from adios_ray.console import say_aside
 from adios_ray.data.shards import Dataset, Split
 from adios_ray.devices import best_device, prepare_device
 from adios_ray.errors import EvaluationError
@@ -131,21 +132,25 @@ def opened(
         dataset: The data set.
         split: Name of the split that is reported.
         view: Part of each photograph; None takes that of the checkpoint's configuration, or the whole square where the
-            stored images are no larger than the checkpoint's views.
+            stored images have too few pixels for it, which is said.
         seed: Seed of everything that is drawn, >= 0.
         map_parts: Where features are extracted; see ``features_of``.
         progress: Shows the progress of long work.
 
     Raises:
         CheckpointError: If the tensors do not fit the configured networks.
-        ConfigError: If the view does not fit the image size.
+        ConfigError: If the view does not fit the image size or the stored images.
         DatasetError: If there is no such split.
         EvaluationError: If the checkpoint asks for statistics of training images, and there are none.
     """
     config, device = weights.config.evaluation, best_device()
     prepare_device(device)
-    view = view or seen_view(config.view, dataset.manifest.image_size, weights.image_size)
-    check_view(view, weights.image_size)
+    stored = dataset.manifest.image_size
+    if view is None:
+        view = seen_view(config.view, stored, weights.image_size)
+        if view != config.view:
+            say_aside(f"evaluates central squares: images stored at {stored} pixels are too small for {config.view}")
+    check_view(view, weights.image_size, stored)
     dataset.split(split)
     networks = build_networks(weights).to(device)
     networks.choose_layouts(device, compiled=False)  # evaluations compile nothing, whatever the training did
