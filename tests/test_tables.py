@@ -18,18 +18,18 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from small import make_objects, small_config
+from small import COUNTS, make_objects, small_config
 
 from adios_ray.arguments import parse_arguments
 from adios_ray.commands.evaluate import PARTS, Linear
 from adios_ray.config import TrialConfig, replaced
-from adios_ray.errors import ConfigError, EvaluationError, RunError, UsageError
+from adios_ray.errors import ConfigError, EvaluationError, InputError, RunError, UsageError
 from adios_ray.experiment.resources import Node, WorkerResources
 from adios_ray.tables import cells as cells_module
 from adios_ray.tables import estimate as estimate_module
 from adios_ray.tables import run as run_module
 from adios_ray.tables.cells import Measured, cell_name, finished, measured, run_cell
-from adios_ray.tables.command import RESUMES, Options, main, run_table
+from adios_ray.tables.command import RESUMES, Options, _check_cells, main, run_table
 from adios_ray.tables.estimate import estimate, tuned_images
 from adios_ray.tables.evaluate import settings_of
 from adios_ray.tables.grid import Cell, Column, DataSet, Evaluation, Published, Row, Table, evaluation_of
@@ -333,8 +333,8 @@ def test_a_table_is_resumed_and_a_failed_cell_does_not_lose_the_others(
     tmp_path: Path, objects_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = Options(preset="small", data=(("objects", str(objects_dir)),), storage=tmp_path, seeds=1)
-    with pytest.raises(RunError, match=r"1 cell failed.*batch_size 97"):
-        run_table("table", {"small": lambda: small_table(batch_size=97)}, options)
+    with pytest.raises(RunError, match=r"1 cell failed.*training diverged"):
+        run_table("table", {"small": lambda: small_table(**{"objective.temperature": 1e-42})}, options)
     assert "2 cells: 0 finished, 2 to run" in capsys.readouterr().out
     run_table("table", {"small": small_table}, options)
     assert "2 cells: 1 finished, 1 to run" in capsys.readouterr().out
@@ -459,6 +459,36 @@ def test_cells_that_no_node_can_ever_hold_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("column", "scheme", "counts", "message"),
+    [
+        (KNN, "ground-truth", COUNTS, "row: masking.scheme ground-truth: .* has no object masks"),
+        (
+            Column("objects", "", "slots", ""),
+            "none",
+            {"train": 32, "test": 8},
+            "row: .* has no 'val' split",
+        ),  # is trained on alone
+        (Column("objects", "", "robustness", "no_fg"), "none", COUNTS, "robustness: .* lacks the splits no_fg"),
+        (Column("objects", "", "robustness", "original"), "none", COUNTS, None),
+        (
+            replace(KNN, options={"view": "resize-256"}),
+            "none",
+            COUNTS,
+            "--data objects: .* stored at 256 pixels or more",
+        ),
+    ],
+)
+def test_data_that_do_not_allow_what_a_table_trains_and_measures_are_refused(
+    column: Column, scheme: str, counts: dict[str, int], message: str | None, tmp_path: Path
+) -> None:
+    place = make_objects(tmp_path / "data", counts=counts, object_masks=False)
+    table = replace(small_table(), rows=(Row("row", {"objects": (config(scheme),)}),), columns=(column,))
+    cells, places = list(table.cells({"objects": str(place)}, 2)), {"objects": str(place)}
+    with nullcontext() if message is None else pytest.raises(InputError, match=message):
+        _check_cells(table, cells, places)
+
+
+@pytest.mark.parametrize(
     "script", [path.name for path in [*EXPERIMENTS.glob("table*.py"), EXPERIMENTS / "sparsity_sweep.py"]]
 )
 def test_the_help_of_a_table_shows_its_command_lines(
@@ -490,5 +520,7 @@ def test_what_a_table_lacks_is_said_before_anything_is_trained(
     labels = replace(small_table(), columns=(Column("objects", "F1", "multilabel", "f1_macro"),))
     with pytest.raises(EvaluationError, match="multilabel: images of .* have one class each; it needs several labels"):
         run_table("table", {"small": lambda: labels}, Options(data=objects, storage=tmp_path))
+    with pytest.raises(ConfigError, match="<adios>: batch_size 97 is more than the 96 training images"):
+        run_table("table", {"small": lambda: small_table(batch_size=97)}, Options(data=objects, storage=tmp_path))
     with pytest.raises(UsageError, match=r"--seeds 0 must be greater than or equal to 1; --gpus-per-cell -1.0 must be"):
         parse_arguments(Options, ["--gpus-per-cell", "-1", "--seeds", "0"])

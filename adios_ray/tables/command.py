@@ -3,7 +3,7 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,11 +17,11 @@ from adios_ray.commands.masks import Masks
 from adios_ray.config import Count
 from adios_ray.console import counted, say
 from adios_ray.data.shards import open_shards, verify
-from adios_ray.errors import ConfigError, RunError, UsageError, exit_status
+from adios_ray.errors import ConfigError, DatasetError, EvaluationError, RunError, UsageError, exit_status
 from adios_ray.experiment.checks import check_job_paths, check_storage
 from adios_ray.places import require_local
 from adios_ray.store import Location
-from adios_ray.tables.grid import Cell, Column, Table, evaluation_of
+from adios_ray.tables.grid import Cell, Column, Evaluation, Table, evaluation_of
 from adios_ray.tables.summary import entries
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Op
     def score(cell: Cell, column: Column) -> float | None:
         scores = measured(folders[cell], evaluation_of(table.row(cell.row), column), places)
         # An undefined score, such as that of empty masks, leaves the entry to the other trainings.
-        return None if scores is None or math.isnan(scores[column.score]) else scores[column.score] * column.scale
+        value = math.nan if scores is None else scores.get(column.score, math.nan)
+        return None if math.isnan(value) else value * column.scale
 
     found = entries(table, list(folders), score)
     folder = options.directory / f"{name}-{options.preset}"
@@ -155,7 +156,6 @@ def _run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str
         KeyboardInterrupt: With a note that says how to resume.
     """
     from adios_ray.tables.cells import cell_name
-    from adios_ray.tables.evaluate import check_data
     from adios_ray.tables.run import run_cells
 
     data: dict[str, Location | None] = {f"--data {name}": place for name, place in options.places.items()}
@@ -164,14 +164,41 @@ def _run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str
     try:
         places = _places(table, options.places, storage)
         cells = list(table.cells(places, options.seeds))
-        evaluated = {(each.kind, places[each.data[0]]) for cell in cells for each in cell.evaluations}
-        for kind, place in sorted(evaluated):
-            check_data(kind, open_shards(place))
+        _check_cells(table, cells, places)
         folders = {cell: storage / CELLS / cell_name(cell) for cell in cells}
         return folders, run_cells(storage, folders, places, options.gpus_per_cell), places
     except KeyboardInterrupt as stop:
         stop.add_note(RESUMES)
         raise
+
+
+def _check_cells(table: Table, cells: Sequence[Cell], places: Mapping[str, str]) -> None:
+    """Check that all trainings and evaluations are possible on the data, before the first one starts.
+
+    Raises:
+        ConfigError: If a configuration does not fit its data set.
+        DatasetError: If a split is missing.
+        EvaluationError: If a data set lacks what an evaluation needs.
+    """
+    from adios_ray.experiment.trial_checks import check_trial
+    from adios_ray.tables.evaluate import check_data
+
+    trained: dict[str, Cell] = {}
+    scores = defaultdict[tuple[Evaluation, int | None], set[str]](set)
+    for cell in cells:
+        if cell.seed == 0:  # the others differ in nothing that is checked
+            trained.setdefault(cell.config.model_dump_json(), cell)
+            for column in table.columns:
+                if (evaluation := evaluation_of(table.row(cell.row), column)) in cell.evaluations:
+                    scores[evaluation, cell.config.image_size].add(column.score)
+    for (evaluation, image_size), asked in scores.items():
+        check_data(evaluation, asked, places, image_size)
+    for cell in trained.values():
+        place = places[cell.group]
+        try:
+            check_trial(cell.config, open_shards(place).manifest, place)
+        except (ConfigError, DatasetError, EvaluationError) as error:
+            raise type(error)(f"{cell.row}: {error}") from None
 
 
 def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, str]:
