@@ -46,9 +46,9 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
         EvaluationError: If a split is too small for the measure.
         RunError: If the training diverges.
     """
-    if config.data_dir is None:
+    if (data_dir := config.data_dir) is None:
         raise ConfigError("the schedule names no data set: give --data-dir")
-    manifest = read_manifest(config.data_dir)
+    manifest = read_manifest(data_dir)
     stored, evaluation = manifest.image_size, config.evaluation
     view = seen_view(evaluation.view, stored, config.image_size or stored)
     if view != evaluation.view:
@@ -56,7 +56,7 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
         config = replaced(config, {"evaluation.view": view})
     schedule = Schedule(config=config.model_dump(mode="json"), stages=schedule.stages, images=manifest.checksum)
     for stage, _ in schedule.intervals():  # before anything is written or trained
-        check_trial(replaced(config, stage.values), manifest, config.data_dir, gpu=device.type == "cuda")
+        check_trial(replaced(config, stage.values), manifest, data_dir, gpu=device.type == "cuda")
     _claim(output, schedule)
     measure = MEASURES[config.evaluation.fitness]
     pointer = newest_intact(output / "checkpoints")

@@ -3,14 +3,17 @@
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from adios_ray.commands.evaluate import PARTS, Robustness, Transfer
+from adios_ray.commands.evaluate import PARTS, Knn, Linear, Robustness, Transfer
 from adios_ray.config import CentralView, check_view
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.backgrounds import ORIGINAL
 from adios_ray.errors import ConfigError, EvaluationError
+from adios_ray.evaluation import features, kinds, transfer
+from adios_ray.evaluation.knn import NEIGHBORS, TEMPERATURES
 from adios_ray.evaluation.requirements import check_labels, check_object_masks
 from adios_ray.evaluation.subject import opened
 from adios_ray.models.weights import load_weights
@@ -56,11 +59,22 @@ def check_data(
 
 
 def settings_of(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all settings of an evaluation, the defaults too: what its result follows from, beside weights and data."""
+    """Return all that the result of an evaluation follows from, beside weights and data: also defaults and versions."""
     if kind == SLOTS:
         return {}
     view, evaluation = _resolved(kind, options)
-    return {"view": view, **asdict(evaluation)}
+    settings = {"view": view, **asdict(evaluation), "features": features.VERSION}
+    if isinstance(evaluation, Linear):  # options that are not given are None there, and defaults of the function
+        parameters = signature(kinds.linear).parameters
+        settings |= {
+            name: parameters[name].default for name, value in settings.items() if name in parameters and value is None
+        }
+    if isinstance(evaluation, Knn):
+        settings["neighbors"] = evaluation.neighbors or NEIGHBORS
+        settings["temperatures"] = evaluation.temperatures or TEMPERATURES
+    if isinstance(evaluation, Transfer):
+        settings["version"] = transfer.VERSION
+    return settings
 
 
 def _resolved(kind: str, options: Mapping[str, Any]) -> tuple[CentralView | None, Any]:
