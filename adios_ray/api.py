@@ -219,7 +219,7 @@ def evaluate(
             ``transfer`` or ``all``.
         split: Split that is reported; settings are chosen on val.
         view: Part of each photograph, ``square`` or ``resize-256``; None takes the checkpoint's, or ``square`` where
-            the stored images are no larger than the views.
+            the stored images have fewer than 256 pixels a side.
         averaged: Whether to evaluate the checkpoints' averaged weights.
         seed: Seed of everything that is drawn, >= 0.
         **options: Options of the kind, such as ``epochs=50`` of ``linear``.

@@ -361,7 +361,7 @@ class EvaluationConfig(Strict):
     view: CentralView = "square"
     """Part of a photograph that is evaluated. square: its central square. resize-256: its center after a resize to 256
     pixels on the shorter side, as in the authors' evaluation of ImageNet100 (at 224 pixels 77 % of the square, at 96
-    pixels, ImageNet100-S, 14 %)."""
+    pixels, ImageNet100-S, 14 %), for images stored at 256 pixels or more."""
     fresh_statistics: bool = False
     """Compute BatchNorm's statistics from unmasked training images before each evaluation, instead of using those of
     training, where most views are masked."""
@@ -450,24 +450,39 @@ def image_size_fits(size: int, levels: int | None = None) -> bool:
     return count >= 4 and size % 2 ** (count - 1) == 0
 
 
-def check_view(view: CentralView, image_size: int) -> None:
-    """Check that views of ``image_size`` pixels are smaller than the resized photographs they are cut from.
+def check_view(view: CentralView, image_size: int, stored_size: int | None = None) -> None:
+    """Check that views can be cut from resized photographs, without magnifying stored pixels.
+
+    Args:
+        view: Part of each photograph.
+        image_size: Side of the views in pixels.
+        stored_size: Side of the stored images in pixels; None where it is not known yet.
 
     Raises:
-        ConfigError: If they are not; names the view to choose.
+        ConfigError: If they cannot; names the view to choose.
     """
-    if view == "resize-256" and image_size >= RESIZED_SIDE:
+    if view == "square":
+        return
+    if image_size >= RESIZED_SIDE:
         raise ConfigError(
-            f"evaluation.view resize-256 needs views below {RESIZED_SIDE} pixels, not of {image_size}: take square"
+            f"evaluation.view {view} needs views below {RESIZED_SIDE} pixels, not of {image_size}: take square"
+        )
+    if stored_size is not None and stored_size < RESIZED_SIDE:
+        raise ConfigError(
+            f"evaluation.view {view} needs images stored at {RESIZED_SIDE} pixels or more, and these are at "
+            f"{stored_size}, which it would magnify: prepare them with a larger --image-size, or take square"
         )
 
 
 def seen_view(view: CentralView, stored_size: int, image_size: int) -> CentralView:
-    """Return what evaluations see of images stored at ``stored_size`` pixels, where views have ``image_size``.
+    """Return what is evaluated under the view of an earlier training: it where ``check_view`` allows it, else square.
 
-    The middle of a photograph, as published, is for photographs: images no larger than the views are seen whole.
+    Args:
+        view: Part of each photograph in the training's configuration.
+        stored_size: Side of the stored images in pixels, which may be others than those of the training.
+        image_size: Side of the views in pixels.
     """
-    return view if stored_size > image_size else "square"
+    return view if stored_size >= RESIZED_SIDE > image_size else "square"
 
 
 def check_image_size(size: int, levels: int | None = None) -> None:

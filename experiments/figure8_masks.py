@@ -2,7 +2,7 @@
 
     python experiments/figure8_masks.py   # rendered scenes, two CPU cores, 5 minutes
     python experiments/figure8_masks.py --preset paper \
-        --data STL10 data/stl10 CLEVR data/clevr ImageNet100-S data/in100s
+        --data STL10 data/stl10 CLEVR data/clevr ImageNet100-S data/in100
     python experiments/figure8_masks.py --preset paper --dry-run
 
 One picture for each data set, from SimCLR with ADIOS and ResNet-18, and from Table 7's encoder for CLEVR. Its trainings

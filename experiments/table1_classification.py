@@ -1,7 +1,7 @@
 """Table 1: what ADIOS adds to SimCLR, SimSiam and BYOL, by k-NN and linear evaluation.
 
     python experiments/table1_classification.py   # rendered objects, two CPU cores, 7 minutes
-    python experiments/table1_classification.py --preset paper --data ImageNet100-S data/in100s STL10 data/stl10
+    python experiments/table1_classification.py --preset paper --data ImageNet100-S data/in100 STL10 data/stl10
     python experiments/table1_classification.py --preset paper --dry-run
 
 Tables 3, 4 and 5 evaluate the same encoders in other ways.

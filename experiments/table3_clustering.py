@@ -1,7 +1,7 @@
 """Table 3: clustering of the encoders of Table 1, by k-means: FMI, ARI and NMI.
 
     python experiments/table3_clustering.py   # rendered objects, two CPU cores, 2 minutes after Table 1
-    python experiments/table3_clustering.py --preset paper --data ImageNet100-S data/in100s STL10 data/stl10
+    python experiments/table3_clustering.py --preset paper --data ImageNet100-S data/in100 STL10 data/stl10
     python experiments/table3_clustering.py --preset paper --dry-run
 
 The trainings are those of Table 1: whichever table runs first trains them.

@@ -1,7 +1,7 @@
 """Table 4: transfer from ImageNet100-S to other data sets, fine-tuned, linear, and from scratch.
 
     python experiments/table4_transfer.py   # rendered objects, two CPU cores, 3 minutes after Table 1
-    python experiments/table4_transfer.py --preset paper --data ImageNet100-S data/in100s CIFAR10 data/cifar10 \
+    python experiments/table4_transfer.py --preset paper --data ImageNet100-S data/in100 CIFAR10 data/cifar10 \
         CIFAR100 data/cifar100 Flowers102 data/flowers102 iNaturalist data/inat
     python experiments/table4_transfer.py --preset paper --dry-run
 

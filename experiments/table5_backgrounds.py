@@ -1,7 +1,7 @@
 """Table 5: robustness to changed foregrounds and backgrounds, by a linear probe.
 
     python experiments/table5_backgrounds.py   # rendered objects, two CPU cores, 3 minutes after Table 1
-    python experiments/table5_backgrounds.py --preset paper --data ImageNet100-S data/in100s Backgrounds data/bg
+    python experiments/table5_backgrounds.py --preset paper --data ImageNet100-S data/in100 Backgrounds data/bg
     python experiments/table5_backgrounds.py --preset paper --dry-run
 
 The pretrained encoders are those of Table 1. The probe is trained on original images and tested on each variation.

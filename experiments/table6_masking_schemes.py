@@ -1,7 +1,7 @@
 """Table 6: learned masks against random ones, and none, on photographs.
 
     python experiments/table6_masking_schemes.py --data CIFAR-10 data/cifar10   # small: 46 minutes
-    python experiments/table6_masking_schemes.py --preset paper --data ImageNet100-S data/in100s STL10 data/stl10
+    python experiments/table6_masking_schemes.py --preset paper --data ImageNet100-S data/in100 STL10 data/stl10
     python experiments/table6_masking_schemes.py --preset paper --dry-run
 
 The paper averages over SimCLR, SimSiam and BYOL and three seeds, and gives linear accuracy. ``--preset small`` shows

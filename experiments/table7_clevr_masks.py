@@ -1,10 +1,11 @@
-"""Table 7: does it matter what is masked? Eight masking schemes, and none, on CLEVR's multi-label task.
+"""Table 7: does it matter what is masked? Seven masking schemes, and none, on CLEVR's multi-label task.
 
     python experiments/table7_clevr_masks.py   # rendered scenes, SimCLR, two CPU cores, 25 minutes
     python experiments/table7_clevr_masks.py --preset paper --data CLEVR data/clevr
     python experiments/table7_clevr_masks.py --preset paper --dry-run
 
-The paper averages over SimCLR, SimSiam and BYOL and three seeds; ``--preset small`` trains SimCLR on 1,400 scenes.
+The paper averages over SimCLR, SimSiam and BYOL and three seeds; ``--preset small`` trains SimCLR on 1,400
+scenes, also with ADIOS-s.
 """
 
 import sys
@@ -65,6 +66,8 @@ def paper() -> Table:
         "label as 1.",
         "Ours are of logistic regressions on frozen features; the authors' code scores the classifier that is trained "
         "beside the encoder. Its images of CLEVR are not normalized: hidden pixels are black, here the mean color.",
+        "There are 4 masks: those of ground truth, box and shuffle are the background and 3 of up to 10 objects, drawn "
+        "at random.",
         IMAGES_NOTE,
     )
     return Table("Table 7: masking schemes on CLEVR", rows, multilabel("CLEVR"), data, notes)

@@ -16,7 +16,7 @@ from adios_ray.config import Fill, TrialConfig, replaced
 from adios_ray.experiment.presets import preset_config
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Published, Row, Table
-from adios_ray.tables.methods import PREPARED_DATA, classification, small_training
+from adios_ray.tables.methods import IMAGES_NOTE, PREPARED_DATA, classification, small_training
 
 OBJECTIVES = {"simclr": "SimCLR", "mocov2": "MoCo v2"}
 FILLS: tuple[Fill, ...] = get_args(Fill)
@@ -74,7 +74,9 @@ def paper() -> Table:
         "The published column is Chin et al., WACV 2024; their learning rates are not known. Their own masks have "
         "77.2 with SimCLR and 70.3 with MoCo v2.",
         "All rows train at the rate that the paper found for SimCLR with ADIOS on ImageNet100-S.",
-        "Evaluations see the central 224 pixels of a photograph after a resize to 256 on the shorter side.",
+        "Evaluations see the central 224 pixels of a photograph after a resize to 256 on the shorter side. Their "
+        "linear evaluation may have other settings than ours, which evaluation.md describes.",
+        IMAGES_NOTE,
     )
     return Table("Masks and fills on ImageNet100", rows, columns, data, notes)
 

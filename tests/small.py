@@ -24,27 +24,31 @@ def make_objects(
     counts: Mapping[str, int] = COUNTS,
     multi_label: bool = False,
     one_class: bool = False,
+    object_masks: bool = True,
 ) -> Path:
     """Write rendered objects, or scenes if multi-label, in splits, without Ray; return the directory.
 
-    ``unlabeled`` images are added in a split of their own. With ``one_class`` no image is labeled.
+    ``unlabeled`` images are added in a split of their own. With ``one_class`` no image is labeled; without
+    ``object_masks`` they have no instance maps.
     """
     directory.mkdir(parents=True)
     rendered = scenes if multi_label else objects
-    layout = Layout(size, len(scenes.CLASSES) if multi_label else None, has_instances=True)
+    layout = Layout(size, len(scenes.CLASSES) if multi_label else None, has_instances=object_masks)
     splits, first = {}, 0
     for name, count in {**counts, **({UNLABELED: unlabeled} if unlabeled else {})}.items():
         samples = [(str(i), rendered.render(0, i, size)) for i in range(first, first + count)]
         if name == UNLABELED or one_class:
             label = NO_LABEL if name == UNLABELED else 0
             samples = [(item, replace(sample, label=label)) for item, sample in samples]
+        if not object_masks:
+            samples = [(item, replace(sample, instances=None)) for item, sample in samples]
         splits[name] = (write_shard(Store(directory), f"{name}-00000.arrow", layout, samples),)
         first += count
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         image_size=size,
         multi_label=multi_label,
-        has_instances=True,
+        has_instances=object_masks,
         classes=(UNLABELED,) if one_class else rendered.CLASSES,
         splits=splits,
         recipe={"dataset": "objects"},

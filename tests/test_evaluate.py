@@ -636,6 +636,8 @@ def test_all_checkpoints_are_checked_before_the_first_is_evaluated(
     monkeypatch.setattr(KINDS[command[0]], "evaluate", lambda *_: pytest.fail("evaluated"))
     if "fresh_statistics" in message:
         data = changed(data, tmp_path, lambda manifest: {"splits": {"test": manifest.splits["test"]}})
+    if "resize-256" in command:
+        data = make_objects(tmp_path / "large", size=256)
     files = [checkpoint]
     for seed, changes in enumerate((second, {}), 1):
         files.append(str(tmp_path / f"{seed}.safetensors"))

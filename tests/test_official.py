@@ -19,12 +19,15 @@ import pytest
 import torch
 import torchvision
 from naive import golden
+from small import make_objects
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from adios_ray.cli import main
 from adios_ray.config import ALL_TERMS
+from adios_ray.data.shards import open_shards
 from adios_ray.errors import CheckpointError, ConfigError
+from adios_ray.evaluation.subject import build_subject, opened
 from adios_ray.models.official import import_official, unsupported
 from adios_ray.models.weights import build_networks
 
@@ -301,6 +304,23 @@ def test_photographs_are_evaluated_as_published(
     arguments = {**AUTHORS, "method": "simclr", "dataset": dataset, "img_size": size}
     config = import_official(write(tmp_path / "release", state, arguments)).config
     assert (config.image_size, config.evaluation.view) == (size, view)
+
+
+def test_the_published_view_is_for_images_that_are_stored_large_enough(
+    resnet: nn.Module, objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = make_source(resnet, 512, "simclr").state("encoder")
+    weights = import_official(write(tmp_path / "release", state, {**AUTHORS, "method": "simclr"}))
+    large = make_objects(tmp_path / "large", size=256, counts={"train": 1, "val": 1, "test": 1})
+    with opened(build_subject(weights, open_shards(large))) as subject:
+        assert subject.view == "resize-256"
+    assert capsys.readouterr().err == ""
+    small = open_shards(objects_dir)
+    with opened(build_subject(weights, small)) as subject:
+        assert subject.view == "square"
+    assert capsys.readouterr().err.startswith("evaluates central squares: images stored at 32 pixels are too small")
+    with pytest.raises(ConfigError, match="needs images stored at 256 pixels or more"):
+        build_subject(weights, small, view="resize-256")
 
 
 def test_what_the_authors_leave_as_it_is_in_images_of_clevr(resnet: nn.Module, tmp_path: Path) -> None:

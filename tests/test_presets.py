@@ -202,6 +202,13 @@ def test_flags_choose_among_what_is_published() -> None:
             ["--preset", "stl10", "--family", "authors", "--masking", "none"],
             "for family authors, simclr, resnet18, none",
         ),
+        (["--preset", "stl10", "--masking", "adioss"], "^masking.scheme adioss must be one of .*did you mean adios-s"),
+        (["--preset", "stl10", "--objective", "BYOL"], "^objective.name BYOL must be one of simclr, simsiam, byol"),
+        (
+            ["--preset", "stl10", "--family", "author"],
+            "^family author must be one of paper, authors; did you mean auth",
+        ),
+        (["--preset", "in100z"], "no preset 'in100z'; choose one of .*; did you mean in100"),
         (["--preset", "cifar"], "no preset 'cifar'; choose one of demo, clevr, in100, in100s, stl10"),
         (
             ["--preset", "demo", "--family", "paper"],

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from small import small_config
+from small import make_objects, small_config
 from trainers import assert_identical
 
 from adios_ray.checkpoints import STATE_FILE, newest_intact, open_checkpoint
 from adios_ray.cli import main
 from adios_ray.config import replaced
-from adios_ray.errors import ConfigError
+from adios_ray.errors import ConfigError, InputError
 from adios_ray.experiment.replay import replay
 from adios_ray.experiment.schedule import Schedule, Stage
 from adios_ray.run_directory import REPLAY_FILE
@@ -114,6 +114,50 @@ def test_a_replay_leaves_alone_what_is_not_its_own(objects_dir: Path, tmp_path: 
     with pytest.raises(ConfigError, match=r"photographs is not the directory of a replay"):
         replay(plan, plan.trial(), tmp_path / "photographs", CPU)
     assert [path.name for path in (tmp_path / "photographs").iterdir()] == ["cat.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("data", "values", "changes", "message"),
+    [
+        ({"counts": {"train": 96, "val": 40}}, {}, {}, "has no 'test' split"),
+        ({"counts": {"train": 96, "test": 40}}, {}, {}, "has no 'val' split"),
+        ({"counts": {"train": 8, "val": 4, "test": 4}}, {}, {}, "batch_size 32 is more than the 8 training images"),
+        ({"one_class": True}, {}, {}, "evaluation.fitness knn needs labels"),
+        (
+            {},
+            {"masking": {"slots": 0}},
+            {},
+            "masking.slots = 0 must be greater than or equal to 2",
+        ),  # of the last stage
+        ({}, {"masking": {"slotz": 3}}, {}, "masking.slotz"),
+        ({}, {}, {"initial_weights": "gone.safetensors"}, "weights gone.safetensors do not exist"),
+        ({}, {}, {"data_dir": None}, "the schedule names no data set: give --data-dir"),
+    ],
+)
+def test_a_replay_that_could_not_end_is_refused_before_it_begins(
+    data: dict[str, Any], values: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    plan, output = schedule(make_objects(tmp_path / "data", **data), **values), tmp_path / "replayed"
+    with pytest.raises(InputError, match=message):
+        replay(plan, plan.trial(changes), output, CPU)
+    assert not output.exists()
+
+
+def test_a_replay_has_the_default_epochs_of_a_schedule_without_them() -> None:
+    plan = Schedule(config={}, stages=[Stage(from_epoch=0, trial="trial_00", values={})])
+    assert [end for _, end in plan.intervals()] == [plan.trial().epochs]
+
+
+@pytest.mark.slow
+def test_a_replay_on_images_that_are_too_small_for_its_view_evaluates_them_whole(
+    objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = schedule(objects_dir)
+    config = plan.trial({"epochs": 1, "image_size": 32, "evaluation.view": "resize-256"})
+    short = plan.scaled(1)
+    trainer = replay(short, config, tmp_path / "replayed", CPU)
+    assert trainer.config.evaluation.view == "square"
+    assert "evaluates central squares: images stored at 32 pixels are too small" in capsys.readouterr().out
 
 
 @pytest.mark.slow

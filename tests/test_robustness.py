@@ -70,6 +70,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return open_shards(make_objects(tmp_path_factory.mktemp("robustness") / "objects", counts=counts))
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Open objects that are stored large enough for each view."""
+    counts = {"train": 60, "val": 20, "test": 30}
+    return open_shards(make_objects(tmp_path_factory.mktemp("robustness") / "large", size=256, counts=counts))
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep features in a folder of these tests."""
@@ -108,11 +115,11 @@ def test_a_variation_may_be_a_data_set_of_its_own(dataset: Dataset) -> None:
 
 
 def test_variations_are_seen_like_the_original(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, large: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the size at which they are stored."""
-    large = open_shards(make_objects(tmp_path / "large", size=64, counts={"train": 60, "val": 20, "test": 30}))
+    """Whatever the size at which they are stored, unless they are too small for that."""
     subject, views = replace(subject_of(dataset), dataset=large), []
+    larger = open_shards(make_objects(tmp_path / "larger", size=260, counts={"test": 2}))
 
     def features(self: Subject, split: str) -> Features:
         views.append(self.view)
@@ -123,11 +130,17 @@ def test_variations_are_seen_like_the_original(
     monkeypatch.setattr(
         subject.networks, "config", replaced(subject.networks.config, {"evaluation.view": "resize-256"})
     )
-    quick(subject, {"mine": (dataset, "test")})
+    quick(subject, {"mine": (larger, "test")})
     assert views == ["resize-256"] * 4
+    views.clear()
+    with pytest.raises(EvaluationError, match=r"mine \(.*\) has images stored at 32 pixels, too small"):
+        quick(subject, {"mine": (dataset, "test")})
+    assert not views
 
 
-def test_what_cannot_be_compared_is_refused(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_compared_is_refused(
+    dataset: Dataset, large: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subject, manifest = subject_of(dataset), dataset.manifest
     monkeypatch.setattr(Subject, "features", lambda *_: pytest.fail("extracted"))
     with pytest.raises(EvaluationError, match=r"rates \[nan\], .* finite rates above 0"):
@@ -147,7 +160,7 @@ def test_what_cannot_be_compared_is_refused(dataset: Dataset, tmp_path: Path, mo
     unlabeled = open_shards(make_objects(tmp_path / "unlabeled", unlabeled=2, counts={"test": 2}))
     with pytest.raises(EvaluationError, match="robustness: mine: 2 images of unlabeled have no label; it needs one"):
         robustness(subject, {"mine": (unlabeled, "unlabeled")})
-    middle = replace(subject, asked_view="resize-256")
+    middle = replace(subject, dataset=large, asked_view="resize-256")
     with pytest.raises(EvaluationError, match="views of 32 pixels, and of 64 for the baseline, show .* view square"):
         robustness(middle, baseline=replace(middle, image_size=64))
     with pytest.raises(EvaluationError, match="robustness chooses its learning rate on val"):

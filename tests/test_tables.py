@@ -18,18 +18,22 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from small import make_objects, small_config
+from small import COUNTS, make_objects, small_config
 
 from adios_ray.arguments import parse_arguments
+from adios_ray.backend.preflight import source_checksum
 from adios_ray.commands.evaluate import PARTS, Linear
-from adios_ray.config import TrialConfig, replaced
-from adios_ray.errors import ConfigError, EvaluationError, RunError, UsageError
+from adios_ray.commands.masks import Masks
+from adios_ray.config import LINEAR_RATES, TrialConfig, replaced
+from adios_ray.data.shards import open_shards
+from adios_ray.errors import ConfigError, DatasetError, EvaluationError, InputError, RunError, UsageError
+from adios_ray.evaluation.knn import NEIGHBORS, TEMPERATURES
 from adios_ray.experiment.resources import Node, WorkerResources
 from adios_ray.tables import cells as cells_module
 from adios_ray.tables import estimate as estimate_module
 from adios_ray.tables import run as run_module
-from adios_ray.tables.cells import Measured, cell_name, finished, measured, run_cell
-from adios_ray.tables.command import RESUMES, Options, main, run_table
+from adios_ray.tables.cells import Measured, cell_name, finished, measured, run_cell, sources
+from adios_ray.tables.command import RESUMES, Options, _check_cells, _draw_masks, main, run_table
 from adios_ray.tables.estimate import estimate, tuned_images
 from adios_ray.tables.evaluate import settings_of
 from adios_ray.tables.grid import Cell, Column, DataSet, Evaluation, Published, Row, Table, evaluation_of
@@ -54,7 +58,8 @@ def small_table(**changes: object) -> Table:
         Row("none", {"objects": (config("none"),)}, published={("objects", "k-NN"): Published(54.1, 0.09)}),
         Row("<adios>", {"objects": (config("adios", **changes),)}, baseline="none"),
     )
-    return Table("A & B", rows, (KNN, SLOTS), {"objects": DataSet("--dataset objects", 96, 32)}, ("A note.",))
+    data = {"objects": DataSet("--dataset objects --image-size 32", 96, 32)}
+    return Table("A & B", rows, (KNN, SLOTS), data, ("A note.",))
 
 
 def scripts() -> list[ModuleType]:
@@ -104,7 +109,7 @@ def test_a_result_is_found_again_only_under_all_its_settings(
         names.add(path)
         return path
 
-    assert name() == name(epochs=None) != name(view="resize-256")
+    assert name() == name(epochs=None) == name(epochs=100, rates=LINEAR_RATES) != name(view="resize-256")
     monkeypatch.setattr(
         "adios_ray.tables.evaluate.PARTS", {**PARTS, "linear": Linear(solver="lbfgs")}
     )  # another default
@@ -112,6 +117,14 @@ def test_a_result_is_found_again_only_under_all_its_settings(
     monkeypatch.setattr(cells_module, "VERSION", cells_module.VERSION + 1)
     name()
     assert len(names) == 4
+    for module, constant, kind in (
+        ("features", "VERSION", "clustering"),
+        ("transfer", "VERSION", "transfer"),
+    ):
+        before = settings_of(kind, {})
+        monkeypatch.setattr(f"adios_ray.evaluation.{module}.{constant}", -1)
+        assert settings_of(kind, {}) != before
+    assert settings_of("knn", {}) == settings_of("knn", {"neighbors": NEIGHBORS, "temperatures": TEMPERATURES})
     assert settings_of("slots", {}) == {} and settings_of("linear", {"view": "square"})["view"] == "square"
 
 
@@ -122,10 +135,10 @@ def test_published_numbers_of_photographs_are_compared_at_the_published_view() -
 
 
 def test_a_table_of_the_paper_says_what_its_evaluations_and_the_published_ones_differ_in() -> None:
-    tables = {module.__name__[:6]: module.paper() for module in scripts() if re.match(r"table\d", module.__name__)}
-    assert tables.keys() == {f"table{number}" for number in range(1, 8)}
+    tables = {module.__name__: module.paper() for module in scripts() if module.__name__.startswith("table")}
+    assert len(tables) == 8 and all(IMAGES_NOTE in table.notes and len(table.notes) >= 2 for table in tables.values())
+    del tables["table_wacv24"]  # another paper's
     for table in tables.values():
-        assert IMAGES_NOTE in table.notes and len(table.notes) >= 2
         columns = [column for column in table.columns if "view" in column.options]
         assert (VIEW_NOTE in table.notes) == bool(columns)
         assert (CHOICES_NOTE in table.notes) == any(column.kind in ("knn", "linear") for column in table.columns)
@@ -209,6 +222,17 @@ def test_entries_are_means_and_deviations_of_finished_trainings() -> None:
     assert computed["none", "objects", "largest slot"].planned == 0
 
 
+def test_each_objective_counts_once_in_the_mean_of_an_incomplete_row() -> None:
+    row = Row("none", {"objects": (config("none"), config("mae"), config("beit"))})
+    table = replace(small_table(), rows=(row,))
+    found = list(table.cells({"objects": "PLACE"}, seeds=3))
+    values = (40.0, 60.0, 60.0)
+    computed = entries(table, found, lambda cell, _: values[cell.variant] if cell.variant or not cell.seed else None)
+    entry = computed["none", "objects", "k-NN"]
+    assert entry.mean == pytest.approx(sum(values) / 3) and (entry.trainings, entry.planned) == (7, 9)
+    assert entry.std == statistics.stdev([40.0, *[60.0] * 6])
+
+
 def test_the_formats_hold_the_same_numbers() -> None:
     table = small_table()
     found = list(table.cells({"objects": "PLACE"}, seeds=2))
@@ -275,7 +299,11 @@ def test_a_cell_is_trained_once_and_evaluated_as_often_as_needed(
         ("knn", "epoch_00002", {"objects": str(objects_dir)}, {}, 1),
         ("linear", "epoch_00002", {"other": others[0]}, {"epochs": 5}, 1),
     ]
-    assert measured(folder, evaluation_of(row, KNN), places) == {"knn_accuracy": 0.5}
+    found = measured(folder, evaluation_of(row, KNN), places)
+    assert found is not None and found.scores == {"knn_accuracy": 0.5}
+    assert sources(folder, both, places) == {source_checksum()}
+    (folder / cells_module.SOURCE).unlink()
+    assert sources(folder, both, places) == {source_checksum(), cells_module.UNKNOWN}
     assert finished(folder, both, places) and not finished(folder, both, {**places, "other": others[1]})
 
 
@@ -333,8 +361,8 @@ def test_a_table_is_resumed_and_a_failed_cell_does_not_lose_the_others(
     tmp_path: Path, objects_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = Options(preset="small", data=(("objects", str(objects_dir)),), storage=tmp_path, seeds=1)
-    with pytest.raises(RunError, match=r"1 cell failed.*batch_size 97"):
-        run_table("table", {"small": lambda: small_table(batch_size=97)}, options)
+    with pytest.raises(RunError, match=r"1 cell failed.*training diverged"):
+        run_table("table", {"small": lambda: small_table(**{"objective.temperature": 1e-42})}, options)
     assert "2 cells: 0 finished, 2 to run" in capsys.readouterr().out
     run_table("table", {"small": small_table}, options)
     assert "2 cells: 1 finished, 1 to run" in capsys.readouterr().out
@@ -368,6 +396,76 @@ def test_an_interruption_says_how_to_resume_where_there_is_something_to(
     assert capsys.readouterr().err.splitlines()[-1] == line
 
 
+@pytest.mark.parametrize(
+    ("prepare", "images", "other"),
+    [
+        ("--dataset objects --image-size 32", 96, None),
+        ("--dataset objects --image-size 32", 98, "98 training images of objects, stored at 32 pixels"),
+        ("--dataset objects", 96, "96 training images of objects, stored at 64 pixels"),
+        ("--dataset cifar10 --source CIFAR10", 96, "96 training images of cifar10, stored at 32 pixels"),
+    ],
+)
+def test_a_table_names_its_data_and_says_where_they_are_others(
+    prepare: str, images: int, other: str | None, objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adios_ray.tables.run.run_cells", lambda *_: {})
+    table = replace(small_table(), data={"objects": DataSet(prepare, images, 32)})
+    run_table("table", {"small": lambda: table}, Options(data=(("objects", str(objects_dir)),), storage=tmp_path))
+    text, checksum = (tmp_path / "table-small" / "table.md").read_text(), open_shards(objects_dir).manifest.checksum[:8]
+    used = "96 training images of objects, stored at 32 pixels"
+    assert f"Data: objects: {used}, checksum {checksum}.\n\nA note." in text
+    said = (
+        f"The table asks for {other} (`adios-ray prepare {prepare}`), and {objects_dir} has {used}: numbers of objects"
+    )
+    assert (said in text) == (other is not None) and ("of other data" in text) == (other is not None)
+
+
+def test_an_interrupted_table_is_written_as_far_as_it_goes(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(storage: Path, folders: dict[Cell, Path], places: dict[str, str], gpus: float | None) -> None:
+        cell, folder = next(iter(folders.items()))
+        cells_module.last_checkpoint(folder, cell).mkdir(parents=True)
+        run_cell(cell, folder, places, torch.device("cpu"), lambda *_: {"knn_accuracy": 0.5})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adios_ray.tables.run.run_cells", interrupted)
+    options = Options(data=(("objects", str(objects_dir)),), storage=tmp_path, seeds=2)
+    with pytest.raises(KeyboardInterrupt):
+        run_table("table", {"small": small_table}, options)
+    text = (tmp_path / "table-small" / "table.md").read_text()
+    assert "| none | 50.0 [1/2] | 54.1 (0.09) |" in text
+    assert "are of 2 versions of the code" in text  # the checkpoint is not of this one
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"written: {tmp_path / 'table-small'}/table.md")
+
+
+def test_pictures_show_no_more_images_than_val_has(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(Masks, "run", lambda masks: drawn.append(masks.images))
+    folders = {cell: tmp_path / cell.row for cell in small_table().cells({"objects": str(objects_dir)}, 1)}
+    for cell, folder in folders.items():
+        cells_module.last_checkpoint(folder, cell).mkdir(parents=True)
+    for images in (8, 41):
+        _draw_masks(folders, tmp_path, images)
+    assert drawn == [8, COUNTS["val"]]
+
+
+def test_an_estimate_counts_the_images_of_the_data_that_are_given(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(estimate_module, "measure_step", lambda *_, **__: StepCost(3600 / 96, 0, 0))  # h an epoch
+    table = replace(small_table(), data={"objects": DataSet("--dataset objects", 9_600, 32)})
+    for place, hours in ((), "400 hours"), ((("objects", str(objects_dir)),), "4 hours"):
+        run_table("table", {"small": lambda: table}, Options(dry_run=True, data=place, seeds=1))
+        assert f"2 trainings, {hours}" in capsys.readouterr().out
+    with pytest.raises(DatasetError, match="nowhere"):
+        run_table(
+            "table", {"small": lambda: table}, Options(dry_run=True, data=(("objects", str(tmp_path / "nowhere")),))
+        )
+
+
 def test_an_estimate_needs_no_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -375,7 +473,7 @@ def test_an_estimate_needs_no_data(
     monkeypatch.setattr("sys.argv", ["table", "--dry-run", "--storage", str(tmp_path), "--seeds", "2"])
     assert main("table", "A table.", {"small": small_table}) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "data objects: adios-ray prepare --dataset objects" in lines
+    assert "data objects: adios-ray prepare --dataset objects --image-size 32" in lines
     assert any(line.startswith("4 trainings, ") for line in lines) and not list(tmp_path.iterdir())
 
 
@@ -411,6 +509,13 @@ def test_a_cell_whose_results_do_not_arrive_has_failed(
     first, second = capsys.readouterr().out.splitlines()[-2:]
     assert first.startswith("[1/2] here finished") and second.startswith("[2/2] elsewhere failed: its results did not")
     assert list(progress.failed) == ["elsewhere"]
+    for reason, shown in (("", "its process died;"), ("Traceback\na.b.SomeError: why\n", "SomeError: why; ")):
+        if reason:
+            (tmp_path / "elsewhere").mkdir()
+            (tmp_path / "elsewhere" / run_module.ERROR).write_text(reason)
+        progress.on_trial_error(0, [], SimpleNamespace(config={"folder": str(tmp_path / "elsewhere")}))
+        said = capsys.readouterr().out
+        assert f"failed: {shown}" in said and (run_module.ERROR in said) == bool(reason)
 
 
 def test_a_table_says_that_no_cell_runs_and_when_one_does(
@@ -459,6 +564,36 @@ def test_cells_that_no_node_can_ever_hold_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("column", "scheme", "counts", "message"),
+    [
+        (KNN, "ground-truth", COUNTS, "row: masking.scheme ground-truth: .* has no object masks"),
+        (
+            Column("objects", "", "slots", ""),
+            "none",
+            {"train": 32, "test": 8},
+            "row: .* has no 'val' split",
+        ),  # is trained on alone
+        (Column("objects", "", "robustness", "no_fg"), "none", COUNTS, "robustness: .* lacks the splits no_fg"),
+        (Column("objects", "", "robustness", "original"), "none", COUNTS, None),
+        (
+            replace(KNN, options={"view": "resize-256"}),
+            "none",
+            COUNTS,
+            "--data objects: .* stored at 256 pixels or more",
+        ),
+    ],
+)
+def test_data_that_do_not_allow_what_a_table_trains_and_measures_are_refused(
+    column: Column, scheme: str, counts: dict[str, int], message: str | None, tmp_path: Path
+) -> None:
+    place = make_objects(tmp_path / "data", counts=counts, object_masks=False)
+    table = replace(small_table(), rows=(Row("row", {"objects": (config(scheme),)}),), columns=(column,))
+    cells, places = list(table.cells({"objects": str(place)}, 2)), {"objects": str(place)}
+    with nullcontext() if message is None else pytest.raises(InputError, match=message):
+        _check_cells(table, cells, places)
+
+
+@pytest.mark.parametrize(
     "script", [path.name for path in [*EXPERIMENTS.glob("table*.py"), EXPERIMENTS / "sparsity_sweep.py"]]
 )
 def test_the_help_of_a_table_shows_its_command_lines(
@@ -490,5 +625,9 @@ def test_what_a_table_lacks_is_said_before_anything_is_trained(
     labels = replace(small_table(), columns=(Column("objects", "F1", "multilabel", "f1_macro"),))
     with pytest.raises(EvaluationError, match="multilabel: images of .* have one class each; it needs several labels"):
         run_table("table", {"small": lambda: labels}, Options(data=objects, storage=tmp_path))
+    with pytest.raises(ConfigError, match="<adios>: batch_size 97 is more than the 96 training images"):
+        run_table("table", {"small": lambda: small_table(batch_size=97)}, Options(data=objects, storage=tmp_path))
     with pytest.raises(UsageError, match=r"--seeds 0 must be greater than or equal to 1; --gpus-per-cell -1.0 must be"):
         parse_arguments(Options, ["--gpus-per-cell", "-1", "--seeds", "0"])
+    with pytest.raises(UsageError, match=r"--gpus-per-cell 1.5 must be less than or equal to 1"):
+        parse_arguments(Options, ["--gpus-per-cell", "1.5"])

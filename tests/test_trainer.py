@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
@@ -350,20 +351,10 @@ def test_the_view_of_evaluations_is_configured(objects_dir: Path) -> None:
         seen.clear()
 
 
-def test_images_no_larger_than_the_views_are_evaluated_whole(objects_dir: Path, tmp_path: Path) -> None:
-    larger = make_objects(tmp_path / "larger", size=64, counts={"train": 96, "val": 40, "test": 8})
-    for place, whole in ((objects_dir, True), (larger, False)):
-        square, resized = (
-            Trainer(small_config(place, image_size=32, evaluation={"view": view}), CPU).evaluate("val")
-            for view in get_args(CentralView)
-        )
-        assert (square == resized) is whole
-
-
-def test_views_that_cannot_be_cut_out_of_256_pixels_are_refused(objects_dir: Path, tmp_path: Path) -> None:
+def test_views_that_cannot_be_cut_out_of_256_pixels_are_refused(tmp_path: Path) -> None:
     view = {"view": "resize-256"}
     with pytest.raises(ConfigError, match="evaluation.view resize-256 needs views below 256 pixels, not of 256"):
-        small_config(objects_dir, image_size=256, evaluation=view)
+        small_config(Path("unused"), image_size=256, evaluation=view)
     check_view("resize-256", 224)
     check_view("square", 320)
     large = make_objects(tmp_path / "large", size=320, counts={"train": 2, "val": 1, "test": 1})
@@ -371,9 +362,18 @@ def test_views_that_cannot_be_cut_out_of_256_pixels_are_refused(objects_dir: Pat
         Trainer(small_config(large, batch_size=2, evaluation=view), CPU)
     with pytest.raises(ConfigError, match="not of 320: take square"):
         check_data(parse(ExperimentConfig, {"data_dir": large, "batch_size": 2, "evaluation": view}))
-    # Evaluations see images whole that are no larger than the views.
-    with pytest.raises(ConfigError, match="but .* stores images of 32 pixels for views of 32"):
-        check_data(parse(ExperimentConfig, {"data_dir": objects_dir, "batch_size": 2, "evaluation": view}))
+
+
+def test_a_view_that_would_magnify_stored_pixels_is_refused(tmp_path: Path) -> None:
+    counts, view = {"train": 8, "val": 8, "test": 8}, {"view": "resize-256"}
+    small, large = (make_objects(tmp_path / str(size), size=size, counts=counts) for size in (240, 256))
+    for place, fits in ((small, False), (large, True)):
+        config = small_config(place, image_size=96, batch_size=8, evaluation=view)
+        experiment = parse(ExperimentConfig, config.model_dump())
+        with nullcontext() if fits else pytest.raises(ConfigError, match="256 pixels or more, and these are at 240"):
+            Trainer(config, CPU)
+        with nullcontext() if fits else pytest.raises(ConfigError, match=f"{place}: evaluation.view resize-256 needs"):
+            check_data(experiment)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import safetensors.torch
 import timm
 import torch
 from PIL import Image
-from small import SIZE, small_config
+from small import SIZE, make_objects, small_config
 from torch import nn
 
 import adios_ray
@@ -317,10 +317,12 @@ def test_commands(
     splits = dataset.split("train"), dataset.split("test")
     assert result["knn_accuracy"] == evaluate(byol, *splits, SIZE, byol.config.evaluation).estimates[0].accuracy
     assert result["view"] == "square"
-    assert main(["evaluate", *inputs, "--view", "resize-256"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    large = make_objects(tmp_path / "large", size=256)
+    assert main(["evaluate", *inputs[:2], "--data-dir", str(large), "--view", "resize-256"]) == 0
+    result, dataset = json.loads(capsys.readouterr().out), open_shards(large)
     part = byol.config.evaluation.model_copy(update={"view": "resize-256"})
     assert result["view"] == "resize-256"
+    splits = dataset.split("train"), dataset.split("test")
     assert result["knn_accuracy"] == evaluate(byol, *splits, SIZE, part).estimates[0].accuracy
     assert main(["masks", *inputs, "--output", str(tmp_path / "masks.png"), "--images", "5"]) == 0
     assert "5 images, 3 masks each" in capsys.readouterr().out

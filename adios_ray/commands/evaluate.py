@@ -320,8 +320,8 @@ class Evaluate:
 
     view: CentralView | None = None
     """Part of each photograph: its central square, or the middle of the photograph resized to 256 pixels on its shorter
-    side, as published for ImageNet100 and ImageNet100-S. If not given, the view of the checkpoint's configuration, or
-    the central square where stored images are no larger than the views."""
+    side, as published for ImageNet100 and ImageNet100-S, for which images must be stored at 256 pixels or more. If not
+    given, the view of the checkpoint's configuration, or the central square where stored images are smaller."""
 
     averaged: bool = False
     """Evaluate the checkpoints' averaged weights (evaluation.average_weights), not those of the last step."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adios_ray.config import LINEAR_RATES
+from adios_ray.config import LINEAR_RATES, seen_view
 from adios_ray.data.shards import Dataset
 from adios_ray.data.sources.backgrounds import ORIGINAL, VARIATIONS
 from adios_ray.errors import EvaluationError
@@ -75,7 +75,7 @@ def robustness(
             f"robustness: {own.location} has none of the splits {', '.join(VARIATIONS)}; name data sets of variations"
         )
     for name, (dataset, split) in variations.items():
-        _check_variation(name, dataset, own)
+        _check_variation(name, dataset, subject)
         check_labels(dataset, f"robustness: {name}", (split,), known=known)
     tested = {ORIGINAL: (own, subject.split), **variations}
     probed = _probe(subject, tested, sgd)
@@ -169,8 +169,14 @@ def gain(correct: Tensor, baseline: Tensor) -> Score:
     return _mean(correct.double() - baseline.double())
 
 
-def _check_variation(name: str, dataset: Dataset, original: Dataset) -> None:
-    """Raise an EvaluationError if a data set cannot be a variation of the original."""
+def _check_variation(name: str, dataset: Dataset, subject: Subject) -> None:
+    """Raise an EvaluationError if a data set cannot be a variation of the original, the subject's."""
+    original, stored = subject.dataset, dataset.manifest.image_size
+    if seen_view(subject.view, stored, subject.image_size) != subject.view:
+        raise EvaluationError(
+            f"robustness: {name} ({dataset.location}) has images stored at {stored} pixels, too small for the view "
+            f"{subject.view}: prepare larger ones, or take the view square"
+        )
     if dataset.manifest.classes != original.manifest.classes:
         raise EvaluationError(f"robustness: {name} ({dataset.location}) has other classes than {original.location}")
     # Splits of rendered sets are ranges of pictures: with another number, some that are tested were trained on.

@@ -10,6 +10,7 @@ import torch
 
 from adios_ray import __version__
 from adios_ray.config import CentralView, check_view, seen_view
+from adios_ray.console import say_aside
 from adios_ray.data.shards import Dataset, Split
 from adios_ray.devices import best_device, prepare_device
 from adios_ray.errors import EvaluationError
@@ -56,16 +57,16 @@ class Subject:
         """Check the view.
 
         Raises:
-            ConfigError: If it does not fit the image size.
+            ConfigError: If it does not fit the image size or the stored images.
         """
-        check_view(self.view, self.image_size)
+        check_view(self.view, self.image_size, self.dataset.manifest.image_size)
 
     @property
     def view(self) -> CentralView:
         """The part of each photograph that is seen.
 
         If none was asked for, it is that of the checkpoint's configuration, or the whole square where the stored images
-        are no larger than the views.
+        have too few pixels for it.
         """
         configured, stored = self.networks.config.evaluation.view, self.dataset.manifest.image_size
         return self.asked_view or seen_view(configured, stored, self.image_size)
@@ -156,7 +157,7 @@ def build_subject(
 
     Raises:
         CheckpointError: If the tensors do not fit the configured networks.
-        ConfigError: If the view does not fit the image size.
+        ConfigError: If the view does not fit the image size or the stored images.
         DatasetError: If there is no such split.
         EvaluationError: If the checkpoint asks for statistics of training images, and there are none.
     """
@@ -189,10 +190,13 @@ def opened(subject: Subject) -> Iterator[Subject]:
     """Evaluate a subject inside the block.
 
     BatchNorm's statistics are computed from training images if the checkpoint's ``evaluation.fresh_statistics`` says
-    so.
+    so. That another view is seen than the checkpoint's own, though none was asked for, is said.
     """
+    config, stored = subject.networks.config.evaluation, subject.dataset.manifest.image_size
+    if subject.asked_view is None and subject.view != config.view:
+        say_aside(f"evaluates central squares: images stored at {stored} pixels are too small for {config.view}")
     with contextlib.ExitStack() as stack:
-        if subject.networks.config.evaluation.fresh_statistics:
+        if config.fresh_statistics:
             backbone, train = subject.networks.backbone, subject.dataset.split("train")
             stack.enter_context(fresh_statistics(backbone, train, subject.image_size, subject.view))
         yield subject

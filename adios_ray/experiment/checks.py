@@ -5,26 +5,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adios_ray.config import ADAPTABLE, check_batch, check_view, replaced, seen_view
+from adios_ray.config import ADAPTABLE, replaced
 from adios_ray.console import say
 from adios_ray.data.manifest import SCHEMA_VERSION, Manifest, ShardEntry
 from adios_ray.data.rendered import objects
 from adios_ray.data.shards import verify
-from adios_ray.errors import ConfigError, DatasetError, EvaluationError
-from adios_ray.evaluation.fitness import SMALLEST_PARTED, check_measurable
+from adios_ray.errors import ConfigError, EvaluationError
+from adios_ray.evaluation.fitness import SMALLEST_PARTED
 from adios_ray.experiment.config import DEMO_IMAGE_SIZE, DEMO_IMAGES, DEMO_SEED, ExperimentConfig
 from adios_ray.experiment.presets import DATA_SETS
-from adios_ray.measures import MEASURES
-from adios_ray.models.networks import Networks
-from adios_ray.models.weights import load_initial, load_weights
+from adios_ray.experiment.trial_checks import check_trial
 from adios_ray.places import check_place
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.suggest import initial_values
 from adios_ray.store import Location, Store, local_path
 from adios_ray.tracking.trackers.wandb import check_login
-from adios_ray.training.graphs import check_recordable
 
-HELD_OUT = ("val", "test")
 MOST_CHECKED, MOST_BUILT = 256, 32
 """Trials whose values are checked together before the first one starts, and those whose networks are built, too."""
 
@@ -78,10 +74,6 @@ def check_demo(config: ExperimentConfig, space: SearchSpace) -> None:
 
 def _check_fits(config: ExperimentConfig, space: SearchSpace | None, manifest: Manifest, data: str) -> None:
     """Check a data set by its manifest, as ``check_data``; messages name it ``data``."""
-    for split in ("train", *HELD_OUT):
-        if not manifest.splits.get(split):
-            present = ", ".join(sorted(manifest.splits))
-            raise DatasetError(f"{data} has no {split!r} split (it has {present}); prepare it with one")
     # Values that change neither networks nor batches have been checked by themselves; here it is their combinations.
     begun = initial_values(space, config.trial(), config.population)[:MOST_CHECKED] if space else []
     fixed = [{path: own for path, own in values.items() if path not in ADAPTABLE} for values in begun[:MOST_BUILT]]
@@ -91,7 +83,8 @@ def _check_fits(config: ExperimentConfig, space: SearchSpace | None, manifest: M
             replaced(config, values)
     for values in variants.values():
         with _naming(values):
-            _check_trial(replaced(config, values), manifest, data)
+            own = replaced(config, values)
+            check_trial(own.trial(), manifest, data, own.workers_per_trial, own.gpus_per_worker != 0)
 
 
 @contextmanager
@@ -104,31 +97,6 @@ def _naming(values: Mapping[str, Any]) -> Iterator[None]:
         raise type(error)(f"{searched} of the search space: {error}" if searched else str(error)) from None
 
 
-def _check_trial(config: ExperimentConfig, manifest: Manifest, data: str) -> None:
-    """Check that one trial can train on a data set."""
-    size, view = config.image_size or manifest.image_size, config.evaluation.view
-    check_view(view, size)
-    if seen_view(view, manifest.image_size, size) != view:
-        raise ConfigError(
-            f"evaluation.view {view} is the middle of photographs, but {data} stores images of {manifest.image_size} "
-            f"pixels for views of {size}: prepare it with a larger --image-size, or leave evaluation.view out"
-        )
-    if config.masking.needs_objects and not manifest.has_instances:
-        raise ConfigError(f"masking.scheme {config.masking.scheme}: {data} has no object masks")
-    if len(manifest.classes) < 2 and MEASURES[config.evaluation.fitness].is_share:
-        without = ", ".join(name for name, measure in MEASURES.items() if not measure.is_share)
-        raise ConfigError(
-            f"evaluation.fitness {config.evaluation.fitness} needs labels, and {data} has one class: "
-            f"label some images, or use one of {without} with --scheduler none"
-        )
-    networks = _check_networks(config, manifest)
-    check_batch(config, manifest.training_images, config.workers_per_trial, networks.batch_norm)
-    if config.cuda_graphs and config.gpus_per_worker != 0:
-        check_recordable(networks, config.workers_per_trial)
-    for split in HELD_OUT:
-        check_measurable(manifest.images(split), networks.features, config.evaluation, f"{data}: {split}")
-
-
 def check_trackers(config: ExperimentConfig) -> None:
     """Check that trackers can be used, as far as that is possible without contacting a server.
 
@@ -137,25 +105,6 @@ def check_trackers(config: ExperimentConfig) -> None:
     """
     if config.wandb == "online":
         check_login()
-
-
-def _check_networks(config: ExperimentConfig, manifest: Manifest) -> Networks:
-    """Build the networks that every trial will build, load the configured initial weights, and return them."""
-    size, path = config.image_size or manifest.image_size, config.initial_weights
-    try:
-        networks = Networks(config.trial(), size, len(manifest.classes))
-        if path:
-            load_initial(networks, load_weights(path), path)
-    except ValueError as error:  # raised for configurations and for damaged weights
-        raise ConfigError(str(error)) from None
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        raise ConfigError(
-            f"the networks do not fit into this machine's memory ({str(error).splitlines()[0]}): lower the widths of "
-            "objective and masking, or take a smaller backbone"
-        ) from None
-    return networks
 
 
 def check_job_paths(places: Mapping[str, Location | None], job: str | None) -> None:

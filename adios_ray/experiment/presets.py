@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, get_args
 
 import yaml
 
+from adios_ray.config import OBJECTIVES, SCHEMES
 from adios_ray.errors import ConfigError
 from adios_ray.experiment.config import DEMO, PRESETS, ExperimentConfig, Family
-from adios_ray.validation import parse
+from adios_ray.validation import parse, suggestion
 
 TRAINING_IMAGES: Mapping[str, int] = {
     DEMO: 4_200,
@@ -81,6 +82,14 @@ def preset_config(
             raise ConfigError(f"--family {family} chooses among published settings: give --preset too, one of {names}")
         values = {} if name is None else _read(PRESETS / f"{DEMO}.yaml")
         return parse(ExperimentConfig, {**values, "preset": name}, "preset")
+    asked = {
+        "family": (family, FAMILIES),
+        "objective.name": (objective, OBJECTIVES),
+        "masking.scheme": (scheme, SCHEMES),
+    }
+    for key, (given, choices) in asked.items():
+        if given is not None and given not in choices:
+            raise ConfigError(f"{key} {given} must be one of {', '.join(choices)}{suggestion(given, choices)}")
     chosen = _choose(name, family, objective or "simclr", backbone or "resnet18", scheme)
     values = {**_read(chosen.path), "preset": name, "family": chosen.family}
     if scheme is not None:
@@ -92,8 +101,8 @@ def _choose(name: str, family: str | None, objective: str, backbone: str, scheme
     """Choose the published setting that matches; one with the same masking scheme is preferred."""
     of_data = [setting for setting in published() if setting.data == name]
     if not of_data:
-        known = ", ".join([DEMO, *sorted({setting.data for setting in published()})])
-        raise ConfigError(f"there is no preset {name!r}; choose one of {known}")
+        known = [DEMO, *sorted({setting.data for setting in published()})]
+        raise ConfigError(f"there is no preset {name!r}; choose one of {', '.join(known)}{suggestion(name, known)}")
     candidates = [
         setting
         for setting in of_data

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from adios_ray.checkpoints import KEPT_CHECKPOINTS, newest_intact
-from adios_ray.config import TrialConfig, replaced
+from adios_ray.config import TrialConfig, replaced, seen_view
+from adios_ray.console import say
 from adios_ray.data.manifest import read_manifest
 from adios_ray.devices import precision_note
 from adios_ray.errors import ConfigError, RunError
 from adios_ray.experiment.schedule import Schedule, Stage, load_schedule
+from adios_ray.experiment.trial_checks import check_trial
 from adios_ray.files import atomic_write, complete_lines, remove_drafts
 from adios_ray.measures import MEASURES, Measure
 from adios_ray.run_directory import REPLAY_FILE, REPORTS_FILE, epoch_name, newest_epochs
@@ -38,10 +40,24 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
         The trainer after the last epoch.
 
     Raises:
-        ConfigError: If ``output`` holds another replay, or anything else.
+        ConfigError: If there is no data set, a stage does not fit it, or ``output`` holds another replay, or anything
+            else.
+        DatasetError: If the data set cannot be used.
+        EvaluationError: If a split is too small for the measure.
         RunError: If the training diverges.
     """
-    _claim(output, Schedule(config=config.model_dump(mode="json"), stages=schedule.stages))
+    if (data_dir := config.data_dir) is None:
+        raise ConfigError("the schedule names no data set: give --data-dir")
+    manifest = read_manifest(data_dir)
+    stored, evaluation = manifest.image_size, config.evaluation
+    view = seen_view(evaluation.view, stored, config.image_size or stored)
+    if view != evaluation.view:
+        say(f"evaluates central squares: images stored at {stored} pixels are too small for {evaluation.view}")
+        config = replaced(config, {"evaluation.view": view})
+    schedule = Schedule(config=config.model_dump(mode="json"), stages=schedule.stages, images=manifest.checksum)
+    for stage, _ in schedule.intervals():  # before anything is written or trained
+        check_trial(replaced(config, stage.values), manifest, data_dir, gpu=device.type == "cuda")
+    _claim(output, schedule)
     measure = MEASURES[config.evaluation.fitness]
     pointer = newest_intact(output / "checkpoints")
     if pointer is not None:
@@ -82,7 +98,6 @@ def _claim(output: Path, schedule: Schedule) -> None:
         ConfigError: If ``output`` holds another replay, or anything else.
     """
     path = output / REPLAY_FILE
-    schedule = schedule.model_copy(update={"images": read_manifest(schedule.config["data_dir"]).checksum})
     remove_drafts(output)
     if path.is_file():
         known = load_schedule(path)

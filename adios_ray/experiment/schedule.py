@@ -71,7 +71,7 @@ class Schedule(BaseModel):
 
     def intervals(self) -> Iterator[tuple[Stage, int]]:
         """Yield each stage with the epoch at which it ends, without stages that were replaced before any epoch."""
-        ends = [stage.from_epoch for stage in self.stages[1:]] + [int(self.config["epochs"])]
+        ends = [stage.from_epoch for stage in self.stages[1:]] + [self.trial().epochs]
         for stage, end in zip(self.stages, ends, strict=True):
             if end > stage.from_epoch:
                 yield stage, end

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pydantic import ConfigDict, Field
 
+from adios_ray.backend.preflight import source_checksum
 from adios_ray.config import Strict, TrialConfig
 from adios_ray.data.shards import open_shards
 from adios_ray.experiment.replay import replay
@@ -27,7 +28,11 @@ TRAINING = "training"
 EVALUATIONS = "evaluations"
 """Folder of a cell that holds a JSON file for each evaluation."""
 VERSION = 2
-"""Raised when results of evaluations change without their settings: kept ones are not found then."""
+"""Raised when results of evaluations change without what ``settings_of`` returns: kept ones are not found then."""
+SOURCE = "source.txt"
+"""File of a cell's folder with the checksum of the package's code that trained it last."""
+UNKNOWN = "unknown"
+"""Stands for the checksum of code in cells of versions that did not write it down."""
 REPORTS = 4
 """Reports of a training, at least; a cell that is interrupted repeats what follows the last one."""
 
@@ -44,6 +49,8 @@ class Measured(Strict):
     """Scores by name."""
     seconds: float = Field(ge=0)
     """How long it took."""
+    source: str = UNKNOWN
+    """Checksum of the package's code."""
 
 
 def cell_name(cell: Cell) -> str:
@@ -61,10 +68,19 @@ def cell_name(cell: Cell) -> str:
     return "-".join([*(re.sub(r"[^a-z0-9]+", "", part.lower()) for part in parts), digest])
 
 
-def measured(folder: Path, evaluation: Evaluation, places: Mapping[str, str]) -> dict[str, float] | None:
-    """Read the scores of an evaluation of a cell on the data sets at ``places``; None if it is still to be done."""
+def measured(folder: Path, evaluation: Evaluation, places: Mapping[str, str]) -> Measured | None:
+    """Read the result of an evaluation of a cell on the data sets at ``places``; None if it is still to be done."""
     path = _result_file(folder, evaluation, places)
-    return read_json(Measured, path).scores if path.is_file() else None
+    return read_json(Measured, path) if path.is_file() else None
+
+
+def sources(folder: Path, cell: Cell, places: Mapping[str, str]) -> set[str]:
+    """Collect the checksums of the package's code that trained and evaluated a cell, as far as it is finished."""
+    results = [found for each in cell.evaluations if (found := measured(folder, each, places)) is not None]
+    trained = folder / SOURCE
+    return {found.source for found in results} | (
+        {trained.read_text() if trained.is_file() else UNKNOWN} if results else set()
+    )
 
 
 def finished(folder: Path, cell: Cell, places: Mapping[str, str]) -> bool:
@@ -94,8 +110,9 @@ def run_cell(cell: Cell, folder: Path, places: Mapping[str, str], device: torch.
     schedule = Schedule(
         config=config.model_dump(mode="json"), stages=[Stage(from_epoch=0, trial=folder.name, values={})]
     )
-    last = last_checkpoint(folder, cell)
+    last, source = last_checkpoint(folder, cell), source_checksum()
     if not last.is_dir():
+        write_output(folder / SOURCE, source.encode())
         replay(schedule, config, folder / TRAINING, device)
     for evaluation in cell.evaluations:
         path = _result_file(folder, evaluation, places)
@@ -104,7 +121,7 @@ def run_cell(cell: Cell, folder: Path, places: Mapping[str, str], device: torch.
         began = time.perf_counter()
         data = {name: places[name] for name in evaluation.data}
         scores = evaluate(evaluation.kind, last, data, dict(evaluation.options), cell.seed)
-        found = Measured(scores=scores, seconds=time.perf_counter() - began)
+        found = Measured(scores=scores, seconds=time.perf_counter() - began, source=source)
         write_output(path, found.model_dump_json(indent=1).encode())
 
 

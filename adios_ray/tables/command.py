@@ -3,8 +3,8 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,12 +16,14 @@ from adios_ray.commands.data import Prepare
 from adios_ray.commands.masks import Masks
 from adios_ray.config import Count
 from adios_ray.console import counted, say
+from adios_ray.data.manifest import read_manifest
 from adios_ray.data.shards import open_shards, verify
-from adios_ray.errors import ConfigError, RunError, UsageError, exit_status
+from adios_ray.data.sources.catalog import CATALOG
+from adios_ray.errors import ConfigError, DatasetError, EvaluationError, RunError, UsageError, exit_status
 from adios_ray.experiment.checks import check_job_paths, check_storage
 from adios_ray.places import require_local
 from adios_ray.store import Location
-from adios_ray.tables.grid import Cell, Column, Table, evaluation_of
+from adios_ray.tables.grid import Cell, Column, Evaluation, Table, evaluation_of
 from adios_ray.tables.summary import entries
 
 if TYPE_CHECKING:
@@ -46,8 +48,8 @@ class Options:
     """Local directory of trainings, which tables share, and of the tables; shared by all nodes of a cluster."""
     seeds: Count = 3
     """Trainings of each configuration."""
-    gpus_per_cell: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """GPUs of each training, may be a fraction; 1 if not given and the cluster has GPUs."""
+    gpus_per_cell: Annotated[float, Field(ge=0, le=1)] | None = None
+    """GPUs of each training, 0, 1 or a part of one; 1 if not given and the cluster has GPUs."""
     dry_run: bool = False
     """Print the trainings, their hours from a measured step, and the disk they need; train nothing."""
 
@@ -82,37 +84,68 @@ def main(script: str, documentation: str | None, presets: Mapping[str, Callable[
 
 
 def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Options) -> None:
-    """Run what is not finished of a table, and write it as far as it goes.
+    """Run what is not finished of a table, and write it as far as it goes, also after an interruption.
 
     Raises:
-        ConfigError: If an option is not valid or a data set is missing.
-        DatasetError: If a data set is damaged.
+        ConfigError: If an option is not valid, a data set is missing or does not fit, or a node of the cluster lacks
+            the storage, the data or the packages.
+        DatasetError: If a data set is damaged or lacks a split.
+        EvaluationError: If a data set lacks the labels or object masks of an evaluation.
         RunError: If cells have failed; the table is written without them.
+        KeyboardInterrupt: With a note that says how to resume.
     """
     table = _choose_table(presets, options)
     if options.dry_run:
         _print_estimate(table, options)
         return
-    from adios_ray.tables.cells import measured
-    from adios_ray.tables.render import markdown, write_table
+    from adios_ray.tables.cells import cell_name
+    from adios_ray.tables.run import run_cells
 
-    folders, failed, places = _run_all(table, options)
-
-    def score(cell: Cell, column: Column) -> float | None:
-        scores = measured(folders[cell], evaluation_of(table.row(cell.row), column), places)
-        # An undefined score, such as that of empty masks, leaves the entry to the other trainings.
-        return None if scores is None or math.isnan(scores[column.score]) else scores[column.score] * column.scale
-
-    found = entries(table, list(folders), score)
-    folder = options.directory / f"{name}-{options.preset}"
-    write_table(folder, table, found)
-    print(markdown(table, found))
-    print(f"written: {folder}/table.md, table.csv, table.html")
+    data: dict[str, Location | None] = {f"--data {name}": place for name, place in options.places.items()}
+    check_job_paths({"--storage": options.directory, **data}, submitted_job())
+    storage, folder = Path(check_storage(options.directory)), options.directory / f"{name}-{options.preset}"
+    try:
+        places, notes = _places(table, options.places, storage)
+        table = replace(table, notes=(*notes, *table.notes))
+        cells = list(table.cells(places, options.seeds))
+        _check_cells(table, cells, places)
+        folders = {cell: storage / CELLS / cell_name(cell) for cell in cells}
+        try:
+            failed = run_cells(storage, folders, places, options.gpus_per_cell)
+        except KeyboardInterrupt:
+            _write(folder, table, folders, places)
+            raise
+    except KeyboardInterrupt as stop:
+        stop.add_note(RESUMES)
+        raise
+    print(_write(folder, table, folders, places))
     if table.pictures:
         _draw_masks(folders, folder, table.pictures)
     if failed:
         reasons = "; ".join(f"{cell}: {reason}" for cell, reason in failed.items())
         raise RunError(f"{counted(len(failed), 'cell')} failed, missing in the table ({reasons}); {RESUMES}")
+
+
+def _write(folder: Path, table: Table, folders: Mapping[Cell, Path], places: Mapping[str, str]) -> str:
+    """Write the table of what is finished, say where it is, and return it as Markdown."""
+    from adios_ray.tables.cells import measured, sources
+    from adios_ray.tables.render import markdown, write_table
+
+    def score(cell: Cell, column: Column) -> float | None:
+        found = measured(folders[cell], evaluation_of(table.row(cell.row), column), places)
+        # An undefined score, such as that of empty masks, leaves the entry to the other trainings.
+        value = math.nan if found is None else found.scores.get(column.score, math.nan)
+        return None if math.isnan(value) else value * column.scale
+
+    versions = sorted(set().union(*(sources(of_cell, cell, places) for cell, of_cell in folders.items())))
+    if len(versions) > 1:
+        said = ", ".join(version[:8] for version in versions)
+        note = f"Trainings and evaluations are of {len(versions)} versions of the code, by its checksums {said}."
+        table = replace(table, notes=(*table.notes, note))
+    found = entries(table, list(folders), score)
+    write_table(folder, table, found)
+    say(f"written: {folder}/table.md, table.csv, table.html")
+    return markdown(table, found)
 
 
 def _draw_masks(folders: Mapping[Cell, Path], folder: Path, images: int) -> None:
@@ -125,7 +158,9 @@ def _draw_masks(folders: Mapping[Cell, Path], folder: Path, images: int) -> None
             name = re.sub(r"[^\w.]+", "-", f"{cell.row} {cell.config.objective.name} {cell.group}").strip("-")
             picture = folder / f"{name}.png"
             picture.unlink(missing_ok=True)  # one of an earlier version would be taken for another file
-            Masks(checkpoint, picture, images, cell.config.data_dir).run()
+            assert cell.config.data_dir is not None
+            shown = min(images, open_shards(cell.config.data_dir).manifest.images("val"))
+            Masks(checkpoint, picture, shown, cell.config.data_dir).run()
 
 
 def _choose_table(presets: Mapping[str, Callable[[], Table]], options: Options) -> Table:
@@ -142,56 +177,47 @@ def _choose_table(presets: Mapping[str, Callable[[], Table]], options: Options) 
     return table
 
 
-def _run_all(table: Table, options: Options) -> tuple[dict[Cell, Path], dict[str, str], dict[str, str]]:
-    """Train and evaluate the cells of a table that are not finished.
-
-    Returns:
-        The folder of each cell, the reasons of those that failed, and the place of each data set.
+def _check_cells(table: Table, cells: Sequence[Cell], places: Mapping[str, str]) -> None:
+    """Check that all trainings and evaluations are possible on the data, before the first one starts.
 
     Raises:
-        ConfigError: If a data set is missing, or a node of the cluster lacks the storage, the data or the packages.
-        DatasetError: If a data set is damaged.
-        EvaluationError: If a data set lacks the labels or object masks of an evaluation.
-        KeyboardInterrupt: With a note that says how to resume.
+        ConfigError: If a configuration does not fit its data set.
+        DatasetError: If a split is missing.
+        EvaluationError: If a data set lacks what an evaluation needs.
     """
-    from adios_ray.tables.cells import cell_name
+    from adios_ray.experiment.trial_checks import check_trial
     from adios_ray.tables.evaluate import check_data
-    from adios_ray.tables.run import run_cells
 
-    data: dict[str, Location | None] = {f"--data {name}": place for name, place in options.places.items()}
-    check_job_paths({"--storage": options.directory, **data}, submitted_job())
-    storage = Path(check_storage(options.directory))
-    try:
-        places = _places(table, options.places, storage)
-        cells = list(table.cells(places, options.seeds))
-        evaluated = {(each.kind, places[each.data[0]]) for cell in cells for each in cell.evaluations}
-        for kind, place in sorted(evaluated):
-            check_data(kind, open_shards(place))
-        folders = {cell: storage / CELLS / cell_name(cell) for cell in cells}
-        return folders, run_cells(storage, folders, places, options.gpus_per_cell), places
-    except KeyboardInterrupt as stop:
-        stop.add_note(RESUMES)
-        raise
+    trained: dict[str, Cell] = {}
+    scores = defaultdict[tuple[Evaluation, int | None], set[str]](set)
+    for cell in cells:
+        if cell.seed == 0:  # the others differ in nothing that is checked
+            trained.setdefault(cell.config.model_dump_json(), cell)
+            for column in table.columns:
+                if (evaluation := evaluation_of(table.row(cell.row), column)) in cell.evaluations:
+                    scores[evaluation, cell.config.image_size].add(column.score)
+    for (evaluation, image_size), asked in scores.items():
+        check_data(evaluation, asked, places, image_size)
+    for cell in trained.values():
+        place = places[cell.group]
+        try:
+            check_trial(cell.config, open_shards(place).manifest, place)
+        except (ConfigError, DatasetError, EvaluationError) as error:
+            raise type(error)(f"{cell.row}: {error}") from None
 
 
-def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, str]:
-    """Return where each data set is; render those that can be rendered, and check the others.
+def _places(table: Table, given: Mapping[str, str], storage: Path) -> tuple[dict[str, str], list[str]]:
+    """Return where each data set is, and notes on them; render those that can be rendered, and check the others.
 
     Raises:
         ConfigError: If one is missing; says how to make it.
         DatasetError: If one is damaged.
     """
-    places = {}
+    places, used, others = {}, [], []
     for group, data in table.data.items():
         if group in given:
-            manifest = verify(given[group])
+            verify(given[group])
             places[group] = given[group]
-            images = manifest.training_images
-            if abs(images - data.images) > ROUNDING * data.images:
-                say(
-                    f"--data {group}: {given[group]} has {images:,} training images, those of the table "
-                    f"{data.images:,} (`adios-ray prepare {data.prepare}`): its numbers are of other data"
-                )
         elif data.rendered:
             places[group] = str(storage / "data" / "-".join(data.prepare.replace("--", "").split()))
             parse_arguments(Prepare, [*data.prepare.split(), "--output", places[group]]).run()
@@ -200,7 +226,30 @@ def _places(table: Table, given: Mapping[str, str], storage: Path) -> dict[str, 
                 f"no data for {group}: make it with `adios-ray prepare {data.prepare} --output PLACE` and give "
                 f"--data {group} PLACE"
             )
-    return places
+        manifest = open_shards(places[group]).manifest
+        images, stored = manifest.training_images, manifest.image_size
+        dataset = str(manifest.recipe.get("dataset", "another source"))
+        asked = parse_arguments(Prepare, [*data.prepare.split(), "--output", group])
+        size = asked.image_size or CATALOG[asked.dataset].image_size
+        used.append(f"{group}: {_described(images, dataset, stored)}, checksum {manifest.checksum[:8]}")
+        same = _reader(dataset) == _reader(asked.dataset) and stored == size
+        if not same or abs(images - data.images) > ROUNDING * data.images:
+            others.append(
+                f"The table asks for {_described(data.images, asked.dataset, size)} (`adios-ray prepare "
+                f"{data.prepare}`), and {places[group]} has {_described(images, dataset, stored)}: numbers of {group} "
+                "are of other data."
+            )
+            say(f"--data {group}: {others[-1]}")
+    return places, [*others, f"Data: {'; '.join(used)}."]
+
+
+def _reader(dataset: str) -> str:
+    """Return the reader of a data set: imagenet100 and imagenet100s are the same images, stored at other sizes."""
+    return CATALOG[dataset].reader if dataset in CATALOG else dataset
+
+
+def _described(images: int, dataset: str, size: int | None) -> str:
+    return f"{counted(images, 'training image')} of {dataset}, stored at {size} pixels"
 
 
 def _print_estimate(table: Table, options: Options) -> None:
@@ -209,6 +258,11 @@ def _print_estimate(table: Table, options: Options) -> None:
     from adios_ray.tables.estimate import estimate, tuned_images
 
     device = best_device()
+    given = {
+        group: replace(table.data[group], images=read_manifest(place).training_images)
+        for group, place in options.places.items()
+    }
+    table = replace(table, data={**table.data, **given})
     cells = list(table.cells({group: options.places.get(group, group) for group in table.data}, options.seeds))
     costs = estimate(table, cells, device)
     hours = defaultdict[tuple[str, str], list[float]](list)

@@ -1,33 +1,55 @@
 """Evaluation of a cell: the kinds of ``adios-ray evaluate``, and what the training reported of its masks."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from adios_ray.commands.evaluate import PARTS, Robustness, Transfer
-from adios_ray.config import CentralView
-from adios_ray.data.shards import Dataset, open_shards
+from adios_ray.commands.evaluate import PARTS, Knn, Linear, Robustness, Transfer
+from adios_ray.config import CentralView, check_view
+from adios_ray.data.shards import open_shards
+from adios_ray.data.sources.backgrounds import ORIGINAL
+from adios_ray.errors import ConfigError, EvaluationError
+from adios_ray.evaluation import features, kinds, transfer
+from adios_ray.evaluation.knn import NEIGHBORS, TEMPERATURES
 from adios_ray.evaluation.requirements import check_labels, check_object_masks
 from adios_ray.evaluation.subject import build_subject, opened
 from adios_ray.models.weights import load_weights
 from adios_ray.run_directory import REPORTS_FILE
+from adios_ray.tables.grid import Evaluation
 
 SLOTS = "slots"
 """Kind that returns sizes and overlap of the masks from the training's last report."""
 
 
-def check_data(kind: str, dataset: Dataset) -> None:
-    """Check that a data set has the labels or object masks of an evaluation, before hours of training.
+def check_data(
+    evaluation: Evaluation, scores: Collection[str], places: Mapping[str, str], image_size: int | None
+) -> None:
+    """Check that data sets have what an evaluation needs, before hours of training.
 
     Args:
-        kind: Name of the evaluation.
-        dataset: The data set to evaluate.
+        evaluation: The evaluation.
+        scores: Names of the scores that are asked of it.
+        places: Directory or URI of each data set by name.
+        image_size: Side of the views in pixels; None takes that of the stored images.
 
     Raises:
-        EvaluationError: If not; names what it has and what the evaluation needs.
+        ConfigError: If the stored images are too small for its view.
+        EvaluationError: If labels, object masks or splits are missing; names what is there and what is needed.
     """
+    kind, (name, *others), options = evaluation
+    dataset = open_shards(places[name])
+    manifest = dataset.manifest
+    if view := dict(options).get("view"):
+        try:
+            check_view(view, image_size or manifest.image_size, manifest.image_size)
+        except ConfigError as error:
+            raise ConfigError(f"--data {name}: {error}") from None
+    if kind == "robustness" and not others:
+        if missing := [split for split in sorted({*scores} - {ORIGINAL}) if not manifest.splits.get(split)]:
+            raise EvaluationError(f"robustness: {dataset.location} lacks the splits {', '.join(missing)}")
     if kind == "segmentation":
         check_object_masks(dataset)
     elif kind == "multilabel":
@@ -37,11 +59,22 @@ def check_data(kind: str, dataset: Dataset) -> None:
 
 
 def settings_of(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all settings of an evaluation, the defaults too: what its result follows from, beside weights and data."""
+    """Return all that the result of an evaluation follows from, beside weights and data: also defaults and versions."""
     if kind == SLOTS:
         return {}
     view, evaluation = _resolved(kind, options)
-    return {"view": view, **asdict(evaluation)}
+    settings = {"view": view, **asdict(evaluation), "features": features.VERSION}
+    if isinstance(evaluation, Linear):  # options that are not given are None there, and defaults of the function
+        parameters = signature(kinds.linear).parameters
+        settings |= {
+            name: parameters[name].default for name, value in settings.items() if name in parameters and value is None
+        }
+    if isinstance(evaluation, Knn):
+        settings["neighbors"] = evaluation.neighbors or NEIGHBORS
+        settings["temperatures"] = evaluation.temperatures or TEMPERATURES
+    if isinstance(evaluation, Transfer):
+        settings["version"] = transfer.VERSION
+    return settings
 
 
 def _resolved(kind: str, options: Mapping[str, Any]) -> tuple[CentralView | None, Any]:

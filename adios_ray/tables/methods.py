@@ -11,13 +11,11 @@ from adios_ray.validation import parse
 OBJECTIVES = {"simclr": "SimCLR", "simsiam": "SimSiam", "byol": "BYOL"}
 """The paper's objectives, with their names."""
 
+IMAGENET100 = "--dataset imagenet100 --source ILSVRC2012"
+"""Arguments that prepare the images of both sizes, stored large enough for the published view of 96 pixels, too."""
 PREPARED_DATA = {
-    "ImageNet100-S": DataSet(
-        "--dataset imagenet100s --source ILSVRC2012", images=TRAINING_IMAGES["in100s"], image_size=96
-    ),
-    "ImageNet100": DataSet(
-        "--dataset imagenet100 --source ILSVRC2012", images=TRAINING_IMAGES["in100"], image_size=224
-    ),
+    "ImageNet100-S": DataSet(IMAGENET100, images=TRAINING_IMAGES["in100s"], image_size=96),
+    "ImageNet100": DataSet(IMAGENET100, images=TRAINING_IMAGES["in100"], image_size=224),
     "STL10": DataSet("--dataset stl10 --source STL10", images=TRAINING_IMAGES["stl10"], image_size=96),
     "CIFAR-10": DataSet(
         "--dataset cifar10 --source CIFAR10 --train-images 10000 --val-images 2000 --test-images 5000",

@@ -14,8 +14,8 @@ NAMES = ("table.md", "table.csv", "table.html")
 LEGEND = (
     "ours: mean (standard deviation) over trainings, of all seeds and, where a row has several, of all objectives; "
     "paper: the published number; gain: mean difference to the baseline with its 95 % interval over seeds, paired by "
-    "seed and objective; of several objectives, each counts once. A number in brackets counts the finished "
-    "trainings of those planned."
+    "seed and objective. In means and gains each of several objectives counts once. A number in brackets counts the "
+    "finished trainings of those planned."
 )
 
 

@@ -44,7 +44,7 @@ def run_cells(
         storage: The directory of all of them.
         folders: The directory of each cell, which all nodes of the cluster see; cells with the same one are run once.
         places: Directory or URI of each data set by name.
-        gpus: GPUs of each cell, may be a fraction; None takes one if the cluster has any.
+        gpus: GPUs of each cell, 0 to 1; None takes one if the cluster has any.
 
     Returns:
         The last line of the error of each cell that failed, by the name of its directory, which holds the whole error.
@@ -67,6 +67,8 @@ def run_cells(
         resources = _cell_resources(gpus)
         for place in sorted(set(places.values())):
             check_nodes(storage, place)
+        for name in pending:  # an earlier run's, which a process that dies before it claims its cell would leave
+            Path(name, ERROR).unlink(missing_ok=True)
         progress = _Progress(pending, places, resources)
         # Tune logs the traceback of a failed cell, which is in the cell's folder, and the reason is printed; so is what
         # cells wait for.
@@ -162,7 +164,7 @@ class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no type infor
     def _fail(self, trial: Trial, reason: str) -> None:
         file = Path(trial.config["folder"]) / ERROR
         self.failed[file.parent.name] = reason
-        self._say(trial, f"failed: {reason}; {file}")
+        self._say(trial, f"failed: {reason}" + (f"; {file}" if file.is_file() else ""))
 
     def _say(self, trial: Trial, what: str) -> None:
         self._ended += 1

@@ -35,7 +35,8 @@ class Entry(NamedTuple):
     """The numbers of a table for one row and column.
 
     Attributes:
-        mean: Mean over the finished trainings in the column's unit; None without one.
+        mean: Mean over the finished trainings in the column's unit, of several variants, such as objectives, the mean
+            over theirs; None without one.
         std: Standard deviation over the finished trainings; None for fewer than two.
         trainings: Number of finished trainings.
         planned: Number of trainings that the entry is the mean of once all are finished.
@@ -66,10 +67,14 @@ def entries(table: Table, cells: Sequence[Cell], score: Score) -> Entries:
 
 def _entry(table: Table, row: Row, column: Column, cells: Sequence[Cell], score: Score) -> Entry:
     own = _scores(row, column, cells, score)
-    values = [value for value in own.values() if value is not None]
+    variants = dict[int, list[float]]()
+    for (variant, _), value in own.items():
+        if value is not None:
+            variants.setdefault(variant, []).append(value)
+    values = [value for group in variants.values() for value in group]
     compared = [table.row(name) for name in row.averaged] or [row]
     return Entry(
-        mean=statistics.mean(values) if values else None,
+        mean=statistics.fmean(map(statistics.fmean, variants.values())) if values else None,
         std=statistics.stdev(values) if len(values) > 1 else None,
         trainings=len(values),
         planned=len(own),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adios_ray import parallel
 from adios_ray.checkpoints import Pointer, load_checkpoint, save_checkpoint
-from adios_ray.config import TrialConfig, check_adapted, check_batch, check_view, seen_view
+from adios_ray.config import TrialConfig, check_adapted, check_batch, check_view
 from adios_ray.data.augment import denormalize
 from adios_ray.data.loader import BatchLoader, central_views
 from adios_ray.data.shards import Split, open_shards
@@ -71,7 +71,7 @@ class Trainer:
         dataset = open_shards(config.data_dir)
         self.dataset, self.classes = dataset, len(dataset.manifest.classes)
         self.image_size = config.image_size or dataset.manifest.image_size
-        check_view(config.evaluation.view, self.image_size)
+        check_view(config.evaluation.view, self.image_size, dataset.manifest.image_size)
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
         self._val_parts = halves(self.val_split)
         self.loader = BatchLoader(dataset.split(*dataset.manifest.training_splits), config, self.image_size, device)
@@ -211,11 +211,7 @@ class Trainer:
         return self._measure(self.dataset.split(split)).estimates[0]
 
     def _measure(self, held_out: Split, parts: Sequence[Indices] | None = None) -> Fitness:
-        config = self.config.evaluation
-        # As later evaluations of the checkpoint do: a schedule may be replayed on smaller images than the run's.
-        view = seen_view(config.view, self.dataset.manifest.image_size, self.image_size)
-        config = config.model_copy(update={"view": view})
-        return evaluate(self.networks, self.train_split, held_out, self.image_size, config, parts)
+        return evaluate(self.networks, self.train_split, held_out, self.image_size, self.config.evaluation, parts)
 
     def masks(self, images: int) -> tuple[Tensor, Tensor]:
         """Mask the first validation images.
