@@ -5,6 +5,7 @@ Units are part of the names. An unknown key or a value out of range raises a ``C
 
 import os
 from collections.abc import Iterator, Mapping, Set
+from copy import deepcopy
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -579,7 +580,7 @@ def replaced(config: Model, changes: Mapping[str, Any], origin: str = "configura
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"{origin}: {path} does not exist: {parent} is a value, not a section")
-        node[leaf] = value
+        node[leaf] = deepcopy(value)  # a later path may lead into it
     return parse(type(config), values, origin)
 
 
