@@ -81,8 +81,8 @@ def test_a_changed_copy_is_checked() -> None:
     assert value_at(changed, "masking.slots") == 7
     with pytest.raises(ConfigError, match="masking.sparsity_weight"):
         replaced(config, {"masking.sparsity_weight": -0.1})
-    changes = {"masking": {"slots": 6}, "masking.width": 4}  # a section, and a value in it
-    assert (replaced(config, changes).masking.slots, replaced(config, changes).masking.width) == (6, 4)
+    changes = {"masking": {"slots": 6}, "masking.width": 16}  # a section, and a value in it
+    assert (replaced(config, changes).masking.slots, replaced(config, changes).masking.width) == (6, 16)
     assert changes["masking"] == {"slots": 6}
     with pytest.raises(ConfigError, match="masking.nothing"):
         value_at(config, "masking.nothing")

@@ -92,7 +92,8 @@ def test_the_command_stretches_a_schedule_and_prints_the_fitness_on_test(
 
 @pytest.mark.slow
 def test_a_replay_leaves_alone_what_is_not_its_own(objects_dir: Path, tmp_path: Path) -> None:
-    plan, other = schedule(objects_dir), schedule(objects_dir, objective={"temperature": 0.3})
+    heads = {"hidden_dim": 16, "output_dim": 8}
+    plan, other = schedule(objects_dir), schedule(objects_dir, objective={**heads, "temperature": 0.3})
     output = tmp_path / "replayed"
     replay(plan, plan.trial(), output, CPU)
     before = final(output)
@@ -130,6 +131,7 @@ def test_a_replay_leaves_alone_what_is_not_its_own(objects_dir: Path, tmp_path: 
             "masking.slots = 0 must be greater than or equal to 2",
         ),  # of the last stage
         ({}, {"masking": {"slotz": 3}}, {}, "masking.slotz"),
+        ({}, {"masking": {"width": 32}}, {}, r"masking.width \(.* -> 32\) cannot change while a trial trains"),
         ({}, {}, {"initial_weights": "gone.safetensors"}, "weights gone.safetensors do not exist"),
         ({}, {}, {"data_dir": None}, "the schedule names no data set: give --data-dir"),
     ],

@@ -308,7 +308,7 @@ def test_a_cell_is_trained_once_and_evaluated_as_often_as_needed(
 
 
 def test_an_undefined_score_is_kept_and_read() -> None:
-    written = Measured(scores={"slot_overlap": math.nan}, seconds=1.0).model_dump_json()
+    written = Measured(scores={"slot_overlap": math.nan}, seconds=1.0, source="abc").model_dump_json()
     assert math.isnan(parse_json(Measured, written, "cell").scores["slot_overlap"])
 
 

@@ -407,7 +407,6 @@ class Evaluate:
         """Raise the errors of ``result`` that follow from a checkpoint's configuration."""
         from adios_ray.evaluation.requirements import check_masks_are_learned
         from adios_ray.evaluation.robustness import check_baseline
-        from adios_ray.evaluation.subject import build_subject
         from adios_ray.evaluation.transfer import prepared
         from adios_ray.models.weights import load_weights
 
@@ -417,7 +416,7 @@ class Evaluate:
         if isinstance(kind, Transfer):
             prepared(subject, kind.config)
         if isinstance(kind, Robustness) and kind.baseline is not None:
-            check_baseline(subject, build_subject(load_weights(kind.baseline), subject.dataset, self.split).image_size)
+            check_baseline(subject, load_weights(kind.baseline).image_size)
 
     def _check_options(self) -> None:
         """Raise a UsageError for an option that is missing, or that the others leave without a use."""

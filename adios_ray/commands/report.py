@@ -26,7 +26,8 @@ class Report:
     """File of the comparison, a path or a URI; comparison.html beside the first run if not given."""
 
     images: int = 400
-    """Validation images whose features are shown, 0 for none. Extracting those takes seconds to minutes, once."""
+    """Validation images whose features are shown, 2 to 10,000, or 0 for none. Extracting those takes seconds to
+    minutes, once."""
 
     def run(self) -> None:
         """Write the pages and print their paths."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from adios_ray.checkpoints import KEPT_CHECKPOINTS, newest_intact
-from adios_ray.config import TrialConfig, replaced, seen_view
+from adios_ray.config import TrialConfig, check_adapted, replaced, seen_view
 from adios_ray.console import say
 from adios_ray.data.manifest import read_manifest
 from adios_ray.devices import precision_note
@@ -55,8 +55,11 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
         say(f"evaluates central squares: images stored at {stored} pixels are too small for {evaluation.view}")
         config = replaced(config, {"evaluation.view": view})
     schedule = Schedule(config=config.model_dump(mode="json"), stages=schedule.stages, images=manifest.checksum)
-    for stage, _ in schedule.intervals():  # before anything is written or trained
-        check_trial(replaced(config, stage.values), manifest, data_dir, gpu=device.type == "cuda")
+    # Before anything is written or trained.
+    first, *later = [replaced(config, stage.values) for stage, _ in schedule.intervals()]
+    check_trial(first, manifest, data_dir, gpu=device.type == "cuda")
+    for own in later:
+        check_adapted(first, own)
     _claim(output, schedule)
     measure = MEASURES[config.evaluation.fitness]
     pointer = newest_intact(output / "checkpoints")

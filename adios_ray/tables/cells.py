@@ -49,7 +49,7 @@ class Measured(Strict):
     """Scores by name."""
     seconds: float = Field(ge=0)
     """How long it took."""
-    source: str = UNKNOWN
+    source: str
     """Checksum of the package's code."""
 
 

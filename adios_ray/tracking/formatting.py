@@ -30,7 +30,7 @@ def symbol(path: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Write a searched value, numbers that are not whole to three digits."""
+    """Write a searched value, floating-point numbers to three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
