@@ -233,8 +233,8 @@ def test_finished_rates_are_not_trained_again(
 
 
 def test_the_view_is_that_of_the_transfers_image_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The middle is for photographs that are larger than the views."""
-    large = open_shards(make_objects(tmp_path / "large", size=64, counts={"train": 24}))
+    """The middle is for views below 256 pixels."""
+    large = open_shards(make_objects(tmp_path / "large", size=256, counts={"train": 24}))
     splits = dict.fromkeys(("train", "val", "test"), large.manifest.splits["train"])
     large = replace(large, manifest=large.manifest.model_copy(update={"splits": splits}))
     own = weights_of()
@@ -246,7 +246,7 @@ def test_the_view_is_that_of_the_transfers_image_size(tmp_path: Path, monkeypatc
         return Accuracy(0.5, 1.0, 0.1, 0.0)
 
     monkeypatch.setattr(module, "train_classifier", lambda *_: SimpleNamespace(accuracy=accuracy))
-    for asked, size, view in ((None, 32, "resize-256"), (64, 64, "square"), (48, 48, "resize-256")):
+    for asked, size, view in ((None, 32, "resize-256"), (256, 256, "square"), (48, 48, "resize-256")):
         found = transfer(subject_of(large, own), TransferConfig(rates=(0.1,), image_size=asked), tmp_path / "kept")
         assert seen[-2:] == [(size, view)] * 2
         assert (found.configuration["image_size"], found.configuration["view"]) == (size, view)
