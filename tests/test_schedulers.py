@@ -439,7 +439,7 @@ def test_a_population_in_which_all_diverged_makes_no_copies(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("first", "mean"), [(1.0, 0.75 * 1 + 0.25 * 2), pytest.param(math.nan, 2, id="which a failure begins anew")]
+    ("first", "mean"), [(1.0, 0.75 * 1 + 0.25 * 2), pytest.param(math.nan, 2, id="after a failure")]
 )
 def test_smoothed_scores_are_running_means(tmp_path: Path, first: float, mean: float) -> None:
     simulated = simulation(tmp_path / "run", population=2, interval_epochs=99)

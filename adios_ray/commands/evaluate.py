@@ -380,11 +380,14 @@ class Evaluate:
         checksums = {checksum(own.tensors) for own in weights}
         if len(checksums) < len(weights):
             raise UsageError("--checkpoint has the same weights twice: their spread over seeds would be too small")
+        baseline_size: int | None = None
         if isinstance(self.kind, Robustness) and self.kind.baseline is not None:
-            if checksum(load_weights(self.kind.baseline).tensors) in checksums:
+            baseline = load_weights(self.kind.baseline)
+            if checksum(baseline.tensors) in checksums:
                 raise UsageError("--baseline has the weights of --checkpoint: every gain would be 0")
+            baseline_size = baseline.image_size
         for own in weights:  # all of them before the first is evaluated, which may take hours
-            self._check(build_subject(own, dataset, self.split, self.view))
+            self._check(build_subject(own, dataset, self.split, self.view), baseline_size)
         with contextlib.ExitStack() as stack:
             map_parts: MapParts = map
             if self.ray:
@@ -403,20 +406,19 @@ class Evaluate:
                         results.append(self.kind.evaluate(subject))
         return mean_over_seeds(results)
 
-    def _check(self, subject: "Subject") -> None:
-        """Raise the errors of ``result`` that follow from a checkpoint's configuration."""
+    def _check(self, subject: "Subject", baseline_size: int | None) -> None:
+        """Raise the errors of ``result`` that follow from a checkpoint's configuration, and the size of a baseline."""
         from adios_ray.evaluation.requirements import check_masks_are_learned
         from adios_ray.evaluation.robustness import check_baseline
         from adios_ray.evaluation.transfer import prepared
-        from adios_ray.models.weights import load_weights
 
         kind = self.kind
         if isinstance(kind, Segmentation):
             check_masks_are_learned(subject.networks.config, subject.origin)
         if isinstance(kind, Transfer):
             prepared(subject, kind.config)
-        if isinstance(kind, Robustness) and kind.baseline is not None:
-            check_baseline(subject, load_weights(kind.baseline).image_size)
+        if baseline_size is not None:
+            check_baseline(subject, baseline_size)
 
     def _check_options(self) -> None:
         """Raise a UsageError for an option that is missing, or that the others leave without a use."""
