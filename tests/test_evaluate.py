@@ -6,7 +6,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -668,6 +668,14 @@ def test_several_checkpoints_have_a_mean(
     assert values[2] == pytest.approx((values[0] + values[1]) / 2) and values[0] != values[1]
     assert own[2]["scores"]["nmi"]["seeds_standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
     assert own[2]["weights_sha256"] == own[0]["weights_sha256"] + own[1]["weights_sha256"]
+    large = weights(seed=2)
+    tensors = {name: tensor * (1e30 if tensor.is_floating_point() else 1) for name, tensor in large.tensors.items()}
+    save_weights(tmp_path / "large.safetensors", replace(large, tensors=tensors))
+    files = [checkpoint, str(tmp_path / "large.safetensors")]
+    assert main(["evaluate", "clustering", "--data-dir", str(data), "--checkpoint", *files]) == 2
+    printed = capsys.readouterr()
+    assert "features of test are not finite" in printed.err and not printed.out
+    assert f"{checkpoint}:" in printed.err and f"{values[0]:.3f}" in printed.err
     unmasked = str(tmp_path / "unmasked.safetensors")
     save_weights(Path(unmasked), weights(masking={"scheme": "none"}))
     monkeypatch.setattr(kinds, "segment", lambda *_: pytest.fail("segmented"))

@@ -397,13 +397,16 @@ class Evaluate:
                 stack.enter_context(connected())
                 map_parts = map_on_cluster
             results = []
-            for own in weights:
+            for path, own in zip(self.checkpoint, weights, strict=True):
                 given = self.split, self.view, self.seed, map_parts, _progress(console)
                 with opened(build_subject(own, dataset, *given)) as subject:
                     if isinstance(self.kind, All):
                         results.append(self.kind.evaluate(subject, self.averaged))
                     else:
                         results.append(self.kind.evaluate(subject))
+                if len(weights) > 1:  # printed at once, since a later one may fail, hours from now
+                    console.print(f"{path}:", markup=False, highlight=False, soft_wrap=True)
+                    results[-1].print(console)
         return mean_over_seeds(results)
 
     def _check(self, subject: "Subject", baseline_size: int | None) -> None:
