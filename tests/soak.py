@@ -14,13 +14,15 @@ is away until the run stops, and then the run is resumed; ``channel``, its proce
 the run is resumed; ``stranger``, a node that does not see the storage (needs permission to mount, too) has joined, so
 that the run is refused, and resumed without that node; ``newcomer``, such a node joins after a node was lost, until
 another one joins; ``grow``, the run has a cluster of its own whose autoscaler, of both versions in turn, has started no
-node yet; every second run is interrupted, and resumed when no node is left again. Ends: ``interrupt`` and
-``terminate``, the driver gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is
-refused; ``moved``, the driver is killed, and the run is resumed in another place. The round then waits for the end and
-checks that all trials are at their last epoch, that every report exists once, that lineage and numbers equal those of
-an undisturbed training in one process bit for bit (except after ``checkpoint``, where a trial steps back), that no
-process, placement group or temporary file is left, and that another job's detached actor and placement group are as
-they were. Prints a table, and one line for each failed round; the exit status is 1 if there was any.
+node yet; every second run is interrupted, and resumed when no node is left again; ``beside``, another population is
+trained on the same cluster, which holds one; ``silence``, a URI takes requests and does not answer for half a minute,
+in every second run until the driver is interrupted. Ends: ``interrupt`` and ``terminate``, the driver gets Ctrl-C or
+SIGTERM, and the run is resumed; ``second``, another driver of the same run is refused; ``moved``, the driver is killed,
+and the run is resumed in another place. The round then waits for the end and checks that all trials are at their last
+epoch, that every report exists once, that lineage and numbers equal those of an undisturbed training in one process bit
+for bit (except after ``checkpoint``, where a trial steps back), that no process, placement group or temporary file is
+left, and that another job's detached actor and placement group are as they were. Prints a table, and one line for each
+failed round; the exit status is 1 if there was any.
 """
 
 import contextlib
@@ -35,6 +37,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -66,18 +69,30 @@ from adios_ray.tracking.decisions import read_lineage
 from adios_ray.tracking.results import read_results
 
 KILLS = ("worker", "actor", "driver", "node")
-FAULTS = ("disk", "storage", "checkpoint", "data", "fault", "channel", "stranger", "newcomer", "grow")
+FAULTS = (
+    "disk",
+    "storage",
+    "checkpoint",
+    "data",
+    "fault",
+    "channel",
+    "stranger",
+    "newcomer",
+    "grow",
+    "beside",
+    "silence",
+)
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 ENDS = (*SIGNALS, "second", "moved")
-ALONE = (*ENDS, "stranger", "grow")
+ALONE = (*ENDS, "stranger", "grow", "beside", "silence")
 """Disturbances that cannot be joined with others."""
-HALF = (*ENDS, "stranger", "newcomer", "grow")
+HALF = (*ENDS, "stranger", "newcomer", "grow", "beside", "silence")
 """Disturbances of half as many rounds as kills."""
-ON_S3 = (*KILLS, "storage", *SIGNALS)
-"""Disturbances of a run at a URI."""
+ON_S3 = (*KILLS, "storage", "silence", *SIGNALS)
+"""Disturbances of a run at a URI; silence is of no other run."""
 CHANGING = ("checkpoints", "masks", "outcomes", "report.html")
 """Files that a running driver may remove or replace while its run is copied."""
-DISK_BYTES, AWAY_S = 2**26, 10.0
+DISK_BYTES, AWAY_S, SILENT_S, ENDED_S = 2**26, 10.0, 30.0, 25.0
 HEAD = {"num_cpus": 0, "resources": {"head": 1}, "include_dashboard": False}
 SERVICES = ("Foreign", "IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 """Title prefixes of processes that Ray keeps while a cluster runs."""
@@ -130,10 +145,11 @@ class Options:
 
     kinds: tuple[str, ...] = (*KILLS, *FAULTS, *ENDS)
     """Kills (worker, actor, driver, node), faults (disk, storage, checkpoint, data, fault, channel, stranger, newcomer,
-    grow), and ends (interrupt, terminate, second, moved); kills and faults but stranger and grow can be joined with
-    +."""
+    grow, beside, silence), and ends (interrupt, terminate, second, moved); kills and faults but stranger, grow, beside
+    and silence can be joined with +."""
     rounds: int = 20
-    """Rounds of each kill; each end and each fault of nodes has half of them, each other fault a quarter."""
+    """Rounds of each kill; each end, and each fault of nodes or of a silent URI, has half of them, each other fault a
+    quarter."""
     seed: int = 0
     """Seed of the random moments."""
     storage: Literal["disk", "s3"] = "disk"
@@ -420,6 +436,54 @@ def grow(stage: Stage, name: str, number: int, rng: random.Random) -> tuple["sub
     return driver, run
 
 
+def beside(stage: Stage, name: str, expected: Outcome, rng: random.Random) -> tuple["subprocess.Popen[str]", Location]:
+    """Run two populations on a cluster that holds one; check the second one, and return the first with its driver."""
+    names = name, f"{name}-other"
+    with contextlib.ExitStack() as stack:
+        started = []
+        for own in names:
+            started.append(stage.start(own))
+            stack.callback(started[-1][0].kill)
+            time.sleep(rng.uniform(0, 20))
+        places = [place_of(storage, driver, 0) for driver, storage in started]
+        for driver, _ in started:
+            driver.wait(timeout=TIMEOUT_S)
+        if not any("waiting for resources that others" in stage.log(own).read_text() for own in names):
+            raise WrongError("neither run said that it waits for the other one")
+    (driver, _), (other, _) = started
+    if other.returncode:
+        raise WrongError(f"the other driver ended with status {other.returncode}")
+    check(stage, places[1], expected)
+    stage.discard(names[1])
+    return driver, places[0]
+
+
+def silence(stage: Stage, number: int, driver: "subprocess.Popen[str]", place: Location) -> "subprocess.Popen[str]":
+    """Let the S3 server answer nothing for a while; return the run's driver, a new one if it was interrupted."""
+    assert stage.server is not None
+    name, answers = split_location(split_location(place)[0])[1], threading.Event()
+
+    def silent(method: str, path: str) -> None:
+        answers.wait()
+
+    stage.server.fault = silent
+    try:
+        if number % 2 == 0:
+            time.sleep(SILENT_S)
+            return driver
+        time.sleep(AWAY_S)
+        driver.send_signal(signal.SIGINT)
+        if driver.wait(timeout=ENDED_S) != 128 + signal.SIGINT:
+            raise WrongError(f"the driver ended with status {driver.returncode}")
+    except subprocess.TimeoutExpired:
+        raise WrongError(f"the driver did not end within {ENDED_S:.0f} s of Ctrl-C") from None
+    finally:
+        stage.server.fault = occasional
+        answers.set()
+    expect_line(stage, name, "resume with --resume ")
+    return stage.drive(place, name)
+
+
 def resumed_after(stage: Stage, error: str, run: Path) -> "subprocess.Popen[str]":
     """Check that a run's driver has ended with an error, and resume the run."""
     name = run.parent.name
@@ -548,6 +612,8 @@ def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> 
     place: Location
     if kind == "grow":
         driver, place = grow(stage, name, number, rng)
+    elif kind == "beside":
+        driver, place = beside(stage, name, expected, rng)
     elif kind == "stranger":
         with stage.stranger():
             driver, storage = stage.start(name)
@@ -562,7 +628,9 @@ def play(stage: Stage, kind: str, number: int, seed: int, expected: Outcome) -> 
         elif kind in ENDS:
             place = place_of(storage, driver, rng.randint(0, TRIALS * LATEST))
             driver, place = end(stage, kind, driver, place, rng)
-        elif kind != "grow":
+        elif kind == "silence":
+            driver = silence(stage, number, driver, place := place_of(storage, driver, rng.randint(0, TRIALS * LATEST)))
+        elif kind not in ("grow", "beside"):
             joined, reports = kind.split("+"), 0
             for part in joined:
                 # What disturbs the data or the checkpoints needs a run that has begun.
@@ -593,7 +661,9 @@ def main(options: Options) -> int:
             raise SystemExit(f"--kinds {kind}: {', '.join(sorted(alone))} cannot be joined with others")
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         server = stack.enter_context(s3_server()) if options.storage == "s3" else None
-        if server is not None:
+        if server is None:
+            kinds = tuple(kind for kind in kinds if kind != "silence")
+        else:
             server.fault, kinds = occasional, tuple(kind for kind in kinds if set(kind.split("+")) <= set(ON_S3))
             logging.getLogger("werkzeug").setLevel("ERROR")
         stage = Stage(Path(directory), server)
